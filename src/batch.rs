@@ -1,0 +1,200 @@
+//! What one transaction adds to which totals: coalesced deltas, pure and infallible.
+
+use hashbrown::HashTable;
+
+use crate::counter::{Counter, Def};
+use crate::key::{AsKey, Key, KeyBuf};
+
+/// The deltas of one transaction, one per counter and key.
+///
+/// Its hooks are [`insert`](Batch::insert), [`update`](Batch::update) and [`delete`](Batch::delete). A savepoint has a
+/// batch of its own, [`merge`](Batch::merge)d when it is released and dropped when it is rolled back.
+///
+/// Adding costs O(1) a delta; memory grows with the number of distinct keys, 64 bytes each.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// let mut batch = Batch::new();
+/// batch.add(SHOW_VOTES, 7, 1);
+/// batch.add(SHOW_VOTES, 7, 2);
+/// assert_eq!(batch.len(), 1);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    counters: Vec<Def>,
+    entries: Vec<Entry>,
+    /// Positions in `entries`; empty while a linear search is faster.
+    index: HashTable<u32>,
+}
+
+/// The sum for one counter and key: one cache line.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: KeyBuf,
+    /// `key.hash64()`, made once for this batch's index and for a memory store's stripe and bucket.
+    pub(crate) hash: u64,
+    /// Cannot overflow: 2^64 amounts of 64 bits fit.
+    pub(crate) delta: i128,
+    /// Position in `Batch::counters`.
+    pub(crate) counter: u32,
+}
+
+/// Up to this many entries are searched one by one.
+const LINEAR: usize = 8;
+
+impl Batch {
+    /// An empty batch; allocates nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { counters: Vec::new(), entries: Vec::new(), index: HashTable::new() }
+    }
+
+    /// Adds `amount` to the total of `key`, by hand; rows go through the hooks.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter};
+    ///
+    /// const STOCK: Counter<String> = Counter::new("article.stock");
+    /// let mut batch = Batch::new();
+    /// batch.add(STOCK, "guitar", 5);
+    /// batch.add(STOCK, "guitar", -5);
+    /// assert!(batch.is_empty());
+    /// ```
+    #[inline]
+    pub fn add<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, amount: i64) {
+        self.add_raw(counter.def(), KeyBuf::of::<K>(key), i128::from(amount));
+    }
+
+    /// Adds what another batch holds: a savepoint that was released.
+    pub fn merge(&mut self, other: &Self) {
+        for entry in &other.entries {
+            if let Some(counter) = other.counters.get(entry.counter as usize) {
+                let counter = self.counter_index(*counter);
+                self.add_hashed(counter, entry.key.clone(), entry.hash, entry.delta);
+            }
+        }
+    }
+
+    /// Forgets everything and keeps the memory: a writer that reuses its batch allocates nothing.
+    pub fn clear(&mut self) {
+        self.counters.clear();
+        self.entries.clear();
+        self.index.clear();
+    }
+
+    /// Whether applying this would change no total.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.iter().all(|entry| entry.delta == 0)
+    }
+
+    /// How many totals applying this would change.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.delta != 0).count()
+    }
+
+    /// The deltas that are not zero, in the order in which their keys were first mentioned: for a store of your own.
+    pub fn deltas(&self) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
+        self.entries.iter().filter(|entry| entry.delta != 0).filter_map(|entry| {
+            self.counters.get(entry.counter as usize).map(|counter| (*counter, &entry.key, entry.delta))
+        })
+    }
+
+    pub(crate) fn counters(&self) -> &[Def] {
+        &self.counters
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    #[inline]
+    pub(crate) fn add_raw(&mut self, counter: Def, key: KeyBuf, delta: i128) {
+        let hash = key.hash64();
+        let counter = self.counter_index(counter);
+        self.add_hashed(counter, key, hash, delta);
+    }
+
+    /// The position of a counter in this batch. A record tallies its counters in one order again and again, so the one
+    /// after the last entry's is tried first.
+    #[inline]
+    fn counter_index(&mut self, counter: Def) -> u32 {
+        let last = self.entries.last().map_or(0, |entry| entry.counter as usize);
+        for guess in [last + 1, last, 0] {
+            if self.counters.get(guess).is_some_and(|known| known.same(&counter)) {
+                return narrow(guess);
+            }
+        }
+        self.counter_search(counter)
+    }
+
+    fn counter_search(&mut self, counter: Def) -> u32 {
+        let found = self.counters.iter().position(|known| known.same(&counter));
+        narrow(found.unwrap_or_else(|| {
+            self.counters.push(counter);
+            self.counters.len() - 1
+        }))
+    }
+
+    #[inline]
+    fn add_hashed(&mut self, counter: u32, key: KeyBuf, hash: u64, delta: i128) {
+        if self.entries.len() <= LINEAR {
+            let found = self.entries.iter_mut().find(|entry| entry.is(hash, counter, &key));
+            match found {
+                Some(entry) => entry.delta += delta,
+                None => self.push(Entry { key, hash, delta, counter }),
+            }
+            return;
+        }
+        let entries = &mut self.entries;
+        let found = self.index.find(mix(hash, counter), |&at| {
+            entries.get(at as usize).is_some_and(|entry| entry.is(hash, counter, &key))
+        });
+        match found.and_then(|&at| entries.get_mut(at as usize)) {
+            Some(entry) => entry.delta += delta,
+            None => self.push(Entry { key, hash, delta, counter }),
+        }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.entries.push(entry);
+        let len = self.entries.len();
+        if len > LINEAR {
+            // The first time past the linear search, everything is indexed; then only what came last.
+            let first = if len == LINEAR + 1 { 0 } else { len - 1 };
+            let entries = &self.entries;
+            let hash_at = |at: &u32| entries.get(*at as usize).map_or(0, |entry| mix(entry.hash, entry.counter));
+            for at in first..len {
+                let at = narrow(at);
+                self.index.insert_unique(hash_at(&at), at, hash_at);
+            }
+        }
+    }
+}
+
+impl Entry {
+    #[inline]
+    fn is(&self, hash: u64, counter: u32, key: &KeyBuf) -> bool {
+        self.hash == hash && self.counter == counter && self.key == *key
+    }
+}
+
+/// One key under several counters must not meet in one bucket.
+#[inline]
+fn mix(hash: u64, counter: u32) -> u64 {
+    hash ^ u64::from(counter).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Positions are 32 bits wide: four thousand million keys of 64 bytes come after 256 GiB.
+#[inline]
+#[allow(clippy::expect_used)]
+fn narrow(at: usize) -> u32 {
+    u32::try_from(at).expect("a batch holds fewer than 2^32 keys")
+}

@@ -1,0 +1,207 @@
+//! The crate's one error type, split by what the caller does next.
+
+use crate::counter::Def;
+use crate::key::{KeyBuf, KeyError};
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A cause from outside the crate; boxed, so that no driver's version is part of this crate's interface.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the caller of a failed call does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing was applied, and the same call fails again until something is mended: data, schema, code or disk.
+    Fix,
+    /// Nothing was applied; roll back, and try the whole transaction again.
+    Retry,
+    /// The commit may or may not have happened; look before trying again.
+    Unknown,
+}
+
+/// Everything that can go wrong; [`Error::next`] says what to do about it.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Error, Next};
+///
+/// fn again(error: &Error) -> bool {
+///     error.next() == Next::Retry
+/// }
+/// # assert!(!again(&Error::UnknownCounter { counter: "x".into() }));
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A total, a delta, or a recount would leave 64 bits.
+    #[error("counter {counter}, key {key}: the {what} leaves 64 bits")]
+    Overflow {
+        /// The counter's name.
+        counter: &'static str,
+        /// The key, as text.
+        key: String,
+        /// Which sum it was: `total`, `delta` or `recount`.
+        what: &'static str,
+    },
+    /// A key that this store cannot hold, or that is none of this counter.
+    #[error("counter {counter}, key {key}: {cause}")]
+    Key {
+        /// The counter's name.
+        counter: &'static str,
+        /// The key, as text.
+        key: String,
+        /// What is wrong with it.
+        cause: KeyError,
+    },
+    /// A counter that the layout does not have.
+    #[error("counter {counter} is not in the layout")]
+    UnknownCounter {
+        /// The counter's name.
+        counter: String,
+    },
+    /// A counter that the layout has with another key or version.
+    #[error("counter {counter} is {found} here, but {wanted} in the layout")]
+    Conflict {
+        /// The counter's name.
+        counter: &'static str,
+        /// How the caller declares it.
+        found: String,
+        /// How the layout declares it.
+        wanted: String,
+    },
+    /// A table that is absent, or not what the layout wants.
+    #[error("table {table}: {reason}")]
+    Schema {
+        /// The table's name.
+        table: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Source rows that cannot be recounted.
+    #[error("source of counter {counter}{}: {reason}", at_key(key.as_deref()))]
+    Source {
+        /// The counter's name.
+        counter: &'static str,
+        /// The key concerned, as text, where there is one.
+        key: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A row that the source's SQL counts otherwise than its `tally`; no recount of it may be trusted.
+    #[error(
+        "counter {counter}, key {key}: the source's SQL counts {sql} for a row whose tally is {tally}; nothing was mended"
+    )]
+    Skew {
+        /// The counter's name.
+        counter: &'static str,
+        /// The key concerned, as text.
+        key: String,
+        /// What SQL says: an amount, or that the row is excluded.
+        sql: String,
+        /// What the row's tally says.
+        tally: String,
+    },
+    /// The source is empty while many totals are not zero: more likely a broken source than a true one.
+    #[error("counter {counter}: the source is empty while {totals} or more totals are not zero; nothing was mended")]
+    Emptied {
+        /// The counter's name.
+        counter: &'static str,
+        /// How many totals that are not zero were seen before counting stopped.
+        totals: u64,
+    },
+    /// More keys are wrong than the run was allowed to mend.
+    #[error("counter {counter}: {wrong} of {keys} keys are wrong, over the limit of {limit}%; the page was not mended")]
+    TooWrong {
+        /// The counter's name.
+        counter: &'static str,
+        /// Keys found wrong in this run so far.
+        wrong: u64,
+        /// Keys compared in this run so far.
+        keys: u64,
+        /// The limit in percent.
+        limit: u8,
+    },
+    /// A resume token that cannot be used here.
+    #[error("resume token: {reason}")]
+    Token {
+        /// Why.
+        reason: &'static str,
+    },
+    /// A snapshot that cannot be restored here.
+    #[error("snapshot: {reason}")]
+    Snapshot {
+        /// Why.
+        reason: String,
+    },
+    /// A setting that cannot be used.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// Another connection holds what this call needs.
+    #[error("{doing}: {reason}")]
+    Busy {
+        /// What was being done, and on which counter or table.
+        doing: String,
+        /// What to do about it.
+        reason: &'static str,
+        /// The driver's error.
+        #[source]
+        cause: Cause,
+    },
+    /// The database failed otherwise: read-only, full, no database, a failing disk.
+    #[error("{doing}: {cause}")]
+    Database {
+        /// What was being done, and on which counter or table.
+        doing: String,
+        /// The driver's error.
+        #[source]
+        cause: Cause,
+    },
+    /// The commit failed in a way that leaves its outcome unknown.
+    #[error("{doing}: {cause}; whether it was committed is not known")]
+    Unknown {
+        /// What was being done.
+        doing: String,
+        /// The driver's error.
+        #[source]
+        cause: Cause,
+    },
+}
+
+impl Error {
+    /// What to do next.
+    #[must_use]
+    pub fn next(&self) -> Next {
+        match self {
+            Self::Busy { .. } => Next::Retry,
+            Self::Unknown { .. } => Next::Unknown,
+            _ => Next::Fix,
+        }
+    }
+
+    pub(crate) fn overflow(counter: &Def, key: &KeyBuf, what: &'static str) -> Self {
+        Self::Overflow { counter: counter.name(), key: counter.show(key), what }
+    }
+
+    pub(crate) fn key(counter: &Def, key: &KeyBuf, cause: KeyError) -> Self {
+        Self::Key { counter: counter.name(), key: counter.show(key), cause }
+    }
+
+    pub(crate) fn source(counter: &Def, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
+        Self::Source { counter: counter.name(), key: key.map(|key| counter.show(key)), reason: reason.into() }
+    }
+
+    pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Self {
+        Self::Setting { setting, reason: reason.into() }
+    }
+}
+
+fn at_key(key: Option<&str>) -> String {
+    key.map(|key| format!(", key {key}")).unwrap_or_default()
+}

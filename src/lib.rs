@@ -1,0 +1,23 @@
+//! keepcount
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod batch;
+pub mod concert;
+mod counter;
+mod error;
+mod key;
+mod layout;
+mod record;
+pub mod sql;
+mod store;
+
+pub use batch::Batch;
+pub use counter::{Counter, Def};
+pub use error::{Cause, Error, Next, Result};
+pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
+pub use layout::{Layout, Placed};
+pub use record::{Record, Tally};
+#[cfg(feature = "sqlite")]
+pub use store::SqliteStore;
+pub use store::{Applied, MemoryStore, Snapshot, Store};

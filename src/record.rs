@@ -1,0 +1,119 @@
+//! What a row adds to which totals, said once; and the hooks that use it.
+
+use crate::batch::Batch;
+use crate::counter::{Counter, Def};
+use crate::key::{AsKey, Key, KeyBuf};
+
+/// A row that counts: `tally` says what it adds, and hooks and recount share it.
+///
+/// A condition is an `if`, a sum is an amount, two parents are two lines. `tally` is pure: it depends on the row alone,
+/// not on a clock, a setting or another row. A counter is driven by one record type.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Counter, Def, Record, Tally};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const USER_VOTES: Counter<String> = Counter::new("user.votes");
+///
+/// struct Vote {
+///     show: i64,
+///     user: Option<String>,
+///     spam: bool,
+/// }
+///
+/// impl Record for Vote {
+///     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def(), USER_VOTES.def()];
+///
+///     fn tally(&self, to: &mut Tally<'_>) {
+///         if !self.spam {
+///             to.add(SHOW_VOTES, self.show, 1);
+///             if let Some(user) = &self.user {
+///                 to.add(USER_VOTES, user, 1);
+///             }
+///         }
+///     }
+/// }
+/// ```
+pub trait Record {
+    /// The counters that rows of this type drive.
+    const COUNTERS: &'static [Def];
+
+    /// Adds what this row counts for, and nothing else.
+    fn tally(&self, to: &mut Tally<'_>);
+}
+
+impl<R: Record + ?Sized> Record for &R {
+    const COUNTERS: &'static [Def] = R::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        (**self).tally(to);
+    }
+}
+
+impl<R: Record> Record for Option<R> {
+    const COUNTERS: &'static [Def] = R::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        if let Some(row) = self {
+            row.tally(to);
+        }
+    }
+}
+
+impl<R: Record> Record for [R] {
+    const COUNTERS: &'static [Def] = R::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        for row in self {
+            row.tally(to);
+        }
+    }
+}
+
+impl<R: Record> Record for Vec<R> {
+    const COUNTERS: &'static [Def] = R::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        self.as_slice().tally(to);
+    }
+}
+
+/// Where a row writes what it counts for.
+#[derive(Debug)]
+pub struct Tally<'a> {
+    batch: &'a mut Batch,
+    sign: i128,
+}
+
+impl Tally<'_> {
+    /// Adds `amount` to the total of `key`.
+    #[inline]
+    pub fn add<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, amount: i64) {
+        self.batch.add_raw(counter.def(), KeyBuf::of::<K>(key), self.sign * i128::from(amount));
+    }
+}
+
+/// The hooks. Each belongs beside the statement that writes the row, with the row as that statement saw it.
+impl Batch {
+    /// A row was inserted.
+    #[inline]
+    pub fn insert<R: Record + ?Sized>(&mut self, row: &R) {
+        row.tally(&mut Tally { batch: self, sign: 1 });
+    }
+
+    /// A row was deleted. `row` is what the delete itself removed (`DELETE .. RETURNING`), never an earlier read: of two
+    /// connections that delete one row, one removes nothing and counts nothing.
+    #[inline]
+    pub fn delete<R: Record + ?Sized>(&mut self, row: &R) {
+        row.tally(&mut Tally { batch: self, sign: -1 });
+    }
+
+    /// A row changed. `old` was read under the lock that the update holds (`SELECT .. FOR UPDATE`, or after `BEGIN IMMEDIATE`).
+    #[inline]
+    pub fn update<R: Record + ?Sized>(&mut self, old: &R, new: &R) {
+        self.delete(old);
+        self.insert(new);
+    }
+}

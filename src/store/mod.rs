@@ -1,0 +1,111 @@
+//! Where totals live: the trait that every store implements, and the stores.
+
+mod memory;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;
+
+pub use memory::{MemoryStore, Snapshot};
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
+
+use crate::batch::Batch;
+use crate::counter::{Counter, Def};
+use crate::error::{Error, Result};
+use crate::key::{AsKey, Key, KeyBuf};
+
+/// A place where totals live.
+///
+/// Three methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter, Layout, MemoryStore, Store};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+///
+/// fn vote(store: &mut impl Store, show: i64) -> keepcount::Result<i64> {
+///     let mut batch = Batch::new();
+///     batch.add(SHOW_VOTES, show, 1);
+///     store.apply(&batch)?;
+///     store.total(SHOW_VOTES, show)
+/// }
+/// assert_eq!(vote(&mut MemoryStore::new(&LAYOUT), 7)?, 1);
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+pub trait Store {
+    /// Adds a batch's deltas to the totals, all or nothing. An empty batch touches nothing. Costs O(1) a delta in memory,
+    /// O(log totals) in a table.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not this store's; [`Error::Overflow`] when
+    /// a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its database
+    /// says. [`Error::next`] tells them apart.
+    fn apply(&mut self, batch: &Batch) -> Result<Applied>;
+
+    /// The totals of these keys, in their order; 0 where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply), without overflow.
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>>;
+
+    /// The next totals after a key, in key order, at most `limit` of them; from the first when `after` is none. Totals of 0
+    /// may be among them.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
+
+    /// The total of one key; 0 where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn total<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64>
+    where
+        Self: Sized,
+    {
+        Ok(self.read(counter.def(), &[KeyBuf::of::<K>(key)])?.first().copied().unwrap_or(0))
+    }
+
+    /// All totals other than 0, in key order; for small counters and tests: it takes memory for all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`page`](Self::page).
+    fn totals<K: Key>(&mut self, counter: Counter<K>) -> Result<Vec<(K, i64)>>
+    where
+        Self: Sized,
+    {
+        let def = counter.def();
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.page(def, after.as_ref(), TOTALS_PAGE)?;
+            let full = page.len() == TOTALS_PAGE;
+            after = page.last().map(|(key, _)| key.clone());
+            for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
+                all.push((key.decode().map_err(|cause| Error::key(&def, key, cause))?, *total));
+            }
+            if !full {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+const TOTALS_PAGE: usize = 4096;
+
+/// What an apply did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Applied {
+    /// Totals that were written.
+    pub totals: u64,
+    /// Statements on tables of totals that were executed, once for each total in SQLite; 0 in memory.
+    pub statements: u64,
+}

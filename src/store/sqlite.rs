@@ -1,0 +1,251 @@
+//! Totals in SQLite tables, over the caller's own connection, transaction or savepoint: runs what `sql` says.
+
+mod schema;
+
+use rusqlite::ffi;
+use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
+
+use super::{Applied, Store};
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::key::{KeyBuf, KeyError};
+use crate::layout::{Layout, Placed};
+use crate::sql::{self, Dialect, Value};
+
+/// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.
+///
+/// In a transaction, apply works in a savepoint of its own, and the totals commit or roll back with the rows. Outside
+/// one, apply is a transaction (`BEGIN IMMEDIATE`). Statements are prepared once a connection, as long as its statement
+/// cache has room: `Connection::set_prepared_statement_cache_capacity` should exceed the number of counters and
+/// statements in use.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter, Layout, SqliteStore, Store};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+///
+/// let mut conn = rusqlite::Connection::open_in_memory()?;
+/// conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)")?;
+/// SqliteStore::new(&conn, &LAYOUT).create()?;
+///
+/// let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+/// let mut batch = Batch::new();
+/// tx.execute("INSERT INTO votes (show_id) VALUES (7)", ())?;
+/// batch.add(SHOW_VOTES, 7, 1);
+/// SqliteStore::new(&tx, &LAYOUT).apply(&batch)?;
+/// tx.commit()?;
+///
+/// assert_eq!(SqliteStore::new(&conn, &LAYOUT).total(SHOW_VOTES, 7)?, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct SqliteStore<'c> {
+    conn: &'c Connection,
+    layout: &'c Layout,
+}
+
+impl<'c> SqliteStore<'c> {
+    /// The store of these counters over a connection; a transaction or savepoint is one too. Does no I/O: call
+    /// [`check`](Self::check) once at start.
+    #[must_use]
+    pub const fn new(conn: &'c Connection, layout: &'c Layout) -> Self {
+        Self { conn, layout }
+    }
+
+    fn placed(&self, counter: &Def) -> Result<&'c Placed> {
+        let at = self.layout.position(counter)?;
+        self.layout.counters().get(at).ok_or_else(|| Error::UnknownCounter { counter: counter.name().to_owned() })
+    }
+}
+
+impl Store for SqliteStore<'_> {
+    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        let statements = sql::apply(Dialect::Sqlite, self.layout, batch)?;
+        let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
+        if rows > 0 {
+            // A statement alone is atomic; several need a savepoint, or a transaction where there is none.
+            let scope = if rows == 1 { None } else { Some(Scope::open(self.conn)?) };
+            for statement in &statements {
+                run(self.conn, statement)?;
+            }
+            scope.map_or(Ok(()), Scope::commit)?;
+        }
+        Ok(Applied { totals: rows as u64, statements: rows as u64 })
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let text = sql::read(Dialect::Sqlite, self.placed(&counter)?);
+        let doing = |error| failed(&format!("reading totals of counter {}", counter.name()), error);
+        let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
+        keys.iter()
+            .map(|key| {
+                let values = sql::key_values(&counter, key)?;
+                let total = statement.query_row(params_from_iter(values), |row| row.get(0)).optional();
+                Ok(total.map_err(doing)?.unwrap_or(0))
+            })
+            .collect()
+    }
+
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let text = sql::page(Dialect::Sqlite, self.placed(&counter)?, after.is_some());
+        let doing = |error| failed(&format!("reading totals of counter {}", counter.name()), error);
+        let mut values = after.map_or(Ok(Vec::new()), |after| sql::key_values(&counter, after))?;
+        values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+        let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
+        let width = statement.column_count() - 1;
+        let mut rows = statement.query(params_from_iter(values)).map_err(doing)?;
+        let mut page = Vec::new();
+        while let Some(row) = rows.next().map_err(doing)? {
+            let key = read_key(&counter, row, 0)?;
+            page.push((key, row.get(width).map_err(doing)?));
+        }
+        Ok(page)
+    }
+}
+
+/// Executes a statement once for each of its rows.
+fn run(conn: &Connection, statement: &sql::Statement<'_>) -> Result<()> {
+    let counter = statement.counter;
+    let doing = |error| failed(&format!("writing totals of counter {}", counter.name()), error);
+    let mut prepared = conn.prepare_cached(&statement.text).map_err(doing)?;
+    for row in statement.rows() {
+        if let Err(error) = prepared.execute(params_from_iter(row)) {
+            // A sum beyond 64 bits turns REAL, which a STRICT column refuses.
+            if error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_CONSTRAINT_DATATYPE) {
+                let mut key = KeyBuf::new();
+                for (part, value) in counter.parts().as_slice().iter().zip(row) {
+                    sql::push_key_part(*part, value, &mut key).map_err(|cause| Error::key(&counter, &key, cause))?;
+                }
+                return Err(Error::overflow(&counter, &key, "total"));
+            }
+            return Err(doing(error));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a key's columns, the first of them at `first`.
+pub(crate) fn read_key(counter: &Def, row: &rusqlite::Row<'_>, first: usize) -> Result<KeyBuf> {
+    let mut key = KeyBuf::new();
+    for (at, part) in counter.parts().as_slice().iter().enumerate() {
+        let mut push = || {
+            let value = row.get_ref(first + at).map_err(|_| KeyError::Malformed)?;
+            let found = |found: &str| KeyError::Type { wanted: *part, found: found.to_owned() };
+            let value = match value {
+                ValueRef::Integer(value) => Value::Integer(value),
+                ValueRef::Text(text) => {
+                    Value::Text(std::str::from_utf8(text).map_err(|_| found("a text that is not UTF-8"))?.into())
+                }
+                ValueRef::Blob(bytes) => Value::Blob(bytes.try_into().map_err(|_| found("a blob not of 16 bytes"))?),
+                ValueRef::Real(value) => return Err(found(&format!("the number {value}"))),
+                ValueRef::Null => return Err(found("null")),
+            };
+            sql::push_key_part(*part, &value, &mut key)
+        };
+        push().map_err(|cause| Error::Key { counter: counter.name(), key: raw_text(row, first), cause })?;
+    }
+    Ok(key)
+}
+
+/// The columns of a key that could not be read, for the error's text; long ones are cut.
+fn raw_text(row: &rusqlite::Row<'_>, first: usize) -> String {
+    let text = match row.get_ref(first) {
+        Ok(ValueRef::Integer(value)) => value.to_string(),
+        Ok(ValueRef::Real(value)) => value.to_string(),
+        Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).escape_debug().to_string(),
+        Ok(ValueRef::Blob(bytes)) => format!("a blob of {} bytes", bytes.len()),
+        Ok(ValueRef::Null) | Err(_) => "null".to_owned(),
+    };
+    if text.chars().count() > 80 { text.chars().take(77).chain("...".chars()).collect() } else { text }
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Integer(value) => ValueRef::Integer(*value),
+            Self::Text(text) => ValueRef::Text(text.as_bytes()),
+            Self::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+/// A savepoint inside the caller's transaction, a transaction of its own where there is none; rolled back when dropped.
+pub(crate) struct Scope<'c> {
+    conn: &'c Connection,
+    nested: bool,
+    open: bool,
+}
+
+impl<'c> Scope<'c> {
+    pub(crate) fn open(conn: &'c Connection) -> Result<Self> {
+        let nested = !conn.is_autocommit();
+        let begin = if nested { "SAVEPOINT keepcount" } else { "BEGIN IMMEDIATE" };
+        execute(conn, begin).map_err(|error| failed("beginning to write totals", error))?;
+        Ok(Self { conn, nested, open: true })
+    }
+
+    pub(crate) fn commit(mut self) -> Result<()> {
+        let end = if self.nested { "RELEASE keepcount" } else { "COMMIT" };
+        execute(self.conn, end).map_err(|error| self.commit_failed(error))?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// A commit that met a lock is still open, and dropping rolls it back; one that the disk failed may stand in the log.
+    fn commit_failed(&self, error: rusqlite::Error) -> Error {
+        let doing = "committing totals".to_owned();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::SystemIoFailure) if !self.nested => Error::Unknown { doing, cause: error.into() },
+            _ => failed(&doing, error),
+        }
+    }
+}
+
+impl Drop for Scope<'_> {
+    fn drop(&mut self) {
+        // Some failures (a full disk, I/O) make SQLite roll the whole transaction back by itself.
+        if self.open && !self.conn.is_autocommit() {
+            let undo = if self.nested { "ROLLBACK TO keepcount; RELEASE keepcount" } else { "ROLLBACK" };
+            let _ = self.conn.execute_batch(undo);
+        }
+    }
+}
+
+fn execute(conn: &Connection, text: &str) -> rusqlite::Result<usize> {
+    conn.prepare_cached(text)?.execute(())
+}
+
+/// What a driver's error means to the caller.
+pub(crate) fn failed(doing: &str, error: rusqlite::Error) -> Error {
+    let doing = doing.to_owned();
+    let extended = error.sqlite_error().map_or(0, |error| error.extended_code);
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => Error::Busy {
+            doing,
+            reason: "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
+                     transactions that write with BEGIN IMMEDIATE",
+            cause: error.into(),
+        },
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::Busy {
+            doing,
+            reason: "the database is locked by another connection; roll back and try again, or set a busy timeout",
+            cause: error.into(),
+        },
+        _ => match missing_table(&error) {
+            Some(table) => Error::Schema { table, reason: format!("it is absent ({doing})") },
+            None => Error::Database { doing, cause: error.into() },
+        },
+    }
+}
+
+/// The table that a statement did not find; SQLite says it in words only.
+fn missing_table(error: &rusqlite::Error) -> Option<String> {
+    let text = error.to_string();
+    let (_, table) = text.split_once("no such table: ")?;
+    Some(table.split([' ', ',']).next().unwrap_or(table).trim_start_matches("main.").to_owned())
+}

@@ -1,0 +1,184 @@
+//! Makes the catalogue and the tables of totals, and compares them with the layout.
+
+use std::fmt;
+
+use rusqlite::OptionalExtension;
+
+use super::{Scope, SqliteStore, failed};
+use crate::error::{Error, Result};
+use crate::key::KeyPart;
+use crate::layout::Placed;
+use crate::sql::{self, Dialect};
+
+impl SqliteStore<'_> {
+    /// Makes the catalogue and the tables that are not there yet, and checks those that are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
+    /// wants; nothing is made then.
+    pub fn create(&self) -> Result<()> {
+        let scope = Scope::open(self.conn)?;
+        self.create_all()?;
+        scope.commit()
+    }
+
+    fn create_all(&self) -> Result<()> {
+        self.run_ddl(&sql::create_catalogue(Dialect::Sqlite))?;
+        let known = self.catalogue()?;
+        for placed in self.layout.counters() {
+            if known.iter().any(|row| row.name == placed.def().name()) {
+                continue;
+            }
+            let table = placed.table_name();
+            if self.object(&table)?.is_some() {
+                let reason = "it is there already, and is not one of keepcount's; rename it or the counter";
+                return Err(Error::Schema { table, reason: reason.to_owned() });
+            }
+            self.run_ddl(&sql::create(Dialect::Sqlite, placed))?;
+            self.run_ddl(&sql::enlist(placed))?;
+        }
+        self.check()
+    }
+
+    fn run_ddl(&self, text: &str) -> Result<()> {
+        self.conn.execute_batch(text).map_err(|error| failed("making tables", error))
+    }
+
+    /// Compares catalogue and tables with the layout.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Schema`], naming the table, when one is absent, has other columns, is not STRICT, sorts texts otherwise than
+    /// by bytes, or holds another version or key than the layout says.
+    pub fn check(&self) -> Result<()> {
+        if self.object(sql::CATALOGUE)?.is_none() {
+            return Err(Error::Schema {
+                table: sql::CATALOGUE.to_owned(),
+                reason:
+                    "it is absent: this database has no keepcount tables yet; make them with SqliteStore::create or \
+                         the statements of Layout::ddl"
+                        .to_owned(),
+            });
+        }
+        let known = self.catalogue()?;
+        for placed in self.layout.counters() {
+            let def = placed.def();
+            let table = placed.table_name();
+            let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
+            let Some(row) = known.iter().find(|row| row.name == def.name()) else {
+                return schema(format!("counter {} is not in the catalogue {}", def.name(), sql::CATALOGUE));
+            };
+            let wanted = CatalogueRow::of(placed);
+            if *row != wanted {
+                return schema(format!("the catalogue says {row}, the layout {wanted}"));
+            }
+            if let Some(reason) = self.table_fault(placed)? {
+                return schema(reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a counter's table, if anything.
+    fn table_fault(&self, placed: &Placed) -> Result<Option<String>> {
+        let table = placed.table_name();
+        match self.object(&table)?.as_deref() {
+            Some("table") => {}
+            Some(other) => return Ok(Some(format!("it is a {other}, not a table"))),
+            None => return Ok(Some("it is absent".to_owned())),
+        }
+        let mut wanted: Vec<String> = sql::columns(placed.def().parts())
+            .iter()
+            .enumerate()
+            .map(|(at, (name, kind))| format!("{} {kind} NOT NULL PRIMARY KEY {}", name.replace('"', ""), at + 1))
+            .collect();
+        wanted.push("total INTEGER NOT NULL".to_owned());
+        let columns = self.rows(
+            "SELECT name || ' ' || type || iif(\"notnull\" OR pk > 0, ' NOT NULL', '') || iif(pk > 0, ' PRIMARY KEY ' || pk, '')
+             FROM pragma_table_xinfo(?1) ORDER BY cid",
+            &table,
+        )?;
+        if columns != wanted {
+            return Ok(Some(format!("its columns are ({}), not ({})", columns.join(", "), wanted.join(", "))));
+        }
+        if self.rows("SELECT 'strict' FROM pragma_table_list(?1) WHERE schema = 'main' AND strict", &table)?.is_empty()
+        {
+            return Ok(Some("it is not STRICT, so a total beyond 64 bits would turn into a float".to_owned()));
+        }
+        if !placed.def().parts().as_slice().contains(&KeyPart::Text) {
+            return Ok(None);
+        }
+        let folding = self.rows(
+            "SELECT x.coll FROM pragma_index_list(?1) AS l, pragma_index_xinfo(l.name) AS x
+             WHERE l.origin = 'pk' AND x.key AND x.coll <> 'BINARY'",
+            &table,
+        )?;
+        if let Some(collation) = folding.first() {
+            return Ok(Some(format!("its key is collated {collation}, not BINARY")));
+        }
+        let encoding =
+            self.rows("SELECT encoding FROM pragma_encoding WHERE encoding <> 'UTF-8' OR ?1 IS NULL", &table)?;
+        Ok(encoding
+            .first()
+            .map(|encoding| format!("the database is encoded in {encoding}, where texts do not sort as UTF-8")))
+    }
+
+    fn rows(&self, text: &str, table: &str) -> Result<Vec<String>> {
+        let run =
+            || self.conn.prepare(text)?.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<Vec<_>>>();
+        run().map_err(|error| failed("reading the schema", error))
+    }
+
+    /// The type of the schema's object of this name; names fold case.
+    fn object(&self, name: &str) -> Result<Option<String>> {
+        let text = "SELECT type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE";
+        let found = self.conn.query_row(text, [name], |row| row.get(0)).optional();
+        found.map_err(|error| failed("reading the schema", error))
+    }
+
+    fn catalogue(&self) -> Result<Vec<CatalogueRow>> {
+        let run = || {
+            let text = format!(r#"SELECT "name", "key", "version", "placement" FROM "{}""#, sql::CATALOGUE);
+            let mut statement = self.conn.prepare(&text)?;
+            let rows = statement.query_map((), |row| {
+                Ok(CatalogueRow { name: row.get(0)?, key: row.get(1)?, version: row.get(2)?, placement: row.get(3)? })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        run().map_err(|error: rusqlite::Error| match error {
+            rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::SqliteFailure(_, Some(_)) => Error::Schema {
+                table: sql::CATALOGUE.to_owned(),
+                reason: format!("it is not keepcount's catalogue: {error}"),
+            },
+            error => failed("reading the catalogue", error),
+        })
+    }
+}
+
+/// What the catalogue says of a counter.
+#[derive(PartialEq, Eq)]
+struct CatalogueRow {
+    name: String,
+    key: String,
+    version: u32,
+    placement: String,
+}
+
+impl CatalogueRow {
+    fn of(placed: &Placed) -> Self {
+        let def = placed.def();
+        Self {
+            name: def.name().to_owned(),
+            key: def.parts().to_string(),
+            version: def.version(),
+            placement: placed.place().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for CatalogueRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} v{} ({}) in a {}", self.name, self.version, self.key, self.placement)
+    }
+}
