@@ -163,6 +163,16 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
+    /// The database failed in the middle of a batch, and the whole transaction was rolled back, the application's rows too. The
+    /// connection is outside a transaction now: do not go on writing what belonged to it.
+    #[error("{doing}: {cause}; the whole transaction was rolled back")]
+    TransactionLost {
+        /// What was being done, and on which counter or table.
+        doing: String,
+        /// The driver's error.
+        #[source]
+        cause: Cause,
+    },
     /// The commit failed in a way that leaves its outcome unknown.
     #[error("{doing}: {cause}; whether it was committed is not known")]
     Unknown {

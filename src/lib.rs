@@ -8,6 +8,7 @@ mod counter;
 mod error;
 mod key;
 mod layout;
+pub mod reconcile;
 mod record;
 pub mod sql;
 mod store;

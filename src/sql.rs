@@ -2,7 +2,6 @@
 //! through a library of their own.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use crate::batch::Batch;
 use crate::counter::Def;
@@ -150,7 +149,8 @@ pub fn count_non_zero(_: Dialect, placed: &Placed) -> String {
     format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{}" WHERE "total" <> 0 LIMIT ?1)"#, placed.table_name())
 }
 
-/// The catalogue of the counters that a database has.
+/// The catalogue of the counters that a database has. Its column `identity` is random, so that a resume token of one database is
+/// known in another.
 pub const CATALOGUE: &str = "keepcount_counters";
 
 impl Layout {
@@ -165,23 +165,19 @@ impl Layout {
 
 pub(crate) fn create_catalogue(_: Dialect) -> String {
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL) STRICT, WITHOUT ROWID"#
+        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random())) STRICT, WITHOUT ROWID"#
     )
 }
 
+/// WITHOUT ROWID: a key is stored once, and writing totals leaves the application's `last_insert_rowid()` alone.
 pub(crate) fn create(_: Dialect, placed: &Placed) -> String {
     let columns = columns(placed.def().parts());
-    let mut text = format!(r#"CREATE TABLE "{}" ("#, placed.table_name());
-    for (name, kind) in &columns {
-        let _ = write!(text, "{name} {kind} NOT NULL, ");
-    }
+    let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
     let keys = key_columns(placed.def().parts()).join(", ");
-    let _ = write!(text, r#""total" INTEGER NOT NULL, PRIMARY KEY ({keys})) STRICT"#);
-    // A single INTEGER PRIMARY KEY is the row's own number already; every other key would be stored twice.
-    if !matches!(columns.as_slice(), [(_, "INTEGER")]) {
-        text.push_str(", WITHOUT ROWID");
-    }
-    text
+    format!(
+        r#"CREATE TABLE "{}" ({columns}, "total" INTEGER NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#,
+        placed.table_name()
+    )
 }
 
 /// Writes a counter into the catalogue. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.

@@ -109,3 +109,13 @@ pub struct Applied {
     /// Statements on tables of totals that were executed, once for each total in SQLite; 0 in memory.
     pub statements: u64,
 }
+
+/// A change of a total from one 64-bit integer to another, as changes of 64 bits each: one, or two where the way is longer. On the
+/// way the total stays between the two.
+pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {
+    std::iter::from_fn(move || {
+        let step = i64::try_from(change).unwrap_or(if change < 0 { i64::MIN } else { i64::MAX });
+        change -= i128::from(step);
+        (step != 0).then_some(step)
+    })
+}

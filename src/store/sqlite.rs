@@ -6,7 +6,7 @@ use rusqlite::ffi;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
 
-use super::{Applied, Store};
+use super::{Applied, Store, steps};
 use crate::batch::Batch;
 use crate::counter::Def;
 use crate::error::{Error, Result};
@@ -16,8 +16,8 @@ use crate::sql::{self, Dialect, Value};
 
 /// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.
 ///
-/// In a transaction, apply works in a savepoint of its own, and the totals commit or roll back with the rows. Outside
-/// one, apply is a transaction (`BEGIN IMMEDIATE`). Statements are prepared once a connection, as long as its statement
+/// In a transaction, totals commit or roll back with the rows; a batch that fails in the middle is taken back, and the transaction
+/// may go on. Outside one, apply is a transaction (`BEGIN IMMEDIATE`). Statements are prepared once a connection, as long as its statement
 /// cache has room: `Connection::set_prepared_statement_cache_capacity` should exceed the number of counters and
 /// statements in use.
 ///
@@ -57,6 +57,66 @@ impl<'c> SqliteStore<'c> {
         Self { conn, layout }
     }
 
+    /// Undoes the first `done` rows of a batch that failed inside the caller's transaction, by adding what they took away: as exact
+    /// as a savepoint, which would copy every page that a batch touches to a temporary file, and made batches of a few hundred
+    /// totals slower than triggers. Where that fails too, nothing of the transaction may stay.
+    #[cold]
+    fn take_back(&self, statements: &[sql::Statement<'_>], done: usize, error: Error) -> Error {
+        let rows = statements.iter().flat_map(|statement| statement.rows().map(move |row| (statement, row)));
+        let undone = rows.take(done).try_for_each(|(statement, row)| {
+            let Some((Value::Integer(delta), key)) = row.split_last() else { return Ok(()) };
+            self.add_values(&statement.counter, &statement.text, key, -i128::from(*delta))
+        });
+        let alive = !self.conn.is_autocommit();
+        if undone.is_ok() && alive {
+            return error;
+        }
+        if alive {
+            let _ = execute(self.conn, "ROLLBACK");
+        }
+        match error {
+            Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => {
+                Error::TransactionLost { doing, cause }
+            }
+            other => Error::TransactionLost { doing: "writing totals".to_owned(), cause: other.into() },
+        }
+    }
+
+    /// Adds to one total, in the steps that 64 bits allow.
+    pub(crate) fn add(&self, counter: &Def, key: &KeyBuf, change: i128) -> Result<()> {
+        let text = sql::upsert(Dialect::Sqlite, self.placed(counter)?);
+        self.add_values(counter, &text, &sql::key_values(counter, key)?, change)
+    }
+
+    fn add_values(&self, counter: &Def, upsert: &str, key: &[Value<'_>], change: i128) -> Result<()> {
+        let mut prepared = self.conn.prepare_cached(upsert).map_err(|error| writing(counter, error))?;
+        for step in steps(change) {
+            let row: Vec<Value<'_>> = key.iter().cloned().chain([Value::Integer(step)]).collect();
+            prepared.execute(params_from_iter(&row)).map_err(|error| write_failed(counter, &row, error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes one total if it is 0.
+    pub(crate) fn remove_zero(&self, counter: &Def, key: &KeyBuf) -> Result<()> {
+        let text = sql::remove_zero(Dialect::Sqlite, self.placed(counter)?);
+        let removed = self
+            .conn
+            .prepare_cached(&text)
+            .and_then(|mut remove| remove.execute(params_from_iter(sql::key_values(counter, key).unwrap_or_default())));
+        removed.map(drop).map_err(|error| writing(counter, error))
+    }
+
+    /// How many totals are not 0, counted up to `most`.
+    pub(crate) fn count_non_zero(&self, counter: &Def, most: u64) -> Result<u64> {
+        let text = sql::count_non_zero(Dialect::Sqlite, self.placed(counter)?);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let count = self.conn.query_row(&text, [most], |row| row.get::<_, i64>(0));
+        count
+            .map(i64::unsigned_abs)
+            .map_err(|error| failed(&format!("counting totals of counter {}", counter.name()), error))
+    }
+
     fn placed(&self, counter: &Def) -> Result<&'c Placed> {
         let at = self.layout.position(counter)?;
         self.layout.counters().get(at).ok_or_else(|| Error::UnknownCounter { counter: counter.name().to_owned() })
@@ -68,12 +128,14 @@ impl Store for SqliteStore<'_> {
         let statements = sql::apply(Dialect::Sqlite, self.layout, batch)?;
         let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
         if rows > 0 {
-            // A statement alone is atomic; several need a savepoint, or a transaction where there is none.
-            let scope = if rows == 1 { None } else { Some(Scope::open(self.conn)?) };
-            for statement in &statements {
-                run(self.conn, statement)?;
+            // A statement alone is atomic; several need the caller's transaction, or one of their own.
+            let nested = !self.conn.is_autocommit();
+            let own = if nested || rows == 1 { None } else { Some(Scope::open(self.conn)?) };
+            let mut done = 0;
+            if let Err(error) = run(self.conn, &statements, &mut done) {
+                return Err(if nested { self.take_back(&statements, done, error) } else { error });
             }
-            scope.map_or(Ok(()), Scope::commit)?;
+            own.map_or(Ok(()), Scope::commit)?;
         }
         Ok(Applied { totals: rows as u64, statements: rows as u64 })
     }
@@ -108,25 +170,35 @@ impl Store for SqliteStore<'_> {
     }
 }
 
-/// Executes a statement once for each of its rows.
-fn run(conn: &Connection, statement: &sql::Statement<'_>) -> Result<()> {
-    let counter = statement.counter;
-    let doing = |error| failed(&format!("writing totals of counter {}", counter.name()), error);
-    let mut prepared = conn.prepare_cached(&statement.text).map_err(doing)?;
-    for row in statement.rows() {
-        if let Err(error) = prepared.execute(params_from_iter(row)) {
-            // A sum beyond 64 bits turns REAL, which a STRICT column refuses.
-            if error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_CONSTRAINT_DATATYPE) {
-                let mut key = KeyBuf::new();
-                for (part, value) in counter.parts().as_slice().iter().zip(row) {
-                    sql::push_key_part(*part, value, &mut key).map_err(|cause| Error::key(&counter, &key, cause))?;
-                }
-                return Err(Error::overflow(&counter, &key, "total"));
-            }
-            return Err(doing(error));
+/// Executes statements once for each of their rows; counts in `done` the rows that were.
+fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize) -> Result<()> {
+    for statement in statements {
+        let counter = statement.counter;
+        let mut prepared = conn.prepare_cached(&statement.text).map_err(|error| writing(&counter, error))?;
+        for row in statement.rows() {
+            prepared.execute(params_from_iter(row)).map_err(|error| write_failed(&counter, row, error))?;
+            *done += 1;
         }
     }
     Ok(())
+}
+
+fn writing(counter: &Def, error: rusqlite::Error) -> Error {
+    failed(&format!("writing totals of counter {}", counter.name()), error)
+}
+
+/// A sum beyond 64 bits turns REAL, which a STRICT column refuses; other errors are the database's.
+fn write_failed(counter: &Def, row: &[Value<'_>], error: rusqlite::Error) -> Error {
+    if error.sqlite_error().is_none_or(|error| error.extended_code != ffi::SQLITE_CONSTRAINT_DATATYPE) {
+        return writing(counter, error);
+    }
+    let mut key = KeyBuf::new();
+    for (part, value) in counter.parts().as_slice().iter().zip(row) {
+        if let Err(cause) = sql::push_key_part(*part, value, &mut key) {
+            return Error::key(counter, &key, cause);
+        }
+    }
+    Error::overflow(counter, &key, "total")
 }
 
 /// Reads a key's columns, the first of them at `first`.
@@ -174,44 +246,39 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// A savepoint inside the caller's transaction, a transaction of its own where there is none; rolled back when dropped.
+/// A transaction with the write lock from its start; rolled back when dropped. Inside another it cannot begin.
 pub(crate) struct Scope<'c> {
     conn: &'c Connection,
-    nested: bool,
     open: bool,
 }
 
 impl<'c> Scope<'c> {
     pub(crate) fn open(conn: &'c Connection) -> Result<Self> {
-        let nested = !conn.is_autocommit();
-        let begin = if nested { "SAVEPOINT keepcount" } else { "BEGIN IMMEDIATE" };
-        execute(conn, begin).map_err(|error| failed("beginning to write totals", error))?;
-        Ok(Self { conn, nested, open: true })
+        execute(conn, "BEGIN IMMEDIATE").map_err(|error| failed("beginning to write totals", error))?;
+        Ok(Self { conn, open: true })
     }
 
     pub(crate) fn commit(mut self) -> Result<()> {
-        let end = if self.nested { "RELEASE keepcount" } else { "COMMIT" };
-        execute(self.conn, end).map_err(|error| self.commit_failed(error))?;
+        execute(self.conn, "COMMIT").map_err(commit_failed)?;
         self.open = false;
         Ok(())
     }
+}
 
-    /// A commit that met a lock is still open, and dropping rolls it back; one that the disk failed may stand in the log.
-    fn commit_failed(&self, error: rusqlite::Error) -> Error {
-        let doing = "committing totals".to_owned();
-        match error.sqlite_error_code() {
-            Some(ErrorCode::SystemIoFailure) if !self.nested => Error::Unknown { doing, cause: error.into() },
-            _ => failed(&doing, error),
-        }
+/// A commit that met a lock is still open, and dropping it rolls it back; one that the disk failed may stand in the log.
+fn commit_failed(error: rusqlite::Error) -> Error {
+    let doing = "committing totals";
+    match error.sqlite_error_code() {
+        Some(ErrorCode::SystemIoFailure) => Error::Unknown { doing: doing.to_owned(), cause: error.into() },
+        _ => failed(doing, error),
     }
 }
 
 impl Drop for Scope<'_> {
     fn drop(&mut self) {
-        // Some failures (a full disk, I/O) make SQLite roll the whole transaction back by itself.
+        // Some failures (a full disk, I/O) make SQLite roll back by itself.
         if self.open && !self.conn.is_autocommit() {
-            let undo = if self.nested { "ROLLBACK TO keepcount; RELEASE keepcount" } else { "ROLLBACK" };
-            let _ = self.conn.execute_batch(undo);
+            let _ = execute(self.conn, "ROLLBACK");
         }
     }
 }

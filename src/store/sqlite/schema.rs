@@ -16,8 +16,11 @@ impl SqliteStore<'_> {
     /// # Errors
     ///
     /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
-    /// wants; nothing is made then.
+    /// wants; nothing is made then, unless the caller is in a transaction, which is to be rolled back.
     pub fn create(&self) -> Result<()> {
+        if !self.conn.is_autocommit() {
+            return self.create_all();
+        }
         let scope = Scope::open(self.conn)?;
         self.create_all()?;
         scope.commit()
@@ -78,6 +81,17 @@ impl SqliteStore<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What tells this database's totals from another's.
+    pub(crate) fn identity(&self) -> Result<u64> {
+        let text = format!(r#"SELECT "name", "identity" FROM "{}""#, sql::CATALOGUE);
+        let read = || -> rusqlite::Result<Vec<(String, i64)>> {
+            self.conn.prepare(&text)?.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        };
+        let rows = read().map_err(|error| failed("reading the catalogue", error))?;
+        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
+        Ok(rows.iter().filter(|(name, _)| ours(name)).fold(0, |all, (_, identity)| all ^ identity.cast_unsigned()))
     }
 
     /// What is wrong with a counter's table, if anything.

@@ -1,0 +1,246 @@
+//! What the reconciler asks of rows and totals, and the one function that compares them.
+
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+
+/// Rows and totals in one value, so that both can be read in one consistent cut.
+pub trait Audit {
+    /// What tells this set of totals from another of the same layout, so that a token of one is refused by the other; 0
+    /// where nothing does.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn identity(&mut self) -> Result<u64>;
+
+    /// Looks at a counter before a repair may trust its source.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Skew`] when a sampled row's tally is not what the source counts for it; [`Error::Source`] when there is
+    /// no source.
+    fn look(&mut self, ask: &Look) -> Result<Looked>;
+
+    /// Compares the next keys of rows and totals, read in one cut.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`], [`Error::Key`] and [`Error::Overflow`] for rows or totals that cannot be compared; what the
+    /// database says.
+    fn measure(&mut self, ask: &Ask) -> Result<Measured>;
+
+    /// Holds the totals of some keys, measures those keys again, and adds what they lack.
+    ///
+    /// # Errors
+    ///
+    /// As [`measure`](Self::measure), and [`Error::Skew`]; nothing is mended then.
+    fn mend(&mut self, ask: &Mend) -> Result<Mended>;
+}
+
+/// A look at one counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// The counter.
+    pub counter: Def,
+    /// Up to how many totals other than 0 to count, where the source is empty.
+    pub totals: u64,
+}
+
+/// What a look saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looked {
+    /// Whether the source has no row that counts for any key.
+    pub empty: bool,
+    /// How many totals are not 0, counted up to the number asked; 0 where the source is not empty.
+    pub totals: u64,
+}
+
+/// A measure of one page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask {
+    /// The counter.
+    pub counter: Def,
+    /// The last key that was compared before.
+    pub after: Option<KeyBuf>,
+    /// How many keys of the rows, and how many of the totals, to read at most.
+    pub keys: usize,
+}
+
+/// One key whose rows and total disagree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// The key.
+    pub key: KeyBuf,
+    /// Its stored total; 0 where there is none.
+    pub stored: i64,
+    /// What its rows add up to; 0 where there are none.
+    pub truth: i64,
+    /// How many rows were added up.
+    pub rows: u64,
+}
+
+/// What a measure found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// Keys compared whose total or sum of rows is not 0.
+    pub keys: u64,
+    /// Rows added up.
+    pub rows: u64,
+    /// The keys that disagree, in key order.
+    pub drifts: Vec<Drift>,
+    /// The last key compared, where there may be more behind it.
+    pub next: Option<KeyBuf>,
+}
+
+/// A mend of some keys, in key order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mend {
+    /// The counter.
+    pub counter: Def,
+    /// The keys.
+    pub keys: Vec<KeyBuf>,
+}
+
+/// What a mend did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mended {
+    /// How many totals were corrected; the others had been mended meanwhile.
+    pub corrected: u64,
+}
+
+/// What the rows of one key add up to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recount {
+    /// The key.
+    pub key: KeyBuf,
+    /// The sum.
+    pub total: i64,
+    /// How many rows were added up.
+    pub rows: u64,
+}
+
+/// Compares a page of recounts with a page of totals: a full outer merge of two lists in key order.
+///
+/// Each list was read behind `ask.after` with a limit of `ask.keys + 1`, so that a list that was cut shows it. The page
+/// ends at the smaller last key of the lists that were cut, or nowhere when neither was; what lies beyond is left to the
+/// next page.
+///
+/// # Errors
+///
+/// [`Error::Source`] when the keys of a list do not rise from `ask.after` on.
+pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64)>) -> Result<Measured> {
+    let unordered = |key: &KeyBuf, what: &str| {
+        Err(Error::source(&ask.counter, Some(key), format!("the {what} come out of key order, or a key comes twice")))
+    };
+    if let Some(key) = not_rising(ask.after.as_ref(), recounts.iter().map(|recount| &recount.key)) {
+        return unordered(key, "rows");
+    }
+    if let Some(key) = not_rising(ask.after.as_ref(), totals.iter().map(|(key, _)| key)) {
+        return unordered(key, "totals");
+    }
+    let cut_rows = recounts.len() > ask.keys;
+    let cut_totals = totals.len() > ask.keys;
+    recounts.truncate(ask.keys);
+    totals.truncate(ask.keys);
+    let last_row = recounts.last().filter(|_| cut_rows).map(|recount| recount.key.clone());
+    let last_total = totals.last().filter(|_| cut_totals).map(|(key, _)| key.clone());
+    let next = match (last_row, last_total) {
+        (Some(row), Some(total)) => Some(row.min(total)),
+        (row, total) => row.or(total),
+    };
+    let inside = |key: &KeyBuf| next.as_ref().is_none_or(|next| key <= next);
+
+    let mut measured = Measured { keys: 0, rows: 0, drifts: Vec::new(), next: None };
+    let mut recounts = recounts.into_iter().take_while(|recount| inside(&recount.key)).peekable();
+    let mut totals = totals.into_iter().take_while(|(key, _)| inside(key)).peekable();
+    loop {
+        let drift = match (recounts.peek(), totals.peek()) {
+            (None, None) => break,
+            (Some(recount), Some((key, _))) if recount.key == *key => both(recounts.next(), totals.next()),
+            (Some(recount), Some((key, _))) if recount.key > *key => both(None, totals.next()),
+            (None, Some(_)) => both(None, totals.next()),
+            (Some(_), _) => both(recounts.next(), None),
+        };
+        let Some(drift) = drift else { break };
+        measured.rows += drift.rows;
+        measured.keys += u64::from(drift.stored != 0 || drift.truth != 0);
+        if drift.stored != drift.truth {
+            measured.drifts.push(drift);
+        }
+    }
+    measured.next = next;
+    Ok(measured)
+}
+
+fn both(recount: Option<Recount>, total: Option<(KeyBuf, i64)>) -> Option<Drift> {
+    let (truth, rows) = recount.as_ref().map_or((0, 0), |recount| (recount.total, recount.rows));
+    let stored = total.as_ref().map_or(0, |(_, total)| *total);
+    let key = recount.map(|recount| recount.key).or_else(|| total.map(|(key, _)| key))?;
+    Some(Drift { key, stored, truth, rows })
+}
+
+/// The first key that is not greater than the one before it.
+fn not_rising<'a>(after: Option<&'a KeyBuf>, keys: impl Iterator<Item = &'a KeyBuf>) -> Option<&'a KeyBuf> {
+    let mut before = after;
+    for key in keys {
+        if before.is_some_and(|before| key <= before) {
+            return Some(key);
+        }
+        before = Some(key);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Counter;
+
+    const VOTES: Counter<i64> = Counter::new("votes");
+
+    fn ask(after: Option<i64>, keys: usize) -> Ask {
+        Ask { counter: VOTES.def(), after: after.map(KeyBuf::of::<i64>), keys }
+    }
+
+    fn rows(list: &[(i64, i64)]) -> Vec<Recount> {
+        list.iter().map(|&(key, total)| Recount { key: KeyBuf::of::<i64>(key), total, rows: 1 }).collect()
+    }
+
+    fn totals(list: &[(i64, i64)]) -> Vec<(KeyBuf, i64)> {
+        list.iter().map(|&(key, total)| (KeyBuf::of::<i64>(key), total)).collect()
+    }
+
+    fn drifts(measured: &Measured) -> Vec<(i64, i64, i64)> {
+        measured.drifts.iter().map(|drift| (drift.key.decode().unwrap(), drift.stored, drift.truth)).collect()
+    }
+
+    #[test]
+    fn both_lists_whole_is_the_last_page() {
+        let found = merge(&ask(None, 3), rows(&[(1, 5), (2, 1), (4, 1)]), totals(&[(1, 5), (2, 3), (3, 0)])).unwrap();
+        assert_eq!((found.keys, found.rows, found.next.as_ref()), (3, 3, None));
+        assert_eq!(drifts(&found), [(2, 3, 1), (4, 0, 1)]);
+    }
+
+    #[test]
+    fn the_page_ends_where_the_shorter_reaching_list_was_cut() {
+        let found = merge(&ask(None, 2), rows(&[(1, 1), (9, 1), (10, 1)]), totals(&[(2, 1), (3, 1), (4, 1)])).unwrap();
+        assert_eq!(found.next.unwrap().decode::<i64>().unwrap(), 3);
+        assert_eq!(found.keys, 3);
+    }
+
+    #[test]
+    fn a_page_of_orphans_only_is_a_page() {
+        let found = merge(&ask(Some(0), 2), rows(&[]), totals(&[(1, 1), (2, 0), (3, 1)])).unwrap();
+        assert_eq!(drifts(&found), [(1, 1, 0)]);
+        assert_eq!(found.next.unwrap().decode::<i64>().unwrap(), 2);
+    }
+
+    #[test]
+    fn keys_that_do_not_rise_are_refused() {
+        for list in [&[(2, 1), (1, 1)][..], &[(1, 1), (1, 1)], &[(0, 1)]] {
+            assert!(matches!(merge(&ask(Some(0), 9), rows(list), vec![]), Err(Error::Source { .. })), "{list:?}");
+            assert!(matches!(merge(&ask(Some(0), 9), vec![], totals(list)), Err(Error::Source { .. })), "{list:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The settings of a run: page, samples, limits and pace.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// The settings of a run; every one has a default, and pages and waits are always bounded.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use keepcount::reconcile::Options;
+///
+/// let nightly = Options::default().duty_percent(25).max_time(Duration::from_hours(1));
+/// # let _ = nightly;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    pub(super) page: Option<usize>,
+    pub(super) page_time: Duration,
+    pub(super) samples: usize,
+    pub(super) force: bool,
+    pub(super) max_pages: Option<u64>,
+    pub(super) max_rows: Option<u64>,
+    pub(super) max_time: Option<Duration>,
+    pub(super) max_wrong_percent: Option<u8>,
+    pub(super) rows_per_second: Option<u64>,
+    pub(super) duty_percent: u8,
+    pub(super) retries: u32,
+    pub(super) stall_after: Duration,
+}
+
+/// The largest page, in keys.
+pub(super) const PAGE_MOST: usize = 100_000;
+/// The most samples of drift that a counter's report holds.
+pub(super) const SAMPLES_MOST: usize = 100_000;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            page: None,
+            page_time: Duration::from_millis(50),
+            samples: 20,
+            force: false,
+            max_pages: None,
+            max_rows: None,
+            max_time: None,
+            max_wrong_percent: None,
+            rows_per_second: None,
+            duty_percent: 100,
+            retries: 5,
+            stall_after: Duration::from_mins(5),
+        }
+    }
+}
+
+impl Options {
+    /// Fixes the page at this many keys, 1 to 100,000. By default pages adapt to [`page_time`](Self::page_time).
+    #[must_use]
+    pub const fn page(mut self, keys: usize) -> Self {
+        self.page = Some(keys);
+        self
+    }
+
+    /// How long the measure of a page that adapts should take; 50 ms by default. Such a page has 16 to 8,192 keys.
+    #[must_use]
+    pub const fn page_time(mut self, time: Duration) -> Self {
+        self.page_time = time;
+        self
+    }
+
+    /// How many drifting keys of each counter the report shows, the first in key order, at most 100,000; 20 by default.
+    #[must_use]
+    pub const fn samples(mut self, keys: usize) -> Self {
+        self.samples = keys;
+        self
+    }
+
+    /// Repairs even where a source is empty while 100 or more of its totals are not 0; false by default.
+    #[must_use]
+    pub const fn force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
+    }
+
+    /// Ends the run after this many pages, 1 or more, over all counters; unlimited by default.
+    #[must_use]
+    pub const fn max_pages(mut self, pages: u64) -> Self {
+        self.max_pages = Some(pages);
+        self
+    }
+
+    /// Ends the run at the first page's end after this many rows; unlimited by default.
+    #[must_use]
+    pub const fn max_rows(mut self, rows: u64) -> Self {
+        self.max_rows = Some(rows);
+        self
+    }
+
+    /// Ends the run at the first page's end after this time; unlimited by default.
+    #[must_use]
+    pub const fn max_time(mut self, time: Duration) -> Self {
+        self.max_time = Some(time);
+        self
+    }
+
+    /// Refuses to mend a counter when, of 100 or more of its keys compared in this run, more than this share is wrong; unlimited
+    /// by default. Forced runs ignore it.
+    #[must_use]
+    pub const fn max_wrong_percent(mut self, percent: u8) -> Self {
+        self.max_wrong_percent = Some(percent);
+        self
+    }
+
+    /// Waits between pages so that no more rows than this are read a second on average; unlimited by default.
+    #[must_use]
+    pub const fn rows_per_second(mut self, rows: u64) -> Self {
+        self.rows_per_second = Some(rows);
+        self
+    }
+
+    /// Waits between pages so that this share of the time is spent working, 1 to 100; 100 by default.
+    #[must_use]
+    pub const fn duty_percent(mut self, percent: u8) -> Self {
+        self.duty_percent = percent;
+        self
+    }
+
+    /// How often in a row a step is tried again when another connection is in the way; 5 by default, with waits from 50 ms
+    /// doubling to 1 s.
+    #[must_use]
+    pub const fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// Ends the run as stalled when gates have held it this long; 5 minutes by default.
+    #[must_use]
+    pub const fn stall_after(mut self, time: Duration) -> Self {
+        self.stall_after = time;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let within = |setting, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::setting(setting, format!("{value} is not within {least} to {most}")))
+            }
+        };
+        if let Some(page) = self.page {
+            within("page", page as u64, 1, PAGE_MOST as u64)?;
+        }
+        within("samples", self.samples as u64, 0, SAMPLES_MOST as u64)?;
+        within("duty percent", u64::from(self.duty_percent), 1, 100)?;
+        within("max wrong percent", u64::from(self.max_wrong_percent.unwrap_or(0)), 0, 100)?;
+        within("max pages", self.max_pages.unwrap_or(1), 1, u64::MAX)?;
+        within("rows per second", self.rows_per_second.unwrap_or(1), 1, u64::MAX)
+    }
+}

@@ -1,0 +1,469 @@
+//! The reconciler's decisions: a state machine without I/O, clock or thread.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use super::audit::{Ask, Drift, Look, Looked, Measured, Mend, Mended};
+use super::limits::Options;
+use super::report::{CounterReport, Outcome, Report};
+use super::token::Token;
+use crate::counter::Def;
+use crate::error::{Error, Next, Result};
+use crate::key::KeyBuf;
+use crate::layout::Layout;
+
+/// Whether a run only looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Measure and report.
+    Verify,
+    /// Measure, report, and mend what differs.
+    Repair,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verify => "verify",
+            Self::Repair => "repair",
+        })
+    }
+}
+
+/// What a driver does next; it then calls the method that the step names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Ask [`Audit::identity`](super::Audit::identity), then call [`Reconciler::identified`].
+    Identify,
+    /// Do this look, then call [`Reconciler::looked`].
+    Look(Look),
+    /// Do this measure, then call [`Reconciler::measured`]; or, when a gate is shut, [`Reconciler::held`] instead.
+    Measure(Ask),
+    /// Do this mend, then call [`Reconciler::mended`].
+    Mend(Mend),
+    /// Wait this long for this reason, then call nothing but [`Reconciler::next`].
+    Wait(Duration, String),
+    /// Nothing is left to do: [`Reconciler::report`] is final.
+    End,
+}
+
+/// A run of verification or repair: says what to do next and is told what came of it.
+///
+/// [`run`](super::run) drives it; a driver of your own calls [`next`](Self::next) until it says [`Step::End`], does each step, and
+/// hands the answer to the method that the step names, or an error to [`failed`](Self::failed). `now` is any clock that never goes
+/// back.
+///
+/// The order of work: a repair first looks at every counter that is left; then counter by counter in the order of names, page by
+/// page in key order, measure and mend. Limits, stop and waits come between pages.
+#[derive(Debug)]
+pub struct Reconciler {
+    mode: Mode,
+    options: Options,
+    layout: u64,
+    /// What the token that is resumed says of the totals' identity; then what the audit says.
+    identity: Option<u64>,
+    names: Vec<Def>,
+    scope: Vec<Def>,
+    /// The position in `scope`: everything before it is done.
+    at: usize,
+    after: Option<KeyBuf>,
+    state: State,
+    wait: Option<(Duration, String)>,
+    stop: bool,
+    page: usize,
+    /// When the current step was handed out, and the work done on the current page so far.
+    issued: Duration,
+    worked: Duration,
+    started: Option<Duration>,
+    failures: u32,
+    held_since: Option<Duration>,
+    reports: Vec<CounterReport>,
+    pages: u64,
+    rows: u64,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum State {
+    Identify,
+    /// Looking at `scope[..]` from this position on, before the first page.
+    Look(usize),
+    Measure,
+    /// Looking again, because the page holds so many orphans that its source may have been emptied meanwhile.
+    LookAgain(Page),
+    Mend(Page),
+}
+
+/// What is left to do of a page that was measured.
+#[derive(Debug)]
+struct Page {
+    drifts: VecDeque<Drift>,
+    next: Option<KeyBuf>,
+}
+
+/// A repair refuses an empty source from this many totals other than 0 on.
+const EMPTIED: u64 = 100;
+/// A mend holds at most this many keys, and starts no other key after this many rows: writers wait for no more.
+const MEND_KEYS: usize = 256;
+const MEND_ROWS: u64 = 100_000;
+/// Bounds of pages that adapt.
+const PAGE_LEAST: usize = 16;
+const PAGE_MOST: usize = 8192;
+/// Keys compared before a share of wrong ones means anything.
+const SHARE_KEYS: u64 = 100;
+const RETRY_WAIT_LEAST: Duration = Duration::from_millis(50);
+const RETRY_WAIT_MOST: Duration = Duration::from_secs(1);
+const GATE_WAIT: Duration = Duration::from_millis(250);
+
+impl Reconciler {
+    /// A run over every counter of the layout.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when an option is out of its bounds.
+    pub fn new(mode: Mode, layout: &Layout, options: Options) -> Result<Self> {
+        Self::scoped(mode, layout, &layout.by_name(), options)
+    }
+
+    /// A run over some counters; one that is named twice is looked at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::Conflict`] for a counter that is not the layout's.
+    pub fn scoped(mode: Mode, layout: &Layout, counters: &[Def], options: Options) -> Result<Self> {
+        options.check()?;
+        for counter in counters {
+            layout.position(counter)?;
+        }
+        let names = layout.by_name();
+        let scope: Vec<Def> = names.iter().filter(|def| counters.contains(def)).copied().collect();
+        Ok(Self {
+            mode,
+            options,
+            layout: layout.fingerprint(),
+            identity: None,
+            names,
+            reports: scope.iter().map(|def| CounterReport::new(*def)).collect(),
+            outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
+            scope,
+            at: 0,
+            after: None,
+            state: State::Identify,
+            wait: None,
+            stop: false,
+            page: options.page.unwrap_or(1024),
+            issued: Duration::ZERO,
+            worked: Duration::ZERO,
+            started: None,
+            failures: 0,
+            held_since: None,
+            pages: 0,
+            rows: 0,
+        })
+    }
+
+    /// Goes on where a run stopped. Mode, scope, page, samples and force are the token's; `options` gives limits and pace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Token`] when the token is of the other mode or another layout, [`Error::Setting`] as for [`new`](Self::new).
+    pub fn resume(mode: Mode, layout: &Layout, token: &Token, options: Options) -> Result<Self> {
+        let refused = |reason| Err(Error::Token { reason });
+        if token.mode != mode {
+            return refused(match token.mode {
+                Mode::Verify => "it is of a verify, not of a repair",
+                Mode::Repair => "it is of a repair, not of a verify",
+            });
+        }
+        if token.layout != layout.fingerprint() {
+            return refused("it was made with other counters, or other versions of them");
+        }
+        let names = layout.by_name();
+        let scope = token.scope.iter().map(|at| names.get(usize::from(*at)).copied()).collect::<Option<Vec<Def>>>();
+        let Some(scope) = scope else { return refused("it names counters that are not there") };
+        let page = (token.page != 0).then_some(token.page as usize);
+        let options = Options { page, samples: token.samples as usize, force: token.force, ..options };
+        let mut run = Self::scoped(mode, layout, &scope, options)?;
+        run.identity = Some(token.identity);
+        run.at = usize::from(token.at);
+        run.after.clone_from(&token.after);
+        match (run.scope.get(run.at), &run.after) {
+            (Some(counter), Some(key)) if counter.parts().values(key).is_err() => refused("its position is no key"),
+            (Some(_), _) => Ok(run),
+            (None, _) => refused("its position is beyond its counters"),
+        }
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn next(&mut self, now: Duration) -> Step {
+        let started = *self.started.get_or_insert(now);
+        if self.stop
+            && self.outcome == Outcome::Running
+            && matches!(self.state, State::Identify | State::Look(_) | State::Measure)
+        {
+            self.outcome = Outcome::Stopped;
+        }
+        if self.outcome != Outcome::Running {
+            return Step::End;
+        }
+        if let Some((until, reason)) = &self.wait {
+            if now < *until {
+                return Step::Wait(until.saturating_sub(now), reason.clone());
+            }
+            self.wait = None;
+        }
+        if matches!(self.state, State::Measure)
+            && let Some(limit) = self.limit_reached(now.saturating_sub(started))
+        {
+            self.outcome = Outcome::Limit(limit);
+            return Step::End;
+        }
+        self.issued = now;
+        self.step()
+    }
+
+    fn step(&self) -> Step {
+        let look_at = |at: usize| self.scope.get(at).map(|counter| Look { counter: *counter, totals: EMPTIED });
+        let step = match &self.state {
+            State::Identify => Some(Step::Identify),
+            State::Look(at) => look_at(*at).map(Step::Look),
+            State::LookAgain(_) => look_at(self.at).map(Step::Look),
+            State::Measure => self
+                .scope
+                .get(self.at)
+                .map(|counter| Step::Measure(Ask { counter: *counter, after: self.after.clone(), keys: self.page })),
+            State::Mend(page) => self.scope.get(self.at).map(|counter| {
+                let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
+                Step::Mend(Mend { counter: *counter, keys })
+            }),
+        };
+        step.unwrap_or(Step::End)
+    }
+
+    fn limit_reached(&self, elapsed: Duration) -> Option<&'static str> {
+        let Options { max_pages, max_rows, max_time, .. } = self.options;
+        if max_pages.is_some_and(|most| self.pages >= most) {
+            Some("pages")
+        } else if max_rows.is_some_and(|most| self.rows >= most) {
+            Some("rows")
+        } else if max_time.is_some_and(|most| elapsed >= most) {
+            Some("time")
+        } else {
+            None
+        }
+    }
+
+    /// Takes the answer to [`Step::Identify`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Token`] when the run resumes one on other totals.
+    pub fn identified(&mut self, identity: u64) -> Result<()> {
+        if self.identity.is_some_and(|known| known != identity) {
+            return Err(Error::Token { reason: "it is of another database" });
+        }
+        self.identity = Some(identity);
+        self.failures = 0;
+        self.state = if self.mode == Mode::Repair { State::Look(self.at) } else { State::Measure };
+        Ok(())
+    }
+
+    /// Takes the answer to [`Step::Look`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Emptied`] when the source is empty while 100 or more totals are not 0, unless the run is forced.
+    pub fn looked(&mut self, looked: Looked, now: Duration) -> Result<()> {
+        self.answered(now);
+        let state = std::mem::replace(&mut self.state, State::Measure);
+        let (looked_at, then) = match state {
+            State::Look(at) if at + 1 < self.scope.len() => (at, State::Look(at + 1)),
+            State::Look(at) => (at, State::Measure),
+            State::LookAgain(page) => (self.at, State::Mend(page)),
+            other => (self.at, other),
+        };
+        if looked.empty && looked.totals >= EMPTIED && !self.options.force {
+            // Stay where the look was, so that the error comes again when the caller asks again.
+            self.state = State::Look(self.at);
+            let counter = self.scope.get(looked_at).map_or("", Def::name);
+            return Err(Error::Emptied { counter, totals: looked.totals });
+        }
+        self.state = then;
+        Ok(())
+    }
+
+    /// Takes the answer to [`Step::Measure`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooWrong`] when a repair has found a larger share of wrong keys than its options allow.
+    pub fn measured(&mut self, measured: Measured, now: Duration) -> Result<()> {
+        let took = now.saturating_sub(self.issued);
+        self.answered(now);
+        self.held_since = None;
+        self.pages += 1;
+        self.rows += measured.rows;
+        if self.options.page.is_none() {
+            self.page = adapted(self.page, took, self.options.page_time);
+        }
+        let samples = self.options.samples;
+        if let Some(report) = self.reports.get_mut(self.at) {
+            report.add(&measured, samples);
+        }
+        let orphans = measured.drifts.iter().filter(|drift| drift.truth == 0).count() as u64;
+        let page = Page { drifts: measured.drifts.into(), next: measured.next };
+        if self.mode == Mode::Verify || page.drifts.is_empty() {
+            self.page_done(page.next, now);
+            return Ok(());
+        }
+        self.check_share()?;
+        self.state = if orphans >= EMPTIED && !self.options.force { State::LookAgain(page) } else { State::Mend(page) };
+        Ok(())
+    }
+
+    /// Takes the answer to [`Step::Mend`].
+    pub fn mended(&mut self, mended: Mended, now: Duration) {
+        self.answered(now);
+        if let Some(report) = self.reports.get_mut(self.at) {
+            report.corrected += mended.corrected;
+        }
+        let State::Mend(mut page) = std::mem::replace(&mut self.state, State::Measure) else { return };
+        let done = chunk(&page.drifts).count();
+        page.drifts.drain(..done);
+        if page.drifts.is_empty() {
+            self.page_done(page.next, now);
+        } else {
+            self.state = State::Mend(page);
+        }
+    }
+
+    /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait.
+    ///
+    /// # Errors
+    ///
+    /// The error itself, where it ends the run; [`report`](Self::report) then says how far the run came.
+    pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
+        if error.next() != Next::Retry || self.failures >= self.options.retries {
+            return Err(error);
+        }
+        let wait = RETRY_WAIT_LEAST.saturating_mul(1 << self.failures.min(8)).min(RETRY_WAIT_MOST);
+        self.failures += 1;
+        self.wait = Some((now + wait, error.to_string()));
+        Ok(())
+    }
+
+    /// Says that a gate is shut, instead of doing [`Step::Measure`]: the step comes again after a wait, or the run ends as stalled.
+    pub fn held(&mut self, reason: String, now: Duration) {
+        let since = *self.held_since.get_or_insert(now);
+        if now.saturating_sub(since) >= self.options.stall_after {
+            self.outcome = Outcome::Stalled(reason);
+        } else {
+            self.wait = Some((now + GATE_WAIT, reason));
+        }
+    }
+
+    /// Ends the run before its next page.
+    pub const fn stop(&mut self) {
+        self.stop = true;
+    }
+
+    /// What the run has found and done so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report {
+            mode: self.mode,
+            counters: self.reports.clone(),
+            pages: self.pages,
+            rows: self.rows,
+            outcome: self.outcome.clone(),
+            token: self.token(),
+        }
+    }
+
+    /// From where to go on, after the last page that is wholly done; none when the run is complete, or before the totals' identity
+    /// is known.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        let identity = self.identity?;
+        let position = |def: &Def| self.names.iter().position(|name| name == def).and_then(|at| u16::try_from(at).ok());
+        (self.at < self.scope.len()).then(|| Token {
+            mode: self.mode,
+            force: self.options.force,
+            page: self.options.page.map_or(0, |page| u32::try_from(page).unwrap_or(u32::MAX)),
+            samples: u32::try_from(self.options.samples).unwrap_or(u32::MAX),
+            layout: self.layout,
+            identity,
+            scope: self.scope.iter().filter_map(position).collect(),
+            at: u16::try_from(self.at).unwrap_or(u16::MAX),
+            after: self.after.clone(),
+        })
+    }
+
+    fn answered(&mut self, now: Duration) {
+        self.worked += now.saturating_sub(self.issued);
+        self.failures = 0;
+    }
+
+    fn page_done(&mut self, next: Option<KeyBuf>, now: Duration) {
+        self.state = State::Measure;
+        if next.is_none() {
+            self.at += 1;
+        }
+        self.after = next;
+        if self.at == self.scope.len() {
+            self.outcome = Outcome::Complete;
+            return;
+        }
+        let duty = u32::from(self.options.duty_percent.clamp(1, 100));
+        let rest = self.worked * (100 - duty) / duty;
+        self.worked = Duration::ZERO;
+        if !rest.is_zero() {
+            self.wait_until(now + rest, "duty cycle");
+        }
+        if let (Some(rate), Some(started)) = (self.options.rows_per_second, self.started) {
+            let due = started + Duration::from_millis(self.rows.saturating_mul(1000) / rate.max(1));
+            if due > now {
+                self.wait_until(due, "rows per second");
+            }
+        }
+    }
+
+    fn wait_until(&mut self, until: Duration, reason: &str) {
+        if self.wait.as_ref().is_none_or(|(known, _)| *known < until) {
+            self.wait = Some((until, reason.to_owned()));
+        }
+    }
+
+    fn check_share(&self) -> Result<()> {
+        let (Some(limit), Some(report)) = (self.options.max_wrong_percent, self.reports.get(self.at)) else {
+            return Ok(());
+        };
+        let (wrong, keys) = (report.drift(), report.keys);
+        if keys >= SHARE_KEYS && !self.options.force && wrong * 100 > keys * u64::from(limit) {
+            return Err(Error::TooWrong { counter: report.counter.name(), wrong, keys, limit });
+        }
+        Ok(())
+    }
+}
+
+/// The drifts that the next mend takes: at least one, few enough that no writer waits long.
+fn chunk(drifts: &VecDeque<Drift>) -> impl Iterator<Item = &Drift> {
+    let mut rows = 0;
+    drifts.iter().take(MEND_KEYS).take_while(move |drift| {
+        let room = rows < MEND_ROWS;
+        rows += drift.rows;
+        room
+    })
+}
+
+/// The next page of one that took so long: towards the target, by at most a factor of two.
+fn adapted(page: usize, took: Duration, target: Duration) -> usize {
+    let wanted = if took.is_zero() {
+        page * 2
+    } else {
+        usize::try_from(page as u128 * target.as_nanos() / took.as_nanos()).unwrap_or(usize::MAX)
+    };
+    wanted.clamp(page / 2, page * 2).clamp(PAGE_LEAST, PAGE_MOST)
+}

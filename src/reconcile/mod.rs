@@ -1,0 +1,58 @@
+//! The reconciler: compares totals with the source rows page by page, and mends drift by adding, while writes go on.
+//!
+//! [`run`] drives a [`Reconciler`], which decides, over an [`Audit`], which owns rows and totals.
+//!
+//! # Examples
+//!
+//! ```
+//! use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, run};
+//! use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Tally};
+//!
+//! const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+//! const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+//!
+//! struct Vote(i64);
+//!
+//! impl Record for Vote {
+//!     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+//!
+//!     fn tally(&self, to: &mut Tally<'_>) {
+//!         to.add(SHOW_VOTES, self.0, 1);
+//!     }
+//! }
+//!
+//! let votes = [Vote(1), Vote(1), Vote(2)]; // in key order
+//! let mut store = MemoryStore::new(&LAYOUT);
+//!
+//! let mut audit = MemoryAudit::new(&mut store);
+//! audit.add(SHOW_VOTES, |_| votes.iter())?;
+//! let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default())?;
+//! let report = run(&mut repair, &mut audit, &mut Live::new())?;
+//! assert_eq!(report.to_string(), "repair: 1 counter, 2 keys: 0 wrong, 2 missing, 0 orphan; 2 corrected; 1 page, 3 rows; complete");
+//! drop(audit);
+//! assert_eq!(store.total(SHOW_VOTES, 1)?, 2);
+//! # Ok::<(), keepcount::Error>(())
+//! ```
+
+mod audit;
+mod drive;
+mod limits;
+mod machine;
+mod memory;
+mod report;
+mod source;
+#[cfg(feature = "sqlite")]
+mod source_sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod token;
+
+pub use audit::{Ask, Audit, Drift, Look, Looked, Measured, Mend, Mended, Recount, merge};
+pub use drive::{Control, Live, run};
+pub use limits::Options;
+pub use machine::{Mode, Reconciler, Step};
+pub use memory::MemoryAudit;
+pub use report::{CounterReport, Outcome, Report, Sample};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Source, SqliteAudit, TypedSource};
+pub use token::Token;

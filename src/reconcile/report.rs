@@ -1,0 +1,255 @@
+//! What a run found: one line, a table for people, JSON by serde.
+
+use std::fmt;
+
+use serde::ser::{SerializeSeq, SerializeStruct};
+use serde::{Serialize, Serializer};
+
+use super::audit::{Drift, Measured};
+use super::machine::Mode;
+use super::token::Token;
+use crate::counter::Def;
+use crate::key::KeyBuf;
+
+/// What a run found and did; counts cover this run alone, not the runs that it resumed.
+///
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Verify or repair.
+    pub mode: Mode,
+    /// Every counter in scope, in the order of names, reached or not.
+    pub counters: Vec<CounterReport>,
+    /// Pages measured.
+    pub pages: u64,
+    /// Rows added up.
+    pub rows: u64,
+    /// How the run ended.
+    pub outcome: Outcome,
+    /// From where to go on; none when complete.
+    pub token: Option<Token>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It has not: there is more to do.
+    Running,
+    /// Everything in scope was compared.
+    Complete,
+    /// It reached the limit of this name.
+    Limit(&'static str),
+    /// It was asked to stop.
+    Stopped,
+    /// A gate held it too long, for this reason.
+    Stalled(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Complete => f.write_str("complete"),
+            Self::Limit(limit) => write!(f, "stopped at the limit of {limit}"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Stalled(reason) => write!(f, "stalled: {reason}"),
+        }
+    }
+}
+
+/// What a run found of one counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CounterReport {
+    /// The counter.
+    pub counter: Def,
+    /// Keys compared whose total or sum of rows is not 0.
+    pub keys: u64,
+    /// Keys whose total and sum of rows are both not 0, and differ.
+    pub wrong: u64,
+    /// Keys that have rows to count and no total, or one of 0.
+    pub missing: u64,
+    /// Keys that have a total other than 0 and no rows to count.
+    pub orphan: u64,
+    /// Totals that were mended.
+    pub corrected: u64,
+    /// The first keys that differ, in key order.
+    pub samples: Vec<Sample>,
+}
+
+/// A key whose total differs from its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    counter: Def,
+    /// The key.
+    pub key: KeyBuf,
+    /// Its stored total.
+    pub stored: i64,
+    /// What its rows add up to.
+    pub truth: i64,
+}
+
+impl CounterReport {
+    pub(super) const fn new(counter: Def) -> Self {
+        Self { counter, keys: 0, wrong: 0, missing: 0, orphan: 0, corrected: 0, samples: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, measured: &Measured, samples: usize) {
+        self.keys += measured.keys;
+        for drift in &measured.drifts {
+            *match drift {
+                Drift { stored: 0, .. } => &mut self.missing,
+                Drift { truth: 0, .. } => &mut self.orphan,
+                _ => &mut self.wrong,
+            } += 1;
+        }
+        let room = samples.saturating_sub(self.samples.len());
+        let counter = self.counter;
+        self.samples.extend(measured.drifts.iter().take(room).map(|drift| Sample {
+            counter,
+            key: drift.key.clone(),
+            stored: drift.stored,
+            truth: drift.truth,
+        }));
+    }
+
+    /// Keys that differ, of every kind.
+    pub const fn drift(&self) -> u64 {
+        self.wrong + self.missing + self.orphan
+    }
+}
+
+impl Report {
+    /// Keys that differ, of every kind and counter.
+    pub fn drift(&self) -> u64 {
+        self.counters.iter().map(CounterReport::drift).sum()
+    }
+
+    /// Whether everything in scope was compared.
+    pub fn complete(&self) -> bool {
+        self.outcome == Outcome::Complete
+    }
+
+    /// The report as a table with its samples, for people.
+    pub const fn table(&self) -> Table<'_> {
+        Table(self)
+    }
+
+    fn sum(&self, count: impl Fn(&CounterReport) -> u64) -> u64 {
+        self.counters.iter().map(count).sum()
+    }
+}
+
+/// One line, for logs.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let many = |count: u64, one: &str| if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") };
+        write!(
+            f,
+            "{}: {}, {}: {} wrong, {} missing, {} orphan; {} corrected; {}, {}; {}",
+            self.mode,
+            many(self.counters.len() as u64, "counter"),
+            many(self.sum(|counter| counter.keys), "key"),
+            self.sum(|counter| counter.wrong),
+            self.sum(|counter| counter.missing),
+            self.sum(|counter| counter.orphan),
+            self.sum(|counter| counter.corrected),
+            many(self.pages, "page"),
+            many(self.rows, "row"),
+            self.outcome
+        )
+    }
+}
+
+/// A report as a table, made by [`Report::table`].
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a>(&'a Report);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name_width = self.0.counters.iter().map(|counter| counter.counter.name().len()).max().unwrap_or(0).max(7);
+        writeln!(
+            f,
+            "{:name_width$} {:>9} {:>7} {:>7} {:>7} {:>9}",
+            "counter", "keys", "wrong", "missing", "orphan", "corrected"
+        )?;
+        for counter in &self.0.counters {
+            writeln!(
+                f,
+                "{:name_width$} {:>9} {:>7} {:>7} {:>7} {:>9}",
+                counter.counter.name(),
+                counter.keys,
+                counter.wrong,
+                counter.missing,
+                counter.orphan,
+                counter.corrected
+            )?;
+        }
+        for counter in &self.0.counters {
+            for sample in &counter.samples {
+                let (name, key) = (counter.counter.name(), counter.counter.show(&sample.key));
+                writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.truth)?;
+            }
+            if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {
+                writeln!(f, "  {}: {} more", counter.counter.name(), counter.drift() - counter.samples.len() as u64)?;
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut report = serializer.serialize_struct("Report", 4)?;
+        report.serialize_field("counters", &self.counters)?;
+        report.serialize_field("pages", &self.pages)?;
+        report.serialize_field("complete", &self.complete())?;
+        report.serialize_field("resume", &self.token)?;
+        report.end()
+    }
+}
+
+impl Serialize for CounterReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut counter = serializer.serialize_struct("CounterReport", 7)?;
+        counter.serialize_field("name", self.counter.name())?;
+        counter.serialize_field("keys", &self.keys)?;
+        counter.serialize_field("wrong", &self.wrong)?;
+        counter.serialize_field("missing", &self.missing)?;
+        counter.serialize_field("orphan", &self.orphan)?;
+        counter.serialize_field("corrected", &self.corrected)?;
+        counter.serialize_field("samples", &self.samples)?;
+        counter.end()
+    }
+}
+
+impl Serialize for Sample {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut sample = serializer.serialize_struct("Sample", 3)?;
+        sample.serialize_field("key", &SampleKey(self))?;
+        sample.serialize_field("stored", &self.stored)?;
+        sample.serialize_field("true", &self.truth)?;
+        sample.end()
+    }
+}
+
+/// A key of one part as its value, a tuple as a list, `()` as null.
+struct SampleKey<'a>(&'a Sample);
+
+impl Serialize for SampleKey<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Sample { counter, key, .. } = self.0;
+        match counter.parts().values(key).as_deref() {
+            Ok([]) => serializer.serialize_unit(),
+            Ok([one]) => one.serialize(serializer),
+            Ok(many) => {
+                let mut list = serializer.serialize_seq(Some(many.len()))?;
+                many.iter().try_for_each(|value| list.serialize_element(value))?;
+                list.end()
+            }
+            Err(_) => serializer.collect_str(&counter.show(key)),
+        }
+    }
+}

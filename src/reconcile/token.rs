@@ -1,0 +1,221 @@
+//! The resume token: where a run stopped, what its scope and settings were, in one short string.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::machine::Mode;
+use crate::counter::{FNV_OFFSET, fnv1a};
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+
+/// From where a stopped run goes on: a string of `0-9a-v`.
+///
+/// It is a position and nothing more: using one twice, or late, is harmless, and nothing is kept in the database for it.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::reconcile::Token;
+///
+/// assert!("no token".parse::<Token>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Token {
+    pub(super) mode: Mode,
+    pub(super) force: bool,
+    /// The fixed page; 0 for one that adapts.
+    pub(super) page: u32,
+    pub(super) samples: u32,
+    pub(super) layout: u64,
+    pub(super) identity: u64,
+    /// The counters in scope, as positions among the layout's counters by name.
+    pub(super) scope: Vec<u16>,
+    /// The position in `scope`.
+    pub(super) at: u16,
+    pub(super) after: Option<KeyBuf>,
+}
+
+const VERSION: u8 = 1;
+const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
+/// A text key of 1,024 bytes, every one escaped, and a full scope stay far below.
+const LENGTH_MOST: usize = 64 * 1024;
+
+impl Token {
+    fn to_bytes(&self) -> Vec<u8> {
+        let flags =
+            u8::from(self.mode == Mode::Repair) | u8::from(self.force) << 1 | u8::from(self.after.is_some()) << 2;
+        let mut bytes = vec![VERSION, flags];
+        bytes.extend(self.page.to_be_bytes());
+        bytes.extend(self.samples.to_be_bytes());
+        bytes.extend(self.layout.to_be_bytes());
+        bytes.extend(self.identity.to_be_bytes());
+        bytes.extend(self.at.to_be_bytes());
+        bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
+        bytes.extend(self.scope.iter().flat_map(|at| at.to_be_bytes()));
+        bytes.extend(self.after.iter().flat_map(KeyBuf::as_bytes));
+        bytes.extend(checksum(&bytes));
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (mut raw, sum) = bytes.split_last_chunk::<4>()?;
+        if checksum(raw) != *sum {
+            return None;
+        }
+        let [version, flags] = take(&mut raw)?;
+        if version != VERSION || flags > 7 {
+            return None;
+        }
+        let page = u32::from_be_bytes(take(&mut raw)?);
+        let samples = u32::from_be_bytes(take(&mut raw)?);
+        let layout = u64::from_be_bytes(take(&mut raw)?);
+        let identity = u64::from_be_bytes(take(&mut raw)?);
+        let at = u16::from_be_bytes(take(&mut raw)?);
+        let scope_len = u16::from_be_bytes(take(&mut raw)?);
+        let scope = (0..scope_len).map(|_| Some(u16::from_be_bytes(take(&mut raw)?))).collect::<Option<Vec<u16>>>()?;
+        let has_key = flags & 4 != 0;
+        if at >= scope_len || (!has_key && !raw.is_empty()) {
+            return None;
+        }
+        Some(Self {
+            mode: if flags & 1 == 0 { Mode::Verify } else { Mode::Repair },
+            force: flags & 2 != 0,
+            page,
+            samples,
+            layout,
+            identity,
+            scope,
+            at,
+            after: has_key.then(|| KeyBuf::from_bytes(raw)),
+        })
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Base 32: five bits a digit, the last one filled up with zeros.
+        let (mut bits, mut count) = (0_u32, 0_u32);
+        let mut text = String::new();
+        for byte in self.to_bytes() {
+            bits = bits << 8 | u32::from(byte);
+            count += 8;
+            while count >= 5 {
+                count -= 5;
+                text.extend(digit(bits >> count));
+            }
+        }
+        if count > 0 {
+            text.extend(digit(bits << (5 - count)));
+        }
+        f.write_str(&text)
+    }
+}
+
+impl FromStr for Token {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let corrupt = Error::Token { reason: "it is corrupt, or no token of this crate" };
+        if text.len() > LENGTH_MOST {
+            return Err(corrupt);
+        }
+        let (mut bits, mut count) = (0_u32, 0_u32);
+        let mut bytes = Vec::with_capacity(text.len() * 5 / 8);
+        for char in text.bytes() {
+            let Some(value) = DIGITS.iter().position(|digit| *digit == char) else { return Err(corrupt) };
+            bits = (bits << 5 | u32::try_from(value).unwrap_or(0)) & 0xfff;
+            count += 5;
+            if count >= 8 {
+                count -= 8;
+                bytes.extend(u8::try_from(bits >> count & 0xff));
+            }
+        }
+        // One text for one token: what fills up the last digit is zero, and there is not a digit too many.
+        let filled = count < 5 && bits & ((1 << count) - 1) == 0;
+        Self::from_bytes(&bytes).filter(|_| filled).ok_or(corrupt)
+    }
+}
+
+impl TryFrom<String> for Token {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Token> for String {
+    fn from(token: Token) -> Self {
+        token.to_string()
+    }
+}
+
+fn digit(bits: u32) -> Option<char> {
+    DIGITS.get((bits & 31) as usize).map(|digit| char::from(*digit))
+}
+
+fn take<const N: usize>(raw: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = raw.split_first_chunk::<N>()?;
+    *raw = rest;
+    Some(*head)
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 4] {
+    let hash = fnv1a(FNV_OFFSET, bytes);
+    #[allow(clippy::cast_possible_truncation)] // both halves are folded in
+    let folded = (hash ^ hash >> 32) as u32;
+    folded.to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> Token {
+        Token {
+            mode: Mode::Repair,
+            force: true,
+            page: 7,
+            samples: 20,
+            layout: 0x0123_4567_89ab_cdef,
+            identity: u64::MAX,
+            scope: vec![0, 2, 5],
+            at: 1,
+            after: Some(KeyBuf::of::<String>("se\0 1")),
+        }
+    }
+
+    #[test]
+    fn a_token_reads_back() {
+        for token in [token(), Token { after: None, mode: Mode::Verify, force: false, ..token() }] {
+            let text = token.to_string();
+            assert!(text.bytes().all(|byte| DIGITS.contains(&byte)), "{text}");
+            assert_eq!(text.parse::<Token>().unwrap(), token);
+            let json = serde_json::to_string(&token).unwrap();
+            assert_eq!(serde_json::from_str::<Token>(&json).unwrap(), token);
+        }
+    }
+
+    #[test]
+    fn every_token_with_one_digit_changed_dropped_or_added_is_refused() {
+        let text = token().to_string();
+        for at in 0..text.len() {
+            for digit in DIGITS {
+                let mut changed = text.clone().into_bytes();
+                changed[at] = *digit;
+                let changed = String::from_utf8(changed).unwrap();
+                assert_eq!(changed.parse::<Token>().is_ok(), changed == text, "{changed}");
+            }
+            assert!(text[..at].parse::<Token>().is_err());
+        }
+        for more in ["0", "00", "v"] {
+            assert!(format!("{text}{more}").parse::<Token>().is_err());
+        }
+        for bad in ["", "x", "resume", "\u{e4}", &"0".repeat(100_000)] {
+            assert!(bad.parse::<Token>().is_err(), "{bad}");
+        }
+    }
+}
