@@ -3,6 +3,7 @@
 use hashbrown::HashTable;
 
 use crate::counter::{Counter, Def};
+use crate::error::Error;
 use crate::key::{AsKey, Key, KeyBuf};
 
 /// The deltas of one transaction, one per counter and key.
@@ -10,7 +11,7 @@ use crate::key::{AsKey, Key, KeyBuf};
 /// Its hooks are [`insert`](Batch::insert), [`update`](Batch::update) and [`delete`](Batch::delete). A savepoint has a
 /// batch of its own, [`merge`](Batch::merge)d when it is released and dropped when it is rolled back.
 ///
-/// Adding costs O(1) a delta; memory grows with the number of distinct keys, 64 bytes each.
+/// Adding costs O(1) a delta; memory grows with the number of distinct keys, about 64 bytes each.
 ///
 /// # Examples
 ///
@@ -26,17 +27,20 @@ use crate::key::{AsKey, Key, KeyBuf};
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     counters: Vec<Def>,
+    /// `key.hash64()` of each entry, made once: for this batch's index, and for a memory store's stripes and buckets, which pass over
+    /// them all before they look at an entry.
+    hashes: Vec<u64>,
     entries: Vec<Entry>,
     /// Positions in `entries`; empty while a linear search is faster.
     index: HashTable<u32>,
+    /// The sum of all amounts without their signs, up to 2^64: no delta is larger.
+    bulk: u64,
 }
 
-/// The sum for one counter and key: one cache line.
+/// The sum for one counter and key.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: KeyBuf,
-    /// `key.hash64()`, made once for this batch's index and for a memory store's stripe and bucket.
-    pub(crate) hash: u64,
     /// Cannot overflow: 2^64 amounts of 64 bits fit.
     pub(crate) delta: i128,
     /// Position in `Batch::counters`.
@@ -50,7 +54,7 @@ impl Batch {
     /// An empty batch; allocates nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { counters: Vec::new(), entries: Vec::new(), index: HashTable::new() }
+        Self { counters: Vec::new(), hashes: Vec::new(), entries: Vec::new(), index: HashTable::new(), bulk: 0 }
     }
 
     /// Adds `amount` to the total of `key`, by hand; rows go through the hooks.
@@ -73,10 +77,10 @@ impl Batch {
 
     /// Adds what another batch holds: a savepoint that was released.
     pub fn merge(&mut self, other: &Self) {
-        for entry in &other.entries {
+        for (entry, hash) in other.entries.iter().zip(&other.hashes) {
             if let Some(counter) = other.counters.get(entry.counter as usize) {
                 let counter = self.counter_index(*counter);
-                self.add_hashed(counter, entry.key.clone(), entry.hash, entry.delta);
+                self.add_hashed(counter, entry.key.clone(), *hash, entry.delta);
             }
         }
     }
@@ -84,8 +88,10 @@ impl Batch {
     /// Forgets everything and keeps the memory: a writer that reuses its batch allocates nothing.
     pub fn clear(&mut self) {
         self.counters.clear();
+        self.hashes.clear();
         self.entries.clear();
         self.index.clear();
+        self.bulk = 0;
     }
 
     /// Whether applying this would change no total.
@@ -107,8 +113,28 @@ impl Batch {
         })
     }
 
+    /// The error that an entry's delta, or the total that it leads to, leaves 64 bits.
+    #[cold]
+    pub(crate) fn overflow(&self, entry: &Entry, what: &'static str) -> Error {
+        let counter = self.counters.get(entry.counter as usize);
+        counter.map_or_else(
+            || Error::UnknownCounter { counter: String::new() },
+            |counter| Error::overflow(counter, &entry.key, what),
+        )
+    }
+
+    /// A bound of every delta's size.
+    pub(crate) const fn bulk(&self) -> u64 {
+        self.bulk
+    }
+
     pub(crate) fn counters(&self) -> &[Def] {
         &self.counters
+    }
+
+    /// The hashes of [`entries`](Self::entries).
+    pub(crate) fn hashes(&self) -> &[u64] {
+        &self.hashes
     }
 
     pub(crate) fn entries(&self) -> &[Entry] {
@@ -145,44 +171,39 @@ impl Batch {
 
     #[inline]
     fn add_hashed(&mut self, counter: u32, key: KeyBuf, hash: u64, delta: i128) {
-        if self.entries.len() <= LINEAR {
-            let found = self.entries.iter_mut().find(|entry| entry.is(hash, counter, &key));
-            match found {
-                Some(entry) => entry.delta += delta,
-                None => self.push(Entry { key, hash, delta, counter }),
-            }
-            return;
-        }
+        self.bulk = self.bulk.saturating_add(u64::try_from(delta.unsigned_abs()).unwrap_or(u64::MAX));
         let entries = &mut self.entries;
-        let found = self.index.find(mix(hash, counter), |&at| {
-            entries.get(at as usize).is_some_and(|entry| entry.is(hash, counter, &key))
-        });
-        match found.and_then(|&at| entries.get_mut(at as usize)) {
+        let is = |entry: &Entry| entry.counter == counter && entry.key == key;
+        let found = if entries.len() <= LINEAR {
+            let mut known = self.hashes.iter().zip(entries.iter());
+            known.position(|(known, entry)| *known == hash && is(entry))
+        } else {
+            let found = self.index.find(mix(hash, counter), |&at| entries.get(at as usize).is_some_and(is));
+            found.map(|&at| at as usize)
+        };
+        match found.and_then(|at| entries.get_mut(at)) {
             Some(entry) => entry.delta += delta,
-            None => self.push(Entry { key, hash, delta, counter }),
+            None => self.push(Entry { key, delta, counter }, hash),
         }
     }
 
-    fn push(&mut self, entry: Entry) {
+    fn push(&mut self, entry: Entry, hash: u64) {
         self.entries.push(entry);
+        self.hashes.push(hash);
         let len = self.entries.len();
         if len > LINEAR {
             // The first time past the linear search, everything is indexed; then only what came last.
             let first = if len == LINEAR + 1 { 0 } else { len - 1 };
-            let entries = &self.entries;
-            let hash_at = |at: &u32| entries.get(*at as usize).map_or(0, |entry| mix(entry.hash, entry.counter));
+            let (entries, hashes) = (&self.entries, &self.hashes);
+            let hash_at = |at: &u32| {
+                let (entry, hash) = (entries.get(*at as usize), hashes.get(*at as usize));
+                entry.zip(hash).map_or(0, |(entry, hash)| mix(*hash, entry.counter))
+            };
             for at in first..len {
                 let at = narrow(at);
                 self.index.insert_unique(hash_at(&at), at, hash_at);
             }
         }
-    }
-}
-
-impl Entry {
-    #[inline]
-    fn is(&self, hash: u64, counter: u32, key: &KeyBuf) -> bool {
-        self.hash == hash && self.counter == counter && self.key == *key
     }
 }
 

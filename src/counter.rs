@@ -59,10 +59,8 @@ impl<K: Key> Counter<K> {
             );
             rest = more;
         }
-        Self {
-            def: Def { name, id: fnv1a(FNV_OFFSET, name.as_bytes()), version: 1, parts: K::PARTS },
-            key: PhantomData,
-        }
+        let (id, parts) = (fnv1a(FNV_OFFSET, name.as_bytes()), K::PARTS);
+        Self { def: Def { name, id, version: 1, parts, code: parts.code() }, key: PhantomData }
     }
 
     /// The same counter with another version; raise it when the meaning of the tally changes, since code cannot be
@@ -93,6 +91,8 @@ pub struct Def {
     id: u64,
     version: u32,
     parts: KeyParts,
+    /// `parts.code()`.
+    code: u64,
 }
 
 impl Def {
@@ -123,7 +123,7 @@ impl Def {
     /// Whether both are one counter, declared alike; as `==`, without comparing names.
     #[inline]
     pub(crate) fn same(&self, other: &Self) -> bool {
-        self.id == other.id && self.version == other.version && self.parts == other.parts
+        self.id == other.id && self.version == other.version && self.code == other.code
     }
 
     /// A key as text for people: parts joined by commas, `()` for the empty key. Tabs, newlines and backslashes are

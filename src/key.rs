@@ -153,6 +153,33 @@ impl KeyParts {
         self.parts.get(..usize::from(self.len)).unwrap_or_default()
     }
 
+    /// The parts as one number, a byte each: equal for equal parts only.
+    pub(crate) const fn code(&self) -> u64 {
+        let mut code = 0;
+        let mut rest: &[KeyPart] = self.parts.split_at(self.len as usize).0;
+        while let [part, more @ ..] = rest {
+            let byte = match part {
+                KeyPart::Text => 1,
+                KeyPart::Bytes16 => 2,
+                KeyPart::Uuid => 3,
+                KeyPart::Signed(bytes) => 0x40 | *bytes,
+                KeyPart::Unsigned(bytes) => 0x80 | *bytes,
+            };
+            code = code << 8 | byte as u64;
+            rest = more;
+        }
+        code
+    }
+
+    /// How many bytes every key of these parts takes, where that is always the same.
+    pub(crate) fn fixed_len(&self) -> Option<usize> {
+        self.as_slice().iter().try_fold(0, |len, part| match part {
+            KeyPart::Signed(bytes) | KeyPart::Unsigned(bytes) => Some(len + usize::from(*bytes)),
+            KeyPart::Bytes16 | KeyPart::Uuid => Some(len + 16),
+            KeyPart::Text => None,
+        })
+    }
+
     /// How many parts there are.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -419,6 +446,21 @@ impl KeyBuf {
         let mut key = Self::new();
         key.push(bytes);
         key
+    }
+
+    /// The first eight bytes, zeros behind a shorter key: all there is of a key of at most eight bytes.
+    #[inline]
+    pub(crate) fn word(&self) -> u64 {
+        let word = match &self.0 {
+            Repr::Inline(bytes) => bytes.first_chunk(),
+            Repr::Heap(bytes) => bytes.first_chunk(),
+        };
+        word.map_or(0, |word| u64::from_le_bytes(*word))
+    }
+
+    /// The key of `len` bytes, at most eight, of which `word` is [`word`](Self::word).
+    pub(crate) fn from_word(word: u64, len: usize) -> Self {
+        Self::from_bytes(word.to_le_bytes().get(..len).unwrap_or_default())
     }
 
     /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.

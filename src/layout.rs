@@ -125,16 +125,19 @@ impl Layout {
     ///
     /// [`Error::UnknownCounter`] when the layout has no counter of this name, [`Error::Conflict`] when it has it with
     /// another key or version.
+    #[inline]
     pub fn position(&self, def: &Def) -> Result<usize> {
-        let at = self.placed.iter().position(|placed| placed.def.id() == def.id());
-        let at = at.ok_or_else(|| Error::UnknownCounter { counter: def.name().to_owned() })?;
-        match self.placed.get(at) {
-            Some(placed) if !placed.def.same(def) => Err(Error::Conflict {
-                counter: def.name(),
-                found: format!("{def:?}"),
-                wanted: format!("{:?}", placed.def),
-            }),
-            _ => Ok(at),
+        let found = self.placed.iter().position(|placed| placed.def.same(def));
+        found.ok_or_else(|| self.absent(def))
+    }
+
+    #[cold]
+    fn absent(&self, def: &Def) -> Error {
+        match self.placed.iter().find(|placed| placed.def.id() == def.id()) {
+            Some(placed) => {
+                Error::Conflict { counter: def.name(), found: format!("{def:?}"), wanted: format!("{:?}", placed.def) }
+            }
+            None => Error::UnknownCounter { counter: def.name().to_owned() },
         }
     }
 
