@@ -1,0 +1,209 @@
+//! The workloads that benches share: random keys, threads that start together, votes in SQLite.
+
+#![allow(dead_code)] // each bench uses a part
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use keepcount::concert::{Concert, Vote};
+use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
+use keepcount::{Batch, Def, Record, SqliteStore, Store, Tally};
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Splitmix64 (Steele, Lea, Flood): keys that no structure can guess.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn keys(&mut self, count: u64, below: u64) -> Vec<u64> {
+        (0..count).map(|_| self.next() % below).collect()
+    }
+}
+
+/// Every thread of every measurement draws other keys: the same ones again would be in the nearest cache.
+static SEEDS: AtomicU64 = AtomicU64::new(1);
+
+/// Times `work` on what `prepare` made, on each of `threads` that start every round together; the slowest thread's time.
+pub fn rounds<T>(
+    threads: u64,
+    rounds: u64,
+    prepare: impl Fn(&mut Random) -> T + Sync,
+    work: impl Fn(&T) + Sync,
+) -> Duration {
+    let arrived = AtomicUsize::new(0);
+    let count = usize::try_from(threads).unwrap();
+    let run = |thread: u64| {
+        let mut random = Random(SEEDS.fetch_add(1, Ordering::Relaxed) << 32 | thread);
+        let mut spent = Duration::ZERO;
+        for round in 1..=usize::try_from(rounds).unwrap() {
+            let prepared = prepare(&mut random);
+            arrived.fetch_add(1, Ordering::AcqRel);
+            while arrived.load(Ordering::Acquire) < round * count {
+                std::hint::spin_loop();
+            }
+            let begun = Instant::now();
+            work(&prepared);
+            spent += begun.elapsed();
+        }
+        spent
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
+    })
+}
+
+/// How the counters of votes are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeper {
+    /// Not at all: what the rows alone cost.
+    Nobody,
+    /// By hooks.
+    Hooks,
+    /// By an AFTER INSERT trigger on the same tables.
+    Trigger,
+    /// By the trigger, with `temp_store = MEMORY`: it helps large transactions and slows small ones.
+    TriggerInMemory,
+}
+
+pub const KEEPERS: [(Keeper, &str); 4] = [
+    (Keeper::Nobody, "no counters"),
+    (Keeper::Hooks, "hooks"),
+    (Keeper::Trigger, "trigger"),
+    (Keeper::TriggerInMemory, "trigger, temp in memory"),
+];
+
+pub type C = Concert<String>;
+
+pub struct VoteRow {
+    id: String,
+    setlist_id: String,
+    user_id: String,
+    up: bool,
+}
+
+impl Record for VoteRow {
+    const COUNTERS: &'static [Def] = Vote::<&str>::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        Vote::new(Some(self.setlist_id.as_str()), Some(self.user_id.as_str()), self.up).tally(to);
+    }
+}
+
+/// A SQLite file with votes, four counters of them, and somebody who keeps these.
+pub struct Votes {
+    conn: Connection,
+    keeper: Keeper,
+    random: Random,
+    written: u64,
+}
+
+impl Votes {
+    pub fn open(folder: &Path, keeper: Keeper) -> Self {
+        let conn = Connection::open(folder.join(format!("{keeper:?}.db"))).unwrap();
+        conn.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536;
+             CREATE TABLE votes (id TEXT PRIMARY KEY, setlist_id TEXT, user_id TEXT NOT NULL, kind TEXT NOT NULL);
+             CREATE INDEX votes_by_setlist ON votes (setlist_id);
+             CREATE INDEX votes_by_user ON votes (user_id);",
+        )
+        .unwrap();
+        conn.set_prepared_statement_cache_capacity(64);
+        SqliteStore::new(&conn, &C::LAYOUT).create().unwrap();
+        let mut votes = Self { conn, keeper: Keeper::Hooks, random: Random(7), written: 0 };
+        votes.transaction(20_000);
+        votes.keeper = keeper;
+        if keeper == Keeper::TriggerInMemory {
+            votes.conn.execute_batch("PRAGMA temp_store = MEMORY").unwrap();
+        }
+        if matches!(keeper, Keeper::Trigger | Keeper::TriggerInMemory) {
+            let upsert = |table: &str, key: &str, amount: &str, when: &str| {
+                format!(
+                    "INSERT INTO {table} SELECT new.{key}, {amount} WHERE {when}
+                     ON CONFLICT (key) DO UPDATE SET total = total + excluded.total;"
+                )
+            };
+            let score = "iif(new.kind = 'up', 1, -1)";
+            let body = [
+                upsert("setlist_votes", "setlist_id", "1", "new.setlist_id IS NOT NULL"),
+                upsert("setlist_upvotes", "setlist_id", "1", "new.kind = 'up' AND new.setlist_id IS NOT NULL"),
+                upsert("setlist_score", "setlist_id", score, "new.setlist_id IS NOT NULL"),
+                upsert("user_votes", "user_id", "1", "true"),
+            ];
+            let trigger = format!("CREATE TRIGGER counted AFTER INSERT ON votes BEGIN {} END", body.join("\n"));
+            votes.conn.execute_batch(&trigger).unwrap();
+        }
+        votes
+    }
+
+    /// One transaction of so many new votes, hot setlists first: 2,000 setlists, 10,000 users.
+    pub fn transaction(&mut self, votes: u64) {
+        let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let mut batch = Batch::new();
+        {
+            let mut insert = transaction.prepare_cached("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)").unwrap();
+            for _ in 0..votes {
+                self.written += 1;
+                let setlist = (self.random.next() % 2000) * (self.random.next() % 2000) / 2000;
+                let row = VoteRow {
+                    id: format!("v{}", self.written),
+                    setlist_id: format!("se{setlist}"),
+                    user_id: format!("u{}", self.random.next() % 10_000),
+                    up: !self.random.next().is_multiple_of(4),
+                };
+                let kind = if row.up { "up" } else { "down" };
+                insert.execute((&row.id, &row.setlist_id, &row.user_id, kind)).unwrap();
+                if self.keeper == Keeper::Hooks {
+                    batch.insert(&row);
+                }
+            }
+        }
+        SqliteStore::new(&transaction, &C::LAYOUT).apply(&batch).unwrap();
+        transaction.commit().unwrap();
+    }
+
+    /// A file of this many votes, a hundred for each setlist, all counted.
+    pub fn settled(folder: &Path, votes: u64) -> Self {
+        let all = Self::open(folder, Keeper::Hooks);
+        all.conn.execute_batch("PRAGMA synchronous = OFF; DELETE FROM votes; DELETE FROM setlist_votes").unwrap();
+        let fill = "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
+                    INSERT INTO votes SELECT 'v' || n, 'se' || (n * 7919 % max(?1 / 100, 1)), 'u' || (n % 1000), 'up' FROM n";
+        all.conn.execute(fill, [i64::try_from(votes).unwrap()]).unwrap();
+        let count = "INSERT INTO setlist_votes SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
+        all.conn.execute_batch(count).unwrap();
+        all
+    }
+
+    /// What a verification is measured against: the whole count as one statement, every row of it read.
+    pub fn group_by(&self) -> i64 {
+        let text = "SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
+        let mut statement = self.conn.prepare_cached(text).unwrap();
+        let counts = statement.query_map((), |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))).unwrap();
+        counts.map(|count| count.unwrap().1).sum()
+    }
+
+    pub fn verify(&self, options: Options) -> Report {
+        let mut audit = SqliteAudit::new(&self.conn, &C::LAYOUT).unwrap();
+        let source = Source::table("votes", ["setlist_id"]).rows("id, setlist_id, user_id, kind = 'up'", |row| {
+            Ok(VoteRow { id: row.get(0)?, setlist_id: row.get(1)?, user_id: row.get(2)?, up: row.get(3)? })
+        });
+        audit.add(C::SETLIST_VOTES, source).unwrap();
+        let scope = [C::SETLIST_VOTES.def()];
+        let mut verify = Reconciler::scoped(Mode::Verify, &C::LAYOUT, &scope, options).unwrap();
+        run(&mut verify, &mut audit, &mut Live::new()).unwrap()
+    }
+}
+
+/// Whether the benches are only tried out (`cargo bench -- --test`): sizes shrink.
+pub fn only_tested() -> bool {
+    std::env::args().any(|arg| arg == "--test")
+}

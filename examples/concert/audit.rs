@@ -1,0 +1,98 @@
+//! Verify and repair: where each counter's rows are, a run over them, and its report.
+
+use std::io::Write;
+
+use keepcount::reconcile::{self, Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token};
+use rusqlite::Connection;
+
+use crate::cli::Outcome;
+use crate::error::Result;
+use crate::rows::{SetlistRow, ShowRow, VoteRow};
+use crate::schema::C;
+
+/// What a run looks at; what is not given is as keepcount has it by default.
+#[derive(Debug, Default)]
+pub struct Scope {
+    /// None: all of them.
+    pub counters: Vec<String>,
+    pub page: Option<u32>,
+    pub max_pages: Option<u64>,
+    pub samples: Option<u32>,
+    pub force: bool,
+    /// Where a stopped run ended; it knows all of the above but `max_pages`.
+    pub resume: Option<String>,
+}
+
+/// The sources: for each counter the table, the key's column, the amount and the filter, once more in SQL, and the row
+/// whose tally they must agree with, of which every repair first looks at a sample.
+fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
+    let shows = || Source::table("shows", ["artist_id"]);
+    let setlists = || Source::table("setlists", ["show_id"]);
+    let votes = || Source::table("votes", ["setlist_id"]);
+    let votes_of_users = || Source::table("votes", ["user_id"]);
+    let upcoming = shows().filter("status = 'upcoming'");
+    let up = votes().filter("kind = 'up'");
+    let score = votes().amount("CASE kind WHEN 'up' THEN 1 ELSE -1 END");
+
+    let mut audit = SqliteAudit::new(conn, &C::LAYOUT)?;
+    audit.add(C::ARTIST_SHOWS, shows().rows(ShowRow::COLUMNS, ShowRow::read))?;
+    audit.add(C::ARTIST_UPCOMING_SHOWS, upcoming.rows(ShowRow::COLUMNS, ShowRow::read))?;
+    audit.add(C::SHOW_SETLISTS, setlists().rows(SetlistRow::COLUMNS, SetlistRow::read))?;
+    audit.add(C::SETLIST_VOTES, votes().rows(VoteRow::COLUMNS, VoteRow::read))?;
+    audit.add(C::SETLIST_UPVOTES, up.rows(VoteRow::COLUMNS, VoteRow::read))?;
+    audit.add(C::SETLIST_SCORE, score.rows(VoteRow::COLUMNS, VoteRow::read))?;
+    audit.add(C::USER_VOTES, votes_of_users().rows(VoteRow::COLUMNS, VoteRow::read))?;
+    Ok(audit)
+}
+
+/// Runs from the beginning, or from where a stopped run ended.
+pub fn run(conn: &Connection, mode: Mode, scope: &Scope) -> Result<Report> {
+    let mut audit = sources(conn)?;
+    let mut run = reconciler(mode, scope)?;
+    Ok(reconcile::run(&mut run, &mut audit, &mut Live::new())?)
+}
+
+fn reconciler(mode: Mode, scope: &Scope) -> Result<Reconciler> {
+    let mut options = Options::default().force(scope.force);
+    if let Some(pages) = scope.max_pages {
+        options = options.max_pages(pages);
+    }
+    if let Some(token) = &scope.resume {
+        let token: Token = token.parse()?;
+        return Ok(Reconciler::resume(mode, &C::LAYOUT, &token, options)?);
+    }
+    if let Some(keys) = scope.page {
+        options = options.page(keys as usize);
+    }
+    if let Some(keys) = scope.samples {
+        options = options.samples(keys as usize);
+    }
+    if scope.counters.is_empty() {
+        return Ok(Reconciler::new(mode, &C::LAYOUT, options)?);
+    }
+    let counters = scope.counters.iter().map(|name| C::LAYOUT.find(name)).collect::<keepcount::Result<Vec<_>>>()?;
+    Ok(Reconciler::scoped(mode, &C::LAYOUT, &counters, options)?)
+}
+
+/// Prints a report: for programs, or for people.
+pub fn print(out: &mut impl Write, report: &Report, json: bool) -> Result<()> {
+    if json {
+        serde_json::to_writer(&mut *out, report).map_err(std::io::Error::from)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    writeln!(out, "{}", report.table())?;
+    if let Some(token) = &report.token {
+        writeln!(out, "resume {token}")?;
+    }
+    Ok(())
+}
+
+/// What a report means for the exit code; a run that stopped says so first, whatever it found.
+pub fn outcome(mode: Mode, report: &Report) -> Outcome {
+    match mode {
+        _ if !report.complete() => Outcome::Stopped,
+        Mode::Verify if report.drift() > 0 => Outcome::Drift,
+        Mode::Verify | Mode::Repair => Outcome::Clean,
+    }
+}

@@ -1,0 +1,67 @@
+//! What stops a command, in words that name the thing concerned.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug)]
+pub enum Error {
+    /// An event that does not fit the rows: nothing of it was applied.
+    Refused(String),
+    /// The application's own SQL failed.
+    Sql(rusqlite::Error),
+    /// keepcount failed.
+    Count(keepcount::Error),
+    /// A table has the name of one of the application's, and is another's.
+    Foreign(String),
+    /// Results could not be printed.
+    Stdout(io::Error),
+    /// Anything else, and what has got its file's name.
+    Said(String),
+}
+
+impl Error {
+    pub fn said(text: impl Into<String>) -> Self {
+        Self::Said(text.into())
+    }
+
+    /// Names the database in an error that comes from it.
+    pub fn in_file(self, db: &Path) -> Self {
+        match self {
+            Self::Sql(_) | Self::Count(_) | Self::Foreign(_) => Self::Said(format!("{}: {self}", db.display())),
+            other => other,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(text) | Self::Foreign(text) | Self::Said(text) => f.write_str(text),
+            Self::Sql(error) => error.fmt(f),
+            Self::Count(error) => error.fmt(f),
+            Self::Stdout(error) => write!(f, "stdout: {error}"),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<keepcount::Error> for Error {
+    fn from(error: keepcount::Error) -> Self {
+        Self::Count(error)
+    }
+}
+
+/// Only printing uses `?` on I/O; readers name their file themselves.
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Stdout(error)
+    }
+}

@@ -1,0 +1,49 @@
+//! A concert site on an embedded SQLite file, whose counters keepcount keeps; here only exit codes.
+//!
+//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows and totals in one
+//! transaction) and `audit.rs` (verify and repair), in this order.
+
+mod app;
+mod audit;
+mod cli;
+mod demo;
+mod error;
+mod event;
+mod lines;
+mod progress;
+mod replaced;
+mod replay;
+mod rows;
+mod schema;
+mod season;
+mod text;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Outcome};
+use error::Error;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Nothing is left to be said when even this cannot be printed.
+            let _ = usage.print();
+            return if usage.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.run() {
+        Ok(Outcome::Clean) => ExitCode::SUCCESS,
+        Ok(Outcome::Drift) => ExitCode::from(2),
+        Ok(Outcome::Stopped) => ExitCode::from(3),
+        // `totals | head`: the reader has seen enough.
+        Err(Error::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            ExitCode::from(1)
+        }
+    }
+}

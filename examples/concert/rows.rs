@@ -1,0 +1,116 @@
+//! The application's own rows: how SQLite returns them, and what each counts for.
+
+use keepcount::concert::{Artist, Setlist, Show, Status, Vote};
+use keepcount::{Def, Record, Tally};
+use rusqlite::Row;
+use rusqlite::types::Type;
+
+#[derive(Debug)]
+pub struct ArtistRow {
+    pub id: String,
+    pub name: String,
+    pub followers: i64,
+    pub popularity: i64,
+}
+
+#[derive(Debug)]
+pub struct ShowRow {
+    pub id: String,
+    pub artist_id: Option<String>,
+    pub date: String,
+    pub status: Status,
+}
+
+#[derive(Debug)]
+pub struct SetlistRow {
+    pub id: String,
+    pub show_id: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct VoteRow {
+    pub id: String,
+    pub setlist_id: String,
+    pub user_id: String,
+    /// `up` or `down`.
+    pub kind: String,
+    pub created_at: i64,
+}
+
+// What counts: the hooks of `app.rs` and the recount of `audit.rs` both ask here.
+
+impl Record for ArtistRow {
+    const COUNTERS: &'static [Def] = Artist::<&str>::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        Artist::new(self.id.as_str()).tally(to);
+    }
+}
+
+impl Record for ShowRow {
+    const COUNTERS: &'static [Def] = Show::<&str>::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        Show::new(self.artist_id.as_deref(), self.status).tally(to);
+    }
+}
+
+impl Record for SetlistRow {
+    const COUNTERS: &'static [Def] = Setlist::<&str>::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        Setlist::new(self.show_id.as_deref()).tally(to);
+    }
+}
+
+impl Record for VoteRow {
+    const COUNTERS: &'static [Def] = Vote::<&str>::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        Vote::new(Some(self.setlist_id.as_str()), Some(self.user_id.as_str()), self.kind == "up").tally(to);
+    }
+}
+
+// How SQLite returns them: `COLUMNS` is the select list that `read` reads.
+
+impl ArtistRow {
+    pub const COLUMNS: &'static str = "id, name, followers, popularity";
+
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, name: row.get(1)?, followers: row.get(2)?, popularity: row.get(3)? })
+    }
+}
+
+impl ShowRow {
+    pub const COLUMNS: &'static str = "id, artist_id, date, status";
+
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let status: String = row.get(3)?;
+        let status = status
+            .parse()
+            .map_err(|unknown| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, Box::new(unknown)))?;
+        Ok(Self { id: row.get(0)?, artist_id: row.get(1)?, date: row.get(2)?, status })
+    }
+}
+
+impl SetlistRow {
+    pub const COLUMNS: &'static str = "id, show_id";
+
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { id: row.get(0)?, show_id: row.get(1)? })
+    }
+}
+
+impl VoteRow {
+    pub const COLUMNS: &'static str = "id, setlist_id, user_id, kind, created_at";
+
+    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            setlist_id: row.get(1)?,
+            user_id: row.get(2)?,
+            kind: row.get(3)?,
+            created_at: row.get(4)?,
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! The application's tables, and how a database is opened or made.
+
+use std::path::Path;
+use std::time::Duration;
+
+use keepcount::SqliteStore;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::error::{Error, Result};
+use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
+
+/// The counters, keyed by the application's ids: texts.
+pub type C = keepcount::concert::Concert<String>;
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS artists (
+        id TEXT NOT NULL PRIMARY KEY,
+        name TEXT NOT NULL,
+        followers INTEGER NOT NULL CHECK (followers >= 0),
+        popularity INTEGER NOT NULL CHECK (popularity BETWEEN 0 AND 100)
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS shows (
+        id TEXT NOT NULL PRIMARY KEY,
+        artist_id TEXT REFERENCES artists (id),
+        date TEXT NOT NULL,
+        status TEXT NOT NULL CHECK (status IN ('upcoming', 'completed', 'cancelled'))
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS setlists (
+        id TEXT NOT NULL PRIMARY KEY,
+        show_id TEXT REFERENCES shows (id)
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS votes (
+        id TEXT NOT NULL PRIMARY KEY,
+        setlist_id TEXT NOT NULL REFERENCES setlists (id),
+        user_id TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('up', 'down')),
+        created_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS replay_position (
+        stream TEXT NOT NULL PRIMARY KEY,
+        lines INTEGER NOT NULL,
+        hash BLOB NOT NULL
+    ) STRICT;
+";
+
+/// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first column.
+const INDICES: &str = "
+    CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, status);
+    CREATE INDEX IF NOT EXISTS setlists_by_show ON setlists (show_id);
+    CREATE INDEX IF NOT EXISTS votes_by_setlist ON votes (setlist_id, kind);
+    CREATE INDEX IF NOT EXISTS votes_by_user ON votes (user_id);
+";
+
+/// Opens a database and makes what is not there yet: the file, the application's tables, the tables of totals.
+pub fn create(path: &Path) -> Result<Connection> {
+    let make = || {
+        let mut conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute_batch(TABLES)?;
+        check_rows(&tx)?;
+        tx.execute_batch(INDICES)?;
+        SqliteStore::new(&tx, &C::LAYOUT).create()?;
+        tx.commit()?;
+        // Afterwards, so that a database which is refused stays as it is.
+        conn.execute_batch("PRAGMA journal_mode = WAL")?;
+        Ok(conn)
+    };
+    make().map_err(|error: Error| error.in_file(path))
+}
+
+/// Opens a database that is there, and checks that it is this application's; makes nothing.
+pub fn open(path: &Path) -> Result<Connection> {
+    let open = || {
+        let conn = connect(path, OpenFlags::empty())?;
+        SqliteStore::new(&conn, &C::LAYOUT).check()?;
+        check_rows(&conn)?;
+        Ok(conn)
+    };
+    open().map_err(|error: Error| error.in_file(path))
+}
+
+/// As [`open`], for commands that are not to write.
+pub fn open_to_read(path: &Path) -> Result<Connection> {
+    let conn = open(path)?;
+    conn.execute_batch("PRAGMA query_only = ON")?;
+    Ok(conn)
+}
+
+/// Read-write even where only reads follow: the last reader of a WAL then clears its files away. SQLite itself opens a
+/// file that is write-protected for reading only.
+fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
+    // An absolute path is never taken for a URI or for `:memory:`.
+    let path = std::path::absolute(path).map_err(|error| Error::said(format!("{}: {error}", path.display())))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+    let conn = Connection::open_with_flags(path, flags)?;
+    conn.busy_timeout(Duration::from_secs(10))?;
+    conn.execute_batch("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL")?;
+    // More than there are statements in the application and in keepcount: each is prepared once.
+    conn.set_prepared_statement_cache_capacity(128);
+    Ok(conn)
+}
+
+/// Whether the application's tables have their columns; another application may use the same names.
+fn check_rows(conn: &Connection) -> Result<()> {
+    for (table, columns) in [
+        ("artists", ArtistRow::COLUMNS),
+        ("shows", ShowRow::COLUMNS),
+        ("setlists", SetlistRow::COLUMNS),
+        ("votes", VoteRow::COLUMNS),
+        ("replay_position", "stream, lines, hash"),
+    ] {
+        conn.prepare(&format!("SELECT {columns} FROM {table}")).map_err(|error| match error {
+            rusqlite::Error::SqlInputError { msg, .. } => {
+                Error::Foreign(format!("table {table} is not this application's: {msg}"))
+            }
+            other => Error::Sql(other),
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! A season of a concert site as an event file: made up, and the same for the same seed.
+
+use std::fmt::Write as _;
+
+/// What the site has when the season is over: the size of the system that this replaces.
+const ARTISTS: u64 = 1_000;
+const SHOWS: u64 = 5_000;
+const SETLISTS: u64 = 2_000;
+const VOTES: u64 = 10_000;
+const USERS: u64 = 2_500;
+
+/// What comes in addition and is deleted again, the children with their parents.
+const GONE_ARTISTS: u64 = 5;
+const GONE_SHOWS: u64 = 25;
+const GONE_SETLISTS: u64 = 50;
+const GONE_VOTES: u64 = 600;
+
+/// Days of the season: shows are announced, then setlists posted, then votes given, and at its end much is deleted.
+const POSTED: u64 = 100;
+const VOTED: u64 = 160;
+const END: u64 = 300;
+
+/// The season's events, one JSON object a line, in the order of their days.
+pub fn make(seed: u64) -> Vec<u8> {
+    let mut season = Season { random: Random(seed), events: Vec::new() };
+    season.artists();
+    season.shows();
+    season.setlists();
+    season.votes();
+    season.deletes();
+    // Stable: on one day parents come first.
+    season.events.sort_by_key(|(day, _)| *day);
+    season.events.iter().flat_map(|(_, line)| [line.as_bytes(), b"\n"]).flatten().copied().collect()
+}
+
+struct Season {
+    random: Random,
+    events: Vec<(u64, String)>,
+}
+
+impl Season {
+    fn put(&mut self, day: u64, op: &str, table: &str, row: &str) {
+        let line = format!(r#"{{"at":"{}","op":"{op}","table":"{table}","row":{row}}}"#, date(day));
+        self.events.push((day, line));
+    }
+
+    fn artists(&mut self) {
+        for artist in 0..ARTISTS + GONE_ARTISTS {
+            let (followers, popularity) = (self.random.below(1_000_000), self.random.below(101));
+            let row = |followers| {
+                format!(
+                    r#"{{"id":"ar{artist}","name":"Artist {artist}","followers":{followers},"popularity":{popularity}}}"#
+                )
+            };
+            self.put(0, "insert", "artists", &row(followers));
+            if self.random.one_in(10) {
+                // Counts for nothing: no statement on any total.
+                let day = self.random.between(1, END);
+                self.put(day, "update", "artists", &row(followers + 1_000));
+            }
+        }
+    }
+
+    fn shows(&mut self) {
+        let famous = Zipf::new(ARTISTS);
+        for show in 0..SHOWS + GONE_SHOWS {
+            let mut artist = match show.checked_sub(SHOWS) {
+                None => Some(famous.pick(&mut self.random)),
+                Some(gone) if gone % 2 == 0 => Some(ARTISTS + gone % GONE_ARTISTS), // goes with its artist
+                Some(_) => Some(self.random.below(ARTISTS)),
+            };
+            if show < SHOWS && self.random.one_in(50) {
+                artist = None;
+            }
+            let announced = self.random.below(POSTED);
+            let mut held = announced + self.random.between(20, 240);
+            let row = |artist: Option<u64>, held, status: &str| {
+                let (artist, date) = (id_or_null("ar", artist), date(held));
+                format!(r#"{{"id":"sh{show}","artist_id":{artist},"date":"{date}","status":"{status}"}}"#)
+            };
+            self.put(announced, "insert", "shows", &row(artist, held, "upcoming"));
+            if show < SHOWS && self.random.one_in(30) {
+                artist = Some(famous.pick(&mut self.random)); // another artist steps in, often where nobody was named
+                let day = self.random.between(announced, held);
+                self.put(day, "update", "shows", &row(artist, held, "upcoming"));
+            }
+            if self.random.one_in(20) {
+                held -= 1;
+                self.put(held, "update", "shows", &row(artist, held, "cancelled"));
+            } else if held < END {
+                self.put(held, "update", "shows", &row(artist, held, "completed"));
+            }
+        }
+    }
+
+    fn setlists(&mut self) {
+        for setlist in 0..SETLISTS + GONE_SETLISTS {
+            let gone = setlist.checked_sub(SETLISTS);
+            let mut show = Some(match gone {
+                Some(gone) if gone % 2 == 0 => SHOWS + gone % GONE_SHOWS, // goes with its show, or with its artist
+                _ => self.random.below(SHOWS),
+            });
+            if gone.is_none() && self.random.one_in(40) {
+                show = None;
+            }
+            let row = |show| format!(r#"{{"id":"se{setlist}","show_id":{}}}"#, id_or_null("sh", show));
+            let posted = self.random.between(POSTED, VOTED);
+            self.put(posted, "insert", "setlists", &row(show));
+            if gone.is_none() && self.random.one_in(25) {
+                let to = (!self.random.one_in(10)).then(|| self.random.below(SHOWS));
+                let day = self.random.between(posted, END);
+                self.put(day, "update", "setlists", &row(to));
+            }
+        }
+    }
+
+    fn votes(&mut self) {
+        let (popular, busy) = (Zipf::new(SETLISTS), Zipf::new(USERS));
+        for vote in 0..VOTES + GONE_VOTES {
+            let gone = vote.checked_sub(VOTES);
+            let mut setlist = match gone {
+                Some(gone) if gone % 2 == 0 => SETLISTS + gone % GONE_SETLISTS, // goes with its setlist
+                _ => popular.pick(&mut self.random),
+            };
+            let (user, mut up) = (busy.pick(&mut self.random), !self.random.one_in(5));
+            let day = self.random.between(VOTED, END - 20);
+            let row = |setlist, up| {
+                let (kind, at) = (if up { "up" } else { "down" }, 1_735_689_600 + day * 86_400 + vote % 86_400);
+                format!(
+                    r#"{{"id":"vo{vote}","setlist_id":"se{setlist}","user_id":"us{user}","kind":"{kind}","created_at":{at}}}"#
+                )
+            };
+            self.put(day, "insert", "votes", &row(setlist, up));
+            if self.random.one_in(15) {
+                up = !up;
+                self.put(day + 1, "update", "votes", &row(setlist, up));
+            }
+            if gone.is_none() && self.random.one_in(30) {
+                setlist = popular.pick(&mut self.random);
+                self.put(day + 2, "update", "votes", &row(setlist, up));
+            }
+            if gone.is_some_and(|gone| gone % 2 == 1) {
+                self.put(day + 10, "delete", "votes", &format!(r#"{{"id":"vo{vote}"}}"#)); // toggled off
+            }
+        }
+    }
+
+    /// Setlists, shows and artists that have children, in this order: each deletes what the one before has left.
+    fn deletes(&mut self) {
+        for setlist in (SETLISTS..SETLISTS + GONE_SETLISTS).filter(|setlist| setlist % 4 != 0) {
+            self.put(END, "delete", "setlists", &format!(r#"{{"id":"se{setlist}"}}"#));
+        }
+        for show in (SHOWS..SHOWS + GONE_SHOWS).filter(|show| show % 4 != 0) {
+            self.put(END, "delete", "shows", &format!(r#"{{"id":"sh{show}"}}"#));
+        }
+        for artist in ARTISTS..ARTISTS + GONE_ARTISTS {
+            self.put(END, "delete", "artists", &format!(r#"{{"id":"ar{artist}"}}"#));
+        }
+    }
+}
+
+fn id_or_null(prefix: &str, number: Option<u64>) -> String {
+    number.map_or_else(|| "null".to_owned(), |number| format!("\"{prefix}{number}\""))
+}
+
+/// The day of 2025 with this number, from 0.
+fn date(day: u64) -> String {
+    let mut day = day;
+    let mut text = String::from("2025-");
+    for (month, days) in (1..).zip([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]) {
+        if day < days {
+            let _ = write!(text, "{month:02}-{:02}", day + 1); // a String takes everything
+            break;
+        }
+        day -= days;
+    }
+    text
+}
+
+/// splitmix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn between(&mut self, start: u64, end: u64) -> u64 {
+        start + self.below(end - start)
+    }
+
+    fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+}
+
+/// Numbers from 0, of which the n-th is picked about 1/n as often as the first.
+struct Zipf {
+    sums: Vec<u64>,
+}
+
+impl Zipf {
+    fn new(numbers: u64) -> Self {
+        let mut sum = 0;
+        let mut next = |rank: u64| {
+            sum += 1_000_000 / (rank + 1);
+            sum
+        };
+        Self { sums: (0..numbers).map(&mut next).collect() }
+    }
+
+    fn pick(&self, random: &mut Random) -> u64 {
+        let at = random.below(self.sums.last().copied().unwrap_or(1));
+        self.sums.partition_point(|sum| *sum <= at) as u64
+    }
+}
