@@ -195,16 +195,20 @@ impl Error {
         }
     }
 
-    pub(crate) fn overflow(counter: &Def, key: &KeyBuf, what: &'static str) -> Self {
-        Self::Overflow { counter: counter.name(), key: counter.show(key), what }
+    /// An [`Error::Overflow`] of a counter's key: for a store of your own.
+    #[must_use]
+    pub fn overflow(counter: &Def, key: &KeyBuf, what: &'static str) -> Self {
+        Self::Overflow { counter: counter.name(), key: brief(&counter.show(key)), what }
     }
 
-    pub(crate) fn key(counter: &Def, key: &KeyBuf, cause: KeyError) -> Self {
-        Self::Key { counter: counter.name(), key: counter.show(key), cause }
+    /// An [`Error::Key`] of a counter's key: for a store of your own.
+    #[must_use]
+    pub fn key(counter: &Def, key: &KeyBuf, cause: KeyError) -> Self {
+        Self::Key { counter: counter.name(), key: brief(&counter.show(key)), cause }
     }
 
     pub(crate) fn source(counter: &Def, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
-        Self::Source { counter: counter.name(), key: key.map(|key| counter.show(key)), reason: reason.into() }
+        Self::Source { counter: counter.name(), key: key.map(|key| brief(&counter.show(key))), reason: reason.into() }
     }
 
     pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Self {
@@ -215,3 +219,14 @@ impl Error {
 fn at_key(key: Option<&str>) -> String {
     key.map(|key| format!(", key {key}")).unwrap_or_default()
 }
+
+/// A key's text, cut where it would swamp the message.
+pub(crate) fn brief(text: &str) -> String {
+    match text.char_indices().nth(KEY_SHOWN) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+/// Characters of a key that a message shows.
+const KEY_SHOWN: usize = 80;

@@ -818,7 +818,7 @@ mod tests {
 
     #[test]
     fn malformed_bytes_are_refused() {
-        for raw in [&[][..], &[b'a'], &[1, 3, 0], &[1, 0], &[0xff, 0]] {
+        for raw in [&[][..], b"a", &[1, 3, 0], &[1, 0], &[0xff, 0]] {
             assert_eq!(KeyBuf::from_bytes(raw).decode::<String>(), Err(KeyError::Malformed), "{raw:?}");
         }
         assert_eq!(KeyBuf::from_bytes(&[0; 9]).decode::<i64>(), Err(KeyError::Malformed));

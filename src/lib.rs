@@ -1,9 +1,10 @@
-//! keepcount
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, missing_debug_implementations)]
 
 mod batch;
 pub mod concert;
+pub mod conformance;
 mod counter;
 mod error;
 mod key;

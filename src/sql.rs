@@ -112,7 +112,7 @@ pub fn upsert(_: Dialect, placed: &Placed) -> String {
     let keys = columns.join(", ");
     let params = params(columns.len() + 1);
     format!(
-        r#"INSERT INTO "{}" ({keys}, "total") VALUES ({params}) ON CONFLICT ({keys}) DO UPDATE SET "total" = "total" + excluded."total""#,
+        r#"INSERT INTO "{}" AS t ({keys}, "total") VALUES ({params}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
         placed.table_name()
     )
 }
@@ -120,33 +120,33 @@ pub fn upsert(_: Dialect, placed: &Placed) -> String {
 /// Removes one total if it is 0.
 #[must_use]
 pub fn remove_zero(_: Dialect, placed: &Placed) -> String {
-    format!(r#"DELETE FROM "{}" WHERE {} AND "total" = 0"#, placed.table_name(), key_is(placed))
+    format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, placed.table_name(), key_is(placed))
 }
 
 /// Reads one total: no row where it is absent.
 #[must_use]
 pub fn read(_: Dialect, placed: &Placed) -> String {
-    format!(r#"SELECT "total" FROM "{}" WHERE {}"#, placed.table_name(), key_is(placed))
+    format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, placed.table_name(), key_is(placed))
 }
 
 /// Reads totals in key order: the key's columns and the total; parameters are the key's columns when `after`, then the
 /// number of rows.
 #[must_use]
 pub fn page(_: Dialect, placed: &Placed, after: bool) -> String {
-    let columns = key_columns(placed.def().parts());
+    let columns = own_key_columns(placed.def().parts());
     let keys = columns.join(", ");
     let (range, limit) = if after {
         (format!(" WHERE ({keys}) > ({})", params(columns.len())), columns.len() + 1)
     } else {
         (String::new(), 1)
     };
-    format!(r#"SELECT {keys}, "total" FROM "{}"{range} ORDER BY {keys} LIMIT ?{limit}"#, placed.table_name())
+    format!(r#"SELECT {keys}, t."total" FROM "{}" AS t{range} ORDER BY {keys} LIMIT ?{limit}"#, placed.table_name())
 }
 
 /// Looks whether there are as many totals other than 0 as `?1` says: their number, counted up to there.
 #[must_use]
 pub fn count_non_zero(_: Dialect, placed: &Placed) -> String {
-    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{}" WHERE "total" <> 0 LIMIT ?1)"#, placed.table_name())
+    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{}" AS t WHERE t."total" <> 0 LIMIT ?1)"#, placed.table_name())
 }
 
 /// The catalogue of the counters that a database has. Its column `identity` is random, so that a resume token of one database is
@@ -211,8 +211,13 @@ fn key_columns(parts: KeyParts) -> Vec<String> {
     }
 }
 
+/// The key columns with their table's name: SQLite takes a quoted name alone that no column has for a text.
+fn own_key_columns(parts: KeyParts) -> Vec<String> {
+    key_columns(parts).iter().map(|column| format!("t.{column}")).collect()
+}
+
 fn key_is(placed: &Placed) -> String {
-    let columns = key_columns(placed.def().parts());
+    let columns = own_key_columns(placed.def().parts());
     let terms = columns.iter().enumerate().map(|(at, column)| format!("{column} = ?{}", at + 1));
     terms.collect::<Vec<_>>().join(" AND ")
 }

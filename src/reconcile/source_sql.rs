@@ -22,14 +22,16 @@ impl Target {
         let quoted = key.iter().map(|column| quote(column)).collect::<Vec<_>>();
         let index = format!("{} ({})", quote(table), quoted.join(", "));
         let index = (!key.is_empty()).then_some(index);
-        Self { wanted_index: index, ..Self::over(quote(table), quoted) }
+        Self { wanted_index: index, ..Self::over(&quote(table), key) }
     }
 
     pub(super) fn query(query: &str, key: &[&str]) -> Self {
-        Self::over(format!("({query})"), key.iter().map(|column| quote(column)).collect())
+        Self::over(&format!("({query})"), key)
     }
 
-    fn over(from: String, key: Vec<String>) -> Self {
+    /// Key columns carry the table's name: SQLite takes a quoted name alone that no column has for a text.
+    fn over(from: &str, key: &[&str]) -> Self {
+        let (from, key) = (format!("{from} AS r"), key.iter().map(|column| format!("r.{}", quote(column))).collect());
         Self { from, key, wanted_index: None, amount: None, filter: None, columns: String::new() }
     }
 

@@ -110,6 +110,14 @@ pub struct Applied {
     pub statements: u64,
 }
 
+impl Applied {
+    /// So many totals by so many statements: for a store of your own.
+    #[must_use]
+    pub const fn new(totals: u64, statements: u64) -> Self {
+        Self { totals, statements }
+    }
+}
+
 /// A change of a total from one 64-bit integer to another, as changes of 64 bits each: one, or two where the way is longer. On the
 /// way the total stays between the two.
 pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {

@@ -4,12 +4,12 @@ mod schema;
 
 use rusqlite::ffi;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, params_from_iter};
 
 use super::{Applied, Store, steps};
 use crate::batch::Batch;
 use crate::counter::Def;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::key::{KeyBuf, KeyError};
 use crate::layout::{Layout, Placed};
 use crate::sql::{self, Dialect, Value};
@@ -62,6 +62,8 @@ impl<'c> SqliteStore<'c> {
     /// totals slower than triggers. Where that fails too, nothing of the transaction may stay.
     #[cold]
     fn take_back(&self, statements: &[sql::Statement<'_>], done: usize, error: Error) -> Error {
+        // Where SQLite rolled back by itself, there is nothing left to undo.
+        let done = if self.conn.is_autocommit() { 0 } else { done };
         let rows = statements.iter().flat_map(|statement| statement.rows().map(move |row| (statement, row)));
         let undone = rows.take(done).try_for_each(|(statement, row)| {
             let Some((Value::Integer(delta), key)) = row.split_last() else { return Ok(()) };
@@ -92,7 +94,7 @@ impl<'c> SqliteStore<'c> {
         let mut prepared = self.conn.prepare_cached(upsert).map_err(|error| writing(counter, error))?;
         for step in steps(change) {
             let row: Vec<Value<'_>> = key.iter().cloned().chain([Value::Integer(step)]).collect();
-            prepared.execute(params_from_iter(&row)).map_err(|error| write_failed(counter, &row, error))?;
+            write(&mut prepared, counter, &row)?;
         }
         Ok(())
     }
@@ -176,11 +178,23 @@ fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize) -
         let counter = statement.counter;
         let mut prepared = conn.prepare_cached(&statement.text).map_err(|error| writing(&counter, error))?;
         for row in statement.rows() {
-            prepared.execute(params_from_iter(row)).map_err(|error| write_failed(&counter, row, error))?;
+            write(&mut prepared, &counter, row)?;
             *done += 1;
         }
     }
     Ok(())
+}
+
+/// Executes an upsert for one row; it writes one total, or fails.
+fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result<()> {
+    match upsert.execute(params_from_iter(row)) {
+        Ok(1) => Ok(()),
+        Ok(_) => {
+            let table = counter.name().replace('.', "_");
+            Err(Error::Schema { table, reason: "a write to it was skipped; it must have no triggers".to_owned() })
+        }
+        Err(error) => Err(write_failed(counter, row, error)),
+    }
 }
 
 fn writing(counter: &Def, error: rusqlite::Error) -> Error {
@@ -224,16 +238,15 @@ pub(crate) fn read_key(counter: &Def, row: &rusqlite::Row<'_>, first: usize) -> 
     Ok(key)
 }
 
-/// The columns of a key that could not be read, for the error's text; long ones are cut.
+/// The first column of a key that could not be read, for the error's text.
 fn raw_text(row: &rusqlite::Row<'_>, first: usize) -> String {
-    let text = match row.get_ref(first) {
+    match row.get_ref(first) {
         Ok(ValueRef::Integer(value)) => value.to_string(),
         Ok(ValueRef::Real(value)) => value.to_string(),
-        Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).escape_debug().to_string(),
+        Ok(ValueRef::Text(text)) => brief(&String::from_utf8_lossy(text).escape_debug().to_string()),
         Ok(ValueRef::Blob(bytes)) => format!("a blob of {} bytes", bytes.len()),
         Ok(ValueRef::Null) | Err(_) => "null".to_owned(),
-    };
-    if text.chars().count() > 80 { text.chars().take(77).chain("...".chars()).collect() } else { text }
+    }
 }
 
 impl ToSql for Value<'_> {

@@ -59,8 +59,7 @@ impl MemoryStore {
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`] when the snapshot has another format or layout, a key that is none of its counter's, or one key or counter
-    /// twice.
+    /// [`Error::Snapshot`] when the snapshot has another format or layout, a key that is none of its counter's, or one key or counter twice.
     pub fn restore(layout: &Layout, snapshot: &Snapshot) -> Result<Self> {
         let failed = |reason: String| Err(Error::Snapshot { reason });
         if snapshot.format != FORMAT {
@@ -68,6 +67,19 @@ impl MemoryStore {
         }
         if snapshot.layout != layout.fingerprint() {
             return failed("it was taken with another layout".to_owned());
+        }
+        for counter in &snapshot.counters {
+            layout.find(&counter.name)?;
+        }
+        for placed in layout.counters() {
+            let name = placed.def().name();
+            let times = snapshot.counters.iter().filter(|counter| counter.name == name).count();
+            if times > 1 {
+                return failed(format!("counter {name} comes twice"));
+            }
+            if times == 0 {
+                return failed(format!("counter {name} is missing"));
+            }
         }
         let store = Self::new(layout);
         let mut batch = Batch::new();
@@ -79,7 +91,7 @@ impl MemoryStore {
                 }
                 batch.add_raw(def, key.clone(), i128::from(*total));
             }
-            if batch.entries().len() != counter.totals.len() || store.len(def)? != 0 {
+            if batch.entries().len() != counter.totals.len() {
                 return failed(format!("counter {} has a key twice", def.name()));
             }
             store.apply(&batch)?;

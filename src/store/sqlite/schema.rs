@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rusqlite::OptionalExtension;
+use rusqlite::{ErrorCode, OptionalExtension};
 
 use super::{Scope, SqliteStore, failed};
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ impl SqliteStore<'_> {
         self.run_ddl(&sql::create_catalogue(Dialect::Sqlite))?;
         let known = self.catalogue()?;
         for placed in self.layout.counters() {
-            if known.iter().any(|row| row.name == placed.def().name()) {
+            if known.iter().any(|(row, _)| row.name == placed.def().name()) {
                 continue;
             }
             let table = placed.table_name();
@@ -52,8 +52,8 @@ impl SqliteStore<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`], naming the table, when one is absent, has other columns, is not STRICT, sorts texts otherwise than
-    /// by bytes, or holds another version or key than the layout says.
+    /// [`Error::Schema`], naming the table, when one is absent, has other columns, is not STRICT or not WITHOUT ROWID, has a trigger, sorts
+    /// texts otherwise than by bytes, or holds another version or key than the layout says.
     pub fn check(&self) -> Result<()> {
         if self.object(sql::CATALOGUE)?.is_none() {
             return Err(Error::Schema {
@@ -69,7 +69,7 @@ impl SqliteStore<'_> {
             let def = placed.def();
             let table = placed.table_name();
             let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
-            let Some(row) = known.iter().find(|row| row.name == def.name()) else {
+            let Some((row, _)) = known.iter().find(|(row, _)| row.name == def.name()) else {
                 return schema(format!("counter {} is not in the catalogue {}", def.name(), sql::CATALOGUE));
             };
             let wanted = CatalogueRow::of(placed);
@@ -85,13 +85,9 @@ impl SqliteStore<'_> {
 
     /// What tells this database's totals from another's.
     pub(crate) fn identity(&self) -> Result<u64> {
-        let text = format!(r#"SELECT "name", "identity" FROM "{}""#, sql::CATALOGUE);
-        let read = || -> rusqlite::Result<Vec<(String, i64)>> {
-            self.conn.prepare(&text)?.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-        };
-        let rows = read().map_err(|error| failed("reading the catalogue", error))?;
         let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
-        Ok(rows.iter().filter(|(name, _)| ours(name)).fold(0, |all, (_, identity)| all ^ identity.cast_unsigned()))
+        let rows = self.catalogue()?;
+        Ok(rows.iter().filter(|(row, _)| ours(&row.name)).fold(0, |all, (_, identity)| all ^ identity.cast_unsigned()))
     }
 
     /// What is wrong with a counter's table, if anything.
@@ -116,26 +112,15 @@ impl SqliteStore<'_> {
         if columns != wanted {
             return Ok(Some(format!("its columns are ({}), not ({})", columns.join(", "), wanted.join(", "))));
         }
-        if self.rows("SELECT 'strict' FROM pragma_table_list(?1) WHERE schema = 'main' AND strict", &table)?.is_empty()
-        {
-            return Ok(Some("it is not STRICT, so a total beyond 64 bits would turn into a float".to_owned()));
+        for (only_texts, text) in FAULTS {
+            if *only_texts && !placed.def().parts().as_slice().contains(&KeyPart::Text) {
+                continue;
+            }
+            if let Some(fault) = self.rows(text, &table)?.into_iter().next() {
+                return Ok(Some(fault));
+            }
         }
-        if !placed.def().parts().as_slice().contains(&KeyPart::Text) {
-            return Ok(None);
-        }
-        let folding = self.rows(
-            "SELECT x.coll FROM pragma_index_list(?1) AS l, pragma_index_xinfo(l.name) AS x
-             WHERE l.origin = 'pk' AND x.key AND x.coll <> 'BINARY'",
-            &table,
-        )?;
-        if let Some(collation) = folding.first() {
-            return Ok(Some(format!("its key is collated {collation}, not BINARY")));
-        }
-        let encoding =
-            self.rows("SELECT encoding FROM pragma_encoding WHERE encoding <> 'UTF-8' OR ?1 IS NULL", &table)?;
-        Ok(encoding
-            .first()
-            .map(|encoding| format!("the database is encoded in {encoding}, where texts do not sort as UTF-8")))
+        Ok(None)
     }
 
     fn rows(&self, text: &str, table: &str) -> Result<Vec<String>> {
@@ -151,24 +136,66 @@ impl SqliteStore<'_> {
         found.map_err(|error| failed("reading the schema", error))
     }
 
-    fn catalogue(&self) -> Result<Vec<CatalogueRow>> {
-        let run = || {
-            let text = format!(r#"SELECT "name", "key", "version", "placement" FROM "{}""#, sql::CATALOGUE);
+    /// The catalogue's rows, each with its identity.
+    fn catalogue(&self) -> Result<Vec<(CatalogueRow, i64)>> {
+        let text = format!(
+            r#"SELECT c."name", c."key", c."version", c."placement", c."identity" FROM "{}" AS c"#,
+            sql::CATALOGUE
+        );
+        let read = || -> rusqlite::Result<Vec<(CatalogueRow, i64)>> {
             let mut statement = self.conn.prepare(&text)?;
             let rows = statement.query_map((), |row| {
-                Ok(CatalogueRow { name: row.get(0)?, key: row.get(1)?, version: row.get(2)?, placement: row.get(3)? })
+                let (name, key) = (row.get(0)?, row.get(1)?);
+                let row_as_declared = CatalogueRow { name, key, version: row.get(2)?, placement: row.get(3)? };
+                Ok((row_as_declared, row.get(4)?))
             })?;
-            rows.collect::<rusqlite::Result<Vec<_>>>()
+            rows.collect()
         };
-        run().map_err(|error: rusqlite::Error| match error {
-            rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::SqliteFailure(_, Some(_)) => Error::Schema {
+        read().map_err(|error| match (&error, error.sqlite_error_code()) {
+            // A column that is not there, or holds something else; what the database says of itself is none of this.
+            (_, None | Some(ErrorCode::Unknown)) => Error::Schema {
                 table: sql::CATALOGUE.to_owned(),
                 reason: format!("it is not keepcount's catalogue: {error}"),
             },
-            error => failed("reading the catalogue", error),
+            _ => failed("reading the catalogue", error),
         })
     }
 }
+
+/// Statements that find a fault of the table `?1` and say it; some concern tables with text keys only.
+const FAULTS: &[(bool, &str)] = &[
+    (
+        false,
+        "SELECT 'it is not STRICT, so a total beyond 64 bits would turn into a float'
+         FROM pragma_table_list(?1) WHERE schema = 'main' AND NOT strict",
+    ),
+    (
+        false,
+        "SELECT 'it is not WITHOUT ROWID, so writing totals would change last_insert_rowid()'
+         FROM pragma_table_list(?1) WHERE schema = 'main' AND NOT wr",
+    ),
+    (
+        false,
+        "SELECT 'its trigger ' || name || ' could skip or change what is written; it must have none'
+         FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE",
+    ),
+    (
+        false,
+        "SELECT 'a temporary ' || type || ' of its name hides it'
+         FROM sqlite_temp_schema WHERE name = ?1 COLLATE NOCASE",
+    ),
+    (
+        true,
+        "SELECT 'its key is collated ' || x.coll || ', not BINARY'
+         FROM pragma_index_list(?1) AS l, pragma_index_xinfo(l.name) AS x
+         WHERE l.origin = 'pk' AND x.key AND x.coll <> 'BINARY'",
+    ),
+    (
+        true,
+        "SELECT 'the database is encoded in ' || encoding || ', where texts do not sort as UTF-8'
+         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 IS NOT NULL",
+    ),
+];
 
 /// What the catalogue says of a counter.
 #[derive(PartialEq, Eq)]

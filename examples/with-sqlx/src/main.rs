@@ -1,0 +1,90 @@
+//! keepcount beside sqlx: the statements of `keepcount::sql` on the application's own transaction.
+//!
+//! The README shows the function between the marks; a test holds both together.
+
+use keepcount::{Batch, Counter, Def, Layout, Record, Tally};
+use sqlx::{Connection as _, Row as _};
+
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+
+struct Vote {
+    show: i64,
+}
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SHOW_VOTES, self.show, 1);
+    }
+}
+
+// README: begin
+use keepcount::sql::{self, Dialect, Value};
+use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
+
+async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn std::error::Error>> {
+    for statement in sql::apply(Dialect::Sqlite, &LAYOUT, batch)? {
+        for row in statement.rows() {
+            let mut query: Query<'_, Sqlite, SqliteArguments> = sqlx::query(AssertSqlSafe(statement.text.as_str()));
+            for value in row {
+                query = match value {
+                    Value::Integer(number) => query.bind(*number),
+                    Value::Text(text) => query.bind(text.to_string()),
+                    Value::Blob(bytes) => query.bind(bytes.to_vec()),
+                };
+            }
+            query.execute(&mut *conn).await?;
+        }
+    }
+    Ok(())
+}
+// README: end
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut conn = SqliteConnection::connect("sqlite::memory:").await?;
+    sqlx::query("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)").execute(&mut conn).await?;
+    for statement in LAYOUT.ddl(Dialect::Sqlite) {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut conn).await?;
+    }
+
+    // Committed: the vote and its total.
+    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    let mut batch = Batch::new();
+    sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
+    batch.insert(&Vote { show: 7 });
+    apply(&mut tx, &batch).await?;
+    tx.commit().await?;
+
+    // Rolled back: neither.
+    let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
+    apply(&mut tx, &batch).await?;
+    tx.rollback().await?;
+
+    let total: i64 = sqlx::query("SELECT total FROM show_votes WHERE key = 7").fetch_one(&mut conn).await?.get(0);
+    let votes: i64 = sqlx::query("SELECT count(*) FROM votes").fetch_one(&mut conn).await?.get(0);
+    assert_eq!((total, votes), (1, 1));
+    println!("show 7: {total} vote");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_readme_shows_what_is_compiled_here() {
+        let shown = |text: &'static str, begin: &str, end: &str| {
+            text.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown.trim()).unwrap()
+        };
+        let source = shown(include_str!("main.rs"), "// README: begin\n", "// README: end\n");
+        let readme = include_str!("../../../README.md");
+        assert!(readme.contains(source), "README.md does not show src/main.rs's `apply`");
+    }
+
+    #[test]
+    fn totals_commit_and_roll_back_with_the_rows() {
+        super::main().unwrap();
+    }
+}

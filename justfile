@@ -1,0 +1,42 @@
+# Every gate is one line here; `.ci/run` runs the same without just.
+
+# The fast gates: format, lints, features, docs, tests of the library.
+check: fmt clippy features doc
+    cargo test --all-features --lib --test conformance --test keys --test model --test write_paths --test reconcile --test sources --test bad_input --test memory_store
+    cargo test --all-features --doc
+
+fmt:
+    cargo fmt --all --check
+
+clippy:
+    cargo clippy --all-targets --all-features -- -D warnings
+
+# Each feature alone, none, and all.
+features:
+    cargo check --lib --no-default-features
+    cargo check --lib --features sqlite
+    cargo check --lib --features uuid
+    cargo check --lib --all-features
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
+
+# All tests, as README says.
+test:
+    cargo test
+
+# Every aim as a ratio against its peer, interleaved in one run.
+aims:
+    cargo bench --bench aims
+
+# keepcount's statements through sqlx.
+sqlx:
+    cargo test --manifest-path examples/with-sqlx/Cargo.toml
+
+# The oldest rusqlite of the declared range.
+oldest:
+    ./.ci/oldest
+
+# Licences and sources of dependencies; needs cargo-deny.
+deny:
+    cargo deny check bans licenses sources

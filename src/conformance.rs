@@ -1,0 +1,279 @@
+//! The suite that every [`Store`] passes, also one of your own: scripts as data, so that a store of any kind can follow them.
+//!
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each case. A store that is no [`Store`], an asynchronous one
+//! say, takes [`cases`], answers each step's [`Call`] itself, and hands the answer to [`Step::check`].
+//!
+//! What a store refuses for reasons of its own (a text that is too long, a lock, a disk) is not part of the suite.
+
+mod cases;
+
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::{Error, Next, Result};
+use crate::key::KeyBuf;
+use crate::layout::Layout;
+use crate::store::{Applied, Store};
+use cases::{ID, LARGE, NUMBER, ONE, OTHER, PAIR, SCRIPTS, SMALL, Script, TEXT, TRIPLE, WIDE, WIDEST, Write};
+
+/// The counters that the cases use; a store under test has these and no others, and no totals.
+pub const LAYOUT: Layout = Layout::new(&[
+    NUMBER.table(),
+    TEXT.table(),
+    SMALL.table(),
+    LARGE.table(),
+    PAIR.table(),
+    TRIPLE.table(),
+    ID.table(),
+    ONE.table(),
+    WIDE.table(),
+    WIDEST.table(),
+    OTHER.table(),
+]);
+
+/// A script for a store that was empty when it began.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// What is shown; the name of the case's test.
+    pub name: &'static str,
+    /// What is called, and what has to come back, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A call, and what is expected of it.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What to ask of the store.
+    pub call: Call,
+    expect: Expect,
+}
+
+/// A call of a method of [`Store`].
+#[derive(Debug, Clone)]
+pub enum Call {
+    /// [`Store::apply`].
+    Apply(Batch),
+    /// [`Store::read`].
+    Read(Def, Vec<KeyBuf>),
+    /// [`Store::page`].
+    Page {
+        /// The counter.
+        counter: Def,
+        /// The key before the page, if any.
+        after: Option<KeyBuf>,
+        /// How many totals, at most.
+        limit: usize,
+    },
+}
+
+/// What a store answered to a [`Call`].
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// To [`Call::Apply`].
+    Applied(Applied),
+    /// To [`Call::Read`].
+    Read(Vec<i64>),
+    /// To [`Call::Page`].
+    Page(Vec<(KeyBuf, i64)>),
+}
+
+#[derive(Debug, Clone)]
+enum Expect {
+    Applied(u64),
+    Read(Vec<i64>),
+    /// The totals other than 0 behind the page's start, as many as its limit; the page shows fewer of them if it shows zeros.
+    Following(Vec<(KeyBuf, i64)>),
+    Overflow(Def, KeyBuf, &'static str),
+    UnknownCounter(Def),
+    Conflict(Def),
+}
+
+impl Step {
+    /// Compares a store's answer with what is expected.
+    ///
+    /// # Errors
+    ///
+    /// What differs, in words.
+    pub fn check(&self, answer: &Result<Answer>) -> Result<(), String> {
+        match (&self.expect, &self.call, answer) {
+            (Expect::Applied(totals), _, Ok(Answer::Applied(applied))) if applied.totals == *totals => Ok(()),
+            (Expect::Read(totals), Call::Read(counter, keys), Ok(Answer::Read(read))) => {
+                check_read(counter, keys, totals, read)
+            }
+            (Expect::Following(totals), Call::Page { counter, after, limit }, Ok(Answer::Page(page))) => {
+                check_page(counter, after.as_ref(), *limit, totals, page)
+            }
+            (expect, _, Err(error)) if expect.is_refusal(error) => Ok(()),
+            (Expect::Read(_) | Expect::Following(_), _, Err(error)) => Err(format!("it was refused: {error}")),
+            (expect, _, answer) => Err(format!("expected {expect:?}, got {answer:?}")),
+        }
+    }
+}
+
+impl Expect {
+    fn is_refusal(&self, error: &Error) -> bool {
+        let named = match (self, error) {
+            (Self::Overflow(def, raw, sum), Error::Overflow { counter, key, what }) => {
+                *counter == def.name() && *key == def.show(raw) && what == sum
+            }
+            (Self::UnknownCounter(def), Error::UnknownCounter { counter }) => counter == def.name(),
+            (Self::Conflict(def), Error::Conflict { counter, .. }) => *counter == def.name(),
+            _ => false,
+        };
+        named && error.next() == Next::Fix
+    }
+}
+
+fn check_read(counter: &Def, keys: &[KeyBuf], expected: &[i64], read: &[i64]) -> Result<(), String> {
+    if read.len() != keys.len() {
+        return Err(format!("{} totals of {counter:?} for {} keys", read.len(), keys.len()));
+    }
+    let differing = keys.iter().zip(expected.iter().zip(read)).find(|(_, (expected, read))| expected != read);
+    differing.map_or(Ok(()), |(key, (expected, read))| {
+        Err(format!("{counter:?}, key {}: {read} was read, not {expected}", counter.show(key)))
+    })
+}
+
+fn check_page(
+    counter: &Def,
+    after: Option<&KeyBuf>,
+    limit: usize,
+    following: &[(KeyBuf, i64)],
+    page: &[(KeyBuf, i64)],
+) -> Result<(), String> {
+    if page.len() > limit {
+        return Err(format!("{} totals of {counter:?} in a page of {limit}", page.len()));
+    }
+    let mut before = after;
+    for (key, _) in page {
+        if let Some(before) = before.filter(|before| key <= before) {
+            return Err(format!("{counter:?}: key {} after key {}", counter.show(key), counter.show(before)));
+        }
+        before = Some(key);
+    }
+    // A page that is not full goes to the end; a full one to its last key.
+    let last = page.last().map(|(key, _)| key);
+    let mut due = following.iter().take_while(|(key, _)| page.len() < limit || Some(key) <= last);
+    let mut shown = page.iter().filter(|(_, total)| *total != 0);
+    let text = |one: Option<&(KeyBuf, i64)>| {
+        one.map_or_else(|| "none".to_owned(), |(key, total)| format!("{total} at key {}", counter.show(key)))
+    };
+    loop {
+        match (due.next(), shown.next()) {
+            (None, None) => return Ok(()),
+            (due, shown) if due == shown => {}
+            (due, shown) => return Err(format!("{counter:?}: the next total is {}, not {}", text(shown), text(due))),
+        }
+    }
+}
+
+/// All cases.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{MemoryStore, conformance};
+///
+/// for case in conformance::cases() {
+///     conformance::run(&case, &mut MemoryStore::new(&conformance::LAYOUT));
+/// }
+/// ```
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    SCRIPTS.iter().map(|script| build(*script)).collect()
+}
+
+/// The case of this name.
+///
+/// # Panics
+///
+/// When there is none.
+#[must_use]
+pub fn case(name: &str) -> Case {
+    let found = SCRIPTS.iter().find(|(known, _)| *known == name);
+    found.map_or_else(|| panic!("there is no conformance case {name}"), |script| build(*script))
+}
+
+fn build((name, write): (&'static str, Write)) -> Case {
+    let mut script = Script::default();
+    write(&mut script);
+    Case { name, steps: script.into_steps() }
+}
+
+/// Runs a case on a store of [`LAYOUT`] without totals.
+///
+/// # Panics
+///
+/// When the store does otherwise than expected: with the case's name, the step's number, and what differs.
+pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
+    for (number, step) in case.steps.iter().enumerate() {
+        let answer = match &step.call {
+            Call::Apply(batch) => store.apply(batch).map(Answer::Applied),
+            Call::Read(counter, keys) => store.read(*counter, keys).map(Answer::Read),
+            Call::Page { counter, after, limit } => store.page(*counter, after.as_ref(), *limit).map(Answer::Page),
+        };
+        if let Err(difference) = step.check(&answer) {
+            panic!("conformance case {}, step {}: {difference}", case.name, number + 1);
+        }
+    }
+}
+
+/// Makes a `#[test]` of each conformance case. Its argument makes a store of [`LAYOUT`](crate::conformance::LAYOUT) without
+/// totals: a function, or a closure.
+///
+/// # Examples
+///
+/// ```
+/// mod memory {
+///     fn empty() -> keepcount::MemoryStore {
+///         keepcount::MemoryStore::new(&keepcount::conformance::LAYOUT)
+///     }
+///
+///     keepcount::conformance_tests!(empty);
+/// }
+/// ```
+#[macro_export]
+macro_rules! conformance_tests {
+    (@scripts $($case:ident)*) => { &[$((stringify!($case), $case as Write)),*] };
+    (@tests ($make:expr) $($case:ident)*) => {$(
+        #[test]
+        fn $case() {
+            $crate::conformance::run(&$crate::conformance::case(stringify!($case)), &mut ($make)());
+        }
+    )*};
+    (@list $($then:tt)*) => {
+        $crate::conformance_tests! { $($then)*
+            an_empty_batch_writes_nothing
+            one_delta_is_one_total
+            a_batch_writes_all_counters
+            deltas_of_one_key_are_one_total
+            plus_and_minus_one_are_nothing
+            negative_totals_are_kept
+            zero_and_absent_are_the_same
+            totals_are_read_in_the_order_of_the_question
+            signed_keys_are_paged_in_order
+            unsigned_keys_are_paged_in_order
+            text_keys_are_paged_in_order
+            pair_keys_are_paged_in_order
+            triple_keys_are_paged_in_order
+            id_keys_are_paged_in_order
+            wide_keys_are_paged_in_order
+            the_only_key_is_paged
+            a_page_holds_at_most_its_limit
+            a_page_starts_after_an_absent_key_too
+            totals_reach_the_ends_of_64_bits
+            an_overflow_upwards_applies_nothing
+            an_overflow_downwards_applies_nothing
+            an_overflow_of_one_delta_applies_nothing
+            an_overflow_in_a_large_batch_applies_nothing
+            a_delta_beyond_64_bits_applies_nothing
+            the_least_delta_is_undone
+            an_unknown_counter_is_refused
+            another_version_is_refused
+            another_key_is_refused
+            merged_batches_are_one
+            random_batches_follow_a_model
+            random_large_batches_are_refused_as_by_a_model
+        }
+    };
+    ($make:expr) => { $crate::conformance_tests! { @list @tests ($make) } };
+}

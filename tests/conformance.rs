@@ -1,0 +1,313 @@
+//! Every store passes one suite: in memory, in SQLite inside and outside a transaction, and one that a third party might
+//! write; and the suite fails for stores that are wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use keepcount::conformance::{self, LAYOUT};
+use keepcount::{Applied, Batch, Counter, Def, Error, KeyBuf, MemoryStore, Result, SqliteStore, Store};
+use rusqlite::Connection;
+
+mod memory {
+    keepcount::conformance_tests!(|| keepcount::MemoryStore::new(&keepcount::conformance::LAYOUT));
+}
+
+mod memory_shared {
+    use keepcount::MemoryStore;
+
+    keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
+}
+
+mod sqlite_on_its_own {
+    keepcount::conformance_tests!(|| super::SqliteStore::new(super::tables(), &super::LAYOUT));
+}
+
+mod sqlite_in_a_transaction {
+    keepcount::conformance_tests!(super::InTransaction::new);
+}
+
+mod third_party {
+    keepcount::conformance_tests!(super::Naive::default);
+}
+
+/// A database of its own for each case; leaked, because a store borrows it.
+fn tables() -> &'static Connection {
+    let conn = Box::leak(Box::new(Connection::open_in_memory().unwrap()));
+    conn.set_prepared_statement_cache_capacity(64);
+    SqliteStore::new(conn, &LAYOUT).create().unwrap();
+    conn
+}
+
+/// A store in a caller's transaction: whatever is applied or refused, the transaction stays, with its rows; at the end it commits.
+struct InTransaction {
+    conn: &'static Connection,
+    store: SqliteStore<'static>,
+}
+
+impl InTransaction {
+    fn new() -> Self {
+        let conn = tables();
+        conn.execute_batch(
+            "CREATE TABLE votes (id INTEGER PRIMARY KEY); BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)",
+        )
+        .unwrap();
+        Self { conn, store: SqliteStore::new(conn, &LAYOUT) }
+    }
+}
+
+impl Store for InTransaction {
+    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        let applied = self.store.apply(batch);
+        assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
+        applied
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        self.store.read(counter, keys)
+    }
+
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.store.page(counter, after, limit)
+    }
+}
+
+impl Drop for InTransaction {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.conn.execute_batch("COMMIT").unwrap();
+            assert_eq!(self.conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(1));
+        }
+    }
+}
+
+/// What somebody might write first: a map, copied before each batch; it keeps zeros, and shows them in pages.
+#[derive(Default)]
+struct Naive {
+    totals: BTreeMap<(&'static str, KeyBuf), i64>,
+}
+
+impl Store for Naive {
+    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        let mut totals = self.totals.clone();
+        for (counter, key, delta) in batch.deltas() {
+            LAYOUT.position(&counter)?;
+            let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
+            let delta = i64::try_from(delta).map_err(|_| overflow("delta"))?;
+            let total = totals.entry((counter.name(), key.clone())).or_default();
+            *total = total.checked_add(delta).ok_or_else(|| overflow("total"))?;
+        }
+        self.totals = totals;
+        let mut applied = Applied::default();
+        applied.totals = batch.len() as u64;
+        Ok(applied)
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        LAYOUT.position(&counter)?;
+        let total = |key: &KeyBuf| self.totals.get(&(counter.name(), key.clone())).copied().unwrap_or(0);
+        Ok(keys.iter().map(total).collect())
+    }
+
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        LAYOUT.position(&counter)?;
+        let of_counter = self.totals.iter().filter(|((name, _), _)| *name == counter.name());
+        let behind = of_counter.filter(|((_, key), _)| after.is_none_or(|after| key > after));
+        Ok(behind.take(limit).map(|((_, key), total)| (key.clone(), *total)).collect())
+    }
+}
+
+/// A store that is right but for one thing.
+struct Broken {
+    inner: Naive,
+    fault: Fault,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// The last delta of a batch of several is dropped.
+    DropsADelta,
+    /// Deltas before the one that overflows stay.
+    KeepsHalfABatch,
+    /// An overflow is no error.
+    SwallowsOverflow,
+    /// Totals below zero are read as zero.
+    HidesNegatives,
+    /// A page starts with the key that it should follow.
+    RepeatsAKey,
+    /// A page goes on when it is full.
+    IgnoresTheLimit,
+    /// Texts sort by their length first.
+    SortsOtherwise,
+    /// What is not known is taken for absent.
+    AcceptsUnknownCounters,
+    /// What it holds with another version is taken as its own.
+    IgnoresVersions,
+    /// An empty batch counts as a write.
+    CountsEmptyBatches,
+    /// Two counters share their keys.
+    MixesCounters,
+    /// A batch of one is not added but set.
+    AssignsSingles,
+    /// Totals come in the order of keys.
+    SortsTheQuestion,
+}
+
+impl Store for Broken {
+    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        let deltas: Vec<(Def, KeyBuf, i64)> = batch
+            .deltas()
+            .map(|(counter, key, delta)| (counter, key.clone(), i64::try_from(delta).unwrap_or(0)))
+            .collect();
+        let applied = match self.fault {
+            Fault::DropsADelta if deltas.len() > 2 => {
+                let applied = self.inner.apply(batch)?;
+                let (counter, key, delta) = &deltas[deltas.len() - 1];
+                *self.inner.totals.get_mut(&(counter.name(), key.clone())).unwrap() -= delta;
+                return Ok(applied);
+            }
+            Fault::AssignsSingles if deltas.len() == 1 => {
+                self.inner.totals.remove(&(deltas[0].0.name(), deltas[0].1.clone()));
+                self.inner.apply(batch)
+            }
+            _ => self.inner.apply(batch),
+        };
+        match (self.fault, applied) {
+            (Fault::KeepsHalfABatch, Err(error)) => {
+                for (counter, key, delta) in deltas {
+                    let total = self.inner.totals.entry((counter.name(), key)).or_default();
+                    let Some(sum) = total.checked_add(delta) else { break };
+                    *total = sum;
+                }
+                Err(error)
+            }
+            (Fault::SwallowsOverflow, Err(Error::Overflow { .. }))
+            | (Fault::AcceptsUnknownCounters, Err(Error::UnknownCounter { .. }))
+            | (Fault::IgnoresVersions, Err(Error::Conflict { .. })) => Ok(Applied::default()),
+            (Fault::CountsEmptyBatches, Ok(mut applied)) => {
+                applied.totals = applied.totals.max(1);
+                Ok(applied)
+            }
+            (_, applied) => applied,
+        }
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let mut totals = self.inner.read(counter, keys)?;
+        match self.fault {
+            Fault::HidesNegatives => totals.iter_mut().for_each(|total| *total = (*total).max(0)),
+            Fault::SortsTheQuestion => {
+                let mut keys = keys.to_vec();
+                keys.sort();
+                totals = self.inner.read(counter, &keys)?;
+            }
+            Fault::MixesCounters => {
+                let every = &self.inner.totals;
+                let sum = |key| every.iter().filter(|((_, known), _)| known == key).map(|(_, total)| *total).sum();
+                totals = keys.iter().map(sum).collect();
+            }
+            _ => {}
+        }
+        Ok(totals)
+    }
+
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        match self.fault {
+            Fault::RepeatsAKey => {
+                let all = self.inner.page(counter, None, usize::MAX)?.into_iter();
+                Ok(all.filter(|(key, _)| after.is_none_or(|after| key >= after)).take(limit).collect())
+            }
+            Fault::IgnoresTheLimit => self.inner.page(counter, after, usize::MAX),
+            Fault::SortsOtherwise => {
+                let mut all = self.inner.page(counter, None, usize::MAX)?;
+                all.sort_by_key(|(key, _)| (key.as_bytes().len(), key.clone()));
+                let at = after.and_then(|after| all.iter().position(|(key, _)| key == after)).map_or(0, |at| at + 1);
+                Ok(all.into_iter().skip(at).take(limit).collect())
+            }
+            _ => self.inner.page(counter, after, limit),
+        }
+    }
+}
+
+/// What a case says to a store with this fault.
+fn failure(fault: Fault, case: &str) -> Option<String> {
+    let mut store = Broken { inner: Naive::default(), fault };
+    let panic = catch_unwind(AssertUnwindSafe(|| conformance::run(&conformance::case(case), &mut store))).err()?;
+    Some(panic.downcast_ref::<String>().expect("a message").clone())
+}
+
+#[test]
+fn the_suite_fails_for_every_fault() {
+    for (fault, case) in [
+        (Fault::DropsADelta, "a_batch_writes_all_counters"),
+        (Fault::DropsADelta, "random_batches_follow_a_model"),
+        (Fault::KeepsHalfABatch, "an_overflow_upwards_applies_nothing"),
+        (Fault::KeepsHalfABatch, "an_overflow_in_a_large_batch_applies_nothing"),
+        (Fault::SwallowsOverflow, "an_overflow_downwards_applies_nothing"),
+        (Fault::SwallowsOverflow, "a_delta_beyond_64_bits_applies_nothing"),
+        (Fault::HidesNegatives, "negative_totals_are_kept"),
+        (Fault::RepeatsAKey, "a_page_holds_at_most_its_limit"),
+        (Fault::RepeatsAKey, "a_page_starts_after_an_absent_key_too"),
+        (Fault::IgnoresTheLimit, "a_page_holds_at_most_its_limit"),
+        (Fault::SortsOtherwise, "text_keys_are_paged_in_order"),
+        (Fault::AcceptsUnknownCounters, "an_unknown_counter_is_refused"),
+        (Fault::IgnoresVersions, "another_version_is_refused"),
+        (Fault::IgnoresVersions, "another_key_is_refused"),
+        (Fault::CountsEmptyBatches, "an_empty_batch_writes_nothing"),
+        (Fault::CountsEmptyBatches, "plus_and_minus_one_are_nothing"),
+        (Fault::MixesCounters, "a_batch_writes_all_counters"),
+        (Fault::AssignsSingles, "one_delta_is_one_total"),
+        (Fault::SortsTheQuestion, "totals_are_read_in_the_order_of_the_question"),
+    ] {
+        assert_eq!(failure(Fault::None, case), None);
+        let message = failure(fault, case).unwrap_or_else(|| panic!("{fault:?} passes {case}"));
+        assert!(message.starts_with(&format!("conformance case {case}, step ")), "{message}");
+    }
+}
+
+#[test]
+fn a_failure_says_case_step_and_difference() {
+    assert_eq!(
+        failure(Fault::AssignsSingles, "one_delta_is_one_total").unwrap(),
+        "conformance case one_delta_is_one_total, step 5: conformance.number v1 (i64), key 7: 3 was read, not 5"
+    );
+}
+
+#[test]
+fn every_case_applies_and_looks_under_a_name_of_its_own() {
+    let cases = conformance::cases();
+    for case in &cases {
+        let applies = case.steps.iter().filter(|step| matches!(step.call, conformance::Call::Apply(_))).count();
+        assert!(applies > 0 && applies < case.steps.len(), "{}", case.name);
+        assert_eq!(conformance::case(case.name).steps.len(), case.steps.len());
+    }
+    let mut names: Vec<_> = cases.iter().map(|case| case.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), cases.len());
+}
+
+/// `Store::totals` reads pages of 4,096 and leaves zeros out: the numbers around them are where it could end too early.
+#[test]
+fn totals_are_complete_around_the_size_of_a_page() {
+    const NUMBER: Counter<i64> = Counter::new("conformance.number");
+
+    fn all(mut store: impl Store) {
+        for (from, to) in [(0, 1), (1, 4_095), (4_095, 4_096), (4_096, 4_097), (4_097, 8_192), (8_192, 8_193)] {
+            let mut batch = Batch::new();
+            (from..to).for_each(|key| batch.add(NUMBER, key, key + 1));
+            store.apply(&batch).unwrap();
+            assert_eq!(store.totals(NUMBER).unwrap(), (0..to).map(|key| (key, key + 1)).collect::<Vec<_>>());
+            assert_eq!(store.total(NUMBER, to - 1).unwrap(), to);
+            assert_eq!(store.total(NUMBER, to).unwrap(), 0);
+        }
+        let mut batch = Batch::new();
+        (0..8_193).filter(|key| *key != 4_096).for_each(|key| batch.add(NUMBER, key, -key - 1));
+        store.apply(&batch).unwrap();
+        assert_eq!(store.totals(NUMBER).unwrap(), [(4_096, 4_097)]);
+    }
+    all(MemoryStore::new(&LAYOUT));
+    all(SqliteStore::new(tables(), &LAYOUT));
+    all(Naive::default());
+}

@@ -1,0 +1,352 @@
+//! `MemoryStore` between threads, and over a restart: exact totals, batches that are seen whole or not at all, snapshots that are
+//! one moment, and damaged snapshots that are refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use keepcount::{Batch, Counter, Error, KeyBuf, Layout, MemoryStore, Next, Snapshot, Store};
+use serde_json::{Value, json};
+
+const VOTES: Counter<i64> = Counter::new("show.votes");
+const USES: Counter<String> = Counter::new("tag.uses");
+const LAYOUT: Layout = Layout::new(&[VOTES.table(), USES.table()]);
+
+/// Marsaglia's xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: i64) -> i64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        i64::try_from(self.0 >> 1).unwrap() % end
+    }
+}
+
+fn batch(deltas: impl IntoIterator<Item = (i64, i64)>) -> Batch {
+    let mut batch = Batch::new();
+    deltas.into_iter().for_each(|(key, delta)| batch.add(VOTES, key, delta));
+    batch
+}
+
+fn votes(mut store: &MemoryStore) -> Vec<(i64, i64)> {
+    store.totals(VOTES).unwrap()
+}
+
+fn restored(snapshot: &Snapshot) -> MemoryStore {
+    MemoryStore::restore(&LAYOUT, snapshot).unwrap()
+}
+
+#[test]
+fn threads_share_keys_and_lose_nothing() {
+    for (size, rounds) in [(1, 20_000), (6, 5_000), (1_024, 60)] {
+        let store = MemoryStore::new(&LAYOUT);
+        let write = |seed: u64| {
+            let mut random = Random(seed);
+            let mut sums: BTreeMap<i64, i64> = BTreeMap::new();
+            for _ in 0..rounds {
+                let deltas: Vec<_> = (0..size).map(|_| (random.below(size * 3), random.below(7) - 3)).collect();
+                let mut batch = batch(deltas.iter().copied());
+                for (key, delta) in &deltas {
+                    batch.add(USES, key.to_string(), -delta);
+                }
+                let written = batch.len() as u64;
+                assert_eq!(store.apply(&batch).unwrap().totals, written);
+                for (key, delta) in deltas {
+                    *sums.entry(key).or_default() += delta;
+                }
+            }
+            sums
+        };
+        let sums = thread::scope(|scope| {
+            let threads: Vec<_> = (1..=4).map(|seed| scope.spawn(move || write(seed))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).fold(
+                BTreeMap::<i64, i64>::new(),
+                |mut all, (key, sum)| {
+                    *all.entry(key).or_default() += sum;
+                    all
+                },
+            )
+        });
+        let expected: Vec<_> = sums.into_iter().filter(|(_, sum)| *sum != 0).collect();
+        assert!(!expected.is_empty());
+        assert_eq!(votes(&store), expected, "batches of {size}");
+        let mirrored = expected.iter().map(|(key, sum)| (key.to_string(), -sum)).collect::<BTreeMap<_, _>>();
+        assert_eq!((&store).totals(USES).unwrap(), mirrored.into_iter().collect::<Vec<_>>());
+    }
+}
+
+/// What happens beside the transfers of [`a_snapshot_sees_batches_whole_or_not_at_all`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Beside {
+    /// Nothing that could overflow.
+    Calm,
+    /// One total is at its end from the start, and batches are refused in their middle.
+    Full,
+    /// It comes to its end while the others are writing.
+    Fills,
+}
+
+/// Amounts move between keys, each in one batch, so at every moment all totals sum to 0; meanwhile batches are refused in their
+/// middle, of which not even for a moment anything may be seen.
+fn moments(beside: Beside) {
+    const FULL: i64 = -1;
+    let store = MemoryStore::new(&LAYOUT);
+    let start = if beside == Beside::Full { i64::MAX } else { 1 };
+    store.apply(&batch([(FULL, start)])).unwrap();
+    let done = AtomicBool::new(false);
+
+    let transfer = |seed, rounds, pairs| {
+        let mut random = Random(seed);
+        for _ in 0..rounds {
+            let mut deltas = Vec::new();
+            for _ in 0..pairs {
+                let amount = 1 + random.below(9);
+                deltas.extend([(random.below(500), amount), (random.below(500), -amount)]);
+            }
+            store.apply(&batch(deltas)).unwrap();
+        }
+    };
+    let refused = |rounds| {
+        if beside == Beside::Calm {
+            return;
+        }
+        for round in 0..rounds {
+            if beside == Beside::Fills && round == rounds / 3 {
+                store.apply(&batch([(FULL, i64::MAX - 1)])).unwrap();
+            }
+            let mut deltas = batch((0..400).map(|key| (key, 1 + round % 3)));
+            deltas.add(VOTES, FULL, if round < rounds / 3 { i64::MAX } else { 1 });
+            (400..500).for_each(|key| deltas.add(VOTES, key, 5));
+            assert!(matches!(store.apply(&deltas), Err(Error::Overflow { what: "total", .. })));
+        }
+    };
+    let observe = || {
+        let mut moments = 0_u32;
+        while !done.load(Ordering::Relaxed) || moments == 0 {
+            let seen = votes(&restored(&store.snapshot()));
+            assert_eq!(seen[0].0, FULL);
+            assert_eq!(
+                seen[1..].iter().map(|(_, total)| total).sum::<i64>(),
+                0,
+                "a batch was seen in half: {beside:?}"
+            );
+            moments += 1;
+        }
+        moments
+    };
+
+    let moments = thread::scope(|scope| {
+        let observer = scope.spawn(observe);
+        let writers = [scope.spawn(|| transfer(7, 20_000, 1)), scope.spawn(|| transfer(11, 400, 100))];
+        let refused = scope.spawn(|| refused(300));
+        writers.into_iter().chain([refused]).for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+        observer.join().unwrap()
+    });
+    assert!(moments > 5, "only {moments} snapshots were taken while writers wrote");
+    assert_eq!(store.total(VOTES, FULL).unwrap(), if beside == Beside::Calm { 1 } else { i64::MAX });
+}
+
+#[test]
+fn a_snapshot_sees_batches_whole_or_not_at_all() {
+    for beside in [Beside::Calm, Beside::Full, Beside::Fills] {
+        moments(beside);
+    }
+}
+
+#[test]
+fn refused_batches_leave_nothing_among_writers() {
+    const FULL: [i64; 2] = [5_000, 5_001];
+    let store = MemoryStore::new(&LAYOUT);
+    store.apply(&batch([(FULL[0], i64::MAX), (FULL[1], i64::MIN)])).unwrap();
+    let write = |seed| {
+        let mut random = Random(seed);
+        for round in 0..100 {
+            let mut large = batch((0..1_024).map(|key| (key, 1)));
+            store.apply(&large).unwrap();
+            // The same again, with one key in the middle that overflows.
+            large.clear();
+            let middle = random.below(1_024);
+            for key in 0..1_024 {
+                large.add(VOTES, key, if round % 2 == 0 { -1 } else { 1_000 });
+                if key == middle {
+                    large.add(VOTES, FULL[0], i64::from(round % 2 == 0));
+                    large.add(VOTES, FULL[1], -i64::from(round % 2 != 0));
+                }
+            }
+            let refused = store.apply(&large).unwrap_err();
+            let key = FULL[usize::from(round % 2 != 0)];
+            assert_eq!(refused.to_string(), format!("counter show.votes, key {key}: the total leaves 64 bits"));
+            assert_eq!(refused.next(), Next::Fix);
+        }
+    };
+    thread::scope(|scope| {
+        for seed in 1..=3 {
+            scope.spawn(move || write(seed));
+        }
+    });
+    let expected = (0..1_024).map(|key| (key, 300)).chain([(FULL[0], i64::MAX), (FULL[1], i64::MIN)]);
+    assert_eq!(votes(&store), expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn totals_at_zero_leave_the_memory() {
+    let store = MemoryStore::new(&LAYOUT);
+    let len = || store.len(VOTES.def()).unwrap();
+    store.apply(&batch((0..1_000).map(|key| (key, 3)))).unwrap();
+    assert_eq!(len(), 1_000);
+    store.apply(&batch([(1, -3)])).unwrap();
+    assert_eq!(len(), 999);
+    store.apply(&batch((2..1_000).map(|key| (key, -3)))).unwrap();
+    assert_eq!(len(), 1);
+    // A batch that is refused makes no totals, not even of 0.
+    store.apply(&batch([(0, i64::MAX - 3)])).unwrap();
+    assert!(store.apply(&batch((0..500).map(|key| (key, 1)))).is_err());
+    assert_eq!(len(), 1);
+    assert_eq!(store.len(USES.def()).unwrap(), 0);
+    assert!(matches!(store.len(VOTES.version(2).def()), Err(Error::Conflict { counter: "show.votes", .. })));
+}
+
+fn sample() -> MemoryStore {
+    let store = MemoryStore::new(&LAYOUT);
+    let mut batch = batch([(7, 1), (-7, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN)]);
+    for tag in ["", "\0", "\u{1}", "a long text that lives on the heap", "\u{10ffff}"] {
+        batch.add(USES, tag, 5);
+    }
+    store.apply(&batch).unwrap();
+    store
+}
+
+#[test]
+fn a_snapshot_comes_back_through_json() {
+    let store = sample();
+    let snapshot = store.snapshot();
+    let json = serde_json::to_string(&snapshot).unwrap();
+    let read: Snapshot = serde_json::from_str(&json).unwrap();
+    assert_eq!(read, snapshot);
+    let back = restored(&read);
+    assert_eq!(back.snapshot(), snapshot);
+    assert_eq!(votes(&back), [(i64::MIN, i64::MAX), (-7, -2), (7, 1), (i64::MAX, i64::MIN)]);
+    assert_eq!(back.total(USES, "\0").unwrap(), 5);
+    assert_eq!(restored(&MemoryStore::new(&LAYOUT).snapshot()).len(VOTES.def()).unwrap(), 0);
+    // A snapshot is a copy: what is written later is not in it.
+    store.apply(&batch([(7, 1)])).unwrap();
+    assert_ne!(store.snapshot(), snapshot);
+}
+
+#[test]
+fn equal_stores_give_equal_snapshots() {
+    let (one, two) = (MemoryStore::new(&LAYOUT), MemoryStore::new(&LAYOUT));
+    one.apply(&batch((0..2_000).map(|key| (key, key)))).unwrap();
+    for key in (0..2_000).rev() {
+        two.apply(&batch([(key, key + 1)])).unwrap();
+    }
+    two.apply(&batch((0..2_000).map(|key| (key, -1)).chain([(9_999, 1)]))).unwrap();
+    two.apply(&batch([(9_999, -1)])).unwrap();
+    assert_eq!(one.snapshot(), two.snapshot());
+    assert_eq!(serde_json::to_string(&one.snapshot()).unwrap(), serde_json::to_string(&two.snapshot()).unwrap());
+}
+
+/// A snapshot after a change of its JSON; none when it cannot even be read.
+fn changed(change: impl FnOnce(&mut Value)) -> Option<Snapshot> {
+    let mut json = serde_json::to_value(sample().snapshot()).unwrap();
+    change(&mut json);
+    serde_json::from_value(json).ok()
+}
+
+#[track_caller]
+fn refused(change: impl FnOnce(&mut Value), names: &[&str]) {
+    let restored = MemoryStore::restore(&LAYOUT, &changed(change).expect("it can be read"));
+    let error = restored.err().unwrap_or_else(|| panic!("a snapshot is restored that should name {names:?}"));
+    assert!(matches!(error, Error::Snapshot { .. } | Error::UnknownCounter { .. }), "{error:?}");
+    assert_eq!(error.next(), Next::Fix);
+    for name in names {
+        assert!(error.to_string().contains(name), "{error} does not name {name}");
+    }
+}
+
+const NEWER: Layout = Layout::new(&[VOTES.version(2).table(), USES.table()]);
+const FEWER: Layout = Layout::new(&[VOTES.table()]);
+const TURNED: Layout = Layout::new(&[USES.table(), VOTES.table()]);
+
+#[test]
+fn snapshots_of_another_format_or_layout_are_refused() {
+    assert!(MemoryStore::restore(&LAYOUT, &changed(|_| {}).unwrap()).is_ok());
+    refused(|json| json["format"] = json!(2), &["snapshot", "format", "2"]);
+    refused(|json| json["layout"] = json!(5), &["snapshot", "another layout"]);
+    refused(|json| json["counters"][0]["name"] = json!("artist.votes"), &["artist.votes"]);
+
+    for layout in [NEWER, FEWER] {
+        let error = MemoryStore::restore(&layout, &sample().snapshot()).unwrap_err();
+        assert_eq!(error.to_string(), "snapshot: it was taken with another layout");
+    }
+    // The order of writing is no part of what a layout means.
+    assert_eq!(MemoryStore::restore(&TURNED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(), -2);
+}
+
+#[test]
+fn a_key_twice_is_refused() {
+    let twice = |json: &mut Value| {
+        let totals = json["counters"][0]["totals"].as_array_mut().unwrap();
+        totals.push(totals[1].clone());
+    };
+    refused(twice, &["show.votes", "twice"]);
+    let counter_twice = |json: &mut Value| {
+        let counters = json["counters"].as_array_mut().unwrap();
+        counters.push(counters[0].clone());
+    };
+    refused(counter_twice, &["show.votes", "twice"]);
+}
+
+#[test]
+fn a_key_that_is_none_of_its_counter_is_refused() {
+    let key = |counter: usize, hex: &'static str| {
+        move |json: &mut Value| json["counters"][counter]["totals"][0][0] = json!(hex)
+    };
+    refused(key(0, "00"), &["show.votes", "0x00", "malformed"]);
+    refused(key(0, "80000000000000000000"), &["show.votes", "malformed"]);
+    refused(key(0, ""), &["show.votes", "malformed"]);
+    for text in ["61", "610061", "0103", "ff00"] {
+        refused(key(1, text), &["tag.uses", text, "malformed"]);
+    }
+    for unreadable in ["0", "xy", "8000000000000g00", "\u{e9}\u{e9}"] {
+        assert!(changed(|json| json["counters"][0]["totals"][0][0] = json!(unreadable)).is_none(), "{unreadable}");
+    }
+}
+
+/// `snapshot` writes every counter of the layout: one that is missing was cut off, and its totals would silently be 0.
+#[test]
+fn a_snapshot_without_one_of_the_counters_is_refused() {
+    let cut = |json: &mut Value| {
+        json["counters"].as_array_mut().unwrap().pop();
+    };
+    refused(cut, &["tag.uses"]);
+}
+
+/// Keys come as bytes, so one of another type may be asked for: it has no total, and must not be taken for one that has.
+#[test]
+fn keys_of_another_width_are_nobody_elses() {
+    let store = MemoryStore::new(&LAYOUT);
+    store.apply(&batch([(0, 5), (0x100, 6)])).unwrap();
+    let zero = KeyBuf::of::<i64>(0);
+    for cut in 0..zero.as_bytes().len() {
+        let mut short = KeyBuf::new();
+        short.push(&zero.as_bytes()[..cut]);
+        let mut long = KeyBuf::new();
+        long.push(&vec![0; 8 - cut]);
+        long.push(zero.as_bytes());
+        for foreign in [short, long, KeyBuf::of::<(i64, u8)>((0, 0)), KeyBuf::of::<i128>(0)] {
+            match store.read(VOTES.def(), std::slice::from_ref(&foreign)) {
+                Ok(totals) => assert_eq!(totals, [0], "{foreign:?}"),
+                Err(error) => assert!(matches!(error, Error::Key { counter: "show.votes", .. }), "{error}"),
+            }
+            if let Ok(page) = store.page(VOTES.def(), Some(&foreign), 10) {
+                let all = [(zero.clone(), 5), (KeyBuf::of::<i64>(0x100), 6)];
+                assert_eq!(page, all.into_iter().filter(|(key, _)| *key > foreign).collect::<Vec<_>>(), "{foreign:?}");
+            }
+        }
+    }
+}
