@@ -5,9 +5,12 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use keepcount::reconcile::{Mode, Report};
 use rusqlite::Connection;
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 use crate::audit::{self, Scope};
 use crate::error::{Error, Result};
@@ -15,6 +18,7 @@ use crate::lines::Lines;
 use crate::progress::{self, Progress};
 use crate::replaced::{self, Cost};
 use crate::replay::{self, Done};
+use crate::schema::C;
 use crate::text::{Table, number};
 use crate::{schema, season};
 
@@ -85,7 +89,7 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
          JOIN artists AS a ON a.id = t.key ORDER BY t.total DESC LIMIT 5\"\n",
         db.display()
     )?;
-    writeln!(out, "What a day costs\n\n{}", costs(&mut conn, &done, &verified)?)?;
+    writeln!(out, "What a day costs\n\n{}", costs(&mut conn, &done)?)?;
     writeln!(
         out,
         "  The hooks' day has all {} events above, each in a transaction of its own; the rows that they read are the\n  \
@@ -140,7 +144,7 @@ fn reconcile(out: &mut impl Write, conn: &Connection, mode: Mode) -> Result<Repo
 }
 
 /// The replaced system's jobs, as often as they ran, beside hooks and one verification.
-fn costs(conn: &mut Connection, done: &Done, verify: &Report) -> Result<Table> {
+fn costs(conn: &mut Connection, done: &Done) -> Result<Table> {
     let engagement = replaced::engagement(conn)?;
     let artists = replaced::artists(conn)?;
     let hooks = Cost {
@@ -148,8 +152,7 @@ fn costs(conn: &mut Connection, done: &Done, verify: &Report) -> Result<Table> {
         rows_read: done.statements_one_by_one + done.updates,
         rows_written: done.statements_one_by_one,
     };
-    // A page is measured by two statements: rows, and totals. Not counted are the few that look at each counter first.
-    let verification = Cost { statements: 2 * verify.pages, rows_read: verify.rows, rows_written: 0 };
+    let verification = verification(conn)?;
 
     let mut table = Table::new(["", "a day", "statements", "rows read", "rows written"]);
     let mut system = |name: &str, parts: [(&str, u64, Cost); 2]| {
@@ -167,6 +170,25 @@ fn costs(conn: &mut Connection, done: &Done, verify: &Report) -> Result<Table> {
     );
     system("keepcount", [("hooks", 1, hooks), ("full verification", 1, verification)]);
     Ok(table)
+}
+
+/// One full verification: SQLite itself tells every statement that it runs.
+fn verification(conn: &mut Connection) -> Result<Cost> {
+    let statements = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&statements);
+    let count = move |_: TraceEvent<'_>| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    };
+    conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(count))?;
+    let report = audit::run(conn, Mode::Verify, &Scope::default())?;
+    conn.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent<'_>)>)?;
+
+    let mut totals = 0;
+    for placed in C::LAYOUT.counters() {
+        let count = format!("SELECT count(*) FROM {}", placed.table_name());
+        totals += conn.query_row(&count, (), |row| row.get::<_, i64>(0))?.unsigned_abs();
+    }
+    Ok(Cost { statements: statements.load(Ordering::Relaxed), rows_read: report.rows + totals, rows_written: 0 })
 }
 
 fn cells(name: &str, times: &str, cost: &Cost) -> [String; 5] {
