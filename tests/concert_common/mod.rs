@@ -229,8 +229,7 @@ impl Site {
     /// The names in the directory, in order.
     pub fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir()).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -475,7 +474,8 @@ impl Writer {
     }
 
     fn new_id(&mut self) -> String {
-        const ODD: [&str; 8] = ["\t", "\n", "\\", "\"'", "\u{e9}\u{10ffff}", "\u{1}", "%_", "a longer id than is kept inline"];
+        const ODD: [&str; 8] =
+            ["\t", "\n", "\\", "\"'", "\u{e9}\u{10ffff}", "\u{1}", "%_", "a longer id than is kept inline"];
         self.made += 1;
         let odd = if self.random.one_in(5) { ODD[self.random.below(ODD.len())] } else { "" };
         format!("{odd}{}{}", self.prefix, self.made)
@@ -612,7 +612,14 @@ pub fn recount(conn: &Connection) -> Totals {
         "SELECT show_id, count(*) FROM setlists GROUP BY show_id",
         "SELECT user_id, count(*) FROM votes GROUP BY user_id",
     ];
-    let read = |query: &str| pairs(conn, &format!("SELECT k, CAST(t AS INTEGER) FROM (SELECT NULL AS k, 0 AS t UNION ALL {query}) WHERE k IS NOT NULL"));
+    let read = |query: &str| {
+        pairs(
+            conn,
+            &format!(
+                "SELECT k, CAST(t AS INTEGER) FROM (SELECT NULL AS k, 0 AS t UNION ALL {query}) WHERE k IS NOT NULL"
+            ),
+        )
+    };
     non_zero(&COUNTERS.into_iter().zip(asked.map(read)).collect())
 }
 
@@ -658,7 +665,9 @@ pub fn drifts(conn: &Connection) -> BTreeMap<&'static str, Vec<Drift>> {
 fn differing(truth: &BTreeMap<String, i64>, stored: &BTreeMap<String, i64>) -> Vec<Drift> {
     let keys: BTreeSet<&String> = truth.keys().chain(stored.keys()).collect();
     let both = keys.into_iter().map(|key| (key, stored.get(key).unwrap_or(&0), truth.get(key).unwrap_or(&0)));
-    both.filter(|(_, stored, truth)| stored != truth).map(|(key, stored, truth)| (key.clone(), *stored, *truth)).collect()
+    both.filter(|(_, stored, truth)| stored != truth)
+        .map(|(key, stored, truth)| (key.clone(), *stored, *truth))
+        .collect()
 }
 
 /// What `counters` of the JSON of a complete verify of these counters must be; `mended`: of a repair.

@@ -1,0 +1,557 @@
+//! Replays through the concert example are exact: on a long real history, on random events, on files that are broken, changed or
+//! read by two at once; and what is then broken behind the hooks' back, verify reports and repair mends, that and nothing else.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+mod concert_common;
+
+use concert_common::{
+    COUNTERS, Model, Random, SABOTAGE, Site, Writer, artist, but, delete, drifts, dump, expected, finish, gzip,
+    history, lines, non_zero, now, recount, sabotage, setlist, show, stored, text, update, vote, votes,
+};
+
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// How many lines of a stream are applied.
+fn applied(conn: &Connection, stream: &str) -> usize {
+    let query = "SELECT coalesce((SELECT lines FROM replay_position WHERE stream = ?1), 0)";
+    conn.query_row(query, [stream], |row| row.get(0)).unwrap()
+}
+
+/// The history, and votes over its setlists as a second stream; the model of both.
+fn replayed_history() -> (Site, Model) {
+    let site = Site::new();
+    let history = history(&site);
+    let path = history.path.to_str().unwrap();
+    let started = now();
+    let ran = site.run(&format!("replay {path}")).exits(0);
+    println!("{} events replayed in {:.2?}: {}", history.lines.len(), started.elapsed(), ran.out.trim());
+
+    let mut model = Model::of(&history.lines);
+    if history.is_real {
+        let rows = (history.lines.len(), model.artists.len(), model.shows.len(), model.setlists.len());
+        assert_eq!(rows, (69_573, 717, 22_952, 22_952));
+    }
+    model.is_in(&site.open());
+    assert_eq!(applied(&site.open(), "events.jsonl"), history.lines.len());
+
+    let setlists: Vec<String> = model.setlists.keys().cloned().collect();
+    let voted = votes(1842, &setlists, 8_000);
+    site.write("votes.jsonl", &voted);
+    site.run("replay votes.jsonl").exits(0);
+    model.apply_lines(&voted);
+    (site, model)
+}
+
+#[test]
+fn a_long_history_counts_what_plain_sql_recounts() {
+    let (site, model) = replayed_history();
+    model.is_in(&site.open());
+    site.is_exact();
+    for counter in COUNTERS {
+        let printed = site.run(&format!("totals {counter}")).exits(0).out;
+        let wanted: String =
+            recount(&site.open())[counter].iter().map(|(key, total)| format!("{key}\t{total}\n")).collect();
+        assert_eq!(printed, wanted, "{counter}");
+    }
+    let before = site.dump();
+    let again = site.run("replay votes.jsonl").exits(0);
+    assert!(again.out.contains(" 0 events applied in 0 commits"), "{again:?}");
+    assert_eq!(site.dump(), before);
+}
+
+#[test]
+fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_mends_exactly_that() {
+    let (whole, _) = replayed_history();
+    sabotage(&whole);
+    let of_kind = |counters: &Value, kind: &str| {
+        counters.as_array().unwrap().iter().filter(|counter| counter[kind].as_u64().unwrap() > 0).count()
+    };
+    let wanted = expected(&whole.open(), &COUNTERS, 20, false);
+    for kind in ["wrong", "missing", "orphan"] {
+        assert!(of_kind(&wanted, kind) >= 3, "the sabotage is too tame: {kind} in {wanted}");
+    }
+    for page in [1, 7, 1_000] {
+        finds_and_mends_exactly(&whole.copy(), page);
+    }
+}
+
+#[test]
+fn each_kind_of_damage_is_reported_alone_and_mended_alone() {
+    let whole = Site::with(&Writer::new(7, "x").lines(900));
+    for (kind, statement) in SABOTAGE {
+        for page in [1, 7, 1_000] {
+            let site = whole.copy();
+            site.sql(statement);
+            assert!(drifts(&site.open()).values().any(|drifts| !drifts.is_empty()), "{kind} breaks nothing");
+            println!("{kind}, page {page}");
+            finds_and_mends_exactly(&site, page);
+        }
+    }
+}
+
+#[track_caller]
+fn finds_and_mends_exactly(site: &Site, page: usize) {
+    let conn = site.open();
+    let (before, truth, broken) = (stored(&conn), recount(&conn), drifts(&conn));
+    let wanted = |samples, mended| expected(&conn, &COUNTERS, samples, mended);
+
+    let untouched = dump(&conn);
+    let verify = site.run(&format!("verify --json --page {page} --samples 100000")).exits(2).json();
+    assert_eq!(verify["counters"], wanted(100_000, false), "page {page}");
+    assert_eq!((&verify["complete"], &verify["resume"]), (&json!(true), &Value::Null));
+    assert_eq!(dump(&conn), untouched, "a verify has written");
+
+    let mended = wanted(20, true);
+    let repair = site.run(&format!("repair --json --page {page}")).exits(0).json();
+    assert_eq!(repair["counters"], mended, "page {page}");
+    let after = stored(&conn);
+    assert_eq!(recount(&conn), truth, "a repair has written rows");
+    assert_eq!(non_zero(&after), truth);
+    for counter in COUNTERS {
+        // Also what is 0 is as it was, where it was right.
+        let right = |totals: &std::collections::BTreeMap<String, i64>| {
+            let kept = totals.iter().filter(|(key, _)| !broken[counter].iter().any(|(broken, ..)| broken == *key));
+            kept.map(|(key, total)| (key.clone(), *total)).collect::<Vec<_>>()
+        };
+        assert_eq!(right(&after[counter]), right(&before[counter]), "{counter}: a total that was right was touched");
+    }
+    let clean = site.run(&format!("verify --json --page {page}")).exits(0).json();
+    assert_eq!(clean["counters"], wanted(20, false));
+}
+
+#[test]
+fn random_events_count_as_a_model_in_maps_says() {
+    for seed in 0..6 {
+        let site = Site::new();
+        let mut writer = Writer::new(seed, "r");
+        let mut events = Vec::new();
+        for part in 1..=3 {
+            events.extend(writer.lines(if seed == 0 { 1_200 } else { 250 }));
+            let blanks = seed % 3;
+            events.extend((0..blanks).map(|at| " \t".repeat(usize::try_from(at).unwrap())));
+            site.write("events.jsonl", &events);
+            site.run("replay events.jsonl").exits(0);
+            assert_eq!(applied(&site.open(), "events.jsonl") + usize::try_from(blanks).unwrap(), events.len());
+            println!("seed {seed}, part {part}: {} votes", writer.model.votes.len());
+            writer.model.is_in(&site.open());
+            site.run("verify --page 3").exits(0);
+        }
+        assert!(!writer.model.votes.is_empty() && writer.model.totals().values().all(|totals| !totals.is_empty()));
+        site.is_exact();
+    }
+}
+
+#[test]
+fn writes_that_are_easily_miscounted_are_counted_right() {
+    let long = "k".repeat(1_024);
+    let events = [
+        artist("a"),
+        artist("b"),
+        artist(""),
+        artist(&"i".repeat(2_000)), // no parent of anything, so no key
+        show("s", Some("a"), "upcoming"),
+        update(show("s", Some("b"), "completed")), // parent and condition in one
+        update(show("s", None, "upcoming")),
+        update(show("s", Some(""), "upcoming")),
+        show("t", None, "cancelled"),
+        setlist("l", Some("s")),
+        setlist("m", None),
+        update(setlist("m", Some("t"))),
+        update(setlist("l", None)),
+        update(setlist("l", None)), // touches nothing
+        vote("v", "l", &long, "up"),
+        vote("w", "l", "u", "up"),
+        update(vote("w", "l", "u", "down")),
+        update(vote("v", "m", "u", "down")),
+        vote("gone", "m", "u2", "up"),
+        delete("votes", "gone"),
+        vote("gone", "m", "u3", "down"),
+        delete("artists", "a"),
+        delete("shows", "t"), // and setlist m, and votes v and gone
+        artist("a"),
+        show("t", Some("a"), "upcoming"),
+    ];
+    let events = lines(&events);
+    let site = Site::with(&events);
+    let model = Model::of(&events);
+    assert_eq!((model.votes.len(), model.totals()["setlist.score"].get("l")), (1, Some(&-1)));
+    model.is_in(&site.open());
+    site.is_exact();
+}
+
+#[test]
+fn members_are_read_as_json_means_them_and_others_ignored() {
+    let row = r#"{"popularity":100,"followers":9223372036854775807,"name":"\u0000","id":"q\u0041","more":1e999}"#;
+    let events = [
+        format!(
+            r#"  {{"at":{{"a":[1e999,null]}},"x":[[]],"op":"\u0069nsert","table":"artists","row":{row}}} {}"#,
+            '\r'
+        ),
+        show("s1", Some("qA"), "upcoming").to_string().replace("2025-06-01", "2024-02-29"),
+        show("s2", Some("qA"), "upcoming").to_string().replace("2025-06-01", "9999-12-31"),
+        but(vote("v", "l", "u", "up"), "created_at", Some(json!(i64::MIN))).to_string(),
+        but(delete("shows", "s2"), "status", Some(json!(["of no interest"]))).to_string(),
+    ];
+    let site = Site::with(&[&events[..3], &[setlist("l", None).to_string()], &events[3..]].concat());
+    let conn = site.open();
+    assert_eq!(stored(&conn)["artist.shows"]["qA"], 1);
+    let kept: (String, i64, i64) = conn
+        .query_row(
+            "SELECT hex(name), followers, (SELECT created_at FROM votes) FROM artists WHERE id = 'qA'",
+            (),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .unwrap();
+    assert_eq!(kept, ("00".to_owned(), i64::MAX, i64::MIN));
+}
+
+// Lines that are refused.
+
+fn base() -> Vec<String> {
+    lines(&[
+        artist("a1"),
+        artist(""),
+        show("s1", Some("a1"), "upcoming"),
+        show("s2", None, "completed"),
+        setlist("l1", Some("s1")),
+        vote("v1", "l1", "u1", "up"),
+        vote("v2", "l1", "u2", "down"),
+    ])
+}
+
+/// Lines that are none of the format, or do not fit the base's rows; with what the reason must name.
+fn invalid() -> Vec<(Vec<u8>, &'static str)> {
+    let with = |event: Value, member: &str, value: Value| but(event, member, Some(value));
+    let without = |event: Value, member: &str| but(event, member, None);
+    let (a, s) = (|| artist("x"), || show("x", Some("a1"), "upcoming"));
+    let (l, v) = (|| setlist("x", Some("s1")), || vote("x", "l1", "u", "up"));
+    let mut events = vec![
+        (json!({"op": "upsert", "table": "artists", "row": {"id": "x"}}), "upsert"),
+        (json!({"op": "insert", "table": "venues", "row": {"id": "x"}}), "venues"),
+        (json!({"op": 3, "table": "artists", "row": {"id": "x"}}), "op"),
+        (json!({"op": {"insert": null}, "table": "artists", "row": {"id": "x"}}), "op"),
+        (json!({"op": "delete", "table": null, "row": {"id": "x"}}), "table"),
+        (json!({"table": "votes", "row": {"id": "v1"}}), "op"),
+        (json!({"op": "delete", "row": {"id": "v1"}}), "table"),
+        (json!({"op": "delete", "table": "votes"}), "row"),
+        (json!({"op": "delete", "table": "votes", "row": null}), "row"),
+        (json!({"op": "delete", "table": "votes", "row": ["v1"]}), "row"),
+        (json!({"op": "delete", "table": "votes", "row": {"setlist_id": "l1"}}), "id"),
+        (with(a(), "id", json!(3)), "id"),
+        (with(a(), "id", json!("a\0b")), "id"),
+        (with(s(), "artist_id", json!("a\0")), "artist_id"),
+        (with(s(), "artist_id", json!(1)), "artist_id"),
+        (with(l(), "show_id", json!(["s1"])), "show_id"),
+        (with(v(), "user_id", json!("u\0")), "user_id"),
+        (with(a(), "followers", json!(-1)), "followers"),
+        (with(a(), "followers", json!(1.0)), "followers"),
+        (with(a(), "followers", json!("1")), "followers"),
+        (with(a(), "followers", json!(true)), "followers"),
+        (with(a(), "followers", json!(9_223_372_036_854_775_808_u64)), "followers"),
+        (with(a(), "popularity", json!(101)), "popularity"),
+        (with(a(), "popularity", json!(-1)), "popularity"),
+        (with(v(), "created_at", json!(9_223_372_036_854_775_808_u64)), "created_at"),
+        (with(v(), "created_at", json!("2025")), "created_at"),
+        (with(s(), "status", json!("Upcoming")), "status"),
+        (with(s(), "status", json!("done")), "done"),
+        (with(v(), "kind", json!("UP")), "UP"),
+        (with(s(), "artist_id", json!("nope")), "nope"),
+        (with(l(), "show_id", json!("nope")), "nope"),
+        (with(v(), "setlist_id", json!("nope")), "nope"),
+        (update(with(s(), "id", json!("nope"))), "nope"),
+        (update(with(show("s1", None, "upcoming"), "artist_id", json!("nope"))), "nope"),
+        (update(with(setlist("l1", None), "show_id", json!("nope"))), "nope"),
+        (update(vote("v1", "nope", "u", "up")), "nope"),
+        (artist("a1"), "a1"),
+        (show("s1", None, "upcoming"), "s1"),
+        (setlist("l1", None), "l1"),
+        (vote("v1", "l1", "u", "up"), "v1"),
+        (update(artist("nope")), "nope"),
+        (update(setlist("nope", None)), "nope"),
+        (update(vote("nope", "l1", "u", "up")), "nope"),
+        (without(update(setlist("l1", None)), "show_id"), "show_id"), // an update holds the whole row
+        (vote("x", "l1", &"u".repeat(1_025), "up"), "1025"),
+    ];
+    for table in ["artists", "shows", "setlists", "votes"] {
+        events.push((delete(table, "nope"), "nope"));
+    }
+    for date in [
+        "2025-02-30",
+        "1900-02-29",
+        "2025-1-01",
+        "0000-01-01",
+        "2025-00-01",
+        "2025-13-01",
+        "2025-06-31",
+        "2025-06-00",
+        " 2025-06-01",
+        "+025-06-01",
+        "20250601",
+        "",
+    ] {
+        events.push((with(s(), "date", json!(date)), "date"));
+    }
+    // Every column is needed, and only two may be null.
+    for event in [a(), s(), l(), v()] {
+        let columns: Vec<String> = event["row"].as_object().unwrap().keys().cloned().collect();
+        for column in columns {
+            let name: &'static str = column.clone().leak();
+            events.push((without(event.clone(), name), name));
+            if name != "artist_id" && name != "show_id" {
+                events.push((with(event.clone(), name, Value::Null), name));
+            }
+        }
+    }
+    let valid = a().to_string();
+    let mut invalid: Vec<(Vec<u8>, &str)> =
+        events.into_iter().map(|(event, names)| (event.to_string().into_bytes(), names)).collect();
+    invalid.extend([
+        (br#"{"op":"#.to_vec(), "JSON"),
+        (b"[1]".to_vec(), "JSON"),
+        (b"3".to_vec(), "JSON"),
+        (format!("{valid} x").into_bytes(), "JSON"),
+        (format!("{valid}{valid}").into_bytes(), "JSON"),
+        (valid.replace('x', "a\tb").into_bytes(), "JSON"),
+        (valid.replace('x', r"\ud800").into_bytes(), "id"),
+        (valid.replace("\"followers\":0", "\"followers\":1e2").into_bytes(), "followers"),
+        ([b"\xef\xbb\xbf", valid.as_bytes()].concat(), "JSON"), // a byte order mark
+        (valid.bytes().map(|byte| if byte == b'x' { 0xff } else { byte }).collect(), "UTF-8"),
+    ]);
+    invalid
+}
+
+#[test]
+fn every_invalid_line_ends_the_replay_and_a_corrected_file_continues() {
+    let (base, after) = (base(), artist("after").to_string());
+    // Blank lines count, so the line that follows is the 10th.
+    let before = [&base[..3], &[String::new()], &base[3..], &[" \t".to_owned()]].concat();
+    let applied_alone = Site::with(&before);
+    let (wanted, wanted_totals) = (recount(&applied_alone.open()), stored(&applied_alone.open()));
+    let invalid = invalid();
+    println!("{} invalid lines", invalid.len());
+    // A process is a few milliseconds of work and much waiting.
+    let (left, right) = invalid.split_at(invalid.len() / 2);
+    thread::scope(|scope| {
+        for half in [left, right] {
+            let (before, after, wanted, wanted_totals) = (&before, &after, &wanted, &wanted_totals);
+            scope.spawn(move || {
+                for (line, names) in half {
+                    let shown = String::from_utf8_lossy(line);
+                    let site = Site::new();
+                    let broken = [&text(before), line.as_slice(), b"\n", &text(std::slice::from_ref(after))].concat();
+                    fs::write(site.path("base.jsonl"), broken).unwrap();
+                    let ran = site.run("replay base.jsonl").fails(&[names]);
+                    assert!(ran.err.starts_with("line 10: "), "{shown}: {ran:?}");
+                    assert_eq!(ran.err.lines().count(), 1, "{shown}: {ran:?}");
+                    let conn = site.open();
+                    assert_eq!((&recount(&conn), &stored(&conn)), (wanted, wanted_totals), "{shown}: applied");
+                    assert_eq!(applied(&conn, "base.jsonl"), 8, "{shown}: the last line that was applied");
+
+                    let corrected = [before.as_slice(), &[artist("mid").to_string(), after.clone()]].concat();
+                    site.write("base.jsonl", &corrected);
+                    let ran = site.run("replay base.jsonl").exits(0);
+                    assert!(ran.out.contains(" 2 events applied"), "{shown}: {ran:?}");
+                    Model::of(&corrected).is_in(&conn);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn an_invalid_line_far_into_a_file_loses_nothing_before_it() {
+    let mut writer = Writer::new(3, "w");
+    let good = writer.lines(2_345);
+    let site = Site::new();
+    site.write("events.jsonl", &[good.as_slice(), &["{}".to_owned(), artist("later").to_string()]].concat());
+    let ran = site.run("replay events.jsonl").fails(&["line 2346: "]);
+    assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
+    writer.model.is_in(&site.open());
+    site.write("events.jsonl", &[good.as_slice(), &[artist("later").to_string()]].concat());
+    site.run("replay events.jsonl").exits(0);
+    writer.model.artists.insert("later".to_owned());
+    writer.model.is_in(&site.open());
+    site.is_exact();
+}
+
+#[test]
+fn a_line_of_a_megabyte_is_refused_and_one_without_a_newline_at_the_end_is_read() {
+    let site = Site::new();
+    let long = but(artist("x"), "name", Some(json!("y".repeat(1 << 20)))).to_string();
+    site.write("events.jsonl", &[artist("a").to_string(), long]);
+    site.run("replay events.jsonl").fails(&["line 2: ", "1048576"]);
+
+    let all = text(&lines(&[artist("a"), artist("b")]));
+    fs::write(site.path("events.jsonl"), &all[..all.len() - 1]).unwrap();
+    let ran = site.run("replay events.jsonl").exits(0);
+    assert!(ran.out.contains(" 1 events applied"), "{ran:?}");
+    site.write("events.jsonl", &lines(&[artist("a"), artist("b"), artist("c")]));
+    let ran = site.run("replay events.jsonl").exits(0);
+    assert!(ran.out.contains(" 1 events applied"), "{ran:?}");
+    site.write("empty.jsonl", &[]);
+    site.run("replay empty.jsonl").exits(0);
+    assert_eq!(site.open().query_row("SELECT count(*) FROM artists", (), |row| row.get::<_, i64>(0)).unwrap(), 3);
+}
+
+#[test]
+fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key() {
+    let site = Site::with(&base());
+    site.sql("UPDATE artist_shows SET total = 9223372036854775807 WHERE key = 'a1'");
+    let before = site.dump();
+    site.write("more.jsonl", &lines(&[artist("b"), show("s9", Some("a1"), "upcoming")]));
+    site.run("replay more.jsonl").fails(&["artist.shows", "a1", "lines 1 to 2", "site.db"]);
+    assert_eq!(site.dump(), before);
+    site.run("repair").exits(0);
+    site.run("replay more.jsonl").exits(0);
+    site.is_exact();
+}
+
+// Files that are broken, changed, or read by two.
+
+#[test]
+fn a_gzip_that_is_cut_off_or_corrupt_ends_at_its_line_and_a_whole_one_continues() {
+    let events: Vec<String> = {
+        let mut random = Random(9); // names that do not compress
+        let name = |random: &mut Random| (0..8).map(|_| format!("{:x}", random.below(1 << 30))).collect::<String>();
+        (0..4_000)
+            .map(|at| but(artist(&format!("g{at}")), "name", Some(json!(name(&mut random)))).to_string())
+            .collect()
+    };
+    let whole = gzip(&text(&events));
+    let site = Site::new();
+    let mut seen = Vec::new();
+    let mut corrupt = whole.clone();
+    corrupt[whole.len() / 2] ^= 0xff;
+    let mut bad_checksum = whole.clone();
+    bad_checksum[whole.len() - 6] ^= 1;
+    let cuts = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3].map(|at| whole[..at].to_vec());
+    for broken in cuts.into_iter().chain([corrupt, bad_checksum]) {
+        fs::write(site.path("events.jsonl.gz"), &broken).unwrap();
+        let ran = site.run("replay events.jsonl.gz").fails(&["line "]);
+        let conn = site.open();
+        let count: usize = conn.query_row("SELECT count(*) FROM artists", (), |row| row.get(0)).unwrap();
+        assert!(ran.err.lines().last().unwrap().starts_with(&format!("line {}: ", count + 1)), "{count}: {ran:?}");
+        assert_eq!(applied(&conn, "events.jsonl"), count);
+        Model::of(&events[..count]).is_in(&conn);
+        seen.push(count);
+        if broken.len() + 3 >= whole.len() {
+            drop(conn);
+            fs::remove_file(site.path("site.db")).unwrap(); // from the beginning for the next one
+        }
+    }
+    assert!(seen.iter().any(|count| (1..3_999).contains(count)), "none was cut off in its middle: {seen:?}");
+    fs::write(site.path("events.jsonl.gz"), &whole).unwrap();
+    site.run("replay events.jsonl.gz").exits(0);
+    Model::of(&events).is_in(&site.open());
+}
+
+#[test]
+fn gzip_is_known_by_its_first_bytes_and_may_have_several_members() {
+    let events = base();
+    let members =
+        [gzip(&text(&events[..2])), gzip(&text(&events[2..5])), gzip(&[]), gzip(&text(&events[5..]))].concat();
+    for name in ["members.jsonl.gz", "members", "members.jsonl"] {
+        let site = Site::new();
+        fs::write(site.path(name), &members).unwrap();
+        site.run(&format!("replay {name}")).exits(0);
+        Model::of(&events).is_in(&site.open());
+        assert_eq!(applied(&site.open(), name.strip_suffix(".gz").unwrap_or(name)), events.len());
+    }
+    let site = Site::new();
+    site.write("plain.jsonl.gz", &events);
+    site.run("replay plain.jsonl.gz").fails(&["line 1: "]);
+    assert!(stored(&site.open()).values().all(std::collections::BTreeMap::is_empty));
+}
+
+#[test]
+fn packing_a_file_or_naming_its_stream_does_not_apply_it_again() {
+    let events = base();
+    let site = Site::with(&events);
+    let before = site.dump();
+    let longer = [events.as_slice(), &[artist("z").to_string()]].concat();
+    fs::write(site.path("base.jsonl.gz"), gzip(&text(&events))).unwrap();
+    assert!(site.run("replay base.jsonl.gz").exits(0).out.contains(" 0 events applied"));
+    site.write("copy", &events);
+    assert!(site.run("replay copy --stream base.jsonl").exits(0).out.contains(" 0 events applied"));
+    assert_eq!(site.dump(), before);
+    site.write("copy", &longer);
+    assert!(site.run("replay copy --stream base.jsonl").exits(0).out.contains(" 1 events applied"));
+    // Under a name of its own it is another stream, whose first event does not fit.
+    site.run("replay copy").fails(&["line 1: ", "a1"]);
+    assert_eq!(applied(&site.open(), "copy"), 0);
+}
+
+#[test]
+fn streams_have_positions_of_their_own() {
+    let site = Site::with(&base());
+    site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming")]));
+    site.run("replay two.jsonl --stream second").exits(0);
+    site.write("base.jsonl", &[base(), lines(&[show("b3", Some("b1"), "upcoming")])].concat());
+    assert!(site.run("replay base.jsonl").exits(0).out.contains(" 1 events applied"));
+    let conn = site.open();
+    let positions = ["base.jsonl", "second", "two.jsonl"].map(|stream| applied(&conn, stream));
+    assert_eq!((positions, stored(&conn)["artist.shows"]["b1"]), ([8, 2, 0], 2));
+    site.is_exact();
+}
+
+#[test]
+fn a_file_that_is_shorter_or_changed_where_it_was_applied_is_an_error() {
+    let events = base();
+    let site = Site::with(&events);
+    let before = site.dump();
+    let changed_at = |at: usize, line: &str| {
+        let mut changed = [events.as_slice(), &[artist("new").to_string()]].concat();
+        line.clone_into(&mut changed[at]);
+        changed
+    };
+    let mut swapped = changed_at(0, &events[1]);
+    events[0].clone_into(&mut swapped[1]);
+    let with_blank = [&[String::new()], events.as_slice()].concat();
+    let spaced = changed_at(2, &format!("{} ", events[2]));
+    for changed in [changed_at(0, &artist("other").to_string()), changed_at(6, ""), swapped, with_blank, spaced] {
+        site.write("base.jsonl", &changed);
+        site.run("replay base.jsonl").fails(&["base.jsonl", "lines 1 to 7"]);
+    }
+    for length in [0, 1, 6] {
+        site.write("base.jsonl", &events[..length]);
+        site.run("replay base.jsonl").fails(&["base.jsonl", &format!("line {length}"), "7 lines"]);
+    }
+    assert_eq!(site.dump(), before);
+    site.write("base.jsonl", &changed_at(7, &artist("newer").to_string()));
+    assert!(site.run("replay base.jsonl").exits(0).out.contains(" 1 events applied"));
+}
+
+#[test]
+fn two_replays_of_one_stream_at_once_count_nothing_twice() {
+    let mut both_worked = 0;
+    for round in 0..5_u64 {
+        let mut writer = Writer::new(100 + round, "c");
+        let events = writer.lines(4_000);
+        let site = Site::new();
+        site.write("events.jsonl", &events);
+        let first = site.spawn("replay events.jsonl");
+        // The second comes while the first is making the database, or at one of its commits.
+        thread::sleep(Duration::from_millis(round * 25));
+        let second = site.spawn("replay events.jsonl");
+        let (first, second) = (finish(first, LONGEST), finish(second, LONGEST));
+        for ran in [&first, &second] {
+            match ran.code {
+                Some(0) => {}
+                _ => assert!(ran.code == Some(1) && ran.err.contains("somebody else is replaying"), "{ran:?}"),
+            }
+        }
+        both_worked += u64::from(first.code == second.code);
+        site.run("replay events.jsonl").exits(0);
+        writer.model.is_in(&site.open());
+        assert_eq!(applied(&site.open(), "events.jsonl"), events.len());
+        site.is_exact();
+    }
+    println!("of 5 rounds, {both_worked} let both replays end well");
+}
