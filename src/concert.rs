@@ -6,9 +6,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, Def, Placed};
 use crate::key::{AsKey, Key};
-use crate::layout::{Layout, Placed};
+use crate::layout::Layout;
 use crate::record::{Record, Tally};
 
 /// A type of id, in the form in which a row lends it: integers, 16-byte ids and UUIDs as they are, texts as `&str`.

@@ -1,10 +1,9 @@
-//! A counter's handle: typed as `Counter<K>`, and without its type as `Def`.
+//! A counter's handle: typed as `Counter<K>`, without its type as `Def`, with its place as `Placed`.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use crate::key::{Key, KeyBuf, KeyParts};
-use crate::layout::Placed;
 
 /// A counter grouped by keys of type `K`: a name, and nothing else at run time.
 ///
@@ -80,7 +79,7 @@ impl<K: Key> Counter<K> {
     /// This counter, placed in a table of its own, for a [`Layout`](crate::Layout).
     #[must_use]
     pub const fn table(self) -> Placed {
-        Placed::table(self.def)
+        Placed { def: self.def }
     }
 }
 
@@ -141,6 +140,32 @@ impl Def {
 impl fmt::Debug for Def {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} v{} ({})", self.name, self.version, self.parts)
+    }
+}
+
+/// A counter and the place of its totals, made by [`Counter::table`](crate::Counter::table).
+#[derive(Debug, Clone, Copy)]
+pub struct Placed {
+    def: Def,
+}
+
+impl Placed {
+    /// The counter.
+    #[must_use]
+    pub const fn def(&self) -> Def {
+        self.def
+    }
+
+    /// Where the totals live, as the catalogue and the fingerprint say it.
+    #[must_use]
+    pub const fn place(&self) -> &'static str {
+        "table"
+    }
+
+    /// The table's name: the counter's, with underscores for dots.
+    #[must_use]
+    pub fn table_name(&self) -> String {
+        self.def.name().replace('.', "_")
     }
 }
 

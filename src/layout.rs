@@ -1,37 +1,7 @@
 //! The registry: which counters an application has, and where their totals live.
 
-use crate::counter::{Def, FNV_OFFSET, fnv1a};
+use crate::counter::{Def, FNV_OFFSET, Placed, fnv1a};
 use crate::error::{Error, Result};
-
-/// A counter and the place of its totals, made by [`Counter::table`](crate::Counter::table).
-#[derive(Debug, Clone, Copy)]
-pub struct Placed {
-    def: Def,
-}
-
-impl Placed {
-    pub(crate) const fn table(def: Def) -> Self {
-        Self { def }
-    }
-
-    /// The counter.
-    #[must_use]
-    pub const fn def(&self) -> Def {
-        self.def
-    }
-
-    /// Where the totals live, as the catalogue and the fingerprint say it.
-    #[must_use]
-    pub const fn place(&self) -> &'static str {
-        "table"
-    }
-
-    /// The table's name: the counter's, with underscores for dots.
-    #[must_use]
-    pub fn table_name(&self) -> String {
-        self.def.name().replace('.', "_")
-    }
-}
 
 /// All counters of an application, as one `const`.
 ///
@@ -73,7 +43,7 @@ impl Layout {
         assert!(placed.len() <= 4096, "a layout has at most 4,096 counters");
         let mut one = 0;
         while one < placed.len() {
-            let name = placed[one].def.name().as_bytes();
+            let name = placed[one].def().name().as_bytes();
             assert!(
                 !folds_to_prefix(name, b"keepcount_")
                     && !folds_to_prefix(name, b"sqlite_")
@@ -82,8 +52,8 @@ impl Layout {
             );
             let mut two = one + 1;
             while two < placed.len() {
-                let other = placed[two].def;
-                assert!(placed[one].def.id() != other.id(), "two counters of a layout share a name or a name's hash");
+                let other = placed[two].def();
+                assert!(placed[one].def().id() != other.id(), "two counters of a layout share a name or a name's hash");
                 assert!(
                     name.len() != other.name().len() || !folds_to_prefix(name, other.name().as_bytes()),
                     "two counters of a layout share a table: their names differ in dots and underscores only"
@@ -115,7 +85,7 @@ impl Layout {
     ///
     /// [`Error::UnknownCounter`] when there is none.
     pub fn find(&self, name: &str) -> Result<Def> {
-        let found = self.placed.iter().find(|placed| placed.def.name() == name);
+        let found = self.placed.iter().find(|placed| placed.def().name() == name);
         found.map(Placed::def).ok_or_else(|| Error::UnknownCounter { counter: name.to_owned() })
     }
 
@@ -127,16 +97,18 @@ impl Layout {
     /// another key or version.
     #[inline]
     pub fn position(&self, def: &Def) -> Result<usize> {
-        let found = self.placed.iter().position(|placed| placed.def.same(def));
+        let found = self.placed.iter().position(|placed| placed.def().same(def));
         found.ok_or_else(|| self.absent(def))
     }
 
     #[cold]
     fn absent(&self, def: &Def) -> Error {
-        match self.placed.iter().find(|placed| placed.def.id() == def.id()) {
-            Some(placed) => {
-                Error::Conflict { counter: def.name(), found: format!("{def:?}"), wanted: format!("{:?}", placed.def) }
-            }
+        match self.placed.iter().find(|placed| placed.def().id() == def.id()) {
+            Some(placed) => Error::Conflict {
+                counter: def.name(),
+                found: format!("{def:?}"),
+                wanted: format!("{:?}", placed.def()),
+            },
             None => Error::UnknownCounter { counter: def.name().to_owned() },
         }
     }
@@ -145,7 +117,7 @@ impl Layout {
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut lines: Vec<String> =
-            self.placed.iter().map(|placed| format!("{:?} {}\n", placed.def, placed.place())).collect();
+            self.placed.iter().map(|placed| format!("{:?} {}\n", placed.def(), placed.place())).collect();
         lines.sort_unstable();
         lines.iter().fold(FNV_OFFSET, |hash, line| fnv1a(hash, line.as_bytes()))
     }

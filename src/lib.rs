@@ -15,10 +15,10 @@ pub mod sql;
 mod store;
 
 pub use batch::Batch;
-pub use counter::{Counter, Def};
+pub use counter::{Counter, Def, Placed};
 pub use error::{Cause, Error, Next, Result};
 pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
-pub use layout::{Layout, Placed};
+pub use layout::Layout;
 pub use record::{Record, Tally};
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;

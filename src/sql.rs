@@ -4,10 +4,10 @@
 use std::borrow::Cow;
 
 use crate::batch::Batch;
-use crate::counter::Def;
+use crate::counter::{Def, Placed};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
-use crate::layout::{Layout, Placed};
+use crate::layout::Layout;
 
 /// The longest text key of SQL stores, in bytes.
 pub const TEXT_MOST: usize = 1024;

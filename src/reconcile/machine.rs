@@ -1,35 +1,16 @@
 //! The reconciler's decisions: a state machine without I/O, clock or thread.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::Duration;
 
 use super::audit::{Ask, Drift, Look, Looked, Measured, Mend, Mended};
-use super::limits::Options;
+use super::options::{Mode, Options};
 use super::report::{CounterReport, Outcome, Report};
 use super::token::Token;
 use crate::counter::Def;
 use crate::error::{Error, Next, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
-
-/// Whether a run only looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Measure and report.
-    Verify,
-    /// Measure, report, and mend what differs.
-    Repair,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Verify => "verify",
-            Self::Repair => "repair",
-        })
-    }
-}
 
 /// What a driver does next; it then calls the method that the step names.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,9 +36,9 @@
 
 mod audit;
 mod drive;
-mod limits;
 mod machine;
 mod memory;
+mod options;
 mod report;
 mod source;
 #[cfg(feature = "sqlite")]
@@ -49,9 +49,9 @@ mod token;
 
 pub use audit::{Ask, Audit, Drift, Look, Looked, Measured, Mend, Mended, Recount, merge};
 pub use drive::{Control, Live, run};
-pub use limits::Options;
-pub use machine::{Mode, Reconciler, Step};
+pub use machine::{Reconciler, Step};
 pub use memory::MemoryAudit;
+pub use options::{Mode, Options};
 pub use report::{CounterReport, Outcome, Report, Sample};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};

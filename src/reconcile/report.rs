@@ -6,7 +6,7 @@ use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Serialize, Serializer};
 
 use super::audit::{Drift, Measured};
-use super::machine::Mode;
+use super::options::Mode;
 use super::token::Token;
 use crate::counter::Def;
 use crate::key::KeyBuf;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::machine::Mode;
+use super::options::Mode;
 use crate::counter::{FNV_OFFSET, fnv1a};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;

@@ -8,10 +8,10 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, params_from_
 
 use super::{Applied, Store, steps};
 use crate::batch::Batch;
-use crate::counter::Def;
+use crate::counter::{Def, Placed};
 use crate::error::{Error, Result, brief};
 use crate::key::{KeyBuf, KeyError};
-use crate::layout::{Layout, Placed};
+use crate::layout::Layout;
 use crate::sql::{self, Dialect, Value};
 
 /// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.

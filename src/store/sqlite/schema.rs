@@ -5,9 +5,9 @@ use std::fmt;
 use rusqlite::{ErrorCode, OptionalExtension};
 
 use super::{Scope, SqliteStore, failed};
+use crate::counter::Placed;
 use crate::error::{Error, Result};
 use crate::key::KeyPart;
-use crate::layout::Placed;
 use crate::sql::{self, Dialect};
 
 impl SqliteStore<'_> {

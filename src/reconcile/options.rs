@@ -1,8 +1,27 @@
-//! The settings of a run: page, samples, limits and pace.
+//! What a run is asked to do: its mode, page, samples, limits and pace.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+
+/// Whether a run only looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Measure and report.
+    Verify,
+    /// Measure, report, and mend what differs.
+    Repair,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verify => "verify",
+            Self::Repair => "repair",
+        })
+    }
+}
 
 /// The settings of a run; every one has a default, and pages and waits are always bounded.
 ///

@@ -1,0 +1,190 @@
+//! The bytes of a key: inline up to 22, sorted as the keys are.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use foldhash::SharedSeed;
+use foldhash::fast::SeedableRandomState;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::{AsKey, Key, KeyError};
+
+/// The bytes of a key, at most 22 of them without an allocation, sorted as the keys are.
+#[derive(Clone)]
+pub struct KeyBuf(Repr);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Repr {
+    /// The bytes, zeros behind them, and their number in the last byte: equality is one comparison of fixed size.
+    Inline([u8; INLINE + 1]),
+    /// More than `INLINE` bytes.
+    Heap(Box<[u8]>),
+}
+
+const INLINE: usize = 22;
+
+impl KeyBuf {
+    /// The key of `()`, and the start of every other.
+    #[must_use]
+    #[inline]
+    pub const fn new() -> Self {
+        Self(Repr::Inline([0; INLINE + 1]))
+    }
+
+    /// The encoding of a key.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::KeyBuf;
+    ///
+    /// assert!(KeyBuf::of::<i32>(-5) < KeyBuf::of::<i32>(3));
+    /// assert!(KeyBuf::of::<String>("a") < KeyBuf::of::<String>("a\0"));
+    /// ```
+    #[must_use]
+    #[inline]
+    pub fn of<K: Key>(key: impl AsKey<K>) -> Self {
+        let mut raw = Self::new();
+        key.encode(&mut raw);
+        raw
+    }
+
+    /// The encoded bytes.
+    #[must_use]
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Inline(bytes) => {
+                let [text @ .., len] = bytes;
+                text.get(..usize::from(*len)).unwrap_or_default()
+            }
+            Repr::Heap(bytes) => bytes,
+        }
+    }
+
+    /// Reads the key back.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::Malformed`] when these bytes are not one key of this type.
+    pub fn decode<K: Key>(&self) -> Result<K, KeyError> {
+        let mut raw = self.as_bytes();
+        let key = K::decode(&mut raw)?;
+        if raw.is_empty() { Ok(key) } else { Err(KeyError::Malformed) }
+    }
+
+    /// Appends bytes. The parts of this module delimit themselves; bytes of a caller's own must too.
+    #[inline]
+    pub fn push(&mut self, more: &[u8]) {
+        if let Repr::Inline(bytes) = &mut self.0 {
+            let [text @ .., len] = bytes;
+            let end = usize::from(*len) + more.len();
+            if let Some(free) = text.get_mut(usize::from(*len)..end) {
+                free.copy_from_slice(more);
+                *len = end.to_le_bytes()[0]; // at most INLINE
+                return;
+            }
+        }
+        self.push_heap(more);
+    }
+
+    #[cold]
+    fn push_heap(&mut self, more: &[u8]) {
+        self.0 = Repr::Heap([self.as_bytes(), more].concat().into_boxed_slice());
+    }
+
+    /// The key whose encoding is `bytes`; nothing is checked.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let mut key = Self::new();
+        key.push(bytes);
+        key
+    }
+
+    /// The first eight bytes, zeros behind a shorter key: all there is of a key of at most eight bytes.
+    #[inline]
+    pub(crate) fn word(&self) -> u64 {
+        let word = match &self.0 {
+            Repr::Inline(bytes) => bytes.first_chunk(),
+            Repr::Heap(bytes) => bytes.first_chunk(),
+        };
+        word.map_or(0, |word| u64::from_le_bytes(*word))
+    }
+
+    /// The key of `len` bytes, at most eight, of which `word` is [`word`](Self::word).
+    pub(crate) fn from_word(word: u64, len: usize) -> Self {
+        Self::from_bytes(word.to_le_bytes().get(..len).unwrap_or_default())
+    }
+
+    /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.
+    #[inline]
+    pub(crate) fn hash64(&self) -> u64 {
+        let mut hasher = SeedableRandomState::with_seed(0, SharedSeed::global_random()).build_hasher();
+        hasher.write(self.as_bytes());
+        hasher.finish()
+    }
+}
+
+impl Default for KeyBuf {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PartialEq for KeyBuf {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for KeyBuf {}
+
+impl Ord for KeyBuf {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl PartialOrd for KeyBuf {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for KeyBuf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+/// The bytes in hexadecimal.
+impl fmt::Debug for KeyBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// As a string of hexadecimal digits.
+impl Serialize for KeyBuf {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyBuf {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let digits = <Cow<'de, str>>::deserialize(deserializer)?;
+        let nibble = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        let (pairs, []) = digits.as_bytes().as_chunks::<2>() else {
+            return Err(de::Error::custom("a key has an odd number of hexadecimal digits"));
+        };
+        let bytes =
+            pairs.iter().map(|&[high, low]| Some(nibble(high)? << 4 | nibble(low)?)).collect::<Option<Vec<u8>>>();
+        bytes.map(|bytes| Self::from_bytes(&bytes)).ok_or_else(|| de::Error::custom("a key is not hexadecimal"))
+    }
+}
