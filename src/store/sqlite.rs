@@ -201,9 +201,12 @@ fn writing(counter: &Def, error: rusqlite::Error) -> Error {
     failed(&format!("writing totals of counter {}", counter.name()), error)
 }
 
+/// `SQLITE_CONSTRAINT_DATATYPE`, which the driver knows only where it brings its own SQLite.
+const CONSTRAINT_DATATYPE: i32 = ffi::SQLITE_CONSTRAINT | (12 << 8);
+
 /// A sum beyond 64 bits turns REAL, which a STRICT column refuses; other errors are the database's.
 fn write_failed(counter: &Def, row: &[Value<'_>], error: rusqlite::Error) -> Error {
-    if error.sqlite_error().is_none_or(|error| error.extended_code != ffi::SQLITE_CONSTRAINT_DATATYPE) {
+    if error.sqlite_error().is_none_or(|error| error.extended_code != CONSTRAINT_DATATYPE) {
         return writing(counter, error);
     }
     let mut key = KeyBuf::new();
