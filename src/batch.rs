@@ -41,7 +41,7 @@ pub struct Batch {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: KeyBuf,
-    /// Cannot overflow: 2^64 amounts of 64 bits fit.
+    /// Room for 2^64 amounts of 64 bits.
     pub(crate) delta: i128,
     /// Position in `Batch::counters`.
     pub(crate) counter: u32,
@@ -182,12 +182,17 @@ impl Batch {
             found.map(|&at| at as usize)
         };
         match found.and_then(|at| entries.get_mut(at)) {
-            Some(entry) => entry.delta += delta,
+            // Amounts cannot overflow it; batches merged with themselves could, and no store takes such a delta.
+            Some(entry) => entry.delta = entry.delta.saturating_add(delta),
             None => self.push(Entry { key, delta, counter }, hash),
         }
     }
 
     fn push(&mut self, entry: Entry, hash: u64) {
+        debug_assert!(
+            self.counters.get(entry.counter as usize).is_none_or(|counter| counter.parts().values(&entry.key).is_ok()),
+            "an AsKey encodes another key than its counter's"
+        );
         self.entries.push(entry);
         self.hashes.push(hash);
         let len = self.entries.len();

@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// A row that the source's SQL counts otherwise than its `tally`; no recount of it may be trusted.
     #[error(
-        "counter {counter}, key {key}: the source's SQL counts {sql} for a row whose tally is {tally}; nothing was mended"
+        "counter {counter}, key {key}: the source's SQL counts {sql} for a row whose tally is {tally}; it is not mended"
     )]
     Skew {
         /// The counter's name.
@@ -104,7 +104,7 @@ pub enum Error {
         tally: String,
     },
     /// The source is empty while many totals are not zero: more likely a broken source than a true one.
-    #[error("counter {counter}: the source is empty while {totals} or more totals are not zero; nothing was mended")]
+    #[error("counter {counter}: the source is empty while {totals} or more totals are not zero; they are not mended")]
     Emptied {
         /// The counter's name.
         counter: &'static str,

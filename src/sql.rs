@@ -20,6 +20,20 @@ pub enum Dialect {
     Sqlite,
 }
 
+impl Dialect {
+    /// The text of the parameter at this place, from 1 on.
+    fn param(self, at: usize) -> String {
+        match self {
+            Self::Sqlite => format!("?{at}"),
+        }
+    }
+
+    /// The first parameters, with commas between.
+    pub(crate) fn params(self, count: usize) -> String {
+        (1..=count).map(|at| self.param(at)).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// A parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value<'a> {
@@ -107,10 +121,10 @@ fn upserts<'a>(dialect: Dialect, placed: &Placed, deltas: &[(usize, &'a KeyBuf, 
 
 /// Adds one delta to one total; a total that is absent starts at 0.
 #[must_use]
-pub fn upsert(_: Dialect, placed: &Placed) -> String {
+pub fn upsert(dialect: Dialect, placed: &Placed) -> String {
     let columns = key_columns(placed.def().parts());
     let keys = columns.join(", ");
-    let params = params(columns.len() + 1);
+    let params = dialect.params(columns.len() + 1);
     format!(
         r#"INSERT INTO "{}" AS t ({keys}, "total") VALUES ({params}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
         placed.table_name()
@@ -119,34 +133,39 @@ pub fn upsert(_: Dialect, placed: &Placed) -> String {
 
 /// Removes one total if it is 0.
 #[must_use]
-pub fn remove_zero(_: Dialect, placed: &Placed) -> String {
-    format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, placed.table_name(), key_is(placed))
+pub fn remove_zero(dialect: Dialect, placed: &Placed) -> String {
+    format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, placed.table_name(), key_is(dialect, placed))
 }
 
 /// Reads one total: no row where it is absent.
 #[must_use]
-pub fn read(_: Dialect, placed: &Placed) -> String {
-    format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, placed.table_name(), key_is(placed))
+pub fn read(dialect: Dialect, placed: &Placed) -> String {
+    format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, placed.table_name(), key_is(dialect, placed))
 }
 
 /// Reads totals in key order: the key's columns and the total; parameters are the key's columns when `after`, then the
 /// number of rows.
 #[must_use]
-pub fn page(_: Dialect, placed: &Placed, after: bool) -> String {
+pub fn page(dialect: Dialect, placed: &Placed, after: bool) -> String {
     let columns = own_key_columns(placed.def().parts());
     let keys = columns.join(", ");
     let (range, limit) = if after {
-        (format!(" WHERE ({keys}) > ({})", params(columns.len())), columns.len() + 1)
+        (format!(" WHERE ({keys}) > ({})", dialect.params(columns.len())), columns.len() + 1)
     } else {
         (String::new(), 1)
     };
-    format!(r#"SELECT {keys}, t."total" FROM "{}" AS t{range} ORDER BY {keys} LIMIT ?{limit}"#, placed.table_name())
+    format!(
+        r#"SELECT {keys}, t."total" FROM "{}" AS t{range} ORDER BY {keys} LIMIT {}"#,
+        placed.table_name(),
+        dialect.param(limit)
+    )
 }
 
 /// Looks whether there are as many totals other than 0 as `?1` says: their number, counted up to there.
 #[must_use]
-pub fn count_non_zero(_: Dialect, placed: &Placed) -> String {
-    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{}" AS t WHERE t."total" <> 0 LIMIT ?1)"#, placed.table_name())
+pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
+    let (table, most) = (placed.table_name(), dialect.param(1));
+    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most})"#)
 }
 
 /// The catalogue of the counters that a database has. Its column `identity` is random, so that a resume token of one database is
@@ -216,15 +235,10 @@ fn own_key_columns(parts: KeyParts) -> Vec<String> {
     key_columns(parts).iter().map(|column| format!("t.{column}")).collect()
 }
 
-fn key_is(placed: &Placed) -> String {
+fn key_is(dialect: Dialect, placed: &Placed) -> String {
     let columns = own_key_columns(placed.def().parts());
-    let terms = columns.iter().enumerate().map(|(at, column)| format!("{column} = ?{}", at + 1));
+    let terms = columns.iter().enumerate().map(|(at, column)| format!("{column} = {}", dialect.param(at + 1)));
     terms.collect::<Vec<_>>().join(" AND ")
-}
-
-/// `?1, ?2, ..`
-pub(crate) fn params(count: usize) -> String {
-    (1..=count).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A key as parameters.

@@ -551,7 +551,7 @@ fn a_commit_that_meets_a_reader_is_busy_and_leaves_nothing() {
     let (conn, reader) = (file.open(), file.open());
     let before = dump(&reader);
     reader.execute_batch("BEGIN; SELECT count(*) FROM votes").unwrap();
-    assert_busy(store(&conn).apply(&several()), &["committing totals", "locked"]);
+    assert_busy(store(&conn).apply(&several()), &["show.votes, tag.uses", "locked"]);
     assert!(conn.is_autocommit(), "nothing is left open");
     assert_busy(store(&conn).apply(&single()), &["show.votes", "locked"]);
     reader.execute_batch("COMMIT").unwrap();

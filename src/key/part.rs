@@ -50,8 +50,13 @@ impl KeyParts {
     pub const NONE: Self = Self { len: 0, parts: [KeyPart::Text; Self::MOST] };
 
     /// A key of one part.
+    ///
+    /// # Panics
+    ///
+    /// When it is an integer of another width than 1, 2, 4, 8 or 16 bytes; in a `const` that is a compile error.
     #[must_use]
     pub const fn one(part: KeyPart) -> Self {
+        assert!(part.has_width(), "an integer has 1, 2, 4, 8 or 16 bytes");
         Self { len: 1, parts: [part; Self::MOST] }
     }
 
@@ -159,12 +164,22 @@ impl KeyPart {
         })
     }
 
+    const fn has_width(self) -> bool {
+        match self {
+            Self::Signed(bytes) | Self::Unsigned(bytes) => matches!(bytes, 1 | 2 | 4 | 8 | 16),
+            Self::Bytes16 | Self::Uuid | Self::Text => true,
+        }
+    }
+
     /// Appends a value to a key that is being encoded.
     ///
     /// # Errors
     ///
     /// [`KeyError::Type`] or [`KeyError::Range`] when the value is none of this part.
     pub fn push(self, value: &KeyValue<'_>, to: &mut KeyBuf) -> Result<(), KeyError> {
+        if !self.has_width() {
+            return Err(KeyError::Malformed);
+        }
         match (self, value) {
             (Self::Signed(bytes), KeyValue::Signed(value)) => push_signed(to, bytes, *value),
             (Self::Signed(bytes), KeyValue::Unsigned(value)) => {

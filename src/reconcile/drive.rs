@@ -32,7 +32,11 @@ pub trait Control {
 /// # Errors
 ///
 /// The first error that no retry mends; [`Reconciler::report`] then says how far the run came, and from where to go on.
-pub fn run(run: &mut Reconciler, audit: &mut impl Audit, control: &mut impl Control) -> Result<Report> {
+pub fn run(
+    run: &mut Reconciler,
+    audit: &mut (impl Audit + ?Sized),
+    control: &mut (impl Control + ?Sized),
+) -> Result<Report> {
     loop {
         if control.stopped() {
             run.stop();
@@ -40,13 +44,14 @@ pub fn run(run: &mut Reconciler, audit: &mut impl Audit, control: &mut impl Cont
         let done = match run.next(control.now()) {
             Step::Identify => audit.identity().and_then(|identity| run.identified(identity)),
             Step::Look(look) => audit.look(&look).and_then(|looked| run.looked(looked, control.now())),
-            Step::Measure(ask) => match control.gate() {
-                Some(reason) => {
+            Step::Measure(ask) => {
+                if let Some(reason) = control.gate() {
                     run.held(reason, control.now());
-                    Ok(())
+                    continue;
                 }
-                None => audit.measure(&ask).and_then(|measured| run.measured(measured, control.now())),
-            },
+                run.passed(control.now());
+                audit.measure(&ask).and_then(|measured| run.measured(measured, control.now()))
+            }
             Step::Mend(mend) => audit.mend(&mend).map(|mended| run.mended(mended, control.now())),
             Step::Wait(time, reason) => {
                 control.wait(time, &reason);
@@ -119,12 +124,11 @@ impl Control for Live<'_> {
 
     fn wait(&mut self, time: Duration, _: &str) {
         let until = self.now() + time;
-        while !self.stopped() {
-            let left = until.saturating_sub(self.now());
-            if left.is_zero() {
-                break;
-            }
+        let mut left = time;
+        // A slice at least, also when stopped: what is under way may still have to wait for its retry.
+        while !left.is_zero() {
             std::thread::sleep(left.min(WAIT_SLICE));
+            left = if self.stopped() { Duration::ZERO } else { until.saturating_sub(self.now()) };
         }
     }
 

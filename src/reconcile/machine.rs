@@ -59,6 +59,8 @@ pub struct Reconciler {
     started: Option<Duration>,
     failures: u32,
     held_since: Option<Duration>,
+    /// Orphans of the current counter that were mended since its source was last looked at.
+    orphans: u64,
     reports: Vec<CounterReport>,
     pages: u64,
     rows: u64,
@@ -71,7 +73,8 @@ enum State {
     /// Looking at `scope[..]` from this position on, before the first page.
     Look(usize),
     Measure,
-    /// Looking again, because the page holds so many orphans that its source may have been emptied meanwhile.
+    /// Looking again before the next mend, because so many orphans have come up since the last look that the source may have been
+    /// emptied meanwhile.
     LookAgain(Page),
     Mend(Page),
 }
@@ -139,6 +142,7 @@ impl Reconciler {
             started: None,
             failures: 0,
             held_since: None,
+            orphans: 0,
             pages: 0,
             rows: 0,
         })
@@ -180,11 +184,14 @@ impl Reconciler {
     #[must_use]
     pub fn next(&mut self, now: Duration) -> Step {
         let started = *self.started.get_or_insert(now);
-        if self.stop
-            && self.outcome == Outcome::Running
-            && matches!(self.state, State::Identify | State::Look(_) | State::Measure)
-        {
-            self.outcome = Outcome::Stopped;
+        if self.outcome != Outcome::Running {
+            return Step::End;
+        }
+        let limit = self.limit_reached(now.saturating_sub(started));
+        match self.state {
+            State::Look(_) | State::Measure if self.stop => self.outcome = Outcome::Stopped,
+            State::Measure => self.outcome = limit.map_or(Outcome::Running, Outcome::Limit),
+            _ => {}
         }
         if self.outcome != Outcome::Running {
             return Step::End;
@@ -194,12 +201,6 @@ impl Reconciler {
                 return Step::Wait(until.saturating_sub(now), reason.clone());
             }
             self.wait = None;
-        }
-        if matches!(self.state, State::Measure)
-            && let Some(limit) = self.limit_reached(now.saturating_sub(started))
-        {
-            self.outcome = Outcome::Limit(limit);
-            return Step::End;
         }
         self.issued = now;
         self.step()
@@ -225,7 +226,10 @@ impl Reconciler {
 
     fn limit_reached(&self, elapsed: Duration) -> Option<&'static str> {
         let Options { max_pages, max_rows, max_time, .. } = self.options;
-        if max_pages.is_some_and(|most| self.pages >= most) {
+        if self.pages == 0 {
+            // Every run goes on by a page at least; else one whose looks take too long would never get anywhere.
+            None
+        } else if max_pages.is_some_and(|most| self.pages >= most) {
             Some("pages")
         } else if max_rows.is_some_and(|most| self.rows >= most) {
             Some("rows")
@@ -242,6 +246,7 @@ impl Reconciler {
     ///
     /// [`Error::Token`] when the run resumes one on other totals.
     pub fn identified(&mut self, identity: u64) -> Result<()> {
+        debug_assert!(matches!(self.state, State::Identify), "an answer to another step");
         if self.identity.is_some_and(|known| known != identity) {
             return Err(Error::Token { reason: "it is of another database" });
         }
@@ -255,69 +260,90 @@ impl Reconciler {
     ///
     /// # Errors
     ///
-    /// [`Error::Emptied`] when the source is empty while 100 or more totals are not 0, unless the run is forced.
+    /// [`Error::Emptied`] when the source is empty while 100 or more totals are not 0, unless the run is forced; the run ends as refused.
     pub fn looked(&mut self, looked: Looked, now: Duration) -> Result<()> {
         self.answered(now);
-        let state = std::mem::replace(&mut self.state, State::Measure);
-        let (looked_at, then) = match state {
+        let (at, then) = match std::mem::replace(&mut self.state, State::Measure) {
             State::Look(at) if at + 1 < self.scope.len() => (at, State::Look(at + 1)),
-            State::Look(at) => (at, State::Measure),
             State::LookAgain(page) => (self.at, State::Mend(page)),
-            other => (self.at, other),
+            State::Look(at) => (at, State::Measure),
+            State::Identify | State::Measure | State::Mend(_) => {
+                debug_assert!(false, "an answer to another step");
+                return Ok(());
+            }
         };
+        self.state = then;
+        self.orphans = 0;
         if looked.empty && looked.totals >= EMPTIED && !self.options.force {
-            // Stay where the look was, so that the error comes again when the caller asks again.
-            self.state = State::Look(self.at);
-            let counter = self.scope.get(looked_at).map_or("", Def::name);
+            self.outcome = Outcome::Refused;
+            let counter = self.scope.get(at).map_or("", Def::name);
             return Err(Error::Emptied { counter, totals: looked.totals });
         }
-        self.state = then;
         Ok(())
+    }
+
+    /// Says that no gate is shut, just before [`Step::Measure`] is done: what asking them took is not the measure's time.
+    pub fn passed(&mut self, now: Duration) {
+        self.issued = now;
+        self.held_since = None;
     }
 
     /// Takes the answer to [`Step::Measure`].
     ///
     /// # Errors
     ///
-    /// [`Error::TooWrong`] when a repair has found a larger share of wrong keys than its options allow.
+    /// [`Error::TooWrong`] when a repair has found a larger share of wrong keys than its options allow; the run ends as refused.
+    /// [`Error::Source`] when the audit did not get beyond the key that it was given.
     pub fn measured(&mut self, measured: Measured, now: Duration) -> Result<()> {
+        debug_assert!(matches!(self.state, State::Measure), "an answer to another step");
         let took = now.saturating_sub(self.issued);
         self.answered(now);
-        self.held_since = None;
+        let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
+        if measured.next.is_some() && measured.next <= self.after {
+            return Err(Error::source(&report.counter, measured.next.as_ref(), "a page ended where it began"));
+        }
         self.pages += 1;
         self.rows += measured.rows;
+        report.add(&measured, self.options.samples);
         if self.options.page.is_none() {
             self.page = adapted(self.page, took, self.options.page_time);
         }
-        let samples = self.options.samples;
-        if let Some(report) = self.reports.get_mut(self.at) {
-            report.add(&measured, samples);
-        }
-        let orphans = measured.drifts.iter().filter(|drift| drift.truth == 0).count() as u64;
-        let page = Page { drifts: measured.drifts.into(), next: measured.next };
-        if self.mode == Mode::Verify || page.drifts.is_empty() {
-            self.page_done(page.next, now);
+        if self.mode == Mode::Verify || measured.drifts.is_empty() {
+            self.page_done(measured.next, now);
             return Ok(());
         }
-        self.check_share()?;
-        self.state = if orphans >= EMPTIED && !self.options.force { State::LookAgain(page) } else { State::Mend(page) };
+        if let Err(error) = self.check_share() {
+            self.outcome = Outcome::Refused;
+            return Err(error);
+        }
+        self.mend_next(Page { drifts: measured.drifts.into(), next: measured.next }, now);
         Ok(())
     }
 
     /// Takes the answer to [`Step::Mend`].
     pub fn mended(&mut self, mended: Mended, now: Duration) {
         self.answered(now);
+        let State::Mend(mut page) = std::mem::replace(&mut self.state, State::Measure) else {
+            debug_assert!(false, "an answer to another step");
+            return;
+        };
         if let Some(report) = self.reports.get_mut(self.at) {
             report.corrected += mended.corrected;
         }
-        let State::Mend(mut page) = std::mem::replace(&mut self.state, State::Measure) else { return };
         let done = chunk(&page.drifts).count();
-        page.drifts.drain(..done);
+        self.orphans += page.drifts.drain(..done).filter(|drift| drift.truth == 0).count() as u64;
+        self.mend_next(page, now);
+    }
+
+    /// Goes on with a page whose drifts are still to be mended, if there are any; looks at the source again where it takes away many totals.
+    fn mend_next(&mut self, page: Page, now: Duration) {
         if page.drifts.is_empty() {
             self.page_done(page.next, now);
-        } else {
-            self.state = State::Mend(page);
+            return;
         }
+        let taken_away = self.orphans + chunk(&page.drifts).filter(|drift| drift.truth == 0).count() as u64;
+        let look = taken_away >= EMPTIED && !self.options.force;
+        self.state = if look { State::LookAgain(page) } else { State::Mend(page) };
     }
 
     /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait.
@@ -391,6 +417,7 @@ impl Reconciler {
         self.state = State::Measure;
         if next.is_none() {
             self.at += 1;
+            self.orphans = 0;
         }
         self.after = next;
         if self.at == self.scope.len() {

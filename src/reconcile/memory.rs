@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Bound;
 
 use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
-use super::source::{check_driven, share, sum_by_key};
+use super::recount::{check_driven, share, sum_by_key};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Cause, Error, Result};
@@ -35,7 +35,7 @@ struct Window {
     whole: bool,
 }
 
-/// A window holds this share of a counter's totals, or a page where that is more: so a run makes that many passes at most.
+/// A window holds this share of a counter's totals beside a page's: so a run makes about that many passes at most.
 const WINDOWS: usize = 16;
 
 impl<'a> MemoryAudit<'a> {
@@ -105,7 +105,7 @@ impl<'a> MemoryAudit<'a> {
         let window = &mut self.window;
         window.pass(&ask.counter, ask.after.as_ref());
         if window.counter != Some(ask.counter) || (!window.whole && window.totals.len() < wanted) {
-            let size = wanted.max(self.store.len(ask.counter)? / WINDOWS);
+            let size = wanted + self.store.len(ask.counter)? / WINDOWS;
             window.totals = self.store.page(ask.counter, ask.after.as_ref(), size)?.into();
             window.whole = window.totals.len() < size;
             window.counter = Some(ask.counter);

@@ -39,10 +39,8 @@ mod drive;
 mod machine;
 mod memory;
 mod options;
+mod recount;
 mod report;
-mod source;
-#[cfg(feature = "sqlite")]
-mod source_sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod token;
@@ -52,7 +50,7 @@ pub use drive::{Control, Live, run};
 pub use machine::{Reconciler, Step};
 pub use memory::MemoryAudit;
 pub use options::{Mode, Options};
-pub use report::{CounterReport, Outcome, Report, Sample};
+pub use report::{CounterReport, Outcome, Report, Sample, Table};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};
 pub use token::Token;

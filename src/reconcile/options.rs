@@ -110,21 +110,22 @@ impl Options {
         self
     }
 
-    /// Ends the run at the first page's end after this many rows; unlimited by default.
+    /// Ends the run at the first page's end after this many rows, 1 or more; unlimited by default.
     #[must_use]
     pub const fn max_rows(mut self, rows: u64) -> Self {
         self.max_rows = Some(rows);
         self
     }
 
-    /// Ends the run at the first page's end after this time; unlimited by default.
+    /// Ends the run at the first page's end after this time, after one page at least; unlimited by default.
     #[must_use]
     pub const fn max_time(mut self, time: Duration) -> Self {
         self.max_time = Some(time);
         self
     }
 
-    /// Refuses to mend a counter when, of 100 or more of its keys compared in this run, more than this share is wrong; unlimited
+    /// Refuses to mend a counter when, of 100 or more of its keys compared in this run, more than this share is wrong (a run that
+    /// is resumed starts to count again); unlimited
     /// by default. Forced runs ignore it.
     #[must_use]
     pub const fn max_wrong_percent(mut self, percent: u8) -> Self {
@@ -176,6 +177,7 @@ impl Options {
         within("duty percent", u64::from(self.duty_percent), 1, 100)?;
         within("max wrong percent", u64::from(self.max_wrong_percent.unwrap_or(0)), 0, 100)?;
         within("max pages", self.max_pages.unwrap_or(1), 1, u64::MAX)?;
+        within("max rows", self.max_rows.unwrap_or(1), 1, u64::MAX)?;
         within("rows per second", self.rows_per_second.unwrap_or(1), 1, u64::MAX)
     }
 }

@@ -45,6 +45,8 @@ pub enum Outcome {
     Stopped,
     /// A gate held it too long, for this reason.
     Stalled(String),
+    /// It refused to mend what the run's error says.
+    Refused,
 }
 
 impl fmt::Display for Outcome {
@@ -55,6 +57,7 @@ impl fmt::Display for Outcome {
             Self::Limit(limit) => write!(f, "stopped at the limit of {limit}"),
             Self::Stopped => f.write_str("stopped"),
             Self::Stalled(reason) => write!(f, "stalled: {reason}"),
+            Self::Refused => f.write_str("refused to mend"),
         }
     }
 }
@@ -67,11 +70,11 @@ pub struct CounterReport {
     pub counter: Def,
     /// Keys compared whose total or sum of rows is not 0.
     pub keys: u64,
-    /// Keys whose total and sum of rows are both not 0, and differ.
+    /// Keys whose total and true total are both not 0, and differ.
     pub wrong: u64,
-    /// Keys that have rows to count and no total, or one of 0.
+    /// Keys whose true total is not 0, and that have no total, or one of 0.
     pub missing: u64,
-    /// Keys that have a total other than 0 and no rows to count.
+    /// Keys that have a total other than 0 where the true one is 0.
     pub orphan: u64,
     /// Totals that were mended.
     pub corrected: u64,

@@ -40,8 +40,6 @@ pub struct Token {
 
 const VERSION: u8 = 1;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
-/// A text key of 1,024 bytes, every one escaped, and a full scope stay far below.
-const LENGTH_MOST: usize = 64 * 1024;
 
 impl Token {
     fn to_bytes(&self) -> Vec<u8> {
@@ -119,9 +117,6 @@ impl FromStr for Token {
 
     fn from_str(text: &str) -> Result<Self> {
         let corrupt = Error::Token { reason: "it is corrupt, or no token of this crate" };
-        if text.len() > LENGTH_MOST {
-            return Err(corrupt);
-        }
         let (mut bits, mut count) = (0_u32, 0_u32);
         let mut bytes = Vec::with_capacity(text.len() * 5 / 8);
         for char in text.bytes() {

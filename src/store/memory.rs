@@ -256,16 +256,16 @@ impl MemoryStore {
     pub fn page(&self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         let position = self.layout.position(&counter)?;
         let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
-        let mut consider = |key: KeyBuf, total: i64| {
-            if after.is_some_and(|after| key <= *after) {
+        let mut consider = |key: &KeyBuf, total: i64| {
+            if after.is_some_and(|after| key <= after) {
                 return;
             }
             if smallest.len() < limit {
-                smallest.push((key, total));
+                smallest.push((key.clone(), total));
             } else if let Some(mut largest) = smallest.peek_mut()
-                && key < largest.0
+                && *key < largest.0
             {
-                *largest = (key, total);
+                *largest = (key.clone(), total);
             }
         };
         for stripe in &self.stripes {
@@ -298,7 +298,7 @@ impl MemoryStore {
         let totals_at = |position: usize| {
             let mut totals = Vec::new();
             for table in held.iter().filter_map(|tables| tables.get(position)) {
-                table.for_each(|key, total| totals.push((key, total)));
+                table.for_each(|key, total| totals.push((key.clone(), total)));
             }
             totals
         };

@@ -98,6 +98,20 @@ pub trait Store {
     }
 }
 
+impl<S: Store + ?Sized> Store for &mut S {
+    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        (**self).apply(batch)
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        (**self).read(counter, keys)
+    }
+
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        (**self).page(counter, after, limit)
+    }
+}
+
 const TOTALS_PAGE: usize = 4096;
 
 /// What an apply did.

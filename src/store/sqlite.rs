@@ -102,10 +102,8 @@ impl<'c> SqliteStore<'c> {
     /// Removes one total if it is 0.
     pub(crate) fn remove_zero(&self, counter: &Def, key: &KeyBuf) -> Result<()> {
         let text = sql::remove_zero(Dialect::Sqlite, self.placed(counter)?);
-        let removed = self
-            .conn
-            .prepare_cached(&text)
-            .and_then(|mut remove| remove.execute(params_from_iter(sql::key_values(counter, key).unwrap_or_default())));
+        let values = sql::key_values(counter, key)?;
+        let removed = self.conn.prepare_cached(&text).and_then(|mut remove| remove.execute(params_from_iter(values)));
         removed.map(drop).map_err(|error| writing(counter, error))
     }
 
@@ -130,9 +128,8 @@ impl Store for SqliteStore<'_> {
         let statements = sql::apply(Dialect::Sqlite, self.layout, batch)?;
         let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
         if rows > 0 {
-            // A statement alone is atomic; several need the caller's transaction, or one of their own.
             let nested = !self.conn.is_autocommit();
-            let own = if nested || rows == 1 { None } else { Some(Scope::open(self.conn)?) };
+            let own = if nested { None } else { Some(Scope::open(self.conn, doing(&statements))?) };
             let mut done = 0;
             if let Err(error) = run(self.conn, &statements, &mut done) {
                 return Err(if nested { self.take_back(&statements, done, error) } else { error });
@@ -195,6 +192,12 @@ fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result
         }
         Err(error) => Err(write_failed(counter, row, error)),
     }
+}
+
+/// What a batch's statements do, for errors.
+fn doing(statements: &[sql::Statement<'_>]) -> String {
+    let names: Vec<&str> = statements.iter().map(|statement| statement.counter.name()).collect();
+    format!("writing totals of counter {}", names.join(", "))
 }
 
 fn writing(counter: &Def, error: rusqlite::Error) -> Error {
@@ -265,25 +268,26 @@ impl ToSql for Value<'_> {
 /// A transaction with the write lock from its start; rolled back when dropped. Inside another it cannot begin.
 pub(crate) struct Scope<'c> {
     conn: &'c Connection,
+    /// What it is for, for errors.
+    doing: String,
     open: bool,
 }
 
 impl<'c> Scope<'c> {
-    pub(crate) fn open(conn: &'c Connection) -> Result<Self> {
-        execute(conn, "BEGIN IMMEDIATE").map_err(|error| failed("beginning to write totals", error))?;
-        Ok(Self { conn, open: true })
+    pub(crate) fn open(conn: &'c Connection, doing: String) -> Result<Self> {
+        execute(conn, "BEGIN IMMEDIATE").map_err(|error| failed(&doing, error))?;
+        Ok(Self { conn, doing, open: true })
     }
 
     pub(crate) fn commit(mut self) -> Result<()> {
-        execute(self.conn, "COMMIT").map_err(commit_failed)?;
+        execute(self.conn, "COMMIT").map_err(|error| commit_failed(&self.doing, error))?;
         self.open = false;
         Ok(())
     }
 }
 
 /// A commit that met a lock is still open, and dropping it rolls it back; one that the disk failed may stand in the log.
-fn commit_failed(error: rusqlite::Error) -> Error {
-    let doing = "committing totals";
+fn commit_failed(doing: &str, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         Some(ErrorCode::SystemIoFailure) => Error::Unknown { doing: doing.to_owned(), cause: error.into() },
         _ => failed(doing, error),

@@ -78,16 +78,16 @@ impl Table {
     }
 
     /// Calls `each` with every total, in no order.
-    pub(super) fn for_each(&self, mut each: impl FnMut(KeyBuf, i64)) {
+    pub(super) fn for_each(&self, mut each: impl FnMut(&KeyBuf, i64)) {
         match self {
             Self::Short { len, totals } => {
                 for (word, total) in totals {
-                    each(KeyBuf::from_word(*word, *len), *total);
+                    each(&KeyBuf::from_word(*word, *len), *total);
                 }
             }
             Self::Long(totals) => {
                 for (key, total) in totals {
-                    each(key.clone(), *total);
+                    each(key, *total);
                 }
             }
         }

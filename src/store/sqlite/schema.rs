@@ -21,7 +21,7 @@ impl SqliteStore<'_> {
         if !self.conn.is_autocommit() {
             return self.create_all();
         }
-        let scope = Scope::open(self.conn)?;
+        let scope = Scope::open(self.conn, "making tables".to_owned())?;
         self.create_all()?;
         scope.commit()
     }

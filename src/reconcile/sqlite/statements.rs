@@ -3,7 +3,7 @@
 use crate::counter::Def;
 use crate::error::{Error, Result};
 use crate::key::KeyPart;
-use crate::sql::params;
+use crate::sql::Dialect;
 
 /// What a source reads, as its author said it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Target {
         let behind = match keys.as_slice() {
             [] => "1".to_owned(),
             [one] => format!("{one} > ?1"),
-            many => format!("({key}) > ({}) AND {has_key}", params(many.len())),
+            many => format!("({key}) > ({}) AND {has_key}", Dialect::Sqlite.params(many.len())),
         };
         let (selected, grouped, ordered) = if keys.is_empty() {
             (String::new(), String::new(), String::new())
@@ -81,8 +81,8 @@ impl Target {
             rows_first: format!("SELECT {row} FROM {from} WHERE {has_key}{ordered}"),
             rows_next: format!("SELECT {row} FROM {from} WHERE {behind}{ordered}"),
             rows_of_key: format!("SELECT {row} FROM {from} WHERE {is_key}"),
-            key_first: format!("SELECT {} FROM {from} WHERE {has_key}{ordered} LIMIT 1", or_one(&key)),
-            key_next: format!("SELECT {} FROM {from} WHERE {behind}{ordered} LIMIT 1", or_one(&key)),
+            key_first: format!("SELECT {} FROM {from} WHERE {has_key} AND {counts}{ordered} LIMIT 1", or_one(&key)),
+            key_next: format!("SELECT {} FROM {from} WHERE {behind} AND {counts}{ordered} LIMIT 1", or_one(&key)),
             any: format!("SELECT 1 FROM {from} WHERE {has_key} AND {counts} LIMIT 1"),
             sample_first: format!("{sample} WHERE {has_key}{ordered} LIMIT ?1"),
             sample_last: format!("{sample} WHERE {has_key}{backwards} LIMIT ?1"),
@@ -105,18 +105,13 @@ pub(super) struct Statements {
     pub(super) key_first: String,
     pub(super) key_next: String,
     pub(super) any: String,
-    sample_first: String,
-    sample_last: String,
-    sample_without_key: Option<String>,
+    pub(super) sample_first: String,
+    pub(super) sample_last: String,
+    pub(super) sample_without_key: Option<String>,
     pub(super) sample_of_key: String,
 }
 
 impl Statements {
-    /// The samples of the whole source: its first rows, its last rows, and rows that have no key.
-    pub(super) fn samples(&self) -> impl Iterator<Item = &String> {
-        [&self.sample_first, &self.sample_last].into_iter().chain(&self.sample_without_key)
-    }
-
     /// One statement of each shape, to find what SQLite cannot prepare before anything is run.
     pub(super) fn all(&self) -> impl Iterator<Item = &String> {
         [&self.sums_next, &self.rows_next, &self.sample_of_key].into_iter()

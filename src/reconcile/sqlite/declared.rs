@@ -1,0 +1,253 @@
+//! Reading one counter's source: pages of sums, sums of single keys, and the sample that is held against the rows' `tally`.
+
+use std::ops::Bound;
+
+use rusqlite::types::{Value as Cell, ValueRef};
+use rusqlite::{Connection, Row, params_from_iter};
+
+use super::source::TypedSource;
+use super::statements::Statements;
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+use crate::reconcile::audit::{Ask, Recount};
+use crate::reconcile::recount::sum_by_key;
+use crate::sql::{self, Value};
+use crate::store::sqlite::{failed, read_key};
+
+/// One counter's source, ready to be read.
+#[derive(Debug)]
+pub(super) struct Declared<'a> {
+    pub(super) counter: Def,
+    pub(super) source: TypedSource<'a>,
+    pub(super) statements: Statements,
+}
+
+/// How many rows of each end of a source, and of each key to be mended, are held against their `tally`.
+const SAMPLE: i64 = 64;
+/// Of how many of the keys of a mend rows are sampled.
+const SAMPLED_KEYS: usize = 16;
+
+impl Declared<'_> {
+    /// The next keys' sums, one more than a page holds.
+    pub(super) fn recounts(&self, conn: &Connection, ask: &Ask) -> Result<Vec<Recount>> {
+        let limit = ask.keys.saturating_add(1);
+        if self.counter.parts().is_empty() && ask.after.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut values = ask.after.as_ref().map_or(Ok(Vec::new()), |after| self.key_values(after))?;
+        if self.source.by_tally {
+            let text = if values.is_empty() { &self.statements.rows_first } else { &self.statements.rows_next };
+            return self.sums_by_tally(conn, text, &values, limit);
+        }
+        let text = if values.is_empty() { &self.statements.sums_first } else { &self.statements.sums_next };
+        values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+        self.sums(conn, text, &values).map_err(|error| match error {
+            Failure::Known(error) => error,
+            Failure::Sqlite(error) if overflowed(&error) => self.overflowing_key(conn, ask, limit, error),
+            Failure::Sqlite(error) => failed(&doing("recounting", &self.counter), error),
+        })
+    }
+
+    fn sums(&self, conn: &Connection, text: &str, values: &[Value<'_>]) -> Result<Vec<Recount>, Failure> {
+        let mut statement = conn.prepare_cached(text)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        let mut sums = Vec::new();
+        while let Some(row) = rows.next()? {
+            let recount = self.recount(row)?;
+            // Without a key's columns there is no group to be absent: one row of nothing.
+            if recount.rows > 0 {
+                sums.push(recount);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Reads `key .., sum, rows`, or `key .., rows` where every row adds 1.
+    fn recount(&self, row: &Row<'_>) -> Result<Recount, Failure> {
+        let key = read_key(&self.counter, row, 0)?;
+        let at = self.counter.parts().len();
+        let rows: i64 = row.get(if self.source.target.amount.is_some() { at + 1 } else { at })?;
+        let total = match row.get_ref(at)? {
+            ValueRef::Integer(total) => total,
+            ValueRef::Null => 0,
+            other => {
+                let reason = format!("its amounts add up to a {}, not to an integer", other.data_type());
+                return Err(Error::source(&self.counter, Some(&key), reason).into());
+            }
+        };
+        Ok(Recount { key, total, rows: rows.unsigned_abs() })
+    }
+
+    fn sums_by_tally(&self, conn: &Connection, text: &str, values: &[Value<'_>], limit: usize) -> Result<Vec<Recount>> {
+        let counter = &self.counter;
+        let failed = |error| failed(&doing("reading rows", counter), error);
+        let mut statement = conn.prepare_cached(text).map_err(failed)?;
+        let key_at = statement.column_count() - counter.parts().len();
+        let mut rows = statement.query(params_from_iter(values)).map_err(failed)?;
+        let mut scratch = Batch::new();
+        let shares = std::iter::from_fn(|| {
+            let row = match rows.next() {
+                Ok(row) => row?,
+                Err(error) => return Some(Err(failed(error))),
+            };
+            Some((self.source.share)(counter, row, &mut scratch).and_then(|share| match share {
+                Some((key, _)) if key != read_key(counter, row, key_at)? => {
+                    Err(Error::source(counter, Some(&key), "the source lists the row under another key than its tally"))
+                }
+                share => Ok(share),
+            }))
+        });
+        sum_by_key(counter, Bound::Unbounded, limit, shares)
+    }
+
+    /// The sum of one key's rows.
+    pub(super) fn recount_one(&self, conn: &Connection, key: &KeyBuf) -> Result<i64> {
+        let values = self.key_values(key)?;
+        let sums = if self.source.by_tally {
+            self.sums_by_tally(conn, &self.statements.rows_of_key, &values, 1)?
+        } else {
+            self.sums(conn, &self.statements.sum_of_key, &values).map_err(|error| match error {
+                Failure::Known(error) => error,
+                Failure::Sqlite(error) if overflowed(&error) => Error::overflow(&self.counter, key, "recount"),
+                Failure::Sqlite(error) => failed(&doing("recounting", &self.counter), error),
+            })?
+        };
+        Ok(sums.first().map_or(0, |sum| sum.total))
+    }
+
+    /// SQLite says that a sum left 64 bits, and not which: asks for each key of the page alone.
+    #[cold]
+    fn overflowing_key(&self, conn: &Connection, ask: &Ask, limit: usize, error: rusqlite::Error) -> Error {
+        let mut after = ask.after.clone();
+        for _ in 0..limit {
+            let Ok(Some(key)) = self.key_behind(conn, after.as_ref()) else { break };
+            if let Err(error) = self.recount_one(conn, &key) {
+                return error;
+            }
+            after = Some(key);
+        }
+        failed(&doing("recounting", &self.counter), error)
+    }
+
+    fn key_behind(&self, conn: &Connection, after: Option<&KeyBuf>) -> Result<Option<KeyBuf>> {
+        let values = after.map_or(Ok(Vec::new()), |after| self.key_values(after))?;
+        let text = if values.is_empty() { &self.statements.key_first } else { &self.statements.key_next };
+        let read = || -> Result<Option<KeyBuf>, Failure> {
+            let mut statement = conn.prepare(text)?;
+            let mut rows = statement.query(params_from_iter(values))?;
+            Ok(rows.next()?.map(|row| read_key(&self.counter, row, 0)).transpose()?)
+        };
+        read().map_err(|error| error.known(&self.counter))
+    }
+
+    /// Whether any row counts.
+    pub(super) fn is_empty(&self, conn: &Connection) -> Result<bool> {
+        if self.source.by_tally {
+            return Ok(self.sums_by_tally(conn, &self.statements.rows_first, &[], 1)?.is_empty());
+        }
+        let exists = conn.prepare(&self.statements.any).and_then(|mut any| any.exists(()));
+        Ok(!exists.map_err(|error| failed(&doing("looking for rows", &self.counter), error))?)
+    }
+
+    /// A key as the parameters of this source's statements: one for each of its columns, so none for `()`.
+    fn key_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
+        if self.counter.parts().is_empty() { Ok(Vec::new()) } else { sql::key_values(&self.counter, key) }
+    }
+
+    /// Holds a sample of the whole source against the rows' `tally`: its first rows, its last, and some without a key. Where the rows are
+    /// recounted by `tally` anyway, only those without a key, which no page lists.
+    pub(super) fn check_sample(&self, conn: &Connection) -> Result<()> {
+        let ends = [&self.statements.sample_first, &self.statements.sample_last];
+        let ends = ends.into_iter().filter(|_| !self.source.by_tally);
+        ends.chain(&self.statements.sample_without_key).try_for_each(|text| self.check_skew(conn, text, Vec::new()))
+    }
+
+    /// Holds rows of some keys against their `tally`.
+    pub(super) fn check_keys(&self, conn: &Connection, keys: &[KeyBuf]) -> Result<()> {
+        let keys = keys.iter().take(SAMPLED_KEYS).filter(|_| !self.source.by_tally);
+        for key in keys {
+            self.check_skew(conn, &self.statements.sample_of_key, self.key_values(key)?)?;
+        }
+        Ok(())
+    }
+
+    /// Holds rows as SQL counts them against their `tally`.
+    fn check_skew(&self, conn: &Connection, text: &str, mut values: Vec<Value<'_>>) -> Result<()> {
+        values.push(Value::Integer(SAMPLE));
+        let read = || -> Result<(), Failure> {
+            let mut statement = conn.prepare_cached(text)?;
+            let width = self.counter.parts().len();
+            let key_at = statement.column_count() - width - 2;
+            let mut rows = statement.query(params_from_iter(values))?;
+            let mut scratch = Batch::new();
+            while let Some(row) = rows.next()? {
+                let tally = (self.source.share)(&self.counter, row, &mut scratch)?;
+                let included: bool = row.get(key_at + width + 1)?;
+                let amount: Cell = row.get(key_at + width)?;
+                let has_key =
+                    (key_at..key_at + width).all(|at| row.get_ref(at).is_ok_and(|part| part != ValueRef::Null));
+                let sql = match amount {
+                    _ if !included || !has_key => None,
+                    Cell::Null | Cell::Integer(0) => None,
+                    Cell::Integer(amount) => Some((read_key(&self.counter, row, key_at)?, amount)),
+                    other => {
+                        let key = read_key(&self.counter, row, key_at)?;
+                        let reason = format!("a row's amount is {other:?}, not an integer");
+                        return Err(Error::source(&self.counter, Some(&key), reason).into());
+                    }
+                };
+                if tally != sql {
+                    return Err(self.skew(tally.as_ref(), sql.as_ref()).into());
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|error| error.known(&self.counter))
+    }
+
+    fn skew(&self, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
+        let key = tally.or(sql).map_or_else(String::new, |(key, _)| self.counter.show(key));
+        let text = |share: Option<&(KeyBuf, i64)>| {
+            share
+                .map_or_else(|| "nothing".to_owned(), |(key, amount)| format!("{amount} at {}", self.counter.show(key)))
+        };
+        Error::Skew { counter: self.counter.name(), key, sql: text(sql), tally: text(tally) }
+    }
+}
+
+/// Either this crate's error, or SQLite's, whose meaning depends on who asked.
+enum Failure {
+    Known(Error),
+    Sqlite(rusqlite::Error),
+}
+
+impl Failure {
+    fn known(self, counter: &Def) -> Error {
+        match self {
+            Self::Known(error) => error,
+            Self::Sqlite(error) => failed(&doing("reading the source", counter), error),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Known(error)
+    }
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn overflowed(error: &rusqlite::Error) -> bool {
+    error.to_string().contains("integer overflow")
+}
+
+pub(super) fn doing(what: &str, counter: &Def) -> String {
+    format!("{what} of counter {}", counter.name())
+}

@@ -1,0 +1,137 @@
+//! Where a counter's rows are, as an application says it.
+
+use std::fmt;
+
+use rusqlite::Row;
+
+use super::statements::Target;
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::Result;
+use crate::key::KeyBuf;
+use crate::reconcile::recount::{check_driven, share};
+use crate::record::Record;
+use crate::store::sqlite::failed;
+
+/// Where a counter's rows are, said in SQL: a table, its key's columns, an amount, a filter.
+///
+/// [`rows`](Self::rows) completes it. The key's columns need an index, from which pages are read in key order; a text column's
+/// index must be collated BINARY, as it is by default.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, Live, run};
+/// use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+///
+/// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
+/// const LAYOUT: Layout = Layout::new(&[SHOW_SCORE.table()]);
+///
+/// struct Vote { show: i64, stars: i64, spam: bool }
+///
+/// impl Record for Vote {
+///     const COUNTERS: &'static [Def] = &[SHOW_SCORE.def()];
+///
+///     fn tally(&self, to: &mut Tally<'_>) {
+///         if !self.spam {
+///             to.add(SHOW_SCORE, self.show, self.stars);
+///         }
+///     }
+/// }
+///
+/// let conn = rusqlite::Connection::open_in_memory()?;
+/// conn.execute_batch(
+///     "CREATE TABLE votes (show_id INTEGER, stars INTEGER, spam INTEGER);
+///      CREATE INDEX votes_by_show ON votes (show_id);
+///      INSERT INTO votes VALUES (7, 5, 0), (7, 3, 0), (7, 1, 1)",
+/// )?;
+/// SqliteStore::new(&conn, &LAYOUT).create()?;
+///
+/// let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+/// let source = Source::table("votes", ["show_id"]).amount("stars").filter("NOT spam");
+/// audit.add(SHOW_SCORE, source.rows("show_id, stars, spam", |row| {
+///     Ok(Vote { show: row.get(0)?, stars: row.get(1)?, spam: row.get(2)? })
+/// }))?;
+/// let mut verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default())?;
+/// let report = run(&mut verify, &mut audit, &mut Live::new())?;
+/// assert_eq!((report.drift(), report.counters[0].samples[0].truth), (1, 8));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source(Target);
+
+impl Source {
+    /// Rows of a table, grouped by these columns: one for each part of the counter's key, none for the key `()`.
+    #[must_use]
+    pub fn table<const N: usize>(table: &str, key: [&str; N]) -> Self {
+        Self(Target::table(table, &key))
+    }
+
+    /// Rows of a query, where a table alone does not say it: a row that adds to two keys of one counter is given twice by
+    /// `UNION ALL`. Whether pages can be read from an index is then up to the query.
+    #[must_use]
+    pub fn query<const N: usize>(query: &str, key: [&str; N]) -> Self {
+        Self(Target::query(query, &key))
+    }
+
+    /// What a row adds, as an SQL expression of integers; 1 by default.
+    #[must_use]
+    pub fn amount(mut self, expression: &str) -> Self {
+        self.0.amount = Some(expression.to_owned());
+        self
+    }
+
+    /// Which rows count, as an SQL condition; every row by default.
+    #[must_use]
+    pub fn filter(mut self, condition: &str) -> Self {
+        self.0.filter = Some(condition.to_owned());
+        self
+    }
+
+    /// The columns of a row, as a select list, and how they make a record: so that a sample of rows can be held against their
+    /// `tally` before a mend trusts what the SQL says.
+    #[must_use]
+    pub fn rows<'a, R: Record>(
+        self,
+        columns: &str,
+        read: impl Fn(&Row<'_>) -> rusqlite::Result<R> + 'a,
+    ) -> TypedSource<'a> {
+        let share = move |counter: &Def, row: &Row<'_>, scratch: &mut Batch| {
+            let record =
+                read(row).map_err(|error| failed(&format!("reading a row of counter {}", counter.name()), error))?;
+            share(counter, &record, scratch)
+        };
+        let mut target = self.0;
+        columns.clone_into(&mut target.columns);
+        TypedSource { target, by_tally: false, share: Box::new(share), check_driven: check_driven::<R> }
+    }
+}
+
+/// A [`Source`] whose rows can be read as records.
+pub struct TypedSource<'a> {
+    pub(super) target: Target,
+    pub(super) by_tally: bool,
+    pub(super) share: Box<Share<'a>>,
+    pub(super) check_driven: fn(&Def) -> Result<()>,
+}
+
+type Share<'a> = dyn Fn(&Def, &Row<'_>, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + 'a;
+
+impl TypedSource<'_> {
+    /// Recounts by reading every row and its `tally`, instead of by `GROUP BY`: slower, and only the key is said twice; amount and filter are
+    /// not used.
+    #[must_use]
+    pub fn by_tally(mut self) -> Self {
+        self.by_tally = true;
+        self
+    }
+}
+
+impl fmt::Debug for TypedSource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TypedSource")
+            .field("target", &self.target)
+            .field("by_tally", &self.by_tally)
+            .finish_non_exhaustive()
+    }
+}
