@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// No command of these tests takes near as long, on any machine.
-const LONGEST: Duration = Duration::from_secs(120);
+pub const LONGEST: Duration = Duration::from_mins(2);
 const LONGEST_BUILD: Duration = Duration::from_mins(15);
 
 #[allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that waits for processes may")]
@@ -34,18 +34,13 @@ pub fn now() -> Instant {
 /// The example, in the profile of the tests.
 pub fn binary() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build(!cfg!(debug_assertions)))
-}
-
-/// The example, optimized: for what is measured rather than tested.
-pub fn release_binary() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build(true))
+    BUILT.get_or_init(build)
 }
 
 /// `cargo test --test ..` builds no examples. Cargo holds no lock while tests run, and its own lock orders test processes that build
 /// at once; what is fresh takes a fraction of a second.
-fn build(release: bool) -> PathBuf {
+fn build() -> PathBuf {
+    let release = !cfg!(debug_assertions);
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--example", "concert"]);
     cargo.args(release.then_some("--release"));
@@ -263,6 +258,12 @@ pub fn dump(conn: &Connection) -> Vec<String> {
         }
     }
     rows
+}
+
+/// A number that a query finds.
+pub fn number(conn: &Connection, query: &str) -> usize {
+    let number: i64 = conn.query_row(query, (), |row| row.get(0)).unwrap();
+    usize::try_from(number).unwrap()
 }
 
 pub fn text(lines: &[String]) -> Vec<u8> {
@@ -578,7 +579,7 @@ pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
         match random.below(20) {
             0 => lines.push(delete("votes", &id).to_string()),
             1 => lines.push(update(vote(&id, to, &user, "down")).to_string()),
-            2 => lines.push(update(vote(&id, random.pick(setlists), &user, kind)).to_string()),
+            2 => lines.push(update(vote(&id, random.pick::<String>(setlists), &user, kind)).to_string()),
             _ => {}
         }
     }
@@ -648,7 +649,7 @@ pub fn assert_same(found: &Totals, wanted: &Totals) {
         let (found, wanted) = (&found[counter], &wanted[counter]);
         let keys: BTreeSet<&String> = found.keys().chain(wanted.keys()).collect();
         let differs: Vec<_> = keys.into_iter().filter(|key| found.get(*key) != wanted.get(*key)).collect();
-        let first: Vec<_> = differs.iter().take(5).map(|key| (key, found.get(**key), wanted.get(**key))).collect();
+        let first: Vec<_> = differs.iter().take(5).map(|key| (key, found.get(*key), wanted.get(*key))).collect();
         assert!(differs.is_empty(), "{counter}: {} keys differ: (key, found, wanted) {first:?}", differs.len());
     }
 }
