@@ -94,6 +94,14 @@ pub struct Sample {
     pub truth: i64,
 }
 
+impl Sample {
+    /// The key as text for people, as [`Def::show`] gives it.
+    #[must_use]
+    pub fn key_text(&self) -> String {
+        self.counter.show(&self.key)
+    }
+}
+
 impl CounterReport {
     pub(super) const fn new(counter: Def) -> Self {
         Self { counter, keys: 0, wrong: 0, missing: 0, orphan: 0, corrected: 0, samples: Vec::new() }
@@ -192,7 +200,7 @@ impl fmt::Display for Table<'_> {
         }
         for counter in &self.0.counters {
             for sample in &counter.samples {
-                let (name, key) = (counter.counter.name(), counter.counter.show(&sample.key));
+                let (name, key) = (counter.counter.name(), sample.key_text());
                 writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.truth)?;
             }
             if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {

@@ -58,14 +58,21 @@ impl<'a> SqliteAudit<'a> {
         if let Some(index) = &source.target.wanted_index {
             let page = if source.by_tally { &statements.rows_next } else { &statements.sums_next };
             if self.sorts(&counter, page)? {
-                let reason =
-                    format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
+                let reason = format!(
+                    "its rows do not come out of an index in key order; make one, ascending and with no collation of its own: CREATE INDEX .. ON {index}"
+                );
                 return Err(Error::source(&counter, None, reason));
             }
         }
         self.sources.retain(|known| known.counter != counter);
         self.sources.push(Declared { counter, source, statements });
         Ok(())
+    }
+
+    /// The counters that have a source, for [`Reconciler::scoped`](super::Reconciler::scoped).
+    #[must_use]
+    pub fn counters(&self) -> Vec<Def> {
+        self.sources.iter().map(|declared| declared.counter).collect()
     }
 
     /// Whether SQLite would sort for this statement.

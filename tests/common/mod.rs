@@ -1,15 +1,16 @@
-//! What the integration tests share: a clock that is turned by hand, and the number of times that SQLite ran a statement.
+//! What the integration tests share: a clock that is turned by hand, and a list of the statements that SQLite ran.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keepcount::Layout;
-use keepcount::reconcile::{Audit, Control, Mode, Options, Reconciler, Report, SqliteAudit, Token, run};
-use keepcount::sql::{self, Dialect};
-use rusqlite::{Connection, StatementStatus};
+use keepcount::reconcile::{Audit, Control, Mode, Options, Reconciler, Report, Token, run};
+use rusqlite::Connection;
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
 /// A clock that stands still until somebody turns it; clones are the same clock.
 #[derive(Debug, Clone, Default)]
@@ -72,12 +73,7 @@ impl Control for World {
 }
 
 /// A whole run, or its error.
-pub fn run_whole(
-    mode: Mode,
-    layout: &Layout,
-    options: Options,
-    audit: &mut impl Audit,
-) -> keepcount::Result<Report> {
+pub fn run_whole(mode: Mode, layout: &Layout, options: Options, audit: &mut impl Audit) -> keepcount::Result<Report> {
     let mut reconciler = Reconciler::new(mode, layout, options)?;
     run(&mut reconciler, audit, &mut World::default())
 }
@@ -87,32 +83,46 @@ pub fn through_text(token: &Token) -> Token {
     token.to_string().parse().unwrap()
 }
 
-/// How often a statement was run on this connection, as SQLite counts it; 0 for one that is not in the connection's cache, so its
-/// capacity must exceed the number of statements in use.
-pub fn runs(conn: &Connection, text: &str) -> i32 {
-    conn.prepare_cached(text).unwrap().get_status(StatementStatus::Run)
+/// Every statement that a connection begins to run, as its text.
+#[derive(Debug, Clone, Default)]
+pub struct Trace(Arc<Mutex<Vec<String>>>);
+
+impl Trace {
+    pub fn on(conn: &mut Connection) -> Self {
+        let trace = Self::default();
+        let texts = Arc::clone(&trace.0);
+        let note = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Stmt(_, text) = event {
+                texts.lock().unwrap().push(text.to_owned());
+            }
+        };
+        conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note)).unwrap();
+        trace
+    }
+
+    /// What ran since the last call.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    /// What ran since the last call, by kind: reads, writes, and all that begins and ends transactions.
+    pub fn kinds(&self) -> Kinds {
+        let mut kinds = Kinds::default();
+        for text in self.take() {
+            match text.split([' ', ';']).next().unwrap() {
+                "SELECT" => kinds.reads += 1,
+                "INSERT" | "UPDATE" | "DELETE" => kinds.writes += 1,
+                _ => kinds.others.push(text),
+            }
+        }
+        kinds
+    }
 }
 
-/// How often totals were written by apply or mend.
-pub fn writes(conn: &Connection, layout: &Layout) -> i32 {
-    let upsert = |placed| runs(conn, &sql::upsert(Dialect::Sqlite, placed));
-    let remove = |placed| runs(conn, &sql::remove_zero(Dialect::Sqlite, placed));
-    layout.counters().iter().map(|placed| upsert(placed) + remove(placed)).sum()
-}
-
-/// The SQL of an audit's sources, in the order in which they were added: what `name` calls, one for each source.
-///
-/// The texts are private; the audit's Debug shows them, and with them SQLite can be asked what it did.
-pub fn source_statements(audit: &SqliteAudit<'_>, name: &str) -> Vec<String> {
-    let shown = format!("{audit:?}");
-    let mark = format!(" {name}: \"");
-    let texts: Vec<String> = shown
-        .match_indices(&mark)
-        .map(|(at, _)| {
-            let rest = &shown[at + mark.len() - 1..];
-            serde_json::Deserializer::from_str(rest).into_iter::<String>().next().unwrap().unwrap()
-        })
-        .collect();
-    assert!(!texts.is_empty(), "no statement {name} in {shown}");
-    texts
+/// Statements by kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kinds {
+    pub reads: usize,
+    pub writes: usize,
+    pub others: Vec<String>,
 }
