@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// A row that the source's SQL counts otherwise than its `tally`; no recount of it may be trusted.
     #[error(
-        "counter {counter}, key {key}: the source's SQL counts {sql} for a row whose tally is {tally}; it is not mended"
+        "counter {counter}, key {key}: of one row the source's SQL adds {sql}, its tally {tally}; amount, filter or key of the source say otherwise than the record, so it is not mended"
     )]
     Skew {
         /// The counter's name.
@@ -104,7 +104,9 @@ pub enum Error {
         tally: String,
     },
     /// The source is empty while many totals are not zero: more likely a broken source than a true one.
-    #[error("counter {counter}: the source is empty while {totals} or more totals are not zero; they are not mended")]
+    #[error(
+        "counter {counter}: the source is empty while {totals} or more totals are not zero; they are not mended unless the repair is forced"
+    )]
     Emptied {
         /// The counter's name.
         counter: &'static str,

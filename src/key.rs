@@ -25,6 +25,10 @@ pub use self::part::{KeyPart, KeyParts, KeyValue};
 /// AsKey::<(i64, String)>::encode(&(7, "encore"), &mut raw);
 /// assert_eq!(<(i64, String)>::decode(&mut raw.as_bytes()).unwrap(), (7, "encore".to_owned()));
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no type that a counter can be grouped by",
+    note = "newtypes become keys by `keepcount::key!`; texts are grouped by `String`"
+)]
 pub trait Key: Sized + 'static {
     /// The parts that the key consists of, in order.
     const PARTS: KeyParts;
@@ -39,6 +43,10 @@ pub trait Key: Sized + 'static {
 
 /// A value that can stand where the key `K` is wanted: `K` itself, a reference to it, a `&str` for a `String`, a tuple
 /// of borrows for a tuple.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot stand for a key of type `{K}`",
+    note = "newtypes become keys by `keepcount::key!`; an optional parent is an `if let Some(..)` in the tally; a bare integer is an i32"
+)]
 pub trait AsKey<K: Key> {
     /// Appends the encoded key.
     fn encode(&self, to: &mut KeyBuf);

@@ -174,7 +174,7 @@ pub const CATALOGUE: &str = "keepcount_counters";
 
 impl Layout {
     /// The statements that make the catalogue and every counter's table, for a migration; run them in one transaction.
-    /// [`SqliteStore::create`](crate::SqliteStore::create) does the same, and leaves what is there.
+    /// `SqliteStore::create` does the same, and leaves what is there.
     #[must_use]
     pub fn ddl(&self, dialect: Dialect) -> Vec<String> {
         let tables = self.counters().iter().flat_map(|placed| [create(dialect, placed), enlist(placed)]);

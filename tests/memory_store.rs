@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use keepcount::{Batch, Counter, Error, KeyBuf, Layout, MemoryStore, Next, Snapshot, Store};
+use keepcount::{Batch, Counter, Error, KeyBuf, Layout, MemoryStore, Next, Snapshot};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -31,7 +31,7 @@ fn batch(deltas: impl IntoIterator<Item = (i64, i64)>) -> Batch {
     batch
 }
 
-fn votes(mut store: &MemoryStore) -> Vec<(i64, i64)> {
+fn votes(store: &MemoryStore) -> Vec<(i64, i64)> {
     store.totals(VOTES).unwrap()
 }
 
@@ -74,7 +74,7 @@ fn threads_share_keys_and_lose_nothing() {
         assert!(!expected.is_empty());
         assert_eq!(votes(&store), expected, "batches of {size}");
         let mirrored = expected.iter().map(|(key, sum)| (key.to_string(), -sum)).collect::<BTreeMap<_, _>>();
-        assert_eq!((&store).totals(USES).unwrap(), mirrored.into_iter().collect::<Vec<_>>());
+        assert_eq!(store.totals(USES).unwrap(), mirrored.into_iter().collect::<Vec<_>>());
     }
 }
 

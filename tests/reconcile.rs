@@ -360,7 +360,7 @@ fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
             assert_eq!(world.waited(), doubling[..retries as usize], "after {before} steps");
             assert!(world.waits.iter().all(|(_, reason)| reason.contains("somebody holds it")), "{:?}", world.waits);
             assert_eq!(fake.log.len(), before + 1 + retries as usize);
-            assert_eq!(repair.report().outcome, Outcome::Running);
+            assert_eq!(repair.report().outcome, Outcome::Failed);
         }
     }
     // One failure fewer is none, and a success makes the next failure the first again.
@@ -379,7 +379,7 @@ fn an_error_that_no_retry_mends_ends_the_run_and_leaves_report_and_token() {
     assert_eq!(result.unwrap_err().to_string(), "measuring: disk");
     assert!(world.waits.is_empty());
     let report = repair.report();
-    assert_eq!((report.pages, report.counters[0].corrected, &report.outcome), (2, 2, &Outcome::Running));
+    assert_eq!((report.pages, report.counters[0].corrected, &report.outcome), (2, 2, &Outcome::Failed));
     // The page whose mend failed is measured again, by this run or by one that resumes it.
     let token = through_text(&report.token.unwrap());
     let mut copy = Fake { clock: Clock::default(), sides: fake.sides.clone(), ..Fake::default() };

@@ -242,7 +242,7 @@ fn pair() -> Source {
 #[test]
 fn tuples_and_texts_page_from_their_index_too() {
     let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER)");
-    let advice = "\"tags\" (\"shop\", \"name\")";
+    let advice = "\"tags\" (\"shop\", \"name\" COLLATE BINARY)";
     for index in ["", "(shop)", "(name)", "(name, shop)", "(shop, name COLLATE NOCASE)", "(shop, name DESC)"] {
         conn.execute_batch("DROP INDEX IF EXISTS i").unwrap();
         if !index.is_empty() {
@@ -255,7 +255,7 @@ fn tuples_and_texts_page_from_their_index_too() {
         added(&conn, &TEXTS, DAYS, tags(pair())).unwrap();
     }
     let made = added(&conn, &TEXTS, NAMES, tags(Source::table("tags", ["name"])));
-    assert_source(made, &["\"tags\" (\"name\")"]);
+    assert_source(made, &["\"tags\" (\"name\" COLLATE BINARY)"]);
 }
 
 /// A column that folds case would put two keys into one group, under either of their names.
@@ -503,20 +503,20 @@ const SOME: &str = "(1, 4, 1), (1, 5, 0), (2, -3, 1), (3, 1, 1)";
 #[test]
 fn a_filter_that_counts_other_rows_is_refused() {
     let over = |filter: &'static str| move || sales(Source::table("sales", ["shop"]).amount("amount").filter(filter));
-    skewed(SOME, over("NOT open"), &["counts nothing", "tally is 4 at 1"]);
-    skewed(SOME, over("1"), &["counts 5 at 1", "tally is nothing"]);
-    skewed(SOME, over("open AND amount > 0"), &["key 2", "counts nothing", "-3 at 2"]);
+    skewed(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
+    skewed(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
+    skewed(SOME, over("open AND amount > 0"), &["key 2", "SQL adds nothing", "-3 to key 2"]);
     // What the hooks count, and SQL excludes because its condition is null.
-    skewed(SOME, over("open AND (amount <> 1 OR NULL)"), &["key 3", "counts nothing", "1 at 3"]);
-    skewed(SOME, || sales(Source::table("sales", ["shop"]).amount("amount")), &["5 at 1"]);
+    skewed(SOME, over("open AND (amount <> 1 OR NULL)"), &["key 3", "SQL adds nothing", "1 to key 3"]);
+    skewed(SOME, || sales(Source::table("sales", ["shop"]).amount("amount")), &["5 to key 1"]);
 }
 
 #[test]
 fn an_amount_that_counts_otherwise_is_refused() {
     let over = |amount: &'static str| move || sales(Source::table("sales", ["shop"]).amount(amount).filter("open"));
-    skewed(SOME, over("abs(amount)"), &["key 2", "counts 3 at 2", "-3 at 2"]);
-    skewed(SOME, over("amount * 2"), &["counts 8 at 1", "4 at 1"]);
-    skewed(SOME, || sales(Source::table("sales", ["shop"]).filter("open")), &["counts 1 at 1", "4 at 1"]);
+    skewed(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
+    skewed(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
+    skewed(SOME, || sales(Source::table("sales", ["shop"]).filter("open")), &["adds 1 to key 1", "4 to key 1"]);
 }
 
 #[test]
@@ -525,10 +525,10 @@ fn another_key_column_is_refused() {
         let read = |row: &Row<'_>| Ok(Sale { shop: row.get(0)?, amount: row.get(1)?, open: row.get(2)? });
         by_shop().rows("shop + 1, amount, open", read)
     };
-    skewed(SOME, other, &["counts 4 at 1", "4 at 2"]);
+    skewed(SOME, other, &["adds 4 to key 1", "4 to key 2"]);
     // A row without a key in SQL, and one for the hooks.
     let without = || by_shop().rows("coalesce(shop, 8), amount, open", read_sale);
-    skewed("(1, 4, 1), (NULL, 6, 1)", without, &["counts nothing", "6 at 8"]);
+    skewed("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
 }
 
 /// The samples of a look are the first and the last rows; a mend looks at rows of its own keys as well.
@@ -563,8 +563,8 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
     let conn = database(&BOTH, &format!("{SALES} {INDEX}"));
     assert_source(added(&conn, &BOTH, OTHER, sales(by_shop())), &["shop.sum_other", "Sale", "COUNTERS"]);
     let typed = sales(Source::table("sales", ["shop", "open"]));
-    assert_source(added(&conn, &BOTH, SUM, typed), &["shop.sum", "2 columns", "1"]);
-    assert_source(added(&conn, &BOTH, SUM, sales(Source::table("sales", []))), &["shop.sum", "0 columns"]);
+    assert_source(added(&conn, &BOTH, SUM, typed), &["shop.sum", "2 key columns", "1 parts"]);
+    assert_source(added(&conn, &BOTH, SUM, sales(Source::table("sales", []))), &["shop.sum", "0 key columns"]);
     for (typed, names) in [
         (sales(Source::table("sold", ["shop"])), vec!["sold"]),
         (sales(Source::table("sales", ["store"])), vec!["shop.sum", "store"]),

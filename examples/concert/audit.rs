@@ -1,6 +1,6 @@
 //! Verify and repair: where each counter's rows are, a run over them, and its report.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use keepcount::reconcile::{self, Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token};
 use rusqlite::Connection;
@@ -49,7 +49,13 @@ fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
 pub fn run(conn: &Connection, mode: Mode, scope: &Scope) -> Result<Report> {
     let mut audit = sources(conn)?;
     let mut run = reconciler(mode, scope)?;
-    Ok(reconcile::run(&mut run, &mut audit, &mut Live::new())?)
+    reconcile::run(&mut run, &mut audit, &mut Live::new()).map_err(|error| {
+        // What was done before stays done, and the run can go on from there.
+        let report = run.report();
+        let token = report.token.as_ref().map(|token| format!("\nresume {token}")).unwrap_or_default();
+        let _ = writeln!(io::stderr(), "{report}{token}");
+        error.into()
+    })
 }
 
 fn reconciler(mode: Mode, scope: &Scope) -> Result<Reconciler> {

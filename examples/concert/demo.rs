@@ -85,8 +85,8 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
 
     writeln!(
         out,
-        "The database is {0}. Ask it yourself:\n\n  sqlite3 {0} \"SELECT a.name, t.total FROM artist_upcoming_shows AS t \
-         JOIN artists AS a ON a.id = t.key ORDER BY t.total DESC LIMIT 5\"\n",
+        "The database is {0}; delete it when you are done. Ask it yourself:\n\n  sqlite3 {0} \"SELECT a.name, t.total FROM artist_upcoming_shows AS t \
+         JOIN artists AS a ON a.id = t.key WHERE t.total <> 0 ORDER BY t.total DESC LIMIT 5\"\n",
         db.display()
     )?;
     writeln!(out, "What a day costs\n\n{}", costs(&mut conn, &done)?)?;

@@ -35,7 +35,32 @@ pub enum Step {
 /// hands the answer to the method that the step names, or an error to [`failed`](Self::failed). `now` is any clock that never goes
 /// back.
 ///
-/// The order of work: a repair first looks at every counter that is left; then counter by counter in the order of names, page by
+/// # Examples
+///
+/// A job that does a hundred pages a time, and keeps its place between them:
+///
+/// ```
+/// use keepcount::reconcile::{Audit, Live, Mode, Options, Reconciler, Token, run};
+/// # use keepcount::{Counter, Layout};
+/// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+///
+/// fn job(audit: &mut impl Audit, place: &mut Option<String>) -> keepcount::Result<()> {
+///     let options = Options::default().max_pages(100);
+///     let mut repair = match place.take() {
+///         Some(token) => Reconciler::resume(Mode::Repair, &LAYOUT, &token.parse::<Token>()?, options)?,
+///         None => Reconciler::new(Mode::Repair, &LAYOUT, options)?,
+///     };
+///     let report = run(&mut repair, audit, &mut Live::new())?;
+///     println!("{report}");
+///     *place = report.token.map(|token| token.to_string());
+///     Ok(())
+/// }
+/// ```
+///
+/// # The order of work
+///
+/// A repair first looks at every counter that is left; then counter by counter in the order of names, page by
 /// page in key order, measure and mend. Limits, stop and waits come between pages.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -184,6 +209,10 @@ impl Reconciler {
     #[must_use]
     pub fn next(&mut self, now: Duration) -> Step {
         let started = *self.started.get_or_insert(now);
+        if self.outcome == Outcome::Failed {
+            // Whoever asks again after an error goes on where it came.
+            self.outcome = Outcome::Running;
+        }
         if self.outcome != Outcome::Running {
             return Step::End;
         }
@@ -353,6 +382,9 @@ impl Reconciler {
     /// The error itself, where it ends the run; [`report`](Self::report) then says how far the run came.
     pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
         if error.next() != Next::Retry || self.failures >= self.options.retries {
+            if self.outcome == Outcome::Running {
+                self.outcome = Outcome::Failed;
+            }
             return Err(error);
         }
         let wait = RETRY_WAIT_LEAST.saturating_mul(1 << self.failures.min(8)).min(RETRY_WAIT_MOST);

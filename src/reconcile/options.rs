@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// Whether a run only looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Measure and report.
+    /// Measure and report; what a grouped source says in SQL is taken as it is.
     Verify,
     /// Measure, report, and mend what differs.
     Repair,
@@ -124,9 +124,8 @@ impl Options {
         self
     }
 
-    /// Refuses to mend a counter when, of 100 or more of its keys compared in this run, more than this share is wrong (a run that
-    /// is resumed starts to count again); unlimited
-    /// by default. Forced runs ignore it.
+    /// Refuses to mend a counter when more than this share of its keys is wrong, once 100 or more were compared in this run; unlimited by
+    /// default. Forced runs ignore it.
     #[must_use]
     pub const fn max_wrong_percent(mut self, percent: u8) -> Self {
         self.max_wrong_percent = Some(percent);
@@ -167,7 +166,9 @@ impl Options {
             if (least..=most).contains(&value) {
                 Ok(())
             } else {
-                Err(Error::setting(setting, format!("{value} is not within {least} to {most}")))
+                let bounds =
+                    if most == u64::MAX { format!("{least} or more") } else { format!("within {least} to {most}") };
+                Err(Error::setting(setting, format!("{value} is not {bounds}")))
             }
         };
         if let Some(page) = self.page {

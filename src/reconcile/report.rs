@@ -47,6 +47,8 @@ pub enum Outcome {
     Stalled(String),
     /// It refused to mend what the run's error says.
     Refused,
+    /// An error ended it; driven again, it goes on where the error came.
+    Failed,
 }
 
 impl fmt::Display for Outcome {
@@ -58,6 +60,7 @@ impl fmt::Display for Outcome {
             Self::Stopped => f.write_str("stopped"),
             Self::Stalled(reason) => write!(f, "stalled: {reason}"),
             Self::Refused => f.write_str("refused to mend"),
+            Self::Failed => f.write_str("failed"),
         }
     }
 }

@@ -55,12 +55,11 @@ impl<'a> SqliteAudit<'a> {
         for text in statements.all() {
             self.conn.prepare(text).map_err(|error| failed(&doing("preparing the source", &counter), error))?;
         }
-        if let Some(index) = &source.target.wanted_index {
+        if let Some(index) = source.target.wanted_index(&counter) {
             let page = if source.by_tally { &statements.rows_next } else { &statements.sums_next };
             if self.sorts(&counter, page)? {
-                let reason = format!(
-                    "its rows do not come out of an index in key order; make one, ascending and with no collation of its own: CREATE INDEX .. ON {index}"
-                );
+                let reason =
+                    format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
                 return Err(Error::source(&counter, None, reason));
             }
         }

@@ -276,6 +276,15 @@ impl MemoryStore {
         Ok(smallest.into_sorted_vec())
     }
 
+    /// All totals other than 0, in key order; takes memory for all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn totals<K: Key>(&self, counter: Counter<K>) -> Result<Vec<(K, i64)>> {
+        Store::totals(&mut &*self, counter)
+    }
+
     /// How many totals other than 0 a counter has.
     ///
     /// # Errors

@@ -324,7 +324,10 @@ pub(crate) fn failed(doing: &str, error: rusqlite::Error) -> Error {
             cause: error.into(),
         },
         _ => match missing_table(&error) {
-            Some(table) => Error::Schema { table, reason: format!("it is absent ({doing})") },
+            Some(table) => Error::Schema {
+                table,
+                reason: format!("it is absent ({doing}); SqliteStore::create makes the tables of totals"),
+            },
             None => Error::Database { doing, cause: error.into() },
         },
     }

@@ -9,7 +9,7 @@ use super::source::TypedSource;
 use super::statements::Statements;
 use crate::batch::Batch;
 use crate::counter::Def;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::sum_by_key;
@@ -24,10 +24,10 @@ pub(super) struct Declared<'a> {
     pub(super) statements: Statements,
 }
 
-/// How many rows of each end of a source, and of each key to be mended, are held against their `tally`.
-const SAMPLE: i64 = 64;
-/// Of how many of the keys of a mend rows are sampled.
-const SAMPLED_KEYS: usize = 16;
+/// How many rows of each end of a source are held against their `tally`; and how many of the keys of a mend: all rows of each key, or as
+/// many as this budget gives each, and no fewer than at the ends.
+const SAMPLE: usize = 64;
+const SAMPLE_OF_MEND: usize = 10_000;
 
 impl Declared<'_> {
     /// The next keys' sums, one more than a page holds.
@@ -64,20 +64,24 @@ impl Declared<'_> {
         Ok(sums)
     }
 
-    /// Reads `key .., sum, rows`, or `key .., rows` where every row adds 1.
+    /// Reads `key .., rows`, where every row adds 1; else `key .., rows, amounts that are no integers, sum`.
     fn recount(&self, row: &Row<'_>) -> Result<Recount, Failure> {
         let key = read_key(&self.counter, row, 0)?;
         let at = self.counter.parts().len();
-        let rows: i64 = row.get(if self.source.target.amount.is_some() { at + 1 } else { at })?;
-        let total = match row.get_ref(at)? {
-            ValueRef::Integer(total) => total,
-            ValueRef::Null => 0,
-            other => {
-                let reason = format!("its amounts add up to a {}, not to an integer", other.data_type());
-                return Err(Error::source(&self.counter, Some(&key), reason).into());
+        let rows: i64 = row.get(at)?;
+        if self.source.target.amount.is_none() {
+            return Ok(Recount { key, total: rows, rows: rows.unsigned_abs() });
+        }
+        let others: Option<i64> = row.get(at + 1)?;
+        match row.get_ref(at + 2)? {
+            ValueRef::Integer(total) if others == Some(0) => Ok(Recount { key, total, rows: rows.unsigned_abs() }),
+            // All amounts are null, or there is no row.
+            ValueRef::Null => Ok(Recount { key, total: 0, rows: rows.unsigned_abs() }),
+            _ => {
+                let reason = format!("{} of its amounts are not integers", others.unwrap_or(0));
+                Err(Error::source(&self.counter, Some(&key), reason).into())
             }
-        };
-        Ok(Recount { key, total, rows: rows.unsigned_abs() })
+        }
     }
 
     fn sums_by_tally(&self, conn: &Connection, text: &str, values: &[Value<'_>], limit: usize) -> Result<Vec<Recount>> {
@@ -161,21 +165,23 @@ impl Declared<'_> {
     pub(super) fn check_sample(&self, conn: &Connection) -> Result<()> {
         let ends = [&self.statements.sample_first, &self.statements.sample_last];
         let ends = ends.into_iter().filter(|_| !self.source.by_tally);
-        ends.chain(&self.statements.sample_without_key).try_for_each(|text| self.check_skew(conn, text, Vec::new()))
+        ends.chain(&self.statements.sample_without_key)
+            .try_for_each(|text| self.check_skew(conn, text, Vec::new(), SAMPLE))
     }
 
     /// Holds rows of some keys against their `tally`.
     pub(super) fn check_keys(&self, conn: &Connection, keys: &[KeyBuf]) -> Result<()> {
-        let keys = keys.iter().take(SAMPLED_KEYS).filter(|_| !self.source.by_tally);
-        for key in keys {
-            self.check_skew(conn, &self.statements.sample_of_key, self.key_values(key)?)?;
+        if self.source.by_tally {
+            return Ok(());
         }
-        Ok(())
+        let most = SAMPLE.max(SAMPLE_OF_MEND / keys.len().max(1));
+        keys.iter()
+            .try_for_each(|key| self.check_skew(conn, &self.statements.sample_of_key, self.key_values(key)?, most))
     }
 
     /// Holds rows as SQL counts them against their `tally`.
-    fn check_skew(&self, conn: &Connection, text: &str, mut values: Vec<Value<'_>>) -> Result<()> {
-        values.push(Value::Integer(SAMPLE));
+    fn check_skew(&self, conn: &Connection, text: &str, mut values: Vec<Value<'_>>, most: usize) -> Result<()> {
+        values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
         let read = || -> Result<(), Failure> {
             let mut statement = conn.prepare_cached(text)?;
             let width = self.counter.parts().len();
@@ -208,10 +214,11 @@ impl Declared<'_> {
     }
 
     fn skew(&self, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
-        let key = tally.or(sql).map_or_else(String::new, |(key, _)| self.counter.show(key));
-        let text = |share: Option<&(KeyBuf, i64)>| {
-            share
-                .map_or_else(|| "nothing".to_owned(), |(key, amount)| format!("{amount} at {}", self.counter.show(key)))
+        let show = |key: &KeyBuf| brief(&self.counter.show(key));
+        let key = tally.or(sql).map_or_else(String::new, |(key, _)| show(key));
+        let text = |share: Option<&(KeyBuf, i64)>| match share {
+            Some((key, amount)) => format!("{amount} to key {}", show(key)),
+            None => "nothing".to_owned(),
         };
         Error::Skew { counter: self.counter.name(), key, sql: text(sql), tally: text(tally) }
     }

@@ -10,8 +10,8 @@ use crate::sql::Dialect;
 pub(super) struct Target {
     from: String,
     key: Vec<String>,
-    /// For an error's advice: the table and columns that need an index; none for a query.
-    pub(super) wanted_index: Option<String>,
+    /// For an error's advice: the table that needs an index on its key; none for a query.
+    indexed: Option<String>,
     pub(super) amount: Option<String>,
     pub(super) filter: Option<String>,
     pub(super) columns: String,
@@ -19,10 +19,19 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn table(table: &str, key: &[&str]) -> Self {
-        let quoted = key.iter().map(|column| quote(column)).collect::<Vec<_>>();
-        let index = format!("{} ({})", quote(table), quoted.join(", "));
-        let index = (!key.is_empty()).then_some(index);
-        Self { wanted_index: index, ..Self::over(&quote(table), key) }
+        let indexed = (!key.is_empty()).then(|| quote(table));
+        Self { indexed, ..Self::over(&quote(table), key) }
+    }
+
+    /// The index that pages of a table are read from, as one would make it.
+    pub(super) fn wanted_index(&self, counter: &Def) -> Option<String> {
+        let parts = counter.parts();
+        let keys = self
+            .key
+            .iter()
+            .zip(parts.as_slice())
+            .map(|(column, part)| collated(column.trim_start_matches("r."), *part));
+        self.indexed.as_ref().map(|table| format!("{table} ({})", keys.collect::<Vec<_>>().join(", ")))
     }
 
     pub(super) fn query(query: &str, key: &[&str]) -> Self {
@@ -32,7 +41,7 @@ impl Target {
     /// Key columns carry the table's name: SQLite takes a quoted name alone that no column has for a text.
     fn over(from: &str, key: &[&str]) -> Self {
         let (from, key) = (format!("{from} AS r"), key.iter().map(|column| format!("r.{}", quote(column))).collect());
-        Self { from, key, wanted_index: None, amount: None, filter: None, columns: String::new() }
+        Self { from, key, indexed: None, amount: None, filter: None, columns: String::new() }
     }
 
     /// The statements for a counter.
@@ -42,7 +51,11 @@ impl Target {
     pub(super) fn statements(&self, counter: &Def) -> Result<Statements> {
         let parts = counter.parts();
         if parts.len() != self.key.len() {
-            let reason = format!("its key has {} columns, the counter's {}", self.key.len(), parts.len());
+            let reason = format!(
+                "the source names {} key columns, the counter's key ({parts}) has {} parts",
+                self.key.len(),
+                parts.len()
+            );
             return Err(Error::source(counter, None, reason));
         }
         let keys: Vec<String> =
@@ -51,8 +64,10 @@ impl Target {
         let from = &self.from;
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| "1".to_owned(), |filter| format!("(({filter}) IS TRUE)"));
-        let sums =
-            self.amount.as_ref().map_or_else(|| "count(*)".to_owned(), |amount| format!("sum({amount}), count(*)"));
+        let sums = self.amount.as_ref().map_or_else(
+            || "count(*)".to_owned(),
+            |amount| format!("count(*), sum(typeof({amount}) NOT IN ('integer', 'null')), sum({amount})"),
+        );
 
         let has_key = all(keys.iter().map(|key| format!("{key} IS NOT NULL")));
         let is_key = all(keys.iter().enumerate().map(|(at, key)| format!("{key} = ?{}", at + 1)));

@@ -70,7 +70,11 @@ impl SqliteStore<'_> {
             let table = placed.table_name();
             let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
             let Some((row, _)) = known.iter().find(|(row, _)| row.name == def.name()) else {
-                return schema(format!("counter {} is not in the catalogue {}", def.name(), sql::CATALOGUE));
+                return schema(format!(
+                    "counter {} is not in the catalogue {}; SqliteStore::create adds it",
+                    def.name(),
+                    sql::CATALOGUE
+                ));
             };
             let wanted = CatalogueRow::of(placed);
             if *row != wanted {
