@@ -1,6 +1,7 @@
 //! What one transaction adds to which totals: coalesced deltas, pure and infallible.
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Slot;
 
 use crate::counter::{Counter, Def};
 use crate::error::Error;
@@ -47,7 +48,7 @@ pub(crate) struct Entry {
     pub(crate) counter: u32,
 }
 
-/// Up to this many entries are searched one by one.
+/// Fewer entries than this are searched one by one.
 const LINEAR: usize = 8;
 
 impl Batch {
@@ -72,7 +73,7 @@ impl Batch {
     /// ```
     #[inline]
     pub fn add<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, amount: i64) {
-        self.add_raw(counter.def(), KeyBuf::of::<K>(key), i128::from(amount));
+        self.add_key(counter, key, i128::from(amount));
     }
 
     /// Adds what another batch holds: a savepoint that was released.
@@ -80,7 +81,7 @@ impl Batch {
         for (entry, hash) in other.entries.iter().zip(&other.hashes) {
             if let Some(counter) = other.counters.get(entry.counter as usize) {
                 let counter = self.counter_index(*counter);
-                self.add_hashed(counter, entry.key.clone(), *hash, entry.delta);
+                self.add_hashed(counter, &mut entry.key.clone(), *hash, entry.delta);
             }
         }
     }
@@ -142,7 +143,16 @@ impl Batch {
     }
 
     #[inline]
-    pub(crate) fn add_raw(&mut self, counter: Def, key: KeyBuf, delta: i128) {
+    pub(crate) fn add_key<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, delta: i128) {
+        let mut raw = KeyBuf::new();
+        key.encode(&mut raw);
+        self.add_raw(counter.def(), &mut raw, delta);
+    }
+
+    /// Adds to one delta, and takes the key if it is new. It is borrowed so that it is hashed and compared where it was written: bytes that
+    /// were just moved are slow to read back.
+    #[inline]
+    pub(crate) fn add_raw(&mut self, counter: Def, key: &mut KeyBuf, delta: i128) {
         let hash = key.hash64();
         let counter = self.counter_index(counter);
         self.add_hashed(counter, key, hash, delta);
@@ -170,24 +180,34 @@ impl Batch {
     }
 
     #[inline]
-    fn add_hashed(&mut self, counter: u32, key: KeyBuf, hash: u64, delta: i128) {
+    fn add_hashed(&mut self, counter: u32, key: &mut KeyBuf, hash: u64, delta: i128) {
         self.bulk = self.bulk.saturating_add(u64::try_from(delta.unsigned_abs()).unwrap_or(u64::MAX));
-        let entries = &mut self.entries;
-        let is = |entry: &Entry| entry.counter == counter && entry.key == key;
-        let found = if entries.len() <= LINEAR {
-            let mut known = self.hashes.iter().zip(entries.iter());
-            known.position(|(known, entry)| *known == hash && is(entry))
+        let (entries, hashes) = (&self.entries, &self.hashes);
+        let is = |entry: &Entry| entry.counter == counter && entry.key == *key;
+        let found = if entries.len() < LINEAR {
+            hashes.iter().zip(entries).position(|(known, entry)| *known == hash && is(entry))
         } else {
-            let found = self.index.find(mix(hash, counter), |&at| entries.get(at as usize).is_some_and(is));
-            found.map(|&at| at as usize)
+            let found = self.index.entry(
+                mix(hash, counter),
+                |at| entries.get(*at as usize).is_some_and(is),
+                |at| mixed_at(entries, hashes, *at),
+            );
+            match found {
+                Slot::Occupied(at) => Some(*at.get() as usize),
+                Slot::Vacant(slot) => {
+                    slot.insert(narrow(entries.len()));
+                    None
+                }
+            }
         };
-        match found.and_then(|at| entries.get_mut(at)) {
+        match found.and_then(|at| self.entries.get_mut(at)) {
             // Amounts cannot overflow it; batches merged with themselves could, and no store takes such a delta.
             Some(entry) => entry.delta = entry.delta.saturating_add(delta),
-            None => self.push(Entry { key, delta, counter }, hash),
+            None => self.push(Entry { key: std::mem::take(key), delta, counter }, hash),
         }
     }
 
+    #[inline]
     fn push(&mut self, entry: Entry, hash: u64) {
         debug_assert!(
             self.counters.get(entry.counter as usize).is_none_or(|counter| counter.parts().values(&entry.key).is_ok()),
@@ -195,21 +215,25 @@ impl Batch {
         );
         self.entries.push(entry);
         self.hashes.push(hash);
-        let len = self.entries.len();
-        if len > LINEAR {
-            // The first time past the linear search, everything is indexed; then only what came last.
-            let first = if len == LINEAR + 1 { 0 } else { len - 1 };
-            let (entries, hashes) = (&self.entries, &self.hashes);
-            let hash_at = |at: &u32| {
-                let (entry, hash) = (entries.get(*at as usize), hashes.get(*at as usize));
-                entry.zip(hash).map_or(0, |(entry, hash)| mix(*hash, entry.counter))
-            };
-            for at in first..len {
-                let at = narrow(at);
-                self.index.insert_unique(hash_at(&at), at, hash_at);
-            }
+        if self.entries.len() == LINEAR {
+            self.index_all();
         }
     }
+
+    /// From now on searching one by one would be slower.
+    #[cold]
+    fn index_all(&mut self) {
+        let (entries, hashes) = (&self.entries, &self.hashes);
+        for at in (0..entries.len()).map(narrow) {
+            self.index.insert_unique(mixed_at(entries, hashes, at), at, |at| mixed_at(entries, hashes, *at));
+        }
+    }
+}
+
+/// What the entry at a position is indexed by.
+fn mixed_at(entries: &[Entry], hashes: &[u64], at: u32) -> u64 {
+    let found = entries.get(at as usize).zip(hashes.get(at as usize));
+    found.map_or(0, |(entry, hash)| mix(*hash, entry.counter))
 }
 
 /// One key under several counters must not meet in one bucket.

@@ -2,7 +2,7 @@
 
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
-use crate::key::{AsKey, Key, KeyBuf};
+use crate::key::{AsKey, Key};
 
 /// A row that counts: `tally` says what it adds, and hooks and recount share it.
 ///
@@ -91,7 +91,7 @@ impl Tally<'_> {
     /// Adds `amount` to the total of `key`.
     #[inline]
     pub fn add<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, amount: i64) {
-        self.batch.add_raw(counter.def(), KeyBuf::of::<K>(key), self.sign * i128::from(amount));
+        self.batch.add_key(counter, key, self.sign * i128::from(amount));
     }
 }
 

@@ -120,7 +120,11 @@ impl KeyBuf {
     #[inline]
     pub(crate) fn hash64(&self) -> u64 {
         let mut hasher = SeedableRandomState::with_seed(0, SharedSeed::global_random()).build_hasher();
-        hasher.write(self.as_bytes());
+        match &self.0 {
+            // Most keys are one integer: a word at once, without looking at a slice.
+            Repr::Inline([.., len]) if *len == 8 => hasher.write_u64(self.word()),
+            _ => hasher.write(self.as_bytes()),
+        }
         hasher.finish()
     }
 }

@@ -161,7 +161,7 @@ impl Audit for MemoryAudit<'_> {
         for (key, lacking) in &lacking {
             for step in steps(*lacking) {
                 let mut batch = Batch::new();
-                batch.add_raw(ask.counter, (*key).clone(), i128::from(step));
+                batch.add_raw(ask.counter, &mut (*key).clone(), i128::from(step));
                 self.store.apply(&batch)?;
             }
         }

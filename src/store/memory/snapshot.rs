@@ -89,7 +89,7 @@ impl MemoryStore {
                 if let Err(cause) = def.parts().values(key) {
                     return failed(format!("counter {}, key {}: {cause}", def.name(), def.show(key)));
                 }
-                batch.add_raw(def, key.clone(), i128::from(*total));
+                batch.add_raw(def, &mut key.clone(), i128::from(*total));
             }
             if batch.entries().len() != counter.totals.len() {
                 return failed(format!("counter {} has a key twice", def.name()));
