@@ -170,9 +170,9 @@ fn transactions(times: usize) {
     }
 }
 
-fn verification(times: usize, rows: u64) {
+fn verification(times: usize, rows: u64, each: u64) {
     let folder = tempfile::tempdir().unwrap();
-    let votes = Votes::settled(folder.path(), rows);
+    let votes = Votes::settled(folder.path(), rows, each);
     let mut sides = [
         Side {
             name: "verify",
@@ -191,12 +191,14 @@ fn verification(times: usize, rows: u64) {
         },
     ];
     let medians = interleaved(times, &mut sides);
-    table(&format!("verify, {rows} votes of {} setlists: a vote", rows / 100), &sides, &medians);
+    table(&format!("verify, {rows} votes of {} setlists: a vote", rows / each), &sides, &medians);
 }
 
 fn main() {
     let (times, rows) = if only_tested() { (1, 20_000) } else { (15, 2_000_000) };
     memory(times * 2);
     transactions(times);
-    verification(times, rows);
+    for each in [100, 10, 1] {
+        verification(times, rows, each);
+    }
 }

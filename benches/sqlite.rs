@@ -29,7 +29,7 @@ fn transactions(c: &mut Criterion) {
 fn verification(c: &mut Criterion) {
     let rows = if only_tested() { 20_000 } else { 2_000_000 };
     let Ok(folder) = tempfile::tempdir() else { return };
-    let votes = Votes::settled(folder.path(), rows);
+    let votes = Votes::settled(folder.path(), rows, 100);
     let mut group = c.benchmark_group(format!("verify, {rows} votes"));
     group.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(200));
     group.throughput(Throughput::Elements(rows));

@@ -171,13 +171,13 @@ impl Votes {
         transaction.commit().unwrap();
     }
 
-    /// A file of this many votes, a hundred for each setlist, all counted.
-    pub fn settled(folder: &Path, votes: u64) -> Self {
+    /// A file of this many votes, so many for each setlist, all counted.
+    pub fn settled(folder: &Path, votes: u64, each: u64) -> Self {
         let all = Self::open(folder, Keeper::Hooks);
         all.conn.execute_batch("PRAGMA synchronous = OFF; DELETE FROM votes; DELETE FROM setlist_votes").unwrap();
         let fill = "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
-                    INSERT INTO votes SELECT 'v' || n, 'se' || (n * 7919 % max(?1 / 100, 1)), 'u' || (n % 1000), 'up' FROM n";
-        all.conn.execute(fill, [i64::try_from(votes).unwrap()]).unwrap();
+                    INSERT INTO votes SELECT 'v' || n, 'se' || (n * 7919 % max(?1 / ?2, 1)), 'u' || (n % 1000), 'up' FROM n";
+        all.conn.execute(fill, [votes, each].map(|count| i64::try_from(count).unwrap())).unwrap();
         let count = "INSERT INTO setlist_votes SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
         all.conn.execute_batch(count).unwrap();
         all
