@@ -9,15 +9,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{KEEPERS, Keeper, Random, Votes, only_tested, rounds};
-use dashmap::DashMap;
-use hashbrown::HashMap;
+use common::{KEEPERS, Keeper, Peers, Random, Votes, batch, only_tested, rounds};
 use keepcount::reconcile::Options;
-use keepcount::{Batch, Counter, Layout, MemoryStore};
-use parking_lot::Mutex;
-
-const TOTAL: Counter<u64> = Counter::new("bench.total");
-const LAYOUT: Layout = Layout::new(&[TOTAL.table()]);
 
 /// One thing that is timed: a name, how many it does a call, and the call, which gives its time.
 struct Side<'a> {
@@ -54,25 +47,9 @@ fn table(title: &str, sides: &[Side<'_>], medians: &[f64]) {
     }
 }
 
-fn batch(keys: &[u64]) -> Batch {
-    let mut batch = Batch::new();
-    for key in keys {
-        batch.add(TOTAL, key, 1);
-    }
-    batch
-}
-
 fn memory(times: usize) {
     for keys in [1_000_u64, 1_000_000] {
-        let store = MemoryStore::new(&LAYOUT);
-        let dash: DashMap<u64, i64, foldhash::fast::RandomState> = DashMap::default();
-        let mut map: HashMap<u64, i64, foldhash::fast::RandomState> = HashMap::default();
-        for key in 0..keys {
-            store.apply(&batch(&[key])).unwrap();
-            dash.insert(key, 1);
-            map.insert(key, 1);
-        }
-        let map = Mutex::new(map);
+        let Peers { store, dash, map } = Peers::filled(keys);
         for threads in [1, 2] {
             // So many deltas a round: a batch, or singles few enough to be as near as a batch that was just built.
             for (what, size, repeat) in [("batches of 1,024", 1024, 64), ("single deltas", 32, 512)] {

@@ -11,14 +11,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::rounds;
+use common::{Peers, batch, rounds};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement};
-use dashmap::DashMap;
-use hashbrown::HashMap;
-use keepcount::{Batch, Counter, Layout, MemoryStore};
+use keepcount::Batch;
 
-const TOTAL: Counter<u64> = Counter::new("bench.total");
-const LAYOUT: Layout = Layout::new(&[TOTAL.table()]);
 const DELTAS: u64 = 1024;
 /// Single deltas a round: few, so that their batches are as near as one that was just built.
 const SINGLES: u64 = 32;
@@ -29,26 +25,9 @@ fn group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, measurement
     group
 }
 
-fn batch(keys: &[u64]) -> Batch {
-    let mut batch = Batch::new();
-    for key in keys {
-        batch.add(TOTAL, key, 1);
-    }
-    batch
-}
-
 fn memory(c: &mut Criterion) {
     for keys in [1_000_u64, 1_000_000] {
-        let store = MemoryStore::new(&LAYOUT);
-        let dash: DashMap<u64, i64, foldhash::fast::RandomState> = DashMap::default();
-        let mut map: HashMap<u64, i64, foldhash::fast::RandomState> = HashMap::default();
-        for key in 0..keys {
-            store.apply(&batch(&[key])).unwrap();
-            dash.insert(key, 1);
-            map.insert(key, 1);
-        }
-        let map = parking_lot::Mutex::new(map);
-
+        let Peers { store, dash, map } = Peers::filled(keys);
         let mut group = group(c, &format!("memory, {keys} keys"));
         group.throughput(Throughput::Elements(DELTAS));
         group.bench_function(BenchmarkId::new("hashbrown", 1), |b| {

@@ -6,9 +6,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use dashmap::DashMap;
+use hashbrown::HashMap;
 use keepcount::concert::{Concert, Vote};
 use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
-use keepcount::{Batch, Def, Record, SqliteStore, Store, Tally};
+use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Splitmix64 (Steele, Lea, Flood): keys that no structure can guess.
@@ -60,6 +63,36 @@ pub fn rounds<T>(
         let running: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
     })
+}
+
+/// The counter of the benches in memory.
+pub const TOTAL: Counter<u64> = Counter::new("bench.total");
+const LAYOUT: Layout = Layout::new(&[TOTAL.table()]);
+
+/// A store and its peers, with the same keys in them.
+pub struct Peers {
+    pub store: MemoryStore,
+    pub dash: DashMap<u64, i64, foldhash::fast::RandomState>,
+    pub map: Mutex<HashMap<u64, i64, foldhash::fast::RandomState>>,
+}
+
+impl Peers {
+    pub fn filled(keys: u64) -> Self {
+        let store = MemoryStore::new(&LAYOUT);
+        let all: Vec<u64> = (0..keys).collect();
+        store.apply(&batch(&all)).unwrap();
+        let map = all.iter().map(|key| (*key, 1)).collect();
+        Self { store, dash: all.iter().map(|key| (*key, 1)).collect(), map: Mutex::new(map) }
+    }
+}
+
+/// A batch that adds 1 to each of these keys.
+pub fn batch(keys: &[u64]) -> Batch {
+    let mut batch = Batch::new();
+    for key in keys {
+        batch.add(TOTAL, key, 1);
+    }
+    batch
 }
 
 /// How the counters of votes are kept.

@@ -1,0 +1,558 @@
+//! Verify and repair live on SQLite: beside writers and other repairs, at the ends of 64 bits, and which statements they run.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Kinds, Trace, World, run_whole, through_text};
+use keepcount::reconcile::{
+    Ask, Audit, Control, Drift, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Reconciler, Report,
+    Source, SqliteAudit, Step, run,
+};
+use keepcount::{
+    Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Next, Record, Result, SqliteStore, Store, Tally,
+};
+use rusqlite::{Connection, OpenFlags, Row};
+
+const A: Counter<i64> = Counter::new("a.votes");
+const ONE: Layout = Layout::new(&[A.table()]);
+
+fn options() -> Options {
+    Options::default()
+}
+
+fn number(key: &KeyBuf) -> i64 {
+    key.decode().unwrap()
+}
+
+const VOTES: Counter<i64> = A;
+
+#[derive(Debug, Clone, Copy)]
+struct Vote {
+    show: i64,
+    stars: i64,
+}
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(VOTES, self.show, self.stars);
+    }
+}
+
+const TABLE: &str = "CREATE TABLE votes (id INTEGER PRIMARY KEY, show INTEGER NOT NULL, stars INTEGER NOT NULL);
+                     CREATE INDEX votes_by_show ON votes (show, stars);";
+
+fn insert(conn: &Connection, vote: Vote) {
+    conn.execute("INSERT INTO votes (show, stars) VALUES (?1, ?2)", (vote.show, vote.stars)).unwrap();
+}
+
+/// A transaction with its hooks.
+fn write(conn: &Connection, votes: &[Vote]) {
+    let mut batch = Batch::new();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for vote in votes {
+        insert(conn, *vote);
+        batch.insert(vote);
+    }
+    SqliteStore::new(conn, &ONE).apply(&batch).unwrap();
+    conn.execute_batch("COMMIT").unwrap();
+}
+
+fn delete_show(conn: &Connection, show: i64) {
+    let mut batch = Batch::new();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut delete = conn.prepare("DELETE FROM votes WHERE show = ?1 RETURNING show, stars").unwrap();
+    delete.query_map([show], read_vote).unwrap().for_each(|vote| batch.delete(&vote.unwrap()));
+    SqliteStore::new(conn, &ONE).apply(&batch).unwrap();
+    conn.execute_batch("COMMIT").unwrap();
+}
+
+fn read_vote(row: &Row<'_>) -> rusqlite::Result<Vote> {
+    Ok(Vote { show: row.get(0)?, stars: row.get(1)? })
+}
+
+fn database() -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch(TABLE).unwrap();
+    SqliteStore::new(&conn, &ONE).create().unwrap();
+    conn
+}
+
+fn open(path: &Path) -> Connection {
+    let conn = Connection::open(path).unwrap();
+    conn.busy_timeout(Duration::from_secs(20)).unwrap();
+    conn
+}
+
+/// A file in the given journal mode, and two connections.
+fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let conn = open(&path);
+    conn.execute_batch(&format!("PRAGMA journal_mode = {journal}; {TABLE}")).unwrap();
+    SqliteStore::new(&conn, &ONE).create().unwrap();
+    let other = open(&path);
+    (dir, conn, other)
+}
+
+fn audit(conn: &Connection) -> SqliteAudit<'_> {
+    let mut audit = SqliteAudit::new(conn, &ONE).unwrap();
+    let source = Source::table("votes", ["show"]).amount("stars");
+    audit.add(VOTES, source.rows("show, stars", read_vote)).unwrap();
+    audit
+}
+
+fn repair(conn: &Connection) -> Report {
+    run_whole(Mode::Repair, &ONE, options(), &mut audit(conn)).unwrap()
+}
+
+fn verify(conn: &Connection) -> Report {
+    run_whole(Mode::Verify, &ONE, options(), &mut audit(conn)).unwrap()
+}
+
+fn set_total(conn: &Connection, show: i64, total: i64) {
+    conn.execute("INSERT OR REPLACE INTO a_votes VALUES (?1, ?2)", (show, total)).unwrap();
+}
+
+/// Rows and totals, by plain SQL.
+#[track_caller]
+fn exact(conn: &Connection) {
+    let text = "SELECT group_concat(key || ': ' || n) FROM (SELECT key, sum(n) AS n FROM
+                (SELECT key, total AS n FROM a_votes UNION ALL SELECT show, -stars FROM votes) GROUP BY key HAVING sum(n) <> 0)";
+    assert_eq!(conn.query_row(text, (), |row| row.get::<_, Option<String>>(0)).unwrap(), None);
+}
+
+fn votes(shows: i64, each: i64) -> Vec<Vote> {
+    (0..shows * each).map(|at| Vote { show: at % shows, stars: at % 5 }).collect()
+}
+
+/// Does something before each mend: what the measure saw is old by then.
+struct Before<A, F> {
+    audit: A,
+    act: F,
+}
+
+impl<A: Audit, F: FnMut(&Mend)> Audit for Before<A, F> {
+    fn identity(&mut self) -> Result<u64> {
+        self.audit.identity()
+    }
+
+    fn look(&mut self, ask: &Look) -> Result<Looked> {
+        self.audit.look(ask)
+    }
+
+    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+        self.audit.measure(ask)
+    }
+
+    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+        (self.act)(ask);
+        self.audit.mend(ask)
+    }
+}
+
+#[test]
+fn a_mend_is_right_whatever_was_written_since_the_measure() {
+    for journal in ["WAL", "DELETE"] {
+        let (_dir, conn, writer) = file(journal);
+        write(&conn, &votes(20, 9));
+        for round in 0..4 {
+            (0..20).step_by(3).for_each(|show| set_total(&conn, show, 1_000 + show));
+            set_total(&conn, 77, 5);
+            set_total(&conn, 78, -5);
+            let drifting = verify(&conn).drift();
+            let mut wrote = 0;
+            let mut live = Before {
+                audit: audit(&conn),
+                act: |mend: &Mend| {
+                    wrote += 1;
+                    for key in &mend.keys {
+                        // More rows of a key that is about to be mended; all rows of one gone; the first row of an orphan.
+                        let show = number(key);
+                        match (show + round) % 3 {
+                            0 => write(&writer, &[Vote { show, stars: 7 }, Vote { show, stars: -2 }]),
+                            1 => delete_show(&writer, show),
+                            _ => write(&writer, &[Vote { show: show + 1, stars: 1 }]),
+                        }
+                    }
+                },
+            };
+            let report = run_whole(Mode::Repair, &ONE, options().page(4), &mut live).unwrap();
+            assert!(wrote > 2);
+            exact(&conn);
+            // The writes moved truth and totals together, and so not one key more or less was off.
+            assert_eq!((report.drift(), report.counters[0].corrected), (drifting, drifting), "{}", report.table());
+            write(&conn, &votes(20, 2));
+        }
+    }
+}
+
+/// What a mend reads before it holds the write lock may be old when it writes.
+#[test]
+fn a_mend_recounts_each_of_its_keys_under_the_write_lock() {
+    let mut conn = database();
+    write(&conn, &votes(9, 4));
+    for show in [2, 4, 6] {
+        set_total(&conn, show, -1);
+    }
+    let trace = Trace::on(&mut conn);
+    let mut audit = audit(&conn);
+    trace.take();
+    let keys = [2, 4, 6].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
+    assert_eq!(audit.mend(&Mend { counter: VOTES.def(), keys }).unwrap(), Mended { corrected: 3 });
+    let ran = trace.take();
+    let hold = ran.iter().position(|text| text == "BEGIN IMMEDIATE").unwrap();
+    let (before, after) = ran.split_at(hold);
+    let recounts = |texts: &[String]| texts.iter().filter(|text| text.contains("sum(")).count();
+    assert_eq!((recounts(before), recounts(after)), (0, 3), "{ran:?}");
+    let last_recount = ran.iter().rposition(|text| text.contains("sum(")).unwrap();
+    assert!(last_recount < ran.iter().position(|text| text == "COMMIT").unwrap());
+}
+
+#[test]
+fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
+    let (dir, conn, _) = file("WAL");
+    let path = dir.path().join("app.db");
+    write(&conn, &votes(30, 3));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let conn = open(&path);
+            for round in 0..250 {
+                let show = round % 30;
+                match round % 5 {
+                    0 => delete_show(&conn, show),
+                    _ => write(&conn, &[Vote { show, stars: round }, Vote { show: 29 - show, stars: -1 }]),
+                }
+                // One total after the other is broken, so that there is always something to mend; from here on, nothing is.
+                if round < 200 {
+                    conn.execute("UPDATE a_votes SET total = total + 1000 WHERE key = ?1", [(round * 7) % 30]).unwrap();
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let (mut found, mut corrected) = (0, 0);
+        while !done.load(Ordering::Relaxed) {
+            let report = run_whole(Mode::Repair, &ONE, options().page(7), &mut audit(&conn)).unwrap();
+            found += report.drift();
+            corrected += report.counters[0].corrected;
+        }
+        // No other repair runs, and hooked writes move no drift: what was found off was off when it was mended.
+        assert_eq!(found, corrected);
+        let last = repair(&conn);
+        exact(&conn);
+        // Of 200 totals broken, some twice before a repair came by: a wrong mend would be one more to mend.
+        let (found, corrected) = (found + last.drift(), corrected + last.counters[0].corrected);
+        assert!(found == corrected && (1..=200).contains(&corrected), "{corrected} of {found}");
+    });
+}
+
+#[test]
+fn two_repairs_at_once_mend_every_key_once() {
+    let (dir, conn, _) = file("WAL");
+    let path = dir.path().join("app.db");
+    write(&conn, &votes(400, 2));
+    for page in [3, 50, 1_000] {
+        (0..400).for_each(|show| set_total(&conn, show, -show - 1));
+        (1_000..1_050).for_each(|show| set_total(&conn, show, 1));
+        let mender = || {
+            let conn = open(&path);
+            run_whole(Mode::Repair, &ONE, options().page(page), &mut audit(&conn)).unwrap().counters[0].corrected
+        };
+        let corrected: u64 = thread::scope(|scope| {
+            let menders = [scope.spawn(mender), scope.spawn(mender)];
+            menders.into_iter().map(|mender| mender.join().unwrap()).sum()
+        });
+        exact(&conn);
+        assert_eq!(corrected, 450, "page {page}");
+    }
+}
+
+#[test]
+fn a_drift_beyond_64_bits_is_mended() {
+    for (stored, truth) in [(i64::MAX, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (i64::MIN, 1), (i64::MIN, 0)] {
+        let conn = database();
+        write(&conn, &[Vote { show: 2, stars: 3 }]);
+        if truth != 0 {
+            insert(&conn, Vote { show: 1, stars: truth });
+        }
+        set_total(&conn, 1, stored);
+        let report = repair(&conn);
+        assert_eq!((report.counters[0].corrected, report.counters[0].samples[0].stored), (1, stored));
+        assert_eq!(SqliteStore::new(&conn, &ONE).total(VOTES, 1).unwrap(), truth);
+        assert_eq!(verify(&conn).drift(), 0);
+
+        let mut store = MemoryStore::new(&ONE);
+        let mut batch = Batch::new();
+        batch.add(VOTES, 1, stored);
+        store.apply(&batch).unwrap();
+        let rows: Vec<Vote> = (truth != 0).then_some(Vote { show: 1, stars: truth }).into_iter().collect();
+        let mut memory = MemoryAudit::new(&mut store);
+        memory.add(VOTES, |_| rows.iter()).unwrap();
+        assert_eq!(run_whole(Mode::Repair, &ONE, options(), &mut memory).unwrap().counters[0].corrected, 1);
+        drop(memory);
+        assert_eq!(store.total(VOTES, 1).unwrap(), truth);
+    }
+}
+
+const UNIT: Counter<()> = Counter::new("all.stars");
+const UNITS: Layout = Layout::new(&[UNIT.table()]);
+
+struct Star(i64);
+
+impl Record for Star {
+    const COUNTERS: &'static [Def] = &[UNIT.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(UNIT, (), self.0);
+    }
+}
+
+/// A counter of the key `()` has no key column in its source, but one in its table of totals: a mend failed on that.
+#[test]
+fn a_counter_of_one_total_is_mended_like_any_other() {
+    for tally in [false, true] {
+        for (rows, total) in [("(1, 4), (1, 5)", 9), ("(1, 4), (2, -4)", 0)] {
+            for stored in [None, Some(-3)] {
+                let conn = database();
+                SqliteStore::new(&conn, &UNITS).create().unwrap();
+                conn.execute_batch(&format!("INSERT INTO votes (show, stars) VALUES {rows}")).unwrap();
+                if let Some(stored) = stored {
+                    conn.execute("INSERT INTO all_stars VALUES (0, ?1)", [stored]).unwrap();
+                }
+                let mut audit = SqliteAudit::new(&conn, &UNITS).unwrap();
+                let typed = Source::table("votes", []).amount("stars").rows("stars", |row| Ok(Star(row.get(0)?)));
+                audit.add(UNIT, if tally { typed.by_tally() } else { typed }).unwrap();
+                let corrected = u64::from(total != stored.unwrap_or(0));
+                for mended in [corrected, 0] {
+                    let report = run_whole(Mode::Repair, &UNITS, options().page(1), &mut audit).unwrap();
+                    assert_eq!((report.drift(), report.counters[0].corrected), (mended, mended));
+                }
+                assert_eq!(SqliteStore::new(&conn, &UNITS).total(UNIT, ()).unwrap(), total);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_orphan_is_removed_and_leaves_no_row_of_zero() {
+    let conn = database();
+    write(&conn, &votes(3, 2));
+    (90..99).for_each(|show| set_total(&conn, show, show - 94));
+    let report = repair(&conn);
+    // The one of 0 is no drift, and stays.
+    assert_eq!((report.counters[0].orphan, report.counters[0].corrected), (8, 8));
+    let left: Vec<i64> = conn
+        .prepare("SELECT key FROM a_votes WHERE key >= 3")
+        .unwrap()
+        .query_map((), |row| row.get(0))
+        .unwrap()
+        .collect::<rusqlite::Result<_>>()
+        .unwrap();
+    assert_eq!(left, [94]);
+}
+
+#[test]
+fn a_connection_inside_a_transaction_is_refused() {
+    let conn = database();
+    write(&conn, &votes(3, 2));
+    set_total(&conn, 1, 99);
+    let mut audit = audit(&conn);
+    for begin in ["BEGIN", "BEGIN IMMEDIATE", "SAVEPOINT s"] {
+        conn.execute_batch(begin).unwrap();
+        for mode in [Mode::Verify, Mode::Repair] {
+            let error = run_whole(mode, &ONE, options(), &mut audit).unwrap_err();
+            assert!(error.to_string().contains("inside a transaction"), "{error}");
+            assert_eq!(error.next(), Next::Fix);
+        }
+        let mend = Mend { counter: VOTES.def(), keys: vec![KeyBuf::of::<i64>(1)] };
+        assert!(audit.mend(&mend).unwrap_err().to_string().contains("inside a transaction"));
+        let error = SqliteAudit::new(&conn, &ONE).unwrap_err();
+        assert!(error.to_string().contains("inside a transaction"), "{error}");
+        assert!(!conn.is_autocommit());
+        conn.execute_batch("ROLLBACK").unwrap();
+    }
+    assert_eq!(run_whole(Mode::Repair, &ONE, options(), &mut audit).unwrap().drift(), 1);
+}
+
+#[test]
+fn a_read_only_connection_verifies_and_says_why_it_does_not_repair() {
+    for journal in ["WAL", "DELETE"] {
+        let (dir, conn, other) = file(journal);
+        write(&conn, &votes(5, 2));
+        set_total(&conn, 1, 99);
+        // In DELETE mode, all others are closed, so that nobody's lock helps.
+        if journal == "DELETE" {
+            drop((conn, other));
+        }
+        let read = Connection::open_with_flags(dir.path().join("app.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        assert_eq!(verify(&read).drift(), 1);
+        let error = run_whole(Mode::Repair, &ONE, options(), &mut audit(&read)).unwrap_err();
+        assert!(error.to_string().contains("readonly") || error.to_string().contains("read-only"), "{error}");
+        assert_eq!(error.next(), Next::Fix);
+        assert!(read.is_autocommit());
+        assert_eq!(verify(&read).drift(), 1, "nothing was mended");
+    }
+}
+
+/// Lets a writer go after some waits.
+struct Releases<'a> {
+    world: World,
+    writer: &'a Connection,
+    after: usize,
+}
+
+impl Control for Releases<'_> {
+    fn now(&mut self) -> Duration {
+        self.world.now()
+    }
+
+    fn wait(&mut self, time: Duration, reason: &str) {
+        self.world.wait(time, reason);
+        if self.world.waits.len() == self.after {
+            self.writer.execute_batch("COMMIT").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_mend_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_that_says_so() {
+    let (_dir, conn, writer) = file("WAL");
+    conn.busy_timeout(Duration::ZERO).unwrap();
+    write(&conn, &votes(5, 2));
+    set_total(&conn, 1, 99);
+    set_total(&conn, 2, 99);
+
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut held = Reconciler::new(Mode::Repair, &ONE, options().retries(3)).unwrap();
+    let mut world = World::default();
+    let error = run(&mut held, &mut audit(&conn), &mut world).unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error}");
+    assert_eq!(world.waited(), [50, 100, 200]);
+    assert_eq!((held.report().pages, held.report().counters[0].corrected), (1, 0));
+    assert!(conn.is_autocommit());
+    assert_eq!(verify(&conn).drift(), 2, "a verify waits for nobody");
+
+    let mut control = Releases { world: World::default(), writer: &writer, after: 2 };
+    let mut patient = Reconciler::new(Mode::Repair, &ONE, options()).unwrap();
+    let report = run(&mut patient, &mut audit(&conn), &mut control).unwrap();
+    assert_eq!(control.world.waited(), [50, 100]);
+    assert_eq!((report.pages, report.counters[0].corrected), (1, 2));
+    exact(&conn);
+}
+
+#[test]
+fn a_token_of_one_database_is_refused_by_another_with_the_same_tables() {
+    let (one, other) = (database(), database());
+    for conn in [&one, &other] {
+        write(conn, &votes(9, 2));
+    }
+    let report = run_whole(Mode::Verify, &ONE, options().page(2).max_pages(1), &mut audit(&one)).unwrap();
+    let token = through_text(&report.token.unwrap());
+    let resume = |conn| {
+        let mut rest = Reconciler::resume(Mode::Verify, &ONE, &token, options()).unwrap();
+        run(&mut rest, &mut audit(conn), &mut World::default())
+    };
+    assert!(resume(&other).unwrap_err().to_string().contains("another database"));
+    let rest = resume(&one).unwrap();
+    assert_eq!((rest.complete(), rest.counters[0].keys + report.counters[0].keys), (true, 9));
+}
+
+// Which work was done.
+
+#[test]
+fn a_verification_of_ten_pages_is_twenty_statements_that_read() {
+    let mut conn = database();
+    write(&conn, &(0..100).map(|show| Vote { show, stars: 1 }).collect::<Vec<_>>());
+    let trace = Trace::on(&mut conn);
+    let changes = conn.total_changes();
+    let mut audit = audit(&conn);
+    trace.take();
+    let report = run_whole(Mode::Verify, &ONE, options().page(10), &mut audit).unwrap();
+    assert_eq!((report.pages, report.rows), (10, 100));
+    let Kinds { reads, writes, others } = trace.kinds();
+    assert_eq!((reads, writes, others.len()), (20, 0, 20), "{others:?}");
+    // One snapshot a page; never the write lock.
+    assert!(others.iter().all(|text| text == "BEGIN DEFERRED" || text == "ROLLBACK"), "{others:?}");
+    assert_eq!(conn.total_changes(), changes);
+}
+
+#[test]
+fn a_repair_of_what_is_clean_takes_no_lock_and_writes_nothing() {
+    let mut conn = database();
+    write(&conn, &votes(50, 3));
+    let trace = Trace::on(&mut conn);
+    let changes = conn.total_changes();
+    let mut audit = audit(&conn);
+    trace.take();
+    assert_eq!(run_whole(Mode::Repair, &ONE, options().page(10), &mut audit).unwrap().drift(), 0);
+    let Kinds { writes, others, .. } = trace.kinds();
+    assert_eq!(writes, 0);
+    assert!(!others.iter().any(|text| text.contains("IMMEDIATE") || text.contains("COMMIT")), "{others:?}");
+    assert_eq!(conn.total_changes(), changes);
+}
+
+#[test]
+fn a_mend_touches_only_what_differs() {
+    let mut conn = database();
+    write(&conn, &votes(50, 3));
+    set_total(&conn, 7, 1_000);
+    set_total(&conn, 8, 1_000);
+    conn.execute("DELETE FROM a_votes WHERE key = 21", ()).unwrap();
+    set_total(&conn, 900, 1);
+    let trace = Trace::on(&mut conn);
+    let changes = conn.total_changes();
+    let mut audit = audit(&conn);
+    trace.take();
+    let report = run_whole(Mode::Repair, &ONE, options().page(10), &mut audit).unwrap();
+    let counter = &report.counters[0];
+    assert_eq!((counter.wrong, counter.missing, counter.orphan, counter.corrected), (2, 1, 1, 4));
+    // Four totals, and the orphan's row goes.
+    assert_eq!(conn.total_changes() - changes, 5);
+    let Kinds { writes, others, .. } = trace.kinds();
+    assert_eq!(writes, 5);
+    // The pages with 7 and 8, with 21, with 900: three mends.
+    assert_eq!(others.iter().filter(|text| *text == "BEGIN IMMEDIATE").count(), 3, "{others:?}");
+    exact(&conn);
+
+    // Asked to mend what is right: nothing to write.
+    let changes = conn.total_changes();
+    let keys = [7, 8, 9].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
+    assert_eq!(audit.mend(&Mend { counter: VOTES.def(), keys }).unwrap(), Mended { corrected: 0 });
+    assert_eq!(conn.total_changes(), changes);
+}
+
+/// A mend adds what lacks; nothing is ever taken from the measure. The measure here is made up.
+#[test]
+fn a_mend_believes_no_measure() {
+    let conn = database();
+    write(&conn, &[Vote { show: 1, stars: 4 }, Vote { show: 2, stars: 5 }]);
+    set_total(&conn, 2, 50);
+    let mut liar = Reconciler::new(Mode::Repair, &ONE, options()).unwrap();
+    let mut audit = audit(&conn);
+    let zero = Duration::ZERO;
+    loop {
+        match liar.next(zero) {
+            Step::Identify => liar.identified(0).unwrap(),
+            Step::Look(look) => liar.looked(audit.look(&look).unwrap(), zero).unwrap(),
+            Step::Measure(_) => {
+                let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, truth: 77, rows: 1 };
+                let drifts = vec![drift(1), drift(2), drift(3)];
+                liar.measured(Measured { keys: 3, rows: 3, drifts, next: None }, zero).unwrap();
+            }
+            Step::Mend(mend) => liar.mended(audit.mend(&mend).unwrap(), zero),
+            Step::End => break,
+            Step::Wait(time, reason) => panic!("a wait of {time:?}: {reason}"),
+        }
+    }
+    assert_eq!(liar.report().counters[0].corrected, 1);
+    exact(&conn);
+    assert_eq!(SqliteStore::new(&conn, &ONE).totals(VOTES).unwrap(), [(1, 4), (2, 5)]);
+}
