@@ -119,6 +119,11 @@ impl Def {
         self.parts
     }
 
+    /// The name of its table: its own, with underscores for dots.
+    pub(crate) fn table_name(&self) -> String {
+        self.name.replace('.', "_")
+    }
+
     /// Whether both are one counter, declared alike; as `==`, without comparing names.
     #[inline]
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -165,7 +170,7 @@ impl Placed {
     /// The table's name: the counter's, with underscores for dots.
     #[must_use]
     pub fn table_name(&self) -> String {
-        self.def.name().replace('.', "_")
+        self.def.table_name()
     }
 }
 

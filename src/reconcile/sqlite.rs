@@ -6,14 +6,14 @@ mod statements;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use self::declared::{Declared, doing};
+use self::declared::Declared;
 pub use self::source::{Source, TypedSource};
 use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, merge};
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::layout::Layout;
-use crate::store::sqlite::{Scope, failed};
+use crate::store::sqlite::{Scope, failed_on};
 use crate::store::{SqliteStore, Store};
 
 /// A SQLite database's rows and totals.
@@ -53,7 +53,7 @@ impl<'a> SqliteAudit<'a> {
         (source.check_driven)(&counter)?;
         let statements = source.target.statements(&counter)?;
         for text in statements.all() {
-            self.conn.prepare(text).map_err(|error| failed(&doing("preparing the source", &counter), error))?;
+            self.conn.prepare(text).map_err(|error| failed_on("preparing the source", &counter, error))?;
         }
         if let Some(index) = source.target.wanted_index(&counter) {
             let page = if source.by_tally { &statements.rows_next } else { &statements.sums_next };
@@ -86,7 +86,7 @@ impl<'a> SqliteAudit<'a> {
             }
             Ok(false)
         };
-        plan().map_err(|error| failed(&doing("planning the source", counter), error))
+        plan().map_err(|error| failed_on("planning the source", counter, error))
     }
 
     fn declared(&self, counter: &Def) -> Result<&Declared<'a>> {
@@ -115,7 +115,7 @@ impl Audit for SqliteAudit<'_> {
         let declared = self.declared(&ask.counter)?;
         // The first read fixes the snapshot that the second reads too; deferred, whatever the connection's default: no lock is taken.
         let snapshot = Transaction::new_unchecked(self.conn, TransactionBehavior::Deferred);
-        let snapshot = snapshot.map_err(|error| failed(&doing("measuring", &ask.counter), error))?;
+        let snapshot = snapshot.map_err(|error| failed_on("measuring", &ask.counter, error))?;
         let recounts = declared.recounts(&snapshot, ask)?;
         let totals = SqliteStore::new(&snapshot, self.layout).page(
             ask.counter,
@@ -131,11 +131,10 @@ impl Audit for SqliteAudit<'_> {
         let declared = self.declared(&ask.counter)?;
         declared.check_keys(self.conn, &ask.keys)?;
         let mut store = SqliteStore::new(self.conn, self.layout);
-        let hold = Scope::open(self.conn, doing("mending totals", &ask.counter))?;
+        let hold = Scope::open(self.conn, format!("mending totals of counter {}", ask.counter.name()))?;
         let mut corrected = 0;
-        for key in &ask.keys {
+        for (key, stored) in ask.keys.iter().zip(store.read(ask.counter, &ask.keys)?) {
             let truth = declared.recount_one(self.conn, key)?;
-            let stored = store.read(ask.counter, std::slice::from_ref(key))?.first().copied().unwrap_or(0);
             let lacking = i128::from(truth) - i128::from(stored);
             if lacking != 0 {
                 store.add(&ask.counter, key, lacking)?;

@@ -296,10 +296,6 @@ impl MemoryStore {
         Ok(self.stripes.iter().map(len).sum())
     }
 
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
     /// The totals of each counter in the layout's order, all at one moment.
     fn all_totals(&self) -> Vec<Vec<(KeyBuf, i64)>> {
         let _alone = self.gate.write();

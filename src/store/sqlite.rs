@@ -112,9 +112,7 @@ impl<'c> SqliteStore<'c> {
         let text = sql::count_non_zero(Dialect::Sqlite, self.placed(counter)?);
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let count = self.conn.query_row(&text, [most], |row| row.get::<_, i64>(0));
-        count
-            .map(i64::unsigned_abs)
-            .map_err(|error| failed(&format!("counting totals of counter {}", counter.name()), error))
+        count.map(i64::unsigned_abs).map_err(|error| failed_on("counting totals", counter, error))
     }
 
     fn placed(&self, counter: &Def) -> Result<&'c Placed> {
@@ -141,7 +139,7 @@ impl Store for SqliteStore<'_> {
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         let text = sql::read(Dialect::Sqlite, self.placed(&counter)?);
-        let doing = |error| failed(&format!("reading totals of counter {}", counter.name()), error);
+        let doing = |error| failed_on("reading totals", &counter, error);
         let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
         keys.iter()
             .map(|key| {
@@ -154,7 +152,7 @@ impl Store for SqliteStore<'_> {
 
     fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         let text = sql::page(Dialect::Sqlite, self.placed(&counter)?, after.is_some());
-        let doing = |error| failed(&format!("reading totals of counter {}", counter.name()), error);
+        let doing = |error| failed_on("reading totals", &counter, error);
         let mut values = after.map_or(Ok(Vec::new()), |after| sql::key_values(&counter, after))?;
         values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
         let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
@@ -187,7 +185,7 @@ fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result
     match upsert.execute(params_from_iter(row)) {
         Ok(1) => Ok(()),
         Ok(_) => {
-            let table = counter.name().replace('.', "_");
+            let table = counter.table_name();
             Err(Error::Schema { table, reason: "a write to it was skipped; it must have no triggers".to_owned() })
         }
         Err(error) => Err(write_failed(counter, row, error)),
@@ -201,7 +199,7 @@ fn doing(statements: &[sql::Statement<'_>]) -> String {
 }
 
 fn writing(counter: &Def, error: rusqlite::Error) -> Error {
-    failed(&format!("writing totals of counter {}", counter.name()), error)
+    failed_on("writing totals", counter, error)
 }
 
 /// `SQLITE_CONSTRAINT_DATATYPE`, which the driver knows only where it brings its own SQLite.
@@ -305,6 +303,11 @@ impl Drop for Scope<'_> {
 
 fn execute(conn: &Connection, text: &str) -> rusqlite::Result<usize> {
     conn.prepare_cached(text)?.execute(())
+}
+
+/// What a driver's error means to the caller, who was doing something to a counter.
+pub(crate) fn failed_on(what: &str, counter: &Def, error: rusqlite::Error) -> Error {
+    failed(&format!("{what} of counter {}", counter.name()), error)
 }
 
 /// What a driver's error means to the caller.

@@ -14,7 +14,7 @@ use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::sum_by_key;
 use crate::sql::{self, Value};
-use crate::store::sqlite::{failed, read_key};
+use crate::store::sqlite::{failed_on, read_key};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -43,11 +43,17 @@ impl Declared<'_> {
         }
         let text = if values.is_empty() { &self.statements.sums_first } else { &self.statements.sums_next };
         values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-        self.sums(conn, text, &values).map_err(|error| match error {
+        let sums = self.sums(conn, text, &values);
+        sums.map_err(|failure| self.recount_failed(failure, |error| self.overflowing_key(conn, ask, limit, error)))
+    }
+
+    /// The error of a recount, with what it is if a sum left 64 bits.
+    fn recount_failed(&self, failure: Failure, overflow: impl FnOnce(rusqlite::Error) -> Error) -> Error {
+        match failure {
+            Failure::Sqlite(error) if overflowed(&error) => overflow(error),
+            Failure::Sqlite(error) => failed_on("recounting", &self.counter, error),
             Failure::Known(error) => error,
-            Failure::Sqlite(error) if overflowed(&error) => self.overflowing_key(conn, ask, limit, error),
-            Failure::Sqlite(error) => failed(&doing("recounting", &self.counter), error),
-        })
+        }
     }
 
     fn sums(&self, conn: &Connection, text: &str, values: &[Value<'_>]) -> Result<Vec<Recount>, Failure> {
@@ -86,7 +92,7 @@ impl Declared<'_> {
 
     fn sums_by_tally(&self, conn: &Connection, text: &str, values: &[Value<'_>], limit: usize) -> Result<Vec<Recount>> {
         let counter = &self.counter;
-        let failed = |error| failed(&doing("reading rows", counter), error);
+        let failed = |error| failed_on("reading rows", counter, error);
         let mut statement = conn.prepare_cached(text).map_err(failed)?;
         let key_at = statement.column_count() - counter.parts().len();
         let mut rows = statement.query(params_from_iter(values)).map_err(failed)?;
@@ -112,11 +118,8 @@ impl Declared<'_> {
         let sums = if self.source.by_tally {
             self.sums_by_tally(conn, &self.statements.rows_of_key, &values, 1)?
         } else {
-            self.sums(conn, &self.statements.sum_of_key, &values).map_err(|error| match error {
-                Failure::Known(error) => error,
-                Failure::Sqlite(error) if overflowed(&error) => Error::overflow(&self.counter, key, "recount"),
-                Failure::Sqlite(error) => failed(&doing("recounting", &self.counter), error),
-            })?
+            let sums = self.sums(conn, &self.statements.sum_of_key, &values);
+            sums.map_err(|failure| self.recount_failed(failure, |_| Error::overflow(&self.counter, key, "recount")))?
         };
         Ok(sums.first().map_or(0, |sum| sum.total))
     }
@@ -132,7 +135,7 @@ impl Declared<'_> {
             }
             after = Some(key);
         }
-        failed(&doing("recounting", &self.counter), error)
+        failed_on("recounting", &self.counter, error)
     }
 
     fn key_behind(&self, conn: &Connection, after: Option<&KeyBuf>) -> Result<Option<KeyBuf>> {
@@ -152,7 +155,7 @@ impl Declared<'_> {
             return Ok(self.sums_by_tally(conn, &self.statements.rows_first, &[], 1)?.is_empty());
         }
         let exists = conn.prepare(&self.statements.any).and_then(|mut any| any.exists(()));
-        Ok(!exists.map_err(|error| failed(&doing("looking for rows", &self.counter), error))?)
+        Ok(!exists.map_err(|error| failed_on("looking for rows", &self.counter, error))?)
     }
 
     /// A key as the parameters of this source's statements: one for each of its columns, so none for `()`.
@@ -234,7 +237,7 @@ impl Failure {
     fn known(self, counter: &Def) -> Error {
         match self {
             Self::Known(error) => error,
-            Self::Sqlite(error) => failed(&doing("reading the source", counter), error),
+            Self::Sqlite(error) => failed_on("reading the source", counter, error),
         }
     }
 }
@@ -253,8 +256,4 @@ impl From<rusqlite::Error> for Failure {
 
 fn overflowed(error: &rusqlite::Error) -> bool {
     error.to_string().contains("integer overflow")
-}
-
-pub(super) fn doing(what: &str, counter: &Def) -> String {
-    format!("{what} of counter {}", counter.name())
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::reconcile::recount::{check_driven, share};
 use crate::record::Record;
-use crate::store::sqlite::failed;
+use crate::store::sqlite::failed_on;
 
 /// Where a counter's rows are, said in SQL: a table, its key's columns, an amount, a filter.
 ///
@@ -101,8 +101,7 @@ impl Source {
         read: impl Fn(&Row<'_>) -> rusqlite::Result<R> + 'a,
     ) -> TypedSource<'a> {
         let share = move |counter: &Def, row: &Row<'_>, scratch: &mut Batch| {
-            let record =
-                read(row).map_err(|error| failed(&format!("reading a row of counter {}", counter.name()), error))?;
+            let record = read(row).map_err(|error| failed_on("reading a row", counter, error))?;
             share(counter, &record, scratch)
         };
         let mut target = self.0;

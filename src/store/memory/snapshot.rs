@@ -47,12 +47,12 @@ impl MemoryStore {
     /// All totals at one moment, with every writer held while they are copied; sorted, so that equal stores give equal snapshots.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let names = self.layout().counters().iter().map(|placed| placed.def().name().to_owned());
+        let names = self.layout.counters().iter().map(|placed| placed.def().name().to_owned());
         let counters = names.zip(self.all_totals()).map(|(name, mut totals)| {
             totals.sort_unstable();
             CounterTotals { name, totals }
         });
-        Snapshot { format: FORMAT, layout: self.layout().fingerprint(), counters: counters.collect() }
+        Snapshot { format: FORMAT, layout: self.layout.fingerprint(), counters: counters.collect() }
     }
 
     /// A store with the totals of a snapshot.
