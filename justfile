@@ -2,7 +2,7 @@
 
 # The fast gates: format, lints, features, docs, tests of the library.
 check: fmt clippy features doc
-    cargo test --all-features --lib --test conformance --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store
+    cargo test --all-features --lib --test conformance --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job
     cargo test --all-features --doc
 
 fmt:
@@ -16,14 +16,17 @@ features:
     cargo check --lib --no-default-features
     cargo check --lib --features sqlite
     cargo check --lib --features uuid
+    cargo check --lib --features tracing
+    cargo check --lib --features metrics
     cargo check --lib --all-features
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
 
-# All tests, as README says.
+# All tests, as README says; monitoring needs its features.
 test:
     cargo test
+    cargo test --all-features --test monitoring
 
 # Every aim as a ratio against its peer, interleaved in one run.
 aims:
@@ -32,6 +35,10 @@ aims:
 # keepcount's statements through sqlx.
 sqlx:
     cargo test --manifest-path examples/with-sqlx/Cargo.toml
+
+# The reconciler as a job of a tokio application.
+tokio:
+    cargo test --manifest-path examples/with-tokio/Cargo.toml
 
 # The oldest rusqlite of the declared range.
 oldest:

@@ -8,7 +8,7 @@ mod common;
 use std::hint::black_box;
 use std::time::Duration;
 
-use common::Random;
+use common::{Random, VoteRow};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hashbrown::HashMap;
 use keepcount::concert::Vote;
@@ -63,11 +63,23 @@ fn building(c: &mut Criterion) {
                 black_box(&batch);
             });
         });
+        let vote =
+            |text: &String| VoteRow { id: String::new(), setlist_id: text.clone(), user_id: text.clone(), up: true };
+        let votes: Vec<VoteRow> = texts.iter().map(vote).collect();
         group.bench_function(BenchmarkId::new("votes with four counters, reused", size), |b| {
             b.iter(|| {
                 batch.clear();
-                for text in &texts {
-                    batch.insert(&Vote::new(Some(text.as_str()), Some(text.as_str()), true));
+                for vote in &votes {
+                    batch.insert(vote);
+                }
+                black_box(&batch);
+            });
+        });
+        group.bench_function(BenchmarkId::new("votes of a concert site, which decay three ways, reused", size), |b| {
+            b.iter(|| {
+                batch.clear();
+                for (text, at) in texts.iter().zip(1_750_000_000..) {
+                    batch.insert(&Vote::stored(Some(text.as_str()), Some(text.as_str()), true, at));
                 }
                 black_box(&batch);
             });

@@ -114,6 +114,17 @@ impl Batch {
         })
     }
 
+    /// The same deltas without those that `keep` refuses.
+    pub(crate) fn filtered(&self, mut keep: impl FnMut(&Def, &KeyBuf) -> bool) -> Self {
+        let mut kept = Self::new();
+        for (counter, key, delta) in self.deltas() {
+            if keep(&counter, key) {
+                kept.add_raw(counter, &mut key.clone(), delta);
+            }
+        }
+        kept
+    }
+
     /// The error that an entry's delta, or the total that it leads to, leaves 64 bits.
     #[cold]
     pub(crate) fn overflow(&self, entry: &Entry, what: &'static str) -> Error {

@@ -2,14 +2,22 @@
 //!
 //! Nothing here is special: an application of any other domain declares its own in the same way.
 
+mod shows;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
+pub use self::shows::{ShowScore, ShowStanding};
+use crate::board::{Board, BoardDef};
 use crate::counter::{Counter, Def, Placed};
+use crate::date::Date;
+use crate::decay::{Decayed, HalfLife};
+use crate::error::Result;
 use crate::key::{AsKey, Key};
 use crate::layout::Layout;
 use crate::record::{Record, Tally};
+use crate::store::Store;
 
 /// A type of id, in the form in which a row lends it: integers, 16-byte ids and UUIDs as they are, texts as `&str`.
 pub trait Id: AsKey<Self::Key> {
@@ -34,22 +42,26 @@ impl Id for &str {
     type Key = String;
 }
 
-/// The counters over keys of type `K`, and their layout.
+/// The counters and boards over keys of type `K`, and their layout.
 ///
 /// # Examples
 ///
 /// ```
-/// use keepcount::concert::{Concert, Vote};
+/// use keepcount::concert::{Concert, Setlist, Vote};
 /// use keepcount::{Batch, MemoryStore};
 ///
-/// let store = MemoryStore::new(&Concert::<String>::LAYOUT);
+/// type C = Concert<String>;
+///
+/// let store = MemoryStore::new(&C::LAYOUT);
 /// let mut batch = Batch::new();
-/// batch.insert(&Vote::new(Some("se1"), Some("ann"), true));
-/// batch.insert(&Vote::new(Some("se1"), Some("bob"), false));
+/// let now = 1_750_000_000; // seconds since 1970
+/// batch.insert(&Setlist::new("se1", Some("sh1")));
+/// batch.insert(&Vote::new(Some("se1"), Some("ann"), true, now - 60, now)?);
+/// batch.insert(&Vote::new(Some("se1"), Some("bob"), false, now - 30, now)?);
 /// store.apply(&batch)?;
-/// assert_eq!(store.total(Concert::<String>::SETLIST_VOTES, "se1")?, 2);
-/// assert_eq!(store.total(Concert::<String>::SETLIST_SCORE, "se1")?, 0);
-/// # Ok::<(), keepcount::Error>(())
+/// assert_eq!(store.total(C::SETLIST_SCORE, "se1")?, 0);
+/// assert_eq!(store.total(C::SHOW_VOTES, "sh1")?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Concert<K>(PhantomData<fn() -> K>);
 
@@ -75,18 +87,136 @@ impl<K: Key> Concert<K> {
     /// Votes of a user.
     pub const USER_VOTES: Counter<K> = Counter::new("user.votes");
 
+    /// The show of a setlist.
+    pub const SETLIST_SHOW: Counter<(K, K)> = Counter::new("setlist.show");
+    /// The artist of a show.
+    pub const SHOW_ARTIST: Counter<(K, K)> = Counter::new("show.artist");
+    /// Votes on the setlists of a show.
+    pub const SHOW_VOTES: Counter<K> = Counter::new("show.votes").sum_of(Self::SETLIST_VOTES, Self::SETLIST_SHOW);
+    /// Votes on the setlists of an artist's shows.
+    pub const ARTIST_VOTES: Counter<K> = Counter::new("artist.votes").sum_of(Self::SHOW_VOTES, Self::SHOW_ARTIST);
+
+    /// Shows of an artist by date, whatever their status; from today on, they are [`shows ahead`](Self::shows_ahead).
+    pub const ARTIST_SHOWS_AHEAD: Counter<(K, Date)> = Counter::new("artist.shows_ahead");
+    /// Shows whose status is [`Status::Upcoming`], by date: the candidates of [`top_shows`](Self::top_shows).
+    pub const SHOW_UPCOMING: Counter<(Date, K)> = Counter::new("show.upcoming");
+    /// 1 for every artist.
+    pub const ARTIST_LISTED: Counter<K> = Counter::new("artist.listed");
+    /// What followers and popularity are worth on the board of artists.
+    pub const ARTIST_FAME: Counter<K> = Counter::new("artist.fame");
+
+    /// Decayed votes on a setlist, by epochs of 6 hours, 1 day, 7 days.
+    pub const SETLIST_TREND_6H: Counter<(K, i64)> = Counter::new("setlist.trend_6h");
+    /// See [`SETLIST_TREND_6H`](Self::SETLIST_TREND_6H).
+    pub const SETLIST_TREND_1D: Counter<(K, i64)> = Counter::new("setlist.trend_1d");
+    /// See [`SETLIST_TREND_6H`](Self::SETLIST_TREND_6H).
+    pub const SETLIST_TREND_7D: Counter<(K, i64)> = Counter::new("setlist.trend_7d");
+    /// Decayed votes on the setlists of a show.
+    pub const SHOW_TREND_6H: Counter<(K, i64)> =
+        Counter::<(K, i64)>::new("show.trend_6h").sum_of_tail(Self::SETLIST_TREND_6H, Self::SETLIST_SHOW);
+    /// See [`SHOW_TREND_6H`](Self::SHOW_TREND_6H).
+    pub const SHOW_TREND_1D: Counter<(K, i64)> =
+        Counter::<(K, i64)>::new("show.trend_1d").sum_of_tail(Self::SETLIST_TREND_1D, Self::SETLIST_SHOW);
+    /// See [`SHOW_TREND_6H`](Self::SHOW_TREND_6H).
+    pub const SHOW_TREND_7D: Counter<(K, i64)> =
+        Counter::<(K, i64)>::new("show.trend_7d").sum_of_tail(Self::SETLIST_TREND_7D, Self::SETLIST_SHOW);
+    /// Decayed votes on the setlists of an artist's shows.
+    pub const ARTIST_TREND_6H: Counter<(K, i64)> =
+        Counter::<(K, i64)>::new("artist.trend_6h").sum_of_tail(Self::SHOW_TREND_6H, Self::SHOW_ARTIST);
+    /// See [`ARTIST_TREND_6H`](Self::ARTIST_TREND_6H).
+    pub const ARTIST_TREND_1D: Counter<(K, i64)> =
+        Counter::<(K, i64)>::new("artist.trend_1d").sum_of_tail(Self::SHOW_TREND_1D, Self::SHOW_ARTIST);
+    /// See [`ARTIST_TREND_6H`](Self::ARTIST_TREND_6H).
+    pub const ARTIST_TREND_7D: Counter<(K, i64)> =
+        Counter::<(K, i64)>::new("artist.trend_7d").sum_of_tail(Self::SHOW_TREND_7D, Self::SHOW_ARTIST);
+
+    /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity / 10)), ties by id.
+    pub const ARTISTS: Board<K> = Board::new("artist.board", Self::ARTIST_SCORE_OF, artist_score);
+    const ARTIST_SCORE_OF: &'static [Def] =
+        &[Self::ARTIST_LISTED.def(), Self::ARTIST_UPCOMING_SHOWS.def(), Self::ARTIST_FAME.def()];
+    /// Shows by decayed votes, with half-lives of 6 hours, 1 day, 7 days.
+    pub const TRENDING_6H: Board<K, Decayed> = Board::decayed("show.trending_6h", Self::SHOW_TREND_6H);
+    /// See [`TRENDING_6H`](Self::TRENDING_6H).
+    pub const TRENDING_1D: Board<K, Decayed> = Board::decayed("show.trending_1d", Self::SHOW_TREND_1D);
+    /// See [`TRENDING_6H`](Self::TRENDING_6H).
+    pub const TRENDING_7D: Board<K, Decayed> = Board::decayed("show.trending_7d", Self::SHOW_TREND_7D);
+
     const PLACED: &'static [Placed] = &[
+        Self::ARTIST_LISTED.table(),
+        Self::ARTIST_FAME.table(),
         Self::ARTIST_SHOWS.table(),
         Self::ARTIST_UPCOMING_SHOWS.table(),
+        Self::ARTIST_SHOWS_AHEAD.table().prunable(),
+        Self::SHOW_UPCOMING.table(),
+        Self::SHOW_ARTIST.table(),
         Self::SHOW_SETLISTS.table(),
+        Self::SETLIST_SHOW.table(),
         Self::SETLIST_VOTES.table(),
         Self::SETLIST_UPVOTES.table(),
         Self::SETLIST_SCORE.table(),
+        Self::SETLIST_TREND_6H.table(),
+        Self::SETLIST_TREND_1D.table(),
+        Self::SETLIST_TREND_7D.table(),
         Self::USER_VOTES.table(),
+        Self::SHOW_VOTES.table(),
+        Self::SHOW_TREND_6H.table(),
+        Self::SHOW_TREND_1D.table(),
+        Self::SHOW_TREND_7D.table(),
+        Self::ARTIST_VOTES.table(),
+        Self::ARTIST_TREND_6H.table(),
+        Self::ARTIST_TREND_1D.table(),
+        Self::ARTIST_TREND_7D.table(),
     ];
+    const BOARDS: &'static [BoardDef] =
+        &[Self::ARTISTS.def(), Self::TRENDING_6H.def(), Self::TRENDING_1D.def(), Self::TRENDING_7D.def()];
 
-    /// All of these counters, each in a table of its own.
-    pub const LAYOUT: Layout = Layout::new(Self::PLACED);
+    /// All of these counters, each in a table of its own, and the boards.
+    pub const LAYOUT: Layout = Layout::new(Self::PLACED).boards(Self::BOARDS);
+
+    /// How many shows an artist has on this day and after it, whatever their status. No write is needed when a day passes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::sum`].
+    pub fn shows_ahead(store: &mut impl Store, artist: impl AsKey<K>, at: Date) -> Result<i64> {
+        store.sum(Self::ARTIST_SHOWS_AHEAD.def(), &Self::ARTIST_SHOWS_AHEAD.tails(artist, at..))
+    }
+}
+
+/// What the board of artists is by, from listed, upcoming shows and fame.
+fn artist_score(totals: &[i64]) -> Option<i64> {
+    match totals {
+        [listed, upcoming, fame] if *listed > 0 => Some(upcoming.saturating_add(*fame).max(1)),
+        _ => None,
+    }
+}
+
+/// The half-lives that votes decay with, each with counters of its own.
+const HALF_LIVES: [HalfLife; 3] = [HalfLife::hours(6), HalfLife::days(1), HalfLife::days(7)];
+
+impl<K: Key> Concert<K> {
+    /// The half-lives, and for each the counter of decayed votes on setlists and the board of shows.
+    pub const TRENDS: [Trend<K>; 3] = [
+        Trend { half_life: HALF_LIVES[0], setlists: Self::SETLIST_TREND_6H, shows: Self::TRENDING_6H },
+        Trend { half_life: HALF_LIVES[1], setlists: Self::SETLIST_TREND_1D, shows: Self::TRENDING_1D },
+        Trend { half_life: HALF_LIVES[2], setlists: Self::SETLIST_TREND_7D, shows: Self::TRENDING_7D },
+    ];
+}
+
+/// Decayed votes with one half-life.
+pub struct Trend<K> {
+    /// After this time a vote weighs half.
+    pub half_life: HalfLife,
+    /// Where rows are counted; shows and artists are rollups of it.
+    pub setlists: Counter<(K, i64)>,
+    /// The board of shows.
+    pub shows: Board<K, Decayed>,
+}
+
+impl<K> fmt::Debug for Trend<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trend").field("half_life", &self.half_life).finish_non_exhaustive()
+    }
 }
 
 /// What has become of a show.
@@ -133,54 +263,81 @@ impl FromStr for Status {
     }
 }
 
-/// An artist, as far as counters look at it: no counter counts artists yet, and its hooks cost nothing.
+/// An artist, as far as counters look at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Artist<I> {
     /// The artist's id.
     pub id: I,
+    /// How many follow the artist.
+    pub followers: i64,
+    /// 0 to 100.
+    pub popularity: i64,
 }
 
 impl<I: Id> Artist<I> {
     /// The view of an artist.
-    pub const fn new(id: I) -> Self {
-        Self { id }
+    pub const fn new(id: I, followers: i64, popularity: i64) -> Self {
+        Self { id, followers, popularity }
+    }
+
+    /// What followers and popularity are worth: so a change that moves neither writes nothing.
+    fn fame(&self) -> i64 {
+        self.followers.div_euclid(1_000_000) + self.popularity.div_euclid(10)
     }
 }
 
 impl<I: Id> Record for Artist<I> {
-    const COUNTERS: &'static [Def] = &[];
+    const COUNTERS: &'static [Def] = &[Concert::<I::Key>::ARTIST_LISTED.def(), Concert::<I::Key>::ARTIST_FAME.def()];
 
-    fn tally(&self, _: &mut Tally<'_>) {}
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(Concert::<I::Key>::ARTIST_LISTED, &self.id, 1);
+        to.add(Concert::<I::Key>::ARTIST_FAME, &self.id, self.fame());
+    }
 }
 
 /// A show, as far as counters look at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Show<I> {
-    /// Who plays; a show of nobody counts nowhere.
+    /// The show's id.
+    pub id: I,
+    /// Who plays; a show of nobody counts for no artist.
     pub artist: Option<I>,
+    /// When.
+    pub date: Date,
     /// What has become of it.
     pub status: Status,
 }
 
 impl<I: Id> Show<I> {
     /// The view of a show.
-    pub const fn new(artist: Option<I>, status: Status) -> Self {
-        Self { artist, status }
+    pub const fn new(id: I, artist: Option<I>, date: Date, status: Status) -> Self {
+        Self { id, artist, date, status }
     }
 }
 
 impl<I: Id> Record for Show<I> {
-    const COUNTERS: &'static [Def] =
-        &[Concert::<I::Key>::ARTIST_SHOWS.def(), Concert::<I::Key>::ARTIST_UPCOMING_SHOWS.def()];
+    const COUNTERS: &'static [Def] = &[
+        Concert::<I::Key>::ARTIST_SHOWS.def(),
+        Concert::<I::Key>::ARTIST_UPCOMING_SHOWS.def(),
+        Concert::<I::Key>::ARTIST_SHOWS_AHEAD.def(),
+        Concert::<I::Key>::SHOW_ARTIST.def(),
+        Concert::<I::Key>::SHOW_UPCOMING.def(),
+    ];
 
     fn tally(&self, to: &mut Tally<'_>) {
+        let upcoming = self.status == Status::Upcoming;
         if let Some(artist) = &self.artist {
             to.add(Concert::<I::Key>::ARTIST_SHOWS, artist, 1);
-            if self.status == Status::Upcoming {
+            if upcoming {
                 to.add(Concert::<I::Key>::ARTIST_UPCOMING_SHOWS, artist, 1);
             }
+            to.add(Concert::<I::Key>::ARTIST_SHOWS_AHEAD, (artist, self.date), 1);
+            to.add(Concert::<I::Key>::SHOW_ARTIST, (&self.id, artist), 1);
+        }
+        if upcoming {
+            to.add(Concert::<I::Key>::SHOW_UPCOMING, (self.date, &self.id), 1);
         }
     }
 }
@@ -189,23 +346,26 @@ impl<I: Id> Record for Show<I> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Setlist<I> {
+    /// The setlist's id.
+    pub id: I,
     /// The show it belongs to; a setlist of none counts nowhere.
     pub show: Option<I>,
 }
 
 impl<I: Id> Setlist<I> {
     /// The view of a setlist.
-    pub const fn new(show: Option<I>) -> Self {
-        Self { show }
+    pub const fn new(id: I, show: Option<I>) -> Self {
+        Self { id, show }
     }
 }
 
 impl<I: Id> Record for Setlist<I> {
-    const COUNTERS: &'static [Def] = &[Concert::<I::Key>::SHOW_SETLISTS.def()];
+    const COUNTERS: &'static [Def] = &[Concert::<I::Key>::SHOW_SETLISTS.def(), Concert::<I::Key>::SETLIST_SHOW.def()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = &self.show {
             to.add(Concert::<I::Key>::SHOW_SETLISTS, show, 1);
+            to.add(Concert::<I::Key>::SETLIST_SHOW, (&self.id, show), 1);
         }
     }
 }
@@ -220,13 +380,37 @@ pub struct Vote<I> {
     pub user: Option<I>,
     /// Up, or down.
     pub up: bool,
+    /// When, in seconds since 1970.
+    pub created_at: i64,
 }
 
 impl<I: Id> Vote<I> {
-    /// The view of a vote.
-    pub const fn new(setlist: Option<I>, user: Option<I>, up: bool) -> Self {
-        Self { setlist, user, up }
+    /// The view of a vote that is given now, or changed: `now` in seconds since 1970.
+    ///
+    /// # Errors
+    ///
+    /// [`FutureVote`] when it claims to be from later than now: with each half-life ahead it would weigh twice as much.
+    pub fn new(setlist: Option<I>, user: Option<I>, up: bool, created_at: i64, now: i64) -> Result<Self, FutureVote> {
+        if created_at > now {
+            return Err(FutureVote { created_at, now });
+        }
+        Ok(Self::stored(setlist, user, up, created_at))
     }
+
+    /// The view of a vote as it is stored: one that is deleted or recounted counts as it did, whenever that is.
+    pub const fn stored(setlist: Option<I>, user: Option<I>, up: bool, created_at: i64) -> Self {
+        Self { setlist, user, up, created_at }
+    }
+}
+
+/// A vote from the future.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("created_at is {created_at}, later than now, {now}")]
+pub struct FutureVote {
+    /// When it claims to be from, in seconds since 1970.
+    pub created_at: i64,
+    /// The time that it was compared with.
+    pub now: i64,
 }
 
 impl<I: Id> Record for Vote<I> {
@@ -234,6 +418,9 @@ impl<I: Id> Record for Vote<I> {
         Concert::<I::Key>::SETLIST_VOTES.def(),
         Concert::<I::Key>::SETLIST_UPVOTES.def(),
         Concert::<I::Key>::SETLIST_SCORE.def(),
+        Concert::<I::Key>::SETLIST_TREND_6H.def(),
+        Concert::<I::Key>::SETLIST_TREND_1D.def(),
+        Concert::<I::Key>::SETLIST_TREND_7D.def(),
         Concert::<I::Key>::USER_VOTES.def(),
     ];
 
@@ -244,6 +431,9 @@ impl<I: Id> Record for Vote<I> {
                 to.add(Concert::<I::Key>::SETLIST_UPVOTES, setlist, 1);
             }
             to.add(Concert::<I::Key>::SETLIST_SCORE, setlist, if self.up { 1 } else { -1 });
+            for Trend { half_life, setlists, .. } in Concert::<I::Key>::TRENDS {
+                to.add(setlists, (setlist, half_life.epoch(self.created_at)), half_life.weight(self.created_at));
+            }
         }
         if let Some(user) = &self.user {
             to.add(Concert::<I::Key>::USER_VOTES, user, 1);

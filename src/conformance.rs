@@ -12,8 +12,12 @@ use crate::counter::Def;
 use crate::error::{Error, Next, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
+use crate::range::KeyRange;
 use crate::store::{Applied, Store};
-use cases::{ID, LARGE, NUMBER, ONE, OTHER, PAIR, SCRIPTS, SMALL, Script, TEXT, TRIPLE, WIDE, WIDEST, Write};
+use cases::{
+    CHILD, DAYS, ID, LARGE, LINK, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS, SMALL, Script, TEXT, TOP,
+    TOP_LINK, TRIPLE, WIDE, WIDEST, Write,
+};
 
 /// The counters that the cases use; a store under test has these and no others, and no totals.
 pub const LAYOUT: Layout = Layout::new(&[
@@ -28,6 +32,13 @@ pub const LAYOUT: Layout = Layout::new(&[
     WIDE.table(),
     WIDEST.table(),
     OTHER.table(),
+    LINK.table(),
+    TOP_LINK.table(),
+    CHILD.table(),
+    DAYS.table(),
+    PARENT.table(),
+    PARENT_DAYS.table(),
+    TOP.table(),
 ]);
 
 /// A script for a store that was empty when it began.
@@ -63,6 +74,17 @@ pub enum Call {
         /// How many totals, at most.
         limit: usize,
     },
+    /// [`Store::range`].
+    Range {
+        /// The counter.
+        counter: Def,
+        /// The range.
+        range: KeyRange,
+        /// How many totals, at most.
+        limit: usize,
+    },
+    /// [`Store::sum`].
+    Sum(Def, KeyRange),
 }
 
 /// What a store answered to a [`Call`].
@@ -72,8 +94,10 @@ pub enum Answer {
     Applied(Applied),
     /// To [`Call::Read`].
     Read(Vec<i64>),
-    /// To [`Call::Page`].
+    /// To [`Call::Page`] and [`Call::Range`].
     Page(Vec<(KeyBuf, i64)>),
+    /// To [`Call::Sum`].
+    Sum(i64),
 }
 
 #[derive(Debug, Clone)]
@@ -82,6 +106,9 @@ enum Expect {
     Read(Vec<i64>),
     /// The totals other than 0 behind the page's start, as many as its limit; the page shows fewer of them if it shows zeros.
     Following(Vec<(KeyBuf, i64)>),
+    Sum(i64),
+    SumOverflow(Def),
+    Rollup(Def),
     Overflow(Def, KeyBuf, &'static str),
     UnknownCounter(Def),
     Conflict(Def),
@@ -102,6 +129,13 @@ impl Step {
             (Expect::Following(totals), Call::Page { counter, after, limit }, Ok(Answer::Page(page))) => {
                 check_page(counter, after.as_ref(), *limit, totals, page)
             }
+            (Expect::Following(totals), Call::Range { counter, range, limit }, Ok(Answer::Page(page))) => {
+                match page.iter().find(|(key, _)| !range.contains(key)) {
+                    Some((key, _)) => Err(format!("{counter:?}: key {} is outside the range", counter.show(key))),
+                    None => check_page(counter, None, *limit, totals, page),
+                }
+            }
+            (Expect::Sum(sum), _, Ok(Answer::Sum(found))) if sum == found => Ok(()),
             (expect, _, Err(error)) if expect.is_refusal(error) => Ok(()),
             (Expect::Read(_) | Expect::Following(_), _, Err(error)) => Err(format!("it was refused: {error}")),
             (expect, _, answer) => Err(format!("expected {expect:?}, got {answer:?}")),
@@ -115,8 +149,10 @@ impl Expect {
             (Self::Overflow(def, raw, sum), Error::Overflow { counter, key, what }) => {
                 *counter == def.name() && *key == def.show(raw) && what == sum
             }
+            (Self::SumOverflow(def), Error::Overflow { counter, what, .. }) => *counter == def.name() && *what == "sum",
             (Self::UnknownCounter(def), Error::UnknownCounter { counter }) => counter == def.name(),
-            (Self::Conflict(def), Error::Conflict { counter, .. }) => *counter == def.name(),
+            (Self::Rollup(def), Error::Rollup { counter, .. })
+            | (Self::Conflict(def), Error::Conflict { counter, .. }) => *counter == def.name(),
             _ => false,
         };
         named && error.next() == Next::Fix
@@ -210,6 +246,8 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
             Call::Apply(batch) => store.apply(batch).map(Answer::Applied),
             Call::Read(counter, keys) => store.read(*counter, keys).map(Answer::Read),
             Call::Page { counter, after, limit } => store.page(*counter, after.as_ref(), *limit).map(Answer::Page),
+            Call::Range { counter, range, limit } => store.range(*counter, range, *limit).map(Answer::Page),
+            Call::Sum(counter, range) => store.sum(*counter, range).map(Answer::Sum),
         };
         if let Err(difference) = step.check(&answer) {
             panic!("conformance case {}, step {}: {difference}", case.name, number + 1);
@@ -271,6 +309,15 @@ macro_rules! conformance_tests {
             another_version_is_refused
             another_key_is_refused
             merged_batches_are_one
+            a_range_is_what_lies_between_its_bounds
+            a_range_holds_at_most_its_limit
+            a_sum_is_that_of_its_range
+            a_sum_beyond_64_bits_is_refused
+            a_rollup_follows_what_it_sums
+            a_rollup_follows_its_links
+            a_rollup_by_tail_keeps_the_tail
+            a_rollup_is_nobody_s_to_add_to
+            an_overflow_of_a_rollup_applies_nothing
             random_batches_follow_a_model
             random_large_batches_are_refused_as_by_a_model
         }

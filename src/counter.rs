@@ -1,9 +1,11 @@
-//! A counter's handle: typed as `Counter<K>`, without its type as `Def`, with its place as `Placed`.
+//! A counter's handle: typed as `Counter<K>`, without its type as `Def`, with its place as `Placed`; and what a rollup sums.
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::RangeBounds;
 
-use crate::key::{Key, KeyBuf, KeyParts};
+use crate::key::{AsKey, Key, KeyBuf, KeyParts};
+use crate::range::KeyRange;
 
 /// A counter grouped by keys of type `K`: a name, and nothing else at run time.
 ///
@@ -24,6 +26,7 @@ use crate::key::{Key, KeyBuf, KeyParts};
 /// ```
 pub struct Counter<K> {
     def: Def,
+    rollup: Option<Rollup>,
     key: PhantomData<fn() -> K>,
 }
 
@@ -59,7 +62,7 @@ impl<K: Key> Counter<K> {
             rest = more;
         }
         let (id, parts) = (fnv1a(FNV_OFFSET, name.as_bytes()), K::PARTS);
-        Self { def: Def { name, id, version: 1, parts, code: parts.code() }, key: PhantomData }
+        Self { def: Def { name, id, version: 1, parts, code: parts.code() }, rollup: None, key: PhantomData }
     }
 
     /// The same counter with another version; raise it when the meaning of the tally changes, since code cannot be
@@ -67,6 +70,43 @@ impl<K: Key> Counter<K> {
     #[must_use]
     pub const fn version(mut self, version: u32) -> Self {
         self.def.version = version;
+        self
+    }
+
+    /// The same counter as a rollup: for each parent the sum of `finer` over its children, which `link` names.
+    ///
+    /// `link` is an ordinary counter keyed (child, parent) that the child's record tallies with 1; with 2 the child would count twice. A rollup's
+    /// total is always the sum of the *stored* totals of the finer counter, so it is verified and mended after it. Nobody adds to it: it
+    /// climbs with each change of the finer counter or of the link, in the same apply. That costs a read of the child's links and a
+    /// write for each parent, or for a link that changes, a read of the child's total.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, Layout, MemoryStore};
+    ///
+    /// const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+    /// const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+    /// const LAYOUT: Layout = Layout::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table()]);
+    ///
+    /// let store = MemoryStore::new(&LAYOUT);
+    /// let mut batch = Batch::new();
+    /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), 1); // setlist 1 belongs to show 70: from the setlist's tally
+    /// batch.add(SETLIST_VOTES, 1_i64, 5);
+    /// store.apply(&batch)?;
+    /// assert_eq!(store.total(SHOW_VOTES, 70)?, 5);
+    ///
+    /// batch.clear();
+    /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), -1); // it moves to show 80
+    /// batch.add(SETLIST_SHOW, (1_i64, 80_i64), 1);
+    /// store.apply(&batch)?;
+    /// assert_eq!((store.total(SHOW_VOTES, 70)?, store.total(SHOW_VOTES, 80)?), (0, 5));
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn sum_of<C: Key>(mut self, finer: Counter<C>, link: Counter<(C, K)>) -> Self {
+        self.rollup = Some(Rollup { finer: finer.def, link: link.def, child: C::PARTS.len(), tail: false });
         self
     }
 
@@ -79,7 +119,91 @@ impl<K: Key> Counter<K> {
     /// This counter, placed in a table of its own, for a [`Layout`](crate::Layout).
     #[must_use]
     pub const fn table(self) -> Placed {
-        Placed { def: self.def }
+        Placed { def: self.def, rollup: self.rollup, prunable: false }
+    }
+}
+
+/// Ranges of a counter whose key is a pair: what belongs to one head, often over a time.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter, Date, Layout, MemoryStore};
+///
+/// const ARTIST_DATES: Counter<(i64, Date)> = Counter::new("artist.dates");
+/// const LAYOUT: Layout = Layout::new(&[ARTIST_DATES.table()]);
+///
+/// let store = MemoryStore::new(&LAYOUT);
+/// let mut batch = Batch::new();
+/// for date in ["2026-05-01", "2026-06-01", "2026-06-02"] {
+///     batch.add(ARTIST_DATES, (7_i64, date.parse::<Date>()?), 1);
+/// }
+/// store.apply(&batch)?;
+/// let today: Date = "2026-06-01".parse()?;
+/// assert_eq!(store.sum(ARTIST_DATES.def(), &ARTIST_DATES.tails(7_i64, today..))?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+impl<H: Key, T: Key> Counter<(H, T)> {
+    /// The same counter as a rollup that keeps the end of the key: for each parent and end the sum of `finer` over the parent's children.
+    ///
+    /// For totals by day or by epoch; otherwise as [`sum_of`](Self::sum_of). A link that changes takes all totals of its child along.
+    #[must_use]
+    pub const fn sum_of_tail<C: Key>(mut self, finer: Counter<(C, T)>, link: Counter<(C, H)>) -> Self {
+        self.rollup = Some(Rollup { finer: finer.def, link: link.def, child: C::PARTS.len(), tail: true });
+        self
+    }
+
+    /// All keys that begin with `head`.
+    #[must_use]
+    pub fn under(self, head: impl AsKey<H>) -> KeyRange {
+        KeyRange::under(KeyBuf::of::<H>(head))
+    }
+
+    /// The keys that begin with `head` and end in this range.
+    #[must_use]
+    pub fn tails<X: AsKey<T>>(self, head: impl AsKey<H>, tails: impl RangeBounds<X>) -> KeyRange {
+        KeyRange::tails::<H, T, X>(&head, &tails)
+    }
+
+    /// The keys whose beginning is in this range.
+    #[must_use]
+    pub fn heads<X: AsKey<H>>(self, heads: impl RangeBounds<X>) -> KeyRange {
+        KeyRange::of::<H, X>(heads)
+    }
+}
+
+/// What a counter is the sum of: a finer counter, along a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rollup {
+    finer: Def,
+    link: Def,
+    child: usize,
+    tail: bool,
+}
+
+impl Rollup {
+    /// The counter that is summed.
+    #[must_use]
+    pub const fn finer(&self) -> Def {
+        self.finer
+    }
+
+    /// The counter keyed (child, parent).
+    #[must_use]
+    pub const fn link(&self) -> Def {
+        self.link
+    }
+
+    /// How many parts of the link's key are the child.
+    #[must_use]
+    pub const fn child_parts(&self) -> usize {
+        self.child
+    }
+
+    /// Whether the end of the finer counter's key, behind the child, is the end of the rollup's too.
+    #[must_use]
+    pub const fn keeps_tail(&self) -> bool {
+        self.tail
     }
 }
 
@@ -126,7 +250,7 @@ impl Def {
 
     /// Whether both are one counter, declared alike; as `==`, without comparing names.
     #[inline]
-    pub(crate) fn same(&self, other: &Self) -> bool {
+    pub(crate) const fn same(&self, other: &Self) -> bool {
         self.id == other.id && self.version == other.version && self.code == other.code
     }
 
@@ -152,6 +276,8 @@ impl fmt::Debug for Def {
 #[derive(Debug, Clone, Copy)]
 pub struct Placed {
     def: Def,
+    rollup: Option<Rollup>,
+    prunable: bool,
 }
 
 impl Placed {
@@ -161,10 +287,42 @@ impl Placed {
         self.def
     }
 
-    /// Where the totals live, as the catalogue and the fingerprint say it.
+    /// The same, of a counter whose key ends in a time: what is before a day or epoch can be forgotten by `prune`. Costs a read for each
+    /// apply in SQLite.
+    ///
+    /// # Panics
+    ///
+    /// When the key has a single part, or none; in a `const` that is a compile error.
     #[must_use]
-    pub const fn place(&self) -> &'static str {
-        "table"
+    pub const fn prunable(mut self) -> Self {
+        assert!(self.def.parts.len() > 1, "a counter is pruned by the last of at least two parts of its key");
+        self.prunable = true;
+        self
+    }
+
+    /// Whether its oldest totals can be forgotten.
+    #[must_use]
+    pub const fn is_prunable(&self) -> bool {
+        self.prunable
+    }
+
+    /// What it is the sum of, if it is a rollup.
+    #[must_use]
+    pub const fn rollup(&self) -> Option<&Rollup> {
+        self.rollup.as_ref()
+    }
+
+    /// Where the totals live and what feeds them, as the catalogue and the fingerprint say it.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let prunable = if self.prunable { ", prunable" } else { "" };
+        match &self.rollup {
+            None => format!("table{prunable}"),
+            Some(Rollup { finer, link, tail, .. }) => {
+                let tails = if *tail { " by tail" } else { "" };
+                format!("table, sum{tails} of {} along {}{prunable}", finer.name, link.name)
+            }
+        }
     }
 
     /// The table's name: the counter's, with underscores for dots.

@@ -71,6 +71,22 @@ pub enum Error {
         /// How the layout declares it.
         wanted: String,
     },
+    /// A rollup that somebody adds to, or that the call cannot keep.
+    #[error("counter {counter}: {reason}")]
+    Rollup {
+        /// The counter's name.
+        counter: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sum over what was pruned, in part.
+    #[error("counter {counter}: it was pruned before {cut}; ask under one head, from there on")]
+    Pruned {
+        /// The counter's name.
+        counter: &'static str,
+        /// The last part of the keys at which totals begin, as text.
+        cut: String,
+    },
     /// A table that is absent, or not what the layout wants.
     #[error("table {table}: {reason}")]
     Schema {

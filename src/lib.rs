@@ -3,23 +3,36 @@
 #![warn(missing_docs, missing_debug_implementations)]
 
 mod batch;
+mod board;
 pub mod concert;
 pub mod conformance;
 mod counter;
+mod date;
+mod decay;
 mod error;
+pub mod job;
 mod key;
 mod layout;
+pub mod observe;
+mod prune;
+mod range;
 pub mod reconcile;
 mod record;
+mod rollup;
 pub mod sql;
 mod store;
 
 pub use batch::Batch;
-pub use counter::{Counter, Def, Placed};
+pub use board::{Board, BoardDef, Ranked, Ranking, Score};
+pub use counter::{Counter, Def, Placed, Rollup};
+pub use date::{Date, NoDate};
+pub use decay::{Decayed, HalfLife, SCALE_BITS};
 pub use error::{Cause, Error, Next, Result};
 pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
 pub use layout::Layout;
+pub use range::KeyRange;
 pub use record::{Record, Tally};
+pub use rollup::{Climb, Question};
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;
 pub use store::{Applied, MemoryStore, Snapshot, Store};

@@ -2,12 +2,17 @@
 //! through a library of their own.
 
 use std::borrow::Cow;
+use std::ops::Bound;
 
 use crate::batch::Batch;
+use crate::board;
 use crate::counter::{Def, Placed};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
 use crate::layout::Layout;
+use crate::range::KeyRange;
+use crate::rollup;
+use crate::store::steps;
 
 /// The longest text key of SQL stores, in bytes.
 pub const TEXT_MOST: usize = 1024;
@@ -54,10 +59,12 @@ pub struct Statement<'a> {
     pub text: String,
     values: Vec<Value<'a>>,
     width: usize,
+    /// Whether each row of parameters ends in a delta, and writes one total; else it removes one that is 0, if it is.
+    pub(crate) adds: bool,
 }
 
 impl<'a> Statement<'a> {
-    /// The rows of parameters: the key's columns, then the delta; in key order.
+    /// The rows of parameters, in key order: the key's columns, then the delta, if it is one that adds.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Value<'a>]> {
         self.values.chunks_exact(self.width)
     }
@@ -65,12 +72,13 @@ impl<'a> Statement<'a> {
 
 /// The statements that apply a batch: one for each counter, in the layout's order; nothing for an empty batch.
 ///
-/// Run them as the last statements of the transaction that wrote the rows.
+/// Run them as the last statements of the transaction that wrote the rows. Where counters of the batch feed a rollup, let a [`Climb`](crate::Climb) make
+/// the statements: it has to ask the database first. Boards and prunable counters are `SqliteStore`'s alone.
 ///
 /// # Errors
 ///
-/// [`Error::Key`] for a key that SQL cannot hold, [`Error::Overflow`] for a delta beyond 64 bits, and what
-/// [`Layout::position`] says of a counter that the layout does not have.
+/// [`Error::Key`] for a key that SQL cannot hold, [`Error::Overflow`] for a delta beyond 64 bits, [`Error::Rollup`] where a counter of the
+/// batch is a rollup or feeds one, [`Error::Setting`] where one is prunable or moves a board, and what [`Layout::position`] says of a counter that the layout does not have.
 ///
 /// # Examples
 ///
@@ -90,6 +98,38 @@ impl<'a> Statement<'a> {
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub fn apply<'a>(dialect: Dialect, layout: &Layout, batch: &'a Batch) -> Result<Vec<Statement<'a>>> {
+    if !layout.is_plain() {
+        rollup::refuse_rollups(layout, batch)?;
+        if let Some((counter, rollup)) = rollup::first_fed(layout, batch) {
+            let reason = "a Climb reads what it needs and makes the statements";
+            return Err(Error::Rollup { counter: counter.name(), reason: format!("it feeds {rollup}; {reason}") });
+        }
+    }
+    check_text_alone(layout, batch)?;
+    statements(dialect, layout, batch, false)
+}
+
+/// Refuses counters that statements alone do not keep right.
+pub(crate) fn check_text_alone(layout: &Layout, batch: &Batch) -> Result<()> {
+    for counter in batch.counters() {
+        let boards = layout.board_defs().iter().find(|board| board.counters().iter().any(|known| known.same(counter)));
+        let reason = match boards {
+            Some(board) => format!("counter {} moves board {}", counter.name(), board.name()),
+            None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.name()),
+            None => continue,
+        };
+        return Err(Error::setting("statements", format!("{reason}, which SqliteStore alone looks after")));
+    }
+    Ok(())
+}
+
+/// As [`apply`], for a batch that has climbed. With `far`, a delta beyond 64 bits becomes two steps: what one total lacks may be that much.
+pub(crate) fn statements<'a>(
+    dialect: Dialect,
+    layout: &Layout,
+    batch: &'a Batch,
+    far: bool,
+) -> Result<Vec<Statement<'a>>> {
     let positions = batch.counters().iter().map(|counter| layout.position(counter)).collect::<Result<Vec<usize>>>()?;
     let mut deltas: Vec<(usize, &KeyBuf, i128)> = batch
         .entries()
@@ -98,25 +138,52 @@ pub fn apply<'a>(dialect: Dialect, layout: &Layout, batch: &'a Batch) -> Result<
         .filter_map(|entry| Some((*positions.get(entry.counter as usize)?, &entry.key, entry.delta)))
         .collect();
     deltas.sort_unstable_by(|one, two| (one.0, one.1).cmp(&(two.0, two.1)));
-    deltas
-        .chunk_by(|one, two| one.0 == two.0)
-        .filter_map(|run| {
-            let placed = layout.counters().get(run.first()?.0)?;
-            Some(upserts(dialect, placed, run))
-        })
-        .collect()
+    let mut statements = Vec::new();
+    for run in deltas.chunk_by(|one, two| one.0 == two.0) {
+        let Some(placed) = run.first().and_then(|(at, ..)| layout.counters().get(*at)) else { continue };
+        statements.push(upserts(dialect, placed, run, far)?);
+        if layout.child_parts(&placed.def()).is_some() {
+            statements.extend(removals(dialect, placed, run)?);
+        }
+    }
+    Ok(statements)
 }
 
-fn upserts<'a>(dialect: Dialect, placed: &Placed, deltas: &[(usize, &'a KeyBuf, i128)]) -> Result<Statement<'a>> {
+fn upserts<'a>(
+    dialect: Dialect,
+    placed: &Placed,
+    deltas: &[(usize, &'a KeyBuf, i128)],
+    far: bool,
+) -> Result<Statement<'a>> {
     let counter = placed.def();
     let width = key_columns(counter.parts()).len() + 1;
     let mut values = Vec::with_capacity(deltas.len() * width);
     for (_, key, delta) in deltas {
-        push_key_values(&counter, key, &mut values)?;
-        let delta = i64::try_from(*delta).map_err(|_| Error::overflow(&counter, key, "delta"))?;
-        values.push(Value::Integer(delta));
+        if !far && i64::try_from(*delta).is_err() {
+            return Err(Error::overflow(&counter, key, "delta"));
+        }
+        for step in steps(*delta) {
+            push_key_values(&counter, key, &mut values)?;
+            values.push(Value::Integer(step));
+        }
     }
-    Ok(Statement { counter, text: upsert(dialect, placed), values, width })
+    Ok(Statement { counter, text: upsert(dialect, placed), values, width, adds: true })
+}
+
+/// A link that is gone leaves no row behind: every climb of its child would read it.
+fn removals<'a>(
+    dialect: Dialect,
+    placed: &Placed,
+    deltas: &[(usize, &'a KeyBuf, i128)],
+) -> Result<Option<Statement<'a>>> {
+    let counter = placed.def();
+    let mut values = Vec::new();
+    for (_, key, _) in deltas.iter().filter(|(.., delta)| *delta < 0) {
+        push_key_values(&counter, key, &mut values)?;
+    }
+    let width = key_columns(counter.parts()).len();
+    let text = remove_zero(dialect, placed);
+    Ok((!values.is_empty()).then_some(Statement { counter, text, values, width, adds: false }))
 }
 
 /// Adds one delta to one total; a total that is absent starts at 0.
@@ -143,22 +210,109 @@ pub fn read(dialect: Dialect, placed: &Placed) -> String {
     format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, placed.table_name(), key_is(dialect, placed))
 }
 
-/// Reads totals in key order: the key's columns and the total; parameters are the key's columns when `after`, then the
-/// number of rows.
-#[must_use]
-pub fn page(dialect: Dialect, placed: &Placed, after: bool) -> String {
-    let columns = own_key_columns(placed.def().parts());
-    let keys = columns.join(", ");
-    let (range, limit) = if after {
-        (format!(" WHERE ({keys}) > ({})", dialect.params(columns.len())), columns.len() + 1)
+/// A query with its parameters; what it returns, the function that makes it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query<'a> {
+    /// The query; its parameters are `?1`, `?2`, ..
+    pub text: String,
+    /// The parameters.
+    pub values: Vec<Value<'a>>,
+}
+
+/// Reads the first totals of a range in key order: the key's columns and the total.
+///
+/// # Errors
+///
+/// As [`key_values`], of a bound.
+pub fn range<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange, limit: usize) -> Result<Query<'a>> {
+    let mut terms = Terms::of(dialect, placed, range)?;
+    let keys = own_key_columns(placed.def().parts()).join(", ");
+    // SQLite plans a statement anew whenever a parameter of its LIMIT is bound: without a limit there is none.
+    let cut = if let Ok(limit) = i64::try_from(limit) {
+        terms.values.push(Value::Integer(limit));
+        format!(" LIMIT {}", dialect.param(terms.values.len()))
     } else {
-        (String::new(), 1)
+        String::new()
     };
-    format!(
-        r#"SELECT {keys}, t."total" FROM "{}" AS t{range} ORDER BY {keys} LIMIT {}"#,
-        placed.table_name(),
-        dialect.param(limit)
-    )
+    let (table, condition) = (placed.table_name(), terms.condition());
+    let text = format!(r#"SELECT {keys}, t."total" FROM "{table}" AS t{condition} ORDER BY {keys}{cut}"#);
+    Ok(Query { text, values: terms.values })
+}
+
+/// Sums the totals of a range: null where there are none.
+///
+/// # Errors
+///
+/// As [`range`].
+pub fn sum<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Query<'a>> {
+    let terms = Terms::of(dialect, placed, range)?;
+    let text = format!(r#"SELECT sum(t."total") FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
+    Ok(Query { text, values: terms.values })
+}
+
+/// Conditions on key columns, and their parameters.
+struct Terms<'a> {
+    texts: Vec<String>,
+    values: Vec<Value<'a>>,
+}
+
+impl<'a> Terms<'a> {
+    /// Parts on which both bounds agree become equalities, so that the range is one of the index's.
+    fn of(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Self> {
+        let def = placed.def();
+        let columns = own_key_columns(def.parts());
+        let parts = |bound: &'a Bound<KeyBuf>| match bound {
+            Bound::Unbounded => Ok(None),
+            Bound::Included(head) => head_values(&def, head).map(|values| Some((values, true))),
+            Bound::Excluded(head) => head_values(&def, head).map(|values| Some((values, false))),
+        };
+        let (start, end) = (parts(range.start())?, parts(range.end())?);
+        let mut terms = Self { texts: Vec::new(), values: Vec::new() };
+        let mut same = 0;
+        if let (Some((start, _)), Some((end, _))) = (&start, &end) {
+            for ((column, one), two) in columns.iter().zip(start).zip(end) {
+                if one != two {
+                    break;
+                }
+                terms.values.push(one.clone());
+                terms.texts.push(format!("{column} = {}", dialect.param(terms.values.len())));
+                same += 1;
+            }
+        }
+        for (bound, operator) in [(start, '>'), (end, '<')] {
+            if let Some((values, included)) = bound {
+                terms.compare(dialect, columns.get(same..).unwrap_or_default(), values, same, (operator, included));
+            }
+        }
+        Ok(terms)
+    }
+
+    /// One side of a range, of the parts behind the first `same`.
+    fn compare(
+        &mut self,
+        dialect: Dialect,
+        columns: &[String],
+        values: Vec<Value<'a>>,
+        same: usize,
+        (operator, included): (char, bool),
+    ) {
+        let rest: Vec<Value<'a>> = values.into_iter().skip(same).collect();
+        let columns = columns.get(..rest.len()).unwrap_or_default().join(", ");
+        if rest.is_empty() {
+            // All that begin so, or none of them.
+            self.texts.extend((!included).then(|| "0".to_owned()));
+            return;
+        }
+        let from = self.values.len() + 1;
+        let params: Vec<String> = (from..from + rest.len()).map(|at| dialect.param(at)).collect();
+        let equals = if included { "=" } else { "" };
+        self.texts.push(format!("({columns}) {operator}{equals} ({})", params.join(", ")));
+        self.values.extend(rest);
+    }
+
+    fn condition(&self) -> String {
+        if self.texts.is_empty() { String::new() } else { format!(" WHERE {}", self.texts.join(" AND ")) }
+    }
 }
 
 /// Looks whether there are as many totals other than 0 as `?1` says: their number, counted up to there.
@@ -177,14 +331,18 @@ impl Layout {
     /// `SqliteStore::create` does the same, and leaves what is there.
     #[must_use]
     pub fn ddl(&self, dialect: Dialect) -> Vec<String> {
-        let tables = self.counters().iter().flat_map(|placed| [create(dialect, placed), enlist(placed)]);
-        std::iter::once(create_catalogue(dialect)).chain(tables).collect()
+        let tables = self.counters().iter().flat_map(|placed| {
+            let index = self.child_parts(&placed.def()).map(|child| create_by_parent(dialect, placed, child));
+            [create(dialect, placed)].into_iter().chain(index).chain([enlist(placed)])
+        });
+        let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board));
+        std::iter::once(create_catalogue(dialect)).chain(tables).chain(boards).collect()
     }
 }
 
 pub(crate) fn create_catalogue(_: Dialect) -> String {
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random())) STRICT, WITHOUT ROWID"#
+        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random()), "cut" ANY) STRICT, WITHOUT ROWID"#
     )
 }
 
@@ -197,6 +355,19 @@ pub(crate) fn create(_: Dialect, placed: &Placed) -> String {
         r#"CREATE TABLE "{}" ({columns}, "total" INTEGER NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#,
         placed.table_name()
     )
+}
+
+/// The name of the index of a link's table by parent, from which a rollup is recounted.
+pub(crate) fn by_parent(placed: &Placed) -> String {
+    format!("{}_by_parent", placed.table_name())
+}
+
+/// The link's key from its other end, and its total: all that a recount reads of it.
+pub(crate) fn create_by_parent(_: Dialect, placed: &Placed, child: usize) -> String {
+    let columns = key_columns(placed.def().parts());
+    let (child, parent) = columns.split_at_checked(child).unwrap_or_default();
+    let columns = [parent, child].concat().join(", ");
+    format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(placed), placed.table_name())
 }
 
 /// Writes a counter into the catalogue. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
@@ -223,7 +394,7 @@ pub(crate) fn columns(parts: KeyParts) -> Vec<(String, &'static str)> {
     names.into_iter().zip(kinds).collect()
 }
 
-fn key_columns(parts: KeyParts) -> Vec<String> {
+pub(crate) fn key_columns(parts: KeyParts) -> Vec<String> {
     match parts.len() {
         0 | 1 => vec![r#""key""#.to_owned()],
         many => (1..=many).map(|at| format!(r#""key_{at}""#)).collect(),
@@ -231,7 +402,7 @@ fn key_columns(parts: KeyParts) -> Vec<String> {
 }
 
 /// The key columns with their table's name: SQLite takes a quoted name alone that no column has for a text.
-fn own_key_columns(parts: KeyParts) -> Vec<String> {
+pub(crate) fn own_key_columns(parts: KeyParts) -> Vec<String> {
     key_columns(parts).iter().map(|column| format!("t.{column}")).collect()
 }
 
@@ -260,21 +431,33 @@ fn push_key_values<'a>(counter: &Def, key: &'a KeyBuf, to: &mut Vec<Value<'a>>) 
         to.push(Value::Integer(0));
     }
     for (part, value) in parts.as_slice().iter().zip(parts.values(key).map_err(failed)?) {
-        to.push(match value {
-            KeyValue::Signed(value) if *part == KeyPart::Signed(16) => {
-                Value::Blob((value.cast_unsigned() ^ (1 << 127)).to_be_bytes())
-            }
-            KeyValue::Unsigned(value) if *part == KeyPart::Unsigned(16) => Value::Blob(value.to_be_bytes()),
-            KeyValue::Signed(value) => Value::Integer(i64::try_from(value).map_err(|_| failed(wide(&value)))?),
-            KeyValue::Unsigned(value) => Value::Integer(i64::try_from(value).map_err(|_| failed(wide(&value)))?),
-            KeyValue::Text(text) if text.len() > TEXT_MOST => {
-                return Err(failed(KeyError::TooLong { bytes: text.len(), most: TEXT_MOST }));
-            }
-            KeyValue::Text(text) => Value::Text(text),
-            KeyValue::Bytes16(id) | KeyValue::Uuid(id) => Value::Blob(id),
-        });
+        to.push(column_value(*part, value).map_err(failed)?);
     }
     Ok(())
+}
+
+/// The beginning of a key as parameters, one for each part that it has.
+pub(crate) fn head_values<'a>(counter: &Def, head: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
+    let parts = counter.parts();
+    let values = parts.values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
+    let columns = parts.as_slice().iter().zip(values);
+    columns.map(|(part, value)| column_value(*part, value).map_err(|cause| Error::key(counter, head, cause))).collect()
+}
+
+pub(crate) fn column_value(part: KeyPart, value: KeyValue<'_>) -> Result<Value<'_>, KeyError> {
+    Ok(match value {
+        KeyValue::Signed(value) if part == KeyPart::Signed(16) => {
+            Value::Blob((value.cast_unsigned() ^ (1 << 127)).to_be_bytes())
+        }
+        KeyValue::Unsigned(value) if part == KeyPart::Unsigned(16) => Value::Blob(value.to_be_bytes()),
+        KeyValue::Signed(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
+        KeyValue::Unsigned(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
+        KeyValue::Text(text) if text.len() > TEXT_MOST => {
+            return Err(KeyError::TooLong { bytes: text.len(), most: TEXT_MOST });
+        }
+        KeyValue::Text(text) => Value::Text(text),
+        KeyValue::Bytes16(id) | KeyValue::Uuid(id) => Value::Blob(id),
+    })
 }
 
 fn wide(value: &impl ToString) -> KeyError {

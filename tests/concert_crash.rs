@@ -3,7 +3,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,8 @@ use rusqlite::{Connection, TransactionBehavior};
 mod concert_common;
 
 use concert_common::{
-    COUNTERS, LONGEST, Model, Random, Site, Writer, dump, finish, non_zero, now, number, recount, stored, votes,
+    BOARD_TABLES, Key, LONGEST, Model, Part, ROLLUPS, Random, Site, Totals, Writer, drifts_of, dump, finish, non_zero,
+    now, number, recount, stored, total_tables, votes,
 };
 
 const ROUNDS: usize = 25;
@@ -98,7 +99,7 @@ fn check_prefix(site: &Site, events: &[String]) -> bool {
     (1..events.len()).contains(&applied)
 }
 
-/// Thousands of totals that are wrong, missing or orphans, in every counter.
+/// Thousands of totals that are wrong, missing or orphans, in every kind of counter: of rows, of links, of rollups.
 fn break_much(conn: &Connection) {
     conn.execute_batch(
         "UPDATE setlist_votes SET total = total + 3;
@@ -110,12 +111,28 @@ fn break_much(conn: &Connection) {
          INSERT INTO artist_upcoming_shows
          WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 900) SELECT 'nobody ' || n, n FROM n;
          INSERT INTO setlist_upvotes
-         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 900) SELECT 'nothing ' || n, -n FROM n;"
+         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 900) SELECT 'nothing ' || n, -n FROM n;
+         DELETE FROM show_votes WHERE rowid_of(key) % 3 = 0;
+         UPDATE artist_votes SET total = total * 2 WHERE rowid_of(key) % 2 = 0;
+         INSERT INTO artist_votes VALUES ('nobody voted', -4);
+         UPDATE setlist_trend_1d SET total = total + 6 WHERE rowid_of(key_1) % 7 = 0;
+         DELETE FROM show_trend_7d WHERE rowid_of(key_1) % 9 = 0;
+         DELETE FROM setlist_show WHERE rowid_of(key_1) % 11 = 0;
+         UPDATE show_artist SET total = 2 WHERE rowid_of(key_1) % 13 = 0;
+         UPDATE artist_shows_ahead SET total = total - 1 WHERE rowid_of(key_1) % 6 = 0;
+         DELETE FROM show_upcoming WHERE rowid_of(key_2) % 5 = 0;
+         UPDATE artist_fame SET total = 7;"
             // A number that depends on the key alone.
-            .replace("rowid_of(key)", "(length(key) + unicode(substr(key, -1)) + unicode(substr(key, -2)))")
+            .replace("rowid_of(key)", &rowid_of("key"))
+            .replace("rowid_of(key_1)", &rowid_of("key_1"))
+            .replace("rowid_of(key_2)", &rowid_of("key_2"))
             .as_str(),
     )
     .unwrap();
+}
+
+fn rowid_of(key: &str) -> String {
+    format!("(length({key}) + unicode(substr({key}, -1)) + unicode(substr({key}, -2)))")
 }
 
 /// Rows and totals, right: shows, their setlists, and votes over them.
@@ -136,11 +153,16 @@ fn voted_site() -> Site {
     Site::with(&events)
 }
 
-/// Truth minus stored of every key that differs.
-type Lacks = BTreeMap<(&'static str, String), i64>;
+/// Truth minus stored of every key that differs; the truth of a rollup is the sum of the finer level as it is stored. So no hooked write
+/// changes it, and no mend of another key either, whose climb changes a rollup as it changes its truth.
+type Lacks = BTreeMap<(&'static str, Key), i64>;
 
 fn lacks(conn: &Connection) -> Lacks {
-    let drifts = concert_common::drifts(conn).into_iter();
+    lacks_of(&recount(conn), &stored(conn))
+}
+
+fn lacks_of(rows: &Totals, stored: &Totals) -> Lacks {
+    let drifts = drifts_of(rows, stored).into_iter();
     drifts
         .flat_map(|(counter, drifts)| {
             drifts.into_iter().map(move |(key, stored, truth)| ((counter, key), truth - stored))
@@ -200,9 +222,9 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
 
 /// Statements that bring the totals of another site back.
 fn restore(broken: &Site) -> String {
-    let tables = COUNTERS.map(|counter| counter.replace('.', "_"));
+    let tables = total_tables().chain(BOARD_TABLES.map(str::to_owned));
     let copies = tables.map(|table| format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM broken.{table};"));
-    format!("ATTACH '{}' AS broken; {}", broken.path("site.db").display(), copies.concat())
+    format!("ATTACH '{}' AS broken; {}", broken.path("site.db").display(), copies.collect::<String>())
 }
 
 fn rows(conn: &Connection) -> Vec<String> {
@@ -357,28 +379,82 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
     all
 }
 
-/// Breaks some totals that were not broken before, under the write lock, so that what they lack is known.
+/// What is broken while a writer is at work: counters of rows, finer levels, links, rollups in the middle and at the top.
+const PLANTED: [&str; 9] = [
+    "setlist.votes",
+    "setlist.score",
+    "user.votes",
+    "artist.shows",
+    "setlist.trend_1d",
+    "setlist.show",
+    "show.votes",
+    "artist.votes",
+    "artist.trend_7d",
+];
+
+/// Breaks some totals that were not broken before, under the write lock, so that what they lack is known; and what the rollups above them
+/// lack then, which were not broken before either.
 fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
     let mut conn = site.open();
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-    let (truth, stored) = (recount(&tx), non_zero(&stored(&tx)));
-    for counter in ["setlist.votes", "setlist.score", "user.votes", "artist.shows"] {
-        let keys: BTreeSet<&String> = truth[counter].keys().collect();
-        let fresh: Vec<&String> =
-            keys.into_iter().filter(|key| !planted.contains_key(&(counter, (*key).clone()))).collect();
-        for _ in 0..3.min(fresh.len()) {
-            let key = fresh[random.below(fresh.len())];
-            let (table, total) = (counter.replace('.', "_"), stored[counter].get(key).copied().unwrap_or(0));
-            if planted.contains_key(&(counter, key.clone())) || total == 0 {
-                continue;
-            }
-            let (change, lack) = match random.below(3) {
-                0 => (format!("DELETE FROM {table}"), total),
-                _ => (format!("UPDATE {table} SET total = total + 9"), -9),
-            };
-            tx.execute(&format!("{change} WHERE key = ?1"), [key]).unwrap();
-            planted.insert((counter, key.clone()), lack);
+    let (rows, mut totals) = (recount(&tx), stored(&tx));
+    let mut before = lacks_of(&rows, &totals);
+    for _ in 0..6 {
+        let counter = PLANTED[random.below(PLANTED.len())];
+        let fresh: Vec<Key> = non_zero(&totals)[counter]
+            .keys()
+            .filter(|key| !planted.contains_key(&(counter, (*key).clone())))
+            .filter(|key| parents(counter, key, &totals).iter().all(|above| !planted.contains_key(above)))
+            .cloned()
+            .collect();
+        if fresh.is_empty() {
+            continue;
         }
+        let key = &fresh[random.below(fresh.len())];
+        let mut broken = totals.clone();
+        let change = if random.one_in(3) {
+            broken.get_mut(counter).unwrap().remove(key);
+            "DELETE FROM"
+        } else {
+            *broken.get_mut(counter).unwrap().get_mut(key).unwrap() += 9;
+            "UPDATE"
+        };
+        let after = lacks_of(&rows, &broken);
+        let changed: Lacks = after
+            .iter()
+            .filter(|(key, lack)| before.get(*key) != Some(*lack))
+            .map(|(key, lack)| (key.clone(), *lack))
+            .collect();
+        // Each key is broken once: also what is above a link, which is one key for each epoch.
+        if before.keys().any(|key| !after.contains_key(key)) || changed.keys().any(|key| planted.contains_key(key)) {
+            continue;
+        }
+        let table = counter.replace('.', "_");
+        let set = if change == "UPDATE" { " SET total = total + 9" } else { "" };
+        let columns =
+            if key.len() == 1 { vec!["key".to_owned()] } else { vec!["key_1".to_owned(), "key_2".to_owned()] };
+        let is: Vec<String> =
+            columns.iter().enumerate().map(|(at, column)| format!("{column} = ?{}", at + 1)).collect();
+        let values = key.iter().map(|part| match part {
+            Part::Int(value) => rusqlite::types::Value::Integer(*value),
+            Part::Text(text) => rusqlite::types::Value::Text(text.clone()),
+        });
+        let done = tx
+            .execute(&format!("{change} {table}{set} WHERE {}", is.join(" AND ")), rusqlite::params_from_iter(values));
+        assert_eq!(done, Ok(1));
+        planted.extend(changed);
+        (totals, before) = (broken, after);
     }
     tx.commit().unwrap();
+}
+
+/// Which totals sum this one, one level up: the truth of those changes with it.
+fn parents(counter: &str, key: &Key, totals: &Totals) -> Vec<(&'static str, Key)> {
+    let above = ROLLUPS.iter().filter(|(_, finer, _)| *finer == counter);
+    above
+        .flat_map(|(rollup, _, link)| {
+            let links = totals[link].keys().filter(|link| link[0] == key[0]);
+            links.map(|link| (*rollup, [&link[1..], &key[1..]].concat()))
+        })
+        .collect()
 }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use keepcount::conformance::{self, LAYOUT};
-use keepcount::{Applied, Batch, Counter, Def, Error, KeyBuf, MemoryStore, Result, SqliteStore, Store};
+use keepcount::{
+    Applied, Batch, Climb, Counter, Def, Error, KeyBuf, KeyRange, MemoryStore, Result, SqliteStore, Store,
+};
 use rusqlite::Connection;
 
 mod memory {
@@ -67,8 +69,8 @@ impl Store for InTransaction {
         self.store.read(counter, keys)
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.store.page(counter, after, limit)
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.store.range(counter, range, limit)
     }
 }
 
@@ -90,6 +92,7 @@ struct Naive {
 impl Store for Naive {
     fn apply(&mut self, batch: &Batch) -> Result<Applied> {
         let mut totals = self.totals.clone();
+        let batch = Climb::run(&LAYOUT, batch, |question| self.range(question.counter, &question.range, usize::MAX))?;
         for (counter, key, delta) in batch.deltas() {
             LAYOUT.position(&counter)?;
             let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
@@ -109,11 +112,11 @@ impl Store for Naive {
         Ok(keys.iter().map(total).collect())
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         LAYOUT.position(&counter)?;
         let of_counter = self.totals.iter().filter(|((name, _), _)| *name == counter.name());
-        let behind = of_counter.filter(|((_, key), _)| after.is_none_or(|after| key > after));
-        Ok(behind.take(limit).map(|((_, key), total)| (key.clone(), *total)).collect())
+        let inside = of_counter.filter(|((_, key), _)| range.contains(key));
+        Ok(inside.take(limit).map(|((_, key), total)| (key.clone(), *total)).collect())
     }
 }
 
@@ -210,6 +213,10 @@ impl Store for Broken {
             _ => {}
         }
         Ok(totals)
+    }
+
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.inner.range(counter, range, limit)
     }
 
     fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {

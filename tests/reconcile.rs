@@ -397,7 +397,7 @@ fn pages(options: Options, took: Duration, count: usize) -> Vec<usize> {
                 pages.push(ask.keys);
                 now += took;
                 let next = Some(KeyBuf::of::<i64>(i64::try_from(pages.len()).unwrap()));
-                verify.measured(Measured { keys: 1, rows: 1, drifts: Vec::new(), next }, now).unwrap();
+                verify.measured(Measured { keys: 1, rows: 1, next, ..Measured::default() }, now).unwrap();
             }
             other => panic!("{other:?}"),
         }

@@ -545,7 +545,7 @@ fn a_mend_believes_no_measure() {
             Step::Measure(_) => {
                 let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, truth: 77, rows: 1 };
                 let drifts = vec![drift(1), drift(2), drift(3)];
-                liar.measured(Measured { keys: 3, rows: 3, drifts, next: None }, zero).unwrap();
+                liar.measured(Measured { keys: 3, rows: 3, drifts, ..Measured::default() }, zero).unwrap();
             }
             Step::Mend(mend) => liar.mended(audit.mend(&mend).unwrap(), zero),
             Step::End => break,

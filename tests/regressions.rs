@@ -292,7 +292,7 @@ fn a_page_that_ends_where_it_began_is_an_error() {
     let mut verify = scoped(Mode::Verify, VOTES, Options::default());
     let _ = verify.next(Duration::ZERO);
     verify.identified(0).unwrap();
-    let page = || Measured { keys: 1, rows: 1, drifts: Vec::new(), next: Some(KeyBuf::of::<i64>(5)) };
+    let page = || Measured { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..Measured::default() };
     let _ = verify.next(Duration::ZERO);
     verify.measured(page(), Duration::ZERO).unwrap();
     let _ = verify.next(Duration::ZERO);

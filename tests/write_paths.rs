@@ -4,39 +4,75 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use common::{Kinds, Trace, run_whole};
-use keepcount::concert::{Concert, Setlist, Show, Status, Vote};
+use keepcount::concert::{Artist, Concert, Setlist, Show, Status, Vote};
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
-use keepcount::{Applied, Batch, Counter, Def, Error, Layout, MemoryStore, Next, Record, SqliteStore, Store, Tally};
+use keepcount::sql::{Dialect, Value};
+use keepcount::{
+    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Layout, MemoryStore, Next, Record, SqliteStore, Store,
+    Tally,
+};
 use rusqlite::{Connection, OptionalExtension, Row};
 use tempfile::TempDir;
 
 type C = Concert<i64>;
 
 const TABLES: &str = "
-    CREATE TABLE artists (id INTEGER PRIMARY KEY);
-    CREATE TABLE shows (id INTEGER PRIMARY KEY, artist INTEGER REFERENCES artists, status TEXT NOT NULL, title TEXT);
+    CREATE TABLE artists (id INTEGER PRIMARY KEY, followers INTEGER NOT NULL, popularity INTEGER NOT NULL, name TEXT);
+    CREATE TABLE shows (id INTEGER PRIMARY KEY, artist INTEGER REFERENCES artists, status TEXT NOT NULL, date TEXT NOT NULL, title TEXT);
     CREATE INDEX shows_by_artist ON shows (artist);
     CREATE TABLE setlists (id INTEGER PRIMARY KEY, show INTEGER REFERENCES shows);
     CREATE INDEX setlists_by_show ON setlists (show);
-    CREATE TABLE votes (id INTEGER PRIMARY KEY, setlist INTEGER REFERENCES setlists, user INTEGER, up INTEGER NOT NULL);
+    CREATE TABLE votes (id INTEGER PRIMARY KEY, setlist INTEGER REFERENCES setlists, user INTEGER, up INTEGER NOT NULL, at INTEGER NOT NULL);
     CREATE INDEX votes_by_setlist ON votes (setlist);
 ";
 
-/// Each counter once more, in plain SQL that knows nothing of the crate.
-const RECOUNTS: [(&str, &str); 7] = [
-    ("artist_shows", "SELECT artist, 1 FROM shows WHERE artist IS NOT NULL"),
-    ("artist_upcoming_shows", "SELECT artist, 1 FROM shows WHERE artist IS NOT NULL AND status = 'upcoming'"),
-    ("show_setlists", "SELECT show, 1 FROM setlists WHERE show IS NOT NULL"),
-    ("setlist_votes", "SELECT setlist, 1 FROM votes WHERE setlist IS NOT NULL"),
-    ("setlist_upvotes", "SELECT setlist, 1 FROM votes WHERE setlist IS NOT NULL AND up"),
-    ("setlist_score", "SELECT setlist, iif(up, 1, -1) FROM votes WHERE setlist IS NOT NULL"),
-    ("user_votes", "SELECT user, 1 FROM votes WHERE user IS NOT NULL"),
+/// Each counter once more, in plain SQL that knows nothing of the crate: its table, and each row's key and amount. A key that is null in a part
+/// is none.
+const RECOUNTS: [(&str, &str); 15] = [
+    ("artist_listed", "SELECT id, 1 FROM artists"),
+    ("artist_fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists"),
+    ("artist_shows", "SELECT artist, 1 FROM shows"),
+    ("artist_upcoming_shows", "SELECT artist, 1 FROM shows WHERE status = 'upcoming'"),
+    ("artist_shows_ahead", "SELECT artist, date, 1 FROM shows"),
+    ("show_upcoming", "SELECT date, id, 1 FROM shows WHERE status = 'upcoming'"),
+    ("show_artist", "SELECT id, artist, 1 FROM shows"),
+    ("show_setlists", "SELECT show, 1 FROM setlists"),
+    ("setlist_show", "SELECT id, show, 1 FROM setlists"),
+    ("setlist_votes", "SELECT setlist, 1 FROM votes"),
+    ("setlist_upvotes", "SELECT setlist, 1 FROM votes WHERE up"),
+    ("setlist_score", "SELECT setlist, iif(up, 1, -1) FROM votes"),
+    ("user_votes", "SELECT user, 1 FROM votes"),
+    ("show_votes", "SELECT show, 1 FROM votes JOIN setlists ON setlists.id = setlist"),
+    (
+        "artist_votes",
+        "SELECT artist, 1 FROM votes JOIN setlists ON setlists.id = setlist JOIN shows ON shows.id = show",
+    ),
 ];
+
+/// Decayed votes: the keys of each level by vote; amounts are added up in Rust, since SQL has no powers of two.
+const TRENDS: [(&str, &str); 3] = [
+    ("setlist_trend", "SELECT setlist, at FROM votes"),
+    ("show_trend", "SELECT show, at FROM votes JOIN setlists ON setlists.id = setlist"),
+    (
+        "artist_trend",
+        "SELECT artist, at FROM votes JOIN setlists ON setlists.id = setlist JOIN shows ON shows.id = show",
+    ),
+];
+
+const HALF_LIVES: [(&str, HalfLife); 3] =
+    [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))];
+
+/// When the tests' votes are given, and when they are looked at.
+const AT: i64 = 1_750_000_000;
+const NOW: i64 = AT + 40 * 86_400;
+/// The first second of a week that begins after `AT`, and of a day, and of six hours.
+const AT_WEEK: i64 = 2_894 * 7 * 86_400;
 
 fn open(path: &PathBuf) -> Connection {
     let conn = Connection::open(path).unwrap();
@@ -45,7 +81,7 @@ fn open(path: &PathBuf) -> Connection {
 }
 
 fn prepared(conn: Connection) -> Connection {
-    conn.set_prepared_statement_cache_capacity(64);
+    conn.set_prepared_statement_cache_capacity(512);
     conn.execute_batch("PRAGMA foreign_keys = ON").unwrap();
     conn
 }
@@ -75,19 +111,68 @@ fn store(conn: &Connection) -> SqliteStore<'_> {
     SqliteStore::new(conn, &C::LAYOUT)
 }
 
+type Totals = BTreeMap<Vec<String>, i128>;
+
+/// A query's rows added up: all columns but the last are the key, the last is the amount.
+fn sums(conn: &Connection, query: &str) -> Totals {
+    let mut statement = conn.prepare(query).unwrap();
+    let width = statement.column_count() - 1;
+    let mut rows = statement.query(()).unwrap();
+    let mut totals = Totals::new();
+    while let Some(row) = rows.next().unwrap() {
+        let part = |at: usize| {
+            row.get::<_, rusqlite::types::Value>(at).map(|part| match part {
+                rusqlite::types::Value::Null => None,
+                rusqlite::types::Value::Integer(part) => Some(part.to_string()),
+                rusqlite::types::Value::Text(part) => Some(part),
+                other => panic!("{other:?}"),
+            })
+        };
+        if let Some(key) = (0..width).map(|at| part(at).unwrap()).collect() {
+            *totals.entry(key).or_default() += i128::from(row.get::<_, i64>(width).unwrap());
+        }
+    }
+    totals.retain(|_, total| *total != 0);
+    totals
+}
+
+/// Every vote of a level in its epoch.
+fn trend(conn: &Connection, query: &str, half_life: HalfLife) -> Totals {
+    let mut totals = Totals::new();
+    let mut statement = conn.prepare(query).unwrap();
+    let rows = statement.query_map((), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?))).unwrap();
+    for (id, at) in rows.map(Result::unwrap) {
+        if let Some(id) = id {
+            let epoch = at.div_euclid(half_life.as_seconds());
+            *totals.entry(vec![id.to_string(), epoch.to_string()]).or_default() += i128::from(half_life.weight(at));
+        }
+    }
+    totals
+}
+
+/// Every table of totals and what should be in it.
+fn recounts(conn: &Connection) -> Vec<(String, Totals)> {
+    let mut all: Vec<(String, Totals)> =
+        RECOUNTS.iter().map(|(table, rows)| ((*table).to_owned(), sums(conn, rows))).collect();
+    for (table, votes) in TRENDS {
+        all.extend(HALF_LIVES.map(|(name, half_life)| (format!("{table}_{name}"), trend(conn, votes, half_life))));
+    }
+    assert_eq!(all.len(), C::LAYOUT.counters().len());
+    all
+}
+
 /// What differs between totals and rows.
 fn drift(conn: &Connection) -> Vec<String> {
-    let differing = |(table, rows): &(&str, &str)| {
-        let text = format!(
-            "SELECT '{table} of ' || key || ' is off by ' || sum(n) FROM
-             (SELECT key, total AS n FROM {table} UNION ALL SELECT column1, -column2 FROM
-              (SELECT NULL AS column1, NULL AS column2 WHERE 0 UNION ALL {rows}))
-             GROUP BY key HAVING sum(n) <> 0"
-        );
-        let mut statement = conn.prepare(&text).unwrap();
-        statement.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<String>>>().unwrap()
+    let differing = |(table, truth): (String, Totals)| {
+        let stored = sums(conn, &format!("SELECT * FROM {table}"));
+        let keys: std::collections::BTreeSet<Vec<String>> = truth.keys().chain(stored.keys()).cloned().collect();
+        let total = |of: &Totals, key: &Vec<String>| of.get(key).copied().unwrap_or(0);
+        keys.into_iter()
+            .filter(|key| total(&stored, key) != total(&truth, key))
+            .map(|key| format!("{table} of {key:?}: {} for {}", total(&stored, &key), total(&truth, &key)))
+            .collect::<Vec<_>>()
     };
-    RECOUNTS.iter().flat_map(differing).collect()
+    recounts(conn).into_iter().flat_map(differing).collect()
 }
 
 #[track_caller]
@@ -109,63 +194,141 @@ fn write(conn: &Connection, writes: impl FnOnce(&mut Batch)) -> Applied {
     applied
 }
 
-type ShowRow = (Option<i64>, String);
-type VoteRow = (Option<i64>, Option<i64>, bool);
+/// Id, artist, status, date.
+type ShowRow = (i64, Option<i64>, String, String);
+/// Setlist, user, up, and when.
+type VoteRow = (Option<i64>, Option<i64>, bool, i64);
+
+const SHOW: &str = "id, artist, status, date";
+const VOTE: &str = "setlist, user, up, at";
+
+fn day(text: &str) -> Date {
+    text.parse().unwrap()
+}
+
+fn artist(row: (i64, i64, i64)) -> Artist<i64> {
+    Artist::new(row.0, row.1, row.2)
+}
 
 fn show(row: &ShowRow) -> Show<i64> {
-    Show::new(row.0, row.1.parse().unwrap())
+    Show::new(row.0, row.1, day(&row.3), row.2.parse().unwrap())
 }
 
+/// As it is stored; writes of the application go through `Vote::new`.
 fn vote(row: VoteRow) -> Vote<i64> {
-    Vote::new(row.0, row.1, row.2)
+    Vote::stored(row.0, row.1, row.2, row.3)
 }
 
-fn read_vote(row: &Row<'_>) -> rusqlite::Result<VoteRow> {
+fn read_artist(row: &Row<'_>) -> rusqlite::Result<(i64, i64, i64)> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
 }
 
+fn read_show(row: &Row<'_>) -> rusqlite::Result<ShowRow> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn read_setlist(row: &Row<'_>) -> rusqlite::Result<(i64, Option<i64>)> {
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+fn read_vote(row: &Row<'_>) -> rusqlite::Result<VoteRow> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn insert_artist(conn: &Connection, batch: &mut Batch, id: i64, followers: i64, popularity: i64) {
+    conn.execute("INSERT INTO artists VALUES (?1, ?2, ?3, '')", (id, followers, popularity)).unwrap();
+    batch.insert(&Artist::new(id, followers, popularity));
+}
+
 fn insert_show(conn: &Connection, batch: &mut Batch, id: i64, artist: Option<i64>, status: Status) {
-    conn.execute("INSERT INTO shows VALUES (?1, ?2, ?3, '')", (id, artist, status.as_str())).unwrap();
-    batch.insert(&Show::new(artist, status));
+    conn.execute("INSERT INTO shows VALUES (?1, ?2, ?3, '2025-06-01', '')", (id, artist, status.as_str())).unwrap();
+    batch.insert(&Show::new(id, artist, day("2025-06-01"), status));
 }
 
 fn insert_setlist(conn: &Connection, batch: &mut Batch, id: i64, of: Option<i64>) {
     conn.execute("INSERT INTO setlists VALUES (?1, ?2)", (id, of)).unwrap();
-    batch.insert(&Setlist::new(of));
+    batch.insert(&Setlist::new(id, of));
 }
 
-fn insert_vote(conn: &Connection, batch: &mut Batch, id: i64, row: VoteRow) {
-    conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)", (id, row.0, row.1, row.2)).unwrap();
-    batch.insert(&vote(row));
+fn insert_vote(conn: &Connection, batch: &mut Batch, id: i64, row: (Option<i64>, Option<i64>, bool)) {
+    insert_vote_at(conn, batch, id, (row.0, row.1, row.2, AT));
+}
+
+fn insert_vote_at(conn: &Connection, batch: &mut Batch, id: i64, row: VoteRow) {
+    conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4, ?5)", (id, row.0, row.1, row.2, row.3)).unwrap();
+    batch.insert(&Vote::new(row.0, row.1, row.2, row.3, NOW).unwrap());
+}
+
+fn update_artist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
+    let find = "SELECT id, followers, popularity FROM artists WHERE id = ?1";
+    let old = conn.query_row(find, [id], read_artist).unwrap();
+    let text = format!("UPDATE artists SET {set} WHERE id = ?1 RETURNING id, followers, popularity");
+    let new = conn.query_row(&text, [id], read_artist).unwrap();
+    batch.update(&artist(old), &artist(new));
 }
 
 fn update_show(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
-    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let old: ShowRow = conn.query_row("SELECT artist, status FROM shows WHERE id = ?1", [id], read).unwrap();
-    let text = format!("UPDATE shows SET {set} WHERE id = ?1 RETURNING artist, status");
-    let new: ShowRow = conn.query_row(&text, [id], read).unwrap();
+    let old = conn.query_row(&format!("SELECT {SHOW} FROM shows WHERE id = ?1"), [id], read_show).unwrap();
+    let text = format!("UPDATE shows SET {set} WHERE id = ?1 RETURNING {SHOW}");
+    let new = conn.query_row(&text, [id], read_show).unwrap();
     batch.update(&show(&old), &show(&new));
 }
 
+fn update_setlist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
+    let old = conn.query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], read_setlist).unwrap();
+    let text = format!("UPDATE setlists SET {set} WHERE id = ?1 RETURNING id, show");
+    let new = conn.query_row(&text, [id], read_setlist).unwrap();
+    batch.update(&Setlist::new(old.0, old.1), &Setlist::new(new.0, new.1));
+}
+
 fn update_vote(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
-    let old = conn.query_row("SELECT setlist, user, up FROM votes WHERE id = ?1", [id], read_vote).unwrap();
-    let text = format!("UPDATE votes SET {set} WHERE id = ?1 RETURNING setlist, user, up");
+    let old = conn.query_row(&format!("SELECT {VOTE} FROM votes WHERE id = ?1"), [id], read_vote).unwrap();
+    let text = format!("UPDATE votes SET {set} WHERE id = ?1 RETURNING {VOTE}");
     let new = conn.query_row(&text, [id], read_vote).unwrap();
-    batch.update(&vote(old), &vote(new));
+    batch.update(&vote(old), &Vote::new(new.0, new.1, new.2, new.3, NOW).unwrap());
 }
 
 /// Whether there was such a vote.
 fn delete_vote(conn: &Connection, batch: &mut Batch, id: i64) -> bool {
-    let text = "DELETE FROM votes WHERE id = ?1 RETURNING setlist, user, up";
-    let gone = conn.query_row(text, [id], read_vote).optional().unwrap();
+    let text = format!("DELETE FROM votes WHERE id = ?1 RETURNING {VOTE}");
+    let gone = conn.query_row(&text, [id], read_vote).optional().unwrap();
     batch.delete(&gone.map(vote));
     gone.is_some()
+}
+
+/// Deletes these rows, and counts each that went.
+fn delete_all<R: Record>(
+    conn: &Connection,
+    batch: &mut Batch,
+    rest: &str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<R>,
+) -> i64 {
+    let mut gone = 0;
+    let mut delete = conn.prepare(&format!("DELETE FROM {rest}")).unwrap();
+    for row in delete.query_map((), |row| read(row)).unwrap() {
+        batch.delete(&row.unwrap());
+        gone += 1;
+    }
+    gone
+}
+
+/// A show goes with its setlists and their votes, children first; gives how many votes went.
+fn delete_show(conn: &Connection, batch: &mut Batch, id: i64) -> i64 {
+    let votes = format!("votes WHERE setlist IN (SELECT id FROM setlists WHERE show = {id}) RETURNING {VOTE}");
+    let gone = delete_all(conn, batch, &votes, |row| read_vote(row).map(vote));
+    delete_all(conn, batch, &format!("setlists WHERE show = {id} RETURNING id, show"), |row| {
+        read_setlist(row).map(|row| Setlist::new(row.0, row.1))
+    });
+    let shows = format!("shows WHERE id = {id} RETURNING {SHOW}");
+    assert_eq!(delete_all(conn, batch, &shows, |row| read_show(row).map(|row| show(&row))), 1);
+    gone
 }
 
 /// Two artists, a show of each, two setlists of the first show, three votes.
 fn fill(conn: &Connection) {
     write(conn, |batch| {
-        conn.execute_batch("INSERT INTO artists VALUES (1), (2)").unwrap();
+        insert_artist(conn, batch, 1, 3_500_000, 47);
+        insert_artist(conn, batch, 2, 999_999, 9);
         insert_show(conn, batch, 10, Some(1), Status::Upcoming);
         insert_show(conn, batch, 11, Some(2), Status::Completed);
         insert_setlist(conn, batch, 100, Some(10));
@@ -184,11 +347,16 @@ fn inserts_and_deletes_count_up_and_down() {
     assert_eq!(total(&conn, C::SETLIST_VOTES, 100), 2);
     assert_eq!(total(&conn, C::SETLIST_SCORE, 100), 0);
     assert_eq!(total(&conn, C::ARTIST_UPCOMING_SHOWS, 2), 0);
+    assert_eq!([10, 11].map(|show| total(&conn, C::SHOW_VOTES, show)), [3, 0]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_VOTES, artist)), [3, 0]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_FAME, artist)), [7, 0]);
     for id in [3, 2, 1] {
         write(&conn, |batch| assert!(delete_vote(&conn, batch, id)));
         exact(&conn);
     }
     assert_eq!(store(&conn).totals(C::USER_VOTES).unwrap(), []);
+    assert_eq!(store(&conn).totals(C::SHOW_VOTES).unwrap(), []);
+    assert_eq!(store(&conn).totals(C::ARTIST_TREND_7D).unwrap(), []);
     assert_eq!(total(&conn, C::SHOW_SETLISTS, 10), 2);
 }
 
@@ -204,6 +372,8 @@ fn an_update_of_any_column_moves_what_it_must() {
         "artist = NULL, status = 'cancelled'",
         "id = 99",
         "artist = 2, title = 'x'",
+        "date = '2025-06-02'",
+        "date = '2024-02-29', artist = 2, status = 'upcoming', id = 98",
     ] {
         for show in [10, 11] {
             let conn = database();
@@ -213,7 +383,35 @@ fn an_update_of_any_column_moves_what_it_must() {
             exact(&conn);
         }
     }
-    for set in ["up = 1 - up", "setlist = 101", "user = 9", "setlist = 101, user = 9, up = 1 - up", "id = 50"] {
+    for set in ["show = 11", "show = NULL", "id = 150", "id = 150, show = 11"] {
+        for setlist in [100, 101] {
+            let conn = database();
+            conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+            fill(&conn);
+            write(&conn, |batch| update_setlist(&conn, batch, setlist, set));
+            // Whoever renames a row moves its children too.
+            let renamed = format!("setlist = {}", if set.starts_with("id") { 150 } else { setlist });
+            let votes: Vec<i64> = if setlist == 100 { vec![1, 2] } else { vec![3] };
+            write(&conn, |batch| votes.iter().for_each(|id| update_vote(&conn, batch, *id, &renamed)));
+            exact(&conn);
+        }
+    }
+    for set in ["followers = 0", "popularity = popularity + 50", "followers = 9223372036854775807, popularity = 100"] {
+        let conn = database();
+        fill(&conn);
+        write(&conn, |batch| update_artist(&conn, batch, 1, set));
+        exact(&conn);
+    }
+    for set in [
+        "up = 1 - up",
+        "setlist = 101",
+        "user = 9",
+        "setlist = 101, user = 9, up = 1 - up",
+        "id = 50",
+        "at = at - 21600",
+        "at = -1",
+        "at = at + 40 * 86400, setlist = 100",
+    ] {
         for id in [1, 2, 3] {
             let conn = database();
             fill(&conn);
@@ -228,12 +426,14 @@ fn condition_and_parent_change_in_one_update() {
     let conn = database();
     fill(&conn);
     let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2, status = 'completed'"));
-    // Shows of both artists, and the upcoming shows of the old one only.
-    assert_eq!(applied, Applied::new(3, 3));
+    // Of both artists shows, the date, the link, votes, three trends; of the old one the upcoming shows; and the show's place by date.
+    // Beside them, the old link is removed, and the old artist falls on the board.
+    assert_eq!(applied, Applied::new(2 * 7 + 2, 2 * 7 + 2 + 1 + 1));
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_SHOWS, artist)), [0, 2]);
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_UPCOMING_SHOWS, artist)), [0, 0]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_VOTES, artist)), [0, 3]);
     let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 1, status = 'upcoming'"));
-    assert_eq!(applied, Applied::new(3, 3));
+    assert_eq!(applied, Applied::new(16, 18));
     exact(&conn);
 }
 
@@ -243,12 +443,14 @@ fn a_parent_may_come_from_null_and_go_to_null() {
     fill(&conn);
     let applied = write(&conn, |batch| insert_vote(&conn, batch, 4, (None, None, true)));
     assert_eq!(applied, Applied::default(), "a vote on nothing of nobody");
+    // Up: votes, upvotes, score and three trends of the setlist; votes and three trends of the show, and of the artist.
+    let up = 6 + 4 + 4;
     for (set, totals) in [
-        ("setlist = 101", 3),
+        ("setlist = 101", up),
         ("user = 7", 1),
-        ("setlist = NULL, up = 0", 3),
-        ("setlist = 100, user = NULL", 3),
-        ("setlist = NULL", 2), // it is a vote down
+        ("setlist = NULL, up = 0", up),
+        ("setlist = 100, user = NULL", up - 1 + 1), // it is a vote down now, and loses its user
+        ("setlist = NULL", up - 1),
         ("user = 8", 1),
     ] {
         let applied = write(&conn, |batch| update_vote(&conn, batch, 4, set));
@@ -257,9 +459,109 @@ fn a_parent_may_come_from_null_and_go_to_null() {
     }
     write(&conn, |batch| update_show(&conn, batch, 10, "artist = NULL"));
     exact(&conn);
-    assert_eq!(total(&conn, C::ARTIST_SHOWS, 1), 0);
+    assert_eq!([total(&conn, C::ARTIST_SHOWS, 1), total(&conn, C::ARTIST_VOTES, 1)], [0, 0]);
     write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2"));
     exact(&conn);
+    assert_eq!(total(&conn, C::ARTIST_VOTES, 2), 3);
+    write(&conn, |batch| update_setlist(&conn, batch, 100, "show = NULL"));
+    exact(&conn);
+    assert_eq!([total(&conn, C::SHOW_VOTES, 10), total(&conn, C::ARTIST_VOTES, 2)], [1, 1]);
+    write(&conn, |batch| update_setlist(&conn, batch, 100, "show = 10"));
+    exact(&conn);
+}
+
+#[test]
+fn a_vote_from_the_future_is_refused_before_it_counts() {
+    let refused = Vote::new(Some(100), Some(7), true, AT + 1, AT).unwrap_err();
+    assert_eq!((refused.created_at, refused.now), (AT + 1, AT));
+    assert_eq!(refused.to_string(), format!("created_at is {}, later than now, {AT}", AT + 1));
+    assert_eq!(Vote::new(Some(100), Some(7), true, AT, AT), Ok(vote((Some(100), Some(7), true, AT))));
+    // One that is stored already goes as it came.
+    let conn = database();
+    fill(&conn);
+    write(&conn, |batch| {
+        conn.execute("INSERT INTO votes VALUES (9, 100, 7, 1, ?1)", [NOW + 1]).unwrap();
+        batch.insert(&vote((Some(100), Some(7), true, NOW + 1)));
+    });
+    exact(&conn);
+    write(&conn, |batch| assert!(delete_vote(&conn, batch, 9)));
+    exact(&conn);
+}
+
+/// What a write path costs: totals written, statements that wrote (totals, links removed, lines of boards), statements that read.
+type Cost = (u64, u64, usize);
+
+/// The write amplification of each path, on a site of two artists with a show each. A trend is written once a half-life: where votes lie in
+/// several epochs, a move takes each epoch along.
+#[test]
+fn each_write_path_costs_so_many_totals_statements_and_reads() {
+    type Do = fn(&Connection, &mut Batch);
+    let paths: [(&str, Do, Cost); 25] = [
+        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three trends of show and artist. Three boards. It
+        // reads the setlist's links and the show's, and for each board the show's epochs and its line.
+        ("vote up", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), true)), (15, 18, 8)),
+        ("vote down", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), false)), (14, 17, 8)),
+        ("vote on a setlist of no show", |c, b| insert_vote(c, b, 9, (Some(102), Some(7), true)), (7, 7, 1)),
+        ("vote flipped", |c, b| update_vote(c, b, 1, "up = 0"), (2, 2, 0)),
+        ("vote of another user", |c, b| update_vote(c, b, 1, "user = 8"), (2, 2, 0)),
+        ("vote given again 6 hours later", |c, b| update_vote(c, b, 1, "at = at + 21600"), (12, 15, 8)),
+        ("vote moved within a show", |c, b| update_vote(c, b, 1, "setlist = 101"), (12, 12, 2)),
+        ("vote moved to another artist's show", |c, b| update_vote(c, b, 1, "setlist = 103"), (28, 34, 16)),
+        ("vote deleted", |c, b| assert!(delete_vote(c, b, 1)), (15, 18, 8)),
+        ("setlist posted", |c, b| insert_setlist(c, b, 109, Some(10)), (2, 2, 4)),
+        ("setlist without votes moved", |c, b| update_setlist(c, b, 104, "show = 11"), (4, 5, 4)),
+        // A link removed and one made; then what climbs: votes and three trends of both shows and both artists. It reads the setlist's votes and
+        // three trends, the shows' links, the boards.
+        ("setlist with 2 votes moved", |c, b| update_setlist(c, b, 100, "show = 11"), (20, 27, 18)),
+        // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: twice 1 + 40 + 10 + 2 of shows, and of artists.
+        ("setlist with 50 votes over 10 days moved", |c, b| update_setlist(c, b, 105, "show = 11"), (216, 223, 18)),
+        ("show announced", |c, b| insert_show(c, b, 19, Some(1), Status::Upcoming), (5, 6, 9)),
+        ("show of nobody announced", |c, b| insert_show(c, b, 19, None, Status::Upcoming), (1, 1, 0)),
+        ("show completed", |c, b| update_show(c, b, 10, "status = 'completed'"), (2, 3, 5)),
+        ("show put off", |c, b| update_show(c, b, 10, "date = '2025-07-01'"), (4, 4, 1)),
+        ("show renamed", |c, b| update_show(c, b, 10, "title = 'x'"), (0, 0, 0)),
+        ("show without votes moved", |c, b| update_show(c, b, 12, "artist = 2"), (8, 10, 13)),
+        // Shows, upcoming, date, link of both; votes, and trends of 41, 11, 3 epochs of both.
+        ("show with 53 votes moved", |c, b| update_show(c, b, 10, "artist = 2"), (120, 122, 13)),
+        ("artist signed", |c, b| insert_artist(c, b, 9, 1_000_000, 0), (2, 3, 4)),
+        ("artist's followers grow", |c, b| update_artist(c, b, 1, "followers = followers + 1000"), (0, 0, 0)),
+        ("artist's fame grows", |c, b| update_artist(c, b, 1, "followers = 4000000"), (1, 2, 4)),
+        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of 3, 3, 52 epochs; 8 users; 4 links and the
+        // show's setlists; 5 of the show. Then 56 of it, 56 of its artist. Five links are removed; three lines of the show go, one changes.
+        ("show with 53 votes deleted", |c, b| assert_eq!(delete_show(c, b, 10), 53), (196, 205, 35)),
+        ("show without votes deleted", |c, b| assert_eq!(delete_show(c, b, 12), 0), (5, 7, 9)),
+    ];
+    for (name, path, cost) in paths {
+        let mut conn = database();
+        fill(&conn);
+        write(&conn, |batch| {
+            insert_setlist(&conn, batch, 102, None);
+            insert_setlist(&conn, batch, 103, Some(11));
+            insert_setlist(&conn, batch, 104, Some(10));
+            insert_setlist(&conn, batch, 105, Some(10));
+            insert_show(&conn, batch, 12, Some(1), Status::Upcoming);
+            for id in 0..50 {
+                insert_vote_at(
+                    &conn,
+                    batch,
+                    1000 + id,
+                    (Some(105), Some(id % 6), true, AT_WEEK + id / 5 * 86_400 + id % 4 * 21_600),
+                );
+            }
+        });
+        let trace = Trace::on(&mut conn);
+        conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut batch = Batch::new();
+        path(&conn, &mut batch);
+        trace.take();
+        let applied = store(&conn).apply(&batch).unwrap();
+        let ran = trace.kinds();
+        conn.execute_batch("COMMIT").unwrap();
+        exact(&conn);
+        println!("{name:45} {:4} totals {:4} statements {:3} reads", applied.totals, applied.statements, ran.reads);
+        assert_eq!((applied.totals, applied.statements, ran.reads), cost, "{name}");
+        assert_eq!((ran.writes as u64, ran.others), (applied.statements, vec![]), "{name}: what is told is what ran");
+    }
 }
 
 #[test]
@@ -268,7 +570,7 @@ fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_chi
     let trace = Trace::on(&mut conn);
     let votes = 300;
     write(&conn, |batch| {
-        conn.execute_batch("INSERT INTO artists VALUES (1)").unwrap();
+        insert_artist(&conn, batch, 1, 3_500_000, 47);
         insert_show(&conn, batch, 10, Some(1), Status::Upcoming);
         insert_setlist(&conn, batch, 100, Some(10));
         insert_setlist(&conn, batch, 101, Some(10));
@@ -280,36 +582,25 @@ fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_chi
     trace.take();
     let applied = write(&conn, |batch| {
         // The parent is locked by BEGIN IMMEDIATE; then children first, each delete saying what it removed.
-        let mut gone = 0;
-        let mut delete = conn
-            .prepare(
-                "DELETE FROM votes WHERE setlist IN (SELECT id FROM setlists WHERE show = 10) RETURNING setlist, user, up",
-            )
-            .unwrap();
-        for row in delete.query_map((), read_vote).unwrap() {
-            batch.delete(&vote(row.unwrap()));
-            gone += 1;
-        }
-        assert_eq!(gone, votes);
-        let mut delete = conn.prepare("DELETE FROM setlists WHERE show = 10 RETURNING show").unwrap();
-        for row in delete.query_map((), |row| row.get(0)).unwrap() {
-            batch.delete(&Setlist::<i64>::new(row.unwrap()));
-        }
-        let gone: ShowRow = conn
-            .query_row("DELETE FROM shows WHERE id = 10 RETURNING artist, status", (), |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })
-            .unwrap();
-        batch.delete(&show(&gone));
+        assert_eq!(delete_show(&conn, batch, 10), votes);
     });
-    // Three counters of each of two setlists, one of the show, two of the artist, one of each of three users.
-    assert_eq!(applied, Applied::new(12, 12));
+    // Three counters, three trends and the link of each of two setlists; setlists, votes, three trends, link and place by date of the show;
+    // shows, upcoming shows, date, votes and three trends of the artist; one of each of three users.
+    let totals = 2 * 7 + 7 + 7 + 3;
+    // The links are removed, and so is the show's line on three boards; the artist falls on a fourth.
+    let statements = totals + 3 + 4;
+    assert_eq!(applied, Applied::new(totals, statements));
     // Beside the application's three deletes.
-    assert_eq!(trace.kinds().writes, 12 + 3);
+    assert_eq!(trace.kinds().writes as u64, statements + 3);
     exact(&conn);
-    for (table, _) in RECOUNTS {
+    for (table, _) in recounts(&conn) {
         let left = format!("SELECT count(*) FROM {table} WHERE total <> 0");
-        assert_eq!(conn.query_row(&left, (), |row| row.get(0)), Ok(0), "{table}");
+        let artist = i64::from(["artist_listed", "artist_fame"].contains(&table.as_str())); // who lives on
+        assert_eq!(conn.query_row(&left, (), |row| row.get(0)), Ok(artist), "{table}");
+    }
+    for link in ["setlist_show", "show_artist"] {
+        // A link that is gone leaves no row behind, not even one of 0.
+        assert_eq!(conn.query_row(&format!("SELECT count(*) FROM {link}"), (), |row| row.get(0)), Ok(0), "{link}");
     }
 }
 
@@ -325,7 +616,7 @@ fn one_row_deleted_by_two_connections_counts_once() {
             .filter(|id| {
                 let mut found = false;
                 let applied = write(&conn, |batch| found = delete_vote(&conn, batch, 1000 + id));
-                assert_eq!(applied.totals, if found { 4 } else { 0 });
+                assert_eq!(applied.totals, if found { 15 } else { 0 });
                 found
             })
             .count()
@@ -361,7 +652,8 @@ fn touches_no_total(conn: &mut Connection, batch: &Batch) {
 fn an_update_of_what_nobody_counts_runs_no_statement() {
     let mut conn = database();
     fill(&conn);
-    for set in ["title = 'encore'", "artist = 1", "id = id", "title = NULL, status = 'upcoming'"] {
+    for set in ["title = 'encore'", "artist = 1", "id = id", "title = NULL, status = 'upcoming'", "date = '2025-06-01'"]
+    {
         let mut batch = Batch::new();
         conn.execute_batch("BEGIN IMMEDIATE").unwrap();
         update_show(&conn, &mut batch, 10, set);
@@ -369,6 +661,15 @@ fn an_update_of_what_nobody_counts_runs_no_statement() {
         conn.execute_batch("COMMIT").unwrap();
         exact(&conn);
     }
+    // Fame that moves by no million, and no ten.
+    for set in ["followers = followers + 1", "popularity = 40, followers = 3000000", "name = 'other'"] {
+        let mut batch = Batch::new();
+        update_artist(&conn, &mut batch, 1, set);
+        touches_no_total(&mut conn, &batch);
+    }
+    let mut batch = Batch::new();
+    update_setlist(&conn, &mut batch, 100, "show = 10");
+    touches_no_total(&mut conn, &batch);
     // Completed to cancelled: neither is counted.
     let mut batch = Batch::new();
     update_show(&conn, &mut batch, 11, "status = 'cancelled'");
@@ -414,7 +715,8 @@ fn a_rollback_takes_rows_and_totals_back_together() {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     insert_vote(&conn, &mut batch, 4, (Some(100), Some(7), true));
     assert!(delete_vote(&conn, &mut batch, 3));
-    assert_eq!(store(&conn).apply(&batch).unwrap().totals, 6);
+    // Votes, upvotes, score and three trends of both setlists; user, show and artist have as many votes as before.
+    assert_eq!(store(&conn).apply(&batch).unwrap().totals, 12);
     exact(&conn);
     conn.execute_batch("ROLLBACK").unwrap();
     exact(&conn);
@@ -474,30 +776,86 @@ fn several_records_of_one_transaction_write_each_total_once() {
     let trace = Trace::on(&mut conn);
     let mut batch = Batch::new();
     for at in 0..500_i64 {
-        batch.insert(&Vote::new(Some(200 + at % 4), Some(at % 5), at % 2 == 0));
-        batch.insert(&Setlist::new(Some(10 + at % 3)));
+        batch.insert(&vote((Some(200 + at % 4), Some(at % 5), at % 2 == 0, AT)));
+        batch.insert(&Setlist::new(300 + at % 3, Some(10 + at % 3)));
     }
-    // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203 have no upvotes.
-    let keys = 4 + 2 + 4 + 5 + 3;
+    // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203 have no upvotes. Three trends of each.
+    // Shows' setlists, and the links of these.
+    let keys = 4 + 2 + 4 + 3 * 4 + 5 + 3 + 3;
     assert_eq!(batch.len(), keys);
     let distinct = Applied::new(keys as u64, keys as u64);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
     assert_eq!(store(&conn).apply(&batch).unwrap(), distinct);
-    assert_eq!(trace.kinds(), Kinds { writes: keys, ..Kinds::default() }, "in a transaction: the writes, nothing else");
+    // The links of four setlists; and of the three others votes and three trends, since their links change. What climbs is nothing.
+    let reads = 4 + 3 * 4;
+    assert_eq!(
+        trace.kinds(),
+        Kinds { writes: keys, reads, others: vec![] },
+        "in a transaction: none that begins or ends"
+    );
     conn.execute_batch("ROLLBACK").unwrap();
     trace.take();
 
     assert_eq!(store(&conn).apply(&batch).unwrap(), distinct);
-    let own = |writes| Kinds { writes, reads: 0, others: vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()] };
-    assert_eq!(trace.kinds(), own(keys), "outside one: one of its own");
+    let own = |writes, reads| Kinds { writes, reads, others: vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()] };
+    assert_eq!(trace.kinds(), own(keys, reads), "outside one: one of its own");
 
     let mut one = Batch::new();
     one.add(C::USER_VOTES, 1, 1);
     one.add(C::USER_VOTES, 1, 1);
     assert_eq!(store(&conn).apply(&one).unwrap(), Applied::new(1, 1));
-    assert_eq!(trace.kinds(), own(1));
+    assert_eq!(trace.kinds(), own(1, 0));
 }
+
+/// Without rollups and boards, a transaction has the writes and nothing else.
+#[test]
+fn a_plain_layout_reads_nothing() {
+    let mut conn = three();
+    let mut batch = Batch::new();
+    for at in 0..500_i64 {
+        batch.add(FIRST, at % 7, 1);
+        batch.add(MIDDLE, (at % 3, "x"), -1);
+        batch.add(LAST, at % 2, 1);
+        batch.add(LAST, at % 2, -1);
+    }
+    let trace = Trace::on(&mut conn);
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trace.take();
+    assert_eq!(SqliteStore::new(&conn, &THREE).apply(&batch).unwrap(), Applied::new(10, 10));
+    assert_eq!(trace.kinds(), Kinds { writes: 10, ..Kinds::default() });
+    conn.execute_batch("COMMIT").unwrap();
+    trace.take();
+    SqliteStore::new(&conn, &THREE).apply(&batch).unwrap();
+    let others = vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()];
+    assert_eq!(trace.kinds(), Kinds { writes: 10, reads: 0, others });
+}
+
+/// The counters of concerts without boards, and with nothing to be pruned.
+const BOARDLESS: Layout = Layout::new(&[
+    C::ARTIST_SHOWS.table(),
+    C::ARTIST_UPCOMING_SHOWS.table(),
+    C::ARTIST_SHOWS_AHEAD.table(),
+    C::SHOW_UPCOMING.table(),
+    C::SHOW_ARTIST.table(),
+    C::SHOW_SETLISTS.table(),
+    C::SETLIST_SHOW.table(),
+    C::SETLIST_VOTES.table(),
+    C::SETLIST_UPVOTES.table(),
+    C::SETLIST_SCORE.table(),
+    C::SETLIST_TREND_6H.table(),
+    C::SETLIST_TREND_1D.table(),
+    C::SETLIST_TREND_7D.table(),
+    C::USER_VOTES.table(),
+    C::SHOW_VOTES.table(),
+    C::SHOW_TREND_6H.table(),
+    C::SHOW_TREND_1D.table(),
+    C::SHOW_TREND_7D.table(),
+    C::ARTIST_VOTES.table(),
+    C::ARTIST_TREND_6H.table(),
+    C::ARTIST_TREND_1D.table(),
+    C::ARTIST_TREND_7D.table(),
+]);
 
 /// In the layout's order, and in key order: so that two writers on a server's tables never wait for each other in a circle.
 #[test]
@@ -506,28 +864,48 @@ fn totals_are_written_in_layout_and_key_order() {
     let trace = Trace::on(&mut conn);
     let mut batch = Batch::new();
     for user in [9, -3, 4, i64::MIN, 0] {
-        batch.insert(&Vote::new(Some(-user.saturating_add(1)), Some(user), user > 0));
-        batch.insert(&Show::new(Some(user), Status::Upcoming));
+        let setlist = -user.saturating_add(1);
+        batch.insert(&vote((Some(setlist), Some(user), user > 0, AT + user.signum() * 86_400)));
+        batch.insert(&Setlist::new(setlist, Some(user)));
+        batch.insert(&Show::new(
+            user,
+            Some(user),
+            day("2025-06-01").plus(i32::from(user > 0)).unwrap(),
+            Status::Upcoming,
+        ));
     }
-    store(&conn).apply(&batch).unwrap();
-    let tables: Vec<String> = trace
+    let applied = store(&conn).apply(&batch).unwrap();
+    // Votes and three trends of five shows, and of as many artists, have climbed.
+    assert_eq!(applied.totals, batch.len() as u64 + 2 * 4 * 5);
+    let mut tables: Vec<String> = trace
         .take()
         .iter()
         .filter(|text| text.starts_with("INSERT"))
         .map(|text| text.split('"').nth(1).unwrap().to_owned())
         .collect();
+    // Boards come last: five shows on three of them, and no artist, since none is listed.
+    let lines = tables.split_off(tables.len() - 3 * 5);
+    assert!(lines.iter().all(|table| table.starts_with("show_trending_")), "{lines:?}");
     let layout: Vec<String> = C::LAYOUT.counters().iter().map(keepcount::Placed::table_name).collect();
     let positions: Vec<usize> = tables.iter().map(|table| layout.iter().position(|t| t == table).unwrap()).collect();
-    assert!(positions.is_sorted() && positions.len() == batch.len(), "{tables:?}");
-    let statements = keepcount::sql::apply(keepcount::sql::Dialect::Sqlite, &C::LAYOUT, &batch).unwrap();
+    assert!(positions.is_sorted() && positions.len() as u64 == applied.totals, "{tables:?}");
+
+    // An application that runs the statements itself gets them in the same order, from a layout without boards.
+    let mut climb = Climb::new(&BOARDLESS, &batch).unwrap();
+    while climb.next().unwrap().is_some() {} // there was nothing before
+    let statements = climb.statements(Dialect::Sqlite).unwrap();
+    let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
+    assert_eq!(rows as u64, applied.totals);
+    let position = |counter: &Def| BOARDLESS.counters().iter().position(|placed| placed.def() == *counter).unwrap();
+    assert!(statements.iter().map(|statement| position(&statement.counter)).is_sorted());
     for statement in &statements {
-        let keys: Vec<i64> = statement
-            .rows()
-            .map(|row| match row[0] {
-                keepcount::sql::Value::Integer(key) => key,
-                ref other => panic!("{other:?}"),
-            })
-            .collect();
+        let part = |part: &Value<'_>| match part {
+            Value::Integer(part) => (*part, String::new()),
+            Value::Text(part) => (0, part.to_string()),
+            Value::Blob(_) => panic!("{part:?}"),
+        };
+        let key = |row: &[Value<'_>]| row[..row.len() - 1].iter().map(part).collect::<Vec<_>>();
+        let keys: Vec<_> = statement.rows().map(key).collect();
         assert!(keys.is_sorted(), "{keys:?}");
     }
 }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use hashbrown::HashMap;
-use keepcount::concert::{Concert, Vote};
 use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
 use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
 use parking_lot::Mutex;
@@ -115,20 +114,32 @@ pub const KEEPERS: [(Keeper, &str); 4] = [
     (Keeper::TriggerInMemory, "trigger, temp in memory"),
 ];
 
-pub type C = Concert<String>;
+const SETLIST_VOTES: Counter<String> = Counter::new("setlist.votes");
+const SETLIST_UPVOTES: Counter<String> = Counter::new("setlist.upvotes");
+const SETLIST_SCORE: Counter<String> = Counter::new("setlist.score");
+const USER_VOTES: Counter<String> = Counter::new("user.votes");
+/// The counters that a trigger can keep too: no rollups.
+const VOTES: Layout =
+    Layout::new(&[SETLIST_VOTES.table(), SETLIST_UPVOTES.table(), SETLIST_SCORE.table(), USER_VOTES.table()]);
 
 pub struct VoteRow {
-    id: String,
-    setlist_id: String,
-    user_id: String,
-    up: bool,
+    pub id: String,
+    pub setlist_id: String,
+    pub user_id: String,
+    pub up: bool,
 }
 
 impl Record for VoteRow {
-    const COUNTERS: &'static [Def] = Vote::<&str>::COUNTERS;
+    const COUNTERS: &'static [Def] =
+        &[SETLIST_VOTES.def(), SETLIST_UPVOTES.def(), SETLIST_SCORE.def(), USER_VOTES.def()];
 
     fn tally(&self, to: &mut Tally<'_>) {
-        Vote::new(Some(self.setlist_id.as_str()), Some(self.user_id.as_str()), self.up).tally(to);
+        to.add(SETLIST_VOTES, &self.setlist_id, 1);
+        if self.up {
+            to.add(SETLIST_UPVOTES, &self.setlist_id, 1);
+        }
+        to.add(SETLIST_SCORE, &self.setlist_id, if self.up { 1 } else { -1 });
+        to.add(USER_VOTES, &self.user_id, 1);
     }
 }
 
@@ -151,7 +162,7 @@ impl Votes {
         )
         .unwrap();
         conn.set_prepared_statement_cache_capacity(64);
-        SqliteStore::new(&conn, &C::LAYOUT).create().unwrap();
+        SqliteStore::new(&conn, &VOTES).create().unwrap();
         let mut votes = Self { conn, keeper: Keeper::Hooks, random: Random(7), written: 0 };
         votes.transaction(20_000);
         votes.keeper = keeper;
@@ -200,7 +211,7 @@ impl Votes {
                 }
             }
         }
-        SqliteStore::new(&transaction, &C::LAYOUT).apply(&batch).unwrap();
+        SqliteStore::new(&transaction, &VOTES).apply(&batch).unwrap();
         transaction.commit().unwrap();
     }
 
@@ -225,13 +236,13 @@ impl Votes {
     }
 
     pub fn verify(&self, options: Options) -> Report {
-        let mut audit = SqliteAudit::new(&self.conn, &C::LAYOUT).unwrap();
+        let mut audit = SqliteAudit::new(&self.conn, &VOTES).unwrap();
         let source = Source::table("votes", ["setlist_id"]).rows("id, setlist_id, user_id, kind = 'up'", |row| {
             Ok(VoteRow { id: row.get(0)?, setlist_id: row.get(1)?, user_id: row.get(2)?, up: row.get(3)? })
         });
-        audit.add(C::SETLIST_VOTES, source).unwrap();
-        let scope = [C::SETLIST_VOTES.def()];
-        let mut verify = Reconciler::scoped(Mode::Verify, &C::LAYOUT, &scope, options).unwrap();
+        audit.add(SETLIST_VOTES, source).unwrap();
+        let scope = [SETLIST_VOTES.def()];
+        let mut verify = Reconciler::scoped(Mode::Verify, &VOTES, &scope, options).unwrap();
         run(&mut verify, &mut audit, &mut Live::new()).unwrap()
     }
 }

@@ -49,7 +49,7 @@ fn insert_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()>
     execute(
         db,
         "INSERT INTO shows (id, artist_id, date, status) VALUES (?1, ?2, ?3, ?4)",
-        params![show.id, show.artist_id, show.date, show.status.as_str()],
+        params![show.id, show.artist_id, show.date.to_string(), show.status.as_str()],
     )
     .map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
     batch.insert(show);
@@ -92,7 +92,7 @@ fn update_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()>
     execute(
         db,
         "UPDATE shows SET artist_id = ?2, date = ?3, status = ?4 WHERE id = ?1",
-        params![show.id, show.artist_id, show.date, show.status.as_str()],
+        params![show.id, show.artist_id, show.date.to_string(), show.status.as_str()],
     )
     .map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
     batch.update(&old, show);

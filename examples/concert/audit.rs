@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use crate::cli::Outcome;
 use crate::error::Result;
-use crate::rows::{SetlistRow, ShowRow, VoteRow};
+use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
 
 /// What a run looks at; what is not given is as keepcount has it by default.
@@ -23,8 +23,9 @@ pub struct Scope {
     pub resume: Option<String>,
 }
 
-/// The sources: for each counter the table, the key's column, the amount and the filter, once more in SQL, and the row
-/// whose tally they must agree with, of which every repair first looks at a sample.
+/// The sources: for each counter the table, the key's columns, the amount and the filter, once more in SQL, and the row
+/// whose tally they must agree with, of which every repair first looks at a sample. SQL cannot say how votes decay: their rows are recounted
+/// by the tally itself. Rollups have no rows of their own.
 fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
     let shows = || Source::table("shows", ["artist_id"]);
     let setlists = || Source::table("setlists", ["show_id"]);
@@ -34,7 +35,20 @@ fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
     let up = votes().filter("kind = 'up'");
     let score = votes().amount("CASE kind WHEN 'up' THEN 1 ELSE -1 END");
 
+    let artists = || Source::table("artists", ["id"]);
+    let fame = artists().amount("followers / 1000000 + popularity / 10");
+    let dates = Source::table("shows", ["artist_id", "date"]);
+    let upcoming_dates = Source::table("shows", ["date", "id"]).filter("status = 'upcoming'");
+    let show_artists = Source::table("shows", ["id", "artist_id"]).parent("artists", ["id"]);
+    let setlist_shows = Source::table("setlists", ["id", "show_id"]).parent("shows", ["id"]);
+
     let mut audit = SqliteAudit::new(conn, &C::LAYOUT)?;
+    audit.add(C::ARTIST_LISTED, artists().rows(ArtistRow::COLUMNS, ArtistRow::read))?;
+    audit.add(C::ARTIST_FAME, fame.rows(ArtistRow::COLUMNS, ArtistRow::read))?;
+    audit.add(C::ARTIST_SHOWS_AHEAD, dates.rows(ShowRow::COLUMNS, ShowRow::read))?;
+    audit.add(C::SHOW_UPCOMING, upcoming_dates.rows(ShowRow::COLUMNS, ShowRow::read))?;
+    audit.add(C::SHOW_ARTIST, show_artists.rows(ShowRow::COLUMNS, ShowRow::read))?;
+    audit.add(C::SETLIST_SHOW, setlist_shows.rows(SetlistRow::COLUMNS, SetlistRow::read))?;
     audit.add(C::ARTIST_SHOWS, shows().rows(ShowRow::COLUMNS, ShowRow::read))?;
     audit.add(C::ARTIST_UPCOMING_SHOWS, upcoming.rows(ShowRow::COLUMNS, ShowRow::read))?;
     audit.add(C::SHOW_SETLISTS, setlists().rows(SetlistRow::COLUMNS, SetlistRow::read))?;
@@ -42,6 +56,10 @@ fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
     audit.add(C::SETLIST_UPVOTES, up.rows(VoteRow::COLUMNS, VoteRow::read))?;
     audit.add(C::SETLIST_SCORE, score.rows(VoteRow::COLUMNS, VoteRow::read))?;
     audit.add(C::USER_VOTES, votes_of_users().rows(VoteRow::COLUMNS, VoteRow::read))?;
+    for trend in C::TRENDS {
+        let epochs = Source::table("votes", ["setlist_id", "created_at"]).per(trend.half_life.as_seconds());
+        audit.add(trend.setlists, epochs.rows(VoteRow::COLUMNS, VoteRow::read).by_tally())?;
+    }
     Ok(audit)
 }
 

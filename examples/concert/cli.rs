@@ -4,16 +4,19 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use keepcount::reconcile::Mode;
-use keepcount::{SqliteStore, Store as _};
+use keepcount::reconcile::{Mode, Report};
+use keepcount::{Date, HalfLife, SqliteStore};
 
 use crate::audit::{self, Scope};
+use crate::clock::seconds_now;
 use crate::error::{Error, Result};
 use crate::lines::Lines;
+use crate::lists::{self, Line, List};
 use crate::progress::Progress;
+use crate::replay::{self, Count};
 use crate::schema::{self, C};
 use crate::text::number;
-use crate::{demo, replay};
+use crate::{demo, totals, verified, watch};
 
 /// A concert site whose counters are kept by keepcount. Without a command: the demonstration.
 #[derive(Debug, Parser)]
@@ -47,6 +50,33 @@ enum Command {
         /// A database that replay has made
         #[arg(long, value_name = "FILE")]
         db: PathBuf,
+        /// For artist.shows_ahead, and needed there: count the shows on this day and after it
+        #[arg(long, value_name = "DATE")]
+        at: Option<Date>,
+    },
+    /// Print the first lines of a list: rank TAB id TAB score
+    Top {
+        #[command(flatten)]
+        list: ListArgs,
+        /// How many lines
+        #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true)]
+        limit: usize,
+    },
+    /// Print the line of one id as top would print it; exit code 1 when it is not listed
+    Rank {
+        #[command(flatten)]
+        list: ListArgs,
+        /// The id as it is in the events, not escaped
+        id: String,
+    },
+    /// Show counters, rates, lists and the last verifications while others write; on a terminal, until it is interrupted
+    Watch {
+        /// A database that replay has made
+        #[arg(long, value_name = "FILE")]
+        db: PathBuf,
+        /// The day, YYYY-MM-DD, that shows and trending are listed at [default: today in UTC]
+        #[arg(long, value_name = "DATE")]
+        at: Option<Date>,
     },
     /// Compare totals with the rows that they count
     Verify {
@@ -61,6 +91,22 @@ enum Command {
         #[arg(long, conflicts_with = "resume")]
         force: bool,
     },
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// What is listed
+    #[arg(value_name = "LIST")]
+    name: lists::Name,
+    /// A database that replay has made
+    #[arg(long, value_name = "FILE")]
+    db: PathBuf,
+    /// The day, YYYY-MM-DD, that shows are listed at, and at whose end in UTC trending is; artists are listed as they are now
+    #[arg(long, value_name = "DATE")]
+    at: Date,
+    /// For trending: after this time a vote weighs half; 6h, 1d or 7d [default: 7d]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    half_life: Option<HalfLife>,
 }
 
 #[derive(Debug, Args)]
@@ -106,9 +152,12 @@ impl Cli {
             Some(Command::Replay { events, db, stream }) => {
                 replay_file(&mut out, &events, &db, stream).map_err(|error| error.in_file(&db))
             }
-            Some(Command::Totals { counter, db }) => {
-                totals(&mut out, &counter, &db).map_err(|error| error.in_file(&db))
+            Some(Command::Totals { counter, db, at }) => {
+                print_totals(&mut out, &counter, &db, at).map_err(|error| error.in_file(&db))
             }
+            Some(Command::Top { list, limit }) => top(&mut out, &list, limit).map_err(|error| error.in_file(&list.db)),
+            Some(Command::Rank { list, id }) => rank(&mut out, &list, &id).map_err(|error| error.in_file(&list.db)),
+            Some(Command::Watch { db, at }) => watch_file(&mut out, &db, at).map_err(|error| error.in_file(&db)),
             Some(Command::Verify { audit }) => run_audit(&mut out, Mode::Verify, audit, false),
             Some(Command::Repair { audit, force }) => run_audit(&mut out, Mode::Repair, audit, force),
         }?;
@@ -126,10 +175,10 @@ fn replay_file(out: &mut impl Write, events: &Path, db: &Path, stream: Option<St
     // Before the database: one is not to be made for events that cannot be read.
     let mut lines = Lines::open(events, &mut progress)?;
     let mut conn = schema::create(db)?;
-    let done = replay::replay(&mut conn, &stream, &mut lines, &mut progress)?;
+    let done = replay::replay(&mut conn, &stream, &mut lines, &mut progress, Count::EachCommit)?;
     writeln!(
         out,
-        "stream {stream}: {} events applied in {} commits, {} statements on totals; {} lines were applied before",
+        "stream {stream}: {} events applied in {} commits, {} statements on totals and boards; {} lines were applied before",
         number(done.events),
         number(done.commits),
         number(done.statements),
@@ -145,23 +194,39 @@ fn stream_name(events: &Path) -> Result<String> {
     Ok(name.strip_suffix(".gz").unwrap_or(&name).to_owned())
 }
 
-fn totals(out: &mut impl Write, counter: &str, db: &Path) -> Result<Outcome> {
-    const PAGE: usize = 4096;
+fn print_totals(out: &mut impl Write, counter: &str, db: &Path, at: Option<Date>) -> Result<Outcome> {
     let counter = C::LAYOUT.find(counter)?;
-    let conn = schema::open_to_read(db)?;
-    let cut = conn.unchecked_transaction()?; // all pages show one moment
-    let mut store = SqliteStore::new(&cut, &C::LAYOUT);
-    let mut after = None;
-    loop {
-        let page = store.page(counter, after.as_ref(), PAGE)?;
-        for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
-            writeln!(out, "{}\t{total}", counter.show(key))?;
-        }
-        match page.last() {
-            Some((key, _)) if page.len() == PAGE => after = Some(key.clone()),
-            _ => return Ok(Outcome::Clean),
-        }
+    totals::print(out, &schema::open_to_read(db)?, counter, at)?;
+    Ok(Outcome::Clean)
+}
+
+fn top(out: &mut impl Write, args: &ListArgs, limit: usize) -> Result<Outcome> {
+    let list = List::new(args.name, args.half_life)?;
+    let conn = schema::open_to_read(&args.db)?;
+    let moment = conn.unchecked_transaction()?;
+    for line in list.top(&mut SqliteStore::new(&moment, &C::LAYOUT), args.at, limit)? {
+        print_line(out, &line)?;
     }
+    Ok(Outcome::Clean)
+}
+
+fn rank(out: &mut impl Write, args: &ListArgs, id: &str) -> Result<Outcome> {
+    let list = List::new(args.name, args.half_life)?;
+    let conn = schema::open_to_read(&args.db)?;
+    let moment = conn.unchecked_transaction()?;
+    let line = list.rank(&mut SqliteStore::new(&moment, &C::LAYOUT), args.at, id)?;
+    let line = line.ok_or_else(|| Error::said(format!("{} {id:?} is not listed on {}", list.what(), args.at)))?;
+    print_line(out, &line)?;
+    Ok(Outcome::Clean)
+}
+
+fn print_line(out: &mut impl Write, line: &Line) -> Result<()> {
+    Ok(writeln!(out, "{}\t{}\t{}", line.rank, line.id, line.score)?)
+}
+
+fn watch_file(out: &mut impl Write, db: &Path, at: Option<Date>) -> Result<Outcome> {
+    watch::run(out, &schema::open_to_read(db)?, db, at)?;
+    Ok(Outcome::Clean)
 }
 
 fn run_audit(out: &mut impl Write, mode: Mode, args: AuditArgs, force: bool) -> Result<Outcome> {
@@ -178,6 +243,17 @@ fn run_audit(out: &mut impl Write, mode: Mode, args: AuditArgs, force: bool) -> 
         Mode::Repair => schema::open(&args.db)?,
     };
     let report = audit::run(&conn, mode, &scope).map_err(|error| error.in_file(&args.db))?;
+    note(&args.db, &report);
     audit::print(out, &report, args.json)?;
     Ok(audit::outcome(mode, &report))
+}
+
+/// Notes what was found clean, over a connection of its own: a verify's only reads. What a run has found stands whether that succeeds or not.
+fn note(db: &Path, report: &Report) {
+    if verified::is_due(report) {
+        let noted = schema::open_to_note(db).and_then(|conn| verified::note(&conn, report, seconds_now()));
+        if let Err(error) = noted.map_err(|error| error.in_file(db)) {
+            let _ = writeln!(io::stderr(), "{error}; it is not noted when counters were found clean");
+        }
+    }
 }

@@ -5,22 +5,22 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use keepcount::reconcile::{Mode, Report};
-use rusqlite::Connection;
-use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use keepcount::{Date, SqliteStore};
+use rusqlite::{Connection, OptionalExtension as _};
 
 use crate::audit::{self, Scope};
+use crate::clock::{now, seconds_now};
+use crate::costs::Day;
 use crate::error::{Error, Result};
 use crate::lines::Lines;
-use crate::progress::{self, Progress};
-use crate::replaced::{self, Cost};
-use crate::replay::{self, Done};
+use crate::progress::Progress;
+use crate::replay::{self, Count};
 use crate::schema::C;
 use crate::text::{Table, number};
-use crate::{schema, season};
+use crate::traced::trace;
+use crate::{lists, schema, season, verified};
 
 const SEED: u64 = 1842;
 
@@ -68,12 +68,16 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
     };
     let mut conn = schema::create(db)?;
 
-    let started = progress::now();
-    let done = replay::replay(&mut conn, "demonstration", &mut lines, &mut progress)?;
+    let started = now();
+    let (done, traced) =
+        trace(&mut conn, |conn| replay::replay(conn, "demonstration", &mut lines, &mut progress, Count::EachEvent))?;
     let seconds = started.elapsed().as_secs_f64();
     let source = events.map_or_else(|| "A season, made with a seed".to_owned(), |events| events.display().to_string());
     writeln!(out, "{source}: {} events replayed in {seconds:.1} s, each with its hooks\n", number(done.events))?;
     writeln!(out, "{}", rows(&conn)?)?;
+    let today = last_day(&conn)?;
+    let lists = lists::side_by_side(&mut SqliteStore::new(&conn, &C::LAYOUT), today, 3)?;
+    writeln!(out, "The first of the lists on {today}\n\n{lists}")?;
 
     writeln!(out, "Broken behind the hooks' back, by SQL alone\n\n{}", break_it(&conn)?)?;
     let found = reconcile(out, &conn, Mode::Verify)?;
@@ -89,15 +93,16 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
          JOIN artists AS a ON a.id = t.key WHERE t.total <> 0 ORDER BY t.total DESC LIMIT 5\"\n",
         db.display()
     )?;
-    writeln!(out, "What a day costs\n\n{}", costs(&mut conn, &done)?)?;
-    writeln!(
-        out,
-        "  The hooks' day has all {} events above, each in a transaction of its own; the rows that they read are the\n  \
-         totals that they add to, and the old row of each of {} updates.",
-        number(done.events),
-        number(done.updates),
-    )?;
+    let day = Day::measure(&mut conn, &done, &traced, today)?;
+    writeln!(out, "What a day costs\n\n{}\n{}", day.table(), day.explained())?;
     Ok(())
+}
+
+/// The day that the events end on, as far as their rows tell: a show is completed on its date.
+fn last_day(conn: &Connection) -> Result<Date> {
+    let text = "SELECT date FROM shows ORDER BY status = 'completed' DESC, date DESC LIMIT 1";
+    let date: Option<String> = conn.query_row(text, (), |row| row.get(0)).optional()?;
+    date.map_or(Ok(Date::MIN), |date| date.parse().map_err(|error| Error::said(format!("a show's date: {error}"))))
 }
 
 /// A file of this process's own, without what an earlier process of the same number has left.
@@ -134,63 +139,16 @@ fn break_it(conn: &Connection) -> Result<Table> {
     Ok(table)
 }
 
-/// Every key that differs is listed by the verify; the repair need not repeat them.
+/// The verify shows a key of each counter that differs; the repair need not repeat them, and a clean run is one line.
 fn reconcile(out: &mut impl Write, conn: &Connection, mode: Mode) -> Result<Report> {
-    let (title, samples) = if mode == Mode::Verify { ("Verify", 20) } else { ("Repair", 0) };
+    let (title, samples) = if mode == Mode::Verify { ("Verify", 1) } else { ("Repair", 0) };
     let report = audit::run(conn, mode, &Scope { samples: Some(samples), ..Scope::default() })?;
-    writeln!(out, "{title}\n\n{}\n", report.table())?;
+    verified::note(conn, &report, seconds_now())?;
+    if mode == Mode::Verify && report.drift() == 0 {
+        writeln!(out, "{title}\n\n{report}\n")?;
+    } else {
+        writeln!(out, "{title}\n\n{}\n", report.table())?;
+    }
     out.flush()?;
     Ok(report)
-}
-
-/// The replaced system's jobs, as often as they ran, beside hooks and one verification.
-fn costs(conn: &mut Connection, done: &Done) -> Result<Table> {
-    let engagement = replaced::engagement(conn)?;
-    let artists = replaced::artists(conn)?;
-    let hooks = Cost {
-        statements: done.statements_one_by_one,
-        rows_read: done.statements_one_by_one + done.updates,
-        rows_written: done.statements_one_by_one,
-    };
-    let verification = verification(conn)?;
-
-    let mut table = Table::new(["", "a day", "statements", "rows read", "rows written"]);
-    let mut system = |name: &str, parts: [(&str, u64, Cost); 2]| {
-        let mut sum = Cost::default();
-        for (part, times, cost) in parts {
-            let day = cost.times(times);
-            table.row(cells(part, &format!("{times}x"), &day));
-            sum = sum.plus(&day);
-        }
-        table.row(cells(name, "", &sum));
-    };
-    system(
-        "the replaced system",
-        [("hourly engagement recount", 24, engagement), ("two-hourly artist recount", 12, artists)],
-    );
-    system("keepcount", [("hooks", 1, hooks), ("full verification", 1, verification)]);
-    Ok(table)
-}
-
-/// One full verification: SQLite itself tells every statement that it runs.
-fn verification(conn: &mut Connection) -> Result<Cost> {
-    let statements = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&statements);
-    let count = move |_: TraceEvent<'_>| {
-        counted.fetch_add(1, Ordering::Relaxed);
-    };
-    conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(count))?;
-    let report = audit::run(conn, Mode::Verify, &Scope::default())?;
-    conn.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent<'_>)>)?;
-
-    let mut totals = 0;
-    for placed in C::LAYOUT.counters() {
-        let count = format!("SELECT count(*) FROM {}", placed.table_name());
-        totals += conn.query_row(&count, (), |row| row.get::<_, i64>(0))?.unsigned_abs();
-    }
-    Ok(Cost { statements: statements.load(Ordering::Relaxed), rows_read: report.rows + totals, rows_written: 0 })
-}
-
-fn cells(name: &str, times: &str, cost: &Cost) -> [String; 5] {
-    [name.to_owned(), times.to_owned(), number(cost.statements), number(cost.rows_read), number(cost.rows_written)]
 }

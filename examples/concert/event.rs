@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use keepcount::Date;
 use keepcount::concert::Status;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -48,9 +49,14 @@ impl Event {
             other => return Err(format!("unknown table {other:?}")),
         };
         let row = Members::parse("row", event.raw("row")?)?;
+        // When the event happened at the latest, if it says so; only votes have a time to compare it with.
+        let now = |table| match table {
+            Table::Votes => event.date_if_any("at").map(|at| at.map(Date::last_second)),
+            _ => Ok(None),
+        };
         match event.text("op")?.as_str() {
-            "insert" => Ok(Self::Insert(Row::parse(table, &row)?)),
-            "update" => Ok(Self::Update(Row::parse(table, &row)?)),
+            "insert" => Ok(Self::Insert(Row::parse(table, &row, now(table)?)?)),
+            "update" => Ok(Self::Update(Row::parse(table, &row, now(table)?)?)),
             "delete" => Ok(Self::Delete(table, row.id("id")?)),
             other => Err(format!("unknown op {other:?}")),
         }
@@ -58,7 +64,7 @@ impl Event {
 }
 
 impl Row {
-    fn parse(table: Table, row: &Members<'_>) -> Result<Self, Reason> {
+    fn parse(table: Table, row: &Members<'_>, now: Option<i64>) -> Result<Self, Reason> {
         let id = row.id("id")?;
         Ok(match table {
             Table::Artists => Self::Artist(ArtistRow {
@@ -74,13 +80,19 @@ impl Row {
                 status: row.status("status")?,
             }),
             Table::Setlists => Self::Setlist(SetlistRow { id, show_id: row.id_or_null("show_id")? }),
-            Table::Votes => Self::Vote(VoteRow {
-                id,
-                setlist_id: row.id("setlist_id")?,
-                user_id: row.id("user_id")?,
-                kind: row.kind("kind")?,
-                created_at: row.integer("created_at", i64::MIN, i64::MAX)?,
-            }),
+            Table::Votes => {
+                let vote = VoteRow {
+                    id,
+                    setlist_id: row.id("setlist_id")?,
+                    user_id: row.id("user_id")?,
+                    kind: row.kind("kind")?,
+                    created_at: row.integer("created_at", i64::MIN, i64::MAX)?,
+                };
+                Self::Vote(match now {
+                    Some(now) => vote.not_after(now).map_err(|future| future.to_string())?,
+                    None => vote,
+                })
+            }
         })
     }
 }
@@ -133,9 +145,17 @@ impl<'a> Members<'a> {
         }
     }
 
-    fn date(&self, name: &str) -> Result<String, Reason> {
-        let date = self.text(name)?;
-        if is_date(&date) { Ok(date) } else { Err(format!("{name} is {date:?}, not a date YYYY-MM-DD")) }
+    fn date(&self, name: &str) -> Result<Date, Reason> {
+        self.text(name)?.parse().map_err(|error| format!("{name}: {error}"))
+    }
+
+    /// Nothing where it is absent or null.
+    fn date_if_any(&self, name: &str) -> Result<Option<Date>, Reason> {
+        if !self.0.contains_key(name) {
+            return Ok(None);
+        }
+        let text: Option<String> = self.value(name, "a string or null")?;
+        text.map(|text| text.parse().map_err(|error| format!("{name}: {error}"))).transpose()
     }
 
     fn status(&self, name: &str) -> Result<Status, Reason> {
@@ -150,27 +170,4 @@ impl<'a> Members<'a> {
 
 fn without_zero(name: &str, id: String) -> Result<String, Reason> {
     if id.contains('\0') { Err(format!("{name} contains U+0000")) } else { Ok(id) }
-}
-
-/// A date of the Gregorian calendar, written YYYY-MM-DD.
-fn is_date(text: &str) -> bool {
-    let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text.as_bytes() else { return false };
-    let number = |digits: &[u8]| {
-        let all_digits = digits.iter().all(u8::is_ascii_digit);
-        all_digits.then(|| digits.iter().fold(0_u32, |number, digit| number * 10 + u32::from(digit - b'0')))
-    };
-    let (Some(year), Some(month), Some(day)) =
-        (number(&[*y1, *y2, *y3, *y4]), number(&[*m1, *m2]), number(&[*d1, *d2]))
-    else {
-        return false;
-    };
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
-        4 | 6 | 9 | 11 => 30,
-        2 if leap => 29,
-        2 => 28,
-        _ => 0,
-    };
-    year >= 1 && (1..=days).contains(&day)
 }

@@ -1,15 +1,19 @@
 //! A concert site on an embedded SQLite file, whose counters keepcount keeps; here only exit codes.
 //!
 //! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows and totals in one
-//! transaction) and `audit.rs` (verify and repair), in this order.
+//! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order.
 
 mod app;
 mod audit;
 mod cli;
+mod clock;
+mod costs;
 mod demo;
 mod error;
 mod event;
+mod figures;
 mod lines;
+mod lists;
 mod progress;
 mod replaced;
 mod replay;
@@ -17,6 +21,10 @@ mod rows;
 mod schema;
 mod season;
 mod text;
+mod totals;
+mod traced;
+mod verified;
+mod watch;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

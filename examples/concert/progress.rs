@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::clock::now;
 use crate::text::number;
 
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -50,10 +51,4 @@ impl Progress {
             self.bar.finish();
         }
     }
-}
-
-/// Never a factor in what is written: only shown to people.
-#[allow(clippy::disallowed_methods, reason = "the pure modules must not look at a clock; an application may")]
-pub fn now() -> Instant {
-    Instant::now()
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use keepcount::Date;
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
 
 use crate::error::Result;
@@ -73,6 +74,43 @@ pub fn artists(conn: &mut Connection) -> Result<Cost> {
     Ok(job.cost)
 }
 
+/// The four-hourly trending of artists: reads all of them, and patches the score and the rank of every one.
+pub fn artist_trending(conn: &mut Connection) -> Result<Cost> {
+    let columns = "ALTER TABLE artists ADD COLUMN upcoming_shows_count INTEGER NOT NULL DEFAULT 0;
+                   ALTER TABLE artists ADD COLUMN trending_score REAL; ALTER TABLE artists ADD COLUMN trending_rank INTEGER";
+    let mut job = Job::begin(conn, columns)?;
+    let all = "SELECT id, upcoming_shows_count + followers / 1000000 + popularity / 10 FROM artists";
+    let mut scored = job.read(all, (), |row| Ok((row.get::<_, String>(0)?, row.get::<_, f64>(1)?.max(1.0))))?;
+    scored.sort_by(|one, other| other.1.total_cmp(&one.1));
+    job.rank("UPDATE artists SET trending_score = ?2, trending_rank = ?3 WHERE id = ?1", &scored)?;
+    Ok(job.cost)
+}
+
+/// The four-hourly trending of shows: reads all upcoming ones, and patches the score and the rank of every one.
+pub fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
+    let columns = "ALTER TABLE shows ADD COLUMN setlist_count INTEGER NOT NULL DEFAULT 0;
+                   ALTER TABLE shows ADD COLUMN vote_count INTEGER NOT NULL DEFAULT 0;
+                   ALTER TABLE shows ADD COLUMN trending_score REAL; ALTER TABLE shows ADD COLUMN trending_rank INTEGER";
+    let mut job = Job::begin(conn, columns)?;
+    let upcoming = "SELECT id, julianday(date) - julianday(?1), vote_count + 2 * setlist_count FROM shows WHERE status = 'upcoming'";
+    let mut scored = job.read(upcoming, [at.to_string()], |row| {
+        let (days, weight): (f64, f64) = (row.get(1)?, row.get(2)?);
+        Ok((row.get::<_, String>(0)?, (30.0 - days).max(0.0) * (10.0 + weight) / 300.0))
+    })?;
+    scored.sort_by(|one, other| other.1.total_cmp(&one.1));
+    job.rank("UPDATE shows SET trending_score = ?2, trending_rank = ?3 WHERE id = ?1", &scored)?;
+    Ok(job.cost)
+}
+
+/// One of the orchestrator's looks at what is due; it has four jobs.
+pub fn poll(conn: &mut Connection) -> Result<Cost> {
+    let settings = "CREATE TABLE settings (job TEXT PRIMARY KEY, last_run INTEGER) STRICT;
+                    INSERT INTO settings (job) VALUES ('engagement'), ('artists'), ('artist trending'), ('show trending')";
+    let mut job = Job::begin(conn, settings)?;
+    job.read("SELECT job, last_run FROM settings", (), |row| row.get::<_, String>(0))?;
+    Ok(job.cost)
+}
+
 /// A job's transaction, rolled back when dropped, and what was done in it.
 struct Job<'c> {
     tx: Transaction<'c>,
@@ -97,6 +135,11 @@ impl<'c> Job<'c> {
         self.cost.statements += 1;
         self.cost.rows_read += rows.len() as u64;
         Ok(rows)
+    }
+
+    /// Patches all of them, whether their score or rank has changed or not.
+    fn rank(&mut self, text: &str, scored: &[(String, f64)]) -> Result<()> {
+        (1_i64..).zip(scored).try_for_each(|(rank, (id, score))| self.write(text, params![id, score, rank]))
     }
 
     fn write(&mut self, text: &str, params: impl Params) -> Result<()> {

@@ -24,21 +24,34 @@ pub struct Done {
     pub events: u64,
     pub updates: u64,
     pub commits: u64,
-    /// Statements on tables of totals.
+    /// Statements that wrote totals and lines of boards.
     pub statements: u64,
-    /// What these would have been with a transaction for every event, as a site has.
-    pub statements_one_by_one: u64,
+}
+
+/// When totals are written; their rows always are event by event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// Once a commit: what its events do to one total becomes one statement.
+    EachCommit,
+    /// As a site does, where every event is a transaction of its own.
+    EachEvent,
 }
 
 /// Applies the events that an earlier replay of this stream has not applied yet.
-pub fn replay(conn: &mut Connection, stream: &str, lines: &mut Lines, progress: &mut Progress) -> Result<Done> {
+pub fn replay(
+    conn: &mut Connection,
+    stream: &str,
+    lines: &mut Lines,
+    progress: &mut Progress,
+    count: Count,
+) -> Result<Done> {
     let mut applied = position(conn, stream)?;
     lines.skip_to(&applied, stream)?;
     let mut done = Done { lines_before: applied.lines.unsigned_abs(), ..Done::default() };
     loop {
         // Read and parsed before the transaction, so that a slow file keeps no lock.
         let chunk = Chunk::read(lines);
-        let refused = commit(conn, stream, &mut applied, &chunk, &mut done)?;
+        let refused = commit(conn, stream, &mut applied, &chunk, &mut done, count)?;
         progress.tell(applied.lines);
         if let Some(refused) = refused.or(chunk.refused) {
             return Err(refused.into());
@@ -87,6 +100,7 @@ fn commit(
     applied: &mut Position,
     chunk: &Chunk,
     done: &mut Done,
+    count: Count,
 ) -> Result<Option<Refused>> {
     let mut tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if position(&tx, stream)? != *applied {
@@ -109,8 +123,11 @@ fn commit(
             }
             Err(error) => return Err(error),
         }
-        now.statements_one_by_one += hooks.len() as u64;
         batch.merge(&hooks);
+        if count == Count::EachEvent {
+            now.statements += write_totals(&tx, &batch, after.lines, after.lines)?;
+            batch.clear();
+        }
         end = *after;
         now.events += 1;
         now.updates += u64::from(matches!(event, Event::Update(_)));
@@ -118,15 +135,20 @@ fn commit(
     if end != *applied {
         set_position(&tx, stream, &end)?;
         // Totals last: their rows, which everybody wants, are held for the shortest time.
-        let counted = SqliteStore::new(&tx, &C::LAYOUT).apply(&batch).map_err(|error| {
-            Error::Said(format!("{error}; none of lines {} to {} is applied", applied.lines + 1, end.lines))
-        })?;
+        now.statements += write_totals(&tx, &batch, applied.lines + 1, end.lines)?;
         tx.commit()?;
         now.commits += 1;
-        now.statements += counted.statements;
         (*applied, *done) = (end, now);
     }
     Ok(refused)
+}
+
+/// Says how many statements it took; after an error nothing of the transaction may stay.
+fn write_totals(tx: &Connection, batch: &Batch, first: i64, last: i64) -> Result<u64> {
+    let applied = SqliteStore::new(tx, &C::LAYOUT).apply(batch);
+    let applied =
+        applied.map_err(|error| Error::Said(format!("{error}; none of lines {first} to {last} is applied")))?;
+    Ok(applied.statements)
 }
 
 fn position(conn: &Connection, stream: &str) -> Result<Position> {

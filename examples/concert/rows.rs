@@ -1,7 +1,10 @@
 //! The application's own rows: how SQLite returns them, and what each counts for.
 
-use keepcount::concert::{Artist, Setlist, Show, Status, Vote};
-use keepcount::{Def, Record, Tally};
+use std::error::Error;
+use std::str::FromStr;
+
+use keepcount::concert::{Artist, FutureVote, Setlist, Show, Status, Vote};
+use keepcount::{Date, Def, Record, Tally};
 use rusqlite::Row;
 use rusqlite::types::Type;
 
@@ -17,7 +20,7 @@ pub struct ArtistRow {
 pub struct ShowRow {
     pub id: String,
     pub artist_id: Option<String>,
-    pub date: String,
+    pub date: Date,
     pub status: Status,
 }
 
@@ -43,7 +46,7 @@ impl Record for ArtistRow {
     const COUNTERS: &'static [Def] = Artist::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
-        Artist::new(self.id.as_str()).tally(to);
+        Artist::new(self.id.as_str(), self.followers, self.popularity).tally(to);
     }
 }
 
@@ -51,7 +54,7 @@ impl Record for ShowRow {
     const COUNTERS: &'static [Def] = Show::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
-        Show::new(self.artist_id.as_deref(), self.status).tally(to);
+        Show::new(self.id.as_str(), self.artist_id.as_deref(), self.date, self.status).tally(to);
     }
 }
 
@@ -59,7 +62,7 @@ impl Record for SetlistRow {
     const COUNTERS: &'static [Def] = Setlist::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
-        Setlist::new(self.show_id.as_deref()).tally(to);
+        Setlist::new(self.id.as_str(), self.show_id.as_deref()).tally(to);
     }
 }
 
@@ -67,7 +70,20 @@ impl Record for VoteRow {
     const COUNTERS: &'static [Def] = Vote::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
-        Vote::new(Some(self.setlist_id.as_str()), Some(self.user_id.as_str()), self.kind == "up").tally(to);
+        self.view().tally(to);
+    }
+}
+
+impl VoteRow {
+    /// Refuses a vote that is given or changed before it exists; what is stored already counts whenever it is from.
+    pub fn not_after(self, now: i64) -> Result<Self, FutureVote> {
+        let vote = self.view();
+        Vote::new(vote.setlist, vote.user, vote.up, vote.created_at, now)?;
+        Ok(self)
+    }
+
+    fn view(&self) -> Vote<&str> {
+        Vote::stored(Some(&self.setlist_id), Some(&self.user_id), self.kind == "up", self.created_at)
     }
 }
 
@@ -85,12 +101,14 @@ impl ShowRow {
     pub const COLUMNS: &'static str = "id, artist_id, date, status";
 
     pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let status: String = row.get(3)?;
-        let status = status
-            .parse()
-            .map_err(|unknown| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, Box::new(unknown)))?;
-        Ok(Self { id: row.get(0)?, artist_id: row.get(1)?, date: row.get(2)?, status })
+        Ok(Self { id: row.get(0)?, artist_id: row.get(1)?, date: parsed(row, 2)?, status: parsed(row, 3)? })
     }
+}
+
+/// A text column as what it stands for.
+fn parsed<T: FromStr<Err: Error + Send + Sync + 'static>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
 
 impl SetlistRow {

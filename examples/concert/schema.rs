@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::error::{Error, Result};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
+use crate::verified;
 
 /// The counters, keyed by the application's ids: texts.
 pub type C = keepcount::concert::Concert<String>;
@@ -43,11 +44,12 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
-/// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first column.
+/// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first columns.
 const INDICES: &str = "
-    CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, status);
+    CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, date, status);
+    CREATE INDEX IF NOT EXISTS shows_by_date ON shows (date, id, status);
     CREATE INDEX IF NOT EXISTS setlists_by_show ON setlists (show_id);
-    CREATE INDEX IF NOT EXISTS votes_by_setlist ON votes (setlist_id, kind);
+    CREATE INDEX IF NOT EXISTS votes_by_setlist ON votes (setlist_id, created_at, kind);
     CREATE INDEX IF NOT EXISTS votes_by_user ON votes (user_id);
 ";
 
@@ -57,6 +59,7 @@ pub fn create(path: &Path) -> Result<Connection> {
         let mut conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(TABLES)?;
+        tx.execute_batch(verified::TABLE)?;
         check_rows(&tx)?;
         tx.execute_batch(INDICES)?;
         SqliteStore::new(&tx, &C::LAYOUT).create()?;
@@ -86,6 +89,13 @@ pub fn open_to_read(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
+/// For a short note beside what was done: it is not worth a long wait for another writer.
+pub fn open_to_note(path: &Path) -> Result<Connection> {
+    let conn = connect(path, OpenFlags::empty())?;
+    conn.busy_timeout(Duration::from_secs(1))?;
+    Ok(conn)
+}
+
 /// Read-write even where only reads follow: the last reader of a WAL then clears its files away. SQLite itself opens a
 /// file that is write-protected for reading only.
 fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
@@ -96,7 +106,7 @@ fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     conn.busy_timeout(Duration::from_secs(10))?;
     conn.execute_batch("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL")?;
     // More than there are statements in the application and in keepcount: each is prepared once.
-    conn.set_prepared_statement_cache_capacity(128);
+    conn.set_prepared_statement_cache_capacity(512);
     Ok(conn)
 }
 
@@ -108,6 +118,7 @@ fn check_rows(conn: &Connection) -> Result<()> {
         ("setlists", SetlistRow::COLUMNS),
         ("votes", VoteRow::COLUMNS),
         ("replay_position", "stream, lines, hash"),
+        ("verifications", "counter, at"),
     ] {
         conn.prepare(&format!("SELECT {columns} FROM {table}")).map_err(|error| match error {
             rusqlite::Error::SqlInputError { msg, .. } => {

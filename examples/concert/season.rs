@@ -46,7 +46,9 @@ impl Season {
 
     fn artists(&mut self) {
         for artist in 0..ARTISTS + GONE_ARTISTS {
-            let (followers, popularity) = (self.random.below(1_000_000), self.random.below(101));
+            // The first are famous, and nobody's next thousand followers make a million.
+            let followers = 40 / (artist + 1) * 1_000_000 + self.random.below(999_000);
+            let popularity = self.random.below(101);
             let row = |followers| {
                 format!(
                     r#"{{"id":"ar{artist}","name":"Artist {artist}","followers":{followers},"popularity":{popularity}}}"#

@@ -1,11 +1,12 @@
-//! Numbers and tables that a person can read.
+//! Numbers, times and tables that a person can read.
 
 use std::fmt;
 
 /// Digits in groups of three.
-pub fn number(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
+pub fn number(number: impl Into<i128>) -> String {
+    let number = number.into();
+    let digits = number.unsigned_abs().to_string();
+    let mut grouped = String::from(if number < 0 { "-" } else { "" });
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at).is_multiple_of(3) {
             grouped.push(',');
@@ -15,18 +16,29 @@ pub fn number(number: u64) -> String {
     grouped
 }
 
+/// How long ago something was, in the largest unit that it fills.
+pub fn ago(seconds: i64) -> String {
+    match seconds {
+        ..1 => "now".to_owned(),
+        1..60 => format!("{seconds} s ago"),
+        60..3_600 => format!("{} min ago", seconds / 60),
+        3_600..86_400 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} d ago", number(seconds / 86_400)),
+    }
+}
+
 /// Columns as wide as their widest cell: the first to the left, the others to the right.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub fn new<const N: usize>(head: [&str; N]) -> Self {
-        Self { rows: vec![head.map(str::to_owned).to_vec()] }
+    pub fn new<'a>(head: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { rows: vec![head.into_iter().map(str::to_owned).collect()] }
     }
 
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
     }
 }
 

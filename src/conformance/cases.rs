@@ -6,6 +6,7 @@ use super::{Call, Expect, Step};
 use crate::batch::Batch;
 use crate::counter::Counter;
 use crate::key::{AsKey, Key, KeyBuf};
+use crate::range::KeyRange;
 
 pub(super) const NUMBER: Counter<i64> = Counter::new("conformance.number");
 pub(super) const OTHER: Counter<i64> = Counter::new("conformance.other");
@@ -18,6 +19,15 @@ pub(super) const ID: Counter<[u8; 16]> = Counter::new("conformance.id");
 pub(super) const ONE: Counter<()> = Counter::new("conformance.one");
 pub(super) const WIDE: Counter<i128> = Counter::new("conformance.wide");
 pub(super) const WIDEST: Counter<u128> = Counter::new("conformance.widest");
+/// Children with their parents, and parents with the top.
+pub(super) const LINK: Counter<(i64, String)> = Counter::new("conformance.link");
+pub(super) const TOP_LINK: Counter<(String, ())> = Counter::new("conformance.top_link");
+pub(super) const CHILD: Counter<i64> = Counter::new("conformance.child");
+pub(super) const DAYS: Counter<(i64, i32)> = Counter::new("conformance.days");
+pub(super) const PARENT: Counter<String> = Counter::new("conformance.parent").sum_of(CHILD, LINK);
+pub(super) const PARENT_DAYS: Counter<(String, i32)> =
+    Counter::<(String, i32)>::new("conformance.parent_days").sum_of_tail(DAYS, LINK);
+pub(super) const TOP: Counter<()> = Counter::new("conformance.top").sum_of(PARENT, TOP_LINK);
 
 /// What writes a case's steps.
 pub(super) type Write = fn(&mut Script);
@@ -73,6 +83,16 @@ impl Script {
     fn holds<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, totals: &[(A, i64)]) {
         self.read(counter, totals);
         self.page(counter, None, usize::MAX, totals);
+    }
+
+    /// A range shows as many of these totals, which are all that it holds, as its limit allows; and its sum is theirs.
+    fn range<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, range: &KeyRange, all: &[(A, i64)]) {
+        let totals: Vec<_> = all.iter().map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
+        for limit in [0, 1, totals.len(), totals.len() + 1, usize::MAX] {
+            let expect = Expect::Following(totals.iter().take(limit).cloned().collect());
+            self.call(Call::Range { counter: counter.def(), range: range.clone(), limit }, expect);
+        }
+        self.call(Call::Sum(counter.def(), range.clone()), Expect::Sum(all.iter().map(|(_, total)| total).sum()));
     }
 
     /// Pages of one size, from the first to the empty one behind the last, show these totals.
@@ -160,6 +180,12 @@ fn touch(batch: &mut Batch, keys: i64) {
     batch.add(ONE, (), 3);
     batch.add(OTHER, 1, 1);
     batch.add(WIDE, -1, 1);
+}
+
+fn add_all<K: Key, A: AsKey<K>>(batch: &mut Batch, counter: Counter<K>, amounts: &[(A, i64)]) {
+    for (key, amount) in amounts {
+        batch.add(counter, key, *amount);
+    }
 }
 
 fn batch(fill: impl FnOnce(&mut Batch)) -> Batch {
@@ -504,6 +530,142 @@ impl Random {
         let text = "\0r\u{e9}x".chars().cycle().take(4 * usize::try_from(self.below(20)).unwrap_or(0)).collect();
         (text, self.below(500).cast_signed() - 250)
     }
+}
+
+fn a_range_is_what_lies_between_its_bounds(script: &mut Script) {
+    let all: Vec<((&str, i64), i64)> = ["", "a", "a\0", "b"]
+        .into_iter()
+        .flat_map(|text| [i64::MIN, -1, 0, 7, i64::MAX].map(|number| (text, number)))
+        .zip(1..)
+        .collect();
+    script.apply(all.len() as u64, |batch| all.iter().rev().for_each(|(key, total)| batch.add(PAIR, key, *total)));
+    let mut check = |range: KeyRange, inside: &dyn Fn(&(&str, i64)) -> bool| {
+        let wanted: Vec<_> = all.iter().filter(|(key, _)| inside(key)).copied().collect();
+        script.range(PAIR, &range, &wanted);
+    };
+    check(KeyRange::ALL, &|_| true);
+    for head in ["", "a", "a\0", "aa", "c"] {
+        check(PAIR.under(head), &|(text, _)| *text == head);
+        for tail in [i64::MIN, -1, 3, i64::MAX] {
+            check(PAIR.tails(head, tail..), &|(text, number)| *text == head && *number >= tail);
+            check(PAIR.tails(head, ..tail), &|(text, number)| *text == head && *number < tail);
+            check(PAIR.tails(head, -1..=tail), &|(text, number)| *text == head && (-1..=tail).contains(number));
+        }
+        check(PAIR.heads(head..), &|(text, _)| *text >= head);
+        check(PAIR.heads(..head), &|(text, _)| *text < head);
+        check(PAIR.heads(..=head), &|(text, _)| *text <= head);
+        check(PAIR.heads(head.."b"), &|(text, _)| (head.."b").contains(text));
+        let key = KeyBuf::of::<(String, i64)>((head, -1));
+        check(KeyRange::after(Some(&key)), &|key| *key > (head, -1));
+    }
+}
+
+fn a_range_holds_at_most_its_limit(script: &mut Script) {
+    script.apply(300, |batch| (0..300).for_each(|number| batch.add(PAIR, ("a", number), 1)));
+    script.apply(300, |batch| (0..300).for_each(|number| batch.add(NUMBER, number, 1)));
+    let numbers: Vec<(i64, i64)> = (100..200).map(|number| (number, 1)).collect();
+    script.range(NUMBER, &KeyRange::of::<i64, _>(100..200), &numbers);
+    let pairs: Vec<((&str, i64), i64)> = (100..200).map(|number| (("a", number), 1)).collect();
+    script.range(PAIR, &PAIR.tails("a", 100..200), &pairs);
+}
+
+fn a_sum_is_that_of_its_range(script: &mut Script) {
+    script.range::<i64, i64>(NUMBER, &KeyRange::ALL, &[]);
+    script.apply(4, |batch| {
+        add_all(batch, NUMBER, &[(1, i64::MAX), (2, i64::MAX), (3, -i64::MAX), (4, -i64::MAX)]);
+    });
+    script.call(Call::Sum(NUMBER.def(), KeyRange::of::<i64, _>(2..=3)), Expect::Sum(0));
+    script.range::<(), ()>(ONE, &KeyRange::ALL, &[]);
+    script.apply(1, |batch| batch.add(ONE, (), -7));
+    script.range(ONE, &KeyRange::ALL, &[((), -7)]);
+}
+
+fn a_sum_beyond_64_bits_is_refused(script: &mut Script) {
+    script.apply(2, |batch| add_all(batch, NUMBER, &[(1, i64::MAX), (2, i64::MAX)]));
+    script.call(Call::Sum(NUMBER.def(), KeyRange::ALL), Expect::SumOverflow(NUMBER.def()));
+    script.call(Call::Sum(NUMBER.def(), KeyRange::of::<i64, _>(2..)), Expect::Sum(i64::MAX));
+}
+
+fn a_rollup_follows_what_it_sums(script: &mut Script) {
+    script.apply(3, |batch| add_all(batch, LINK, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 1)]));
+    script.holds::<String, &str>(PARENT, &[]);
+    script.apply(6, |batch| add_all(batch, CHILD, &[(1, 5), (2, 7), (3, -1), (4, 9)]));
+    script.holds(PARENT, &[("a", 12), ("b", -1)]);
+    script.apply(2, |batch| add_all(batch, CHILD, &[(1, -5), (2, 5)]));
+    script.holds(PARENT, &[("a", 12), ("b", -1)]);
+    script.apply(4, |batch| {
+        batch.add(TOP_LINK, ("a", ()), 1);
+        batch.add(CHILD, 2_i64, 100);
+    });
+    script.holds(TOP, &[((), 112)]);
+    script.apply(3, |batch| batch.add(CHILD, 1_i64, 1));
+    script.holds(TOP, &[((), 113)]);
+}
+
+fn a_rollup_follows_its_links(script: &mut Script) {
+    script.apply(4, |batch| {
+        add_all(batch, LINK, &[((1, "a"), 1), ((2, "b"), 1)]);
+        add_all(batch, TOP_LINK, &[(("a", ()), 1), (("b", ()), 1)]);
+    });
+    script.apply(5, |batch| add_all(batch, CHILD, &[(1, 5), (2, 7)]));
+    // One moves, and what it takes along changes in the same batch.
+    script.apply(6, |batch| {
+        batch.add(LINK, (1_i64, "a"), -1);
+        batch.add(LINK, (1_i64, "b"), 1);
+        batch.add(CHILD, 1_i64, 10);
+    });
+    script.holds(PARENT, &[("b", 22)]);
+    script.holds(TOP, &[((), 22)]);
+    // With two parents, or twice under one, it counts twice; its parent goes, and it stays.
+    script.apply(3, |batch| batch.add(LINK, (2_i64, "b"), 1));
+    script.holds(PARENT, &[("b", 29)]);
+    script.apply(2, |batch| batch.add(TOP_LINK, ("b", ()), -1));
+    script.holds::<(), ()>(TOP, &[]);
+    script.apply(2, |batch| batch.add(LINK, (2_i64, "b"), -2));
+    script.holds(PARENT, &[("b", 15)]);
+    script.holds(LINK, &[((1_i64, "b"), 1)]);
+}
+
+fn a_rollup_by_tail_keeps_the_tail(script: &mut Script) {
+    script.apply(2, |batch| add_all(batch, LINK, &[((1, "a"), 1), ((2, "a"), 1)]));
+    script.apply(5, |batch| add_all(batch, DAYS, &[((1, -3), 4), ((1, 8), 4), ((2, 8), 4)]));
+    script.holds(PARENT_DAYS, &[(("a", -3), 4), (("a", 8), 8)]);
+    script.apply(6, |batch| {
+        batch.add(LINK, (1_i64, "a"), -1);
+        batch.add(LINK, (1_i64, "b"), 1);
+        batch.add(DAYS, (1_i64, -3), -4);
+    });
+    // At ("b", -3) nothing arrives: it was taken away in the same batch.
+    script.holds(PARENT_DAYS, &[(("a", 8), 4), (("b", 8), 4)]);
+}
+
+fn a_rollup_is_nobody_s_to_add_to(script: &mut Script) {
+    script.apply(3, |batch| {
+        batch.add(LINK, (1_i64, "a"), 1);
+        batch.add(CHILD, 1_i64, 3);
+    });
+    script.refuse(Expect::Rollup(PARENT.def()), |batch| {
+        batch.add(CHILD, 1_i64, 1);
+        batch.add(PARENT, "a", 1);
+    });
+    script.holds(CHILD, &[(1, 3)]);
+    script.holds(PARENT, &[("a", 3)]);
+}
+
+fn an_overflow_of_a_rollup_applies_nothing(script: &mut Script) {
+    script.apply(3, |batch| add_all(batch, LINK, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 2)]));
+    script.apply(2, |batch| batch.add(CHILD, 1_i64, i64::MAX));
+    script.refuse(overflow(PARENT, "a", "total"), |batch| {
+        batch.add(CHILD, 1_i64, -1);
+        batch.add(CHILD, 2_i64, 2);
+        batch.add(NUMBER, 7, 1);
+    });
+    script.refuse(overflow(PARENT, "b", "delta"), |batch| batch.add(CHILD, 3_i64, i64::MAX));
+    script.refuse(overflow(PARENT, "a", "delta"), |batch| batch.add(LINK, (1_i64, "a"), 9));
+    script.holds(CHILD, &[(1, i64::MAX)]);
+    script.holds(PARENT, &[("a", i64::MAX)]);
+    script.holds(LINK, &[((1_i64, "a"), 1), ((2_i64, "a"), 1), ((3_i64, "b"), 2)]);
+    script.holds::<i64, i64>(NUMBER, &[]);
 }
 
 fn random_batches_follow_a_model(script: &mut Script) {

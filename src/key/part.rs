@@ -111,6 +111,29 @@ impl KeyParts {
         })
     }
 
+    /// How many bytes the first `parts` parts of an encoded key take; the key may end behind them. None where it is too short, or is no
+    /// key of these parts.
+    pub(crate) fn head_len(&self, key: &[u8], parts: usize) -> Option<usize> {
+        let mut rest = key;
+        for part in self.as_slice().get(..parts)? {
+            part.skip(&mut rest).ok()?;
+        }
+        Some(key.len() - rest.len())
+    }
+
+    /// The values of a key's beginning: of as many parts as it has.
+    pub(crate) fn values_of_head<'a>(&self, head: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
+        let mut raw = head.as_bytes();
+        let mut values = Vec::new();
+        for part in self.as_slice() {
+            if raw.is_empty() {
+                break;
+            }
+            values.push(part.take(&mut raw)?);
+        }
+        if raw.is_empty() { Ok(values) } else { Err(KeyError::Malformed) }
+    }
+
     /// How many parts there are.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -148,6 +171,17 @@ impl fmt::Display for KeyParts {
 }
 
 impl KeyPart {
+    /// Passes over one value at the front of an encoded key, without looking into it.
+    fn skip(self, raw: &mut &[u8]) -> Result<(), KeyError> {
+        let len = match self {
+            Self::Unsigned(bytes) | Self::Signed(bytes) => usize::from(bytes),
+            Self::Bytes16 | Self::Uuid => 16,
+            Self::Text => raw.iter().position(|byte| *byte == 0).ok_or(KeyError::Malformed)? + 1,
+        };
+        *raw = raw.get(len..).ok_or(KeyError::Malformed)?;
+        Ok(())
+    }
+
     /// Takes one value off the front of an encoded key.
     fn take<'a>(self, raw: &mut &'a [u8]) -> Result<KeyValue<'a>, KeyError> {
         Ok(match self {

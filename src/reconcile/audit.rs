@@ -81,7 +81,7 @@ pub struct Drift {
 }
 
 /// What a measure found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Measured {
     /// Keys compared whose total or sum of rows is not 0.
     pub keys: u64,
@@ -91,6 +91,8 @@ pub struct Measured {
     pub drifts: Vec<Drift>,
     /// The last key compared, where there may be more behind it.
     pub next: Option<KeyBuf>,
+    /// Keys of rows that refer to a parent that is not there, where the source says where parents are.
+    pub dangling: Vec<KeyBuf>,
 }
 
 /// A mend of some keys, in key order.
@@ -151,7 +153,7 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
     };
     let inside = |key: &KeyBuf| next.as_ref().is_none_or(|next| key <= next);
 
-    let mut measured = Measured { keys: 0, rows: 0, drifts: Vec::new(), next: None };
+    let mut measured = Measured::default();
     let mut recounts = recounts.into_iter().take_while(|recount| inside(&recount.key)).peekable();
     let mut totals = totals.into_iter().take_while(|(key, _)| inside(key)).peekable();
     loop {

@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::audit::Audit;
 use super::machine::{Reconciler, Step};
+use super::progress::Progress;
 use super::report::Report;
+use crate::counter::Def;
 use crate::error::Result;
+use crate::observe;
 
-/// The world around a run: time, waiting, stopping, and gates. [`Live`] is the real one; a test hands in its own.
+/// The world around a run: time, waiting, stopping, gates, and who is told of its progress. [`Live`] is the real one; a test hands in its own.
 pub trait Control {
     /// The time since some moment; never goes back.
     fn now(&mut self) -> Duration;
@@ -25,6 +28,11 @@ pub trait Control {
     fn gate(&mut self) -> Option<String> {
         None
     }
+
+    /// Told how far the run has come, after each page that was compared and after each mend.
+    fn progress(&mut self, progress: &Progress) {
+        let _ = progress;
+    }
 }
 
 /// Does a run's steps until it ends.
@@ -37,11 +45,14 @@ pub fn run(
     audit: &mut (impl Audit + ?Sized),
     control: &mut (impl Control + ?Sized),
 ) -> Result<Report> {
+    let _span = observe::run(run.mode());
     loop {
         if control.stopped() {
             run.stop();
         }
-        let done = match run.next(control.now()) {
+        let step = run.next(control.now());
+        let counter = counter_of(&step);
+        let done = match step {
             Step::Identify => audit.identity().and_then(|identity| run.identified(identity)),
             Step::Look(look) => audit.look(&look).and_then(|looked| run.looked(looked, control.now())),
             Step::Measure(ask) => {
@@ -50,22 +61,50 @@ pub fn run(
                     continue;
                 }
                 run.passed(control.now());
-                audit.measure(&ask).and_then(|measured| run.measured(measured, control.now()))
+                audit.measure(&ask).and_then(|measured| {
+                    observe::measured(&ask.counter, &measured);
+                    let now = control.now();
+                    run.measured(measured, now)?;
+                    control.progress(&run.progress(now));
+                    Ok(())
+                })
             }
-            Step::Mend(mend) => audit.mend(&mend).map(|mended| run.mended(mended, control.now())),
+            Step::Mend(mend) => audit.mend(&mend).map(|mended| {
+                observe::mended(&mend.counter, mended);
+                let now = control.now();
+                run.mended(mended, now);
+                control.progress(&run.progress(now));
+            }),
             Step::Wait(time, reason) => {
                 control.wait(time, &reason);
                 Ok(())
             }
-            Step::End => return Ok(run.report()),
+            Step::End => {
+                let report = run.report();
+                observe::ended(&report);
+                return Ok(report);
+            }
         };
         if let Err(error) = done {
-            run.failed(error, control.now())?;
+            let (kind, next) = (observe::kind(&error), error.next());
+            let retried = run.failed(error, control.now());
+            observe::failed(counter, kind, next, retried.is_err());
+            retried.inspect_err(|_| observe::ended(&run.report()))?;
         }
     }
 }
 
-/// The real clock, with a stop flag and gates where they are wanted.
+/// The counter that a step is about, for the log.
+const fn counter_of(step: &Step) -> Option<Def> {
+    match step {
+        Step::Look(look) => Some(look.counter),
+        Step::Measure(ask) => Some(ask.counter),
+        Step::Mend(mend) => Some(mend.counter),
+        Step::Identify | Step::Wait(..) | Step::End => None,
+    }
+}
+
+/// The real clock, with a stop flag, gates, and somebody who is shown the progress, where they are wanted.
 ///
 /// # Examples
 ///
@@ -82,7 +121,10 @@ pub struct Live<'a> {
     started: Option<Instant>,
     stop: Option<&'a AtomicBool>,
     gates: Vec<Box<dyn FnMut() -> Option<String> + 'a>>,
+    on_progress: Option<Show<'a>>,
 }
+
+type Show<'a> = Box<dyn FnMut(&Progress) + 'a>;
 
 /// A stop flag is seen within this time.
 const WAIT_SLICE: Duration = Duration::from_millis(50);
@@ -106,6 +148,23 @@ impl<'a> Live<'a> {
     #[must_use]
     pub fn gate(mut self, gate: impl FnMut() -> Option<String> + 'a) -> Self {
         self.gates.push(Box::new(gate));
+        self
+    }
+
+    /// Calls `show` after each page that was compared and after each mend: it should be quick, or show every so often only. A
+    /// second call replaces the first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::Live;
+    ///
+    /// let mut control = Live::new().on_progress(|progress| eprintln!("{progress}"));
+    /// # let _ = &mut control;
+    /// ```
+    #[must_use]
+    pub fn on_progress(mut self, show: impl FnMut(&Progress) + 'a) -> Self {
+        self.on_progress = Some(Box::new(show));
         self
     }
 }
@@ -138,5 +197,11 @@ impl Control for Live<'_> {
 
     fn gate(&mut self) -> Option<String> {
         self.gates.iter_mut().find_map(|gate| gate())
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        if let Some(show) = &mut self.on_progress {
+            show(progress);
+        }
     }
 }

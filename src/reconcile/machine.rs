@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::audit::{Ask, Drift, Look, Looked, Measured, Mend, Mended};
 use super::options::{Mode, Options};
+use super::progress::{Pace, Progress, estimate};
 use super::report::{CounterReport, Outcome, Report};
 use super::token::Token;
 use crate::counter::Def;
@@ -60,7 +61,7 @@ pub enum Step {
 ///
 /// # The order of work
 ///
-/// A repair first looks at every counter that is left; then counter by counter in the order of names, page by
+/// A repair first looks at every counter that is left and that rows drive; then counter by counter, by level and within one by name, page by
 /// page in key order, measure and mend. Limits, stop and waits come between pages.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -70,10 +71,15 @@ pub struct Reconciler {
     /// What the token that is resumed says of the totals' identity; then what the audit says.
     identity: Option<u64>,
     names: Vec<Def>,
+    /// By level, then by name: a rollup's truth is what the finer levels are stored as.
     scope: Vec<Def>,
+    /// How many of `scope`, its first, are no rollups.
+    driven_by_rows: usize,
     /// The position in `scope`: everything before it is done.
     at: usize,
     after: Option<KeyBuf>,
+    /// Whether the runs that this one resumes have found drift in the current counter.
+    dirty: bool,
     state: State,
     wait: Option<(Duration, String)>,
     stop: bool,
@@ -89,6 +95,9 @@ pub struct Reconciler {
     reports: Vec<CounterReport>,
     pages: u64,
     rows: u64,
+    pace: Pace,
+    /// Keys that this run is expected to compare, for each of `scope`.
+    expected: Vec<Option<u64>>,
     outcome: Outcome,
 }
 
@@ -135,7 +144,8 @@ impl Reconciler {
         Self::scoped(mode, layout, &layout.by_name(), options)
     }
 
-    /// A run over some counters; one that is named twice is looked at once.
+    /// A run over some counters; one that is named twice is looked at once. A verify of a rollup compares it with the finer level as that is
+    /// stored; a repair takes in the finer levels and their links too.
     ///
     /// # Errors
     ///
@@ -146,7 +156,13 @@ impl Reconciler {
             layout.position(counter)?;
         }
         let names = layout.by_name();
-        let scope: Vec<Def> = names.iter().filter(|def| counters.contains(def)).copied().collect();
+        let mut wanted = counters.to_vec();
+        if mode == Mode::Repair {
+            add_finer(layout, &mut wanted)?;
+        }
+        let mut scope: Vec<Def> = names.iter().filter(|def| wanted.contains(def)).copied().collect();
+        scope.sort_by_key(|def| layout.level(def)); // stable: by name within a level
+        let rows = scope.iter().take_while(|def| layout.level(def) == 0).count();
         Ok(Self {
             mode,
             options,
@@ -154,10 +170,13 @@ impl Reconciler {
             identity: None,
             names,
             reports: scope.iter().map(|def| CounterReport::new(*def)).collect(),
+            expected: vec![None; scope.len()],
             outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
             scope,
+            driven_by_rows: rows,
             at: 0,
             after: None,
+            dirty: false,
             state: State::Identify,
             wait: None,
             stop: false,
@@ -170,6 +189,7 @@ impl Reconciler {
             orphans: 0,
             pages: 0,
             rows: 0,
+            pace: Pace::default(),
         })
     }
 
@@ -198,6 +218,7 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.at = usize::from(token.at);
         run.after.clone_from(&token.after);
+        run.dirty = token.dirty;
         match (run.scope.get(run.at), &run.after) {
             (Some(counter), Some(key)) if counter.parts().values(key).is_err() => refused("its position is no key"),
             (Some(_), _) => Ok(run),
@@ -281,7 +302,8 @@ impl Reconciler {
         }
         self.identity = Some(identity);
         self.failures = 0;
-        self.state = if self.mode == Mode::Repair { State::Look(self.at) } else { State::Measure };
+        let look = self.mode == Mode::Repair && self.at < self.driven_by_rows;
+        self.state = if look { State::Look(self.at) } else { State::Measure };
         Ok(())
     }
 
@@ -293,7 +315,7 @@ impl Reconciler {
     pub fn looked(&mut self, looked: Looked, now: Duration) -> Result<()> {
         self.answered(now);
         let (at, then) = match std::mem::replace(&mut self.state, State::Measure) {
-            State::Look(at) if at + 1 < self.scope.len() => (at, State::Look(at + 1)),
+            State::Look(at) if at + 1 < self.driven_by_rows => (at, State::Look(at + 1)),
             State::LookAgain(page) => (self.at, State::Mend(page)),
             State::Look(at) => (at, State::Measure),
             State::Identify | State::Measure | State::Mend(_) => {
@@ -333,6 +355,8 @@ impl Reconciler {
         }
         self.pages += 1;
         self.rows += measured.rows;
+        self.pace.page(self.issued, now, measured.keys, measured.rows);
+        report.begun |= self.after.is_none();
         report.add(&measured, self.options.samples);
         if self.options.page.is_none() {
             self.page = adapted(self.page, took, self.options.page_time);
@@ -371,7 +395,8 @@ impl Reconciler {
             return;
         }
         let taken_away = self.orphans + chunk(&page.drifts).filter(|drift| drift.truth == 0).count() as u64;
-        let look = taken_away >= EMPTIED && !self.options.force;
+        // What a rollup sums are totals that were looked at, and mended, one level below.
+        let look = taken_away >= EMPTIED && !self.options.force && self.at < self.driven_by_rows;
         self.state = if look { State::LookAgain(page) } else { State::Mend(page) };
     }
 
@@ -408,12 +433,56 @@ impl Reconciler {
         self.stop = true;
     }
 
+    /// Says how many keys of a counter this run will compare, about: from the last complete report, or a count of its totals. A run that
+    /// resumes another compares what is left of them. It changes nothing but the fraction and the ETA of [`progress`](Self::progress); a counter
+    /// that is not in scope is passed over.
+    pub fn expect(&mut self, counter: &Def, keys: u64) {
+        let known = self.scope.iter().zip(&mut self.expected).find(|(def, _)| *def == counter);
+        if let Some((_, expected)) = known {
+            *expected = Some(keys);
+        }
+    }
+
+    /// How far the run has come at this moment; to show, without what was found.
+    #[must_use]
+    pub fn progress(&self, now: Duration) -> Progress {
+        let sum = |count: fn(&CounterReport) -> u64| self.reports.iter().map(count).sum();
+        let keys = sum(|report| report.keys);
+        let left = self.reports.iter().zip(&self.expected).skip(self.at);
+        let left = left.map(|(report, expected)| expected.map(|keys| keys.saturating_sub(report.keys)));
+        let left = left.sum::<Option<u64>>();
+        let (keys_per_second, rows_per_second) = self.pace.per_second(now);
+        let estimate = left.map(|left| estimate(keys, left, self.at >= self.scope.len(), keys_per_second));
+        Progress {
+            mode: self.mode,
+            counter: self.scope.get(self.at).copied(),
+            counters_done: self.at,
+            counters: self.scope.len(),
+            pages: self.pages,
+            keys,
+            rows: self.rows,
+            drift: sum(CounterReport::drift),
+            corrected: sum(|report| report.corrected),
+            elapsed: self.started.map_or(Duration::ZERO, |started| now.saturating_sub(started)),
+            keys_per_second,
+            rows_per_second,
+            fraction: estimate.map(|(fraction, _)| fraction),
+            eta: estimate.and_then(|(_, eta)| eta),
+        }
+    }
+
+    pub(super) const fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// What the run has found and done so far.
     #[must_use]
     pub fn report(&self) -> Report {
+        let mut counters = self.reports.clone();
+        counters.sort_unstable_by_key(|report| report.counter.name());
         Report {
             mode: self.mode,
-            counters: self.reports.clone(),
+            counters,
             pages: self.pages,
             rows: self.rows,
             outcome: self.outcome.clone(),
@@ -437,6 +506,7 @@ impl Reconciler {
             scope: self.scope.iter().filter_map(position).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
+            dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| report.drift() > 0),
         })
     }
 
@@ -448,8 +518,13 @@ impl Reconciler {
     fn page_done(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Measure;
         if next.is_none() {
+            if let Some(report) = self.reports.get_mut(self.at) {
+                report.complete = true;
+                report.clean = report.drift() == 0 && !self.dirty;
+            }
             self.at += 1;
             self.orphans = 0;
+            self.dirty = false;
         }
         self.after = next;
         if self.at == self.scope.len() {
@@ -486,6 +561,22 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// Adds what the rollups among some counters sum, and their links, down to the rows.
+fn add_finer(layout: &Layout, counters: &mut Vec<Def>) -> Result<()> {
+    let mut at = 0;
+    while let Some(counter) = counters.get(at).copied() {
+        if let Some(rollup) = layout.placed(&counter)?.rollup() {
+            for def in [rollup.finer(), rollup.link()] {
+                if !counters.contains(&def) {
+                    counters.push(def);
+                }
+            }
+        }
+        at += 1;
+    }
+    Ok(())
 }
 
 /// The drifts that the next mend takes: at least one, few enough that no writer waits long.

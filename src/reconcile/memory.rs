@@ -1,17 +1,19 @@
 //! The audit of a memory store, while nobody writes: rows come from closures of the application.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
 
 use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
 use super::recount::{check_driven, share, sum_by_key};
 use crate::batch::Batch;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, Def, Rollup};
 use crate::error::{Cause, Error, Result};
-use crate::key::{Key, KeyBuf};
+use crate::key::{Key, KeyBuf, KeyError};
+use crate::prune;
+use crate::range::KeyRange;
 use crate::record::Record;
-use crate::store::{MemoryStore, steps};
+use crate::store::MemoryStore;
 
 /// A [`MemoryStore`] and the rows it counts.
 ///
@@ -20,7 +22,12 @@ pub struct MemoryAudit<'a> {
     store: &'a mut MemoryStore,
     sources: Vec<(Def, Rows<'a>)>,
     window: Window,
+    /// What the rollup that is compared just now should be: made once, since nobody else writes.
+    truth: Option<(Def, Sums)>,
 }
+
+/// What the pairs of link and finer total add up to at each key, none where that left 128 bits, and how many they are.
+type Sums = BTreeMap<KeyBuf, (Option<i128>, u64)>;
 
 /// What each row adds, from a key on.
 type Rows<'a> = Box<dyn FnMut(Bound<&KeyBuf>) -> Result<Shares<'a>> + 'a>;
@@ -37,11 +44,13 @@ struct Window {
 
 /// A window holds this share of a counter's totals beside a page's: so a run makes about that many passes at most.
 const WINDOWS: usize = 16;
+/// Links that a rollup's recount reads at once.
+const LINKS_PAGE: usize = 4096;
 
 impl<'a> MemoryAudit<'a> {
     /// An audit without sources; add one for each counter in scope.
     pub fn new(store: &'a mut MemoryStore) -> Self {
-        Self { store, sources: Vec::new(), window: Window::default() }
+        Self { store, sources: Vec::new(), window: Window::default(), truth: None }
     }
 
     /// Where a counter's rows come from: anything iterable, in key order, each row adding to one key at most.
@@ -75,6 +84,10 @@ impl<'a> MemoryAudit<'a> {
         I::IntoIter: 'a,
     {
         let def = counter.def();
+        if let Some(rollup) = self.store.layout().placed(&def)?.rollup() {
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().name());
+            return Err(Error::source(&def, None, reason));
+        }
         check_driven::<R>(&def)?;
         let shares = move |from: Bound<&KeyBuf>| {
             let from = match from {
@@ -95,9 +108,71 @@ impl<'a> MemoryAudit<'a> {
     }
 
     fn recount(&mut self, counter: &Def, from: Bound<&KeyBuf>, limit: usize) -> Result<Vec<Recount>> {
+        if let Some(rollup) = self.store.layout().placed(counter)?.rollup() {
+            return self.recount_rollup(counter, rollup, from, limit);
+        }
+        let cut = self.store.cut(self.store.layout().position(counter)?);
         let source = self.sources.iter_mut().find(|(known, _)| known == counter);
         let (_, rows) = source.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
-        sum_by_key(counter, from, limit, rows(from)?)
+        let kept = |share: Option<(KeyBuf, i64)>| {
+            share.filter(|(key, _)| cut.as_ref().is_none_or(|cut| prune::keeps(counter, key, cut)))
+        };
+        sum_by_key(counter, from, limit, rows(from)?.map(|share| share.map(kept)))
+    }
+
+    /// From the stored totals that a rollup sums: takes memory for all of the rollup's keys.
+    fn recount_rollup(
+        &mut self,
+        counter: &Def,
+        rollup: &Rollup,
+        from: Bound<&KeyBuf>,
+        limit: usize,
+    ) -> Result<Vec<Recount>> {
+        let truth = match self.truth.take() {
+            Some((known, truth)) if known == *counter => truth,
+            _ => self.sum_rollup(rollup)?,
+        };
+        let recounts = truth.range::<KeyBuf, _>((from, Bound::Unbounded)).take(limit).map(|(key, (sum, rows))| {
+            let total = sum.and_then(|sum| i64::try_from(sum).ok());
+            let total = total.ok_or_else(|| Error::overflow(counter, key, "recount"))?;
+            Ok(Recount { key: key.clone(), total, rows: *rows })
+        });
+        let recounts = recounts.collect();
+        self.truth = Some((*counter, truth));
+        recounts
+    }
+
+    fn sum_rollup(&self, rollup: &Rollup) -> Result<Sums> {
+        let (link, finer) = (rollup.link(), rollup.finer());
+        let malformed = |key: &KeyBuf| Error::key(&link, key, KeyError::Malformed);
+        let mut sums = Sums::new();
+        let mut after = None;
+        loop {
+            let links = self.store.page(link, after.as_ref(), LINKS_PAGE)?;
+            for (key, weight) in &links {
+                let bytes = key.as_bytes();
+                let split = link.parts().head_len(bytes, rollup.child_parts());
+                let (child, parent) = split.and_then(|at| bytes.split_at_checked(at)).ok_or_else(|| malformed(key))?;
+                let child = KeyBuf::from_bytes(child);
+                let fine = if rollup.keeps_tail() {
+                    self.store.range(finer, &KeyRange::under(child.clone()), usize::MAX)?
+                } else {
+                    let total = self.store.read(finer, std::slice::from_ref(&child))?;
+                    total.into_iter().map(|total| (child.clone(), total)).collect()
+                };
+                for (fine, total) in fine.iter().filter(|(_, total)| *total != 0) {
+                    let mut key = KeyBuf::from_bytes(parent);
+                    key.push(fine.as_bytes().get(child.as_bytes().len()..).unwrap_or_default());
+                    let product = i128::from(*weight) * i128::from(*total);
+                    let sum = sums.entry(key).or_insert((Some(0), 0));
+                    *sum = (sum.0.and_then(|sum| sum.checked_add(product)), sum.1 + 1);
+                }
+            }
+            match links.last() {
+                Some((last, _)) if links.len() == LINKS_PAGE => after = Some(last.clone()),
+                _ => return Ok(sums),
+            }
+        }
     }
 
     fn totals(&mut self, ask: &Ask) -> Result<Vec<(KeyBuf, i64)>> {
@@ -149,24 +224,19 @@ impl Audit for MemoryAudit<'_> {
 
     fn mend(&mut self, ask: &Mend) -> Result<Mended> {
         let stored = self.store.read(ask.counter, &ask.keys)?;
-        let mut lacking = Vec::new();
+        let mut lacking = Batch::new();
         for (key, stored) in ask.keys.iter().zip(stored) {
             let from_key = self.recount(&ask.counter, Bound::Included(key), 1)?;
             let truth = from_key.first().filter(|recount| recount.key == *key).map_or(0, |recount| recount.total);
-            if truth != stored {
-                lacking.push((key, i128::from(truth) - i128::from(stored)));
-            }
+            lacking.add_raw(ask.counter, &mut key.clone(), i128::from(truth) - i128::from(stored));
         }
-        // What one key lacks may take two steps of 64 bits; nobody else writes meanwhile.
-        for (key, lacking) in &lacking {
-            for step in steps(*lacking) {
-                let mut batch = Batch::new();
-                batch.add_raw(ask.counter, &mut (*key).clone(), i128::from(step));
-                self.store.apply(&batch)?;
-            }
+        let corrected = lacking.len() as u64;
+        self.store.correct(lacking)?;
+        if self.truth.as_ref().is_some_and(|(rollup, _)| *rollup != ask.counter) {
+            self.truth = None;
         }
         self.window.pass(&ask.counter, ask.keys.last());
-        Ok(Mended { corrected: lacking.len() as u64 })
+        Ok(Mended { corrected })
     }
 }
 

@@ -36,9 +36,11 @@
 
 mod audit;
 mod drive;
+mod freshness;
 mod machine;
 mod memory;
 mod options;
+mod progress;
 mod recount;
 mod report;
 #[cfg(feature = "sqlite")]
@@ -47,9 +49,11 @@ mod token;
 
 pub use audit::{Ask, Audit, Drift, Look, Looked, Measured, Mend, Mended, Recount, merge};
 pub use drive::{Control, Live, run};
+pub use freshness::Freshness;
 pub use machine::{Reconciler, Step};
 pub use memory::MemoryAudit;
 pub use options::{Mode, Options};
+pub use progress::Progress;
 pub use report::{CounterReport, Outcome, Report, Sample, Table};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};

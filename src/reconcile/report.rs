@@ -13,7 +13,7 @@ use crate::key::KeyBuf;
 
 /// What a run found and did; counts cover this run alone, not the runs that it resumed.
 ///
-/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`.
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has links that dangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -65,7 +65,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a run found of one counter.
+/// What a run found of one counter; of a rollup, its difference from the finer level as that is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CounterReport {
@@ -83,6 +83,17 @@ pub struct CounterReport {
     pub corrected: u64,
     /// The first keys that differ, in key order.
     pub samples: Vec<Sample>,
+    /// Keys of a link whose parent is not there, as far as the source says where parents are. They are no drift: the total is what the rows
+    /// say, and what they sum up to stands under a parent that nobody will ask for.
+    pub dangling: u64,
+    /// The first of them, in key order; as many as there may be samples.
+    pub dangling_keys: Vec<KeyBuf>,
+    /// Whether this run, not one that it resumed, compared its first key.
+    pub begun: bool,
+    /// Whether the run came to its last key.
+    pub complete: bool,
+    /// Whether it did, and nothing differed from the first key to the last, in the runs that this one resumed either.
+    pub clean: bool,
 }
 
 /// A key whose total differs from its rows.
@@ -107,7 +118,20 @@ impl Sample {
 
 impl CounterReport {
     pub(super) const fn new(counter: Def) -> Self {
-        Self { counter, keys: 0, wrong: 0, missing: 0, orphan: 0, corrected: 0, samples: Vec::new() }
+        Self {
+            counter,
+            keys: 0,
+            wrong: 0,
+            missing: 0,
+            orphan: 0,
+            corrected: 0,
+            samples: Vec::new(),
+            dangling: 0,
+            dangling_keys: Vec::new(),
+            begun: false,
+            complete: false,
+            clean: false,
+        }
     }
 
     pub(super) fn add(&mut self, measured: &Measured, samples: usize) {
@@ -119,6 +143,9 @@ impl CounterReport {
                 _ => &mut self.wrong,
             } += 1;
         }
+        self.dangling += measured.dangling.len() as u64;
+        let room = samples.saturating_sub(self.dangling_keys.len());
+        self.dangling_keys.extend(measured.dangling.iter().take(room).cloned());
         let room = samples.saturating_sub(self.samples.len());
         let counter = self.counter;
         self.samples.extend(measured.drifts.iter().take(room).map(|drift| Sample {
@@ -173,7 +200,11 @@ impl fmt::Display for Report {
             many(self.pages, "page"),
             many(self.rows, "row"),
             self.outcome
-        )
+        )?;
+        match self.sum(|counter| counter.dangling) {
+            0 => Ok(()),
+            links => write!(f, "; {}", many(links, "dangling link")),
+        }
     }
 }
 
@@ -206,6 +237,10 @@ impl fmt::Display for Table<'_> {
                 let (name, key) = (counter.counter.name(), sample.key_text());
                 writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.truth)?;
             }
+            for key in &counter.dangling_keys {
+                let key = counter.counter.show(key);
+                writeln!(f, "  {} of {key}: a link that dangles: its parent is not there", counter.counter.name())?;
+            }
             if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {
                 writeln!(f, "  {}: {} more", counter.counter.name(), counter.drift() - counter.samples.len() as u64)?;
             }
@@ -227,7 +262,7 @@ impl Serialize for Report {
 
 impl Serialize for CounterReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut counter = serializer.serialize_struct("CounterReport", 7)?;
+        let mut counter = serializer.serialize_struct("CounterReport", 7 + usize::from(self.dangling > 0))?;
         counter.serialize_field("name", self.counter.name())?;
         counter.serialize_field("keys", &self.keys)?;
         counter.serialize_field("wrong", &self.wrong)?;
@@ -235,6 +270,9 @@ impl Serialize for CounterReport {
         counter.serialize_field("orphan", &self.orphan)?;
         counter.serialize_field("corrected", &self.corrected)?;
         counter.serialize_field("samples", &self.samples)?;
+        if self.dangling > 0 {
+            counter.serialize_field("dangling", &self.dangling)?;
+        }
         counter.end()
     }
 }

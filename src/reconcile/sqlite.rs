@@ -1,17 +1,20 @@
 //! The audit of a SQLite database, live: rows and totals in one snapshot, mends under the write lock.
 
 mod declared;
+mod joined;
 mod source;
 mod statements;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use self::declared::Declared;
+use self::joined::Joined;
 pub use self::source::{Source, TypedSource};
-use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, merge};
+use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
-use crate::key::Key;
+use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
 use crate::store::sqlite::{Scope, failed_on};
 use crate::store::{SqliteStore, Store};
@@ -49,9 +52,15 @@ impl<'a> SqliteAudit<'a> {
     /// table do not come out of an index in key order; [`Error::Schema`] when the table is absent; what SQLite says of the SQL.
     pub fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedSource<'a>) -> Result<()> {
         let counter = counter.def();
-        self.layout.position(&counter)?;
+        if let Some(rollup) = self.layout.placed(&counter)?.rollup() {
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().name());
+            return Err(Error::source(&counter, None, reason));
+        }
         (source.check_driven)(&counter)?;
-        let statements = source.target.statements(&counter)?;
+        if source.target.per.is_some() && !source.by_tally {
+            return Err(Error::source(&counter, None, "a key by epoch is recounted by_tally"));
+        }
+        let statements = source.target.statements(&counter, None)?;
         for text in statements.all() {
             self.conn.prepare(text).map_err(|error| failed_on("preparing the source", &counter, error))?;
         }
@@ -64,14 +73,22 @@ impl<'a> SqliteAudit<'a> {
             }
         }
         self.sources.retain(|known| known.counter != counter);
-        self.sources.push(Declared { counter, source, statements });
+        self.sources.push(Declared { counter, source, statements, cut: None });
         Ok(())
     }
 
-    /// The counters that have a source, for [`Reconciler::scoped`](super::Reconciler::scoped).
+    /// The counters that have a source, and the rollups of them, for [`Reconciler::scoped`](super::Reconciler::scoped).
     #[must_use]
     pub fn counters(&self) -> Vec<Def> {
-        self.sources.iter().map(|declared| declared.counter).collect()
+        let mut known: Vec<Def> = self.sources.iter().map(|declared| declared.counter).collect();
+        // A rollup stands behind what it sums.
+        for placed in self.layout.counters() {
+            let feeds = |def: &Def| known.iter().any(|known| known.same(def));
+            if placed.rollup().is_some_and(|rollup| feeds(&rollup.finer()) && feeds(&rollup.link())) {
+                known.push(placed.def());
+            }
+        }
+        known
     }
 
     /// Whether SQLite would sort for this statement.
@@ -89,9 +106,53 @@ impl<'a> SqliteAudit<'a> {
         plan().map_err(|error| failed_on("planning the source", counter, error))
     }
 
-    fn declared(&self, counter: &Def) -> Result<&Declared<'a>> {
-        let found = self.sources.iter().find(|declared| declared.counter == *counter);
-        found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))
+    /// What a counter is recounted from, as far as it was pruned.
+    fn truth(&mut self, conn: &Connection, counter: &Def) -> Result<Truth<'_, 'a>> {
+        let placed = self.layout.placed(counter)?;
+        if let Some(rollup) = placed.rollup() {
+            return Ok(Truth::Totals(Joined::of(self.layout, *counter, rollup)?));
+        }
+        let cut = SqliteStore::new(conn, self.layout).cut(counter)?;
+        let found = self.sources.iter_mut().find(|declared| declared.counter == *counter);
+        let declared = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
+        declared.cut_at(cut)?;
+        Ok(Truth::Rows(declared))
+    }
+}
+
+/// What a counter is recounted from: its rows, or the totals that a rollup sums.
+enum Truth<'s, 'a> {
+    Rows(&'s Declared<'a>),
+    Totals(Joined),
+}
+
+impl Truth<'_, '_> {
+    /// The next keys' sums. Where the page of totals was cut, what is behind its last key is left to the next page: a rollup need not
+    /// look for sums that many children of nothing precede.
+    fn recounts(&self, conn: &Connection, ask: &Ask, totals: &[(KeyBuf, i64)]) -> Result<Vec<Recount>> {
+        match self {
+            Self::Rows(declared) => declared.recounts(conn, ask),
+            Self::Totals(joined) => {
+                let until =
+                    ask.keys.checked_sub(1).and_then(|last| totals.get(last)).filter(|_| totals.len() > ask.keys);
+                let until = until.map(|(key, _)| key);
+                joined.recounts(conn, ask.after.as_ref(), until, ask.keys.saturating_add(1))
+            }
+        }
+    }
+
+    fn recount_one(&self, conn: &Connection, key: &KeyBuf) -> Result<i64> {
+        match self {
+            Self::Rows(declared) => declared.recount_one(conn, key),
+            Self::Totals(joined) => joined.recount_one(conn, key),
+        }
+    }
+
+    fn is_empty(&self, conn: &Connection) -> Result<bool> {
+        match self {
+            Self::Rows(declared) => declared.is_empty(conn),
+            Self::Totals(joined) => Ok(joined.recounts(conn, None, None, 1)?.is_empty()),
+        }
     }
 }
 
@@ -102,50 +163,59 @@ impl Audit for SqliteAudit<'_> {
 
     fn look(&mut self, ask: &Look) -> Result<Looked> {
         refuse_transaction(self.conn)?;
-        let declared = self.declared(&ask.counter)?;
-        declared.check_sample(self.conn)?;
-        let empty = declared.is_empty(self.conn)?;
-        let totals =
-            if empty { SqliteStore::new(self.conn, self.layout).count_non_zero(&ask.counter, ask.totals)? } else { 0 };
+        let (conn, layout) = (self.conn, self.layout);
+        let truth = self.truth(conn, &ask.counter)?;
+        if let Truth::Rows(declared) = &truth {
+            declared.check_sample(conn)?;
+        }
+        let empty = truth.is_empty(conn)?;
+        let totals = if empty { SqliteStore::new(conn, layout).count_non_zero(&ask.counter, ask.totals)? } else { 0 };
         Ok(Looked { empty, totals })
     }
 
     fn measure(&mut self, ask: &Ask) -> Result<Measured> {
         refuse_transaction(self.conn)?;
-        let declared = self.declared(&ask.counter)?;
-        // The first read fixes the snapshot that the second reads too; deferred, whatever the connection's default: no lock is taken.
-        let snapshot = Transaction::new_unchecked(self.conn, TransactionBehavior::Deferred);
+        let (conn, layout) = (self.conn, self.layout);
+        // The first read fixes the snapshot that the others read too; deferred, whatever the connection's default: no lock is taken.
+        let snapshot = Transaction::new_unchecked(conn, TransactionBehavior::Deferred);
         let snapshot = snapshot.map_err(|error| failed_on("measuring", &ask.counter, error))?;
-        let recounts = declared.recounts(&snapshot, ask)?;
-        let totals = SqliteStore::new(&snapshot, self.layout).page(
-            ask.counter,
-            ask.after.as_ref(),
-            ask.keys.saturating_add(1),
-        )?;
+        let totals =
+            SqliteStore::new(&snapshot, layout).page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
+        let truth = self.truth(&snapshot, &ask.counter)?;
+        let recounts = truth.recounts(&snapshot, ask, &totals)?;
+        let mut dangling = match &truth {
+            Truth::Rows(declared) => declared.dangling(&snapshot, recounts.get(..ask.keys).unwrap_or(&recounts))?,
+            Truth::Totals(_) => Vec::new(),
+        };
         drop(snapshot);
-        merge(ask, recounts, totals)
+        let mut measured = merge(ask, recounts, totals)?;
+        dangling.retain(|key| measured.next.as_ref().is_none_or(|next| key <= next));
+        measured.dangling = dangling;
+        Ok(measured)
     }
 
     fn mend(&mut self, ask: &Mend) -> Result<Mended> {
         refuse_transaction(self.conn)?;
-        let declared = self.declared(&ask.counter)?;
-        declared.check_keys(self.conn, &ask.keys)?;
-        let mut store = SqliteStore::new(self.conn, self.layout);
-        let hold = Scope::open(self.conn, format!("mending totals of counter {}", ask.counter.name()))?;
-        let mut corrected = 0;
+        let (conn, layout) = (self.conn, self.layout);
+        if let Truth::Rows(declared) = self.truth(conn, &ask.counter)? {
+            declared.check_keys(conn, &ask.keys)?;
+        }
+        let mut store = SqliteStore::new(conn, layout);
+        let hold = Scope::open(conn, format!("mending totals of counter {}", ask.counter.name()))?;
+        let truth = self.truth(conn, &ask.counter)?;
+        let (mut lacking, mut gone) = (Batch::new(), Vec::new());
         for (key, stored) in ask.keys.iter().zip(store.read(ask.counter, &ask.keys)?) {
-            let truth = declared.recount_one(self.conn, key)?;
-            let lacking = i128::from(truth) - i128::from(stored);
-            if lacking != 0 {
-                store.add(&ask.counter, key, lacking)?;
-                corrected += 1;
-            }
-            if truth == 0 {
-                store.remove_zero(&ask.counter, key)?;
-            }
+            let true_total = truth.recount_one(conn, key)?;
+            lacking.add_raw(ask.counter, &mut key.clone(), i128::from(true_total) - i128::from(stored));
+            gone.extend((true_total == 0).then_some(key));
+        }
+        // An ordinary batch, which climbs as any other.
+        store.mend(&lacking)?;
+        for key in gone {
+            store.remove_zero(&ask.counter, key)?;
         }
         hold.commit()?;
-        Ok(Mended { corrected })
+        Ok(Mended { corrected: lacking.len() as u64 })
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Token {
     /// The position in `scope`.
     pub(super) at: u16,
     pub(super) after: Option<KeyBuf>,
+    /// Whether drift was found in the counter at `at`, as far as it was compared.
+    pub(super) dirty: bool,
 }
 
 const VERSION: u8 = 1;
@@ -43,8 +45,10 @@ const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 impl Token {
     fn to_bytes(&self) -> Vec<u8> {
-        let flags =
-            u8::from(self.mode == Mode::Repair) | u8::from(self.force) << 1 | u8::from(self.after.is_some()) << 2;
+        let flags = u8::from(self.mode == Mode::Repair)
+            | u8::from(self.force) << 1
+            | u8::from(self.after.is_some()) << 2
+            | u8::from(self.dirty) << 3;
         let mut bytes = vec![VERSION, flags];
         bytes.extend(self.page.to_be_bytes());
         bytes.extend(self.samples.to_be_bytes());
@@ -64,7 +68,7 @@ impl Token {
             return None;
         }
         let [version, flags] = take(&mut raw)?;
-        if version != VERSION || flags > 7 {
+        if version != VERSION || flags > 15 {
             return None;
         }
         let page = u32::from_be_bytes(take(&mut raw)?);
@@ -88,6 +92,7 @@ impl Token {
             scope,
             at,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
+            dirty: flags & 8 != 0,
         })
     }
 }
@@ -180,6 +185,7 @@ mod tests {
             scope: vec![0, 2, 5],
             at: 1,
             after: Some(KeyBuf::of::<String>("se\0 1")),
+            dirty: true,
         }
     }
 

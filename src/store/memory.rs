@@ -3,20 +3,26 @@
 mod snapshot;
 mod table;
 
+use std::borrow::Cow;
 use std::collections::BinaryHeap;
 use std::num::NonZero;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 pub use self::snapshot::Snapshot;
 use self::table::Table;
-use super::{Applied, Store, steps};
+use super::{Applied, Store, behind, steps, sum_overflow};
 use crate::batch::{Batch, Entry};
-use crate::counter::{Counter, Def};
-use crate::error::Result;
+use crate::counter::{Counter, Def, Placed};
+use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::layout::Layout;
+use crate::observe;
+use crate::prune;
+use crate::range::KeyRange;
+use crate::rollup::{self, Question};
 
 /// Totals in memory, shared between threads; every method takes `&self`.
 ///
@@ -40,13 +46,33 @@ use crate::layout::Layout;
 #[derive(Debug)]
 pub struct MemoryStore {
     layout: Layout,
+    /// One for each counter, in the layout's order.
+    places: Box<[Place]>,
     /// A power of two of them, so that some bits of a hash choose one.
     stripes: Box<[Stripe]>,
-    /// Shared by batches that go from stripe to stripe; exclusive for whoever must see none of them half done.
-    gate: RwLock<()>,
+    /// Shared by batches that go from stripe to stripe; exclusive for whoever must see none of them half done, and for every batch that
+    /// changes a link.
+    gate: RwLock<Cuts>,
     /// Whether some total left [`ROOMY`], so that a batch may overflow in its middle. Never reset.
     wide: AtomicBool,
 }
+
+/// What a store does with one counter.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Where keys have several parts, how many of them choose the stripe: totals that are read together are in one.
+    head: Option<usize>,
+    /// Whether it is written as the batch says: it feeds no rollup and is not prunable.
+    plain: bool,
+    /// Whether it is the link of a rollup.
+    link: bool,
+}
+
+/// Totals by key, in no order.
+type Totals = Vec<(KeyBuf, i64)>;
+
+/// The cut-off of each counter that was pruned, in the layout's order: the encoded last part of its keys.
+type Cuts = Box<[Option<KeyBuf>]>;
 
 /// A lock on cache lines of its own: neighbours must not slow each other.
 #[derive(Debug)]
@@ -75,8 +101,9 @@ impl MemoryStore {
         let tables = || layout.counters().iter().map(|placed| Table::new(placed.def().parts())).collect();
         Self {
             layout: *layout,
+            places: layout.counters().iter().map(|placed| Place::of(layout, placed)).collect(),
             stripes: (0..stripes).map(|_| Stripe(Mutex::new(tables()))).collect(),
-            gate: RwLock::new(()),
+            gate: RwLock::new(vec![None; layout.counters().len()].into_boxed_slice()),
             wide: AtomicBool::new(false),
         }
     }
@@ -89,21 +116,26 @@ impl MemoryStore {
     /// As [`Store::apply`].
     #[inline]
     pub fn apply(&self, batch: &Batch) -> Result<Applied> {
+        let began = observe::begin(observe::Place::Memory, batch);
         if let ([counter], [entry], [hash], ..=SMALL) =
             (batch.counters(), batch.entries(), batch.hashes(), batch.bulk())
         {
             let position = self.layout.position(counter)?;
             if let Some(totals) = self.apply_one(position, entry, *hash) {
-                return Ok(Applied { totals, statements: 0 });
+                let applied = Applied::new(totals, 0);
+                observe::applied(observe::Place::Memory, began, batch, &applied);
+                return Ok(applied);
             }
         }
-        self.apply_many(batch)
+        self.apply_many(batch).inspect(|applied| observe::applied(observe::Place::Memory, began, batch, applied))
     }
 
-    /// A batch of one small delta: one lock. None, and nothing is done, where its total is not roomy.
+    /// A batch of one small delta: one lock. None, and nothing is done, where its total is not roomy or its counter feeds others.
     #[inline]
     fn apply_one(&self, position: usize, entry: &Entry, hash: u64) -> Option<u64> {
+        let place = self.places.get(position).filter(|place| place.plain)?;
         let delta = narrow(entry.delta);
+        let hash = if place.head.is_some() { self.spread(position, &entry.key, hash) } else { hash };
         let mut tables = self.tables(hash)?;
         tables.get_mut(position)?.add(hash, &entry.key, delta, ROOMY).map(|_| u64::from(delta != 0))
     }
@@ -114,10 +146,137 @@ impl MemoryStore {
             return Ok(Applied::default());
         }
         let positions = Positions::of(&self.layout, batch)?;
-        let roomy = batch.bulk() <= SMALL;
-        let applied = if roomy { self.apply_by_stripe(&positions, batch.entries(), batch.hashes()) } else { None };
-        let totals = applied.map_or_else(|| self.apply_exclusively(&positions, batch), Ok)?;
-        Ok(Applied { totals, statements: 0 })
+        let is = |what: fn(&Place) -> bool| positions.iter().any(|at| self.places.get(at).is_some_and(what));
+        if is(|place| !place.plain) {
+            rollup::refuse_rollups(&self.layout, batch)?;
+            return self.apply_climbing(batch, is(|place| place.link));
+        }
+        if batch.bulk() <= SMALL
+            && let Some(totals) = self.apply_by_stripe(&self.gate.read(), &positions, batch)
+        {
+            return Ok(Applied::new(totals, 0));
+        }
+        let cuts = self.gate.write();
+        let mut held = self.hold();
+        let totals = self.apply_exclusively(&mut held, &positions, batch)?;
+        drop((held, cuts));
+        Ok(Applied::new(totals, 0))
+    }
+
+    /// A batch with counters that feed rollups, or are prunable.
+    ///
+    /// Links change only while the gate is held alone. So a batch without links climbs beside others: what it asks for, links, stays as it
+    /// is until it has been applied, and adding commutes. One with links also asks for finer totals, and needs them to stay: alone.
+    fn apply_climbing(&self, batch: &Batch, links: bool) -> Result<Applied> {
+        if !links && let Some(applied) = self.climb_behind(&self.gate.read(), batch, false)? {
+            return Ok(applied);
+        }
+        let applied = self.climb_behind(&self.gate.write(), batch, true)?;
+        Ok(applied.unwrap_or_default())
+    }
+
+    /// Climbs and applies while the gate is shared, or held alone. None, and nothing is done, where only somebody alone may go on. Whoever is
+    /// alone needs no stripe for climbing: what a climb asks for is written by nobody who passes the gate by.
+    fn climb_behind(&self, cuts: &Cuts, batch: &Batch, alone: bool) -> Result<Option<Applied>> {
+        let kept = self.above_cuts(cuts, batch);
+        let climbed = rollup::climb(&self.layout, kept, |question, each| self.answer(question, each))?;
+        let positions = Positions::of(&self.layout, &climbed)?;
+        let small = climbed.bulk() <= SMALL;
+        let mut totals = if small { self.apply_by_stripe(cuts, &positions, &climbed) } else { None };
+        if alone && totals.is_none() {
+            totals = Some(self.apply_exclusively(&mut self.hold(), &positions, &climbed)?);
+        }
+        Ok(totals.map(|totals| Applied::new(totals, 0).of(climbed)))
+    }
+
+    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits. Where a rollup has no room for what climbs, nothing
+    /// climbs: it then differs from what it sums, as it did, and is mended on its own level.
+    pub(crate) fn correct(&mut self, batch: Batch) -> Result<()> {
+        let climbed = match rollup::climb(&self.layout, batch.clone(), |question, each| self.answer(question, each)) {
+            Ok(climbed) if self.has_room(&batch, &climbed)? => climbed,
+            Ok(_) | Err(Error::Overflow { .. }) => batch,
+            Err(error) => return Err(error),
+        };
+        let positions = Positions::of(&self.layout, &climbed)?;
+        // What one total lacks may be two steps away.
+        self.apply_steps(&mut self.hold(), &positions, &climbed, true).map(drop)
+    }
+
+    /// Whether everything that has climbed leads to totals of 64 bits.
+    fn has_room(&self, batch: &Batch, climbed: &Batch) -> Result<bool> {
+        for (counter, key, delta) in climbed.deltas().skip(batch.len()) {
+            let total = self.get(self.layout.position(&counter)?, key);
+            if delta.checked_add(i128::from(total)).is_none_or(|sum| i64::try_from(sum).is_err()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Every total of a climb's question: one key, or what is under a child, which is in one stripe.
+    fn answer(&self, question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
+        let position = self.layout.position(&question.counter)?;
+        let key = KeyBuf::from_bytes(question.range.shared());
+        if question.counter.parts().values(&key).is_ok() {
+            let total = self.get(position, &key);
+            return if total == 0 { Ok(()) } else { each(&key, total) };
+        }
+        let mut done = Ok(());
+        self.visit(position, &question.range, |key, total| {
+            done = each(key, total);
+            done.is_ok()
+        });
+        done
+    }
+
+    /// The batch without what is below a cut.
+    fn above_cuts(&self, cuts: &Cuts, batch: &Batch) -> Batch {
+        if cuts.iter().all(Option::is_none) {
+            return batch.clone();
+        }
+        batch.filtered(|counter, key| {
+            let cut = self.layout.position(counter).ok().and_then(|at| cuts.get(at)?.as_ref());
+            cut.is_none_or(|cut| prune::keeps(counter, key, cut))
+        })
+    }
+
+    /// Forgets the totals of a counter, and of the rollups by its tail, whose last part is before `before`; from now on hooks and audits
+    /// leave such keys alone. The cut-off never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`](crate::Error::Setting) when the counter is not placed as [`prunable`](Placed::prunable), or `T` has several parts,
+    /// [`Error::Rollup`](crate::Error::Rollup) for a rollup, and as [`total`](Self::total).
+    pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
+        let (cut, mut gone) = (KeyBuf::of::<T>(before), 0);
+        let family = prune::family(&self.layout, &counter.def(), T::PARTS)?;
+        let mut cuts = self.gate.write();
+        let mut held = self.hold();
+        for def in family {
+            let position = self.layout.position(&def)?;
+            let Some(known) = cuts.get_mut(position).filter(|known| known.as_ref() < Some(&cut)) else { continue };
+            *known = Some(cut.clone());
+            for table in held.iter_mut().filter_map(|tables| tables.get_mut(position)) {
+                let before = table.len();
+                table.retain(|key| prune::keeps(&def, key, &cut));
+                gone += (before - table.len()) as u64;
+            }
+        }
+        Ok(gone)
+    }
+
+    pub(crate) const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The encoded last part below which a counter was pruned.
+    pub(crate) fn cut(&self, position: usize) -> Option<KeyBuf> {
+        self.gate.read().get(position).cloned().flatten()
+    }
+
+    /// All stripes, in their order.
+    fn hold(&self) -> Vec<MutexGuard<'_, Tables>> {
+        self.stripes.iter().map(|stripe| stripe.0.lock()).collect()
     }
 
     /// A batch of small deltas while all totals are roomy: one stripe at a time is locked, from the first entry's on and around, so that
@@ -126,12 +285,13 @@ impl MemoryStore {
     /// Nothing can overflow in the middle: when the batch began, `wide` was false and every total within [`ROOMY`]. Until it ends it keeps
     /// its share of the gate, so only small deltas are added, alone up to `ROOMY` or by batches as this one, each of which began before it
     /// could see `wide` become true: 2^21 of them would have to be under way at once.
-    fn apply_by_stripe(&self, positions: &Positions, entries: &[Entry], hashes: &[u64]) -> Option<u64> {
-        let _shared = self.gate.read();
+    fn apply_by_stripe(&self, _behind_the_gate: &Cuts, positions: &Positions, batch: &Batch) -> Option<u64> {
         if self.wide.load(Ordering::Acquire) {
             return None;
         }
-        let (order, starts) = self.by_stripe(hashes);
+        let entries = batch.entries();
+        let hashes = self.spread_all(positions, batch);
+        let (order, starts) = self.by_stripe(&hashes);
         let first = hashes.first().map_or(0, |hash| self.stripe_of(*hash));
         let mut applied = 0;
         for at in (first..self.stripes.len()).chain(0..first) {
@@ -159,17 +319,32 @@ impl MemoryStore {
 
     /// Any batch: alone, with all stripes held to the end. On overflow, what was added is taken back under the same locks.
     #[cold]
-    fn apply_exclusively(&self, positions: &Positions, batch: &Batch) -> Result<u64> {
-        let _alone = self.gate.write();
-        let mut held: Vec<_> = self.stripes.iter().map(|stripe| stripe.0.lock()).collect();
+    fn apply_exclusively(
+        &self,
+        held: &mut [MutexGuard<'_, Tables>],
+        positions: &Positions,
+        batch: &Batch,
+    ) -> Result<u64> {
+        self.apply_steps(held, positions, batch, false)
+    }
+
+    /// With `far`, deltas beyond 64 bits are added in steps.
+    fn apply_steps(
+        &self,
+        held: &mut [MutexGuard<'_, Tables>],
+        positions: &Positions,
+        batch: &Batch,
+        far: bool,
+    ) -> Result<u64> {
+        let hashes = self.spread_all(positions, batch);
         let mut add = |entry: &Entry, hash: u64, delta: i128| {
             let tables = held.get_mut(self.stripe_of(hash))?;
             let table = positions.table(tables, entry)?;
             steps(delta).try_fold(0, |_, step| table.add(hash, &entry.key, step, u64::MAX))
         };
-        let deltas = || batch.entries().iter().zip(batch.hashes());
+        let deltas = || batch.entries().iter().zip(hashes.iter());
         for (done, (entry, hash)) in deltas().enumerate() {
-            let fits = i64::try_from(entry.delta).is_ok();
+            let fits = far || i64::try_from(entry.delta).is_ok();
             let total = if fits { add(entry, *hash, entry.delta) } else { None };
             let Some(total) = total else {
                 for (entry, hash) in deltas().take(done) {
@@ -183,6 +358,27 @@ impl MemoryStore {
             }
         }
         Ok(batch.len() as u64)
+    }
+
+    /// The hash that chooses a key's stripe: its head's, where keys have several parts.
+    fn spread(&self, position: usize, key: &KeyBuf, hash: u64) -> u64 {
+        let (place, placed) = (self.places.get(position), self.layout.counters().get(position));
+        let (Some(Place { head: Some(head), .. }), Some(placed)) = (place, placed) else { return hash };
+        let bytes = key.as_bytes();
+        let head = placed.def().parts().head_len(bytes, *head).and_then(|len| bytes.get(..len));
+        head.map_or(hash, |head| KeyBuf::from_bytes(head).hash64())
+    }
+
+    /// [`spread`](Self::spread) of every entry.
+    fn spread_all<'b>(&self, positions: &Positions, batch: &'b Batch) -> Cow<'b, [u64]> {
+        let ordered = |at: usize| self.places.get(at).is_some_and(|place| place.head.is_some());
+        if !positions.iter().any(ordered) {
+            return Cow::Borrowed(batch.hashes());
+        }
+        let entries = batch.entries().iter().zip(batch.hashes());
+        entries
+            .map(|(entry, hash)| positions.at(entry).map_or(*hash, |at| self.spread(at, &entry.key, *hash)))
+            .collect()
     }
 
     /// The stripe is chosen by bits from 48 on: the table below takes its bucket from the lowest and its tag from the highest.
@@ -234,7 +430,8 @@ impl MemoryStore {
 
     fn get(&self, position: usize, key: &KeyBuf) -> i64 {
         let hash = key.hash64();
-        self.tables(hash).map_or(0, |tables| tables.get(position).map_or(0, |table| table.get(hash, key)))
+        let tables = self.tables(self.spread(position, key, hash));
+        tables.map_or(0, |tables| tables.get(position).map_or(0, |table| table.get(hash, key)))
     }
 
     /// The totals of these keys, in their order; 0 where there is none.
@@ -247,33 +444,84 @@ impl MemoryStore {
         Ok(keys.iter().map(|key| self.get(position, key)).collect())
     }
 
-    /// The next totals after a key, in key order, at most `limit`. Costs one pass over the counter's totals, whatever the limit, and memory
-    /// for `limit` keys.
+    /// The first totals of a range, in key order, at most `limit`. Costs memory for `limit` keys, and where keys have one part, a pass over the
+    /// counter's totals; where they have several, O(log totals) a stripe and the keys read, of one stripe for a range under one head.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn range(&self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let position = self.layout.position(&counter)?;
+        check_bounds(&counter, range)?;
+        let in_order = self.places.get(position).is_some_and(|place| place.head.is_some());
+        let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
+        if limit > 0 {
+            self.visit(position, range, |key, total| {
+                if smallest.len() < limit {
+                    smallest.push((key.clone(), total));
+                    return true;
+                }
+                match smallest.peek_mut() {
+                    Some(mut largest) if *key < largest.0 => {
+                        *largest = (key.clone(), total);
+                        true
+                    }
+                    // Of a stripe in order, what follows is larger still.
+                    _ => !in_order,
+                }
+            });
+        }
+        Ok(smallest.into_sorted_vec())
+    }
+
+    /// The sum of the totals of a range; costs as [`range`](Self::range), without the memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::sum`].
+    pub fn sum(&self, counter: Def, range: &KeyRange) -> Result<i64> {
+        let position = self.layout.position(&counter)?;
+        check_bounds(&counter, range)?;
+        let mut sum = 0_i128;
+        self.visit(position, range, |_, total| {
+            sum += i128::from(total);
+            true
+        });
+        // Afterwards: a cut never goes back, so what it spares now was spared all along.
+        if self.places.get(position).is_some_and(|place| !place.plain) {
+            prune::check_range(&counter, range, self.cut(position).as_ref())?;
+        }
+        i64::try_from(sum).map_err(|_| sum_overflow(&counter))
+    }
+
+    /// Calls `each` with the totals of a range, stripe by stripe; no is for what is left of a stripe.
+    fn visit(&self, position: usize, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
+        let stripes = match self.stripe_of_range(position, range) {
+            Some(at) => self.stripes.get(at..=at),
+            None => self.stripes.get(..),
+        };
+        for stripe in stripes.unwrap_or_default() {
+            if let Some(table) = stripe.0.lock().get(position) {
+                table.visit(range, &mut each);
+            }
+        }
+    }
+
+    /// The stripe that holds all of a range, where its keys have a head in common.
+    fn stripe_of_range(&self, position: usize, range: &KeyRange) -> Option<usize> {
+        let (place, placed) = (self.places.get(position)?, self.layout.counters().get(position)?);
+        let shared = range.shared();
+        let head = shared.get(..placed.def().parts().head_len(shared, place.head?)?)?;
+        Some(self.stripe_of(KeyBuf::from_bytes(head).hash64()))
+    }
+
+    /// The next totals after a key, in key order, at most `limit`; costs as [`range`](Self::range).
     ///
     /// # Errors
     ///
     /// As [`total`](Self::total).
     pub fn page(&self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        let position = self.layout.position(&counter)?;
-        let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
-        let mut consider = |key: &KeyBuf, total: i64| {
-            if after.is_some_and(|after| key <= after) {
-                return;
-            }
-            if smallest.len() < limit {
-                smallest.push((key.clone(), total));
-            } else if let Some(mut largest) = smallest.peek_mut()
-                && *key < largest.0
-            {
-                *largest = (key.clone(), total);
-            }
-        };
-        for stripe in &self.stripes {
-            if let Some(table) = stripe.0.lock().get(position) {
-                table.for_each(&mut consider);
-            }
-        }
-        Ok(smallest.into_sorted_vec())
+        self.range(counter, &behind(&counter, after)?, limit)
     }
 
     /// All totals other than 0, in key order; takes memory for all of them.
@@ -296,18 +544,28 @@ impl MemoryStore {
         Ok(self.stripes.iter().map(len).sum())
     }
 
-    /// The totals of each counter in the layout's order, all at one moment.
-    fn all_totals(&self) -> Vec<Vec<(KeyBuf, i64)>> {
-        let _alone = self.gate.write();
-        let held: Vec<_> = self.stripes.iter().map(|stripe| stripe.0.lock()).collect();
-        let totals_at = |position: usize| {
-            let mut totals = Vec::new();
+    /// The totals of each counter in the layout's order, and its cut, all at one moment.
+    fn all_totals(&self) -> Vec<(Totals, Option<KeyBuf>)> {
+        let cuts = self.gate.write();
+        let held = self.hold();
+        let totals_at = |(position, cut): (usize, &Option<KeyBuf>)| {
+            let mut totals = Totals::new();
             for table in held.iter().filter_map(|tables| tables.get(position)) {
                 table.for_each(|key, total| totals.push((key.clone(), total)));
             }
-            totals
+            (totals, cut.clone())
         };
-        (0..self.layout.counters().len()).map(totals_at).collect()
+        cuts.iter().enumerate().map(totals_at).collect()
+    }
+
+    /// Adds totals of one counter as they are: nothing climbs.
+    fn put(&mut self, counter: &Def, batch: &Batch, cut: Option<KeyBuf>) -> Result<()> {
+        let positions = Positions::of(&self.layout, batch)?;
+        self.apply_steps(&mut self.hold(), &positions, batch, false)?;
+        if let Some(known) = self.gate.get_mut().get_mut(self.layout.position(counter)?) {
+            *known = cut;
+        }
+        Ok(())
     }
 }
 
@@ -320,8 +578,12 @@ impl Store for MemoryStore {
         Self::read(self, counter, keys)
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        Self::page(self, counter, after, limit)
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        Self::range(self, counter, range, limit)
+    }
+
+    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+        Self::sum(self, counter, range)
     }
 }
 
@@ -334,9 +596,41 @@ impl Store for &MemoryStore {
         MemoryStore::read(self, counter, keys)
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        MemoryStore::page(self, counter, after, limit)
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        MemoryStore::range(self, counter, range, limit)
     }
+
+    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+        MemoryStore::sum(self, counter, range)
+    }
+}
+
+impl Place {
+    fn of(layout: &Layout, placed: &Placed) -> Self {
+        let def = placed.def();
+        // Where several rollups split its keys, the shortest child is a head of all.
+        let child = |feeds: &Placed| {
+            let rollup = feeds.rollup()?;
+            let splits = rollup.link().same(&def) || (rollup.keeps_tail() && rollup.finer().same(&def));
+            splits.then_some(rollup.child_parts())
+        };
+        let head = layout.rollups_of(&def).filter_map(child).min().unwrap_or(1);
+        Self {
+            head: (def.parts().len() > 1).then_some(head),
+            plain: placed.rollup().is_none() && !placed.is_prunable() && layout.rollups_of(&def).next().is_none(),
+            link: layout.child_parts(&def).is_some(),
+        }
+    }
+}
+
+/// Refuses a bound that is no key of the counter, nor the first parts of one.
+fn check_bounds(counter: &Def, range: &KeyRange) -> Result<()> {
+    for bound in [range.start(), range.end()] {
+        if let Bound::Included(head) | Bound::Excluded(head) = bound {
+            counter.parts().values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the tables of a batch's counters are in every stripe.
@@ -355,12 +649,24 @@ impl Positions {
     }
 
     #[inline]
-    fn table<'t>(&self, tables: &'t mut Tables, entry: &Entry) -> Option<&'t mut Table> {
-        let position = match self {
-            Self::One(position) => *position,
-            Self::Many(positions) => *positions.get(entry.counter as usize)?,
+    fn at(&self, entry: &Entry) -> Option<usize> {
+        match self {
+            Self::One(position) => Some(*position),
+            Self::Many(positions) => positions.get(entry.counter as usize).copied(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        let positions = match self {
+            Self::One(position) => std::slice::from_ref(position),
+            Self::Many(positions) => positions.as_slice(),
         };
-        tables.get_mut(position)
+        positions.iter().copied()
+    }
+
+    #[inline]
+    fn table<'t>(&self, tables: &'t mut Tables, entry: &Entry) -> Option<&'t mut Table> {
+        tables.get_mut(self.at(entry)?)
     }
 }
 

@@ -12,10 +12,12 @@ use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
+use crate::range::KeyRange;
 
 /// A place where totals live.
 ///
-/// Three methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own.
+/// Three methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own, and let [`Climb::run`](crate::Climb::run)
+/// find what a batch means for rollups.
 ///
 /// # Examples
 ///
@@ -35,14 +37,15 @@ use crate::key::{AsKey, Key, KeyBuf};
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub trait Store {
-    /// Adds a batch's deltas to the totals, all or nothing. An empty batch touches nothing. Costs O(1) a delta in memory,
-    /// O(log totals) in a table.
+    /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing. Costs O(1) a
+    /// delta in memory, O(log totals) in a table or where keys have several parts; for each rollup more, as
+    /// [`sum_of`](Counter::sum_of) says.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not this store's; [`Error::Overflow`] when
-    /// a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its database
-    /// says. [`Error::next`] tells them apart.
+    /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not this store's; [`Error::Rollup`] for a delta on a rollup;
+    /// [`Error::Overflow`] when a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its
+    /// database says. [`Error::next`] tells them apart.
     fn apply(&mut self, batch: &Batch) -> Result<Applied>;
 
     /// The totals of these keys, in their order; 0 where there is none.
@@ -52,13 +55,31 @@ pub trait Store {
     /// As [`apply`](Self::apply), without overflow.
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>>;
 
+    /// The first totals of a range, in key order, at most `limit` of them. Totals of 0 may be among them.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
+
     /// The next totals after a key, in key order, at most `limit` of them; from the first when `after` is none. Totals of 0
     /// may be among them.
     ///
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.range(counter, &behind(&counter, after)?, limit)
+    }
+
+    /// The sum of the totals of a range: how many shows an artist has from a day on, for one. Costs a pass over the range.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), [`Error::Overflow`] where the sum leaves 64 bits, and [`Error::Pruned`] where some of the range was pruned.
+    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+        sum_by_pages(self, counter, range)
+    }
 
     /// The total of one key; 0 where there is none.
     ///
@@ -107,28 +128,80 @@ impl<S: Store + ?Sized> Store for &mut S {
         (**self).read(counter, keys)
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        (**self).page(counter, after, limit)
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        (**self).range(counter, range, limit)
+    }
+
+    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+        (**self).sum(counter, range)
     }
 }
 
 const TOTALS_PAGE: usize = 4096;
 
+/// The keys behind one, which must be a whole key: a beginning would stand for all that begin so.
+fn behind(counter: &Def, after: Option<&KeyBuf>) -> Result<KeyRange> {
+    if let Some(after) = after {
+        counter.parts().values(after).map_err(|cause| Error::key(counter, after, cause))?;
+    }
+    Ok(KeyRange::after(after))
+}
+
+/// By the counts.
+impl PartialEq for Applied {
+    fn eq(&self, other: &Self) -> bool {
+        (self.totals, self.statements) == (other.totals, other.statements)
+    }
+}
+
+impl Eq for Applied {}
+
+fn sum_by_pages(store: &mut (impl Store + ?Sized), counter: Def, range: &KeyRange) -> Result<i64> {
+    let mut sum = 0_i128;
+    let mut range = range.clone();
+    loop {
+        let page = store.range(counter, &range, TOTALS_PAGE)?;
+        sum += page.iter().map(|(_, total)| i128::from(*total)).sum::<i128>();
+        match page.last() {
+            Some((last, _)) if page.len() == TOTALS_PAGE => range = range.behind(last),
+            _ => return i64::try_from(sum).map_err(|_| sum_overflow(&counter)),
+        }
+    }
+}
+
+fn sum_overflow(counter: &Def) -> Error {
+    Error::Overflow { counter: counter.name(), key: "of a range".to_owned(), what: "sum" }
+}
+
 /// What an apply did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Applied {
-    /// Totals that were written.
+    /// Totals that were written, those of rollups included.
     pub totals: u64,
-    /// Statements on tables of totals that were executed, once for each total in SQLite; 0 in memory.
+    /// Statements on tables of totals and boards that wrote, once for each total in SQLite; 0 in memory.
     pub statements: u64,
+    /// What was written, where that is more or less than the batch.
+    expanded: Option<Box<Batch>>,
 }
 
 impl Applied {
     /// So many totals by so many statements: for a store of your own.
     #[must_use]
     pub const fn new(totals: u64, statements: u64) -> Self {
-        Self { totals, statements }
+        Self { totals, statements, expanded: None }
+    }
+
+    /// The same, where more than the caller's batch was written, or less: what climbed to rollups, what was pruned before.
+    #[must_use]
+    pub fn of(mut self, written: Batch) -> Self {
+        self.expanded = Some(Box::new(written));
+        self
+    }
+
+    /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them.
+    pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (Def, &'a KeyBuf, i128)> {
+        self.expanded.as_deref().unwrap_or(batch).deltas()
     }
 }
 

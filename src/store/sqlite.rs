@@ -1,17 +1,22 @@
 //! Totals in SQLite tables, over the caller's own connection, transaction or savepoint: runs what `sql` says.
 
+pub(crate) mod cut;
 mod schema;
 
 use rusqlite::ffi;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, params_from_iter};
 
-use super::{Applied, Store, steps};
+use super::{Applied, Store, steps, sum_by_pages};
 use crate::batch::Batch;
-use crate::counter::{Def, Placed};
+use crate::counter::{Counter, Def, Placed};
 use crate::error::{Error, Result, brief};
-use crate::key::{KeyBuf, KeyError};
+use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyPart};
 use crate::layout::Layout;
+use crate::observe;
+use crate::prune;
+use crate::range::KeyRange;
+use crate::rollup::{self, Question};
 use crate::sql::{self, Dialect, Value};
 
 /// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.
@@ -57,18 +62,98 @@ impl<'c> SqliteStore<'c> {
         Self { conn, layout }
     }
 
+    pub(crate) const fn conn(&self) -> &'c Connection {
+        self.conn
+    }
+
+    pub(crate) const fn layout(&self) -> &'c Layout {
+        self.layout
+    }
+
+    /// Writes a batch as it is: no counter is a rollup or prunable, and there is no board. What cannot be written is refused before a
+    /// transaction begins.
+    fn write_plainly(&self, batch: &Batch) -> Result<Applied> {
+        let statements = sql::statements(Dialect::Sqlite, self.layout, batch, false)?;
+        self.in_transaction(batch, |nested| self.write(&statements, batch, nested))
+    }
+
+    /// Leaves out what is pruned, lets the rest climb, writes all of it, and brings boards along.
+    fn write_climbing(&self, batch: &Batch) -> Result<Applied> {
+        self.in_transaction(batch, |nested| {
+            let kept = self.above_cuts(batch)?;
+            let climbed = rollup::climb(self.layout, kept, |question, each| self.answer(question, each))?;
+            let statements = sql::statements(Dialect::Sqlite, self.layout, &climbed, false)?;
+            let applied = self.write(&statements, &climbed, nested)?;
+            drop(statements);
+            Ok(applied.of(climbed))
+        })
+    }
+
+    /// Runs `write` in the caller's transaction, or in one of its own; tells it whether it is the caller's.
+    fn in_transaction(&self, batch: &Batch, write: impl FnOnce(bool) -> Result<Applied>) -> Result<Applied> {
+        if !self.conn.is_autocommit() {
+            return write(true);
+        }
+        let own = Scope::open(self.conn, doing(batch))?;
+        let applied = write(false)?;
+        own.commit()?;
+        Ok(applied)
+    }
+
+    /// Writes what totals lack, in the caller's transaction: also of rollups, of keys below a cut, and beyond 64 bits.
+    pub(crate) fn mend(&self, batch: &Batch) -> Result<()> {
+        let climbed = rollup::climb(self.layout, batch.clone(), |question, each| self.answer(question, each));
+        let climbed = match climbed {
+            Ok(climbed) if self.has_room(batch, &climbed)? => climbed,
+            // The rollups then differ from what they sum, as they did, and are mended on their own level.
+            Ok(_) | Err(Error::Overflow { .. }) => batch.clone(),
+            Err(error) => return Err(error),
+        };
+        let statements = sql::statements(Dialect::Sqlite, self.layout, &climbed, true)?;
+        self.write(&statements, &climbed, false).map(drop)
+    }
+
+    /// Whether everything that has climbed leads to totals of 64 bits.
+    fn has_room(&self, batch: &Batch, climbed: &Batch) -> Result<bool> {
+        let mut store = *self;
+        for (counter, key, delta) in climbed.deltas().skip(batch.len()) {
+            let total = store.read(counter, std::slice::from_ref(key))?.first().copied().unwrap_or(0);
+            if delta.checked_add(i128::from(total)).is_none_or(|sum| i64::try_from(sum).is_err()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Executes a batch's statements; where the transaction is the caller's, one that fails in its middle is taken back.
+    fn write(&self, statements: &[sql::Statement<'_>], batch: &Batch, nested: bool) -> Result<Applied> {
+        let (mut done, mut applied) = (0, Applied::default());
+        let written = run(self.conn, statements, &mut done, &mut applied).and_then(|()| self.follow(batch));
+        match written {
+            Ok(scores) => {
+                applied.statements += scores;
+                Ok(applied)
+            }
+            Err(error) if nested => Err(self.take_back(statements, done, batch, error)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Undoes the first `done` rows of a batch that failed inside the caller's transaction, by adding what they took away: as exact
     /// as a savepoint, which would copy every page that a batch touches to a temporary file, and made batches of a few hundred
     /// totals slower than triggers. Where that fails too, nothing of the transaction may stay.
     #[cold]
-    fn take_back(&self, statements: &[sql::Statement<'_>], done: usize, error: Error) -> Error {
+    fn take_back(&self, statements: &[sql::Statement<'_>], done: usize, batch: &Batch, error: Error) -> Error {
         // Where SQLite rolled back by itself, there is nothing left to undo.
         let done = if self.conn.is_autocommit() { 0 } else { done };
         let rows = statements.iter().flat_map(|statement| statement.rows().map(move |row| (statement, row)));
-        let undone = rows.take(done).try_for_each(|(statement, row)| {
+        let mut undone = rows.take(done).filter(|(statement, _)| statement.adds).try_for_each(|(statement, row)| {
             let Some((Value::Integer(delta), key)) = row.split_last() else { return Ok(()) };
             self.add_values(&statement.counter, &statement.text, key, -i128::from(*delta))
         });
+        if undone.is_ok() && !self.conn.is_autocommit() {
+            undone = self.follow(batch).map(drop);
+        }
         let alive = !self.conn.is_autocommit();
         if undone.is_ok() && alive {
             return error;
@@ -84,12 +169,6 @@ impl<'c> SqliteStore<'c> {
         }
     }
 
-    /// Adds to one total, in the steps that 64 bits allow.
-    pub(crate) fn add(&self, counter: &Def, key: &KeyBuf, change: i128) -> Result<()> {
-        let text = sql::upsert(Dialect::Sqlite, self.placed(counter)?);
-        self.add_values(counter, &text, &sql::key_values(counter, key)?, change)
-    }
-
     fn add_values(&self, counter: &Def, upsert: &str, key: &[Value<'_>], change: i128) -> Result<()> {
         let mut prepared = self.conn.prepare_cached(upsert).map_err(|error| writing(counter, error))?;
         for step in steps(change) {
@@ -99,9 +178,92 @@ impl<'c> SqliteStore<'c> {
         Ok(())
     }
 
+    /// The batch without what is below a cut; reads nothing where no counter of it is prunable.
+    fn above_cuts(&self, batch: &Batch) -> Result<Batch> {
+        let mut cuts = Vec::new();
+        for counter in batch.counters() {
+            if let Some(cut) = self.cut(counter)? {
+                cuts.push((*counter, cut));
+            }
+        }
+        if cuts.is_empty() {
+            return Ok(batch.clone());
+        }
+        let cut_of = |counter: &Def| cuts.iter().find(|(known, _)| known.same(counter)).map(|(_, cut)| cut);
+        Ok(batch.filtered(|counter, key| cut_of(counter).is_none_or(|cut| prune::keeps(counter, key, cut))))
+    }
+
+    /// The encoded last part below which a counter was pruned.
+    pub(crate) fn cut(&self, counter: &Def) -> Result<Option<KeyBuf>> {
+        let parts = counter.parts();
+        let last = parts.as_slice().last().filter(|_| self.layout.placed(counter).is_ok_and(Placed::is_prunable));
+        let Some(last) = last else { return Ok(None) };
+        let failed = |error| failed_on("reading the cut", counter, error);
+        let mut statement = self.conn.prepare_cached(cut::READ_CUT).map_err(failed)?;
+        let mut rows = statement.query([counter.name()]).map_err(failed)?;
+        let Some(row) = rows.next().map_err(failed)? else { return Ok(None) };
+        if row.get_ref(0).map_err(failed)? == ValueRef::Null {
+            return Ok(None);
+        }
+        read_parts(counter.name(), std::slice::from_ref(last), row, 0).map(Some)
+    }
+
+    /// Forgets the totals of a counter, and of the rollups by its tail, whose last part is before `before`; from now on hooks and audits
+    /// leave such keys alone. The cut-off never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    ///
+    /// One transaction, whose cost grows with the counter's totals.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when the counter is not placed as [`prunable`](Placed::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
+    /// database says; inside a caller's transaction, which is then to be rolled back.
+    pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
+        let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
+        let family = prune::family(self.layout, &counter, T::PARTS)?;
+        let scope = if self.conn.is_autocommit() {
+            Some(Scope::open(self.conn, format!("pruning counter {}", counter.name()))?)
+        } else {
+            None
+        };
+        let mut gone = 0;
+        for def in &family {
+            if self.cut(def)?.is_some_and(|known| known >= cut) {
+                continue;
+            }
+            let value = cut::tail_value(def, &cut)?;
+            let delete = cut::prune(self.layout.placed(def)?);
+            let prune = || -> rusqlite::Result<usize> {
+                self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.name()))?;
+                self.conn.prepare_cached(&delete)?.execute([&value])
+            };
+            gone += prune().map_err(|error| failed_on("pruning totals", def, error))? as u64;
+        }
+        for board in self.layout.board_defs() {
+            if board.counters().iter().any(|of| family.iter().any(|def| def.same(of))) {
+                self.rescore_all(board)?;
+            }
+        }
+        scope.map_or(Ok(()), Scope::commit)?;
+        Ok(gone)
+    }
+
+    /// Gives every total of a climb's question.
+    fn answer(&self, question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
+        let counter = question.counter;
+        let query = question.query(Dialect::Sqlite, self.layout)?;
+        let doing = |error| failed_on("reading totals", &counter, error);
+        let mut statement = self.conn.prepare_cached(&query.text).map_err(doing)?;
+        let width = statement.column_count() - 1;
+        let mut rows = statement.query(params_from_iter(query.values)).map_err(doing)?;
+        while let Some(row) = rows.next().map_err(doing)? {
+            each(&read_key(&counter, row, 0)?, row.get(width).map_err(doing)?)?;
+        }
+        Ok(())
+    }
+
     /// Removes one total if it is 0.
     pub(crate) fn remove_zero(&self, counter: &Def, key: &KeyBuf) -> Result<()> {
-        let text = sql::remove_zero(Dialect::Sqlite, self.placed(counter)?);
+        let text = sql::remove_zero(Dialect::Sqlite, self.layout.placed(counter)?);
         let values = sql::key_values(counter, key)?;
         let removed = self.conn.prepare_cached(&text).and_then(|mut remove| remove.execute(params_from_iter(values)));
         removed.map(drop).map_err(|error| writing(counter, error))
@@ -109,36 +271,31 @@ impl<'c> SqliteStore<'c> {
 
     /// How many totals are not 0, counted up to `most`.
     pub(crate) fn count_non_zero(&self, counter: &Def, most: u64) -> Result<u64> {
-        let text = sql::count_non_zero(Dialect::Sqlite, self.placed(counter)?);
+        let text = sql::count_non_zero(Dialect::Sqlite, self.layout.placed(counter)?);
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let count = self.conn.query_row(&text, [most], |row| row.get::<_, i64>(0));
         count.map(i64::unsigned_abs).map_err(|error| failed_on("counting totals", counter, error))
-    }
-
-    fn placed(&self, counter: &Def) -> Result<&'c Placed> {
-        let at = self.layout.position(counter)?;
-        self.layout.counters().get(at).ok_or_else(|| Error::UnknownCounter { counter: counter.name().to_owned() })
     }
 }
 
 impl Store for SqliteStore<'_> {
     fn apply(&mut self, batch: &Batch) -> Result<Applied> {
-        let statements = sql::apply(Dialect::Sqlite, self.layout, batch)?;
-        let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
-        if rows > 0 {
-            let nested = !self.conn.is_autocommit();
-            let own = if nested { None } else { Some(Scope::open(self.conn, doing(&statements))?) };
-            let mut done = 0;
-            if let Err(error) = run(self.conn, &statements, &mut done) {
-                return Err(if nested { self.take_back(&statements, done, error) } else { error });
-            }
-            own.map_or(Ok(()), Scope::commit)?;
+        rollup::refuse_rollups(self.layout, batch)?;
+        for counter in batch.counters() {
+            self.layout.position(counter)?;
         }
-        Ok(Applied { totals: rows as u64, statements: rows as u64 })
+        if batch.is_empty() {
+            return Ok(Applied::default());
+        }
+        let began = observe::begin(observe::Place::Sqlite, batch);
+        let plain = self.layout.is_plain() && self.layout.board_defs().is_empty();
+        let applied = if plain { self.write_plainly(batch) } else { self.write_climbing(batch) }?;
+        observe::applied(observe::Place::Sqlite, began, batch, &applied);
+        Ok(applied)
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let text = sql::read(Dialect::Sqlite, self.placed(&counter)?);
+        let text = sql::read(Dialect::Sqlite, self.layout.placed(&counter)?);
         let doing = |error| failed_on("reading totals", &counter, error);
         let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
         keys.iter()
@@ -150,14 +307,12 @@ impl Store for SqliteStore<'_> {
             .collect()
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        let text = sql::page(Dialect::Sqlite, self.placed(&counter)?, after.is_some());
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let query = sql::range(Dialect::Sqlite, self.layout.placed(&counter)?, range, limit)?;
         let doing = |error| failed_on("reading totals", &counter, error);
-        let mut values = after.map_or(Ok(Vec::new()), |after| sql::key_values(&counter, after))?;
-        values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-        let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
+        let mut statement = self.conn.prepare_cached(&query.text).map_err(doing)?;
         let width = statement.column_count() - 1;
-        let mut rows = statement.query(params_from_iter(values)).map_err(doing)?;
+        let mut rows = statement.query(params_from_iter(query.values)).map_err(doing)?;
         let mut page = Vec::new();
         while let Some(row) = rows.next().map_err(doing)? {
             let key = read_key(&counter, row, 0)?;
@@ -165,16 +320,43 @@ impl Store for SqliteStore<'_> {
         }
         Ok(page)
     }
+
+    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+        let query = sql::sum(Dialect::Sqlite, self.layout.placed(&counter)?, range)?;
+        let sum = self.conn.prepare_cached(&query.text).and_then(|mut statement| {
+            statement.query_row(params_from_iter(query.values), |row| row.get::<_, Option<i64>>(0))
+        });
+        let sum = match sum {
+            Ok(sum) => sum.unwrap_or(0),
+            // It may have left 64 bits on the way only.
+            Err(error) if overflowed(&error) => sum_by_pages(self, counter, range)?,
+            Err(error) => return Err(failed_on("summing totals", &counter, error)),
+        };
+        // Afterwards: a cut never goes back, so what it spares now was spared all along.
+        prune::check_range(&counter, range, self.cut(&counter)?.as_ref())?;
+        Ok(sum)
+    }
+}
+
+/// Whether SQLite's `sum` left 64 bits, which it says in words only.
+pub(crate) fn overflowed(error: &rusqlite::Error) -> bool {
+    error.to_string().contains("integer overflow")
 }
 
 /// Executes statements once for each of their rows; counts in `done` the rows that were.
-fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize) -> Result<()> {
+fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize, applied: &mut Applied) -> Result<()> {
     for statement in statements {
         let counter = statement.counter;
         let mut prepared = conn.prepare_cached(&statement.text).map_err(|error| writing(&counter, error))?;
         for row in statement.rows() {
-            write(&mut prepared, &counter, row)?;
+            if statement.adds {
+                write(&mut prepared, &counter, row)?;
+                applied.totals += 1;
+            } else {
+                prepared.execute(params_from_iter(row)).map_err(|error| writing(&counter, error))?;
+            }
             *done += 1;
+            applied.statements += 1;
         }
     }
     Ok(())
@@ -192,9 +374,11 @@ fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result
     }
 }
 
-/// What a batch's statements do, for errors.
-fn doing(statements: &[sql::Statement<'_>]) -> String {
-    let names: Vec<&str> = statements.iter().map(|statement| statement.counter.name()).collect();
+/// What applying a batch does, for errors.
+fn doing(batch: &Batch) -> String {
+    let mut names: Vec<&str> = batch.deltas().map(|(counter, ..)| counter.name()).collect();
+    names.sort_unstable();
+    names.dedup();
     format!("writing totals of counter {}", names.join(", "))
 }
 
@@ -221,8 +405,18 @@ fn write_failed(counter: &Def, row: &[Value<'_>], error: rusqlite::Error) -> Err
 
 /// Reads a key's columns, the first of them at `first`.
 pub(crate) fn read_key(counter: &Def, row: &rusqlite::Row<'_>, first: usize) -> Result<KeyBuf> {
+    read_parts(counter.name(), counter.parts().as_slice(), row, first)
+}
+
+/// Reads columns as these parts of a key.
+pub(crate) fn read_parts(
+    name: &'static str,
+    parts: &[KeyPart],
+    row: &rusqlite::Row<'_>,
+    first: usize,
+) -> Result<KeyBuf> {
     let mut key = KeyBuf::new();
-    for (at, part) in counter.parts().as_slice().iter().enumerate() {
+    for (at, part) in parts.iter().enumerate() {
         let mut push = || {
             let value = row.get_ref(first + at).map_err(|_| KeyError::Malformed)?;
             let found = |found: &str| KeyError::Type { wanted: *part, found: found.to_owned() };
@@ -237,7 +431,7 @@ pub(crate) fn read_key(counter: &Def, row: &rusqlite::Row<'_>, first: usize) -> 
             };
             sql::push_key_part(*part, &value, &mut key)
         };
-        push().map_err(|cause| Error::Key { counter: counter.name(), key: raw_text(row, first), cause })?;
+        push().map_err(|cause| Error::Key { counter: name, key: raw_text(row, first), cause })?;
     }
     Ok(key)
 }

@@ -1,6 +1,6 @@
 //! What the end-to-end tests of the concert example share: the binary, built once a process; a temporary site to run it in; event
-//! streams; and three things written apart from the crate that say what is right: a model in maps, a recount in plain SQL, and the
-//! report that a verify must print.
+//! streams; and three things written apart from the crate that say what is right: a model in maps, a recount in plain SQL (of decayed
+//! votes, in plain Rust over the rows), and the report that a verify must print.
 #![allow(dead_code)] // each test file uses a part of it
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
+use keepcount::{Date, HalfLife};
 use rusqlite::Connection;
+use rusqlite::types::ValueRef;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -255,10 +257,11 @@ impl Site {
 }
 
 pub fn dump(conn: &Connection) -> Vec<String> {
-    let tables = ["artists", "shows", "setlists", "votes", "replay_position"].into_iter().map(str::to_owned);
+    let tables = ["artists", "shows", "setlists", "votes", "replay_position", "keepcount_counters"].map(str::to_owned);
+    let tables = tables.into_iter().chain(total_tables()).chain(BOARD_TABLES.into_iter().map(str::to_owned));
     let mut rows = Vec::new();
-    for table in tables.chain(COUNTERS.iter().map(|counter| counter.replace('.', "_"))) {
-        let mut all = conn.prepare(&format!("SELECT * FROM {table} ORDER BY 1")).unwrap();
+    for table in tables {
+        let mut all = conn.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
         let width = all.column_count();
         let mut found = all.query(()).unwrap();
         while let Some(row) = found.next().unwrap() {
@@ -268,6 +271,13 @@ pub fn dump(conn: &Connection) -> Vec<String> {
     }
     rows
 }
+
+/// The tables of totals, in the order of their counters' names.
+pub fn total_tables() -> impl Iterator<Item = String> {
+    COUNTERS.iter().map(|counter| counter.replace('.', "_"))
+}
+
+pub const BOARD_TABLES: [&str; 4] = ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
 
 /// A number that a query finds.
 pub fn number(conn: &Connection, query: &str) -> usize {
@@ -301,8 +311,19 @@ pub fn setlist(id: &str, show: Option<&str>) -> Value {
 }
 
 pub fn vote(id: &str, setlist: &str, user: &str, kind: &str) -> Value {
-    let row = json!({"id": id, "setlist_id": setlist, "user_id": user, "kind": kind, "created_at": 1_735_689_600});
+    let row = json!({"id": id, "setlist_id": setlist, "user_id": user, "kind": kind, "created_at": NEW_YEAR});
     json!({"op": "insert", "table": "votes", "row": row})
+}
+
+/// The event with the day on which it happened.
+pub fn at(mut event: Value, day: &str) -> Value {
+    event["at"] = json!(day);
+    event
+}
+
+/// The day of a time.
+pub fn day_of(seconds: i64) -> Date {
+    Date::from_days(i32::try_from(seconds.div_euclid(86_400)).unwrap()).unwrap()
 }
 
 pub fn delete(table: &str, id: &str) -> Value {
@@ -366,12 +387,13 @@ impl Random {
 /// What the rows must be after some events: maps, and the rules of the event format, said once more.
 #[derive(Debug, Default, Clone)]
 pub struct Model {
-    pub artists: BTreeSet<String>,
-    /// Artist, and whether it is upcoming.
-    pub shows: BTreeMap<String, (Option<String>, bool)>,
+    /// Followers and popularity.
+    pub artists: BTreeMap<String, (i64, i64)>,
+    /// Artist, date, and whether it is upcoming.
+    pub shows: BTreeMap<String, (Option<String>, String, bool)>,
     pub setlists: BTreeMap<String, Option<String>>,
-    /// Setlist, user, and whether it is up.
-    pub votes: BTreeMap<String, (String, String, bool)>,
+    /// Setlist, user, whether it is up, and when it was given.
+    pub votes: BTreeMap<String, (String, String, bool, i64)>,
 }
 
 impl Model {
@@ -392,16 +414,22 @@ impl Model {
         let text = |name: &str| row[name].as_str().map(str::to_owned);
         let id = text("id").unwrap();
         match (event["table"].as_str().unwrap(), event["op"] == "delete") {
-            ("artists", false) => drop(self.artists.insert(id)),
-            ("shows", false) => drop(self.shows.insert(id, (text("artist_id"), row["status"] == "upcoming"))),
+            ("artists", false) => {
+                self.artists.insert(id, (row["followers"].as_i64().unwrap(), row["popularity"].as_i64().unwrap()));
+            }
+            ("shows", false) => {
+                let show = (text("artist_id"), text("date").unwrap(), row["status"] == "upcoming");
+                self.shows.insert(id, show);
+            }
             ("setlists", false) => drop(self.setlists.insert(id, text("show_id"))),
             ("votes", false) => {
-                let vote = (text("setlist_id").unwrap(), text("user_id").unwrap(), row["kind"] == "up");
+                let (setlist, user) = (text("setlist_id").unwrap(), text("user_id").unwrap());
+                let vote = (setlist, user, row["kind"] == "up", row["created_at"].as_i64().unwrap());
                 self.votes.insert(id, vote);
             }
             ("artists", true) => {
                 self.artists.remove(&id);
-                self.shows.retain(|_, (artist, _)| artist.as_ref() != Some(&id));
+                self.shows.retain(|_, (artist, ..)| artist.as_ref() != Some(&id));
             }
             ("shows", true) => drop(self.shows.remove(&id)),
             ("setlists", true) => drop(self.setlists.remove(&id)),
@@ -418,22 +446,51 @@ impl Model {
     /// Totals other than 0.
     pub fn totals(&self) -> Totals {
         let mut totals: Totals = COUNTERS.iter().map(|counter| (*counter, BTreeMap::new())).collect();
-        let mut add = |counter: &str, key: &str, amount: i64| {
-            *totals.get_mut(counter).unwrap().entry(key.to_owned()).or_default() += amount;
+        let mut add = |counter: &str, key: Key, amount: i64| {
+            *totals.get_mut(counter).unwrap().entry(key).or_default() += amount;
         };
-        for (artist, upcoming) in self.shows.values() {
+        for (id, (followers, popularity)) in &self.artists {
+            add("artist.listed", key(id), 1);
+            add("artist.fame", key(id), followers / 1_000_000 + popularity / 10);
+        }
+        for (id, (artist, date, upcoming)) in &self.shows {
+            if *upcoming {
+                add("show.upcoming", pair(date, id), 1);
+            }
             let Some(artist) = artist else { continue };
-            add("artist.shows", artist, 1);
-            add("artist.upcoming_shows", artist, i64::from(*upcoming));
+            add("artist.shows", key(artist), 1);
+            add("artist.upcoming_shows", key(artist), i64::from(*upcoming));
+            add("artist.shows_ahead", pair(artist, date), 1);
+            add("show.artist", pair(id, artist), 1);
         }
-        for show in self.setlists.values().flatten() {
-            add("show.setlists", show, 1);
+        for (id, show) in &self.setlists {
+            let Some(show) = show else { continue };
+            add("show.setlists", key(show), 1);
+            add("setlist.show", pair(id, show), 1);
         }
-        for (setlist, user, up) in self.votes.values() {
-            add("setlist.votes", setlist, 1);
-            add("setlist.upvotes", setlist, i64::from(*up));
-            add("setlist.score", setlist, if *up { 1 } else { -1 });
-            add("user.votes", user, 1);
+        for (setlist, user, up, created_at) in self.votes.values() {
+            add("setlist.votes", key(setlist), 1);
+            add("setlist.upvotes", key(setlist), i64::from(*up));
+            add("setlist.score", key(setlist), if *up { 1 } else { -1 });
+            add("user.votes", key(user), 1);
+            let show = self.setlists[setlist].as_ref();
+            let artist = show.and_then(|show| self.shows[show].0.as_ref());
+            for (show, artist) in show.iter().map(|show| (show, artist)) {
+                add("show.votes", key(show), 1);
+                if let Some(artist) = artist {
+                    add("artist.votes", key(artist), 1);
+                }
+            }
+            for (half_life, of_setlist, of_show, of_artist) in TRENDS {
+                let (epoch, weight) = share(half_life, *created_at);
+                add(of_setlist, in_epoch(setlist, epoch), weight);
+                if let Some(show) = show {
+                    add(of_show, in_epoch(show, epoch), weight);
+                }
+                if let Some(artist) = artist {
+                    add(of_artist, in_epoch(artist, epoch), weight);
+                }
+            }
         }
         non_zero(&totals)
     }
@@ -447,7 +504,7 @@ impl Model {
             let mut all = conn.prepare(&format!("SELECT id FROM {table}")).unwrap();
             all.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
         };
-        assert_eq!(ids("artists"), self.artists);
+        assert!(ids("artists").iter().eq(self.artists.keys()), "artists differ");
         assert!(ids("shows").iter().eq(self.shows.keys()), "shows differ");
         assert!(ids("setlists").iter().eq(self.setlists.keys()), "setlists differ");
         assert!(ids("votes").iter().eq(self.votes.keys()), "votes differ");
@@ -501,13 +558,13 @@ impl Writer {
 
     fn try_event(&mut self) -> Option<Value> {
         let model = std::mem::take(&mut self.model);
-        let event = self.draw(&model);
+        let event = self.draw(&model).map(|event| self.varied(event, &model));
         self.model = model;
         event
     }
 
     fn draw(&mut self, model: &Model) -> Option<Value> {
-        let artists: Vec<&String> = model.artists.iter().collect();
+        let artists: Vec<&String> = model.artists.keys().collect();
         let any_artist = |random: &mut Random| (!artists.is_empty()).then(|| (*random.pick(&artists)).clone());
         let status = ["upcoming", "upcoming", "completed", "cancelled"][self.random.below(4)];
         let kind = if self.random.one_in(3) { "down" } else { "up" };
@@ -540,7 +597,49 @@ impl Writer {
             _ => delete("artists", &any_artist(&mut self.random)?),
         })
     }
+
+    /// The same event with fame, a date, a time and perhaps a day of its own.
+    fn varied(&mut self, event: Value, model: &Model) -> Value {
+        const FOLLOWERS: [i64; 6] = [1_999_999, 0, 999_999, 1_000_000, 40_000_000, i64::MAX];
+        const DATES: [&str; 6] = ["2025-06-01", "2025-06-02", "2025-07-01", "2024-02-29", "0001-01-01", "9999-12-31"];
+        if event["op"] == "delete" {
+            return event;
+        }
+        match event["table"].as_str().unwrap() {
+            "artists" => {
+                let (followers, popularity) = (*self.random.pick(&FOLLOWERS), self.random.below(101));
+                but(but(event, "followers", Some(json!(followers))), "popularity", Some(json!(popularity)))
+            }
+            "shows" => but(event, "date", Some(json!(self.random.pick(&DATES)))),
+            "votes" => {
+                let old = model.votes.get(event["row"]["id"].as_str().unwrap()).map(|vote| vote.3);
+                self.timed(event, old)
+            }
+            _ => event,
+        }
+    }
+
+    /// Given in the first weeks of 2025, or long before; where its day is told, it is not later than that day's last second.
+    fn timed(&mut self, vote: Value, old: Option<i64>) -> Value {
+        let within = i64::try_from(self.random.below(20 * 86_400)).unwrap();
+        let new = match self.random.below(12) {
+            0 => -within, // before 1970
+            1 => NEW_YEAR + within / 86_400 * 86_400 + 86_399,
+            2 => NEW_YEAR + within / 21_600 * 21_600, // an epoch's first second
+            _ => NEW_YEAR + within,
+        };
+        // Most changes leave the time as it was.
+        let created_at = old.filter(|_| !self.random.one_in(3)).unwrap_or(new);
+        let vote = but(vote, "created_at", Some(json!(created_at)));
+        match self.random.below(3) {
+            0 => vote,
+            later => at(vote, &day_of(created_at).plus(i32::try_from(later).unwrap() - 1).unwrap().to_string()),
+        }
+    }
 }
+
+/// The first second of 2025.
+pub const NEW_YEAR: i64 = 1_735_689_600;
 
 /// The New York Philharmonic's history where the project's shared data are at hand, else a stand-in of the same shape.
 pub struct History {
@@ -584,11 +683,17 @@ pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
     for at in 0..count {
         let (id, user) = (format!("vo{seed}-{at}"), format!("us{}", random.skewed(count / 4 + 1)));
         let (to, kind) = (random.pick(setlists), if random.one_in(5) { "down" } else { "up" });
-        lines.push(vote(&id, to, &user, kind).to_string());
+        // One vote follows the other over some days.
+        let created_at = NEW_YEAR + i64::try_from(at * 4 * 86_400 / count).unwrap();
+        let day = day_of(created_at).to_string();
+        let vote = |to: &str, kind: &str| {
+            self::at(but(self::vote(&id, to, &user, kind), "created_at", Some(json!(created_at))), &day)
+        };
+        lines.push(vote(to, kind).to_string());
         match random.below(20) {
             0 => lines.push(delete("votes", &id).to_string()),
-            1 => lines.push(update(vote(&id, to, &user, "down")).to_string()),
-            2 => lines.push(update(vote(&id, random.pick::<String>(setlists), &user, kind)).to_string()),
+            1 => lines.push(update(vote(to, "down")).to_string()),
+            2 => lines.push(update(vote(random.pick::<String>(setlists), kind)).to_string()),
             _ => {}
         }
     }
@@ -598,57 +703,206 @@ pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
 // What is right.
 
 /// In the order of names.
-pub const COUNTERS: [&str; 7] = [
+pub const COUNTERS: [&str; 24] = [
+    "artist.fame",
+    "artist.listed",
     "artist.shows",
+    "artist.shows_ahead",
+    "artist.trend_1d",
+    "artist.trend_6h",
+    "artist.trend_7d",
     "artist.upcoming_shows",
+    "artist.votes",
     "setlist.score",
+    "setlist.show",
+    "setlist.trend_1d",
+    "setlist.trend_6h",
+    "setlist.trend_7d",
     "setlist.upvotes",
     "setlist.votes",
+    "show.artist",
     "show.setlists",
+    "show.trend_1d",
+    "show.trend_6h",
+    "show.trend_7d",
+    "show.upcoming",
+    "show.votes",
     "user.votes",
 ];
 
-/// The totals of every counter, by key; texts sort as their bytes do, which is key order.
-pub type Totals = BTreeMap<&'static str, BTreeMap<String, i64>>;
+/// Decayed votes: the half-life, and the counters of setlists, shows, artists.
+pub const TRENDS: [(HalfLife, &str, &str, &str); 3] = [
+    (HalfLife::hours(6), "setlist.trend_6h", "show.trend_6h", "artist.trend_6h"),
+    (HalfLife::days(1), "setlist.trend_1d", "show.trend_1d", "artist.trend_1d"),
+    (HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d"),
+];
 
-/// What the totals should be, asked of the rows in plain SQL; those of 0 left out.
-pub fn recount(conn: &Connection) -> Totals {
-    let asked = [
-        "SELECT artist_id, count(*) FROM shows GROUP BY artist_id",
-        "SELECT artist_id, total(status = 'upcoming') FROM shows GROUP BY artist_id",
-        "SELECT setlist_id, 2 * sum(kind = 'up') - count(*) FROM votes GROUP BY setlist_id",
-        "SELECT setlist_id, count(*) FILTER (WHERE kind = 'up') FROM votes GROUP BY setlist_id",
-        "SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id",
-        "SELECT show_id, count(*) FROM setlists GROUP BY show_id",
-        "SELECT user_id, count(*) FROM votes GROUP BY user_id",
-    ];
-    let read = |query: &str| {
-        pairs(
-            conn,
-            &format!(
-                "SELECT k, CAST(t AS INTEGER) FROM (SELECT NULL AS k, 0 AS t UNION ALL {query}) WHERE k IS NOT NULL"
-            ),
-        )
+/// What each rollup sums, over which links; the finer ones first.
+pub const ROLLUPS: [(&str, &str, &str); 8] = [
+    ("show.votes", "setlist.votes", "setlist.show"),
+    ("show.trend_6h", "setlist.trend_6h", "setlist.show"),
+    ("show.trend_1d", "setlist.trend_1d", "setlist.show"),
+    ("show.trend_7d", "setlist.trend_7d", "setlist.show"),
+    ("artist.votes", "show.votes", "show.artist"),
+    ("artist.trend_6h", "show.trend_6h", "show.artist"),
+    ("artist.trend_1d", "show.trend_1d", "show.artist"),
+    ("artist.trend_7d", "show.trend_7d", "show.artist"),
+];
+
+pub fn is_rollup(counter: &str) -> bool {
+    ROLLUPS.iter().any(|(rollup, ..)| *rollup == counter)
+}
+
+/// A part of a key; integers sort as they are, texts as their bytes do: that is key order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Int(i64),
+    Text(String),
+}
+
+pub type Key = Vec<Part>;
+
+pub fn key(text: &str) -> Key {
+    vec![Part::Text(text.to_owned())]
+}
+
+pub fn pair(one: &str, two: &str) -> Key {
+    [key(one), key(two)].concat()
+}
+
+pub fn in_epoch(text: &str, epoch: i64) -> Key {
+    [key(text), vec![Part::Int(epoch)]].concat()
+}
+
+/// A key as JSON has it: one part alone, several in a list.
+pub fn key_json(key: &Key) -> Value {
+    let part = |part: &Part| match part {
+        Part::Int(value) => json!(value),
+        Part::Text(text) => json!(text),
     };
-    non_zero(&COUNTERS.into_iter().zip(asked.map(read)).collect())
+    match key.as_slice() {
+        [one] => part(one),
+        many => many.iter().map(part).collect(),
+    }
+}
+
+/// The totals of every counter, by key.
+pub type Totals = BTreeMap<&'static str, BTreeMap<Key, i64>>;
+
+/// In which epoch a vote of this time counts, and what it weighs there.
+fn share(half_life: HalfLife, created_at: i64) -> (i64, i64) {
+    (created_at.div_euclid(half_life.as_seconds()), half_life.weight(created_at))
+}
+
+const VOTES_OF_SHOWS: &str = "votes JOIN setlists ON setlists.id = votes.setlist_id";
+
+/// What the totals should be, asked of the rows in plain SQL, of decayed votes in plain Rust; those of 0 left out.
+pub fn recount(conn: &Connection) -> Totals {
+    let votes_of_artists = format!("{VOTES_OF_SHOWS} JOIN shows ON shows.id = setlists.show_id");
+    let asked = [
+        ("artist.fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists".to_owned()),
+        ("artist.listed", "SELECT id, 1 FROM artists".to_owned()),
+        ("artist.shows", "SELECT artist_id, count(*) FROM shows GROUP BY 1".to_owned()),
+        ("artist.shows_ahead", "SELECT artist_id, date, count(*) FROM shows GROUP BY 1, 2".to_owned()),
+        ("artist.upcoming_shows", "SELECT artist_id, sum(status = 'upcoming') FROM shows GROUP BY 1".to_owned()),
+        ("artist.votes", format!("SELECT artist_id, count(*) FROM {votes_of_artists} GROUP BY 1")),
+        ("setlist.score", "SELECT setlist_id, 2 * sum(kind = 'up') - count(*) FROM votes GROUP BY 1".to_owned()),
+        ("setlist.show", "SELECT id, show_id, 1 FROM setlists".to_owned()),
+        ("setlist.upvotes", "SELECT setlist_id, count(*) FILTER (WHERE kind = 'up') FROM votes GROUP BY 1".to_owned()),
+        ("setlist.votes", "SELECT setlist_id, count(*) FROM votes GROUP BY 1".to_owned()),
+        ("show.artist", "SELECT id, artist_id, 1 FROM shows".to_owned()),
+        ("show.setlists", "SELECT show_id, count(*) FROM setlists GROUP BY 1".to_owned()),
+        ("show.upcoming", "SELECT date, id, count(*) FROM shows WHERE status = 'upcoming' GROUP BY 1, 2".to_owned()),
+        ("show.votes", format!("SELECT show_id, count(*) FROM {VOTES_OF_SHOWS} GROUP BY 1")),
+        ("user.votes", "SELECT user_id, count(*) FROM votes GROUP BY 1".to_owned()),
+    ];
+    let mut totals: Totals = asked.into_iter().map(|(counter, query)| (counter, keyed(conn, &query))).collect();
+    totals.extend(recount_trends(conn));
+    assert!(totals.keys().eq(COUNTERS.iter()));
+    non_zero(&totals)
+}
+
+fn recount_trends(conn: &Connection) -> Totals {
+    let mut totals: Totals = TRENDS
+        .into_iter()
+        .flat_map(|(_, one, two, three)| [one, two, three])
+        .map(|name| (name, BTreeMap::new()))
+        .collect();
+    let query = "SELECT votes.setlist_id, setlists.show_id, shows.artist_id, votes.created_at FROM votes
+                 LEFT JOIN setlists ON setlists.id = votes.setlist_id LEFT JOIN shows ON shows.id = setlists.show_id";
+    let mut all = conn.prepare(query).unwrap();
+    let mut rows = all.query(()).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let id = |at: usize| row.get::<_, Option<String>>(at).unwrap();
+        let (of, created_at) = ([id(0), id(1), id(2)], row.get(3).unwrap());
+        for (half_life, setlists, shows, artists) in TRENDS {
+            let (epoch, weight) = share(half_life, created_at);
+            for (counter, id) in [setlists, shows, artists].into_iter().zip(&of) {
+                if let Some(id) = id {
+                    *totals.get_mut(counter).unwrap().entry(in_epoch(id, epoch)).or_default() += weight;
+                }
+            }
+        }
+    }
+    totals
 }
 
 /// What the totals are; those of 0 too.
 pub fn stored(conn: &Connection) -> Totals {
-    let read = |counter: &str| pairs(conn, &format!("SELECT key, total FROM {}", counter.replace('.', "_")));
-    COUNTERS.into_iter().map(|counter| (counter, read(counter))).collect()
+    COUNTERS
+        .into_iter()
+        .zip(total_tables())
+        .map(|(name, table)| (name, keyed(conn, &format!("SELECT * FROM {table}"))))
+        .collect()
 }
 
-fn pairs(conn: &Connection, query: &str) -> BTreeMap<String, i64> {
+/// A query's rows: the key's columns, then the total. A key that is null in a part is none.
+fn keyed(conn: &Connection, query: &str) -> BTreeMap<Key, i64> {
     let mut all = conn.prepare(query).unwrap();
-    all.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap()
+    let width = all.column_count() - 1;
+    let mut rows = all.query(()).unwrap();
+    let mut totals = BTreeMap::new();
+    while let Some(row) = rows.next().unwrap() {
+        let part = |at: usize| match row.get_ref(at).unwrap() {
+            ValueRef::Null => None,
+            ValueRef::Integer(value) => Some(Part::Int(value)),
+            ValueRef::Text(text) => Some(Part::Text(String::from_utf8(text.to_vec()).unwrap())),
+            other => panic!("{other:?}"),
+        };
+        if let Some(key) = (0..width).map(part).collect() {
+            assert_eq!(totals.insert(key, row.get(width).unwrap()), None, "{query}: a key twice");
+        }
+    }
+    totals
 }
 
 pub fn non_zero(totals: &Totals) -> Totals {
-    let kept = |totals: &BTreeMap<String, i64>| {
+    let kept = |totals: &BTreeMap<Key, i64>| {
         totals.iter().filter(|(_, total)| **total != 0).map(|(key, total)| (key.clone(), *total)).collect()
     };
     totals.iter().map(|(counter, totals)| (*counter, kept(totals))).collect()
+}
+
+/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the finer level as it is stored.
+pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
+    let mut truth = rows.clone();
+    for (rollup, finer, link) in ROLLUPS {
+        truth.insert(rollup, rolled_up(&stored[finer], &stored[link]));
+    }
+    non_zero(&truth)
+}
+
+/// The sum over links (child, parent) of link times finer total (child, and what is behind it), at (parent, what is behind).
+fn rolled_up(finer: &BTreeMap<Key, i64>, links: &BTreeMap<Key, i64>) -> BTreeMap<Key, i64> {
+    let mut sums: BTreeMap<Key, i64> = BTreeMap::new();
+    for (link, weight) in links {
+        let [child, parent] = link.as_slice() else { panic!("{link:?}") };
+        for (key, total) in finer.range(vec![child.clone()]..).take_while(|(key, _)| key[0] == *child) {
+            let key = [std::slice::from_ref(parent), &key[1..]].concat();
+            *sums.entry(key).or_default() += weight * total;
+        }
+    }
+    sums
 }
 
 /// Equality that says only what differs: whole maps would fill the screen.
@@ -656,39 +910,65 @@ pub fn non_zero(totals: &Totals) -> Totals {
 pub fn assert_same(found: &Totals, wanted: &Totals) {
     for counter in COUNTERS {
         let (found, wanted) = (&found[counter], &wanted[counter]);
-        let keys: BTreeSet<&String> = found.keys().chain(wanted.keys()).collect();
+        let keys: BTreeSet<&Key> = found.keys().chain(wanted.keys()).collect();
         let differs: Vec<_> = keys.into_iter().filter(|key| found.get(*key) != wanted.get(*key)).collect();
         let first: Vec<_> = differs.iter().take(5).map(|key| (key, found.get(*key), wanted.get(*key))).collect();
         assert!(differs.is_empty(), "{counter}: {} keys differ: (key, found, wanted) {first:?}", differs.len());
     }
 }
 
-/// A key whose total differs from its rows: key, stored, true.
-pub type Drift = (String, i64, i64);
+/// A key whose total differs from what it should be by definition: key, stored, true.
+pub type Drift = (Key, i64, i64);
 
-/// Every key that differs, in key order.
+/// Every key that differs, in key order; of rollups, from the finer level as it is stored.
 pub fn drifts(conn: &Connection) -> BTreeMap<&'static str, Vec<Drift>> {
-    let (truth, stored) = (recount(conn), stored(conn));
+    drifts_of(&recount(conn), &stored(conn))
+}
+
+pub fn drifts_of(rows: &Totals, stored: &Totals) -> BTreeMap<&'static str, Vec<Drift>> {
+    let truth = definition(rows, stored);
     COUNTERS.into_iter().map(|counter| (counter, differing(&truth[counter], &stored[counter]))).collect()
 }
 
-fn differing(truth: &BTreeMap<String, i64>, stored: &BTreeMap<String, i64>) -> Vec<Drift> {
-    let keys: BTreeSet<&String> = truth.keys().chain(stored.keys()).collect();
+fn differing(truth: &BTreeMap<Key, i64>, stored: &BTreeMap<Key, i64>) -> Vec<Drift> {
+    let keys: BTreeSet<&Key> = truth.keys().chain(stored.keys()).collect();
     let both = keys.into_iter().map(|key| (key, stored.get(key).unwrap_or(&0), truth.get(key).unwrap_or(&0)));
     both.filter(|(_, stored, truth)| stored != truth)
         .map(|(key, stored, truth)| (key.clone(), *stored, *truth))
         .collect()
 }
 
-/// What `counters` of the JSON of a complete verify of these counters must be; `mended`: of a repair.
+/// What a repair meets: finer levels are mended first, and what it adds to them climbs; so when it comes to a rollup, truth is what the
+/// rows say, and what is stored is off by as much as the rollup was off from the finer level in the beginning.
+fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
+    let mut met = stored.clone();
+    for (counter, drifts) in drifts_of(rows, stored).into_iter().filter(|(counter, _)| is_rollup(counter)) {
+        let mut totals = rows[counter].clone();
+        for (key, stored, truth) in drifts {
+            *totals.entry(key).or_default() += stored - truth;
+        }
+        met.insert(counter, totals);
+    }
+    met
+}
+
+/// What `counters` of the JSON of a complete verify of these counters must be; `mended`: of a repair, which must be of the finer levels of
+/// its rollups too.
 pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, mended: bool) -> Value {
-    let (truth, stored) = (recount(conn), non_zero(&stored(conn)));
+    let (rows, stored) = (recount(conn), non_zero(&stored(conn)));
+    let (truth, stored) = if mended {
+        let met = non_zero(&met_by_a_repair(&rows, &stored));
+        (rows, met)
+    } else {
+        (definition(&rows, &stored), stored)
+    };
     let one = |counter: &&'static str| {
         let (truth, stored) = (&truth[counter], &stored[counter]);
         let drifts = differing(truth, stored);
         let of_kind = |kind: fn(&&Drift) -> bool| drifts.iter().filter(kind).count();
         let listed = drifts.iter().take(samples);
-        let keys: BTreeSet<&String> = truth.keys().chain(stored.keys()).collect();
+        let sample = |(key, stored, truth): &Drift| json!({"key": key_json(key), "stored": stored, "true": truth});
+        let keys: BTreeSet<&Key> = truth.keys().chain(stored.keys()).collect();
         json!({
             "name": counter,
             "keys": keys.len(),
@@ -696,14 +976,14 @@ pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, me
             "missing": of_kind(|(_, stored, _)| *stored == 0),
             "orphan": of_kind(|(_, _, truth)| *truth == 0),
             "corrected": if mended { drifts.len() } else { 0 },
-            "samples": listed.map(|(key, stored, truth)| json!({"key": key, "stored": stored, "true": truth})).collect::<Vec<_>>(),
+            "samples": listed.map(sample).collect::<Vec<_>>(),
         })
     };
     counters.iter().map(one).collect()
 }
 
 /// What can happen behind the hooks' back: of every kind, in several counters. Each takes what there is.
-pub const SABOTAGE: [(&str, &str); 15] = [
+pub const SABOTAGE: [(&str, &str); 31] = [
     ("wrong shows", "UPDATE artist_shows SET total = total + 7 WHERE key IN (SELECT key FROM artist_shows ORDER BY key LIMIT 3)"),
     ("wrong votes", "UPDATE user_votes SET total = -total WHERE key IN (SELECT key FROM user_votes ORDER BY key DESC LIMIT 4)"),
     ("wrong scores", "UPDATE setlist_score SET total = total - 1 WHERE key IN (SELECT key FROM setlist_score ORDER BY key LIMIT 5)"),
@@ -739,6 +1019,43 @@ pub const SABOTAGE: [(&str, &str); 15] = [
         "UPDATE shows SET status = iif(status = 'upcoming', 'cancelled', 'upcoming')
          WHERE id IN (SELECT id FROM shows WHERE artist_id IS NOT NULL ORDER BY id DESC LIMIT 10)",
     ),
+    (
+        "rows of shows put off",
+        "UPDATE shows SET date = '2031-12-24' WHERE id IN (SELECT id FROM shows WHERE artist_id IS NOT NULL ORDER BY id LIMIT 3)",
+    ),
+    (
+        "rows of votes put back",
+        "UPDATE votes SET created_at = created_at - 700000 WHERE id IN (SELECT id FROM votes ORDER BY id LIMIT 5 OFFSET 12)",
+    ),
+    ("rows of artists grown famous", "UPDATE artists SET followers = followers / 2 + 7000000 WHERE id IN (SELECT id FROM artists ORDER BY id LIMIT 4)"),
+    ("rows of artists added", "INSERT INTO artists VALUES ('new to the hooks', 'n', 3000000, 10)"),
+    // Links.
+    ("wrong links", "UPDATE setlist_show SET total = 3 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 4 OFFSET 8)"),
+    ("missing links", "DELETE FROM setlist_show WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 5)"),
+    (
+        "orphan links",
+        "INSERT INTO show_artist SELECT key, 'nobody at all', 2 FROM show_votes WHERE total <> 0 ORDER BY key LIMIT 3;
+         INSERT INTO setlist_show VALUES ('no setlist', 'no show', 1)",
+    ),
+    // Finer levels, whose rollups agree no more.
+    ("wrong trends", "UPDATE setlist_trend_1d SET total = total + 5 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 6 OFFSET 3)"),
+    ("missing trends", "DELETE FROM setlist_trend_6h WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 4)"),
+    ("orphan trends", "INSERT INTO setlist_trend_7d SELECT key_1, -40, -9 FROM setlist_show ORDER BY 1 LIMIT 5"),
+    // Rollups themselves.
+    ("wrong rollups", "UPDATE show_votes SET total = total + 11 WHERE key IN (SELECT key FROM show_votes ORDER BY key LIMIT 4)"),
+    ("missing rollups", "DELETE FROM artist_votes WHERE key IN (SELECT key FROM artist_votes ORDER BY key LIMIT 3); DELETE FROM show_trend_7d"),
+    (
+        "orphan rollups",
+        "INSERT INTO artist_votes VALUES ('nobody voted', 5); INSERT INTO show_votes VALUES ('no show either', -5);
+         INSERT INTO artist_trend_1d VALUES ('nobody voted', -3, 1), ('nobody voted', 4, 1)",
+    ),
+    ("wrong dates", "UPDATE artist_shows_ahead SET total = total - 2 WHERE key_1 IN (SELECT key FROM artist_shows ORDER BY key DESC LIMIT 3)"),
+    (
+        "dates missing and orphan",
+        "DELETE FROM show_upcoming WHERE key_2 IN (SELECT id FROM shows WHERE status = 'upcoming' ORDER BY id LIMIT 6);
+         INSERT INTO show_upcoming SELECT '2030-01-01', id, 1 FROM shows ORDER BY id LIMIT 2",
+    ),
+    ("fame and lists", "UPDATE artist_fame SET total = total + 1; DELETE FROM artist_listed WHERE key IN (SELECT key FROM artist_listed ORDER BY key LIMIT 2)"),
 ];
 
 /// Does all of it.

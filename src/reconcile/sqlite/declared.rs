@@ -14,7 +14,8 @@ use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::sum_by_key;
 use crate::sql::{self, Value};
-use crate::store::sqlite::{failed_on, read_key};
+use crate::store::sqlite::cut::tail_value;
+use crate::store::sqlite::{failed_on, overflowed, read_key};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct Declared<'a> {
     pub(super) counter: Def,
     pub(super) source: TypedSource<'a>,
     pub(super) statements: Statements,
+    /// The cut that the statements know.
+    pub(super) cut: Option<KeyBuf>,
 }
 
 /// How many rows of each end of a source are held against their `tally`; and how many of the keys of a mend: all rows of each key, or as
@@ -30,6 +33,16 @@ const SAMPLE: usize = 64;
 const SAMPLE_OF_MEND: usize = 10_000;
 
 impl Declared<'_> {
+    /// Makes the statements anew where the counter was pruned further.
+    pub(super) fn cut_at(&mut self, cut: Option<KeyBuf>) -> Result<()> {
+        if self.cut != cut {
+            let value = cut.as_ref().map(|cut| tail_value(&self.counter, cut)).transpose()?;
+            self.statements = self.source.target.statements(&self.counter, value.as_ref())?;
+            self.cut = cut;
+        }
+        Ok(())
+    }
+
     /// The next keys' sums, one more than a page holds.
     pub(super) fn recounts(&self, conn: &Connection, ask: &Ask) -> Result<Vec<Recount>> {
         let limit = ask.keys.saturating_add(1);
@@ -149,6 +162,22 @@ impl Declared<'_> {
         read().map_err(|error| error.known(&self.counter))
     }
 
+    /// The keys among some sums whose last parts name no row of the parents' table.
+    pub(super) fn dangling(&self, conn: &Connection, sums: &[Recount]) -> Result<Vec<KeyBuf>> {
+        let Some(text) = &self.statements.parent else { return Ok(Vec::new()) };
+        let failed = |error| failed_on("looking for parents", &self.counter, error);
+        let mut statement = conn.prepare_cached(text).map_err(failed)?;
+        let mut dangling = Vec::new();
+        for sum in sums.iter().filter(|sum| sum.total != 0) {
+            let values = self.key_values(&sum.key)?;
+            let parent = values.len().saturating_sub(statement.parameter_count());
+            if !statement.exists(params_from_iter(values.into_iter().skip(parent))).map_err(failed)? {
+                dangling.push(sum.key.clone());
+            }
+        }
+        Ok(dangling)
+    }
+
     /// Whether any row counts.
     pub(super) fn is_empty(&self, conn: &Connection) -> Result<bool> {
         if self.source.by_tally {
@@ -252,8 +281,4 @@ impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sqlite(error)
     }
-}
-
-fn overflowed(error: &rusqlite::Error) -> bool {
-    error.to_string().contains("integer overflow")
 }

@@ -91,6 +91,27 @@ impl Source {
         self
     }
 
+    /// The last parts of the key, as many as there are columns here, name a row of this table: of a link, the parent. A verify then reports
+    /// links that dangle, whose parent is not there.
+    #[must_use]
+    pub fn parent<const N: usize>(mut self, table: &str, columns: [&str; N]) -> Self {
+        self.0.parent = Some((table.to_owned(), columns.map(str::to_owned).to_vec()));
+        self
+    }
+
+    /// The last part of the key is an epoch: the last key column, a time in seconds, divided by `seconds` and rounded down. Pages
+    /// come out of an index on the columns as they are. Only for sources that are read [`by_tally`](TypedSource::by_tally).
+    ///
+    /// # Panics
+    ///
+    /// When `seconds` is not above 0.
+    #[must_use]
+    pub fn per(mut self, seconds: i64) -> Self {
+        assert!(seconds > 0, "an epoch is longer than nothing");
+        self.0.per = Some(seconds);
+        self
+    }
+
     /// The columns of a row, as a select list, and how they make a record, for holding rows against their `tally`: a repair does so with the
     /// first and last rows of the source and with the rows of the keys that it is about to mend, all of them up to 10,000 a mend (no fewer
     /// than 64 a key). A verify trusts the SQL. [`by_tally`](TypedSource::by_tally) leaves no second definition to trust.

@@ -39,6 +39,9 @@ pub struct Snapshot {
 struct CounterTotals {
     name: String,
     totals: Vec<(KeyBuf, i64)>,
+    /// The encoded last part below which it was pruned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cut: Option<KeyBuf>,
 }
 
 const FORMAT: u32 = 1;
@@ -48,9 +51,9 @@ impl MemoryStore {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let names = self.layout.counters().iter().map(|placed| placed.def().name().to_owned());
-        let counters = names.zip(self.all_totals()).map(|(name, mut totals)| {
+        let counters = names.zip(self.all_totals()).map(|(name, (mut totals, cut))| {
             totals.sort_unstable();
-            CounterTotals { name, totals }
+            CounterTotals { name, totals, cut }
         });
         Snapshot { format: FORMAT, layout: self.layout.fingerprint(), counters: counters.collect() }
     }
@@ -81,7 +84,7 @@ impl MemoryStore {
                 return failed(format!("counter {name} is missing"));
             }
         }
-        let store = Self::new(layout);
+        let mut store = Self::new(layout);
         let mut batch = Batch::new();
         for counter in &snapshot.counters {
             let def = layout.find(&counter.name)?;
@@ -94,7 +97,7 @@ impl MemoryStore {
             if batch.entries().len() != counter.totals.len() {
                 return failed(format!("counter {} has a key twice", def.name()));
             }
-            store.apply(&batch)?;
+            store.put(&def, &batch, counter.cut.clone())?;
             batch.clear();
         }
         Ok(store)

@@ -1,21 +1,29 @@
-//! One counter's totals in one stripe: a hash table whose keys are 64-bit words where every key of the counter fits one.
+//! One counter's totals in one stripe: in key order where keys have several parts, else a hash table, whose keys are 64-bit words where
+//! every key of the counter fits one.
+
+use std::collections::BTreeMap;
+use std::ops::RangeBounds as _;
 
 use hashbrown::HashTable;
 
 use crate::key::{KeyBuf, KeyParts};
+use crate::range::KeyRange;
 
 /// Totals by key; none of them is 0.
 #[derive(Debug)]
 pub(super) enum Table {
     /// Keys of a fixed length of at most eight bytes: 16 bytes an entry, half of the other form's.
     Short { len: usize, totals: HashTable<(u64, i64)> },
-    /// All other keys.
+    /// All other keys of one part.
     Long(HashTable<(KeyBuf, i64)>),
+    /// Keys of several parts, of which ranges are wanted: a child's links, an artist's days.
+    Ordered(BTreeMap<KeyBuf, i64>),
 }
 
 impl Table {
     pub(super) fn new(parts: KeyParts) -> Self {
         match parts.fixed_len() {
+            _ if parts.len() > 1 => Self::Ordered(BTreeMap::new()),
             Some(len @ 0..=8) => Self::Short { len, totals: HashTable::new() },
             _ => Self::Long(HashTable::new()),
         }
@@ -37,6 +45,7 @@ impl Table {
                 let rehash = |(key, _): &(KeyBuf, i64)| key.hash64();
                 add(totals, hash, |(known, _)| known == key, (delta, most), || (key.clone(), delta), rehash)
             }
+            Self::Ordered(totals) => add_ordered(totals, key, delta, most),
         }
     }
 
@@ -48,6 +57,7 @@ impl Table {
                 totals.find(hash, |(known, _)| *known == word).is_some()
             }
             Self::Long(totals) => totals.find(hash, |(known, _)| known == key).is_some(),
+            Self::Ordered(totals) => totals.contains_key(key),
         }
     }
 
@@ -56,6 +66,7 @@ impl Table {
         match self {
             Self::Short { len, totals } => totals.reserve(more, |(word, _)| KeyBuf::from_word(*word, *len).hash64()),
             Self::Long(totals) => totals.reserve(more, |(key, _)| key.hash64()),
+            Self::Ordered(_) => {}
         }
     }
 
@@ -66,6 +77,7 @@ impl Table {
                 totals.find(hash, |(known, _)| *known == word).map(|(_, total)| *total)
             }
             Self::Long(totals) => totals.find(hash, |(known, _)| known == key).map(|(_, total)| *total),
+            Self::Ordered(totals) => totals.get(key).copied(),
         };
         total.unwrap_or(0)
     }
@@ -74,6 +86,7 @@ impl Table {
         match self {
             Self::Short { totals, .. } => totals.len(),
             Self::Long(totals) => totals.len(),
+            Self::Ordered(totals) => totals.len(),
         }
     }
 
@@ -90,8 +103,53 @@ impl Table {
                     each(key, *total);
                 }
             }
+            Self::Ordered(totals) => {
+                for (key, total) in totals {
+                    each(key, *total);
+                }
+            }
         }
     }
+
+    /// Calls `each` with the totals of a range until it says no: in key order where the table is in order, else in none.
+    pub(super) fn visit(&self, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
+        let Some(bounds) = range.as_bytes() else { return };
+        match self {
+            Self::Ordered(totals) => {
+                totals.range(bounds).all(|(key, total)| each(key, *total));
+            }
+            _ => self.for_each(|key, total| {
+                if bounds.contains(key) {
+                    each(key, total);
+                }
+            }),
+        }
+    }
+
+    /// Forgets the totals that `keep` refuses.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&KeyBuf) -> bool) {
+        match self {
+            Self::Short { len, totals } => totals.retain(|(word, _)| keep(&KeyBuf::from_word(*word, *len))),
+            Self::Long(totals) => totals.retain(|(key, _)| keep(key)),
+            Self::Ordered(totals) => totals.retain(|key, _| keep(key)),
+        }
+    }
+}
+
+/// As [`add`], in a table in key order.
+fn add_ordered(totals: &mut BTreeMap<KeyBuf, i64>, key: &KeyBuf, delta: i64, most: u64) -> Option<i64> {
+    let Some(total) = totals.get_mut(key) else {
+        if delta != 0 {
+            totals.insert(key.clone(), delta);
+        }
+        return Some(delta);
+    };
+    let sum = total.checked_add(delta).filter(|sum| sum.unsigned_abs() <= most)?;
+    *total = sum;
+    if sum == 0 {
+        totals.remove(key);
+    }
+    Some(sum)
 }
 
 #[inline]

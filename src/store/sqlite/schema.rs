@@ -4,10 +4,11 @@ use std::fmt;
 
 use rusqlite::{ErrorCode, OptionalExtension};
 
-use super::{Scope, SqliteStore, failed};
+use super::{Scope, SqliteStore, cut, failed};
+use crate::board::{self, BoardDef};
 use crate::counter::Placed;
 use crate::error::{Error, Result};
-use crate::key::KeyPart;
+use crate::key::{KeyPart, KeyParts};
 use crate::sql::{self, Dialect};
 
 impl SqliteStore<'_> {
@@ -28,9 +29,18 @@ impl SqliteStore<'_> {
 
     fn create_all(&self) -> Result<()> {
         self.run_ddl(&sql::create_catalogue(Dialect::Sqlite))?;
+        let columns = self.rows("SELECT name FROM pragma_table_xinfo(?1)", sql::CATALOGUE)?;
+        if columns.iter().any(|name| name == "identity") && !columns.iter().any(|name| name == "cut") {
+            // A catalogue from before counters could be pruned.
+            self.run_ddl(&format!(r#"ALTER TABLE "{}" ADD COLUMN "cut" ANY"#, sql::CATALOGUE))?;
+        }
         let known = self.catalogue()?;
         for placed in self.layout.counters() {
-            if known.iter().any(|(row, _)| row.name == placed.def().name()) {
+            if let Some((row, _)) = known.iter().find(|(row, _)| row.name == placed.def().name()) {
+                if format!("{}, prunable", row.placement) == placed.place() {
+                    // Only what apply looks for is new.
+                    self.run_ddl(&cut::replace(placed))?;
+                }
                 continue;
             }
             let table = placed.table_name();
@@ -40,6 +50,26 @@ impl SqliteStore<'_> {
             }
             self.run_ddl(&sql::create(Dialect::Sqlite, placed))?;
             self.run_ddl(&sql::enlist(placed))?;
+        }
+        for placed in self.layout.counters() {
+            // Also of a counter that was there before it became a link.
+            if let Some(child) = self.layout.child_parts(&placed.def()) {
+                self.run_ddl(&sql::create_by_parent(Dialect::Sqlite, placed, child))?;
+            }
+        }
+        for board in self.layout.board_defs() {
+            if known.iter().any(|(row, _)| row.name == board.name()) {
+                continue;
+            }
+            let table = board.table_name();
+            if self.object(&table)?.is_some() {
+                let reason = "it is there already, and is not one of keepcount's; rename it or the board";
+                return Err(Error::Schema { table, reason: reason.to_owned() });
+            }
+            for text in board::ddl(Dialect::Sqlite, board) {
+                self.run_ddl(&text)?;
+            }
+            self.rescore_all(board)?;
         }
         self.check()
     }
@@ -80,8 +110,58 @@ impl SqliteStore<'_> {
             if *row != wanted {
                 return schema(format!("the catalogue says {row}, the layout {wanted}"));
             }
-            if let Some(reason) = self.table_fault(placed)? {
+            if let Some(reason) = self.table_fault(&table, def.parts(), "total INTEGER NOT NULL")? {
                 return schema(reason);
+            }
+            let index = sql::by_parent(placed);
+            if self.layout.child_parts(&def).is_some() && self.object(&index)?.as_deref() != Some("index") {
+                return schema(format!("its index {index} is absent; SqliteStore::create makes it"));
+            }
+        }
+        self.check_others(&known)?;
+        self.check_boards(&known)
+    }
+
+    /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, which would not keep it: an older
+    /// version of the application, say.
+    fn check_others(&self, known: &[(CatalogueRow, i64)]) -> Result<()> {
+        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
+        let board = |name: &str| self.layout.board_defs().iter().any(|board| board.name() == name);
+        for (row, _) in known.iter().filter(|(row, _)| !ours(&row.name) && !board(&row.name)) {
+            let mut words = row.placement.split([' ', ',']);
+            let derived = words.any(|word| matches!(word, "sum" | "board"));
+            if let Some(counter) = words.find(|word| derived && ours(word)) {
+                let reason = format!(
+                    "{} is a {} and counter {counter} feeds it, but this layout does not have it and would not keep it; if nobody has, drop its \
+                     table and its row in {}",
+                    row.name,
+                    row.placement,
+                    sql::CATALOGUE
+                );
+                return Err(Error::Schema { table: row.name.replace('.', "_"), reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_boards(&self, known: &[(CatalogueRow, i64)]) -> Result<()> {
+        for board in self.layout.board_defs() {
+            let table = board.table_name();
+            let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
+            let Some((row, _)) = known.iter().find(|(row, _)| row.name == board.name()) else {
+                return schema(format!("board {} is not in the catalogue; SqliteStore::create makes it", board.name()));
+            };
+            let wanted = CatalogueRow::of_board(board);
+            if *row != wanted {
+                return schema(format!("the catalogue says {row}, the layout {wanted}"));
+            }
+            let score = format!("score {} NOT NULL", board::score_column(board));
+            if let Some(reason) = self.table_fault(&table, board.parts(), &score)? {
+                return schema(reason);
+            }
+            let index = format!("{table}_order");
+            if self.object(&index)?.as_deref() != Some("index") {
+                return schema(format!("its index {index} is absent"));
             }
         }
         Ok(())
@@ -94,33 +174,32 @@ impl SqliteStore<'_> {
         Ok(rows.iter().filter(|(row, _)| ours(&row.name)).fold(0, |all, (_, identity)| all ^ identity.cast_unsigned()))
     }
 
-    /// What is wrong with a counter's table, if anything.
-    fn table_fault(&self, placed: &Placed) -> Result<Option<String>> {
-        let table = placed.table_name();
-        match self.object(&table)?.as_deref() {
+    /// What is wrong with the table of a counter or board, if anything.
+    fn table_fault(&self, table: &str, parts: KeyParts, last: &str) -> Result<Option<String>> {
+        match self.object(table)?.as_deref() {
             Some("table") => {}
             Some(other) => return Ok(Some(format!("it is a {other}, not a table"))),
             None => return Ok(Some("it is absent".to_owned())),
         }
-        let mut wanted: Vec<String> = sql::columns(placed.def().parts())
+        let mut wanted: Vec<String> = sql::columns(parts)
             .iter()
             .enumerate()
             .map(|(at, (name, kind))| format!("{} {kind} NOT NULL PRIMARY KEY {}", name.replace('"', ""), at + 1))
             .collect();
-        wanted.push("total INTEGER NOT NULL".to_owned());
+        wanted.push(last.to_owned());
         let columns = self.rows(
             "SELECT name || ' ' || type || iif(\"notnull\" OR pk > 0, ' NOT NULL', '') || iif(pk > 0, ' PRIMARY KEY ' || pk, '')
              FROM pragma_table_xinfo(?1) ORDER BY cid",
-            &table,
+            table,
         )?;
         if columns != wanted {
             return Ok(Some(format!("its columns are ({}), not ({})", columns.join(", "), wanted.join(", "))));
         }
         for (only_texts, text) in FAULTS {
-            if *only_texts && !placed.def().parts().as_slice().contains(&KeyPart::Text) {
+            if *only_texts && !parts.as_slice().contains(&KeyPart::Text) {
                 continue;
             }
-            if let Some(fault) = self.rows(text, &table)?.into_iter().next() {
+            if let Some(fault) = self.rows(text, table)?.into_iter().next() {
                 return Ok(Some(fault));
             }
         }
@@ -143,7 +222,7 @@ impl SqliteStore<'_> {
     /// The catalogue's rows, each with its identity.
     fn catalogue(&self) -> Result<Vec<(CatalogueRow, i64)>> {
         let text = format!(
-            r#"SELECT c."name", c."key", c."version", c."placement", c."identity" FROM "{}" AS c"#,
+            r#"SELECT c."name", c."key", c."version", c."placement", c."identity", c."cut" FROM "{}" AS c"#,
             sql::CATALOGUE
         );
         let read = || -> rusqlite::Result<Vec<(CatalogueRow, i64)>> {
@@ -217,7 +296,17 @@ impl CatalogueRow {
             name: def.name().to_owned(),
             key: def.parts().to_string(),
             version: def.version(),
-            placement: placed.place().to_owned(),
+            placement: placed.place(),
+        }
+    }
+
+    fn of_board(board: &BoardDef) -> Self {
+        let id = board.id();
+        Self {
+            name: id.name().to_owned(),
+            key: id.parts().to_string(),
+            version: id.version(),
+            placement: board::place(board),
         }
     }
 }

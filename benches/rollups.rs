@@ -1,0 +1,149 @@
+//! What rollups cost: votes with the counters of their own rows, with rollups over two levels, and with all that a concert site keeps (decayed
+//! votes of three half-lives at three levels, and boards); in memory and in SQLite transactions of 1, 100 and 10,000 votes.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod common;
+
+use std::time::Duration;
+
+use common::{Random, only_tested};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use keepcount::concert::{Concert, Setlist, Show, Status, Vote};
+use keepcount::{Batch, Date, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use rusqlite::{Connection, TransactionBehavior};
+
+type C = Concert<i64>;
+
+const OWN: Layout = Layout::new(&[
+    C::SETLIST_VOTES.table(),
+    C::SETLIST_UPVOTES.table(),
+    C::SETLIST_SCORE.table(),
+    C::USER_VOTES.table(),
+]);
+const ROLLED_UP: Layout = Layout::new(&[
+    C::SETLIST_SHOW.table(),
+    C::SHOW_ARTIST.table(),
+    C::SETLIST_VOTES.table(),
+    C::SETLIST_UPVOTES.table(),
+    C::SETLIST_SCORE.table(),
+    C::USER_VOTES.table(),
+    C::SHOW_VOTES.table(),
+    C::ARTIST_VOTES.table(),
+]);
+const LAYOUTS: [(&str, &Layout); 3] =
+    [("own counters", &OWN), ("and two rollups", &ROLLED_UP), ("all of a concert site", &C::LAYOUT)];
+
+const SETLISTS: u64 = 2_000;
+const SHOWS: u64 = 500;
+const ARTISTS: u64 = 50;
+
+/// A vote of which only those counters are tallied that the layout has.
+struct Counted<'l>(&'l Layout, i64, i64, i64);
+
+impl Record for Counted<'_> {
+    const COUNTERS: &'static [keepcount::Def] = Vote::<i64>::COUNTERS;
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        let Self(layout, setlist, user, at) = *self;
+        if layout.position(&C::SETLIST_TREND_7D.def()).is_ok() {
+            Vote::stored(Some(setlist), Some(user), true, at).tally(to);
+        } else {
+            to.add(C::SETLIST_VOTES, setlist, 1);
+            to.add(C::SETLIST_UPVOTES, setlist, 1);
+            to.add(C::SETLIST_SCORE, setlist, 1);
+            to.add(C::USER_VOTES, user, 1);
+        }
+    }
+}
+
+fn votes(layout: &Layout, random: &mut Random, count: u64) -> Batch {
+    let mut batch = Batch::new();
+    for _ in 0..count {
+        // Hot setlists first; votes of the last weeks.
+        let setlist = (random.next() % SETLISTS) * (random.next() % SETLISTS) / SETLISTS;
+        let at = 1_750_000_000 + (random.next() % 3_000_000).cast_signed();
+        batch.insert(&Counted(layout, setlist.cast_signed(), (random.next() % 10_000).cast_signed(), at));
+    }
+    batch
+}
+
+/// The links, and what else shows and setlists count for.
+fn site(layout: &Layout) -> Batch {
+    let mut batch = Batch::new();
+    if layout.position(&C::SETLIST_SHOW.def()).is_err() {
+        return batch;
+    }
+    let mut all = Batch::new();
+    for show in 0..SHOWS.cast_signed() {
+        let date = Date::from_days(20_600).unwrap();
+        all.insert(&Show::new(show, Some(show % ARTISTS.cast_signed()), date, Status::Upcoming));
+    }
+    for setlist in 0..SETLISTS.cast_signed() {
+        all.insert(&Setlist::new(setlist, Some(setlist % SHOWS.cast_signed())));
+    }
+    for (counter, key, delta) in all.deltas().filter(|(counter, ..)| layout.position(counter).is_ok()) {
+        let delta = i64::try_from(delta).unwrap();
+        if counter == C::SETLIST_SHOW.def() {
+            batch.add(C::SETLIST_SHOW, key.decode::<(i64, i64)>().unwrap(), delta);
+        } else if counter == C::SHOW_ARTIST.def() {
+            batch.add(C::SHOW_ARTIST, key.decode::<(i64, i64)>().unwrap(), delta);
+        }
+    }
+    batch
+}
+
+fn memory(c: &mut Criterion) {
+    for size in [1_u64, 100] {
+        let mut group = c.benchmark_group(format!("memory, batches of {size} votes"));
+        group.sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+        group.throughput(Throughput::Elements(size));
+        for (name, layout) in LAYOUTS {
+            let store = MemoryStore::new(layout);
+            store.apply(&site(layout)).unwrap();
+            let mut random = Random(3);
+            group.bench_function(BenchmarkId::from_parameter(name), |b| {
+                b.iter_batched(
+                    || votes(layout, &mut random, size),
+                    |batch| store.apply(&batch).unwrap(),
+                    criterion::BatchSize::SmallInput,
+                );
+            });
+        }
+        group.finish();
+    }
+}
+
+fn sqlite(c: &mut Criterion) {
+    for size in [1_u64, 100, 10_000] {
+        let Ok(folder) = tempfile::tempdir() else { return };
+        let mut group = c.benchmark_group(format!("sqlite, transactions of {size} votes"));
+        group.sample_size(10).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(200));
+        group.throughput(Throughput::Elements(size));
+        for (at, (name, layout)) in (0..).zip(LAYOUTS) {
+            let mut conn = Connection::open(folder.path().join(format!("{at}.db"))).unwrap();
+            conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL").unwrap();
+            conn.set_prepared_statement_cache_capacity(512);
+            SqliteStore::new(&conn, layout).create().unwrap();
+            SqliteStore::new(&conn, layout).apply(&site(layout)).unwrap();
+            let mut random = Random(5);
+            let filled = votes(layout, &mut random, if only_tested() { 100 } else { 20_000 });
+            SqliteStore::new(&conn, layout).apply(&filled).unwrap();
+            let one = SqliteStore::new(&conn, layout).apply(&votes(layout, &mut random, 1)).unwrap();
+            println!("{name}: one vote writes {} totals by {} statements, boards included", one.totals, one.statements);
+            group.bench_function(BenchmarkId::from_parameter(name), |b| {
+                b.iter(|| {
+                    let batch = votes(layout, &mut random, size);
+                    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+                    SqliteStore::new(&tx, layout).apply(&batch).unwrap();
+                    tx.commit().unwrap();
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, memory, sqlite);
+criterion_main!(benches);

@@ -1,0 +1,79 @@
+//! What keepcount asks the database, as SQLite itself tells it: every statement on a table of totals or of a board, and its rows.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use keepcount::BoardDef;
+use rusqlite::Connection;
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+
+use crate::error::Result;
+use crate::replaced::Cost;
+use crate::schema::C;
+
+/// What was counted.
+#[derive(Debug, Clone, Default)]
+pub struct Traced {
+    /// On totals and boards.
+    pub all: Cost,
+    /// Of these, on each board.
+    pub boards: Vec<(&'static str, Cost)>,
+    /// Every statement, the application's included.
+    pub statements: u64,
+}
+
+/// Runs something that uses the connection, and counts what keepcount does in it.
+pub fn trace<R>(conn: &mut Connection, run: impl FnOnce(&mut Connection) -> Result<R>) -> Result<(R, Traced)> {
+    let boards = C::LAYOUT.board_defs().iter().map(|board| (board.name(), Cost::default())).collect();
+    let counted = Arc::new(Mutex::new(Traced { boards, ..Traced::default() }));
+    let counts = Arc::clone(&counted);
+    let mut known: HashMap<String, Option<Statement>> = HashMap::new();
+    let count = move |event: TraceEvent<'_>| {
+        let (text, begins) = match &event {
+            TraceEvent::Stmt(_, text) => ((*text).into(), true),
+            TraceEvent::Row(statement) => (statement.sql(), false),
+            _ => return,
+        };
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.statements += u64::from(begins);
+        let statement = match known.get(&*text) {
+            Some(statement) => *statement,
+            None => *known.entry(text.to_string()).or_insert_with(|| Statement::of(&text)),
+        };
+        let Some(statement) = statement else { return };
+        let cost = match (begins, statement.writes) {
+            (false, _) => Cost { rows_read: 1, ..Cost::default() },
+            (true, false) => Cost { statements: 1, ..Cost::default() },
+            // One row, which it finds first.
+            (true, true) => Cost { statements: 1, rows_read: 1, rows_written: 1 },
+        };
+        counts.all = counts.all.plus(&cost);
+        if let Some((_, board)) = counts.boards.iter_mut().find(|(name, _)| statement.board == Some(*name)) {
+            *board = board.plus(&cost);
+        }
+    };
+    conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW, Some(count))?;
+    let done = run(conn);
+    conn.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent<'_>)>)?;
+    let counts = counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok((done?, counts))
+}
+
+/// A statement of keepcount's.
+#[derive(Debug, Clone, Copy)]
+struct Statement {
+    writes: bool,
+    board: Option<&'static str>,
+}
+
+impl Statement {
+    /// keepcount quotes the names of its tables; the application does not.
+    fn of(text: &str) -> Option<Self> {
+        let names = |table: &str| text.contains(&format!("\"{table}\""));
+        let boards = || C::LAYOUT.board_defs().iter().map(BoardDef::name);
+        let board = boards().find(|name| names(&name.replace('.', "_")));
+        let total = C::LAYOUT.counters().iter().any(|placed| names(&placed.table_name()));
+        let ours = board.is_some() || total || names("keepcount_counters");
+        ours.then(|| Self { writes: !text.starts_with("SELECT"), board })
+    }
+}

@@ -1,0 +1,39 @@
+//! When each counter was last found clean, as a table of the application: verify and repair write it, watch reads it.
+
+use std::collections::HashMap;
+
+use keepcount::reconcile::Report;
+use rusqlite::{Connection, params};
+
+use crate::error::Result;
+
+pub const TABLE: &str = "
+    CREATE TABLE IF NOT EXISTS verifications (
+        counter TEXT NOT NULL PRIMARY KEY,
+        at INTEGER NOT NULL
+    ) STRICT;
+";
+
+/// Whether a report has anything to note.
+pub fn is_due(report: &Report) -> bool {
+    report.counters.iter().any(|counter| counter.clean)
+}
+
+/// Notes every counter that a run has found clean from its first key to its last, at a time in seconds since 1970.
+pub fn note(conn: &Connection, report: &Report, now: i64) -> Result<()> {
+    let tx = conn.unchecked_transaction()?;
+    for counter in report.counters.iter().filter(|counter| counter.clean) {
+        let text = "INSERT INTO verifications (counter, at) VALUES (?1, ?2)
+                    ON CONFLICT (counter) DO UPDATE SET at = max(at, excluded.at)";
+        tx.prepare_cached(text)?.execute(params![counter.counter.name(), now])?;
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+/// The times that were noted, by counter.
+pub fn read(conn: &Connection) -> Result<HashMap<String, i64>> {
+    let mut find = conn.prepare_cached("SELECT counter, at FROM verifications")?;
+    let times = find.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+    Ok(times)
+}

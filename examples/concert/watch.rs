@@ -1,0 +1,79 @@
+//! A table of the whole site: drawn anew in its place every second on a terminal, printed once elsewhere. Reads only.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use keepcount::Date;
+use rusqlite::Connection;
+
+use crate::clock::seconds_now;
+use crate::error::{Error, Result};
+use crate::figures::{Figures, Gauge};
+use crate::text::{Table, ago, number};
+
+const EVERY: Duration = Duration::from_secs(1);
+/// What a refresh may take, but for the counter that it began last.
+const BUDGET: Duration = Duration::from_millis(100);
+
+/// Shows lists as of a day, or of today as it goes by; on a terminal, until it is interrupted.
+pub fn run(out: &mut impl Write, conn: &Connection, db: &Path, at: Option<Date>) -> Result<()> {
+    let mut figures = Figures::new();
+    if !io::stdout().is_terminal() {
+        let at = day(at)?;
+        figures.refresh(conn, at, Duration::MAX)?;
+        out.write_all(text(&figures, db, at).as_bytes())?;
+        return Ok(());
+    }
+    let screen = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+    screen.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    // A terminal that was closed is none any more.
+    while io::stdout().is_terminal() {
+        let at = day(at)?;
+        figures.refresh(conn, at, BUDGET)?;
+        screen.set_message(text(&figures, db, at));
+        thread::sleep(EVERY);
+    }
+    Ok(())
+}
+
+/// The day that is given, or today in UTC.
+fn day(at: Option<Date>) -> Result<Date> {
+    let today = || i32::try_from(seconds_now().div_euclid(86_400)).ok().and_then(Date::from_days);
+    at.or_else(today).ok_or_else(|| Error::said("the clock is outside the years 1 to 9999: give a day as --at"))
+}
+
+// A terminal that is too low loses lines at the end: the lists come first.
+fn text(figures: &Figures, db: &Path, at: Date) -> String {
+    let lines = figures.lines.value().map_or_else(String::new, number);
+    let rate = rate(&figures.lines);
+    let rate = if rate.is_empty() { rate } else { format!(", {rate} a second") };
+    let mut text = format!("{} on {at}: {lines} lines replayed{rate}\n\n{}\n", db.display(), figures.lists);
+    let _ = write!(text, "{}", counters(figures)); // a String takes everything
+    text
+}
+
+fn counters(figures: &Figures) -> Table {
+    let now = seconds_now();
+    let mut table = Table::new(["counter", "keys", "sum of totals", "a second", "found clean"]);
+    for counter in &figures.counters {
+        let verified = figures.verified.get(counter.name);
+        table.row([
+            counter.name.to_owned(),
+            counter.keys.map_or_else(String::new, number),
+            counter.sum.value().map_or_else(String::new, number),
+            rate(&counter.sum),
+            verified.map_or_else(|| "never".to_owned(), |at| ago(now.saturating_sub(*at))),
+        ]);
+    }
+    table
+}
+
+/// Empty until there were two readings.
+fn rate(gauge: &Gauge) -> String {
+    #[allow(clippy::cast_possible_truncation, reason = "it saturates")]
+    gauge.a_second.map_or_else(String::new, |a_second| number(a_second.round() as i128))
+}

@@ -1,0 +1,149 @@
+//! A process that cron calls: each call repairs or verifies some pages, and keeps its place in a file for the next.
+//!
+//! ```text
+//! cargo run --example cron                    the demonstration: calls itself until it is done, as cron would
+//! */10 * * * *  cron --db votes.db            repairs 100 pages every ten minutes, and begins anew when it is through
+//! 0 3 * * 0     cron --db votes.db --verify   only looks; its place is another file
+//! ```
+//!
+//! Exit codes: 0 complete and clean, or repaired; 1 an error; 2 drift found by a verify, which was through or was not;
+//! 3 stopped at the limit: call it again.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token, run};
+use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+use rusqlite::Connection;
+
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+
+struct Vote(i64);
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SHOW_VOTES, self.0, 1);
+    }
+}
+
+/// Repairs the counters of votes, a bounded number of pages a call.
+#[derive(Parser)]
+struct Cli {
+    /// The database; made with votes and drift if it is absent. Without it: the demonstration, in a temporary folder.
+    #[arg(long)]
+    db: Option<PathBuf>,
+    /// Where the place is kept between two calls; beside the database by default.
+    #[arg(long)]
+    token: Option<PathBuf>,
+    /// Pages of one call.
+    #[arg(long, default_value_t = 100)]
+    pages: u64,
+    /// Only look.
+    #[arg(long)]
+    verify: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Clap's own code of a wrong usage would be that of drift.
+        Err(usage) => return ExitCode::from(u8::from(usage.print().is_err() || usage.use_stderr())),
+    };
+    let code = if let Some(db) = &cli.db { call(&cli, db) } else { demonstration(cli) };
+    ExitCode::from(code.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        1
+    }))
+}
+
+/// Calls until a call does not ask for another.
+fn demonstration(mut cli: Cli) -> Result<u8, Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    (cli.pages, cli.token) = (2, None);
+    loop {
+        let code = call(&cli, &folder.path().join("votes.db"))?;
+        println!("exit code {code}");
+        if code != 3 {
+            return Ok(code);
+        }
+    }
+}
+
+/// One call; says the exit code.
+fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
+    let mode = if cli.verify { Mode::Verify } else { Mode::Repair };
+    let token = cli.token.clone().unwrap_or_else(|| db.with_added_extension(format!("{mode}-token")));
+    // Held until this call ends. Two at once would do no harm to totals, but only one place can be kept.
+    let lock = File::create(token.with_added_extension("lock"))?;
+    lock.try_lock().map_err(|error| format!("another call is at work: {error}"))?;
+
+    let conn = if db.exists() { Connection::open(db)? } else { example_database(db)? };
+    let report = part(&conn, mode, cli.pages, &token).map_err(|error| match error.downcast_ref() {
+        // Not silently from the beginning: a run that always starts anew never gets to the end.
+        Some(keepcount::Error::Token { .. }) => {
+            format!("{error}\nthe place in {} cannot be used; delete the file to begin anew", token.display()).into()
+        }
+        _ => error,
+    })?;
+    println!("{}", report.table());
+    Ok(match mode {
+        // Before the limit: the calls that follow know nothing of this one's drift.
+        Mode::Verify if report.drift() > 0 => 2,
+        _ if !report.complete() => 3,
+        _ => 0,
+    })
+}
+
+/// A bounded part of a run, from the place that is kept on, and to the place that is kept then.
+fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Report, Box<dyn Error>> {
+    let mut audit = SqliteAudit::new(conn, &LAYOUT)?;
+    audit.add(SHOW_VOTES, Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
+    let options = Options::default().page(4).max_pages(pages); // the page so small for the demonstration only
+    let mut reconciler = match fs::read(token) {
+        Ok(text) => Reconciler::resume(mode, &LAYOUT, &String::from_utf8_lossy(&text).parse::<Token>()?, options)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(mode, &LAYOUT, options)?,
+        Err(error) => return Err(error.into()),
+    };
+    let done = run(&mut reconciler, &mut audit, &mut Live::new());
+    if !matches!(done, Err(keepcount::Error::Token { .. })) {
+        keep(token, reconciler.token())?; // also after an error: the pages before it are done
+    }
+    Ok(done?)
+}
+
+/// Writes the place beside its file and renames it, so that whoever is killed leaves the old place or the new one.
+fn keep(path: &Path, token: Option<Token>) -> std::io::Result<()> {
+    let Some(token) = token else {
+        return if path.exists() { fs::remove_file(path) } else { Ok(()) };
+    };
+    let beside = path.with_added_extension("new");
+    let mut file = File::create(&beside)?;
+    file.write_all(token.to_string().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(beside, path)
+}
+
+/// Thirty shows with votes, and totals of which some are wrong, missing, or of no show.
+fn example_database(path: &Path) -> Result<Connection, Box<dyn Error>> {
+    let conn = Connection::open(path)?;
+    conn.execute_batch(
+        "PRAGMA journal_mode = wal;
+         CREATE TABLE votes (show_id INTEGER NOT NULL);
+         CREATE INDEX votes_by_show ON votes (show_id)",
+    )?;
+    SqliteStore::new(&conn, &LAYOUT).create()?;
+    conn.execute_batch(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 300)
+         INSERT INTO votes SELECT n % 30 FROM n;
+         INSERT INTO show_votes SELECT show_id, 10 + (show_id = 7) FROM votes WHERE show_id <> 20 GROUP BY show_id;
+         INSERT INTO show_votes VALUES (1000, 5)",
+    )?;
+    Ok(conn)
+}

@@ -1,0 +1,337 @@
+//! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQLite in an indexed table.
+
+mod order;
+mod ranking;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod standings;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
+
+pub use self::ranking::Ranking;
+use crate::counter::{Counter, Def};
+use crate::decay::Decayed;
+use crate::error::{Error, Result};
+use crate::key::{Key, KeyBuf, KeyParts};
+use crate::range::KeyRange;
+use crate::sql::{self, Dialect};
+use crate::store::Store;
+
+/// A board: keys in the order of their scores, the highest first, ties by key.
+///
+/// A score is a function of totals alone: a column that matters is tallied as an amount, and who is listed without any score by a counter of
+/// members. So a board can be rebuilt from totals, and is written only where a score changes.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Board, Counter, Layout, MemoryStore, Ranking};
+///
+/// const UPVOTES: Counter<String> = Counter::new("song.upvotes");
+/// const DOWNVOTES: Counter<String> = Counter::new("song.downvotes");
+/// const LAYOUT: Layout = Layout::new(&[UPVOTES.table(), DOWNVOTES.table()]);
+/// const SONGS: Board<String> = Board::new("song.board", &[UPVOTES.def(), DOWNVOTES.def()], |totals| match totals {
+///     [up, down] if up + down > 0 => Some(up - down),
+///     _ => None, // not listed
+/// });
+///
+/// let store = MemoryStore::new(&LAYOUT);
+/// let mut songs = Ranking::new(SONGS);
+/// let mut batch = Batch::new();
+/// batch.add(UPVOTES, "encore", 3);
+/// batch.add(DOWNVOTES, "opener", 1);
+/// let applied = store.apply(&batch)?;
+/// songs.follow(&mut &store, applied.deltas(&batch))?;
+/// let top = songs.top(10)?;
+/// assert_eq!((top[0].rank, top[0].key.as_str(), top[0].score), (1, "encore", 3));
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+pub struct Board<K, S = i64> {
+    def: BoardDef,
+    types: PhantomData<fn() -> (K, S)>,
+}
+
+impl<K, S> Clone for Board<K, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, S> Copy for Board<K, S> {}
+
+impl<K, S> fmt::Debug for Board<K, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.def.fmt(f)
+    }
+}
+
+impl<K: Key> Board<K, i64> {
+    /// A board by an integer made of the totals that these counters have at one key, given in their order; a key without a score is not listed.
+    /// All-zero totals must have no score: nobody knows of all keys that have no total.
+    ///
+    /// # Panics
+    ///
+    /// When the name is no counter's name, or a counter has another key; in a `const` that is a compile error.
+    #[must_use]
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    pub const fn new(name: &'static str, counters: &'static [Def], score: fn(&[i64]) -> Option<i64>) -> Self {
+        assert!(!counters.is_empty(), "a board has a counter at least");
+        let mut at = 0;
+        while at < counters.len() {
+            assert!(counters[at].parts().code() == K::PARTS.code(), "a board's counters have the board's key");
+            at += 1;
+        }
+        Self::of(BoardDef { id: Counter::<K>::new(name).def(), of: Of::Totals { counters, score } })
+    }
+}
+
+impl<K: Key> Board<K, Decayed> {
+    /// A board by a counter keyed (key, epoch) that holds decayed amounts: each key by its exact decayed sum, the same at any time.
+    /// A key whose sum is 0 is not listed. A change costs a read of all epochs of its key: prune old ones.
+    ///
+    /// # Panics
+    ///
+    /// When the name is no counter's name; in a `const` that is a compile error.
+    #[must_use]
+    pub const fn decayed(name: &'static str, counter: Counter<(K, i64)>) -> Self {
+        Self::of(BoardDef { id: Counter::<K>::new(name).def(), of: Of::Epochs([counter.def()]) })
+    }
+}
+
+impl<K: Key, S> Board<K, S> {
+    const fn of(def: BoardDef) -> Self {
+        Self { def, types: PhantomData }
+    }
+
+    /// The same board with another version; raise it when the meaning of its score changes, and rebuild it.
+    #[must_use]
+    pub const fn version(mut self, version: u32) -> Self {
+        self.def.id = Counter::<K>::new(self.def.id.name()).version(version).def();
+        self
+    }
+
+    /// The board without its types, for a [`Layout`](crate::Layout).
+    #[must_use]
+    pub const fn def(self) -> BoardDef {
+        self.def
+    }
+}
+
+/// What identifies a board, and makes its scores.
+#[derive(Clone, Copy)]
+pub struct BoardDef {
+    /// Its name, version and key, as a counter has them.
+    id: Def,
+    of: Of,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    Totals { counters: &'static [Def], score: fn(&[i64]) -> Option<i64> },
+    Epochs([Def; 1]),
+}
+
+impl fmt::Debug for BoardDef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "board {:?}", self.id)
+    }
+}
+
+impl BoardDef {
+    /// The board's name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.id.name()
+    }
+
+    /// The counters that its scores are made of.
+    #[must_use]
+    pub const fn counters(&self) -> &[Def] {
+        match &self.of {
+            Of::Totals { counters, .. } => counters,
+            Of::Epochs(counter) => counter,
+        }
+    }
+
+    pub(crate) const fn id(&self) -> &Def {
+        &self.id
+    }
+
+    pub(crate) const fn parts(&self) -> KeyParts {
+        self.id.parts()
+    }
+
+    /// The name of its table: its own, with underscores for dots.
+    pub(crate) fn table_name(&self) -> String {
+        self.id.table_name()
+    }
+
+    /// The board's key in a key of one of its counters.
+    fn key_of(&self, counter: &Def, key: &KeyBuf) -> Result<KeyBuf> {
+        let bytes = key.as_bytes();
+        let head = counter.parts().head_len(bytes, self.parts().len()).and_then(|len| bytes.get(..len));
+        head.map(KeyBuf::from_bytes).ok_or_else(|| Error::key(counter, key, crate::KeyError::Malformed))
+    }
+
+    /// The keys whose scores some deltas may change.
+    pub(crate) fn changed<'a>(
+        &self,
+        deltas: impl Iterator<Item = (Def, &'a KeyBuf, i128)>,
+    ) -> Result<BTreeSet<KeyBuf>> {
+        let ours = deltas.filter(|(counter, ..)| self.counters().iter().any(|known| known.same(counter)));
+        ours.map(|(counter, key, _)| self.key_of(&counter, key)).collect()
+    }
+
+    /// A key's score, made of its totals.
+    pub(crate) fn score(&self, store: &mut dyn Store, key: &KeyBuf) -> Result<Option<Cell>> {
+        match &self.of {
+            Of::Totals { counters, score } => {
+                let mut totals = Vec::with_capacity(counters.len());
+                for counter in *counters {
+                    totals.extend(store.read(*counter, std::slice::from_ref(key))?);
+                }
+                Ok(score(&totals).map(Cell::Integer))
+            }
+            Of::Epochs([counter]) => {
+                let mut epochs = Vec::new();
+                for (whole, total) in store.range(*counter, &KeyRange::under(key.clone()), usize::MAX)? {
+                    let (_, tail) = whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
+                    let epoch: i64 =
+                        KeyBuf::from_bytes(tail).decode().map_err(|cause| Error::key(counter, &whole, cause))?;
+                    epochs.push((epoch, total));
+                }
+                let sum = Decayed::sum(epochs);
+                Ok((!sum.is_zero()).then_some(Cell::Decayed(sum)))
+            }
+        }
+    }
+
+    /// Calls `each` with every key that has a total in one of the counters; a key may come several times.
+    pub(crate) fn each_key(
+        &self,
+        store: &mut dyn Store,
+        mut each: impl FnMut(&mut dyn Store, KeyBuf) -> Result<()>,
+    ) -> Result<()> {
+        for counter in self.counters() {
+            let mut after = None;
+            let mut before = None;
+            loop {
+                let page = store.page(*counter, after.as_ref(), KEYS_PAGE)?;
+                for (key, _) in &page {
+                    let key = self.key_of(counter, key)?;
+                    if before.as_ref() != Some(&key) {
+                        each(store, key.clone())?;
+                        before = Some(key);
+                    }
+                }
+                match page.last() {
+                    Some((last, _)) if page.len() == KEYS_PAGE => after = Some(last.clone()),
+                    _ => break,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Totals that a rebuild reads at once.
+const KEYS_PAGE: usize = 1024;
+
+/// A score as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cell {
+    /// An integer.
+    Integer(i64),
+    /// An exact decayed sum.
+    Decayed(Decayed),
+}
+
+/// A type of score: `i64`, or [`Decayed`].
+pub trait Score: Ord + Clone + sealed::Sealed {
+    #[doc(hidden)]
+    fn from_cell(cell: Cell) -> Option<Self>;
+    #[doc(hidden)]
+    fn to_cell(&self) -> Cell;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for i64 {}
+    impl Sealed for super::Decayed {}
+}
+
+impl Score for i64 {
+    fn from_cell(cell: Cell) -> Option<Self> {
+        if let Cell::Integer(score) = cell { Some(score) } else { None }
+    }
+
+    fn to_cell(&self) -> Cell {
+        Cell::Integer(*self)
+    }
+}
+
+impl Score for Decayed {
+    fn from_cell(cell: Cell) -> Option<Self> {
+        if let Cell::Decayed(score) = cell { Some(score) } else { None }
+    }
+
+    fn to_cell(&self) -> Cell {
+        Cell::Decayed(self.clone())
+    }
+}
+
+/// A line of a board.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ranked<K, S> {
+    /// From 1 on; no two keys share one.
+    pub rank: u64,
+    /// Who is ranked.
+    pub key: K,
+    /// The score.
+    pub score: S,
+}
+
+/// The statements that make a board's table, its index, and its line in the catalogue.
+pub(crate) fn ddl(_: Dialect, board: &BoardDef) -> [String; 3] {
+    let table = board.table_name();
+    let columns = sql::columns(board.parts());
+    let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
+    let keys = sql::key_columns(board.parts()).join(", ");
+    let score = score_column(board);
+    let (name, parts, version) = (board.name(), board.parts(), board.id.version());
+    [
+        format!(
+            r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#
+        ),
+        format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
+        format!(
+            r#"INSERT INTO "{}" ("name", "key", "version", "placement") VALUES ('{name}', '{parts}', {version}, '{}')"#,
+            sql::CATALOGUE,
+            place(board)
+        ),
+    ]
+}
+
+/// Writes a board's version, and what it is made of, anew into the catalogue.
+#[cfg(feature = "sqlite")]
+fn enlist_anew(board: &BoardDef) -> String {
+    let (name, version, place) = (board.name(), board.id.version(), place(board));
+    let table = sql::CATALOGUE;
+    format!(r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}' WHERE c."name" = '{name}'"#)
+}
+
+pub(crate) const fn score_column(board: &BoardDef) -> &'static str {
+    match board.of {
+        Of::Totals { .. } => "INTEGER",
+        Of::Epochs(_) => "BLOB",
+    }
+}
+
+/// Where a board lives and what it is made of, as the catalogue says it.
+pub(crate) fn place(board: &BoardDef) -> String {
+    let names: Vec<&str> = board.counters().iter().map(Def::name).collect();
+    format!("board of {}", names.join(", "))
+}

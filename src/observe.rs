@@ -1,0 +1,339 @@
+//! Monitoring: what stores and reconciler tell the crates `metrics` and `tracing`, features that are off by default.
+//!
+//! No label and no event ever holds a key, or the text of an error, which may name one: keys may be personal data. They
+//! are in the report and in the error that the caller gets.
+//!
+//! # Metrics
+//!
+//! | name | kind | labels | what it counts |
+//! | --- | --- | --- | --- |
+//! | `keepcount_deltas_applied_total` | counter | `counter` | totals changed by applying batches, those of rollups included |
+//! | `keepcount_batches_applied_total` | counter | `store` | batches applied that changed a total |
+//! | `keepcount_apply_seconds` | histogram | `store` | how long applying one took |
+//! | `keepcount_pages_verified_total` | counter | `counter` | pages compared with their rows |
+//! | `keepcount_keys_verified_total` | counter | `counter` | keys compared |
+//! | `keepcount_rows_verified_total` | counter | `counter` | rows added up for that |
+//! | `keepcount_drift_total` | counter | `counter`, `kind` | keys that differed: `wrong`, `missing` or `orphan` |
+//! | `keepcount_mends_total` | counter | `counter` | totals mended |
+//! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
+//!
+//! `store` is `memory` or `sqlite`. A batch counts when it was applied; whether the transaction around it then commits is the
+//! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
+//! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
+//! [`run`](crate::reconcile::run), not by a driver of your own.
+//!
+//! # Events
+//!
+//! All of target `keepcount`; those of a run are in its span `reconcile`, whose field `mode` is `verify` or `repair`.
+//!
+//! | level | event | fields |
+//! | --- | --- | --- |
+//! | trace | a batch was applied | `store`, `totals`, `statements` |
+//! | debug | a page was compared | `counter`, `keys`, `rows`, `drift` |
+//! | warn | a page had drift | `counter`, `wrong`, `missing`, `orphan` |
+//! | info | totals were mended | `counter`, `corrected` |
+//! | warn | a step failed | `counter`, `error` (its kind), `next` (`retry`, `fix` or `unknown`), `ends` (whether the run does) |
+//! | info | a run ended | `outcome`, `pages`, `keys`, `rows`, `drift`, `corrected` |
+//!
+//! # Examples
+//!
+//! ```
+//! // Once at start, after an exporter was installed; without the feature `metrics` it does nothing.
+//! keepcount::observe::describe();
+//! ```
+
+// The only file that knows these features: without them the functions are empty, and their arguments unused.
+#![cfg_attr(not(all(feature = "metrics", feature = "tracing")), allow(unused_variables, clippy::missing_const_for_fn))]
+
+use std::time::Duration;
+
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::{Error, Next};
+use crate::reconcile::{Drift, Measured, Mended, Mode, Report};
+use crate::store::Applied;
+
+/// Code that is there with the feature `metrics` only.
+macro_rules! metric {
+    ($($code:tt)*) => {
+        #[cfg(feature = "metrics")]
+        { $($code)*; }
+    };
+}
+
+/// An event that is there with the feature `tracing` only.
+macro_rules! event {
+    ($level:ident, $($field:tt)*) => {
+        #[cfg(feature = "tracing")]
+        tracing::event!(target: "keepcount", tracing::Level::$level, $($field)*)
+    };
+}
+
+/// Tells the metrics recorder what each metric counts and in what unit; without the feature `metrics` it does nothing.
+///
+/// Exporters show that as help texts. Call it once, after the exporter was installed.
+pub fn describe() {
+    metric!(counts::describe());
+}
+
+/// Which store applied a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+pub(crate) enum Place {
+    Memory,
+    Sqlite,
+}
+
+/// When an apply began, where it is timed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Began {
+    #[cfg(feature = "metrics")]
+    at: Option<std::time::Instant>,
+}
+
+/// Before a batch is applied.
+#[inline]
+pub(crate) fn begin(place: Place, batch: &Batch) -> Began {
+    Began {
+        #[cfg(feature = "metrics")]
+        at: counts::begin(place, batch),
+    }
+}
+
+/// After a batch was applied.
+#[inline]
+pub(crate) fn applied(place: Place, began: Began, batch: &Batch, applied: &Applied) {
+    if applied.totals > 0 {
+        metric!(counts::applied(place, began.at, batch, applied));
+        event!(
+            TRACE,
+            store = place.name(),
+            totals = applied.totals,
+            statements = applied.statements,
+            "a batch was applied"
+        );
+    }
+}
+
+/// A run that is driven; its events are in its span until this is dropped.
+pub(crate) struct Run {
+    #[cfg(feature = "tracing")]
+    _span: tracing::span::EnteredSpan,
+}
+
+pub(crate) fn run(mode: Mode) -> Run {
+    Run {
+        #[cfg(feature = "tracing")]
+        _span: tracing::info_span!(target: "keepcount", "reconcile", %mode).entered(),
+    }
+}
+
+/// After a page was compared. One warning a page says what drifted, however much it is.
+pub(crate) fn measured(counter: &Def, measured: &Measured) {
+    let [wrong, missing, orphan] = kinds(&measured.drifts);
+    metric!(counts::measured(counter, measured, [wrong, missing, orphan]));
+    event!(
+        DEBUG,
+        counter = counter.name(),
+        keys = measured.keys,
+        rows = measured.rows,
+        drift = measured.drifts.len(),
+        "a page was compared"
+    );
+    if !measured.drifts.is_empty() {
+        event!(WARN, counter = counter.name(), wrong, missing, orphan, "a page had drift");
+    }
+}
+
+/// After a mend.
+pub(crate) fn mended(counter: &Def, mended: Mended) {
+    if mended.corrected > 0 {
+        metric!(counts::mended(counter, mended.corrected));
+        event!(INFO, counter = counter.name(), corrected = mended.corrected, "totals were mended");
+    }
+}
+
+/// After a step failed, be it tried again or not. The error's text stays away: it may hold a key.
+pub(crate) fn failed(counter: Option<Def>, error: &'static str, next: Next, ends: bool) {
+    let counter = counter.map_or("", |counter| counter.name());
+    let next = match next {
+        Next::Fix => "fix",
+        Next::Retry => "retry",
+        Next::Unknown => "unknown",
+    };
+    event!(WARN, counter, error, next, ends, "a step failed");
+}
+
+/// After the last step of a run.
+pub(crate) fn ended(report: &Report) {
+    let keys: u64 = report.counters.iter().map(|counter| counter.keys).sum();
+    let corrected: u64 = report.counters.iter().map(|counter| counter.corrected).sum();
+    let drift = report.drift();
+    event!(INFO, outcome = %report.outcome, pages = report.pages, keys, rows = report.rows, drift, corrected, "a run ended");
+}
+
+/// The age of a counter's last complete clean verification; infinite where there was none.
+pub(crate) fn verification_age(counter: &str, age: Option<Duration>) {
+    metric!(counts::verification_age(counter, age));
+}
+
+/// What an error is, without what it is about.
+pub(crate) const fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::Overflow { .. } => "overflow",
+        Error::Key { .. } => "key",
+        Error::UnknownCounter { .. } => "unknown counter",
+        Error::Conflict { .. } => "conflict",
+        Error::Rollup { .. } => "rollup",
+        Error::Pruned { .. } => "pruned",
+        Error::Schema { .. } => "schema",
+        Error::Source { .. } => "source",
+        Error::Skew { .. } => "skew",
+        Error::Emptied { .. } => "emptied",
+        Error::TooWrong { .. } => "too wrong",
+        Error::Token { .. } => "token",
+        Error::Snapshot { .. } => "snapshot",
+        Error::Setting { .. } => "setting",
+        Error::Busy { .. } => "busy",
+        Error::Database { .. } => "database",
+        Error::TransactionLost { .. } => "transaction lost",
+        Error::Unknown { .. } => "unknown outcome",
+    }
+}
+
+/// How many are wrong, missing, orphan: as reports tell them apart.
+fn kinds(drifts: &[Drift]) -> [u64; 3] {
+    let count = |is: fn(&Drift) -> bool| drifts.iter().filter(|drift| is(drift)).count() as u64;
+    let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.truth == 0));
+    [drifts.len() as u64 - missing - orphan, missing, orphan]
+}
+
+#[cfg(feature = "tracing")]
+impl Place {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Sqlite => "sqlite",
+        }
+    }
+}
+
+#[cfg(feature = "metrics")]
+mod counts {
+    use std::cell::{Cell, RefCell};
+    use std::time::{Duration, Instant};
+
+    use foldhash::HashMap;
+    use metrics::{
+        Key, Label, Level, Metadata, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+        histogram, with_recorder,
+    };
+
+    use super::Place;
+    use crate::batch::Batch;
+    use crate::counter::Def;
+    use crate::reconcile::Measured;
+    use crate::store::Applied;
+
+    const DELTAS: &str = "keepcount_deltas_applied_total";
+    const BATCHES: &str = "keepcount_batches_applied_total";
+    const SECONDS: &str = "keepcount_apply_seconds";
+    const PAGES: &str = "keepcount_pages_verified_total";
+    const KEYS: &str = "keepcount_keys_verified_total";
+    const ROWS: &str = "keepcount_rows_verified_total";
+    const DRIFT: &str = "keepcount_drift_total";
+    const MENDS: &str = "keepcount_mends_total";
+    const AGE: &str = "keepcount_verification_age_seconds";
+
+    /// One single delta in memory of so many is timed.
+    const TIMED: u8 = 64;
+
+    thread_local! {
+        static SINGLES: Cell<u8> = const { Cell::new(0) };
+        /// The key of [`DELTAS`] for each counter: making it allocates.
+        static DELTA_KEYS: RefCell<HashMap<&'static str, Key>> = RefCell::default();
+    }
+
+    pub(super) fn describe() {
+        describe_counter!(DELTAS, Unit::Count, "Totals changed by applying batches, those of rollups included.");
+        describe_counter!(BATCHES, Unit::Count, "Batches applied that changed a total.");
+        describe_histogram!(
+            SECONDS,
+            Unit::Seconds,
+            "How long applying a batch took; of single deltas in memory, one in 64 is timed."
+        );
+        describe_counter!(PAGES, Unit::Count, "Pages of totals compared with their rows.");
+        describe_counter!(KEYS, Unit::Count, "Keys compared with their rows.");
+        describe_counter!(ROWS, Unit::Count, "Rows added up for comparing.");
+        describe_counter!(DRIFT, Unit::Count, "Keys whose total differed from their rows, by kind.");
+        describe_counter!(MENDS, Unit::Count, "Totals mended.");
+        describe_gauge!(
+            AGE,
+            Unit::Seconds,
+            "Age of the last complete clean verification; infinite when there was none."
+        );
+    }
+
+    #[allow(clippy::disallowed_methods)] // how long something took is measured, not decided upon
+    pub(super) fn begin(place: Place, batch: &Batch) -> Option<Instant> {
+        let single = place == Place::Memory && batch.entries().len() == 1;
+        let timed = !single || SINGLES.with(|count| count.replace((count.get() + 1) % TIMED)) == 0;
+        timed.then(Instant::now)
+    }
+
+    pub(super) fn applied(place: Place, began: Option<Instant>, batch: &Batch, applied: &Applied) {
+        match place {
+            Place::Memory => counter!(BATCHES, "store" => "memory"),
+            Place::Sqlite => counter!(BATCHES, "store" => "sqlite"),
+        }
+        .increment(1);
+        if let Some(began) = began {
+            match place {
+                Place::Memory => histogram!(SECONDS, "store" => "memory"),
+                Place::Sqlite => histogram!(SECONDS, "store" => "sqlite"),
+            }
+            .record(began.elapsed());
+        }
+        let mut deltas = applied.deltas(batch).map(|(counter, ..)| counter.name()).peekable();
+        let Some(first) = deltas.next() else { return };
+        if deltas.peek().is_none() {
+            return add_deltas(first, 1);
+        }
+        let mut counted = HashMap::from_iter([(first, 1)]);
+        deltas.for_each(|counter| *counted.entry(counter).or_default() += 1);
+        for (counter, count) in counted {
+            add_deltas(counter, count);
+        }
+    }
+
+    fn add_deltas(name: &'static str, count: u64) {
+        static METADATA: Metadata<'_> = Metadata::new("keepcount", Level::INFO, Some(module_path!()));
+        let add = |key: &Key| with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(count));
+        let key = || Key::from_parts(DELTAS, vec![Label::from_static_parts("counter", name)]);
+        DELTA_KEYS.with(|keys| match keys.try_borrow_mut() {
+            Ok(mut keys) => add(keys.entry(name).or_insert_with(key)),
+            // A recorder that itself applies batches.
+            Err(_) => add(&key()),
+        });
+    }
+
+    pub(super) fn measured(counter: &Def, measured: &Measured, [wrong, missing, orphan]: [u64; 3]) {
+        let name = counter.name();
+        counter!(PAGES, "counter" => name).increment(1);
+        counter!(KEYS, "counter" => name).increment(measured.keys);
+        counter!(ROWS, "counter" => name).increment(measured.rows);
+        // At 0 too: an alert on an increase needs the series to be there before it increases.
+        for (kind, count) in [("wrong", wrong), ("missing", missing), ("orphan", orphan)] {
+            counter!(DRIFT, "counter" => name, "kind" => kind).increment(count);
+        }
+    }
+
+    pub(super) fn mended(counter: &Def, corrected: u64) {
+        counter!(MENDS, "counter" => counter.name()).increment(corrected);
+    }
+
+    pub(super) fn verification_age(counter: &str, age: Option<Duration>) {
+        let seconds = age.map_or(f64::INFINITY, |age| age.as_secs_f64());
+        gauge!(AGE, "counter" => counter.to_owned()).set(seconds);
+    }
+}

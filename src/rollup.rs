@@ -1,0 +1,315 @@
+//! What a batch means for rollups: asks for the totals it needs, and adds what climbs. No I/O; every store answers it alike.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::batch::Batch;
+use crate::counter::{Def, Placed, Rollup};
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+use crate::layout::Layout;
+use crate::range::KeyRange;
+use crate::sql::{self, Dialect, Statement};
+
+/// Carries a batch up to the rollups that its counters feed.
+///
+/// A rollup is the sum over its links of link times finer total. A batch that changes some of both changes it, for each child, by
+/// `(link + d link) (finer + d finer) - link finer`; so the totals from before the batch are asked for: of each child whose finer total
+/// changes all links, of each child with a link that changes the finer totals. What comes out for one level is the finer level's change
+/// for the next. Asks one range a child and level; memory for one batch.
+///
+/// Stores do this by themselves. An application that runs the statements through a library of its own drives it, in the transaction that
+/// writes the rows and under its lock:
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::sql::Dialect;
+/// use keepcount::{Batch, Climb, Counter, KeyBuf, Layout};
+///
+/// const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+/// const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+/// const LAYOUT: Layout = Layout::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table()]);
+///
+/// let mut batch = Batch::new();
+/// batch.add(SETLIST_VOTES, 1, 3);
+/// let mut climb = Climb::new(&LAYOUT, &batch)?;
+/// while let Some(question) = climb.next()? {
+///     // Run `question.query(..)`, and give every row that it returns:
+///     climb.take(&KeyBuf::of::<(i64, i64)>((1_i64, 70_i64)), 1)?;
+/// }
+/// assert_eq!(climb.statements(Dialect::Sqlite)?.len(), 2); // setlist.votes and show.votes
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Climb<'l> {
+    layout: &'l Layout,
+    /// The caller's deltas, and those that have climbed.
+    batch: Batch,
+    /// The position in the layout of the first rollup that is not asked for yet.
+    at: usize,
+    asks: VecDeque<Ask>,
+    current: Option<Ask>,
+    /// What the answers are multiplied by, child by child.
+    factors: Vec<Factor>,
+}
+
+/// Totals that a climb needs to know: all of this range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The counter.
+    pub counter: Def,
+    /// The range of its keys.
+    pub range: KeyRange,
+}
+
+impl Question {
+    /// The question as SQL: the key's columns and the total, in key order.
+    ///
+    /// # Errors
+    ///
+    /// As [`sql::range`].
+    pub fn query(&self, dialect: Dialect, layout: &Layout) -> Result<sql::Query<'_>> {
+        sql::range(dialect, layout.placed(&self.counter)?, &self.range, usize::MAX)
+    }
+}
+
+/// A question, and what each total of its answer is multiplied by.
+#[derive(Debug)]
+struct Ask {
+    question: Question,
+    side: Side,
+    /// How many of the totals' parts are the child.
+    child_parts: usize,
+    /// Some of `Climb::factors`.
+    factors: Range<usize>,
+}
+
+/// A change of the other side of a rollup than the one that is asked for.
+#[derive(Debug)]
+struct Factor {
+    child: KeyBuf,
+    /// What the totals are that it is multiplied by.
+    side: Side,
+    /// The counter to ask; all changes of one child that need the same answer are neighbours.
+    asked: Def,
+    rollup: Def,
+    /// What is behind the child in the key that changed: the tail of a finer key, or a link's parent.
+    rest: KeyBuf,
+    delta: i128,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The child's links, to be multiplied by changes of its finer totals.
+    Links,
+    /// The child's finer totals, to be multiplied by changes of its links.
+    Finer,
+}
+
+impl<'l> Climb<'l> {
+    /// Begins with what the application's hooks have collected.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rollup`] when the batch adds to a rollup itself, and what [`Layout::position`] says of a counter that the layout does not
+    /// have.
+    pub fn new(layout: &'l Layout, batch: &Batch) -> Result<Self> {
+        refuse_rollups(layout, batch)?;
+        Ok(Self::of(layout, batch.clone()))
+    }
+
+    /// As [`new`](Self::new), also with what a mend adds to a rollup.
+    pub(crate) fn of(layout: &'l Layout, batch: Batch) -> Self {
+        Self { layout, batch, at: 0, asks: VecDeque::new(), current: None, factors: Vec::new() }
+    }
+
+    /// The next question: answer it by [`take`](Self::take) before the one after. None when there is nothing left to ask.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overflow`] when a rollup's delta leaves 128 bits on the way.
+    #[allow(clippy::should_implement_trait)] // its answers are given in between, and it can fail
+    pub fn next(&mut self) -> Result<Option<Question>> {
+        loop {
+            self.current = self.asks.pop_front();
+            if let Some(ask) = &self.current {
+                return Ok(Some(ask.question.clone()));
+            }
+            if !self.begin_group()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes one total of the answer to the last question.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overflow`] when a rollup's delta leaves 128 bits on the way, [`Error::Key`] when the key is none of the question's counter.
+    pub fn take(&mut self, key: &KeyBuf, total: i64) -> Result<()> {
+        let Some(ask) = &self.current else { return Ok(()) };
+        let (_, rest) = split(&ask.question.counter, key, ask.child_parts)?;
+        for factor in self.factors.get(ask.factors.clone()).unwrap_or_default() {
+            let (parent, tail) = if ask.side == Side::Links { (&rest, &factor.rest) } else { (&factor.rest, &rest) };
+            let delta = i128::from(total).checked_mul(factor.delta);
+            climb_to(&mut self.batch, factor.rollup, parent, tail, delta)?;
+        }
+        Ok(())
+    }
+
+    /// Climbs to the end with totals that `read` gives, all of a question's range: for a store of your own, which then writes the
+    /// batch that comes out.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), [`next`](Self::next) and [`take`](Self::take), and what `read` says.
+    pub fn run(
+        layout: &Layout,
+        batch: &Batch,
+        mut read: impl FnMut(&Question) -> Result<Vec<(KeyBuf, i64)>>,
+    ) -> Result<Batch> {
+        refuse_rollups(layout, batch)?;
+        climb(layout, batch.clone(), |question, each| {
+            read(question)?.iter().try_for_each(|(key, total)| each(key, *total))
+        })
+    }
+
+    /// The statements of the batch and of what has climbed, for the end of the transaction.
+    ///
+    /// # Errors
+    ///
+    /// As [`sql::apply`].
+    pub fn statements(&self, dialect: Dialect) -> Result<Vec<Statement<'_>>> {
+        sql::check_text_alone(self.layout, &self.batch)?;
+        sql::statements(dialect, self.layout, &self.batch, false)
+    }
+
+    pub(crate) fn into_batch(self) -> Batch {
+        self.batch
+    }
+
+    /// Collects what is to be asked for the next rollups along one link: for several of them, a child's links are asked once. False where
+    /// no rollup is left.
+    fn begin_group(&mut self) -> Result<bool> {
+        let placed = self.layout.counters();
+        let rollup_at = |at: &usize| placed.get(*at).and_then(Placed::rollup);
+        let Some(start) = (self.at..placed.len()).find(|at| rollup_at(at).is_some()) else { return Ok(false) };
+        let Some(first) = rollup_at(&start) else { return Ok(false) };
+        let group = placed.get(start..).unwrap_or_default().iter().take_while(|next| {
+            let earlier = |def: &Def| self.layout.position(def).is_ok_and(|at| at < start);
+            next.rollup().is_some_and(|rollup| rollup.link().same(&first.link()) && earlier(&rollup.finer()))
+        });
+        let group: Vec<(Def, &Rollup)> = group.filter_map(|placed| Some((placed.def(), placed.rollup()?))).collect();
+        self.at = start + group.len().max(1);
+        self.factors.clear();
+        self.collect(first, &group)?;
+        self.ask(first.child_parts());
+        Ok(true)
+    }
+
+    /// Finds what the batch changes of the group's links and finer totals; where it changes both of one child, adds the product.
+    fn collect(&mut self, first: &Rollup, group: &[(Def, &Rollup)]) -> Result<()> {
+        let (link, parts) = (first.link(), first.child_parts());
+        for (counter, key, delta) in self.batch.deltas() {
+            let is_link = counter.same(&link);
+            for (rollup, of) in group.iter().filter(|(_, of)| is_link || of.finer().same(&counter)) {
+                let (child, rest) = split(&counter, key, parts)?;
+                let (side, asked) = if is_link { (Side::Finer, of.finer()) } else { (Side::Links, link) };
+                self.factors.push(Factor { child, side, asked, rollup: *rollup, rest, delta });
+            }
+        }
+        let order = |factor: &Factor| (factor.side == Side::Finer, factor.asked.id());
+        self.factors.sort_unstable_by(|one, two| one.child.cmp(&two.child).then_with(|| order(one).cmp(&order(two))));
+        if self.factors.iter().all(|factor| factor.side == Side::Links) {
+            return Ok(());
+        }
+        for of_child in self.factors.chunk_by(|one, two| one.child == two.child) {
+            let (finer, links) = of_child.split_at(of_child.partition_point(|factor| factor.side == Side::Links));
+            for (finer, link) in finer.iter().flat_map(|finer| links.iter().map(move |link| (finer, link))) {
+                if finer.rollup.same(&link.rollup) {
+                    let delta = link.delta.checked_mul(finer.delta);
+                    climb_to(&mut self.batch, link.rollup, &link.rest, &finer.rest, delta)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One question for each child and counter.
+    fn ask(&mut self, child_parts: usize) {
+        let mut start = 0;
+        let alike = |one: &Factor, two: &Factor| one.asked.same(&two.asked) && one.child == two.child;
+        for run in self.factors.chunk_by(alike) {
+            let factors = start..start + run.len();
+            start = factors.end;
+            if let Some(Factor { child, side, asked, .. }) = run.first() {
+                let question = Question { counter: *asked, range: KeyRange::under(child.clone()) };
+                self.asks.push_back(Ask { question, side: *side, child_parts, factors });
+            }
+        }
+    }
+}
+
+/// Adds to a rollup's delta at (parent, tail).
+fn climb_to(batch: &mut Batch, rollup: Def, parent: &KeyBuf, tail: &KeyBuf, delta: Option<i128>) -> Result<()> {
+    let mut key = parent.clone();
+    key.push(tail.as_bytes());
+    match delta.filter(|delta| delta.unsigned_abs() <= CLIMB_MOST) {
+        Some(delta) => batch.add_raw(rollup, &mut key, delta),
+        None => return Err(Error::overflow(&rollup, &key, "delta")),
+    }
+    Ok(())
+}
+
+/// The most that climbs from one child to one key at once: a batch's 2^32 entries of it stay within 128 bits, and so are refused, if they must
+/// be, for what they add up to.
+const CLIMB_MOST: u128 = 1 << 94;
+
+/// A key's child and what is behind it.
+fn split(counter: &Def, key: &KeyBuf, child_parts: usize) -> Result<(KeyBuf, KeyBuf)> {
+    let malformed = || Error::key(counter, key, crate::KeyError::Malformed);
+    let bytes = key.as_bytes();
+    let at = counter.parts().head_len(bytes, child_parts).ok_or_else(malformed)?;
+    let (child, rest) = bytes.split_at_checked(at).ok_or_else(malformed)?;
+    Ok((KeyBuf::from_bytes(child), KeyBuf::from_bytes(rest)))
+}
+
+/// Refuses a batch that adds to a rollup: its total follows from others.
+pub(crate) fn refuse_rollups(layout: &Layout, batch: &Batch) -> Result<()> {
+    if layout.is_plain() {
+        return Ok(());
+    }
+    for counter in batch.counters() {
+        if let Some(rollup) = layout.placed(counter)?.rollup() {
+            let (counter, finer) = (counter.name(), rollup.finer().name());
+            return Err(Error::Rollup { counter, reason: format!("nothing is added to it: it is the sum of {finer}") });
+        }
+    }
+    Ok(())
+}
+
+/// A counter of the batch that feeds a rollup, and the rollup.
+pub(crate) fn first_fed(layout: &Layout, batch: &Batch) -> Option<(Def, &'static str)> {
+    batch.counters().iter().find_map(|counter| {
+        let rollup = layout.rollups_of(counter).next()?;
+        Some((*counter, rollup.def().name()))
+    })
+}
+
+/// Climbs with totals that `read` gives: all of a question's, each to the closure. The batch alone where it feeds no rollup.
+pub(crate) fn climb(
+    layout: &Layout,
+    batch: Batch,
+    mut read: impl FnMut(&Question, &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()>,
+) -> Result<Batch> {
+    if layout.is_plain() || first_fed(layout, &batch).is_none() {
+        return Ok(batch);
+    }
+    let mut climb = Climb::of(layout, batch);
+    while let Some(question) = climb.next()? {
+        read(&question, &mut |key, total| climb.take(key, total))?;
+    }
+    Ok(climb.into_batch())
+}
