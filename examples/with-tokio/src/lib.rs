@@ -1,0 +1,155 @@
+//! What the two processes share: a repair that does a few pages at a time, and keeps its place between them in a file
+//! beside the database.
+//!
+//! `src/bin/interval.rs` runs it by `tokio::time::interval`, `src/bin/scheduler.rs` by a cron scheduler.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token, run};
+use keepcount::{Cause, Counter, Def, Error, Layout, Record, SqliteStore, Tally};
+use rusqlite::Connection;
+
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+
+struct Vote(i64);
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SHOW_VOTES, self.0, 1);
+    }
+}
+
+/// The repair of one database; clones are the same, with one stop flag.
+#[derive(Debug, Clone)]
+pub struct Repair {
+    db: PathBuf,
+    place: PathBuf,
+    stop: Arc<AtomicBool>,
+}
+
+/// Pages of one part, and keys of a page: so few that the demonstration takes several parts.
+const PAGES: u64 = 2;
+const PAGE_KEYS: usize = 4;
+
+impl Repair {
+    /// The repair of this database; a demonstration with votes and drift is made where there is none.
+    pub fn open(db: &Path) -> Result<Self, Cause> {
+        if !db.exists() {
+            make_example(&Connection::open(db)?)?;
+        }
+        let place = db.with_added_extension("token");
+        Ok(Self { db: db.to_owned(), place, stop: Arc::default() })
+    }
+
+    /// Does the next pages. It blocks: call it where that is allowed, and once at a time, because there is one place.
+    pub fn part(&self) -> Result<Report, Cause> {
+        self.go_on().map_err(|error| match error.downcast_ref() {
+            // Not silently from the beginning: a run that always starts anew never gets to the end.
+            Some(Error::Token { .. }) => {
+                let place = self.place.display();
+                format!("{error}\nthe place in {place} cannot be used; delete the file to begin anew").into()
+            }
+            _ => error,
+        })
+    }
+
+    fn go_on(&self) -> Result<Report, Cause> {
+        let conn = Connection::open(&self.db)?;
+        let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+        let votes = Source::table("votes", ["show_id"]);
+        audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
+        let options = Options::default().page(PAGE_KEYS).max_pages(PAGES);
+        let mut repair = match fs::read(&self.place) {
+            Ok(text) => {
+                let token: Token = String::from_utf8_lossy(&text).parse()?;
+                Reconciler::resume(Mode::Repair, &LAYOUT, &token, options)?
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(Mode::Repair, &LAYOUT, options)?,
+            Err(error) => return Err(error.into()),
+        };
+        let done = run(&mut repair, &mut audit, &mut Live::new().stop_flag(&self.stop));
+        if !matches!(done, Err(Error::Token { .. })) {
+            // Also after an error: the pages before it are done.
+            self.keep(repair.token())?;
+        }
+        Ok(done?)
+    }
+
+    /// Writes the place beside its file and renames it, so that whoever is killed leaves the old place or the new one.
+    fn keep(&self, token: Option<Token>) -> std::io::Result<()> {
+        let Some(token) = token else {
+            return if self.place.exists() { fs::remove_file(&self.place) } else { Ok(()) };
+        };
+        let beside = self.place.with_added_extension("new");
+        let mut file = File::create(&beside)?;
+        file.write_all(token.to_string().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(beside, &self.place)
+    }
+
+    /// Ends the part that is under way after its page; one that begins later does none.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a process is asked to do: `[DB [ROUNDS]]`.
+#[derive(Debug)]
+pub struct Asked {
+    /// The repair of the database.
+    pub repair: Repair,
+    /// After how many parts it ends; without end by default, and four for the demonstration.
+    pub rounds: usize,
+    /// Where the demonstration is, until it ends.
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Asked {
+    /// Reads the process's arguments.
+    pub fn of_process() -> Result<Self, Cause> {
+        let mut words = std::env::args_os().skip(1);
+        let Some(db) = words.next() else {
+            let folder = tempfile::tempdir()?;
+            let repair = Repair::open(&folder.path().join("votes.db"))?;
+            return Ok(Self { repair, rounds: 4, _folder: Some(folder) });
+        };
+        let rounds = words.next().map(|word| word.to_string_lossy().parse()).transpose()?;
+        Ok(Self { repair: Repair::open(Path::new(&db))?, rounds: rounds.unwrap_or(usize::MAX), _folder: None })
+    }
+}
+
+/// Prints an error, and says the exit code.
+pub fn exit(done: Result<(), Cause>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Thirty shows with votes, and totals of which some are wrong, missing, or of no show.
+fn make_example(conn: &Connection) -> Result<(), Cause> {
+    conn.execute_batch(
+        "PRAGMA journal_mode = wal;
+         CREATE TABLE votes (show_id INTEGER NOT NULL);
+         CREATE INDEX votes_by_show ON votes (show_id)",
+    )?;
+    SqliteStore::new(conn, &LAYOUT).create()?;
+    conn.execute_batch(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 300)
+         INSERT INTO votes SELECT n % 30 FROM n;
+         INSERT INTO show_votes SELECT show_id, 10 + (show_id = 7) FROM votes WHERE show_id <> 20 GROUP BY show_id;
+         INSERT INTO show_votes VALUES (1000, 5)",
+    )?;
+    Ok(())
+}
