@@ -267,8 +267,8 @@ fn climb_to(batch: &mut Batch, rollup: Def, parent: &KeyBuf, tail: &KeyBuf, delt
 /// be, for what they add up to.
 const CLIMB_MOST: u128 = 1 << 94;
 
-/// A key's child and what is behind it.
-fn split(counter: &Def, key: &KeyBuf, child_parts: usize) -> Result<(KeyBuf, KeyBuf)> {
+/// A key's first parts, a child say, and what is behind them.
+pub(crate) fn split(counter: &Def, key: &KeyBuf, child_parts: usize) -> Result<(KeyBuf, KeyBuf)> {
     let malformed = || Error::key(counter, key, crate::KeyError::Malformed);
     let bytes = key.as_bytes();
     let at = counter.parts().head_len(bytes, child_parts).ok_or_else(malformed)?;
@@ -312,4 +312,25 @@ pub(crate) fn climb(
         read(&question, &mut |key, total| climb.take(key, total))?;
     }
     Ok(climb.into_batch())
+}
+
+/// As [`climb`], for a mend: where a rollup has no room for what climbs, nothing does. It then differs from what it sums, as it did, and is mended
+/// on its own level. `total` reads one total.
+pub(crate) fn climb_where_room(
+    layout: &Layout,
+    batch: Batch,
+    read: impl FnMut(&Question, &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()>,
+    mut total: impl FnMut(Def, &KeyBuf) -> Result<i64>,
+) -> Result<Batch> {
+    let climbed = match climb(layout, batch.clone(), read) {
+        Err(Error::Overflow { .. }) => return Ok(batch),
+        climbed => climbed?,
+    };
+    for (counter, key, delta) in climbed.deltas().skip(batch.len()) {
+        let sum = delta.checked_add(i128::from(total(counter, key)?));
+        if sum.is_none_or(|sum| i64::try_from(sum).is_err()) {
+            return Ok(batch);
+        }
+    }
+    Ok(climbed)
 }

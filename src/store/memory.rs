@@ -189,28 +189,15 @@ impl MemoryStore {
         Ok(totals.map(|totals| Applied::new(totals, 0).of(climbed)))
     }
 
-    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits. Where a rollup has no room for what climbs, nothing
-    /// climbs: it then differs from what it sums, as it did, and is mended on its own level.
+    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits.
     pub(crate) fn correct(&mut self, batch: Batch) -> Result<()> {
-        let climbed = match rollup::climb(&self.layout, batch.clone(), |question, each| self.answer(question, each)) {
-            Ok(climbed) if self.has_room(&batch, &climbed)? => climbed,
-            Ok(_) | Err(Error::Overflow { .. }) => batch,
-            Err(error) => return Err(error),
-        };
+        let answer =
+            |question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(question, each);
+        let total = |counter: Def, key: &KeyBuf| Ok(self.get(self.layout.position(&counter)?, key));
+        let climbed = rollup::climb_where_room(&self.layout, batch, answer, total)?;
         let positions = Positions::of(&self.layout, &climbed)?;
         // What one total lacks may be two steps away.
         self.apply_steps(&mut self.hold(), &positions, &climbed, true).map(drop)
-    }
-
-    /// Whether everything that has climbed leads to totals of 64 bits.
-    fn has_room(&self, batch: &Batch, climbed: &Batch) -> Result<bool> {
-        for (counter, key, delta) in climbed.deltas().skip(batch.len()) {
-            let total = self.get(self.layout.position(&counter)?, key);
-            if delta.checked_add(i128::from(total)).is_none_or(|sum| i64::try_from(sum).is_err()) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// Every total of a climb's question: one key, or what is under a child, which is in one stripe.

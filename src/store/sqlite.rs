@@ -102,27 +102,15 @@ impl<'c> SqliteStore<'c> {
 
     /// Writes what totals lack, in the caller's transaction: also of rollups, of keys below a cut, and beyond 64 bits.
     pub(crate) fn mend(&self, batch: &Batch) -> Result<()> {
-        let climbed = rollup::climb(self.layout, batch.clone(), |question, each| self.answer(question, each));
-        let climbed = match climbed {
-            Ok(climbed) if self.has_room(batch, &climbed)? => climbed,
-            // The rollups then differ from what they sum, as they did, and are mended on their own level.
-            Ok(_) | Err(Error::Overflow { .. }) => batch.clone(),
-            Err(error) => return Err(error),
+        let mut store = *self;
+        let answer =
+            |question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(question, each);
+        let total = |counter: Def, key: &KeyBuf| {
+            Ok(store.read(counter, std::slice::from_ref(key))?.first().copied().unwrap_or(0))
         };
+        let climbed = rollup::climb_where_room(self.layout, batch.clone(), answer, total)?;
         let statements = sql::statements(Dialect::Sqlite, self.layout, &climbed, true)?;
         self.write(&statements, &climbed, false).map(drop)
-    }
-
-    /// Whether everything that has climbed leads to totals of 64 bits.
-    fn has_room(&self, batch: &Batch, climbed: &Batch) -> Result<bool> {
-        let mut store = *self;
-        for (counter, key, delta) in climbed.deltas().skip(batch.len()) {
-            let total = store.read(counter, std::slice::from_ref(key))?.first().copied().unwrap_or(0);
-            if delta.checked_add(i128::from(total)).is_none_or(|sum| i64::try_from(sum).is_err()) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// Executes a batch's statements; where the transaction is the caller's, one that fails in its middle is taken back.
