@@ -16,6 +16,7 @@ use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf, KeyParts};
 use crate::range::KeyRange;
+use crate::rollup;
 use crate::sql::{self, Dialect};
 use crate::store::Store;
 
@@ -170,9 +171,7 @@ impl BoardDef {
 
     /// The board's key in a key of one of its counters.
     fn key_of(&self, counter: &Def, key: &KeyBuf) -> Result<KeyBuf> {
-        let bytes = key.as_bytes();
-        let head = counter.parts().head_len(bytes, self.parts().len()).and_then(|len| bytes.get(..len));
-        head.map(KeyBuf::from_bytes).ok_or_else(|| Error::key(counter, key, crate::KeyError::Malformed))
+        rollup::split(counter, key, self.parts().len()).map(|(own, _)| own)
     }
 
     /// The keys whose scores some deltas may change.

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::reconcile::audit::Recount;
+use crate::rollup;
 use crate::sql::{self, Value};
 use crate::store::sqlite::{failed_on, read_key};
 
@@ -143,9 +144,7 @@ impl Joined {
     }
 
     fn parent_of(&self, key: &KeyBuf) -> Result<KeyBuf> {
-        let bytes = key.as_bytes();
-        let parent = self.counter.parts().head_len(bytes, self.parent.len()).and_then(|len| bytes.get(..len));
-        parent.map(KeyBuf::from_bytes).ok_or_else(|| Error::key(&self.counter, key, crate::KeyError::Malformed))
+        rollup::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
     }
 }
 
