@@ -79,6 +79,28 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Events of a stream that do not follow the last one that was applied: those between come first.
+    #[error("stream {stream}: event {first} leaves a gap, the last one applied is {applied}")]
+    Gap {
+        /// The stream's name.
+        stream: String,
+        /// The first event of the batch that was refused.
+        first: u64,
+        /// The last event that was applied.
+        applied: u64,
+    },
+    /// Events of a stream of which some were applied before, and some not: to be delivered from `applied + 1` on.
+    #[error("stream {stream}: events {first} to {last} overlap what was applied, up to {applied}")]
+    Overlap {
+        /// The stream's name.
+        stream: String,
+        /// The first event of the batch that was refused.
+        first: u64,
+        /// Its last event.
+        last: u64,
+        /// The last event that was applied.
+        applied: u64,
+    },
     /// A sum over what was pruned, in part.
     #[error("counter {counter}: it was pruned before {cut}; ask under one head, from there on")]
     Pruned {

@@ -326,6 +326,24 @@ pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
 /// known in another.
 pub const CATALOGUE: &str = "keepcount_counters";
 
+/// The table of the last event of each stream that was applied.
+pub const MARKS: &str = "keepcount_marks";
+
+/// Reads the last event of the stream `?1` that was applied: no row where there was none.
+#[must_use]
+pub fn read_mark(dialect: Dialect) -> String {
+    format!(r#"SELECT m."last" FROM "{MARKS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
+}
+
+/// Says that the events of the stream `?1` are applied up to `?2`; run it in the transaction that applies them.
+#[must_use]
+pub fn set_mark(dialect: Dialect) -> String {
+    format!(
+        r#"INSERT INTO "{MARKS}" ("stream", "last") VALUES ({}) ON CONFLICT ("stream") DO UPDATE SET "last" = excluded."last""#,
+        dialect.params(2)
+    )
+}
+
 impl Layout {
     /// The statements that make the catalogue and every counter's table, for a migration; run them in one transaction.
     /// `SqliteStore::create` does the same, and leaves what is there.
@@ -336,13 +354,20 @@ impl Layout {
             [create(dialect, placed)].into_iter().chain(index).chain([enlist(placed)])
         });
         let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board));
-        std::iter::once(create_catalogue(dialect)).chain(tables).chain(boards).collect()
+        let catalogue = std::iter::once(create_catalogue(dialect));
+        catalogue.chain(tables).chain(boards).chain([create_marks(dialect)]).collect()
     }
 }
 
 pub(crate) fn create_catalogue(_: Dialect) -> String {
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random()), "cut" ANY) STRICT, WITHOUT ROWID"#
+    )
+}
+
+pub(crate) fn create_marks(_: Dialect) -> String {
+    format!(
+        r#"CREATE TABLE IF NOT EXISTS "{MARKS}" ("stream" TEXT NOT NULL PRIMARY KEY, "last" INTEGER NOT NULL) STRICT, WITHOUT ROWID"#
     )
 }
 

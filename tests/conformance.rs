@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use keepcount::conformance::{self, LAYOUT};
 use keepcount::{
-    Applied, Batch, Climb, Counter, Def, Error, KeyBuf, KeyRange, MemoryStore, Result, SqliteStore, Store,
+    Applied, Batch, Climb, Counter, Def, Error, KeyBuf, KeyRange, Mark, MemoryStore, Result, SqliteStore, Store,
 };
 use rusqlite::Connection;
 
@@ -65,6 +65,16 @@ impl Store for InTransaction {
         applied
     }
 
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let applied = self.store.apply_once(batch, mark);
+        assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
+        applied
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        self.store.mark(stream)
+    }
+
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         self.store.read(counter, keys)
     }
@@ -87,6 +97,7 @@ impl Drop for InTransaction {
 #[derive(Default)]
 struct Naive {
     totals: BTreeMap<(&'static str, KeyBuf), i64>,
+    marks: BTreeMap<String, u64>,
 }
 
 impl Store for Naive {
@@ -104,6 +115,19 @@ impl Store for Naive {
         let mut applied = Applied::default();
         applied.totals = batch.len() as u64;
         Ok(applied)
+    }
+
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        if !mark.follows(self.mark(mark.stream())?)? {
+            return Ok(Applied::skipped());
+        }
+        let applied = self.apply(batch)?;
+        self.marks.insert(mark.stream().to_owned(), mark.last());
+        Ok(applied)
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        Ok(self.marks.get(stream).copied().unwrap_or(0))
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
@@ -194,6 +218,14 @@ impl Store for Broken {
             }
             (_, applied) => applied,
         }
+    }
+
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        self.inner.apply_once(batch, mark)
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        self.inner.mark(stream)
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {

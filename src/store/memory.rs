@@ -1,5 +1,6 @@
 //! Totals of one process, in lock-striped hash tables.
 
+mod marks;
 mod snapshot;
 mod table;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use self::marks::Marks;
 pub use self::snapshot::Snapshot;
 use self::table::Table;
 use super::{Applied, Store, behind, steps, sum_overflow};
@@ -19,6 +21,7 @@ use crate::counter::{Counter, Def, Placed};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::layout::Layout;
+use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
@@ -55,6 +58,7 @@ pub struct MemoryStore {
     gate: RwLock<Cuts>,
     /// Whether some total left [`ROOMY`], so that a batch may overflow in its middle. Never reset.
     wide: AtomicBool,
+    marks: Marks,
 }
 
 /// What a store does with one counter.
@@ -105,6 +109,7 @@ impl MemoryStore {
             stripes: (0..stripes).map(|_| Stripe(Mutex::new(tables()))).collect(),
             gate: RwLock::new(vec![None; layout.counters().len()].into_boxed_slice()),
             wide: AtomicBool::new(false),
+            marks: Marks::default(),
         }
     }
 
@@ -127,7 +132,32 @@ impl MemoryStore {
                 return Ok(applied);
             }
         }
-        self.apply_many(batch).inspect(|applied| observe::applied(observe::Place::Memory, began, batch, applied))
+        let applied = self.apply_many(batch, || ())?;
+        observe::applied(observe::Place::Memory, began, batch, &applied);
+        Ok(applied)
+    }
+
+    /// Adds a batch's deltas once for the events that it stands for; appliers of one stream take turns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::apply_once`].
+    pub fn apply_once(&self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let began = observe::begin(observe::Place::Memory, batch);
+        let stream = self.marks.stream(mark.stream());
+        let turn = stream.turn();
+        if !mark.follows(turn.last())? {
+            return Ok(Applied::skipped());
+        }
+        let applied = self.apply_many(batch, || turn.set(mark.last()))?;
+        observe::applied(observe::Place::Memory, began, batch, &applied);
+        Ok(applied)
+    }
+
+    /// The last event of a stream that was applied; 0 where there was none.
+    #[must_use]
+    pub fn mark(&self, stream: &str) -> u64 {
+        self.marks.last(stream)
     }
 
     /// A batch of one small delta: one lock. None, and nothing is done, where its total is not roomy or its counter feeds others.
@@ -140,26 +170,30 @@ impl MemoryStore {
         tables.get_mut(position)?.add(hash, &entry.key, delta, ROOMY).map(|_| u64::from(delta != 0))
     }
 
+    /// Any batch; `then` runs once all of it is applied, before anybody who holds the gate alone can see it.
     #[inline(never)]
-    fn apply_many(&self, batch: &Batch) -> Result<Applied> {
+    fn apply_many(&self, batch: &Batch, then: impl Fn()) -> Result<Applied> {
         if batch.entries().is_empty() {
+            let _shared = self.gate.read();
+            then();
             return Ok(Applied::default());
         }
         let positions = Positions::of(&self.layout, batch)?;
         let is = |what: fn(&Place) -> bool| positions.iter().any(|at| self.places.get(at).is_some_and(what));
         if is(|place| !place.plain) {
             rollup::refuse_rollups(&self.layout, batch)?;
-            return self.apply_climbing(batch, is(|place| place.link));
+            return self.apply_climbing(batch, is(|place| place.link), then);
         }
-        if batch.bulk() <= SMALL
-            && let Some(totals) = self.apply_by_stripe(&self.gate.read(), &positions, batch)
-        {
-            return Ok(Applied::new(totals, 0));
+        if batch.bulk() <= SMALL {
+            let cuts = self.gate.read();
+            if let Some(totals) = self.apply_by_stripe(&cuts, &positions, batch) {
+                then();
+                return Ok(Applied::new(totals, 0));
+            }
         }
-        let cuts = self.gate.write();
-        let mut held = self.hold();
-        let totals = self.apply_exclusively(&mut held, &positions, batch)?;
-        drop((held, cuts));
+        let _alone = self.gate.write();
+        let totals = self.apply_exclusively(&mut self.hold(), &positions, batch)?;
+        then();
         Ok(Applied::new(totals, 0))
     }
 
@@ -167,11 +201,17 @@ impl MemoryStore {
     ///
     /// Links change only while the gate is held alone. So a batch without links climbs beside others: what it asks for, links, stays as it
     /// is until it has been applied, and adding commutes. One with links also asks for finer totals, and needs them to stay: alone.
-    fn apply_climbing(&self, batch: &Batch, links: bool) -> Result<Applied> {
-        if !links && let Some(applied) = self.climb_behind(&self.gate.read(), batch, false)? {
-            return Ok(applied);
+    fn apply_climbing(&self, batch: &Batch, links: bool, then: impl Fn()) -> Result<Applied> {
+        if !links {
+            let shared = self.gate.read();
+            if let Some(applied) = self.climb_behind(&shared, batch, false)? {
+                then();
+                return Ok(applied);
+            }
         }
-        let applied = self.climb_behind(&self.gate.write(), batch, true)?;
+        let alone = self.gate.write();
+        let applied = self.climb_behind(&alone, batch, true)?;
+        then();
         Ok(applied.unwrap_or_default())
     }
 
@@ -561,6 +601,14 @@ impl Store for MemoryStore {
         Self::apply(self, batch)
     }
 
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        Self::apply_once(self, batch, mark)
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        Ok(Self::mark(self, stream))
+    }
+
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         Self::read(self, counter, keys)
     }
@@ -577,6 +625,14 @@ impl Store for MemoryStore {
 impl Store for &MemoryStore {
     fn apply(&mut self, batch: &Batch) -> Result<Applied> {
         MemoryStore::apply(self, batch)
+    }
+
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        MemoryStore::apply_once(self, batch, mark)
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        Ok(MemoryStore::mark(self, stream))
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {

@@ -12,11 +12,12 @@ use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
+use crate::mark::Mark;
 use crate::range::KeyRange;
 
 /// A place where totals live.
 ///
-/// Three methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own, and let [`Climb::run`](crate::Climb::run)
+/// Five methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own, and let [`Climb::run`](crate::Climb::run)
 /// find what a batch means for rollups.
 ///
 /// # Examples
@@ -47,6 +48,23 @@ pub trait Store {
     /// [`Error::Overflow`] when a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its
     /// database says. [`Error::next`] tells them apart.
     fn apply(&mut self, batch: &Batch) -> Result<Applied>;
+
+    /// As [`apply`](Self::apply), once for the events that the batch stands for: where all of them were applied before, it does nothing
+    /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too. The mark moves in the same
+    /// transaction as the totals, also with a batch that counts nothing; so an outcome that is not known can always be tried again.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as [`Mark::follows`] says; nothing is applied then, and the mark
+    /// stays.
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied>;
+
+    /// The last event of a stream that was applied; 0 where there was none.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn mark(&mut self, stream: &str) -> Result<u64>;
 
     /// The totals of these keys, in their order; 0 where there is none.
     ///
@@ -124,6 +142,14 @@ impl<S: Store + ?Sized> Store for &mut S {
         (**self).apply(batch)
     }
 
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        (**self).apply_once(batch, mark)
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        (**self).mark(stream)
+    }
+
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         (**self).read(counter, keys)
     }
@@ -150,7 +176,7 @@ fn behind(counter: &Def, after: Option<&KeyBuf>) -> Result<KeyRange> {
 /// By the counts.
 impl PartialEq for Applied {
     fn eq(&self, other: &Self) -> bool {
-        (self.totals, self.statements) == (other.totals, other.statements)
+        (self.totals, self.statements, self.skipped) == (other.totals, other.statements, other.skipped)
     }
 }
 
@@ -181,6 +207,8 @@ pub struct Applied {
     pub totals: u64,
     /// Statements on tables of totals and boards that wrote, once for each total in SQLite; 0 in memory.
     pub statements: u64,
+    /// Whether the batch's events were applied before, so that nothing was done now.
+    pub skipped: bool,
     /// What was written, where that is more or less than the batch.
     expanded: Option<Box<Batch>>,
 }
@@ -189,7 +217,13 @@ impl Applied {
     /// So many totals by so many statements: for a store of your own.
     #[must_use]
     pub const fn new(totals: u64, statements: u64) -> Self {
-        Self { totals, statements, expanded: None }
+        Self { totals, statements, skipped: false, expanded: None }
+    }
+
+    /// Nothing, because the batch's events were applied before: for a store of your own.
+    #[must_use]
+    pub fn skipped() -> Self {
+        Self { skipped: true, expanded: Some(Box::default()), ..Self::default() }
     }
 
     /// The same, where more than the caller's batch was written, or less: what climbed to rollups, what was pruned before.

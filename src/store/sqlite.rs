@@ -13,6 +13,7 @@ use crate::counter::{Counter, Def, Placed};
 use crate::error::{Error, Result, brief};
 use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyPart};
 use crate::layout::Layout;
+use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
@@ -70,23 +71,77 @@ impl<'c> SqliteStore<'c> {
         self.layout
     }
 
+    fn apply_with(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+        rollup::refuse_rollups(self.layout, batch)?;
+        for counter in batch.counters() {
+            self.layout.position(counter)?;
+        }
+        if batch.is_empty() && mark.is_none() {
+            return Ok(Applied::default());
+        }
+        let began = observe::begin(observe::Place::Sqlite, batch);
+        let plain = self.layout.is_plain() && self.layout.board_defs().is_empty();
+        let applied = if plain { self.write_plainly(batch, mark) } else { self.write_climbing(batch, mark) }?;
+        if !applied.skipped {
+            observe::applied(observe::Place::Sqlite, began, batch, &applied);
+        }
+        Ok(applied)
+    }
+
     /// Writes a batch as it is: no counter is a rollup or prunable, and there is no board. What cannot be written is refused before a
     /// transaction begins.
-    fn write_plainly(&self, batch: &Batch) -> Result<Applied> {
+    fn write_plainly(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
         let statements = sql::statements(Dialect::Sqlite, self.layout, batch, false)?;
-        self.in_transaction(batch, |nested| self.write(&statements, batch, nested))
+        self.in_transaction(batch, |nested| self.write_marked(&statements, batch, mark, nested))
     }
 
     /// Leaves out what is pruned, lets the rest climb, writes all of it, and brings boards along.
-    fn write_climbing(&self, batch: &Batch) -> Result<Applied> {
+    fn write_climbing(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
         self.in_transaction(batch, |nested| {
             let kept = self.above_cuts(batch)?;
             let climbed = rollup::climb(self.layout, kept, |question, each| self.answer(question, each))?;
             let statements = sql::statements(Dialect::Sqlite, self.layout, &climbed, false)?;
-            let applied = self.write(&statements, &climbed, nested)?;
+            let applied = self.write_marked(&statements, &climbed, mark, nested)?;
             drop(statements);
-            Ok(applied.of(climbed))
+            Ok(if applied.skipped { applied } else { applied.of(climbed) })
         })
+    }
+
+    /// Writes a batch unless its events were applied before, and moves the mark last: where that fails, totals are taken back as ever.
+    fn write_marked(
+        &self,
+        statements: &[sql::Statement<'_>],
+        batch: &Batch,
+        mark: Option<&Mark<'_>>,
+        nested: bool,
+    ) -> Result<Applied> {
+        let Some(mark) = mark else { return self.write(statements, batch, nested, || Ok(())) };
+        if !mark.follows(self.read_mark(mark.stream())?)? {
+            return Ok(Applied::skipped());
+        }
+        self.write(statements, batch, nested, || self.set_mark(mark))
+    }
+
+    fn read_mark(&self, stream: &str) -> Result<u64> {
+        let found = self
+            .conn
+            .prepare_cached(&sql::read_mark(Dialect::Sqlite))
+            .and_then(|mut read| read.query_row([stream], |row| row.get::<_, i64>(0)).optional());
+        let last = found.map_err(|error| failed(&format!("reading the mark of stream {stream}"), error))?.unwrap_or(0);
+        u64::try_from(last).map_err(|_| {
+            let reason = format!("stream {stream}: its mark is {last}, below 0; somebody else wrote it");
+            Error::Schema { table: sql::MARKS.to_owned(), reason }
+        })
+    }
+
+    fn set_mark(&self, mark: &Mark<'_>) -> Result<()> {
+        let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
+        let moved = self.conn.prepare_cached(&sql::set_mark(Dialect::Sqlite));
+        let moved = moved.and_then(|mut set| set.execute((mark.stream(), last)));
+        match moved.map_err(|error| failed(&format!("moving the mark of stream {}", mark.stream()), error))? {
+            1 => Ok(()),
+            _ => Err(skipped_write(sql::MARKS.to_owned())),
+        }
     }
 
     /// Runs `write` in the caller's transaction, or in one of its own; tells it whether it is the caller's.
@@ -110,13 +165,20 @@ impl<'c> SqliteStore<'c> {
         };
         let climbed = rollup::climb_where_room(self.layout, batch.clone(), answer, total)?;
         let statements = sql::statements(Dialect::Sqlite, self.layout, &climbed, true)?;
-        self.write(&statements, &climbed, false).map(drop)
+        self.write(&statements, &climbed, false, || Ok(())).map(drop)
     }
 
-    /// Executes a batch's statements; where the transaction is the caller's, one that fails in its middle is taken back.
-    fn write(&self, statements: &[sql::Statement<'_>], batch: &Batch, nested: bool) -> Result<Applied> {
+    /// Executes a batch's statements, and `last` behind them; where the transaction is the caller's, what fails in its middle is taken back.
+    fn write(
+        &self,
+        statements: &[sql::Statement<'_>],
+        batch: &Batch,
+        nested: bool,
+        last: impl FnOnce() -> Result<()>,
+    ) -> Result<Applied> {
         let (mut done, mut applied) = (0, Applied::default());
         let written = run(self.conn, statements, &mut done, &mut applied).and_then(|()| self.follow(batch));
+        let written = written.and_then(|scores| last().map(|()| scores));
         match written {
             Ok(scores) => {
                 applied.statements += scores;
@@ -268,18 +330,15 @@ impl<'c> SqliteStore<'c> {
 
 impl Store for SqliteStore<'_> {
     fn apply(&mut self, batch: &Batch) -> Result<Applied> {
-        rollup::refuse_rollups(self.layout, batch)?;
-        for counter in batch.counters() {
-            self.layout.position(counter)?;
-        }
-        if batch.is_empty() {
-            return Ok(Applied::default());
-        }
-        let began = observe::begin(observe::Place::Sqlite, batch);
-        let plain = self.layout.is_plain() && self.layout.board_defs().is_empty();
-        let applied = if plain { self.write_plainly(batch) } else { self.write_climbing(batch) }?;
-        observe::applied(observe::Place::Sqlite, began, batch, &applied);
-        Ok(applied)
+        self.apply_with(batch, None)
+    }
+
+    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        self.apply_with(batch, Some(mark))
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        self.read_mark(stream)
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
@@ -354,12 +413,13 @@ fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize, a
 fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result<()> {
     match upsert.execute(params_from_iter(row)) {
         Ok(1) => Ok(()),
-        Ok(_) => {
-            let table = counter.table_name();
-            Err(Error::Schema { table, reason: "a write to it was skipped; it must have no triggers".to_owned() })
-        }
+        Ok(_) => Err(skipped_write(counter.table_name())),
         Err(error) => Err(write_failed(counter, row, error)),
     }
+}
+
+fn skipped_write(table: String) -> Error {
+    Error::Schema { table, reason: "a write to it was skipped; it must have no triggers".to_owned() }
 }
 
 /// What applying a batch does, for errors.

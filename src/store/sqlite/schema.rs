@@ -29,6 +29,7 @@ impl SqliteStore<'_> {
 
     fn create_all(&self) -> Result<()> {
         self.run_ddl(&sql::create_catalogue(Dialect::Sqlite))?;
+        self.run_ddl(&sql::create_marks(Dialect::Sqlite))?;
         let columns = self.rows("SELECT name FROM pragma_table_xinfo(?1)", sql::CATALOGUE)?;
         if columns.iter().any(|name| name == "identity") && !columns.iter().any(|name| name == "cut") {
             // A catalogue from before counters could be pruned.
@@ -110,7 +111,7 @@ impl SqliteStore<'_> {
             if *row != wanted {
                 return schema(format!("the catalogue says {row}, the layout {wanted}"));
             }
-            if let Some(reason) = self.table_fault(&table, def.parts(), "total INTEGER NOT NULL")? {
+            if let Some(reason) = self.keyed_fault(&table, def.parts(), "total INTEGER NOT NULL")? {
                 return schema(reason);
             }
             let index = sql::by_parent(placed);
@@ -118,8 +119,18 @@ impl SqliteStore<'_> {
                 return schema(format!("its index {index} is absent; SqliteStore::create makes it"));
             }
         }
+        self.check_marks()?;
         self.check_others(&known)?;
         self.check_boards(&known)
+    }
+
+    fn check_marks(&self) -> Result<()> {
+        let wanted = ["stream TEXT NOT NULL PRIMARY KEY 1".to_owned(), "last INTEGER NOT NULL".to_owned()];
+        let fault = self.table_fault(sql::MARKS, &wanted, true)?;
+        fault.map_or(Ok(()), |fault| {
+            let reason = format!("{fault}; SqliteStore::create makes it where it is absent");
+            Err(Error::Schema { table: sql::MARKS.to_owned(), reason })
+        })
     }
 
     /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, which would not keep it: an older
@@ -156,7 +167,7 @@ impl SqliteStore<'_> {
                 return schema(format!("the catalogue says {row}, the layout {wanted}"));
             }
             let score = format!("score {} NOT NULL", board::score_column(board));
-            if let Some(reason) = self.table_fault(&table, board.parts(), &score)? {
+            if let Some(reason) = self.keyed_fault(&table, board.parts(), &score)? {
                 return schema(reason);
             }
             let index = format!("{table}_order");
@@ -175,18 +186,23 @@ impl SqliteStore<'_> {
     }
 
     /// What is wrong with the table of a counter or board, if anything.
-    fn table_fault(&self, table: &str, parts: KeyParts, last: &str) -> Result<Option<String>> {
-        match self.object(table)?.as_deref() {
-            Some("table") => {}
-            Some(other) => return Ok(Some(format!("it is a {other}, not a table"))),
-            None => return Ok(Some("it is absent".to_owned())),
-        }
+    fn keyed_fault(&self, table: &str, parts: KeyParts, last: &str) -> Result<Option<String>> {
         let mut wanted: Vec<String> = sql::columns(parts)
             .iter()
             .enumerate()
             .map(|(at, (name, kind))| format!("{} {kind} NOT NULL PRIMARY KEY {}", name.replace('"', ""), at + 1))
             .collect();
         wanted.push(last.to_owned());
+        self.table_fault(table, &wanted, parts.as_slice().contains(&KeyPart::Text))
+    }
+
+    /// What is wrong with a table that should have these columns and no more, if anything.
+    fn table_fault(&self, table: &str, wanted: &[String], texts: bool) -> Result<Option<String>> {
+        match self.object(table)?.as_deref() {
+            Some("table") => {}
+            Some(other) => return Ok(Some(format!("it is a {other}, not a table"))),
+            None => return Ok(Some("it is absent".to_owned())),
+        }
         let columns = self.rows(
             "SELECT name || ' ' || type || iif(\"notnull\" OR pk > 0, ' NOT NULL', '') || iif(pk > 0, ' PRIMARY KEY ' || pk, '')
              FROM pragma_table_xinfo(?1) ORDER BY cid",
@@ -196,7 +212,7 @@ impl SqliteStore<'_> {
             return Ok(Some(format!("its columns are ({}), not ({})", columns.join(", "), wanted.join(", "))));
         }
         for (only_texts, text) in FAULTS {
-            if *only_texts && !parts.as_slice().contains(&KeyPart::Text) {
+            if *only_texts && !texts {
                 continue;
             }
             if let Some(fault) = self.rows(text, table)?.into_iter().next() {

@@ -1,0 +1,131 @@
+//! Which events of a stream a batch stands for, so that each is applied once however often it is delivered.
+
+use crate::error::{Error, Result};
+
+/// The events of one stream that a batch stands for: numbers `first` to `last`, counted from 1 on.
+///
+/// A store keeps for each stream the number of the last event that it applied, in the same transaction as the totals.
+/// [`Store::apply_once`](crate::Store::apply_once) applies what follows it, skips what is not behind it, and refuses what leaves a gap
+/// or overlaps it.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter, Error, Layout, Mark, MemoryStore};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+///
+/// let store = MemoryStore::new(&LAYOUT);
+/// let mut batch = Batch::new();
+/// batch.add(SHOW_VOTES, 7, 3);
+/// let events = Mark::new("votes", 1, 3)?;
+/// assert!(!store.apply_once(&batch, &events)?.skipped);
+/// assert!(store.apply_once(&batch, &events)?.skipped); // delivered again
+/// assert_eq!((store.total(SHOW_VOTES, 7)?, store.mark("votes")), (3, 3));
+/// assert!(matches!(store.apply_once(&batch, &Mark::new("votes", 5, 6)?), Err(Error::Gap { applied: 3, .. })));
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark<'a> {
+    stream: &'a str,
+    first: u64,
+    last: u64,
+}
+
+/// The longest name of a stream, in bytes.
+pub(crate) const STREAM_MOST: usize = 256;
+/// The last number that an event can have: SQL stores numbers up to here.
+const LAST_MOST: u64 = i64::MAX.unsigned_abs();
+
+impl<'a> Mark<'a> {
+    /// The events `first` to `last` of a stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when the stream's name is empty or longer than 256 bytes, when `first` is 0 or behind `last`, or `last` is
+    /// above 2^63 - 1.
+    pub fn new(stream: &'a str, first: u64, last: u64) -> Result<Self> {
+        let refused = |reason| Err(Error::setting("mark", reason));
+        if stream.is_empty() || stream.len() > STREAM_MOST {
+            return refused(format!("a stream's name has 1 to {STREAM_MOST} bytes, not {}", stream.len()));
+        }
+        if first == 0 || first > last || last > LAST_MOST {
+            return refused(format!(
+                "stream {stream}: events {first} to {last} are none: they count from 1 on, up to 2^63 - 1"
+            ));
+        }
+        Ok(Self { stream, first, last })
+    }
+
+    /// The stream's name.
+    #[must_use]
+    pub const fn stream(&self) -> &'a str {
+        self.stream
+    }
+
+    /// The number of the first event.
+    #[must_use]
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The number of the last event.
+    #[must_use]
+    pub const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Whether these events are to be applied, where `applied` was the last one before: true when they follow it, false when all of
+    /// them were applied. For a store of your own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gap`] when events between are missing, [`Error::Overlap`] when some of these were applied, and some not.
+    pub fn follows(&self, applied: u64) -> Result<bool> {
+        let Self { stream, first, last } = *self;
+        if last <= applied {
+            Ok(false)
+        } else if first == applied + 1 {
+            Ok(true)
+        } else if first > applied {
+            Err(Error::Gap { stream: stream.to_owned(), first, applied })
+        } else {
+            Err(Error::Overlap { stream: stream.to_owned(), first, last, applied })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_follow_are_known_leave_a_gap_or_overlap() {
+        for applied in 0..8 {
+            for first in 1..9 {
+                for last in first..9 {
+                    let found = Mark::new("votes", first, last).unwrap().follows(applied);
+                    match found {
+                        Ok(true) => assert_eq!(first, applied + 1),
+                        Ok(false) => assert!(last <= applied),
+                        Err(Error::Gap { .. }) => assert!(first > applied + 1),
+                        Err(Error::Overlap { .. }) => assert!(first <= applied && last > applied),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_mark_is_refused() {
+        let long = "s".repeat(STREAM_MOST + 1);
+        for (stream, first, last) in
+            [("", 1, 1), (&long, 1, 1), ("s", 0, 1), ("s", 2, 1), ("s", 1, LAST_MOST + 1), ("s", 0, 0)]
+        {
+            assert!(matches!(Mark::new(stream, first, last), Err(Error::Setting { setting: "mark", .. })));
+        }
+        assert!(Mark::new(&long[1..], LAST_MOST, LAST_MOST).unwrap().follows(LAST_MOST - 1).unwrap());
+    }
+}
