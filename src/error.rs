@@ -79,6 +79,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of.
+    #[error("counter {counter}: {unready} is not ready to be read: it is to be backfilled first")]
+    NotReady {
+        /// The counter's name.
+        counter: &'static str,
+        /// What is not ready: this counter, or one that it sums.
+        unready: &'static str,
+    },
     /// Events of a stream that do not follow the last one that was applied: those between come first.
     #[error("stream {stream}: event {first} leaves a gap, the last one applied is {applied}")]
     Gap {

@@ -152,6 +152,25 @@ impl Layout {
         links.map(Rollup::child_parts).next()
     }
 
+    /// These counters and all that they sum, links included, down to those that rows drive; each once.
+    ///
+    /// # Errors
+    ///
+    /// As [`position`](Self::position).
+    pub(crate) fn with_finer(&self, counters: &[Def]) -> Result<Vec<Def>> {
+        let mut all: Vec<Def> = Vec::with_capacity(counters.len());
+        let mut queue = counters.to_vec();
+        while let Some(counter) = queue.pop() {
+            if !all.iter().any(|known| known.same(&counter)) {
+                queue.extend(
+                    self.placed(&counter)?.rollup().into_iter().flat_map(|rollup| [rollup.finer(), rollup.link()]),
+                );
+                all.push(counter);
+            }
+        }
+        Ok(all)
+    }
+
     /// How many levels of rollups are below a counter: 0 for one that rows drive.
     #[must_use]
     pub fn level(&self, def: &Def) -> usize {

@@ -198,6 +198,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::Database { .. } => "database",
         Error::TransactionLost { .. } => "transaction lost",
         Error::Unknown { .. } => "unknown outcome",
+        Error::NotReady { .. } => "not ready",
         Error::Gap { .. } => "gap",
         Error::Overlap { .. } => "overlap",
     }

@@ -156,10 +156,7 @@ impl Reconciler {
             layout.position(counter)?;
         }
         let names = layout.by_name();
-        let mut wanted = counters.to_vec();
-        if mode == Mode::Repair {
-            add_finer(layout, &mut wanted)?;
-        }
+        let wanted = if mode == Mode::Repair { layout.with_finer(counters)? } else { counters.to_vec() };
         let mut scope: Vec<Def> = names.iter().filter(|def| wanted.contains(def)).copied().collect();
         scope.sort_by_key(|def| layout.level(def)); // stable: by name within a level
         let rows = scope.iter().take_while(|def| layout.level(def) == 0).count();
@@ -561,22 +558,6 @@ impl Reconciler {
         }
         Ok(())
     }
-}
-
-/// Adds what the rollups among some counters sum, and their links, down to the rows.
-fn add_finer(layout: &Layout, counters: &mut Vec<Def>) -> Result<()> {
-    let mut at = 0;
-    while let Some(counter) = counters.get(at).copied() {
-        if let Some(rollup) = layout.placed(&counter)?.rollup() {
-            for def in [rollup.finer(), rollup.link()] {
-                if !counters.contains(&def) {
-                    counters.push(def);
-                }
-            }
-        }
-        at += 1;
-    }
-    Ok(())
 }
 
 /// The drifts that the next mend takes: at least one, few enough that no writer waits long.

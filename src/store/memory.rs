@@ -59,6 +59,10 @@ pub struct MemoryStore {
     /// Whether some total left [`ROOMY`], so that a batch may overflow in its middle. Never reset.
     wide: AtomicBool,
     marks: Marks,
+    /// Whether each counter is ready, in the layout's order.
+    ready: Box<[AtomicBool]>,
+    /// Whether all are: what reading looks at first.
+    all_ready: AtomicBool,
 }
 
 /// What a store does with one counter.
@@ -110,7 +114,58 @@ impl MemoryStore {
             gate: RwLock::new(vec![None; layout.counters().len()].into_boxed_slice()),
             wide: AtomicBool::new(false),
             marks: Marks::default(),
+            ready: layout.counters().iter().map(|_| AtomicBool::new(true)).collect(),
+            all_ready: AtomicBool::new(true),
         }
+    }
+
+    /// An empty store for counters of rows that are there already: it counts, and what it counts can be read when a
+    /// backfill has made it whole.
+    #[must_use]
+    pub fn over_rows(layout: &Layout) -> Self {
+        let store = Self::new(layout);
+        for position in 0..store.ready.len() {
+            store.set_ready(position, false);
+        }
+        store
+    }
+
+    /// Whether a counter may be read: it, and all that it sums, are ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total), but for [`Error::NotReady`](crate::Error::NotReady).
+    pub fn is_ready(&self, counter: Def) -> Result<bool> {
+        Ok(self.first_unready(self.layout.position(&counter)?)?.is_none())
+    }
+
+    pub(crate) fn set_ready(&self, position: usize, is: bool) {
+        if let Some(ready) = self.ready.get(position) {
+            ready.store(is, Ordering::Release);
+        }
+        self.all_ready.store(self.ready.iter().all(|ready| ready.load(Ordering::Acquire)), Ordering::Release);
+    }
+
+    /// The position of a counter that is to be read.
+    fn readable(&self, counter: &Def) -> Result<usize> {
+        let position = self.layout.position(counter)?;
+        if self.all_ready.load(Ordering::Acquire) {
+            return Ok(position);
+        }
+        match self.first_unready(position)? {
+            None => Ok(position),
+            Some(unready) => Err(Error::NotReady { counter: counter.name(), unready: unready.name() }),
+        }
+    }
+
+    /// What is not ready of all that a counter is made of.
+    fn first_unready(&self, position: usize) -> Result<Option<Def>> {
+        let Some(placed) = self.layout.counters().get(position) else { return Ok(None) };
+        let is_ready = |def: &Def| {
+            let at = self.layout.position(def).ok();
+            at.and_then(|at| self.ready.get(at)).is_none_or(|ready| ready.load(Ordering::Acquire))
+        };
+        Ok(self.layout.with_finer(&[placed.def()])?.into_iter().find(|def| !is_ready(def)))
     }
 
     /// Adds a batch's deltas to the totals, all or nothing. Who reads several keys meanwhile may see some of a batch before the others; a
@@ -450,9 +505,10 @@ impl MemoryStore {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter) and [`Error::Conflict`](crate::Error::Conflict).
+    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::Conflict`](crate::Error::Conflict), and
+    /// [`Error::NotReady`](crate::Error::NotReady).
     pub fn total<K: Key>(&self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64> {
-        Ok(self.get(self.layout.position(&counter.def())?, &KeyBuf::of::<K>(key)))
+        Ok(self.get(self.readable(&counter.def())?, &KeyBuf::of::<K>(key)))
     }
 
     fn get(&self, position: usize, key: &KeyBuf) -> i64 {
@@ -467,7 +523,7 @@ impl MemoryStore {
     ///
     /// As [`total`](Self::total).
     pub fn read(&self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let position = self.layout.position(&counter)?;
+        let position = self.readable(&counter)?;
         Ok(keys.iter().map(|key| self.get(position, key)).collect())
     }
 
@@ -478,8 +534,14 @@ impl MemoryStore {
     ///
     /// As [`total`](Self::total).
     pub fn range(&self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        let position = self.layout.position(&counter)?;
-        check_bounds(&counter, range)?;
+        self.readable(&counter)?;
+        self.range_unready(&counter, range, limit)
+    }
+
+    /// As [`range`](Self::range), of a counter that need not be ready.
+    pub(crate) fn range_unready(&self, counter: &Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let position = self.layout.position(counter)?;
+        check_bounds(counter, range)?;
         let in_order = self.places.get(position).is_some_and(|place| place.head.is_some());
         let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
         if limit > 0 {
@@ -507,7 +569,7 @@ impl MemoryStore {
     ///
     /// As [`Store::sum`].
     pub fn sum(&self, counter: Def, range: &KeyRange) -> Result<i64> {
-        let position = self.layout.position(&counter)?;
+        let position = self.readable(&counter)?;
         check_bounds(&counter, range)?;
         let mut sum = 0_i128;
         self.visit(position, range, |_, total| {
