@@ -1,10 +1,10 @@
 //! Where totals live: the trait that every store implements, and the stores.
 
-mod memory;
+pub(crate) mod memory;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 
-pub use memory::{MemoryStore, Snapshot};
+pub use memory::{Bracket, MemoryStore, Snapshot};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// Streams by name.
 #[derive(Debug, Default)]
@@ -38,6 +37,7 @@ impl Marks {
     }
 
     /// Every stream of which something was applied; to be asked behind the store's gate, alone.
+    #[allow(dead_code)] // until snapshots hold marks
     pub(super) fn all(&self) -> BTreeMap<String, u64> {
         let streams = self.0.read();
         let lasts = streams.iter().map(|(name, stream)| (name.to_string(), stream.last.load(Ordering::Acquire)));
