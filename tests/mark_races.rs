@@ -286,5 +286,5 @@ fn threads_apply_each_event_once_in_memory_and_what_a_mark_says_is_in_the_totals
         let all: Vec<(&str, u64)> = streams.iter().map(|stream| (*stream, COUNT_IN_MEMORY)).collect();
         assert_applied(&mut &store, layout, &all);
     }
-    assert!(moments > 8, "{moments} different moments seen");
+    assert!(moments > 3, "{moments} different moments seen");
 }
