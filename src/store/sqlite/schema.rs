@@ -4,7 +4,7 @@ use std::fmt;
 
 use rusqlite::{ErrorCode, OptionalExtension};
 
-use super::{Scope, SqliteStore, cut, failed};
+use super::{SqliteStore, cut, failed};
 use crate::board::{self, BoardDef};
 use crate::counter::Placed;
 use crate::error::{Error, Result};
@@ -19,12 +19,7 @@ impl SqliteStore<'_> {
     /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
     /// wants; nothing is made then, unless the caller is in a transaction, which is to be rolled back.
     pub fn create(&self) -> Result<()> {
-        if !self.conn.is_autocommit() {
-            return self.create_all();
-        }
-        let scope = Scope::open(self.conn, "making tables".to_owned())?;
-        self.create_all()?;
-        scope.commit()
+        self.transact(|| "making tables".to_owned(), |_| self.create_all())
     }
 
     fn create_all(&self) -> Result<()> {
