@@ -106,7 +106,8 @@ impl<K: Key, S> Board<K, S> {
         Self { def, types: PhantomData }
     }
 
-    /// The same board with another version; raise it when the meaning of its score changes, and rebuild it.
+    /// The same board with another version; raise it when the meaning of its score changes, and rebuild it. Unlike versions of a counter, those of a
+    /// board share one table, so processes with both cannot run side by side: give the board another name for that.
     #[must_use]
     pub const fn version(mut self, version: u32) -> Self {
         self.def.id = Counter::<K>::new(self.def.id.name()).version(version).def();
@@ -164,9 +165,9 @@ impl BoardDef {
         self.id.parts()
     }
 
-    /// The name of its table: its own, with underscores for dots.
+    /// The name of its table: its own, with underscores for dots, whatever its version: a board is rebuilt, not kept beside another.
     pub(crate) fn table_name(&self) -> String {
-        self.id.table_name()
+        self.name().replace('.', "_")
     }
 
     /// The board's key in a key of one of its counters.
@@ -331,6 +332,6 @@ pub(crate) const fn score_column(board: &BoardDef) -> &'static str {
 
 /// Where a board lives and what it is made of, as the catalogue says it.
 pub(crate) fn place(board: &BoardDef) -> String {
-    let names: Vec<&str> = board.counters().iter().map(Def::name).collect();
+    let names: Vec<_> = board.counters().iter().map(Def::full_name).collect();
     format!("board of {}", names.join(", "))
 }

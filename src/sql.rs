@@ -102,7 +102,10 @@ pub fn apply<'a>(dialect: Dialect, layout: &Layout, batch: &'a Batch) -> Result<
         rollup::refuse_rollups(layout, batch)?;
         if let Some((counter, rollup)) = rollup::first_fed(layout, batch) {
             let reason = "a Climb reads what it needs and makes the statements";
-            return Err(Error::Rollup { counter: counter.name(), reason: format!("it feeds {rollup}; {reason}") });
+            return Err(Error::Rollup {
+                counter: counter.name(),
+                reason: format!("it feeds {}; {reason}", rollup.full_name()),
+            });
         }
     }
     check_text_alone(layout, batch)?;
@@ -114,8 +117,8 @@ pub(crate) fn check_text_alone(layout: &Layout, batch: &Batch) -> Result<()> {
     for counter in batch.counters() {
         let boards = layout.board_defs().iter().find(|board| board.counters().iter().any(|known| known.same(counter)));
         let reason = match boards {
-            Some(board) => format!("counter {} moves board {}", counter.name(), board.name()),
-            None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.name()),
+            Some(board) => format!("counter {} moves board {}", counter.full_name(), board.name()),
+            None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.full_name()),
             None => continue,
         };
         return Err(Error::setting("statements", format!("{reason}, which SqliteStore alone looks after")));
@@ -322,7 +325,7 @@ pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
     format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most})"#)
 }
 
-/// The catalogue of the counters that a database has. Its column `identity` is random, so that a resume token of one database is
+/// The catalogue of the counters that a database has, by their full names. Its column `identity` is random, so that a resume token of one database is
 /// known in another.
 pub const CATALOGUE: &str = "keepcount_counters";
 
@@ -400,7 +403,7 @@ pub(crate) fn enlist(placed: &Placed) -> String {
     let def = placed.def();
     format!(
         r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement") VALUES ('{}', '{}', {}, '{}')"#,
-        def.name(),
+        def.full_name(),
         def.parts(),
         def.version(),
         placed.place()

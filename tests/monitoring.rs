@@ -611,7 +611,7 @@ fn freshness_survives_a_restart_and_follows_the_layout() {
 
     let later = Freshness::resume(&LATER, &saved);
     let all: Vec<_> = later.iter().collect();
-    assert_eq!(all, [("setlist.votes", None), ("show.votes", None), ("user.votes", Some(-50))]);
+    assert_eq!(all, [("setlist.votes", None), ("show.votes.v2", None), ("user.votes", Some(-50))]);
     assert_eq!(later.oldest(0), Some(("setlist.votes", None)));
     assert_eq!(later.age(&SHOW_VOTES.def(), 2_000), None, "not a counter of this layout");
     assert_eq!(Freshness::resume(&ONE, &later).iter().collect::<Vec<_>>(), [("show.votes", None)]);

@@ -477,7 +477,7 @@ impl Reconciler {
     #[must_use]
     pub fn report(&self) -> Report {
         let mut counters = self.reports.clone();
-        counters.sort_unstable_by_key(|report| report.counter.name());
+        counters.sort_unstable_by_key(|report| report.counter.order());
         Report {
             mode: self.mode,
             counters,

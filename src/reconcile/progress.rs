@@ -77,7 +77,7 @@ impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.mode)?;
         if let Some(counter) = self.counter {
-            write!(f, "{}, ", counter.name())?;
+            write!(f, "{}, ", counter.full_name())?;
         }
         write!(
             f,

@@ -53,7 +53,7 @@ impl<'a> SqliteAudit<'a> {
     pub fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedSource<'a>) -> Result<()> {
         let counter = counter.def();
         if let Some(rollup) = self.layout.placed(&counter)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().name());
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().full_name());
             return Err(Error::source(&counter, None, reason));
         }
         (source.check_driven)(&counter)?;
@@ -201,7 +201,7 @@ impl Audit for SqliteAudit<'_> {
             declared.check_keys(conn, &ask.keys)?;
         }
         let mut store = SqliteStore::new(conn, layout);
-        let hold = Scope::open(conn, format!("mending totals of counter {}", ask.counter.name()))?;
+        let hold = Scope::open(conn, format!("mending totals of counter {}", ask.counter.full_name()))?;
         let truth = self.truth(conn, &ask.counter)?;
         let (mut lacking, mut gone) = (Batch::new(), Vec::new());
         for (key, stored) in ask.keys.iter().zip(store.read(ask.counter, &ask.keys)?) {

@@ -250,7 +250,7 @@ impl<'c> SqliteStore<'c> {
         let Some(last) = last else { return Ok(None) };
         let failed = |error| failed_on("reading the cut", counter, error);
         let mut statement = self.conn.prepare_cached(cut::READ_CUT).map_err(failed)?;
-        let mut rows = statement.query([counter.name()]).map_err(failed)?;
+        let mut rows = statement.query([counter.full_name()]).map_err(failed)?;
         let Some(row) = rows.next().map_err(failed)? else { return Ok(None) };
         if row.get_ref(0).map_err(failed)? == ValueRef::Null {
             return Ok(None);
@@ -271,7 +271,7 @@ impl<'c> SqliteStore<'c> {
         let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
         let family = prune::family(self.layout, &counter, T::PARTS)?;
         let scope = if self.conn.is_autocommit() {
-            Some(Scope::open(self.conn, format!("pruning counter {}", counter.name()))?)
+            Some(Scope::open(self.conn, format!("pruning counter {}", counter.full_name()))?)
         } else {
             None
         };
@@ -283,7 +283,7 @@ impl<'c> SqliteStore<'c> {
             let value = cut::tail_value(def, &cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
-                self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.name()))?;
+                self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;
                 self.conn.prepare_cached(&delete)?.execute([&value])
             };
             gone += prune().map_err(|error| failed_on("pruning totals", def, error))? as u64;
@@ -424,7 +424,7 @@ fn skipped_write(table: String) -> Error {
 
 /// What applying a batch does, for errors.
 fn doing(batch: &Batch) -> String {
-    let mut names: Vec<&str> = batch.deltas().map(|(counter, ..)| counter.name()).collect();
+    let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
     names.sort_unstable();
     names.dedup();
     format!("writing totals of counter {}", names.join(", "))
@@ -549,7 +549,7 @@ fn execute(conn: &Connection, text: &str) -> rusqlite::Result<usize> {
 
 /// What a driver's error means to the caller, who was doing something to a counter.
 pub(crate) fn failed_on(what: &str, counter: &Def, error: rusqlite::Error) -> Error {
-    failed(&format!("{what} of counter {}", counter.name()), error)
+    failed(&format!("{what} of counter {}", counter.full_name()), error)
 }
 
 /// What a driver's error means to the caller.

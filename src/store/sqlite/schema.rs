@@ -37,7 +37,7 @@ impl SqliteStore<'_> {
         }
         let known = self.catalogue()?;
         for placed in self.layout.counters() {
-            if let Some((row, _)) = known.iter().find(|(row, _)| row.name == placed.def().name()) {
+            if let Some((row, _)) = known.iter().find(|(row, _)| row.name == placed.def().full_name()) {
                 if format!("{}, prunable", row.placement) == placed.place() {
                     // Only what apply looks for is new.
                     self.run_ddl(&cut::replace(placed))?;
@@ -100,14 +100,14 @@ impl SqliteStore<'_> {
             let def = placed.def();
             let table = placed.table_name();
             let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
-            let Some((row, _)) = known.iter().find(|(row, _)| row.name == def.name()) else {
+            let wanted = CatalogueRow::of(placed);
+            let Some((row, _)) = known.iter().find(|(row, _)| row.name == wanted.name) else {
                 return schema(format!(
                     "counter {} is not in the catalogue {}; SqliteStore::create adds it",
-                    def.name(),
+                    wanted.name,
                     sql::CATALOGUE
                 ));
             };
-            let wanted = CatalogueRow::of(placed);
             if *row != wanted {
                 return schema(format!("the catalogue says {row}, the layout {wanted}"));
             }
@@ -136,7 +136,7 @@ impl SqliteStore<'_> {
     /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, which would not keep it: an older
     /// version of the application, say.
     fn check_others(&self, known: &[(CatalogueRow, i64)]) -> Result<()> {
-        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
+        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().full_name() == name);
         let board = |name: &str| self.layout.board_defs().iter().any(|board| board.name() == name);
         for (row, _) in known.iter().filter(|(row, _)| !ours(&row.name) && !board(&row.name)) {
             let mut words = row.placement.split([' ', ',']);
@@ -180,7 +180,7 @@ impl SqliteStore<'_> {
 
     /// What tells this database's totals from another's.
     pub(crate) fn identity(&self) -> Result<u64> {
-        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
+        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().full_name() == name);
         let rows = self.catalogue()?;
         Ok(rows.iter().filter(|(row, _)| ours(&row.name)).fold(0, |all, (_, identity)| all ^ identity.cast_unsigned()))
     }
@@ -310,7 +310,7 @@ impl CatalogueRow {
     fn of(placed: &Placed) -> Self {
         let def = placed.def();
         Self {
-            name: def.name().to_owned(),
+            name: def.full_name().into_owned(),
             key: def.parts().to_string(),
             version: def.version(),
             placement: placed.place(),
