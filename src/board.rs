@@ -295,32 +295,29 @@ pub struct Ranked<K, S> {
 }
 
 /// The statements that make a board's table, its index, and its line in the catalogue.
-pub(crate) fn ddl(_: Dialect, board: &BoardDef) -> [String; 3] {
+pub(crate) fn ddl(_: Dialect, board: &BoardDef, ready: bool) -> [String; 3] {
     let table = board.table_name();
     let columns = sql::columns(board.parts());
     let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
     let keys = sql::key_columns(board.parts()).join(", ");
     let score = score_column(board);
-    let (name, parts, version) = (board.name(), board.parts(), board.id.version());
     [
         format!(
             r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#
         ),
         format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
-        format!(
-            r#"INSERT INTO "{}" ("name", "key", "version", "placement") VALUES ('{name}', '{parts}', {version}, '{}')"#,
-            sql::CATALOGUE,
-            place(board)
-        ),
+        sql::enlist_as(board.name(), &board.id, &place(board), ready),
     ]
 }
 
-/// Writes a board's version, and what it is made of, anew into the catalogue.
+/// Writes a board's version, and what it is made of, anew into the catalogue, and that it is ready.
 #[cfg(feature = "sqlite")]
 fn enlist_anew(board: &BoardDef) -> String {
     let (name, version, place) = (board.name(), board.id.version(), place(board));
     let table = sql::CATALOGUE;
-    format!(r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}' WHERE c."name" = '{name}'"#)
+    format!(
+        r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}', "ready" = 1 WHERE c."name" = '{name}'"#
+    )
 }
 
 pub(crate) const fn score_column(board: &BoardDef) -> &'static str {

@@ -24,7 +24,7 @@
 //!
 //! # Events
 //!
-//! All of target `keepcount`; those of a run are in its span `reconcile`, whose field `mode` is `verify` or `repair`.
+//! All of target `keepcount`; those of a run are in its span `reconcile`, whose field `mode` is `verify`, `repair` or `backfill`.
 //!
 //! | level | event | fields |
 //! | --- | --- | --- |
@@ -32,6 +32,7 @@
 //! | debug | a page was compared | `counter`, `keys`, `rows`, `drift` |
 //! | warn | a page had drift | `counter`, `wrong`, `missing`, `orphan` |
 //! | info | totals were mended | `counter`, `corrected` |
+//! | info | a counter is ready | `counter` |
 //! | warn | a step failed | `counter`, `error` (its kind), `next` (`retry`, `fix` or `unknown`), `ends` (whether the run does) |
 //! | info | a run ended | `outcome`, `pages`, `keys`, `rows`, `drift`, `corrected` |
 //!
@@ -153,6 +154,11 @@ pub(crate) fn mended(counter: &Def, mended: &Mended) {
         metric!(counts::mended(counter, mended.corrected));
         event!(INFO, counter = &*counter.full_name(), corrected = mended.corrected, "totals were mended");
     }
+}
+
+/// After a backfill made a counter ready to be read.
+pub(crate) fn readied(counter: &Def) {
+    event!(INFO, counter = &*counter.full_name(), "a counter is ready");
 }
 
 /// After a step failed, be it tried again or not. The error's text stays away: it may hold a key.

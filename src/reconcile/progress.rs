@@ -40,7 +40,7 @@ use crate::counter::Def;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Verify or repair.
+    /// Verify, repair or backfill.
     pub mode: Mode,
     /// The counter at hand; none when all are done.
     pub counter: Option<Def>,

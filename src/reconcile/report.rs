@@ -18,7 +18,7 @@ use crate::key::KeyBuf;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Verify or repair.
+    /// Verify, repair or backfill.
     pub mode: Mode,
     /// Every counter in scope, in the order of names, reached or not.
     pub counters: Vec<CounterReport>,
