@@ -1,7 +1,7 @@
 //! Totals in SQLite tables, over the caller's own connection, transaction or savepoint: runs what `sql` says.
 
 pub(crate) mod cut;
-
+mod lost;
 mod ready;
 mod schema;
 mod unready;
