@@ -251,8 +251,11 @@ fn an_older_layout_starts_beside_a_newer_board_until_that_is_rebuilt() {
 }
 
 #[test]
-fn an_older_layout_starts_beside_a_newer_version_of_its_counter() {
+fn an_older_layout_starts_beside_a_newer_version_of_its_counter_until_that_is_ready() {
     const NEWER: Layout = Layout::new(&[VOTES.table(), VOTES_2.table()]);
+    const LATER: Layout = Layout::new(&[VOTES_2.table()]);
+    /// No version of it, but by its name.
+    const OTHER: Layout = Layout::new(&[Counter::<i64>::new("setlist").table()]);
     let conn = Connection::open_in_memory().unwrap();
     let mut old = SqliteStore::new(&conn, &OLD);
     old.create().unwrap();
@@ -267,4 +270,13 @@ fn an_older_layout_starts_beside_a_newer_version_of_its_counter() {
     assert_eq!((old.total(VOTES, 1).unwrap(), newer.total(VOTES, 1).unwrap()), (2, 2));
     assert!(matches!(newer.sum(VOTES_2.def(), &KeyRange::ALL), Err(Error::NotReady { .. })));
     assert!(matches!(old.apply(&batch), Err(Error::Conflict { .. })), "it knows one version");
+
+    conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
+    for error in [old.check().unwrap_err(), old.create().unwrap_err()] {
+        let Error::Schema { table, reason } = &error else { panic!("{error}") };
+        assert!(table == "setlist_votes_v2" && reason.contains("later version"), "{error}");
+    }
+    newer.check().unwrap();
+    SqliteStore::new(&conn, &LATER).check().unwrap();
+    SqliteStore::new(&conn, &OTHER).create().unwrap();
 }

@@ -173,21 +173,34 @@ impl SqliteStore<'_> {
         })
     }
 
-    /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, which would not keep it: an older
-    /// version of the application, say. One that is not ready may miss what this layout writes: it is made whole when this layout is gone.
+    /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, or is a later version of one, and this layout
+    /// would not keep it: an older version of the application, say. One that is not ready may miss what this layout writes: it is made whole
+    /// when this layout is gone.
     fn check_others(&self, known: &[Known]) -> Result<()> {
         for Known { row, .. } in known.iter().filter(|known| known.ready && !self.has(&known.row.name)) {
-            if let Some(counter) = row.made_of().find(|name| self.has(name)) {
-                let reason = format!(
-                    "{} is a {} and ready to be read, and counter {counter} feeds it, but this layout does not have it and would not keep it: an \
-                     older version of the application must not start beside a newer one that reads it; if nobody has it, drop it by \
-                     SqliteStore::forget",
-                    row.name, row.placement
-                );
-                return Err(Error::Schema { table: row.table_name(), reason });
-            }
+            let fed_by = row.made_of().find(|name| self.has(name));
+            let because = match fed_by {
+                Some(counter) => format!("is a {} and ready to be read, and counter {counter} feeds it", row.placement),
+                None if self.is_later(row) => {
+                    "is a later version of one of this layout's and ready to be read".to_owned()
+                }
+                None => continue,
+            };
+            let reason = format!(
+                "{} {because}, but this layout does not have it and would not keep it: an older version of the application must not start \
+                 beside a newer one that reads it; if nobody has it, drop it by SqliteStore::forget",
+                row.name
+            );
+            return Err(Error::Schema { table: row.table_name(), reason });
         }
         Ok(())
+    }
+
+    /// Whether this is a version of a counter of which the layout has earlier ones alone.
+    fn is_later(&self, row: &CatalogueRow) -> bool {
+        let name = row.name.strip_suffix(&format!(".v{}", row.version));
+        let ours = self.layout.counters().iter().map(Placed::def).filter(|def| Some(def.name()) == name);
+        ours.map(|def| def.version()).max().is_some_and(|ours| ours < row.version)
     }
 
     /// Whether the layout has a counter of this full name, or a board.
