@@ -112,8 +112,15 @@ impl KeyBuf {
     }
 
     /// The key of `len` bytes, at most eight, of which `word` is [`word`](Self::word).
+    #[inline]
     pub(crate) fn from_word(word: u64, len: usize) -> Self {
-        Self::from_bytes(word.to_le_bytes().get(..len).unwrap_or_default())
+        let mut bytes = [0; INLINE + 1];
+        let [first @ .., last] = &mut bytes;
+        if let Some(first) = first.first_chunk_mut() {
+            *first = word.to_le_bytes(); // zeros behind `len`
+        }
+        *last = len.to_le_bytes()[0];
+        Self(Repr::Inline(bytes))
     }
 
     /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.
