@@ -1,5 +1,10 @@
 //! All totals and marks of a memory store at one moment: taken while writers go on, and a store made of them again.
 
+mod disk;
+#[cfg(test)]
+mod faults;
+mod file;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
@@ -14,7 +19,8 @@ use crate::mark::Mark;
 
 /// All totals and marks of a [`MemoryStore`] at one moment.
 ///
-/// serde reads and writes it, with keys as hexadecimal strings.
+/// [`save`](Self::save) and [`load`](Self::load) keep it in a file. serde reads and writes it too, with keys as hexadecimal strings where
+/// the format is one for people.
 ///
 /// # Examples
 ///
@@ -69,7 +75,7 @@ struct CounterTotals {
 struct Format;
 
 impl Format {
-    /// 1 had a hash of the whole layout instead of each counter's declaration, and no marks.
+    /// 1 had a hash of the whole layout instead of each counter's declaration, and no marks; it was never in a file.
     const NUMBER: u32 = 2;
 }
 
