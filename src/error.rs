@@ -16,7 +16,8 @@ pub enum Next {
     Fix,
     /// Nothing was applied; roll back, and try the whole transaction again.
     Retry,
-    /// The commit may or may not have happened; look before trying again.
+    /// The commit may or may not have happened; look before trying again. [`Store::apply_once`](crate::Store::apply_once) may be tried
+    /// again as it is: it looks.
     Unknown,
 }
 

@@ -4,6 +4,7 @@
 
 mod batch;
 mod board;
+mod clock;
 pub mod concert;
 pub mod conformance;
 mod counter;
@@ -22,6 +23,7 @@ mod record;
 mod rollup;
 pub mod sql;
 mod store;
+mod sync;
 
 pub use batch::Batch;
 pub use board::{Board, BoardDef, Ranked, Ranking, Score};
@@ -37,4 +39,4 @@ pub use record::{Record, Tally};
 pub use rollup::{Climb, Question};
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;
-pub use store::{Applied, MemoryStore, Snapshot, Store};
+pub use store::{Applied, Bracket, MemoryStore, Snapshot, Store};

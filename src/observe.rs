@@ -146,7 +146,7 @@ pub(crate) fn measured(counter: &Def, measured: &Measured) {
 }
 
 /// After a mend.
-pub(crate) fn mended(counter: &Def, mended: Mended) {
+pub(crate) fn mended(counter: &Def, mended: &Mended) {
     if mended.corrected > 0 {
         metric!(counts::mended(counter, mended.corrected));
         event!(INFO, counter = counter.name(), corrected = mended.corrected, "totals were mended");

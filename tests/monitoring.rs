@@ -487,7 +487,7 @@ impl Audit for Busy {
     }
 
     fn mend(&mut self, _: &Mend) -> Result<Mended> {
-        Ok(Mended { corrected: 0 })
+        Ok(Mended::default())
     }
 }
 
@@ -676,7 +676,7 @@ impl Audit for Slow {
 
     fn mend(&mut self, ask: &Mend) -> Result<Mended> {
         self.clock.pass(Duration::from_millis(1));
-        Ok(Mended { corrected: ask.keys.len() as u64 })
+        Ok(Mended { corrected: ask.keys.len() as u64, unsettled: Vec::new() })
     }
 }
 

@@ -139,7 +139,7 @@ impl Audit for Fake {
             let truth = side.rows.get(&key).map_or(0, |(total, _)| *total);
             corrected += u64::from(side.totals.insert(key, truth).unwrap_or(0) != truth);
         }
-        Ok(Mended { corrected })
+        Ok(Mended { corrected, unsettled: Vec::new() })
     }
 }
 

@@ -16,17 +16,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-/// Splitmix64 (Steele, Lea, Flood).
-fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+#[path = "common/random.rs"]
+mod random;
 
-fn below(number: u64, end: u64) -> i64 {
-    i64::try_from(mix(number) % end).unwrap()
-}
+use random::Random;
 
 fn restored(layout: &Layout, path: &Path) -> MemoryStore {
     MemoryStore::restore(layout, &Snapshot::load(path).unwrap()).unwrap()
@@ -130,15 +123,15 @@ fn fixture() -> MemoryStore {
 
 /// What one event of a stream counts for.
 fn add_event(batch: &mut Batch, stream: &str, event: u64) {
-    let random = |what: u64, end: u64| below(event << 8 | what << 4 | stream.len() as u64, end);
-    let setlist = random(1, 40);
-    if random(2, 10) == 0 {
-        batch.add(LINK, (setlist, random(3, 7)), -1);
-        batch.add(LINK, (setlist, random(4, 7)), 1);
+    let mut random = Random(event << 8 | stream.len() as u64);
+    let setlist = random.int(0, 40);
+    if random.below(10) == 0 {
+        batch.add(LINK, (setlist, random.int(0, 7)), -1);
+        batch.add(LINK, (setlist, random.int(0, 7)), 1);
     } else {
         batch.add(VOTES, setlist, 1);
-        batch.add(USERS, format!("user-{}", random(5, 30)), 1);
-        batch.add(DAYS, (setlist, i32::try_from(random(6, 9)).unwrap()), 1);
+        batch.add(USERS, format!("user-{}", random.below(30)), 1);
+        batch.add(DAYS, (setlist, i32::try_from(random.below(9)).unwrap()), 1);
     }
 }
 
@@ -380,7 +373,7 @@ fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
     let mut last = store.mark(stream);
     while last < EVENTS {
         let first = last + 1;
-        last = EVENTS.min(last + 1 + mix(first ^ seed) % 9);
+        last = EVENTS.min(first + Random(first ^ seed << 32).below(9));
         batch.clear();
         (first..=last).for_each(|event| add_event(&mut batch, stream, event));
         assert!(!store.apply_once(&batch, &Mark::new(stream, first, last).unwrap()).unwrap().skipped);
@@ -401,7 +394,7 @@ fn a_restored_file_and_a_replay_from_its_marks_are_exact() {
             let (store, left) = (&store, &left);
             scope.spawn(move || {
                 // Slow enough for some saves.
-                replay(store, stream, 1, |last| thread::sleep(Duration::from_micros(mix(last) % 90)));
+                replay(store, stream, 1, |last| thread::sleep(Duration::from_micros(last % 90)));
                 left.fetch_sub(1, Ordering::AcqRel);
             });
         }
@@ -469,13 +462,13 @@ fn a_saver_in_a_process_of_its_own() {
         for stream in STREAMS {
             let store = &store;
             scope.spawn(move || {
-                let mut batch = Batch::new();
+                let (mut batch, mut random) = (Batch::new(), Random(store.mark(stream)));
                 for event in store.mark(stream) + 1.. {
                     batch.clear();
                     for key in LOCKSTEP {
                         batch.add(USERS, format!("{key} {stream}"), 1);
                     }
-                    batch.add(VOTES, below(event, 5_000), 1);
+                    batch.add(VOTES, random.int(0, 5_000), 1);
                     store.apply_once(&batch, &Mark::new(stream, event, event).unwrap()).unwrap();
                 }
             });
@@ -509,8 +502,8 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
     let rounds = std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("totals");
-    let (mut before, mut unfinished, mut moved) = (0, 0, 0);
-    for round in 0..rounds {
+    let (mut before, mut unfinished, mut moved, mut random) = (0, 0, 0, Random(5));
+    for _ in 0..rounds {
         let mut saver = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_saver_in_a_process_of_its_own", "--nocapture"])
             .env(SAVER, &path)
@@ -519,7 +512,7 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
             .unwrap();
         let lines = BufReader::new(saver.stdout.take().unwrap()).lines();
         assert!(lines.map(|line| line.unwrap()).any(|line| line.ends_with("saved")), "it ended by itself");
-        thread::sleep(Duration::from_micros(mix(round) % 20_000));
+        thread::sleep(Duration::from_micros(random.below(20_000)));
         saver.kill().unwrap();
         assert!(!saver.wait().unwrap().success(), "it ended by itself");
 

@@ -1,6 +1,6 @@
 //! A concert site on an embedded SQLite file, whose counters keepcount keeps; here only exit codes.
 //!
-//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows and totals in one
+//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows, totals and the mark in one
 //! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order.
 
 mod app;
@@ -14,6 +14,7 @@ mod event;
 mod figures;
 mod lines;
 mod lists;
+mod position;
 mod progress;
 mod replaced;
 mod replay;

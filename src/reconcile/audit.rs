@@ -34,7 +34,8 @@ pub trait Audit {
     ///
     /// # Errors
     ///
-    /// As [`measure`](Self::measure), and [`Error::Skew`]; nothing is mended then.
+    /// As [`measure`](Self::measure), and [`Error::Skew`]. What was mended before the error came stays mended: in memory keys are mended one by
+    /// one, in a database all or none.
     fn mend(&mut self, ask: &Mend) -> Result<Mended>;
 }
 
@@ -87,12 +88,14 @@ pub struct Measured {
     pub keys: u64,
     /// Rows added up.
     pub rows: u64,
-    /// The keys that disagree, in key order.
+    /// The keys that disagree, in key order; where totals are audited beside writers, suspects before them.
     pub drifts: Vec<Drift>,
     /// The last key compared, where there may be more behind it.
     pub next: Option<KeyBuf>,
     /// Keys of rows that refer to a parent that is not there, where the source says where parents are.
     pub dangling: Vec<KeyBuf>,
+    /// Keys that could not be compared just now, because writers did not let go of them or the outcome of a write is not known.
+    pub unsettled: Vec<KeyBuf>,
 }
 
 /// A mend of some keys, in key order.
@@ -105,10 +108,12 @@ pub struct Mend {
 }
 
 /// What a mend did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mended {
     /// How many totals were corrected; the others had been mended meanwhile.
     pub corrected: u64,
+    /// Keys that were left alone; see [`Measured::unsettled`].
+    pub unsettled: Vec<KeyBuf>,
 }
 
 /// What the rows of one key add up to.

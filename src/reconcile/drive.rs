@@ -70,9 +70,9 @@ pub fn run(
                 })
             }
             Step::Mend(mend) => audit.mend(&mend).map(|mended| {
-                observe::mended(&mend.counter, mended);
+                observe::mended(&mend.counter, &mended);
                 let now = control.now();
-                run.mended(mended, now);
+                run.mended(&mended, now);
                 control.progress(&run.progress(now));
             }),
             Step::Wait(time, reason) => {

@@ -371,7 +371,7 @@ impl Reconciler {
     }
 
     /// Takes the answer to [`Step::Mend`].
-    pub fn mended(&mut self, mended: Mended, now: Duration) {
+    pub fn mended(&mut self, mended: &Mended, now: Duration) {
         self.answered(now);
         let State::Mend(mut page) = std::mem::replace(&mut self.state, State::Measure) else {
             debug_assert!(false, "an answer to another step");
@@ -379,6 +379,7 @@ impl Reconciler {
         };
         if let Some(report) = self.reports.get_mut(self.at) {
             report.corrected += mended.corrected;
+            report.leave_alone(&mended.unsettled, self.options.samples);
         }
         let done = chunk(&page.drifts).count();
         self.orphans += page.drifts.drain(..done).filter(|drift| drift.truth == 0).count() as u64;
@@ -503,7 +504,7 @@ impl Reconciler {
             scope: self.scope.iter().filter_map(position).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
-            dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| report.drift() > 0),
+            dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| !report.is_clean()),
         })
     }
 
@@ -517,7 +518,7 @@ impl Reconciler {
         if next.is_none() {
             if let Some(report) = self.reports.get_mut(self.at) {
                 report.complete = true;
-                report.clean = report.drift() == 0 && !self.dirty;
+                report.clean = report.is_clean() && !self.dirty;
             }
             self.at += 1;
             self.orphans = 0;

@@ -1,33 +1,53 @@
-//! The audit of a memory store, while nobody writes: rows come from closures of the application.
+//! The audit of a memory store: rows come from closures of the application, totals from the store, alone or beside writers.
 
-use std::collections::{BTreeMap, VecDeque};
+mod bracketed;
+mod settling;
+mod unbracketed;
+
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
+use std::time::Duration;
 
+use self::bracketed::Bracketed;
+pub use self::settling::Settling;
+use self::unbracketed::Unbracketed;
 use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use super::drive::Control;
 use super::recount::{check_driven, share, sum_by_key};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def, Rollup};
 use crate::error::{Cause, Error, Result};
-use crate::key::{Key, KeyBuf, KeyError};
+use crate::key::{Key, KeyBuf};
 use crate::prune;
-use crate::range::KeyRange;
 use crate::record::Record;
 use crate::store::MemoryStore;
+use crate::store::memory::{Before, Lone, RollupCut};
 
 /// A [`MemoryStore`] and the rows it counts.
 ///
-/// The store is borrowed for itself alone: no hook runs until the audit is dropped.
+/// - [`new`](Self::new): the store is borrowed for itself alone, and no hook runs until the audit is dropped.
+/// - [`live`](Self::live): every writer brackets its writes ([`MemoryStore::begin`]); totals are measured exactly and mended meanwhile.
+/// - [`watching`](Self::watching): hooks run without brackets; totals are verified only.
 pub struct MemoryAudit<'a> {
-    store: &'a mut MemoryStore,
-    sources: Vec<(Def, Rows<'a>)>,
+    store: &'a MemoryStore,
+    sources: Sources<'a>,
+    writers: Writers<'a>,
     window: Window,
-    /// What the rollup that is compared just now should be: made once, since nobody else writes.
-    truth: Option<(Def, Sums)>,
+    /// The rollup that is compared just now.
+    rollup: Option<RollupCut>,
 }
 
-/// What the pairs of link and finer total add up to at each key, none where that left 128 bits, and how many they are.
-type Sums = BTreeMap<KeyBuf, (Option<i128>, u64)>;
+/// Who may write while the audit lives.
+enum Writers<'a> {
+    Nobody,
+    Bracketed(Bracketed<'a>),
+    Unbracketed(Unbracketed<'a>),
+}
+
+/// Where each counter's rows come from.
+#[derive(Default)]
+struct Sources<'a>(Vec<(Def, Rows<'a>)>);
 
 /// What each row adds, from a key on.
 type Rows<'a> = Box<dyn FnMut(Bound<&KeyBuf>) -> Result<Shares<'a>> + 'a>;
@@ -44,13 +64,77 @@ struct Window {
 
 /// A window holds this share of a counter's totals beside a page's: so a run makes about that many passes at most.
 const WINDOWS: usize = 16;
-/// Links that a rollup's recount reads at once.
-const LINKS_PAGE: usize = 4096;
+/// A mend of a rollup takes a new cut this often, where other mends and prunes come between.
+const CUTS_MOST: usize = 8;
 
 impl<'a> MemoryAudit<'a> {
-    /// An audit without sources; add one for each counter in scope.
+    /// An audit while nobody writes, without sources; add one for each counter in scope.
     pub fn new(store: &'a mut MemoryStore) -> Self {
-        Self { store, sources: Vec::new(), window: Window::default(), truth: None }
+        Self::of(store, Writers::Nobody)
+    }
+
+    /// An audit beside writers that bracket all their writes, of every key that the audit may mend, since before it was made. `control` gives the
+    /// time and the waits; [`Live`](super::Live) is the real one.
+    ///
+    /// What is measured, a verify's report too, is exact; a key that is not let go of, or whose bracket was dropped less than the settle time ago, is listed as
+    /// unsettled. For that it may make the writers of a few keys wait, at the gate of their stripe, for the recount of one key.
+    ///
+    /// The closures that read rows must begin to read when they are called, and see what is committed by then: no transaction from before, no
+    /// replica that lags. They must not need a connection that a writer at the gate may hold: give the audit one of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Mutex;
+    /// use std::time::Duration;
+    /// use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, Settling, run};
+    /// use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Tally};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// #[derive(Clone)]
+    /// struct Vote(i64);
+    /// # impl Record for Vote {
+    /// #     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.0, 1); }
+    /// # }
+    ///
+    /// let votes = Mutex::new(vec![Vote(1)]); // stands for a database: this row was written behind the hooks' back
+    /// let store = MemoryStore::new(&LAYOUT);
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| -> keepcount::Result<()> {
+    ///         for _ in 0..100 {
+    ///             let mut batch = Batch::new();
+    ///             batch.insert(&Vote(1));
+    ///             let bracket = store.begin(&batch)?;
+    ///             votes.lock().unwrap().push(Vote(1)); // visible to everybody from here on
+    ///             bracket.commit()?;
+    ///         }
+    ///         Ok(())
+    ///     });
+    ///     let mut audit = MemoryAudit::live(&store, Settling::after(Duration::from_secs(10)), Live::new());
+    ///     audit.add(SHOW_VOTES, |_| votes.lock().unwrap().clone())?;
+    ///     let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default())?;
+    ///     run(&mut repair, &mut audit, &mut Live::new())
+    /// })?;
+    /// assert_eq!(store.total(SHOW_VOTES, 1)?, 101);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn live(store: &'a MemoryStore, settling: Settling, control: impl Control + 'a) -> Self {
+        Self::of(store, Writers::Bracketed(Bracketed::new(store, settling, Box::new(control))))
+    }
+
+    /// An audit beside writers without brackets, to verify only: a difference is listed when it is there twice, further apart than
+    /// `longest_delay`, the longest time from a row's commit to the end of its `apply`. Every page with a difference waits that long.
+    ///
+    /// A key that is written all the time may be listed as unsettled, or, by chance, as drift.
+    pub fn watching(store: &'a MemoryStore, longest_delay: Duration, control: impl Control + 'a) -> Self {
+        Self::of(store, Writers::Unbracketed(Unbracketed::new(longest_delay, Box::new(control))))
+    }
+
+    fn of(store: &'a MemoryStore, writers: Writers<'a>) -> Self {
+        Self { store, sources: Sources::default(), writers, window: Window::default(), rollup: None }
     }
 
     /// Where a counter's rows come from: anything iterable, in key order, each row adding to one key at most.
@@ -102,17 +186,59 @@ impl<'a> MemoryAudit<'a> {
             });
             Ok(Box::new(shares) as Shares<'a>)
         };
-        self.sources.retain(|(known, _)| *known != def);
-        self.sources.push((def, Box::new(shares)));
+        self.sources.0.retain(|(known, _)| *known != def);
+        self.sources.0.push((def, Box::new(shares)));
         Ok(())
     }
 
-    fn recount(&mut self, counter: &Def, from: Bound<&KeyBuf>, limit: usize) -> Result<Vec<Recount>> {
-        if let Some(rollup) = self.store.layout().placed(counter)?.rollup() {
-            return self.recount_rollup(counter, rollup, from, limit);
+    /// What a rollup's totals are and should be, from one cut for all of its pages.
+    fn measure_rollup(&mut self, ask: &Ask, rollup: &Rollup) -> Result<Measured> {
+        let kept = self.rollup.take().filter(|cut| cut.is_of(&ask.counter) && ask.after.is_some());
+        let cut = kept.map_or_else(|| self.store.rollup_cut(&ask.counter, rollup), Ok)?;
+        let wanted = ask.keys.saturating_add(1);
+        let truths = cut.truths(ask.after.as_ref(), wanted)?.into_iter();
+        let recounts = truths.map(|(key, total, rows)| Recount { key, total, rows }).collect();
+        let measured = merge(ask, recounts, cut.totals(ask.after.as_ref(), wanted));
+        self.rollup = Some(cut);
+        measured
+    }
+
+    fn mend_rollup(&mut self, ask: &Mend, rollup: &Rollup) -> Result<Mended> {
+        let mut cut = self.rollup.take().filter(|cut| cut.is_of(&ask.counter));
+        for _ in 0..CUTS_MOST {
+            let mut of = cut.map_or_else(|| self.store.rollup_cut(&ask.counter, rollup), Ok)?;
+            if let Some(corrected) = self.store.mend_rollup(&mut of, &ask.keys)? {
+                self.rollup = Some(of);
+                return Ok(Mended { corrected, unsettled: Vec::new() });
+            }
+            cut = None;
         }
-        let cut = self.store.cut(self.store.layout().position(counter)?);
-        let source = self.sources.iter_mut().find(|(known, _)| known == counter);
+        Ok(Mended { corrected: 0, unsettled: ask.keys.clone() })
+    }
+
+    fn totals(&mut self, ask: &Ask) -> Result<Vec<(KeyBuf, i64)>> {
+        self.window.totals(self.store, ask)
+    }
+
+    /// A page of rows beside a page of totals.
+    fn compare_pages(&mut self, ask: &Ask) -> Result<Measured> {
+        let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let recounts = self.sources.recount(self.store, &ask.counter, from, ask.keys.saturating_add(1))?;
+        merge(ask, recounts, self.totals(ask)?)
+    }
+}
+
+impl Sources<'_> {
+    /// The first keys' sums, of rows that are not below the counter's cut.
+    fn recount(
+        &mut self,
+        store: &MemoryStore,
+        counter: &Def,
+        from: Bound<&KeyBuf>,
+        limit: usize,
+    ) -> Result<Vec<Recount>> {
+        let cut = store.cut(store.layout().position(counter)?);
+        let source = self.0.iter_mut().find(|(known, _)| known == counter);
         let (_, rows) = source.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
         let kept = |share: Option<(KeyBuf, i64)>| {
             share.filter(|(key, _)| cut.as_ref().is_none_or(|cut| prune::keeps(counter, key, cut)))
@@ -120,77 +246,38 @@ impl<'a> MemoryAudit<'a> {
         sum_by_key(counter, from, limit, rows(from)?.map(|share| share.map(kept)))
     }
 
-    /// From the stored totals that a rollup sums: takes memory for all of the rollup's keys.
-    fn recount_rollup(
-        &mut self,
-        counter: &Def,
-        rollup: &Rollup,
-        from: Bound<&KeyBuf>,
-        limit: usize,
-    ) -> Result<Vec<Recount>> {
-        let truth = match self.truth.take() {
-            Some((known, truth)) if known == *counter => truth,
-            _ => self.sum_rollup(rollup)?,
-        };
-        let recounts = truth.range::<KeyBuf, _>((from, Bound::Unbounded)).take(limit).map(|(key, (sum, rows))| {
-            let total = sum.and_then(|sum| i64::try_from(sum).ok());
-            let total = total.ok_or_else(|| Error::overflow(counter, key, "recount"))?;
-            Ok(Recount { key: key.clone(), total, rows: *rows })
-        });
-        let recounts = recounts.collect();
-        self.truth = Some((*counter, truth));
-        recounts
-    }
-
-    fn sum_rollup(&self, rollup: &Rollup) -> Result<Sums> {
-        let (link, finer) = (rollup.link(), rollup.finer());
-        let malformed = |key: &KeyBuf| Error::key(&link, key, KeyError::Malformed);
-        let mut sums = Sums::new();
-        let mut after = None;
-        loop {
-            let links = self.store.page(link, after.as_ref(), LINKS_PAGE)?;
-            for (key, weight) in &links {
-                let bytes = key.as_bytes();
-                let split = link.parts().head_len(bytes, rollup.child_parts());
-                let (child, parent) = split.and_then(|at| bytes.split_at_checked(at)).ok_or_else(|| malformed(key))?;
-                let child = KeyBuf::from_bytes(child);
-                let fine = if rollup.keeps_tail() {
-                    self.store.range(finer, &KeyRange::under(child.clone()), usize::MAX)?
-                } else {
-                    let total = self.store.read(finer, std::slice::from_ref(&child))?;
-                    total.into_iter().map(|total| (child.clone(), total)).collect()
-                };
-                for (fine, total) in fine.iter().filter(|(_, total)| *total != 0) {
-                    let mut key = KeyBuf::from_bytes(parent);
-                    key.push(fine.as_bytes().get(child.as_bytes().len()..).unwrap_or_default());
-                    let product = i128::from(*weight) * i128::from(*total);
-                    let sum = sums.entry(key).or_insert((Some(0), 0));
-                    *sum = (sum.0.and_then(|sum| sum.checked_add(product)), sum.1 + 1);
-                }
-            }
-            match links.last() {
-                Some((last, _)) if links.len() == LINKS_PAGE => after = Some(last.clone()),
-                _ => return Ok(sums),
-            }
-        }
-    }
-
-    fn totals(&mut self, ask: &Ask) -> Result<Vec<(KeyBuf, i64)>> {
-        let wanted = ask.keys.saturating_add(1);
-        let window = &mut self.window;
-        window.pass(&ask.counter, ask.after.as_ref());
-        if window.counter != Some(ask.counter) || (!window.whole && window.totals.len() < wanted) {
-            let size = wanted + self.store.len(ask.counter)? / WINDOWS;
-            window.totals = self.store.page(ask.counter, ask.after.as_ref(), size)?.into();
-            window.whole = window.totals.len() < size;
-            window.counter = Some(ask.counter);
-            window.after.clone_from(&ask.after);
-        }
-        Ok(window.totals.iter().take(wanted).cloned().collect())
+    /// One key's sum.
+    fn recount_one(&mut self, store: &MemoryStore, of: &Lone<'_>) -> Result<Recount> {
+        let first = self.recount(store, &of.counter, Bound::Included(of.key), 1)?.into_iter().next();
+        let nothing = || Recount { key: of.key.clone(), total: 0, rows: 0 };
+        Ok(first.filter(|recount| recount.key == *of.key).unwrap_or_else(nothing))
     }
 }
 
 impl Window {
+    /// The next totals behind `ask.after`: one more than a page has.
+    fn totals(&mut self, store: &MemoryStore, ask: &Ask) -> Result<Vec<(KeyBuf, i64)>> {
+        let wanted = ask.keys.saturating_add(1);
+        if !self.has(ask, wanted) {
+            self.fetch(store, ask, wanted + store.len(ask.counter)? / WINDOWS)?;
+        }
+        Ok(self.totals.iter().take(wanted).cloned().collect())
+    }
+
+    /// Whether what was fetched before serves for this page.
+    fn has(&mut self, ask: &Ask, wanted: usize) -> bool {
+        self.pass(&ask.counter, ask.after.as_ref());
+        self.counter == Some(ask.counter) && (self.whole || self.totals.len() >= wanted)
+    }
+
+    fn fetch(&mut self, store: &MemoryStore, ask: &Ask, size: usize) -> Result<()> {
+        self.totals = store.page_unready(&ask.counter, ask.after.as_ref(), size)?.into();
+        self.whole = self.totals.len() < size;
+        self.counter = Some(ask.counter);
+        self.after.clone_from(&ask.after);
+        Ok(())
+    }
+
     /// Drops what is not behind `after`; whoever goes back, or to another counter, finds no window.
     fn pass(&mut self, counter: &Def, after: Option<&KeyBuf>) {
         if self.counter != Some(*counter) || self.after.as_ref() > after {
@@ -210,34 +297,63 @@ impl Audit for MemoryAudit<'_> {
     }
 
     fn look(&mut self, ask: &Look) -> Result<Looked> {
-        let empty = self.recount(&ask.counter, Bound::Unbounded, 1)?.is_empty();
+        if let Writers::Unbracketed(_) = self.writers {
+            return Err(unbracketed::refuse_mending(&ask.counter));
+        }
+        let empty = match self.store.layout().placed(&ask.counter)?.rollup() {
+            Some(rollup) => self.store.rollup_cut(&ask.counter, rollup)?.truths(None, 1)?.is_empty(),
+            None => self.sources.recount(self.store, &ask.counter, Bound::Unbounded, 1)?.is_empty(),
+        };
         let totals = if empty { self.store.len(ask.counter)? as u64 } else { 0 };
         Ok(Looked { empty, totals: totals.min(ask.totals) })
     }
 
     fn measure(&mut self, ask: &Ask) -> Result<Measured> {
-        let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let recounts = self.recount(&ask.counter, from, ask.keys.saturating_add(1))?;
-        let totals = self.totals(ask)?;
-        merge(ask, recounts, totals)
+        if let Some(rollup) = self.store.layout().placed(&ask.counter)?.rollup() {
+            return self.measure_rollup(ask, rollup);
+        }
+        match &mut self.writers {
+            Writers::Nobody => self.compare_pages(ask),
+            Writers::Bracketed(live) => live.measure(self.store, &mut self.sources, &mut self.window, ask),
+            Writers::Unbracketed(_) => {
+                // No window: a total must not be older than its rows.
+                self.window = Window::default();
+                let once = self.compare_pages(ask)?;
+                self.window = Window::default();
+                match &mut self.writers {
+                    Writers::Unbracketed(watch) => watch.look_again(self.store, &mut self.sources, ask, once),
+                    Writers::Nobody | Writers::Bracketed(_) => Ok(once),
+                }
+            }
+        }
     }
 
     fn mend(&mut self, ask: &Mend) -> Result<Mended> {
-        let stored = self.store.read(ask.counter, &ask.keys)?;
-        let mut lacking = Batch::new();
-        for (key, stored) in ask.keys.iter().zip(stored) {
-            let from_key = self.recount(&ask.counter, Bound::Included(key), 1)?;
-            let truth = from_key.first().filter(|recount| recount.key == *key).map_or(0, |recount| recount.total);
-            lacking.add_raw(ask.counter, &mut key.clone(), i128::from(truth) - i128::from(stored));
-        }
-        let corrected = lacking.len() as u64;
-        self.store.correct(lacking)?;
-        if self.truth.as_ref().is_some_and(|(rollup, _)| *rollup != ask.counter) {
-            self.truth = None;
+        if let Some(rollup) = self.store.layout().placed(&ask.counter)?.rollup() {
+            return self.mend_rollup(ask, rollup);
         }
         self.window.pass(&ask.counter, ask.keys.last());
-        Ok(Mended { corrected })
+        match &mut self.writers {
+            Writers::Nobody => mend_alone(self.store, &mut self.sources, ask),
+            Writers::Bracketed(live) => live.mend(self.store, &mut self.sources, ask),
+            Writers::Unbracketed(_) => Err(unbracketed::refuse_mending(&ask.counter)),
+        }
     }
+}
+
+/// Nobody writes: every recount comes first, so that one that fails leaves all totals as they were.
+fn mend_alone(store: &MemoryStore, sources: &mut Sources<'_>, ask: &Mend) -> Result<Mended> {
+    let position = store.layout().position(&ask.counter)?;
+    let lone = |key| Lone { counter: ask.counter, position, key };
+    let truths = ask.keys.iter().map(|key| Ok(sources.recount_one(store, &lone(key))?.total));
+    let truths = truths.collect::<Result<Vec<i64>>>()?;
+    let cut = store.cut(position);
+    let mut mended = Mended::default();
+    for (key, truth) in ask.keys.iter().zip(truths) {
+        let stored = store.compare(&lone(key), Before::Shut, (truth, cut.as_ref()), true)?;
+        mended.corrected += u64::from(stored.is_some_and(|stored| stored != truth));
+    }
+    Ok(mended)
 }
 
 fn decode<K: Key>(counter: &Def, key: &KeyBuf) -> Result<K> {
@@ -246,7 +362,7 @@ fn decode<K: Key>(counter: &Def, key: &KeyBuf) -> Result<K> {
 
 impl fmt::Debug for MemoryAudit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sources: Vec<&str> = self.sources.iter().map(|(counter, _)| counter.name()).collect();
+        let sources: Vec<&str> = self.sources.0.iter().map(|(counter, _)| counter.name()).collect();
         f.debug_struct("MemoryAudit").field("sources", &sources).finish_non_exhaustive()
     }
 }

@@ -51,7 +51,7 @@ pub use audit::{Ask, Audit, Drift, Look, Looked, Measured, Mend, Mended, Recount
 pub use drive::{Control, Live, run};
 pub use freshness::Freshness;
 pub use machine::{Reconciler, Step};
-pub use memory::MemoryAudit;
+pub use memory::{MemoryAudit, Settling};
 pub use options::{Mode, Options};
 pub use progress::Progress;
 pub use report::{CounterReport, Outcome, Report, Sample, Table};

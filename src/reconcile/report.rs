@@ -13,7 +13,8 @@ use crate::key::KeyBuf;
 
 /// What a run found and did; counts cover this run alone, not the runs that it resumed.
 ///
-/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has links that dangle.
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has links that
+/// dangle, and `unsettled` where some keys were left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -88,11 +89,15 @@ pub struct CounterReport {
     pub dangling: u64,
     /// The first of them, in key order; as many as there may be samples.
     pub dangling_keys: Vec<KeyBuf>,
+    /// Keys that were left alone because writers did not let go of them, or the outcome of a write was not known; the next run sees to them.
+    pub unsettled: u64,
+    /// The first of them; as many as there may be samples.
+    pub unsettled_keys: Vec<KeyBuf>,
     /// Whether this run, not one that it resumed, compared its first key.
     pub begun: bool,
     /// Whether the run came to its last key.
     pub complete: bool,
-    /// Whether it did, and nothing differed from the first key to the last, in the runs that this one resumed either.
+    /// Whether it did, and nothing differed or was unsettled from the first key to the last, in the runs that this one resumed either.
     pub clean: bool,
 }
 
@@ -128,6 +133,8 @@ impl CounterReport {
             samples: Vec::new(),
             dangling: 0,
             dangling_keys: Vec::new(),
+            unsettled: 0,
+            unsettled_keys: Vec::new(),
             begun: false,
             complete: false,
             clean: false,
@@ -146,6 +153,7 @@ impl CounterReport {
         self.dangling += measured.dangling.len() as u64;
         let room = samples.saturating_sub(self.dangling_keys.len());
         self.dangling_keys.extend(measured.dangling.iter().take(room).cloned());
+        self.leave_alone(&measured.unsettled, samples);
         let room = samples.saturating_sub(self.samples.len());
         let counter = self.counter;
         self.samples.extend(measured.drifts.iter().take(room).map(|drift| Sample {
@@ -156,9 +164,21 @@ impl CounterReport {
         }));
     }
 
+    /// Notes keys that are unsettled.
+    pub(super) fn leave_alone(&mut self, keys: &[KeyBuf], samples: usize) {
+        self.unsettled += keys.len() as u64;
+        let room = samples.saturating_sub(self.unsettled_keys.len());
+        self.unsettled_keys.extend(keys.iter().take(room).cloned());
+    }
+
     /// Keys that differ, of every kind.
     pub const fn drift(&self) -> u64 {
         self.wrong + self.missing + self.orphan
+    }
+
+    /// Whether every key that was compared so far was right.
+    pub(super) const fn is_clean(&self) -> bool {
+        self.drift() == 0 && self.unsettled == 0
     }
 }
 
@@ -201,10 +221,15 @@ impl fmt::Display for Report {
             many(self.rows, "row"),
             self.outcome
         )?;
-        match self.sum(|counter| counter.dangling) {
-            0 => Ok(()),
-            links => write!(f, "; {}", many(links, "dangling link")),
+        for (keys, what) in [
+            (self.sum(|counter| counter.dangling), "dangling link"),
+            (self.sum(|counter| counter.unsettled), "unsettled key"),
+        ] {
+            if keys > 0 {
+                write!(f, "; {}", many(keys, what))?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -241,6 +266,14 @@ impl fmt::Display for Table<'_> {
                 let key = counter.counter.show(key);
                 writeln!(f, "  {} of {key}: a link that dangles: its parent is not there", counter.counter.name())?;
             }
+            for key in &counter.unsettled_keys {
+                let key = counter.counter.show(key);
+                writeln!(
+                    f,
+                    "  {} of {key}: unsettled: a write was under way, or its outcome is not known",
+                    counter.counter.name()
+                )?;
+            }
             if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {
                 writeln!(f, "  {}: {} more", counter.counter.name(), counter.drift() - counter.samples.len() as u64)?;
             }
@@ -262,7 +295,7 @@ impl Serialize for Report {
 
 impl Serialize for CounterReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut counter = serializer.serialize_struct("CounterReport", 7 + usize::from(self.dangling > 0))?;
+        let mut counter = serializer.serialize_struct("CounterReport", 9)?;
         counter.serialize_field("name", self.counter.name())?;
         counter.serialize_field("keys", &self.keys)?;
         counter.serialize_field("wrong", &self.wrong)?;
@@ -272,6 +305,9 @@ impl Serialize for CounterReport {
         counter.serialize_field("samples", &self.samples)?;
         if self.dangling > 0 {
             counter.serialize_field("dangling", &self.dangling)?;
+        }
+        if self.unsettled > 0 {
+            counter.serialize_field("unsettled", &self.unsettled)?;
         }
         counter.end()
     }

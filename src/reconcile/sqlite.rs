@@ -215,7 +215,7 @@ impl Audit for SqliteAudit<'_> {
             store.remove_zero(&ask.counter, key)?;
         }
         hold.commit()?;
-        Ok(Mended { corrected: lacking.len() as u64 })
+        Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
     }
 }
 

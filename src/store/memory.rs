@@ -1,31 +1,38 @@
 //! Totals of one process, in lock-striped hash tables.
 
+mod audited;
+mod bracket;
 mod marks;
+mod read;
 mod snapshot;
+mod stripe;
 mod table;
 
 use std::borrow::Cow;
-use std::collections::BinaryHeap;
 use std::num::NonZero;
-use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+pub(crate) use self::audited::{Before, Lone, Reading, RollupCut};
 
+pub use self::bracket::Bracket;
 use self::marks::Marks;
 pub use self::snapshot::Snapshot;
+pub(crate) use self::stripe::Shut;
+use self::stripe::{Held, Stripe, Tables};
 use self::table::Table;
-use super::{Applied, Store, behind, steps, sum_overflow};
+use super::{Applied, Store, steps};
 use crate::batch::{Batch, Entry};
+use crate::clock::Clock;
 use crate::counter::{Counter, Def, Placed};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::layout::Layout;
 use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
-use crate::rollup::{self, Question};
+use crate::rollup;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// Totals in memory, shared between threads; every method takes `&self`.
 ///
@@ -63,6 +70,16 @@ pub struct MemoryStore {
     ready: Box<[AtomicBool]>,
     /// Whether all are: what reading looks at first.
     all_ready: AtomicBool,
+    /// How many audits are reading just now: brackets note their keys for them. Changed behind `reading`.
+    watched: AtomicU64,
+    reading: Mutex<()>,
+    /// How many audits were made that count on brackets; and how many there were when a hook last ran without one.
+    audits: AtomicU64,
+    bare: AtomicU64,
+    /// How often a mend, or a prune, has moved totals that rollups are made of.
+    moved: AtomicU64,
+    /// When a bracket is dropped, this says when that was.
+    clock: Clock,
 }
 
 /// What a store does with one counter.
@@ -74,6 +91,8 @@ struct Place {
     plain: bool,
     /// Whether it is the link of a rollup.
     link: bool,
+    /// Whether it is a rollup.
+    rollup: bool,
 }
 
 /// Totals by key, in no order.
@@ -81,14 +100,6 @@ type Totals = Vec<(KeyBuf, i64)>;
 
 /// The cut-off of each counter that was pruned, in the layout's order: the encoded last part of its keys.
 type Cuts = Box<[Option<KeyBuf>]>;
-
-/// A lock on cache lines of its own: neighbours must not slow each other.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Stripe(Mutex<Tables>);
-
-/// One table for each counter, in the layout's order.
-type Tables = Box<[Table]>;
 
 /// Stripes for each processor, so that writers seldom meet; and their bounds.
 const STRIPES_EACH: usize = 16;
@@ -110,13 +121,27 @@ impl MemoryStore {
         Self {
             layout: *layout,
             places: layout.counters().iter().map(|placed| Place::of(layout, placed)).collect(),
-            stripes: (0..stripes).map(|_| Stripe(Mutex::new(tables()))).collect(),
+            stripes: (0..stripes).map(|_| Stripe::new(tables())).collect(),
             gate: RwLock::new(vec![None; layout.counters().len()].into_boxed_slice()),
             wide: AtomicBool::new(false),
             marks: Marks::default(),
             ready: layout.counters().iter().map(|_| AtomicBool::new(true)).collect(),
             all_ready: AtomicBool::new(true),
+            watched: AtomicU64::new(0),
+            reading: Mutex::new(()),
+            audits: AtomicU64::new(0),
+            bare: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            clock: Clock::default(),
         }
+    }
+
+    /// The same store with a clock of the caller's, which gives the time since some moment and never goes back; by default the process's own.
+    /// It is asked when a [`Bracket`] is dropped, and by audits for how long ago that was.
+    #[must_use]
+    pub fn with_clock(mut self, now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        self.clock = Clock::new(now);
+        self
     }
 
     /// An empty store for counters of rows that are there already: it counts, and what it counts can be read when a
@@ -130,42 +155,11 @@ impl MemoryStore {
         store
     }
 
-    /// Whether a counter may be read: it, and all that it sums, are ready.
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total), but for [`Error::NotReady`](crate::Error::NotReady).
-    pub fn is_ready(&self, counter: Def) -> Result<bool> {
-        Ok(self.first_unready(self.layout.position(&counter)?)?.is_none())
-    }
-
     pub(crate) fn set_ready(&self, position: usize, is: bool) {
         if let Some(ready) = self.ready.get(position) {
             ready.store(is, Ordering::Release);
         }
         self.all_ready.store(self.ready.iter().all(|ready| ready.load(Ordering::Acquire)), Ordering::Release);
-    }
-
-    /// The position of a counter that is to be read.
-    fn readable(&self, counter: &Def) -> Result<usize> {
-        let position = self.layout.position(counter)?;
-        if self.all_ready.load(Ordering::Acquire) {
-            return Ok(position);
-        }
-        match self.first_unready(position)? {
-            None => Ok(position),
-            Some(unready) => Err(Error::NotReady { counter: counter.name(), unready: unready.name() }),
-        }
-    }
-
-    /// What is not ready of all that a counter is made of.
-    fn first_unready(&self, position: usize) -> Result<Option<Def>> {
-        let Some(placed) = self.layout.counters().get(position) else { return Ok(None) };
-        let is_ready = |def: &Def| {
-            let at = self.layout.position(def).ok();
-            at.and_then(|at| self.ready.get(at)).is_none_or(|ready| ready.load(Ordering::Acquire))
-        };
-        Ok(self.layout.with_finer(&[placed.def()])?.into_iter().find(|def| !is_ready(def)))
     }
 
     /// Adds a batch's deltas to the totals, all or nothing. Who reads several keys meanwhile may see some of a batch before the others; a
@@ -176,12 +170,14 @@ impl MemoryStore {
     /// As [`Store::apply`].
     #[inline]
     pub fn apply(&self, batch: &Batch) -> Result<Applied> {
+        self.note_bare();
         let began = observe::begin(observe::Place::Memory, batch);
         if let ([counter], [entry], [hash], ..=SMALL) =
             (batch.counters(), batch.entries(), batch.hashes(), batch.bulk())
         {
             let position = self.layout.position(counter)?;
-            if let Some(totals) = self.apply_one(position, entry, *hash) {
+            let spread = self.spread(position, &entry.key, *hash);
+            if let Some(totals) = self.apply_one((position, spread), entry, *hash, 0) {
                 let applied = Applied::new(totals, 0);
                 observe::applied(observe::Place::Memory, began, batch, &applied);
                 return Ok(applied);
@@ -198,6 +194,11 @@ impl MemoryStore {
     ///
     /// As [`Store::apply_once`].
     pub fn apply_once(&self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        self.note_bare();
+        self.apply_marked(batch, mark)
+    }
+
+    fn apply_marked(&self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
         let began = observe::begin(observe::Place::Memory, batch);
         let stream = self.marks.stream(mark.stream());
         let turn = stream.turn();
@@ -215,14 +216,26 @@ impl MemoryStore {
         self.marks.last(stream)
     }
 
-    /// A batch of one small delta: one lock. None, and nothing is done, where its total is not roomy or its counter feeds others.
+    /// Remembers that a hook ran without a bracket since the last audit was made that counts on them. Writes only where that is new.
     #[inline]
-    fn apply_one(&self, position: usize, entry: &Entry, hash: u64) -> Option<u64> {
-        let place = self.places.get(position).filter(|place| place.plain)?;
+    fn note_bare(&self) {
+        let audits = self.audits.load(Ordering::Relaxed);
+        if self.bare.load(Ordering::Relaxed) != audits {
+            self.bare.store(audits, Ordering::Relaxed);
+        }
+    }
+
+    /// A batch of one small delta, and the end of so many brackets over it: one lock. None, and nothing is done, where its total is not roomy or its
+    /// counter feeds others.
+    #[inline]
+    fn apply_one(&self, (position, spread): (usize, u64), entry: &Entry, hash: u64, ends: u64) -> Option<u64> {
+        self.places.get(position).filter(|place| place.plain)?;
         let delta = narrow(entry.delta);
-        let hash = if place.head.is_some() { self.spread(position, &entry.key, hash) } else { hash };
-        let mut tables = self.tables(hash)?;
-        tables.get_mut(position)?.add(hash, &entry.key, delta, ROOMY).map(|_| u64::from(delta != 0))
+        // Where keys have one part, the hash that chooses the stripe is the table's too.
+        let mut held = self.stripe(spread)?.lock();
+        held.tables.get_mut(position)?.add(hash, &entry.key, delta, ROOMY)?;
+        held.ended += ends;
+        Some(u64::from(delta != 0))
     }
 
     /// Any batch; `then` runs once all of it is applied, before anybody who holds the gate alone can see it.
@@ -284,33 +297,6 @@ impl MemoryStore {
         Ok(totals.map(|totals| Applied::new(totals, 0).of(climbed)))
     }
 
-    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits.
-    pub(crate) fn correct(&mut self, batch: Batch) -> Result<()> {
-        let answer =
-            |question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(question, each);
-        let total = |counter: Def, key: &KeyBuf| Ok(self.get(self.layout.position(&counter)?, key));
-        let climbed = rollup::climb_where_room(&self.layout, batch, answer, total)?;
-        let positions = Positions::of(&self.layout, &climbed)?;
-        // What one total lacks may be two steps away.
-        self.apply_steps(&mut self.hold(), &positions, &climbed, true).map(drop)
-    }
-
-    /// Every total of a climb's question: one key, or what is under a child, which is in one stripe.
-    fn answer(&self, question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
-        let position = self.layout.position(&question.counter)?;
-        let key = KeyBuf::from_bytes(question.range.shared());
-        if question.counter.parts().values(&key).is_ok() {
-            let total = self.get(position, &key);
-            return if total == 0 { Ok(()) } else { each(&key, total) };
-        }
-        let mut done = Ok(());
-        self.visit(position, &question.range, |key, total| {
-            done = each(key, total);
-            done.is_ok()
-        });
-        done
-    }
-
     /// The batch without what is below a cut.
     fn above_cuts(&self, cuts: &Cuts, batch: &Batch) -> Batch {
         if cuts.iter().all(Option::is_none) {
@@ -338,12 +324,13 @@ impl MemoryStore {
             let position = self.layout.position(&def)?;
             let Some(known) = cuts.get_mut(position).filter(|known| known.as_ref() < Some(&cut)) else { continue };
             *known = Some(cut.clone());
-            for table in held.iter_mut().filter_map(|tables| tables.get_mut(position)) {
+            for table in held.iter_mut().filter_map(|held| held.tables.get_mut(position)) {
                 let before = table.len();
                 table.retain(|key| prune::keeps(&def, key, &cut));
                 gone += (before - table.len()) as u64;
             }
         }
+        self.moved.fetch_add(1, Ordering::Release);
         Ok(gone)
     }
 
@@ -357,8 +344,8 @@ impl MemoryStore {
     }
 
     /// All stripes, in their order.
-    fn hold(&self) -> Vec<MutexGuard<'_, Tables>> {
-        self.stripes.iter().map(|stripe| stripe.0.lock()).collect()
+    fn hold(&self) -> Vec<MutexGuard<'_, Held>> {
+        self.stripes.iter().map(Stripe::lock).collect()
     }
 
     /// A batch of small deltas while all totals are roomy: one stripe at a time is locked, from the first entry's on and around, so that
@@ -383,10 +370,10 @@ impl MemoryStore {
             };
             let (Some(stripe), false) = (self.stripes.get(at), run.is_empty()) else { continue };
             let deltas = || run.iter().filter_map(|(hash, at)| Some((entries.get(*at as usize)?, hash)));
-            let mut tables = stripe.0.lock();
-            make_room(positions, &mut tables, deltas());
+            let mut held = stripe.lock();
+            make_room(positions, &mut held.tables, deltas());
             for (entry, hash) in deltas() {
-                let Some(table) = positions.table(&mut tables, entry) else { continue };
+                let Some(table) = positions.table(&mut held.tables, entry) else { continue };
                 let delta = narrow(entry.delta);
                 let total = table.add(*hash, &entry.key, delta, u64::MAX);
                 debug_assert!(total.is_some(), "a small delta on a roomy total");
@@ -403,7 +390,7 @@ impl MemoryStore {
     #[cold]
     fn apply_exclusively(
         &self,
-        held: &mut [MutexGuard<'_, Tables>],
+        held: &mut [MutexGuard<'_, Held>],
         positions: &Positions,
         batch: &Batch,
     ) -> Result<u64> {
@@ -413,15 +400,15 @@ impl MemoryStore {
     /// With `far`, deltas beyond 64 bits are added in steps.
     fn apply_steps(
         &self,
-        held: &mut [MutexGuard<'_, Tables>],
+        held: &mut [MutexGuard<'_, Held>],
         positions: &Positions,
         batch: &Batch,
         far: bool,
     ) -> Result<u64> {
         let hashes = self.spread_all(positions, batch);
         let mut add = |entry: &Entry, hash: u64, delta: i128| {
-            let tables = held.get_mut(self.stripe_of(hash))?;
-            let table = positions.table(tables, entry)?;
+            let held = held.get_mut(self.stripe_of(hash))?;
+            let table = positions.table(&mut held.tables, entry)?;
             steps(delta).try_fold(0, |_, step| table.add(hash, &entry.key, step, u64::MAX))
         };
         let deltas = || batch.entries().iter().zip(hashes.iter());
@@ -471,8 +458,8 @@ impl MemoryStore {
     }
 
     #[inline]
-    fn tables(&self, hash: u64) -> Option<MutexGuard<'_, Tables>> {
-        self.stripes.get(self.stripe_of(hash)).map(|stripe| stripe.0.lock())
+    fn stripe(&self, hash: u64) -> Option<&Stripe> {
+        self.stripes.get(self.stripe_of(hash))
     }
 
     /// The places of hashes, sorted by stripe, and where each stripe's begin: a counting sort, in time proportional to their number.
@@ -499,138 +486,6 @@ impl MemoryStore {
             }
         }
         (order, starts)
-    }
-
-    /// The total of one key; 0 where there is none.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::Conflict`](crate::Error::Conflict), and
-    /// [`Error::NotReady`](crate::Error::NotReady).
-    pub fn total<K: Key>(&self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64> {
-        Ok(self.get(self.readable(&counter.def())?, &KeyBuf::of::<K>(key)))
-    }
-
-    fn get(&self, position: usize, key: &KeyBuf) -> i64 {
-        let hash = key.hash64();
-        let tables = self.tables(self.spread(position, key, hash));
-        tables.map_or(0, |tables| tables.get(position).map_or(0, |table| table.get(hash, key)))
-    }
-
-    /// The totals of these keys, in their order; 0 where there is none.
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total).
-    pub fn read(&self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let position = self.readable(&counter)?;
-        Ok(keys.iter().map(|key| self.get(position, key)).collect())
-    }
-
-    /// The first totals of a range, in key order, at most `limit`. Costs memory for `limit` keys, and where keys have one part, a pass over the
-    /// counter's totals; where they have several, O(log totals) a stripe and the keys read, of one stripe for a range under one head.
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total).
-    pub fn range(&self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.readable(&counter)?;
-        self.range_unready(&counter, range, limit)
-    }
-
-    /// As [`range`](Self::range), of a counter that need not be ready.
-    pub(crate) fn range_unready(&self, counter: &Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        let position = self.layout.position(counter)?;
-        check_bounds(counter, range)?;
-        let in_order = self.places.get(position).is_some_and(|place| place.head.is_some());
-        let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
-        if limit > 0 {
-            self.visit(position, range, |key, total| {
-                if smallest.len() < limit {
-                    smallest.push((key.clone(), total));
-                    return true;
-                }
-                match smallest.peek_mut() {
-                    Some(mut largest) if *key < largest.0 => {
-                        *largest = (key.clone(), total);
-                        true
-                    }
-                    // Of a stripe in order, what follows is larger still.
-                    _ => !in_order,
-                }
-            });
-        }
-        Ok(smallest.into_sorted_vec())
-    }
-
-    /// The sum of the totals of a range; costs as [`range`](Self::range), without the memory.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::sum`].
-    pub fn sum(&self, counter: Def, range: &KeyRange) -> Result<i64> {
-        let position = self.readable(&counter)?;
-        check_bounds(&counter, range)?;
-        let mut sum = 0_i128;
-        self.visit(position, range, |_, total| {
-            sum += i128::from(total);
-            true
-        });
-        // Afterwards: a cut never goes back, so what it spares now was spared all along.
-        if self.places.get(position).is_some_and(|place| !place.plain) {
-            prune::check_range(&counter, range, self.cut(position).as_ref())?;
-        }
-        i64::try_from(sum).map_err(|_| sum_overflow(&counter))
-    }
-
-    /// Calls `each` with the totals of a range, stripe by stripe; no is for what is left of a stripe.
-    fn visit(&self, position: usize, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
-        let stripes = match self.stripe_of_range(position, range) {
-            Some(at) => self.stripes.get(at..=at),
-            None => self.stripes.get(..),
-        };
-        for stripe in stripes.unwrap_or_default() {
-            if let Some(table) = stripe.0.lock().get(position) {
-                table.visit(range, &mut each);
-            }
-        }
-    }
-
-    /// The stripe that holds all of a range, where its keys have a head in common.
-    fn stripe_of_range(&self, position: usize, range: &KeyRange) -> Option<usize> {
-        let (place, placed) = (self.places.get(position)?, self.layout.counters().get(position)?);
-        let shared = range.shared();
-        let head = shared.get(..placed.def().parts().head_len(shared, place.head?)?)?;
-        Some(self.stripe_of(KeyBuf::from_bytes(head).hash64()))
-    }
-
-    /// The next totals after a key, in key order, at most `limit`; costs as [`range`](Self::range).
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total).
-    pub fn page(&self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.range(counter, &behind(&counter, after)?, limit)
-    }
-
-    /// All totals other than 0, in key order; takes memory for all of them.
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total).
-    pub fn totals<K: Key>(&self, counter: Counter<K>) -> Result<Vec<(K, i64)>> {
-        Store::totals(&mut &*self, counter)
-    }
-
-    /// How many totals other than 0 a counter has.
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total).
-    pub fn len(&self, counter: Def) -> Result<usize> {
-        let position = self.layout.position(&counter)?;
-        let len = |stripe: &Stripe| stripe.0.lock().get(position).map_or(0, Table::len);
-        Ok(self.stripes.iter().map(len).sum())
     }
 }
 
@@ -700,18 +555,9 @@ impl Place {
             head: (def.parts().len() > 1).then_some(head),
             plain: placed.rollup().is_none() && !placed.is_prunable() && layout.rollups_of(&def).next().is_none(),
             link: layout.child_parts(&def).is_some(),
+            rollup: placed.rollup().is_some(),
         }
     }
-}
-
-/// Refuses a bound that is no key of the counter, nor the first parts of one.
-fn check_bounds(counter: &Def, range: &KeyRange) -> Result<()> {
-    for bound in [range.start(), range.end()] {
-        if let Bound::Included(head) | Bound::Excluded(head) = bound {
-            counter.parts().values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
-        }
-    }
-    Ok(())
 }
 
 /// Where the tables of a batch's counters are in every stripe.

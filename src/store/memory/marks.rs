@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// Streams by name.
 #[derive(Debug, Default)]

@@ -6,16 +6,16 @@ mod faults;
 mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MemoryStore, ROOMY, Totals};
+use super::{MemoryStore, ROOMY, Stripe, Totals};
 use crate::counter::{Def, Placed, Rollup};
 use crate::error::{Error, Result, brief};
 use crate::key::{KeyBuf, KeyParts};
 use crate::layout::Layout;
 use crate::mark::Mark;
+use crate::sync::Ordering;
 
 /// All totals and marks of a [`MemoryStore`] at one moment.
 ///
@@ -125,8 +125,8 @@ impl MemoryStore {
         let marks = self.marks.all();
         drop(cuts);
         // Each lock goes when its stripe has been copied.
-        for tables in held {
-            for (counter, table) in counters.iter_mut().zip(tables.iter()) {
+        for stripe in held {
+            for (counter, table) in counters.iter_mut().zip(stripe.tables.iter()) {
                 table.for_each(|key, total| counter.totals.push((key.clone(), total)));
             }
         }
@@ -191,9 +191,9 @@ impl MemoryStore {
                 return refused(key, &cause.to_string());
             }
             let hash = key.hash64();
-            let stripe = self.stripe_of(self.spread(position, key, hash));
-            let tables = self.stripes.get_mut(stripe).map(|stripe| stripe.0.get_mut());
-            let Some(table) = tables.and_then(|tables| tables.get_mut(position)) else { continue };
+            let held = self.stripe(self.spread(position, key, hash)).map(Stripe::lock);
+            let Some(mut held) = held else { continue };
+            let Some(table) = held.tables.get_mut(position) else { continue };
             if table.has(hash, key) {
                 return refused(key, "it comes twice");
             }

@@ -126,11 +126,12 @@ impl SqliteStore<'_> {
 
     fn check_marks(&self) -> Result<()> {
         let wanted = ["stream TEXT NOT NULL PRIMARY KEY 1".to_owned(), "last INTEGER NOT NULL".to_owned()];
-        let fault = self.table_fault(sql::MARKS, &wanted, true)?;
-        fault.map_or(Ok(()), |fault| {
-            let reason = format!("{fault}; SqliteStore::create makes it where it is absent");
-            Err(Error::Schema { table: sql::MARKS.to_owned(), reason })
-        })
+        let fault = match self.object(sql::MARKS)? {
+            // Of a database from before there were marks.
+            None => Some("it is absent; SqliteStore::create makes it".to_owned()),
+            Some(_) => self.table_fault(sql::MARKS, &wanted, true)?,
+        };
+        fault.map_or(Ok(()), |reason| Err(Error::Schema { table: sql::MARKS.to_owned(), reason }))
     }
 
     /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, which would not keep it: an older

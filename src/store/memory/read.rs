@@ -1,0 +1,217 @@
+//! Reading a memory store: one total, some, ranges and their sums; what climbs ask; and whether a counter may be read.
+
+use std::collections::BinaryHeap;
+use std::ops::Bound;
+
+use super::MemoryStore;
+use super::stripe::Stripe;
+use super::table::Table;
+use crate::counter::{Counter, Def};
+use crate::error::{Error, Result};
+use crate::key::{AsKey, Key, KeyBuf};
+use crate::prune;
+use crate::range::KeyRange;
+use crate::rollup::Question;
+use crate::store::{Store, behind, sum_overflow};
+use crate::sync::Ordering;
+
+impl MemoryStore {
+    /// The total of one key; 0 where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::Conflict`](crate::Error::Conflict), and
+    /// [`Error::NotReady`](crate::Error::NotReady).
+    pub fn total<K: Key>(&self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64> {
+        Ok(self.get(self.readable(&counter.def())?, &KeyBuf::of::<K>(key)))
+    }
+
+    pub(super) fn get(&self, position: usize, key: &KeyBuf) -> i64 {
+        let hash = key.hash64();
+        let stripe = self.stripe(self.spread(position, key, hash));
+        stripe.map_or(0, |stripe| stripe.lock().tables.get(position).map_or(0, |table| table.get(hash, key)))
+    }
+
+    /// The totals of these keys, in their order; 0 where there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn read(&self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let position = self.readable(&counter)?;
+        Ok(keys.iter().map(|key| self.get(position, key)).collect())
+    }
+
+    /// The first totals of a range, in key order, at most `limit`. Costs memory for `limit` keys, and where keys have one part, a pass over the
+    /// counter's totals; where they have several, O(log totals) a stripe and the keys read, of one stripe for a range under one head.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn range(&self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.readable(&counter)?;
+        self.range_unready(&counter, range, limit)
+    }
+
+    /// As [`page`](Self::page), of a counter that need not be ready.
+    pub(crate) fn page_unready(
+        &self,
+        counter: &Def,
+        after: Option<&KeyBuf>,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
+        self.range_unready(counter, &behind(counter, after)?, limit)
+    }
+
+    /// As [`range`](Self::range), of a counter that need not be ready.
+    fn range_unready(&self, counter: &Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let position = self.layout.position(counter)?;
+        check_bounds(counter, range)?;
+        let in_order = self.places.get(position).is_some_and(|place| place.head.is_some());
+        let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
+        if limit > 0 {
+            self.visit(position, range, |key, total| {
+                if smallest.len() < limit {
+                    smallest.push((key.clone(), total));
+                    return true;
+                }
+                match smallest.peek_mut() {
+                    Some(mut largest) if *key < largest.0 => {
+                        *largest = (key.clone(), total);
+                        true
+                    }
+                    // Of a stripe in order, what follows is larger still.
+                    _ => !in_order,
+                }
+            });
+        }
+        Ok(smallest.into_sorted_vec())
+    }
+
+    /// The sum of the totals of a range; costs as [`range`](Self::range), without the memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::sum`].
+    pub fn sum(&self, counter: Def, range: &KeyRange) -> Result<i64> {
+        let position = self.readable(&counter)?;
+        check_bounds(&counter, range)?;
+        let mut sum = 0_i128;
+        self.visit(position, range, |_, total| {
+            sum += i128::from(total);
+            true
+        });
+        // Afterwards: a cut never goes back, so what it spares now was spared all along.
+        if self.places.get(position).is_some_and(|place| !place.plain) {
+            prune::check_range(&counter, range, self.cut(position).as_ref())?;
+        }
+        i64::try_from(sum).map_err(|_| sum_overflow(&counter))
+    }
+
+    /// Calls `each` with the totals of a range, stripe by stripe; no is for what is left of a stripe.
+    pub(super) fn visit(&self, position: usize, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
+        let stripes = match self.stripe_of_range(position, range) {
+            Some(at) => self.stripes.get(at..=at),
+            None => self.stripes.get(..),
+        };
+        for stripe in stripes.unwrap_or_default() {
+            if let Some(table) = stripe.lock().tables.get(position) {
+                table.visit(range, &mut each);
+            }
+        }
+    }
+
+    /// The stripe that holds all of a range, where its keys have a head in common.
+    fn stripe_of_range(&self, position: usize, range: &KeyRange) -> Option<usize> {
+        let (place, placed) = (self.places.get(position)?, self.layout.counters().get(position)?);
+        let shared = range.shared();
+        let head = shared.get(..placed.def().parts().head_len(shared, place.head?)?)?;
+        Some(self.stripe_of(KeyBuf::from_bytes(head).hash64()))
+    }
+
+    /// The next totals after a key, in key order, at most `limit`; costs as [`range`](Self::range).
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn page(&self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.range(counter, &behind(&counter, after)?, limit)
+    }
+
+    /// All totals other than 0, in key order; takes memory for all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn totals<K: Key>(&self, counter: Counter<K>) -> Result<Vec<(K, i64)>> {
+        Store::totals(&mut &*self, counter)
+    }
+
+    /// How many totals other than 0 a counter has.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    pub fn len(&self, counter: Def) -> Result<usize> {
+        let position = self.layout.position(&counter)?;
+        let len = |stripe: &Stripe| stripe.lock().tables.get(position).map_or(0, Table::len);
+        Ok(self.stripes.iter().map(len).sum())
+    }
+
+    /// Every total of a climb's question: one key, or what is under a child, which is in one stripe.
+    pub(super) fn answer(&self, question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
+        let position = self.layout.position(&question.counter)?;
+        let key = KeyBuf::from_bytes(question.range.shared());
+        if question.counter.parts().values(&key).is_ok() {
+            let total = self.get(position, &key);
+            return if total == 0 { Ok(()) } else { each(&key, total) };
+        }
+        let mut done = Ok(());
+        self.visit(position, &question.range, |key, total| {
+            done = each(key, total);
+            done.is_ok()
+        });
+        done
+    }
+
+    /// Whether a counter may be read: it, and all that it sums, are ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total), but for [`Error::NotReady`](crate::Error::NotReady).
+    pub fn is_ready(&self, counter: Def) -> Result<bool> {
+        Ok(self.first_unready(self.layout.position(&counter)?)?.is_none())
+    }
+
+    /// The position of a counter that is to be read.
+    fn readable(&self, counter: &Def) -> Result<usize> {
+        let position = self.layout.position(counter)?;
+        if self.all_ready.load(Ordering::Acquire) {
+            return Ok(position);
+        }
+        match self.first_unready(position)? {
+            None => Ok(position),
+            Some(unready) => Err(Error::NotReady { counter: counter.name(), unready: unready.name() }),
+        }
+    }
+
+    /// What is not ready of all that a counter is made of.
+    fn first_unready(&self, position: usize) -> Result<Option<Def>> {
+        let Some(placed) = self.layout.counters().get(position) else { return Ok(None) };
+        let is_ready = |def: &Def| {
+            let at = self.layout.position(def).ok();
+            at.and_then(|at| self.ready.get(at)).is_none_or(|ready| ready.load(Ordering::Acquire))
+        };
+        Ok(self.layout.with_finer(&[placed.def()])?.into_iter().find(|def| !is_ready(def)))
+    }
+}
+
+/// Refuses a bound that is no key of the counter, nor the first parts of one.
+fn check_bounds(counter: &Def, range: &KeyRange) -> Result<()> {
+    for bound in [range.start(), range.end()] {
+        if let Bound::Included(head) | Bound::Excluded(head) = bound {
+            counter.parts().values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
+        }
+    }
+    Ok(())
+}

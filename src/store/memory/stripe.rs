@@ -1,0 +1,178 @@
+//! A share of the keys: their totals behind one lock, and how many brackets began and ended over them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
+
+use super::table::Table;
+use crate::key::KeyBuf;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+
+/// One table for each counter, in the layout's order.
+pub(super) type Tables = Box<[Table]>;
+
+/// On cache lines of its own: neighbours must not slow each other.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Stripe {
+    /// How many brackets began, less those that backed out; and [`SHUT`] while the gate is shut.
+    begun: AtomicU64,
+    held: Mutex<Held>,
+    /// Held by who has shut the gate; whoever meets it shut waits for it.
+    gate: Mutex<()>,
+}
+
+/// What a stripe's lock protects.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) tables: Tables,
+    /// How many brackets ended.
+    pub(super) ended: u64,
+    pub(super) noted: Noted,
+    pub(super) suspects: Suspects,
+}
+
+/// The bit of `begun` that says that the gate is shut.
+const SHUT: u64 = 1 << 63;
+/// Keys that a stripe notes while pages are read; more, and the page is read again.
+const NOTED_MOST: usize = 16_384;
+/// Suspects that a stripe remembers by key; more, and all of its keys are suspects for a while.
+const SUSPECTS_MOST: usize = 4096;
+
+impl Stripe {
+    pub(super) fn new(tables: Tables) -> Self {
+        let held = Held { tables, ended: 0, noted: Noted::default(), suspects: Suspects::default() };
+        Self { begun: AtomicU64::new(0), held: Mutex::new(held), gate: Mutex::new(()) }
+    }
+
+    #[inline]
+    pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock()
+    }
+
+    /// Begins a bracket; false, and nothing is begun, where the gate is shut.
+    ///
+    /// The addition comes before the look, in one order that all threads see: who shuts the gate, and then sees no open bracket, is
+    /// seen by whoever begins later.
+    #[inline]
+    pub(super) fn begin(&self) -> bool {
+        let begun = self.begun.fetch_add(1, Ordering::SeqCst);
+        if begun & SHUT != 0 {
+            self.back_out();
+        }
+        begun & SHUT == 0
+    }
+
+    /// Takes back a begin, of a bracket that has done nothing yet.
+    pub(super) fn back_out(&self) {
+        self.begun.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Waits while the gate is shut: for the recount of one key, and a bounded time before it.
+    pub(super) fn wait(&self) {
+        drop(self.gate.lock());
+    }
+
+    /// How many brackets began, where none is open.
+    pub(super) fn quiet(&self, held: &Held) -> Option<u64> {
+        let begun = self.begun.load(Ordering::SeqCst) & !SHUT;
+        (begun == held.ended).then_some(begun)
+    }
+
+    /// Shuts the gate until the guard is dropped; none where another has.
+    pub(super) fn shut(&self) -> Option<Shut<'_>> {
+        let turn = self.gate.try_lock()?;
+        self.begun.fetch_or(SHUT, Ordering::SeqCst);
+        Some(Shut { stripe: self, _turn: turn })
+    }
+}
+
+/// A gate that is shut.
+pub(crate) struct Shut<'s> {
+    stripe: &'s Stripe,
+    /// Given back after the bit is cleared.
+    _turn: MutexGuard<'s, ()>,
+}
+
+impl Drop for Shut<'_> {
+    fn drop(&mut self) {
+        self.stripe.begun.fetch_and(!SHUT, Ordering::SeqCst);
+    }
+}
+
+/// Keys over which brackets began while pages were read, by counter.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    keys: BTreeSet<(usize, KeyBuf)>,
+    /// Whether a key came for which there was no room.
+    pub(super) full: bool,
+}
+
+impl Noted {
+    pub(super) fn add(&mut self, position: usize, key: &KeyBuf) {
+        if self.keys.len() < NOTED_MOST {
+            self.keys.insert((position, key.clone()));
+        } else {
+            self.full = true;
+        }
+    }
+
+    /// The keys of one counter, from its first on or behind one.
+    pub(super) fn behind<'n>(&'n self, position: usize, after: Option<&KeyBuf>) -> impl Iterator<Item = &'n KeyBuf> {
+        let start = match after {
+            Some(after) => Bound::Excluded((position, after.clone())),
+            None => Bound::Included((position, KeyBuf::new())),
+        };
+        let keys = self.keys.range((start, Bound::Unbounded)).take_while(move |(at, _)| *at == position);
+        keys.map(|(_, key)| key)
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Keys of brackets whose outcome is not known, by counter, with the time of the last one.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    keys: BTreeMap<(usize, KeyBuf), Duration>,
+    /// When a key came for which there was no room.
+    all: Option<Duration>,
+}
+
+impl Suspects {
+    pub(super) fn add(&mut self, position: usize, key: &KeyBuf, now: Duration) {
+        let room = self.keys.len() < SUSPECTS_MOST;
+        match self.keys.get_mut(&(position, key.clone())) {
+            Some(since) => *since = now,
+            None if room => drop(self.keys.insert((position, key.clone()), now)),
+            None => self.all = Some(now),
+        }
+    }
+
+    /// Whether a key's bracket was dropped behind `settled`, a time.
+    pub(super) fn is_fresh(&self, position: usize, key: &KeyBuf, settled: Option<Duration>) -> bool {
+        let since = if self.keys.is_empty() { None } else { self.keys.get(&(position, key.clone())).copied() };
+        since.is_some_and(|since| Some(since) > settled) || self.are_lost(settled)
+    }
+
+    /// Whether a key came behind `settled` for which there was no room.
+    pub(super) fn are_lost(&self, settled: Option<Duration>) -> bool {
+        self.all.is_some_and(|since| Some(since) > settled)
+    }
+
+    /// The keys of one counter, in order, and when the last bracket over each was dropped.
+    pub(super) fn of(&self, position: usize) -> impl Iterator<Item = (&KeyBuf, Duration)> {
+        let of_counter = self.keys.range((position, KeyBuf::new())..).take_while(move |((at, _), _)| *at == position);
+        of_counter.map(|((_, key), since)| (key, *since))
+    }
+
+    /// Forgets a key unless it is fresh.
+    pub(super) fn clear(&mut self, position: usize, key: &KeyBuf, settled: Option<Duration>) {
+        let at = (position, key.clone());
+        if self.keys.get(&at).is_some_and(|since| Some(*since) <= settled) {
+            self.keys.remove(&at);
+        }
+        self.all = self.all.filter(|since| Some(*since) > settled);
+    }
+}
