@@ -231,7 +231,7 @@ impl Layout {
         }
     }
 
-    /// A hash of every counter's name, key, version and place, in the order of names: tokens and snapshots carry it.
+    /// A hash of every counter's name, key, version and place, in the order of names: tokens carry it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut lines: Vec<String> =

@@ -473,12 +473,18 @@ fn a_saver_in_a_process_of_its_own() {
                 }
             });
         }
-        for saved in 0.. {
+        let counted = || STREAMS.map(|stream| store.mark(stream)).iter().sum::<u64>();
+        let (start, mut told) = (counted(), false);
+        // Far more than until it is killed; a test that is broken off leaves no process for ever.
+        for _ in 0..20_000 {
+            let moved = counted() > start;
             store.snapshot().save(&path).unwrap();
-            if saved == 0 {
+            if moved && !told {
                 println!("saved");
+                told = true;
             }
         }
+        std::process::exit(1);
     });
 }
 
@@ -502,7 +508,7 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
     let rounds = std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("totals");
-    let (mut before, mut unfinished, mut moved, mut random) = (0, 0, 0, Random(5));
+    let (mut before, mut unfinished, mut random) = (0, 0, Random(5));
     for _ in 0..rounds {
         let mut saver = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_saver_in_a_process_of_its_own", "--nocapture"])
@@ -517,13 +523,11 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
         assert!(!saver.wait().unwrap().success(), "it ended by itself");
 
         let now = in_step(&restored(&SITE, &path));
-        assert!(now >= before, "it went back from {before} to {now}");
-        moved += u64::from(now > before);
+        assert!(now > before, "what was saved is gone: {before}, {now}");
         before = now;
         let left = names(folder.path()).len() - 1;
         assert!(left <= 1, "{left} temporary files are left");
         unfinished += left;
     }
     println!("{rounds} kills, {unfinished} of them amid a save; {before} events");
-    assert!(moved > rounds / 2, "{moved} of {rounds}");
 }
