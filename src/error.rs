@@ -178,7 +178,7 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
-    /// A snapshot that cannot be restored here.
+    /// A snapshot that cannot be restored here, or bytes that are none.
     #[error("snapshot: {reason}")]
     Snapshot {
         /// Why.
@@ -203,7 +203,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The database failed otherwise: read-only, full, no database, a failing disk.
+    /// The database, or the disk of a snapshot, failed otherwise: read-only, full, no database, a failing disk, no such file.
     #[error("{doing}: {cause}")]
     Database {
         /// What was being done, and on which counter or table.
@@ -222,7 +222,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The commit failed in a way that leaves its outcome unknown.
+    /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
     #[error("{doing}: {cause}; whether it was committed is not known")]
     Unknown {
         /// What was being done.
