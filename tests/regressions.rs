@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::cell::{Cell, RefCell};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -388,4 +389,29 @@ fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
         store.begin(&batch).unwrap().commit().unwrap();
         assert_eq!(store.total(VOTES, 0).unwrap(), 2);
     }
+}
+
+/// Keys whose brackets were dropped long ago are measured before their page. Where the page could not be read then, the error was all that came out,
+/// and whoever asked again was told nothing of these keys: they were taken for reported, and their counter for clean.
+#[test]
+fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
+    let (store, votes) = (filled(3), vec![vote(0), vote(1), vote(2), vote(2)]);
+    let mut audit = MemoryAudit::live(&store, Settling::after(Duration::ZERO), Live::new());
+    let mut failures = 1;
+    let rows = move |from: Bound<i64>| {
+        let fails = matches!(from, Bound::Excluded(_)) && failures > 0;
+        failures -= i32::from(fails);
+        let failed = fails.then(|| Err("the connection is gone".into()));
+        failed.into_iter().chain(votes.clone().into_iter().map(Ok))
+    };
+    audit.add_fallible::<i64, Vote, _>(VOTES, rows).unwrap();
+    let next = audit.measure(&Ask { counter: VOTES.def(), after: None, keys: 1 }).unwrap().next;
+    let mut batch = Batch::new();
+    batch.insert(&vote(2));
+    drop(store.begin(&batch).unwrap());
+    let ask = Ask { counter: VOTES.def(), after: next, keys: 10 };
+    assert!(matches!(audit.measure(&ask), Err(Error::Database { .. })));
+    let found = audit.measure(&ask).unwrap().drifts;
+    let keys: Vec<i64> = found.iter().map(|drift| drift.key.decode().unwrap()).collect();
+    assert_eq!((keys, found[0].stored, found[0].truth), (vec![2], 1, 2));
 }

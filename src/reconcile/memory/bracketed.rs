@@ -54,19 +54,23 @@ impl<'a> Bracketed<'a> {
             self.early.clear();
         }
         let mut measured = Measured::default();
+        // Remembered when all has come well: who asks again after an error has not been told what was found.
+        let mut early = BTreeSet::new();
         for key in store.due_suspects(position, self.settled(store)) {
             if !self.early.contains(&key) {
                 self.look_at(store, sources, &Lone { counter: ask.counter, position, key: &key }, &mut measured)?;
-                self.early.insert(key);
+                early.insert(key);
             }
         }
         let (page, touched) = self.read_page(store, sources, window, ask)?;
         let mut suspects: BTreeSet<KeyBuf> = touched.into_iter().collect();
         suspects.extend(page.drifts.into_iter().map(|drift| drift.key));
         suspects.extend(store.suspects(position, ask.after.as_ref(), page.next.as_ref()));
-        for key in suspects.iter().filter(|key| !self.early.contains(*key)).cloned().collect::<Vec<_>>() {
-            self.look_at(store, sources, &Lone { counter: ask.counter, position, key: &key }, &mut measured)?;
+        suspects.retain(|key| !self.early.contains(key) && !early.contains(key));
+        for key in &suspects {
+            self.look_at(store, sources, &Lone { counter: ask.counter, position, key }, &mut measured)?;
         }
+        self.early.append(&mut early);
         (measured.keys, measured.rows, measured.next) = (page.keys, page.rows, page.next);
         if measured.next.is_none() {
             self.reading = None;
