@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
-use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{AsKey, Key, KeyError};
+use crate::replay;
 
 /// The bytes of a key, at most 22 of them without an allocation, sorted as the keys are.
 #[derive(Clone)]
@@ -126,7 +126,7 @@ impl KeyBuf {
     /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.
     #[inline]
     pub(crate) fn hash64(&self) -> u64 {
-        let mut hasher = SeedableRandomState::with_seed(0, SharedSeed::global_random()).build_hasher();
+        let mut hasher = SeedableRandomState::with_seed(0, replay::seed()).build_hasher();
         match &self.0 {
             // Most keys are one integer: a word at once, without looking at a slice.
             Repr::Inline([.., len]) if *len == 8 => hasher.write_u64(self.word()),

@@ -31,6 +31,7 @@ use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
+use crate::replay;
 use crate::rollup;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
@@ -115,8 +116,10 @@ impl MemoryStore {
     /// An empty store for these counters.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let stripes = (processors * STRIPES_EACH).next_power_of_two().clamp(STRIPES_LEAST, STRIPES_MOST);
+        let stripes = replay::stripes().unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            (processors * STRIPES_EACH).next_power_of_two().clamp(STRIPES_LEAST, STRIPES_MOST)
+        });
         let tables = || layout.counters().iter().map(|placed| Table::new(placed.def().parts())).collect();
         Self {
             layout: *layout,
