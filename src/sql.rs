@@ -329,12 +329,11 @@ pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
 /// database is known in another; `ready` is 0 while a counter's totals lack rows from before its hooks ran everywhere.
 pub const CATALOGUE: &str = "keepcount_counters";
 
-/// Says which of some counters and boards, as many as `names`, is not ready to be read: one row with its full name, or null where all are. A
+/// Says which counters and boards are not ready to be read: one row of their full names with commas between, or null where all are ready. A
 /// counter needs what it sums too, a board what it is made of.
 #[must_use]
-pub fn unready(dialect: Dialect, names: usize) -> String {
-    let names = dialect.params(names);
-    format!(r#"SELECT (SELECT c."name" FROM "{CATALOGUE}" AS c WHERE c."name" IN ({names}) AND c."ready" = 0 LIMIT 1)"#)
+pub fn unready(_: Dialect) -> String {
+    format!(r#"SELECT group_concat(c."name") FROM "{CATALOGUE}" AS c WHERE c."ready" = 0"#)
 }
 
 /// Says that the counter or board `?1` is ready to be read from now on.
@@ -376,7 +375,7 @@ impl Layout {
         });
         let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board, true));
         let catalogue = std::iter::once(create_catalogue(dialect));
-        catalogue.chain(tables).chain(boards).chain([create_marks(dialect)]).collect()
+        catalogue.chain(tables).chain(boards).chain([create_marks(dialect), create_unready(dialect)]).collect()
     }
 }
 
@@ -384,6 +383,11 @@ pub(crate) fn create_catalogue(_: Dialect) -> String {
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random()), "cut" ANY, "ready" INTEGER NOT NULL DEFAULT 1) STRICT, WITHOUT ROWID"#
     )
+}
+
+/// The index of what is not ready, most often empty: whoever reads a total looks there first.
+pub(crate) fn create_unready(_: Dialect) -> String {
+    format!(r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#)
 }
 
 pub(crate) fn create_marks(_: Dialect) -> String {

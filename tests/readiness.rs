@@ -190,7 +190,7 @@ fn counters_over_rows_are_not_ready_in_a_new_database_either() {
 #[test]
 fn a_catalogue_from_before_counters_could_be_unready_is_brought_up_to_date() {
     let conn = counted();
-    conn.execute_batch("ALTER TABLE keepcount_counters DROP COLUMN ready").unwrap();
+    conn.execute_batch("DROP INDEX keepcount_unready; ALTER TABLE keepcount_counters DROP COLUMN ready").unwrap();
     let error = store(&conn, &OLD).check().unwrap_err();
     assert!(
         matches!(&error, Error::Schema { table, reason } if table == "keepcount_counters" && reason.contains("SqliteStore::create")),
@@ -284,6 +284,10 @@ fn a_read_looks_once_and_begins_no_transaction() {
     reads("a page", &mut |new| assert_eq!(new.page(VOTES.def(), None, 3).unwrap().len(), 3), 1);
     reads("a board", &mut |new| assert_eq!(new.top(RANK, 2).unwrap().len(), 2), 1);
     reads("is_ready", &mut |new| assert!(new.is_ready(SHOWS.def()).unwrap()), 0);
+    let plan = format!("EXPLAIN QUERY PLAN {}", sql::unready(sql::Dialect::Sqlite));
+    let plan: String = conn.query_row(&plan, (), |row| row.get(3)).unwrap();
+    assert!(plan.contains("keepcount_unready"), "an index that is most often empty: {plan}");
+    trace.take();
     // No hook looks.
     let mut batch = Batch::new();
     batch.insert(&Row::Vote { setlist: 1, weight: 1 });

@@ -17,8 +17,7 @@ impl SqliteStore<'_> {
     /// # Errors
     ///
     /// What the database says; [`Error::Key`] for a key that is none of the board's type; [`Error::NotReady`] while the board came new and is
-    /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready; what [`Layout::position`](crate::Layout::position) says of one
-    /// that the layout does not have.
+    /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
     ///
     /// # Examples
     ///

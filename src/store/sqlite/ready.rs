@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use rusqlite::params_from_iter;
-
 use super::{SqliteStore, Unready, failed, failed_on};
 use crate::board::BoardDef;
 use crate::counter::Def;
@@ -46,34 +44,38 @@ impl<'c> SqliteStore<'c> {
 
     /// Reads a counter if it may be read.
     pub(super) fn when_ready<T>(&self, counter: &Def, read: impl FnOnce(&mut Unready<'c>) -> Result<T>) -> Result<T> {
-        let placed = self.layout.placed(counter)?;
-        let parts = if placed.rollup().is_some() { self.layout.with_finer(&[*counter])? } else { vec![*counter] };
-        let names: Vec<Cow<'_, str>> = parts.iter().map(Def::full_name).collect();
-        self.when_all_ready(counter.name(), &names, || read(&mut Unready(*self)))
+        self.layout.position(counter)?;
+        let needs = || Ok(self.layout.with_finer(&[*counter])?.iter().map(Def::full_name).collect());
+        self.when_all_ready(counter.name(), needs, || read(&mut Unready(*self)))
     }
 
     /// Reads a board if it, and what it is made of, may be read.
     pub(crate) fn when_board_ready<T>(&self, board: &BoardDef, read: impl FnOnce() -> Result<T>) -> Result<T> {
-        let parts = self.layout.with_finer(board.counters())?;
-        let names = std::iter::once(Cow::Borrowed(board.name())).chain(parts.iter().map(Def::full_name));
-        self.when_all_ready(board.name(), &names.collect::<Vec<_>>(), read)
+        let needs = || {
+            let counters = self.layout.with_finer(board.counters())?;
+            Ok(std::iter::once(Cow::Borrowed(board.name())).chain(counters.iter().map(Def::full_name)).collect())
+        };
+        self.when_all_ready(board.name(), needs, read)
     }
 
     /// One lookup. Its row is held while `read` runs, so that both read one snapshot, and outside a transaction begin and end one between them.
     fn when_all_ready<T>(
         &self,
         what: &'static str,
-        names: &[Cow<'_, str>],
+        needs: impl FnOnce() -> Result<Vec<Cow<'static, str>>>,
         read: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let failed = |error| failed(&format!("looking whether {what} is ready"), error);
-        let mut statement = self.conn.prepare_cached(&sql::unready(Dialect::Sqlite, names.len())).map_err(failed)?;
-        let mut rows = statement.query(params_from_iter(names)).map_err(failed)?;
+        let mut statement = self.conn.prepare_cached(&sql::unready(Dialect::Sqlite)).map_err(failed)?;
+        let mut rows = statement.query(()).map_err(failed)?;
         let row = rows.next().map_err(failed)?;
         let unready = row.map_or(Ok(None), |row| row.get::<_, Option<String>>(0)).map_err(failed)?;
-        match unready {
-            Some(unready) => Err(Error::NotReady { counter: what, unready }),
-            None => read(),
+        if let Some(unready) = unready {
+            let is_unready = |name: &Cow<'_, str>| unready.split(',').any(|unready| unready == name);
+            if let Some(unready) = needs()?.into_iter().find(is_unready) {
+                return Err(Error::NotReady { counter: what, unready: unready.into_owned() });
+            }
         }
+        read()
     }
 }

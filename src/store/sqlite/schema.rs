@@ -77,6 +77,7 @@ impl SqliteStore<'_> {
             }
         }
         let known = self.catalogue()?;
+        self.run_ddl(&sql::create_unready(Dialect::Sqlite))?;
         for placed in self.layout.counters() {
             if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
                 if format!("{}, prunable", known.row.placement) == placed.place() {
