@@ -212,7 +212,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The database failed in the middle of a batch, and the whole transaction was rolled back, the application's rows too. The
+    /// The database failed in the middle of a call, and the caller's whole transaction was rolled back, the application's rows too. The
     /// connection is outside a transaction now: do not go on writing what belonged to it.
     #[error("{doing}: {cause}; the whole transaction was rolled back")]
     TransactionLost {

@@ -11,7 +11,9 @@ use keepcount::reconcile::{
     Ask, Audit, Control, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Reconciler,
     Recount, Report, Settling, Source, SqliteAudit, Step, merge, run,
 };
-use keepcount::{Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally};
+use keepcount::{
+    Batch, Board, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally,
+};
 use rusqlite::{Connection, TransactionBehavior};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -414,4 +416,32 @@ fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
     let found = audit.measure(&ask).unwrap().drifts;
     let keys: Vec<i64> = found.iter().map(|drift| drift.key.decode().unwrap()).collect();
     assert_eq!((keys, found[0].stored, found[0].truth), (vec![2], 1, 2));
+}
+
+const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[SHOWS.def()]);
+const SHOWS: Board<i64> = Board::new("show.board", &[VOTES.def()], |totals| totals.first().copied());
+
+/// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that only reads too. Only what wrote totals said so: where a
+/// board was rebuilt in the caller's transaction, or a mark read, the error was an ordinary one, and whoever went on wrote what belonged to the
+/// transaction without one.
+#[test]
+fn a_transaction_that_is_lost_while_a_board_is_rebuilt_says_so() {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch("CREATE TABLE votes (show)").unwrap();
+    let mut store = SqliteStore::new(&conn, &RANKED);
+    store.create().unwrap();
+    let mut batch = Batch::new();
+    (0..2_000).for_each(|show| batch.add(VOTES, show, 1));
+    store.apply(&batch).unwrap();
+    conn.execute_batch("DELETE FROM show_board; VACUUM").unwrap();
+    let pages: i64 = conn.query_row("PRAGMA page_count", (), |row| row.get(0)).unwrap();
+    let limit = |pages| conn.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |_| Ok(())).unwrap();
+    limit(pages + 1);
+    conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
+    let error = store.rebuild(SHOWS).unwrap_err();
+    assert!(conn.is_autocommit(), "SQLite rolls back by itself");
+    assert!(matches!(error, Error::TransactionLost { .. }), "{error:?}");
+    limit(1 << 30);
+    assert_eq!(store.rebuild(SHOWS).unwrap(), 2_000);
+    assert_eq!(conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(0));
 }

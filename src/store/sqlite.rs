@@ -112,26 +112,37 @@ impl<'c> SqliteStore<'c> {
         })
     }
 
-    /// Runs `write` in the caller's transaction, or in one of its own, and tells it whether it is the caller's; does nothing where the
-    /// batch's events were applied before. The mark is read first of all: what climbs from a batch that is delivered again may be beyond
-    /// 64 bits by now.
+    /// Writes a batch in a transaction; does nothing where its events were applied before. The mark is read first of all: what climbs from a
+    /// batch that is delivered again may be beyond 64 bits by now.
     fn in_transaction(
         &self,
         batch: &Batch,
         mark: Option<&Mark<'_>>,
         write: impl FnOnce(bool) -> Result<Applied>,
     ) -> Result<Applied> {
-        let once = |nested| match mark {
-            Some(mark) if !mark.follows(self.read_mark(mark.stream())?)? => Ok(Applied::skipped()),
-            _ => write(nested),
-        };
+        self.transact(
+            || doing(batch, mark),
+            |nested| match mark {
+                Some(mark) if !mark.follows(self.read_mark(mark.stream())?)? => Ok(Applied::skipped()),
+                _ => write(nested),
+            },
+        )
+    }
+
+    /// Runs `work` in the caller's transaction, or in one of its own, and tells it whether it is the caller's. Where that one is gone when an
+    /// error comes back, the error says so: SQLite rolls back by itself when a disk is full or fails, also under a statement that only reads.
+    pub(crate) fn transact<T>(
+        &self,
+        doing: impl FnOnce() -> String,
+        work: impl FnOnce(bool) -> Result<T>,
+    ) -> Result<T> {
         if !self.conn.is_autocommit() {
-            return once(true);
+            return work(true).map_err(|error| if self.conn.is_autocommit() { lost(error) } else { error });
         }
-        let own = Scope::open(self.conn, doing(batch, mark))?;
-        let applied = once(false)?;
+        let own = Scope::open(self.conn, doing())?;
+        let done = work(false)?;
         own.commit()?;
-        Ok(applied)
+        Ok(done)
     }
 
     fn read_mark(&self, stream: &str) -> Result<u64> {
@@ -210,19 +221,10 @@ impl<'c> SqliteStore<'c> {
         if undone.is_ok() && !self.conn.is_autocommit() {
             undone = self.follow(batch).map(drop);
         }
-        let alive = !self.conn.is_autocommit();
-        if undone.is_ok() && alive {
-            return error;
-        }
-        if alive {
+        if undone.is_err() && !self.conn.is_autocommit() {
             let _ = execute(self.conn, "ROLLBACK");
         }
-        match error {
-            Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => {
-                Error::TransactionLost { doing, cause }
-            }
-            other => Error::TransactionLost { doing: "writing totals".to_owned(), cause: other.into() },
-        }
+        error
     }
 
     fn add_values(&self, counter: &Def, upsert: &str, key: &[Value<'_>], change: i128) -> Result<()> {
@@ -276,17 +278,16 @@ impl<'c> SqliteStore<'c> {
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
         let family = prune::family(self.layout, &counter, T::PARTS)?;
-        let scope = if self.conn.is_autocommit() {
-            Some(Scope::open(self.conn, format!("pruning counter {}", counter.full_name()))?)
-        } else {
-            None
-        };
+        self.transact(|| format!("pruning counter {}", counter.full_name()), |_| self.prune_family(&family, &cut))
+    }
+
+    fn prune_family(&self, family: &[Def], cut: &KeyBuf) -> Result<u64> {
         let mut gone = 0;
-        for def in &family {
-            if self.cut(def)?.is_some_and(|known| known >= cut) {
+        for def in family {
+            if self.cut(def)?.is_some_and(|known| known >= *cut) {
                 continue;
             }
-            let value = cut::tail_value(def, &cut)?;
+            let value = cut::tail_value(def, cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
                 self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;
@@ -299,7 +300,6 @@ impl<'c> SqliteStore<'c> {
                 self.rescore_all(board)?;
             }
         }
-        scope.map_or(Ok(()), Scope::commit)?;
         Ok(gone)
     }
 
@@ -395,6 +395,14 @@ fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result
 
 fn skipped_write(table: String) -> Error {
     Error::Schema { table, reason: "a write to it was skipped; it must have no triggers".to_owned() }
+}
+
+/// An error after which the caller's transaction is gone.
+fn lost(error: Error) -> Error {
+    match error {
+        Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => Error::TransactionLost { doing, cause },
+        other => Error::TransactionLost { doing: "writing totals".to_owned(), cause: other.into() },
+    }
 }
 
 /// What applying a batch does, for errors.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use rusqlite::{ErrorCode, OptionalExtension};
 
-use super::{Scope, SqliteStore, cut, failed};
+use super::{SqliteStore, cut, failed};
 use crate::board::{self, BoardDef};
 use crate::counter::Placed;
 use crate::error::{Error, Result};
@@ -56,12 +56,7 @@ impl SqliteStore<'_> {
     }
 
     fn create_for(&self, rows: bool) -> Result<()> {
-        if !self.conn.is_autocommit() {
-            return self.create_all(rows);
-        }
-        let scope = Scope::open(self.conn, "making tables".to_owned())?;
-        self.create_all(rows)?;
-        scope.commit()
+        self.transact(|| "making tables".to_owned(), |_| self.create_all(rows))
     }
 
     /// Also for `rows` that are there already.
