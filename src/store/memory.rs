@@ -487,30 +487,6 @@ impl MemoryStore {
         }
         (order, starts)
     }
-
-    /// The totals of each counter in the layout's order, and its cut, all at one moment.
-    fn all_totals(&self) -> Vec<(Totals, Option<KeyBuf>)> {
-        let cuts = self.gate.write();
-        let held = self.hold();
-        let totals_at = |(position, cut): (usize, &Option<KeyBuf>)| {
-            let mut totals = Totals::new();
-            for table in held.iter().filter_map(|held| held.tables.get(position)) {
-                table.for_each(|key, total| totals.push((key.clone(), total)));
-            }
-            (totals, cut.clone())
-        };
-        cuts.iter().enumerate().map(totals_at).collect()
-    }
-
-    /// Adds totals of one counter as they are: nothing climbs.
-    fn put(&mut self, counter: &Def, batch: &Batch, cut: Option<KeyBuf>) -> Result<()> {
-        let positions = Positions::of(&self.layout, batch)?;
-        self.apply_steps(&mut self.hold(), &positions, batch, false)?;
-        if let Some(known) = self.gate.get_mut().get_mut(self.layout.position(counter)?) {
-            *known = cut;
-        }
-        Ok(())
-    }
 }
 
 impl Store for MemoryStore {
