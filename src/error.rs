@@ -80,13 +80,13 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of.
-    #[error("counter {counter}: {unready} is not ready to be read: it is to be backfilled first")]
+    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of; or a board that came new.
+    #[error("{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a board rebuilt")]
     NotReady {
-        /// The counter's name.
+        /// The name of the counter or board that was asked for.
         counter: &'static str,
-        /// What is not ready: this counter, or one that it sums.
-        unready: &'static str,
+        /// What is not ready, by its full name: this, or a counter that it is made of.
+        unready: String,
     },
     /// Events of a stream that do not follow the last one that was applied: those between come first.
     #[error("stream {stream}: event {first} leaves a gap, the last one applied is {applied}")]

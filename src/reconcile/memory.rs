@@ -339,6 +339,14 @@ impl Audit for MemoryAudit<'_> {
             Writers::Unbracketed(_) => Err(unbracketed::refuse_mending(&ask.counter)),
         }
     }
+
+    fn ready(&mut self, counter: &Def) -> Result<()> {
+        if let Writers::Unbracketed(_) = &self.writers {
+            return Err(unbracketed::refuse_mending(counter));
+        }
+        self.store.set_ready(self.store.layout().position(counter)?, true);
+        Ok(())
+    }
 }
 
 /// Nobody writes: every recount comes first, so that one that fails leaves all totals as they were.
