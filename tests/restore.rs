@@ -101,17 +101,16 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         SHOW_DAYS.table(),
     ]);
     let mut snapshot = sample(&ALL).snapshot();
-    refused(
-        &NEW,
-        &snapshot,
-        "counter setlist.votes is not in the layout: list it, or give its totals up with `Snapshot::forget`",
-    );
+    refused(&NEW, &snapshot, "counter setlist.votes is not in the layout; `Snapshot::forget` gives its totals up");
     assert_eq!(snapshot.lost(&NEW), ["setlist.votes"]);
     snapshot.forget("setlist.votes").unwrap();
     assert!(snapshot.lost(&NEW).is_empty());
-    // What sums the new version under the old one's name is something else too: its version is raised, or its totals are given up.
-    let reason = r#"counter show.votes is placed as "table, sum of setlist.votes along setlist.show", and as "table, sum of setlist.votes.v2 along setlist.show" in the layout"#;
-    refused(&NEW, &snapshot, reason);
+    refused(
+        &NEW,
+        &snapshot,
+        "counter show.votes is placed as \"table, sum of setlist.votes along setlist.show\", and as \"table, sum of setlist.votes.v2 \
+         along setlist.show\" in the layout; `Snapshot::forget` gives its totals up",
+    );
     snapshot.forget("show.votes").unwrap();
     let store = MemoryStore::restore(&NEW, &snapshot).unwrap();
     let expected = [
@@ -119,8 +118,8 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         ("setlist.show", 1, true),
         ("show.artist", 1, true),
         ("setlist.days", 2, true),
-        // The sum of nothing: with totals of the old meaning, those that a backfill lets climb would come on top.
         ("show.votes", 0, false),
+        // The sum of nothing: what a backfill below lets climb would come on top of what the snapshot has.
         ("artist.votes", 0, false),
         ("show.days", 2, true),
     ];
@@ -136,17 +135,32 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
 }
 
 #[test]
+fn a_raised_version_beside_the_old_one_leaves_it_alone() {
+    const SHOW: Counter<i64> = SHOW_VOTES.version(2).sum_of(VOTES.version(2), LINK);
+    const BOTH: Layout =
+        Layout::new(&[VOTES.table(), VOTES.version(2).table(), LINK.table(), SHOW_VOTES.table(), SHOW.table()]);
+    const OLD: Layout = Layout::new(&[VOTES.table(), LINK.table(), SHOW_VOTES.table()]);
+    let store = MemoryStore::restore(&BOTH, &sample(&OLD).snapshot()).unwrap();
+    let expected = [
+        ("setlist.votes", 1, true),
+        ("setlist.votes", 0, false),
+        ("setlist.show", 1, true),
+        ("show.votes", 1, true),
+        ("show.votes", 0, false),
+    ];
+    assert_eq!(states(&store, &BOTH), expected);
+    assert_eq!(store.total(SHOW_VOTES, 70).unwrap(), 5);
+    assert_eq!(store.snapshot().lost(&OLD), ["setlist.votes.v2", "show.votes.v2"]);
+}
+
+#[test]
 fn a_lost_counter_is_named_and_forgotten_on_demand() {
     const MORE: Layout = Layout::new(&[LIKES.version(3).table(), VOTES.table(), LINK.table()]);
     const FEWER: Layout = Layout::new(&[VOTES.table()]);
     let mut snapshot = MemoryStore::new(&MORE).snapshot();
     assert_eq!(snapshot.lost(&FEWER), ["setlist.likes.v3", "setlist.show"]);
     assert!(snapshot.lost(&MORE).is_empty());
-    refused(
-        &FEWER,
-        &snapshot,
-        "counter setlist.likes.v3 is not in the layout: list it, or give its totals up with `Snapshot::forget`",
-    );
+    refused(&FEWER, &snapshot, "counter setlist.likes.v3 is not in the layout; `Snapshot::forget` gives its totals up");
     for name in ["setlist.likes", "setlist.likes.v2", "", "votes"] {
         let error = snapshot.forget(name).unwrap_err();
         assert!(matches!(&error, Error::UnknownCounter { counter } if counter == name), "{error}");
@@ -168,14 +182,19 @@ const NO_SUM: Layout =
 
 #[test]
 fn other_keys_and_other_places_are_refused_by_name() {
-    let there = "counter setlist.votes has the key (i64), and (text) in the layout";
+    let there =
+        "counter setlist.votes has the key (i64), and (text) in the layout; `Snapshot::forget` gives its totals up";
     refused(&TEXTS, &sample(&PLAIN).snapshot(), there);
 
     let sum = "table, sum of setlist.votes along setlist.show";
     for (layout, place) in [(OTHER_SUM, "table, sum of setlist.likes along setlist.show"), (NO_SUM, "table")] {
-        let here = format!("counter show.votes is placed as {sum:?}, and as {place:?} in the layout");
+        let here = format!(
+            "counter show.votes is placed as {sum:?}, and as {place:?} in the layout; `Snapshot::forget` gives its totals up"
+        );
         refused(&layout, &sample(&SUM).snapshot(), &here);
-        let there = format!("counter show.votes is placed as {place:?}, and as {sum:?} in the layout");
+        let there = format!(
+            "counter show.votes is placed as {place:?}, and as {sum:?} in the layout; `Snapshot::forget` gives its totals up"
+        );
         refused(&SUM, &sample(&layout).snapshot(), &there);
     }
 }

@@ -232,7 +232,7 @@ fn foreign_newer_and_senseless_files_are_told_apart() {
 
     // Bodies whose checksum is right: nothing, one of another format, lists that claim to be longer than memory, and more than a body.
     let endless = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-    let name = [b"\x02\x01\x0ashow.votes\x01\x05(i64)\x05table\x01\x00".as_slice(), &endless].concat();
+    let name = [b"\x02\x01\x0ashow.votes\x05(i64)\x05table\x01\x00".as_slice(), &endless].concat();
     for body in [&[][..], &[2], &[1, 0, 0], &[&[2][..], &endless].concat(), &[&[2, 0][..], &endless].concat(), &name] {
         assert!(reason(&file_of(body)).starts_with("its body is none: "), "{body:?}");
     }

@@ -54,9 +54,8 @@ pub struct Snapshot {
 /// [`restore`](MemoryStore::restore) refuses nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct CounterTotals {
+    /// The full name: another version is another counter.
     name: String,
-    #[serde(default)]
-    version: u32,
     #[serde(default)]
     key: String,
     #[serde(default)]
@@ -184,7 +183,7 @@ impl MemoryStore {
     fn put(&mut self, position: usize, placed: &Placed, counter: &CounterTotals) -> Result<()> {
         let def = placed.def();
         let refused = |key: &KeyBuf, why: &str| {
-            Err(failed(format!("counter {}, key {}: {why}", counter.full_name(), brief(&def.show(key)))))
+            Err(failed(format!("counter {}, key {}: {why}", counter.name, brief(&def.show(key)))))
         };
         for (key, total) in &counter.totals {
             if let Err(cause) = def.parts().values(key) {
@@ -205,7 +204,7 @@ impl MemoryStore {
             let parts = def.parts();
             let last = parts.as_slice().last().filter(|_| placed.is_prunable());
             if last.is_none_or(|last| KeyParts::one(*last).values(cut).is_err()) {
-                let reason = format!("counter {} was pruned at 0x{cut:?}, and cannot be so here", counter.full_name());
+                let reason = format!("counter {} was pruned at 0x{cut:?}, and cannot be so here", counter.name);
                 return Err(failed(reason));
             }
         }
@@ -214,7 +213,7 @@ impl MemoryStore {
 }
 
 impl Snapshot {
-    /// The counters that the layout does not have any more, by name, `show.votes.v2` for a version above 1: a snapshot with them is not
+    /// The counters that the layout does not have any more, by their full names: a snapshot with them is not
     /// restored, because their totals would be lost unnoticed.
     ///
     /// # Examples
@@ -239,7 +238,7 @@ impl Snapshot {
     #[must_use]
     pub fn lost(&self, layout: &Layout) -> Vec<String> {
         let lost = self.counters.iter().filter(|counter| counter.placed(layout).is_none());
-        lost.map(CounterTotals::full_name).collect()
+        lost.map(|counter| counter.name.clone()).collect()
     }
 
     /// Drops the totals of a counter, named as [`lost`](Self::lost) does. One that the layout has comes up empty then, and is not ready;
@@ -250,7 +249,7 @@ impl Snapshot {
     /// [`Error::UnknownCounter`] when the snapshot does not have it.
     pub fn forget(&mut self, counter: &str) -> Result<()> {
         let before = self.counters.len();
-        self.counters.retain(|known| known.full_name() != counter);
+        self.counters.retain(|known| known.name != counter);
         if self.counters.len() == before {
             return Err(Error::UnknownCounter { counter: counter.to_owned() });
         }
@@ -265,25 +264,23 @@ impl Snapshot {
     fn check(&self, layout: &Layout) -> Result<()> {
         let mut seen = BTreeSet::new();
         for counter in &self.counters {
-            let refused = |reason: String| Err(failed(format!("counter {} {reason}", brief(&counter.full_name()))));
-            let Some(placed) = counter.placed(layout) else {
-                return refused(
-                    "is not in the layout: list it, or give its totals up with `Snapshot::forget`".to_owned(),
-                );
+            let refused = |reason: String| {
+                let name = brief(&counter.name);
+                Err(failed(format!("counter {name} {reason}; `Snapshot::forget` gives its totals up")))
             };
-            if !seen.insert((&counter.name, counter.version)) {
-                return refused("comes twice".to_owned());
+            let Some(placed) = counter.placed(layout) else {
+                return refused("is not in the layout".to_owned());
+            };
+            if !seen.insert(&counter.name) {
+                return Err(failed(format!("counter {} comes twice", counter.name)));
             }
             let here = CounterTotals::of(placed);
             if counter.key != here.key {
                 return refused(format!("has the key {}, and {} in the layout", brief(&counter.key), here.key));
             }
             if unpruned(&counter.place) != unpruned(&here.place) {
-                return refused(format!(
-                    "is placed as {:?}, and as {:?} in the layout",
-                    brief(&counter.place),
-                    here.place
-                ));
+                let there = brief(&counter.place);
+                return refused(format!("is placed as {there:?}, and as {:?} in the layout", here.place));
             }
         }
         Ok(())
@@ -295,8 +292,7 @@ impl CounterTotals {
     fn of(placed: &Placed) -> Self {
         let def = placed.def();
         Self {
-            name: def.name().to_owned(),
-            version: def.version(),
+            name: def.full_name().into_owned(),
             key: format!("({})", def.parts()),
             place: placed.place(),
             ready: false,
@@ -305,20 +301,12 @@ impl CounterTotals {
         }
     }
 
-    /// Another version is another counter.
     fn is(&self, def: &Def) -> bool {
-        self.name == def.name() && self.version == def.version()
+        self.name == def.full_name()
     }
 
     fn placed(&self, layout: &Layout) -> Option<&'static Placed> {
         layout.counters().iter().find(|placed| self.is(&placed.def()))
-    }
-
-    fn full_name(&self) -> String {
-        match self.version {
-            1 => self.name.clone(),
-            version => format!("{}.v{version}", self.name),
-        }
     }
 }
 
