@@ -12,6 +12,7 @@ use crate::counter::Def;
 use crate::error::{Error, Next, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
+use crate::mark::Mark;
 use crate::range::KeyRange;
 use crate::store::{Applied, Store};
 use cases::{
@@ -63,6 +64,19 @@ pub struct Step {
 pub enum Call {
     /// [`Store::apply`].
     Apply(Batch),
+    /// [`Store::apply_once`], with the [`Mark`] of these.
+    ApplyOnce {
+        /// The batch.
+        batch: Batch,
+        /// The stream.
+        stream: String,
+        /// The first event that the batch stands for.
+        first: u64,
+        /// The last of them.
+        last: u64,
+    },
+    /// [`Store::mark`] of this stream.
+    Mark(String),
     /// [`Store::read`].
     Read(Def, Vec<KeyBuf>),
     /// [`Store::page`].
@@ -90,8 +104,10 @@ pub enum Call {
 /// What a store answered to a [`Call`].
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// To [`Call::Apply`].
+    /// To [`Call::Apply`] and [`Call::ApplyOnce`].
     Applied(Applied),
+    /// To [`Call::Mark`].
+    Mark(u64),
     /// To [`Call::Read`].
     Read(Vec<i64>),
     /// To [`Call::Page`] and [`Call::Range`].
@@ -103,6 +119,12 @@ pub enum Answer {
 #[derive(Debug, Clone)]
 enum Expect {
     Applied(u64),
+    Skipped,
+    /// The call's events leave a gap behind this last one that was applied.
+    Gap(u64),
+    /// Some of the call's events were applied, up to this one.
+    Overlap(u64),
+    Mark(u64),
     Read(Vec<i64>),
     /// The totals other than 0 behind the page's start, as many as its limit; the page shows fewer of them if it shows zeros.
     Following(Vec<(KeyBuf, i64)>),
@@ -114,6 +136,14 @@ enum Expect {
     Conflict(Def),
 }
 
+impl Call {
+    /// Whether it applies these events, as an error names them.
+    fn is_of(&self, named: &str, from: u64, to: Option<u64>) -> bool {
+        matches!(self, Self::ApplyOnce { stream, first, last, .. }
+            if stream == named && *first == from && to.is_none_or(|to| to == *last))
+    }
+}
+
 impl Step {
     /// Compares a store's answer with what is expected.
     ///
@@ -122,7 +152,17 @@ impl Step {
     /// What differs, in words.
     pub fn check(&self, answer: &Result<Answer>) -> Result<(), String> {
         match (&self.expect, &self.call, answer) {
-            (Expect::Applied(totals), _, Ok(Answer::Applied(applied))) if applied.totals == *totals => Ok(()),
+            (Expect::Applied(totals), _, Ok(Answer::Applied(applied)))
+                if applied.totals == *totals && !applied.skipped =>
+            {
+                Ok(())
+            }
+            (Expect::Skipped, Call::ApplyOnce { batch, .. }, Ok(Answer::Applied(applied)))
+                if applied.skipped && applied.totals == 0 && applied.deltas(batch).next().is_none() =>
+            {
+                Ok(())
+            }
+            (Expect::Mark(last), _, Ok(Answer::Mark(found))) if last == found => Ok(()),
             (Expect::Read(totals), Call::Read(counter, keys), Ok(Answer::Read(read))) => {
                 check_read(counter, keys, totals, read)
             }
@@ -136,7 +176,7 @@ impl Step {
                 }
             }
             (Expect::Sum(sum), _, Ok(Answer::Sum(found))) if sum == found => Ok(()),
-            (expect, _, Err(error)) if expect.is_refusal(error) => Ok(()),
+            (expect, call, Err(error)) if expect.is_refusal(call, error) => Ok(()),
             (Expect::Read(_) | Expect::Following(_), _, Err(error)) => Err(format!("it was refused: {error}")),
             (expect, _, answer) => Err(format!("expected {expect:?}, got {answer:?}")),
         }
@@ -144,8 +184,14 @@ impl Step {
 }
 
 impl Expect {
-    fn is_refusal(&self, error: &Error) -> bool {
+    fn is_refusal(&self, call: &Call, error: &Error) -> bool {
         let named = match (self, error) {
+            (Self::Gap(last), Error::Gap { stream, first, applied }) => {
+                applied == last && call.is_of(stream, *first, None)
+            }
+            (Self::Overlap(known), Error::Overlap { stream, first, last, applied }) => {
+                applied == known && call.is_of(stream, *first, Some(*last))
+            }
             (Self::Overflow(def, raw, sum), Error::Overflow { counter, key, what }) => {
                 *counter == def.name() && *key == def.show(raw) && what == sum
             }
@@ -244,6 +290,10 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
     for (number, step) in case.steps.iter().enumerate() {
         let answer = match &step.call {
             Call::Apply(batch) => store.apply(batch).map(Answer::Applied),
+            Call::ApplyOnce { batch, stream, first, last } => {
+                Mark::new(stream, *first, *last).and_then(|mark| store.apply_once(batch, &mark)).map(Answer::Applied)
+            }
+            Call::Mark(stream) => store.mark(stream).map(Answer::Mark),
             Call::Read(counter, keys) => store.read(*counter, keys).map(Answer::Read),
             Call::Page { counter, after, limit } => store.page(*counter, after.as_ref(), *limit).map(Answer::Page),
             Call::Range { counter, range, limit } => store.range(*counter, range, *limit).map(Answer::Page),
@@ -318,6 +368,21 @@ macro_rules! conformance_tests {
             a_rollup_by_tail_keeps_the_tail
             a_rollup_is_nobody_s_to_add_to
             an_overflow_of_a_rollup_applies_nothing
+            events_are_applied_once
+            a_repeat_is_skipped
+            a_part_of_what_was_applied_is_skipped
+            a_gap_applies_nothing
+            an_overlap_applies_nothing
+            an_empty_batch_moves_the_mark
+            plus_and_minus_one_move_the_mark
+            streams_are_apart
+            batches_of_every_kind_move_the_mark
+            a_refused_batch_leaves_the_mark
+            a_rollup_beyond_64_bits_leaves_the_mark
+            a_repeat_is_skipped_where_it_has_no_room_any_more
+            apply_leaves_marks_alone
+            rollups_climb_once
+            random_streams_follow_a_model
             random_batches_follow_a_model
             random_large_batches_are_refused_as_by_a_model
         }

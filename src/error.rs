@@ -16,7 +16,8 @@ pub enum Next {
     Fix,
     /// Nothing was applied; roll back, and try the whole transaction again.
     Retry,
-    /// The commit may or may not have happened; look before trying again.
+    /// The commit may or may not have happened; look before trying again. [`Store::apply_once`](crate::Store::apply_once) may be tried
+    /// again as it is: it looks.
     Unknown,
 }
 
@@ -177,7 +178,7 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
-    /// A snapshot that cannot be restored here.
+    /// A snapshot that cannot be restored here, or bytes that are none.
     #[error("snapshot: {reason}")]
     Snapshot {
         /// Why.
@@ -202,7 +203,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The database failed otherwise: read-only, full, no database, a failing disk.
+    /// The database, or the disk of a snapshot, failed otherwise: read-only, full, no database, a failing disk, no such file.
     #[error("{doing}: {cause}")]
     Database {
         /// What was being done, and on which counter or table.
@@ -211,7 +212,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The database failed in the middle of a batch, and the whole transaction was rolled back, the application's rows too. The
+    /// The database failed in the middle of a call, and the caller's whole transaction was rolled back, the application's rows too. The
     /// connection is outside a transaction now: do not go on writing what belonged to it.
     #[error("{doing}: {cause}; the whole transaction was rolled back")]
     TransactionLost {
@@ -221,7 +222,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The commit failed in a way that leaves its outcome unknown.
+    /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
     #[error("{doing}: {cause}; whether it was committed is not known")]
     Unknown {
         /// What was being done.

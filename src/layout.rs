@@ -254,7 +254,7 @@ impl Layout {
         Error::Conflict { counter: def.name(), found: format!("{def:?}"), wanted: wanted.join(" and ") }
     }
 
-    /// A hash of every counter's name, key, version and place, in the order of names: tokens and snapshots carry it.
+    /// A hash of every counter's name, key, version and place, in the order of names: tokens carry it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut lines: Vec<String> =

@@ -20,6 +20,8 @@ mod prune;
 mod range;
 pub mod reconcile;
 mod record;
+#[doc(hidden)]
+pub mod replay;
 mod rollup;
 pub mod sql;
 mod store;

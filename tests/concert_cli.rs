@@ -717,7 +717,9 @@ fn a_foreign_table_of_the_same_name_is_refused_and_left_alone() {
     for (table, ddl) in [
         ("votes", "CREATE TABLE votes (id INTEGER PRIMARY KEY)"),
         ("shows", "CREATE VIEW shows AS SELECT 1 AS id"),
+        ("replay_prefix", "CREATE TABLE replay_prefix (at INTEGER)"),
         ("replay_position", "CREATE TABLE replay_position (at INTEGER)"),
+        ("keepcount_marks", "CREATE TABLE keepcount_marks (stream TEXT PRIMARY KEY, last)"),
         ("artist_shows", "CREATE TABLE artist_shows (key TEXT PRIMARY KEY, total INTEGER)"),
         (
             "artist_shows",

@@ -91,10 +91,10 @@ fn shortest(mut run: impl FnMut()) -> Duration {
 fn check_prefix(site: &Site, events: &[String]) -> bool {
     let conn = site.open();
     // It may have been killed before there were tables.
-    if number(&conn, "SELECT count(*) FROM sqlite_schema WHERE name = 'replay_position'") == 0 {
+    if number(&conn, "SELECT count(*) FROM sqlite_schema WHERE name = 'keepcount_marks'") == 0 {
         return false;
     }
-    let applied = number(&conn, "SELECT coalesce(max(lines), 0) FROM replay_position");
+    let applied = number(&conn, "SELECT coalesce(max(last), 0) FROM keepcount_marks");
     Model::of(&events[..applied]).is_in(&conn);
     (1..events.len()).contains(&applied)
 }
@@ -228,7 +228,7 @@ fn restore(broken: &Site) -> String {
 }
 
 fn rows(conn: &Connection) -> Vec<String> {
-    let tables = ["artists:", "shows:", "setlists:", "votes:", "replay_position:"];
+    let tables = ["artists:", "shows:", "setlists:", "votes:", "replay_prefix:", "keepcount_marks:"];
     dump(conn).into_iter().filter(|row| tables.iter().any(|table| row.starts_with(table))).collect()
 }
 

@@ -21,7 +21,7 @@ use concert_common::{
 
 /// How many lines of a stream are applied.
 fn applied(conn: &Connection, stream: &str) -> usize {
-    number(conn, &format!("SELECT coalesce((SELECT lines FROM replay_position WHERE stream = '{stream}'), 0)"))
+    number(conn, &format!("SELECT coalesce((SELECT last FROM keepcount_marks WHERE stream = '{stream}'), 0)"))
 }
 
 /// The history, and votes over its setlists as a second stream; the model of both.
@@ -726,6 +726,122 @@ fn streams_have_positions_of_their_own() {
     let positions = ["base.jsonl", "second", "two.jsonl"].map(|stream| applied(&conn, stream));
     assert_eq!((positions, stored(&conn)["artist.shows"][&key("b1")]), ([8, 2, 0], 2));
     site.is_exact();
+}
+
+#[test]
+fn a_stream_without_a_name_or_with_one_that_is_too_long_is_refused_before_anything_is_done() {
+    let site = Site::new();
+    fs::write(site.path(".gz"), gzip(&text(&base()))).unwrap();
+    site.write("base.jsonl", &base());
+    let files = site.files();
+    let long = "\u{e9}".repeat(129);
+    let named = |stream: &str| site.run_args(&["replay", "base.jsonl", "--db", "site.db", "--stream", stream]);
+    named("").fails(&["stream \"\"", "1 to 256 bytes", "--stream"]);
+    named(&long).fails(&[&long, "1 to 256 bytes, not 258"]);
+    site.run("replay .gz").fails(&["stream \"\"", "--stream"]);
+    // Before the events are looked at, too.
+    site.run_args(&["replay", "absent.jsonl", "--db", "site.db", "--stream", ""]).fails(&["1 to 256 bytes"]);
+    assert_eq!(site.files(), files);
+    let longest = "\u{e9}".repeat(128);
+    named(&longest).exits(0);
+    assert_eq!(applied(&site.open(), &longest), base().len());
+    site.run("replay .gz --stream other").fails(&["line 1: "]);
+}
+
+/// A database whose positions are where they were before there were marks.
+fn with_old_positions(site: &Site) {
+    site.sql(
+        "CREATE TABLE replay_position (stream TEXT NOT NULL PRIMARY KEY, lines INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
+         INSERT INTO replay_position SELECT stream, last, hash FROM keepcount_marks JOIN replay_prefix USING (stream);
+         DROP TABLE keepcount_marks; DROP TABLE replay_prefix",
+    );
+}
+
+#[test]
+fn positions_from_before_there_were_marks_are_taken_over_by_a_replay() {
+    let site = Site::with(&base());
+    site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming")]));
+    site.run("replay two.jsonl --stream second").exits(0);
+    let before = site.dump();
+    with_old_positions(&site);
+
+    let old = fs::read(site.path("site.db")).unwrap();
+    for words in ["totals artist.shows", "verify", "repair"] {
+        site.run(words).fails(&["site.db", "replay_position", "before there were marks"]);
+        assert!(fs::read(site.path("site.db")).unwrap() == old, "{words} has written");
+    }
+    assert!(site.run("replay base.jsonl").exits(0).out.contains(" 0 events applied"));
+    assert_eq!(site.dump(), before);
+    assert_eq!(number(&site.open(), "SELECT count(*) FROM sqlite_schema WHERE name = 'replay_position'"), 0);
+
+    // Each goes on where it was, and still knows the lines that were applied.
+    site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming"), artist("b3")]));
+    assert!(site.run("replay two.jsonl --stream second").exits(0).out.contains(" 1 events applied"));
+    site.write("base.jsonl", &base()[1..]);
+    site.run("replay base.jsonl").fails(&["base.jsonl", "7 lines"]);
+    site.is_exact();
+}
+
+#[test]
+fn old_positions_that_cannot_be_marks_are_refused_and_left_alone() {
+    let long = "s".repeat(257);
+    for (change, names) in [
+        ("UPDATE replay_position SET stream = ''".to_owned(), "1 to 256 bytes"),
+        (format!("UPDATE replay_position SET stream = '{long}'"), "1 to 256 bytes"),
+        ("UPDATE replay_position SET hash = x'00'".to_owned(), "32 byte"),
+        // An older version of the example came back, after a newer one had replayed the stream.
+        (
+            "CREATE TABLE keepcount_marks (stream TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+             INSERT INTO keepcount_marks VALUES ('base.jsonl', 9)"
+                .to_owned(),
+            "it has a mark already",
+        ),
+    ] {
+        let site = Site::with(&base());
+        with_old_positions(&site);
+        site.sql(&change);
+        let old = fs::read(site.path("site.db")).unwrap();
+        site.run("replay base.jsonl").fails(&["site.db", "replay_position", names]);
+        assert!(fs::read(site.path("site.db")).unwrap() == old, "it has written after {change}");
+    }
+}
+
+#[test]
+fn a_mark_without_the_hash_of_its_lines_is_refused() {
+    for (change, names) in [
+        ("DELETE FROM replay_prefix", "no hash of stream base.jsonl, whose mark is 7"),
+        ("DELETE FROM keepcount_marks", "a hash of stream base.jsonl, whose mark is 0"),
+        ("UPDATE keepcount_marks SET last = 6", "lines 1 to 6"),
+        ("UPDATE keepcount_marks SET last = 8", "8 lines"),
+        ("UPDATE keepcount_marks SET last = -1", "the mark of stream base.jsonl is -1"),
+    ] {
+        let site = Site::with(&base());
+        site.sql(change);
+        let before = site.dump();
+        site.run("replay base.jsonl").fails(&[names]);
+        assert_eq!(site.dump(), before, "{change}");
+    }
+}
+
+/// An event's mark begins behind the event before, so that blank lines between leave no gap; those at the end belong to the next event.
+#[test]
+fn blank_lines_are_part_of_the_next_event_s_mark() {
+    let spaced: Vec<String> = base().into_iter().flat_map(|line| [String::new(), " \t".to_owned(), line]).collect();
+    let last = [spaced.clone(), vec![String::new(); 4]].concat();
+    let site = Site::with(&last);
+    assert_eq!(applied(&site.open(), "base.jsonl"), 21);
+    assert!(site.run("replay base.jsonl").exits(0).out.contains(" 0 events applied"));
+    site.write("base.jsonl", &[last, lines(&[artist("b1")])].concat());
+    assert!(site.run("replay base.jsonl").exits(0).out.contains(" 1 events applied"));
+    assert_eq!(applied(&site.open(), "base.jsonl"), 26);
+    site.is_exact();
+
+    // With a mark for each event.
+    site.write("spaced.jsonl", &spaced);
+    let files = site.files();
+    site.run_args(&["--events", "spaced.jsonl"]).exits(0);
+    let made = site.files().into_iter().find(|name| !files.contains(name)).unwrap();
+    assert_eq!(applied(&Connection::open(site.path(&made)).unwrap(), "demonstration"), 21);
 }
 
 #[test]

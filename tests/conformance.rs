@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use keepcount::conformance::{self, LAYOUT};
+use keepcount::conformance::{self, Call, LAYOUT};
 use keepcount::{
     Applied, Batch, Climb, Counter, Def, Error, KeyBuf, KeyRange, Mark, MemoryStore, Result, SqliteStore, Store,
 };
@@ -100,6 +100,12 @@ struct Naive {
     marks: BTreeMap<String, u64>,
 }
 
+impl Naive {
+    fn set_mark(&mut self, stream: &str, last: u64) {
+        self.marks.insert(stream.to_owned(), last);
+    }
+}
+
 impl Store for Naive {
     fn apply(&mut self, batch: &Batch) -> Result<Applied> {
         let mut totals = self.totals.clone();
@@ -122,7 +128,7 @@ impl Store for Naive {
             return Ok(Applied::skipped());
         }
         let applied = self.apply(batch)?;
-        self.marks.insert(mark.stream().to_owned(), mark.last());
+        self.set_mark(mark.stream(), mark.last());
         Ok(applied)
     }
 
@@ -179,6 +185,36 @@ enum Fault {
     AssignsSingles,
     /// Totals come in the order of keys.
     SortsTheQuestion,
+    /// The mark of a batch that is refused moves.
+    MovesMarksOfRefusals,
+    /// What was applied before is applied again.
+    AppliesRepeats,
+    /// What was applied before is not, but nobody is told.
+    HidesSkips,
+    /// What was skipped is told as if it had been written.
+    TellsSkippedDeltas,
+    /// A mark goes back to what is delivered again.
+    LowersMarks,
+    /// What leaves a gap is skipped.
+    SkipsGaps,
+    /// What leaves a gap is applied.
+    AppliesGaps,
+    /// What was applied in part is skipped.
+    SkipsOverlaps,
+    /// What was applied in part is applied.
+    AppliesOverlaps,
+    /// A mark moves only with totals.
+    ForgetsEmptyBatches,
+    /// A mark moves by one, however many events a batch stands for.
+    CountsBatches,
+    /// All streams share one mark.
+    SharesOneMark,
+    /// Streams are told apart by small letters.
+    FoldsStreams,
+    /// A batch without a mark moves marks too.
+    MarksEveryApply,
+    /// Whether a batch has room is looked at before its mark.
+    ClimbsBeforeItLooks,
 }
 
 impl Store for Broken {
@@ -196,6 +232,10 @@ impl Store for Broken {
             }
             Fault::AssignsSingles if deltas.len() == 1 => {
                 self.inner.totals.remove(&(deltas[0].0.name(), deltas[0].1.clone()));
+                self.inner.apply(batch)
+            }
+            Fault::MarksEveryApply => {
+                self.inner.marks.values_mut().for_each(|mark| *mark += 1);
                 self.inner.apply(batch)
             }
             _ => self.inner.apply(batch),
@@ -221,11 +261,48 @@ impl Store for Broken {
     }
 
     fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
-        self.inner.apply_once(batch, mark)
+        let stream = match self.fault {
+            Fault::SharesOneMark => "all".to_owned(),
+            Fault::FoldsStreams => mark.stream().to_lowercase(),
+            _ => mark.stream().to_owned(),
+        };
+        let (first, last) = (mark.first(), mark.last());
+        let before = self.inner.mark(&stream)?;
+        if self.fault == Fault::ClimbsBeforeItLooks {
+            let inner = &mut self.inner;
+            Climb::run(&LAYOUT, batch, |question| inner.range(question.counter, &question.range, usize::MAX))?;
+        }
+        let applied = self.inner.apply_once(batch, &Mark::new(&stream, first, last)?);
+        match (self.fault, &applied) {
+            (Fault::MovesMarksOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_mark(&stream, last),
+            (Fault::ForgetsEmptyBatches, Ok(_)) if batch.is_empty() => self.inner.set_mark(&stream, before),
+            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_mark(&stream, before + 1),
+            (Fault::LowersMarks, Ok(applied)) if applied.skipped => self.inner.set_mark(&stream, last),
+            (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => return self.inner.apply(batch),
+            (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
+            (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
+                let mut told = Applied::default();
+                told.skipped = true;
+                return Ok(told);
+            }
+            (Fault::SkipsGaps, Err(Error::Gap { .. })) | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
+                return Ok(Applied::skipped());
+            }
+            (Fault::AppliesGaps, Err(Error::Gap { .. })) | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
+                self.inner.set_mark(&stream, last);
+                return self.inner.apply(batch);
+            }
+            _ => {}
+        }
+        applied
     }
 
     fn mark(&mut self, stream: &str) -> Result<u64> {
-        self.inner.mark(stream)
+        match self.fault {
+            Fault::SharesOneMark => self.inner.mark("all"),
+            Fault::FoldsStreams => self.inner.mark(&stream.to_lowercase()),
+            _ => self.inner.mark(stream),
+        }
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
@@ -298,6 +375,28 @@ fn the_suite_fails_for_every_fault() {
         (Fault::MixesCounters, "a_batch_writes_all_counters"),
         (Fault::AssignsSingles, "one_delta_is_one_total"),
         (Fault::SortsTheQuestion, "totals_are_read_in_the_order_of_the_question"),
+        (Fault::MovesMarksOfRefusals, "a_refused_batch_leaves_the_mark"),
+        (Fault::MovesMarksOfRefusals, "a_rollup_beyond_64_bits_leaves_the_mark"),
+        (Fault::AppliesRepeats, "events_are_applied_once"),
+        (Fault::AppliesRepeats, "a_repeat_is_skipped"),
+        (Fault::AppliesRepeats, "rollups_climb_once"),
+        (Fault::HidesSkips, "a_repeat_is_skipped"),
+        (Fault::TellsSkippedDeltas, "a_repeat_is_skipped"),
+        (Fault::LowersMarks, "a_part_of_what_was_applied_is_skipped"),
+        (Fault::SkipsGaps, "a_gap_applies_nothing"),
+        (Fault::AppliesGaps, "a_gap_applies_nothing"),
+        (Fault::SkipsOverlaps, "an_overlap_applies_nothing"),
+        (Fault::AppliesOverlaps, "an_overlap_applies_nothing"),
+        (Fault::AppliesOverlaps, "random_streams_follow_a_model"),
+        (Fault::ForgetsEmptyBatches, "an_empty_batch_moves_the_mark"),
+        (Fault::ForgetsEmptyBatches, "plus_and_minus_one_move_the_mark"),
+        (Fault::CountsBatches, "events_are_applied_once"),
+        (Fault::CountsBatches, "batches_of_every_kind_move_the_mark"),
+        (Fault::SharesOneMark, "streams_are_apart"),
+        (Fault::SharesOneMark, "random_streams_follow_a_model"),
+        (Fault::FoldsStreams, "streams_are_apart"),
+        (Fault::MarksEveryApply, "apply_leaves_marks_alone"),
+        (Fault::ClimbsBeforeItLooks, "a_repeat_is_skipped_where_it_has_no_room_any_more"),
     ] {
         assert_eq!(failure(Fault::None, case), None);
         let message = failure(fault, case).unwrap_or_else(|| panic!("{fault:?} passes {case}"));
@@ -317,7 +416,8 @@ fn a_failure_says_case_step_and_difference() {
 fn every_case_applies_and_looks_under_a_name_of_its_own() {
     let cases = conformance::cases();
     for case in &cases {
-        let applies = case.steps.iter().filter(|step| matches!(step.call, conformance::Call::Apply(_))).count();
+        let is_apply = |call: &Call| matches!(call, Call::Apply(_) | Call::ApplyOnce { .. });
+        let applies = case.steps.iter().filter(|step| is_apply(&step.call)).count();
         assert!(applies > 0 && applies < case.steps.len(), "{}", case.name);
         assert_eq!(conformance::case(case.name).steps.len(), case.steps.len());
     }

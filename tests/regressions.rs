@@ -1,16 +1,19 @@
-//! Bugs that a review found, one test each; every test opens with the bug's story.
+//! Bugs that reviews and the simulation found, one test each; every test opens with the bug's story.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::{
     Ask, Audit, Control, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Reconciler,
-    Recount, Report, Source, SqliteAudit, Step, merge, run,
+    Recount, Report, Settling, Source, SqliteAudit, Step, merge, run,
 };
-use keepcount::{Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally};
+use keepcount::{
+    Batch, Board, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally,
+};
 use rusqlite::{Connection, TransactionBehavior};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -349,4 +352,96 @@ fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
         assert_eq!(error.to_string(), "source of counter show.votes, key 2: 1 of its amounts are not integers");
         assert_eq!(verify.report().outcome, Outcome::Failed);
     }
+}
+
+/// Lets something happen in its first wait.
+struct Meanwhile<F>(Option<F>);
+
+impl<F: FnOnce()> Control for Meanwhile<F> {
+    fn now(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn wait(&mut self, _: Duration, _: &str) {
+        if let Some(happen) = self.0.take() {
+            happen();
+        }
+    }
+}
+
+/// Whether a key's bracket had been dropped was asked once, before a mend waited for the key's stripe. A bracket that was open then, and dropped during
+/// the wait, held nobody: the mend added its row, and the writer, who found out in time that it was committed, added it once more.
+#[test]
+fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
+    for tries in [8, 0] {
+        let (store, votes) = (filled(1), RefCell::new(vec![vote(0)]));
+        let mut batch = Batch::new();
+        batch.insert(&vote(0));
+        let bracket = store.begin(&batch).unwrap();
+        let cut_off = Meanwhile(Some(|| {
+            votes.borrow_mut().push(vote(0));
+            drop(bracket);
+        }));
+        let settling = Settling::after(Duration::from_hours(1)).tries(tries);
+        let mut audit = MemoryAudit::live(&store, settling, cut_off);
+        audit.add(VOTES, |_| votes.borrow().clone()).unwrap();
+        let key = KeyBuf::of::<i64>(0);
+        let mended = audit.mend(&Mend { counter: VOTES.def(), keys: vec![key.clone()] }).unwrap();
+        assert_eq!(mended, Mended { corrected: 0, unsettled: vec![key] });
+        store.begin(&batch).unwrap().commit().unwrap();
+        assert_eq!(store.total(VOTES, 0).unwrap(), 2);
+    }
+}
+
+/// Keys whose brackets were dropped long ago are measured before their page. Where the page could not be read then, the error was all that came out,
+/// and whoever asked again was told nothing of these keys: they were taken for reported, and their counter for clean.
+#[test]
+fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
+    let (store, votes) = (filled(3), vec![vote(0), vote(1), vote(2), vote(2)]);
+    let mut audit = MemoryAudit::live(&store, Settling::after(Duration::ZERO), Live::new());
+    let mut failures = 1;
+    let rows = move |from: Bound<i64>| {
+        let fails = matches!(from, Bound::Excluded(_)) && failures > 0;
+        failures -= i32::from(fails);
+        let failed = fails.then(|| Err("the connection is gone".into()));
+        failed.into_iter().chain(votes.clone().into_iter().map(Ok))
+    };
+    audit.add_fallible::<i64, Vote, _>(VOTES, rows).unwrap();
+    let next = audit.measure(&Ask { counter: VOTES.def(), after: None, keys: 1 }).unwrap().next;
+    let mut batch = Batch::new();
+    batch.insert(&vote(2));
+    drop(store.begin(&batch).unwrap());
+    let ask = Ask { counter: VOTES.def(), after: next, keys: 10 };
+    assert!(matches!(audit.measure(&ask), Err(Error::Database { .. })));
+    let found = audit.measure(&ask).unwrap().drifts;
+    let keys: Vec<i64> = found.iter().map(|drift| drift.key.decode().unwrap()).collect();
+    assert_eq!((keys, found[0].stored, found[0].truth), (vec![2], 1, 2));
+}
+
+const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[SHOWS.def()]);
+const SHOWS: Board<i64> = Board::new("show.board", &[VOTES.def()], |totals| totals.first().copied());
+
+/// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that only reads too. Only what wrote totals said so: where a
+/// board was rebuilt in the caller's transaction, or a mark read, the error was an ordinary one, and whoever went on wrote what belonged to the
+/// transaction without one.
+#[test]
+fn a_transaction_that_is_lost_while_a_board_is_rebuilt_says_so() {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch("CREATE TABLE votes (show)").unwrap();
+    let mut store = SqliteStore::new(&conn, &RANKED);
+    store.create().unwrap();
+    let mut batch = Batch::new();
+    (0..2_000).for_each(|show| batch.add(VOTES, show, 1));
+    store.apply(&batch).unwrap();
+    conn.execute_batch("DELETE FROM show_board; VACUUM").unwrap();
+    let pages: i64 = conn.query_row("PRAGMA page_count", (), |row| row.get(0)).unwrap();
+    let limit = |pages| conn.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |_| Ok(())).unwrap();
+    limit(pages + 1);
+    conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
+    let error = store.rebuild(SHOWS).unwrap_err();
+    assert!(conn.is_autocommit(), "SQLite rolls back by itself");
+    assert!(matches!(error, Error::TransactionLost { .. }), "{error:?}");
+    limit(1 << 30);
+    assert_eq!(store.rebuild(SHOWS).unwrap(), 2_000);
+    assert_eq!(conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(0));
 }

@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::replay::{self, Count};
 use crate::schema::{self, C};
 use crate::text::number;
-use crate::{demo, totals, verified, watch};
+use crate::{demo, position, totals, verified, watch};
 
 /// A concert site whose counters are kept by keepcount. Without a command: the demonstration.
 #[derive(Debug, Parser)]
@@ -39,7 +39,7 @@ enum Command {
         /// The database; made when absent
         #[arg(long, value_name = "FILE")]
         db: PathBuf,
-        /// The name under which the position is kept [default: the events file's name without .gz]
+        /// The name under which the last line applied is kept, 1 to 256 bytes [default: the events file's name without .gz]
         #[arg(long, value_name = "NAME")]
         stream: Option<String>,
     },
@@ -177,6 +177,7 @@ fn replay_file(out: &mut impl Write, events: &Path, db: &Path, stream: Option<St
         Some(stream) => stream,
         None => stream_name(events)?,
     };
+    position::check_name(&stream)?;
     let mut progress = Progress::new();
     // Before the database: one is not to be made for events that cannot be read.
     let mut lines = Lines::open(events, &mut progress)?;

@@ -11,7 +11,7 @@ use crate::clock::now;
 use crate::error::Result;
 use crate::schema::C;
 use crate::text::Table;
-use crate::{lists, verified};
+use crate::{lists, position, verified};
 
 const LIST_LINES: usize = 10;
 /// Lists that took long to make are made anew after so many times as long.
@@ -68,9 +68,7 @@ impl Figures {
         let moment = conn.unchecked_transaction()?;
         // Changes whenever another connection has written.
         let version: i64 = moment.pragma_query_value(None, "data_version", |row| row.get(0))?;
-        let lines: i64 =
-            moment.query_row("SELECT coalesce(sum(lines), 0) FROM replay_position", (), |row| row.get(0))?;
-        self.lines.set(lines.into());
+        self.lines.set(position::lines(&moment)?);
         self.verified = verified::read(&moment)?;
         if self.lists_of != Some((at, version)) && now() >= self.lists_due {
             self.lists = lists::side_by_side(&mut SqliteStore::new(&moment, &C::LAYOUT), at, LIST_LINES)?;

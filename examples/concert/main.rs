@@ -1,12 +1,13 @@
 //! A concert site on an embedded SQLite file, whose counters keepcount keeps; here only exit codes.
 //!
-//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows and totals in one
+//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows, totals and the mark in one
 //! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order.
 
 mod app;
 mod audit;
 mod cli;
 mod clock;
+mod columns;
 mod costs;
 mod demo;
 mod error;
@@ -14,6 +15,7 @@ mod event;
 mod figures;
 mod lines;
 mod lists;
+mod position;
 mod progress;
 mod replaced;
 mod replay;

@@ -1,16 +1,17 @@
-//! Events into the database: rows, totals and the position in the file, in one transaction each time.
+//! Events into the database: rows, totals and the mark of the last line, in one transaction each time.
 //!
-//! Killed at any moment, a replay goes on after its last commit and counts nothing twice.
+//! Killed at any moment, a replay goes on after its last commit and counts nothing twice. An event's number is that of its line; blank lines
+//! before it are part of its mark.
 
-use keepcount::{Batch, SqliteStore, Store as _};
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use keepcount::{Batch, Mark, SqliteStore, Store as _};
+use rusqlite::{Connection, TransactionBehavior};
 
-use crate::app;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lines::{Lines, Position, Refused};
 use crate::progress::Progress;
 use crate::schema::C;
+use crate::{app, position};
 
 /// A commit costs a write to the disk that is waited for: many events share one, but other writers wait meanwhile.
 const EVENTS_PER_COMMIT: usize = 1_000;
@@ -45,7 +46,9 @@ pub fn replay(
     progress: &mut Progress,
     count: Count,
 ) -> Result<Done> {
-    let mut applied = position(conn, stream)?;
+    let moment = conn.transaction()?;
+    let mut applied = position::read(&moment, stream)?;
+    moment.finish()?;
     lines.skip_to(&applied, stream)?;
     let mut done = Done { lines_before: applied.lines.unsigned_abs(), ..Done::default() };
     loop {
@@ -93,7 +96,7 @@ impl Chunk {
     }
 }
 
-/// Applies a chunk and moves the position, in one transaction. A refused event ends it early: what came before stays.
+/// Applies a chunk and moves the mark, in one transaction. A refused event ends it early: what came before stays.
 fn commit(
     conn: &mut Connection,
     stream: &str,
@@ -103,13 +106,15 @@ fn commit(
     count: Count,
 ) -> Result<Option<Refused>> {
     let mut tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if position(&tx, stream)? != *applied {
-        return Err(Error::Said(format!("stream {stream}: somebody else is replaying it into this database")));
+    // Before the rows: one that is there already is refused for that.
+    if position::read(&tx, stream)? != *applied {
+        return Err(overtaken(stream));
     }
     let mut batch = Batch::new();
     let mut hooks = Batch::new();
     let mut refused = None;
     let mut end = *applied;
+    let mut counted = applied.lines;
     let mut now = *done;
     for (after, event) in &chunk.events {
         // An event is applied whole or not at all: a savepoint for its rows, a batch of its own for its totals.
@@ -125,17 +130,20 @@ fn commit(
         }
         batch.merge(&hooks);
         if count == Count::EachEvent {
-            now.statements += write_totals(&tx, &batch, after.lines, after.lines)?;
+            now.statements += write_totals(&tx, &batch, stream, counted, after.lines)?;
             batch.clear();
+            counted = after.lines;
         }
         end = *after;
         now.events += 1;
         now.updates += u64::from(matches!(event, Event::Update(_)));
     }
     if end != *applied {
-        set_position(&tx, stream, &end)?;
-        // Totals last: their rows, which everybody wants, are held for the shortest time.
-        now.statements += write_totals(&tx, &batch, applied.lines + 1, end.lines)?;
+        position::set_hash(&tx, stream, &end)?;
+        if counted < end.lines {
+            // Totals last: their rows, which everybody wants, are held for the shortest time.
+            now.statements += write_totals(&tx, &batch, stream, counted, end.lines)?;
+        }
         tx.commit()?;
         now.commits += 1;
         (*applied, *done) = (end, now);
@@ -143,23 +151,19 @@ fn commit(
     Ok(refused)
 }
 
-/// Says how many statements it took; after an error nothing of the transaction may stay.
-fn write_totals(tx: &Connection, batch: &Batch, first: i64, last: i64) -> Result<u64> {
-    let applied = SqliteStore::new(tx, &C::LAYOUT).apply(batch);
-    let applied =
-        applied.map_err(|error| Error::Said(format!("{error}; none of lines {first} to {last} is applied")))?;
-    Ok(applied.statements)
+/// Totals of the lines behind `before` up to `last`, once. Says how many statements it took; after an error nothing of the transaction may
+/// stay.
+fn write_totals(tx: &Connection, batch: &Batch, stream: &str, before: i64, last: i64) -> Result<u64> {
+    let first = before + 1;
+    let once = Mark::new(stream, first.unsigned_abs(), last.unsigned_abs())
+        .and_then(|mark| SqliteStore::new(tx, &C::LAYOUT).apply_once(batch, &mark));
+    match once {
+        Ok(applied) if applied.skipped => Err(overtaken(stream)),
+        Ok(applied) => Ok(applied.statements),
+        Err(error) => Err(Error::Said(format!("{error}; none of lines {first} to {last} is applied"))),
+    }
 }
 
-fn position(conn: &Connection, stream: &str) -> Result<Position> {
-    let mut find = conn.prepare_cached("SELECT lines, hash FROM replay_position WHERE stream = ?1")?;
-    let found = find.query_row([stream], |row| Ok(Position { lines: row.get(0)?, hash: row.get(1)? }));
-    Ok(found.optional()?.unwrap_or_default())
-}
-
-fn set_position(conn: &Connection, stream: &str, position: &Position) -> Result<()> {
-    let text = "INSERT INTO replay_position (stream, lines, hash) VALUES (?1, ?2, ?3)
-                ON CONFLICT (stream) DO UPDATE SET lines = excluded.lines, hash = excluded.hash";
-    conn.prepare_cached(text)?.execute(params![stream, position.lines, position.hash])?;
-    Ok(())
+fn overtaken(stream: &str) -> Error {
+    Error::Said(format!("stream {stream}: somebody else is replaying it into this database"))
 }

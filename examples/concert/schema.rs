@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::error::{Error, Result};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
-use crate::verified;
+use crate::{position, verified};
 
 /// The counters, keyed by the application's ids: texts.
 pub type C = keepcount::concert::Concert<String>;
@@ -37,11 +37,6 @@ const TABLES: &str = "
         kind TEXT NOT NULL CHECK (kind IN ('up', 'down')),
         created_at INTEGER NOT NULL
     ) STRICT;
-    CREATE TABLE IF NOT EXISTS replay_position (
-        stream TEXT NOT NULL PRIMARY KEY,
-        lines INTEGER NOT NULL,
-        hash BLOB NOT NULL
-    ) STRICT;
 ";
 
 /// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first columns.
@@ -60,9 +55,14 @@ pub fn create(path: &Path) -> Result<Connection> {
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute_batch(TABLES)?;
         tx.execute_batch(verified::TABLE)?;
+        tx.execute_batch(position::TABLE)?;
         check_rows(&tx)?;
         tx.execute_batch(INDICES)?;
         SqliteStore::new(&tx, &C::LAYOUT).create()?;
+        if is_old(&tx)? {
+            check_table(&tx, position::OLD_TABLE, position::OLD_COLUMNS)?;
+            position::take_over(&tx)?;
+        }
         tx.commit()?;
         // Afterwards, so that a database which is refused stays as it is.
         conn.execute_batch("PRAGMA journal_mode = WAL")?;
@@ -75,6 +75,10 @@ pub fn create(path: &Path) -> Result<Connection> {
 pub fn open(path: &Path) -> Result<Connection> {
     let open = || {
         let conn = connect(path, OpenFlags::empty())?;
+        if is_old(&conn)? {
+            let reason = "is from before there were marks: a replay into this database takes it over";
+            return Err(Error::Foreign(format!("table {} {reason}", position::OLD_TABLE)));
+        }
         SqliteStore::new(&conn, &C::LAYOUT).check()?;
         check_rows(&conn)?;
         Ok(conn)
@@ -110,22 +114,32 @@ fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     Ok(conn)
 }
 
-/// Whether the application's tables have their columns; another application may use the same names.
+/// Whether positions are where they were before there were marks.
+fn is_old(conn: &Connection) -> Result<bool> {
+    Ok(conn.table_exists(None, position::OLD_TABLE)?)
+}
+
 fn check_rows(conn: &Connection) -> Result<()> {
     for (table, columns) in [
         ("artists", ArtistRow::COLUMNS),
         ("shows", ShowRow::COLUMNS),
         ("setlists", SetlistRow::COLUMNS),
         ("votes", VoteRow::COLUMNS),
-        ("replay_position", "stream, lines, hash"),
+        ("replay_prefix", "stream, hash"),
         ("verifications", "counter, at"),
     ] {
-        conn.prepare(&format!("SELECT {columns} FROM {table}")).map_err(|error| match error {
-            rusqlite::Error::SqlInputError { msg, .. } => {
-                Error::Foreign(format!("table {table} is not this application's: {msg}"))
-            }
-            other => Error::Sql(other),
-        })?;
+        check_table(conn, table, columns)?;
     }
     Ok(())
+}
+
+/// Whether a table of the application has its columns; another application may use the same name.
+fn check_table(conn: &Connection, table: &str, columns: &str) -> Result<()> {
+    let checked = conn.prepare(&format!("SELECT {columns} FROM {table}"));
+    checked.map(drop).map_err(|error| match error {
+        rusqlite::Error::SqlInputError { msg, .. } => {
+            Error::Foreign(format!("table {table} is not this application's: {msg}"))
+        }
+        other => Error::Sql(other),
+    })
 }

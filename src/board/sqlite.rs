@@ -9,7 +9,7 @@ use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::sql::{self, Value};
-use crate::store::sqlite::{Scope, SqliteStore, Unready, failed, read_parts};
+use crate::store::sqlite::{SqliteStore, Unready, failed, read_parts};
 
 impl SqliteStore<'_> {
     /// The first lines of a board: one range of its index.
@@ -118,13 +118,7 @@ impl SqliteStore<'_> {
     /// What the database says.
     pub fn rebuild<K: Key, S: Score>(&self, board: Board<K, S>) -> Result<u64> {
         let def = board.def();
-        if !self.conn().is_autocommit() {
-            return self.remake(&def);
-        }
-        let scope = Scope::open(self.conn(), format!("rebuilding board {}", def.name()))?;
-        let changed = self.remake(&def)?;
-        scope.commit()?;
-        Ok(changed)
+        self.transact(|| format!("rebuilding board {}", def.name()), |_| self.remake(&def))
     }
 
     /// Scores every key, and says in the catalogue that this is what the board is now.

@@ -1,6 +1,16 @@
 //! The cases, in the order of [`conformance_tests!`](crate::conformance_tests), which lists their names.
 
+mod marks;
+
 use std::collections::BTreeMap;
+
+use marks::{
+    a_gap_applies_nothing, a_part_of_what_was_applied_is_skipped, a_refused_batch_leaves_the_mark, a_repeat_is_skipped,
+    a_repeat_is_skipped_where_it_has_no_room_any_more, a_rollup_beyond_64_bits_leaves_the_mark,
+    an_empty_batch_moves_the_mark, an_overlap_applies_nothing, apply_leaves_marks_alone,
+    batches_of_every_kind_move_the_mark, events_are_applied_once, plus_and_minus_one_move_the_mark,
+    random_streams_follow_a_model, rollups_climb_once, streams_are_apart,
+};
 
 use super::{Call, Expect, Step};
 use crate::batch::Batch;

@@ -31,6 +31,7 @@ use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
+use crate::replay;
 use crate::rollup;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
@@ -115,8 +116,10 @@ impl MemoryStore {
     /// An empty store for these counters.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let stripes = (processors * STRIPES_EACH).next_power_of_two().clamp(STRIPES_LEAST, STRIPES_MOST);
+        let stripes = replay::stripes().unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            (processors * STRIPES_EACH).next_power_of_two().clamp(STRIPES_LEAST, STRIPES_MOST)
+        });
         let tables = || layout.counters().iter().map(|placed| Table::new(placed.def().parts())).collect();
         Self {
             layout: *layout,
@@ -486,30 +489,6 @@ impl MemoryStore {
             }
         }
         (order, starts)
-    }
-
-    /// The totals of each counter in the layout's order, and its cut, all at one moment.
-    fn all_totals(&self) -> Vec<(Totals, Option<KeyBuf>)> {
-        let cuts = self.gate.write();
-        let held = self.hold();
-        let totals_at = |(position, cut): (usize, &Option<KeyBuf>)| {
-            let mut totals = Totals::new();
-            for table in held.iter().filter_map(|held| held.tables.get(position)) {
-                table.for_each(|key, total| totals.push((key.clone(), total)));
-            }
-            (totals, cut.clone())
-        };
-        cuts.iter().enumerate().map(totals_at).collect()
-    }
-
-    /// Adds totals of one counter as they are: nothing climbs.
-    fn put(&mut self, counter: &Def, batch: &Batch, cut: Option<KeyBuf>) -> Result<()> {
-        let positions = Positions::of(&self.layout, batch)?;
-        self.apply_steps(&mut self.hold(), &positions, batch, false)?;
-        if let Some(known) = self.gate.get_mut().get_mut(self.layout.position(counter)?) {
-            *known = cut;
-        }
-        Ok(())
     }
 }
 

@@ -53,10 +53,13 @@ pub trait Store {
     /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too. The mark moves in the same
     /// transaction as the totals, also with a batch that counts nothing; so an outcome that is not known can always be tried again.
     ///
+    /// A caller whose rows cannot be written twice asks [`mark`](Self::mark) before it writes them, under the same lock: in SQLite, in a
+    /// transaction that began with BEGIN IMMEDIATE.
+    ///
     /// # Errors
     ///
     /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as [`Mark::follows`] says; nothing is applied then, and the mark
-    /// stays.
+    /// stays. Where several apply one stream, a gap may be what another is just about to fill.
     fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied>;
 
     /// The last event of a stream that was applied; 0 where there was none.
@@ -207,7 +210,7 @@ pub struct Applied {
     pub totals: u64,
     /// Statements on tables of totals and boards that wrote, once for each total in SQLite; 0 in memory.
     pub statements: u64,
-    /// Whether the batch's events were applied before, so that nothing was done now.
+    /// Whether the batch's events were applied before, so that nothing was done now; the caller's rows of them are to be rolled back.
     pub skipped: bool,
     /// What was written, where that is more or less than the batch.
     expanded: Option<Box<Batch>>,

@@ -97,67 +97,79 @@ impl<'c> SqliteStore<'c> {
     /// transaction begins.
     fn write_plainly(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
         let statements = sql::statements(Dialect::Sqlite, self.layout, batch, false)?;
-        self.in_transaction(batch, |nested| self.write_marked(&statements, batch, mark, nested))
+        self.in_transaction(batch, mark, |nested| self.write(&statements, batch, nested, || self.move_mark(mark)))
     }
 
     /// Leaves out what is pruned, lets the rest climb, writes all of it, and brings boards along.
     fn write_climbing(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
-        self.in_transaction(batch, |nested| {
+        self.in_transaction(batch, mark, |nested| {
             let kept = self.above_cuts(batch)?;
             let climbed = rollup::climb(self.layout, kept, |question, each| self.answer(question, each))?;
             let statements = sql::statements(Dialect::Sqlite, self.layout, &climbed, false)?;
-            let applied = self.write_marked(&statements, &climbed, mark, nested)?;
+            let applied = self.write(&statements, &climbed, nested, || self.move_mark(mark))?;
             drop(statements);
-            Ok(if applied.skipped { applied } else { applied.of(climbed) })
+            Ok(applied.of(climbed))
         })
     }
 
-    /// Writes a batch unless its events were applied before, and moves the mark last: where that fails, totals are taken back as ever.
-    fn write_marked(
+    /// Writes a batch in a transaction; does nothing where its events were applied before. The mark is read first of all: what climbs from a
+    /// batch that is delivered again may be beyond 64 bits by now.
+    fn in_transaction(
         &self,
-        statements: &[sql::Statement<'_>],
         batch: &Batch,
         mark: Option<&Mark<'_>>,
-        nested: bool,
+        write: impl FnOnce(bool) -> Result<Applied>,
     ) -> Result<Applied> {
-        let Some(mark) = mark else { return self.write(statements, batch, nested, || Ok(())) };
-        if !mark.follows(self.read_mark(mark.stream())?)? {
-            return Ok(Applied::skipped());
+        self.transact(
+            || doing(batch, mark),
+            |nested| match mark {
+                Some(mark) if !mark.follows(self.read_mark(mark.stream())?)? => Ok(Applied::skipped()),
+                _ => write(nested),
+            },
+        )
+    }
+
+    /// Runs `work` in the caller's transaction, or in one of its own, and tells it whether it is the caller's. Where that one is gone when an
+    /// error comes back, the error says so: SQLite rolls back by itself when a disk is full or fails, also under a statement that only reads.
+    pub(crate) fn transact<T>(
+        &self,
+        doing: impl FnOnce() -> String,
+        work: impl FnOnce(bool) -> Result<T>,
+    ) -> Result<T> {
+        if !self.conn.is_autocommit() {
+            return work(true).map_err(|error| if self.conn.is_autocommit() { lost(error) } else { error });
         }
-        self.write(statements, batch, nested, || self.set_mark(mark))
+        let own = Scope::open(self.conn, doing())?;
+        let done = work(false)?;
+        own.commit()?;
+        Ok(done)
     }
 
     fn read_mark(&self, stream: &str) -> Result<u64> {
-        let found = self
-            .conn
-            .prepare_cached(&sql::read_mark(Dialect::Sqlite))
-            .and_then(|mut read| read.query_row([stream], |row| row.get::<_, i64>(0)).optional());
-        let last = found.map_err(|error| failed(&format!("reading the mark of stream {stream}"), error))?.unwrap_or(0);
-        u64::try_from(last).map_err(|_| {
-            let reason = format!("stream {stream}: its mark is {last}, below 0; somebody else wrote it");
-            Error::Schema { table: sql::MARKS.to_owned(), reason }
-        })
+        let read = self.conn.prepare_cached(&sql::read_mark(Dialect::Sqlite));
+        let read = read.and_then(|mut read| read.query_row([stream], |row| row.get::<_, i64>(0)).optional());
+        let foreign = |what: String| {
+            let reason = format!("the mark of stream {stream} is {what}; somebody else wrote it");
+            Err(Error::Schema { table: sql::MARKS.to_owned(), reason })
+        };
+        let last = match read {
+            Ok(last) => last.unwrap_or(0),
+            Err(rusqlite::Error::InvalidColumnType(_, _, kind)) => return foreign(format!("{kind}, not an integer")),
+            Err(error) => return Err(failed(&format!("reading the mark of stream {stream}"), error)),
+        };
+        u64::try_from(last).or_else(|_| foreign(format!("{last}, below 0")))
     }
 
-    fn set_mark(&self, mark: &Mark<'_>) -> Result<()> {
+    /// Says that a batch's events are applied; the last of what is written, so that where it fails, totals are taken back as ever.
+    fn move_mark(&self, mark: Option<&Mark<'_>>) -> Result<()> {
+        let Some(mark) = mark else { return Ok(()) };
         let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
         let moved = self.conn.prepare_cached(&sql::set_mark(Dialect::Sqlite));
         let moved = moved.and_then(|mut set| set.execute((mark.stream(), last)));
-        match moved.map_err(|error| failed(&format!("moving the mark of stream {}", mark.stream()), error))? {
+        match moved.map_err(|error| failed(&moving(mark), error))? {
             1 => Ok(()),
             _ => Err(skipped_write(sql::MARKS.to_owned())),
         }
-    }
-
-    /// Runs `write` in the caller's transaction, or in one of its own; tells it whether it is the caller's.
-    fn in_transaction(&self, batch: &Batch, write: impl FnOnce(bool) -> Result<Applied>) -> Result<Applied> {
-        if !self.conn.is_autocommit() {
-            return write(true);
-        }
-        let own = Scope::open(self.conn, doing(batch))?;
-        let applied = write(false)?;
-        own.commit()?;
-        Ok(applied)
     }
 
     /// Writes what totals lack, in the caller's transaction: also of rollups, of keys below a cut, and beyond 64 bits.
@@ -209,19 +221,10 @@ impl<'c> SqliteStore<'c> {
         if undone.is_ok() && !self.conn.is_autocommit() {
             undone = self.follow(batch).map(drop);
         }
-        let alive = !self.conn.is_autocommit();
-        if undone.is_ok() && alive {
-            return error;
-        }
-        if alive {
+        if undone.is_err() && !self.conn.is_autocommit() {
             let _ = execute(self.conn, "ROLLBACK");
         }
-        match error {
-            Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => {
-                Error::TransactionLost { doing, cause }
-            }
-            other => Error::TransactionLost { doing: "writing totals".to_owned(), cause: other.into() },
-        }
+        error
     }
 
     fn add_values(&self, counter: &Def, upsert: &str, key: &[Value<'_>], change: i128) -> Result<()> {
@@ -275,17 +278,16 @@ impl<'c> SqliteStore<'c> {
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
         let family = prune::family(self.layout, &counter, T::PARTS)?;
-        let scope = if self.conn.is_autocommit() {
-            Some(Scope::open(self.conn, format!("pruning counter {}", counter.full_name()))?)
-        } else {
-            None
-        };
+        self.transact(|| format!("pruning counter {}", counter.full_name()), |_| self.prune_family(&family, &cut))
+    }
+
+    fn prune_family(&self, family: &[Def], cut: &KeyBuf) -> Result<u64> {
         let mut gone = 0;
-        for def in &family {
-            if self.cut(def)?.is_some_and(|known| known >= cut) {
+        for def in family {
+            if self.cut(def)?.is_some_and(|known| known >= *cut) {
                 continue;
             }
-            let value = cut::tail_value(def, &cut)?;
+            let value = cut::tail_value(def, cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
                 self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;
@@ -298,7 +300,6 @@ impl<'c> SqliteStore<'c> {
                 self.rescore_all(board)?;
             }
         }
-        scope.map_or(Ok(()), Scope::commit)?;
         Ok(gone)
     }
 
@@ -396,12 +397,27 @@ fn skipped_write(table: String) -> Error {
     Error::Schema { table, reason: "a write to it was skipped; it must have no triggers".to_owned() }
 }
 
+/// An error after which the caller's transaction is gone.
+fn lost(error: Error) -> Error {
+    match error {
+        Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => Error::TransactionLost { doing, cause },
+        other => Error::TransactionLost { doing: "writing totals".to_owned(), cause: other.into() },
+    }
+}
+
 /// What applying a batch does, for errors.
-fn doing(batch: &Batch) -> String {
+fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
+    if let (Some(mark), true) = (mark, batch.is_empty()) {
+        return moving(mark);
+    }
     let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
     names.sort_unstable();
     names.dedup();
     format!("writing totals of counter {}", names.join(", "))
+}
+
+fn moving(mark: &Mark<'_>) -> String {
+    format!("moving the mark of stream {}", mark.stream())
 }
 
 fn writing(counter: &Def, error: rusqlite::Error) -> Error {

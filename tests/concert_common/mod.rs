@@ -257,8 +257,9 @@ impl Site {
 }
 
 pub fn dump(conn: &Connection) -> Vec<String> {
-    let tables = ["artists", "shows", "setlists", "votes", "replay_position", "keepcount_counters"].map(str::to_owned);
-    let tables = tables.into_iter().chain(total_tables()).chain(BOARD_TABLES.into_iter().map(str::to_owned));
+    let tables = ["artists", "shows", "setlists", "votes", "replay_prefix", "keepcount_marks", "keepcount_counters"];
+    let tables =
+        tables.map(str::to_owned).into_iter().chain(total_tables()).chain(BOARD_TABLES.into_iter().map(str::to_owned));
     let mut rows = Vec::new();
     for table in tables {
         let mut all = conn.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();

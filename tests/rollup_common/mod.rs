@@ -2,6 +2,9 @@
 //! that knows nothing of the crate.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
+#[path = "../common/random.rs"]
+mod random;
+
 pub mod cases;
 pub mod shapes;
 pub mod subjects;
@@ -10,6 +13,7 @@ use std::collections::BTreeMap;
 
 use keepcount::reconcile::CounterReport;
 use keepcount::{Batch, Counter, Def, Key, KeyBuf, Layout, Record, Store, Tally};
+pub use random::Random;
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i8)> = Counter::new("setlist.days");
@@ -441,22 +445,6 @@ pub fn totals_of(store: &mut impl Store) -> Totals {
     }
     totals.retain(|_, total| *total != 0);
     totals
-}
-
-/// Small numbers by a fixed rule.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % most
-    }
-
-    pub fn int(&mut self, from: i64, to: i64) -> i64 {
-        from + i64::try_from(self.below(u64::try_from(to - from).unwrap())).unwrap()
-    }
 }
 
 pub fn add_by_name(batch: &mut Batch, Name(counter, parts): &Name, amount: i64) {

@@ -2,7 +2,7 @@
 //!
 //! The README shows the function between the marks; a test holds both together.
 
-use keepcount::{Batch, Counter, Def, Layout, Record, Tally};
+use keepcount::{Batch, Counter, Def, Layout, Mark, Record, Tally};
 use sqlx::{Connection as _, Row as _};
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -42,6 +42,23 @@ async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn
 }
 // README: end
 
+/// Applies events once, in the transaction that wrote their rows. False where they were applied before: the caller rolls back.
+async fn apply_once(
+    conn: &mut SqliteConnection,
+    batch: &Batch,
+    mark: &Mark<'_>,
+) -> Result<bool, Box<dyn std::error::Error>> {
+    let read = sqlx::query_scalar(AssertSqlSafe(sql::read_mark(Dialect::Sqlite))).bind(mark.stream().to_owned());
+    let last: Option<i64> = read.fetch_optional(&mut *conn).await?;
+    if !mark.follows(last.unwrap_or(0).try_into()?)? {
+        return Ok(false);
+    }
+    apply(conn, batch).await?;
+    let set = sqlx::query(AssertSqlSafe(sql::set_mark(Dialect::Sqlite))).bind(mark.stream().to_owned());
+    set.bind(i64::try_from(mark.last())?).execute(&mut *conn).await?;
+    Ok(true)
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut conn = SqliteConnection::connect("sqlite::memory:").await?;
@@ -64,10 +81,20 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     apply(&mut tx, &batch).await?;
     tx.rollback().await?;
 
+    // Delivered twice: applied once.
+    let event = Mark::new("votes", 1, 1)?;
+    for delivered in 1..=2 {
+        let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
+        let applied = apply_once(&mut tx, &batch, &event).await?;
+        assert_eq!(applied, delivered == 1);
+        if applied { tx.commit().await? } else { tx.rollback().await? }
+    }
+
     let total: i64 = sqlx::query("SELECT total FROM show_votes WHERE key = 7").fetch_one(&mut conn).await?.get(0);
     let votes: i64 = sqlx::query("SELECT count(*) FROM votes").fetch_one(&mut conn).await?.get(0);
-    assert_eq!((total, votes), (1, 1));
-    println!("show 7: {total} vote");
+    assert_eq!((total, votes), (2, 2));
+    println!("show 7: {total} votes");
     Ok(())
 }
 

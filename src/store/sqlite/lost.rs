@@ -1,6 +1,6 @@
 //! Counters and boards that the layout does not have any more: named, and dropped on demand.
 
-use super::{Scope, SqliteStore, failed};
+use super::{SqliteStore, failed};
 use crate::error::{Error, Result};
 use crate::sql;
 
@@ -43,12 +43,7 @@ impl SqliteStore<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn forget(&self, name: &str) -> Result<()> {
-        if !self.conn.is_autocommit() {
-            return self.drop_lost(name);
-        }
-        let scope = Scope::open(self.conn, format!("forgetting {name}"))?;
-        self.drop_lost(name)?;
-        scope.commit()
+        self.transact(|| format!("forgetting {name}"), |_| self.drop_lost(name))
     }
 
     fn drop_lost(&self, name: &str) -> Result<()> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use rusqlite::{ErrorCode, OptionalExtension};
 
-use super::{Scope, SqliteStore, cut, failed};
+use super::{SqliteStore, cut, failed};
 use crate::board::{self, BoardDef};
 use crate::counter::Placed;
 use crate::error::{Error, Result};
@@ -56,12 +56,7 @@ impl SqliteStore<'_> {
     }
 
     fn create_for(&self, rows: bool) -> Result<()> {
-        if !self.conn.is_autocommit() {
-            return self.create_all(rows);
-        }
-        let scope = Scope::open(self.conn, "making tables".to_owned())?;
-        self.create_all(rows)?;
-        scope.commit()
+        self.transact(|| "making tables".to_owned(), |_| self.create_all(rows))
     }
 
     /// Also for `rows` that are there already.
@@ -167,11 +162,12 @@ impl SqliteStore<'_> {
 
     fn check_marks(&self) -> Result<()> {
         let wanted = ["stream TEXT NOT NULL PRIMARY KEY 1".to_owned(), "last INTEGER NOT NULL".to_owned()];
-        let fault = self.table_fault(sql::MARKS, &wanted, true)?;
-        fault.map_or(Ok(()), |fault| {
-            let reason = format!("{fault}; SqliteStore::create makes it where it is absent");
-            Err(Error::Schema { table: sql::MARKS.to_owned(), reason })
-        })
+        let fault = match self.object(sql::MARKS)? {
+            // Of a database from before there were marks.
+            None => Some("it is absent; SqliteStore::create makes it".to_owned()),
+            Some(_) => self.table_fault(sql::MARKS, &wanted, true)?,
+        };
+        fault.map_or(Ok(()), |reason| Err(Error::Schema { table: sql::MARKS.to_owned(), reason }))
     }
 
     /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, or is a later version of one, and this layout

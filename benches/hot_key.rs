@@ -1,0 +1,175 @@
+//! One hot key under 1,000 writes a second while repairs run over and over beside it: what a writer waits for, and the longest wait.
+//!
+//! Rows are in an SQLite file (WAL). In memory: a bracket, the row's commit, the bracket's commit. In SQLite: row and total in one transaction, as the peer of
+//! the same repairs. Each is measured without and with repairs, in turns within one run. A plain program: what counts is the longest wait, not a mean.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::disallowed_methods, missing_docs)]
+
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use keepcount::reconcile::{Audit, Live, MemoryAudit, Mode, Options, Reconciler, Settling, Source, SqliteAudit, run};
+use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use rusqlite::{Connection, TransactionBehavior};
+
+const VOTES: Counter<i64> = Counter::new("show.votes");
+const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+const SHOWS: i64 = 1_000;
+const HOT: i64 = 500;
+const PAGE: u16 = 100;
+const EVERY: Duration = Duration::from_millis(1);
+
+/// A show's votes: one, or as many as SQL counted.
+struct Votes(i64, i64);
+
+impl Record for Votes {
+    const COUNTERS: &'static [Def] = &[VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(VOTES, self.0, self.1);
+    }
+}
+
+fn open(path: &Path) -> Connection {
+    let conn = Connection::open(path).unwrap();
+    conn.busy_timeout(Duration::from_secs(10)).unwrap();
+    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL").unwrap();
+    conn
+}
+
+fn fill(path: &Path, store: &MemoryStore) {
+    let mut conn = open(path);
+    conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL); CREATE INDEX votes_by_show ON votes (show_id)")
+        .unwrap();
+    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let mut batch = Batch::new();
+    for show in 0..SHOWS {
+        for _ in 0..10 {
+            tx.execute("INSERT INTO votes (show_id) VALUES (?1)", [show]).unwrap();
+            batch.insert(&Votes(show, 1));
+        }
+    }
+    SqliteStore::new(&tx, &LAYOUT).apply(&batch).unwrap();
+    tx.commit().unwrap();
+    store.begin(&batch).unwrap().commit().unwrap();
+}
+
+/// How long each write took, and of that what it waited for totals: a gate and a stripe in memory.
+struct Waits {
+    whole: Vec<Duration>,
+    totals: Vec<Duration>,
+}
+
+/// Writes to the hot key at its pace for so long.
+fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) -> Waits {
+    let mut waits = Waits { whole: Vec::new(), totals: Vec::new() };
+    let started = Instant::now();
+    let mut due = started;
+    let mut batch = Batch::new();
+    while started.elapsed() < time {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        due += EVERY;
+        batch.clear();
+        batch.insert(&Votes(HOT, 1));
+        let begun = Instant::now();
+        let bracket = memory.map(|store| store.begin(&batch).unwrap());
+        let entered = begun.elapsed();
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        tx.prepare_cached("INSERT INTO votes (show_id) VALUES (?1)").unwrap().execute([HOT]).unwrap();
+        if bracket.is_none() {
+            SqliteStore::new(&tx, &LAYOUT).apply(&batch).unwrap();
+        }
+        tx.commit().unwrap();
+        let committed = Instant::now();
+        if let Some(bracket) = bracket {
+            bracket.commit().unwrap();
+        }
+        waits.whole.push(begun.elapsed());
+        waits.totals.push(entered + committed.elapsed());
+    }
+    waits
+}
+
+/// Repairs over and over; drift is planted on the hot key before each, so that each mends.
+fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, mended: &AtomicU64) {
+    let (conn, rows) = (open(path), open(path));
+    while !done.load(Ordering::Relaxed) {
+        let lost = rows.execute("INSERT INTO votes (show_id) VALUES (?1)", [HOT]);
+        let mut audit: Box<dyn Audit + '_> = if let Some(store) = memory {
+            let mut audit = MemoryAudit::live(store, Settling::after(Duration::from_secs(10)), Live::new());
+            audit.add(VOTES, |from| read(&conn, from)).unwrap();
+            Box::new(audit)
+        } else {
+            let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+            let votes = Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Votes(row.get(0)?, 1)));
+            audit.add(VOTES, votes).unwrap();
+            Box::new(audit)
+        };
+        let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().page(PAGE.into())).unwrap();
+        let report = run(&mut repair, audit.as_mut(), &mut Live::new()).unwrap();
+        mended.fetch_add(report.counters[0].corrected, Ordering::Relaxed);
+        assert!(lost.is_ok());
+    }
+}
+
+/// The votes of the next shows, in one statement: a page's, and one more.
+fn read(conn: &Connection, from: Bound<i64>) -> Vec<Votes> {
+    let from = match from {
+        Bound::Unbounded => i64::MIN,
+        Bound::Included(show) => show,
+        Bound::Excluded(show) => show + 1,
+    };
+    let text = "SELECT show_id, count(*) FROM votes WHERE show_id >= ?1 GROUP BY show_id LIMIT ?2";
+    let mut statement = conn.prepare_cached(text).unwrap();
+    let rows = statement.query_map((from, i64::from(PAGE) + 1), |row| Ok(Votes(row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+fn show(name: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |share: f64| {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        let at = (times.len() as f64 * share) as usize;
+        times[at.min(times.len() - 1)]
+    };
+    println!("{name:46} p50 {:>9.1?}  p99 {:>9.1?}  longest {:>9.1?}", at(0.5), at(0.99), at(1.0));
+}
+
+fn main() {
+    let quick = env::args().any(|argument| argument == "--test");
+    let (rounds, time) = if quick { (1, Duration::from_millis(200)) } else { (3, Duration::from_secs(5)) };
+    let folder = tempfile::tempdir().unwrap();
+    for (kind, in_memory) in [("memory", true), ("SQLite", false)] {
+        let path = folder.path().join(format!("{kind}.db"));
+        let store = MemoryStore::new(&LAYOUT);
+        fill(&path, &store);
+        let memory = in_memory.then_some(&store);
+        let mended = AtomicU64::new(0);
+        let mut with = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+        for _ in 0..rounds {
+            for beside in [0, 1] {
+                let done = AtomicBool::new(beside == 0);
+                let waits = thread::scope(|scope| {
+                    scope.spawn(|| repair(&path, memory, &done, &mended));
+                    let waits = write(&mut open(&path), time, memory);
+                    done.store(true, Ordering::Relaxed);
+                    waits
+                });
+                with[beside].0.extend(waits.whole);
+                with[beside].1.extend(waits.totals);
+            }
+        }
+        let [alone, beside] = with;
+        println!("{kind}: {} writes, {} mends of the hot key", alone.0.len() + beside.0.len(), mended.into_inner());
+        show("  a write, no repair", alone.0);
+        show("  a write, repairs beside it", beside.0);
+        if in_memory {
+            show("    of that bracket and totals, no repair", alone.1);
+            show("    of that bracket and totals, repairs", beside.1);
+        }
+    }
+}
