@@ -293,7 +293,7 @@ impl Window {
 
 impl Audit for MemoryAudit<'_> {
     fn identity(&mut self) -> Result<u64> {
-        Ok(0)
+        Ok(self.store.identity())
     }
 
     fn look(&mut self, ask: &Look) -> Result<Looked> {

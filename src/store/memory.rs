@@ -9,6 +9,7 @@ mod stripe;
 mod table;
 
 use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 #[derive(Debug)]
 pub struct MemoryStore {
     layout: Layout,
+    /// What tells it from every other store, also from one that is restored from its snapshot.
+    identity: u64,
     /// One for each counter, in the layout's order.
     places: Box<[Place]>,
     /// A power of two of them, so that some bits of a hash choose one.
@@ -123,6 +126,7 @@ impl MemoryStore {
         let tables = || layout.counters().iter().map(|placed| Table::new(placed.def().parts())).collect();
         Self {
             layout: *layout,
+            identity: RandomState::new().hash_one(()),
             places: layout.counters().iter().map(|placed| Place::of(layout, placed)).collect(),
             stripes: (0..stripes).map(|_| Stripe::new(tables())).collect(),
             gate: RwLock::new(vec![None; layout.counters().len()].into_boxed_slice()),
@@ -339,6 +343,10 @@ impl MemoryStore {
 
     pub(crate) const fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    pub(crate) const fn identity(&self) -> u64 {
+        self.identity
     }
 
     /// The encoded last part below which a counter was pruned.

@@ -147,6 +147,9 @@ impl MemoryStore {
     /// past is to be backfilled. So does a rollup of such a counter, because what it sums is nothing yet. A counter may have become
     /// [`prunable`](crate::Placed::prunable), or ceased to be where it was never pruned. The order of the layout does not matter.
     ///
+    /// A [`Token`](crate::reconcile::Token) of the store that the snapshot was taken of is refused by an audit of this one: what was mended after the
+    /// snapshot is not in it.
+    ///
     /// # Errors
     ///
     /// [`Error::Snapshot`] when a counter has another key or place in the layout, or is not in it
