@@ -1,5 +1,5 @@
 //! What rollups cost: votes with the counters of their own rows, with rollups over two levels, and with all that a concert site keeps (decayed
-//! votes of three half-lives at three levels, and boards); in memory and in SQLite transactions of 1, 100 and 10,000 votes.
+//! votes of three half-lives at three levels, and boards); in memory and in SQLite transactions of 1, 100 and 10,000 votes; and what reading costs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Random, only_tested};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::concert::{Concert, Setlist, Show, Status, Vote};
-use keepcount::{Batch, Date, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use keepcount::{Batch, Date, KeyBuf, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
 type C = Concert<i64>;
@@ -145,5 +145,31 @@ fn sqlite(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, memory, sqlite);
+/// What a page view reads of a concert site, each statement in a transaction of its own, and all in one.
+fn reads(c: &mut Criterion) {
+    let Ok(folder) = tempfile::tempdir() else { return };
+    let conn = Connection::open(folder.path().join("site.db")).unwrap();
+    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    conn.set_prepared_statement_cache_capacity(512);
+    let mut store = SqliteStore::new(&conn, &C::LAYOUT);
+    store.create().unwrap();
+    store.apply(&site(&C::LAYOUT)).unwrap();
+    let mut random = Random(5);
+    store.apply(&votes(&C::LAYOUT, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
+    let page: Vec<KeyBuf> = (0..100_i64).map(KeyBuf::of::<i64>).collect();
+    for (name, begin, end) in [("of its own", "", ""), ("around all", "BEGIN", "COMMIT")] {
+        let mut group = c.benchmark_group(format!("sqlite, reads in a transaction {name}"));
+        group.sample_size(50).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+        conn.execute_batch(begin).unwrap();
+        let mut key = || (random.next() % SHOWS).cast_signed();
+        group.bench_function("a total", |b| b.iter(|| store.total(C::SETLIST_VOTES, key()).unwrap()));
+        group.bench_function("a rollup's total", |b| b.iter(|| store.total(C::SHOW_VOTES, key()).unwrap()));
+        group.bench_function("100 totals", |b| b.iter(|| store.read(C::SETLIST_VOTES.def(), &page).unwrap()));
+        group.bench_function("first 10 of a board", |b| b.iter(|| store.top(C::TRENDING_7D, 10).unwrap()));
+        group.finish();
+        conn.execute_batch(end).unwrap();
+    }
+}
+
+criterion_group!(benches, memory, sqlite, reads);
 criterion_main!(benches);

@@ -4,6 +4,7 @@
 //! cargo run --example cron                    the demonstration: calls itself until it is done, as cron would
 //! */10 * * * *  cron --db votes.db            repairs 100 pages every ten minutes, and begins anew when it is through
 //! 0 3 * * 0     cron --db votes.db --verify   only looks; its place is another file
+//! * * * * *     cron --db votes.db --backfill fills counters that are new, once every writer runs their hooks (docs/deploy.md)
 //! ```
 //!
 //! Exit codes: 0 complete and clean, or repaired; 1 an error; 2 drift found by a verify, which was through or was not;
@@ -48,6 +49,9 @@ struct Cli {
     /// Only look.
     #[arg(long)]
     verify: bool,
+    /// Repair, and make what was compared to its end ready to be read: every writer runs the hooks by now.
+    #[arg(long, conflicts_with = "verify")]
+    backfill: bool,
 }
 
 fn main() -> ExitCode {
@@ -78,7 +82,11 @@ fn demonstration(mut cli: Cli) -> Result<u8, Box<dyn Error>> {
 
 /// One call; says the exit code.
 fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
-    let mode = if cli.verify { Mode::Verify } else { Mode::Repair };
+    let mode = match cli {
+        Cli { verify: true, .. } => Mode::Verify,
+        Cli { backfill: true, .. } => Mode::Backfill,
+        _ => Mode::Repair,
+    };
     let token = cli.token.clone().unwrap_or_else(|| db.with_added_extension(format!("{mode}-token")));
     // Held until this call ends. Two at once would do no harm to totals, but only one place can be kept.
     let lock = File::create(token.with_added_extension("lock"))?;

@@ -106,7 +106,8 @@ impl<K: Key, S> Board<K, S> {
         Self { def, types: PhantomData }
     }
 
-    /// The same board with another version; raise it when the meaning of its score changes, and rebuild it.
+    /// The same board with another version; raise it when the meaning of its score changes, and rebuild it. Unlike versions of a counter, those of a
+    /// board share one table, so processes with both cannot run side by side: give the board another name for that.
     #[must_use]
     pub const fn version(mut self, version: u32) -> Self {
         self.def.id = Counter::<K>::new(self.def.id.name()).version(version).def();
@@ -164,9 +165,9 @@ impl BoardDef {
         self.id.parts()
     }
 
-    /// The name of its table: its own, with underscores for dots.
+    /// The name of its table: its own, with underscores for dots, whatever its version: a board is rebuilt, not kept beside another.
     pub(crate) fn table_name(&self) -> String {
-        self.id.table_name()
+        self.name().replace('.', "_")
     }
 
     /// The board's key in a key of one of its counters.
@@ -294,32 +295,29 @@ pub struct Ranked<K, S> {
 }
 
 /// The statements that make a board's table, its index, and its line in the catalogue.
-pub(crate) fn ddl(_: Dialect, board: &BoardDef) -> [String; 3] {
+pub(crate) fn ddl(_: Dialect, board: &BoardDef, ready: bool) -> [String; 3] {
     let table = board.table_name();
     let columns = sql::columns(board.parts());
     let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
     let keys = sql::key_columns(board.parts()).join(", ");
     let score = score_column(board);
-    let (name, parts, version) = (board.name(), board.parts(), board.id.version());
     [
         format!(
             r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#
         ),
         format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
-        format!(
-            r#"INSERT INTO "{}" ("name", "key", "version", "placement") VALUES ('{name}', '{parts}', {version}, '{}')"#,
-            sql::CATALOGUE,
-            place(board)
-        ),
+        sql::enlist_as(board.name(), &board.id, &place(board), ready),
     ]
 }
 
-/// Writes a board's version, and what it is made of, anew into the catalogue.
+/// Writes a board's version, and what it is made of, anew into the catalogue, and that it is ready.
 #[cfg(feature = "sqlite")]
 fn enlist_anew(board: &BoardDef) -> String {
     let (name, version, place) = (board.name(), board.id.version(), place(board));
     let table = sql::CATALOGUE;
-    format!(r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}' WHERE c."name" = '{name}'"#)
+    format!(
+        r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}', "ready" = 1 WHERE c."name" = '{name}'"#
+    )
 }
 
 pub(crate) const fn score_column(board: &BoardDef) -> &'static str {
@@ -331,6 +329,6 @@ pub(crate) const fn score_column(board: &BoardDef) -> &'static str {
 
 /// Where a board lives and what it is made of, as the catalogue says it.
 pub(crate) fn place(board: &BoardDef) -> String {
-    let names: Vec<&str> = board.counters().iter().map(Def::name).collect();
+    let names: Vec<_> = board.counters().iter().map(Def::full_name).collect();
     format!("board of {}", names.join(", "))
 }

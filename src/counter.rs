@@ -1,5 +1,6 @@
 //! A counter's handle: typed as `Counter<K>`, without its type as `Def`, with its place as `Placed`; and what a rollup sums.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::RangeBounds;
@@ -67,6 +68,21 @@ impl<K: Key> Counter<K> {
 
     /// The same counter with another version; raise it when the meaning of the tally changes, since code cannot be
     /// compared.
+    ///
+    /// Versions of one name are counters of their own, each with its totals: while both are listed in a [`Layout`](crate::Layout), records
+    /// tally to both, and the new one is backfilled beside the old (docs/deploy.md).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Counter, Layout};
+    ///
+    /// const OLD: Counter<i64> = Counter::new("show.votes");
+    /// const NEW: Counter<i64> = OLD.version(2);
+    /// const LAYOUT: Layout = Layout::new(&[OLD.table(), NEW.table()]);
+    /// assert_eq!(NEW.def().full_name(), "show.votes.v2");
+    /// assert_eq!(NEW.table().table_name(), "show_votes_v2");
+    /// ```
     #[must_use]
     pub const fn version(mut self, version: u32) -> Self {
         self.def.version = version;
@@ -219,10 +235,20 @@ pub struct Def {
 }
 
 impl Def {
-    /// The counter's name.
+    /// The counter's name, which its versions share.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The name that tells it from every other counter of a layout: its own, of version 1 (`show.votes`), else with the version behind it
+    /// (`show.votes.v2`). The catalogue, reports and metrics have it.
+    #[must_use]
+    pub fn full_name(&self) -> Cow<'static, str> {
+        match self.version {
+            1 => Cow::Borrowed(self.name),
+            version => Cow::Owned(format!("{}.v{version}", self.name)),
+        }
     }
 
     /// A 64-bit hash of the name, the same in every process; a [`Layout`](crate::Layout) refuses two names with one hash.
@@ -243,9 +269,14 @@ impl Def {
         self.parts
     }
 
-    /// The name of its table: its own, with underscores for dots.
+    /// The name of its table: its full name, with underscores for dots.
     pub(crate) fn table_name(&self) -> String {
-        self.name.replace('.', "_")
+        self.full_name().replace('.', "_")
+    }
+
+    /// What lists of counters are sorted by.
+    pub(crate) const fn order(&self) -> (&'static str, u32) {
+        (self.name, self.version)
     }
 
     /// Whether both are one counter, declared alike; as `==`, without comparing names.
@@ -320,12 +351,12 @@ impl Placed {
             None => format!("table{prunable}"),
             Some(Rollup { finer, link, tail, .. }) => {
                 let tails = if *tail { " by tail" } else { "" };
-                format!("table, sum{tails} of {} along {}{prunable}", finer.name, link.name)
+                format!("table, sum{tails} of {} along {}{prunable}", finer.full_name(), link.full_name())
             }
         }
     }
 
-    /// The table's name: the counter's, with underscores for dots.
+    /// The table's name: the counter's [full name](Def::full_name), with underscores for dots.
     #[must_use]
     pub fn table_name(&self) -> String {
         self.def.table_name()

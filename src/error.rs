@@ -80,13 +80,13 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of.
-    #[error("counter {counter}: {unready} is not ready to be read: it is to be backfilled first")]
+    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of; or a board that came new.
+    #[error("{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a board rebuilt")]
     NotReady {
-        /// The counter's name.
+        /// The name of the counter or board that was asked for.
         counter: &'static str,
-        /// What is not ready: this counter, or one that it sums.
-        unready: &'static str,
+        /// What is not ready, by its full name: this, or a counter that it is made of.
+        unready: String,
     },
     /// Events of a stream that do not follow the last one that was applied: those between come first.
     #[error("stream {stream}: event {first} leaves a gap, the last one applied is {applied}")]
@@ -178,7 +178,7 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
-    /// A snapshot that cannot be restored here.
+    /// A snapshot that cannot be restored here, or bytes that are none.
     #[error("snapshot: {reason}")]
     Snapshot {
         /// Why.
@@ -203,7 +203,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The database failed otherwise: read-only, full, no database, a failing disk.
+    /// The database, or the disk of a snapshot, failed otherwise: read-only, full, no database, a failing disk, no such file.
     #[error("{doing}: {cause}")]
     Database {
         /// What was being done, and on which counter or table.
@@ -222,7 +222,7 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The commit failed in a way that leaves its outcome unknown.
+    /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
     #[error("{doing}: {cause}; whether it was committed is not known")]
     Unknown {
         /// What was being done.

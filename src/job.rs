@@ -1,4 +1,5 @@
-//! Work that is done every interval, on a thread of its own that sleeps until it is due.
+//! Work that is done every interval, on a thread of its own that sleeps until it is due: a repair, say, or a
+//! [backfill](crate::reconcile::Mode::Backfill) of counters that came new (docs/deploy.md has a job that does either).
 //!
 //! A [`Schedule`] says when work is due, without clock or thread; [`Schedule::spawn`] starts the thread, and the
 //! [`Job`] that it gives stops, wakes and watches it. An application that has a scheduler does without this module.

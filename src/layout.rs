@@ -17,13 +17,28 @@ use crate::error::{Error, Result};
 /// assert_eq!(LAYOUT.counters().len(), 2);
 /// ```
 ///
-/// Two counters that would share a name, a name's hash or a table do not compile:
+/// Two counters that would share a name and version, a name's hash or a table do not compile:
 ///
 /// ```compile_fail
 /// # use keepcount::{Counter, Layout};
 /// const ONE: Counter<i64> = Counter::new("show.votes");
 /// const TWO: Counter<i64> = Counter::new("show_votes");
 /// const LAYOUT: Layout = Layout::new(&[ONE.table(), TWO.table()]);
+/// ```
+///
+/// Versions of one name stand side by side, each once, and none in the table of another counter:
+///
+/// ```compile_fail
+/// # use keepcount::{Counter, Layout};
+/// const VOTES: Counter<i64> = Counter::new("show.votes");
+/// const LAYOUT: Layout = Layout::new(&[VOTES.table(), VOTES.version(2).table(), VOTES.version(2).table()]);
+/// ```
+///
+/// ```compile_fail
+/// # use keepcount::{Counter, Layout};
+/// const VOTES: Counter<i64> = Counter::new("show.votes");
+/// const OTHER: Counter<i64> = Counter::new("show.votes.v2");
+/// const LAYOUT: Layout = Layout::new(&[VOTES.version(2).table(), OTHER.table()]);
 /// ```
 ///
 /// A rollup stands behind what it sums, so that two that sum each other cannot be listed at all:
@@ -49,7 +64,7 @@ impl Layout {
     ///
     /// # Panics
     ///
-    /// When two counters share a name, a name's hash or a table, or a table's name is reserved (`keepcount_..`,
+    /// When two counters share a name and a version, a name's hash or a table, or a table's name is reserved (`keepcount_..`,
     /// `sqlite_..`, `pg_..`), or there are more than 4,096; when what a rollup sums does not stand before it, its link is itself a rollup,
     /// or prunable totals are summed without their time. In a `const`, where layouts belong, that is a compile error.
     #[must_use]
@@ -58,8 +73,8 @@ impl Layout {
         assert!(placed.len() <= 4096, "a layout has at most 4,096 counters");
         let (mut one, mut plain) = (0, true);
         while one < placed.len() {
-            let name = placed[one].def().name().as_bytes();
-            assert!(!is_reserved(name), "a counter's table may not start with keepcount_, sqlite_ or pg_");
+            let def = placed[one].def();
+            assert!(!Table::of(&def).is_reserved(), "a counter's table may not start with keepcount_, sqlite_ or pg_");
             if let Some(rollup) = placed[one].rollup() {
                 plain = false;
                 let (before, _) = placed.split_at(one);
@@ -69,10 +84,17 @@ impl Layout {
             let mut two = one + 1;
             while two < placed.len() {
                 let other = placed[two].def();
-                assert!(placed[one].def().id() != other.id(), "two counters of a layout share a name or a name's hash");
                 assert!(
-                    !folds_alike(name, other.name().as_bytes()),
-                    "two counters of a layout share a table: their names differ in dots and underscores only"
+                    def.id() != other.id() || is_same(def.name(), other.name()),
+                    "two counters of a layout share a name's hash"
+                );
+                assert!(
+                    def.id() != other.id() || def.version() != other.version(),
+                    "two counters of a layout share a name and a version"
+                );
+                assert!(
+                    !Table::of(&def).is(Table::of(&other)),
+                    "two counters of a layout share a table: their names differ in dots, underscores and versions only"
                 );
                 two += 1;
             }
@@ -92,19 +114,20 @@ impl Layout {
         let mut at = 0;
         while at < boards.len() {
             let board = &boards[at];
-            let name = board.name().as_bytes();
-            assert!(!is_reserved(name), "a board's table may not start with keepcount_, sqlite_ or pg_");
+            let (table, index) = (Table::of_board(board, ""), Table::of_board(board, "_order"));
+            assert!(!table.is_reserved(), "a board's table may not start with keepcount_, sqlite_ or pg_");
             let mut other = 0;
             while other < self.placed.len() {
-                let taken = self.placed[other].def().name().as_bytes();
-                assert!(!folds_alike(name, taken), "a board and a counter of a layout share a table");
-                let index = folds_to_prefix(taken, name) && folds_alike(taken.split_at(name.len()).1, b"_order");
-                assert!(!index, "a counter's table has the name of a board's index");
+                let taken = Table::of(&self.placed[other].def());
+                assert!(!table.is(taken), "a board and a counter of a layout share a table");
+                assert!(!index.is(taken), "a counter's table has the name of a board's index");
                 other += 1;
             }
-            other = at + 1;
+            other = 0;
             while other < boards.len() {
-                assert!(!folds_alike(name, boards[other].name().as_bytes()), "two boards of a layout share a table");
+                let taken = Table::of_board(&boards[other], "");
+                assert!(other == at || !table.is(taken), "two boards of a layout share a table");
+                assert!(!index.is(taken), "a board's table has the name of another's index");
                 other += 1;
             }
             other = 0;
@@ -189,22 +212,24 @@ impl Layout {
         self.placed
     }
 
-    /// The counters in the order of their names: the order of runs and reports.
+    /// The counters in the order of their names, versions of one name in theirs: the order of runs and reports.
     #[must_use]
     pub fn by_name(&self) -> Vec<Def> {
         let mut defs: Vec<Def> = self.placed.iter().map(Placed::def).collect();
-        defs.sort_unstable_by_key(Def::name);
+        defs.sort_unstable_by_key(Def::order);
         defs
     }
 
-    /// The counter of this name.
+    /// The counter of this [full name](Def::full_name), or else the highest version of this plain one.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownCounter`] when there is none.
     pub fn find(&self, name: &str) -> Result<Def> {
-        let found = self.placed.iter().find(|placed| placed.def().name() == name);
-        found.map(Placed::def).ok_or_else(|| Error::UnknownCounter { counter: name.to_owned() })
+        let all = || self.placed.iter().map(Placed::def);
+        let exact = all().find(|def| def.full_name() == name);
+        let found = exact.or_else(|| all().filter(|def| def.name() == name).max_by_key(Def::version));
+        found.ok_or_else(|| Error::UnknownCounter { counter: name.to_owned() })
     }
 
     /// The position of a counter in [`counters`](Self::counters).
@@ -221,17 +246,15 @@ impl Layout {
 
     #[cold]
     fn absent(&self, def: &Def) -> Error {
-        match self.placed.iter().find(|placed| placed.def().id() == def.id()) {
-            Some(placed) => Error::Conflict {
-                counter: def.name(),
-                found: format!("{def:?}"),
-                wanted: format!("{:?}", placed.def()),
-            },
-            None => Error::UnknownCounter { counter: def.name().to_owned() },
+        let same_name = self.placed.iter().map(Placed::def).filter(|known| known.id() == def.id());
+        let wanted: Vec<String> = same_name.map(|known| format!("{known:?}")).collect();
+        if wanted.is_empty() {
+            return Error::UnknownCounter { counter: def.full_name().into_owned() };
         }
+        Error::Conflict { counter: def.name(), found: format!("{def:?}"), wanted: wanted.join(" and ") }
     }
 
-    /// A hash of every counter's name, key, version and place, in the order of names: tokens and snapshots carry it.
+    /// A hash of every counter's name, key, version and place, in the order of names: tokens carry it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut lines: Vec<String> =
@@ -277,30 +300,117 @@ const fn listed(placed: &[Placed], def: &Def) -> bool {
     false
 }
 
-const fn is_reserved(name: &[u8]) -> bool {
-    folds_to_prefix(name, b"keepcount_") || folds_to_prefix(name, b"sqlite_") || folds_to_prefix(name, b"pg_")
+/// The name of a table or index as the compiler can compare it: a name with underscores for dots, its version, and what an index adds.
+#[derive(Clone, Copy)]
+struct Table {
+    name: &'static [u8],
+    version: u32,
+    ending: &'static [u8],
 }
 
-const fn folds_alike(one: &[u8], two: &[u8]) -> bool {
-    one.len() == two.len() && folds_to_prefix(one, two)
-}
-
-/// Whether `name`, with underscores for dots, starts with `prefix`, folded alike.
-#[allow(clippy::indexing_slicing)] // const fn: no iterators
-const fn folds_to_prefix(name: &[u8], prefix: &[u8]) -> bool {
-    if name.len() < prefix.len() {
-        return false;
+impl Table {
+    const fn of(counter: &Def) -> Self {
+        Self { name: counter.name().as_bytes(), version: counter.version(), ending: b"" }
     }
+
+    /// A board's name has no version in it.
+    const fn of_board(board: &BoardDef, ending: &'static str) -> Self {
+        Self { name: board.name().as_bytes(), version: 1, ending: ending.as_bytes() }
+    }
+
+    /// How many bytes the version adds: `_v` and its digits.
+    const fn version_len(self) -> usize {
+        match self.version.checked_ilog10() {
+            _ if self.version == 1 => 0,
+            None => 3,
+            Some(log) => 3 + log as usize,
+        }
+    }
+
+    const fn len(self) -> usize {
+        self.name.len() + self.version_len() + self.ending.len()
+    }
+
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    const fn byte(self, at: usize) -> u8 {
+        let (name, version) = (self.name.len(), self.version_len());
+        if at >= name + version {
+            return self.ending[at - name - version];
+        }
+        match at.checked_sub(name) {
+            None if self.name[at] == b'.' => b'_',
+            None => self.name[at],
+            Some(0) => b'_',
+            Some(1) => b'v',
+            Some(at) => {
+                let mut left = self.version;
+                let mut behind = version - 1 - at;
+                while behind > 0 {
+                    left /= 10;
+                    behind -= 1;
+                }
+                b"0123456789"[(left % 10) as usize]
+            }
+        }
+    }
+
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    const fn starts_with(self, prefix: &[u8]) -> bool {
+        let mut at = 0;
+        while at < prefix.len() {
+            if at == self.len() || self.byte(at) != prefix[at] {
+                return false;
+            }
+            at += 1;
+        }
+        true
+    }
+
+    const fn is_reserved(self) -> bool {
+        self.starts_with(b"keepcount_") || self.starts_with(b"sqlite_") || self.starts_with(b"pg_")
+    }
+
+    const fn is(self, other: Self) -> bool {
+        let mut at = 0;
+        while at < self.len() && self.len() == other.len() {
+            if self.byte(at) != other.byte(at) {
+                return false;
+            }
+            at += 1;
+        }
+        self.len() == other.len()
+    }
+}
+
+#[allow(clippy::indexing_slicing)] // const fn: no iterators
+const fn is_same(one: &str, two: &str) -> bool {
+    let (one, two) = (one.as_bytes(), two.as_bytes());
     let mut at = 0;
-    while at < prefix.len() {
-        if fold(name[at]) != fold(prefix[at]) {
+    while at < one.len() && one.len() == two.len() {
+        if one[at] != two[at] {
             return false;
         }
         at += 1;
     }
-    true
+    one.len() == two.len()
 }
 
-const fn fold(byte: u8) -> u8 {
-    if byte == b'.' { b'_' } else { byte }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Counter;
+
+    #[test]
+    fn the_compiler_spells_a_table_as_its_statements_do() {
+        for version in [0, 1, 2, 9, 10, 99, 100, 2026, 4_294_967_295] {
+            for name in ["a", "a.b_c.v2", "show.votes"] {
+                let def = Counter::<i64>::new(name).version(version).def();
+                for ending in ["", "_by_parent"] {
+                    let table = Table { ending: ending.as_bytes(), ..Table::of(&def) };
+                    let spelt: Vec<u8> = (0..table.len()).map(|at| table.byte(at)).collect();
+                    assert_eq!(String::from_utf8(spelt).unwrap(), format!("{}{ending}", def.table_name()));
+                }
+            }
+        }
+    }
 }

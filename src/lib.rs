@@ -20,6 +20,8 @@ mod prune;
 mod range;
 pub mod reconcile;
 mod record;
+#[doc(hidden)]
+pub mod replay;
 mod rollup;
 pub mod sql;
 mod store;
@@ -40,3 +42,8 @@ pub use rollup::{Climb, Question};
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;
 pub use store::{Applied, Bracket, MemoryStore, Snapshot, Store};
+
+/// The example in docs/deploy.md is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/deploy.md")]
+mod deploy {}

@@ -17,14 +17,14 @@
 //! | `keepcount_mends_total` | counter | `counter` | totals mended |
 //! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
 //!
-//! `store` is `memory` or `sqlite`. A batch counts when it was applied; whether the transaction around it then commits is the
+//! `counter` is a counter's [full name](Def::full_name); `store` is `memory` or `sqlite`. A batch counts when it was applied; whether the transaction around it then commits is the
 //! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
 //! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
 //! [`run`](crate::reconcile::run), not by a driver of your own.
 //!
 //! # Events
 //!
-//! All of target `keepcount`; those of a run are in its span `reconcile`, whose field `mode` is `verify` or `repair`.
+//! All of target `keepcount`; those of a run are in its span `reconcile`, whose field `mode` is `verify`, `repair` or `backfill`.
 //!
 //! | level | event | fields |
 //! | --- | --- | --- |
@@ -32,6 +32,7 @@
 //! | debug | a page was compared | `counter`, `keys`, `rows`, `drift` |
 //! | warn | a page had drift | `counter`, `wrong`, `missing`, `orphan` |
 //! | info | totals were mended | `counter`, `corrected` |
+//! | info | a counter is ready | `counter` |
 //! | warn | a step failed | `counter`, `error` (its kind), `next` (`retry`, `fix` or `unknown`), `ends` (whether the run does) |
 //! | info | a run ended | `outcome`, `pages`, `keys`, `rows`, `drift`, `corrected` |
 //!
@@ -45,6 +46,7 @@
 // The only file that knows these features: without them the functions are empty, and their arguments unused.
 #![cfg_attr(not(all(feature = "metrics", feature = "tracing")), allow(unused_variables, clippy::missing_const_for_fn))]
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::batch::Batch;
@@ -132,16 +134,17 @@ pub(crate) fn run(mode: Mode) -> Run {
 pub(crate) fn measured(counter: &Def, measured: &Measured) {
     let [wrong, missing, orphan] = kinds(&measured.drifts);
     metric!(counts::measured(counter, measured, [wrong, missing, orphan]));
+    let name = counter.full_name();
     event!(
         DEBUG,
-        counter = counter.name(),
+        counter = &*name,
         keys = measured.keys,
         rows = measured.rows,
         drift = measured.drifts.len(),
         "a page was compared"
     );
     if !measured.drifts.is_empty() {
-        event!(WARN, counter = counter.name(), wrong, missing, orphan, "a page had drift");
+        event!(WARN, counter = &*name, wrong, missing, orphan, "a page had drift");
     }
 }
 
@@ -149,19 +152,24 @@ pub(crate) fn measured(counter: &Def, measured: &Measured) {
 pub(crate) fn mended(counter: &Def, mended: &Mended) {
     if mended.corrected > 0 {
         metric!(counts::mended(counter, mended.corrected));
-        event!(INFO, counter = counter.name(), corrected = mended.corrected, "totals were mended");
+        event!(INFO, counter = &*counter.full_name(), corrected = mended.corrected, "totals were mended");
     }
+}
+
+/// After a backfill made a counter ready to be read.
+pub(crate) fn readied(counter: &Def) {
+    event!(INFO, counter = &*counter.full_name(), "a counter is ready");
 }
 
 /// After a step failed, be it tried again or not. The error's text stays away: it may hold a key.
 pub(crate) fn failed(counter: Option<Def>, error: &'static str, next: Next, ends: bool) {
-    let counter = counter.map_or("", |counter| counter.name());
+    let counter = counter.map_or(Cow::Borrowed(""), |counter| counter.full_name());
     let next = match next {
         Next::Fix => "fix",
         Next::Retry => "retry",
         Next::Unknown => "unknown",
     };
-    event!(WARN, counter, error, next, ends, "a step failed");
+    event!(WARN, counter = &*counter, error, next, ends, "a step failed");
 }
 
 /// After the last step of a run.
@@ -253,8 +261,8 @@ mod counts {
 
     thread_local! {
         static SINGLES: Cell<u8> = const { Cell::new(0) };
-        /// The key of [`DELTAS`] for each counter: making it allocates.
-        static DELTA_KEYS: RefCell<HashMap<&'static str, Key>> = RefCell::default();
+        /// The key of [`DELTAS`] for each counter, by name and version: making it allocates.
+        static DELTA_KEYS: RefCell<HashMap<(&'static str, u32), Key>> = RefCell::default();
     }
 
     pub(super) fn describe() {
@@ -297,42 +305,42 @@ mod counts {
             }
             .record(began.elapsed());
         }
-        let mut deltas = applied.deltas(batch).map(|(counter, ..)| counter.name()).peekable();
+        let mut deltas = applied.deltas(batch).map(|(counter, ..)| counter).peekable();
         let Some(first) = deltas.next() else { return };
         if deltas.peek().is_none() {
-            return add_deltas(first, 1);
+            return add_deltas(&first, 1);
         }
-        let mut counted = HashMap::from_iter([(first, 1)]);
-        deltas.for_each(|counter| *counted.entry(counter).or_default() += 1);
-        for (counter, count) in counted {
-            add_deltas(counter, count);
+        let mut counted = HashMap::from_iter([(first.order(), (first, 1))]);
+        deltas.for_each(|counter| counted.entry(counter.order()).or_insert((counter, 0)).1 += 1);
+        for (counter, count) in counted.into_values() {
+            add_deltas(&counter, count);
         }
     }
 
-    fn add_deltas(name: &'static str, count: u64) {
+    fn add_deltas(counter: &Def, count: u64) {
         static METADATA: Metadata<'_> = Metadata::new("keepcount", Level::INFO, Some(module_path!()));
         let add = |key: &Key| with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(count));
-        let key = || Key::from_parts(DELTAS, vec![Label::from_static_parts("counter", name)]);
+        let key = || Key::from_parts(DELTAS, vec![Label::new("counter", counter.full_name())]);
         DELTA_KEYS.with(|keys| match keys.try_borrow_mut() {
-            Ok(mut keys) => add(keys.entry(name).or_insert_with(key)),
+            Ok(mut keys) => add(keys.entry(counter.order()).or_insert_with(key)),
             // A recorder that itself applies batches.
             Err(_) => add(&key()),
         });
     }
 
     pub(super) fn measured(counter: &Def, measured: &Measured, [wrong, missing, orphan]: [u64; 3]) {
-        let name = counter.name();
-        counter!(PAGES, "counter" => name).increment(1);
-        counter!(KEYS, "counter" => name).increment(measured.keys);
-        counter!(ROWS, "counter" => name).increment(measured.rows);
+        let name = || counter.full_name();
+        counter!(PAGES, "counter" => name()).increment(1);
+        counter!(KEYS, "counter" => name()).increment(measured.keys);
+        counter!(ROWS, "counter" => name()).increment(measured.rows);
         // At 0 too: an alert on an increase needs the series to be there before it increases.
         for (kind, count) in [("wrong", wrong), ("missing", missing), ("orphan", orphan)] {
-            counter!(DRIFT, "counter" => name, "kind" => kind).increment(count);
+            counter!(DRIFT, "counter" => name(), "kind" => kind).increment(count);
         }
     }
 
     pub(super) fn mended(counter: &Def, corrected: u64) {
-        counter!(MENDS, "counter" => counter.name()).increment(corrected);
+        counter!(MENDS, "counter" => counter.full_name()).increment(corrected);
     }
 
     pub(super) fn verification_age(counter: &str, age: Option<Duration>) {

@@ -43,15 +43,16 @@ pub(crate) fn check_range(counter: &Def, range: &KeyRange, cut: Option<&KeyBuf>)
 pub(crate) fn family(layout: &Layout, counter: &Def, time: KeyParts) -> Result<Vec<Def>> {
     let placed = layout.placed(counter)?;
     if time.len() != 1 {
-        let reason = format!("the time of counter {} has {} parts, and a cut is of one", counter.name(), time.len());
+        let reason =
+            format!("the time of counter {} has {} parts, and a cut is of one", counter.full_name(), time.len());
         return Err(Error::setting("prune", reason));
     }
     if let Some(rollup) = placed.rollup() {
-        let reason = format!("it is pruned with what it sums, {}", rollup.finer().name());
+        let reason = format!("it is pruned with what it sums, {}", rollup.finer().full_name());
         return Err(Error::Rollup { counter: counter.name(), reason });
     }
     if !placed.is_prunable() {
-        return Err(Error::setting("prune", format!("counter {} is not placed as prunable", counter.name())));
+        return Err(Error::setting("prune", format!("counter {} is not placed as prunable", counter.full_name())));
     }
     // A rollup stands behind what it sums.
     let mut family = vec![*counter];

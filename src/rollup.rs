@@ -220,7 +220,7 @@ impl<'l> Climb<'l> {
                 self.factors.push(Factor { child, side, asked, rollup: *rollup, rest, delta });
             }
         }
-        let order = |factor: &Factor| (factor.side == Side::Finer, factor.asked.id());
+        let order = |factor: &Factor| (factor.side == Side::Finer, factor.asked.id(), factor.asked.version());
         self.factors.sort_unstable_by(|one, two| one.child.cmp(&two.child).then_with(|| order(one).cmp(&order(two))));
         if self.factors.iter().all(|factor| factor.side == Side::Links) {
             return Ok(());
@@ -283,7 +283,7 @@ pub(crate) fn refuse_rollups(layout: &Layout, batch: &Batch) -> Result<()> {
     }
     for counter in batch.counters() {
         if let Some(rollup) = layout.placed(counter)?.rollup() {
-            let (counter, finer) = (counter.name(), rollup.finer().name());
+            let (counter, finer) = (counter.name(), rollup.finer().full_name());
             return Err(Error::Rollup { counter, reason: format!("nothing is added to it: it is the sum of {finer}") });
         }
     }
@@ -291,10 +291,10 @@ pub(crate) fn refuse_rollups(layout: &Layout, batch: &Batch) -> Result<()> {
 }
 
 /// A counter of the batch that feeds a rollup, and the rollup.
-pub(crate) fn first_fed(layout: &Layout, batch: &Batch) -> Option<(Def, &'static str)> {
+pub(crate) fn first_fed(layout: &Layout, batch: &Batch) -> Option<(Def, Def)> {
     batch.counters().iter().find_map(|counter| {
         let rollup = layout.rollups_of(counter).next()?;
-        Some((*counter, rollup.def().name()))
+        Some((*counter, rollup.def()))
     })
 }
 

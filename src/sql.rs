@@ -102,7 +102,10 @@ pub fn apply<'a>(dialect: Dialect, layout: &Layout, batch: &'a Batch) -> Result<
         rollup::refuse_rollups(layout, batch)?;
         if let Some((counter, rollup)) = rollup::first_fed(layout, batch) {
             let reason = "a Climb reads what it needs and makes the statements";
-            return Err(Error::Rollup { counter: counter.name(), reason: format!("it feeds {rollup}; {reason}") });
+            return Err(Error::Rollup {
+                counter: counter.name(),
+                reason: format!("it feeds {}; {reason}", rollup.full_name()),
+            });
         }
     }
     check_text_alone(layout, batch)?;
@@ -114,8 +117,8 @@ pub(crate) fn check_text_alone(layout: &Layout, batch: &Batch) -> Result<()> {
     for counter in batch.counters() {
         let boards = layout.board_defs().iter().find(|board| board.counters().iter().any(|known| known.same(counter)));
         let reason = match boards {
-            Some(board) => format!("counter {} moves board {}", counter.name(), board.name()),
-            None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.name()),
+            Some(board) => format!("counter {} moves board {}", counter.full_name(), board.name()),
+            None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.full_name()),
             None => continue,
         };
         return Err(Error::setting("statements", format!("{reason}, which SqliteStore alone looks after")));
@@ -322,9 +325,23 @@ pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
     format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most})"#)
 }
 
-/// The catalogue of the counters that a database has. Its column `identity` is random, so that a resume token of one database is
-/// known in another.
+/// The catalogue of the counters that a database has, by their full names. Its column `identity` is random, so that a resume token of one
+/// database is known in another; `ready` is 0 while a counter's totals lack rows from before its hooks ran everywhere.
 pub const CATALOGUE: &str = "keepcount_counters";
+
+/// Says which counters and boards are not ready to be read: one row of their full names with commas between, or null where all are ready. A
+/// counter needs what it sums too, a board what it is made of.
+#[must_use]
+pub fn unready(_: Dialect) -> String {
+    format!(r#"SELECT group_concat(c."name") FROM "{CATALOGUE}" AS c WHERE c."ready" = 0"#)
+}
+
+/// Says that the counter or board `?1` is ready to be read from now on.
+#[must_use]
+pub fn set_ready(dialect: Dialect) -> String {
+    let name = dialect.param(1);
+    format!(r#"UPDATE "{CATALOGUE}" AS c SET "ready" = 1 WHERE c."name" = {name} AND c."ready" = 0"#)
+}
 
 /// The table of the last event of each stream that was applied.
 pub const MARKS: &str = "keepcount_marks";
@@ -345,24 +362,32 @@ pub fn set_mark(dialect: Dialect) -> String {
 }
 
 impl Layout {
-    /// The statements that make the catalogue and every counter's table, for a migration; run them in one transaction.
+    /// The statements that make the catalogue and every counter's table, for the first migration; run them in one transaction.
     /// `SqliteStore::create` does the same, and leaves what is there.
+    ///
+    /// All counters are ready to be read then. One that a later migration adds, or that counts rows from before, is not: set its `ready` to 0
+    /// in [`sql::CATALOGUE`](crate::sql::CATALOGUE), until a backfill sets it to 1.
     #[must_use]
     pub fn ddl(&self, dialect: Dialect) -> Vec<String> {
         let tables = self.counters().iter().flat_map(|placed| {
             let index = self.child_parts(&placed.def()).map(|child| create_by_parent(dialect, placed, child));
-            [create(dialect, placed)].into_iter().chain(index).chain([enlist(placed)])
+            [create(dialect, placed)].into_iter().chain(index).chain([enlist(placed, true)])
         });
-        let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board));
+        let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board, true));
         let catalogue = std::iter::once(create_catalogue(dialect));
-        catalogue.chain(tables).chain(boards).chain([create_marks(dialect)]).collect()
+        catalogue.chain(tables).chain(boards).chain([create_marks(dialect), create_unready(dialect)]).collect()
     }
 }
 
 pub(crate) fn create_catalogue(_: Dialect) -> String {
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random()), "cut" ANY) STRICT, WITHOUT ROWID"#
+        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random()), "cut" ANY, "ready" INTEGER NOT NULL DEFAULT 1) STRICT, WITHOUT ROWID"#
     )
+}
+
+/// The index of what is not ready, most often empty: whoever reads a total looks there first.
+pub(crate) fn create_unready(_: Dialect) -> String {
+    format!(r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#)
 }
 
 pub(crate) fn create_marks(_: Dialect) -> String {
@@ -395,15 +420,16 @@ pub(crate) fn create_by_parent(_: Dialect, placed: &Placed, child: usize) -> Str
     format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(placed), placed.table_name())
 }
 
-/// Writes a counter into the catalogue. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
-pub(crate) fn enlist(placed: &Placed) -> String {
-    let def = placed.def();
+/// Writes a counter into the catalogue.
+pub(crate) fn enlist(placed: &Placed, ready: bool) -> String {
+    enlist_as(&placed.def().full_name(), &placed.def(), &placed.place(), ready)
+}
+
+/// Writes a counter or board into the catalogue. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
+pub(crate) fn enlist_as(name: &str, def: &Def, placement: &str, ready: bool) -> String {
+    let (key, version, ready) = (def.parts(), def.version(), i64::from(ready));
     format!(
-        r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement") VALUES ('{}', '{}', {}, '{}')"#,
-        def.name(),
-        def.parts(),
-        def.version(),
-        placed.place()
+        r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES ('{name}', '{key}', {version}, '{placement}', {ready})"#
     )
 }
 

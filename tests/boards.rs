@@ -848,7 +848,7 @@ fn a_prune_leaves_boards_of_what_is_kept() {
 }
 
 #[test]
-fn a_board_added_to_totals_that_are_there_is_filled() {
+fn a_board_added_to_totals_that_are_there_is_filled_by_a_rebuild() {
     let (random, keys) = (&mut Random(4), songs());
     let conn = database(&BARE);
     let mut model = Model::default();
@@ -859,7 +859,7 @@ fn a_board_added_to_totals_that_are_there_is_filled() {
         SqliteStore::new(&conn, &BARE).apply(&batch).unwrap();
         model.put(&key, counter, total);
     }
-    let (bare, store) = (SqliteStore::new(&conn, &BARE), SqliteStore::new(&conn, &LAYOUT));
+    let (mut bare, store) = (SqliteStore::new(&conn, &BARE), SqliteStore::new(&conn, &LAYOUT));
     let error = store.check().unwrap_err();
     assert!(
         matches!(&error, Error::Schema { table, reason } if table == "song_board" && reason.contains("create")),
@@ -869,12 +869,28 @@ fn a_board_added_to_totals_that_are_there_is_filled() {
     // In a transaction that does not come to pass, too.
     sql(&conn, "BEGIN");
     store.create().unwrap();
+    assert_eq!(store.rebuild(SONGS).unwrap(), model.sorted_anew().len() as u64);
     assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
     sql(&conn, "ROLLBACK");
     assert!(store.check().is_err());
     store.create().unwrap();
-    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
     store.check().unwrap();
+    // Nobody reads it yet, and whoever does not know it may still write.
+    bare.check().unwrap();
+    let batch = |delta| {
+        let mut batch = Batch::new();
+        add(&mut batch, &keys[0], 0, delta);
+        batch
+    };
+    bare.apply(&batch(1)).unwrap();
+    bare.apply(&batch(-1)).unwrap();
+    let refused = store.top(SONGS, usize::MAX).unwrap_err();
+    assert!(
+        matches!(&refused, Error::NotReady { counter: "song.board", unready } if unready == "song.board"),
+        "{refused}"
+    );
+    assert_eq!(store.rebuild(SONGS).unwrap(), model.sorted_anew().len() as u64);
+    assert_eq!(plain(store.top(SONGS, usize::MAX).unwrap()), model.sorted_anew());
     store.create().unwrap();
     assert_eq!(store.rebuild(SONGS).unwrap(), 0);
     // Somebody who does not know the board would not keep it.

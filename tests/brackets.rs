@@ -318,26 +318,28 @@ fn a_bracket_commits_once_for_the_events_of_a_mark() {
 /// Hooks without brackets: the row is there before the total, for less than this.
 const DELAY: Duration = Duration::from_millis(5);
 
+/// Lets the hook of show 3, which was under way when the page was read, come to its end; show 4 gets one more vote that is not counted.
+struct Hooks<'a>(Clock<'a>, &'a MemoryStore, &'a Rows);
+
+impl Control for Hooks<'_> {
+    fn now(&mut self) -> Duration {
+        self.0.now()
+    }
+
+    fn wait(&mut self, time: Duration, reason: &str) {
+        assert!(time > DELAY && reason.contains("hooks"));
+        self.0.wait(time, reason);
+        self.1.apply(&votes(3, 1)).unwrap();
+        self.2.add(4, 1);
+    }
+}
+
 #[test]
 fn without_brackets_only_what_differs_twice_is_drift() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     for (show, counted, there) in [(1, 1, 1), (2, 3, 1), (3, 0, 1), (4, 0, 1)] {
         store.apply(&votes(show, counted)).unwrap();
         rows.add(show, there);
-    }
-    // Show 3's hook is under way when the page is read; show 4 differs by another amount later.
-    struct Hooks<'a>(Clock<'a>, &'a MemoryStore, &'a Rows);
-    impl Control for Hooks<'_> {
-        fn now(&mut self) -> Duration {
-            self.0.now()
-        }
-
-        fn wait(&mut self, time: Duration, reason: &str) {
-            assert!(time > DELAY && reason.contains("hooks"));
-            self.0.wait(time, reason);
-            self.1.apply(&votes(3, 1)).unwrap();
-            self.2.add(4, 1);
-        }
     }
     let mut audit = MemoryAudit::watching(&store, DELAY, Hooks(Clock(&clock), &store, &rows));
     audit.add(VOTES, |from| rows.votes(from)).unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use keepcount::{Batch, Counter, Error, KeyBuf, Layout, MemoryStore, Next, Snapshot};
+use keepcount::{Batch, Counter, Error, KeyBuf, Layout, Mark, MemoryStore, Next, Snapshot};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -261,27 +261,32 @@ fn changed(change: impl FnOnce(&mut Value)) -> Option<Snapshot> {
 fn refused(change: impl FnOnce(&mut Value), names: &[&str]) {
     let restored = MemoryStore::restore(&LAYOUT, &changed(change).expect("it can be read"));
     let error = restored.err().unwrap_or_else(|| panic!("a snapshot is restored that should name {names:?}"));
-    assert!(matches!(error, Error::Snapshot { .. } | Error::UnknownCounter { .. }), "{error:?}");
+    assert!(matches!(error, Error::Snapshot { .. }), "{error:?}");
     assert_eq!(error.next(), Next::Fix);
     for name in names {
         assert!(error.to_string().contains(name), "{error} does not name {name}");
     }
 }
 
-const NEWER: Layout = Layout::new(&[VOTES.version(2).table(), USES.table()]);
-const FEWER: Layout = Layout::new(&[VOTES.table()]);
 const TURNED: Layout = Layout::new(&[USES.table(), VOTES.table()]);
 
+/// Format 1 had a hash of the layout in place of each counter's declaration, and no marks.
 #[test]
-fn snapshots_of_another_format_or_layout_are_refused() {
+fn snapshots_of_another_format_are_refused() {
     assert!(MemoryStore::restore(&LAYOUT, &changed(|_| {}).unwrap()).is_ok());
-    refused(|json| json["format"] = json!(2), &["snapshot", "format", "2"]);
-    refused(|json| json["layout"] = json!(5), &["snapshot", "another layout"]);
-    refused(|json| json["counters"][0]["name"] = json!("artist.votes"), &["artist.votes"]);
-
-    for layout in [NEWER, FEWER] {
-        let error = MemoryStore::restore(&layout, &sample().snapshot()).unwrap_err();
-        assert_eq!(error.to_string(), "snapshot: it was taken with another layout");
+    let old = json!({ "format": 1, "layout": 5, "counters": [{ "name": "show.votes", "totals": [] }] });
+    for text in [old.to_string(), serde_json::to_string_pretty(&old).unwrap()] {
+        let error = serde_json::from_str::<Snapshot>(&text).unwrap_err();
+        assert!(error.to_string().contains("its format is 1, not 2"), "{error}");
+    }
+    for format in [0, 1, 3] {
+        let mut json = serde_json::to_value(sample().snapshot()).unwrap();
+        json["format"] = json!(format);
+        let error = serde_json::from_value::<Snapshot>(json).unwrap_err();
+        assert!(error.to_string().contains(&format!("its format is {format}, not 2")), "{error}");
+    }
+    for field in ["format", "counters", "marks"] {
+        assert!(changed(|json| drop(json.as_object_mut().unwrap().remove(field))).is_none(), "{field}");
     }
     // The order of writing is no part of what a layout means.
     assert_eq!(MemoryStore::restore(&TURNED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(), -2);
@@ -317,13 +322,40 @@ fn a_key_that_is_none_of_its_counter_is_refused() {
     }
 }
 
-/// `snapshot` writes every counter of the layout: one that is missing was cut off, and its totals would silently be 0.
+/// A snapshot that lacked a counter was restored with zeros, which passed for totals. It is restored, since counters are added, but such a
+/// counter is not read before it is backfilled.
 #[test]
-fn a_snapshot_without_one_of_the_counters_is_refused() {
-    let cut = |json: &mut Value| {
-        json["counters"].as_array_mut().unwrap().pop();
-    };
-    refused(cut, &["tag.uses"]);
+fn a_counter_that_a_snapshot_lacks_is_not_read() {
+    let lacking = changed(|json| drop(json["counters"].as_array_mut().unwrap().pop())).unwrap();
+    let store = restored(&lacking);
+    assert!(store.is_ready(VOTES.def()).unwrap() && !store.is_ready(USES.def()).unwrap());
+    let refused = store.total(USES, "\0").unwrap_err();
+    assert!(matches!(&refused, Error::NotReady { unready, .. } if unready == "tag.uses"), "{refused}");
+    assert_eq!((votes(&store).len(), store.len(USES.def()).unwrap()), (4, 0));
+    // What was not ready is so after the next snapshot too.
+    let again = restored(&store.snapshot());
+    assert!(again.is_ready(VOTES.def()).unwrap() && !again.is_ready(USES.def()).unwrap());
+}
+
+#[test]
+fn marks_come_back_with_the_totals() {
+    let store = MemoryStore::new(&LAYOUT);
+    for (stream, first, last) in [("a", 1, 3), ("b", 1, 9), ("a", 4, 4)] {
+        store.apply_once(&batch([(7, 1)]), &Mark::new(stream, first, last).unwrap()).unwrap();
+    }
+    store.apply_once(&batch([]), &Mark::new("of nothing", 1, 2).unwrap()).unwrap();
+    assert!(store.apply_once(&batch([]), &Mark::new("ahead", 2, 2).unwrap()).is_err());
+    let json = serde_json::to_value(store.snapshot()).unwrap();
+    assert_eq!(json["marks"], json!({ "a": 4, "b": 9, "of nothing": 2 }));
+    let back = restored(&serde_json::from_value(json).unwrap());
+    assert_eq!(["a", "b", "of nothing", "ahead"].map(|stream| back.mark(stream)), [4, 9, 2, 0]);
+    assert!(back.apply_once(&batch([(7, 1)]), &Mark::new("a", 3, 4).unwrap()).unwrap().skipped);
+    assert!(matches!(back.apply_once(&batch([]), &Mark::new("b", 11, 11).unwrap()), Err(Error::Gap { .. })));
+    assert_eq!(back.total(VOTES, 7).unwrap(), 3);
+
+    for (stream, last) in [("", 1), ("a", 0), ("a", u64::MAX), (&"s".repeat(300), 1)] {
+        refused(|json| json["marks"] = json!({ stream: last }), &["mark"]);
+    }
 }
 
 /// Keys come as bytes, so one of another type may be asked for: it has no total, and must not be taken for one that has.

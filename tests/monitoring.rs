@@ -373,6 +373,44 @@ fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
     without_keys(&metrics, &events);
 }
 
+struct Newer(i64);
+
+impl Record for Newer {
+    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def(), SHOW_VOTES.version(2).def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SHOW_VOTES, self.0, 1);
+        to.add(SHOW_VOTES.version(2), self.0, 2);
+    }
+}
+
+#[test]
+fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
+    const BOTH: Layout = Layout::new(&[SHOW_VOTES.table(), SHOW_VOTES.version(2).table()]);
+    let rows = || [Newer(show(1)), Newer(show(2))];
+    let mut store = MemoryStore::over_rows(&BOTH);
+    let ((), metrics, events) = watched(|| {
+        let mut batch = Batch::new();
+        batch.insert(&rows()[0]);
+        store.apply(&batch).unwrap();
+        let mut audit = MemoryAudit::new(&mut store);
+        audit.add(SHOW_VOTES, |_| rows()).unwrap();
+        audit.add(SHOW_VOTES.version(2), |_| rows()).unwrap();
+        let mut backfill = Reconciler::new(Mode::Backfill, &BOTH, Options::default()).unwrap();
+        assert!(run(&mut backfill, &mut audit, &mut World::default()).unwrap().complete());
+    });
+    for counter in ["show.votes", "show.votes.v2"] {
+        for metric in ["deltas_applied", "pages_verified", "mends"] {
+            assert_eq!(metrics.count(&format!(r#"keepcount_{metric}_total{{counter="{counter}"}}"#)), 1, "{metric}");
+        }
+        let missing = format!(r#"keepcount_drift_total{{counter="{counter}",kind="missing"}}"#);
+        assert_eq!(metrics.count(&missing), 1);
+        let ready = format!(r#"INFO reconcile{{mode=backfill}} a counter is ready: counter="{counter}""#);
+        assert_eq!(events.iter().filter(|event| **event == ready).count(), 1, "{events:#?}");
+    }
+    without_keys(&metrics, &events);
+}
+
 #[test]
 fn every_single_delta_in_memory_is_counted_and_one_in_64_is_timed() {
     let ((), metrics, _) = watched(|| {
@@ -611,7 +649,7 @@ fn freshness_survives_a_restart_and_follows_the_layout() {
 
     let later = Freshness::resume(&LATER, &saved);
     let all: Vec<_> = later.iter().collect();
-    assert_eq!(all, [("setlist.votes", None), ("show.votes", None), ("user.votes", Some(-50))]);
+    assert_eq!(all, [("setlist.votes", None), ("show.votes.v2", None), ("user.votes", Some(-50))]);
     assert_eq!(later.oldest(0), Some(("setlist.votes", None)));
     assert_eq!(later.age(&SHOW_VOTES.def(), 2_000), None, "not a counter of this layout");
     assert_eq!(Freshness::resume(&ONE, &later).iter().collect::<Vec<_>>(), [("show.votes", None)]);

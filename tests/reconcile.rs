@@ -580,8 +580,8 @@ fn a_token_of_the_other_mode_or_of_other_counters_is_refused() {
     const ORDERED: Layout = Layout::new(&[A.table(), B.table()]);
 
     let (verify, repair) = (stopped(Mode::Verify, options()), stopped(Mode::Repair, options()));
-    refused(Reconciler::resume(Mode::Repair, &TWO, &verify, options()), "of a verify, not of a repair");
-    refused(Reconciler::resume(Mode::Verify, &TWO, &repair, options()), "of a repair, not of a verify");
+    refused(Reconciler::resume(Mode::Repair, &TWO, &verify, options()), "of a verify, and this run is none");
+    refused(Reconciler::resume(Mode::Verify, &TWO, &repair, options()), "of a repair, and this run is none");
     for layout in [&ONE, &NEWER, &OTHER_KEY] {
         refused(Reconciler::resume(Mode::Verify, layout, &verify, options()), "other counters, or other versions");
     }

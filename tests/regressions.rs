@@ -1,14 +1,15 @@
-//! Bugs that a review found, one test each; every test opens with the bug's story.
+//! Bugs that reviews and the simulation found, one test each; every test opens with the bug's story.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::{
     Ask, Audit, Control, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Reconciler,
-    Recount, Report, Source, SqliteAudit, Step, merge, run,
+    Recount, Report, Settling, Source, SqliteAudit, Step, merge, run,
 };
 use keepcount::{
     Batch, Board, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally,
@@ -353,6 +354,70 @@ fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
     }
 }
 
+/// Lets something happen in its first wait.
+struct Meanwhile<F>(Option<F>);
+
+impl<F: FnOnce()> Control for Meanwhile<F> {
+    fn now(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn wait(&mut self, _: Duration, _: &str) {
+        if let Some(happen) = self.0.take() {
+            happen();
+        }
+    }
+}
+
+/// Whether a key's bracket had been dropped was asked once, before a mend waited for the key's stripe. A bracket that was open then, and dropped during
+/// the wait, held nobody: the mend added its row, and the writer, who found out in time that it was committed, added it once more.
+#[test]
+fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
+    for tries in [8, 0] {
+        let (store, votes) = (filled(1), RefCell::new(vec![vote(0)]));
+        let mut batch = Batch::new();
+        batch.insert(&vote(0));
+        let bracket = store.begin(&batch).unwrap();
+        let cut_off = Meanwhile(Some(|| {
+            votes.borrow_mut().push(vote(0));
+            drop(bracket);
+        }));
+        let settling = Settling::after(Duration::from_hours(1)).tries(tries);
+        let mut audit = MemoryAudit::live(&store, settling, cut_off);
+        audit.add(VOTES, |_| votes.borrow().clone()).unwrap();
+        let key = KeyBuf::of::<i64>(0);
+        let mended = audit.mend(&Mend { counter: VOTES.def(), keys: vec![key.clone()] }).unwrap();
+        assert_eq!(mended, Mended { corrected: 0, unsettled: vec![key] });
+        store.begin(&batch).unwrap().commit().unwrap();
+        assert_eq!(store.total(VOTES, 0).unwrap(), 2);
+    }
+}
+
+/// Keys whose brackets were dropped long ago are measured before their page. Where the page could not be read then, the error was all that came out,
+/// and whoever asked again was told nothing of these keys: they were taken for reported, and their counter for clean.
+#[test]
+fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
+    let (store, votes) = (filled(3), vec![vote(0), vote(1), vote(2), vote(2)]);
+    let mut audit = MemoryAudit::live(&store, Settling::after(Duration::ZERO), Live::new());
+    let mut failures = 1;
+    let rows = move |from: Bound<i64>| {
+        let fails = matches!(from, Bound::Excluded(_)) && failures > 0;
+        failures -= i32::from(fails);
+        let failed = fails.then(|| Err("the connection is gone".into()));
+        failed.into_iter().chain(votes.clone().into_iter().map(Ok))
+    };
+    audit.add_fallible::<i64, Vote, _>(VOTES, rows).unwrap();
+    let next = audit.measure(&Ask { counter: VOTES.def(), after: None, keys: 1 }).unwrap().next;
+    let mut batch = Batch::new();
+    batch.insert(&vote(2));
+    drop(store.begin(&batch).unwrap());
+    let ask = Ask { counter: VOTES.def(), after: next, keys: 10 };
+    assert!(matches!(audit.measure(&ask), Err(Error::Database { .. })));
+    let found = audit.measure(&ask).unwrap().drifts;
+    let keys: Vec<i64> = found.iter().map(|drift| drift.key.decode().unwrap()).collect();
+    assert_eq!((keys, found[0].stored, found[0].truth), (vec![2], 1, 2));
+}
+
 const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[SHOWS.def()]);
 const SHOWS: Board<i64> = Board::new("show.board", &[VOTES.def()], |totals| totals.first().copied());
 
@@ -379,4 +444,27 @@ fn a_transaction_that_is_lost_while_a_board_is_rebuilt_says_so() {
     limit(1 << 30);
     assert_eq!(store.rebuild(SHOWS).unwrap(), 2_000);
     assert_eq!(conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(0));
+}
+
+/// A token of a run on a memory store was taken by a store that was restored from an older snapshot. What the run had mended before was not in that one;
+/// a verify that went on there called the counter clean, and a backfill made it ready.
+#[test]
+fn a_token_of_a_store_is_refused_by_one_restored_from_its_snapshot() {
+    let votes = [vote(0), vote(1)];
+    let store = MemoryStore::over_rows(&LAYOUT);
+    let snapshot = store.snapshot();
+    let leg = |store: &MemoryStore, mut backfill: Reconciler| {
+        let mut audit = MemoryAudit::live(store, Settling::after(Duration::ZERO), Live::new());
+        audit.add(VOTES, |_| votes.iter()).unwrap();
+        run(&mut backfill, &mut audit, &mut Live::new()).map(|report| report.token)
+    };
+    let token = leg(&store, scoped(Mode::Backfill, VOTES, Options::default().page(1).max_pages(1))).unwrap().unwrap();
+    let rest = || Reconciler::resume(Mode::Backfill, &LAYOUT, &token, Options::default()).unwrap();
+
+    let restored = MemoryStore::restore(&LAYOUT, &snapshot).unwrap();
+    assert!(matches!(leg(&restored, rest()), Err(Error::Token { .. })));
+    assert!(!restored.is_ready(VOTES.def()).unwrap());
+
+    assert_eq!(leg(&store, rest()).unwrap(), None);
+    assert_eq!((store.total(VOTES, 0).unwrap(), store.total(VOTES, 1).unwrap()), (1, 1));
 }

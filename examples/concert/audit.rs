@@ -117,6 +117,6 @@ pub fn outcome(mode: Mode, report: &Report) -> Outcome {
     match mode {
         _ if !report.complete() => Outcome::Stopped,
         Mode::Verify if report.drift() > 0 => Outcome::Drift,
-        Mode::Verify | Mode::Repair => Outcome::Clean,
+        Mode::Verify | Mode::Repair | Mode::Backfill => Outcome::Clean,
     }
 }

@@ -91,6 +91,11 @@ enum Command {
         #[arg(long, conflicts_with = "resume")]
         force: bool,
     },
+    /// Fill counters that are new from the rows, and make them ready to be read; every process that writes runs their hooks by now
+    Backfill {
+        #[command(flatten)]
+        audit: AuditArgs,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -160,6 +165,7 @@ impl Cli {
             Some(Command::Watch { db, at }) => watch_file(&mut out, &db, at).map_err(|error| error.in_file(&db)),
             Some(Command::Verify { audit }) => run_audit(&mut out, Mode::Verify, audit, false),
             Some(Command::Repair { audit, force }) => run_audit(&mut out, Mode::Repair, audit, force),
+            Some(Command::Backfill { audit }) => run_audit(&mut out, Mode::Backfill, audit, false),
         }?;
         out.flush()?;
         Ok(outcome)
@@ -241,7 +247,7 @@ fn run_audit(out: &mut impl Write, mode: Mode, args: AuditArgs, force: bool) -> 
     };
     let conn = match mode {
         Mode::Verify => schema::open_to_read(&args.db)?,
-        Mode::Repair => schema::open(&args.db)?,
+        Mode::Repair | Mode::Backfill => schema::open(&args.db)?,
     };
     let report = audit::run(&conn, mode, &scope).map_err(|error| error.in_file(&args.db))?;
     note(&args.db, &report);

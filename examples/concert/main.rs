@@ -7,6 +7,7 @@ mod app;
 mod audit;
 mod cli;
 mod clock;
+mod columns;
 mod costs;
 mod demo;
 mod error;

@@ -1,12 +1,7 @@
-//! The application's own rows: how SQLite returns them, and what each counts for.
-
-use std::error::Error;
-use std::str::FromStr;
+//! The application's own rows, and what each counts for.
 
 use keepcount::concert::{Artist, FutureVote, Setlist, Show, Status, Vote};
 use keepcount::{Date, Def, Record, Tally};
-use rusqlite::Row;
-use rusqlite::types::Type;
 
 #[derive(Debug)]
 pub struct ArtistRow {
@@ -84,51 +79,5 @@ impl VoteRow {
 
     fn view(&self) -> Vote<&str> {
         Vote::stored(Some(&self.setlist_id), Some(&self.user_id), self.kind == "up", self.created_at)
-    }
-}
-
-// How SQLite returns them: `COLUMNS` is the select list that `read` reads.
-
-impl ArtistRow {
-    pub const COLUMNS: &'static str = "id, name, followers, popularity";
-
-    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, name: row.get(1)?, followers: row.get(2)?, popularity: row.get(3)? })
-    }
-}
-
-impl ShowRow {
-    pub const COLUMNS: &'static str = "id, artist_id, date, status";
-
-    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, artist_id: row.get(1)?, date: parsed(row, 2)?, status: parsed(row, 3)? })
-    }
-}
-
-/// A text column as what it stands for.
-fn parsed<T: FromStr<Err: Error + Send + Sync + 'static>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
-    let text: String = row.get(column)?;
-    text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
-}
-
-impl SetlistRow {
-    pub const COLUMNS: &'static str = "id, show_id";
-
-    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, show_id: row.get(1)? })
-    }
-}
-
-impl VoteRow {
-    pub const COLUMNS: &'static str = "id, setlist_id, user_id, kind, created_at";
-
-    pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            id: row.get(0)?,
-            setlist_id: row.get(1)?,
-            user_id: row.get(2)?,
-            kind: row.get(3)?,
-            created_at: row.get(4)?,
-        })
     }
 }

@@ -9,14 +9,15 @@ use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::sql::{self, Value};
-use crate::store::sqlite::{SqliteStore, failed, read_parts};
+use crate::store::sqlite::{SqliteStore, Unready, failed, read_parts};
 
 impl SqliteStore<'_> {
     /// The first lines of a board: one range of its index.
     ///
     /// # Errors
     ///
-    /// What the database says; [`Error::Key`] for a key that is none of the board's type.
+    /// What the database says; [`Error::Key`] for a key that is none of the board's type; [`Error::NotReady`] while the board came new and is
+    /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
     ///
     /// # Examples
     ///
@@ -40,7 +41,7 @@ impl SqliteStore<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn top<K: Key, S: Score>(&self, board: Board<K, S>, limit: usize) -> Result<Vec<Ranked<K, S>>> {
-        self.lines(board, None, limit)
+        self.when_board_ready(&board.def(), || self.lines(board, None, limit))
     }
 
     /// The lines behind one that was read before: ranks go on from its rank, whatever has changed meanwhile.
@@ -55,7 +56,8 @@ impl SqliteStore<'_> {
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
         let key = KeyBuf::of::<K>(&after.key);
-        self.lines(board, Some(&(after.rank, after.score.to_cell(), key)), limit)
+        let after = (after.rank, after.score.to_cell(), key);
+        self.when_board_ready(&board.def(), || self.lines(board, Some(&after), limit))
     }
 
     /// The line of one key; none where it is not listed. Counts the lines before it: costs O(rank).
@@ -64,9 +66,13 @@ impl SqliteStore<'_> {
     ///
     /// As [`top`](Self::top).
     pub fn rank<K: Key, S: Score>(&self, board: Board<K, S>, key: impl AsKey<K>) -> Result<Option<Ranked<K, S>>> {
+        let key = KeyBuf::of::<K>(key);
+        self.when_board_ready(&board.def(), || self.line_of(board, &key))
+    }
+
+    fn line_of<K: Key, S: Score>(&self, board: Board<K, S>, raw: &KeyBuf) -> Result<Option<Ranked<K, S>>> {
         let def = board.def();
-        let raw = KeyBuf::of::<K>(key);
-        let cell = match self.stored_score(&def, &raw)? {
+        let cell = match self.stored_score(&def, raw)? {
             Stored::Score(cell) => cell,
             Stored::Nothing => return Ok(None),
             Stored::Foreign => return Err(foreign(&def)),
@@ -77,13 +83,13 @@ impl SqliteStore<'_> {
                     + (SELECT count(*) FROM "{0}" AS t WHERE t."score" = ?1 AND ({keys}) < ({params}))"#,
             def.table_name()
         );
-        let values = std::iter::once(Param::Score(&cell)).chain(key_params(&def, &raw)?).collect::<Vec<_>>();
+        let values = std::iter::once(Param::Score(&cell)).chain(key_params(&def, raw)?).collect::<Vec<_>>();
         let before = self
             .conn()
             .prepare_cached(&text)
             .and_then(|mut count| count.query_row(params_from_iter(values), |row| row.get::<_, i64>(0)));
         let before = before.map_err(|error| reading(&def, error))?;
-        let key = raw.decode().map_err(|cause| Error::key(def.id(), &raw, cause))?;
+        let key = raw.decode().map_err(|cause| Error::key(def.id(), raw, cause))?;
         let score = score_of::<S>(&def, cell)?;
         Ok(Some(Ranked { rank: before.unsigned_abs() + 1, key, score }))
     }
@@ -92,15 +98,20 @@ impl SqliteStore<'_> {
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// As [`top`](Self::top).
     pub fn listed<K: Key, S: Score>(&self, board: Board<K, S>) -> Result<u64> {
         let text = format!(r#"SELECT count(*) FROM "{}""#, board.def().table_name());
-        let count = self.conn().query_row(&text, (), |row| row.get::<_, i64>(0));
-        count.map(i64::unsigned_abs).map_err(|error| reading(&board.def(), error))
+        self.when_board_ready(&board.def(), || {
+            let count = self.conn().query_row(&text, (), |row| row.get::<_, i64>(0));
+            count.map(i64::unsigned_abs).map_err(|error| reading(&board.def(), error))
+        })
     }
 
-    /// Makes every score of a board anew from totals, in one transaction; says how many lines were not as they should be. Needed after a board's
-    /// version was raised, which it writes into the catalogue, and after totals were changed behind keepcount's back.
+    /// Makes every score of a board anew from totals, in one transaction, and the board ready to be read; says how many lines were not as they should
+    /// be. Needed once for a board that came new to a database, after a board's version was raised, which it writes into the catalogue, and after
+    /// totals were changed behind keepcount's back.
+    ///
+    /// Whoever calls it states that every process which writes has this board in its layout by now: one that has not leaves lines as they are.
     ///
     /// # Errors
     ///
@@ -133,8 +144,7 @@ impl SqliteStore<'_> {
                 _ => break,
             }
         }
-        let mut store = *self;
-        board.each_key(&mut store, |_, key| {
+        board.each_key(&mut Unready(*self), |_, key| {
             changed += u64::from(self.rescore(board, &key)?);
             Ok(())
         })?;
@@ -154,8 +164,7 @@ impl SqliteStore<'_> {
 
     /// Compares a key's stored score with what its totals say, and writes where they differ.
     fn rescore(&self, board: &BoardDef, key: &KeyBuf) -> Result<bool> {
-        let mut totals = *self;
-        let score = board.score(&mut totals, key)?;
+        let score = board.score(&mut Unready(*self), key)?;
         let same = match self.stored_score(board, key)? {
             Stored::Score(stored) => Some(stored) == score,
             Stored::Nothing => score.is_none(),

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
-use foldhash::SharedSeed;
 use foldhash::fast::SeedableRandomState;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{AsKey, Key, KeyError};
+use crate::replay;
 
 /// The bytes of a key, at most 22 of them without an allocation, sorted as the keys are.
 #[derive(Clone)]
@@ -112,14 +112,21 @@ impl KeyBuf {
     }
 
     /// The key of `len` bytes, at most eight, of which `word` is [`word`](Self::word).
+    #[inline]
     pub(crate) fn from_word(word: u64, len: usize) -> Self {
-        Self::from_bytes(word.to_le_bytes().get(..len).unwrap_or_default())
+        let mut bytes = [0; INLINE + 1];
+        let [first @ .., last] = &mut bytes;
+        if let Some(first) = first.first_chunk_mut() {
+            *first = word.to_le_bytes(); // zeros behind `len`
+        }
+        *last = len.to_le_bytes()[0];
+        Self(Repr::Inline(bytes))
     }
 
     /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.
     #[inline]
     pub(crate) fn hash64(&self) -> u64 {
-        let mut hasher = SeedableRandomState::with_seed(0, SharedSeed::global_random()).build_hasher();
+        let mut hasher = SeedableRandomState::with_seed(0, replay::seed()).build_hasher();
         match &self.0 {
             // Most keys are one integer: a word at once, without looking at a slice.
             Repr::Inline([.., len]) if *len == 8 => hasher.write_u64(self.word()),
@@ -169,15 +176,22 @@ impl fmt::Debug for KeyBuf {
     }
 }
 
-/// As a string of hexadecimal digits.
+/// As a string of hexadecimal digits; as bytes where the format is not for people.
 impl Serialize for KeyBuf {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{self:?}"))
+        if serializer.is_human_readable() {
+            serializer.collect_str(&format_args!("{self:?}"))
+        } else {
+            serializer.serialize_bytes(self.as_bytes())
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for KeyBuf {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !deserializer.is_human_readable() {
+            return deserializer.deserialize_bytes(Raw);
+        }
         let digits = <Cow<'de, str>>::deserialize(deserializer)?;
         let nibble = |digit: u8| match digit {
             b'0'..=b'9' => Some(digit - b'0'),
@@ -190,5 +204,20 @@ impl<'de> Deserialize<'de> for KeyBuf {
         let bytes =
             pairs.iter().map(|&[high, low]| Some(nibble(high)? << 4 | nibble(low)?)).collect::<Option<Vec<u8>>>();
         bytes.map(|bytes| Self::from_bytes(&bytes)).ok_or_else(|| de::Error::custom("a key is not hexadecimal"))
+    }
+}
+
+/// A key that comes as bytes.
+struct Raw;
+
+impl de::Visitor<'_> for Raw {
+    type Value = KeyBuf;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the bytes of a key")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<KeyBuf, E> {
+        Ok(KeyBuf::from_bytes(bytes))
     }
 }

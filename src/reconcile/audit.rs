@@ -37,6 +37,16 @@ pub trait Audit {
     /// As [`measure`](Self::measure), and [`Error::Skew`]. What was mended before the error came stays mended: in memory keys are mended one by
     /// one, in a database all or none.
     fn mend(&mut self, ask: &Mend) -> Result<Mended>;
+
+    /// Makes a counter ready to be read, which a backfill has compared from its first key to its last; does nothing where readiness is not kept.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn ready(&mut self, counter: &Def) -> Result<()> {
+        let _ = counter;
+        Ok(())
+    }
 }
 
 /// A look at one counter.

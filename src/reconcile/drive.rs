@@ -29,7 +29,7 @@ pub trait Control {
         None
     }
 
-    /// Told how far the run has come, after each page that was compared and after each mend.
+    /// Told how far the run has come, after each page that was compared, after each mend, and when a backfill has made a counter ready.
     fn progress(&mut self, progress: &Progress) {
         let _ = progress;
     }
@@ -75,6 +75,12 @@ pub fn run(
                 run.mended(&mended, now);
                 control.progress(&run.progress(now));
             }),
+            Step::Ready(counter) => audit.ready(&counter).map(|()| {
+                observe::readied(&counter);
+                let now = control.now();
+                run.readied(now);
+                control.progress(&run.progress(now));
+            }),
             Step::Wait(time, reason) => {
                 control.wait(time, &reason);
                 Ok(())
@@ -100,6 +106,7 @@ const fn counter_of(step: &Step) -> Option<Def> {
         Step::Look(look) => Some(look.counter),
         Step::Measure(ask) => Some(ask.counter),
         Step::Mend(mend) => Some(mend.counter),
+        Step::Ready(counter) => Some(*counter),
         Step::Identify | Step::Wait(..) | Step::End => None,
     }
 }
@@ -151,7 +158,7 @@ impl<'a> Live<'a> {
         self
     }
 
-    /// Calls `show` after each page that was compared and after each mend: it should be quick, or show every so often only. A
+    /// Calls `show` after each page that was compared, after each mend, and after a counter became ready: it should be quick, or show every so often only. A
     /// second call replaces the first.
     ///
     /// # Examples

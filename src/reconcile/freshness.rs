@@ -78,7 +78,7 @@ use crate::observe;
 #[serde(transparent)]
 pub struct Freshness(Vec<Entry>);
 
-/// One counter, with all that makes an old verification worthless when it changes.
+/// One counter, by its full name, with all that makes an old verification worthless when it changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     counter: String,
@@ -96,9 +96,9 @@ impl Freshness {
     /// Every counter of the layout, none of them ever verified.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
-        let mut entries: Vec<Entry> = layout.counters().iter().map(Entry::new).collect();
-        entries.sort_unstable_by(|one, other| one.counter.cmp(&other.counter));
-        Self(entries)
+        let mut placed: Vec<&Placed> = layout.counters().iter().collect();
+        placed.sort_unstable_by_key(|placed| placed.def().order());
+        Self(placed.into_iter().map(Entry::new).collect())
     }
 
     /// What was saved, for the layout as it is now: a counter that left it is forgotten; one that is new, or has another version, key or
@@ -165,7 +165,7 @@ impl Entry {
     fn new(placed: &Placed) -> Self {
         let def = placed.def();
         Self {
-            counter: def.name().to_owned(),
+            counter: def.full_name().into_owned(),
             version: def.version(),
             key: def.parts().to_string(),
             place: placed.place(),
@@ -175,7 +175,7 @@ impl Entry {
     }
 
     fn is(&self, def: &Def) -> bool {
-        self.counter == def.name() && self.version == def.version() && self.key == def.parts().to_string()
+        self.counter == def.full_name() && self.version == def.version() && self.key == def.parts().to_string()
     }
 
     fn age(&self, now: i64) -> Option<Duration> {

@@ -24,13 +24,15 @@ pub enum Step {
     Measure(Ask),
     /// Do this mend, then call [`Reconciler::mended`].
     Mend(Mend),
+    /// Ask [`Audit::ready`](super::Audit::ready) to make this counter ready, then call [`Reconciler::readied`].
+    Ready(Def),
     /// Wait this long for this reason, then call nothing but [`Reconciler::next`].
     Wait(Duration, String),
     /// Nothing is left to do: [`Reconciler::report`] is final.
     End,
 }
 
-/// A run of verification or repair: says what to do next and is told what came of it.
+/// A run of verification, repair or backfill: says what to do next and is told what came of it.
 ///
 /// [`run`](super::run) drives it; a driver of your own calls [`next`](Self::next) until it says [`Step::End`], does each step, and
 /// hands the answer to the method that the step names, or an error to [`failed`](Self::failed). `now` is any clock that never goes
@@ -62,7 +64,8 @@ pub enum Step {
 /// # The order of work
 ///
 /// A repair first looks at every counter that is left and that rows drive; then counter by counter, by level and within one by name, page by
-/// page in key order, measure and mend. Limits, stop and waits come between pages.
+/// page in key order, measure and mend. A backfill, which else does as a repair, makes a counter ready at its end, before it goes on to the next.
+/// Limits, stop and waits come between pages.
 #[derive(Debug)]
 pub struct Reconciler {
     mode: Mode,
@@ -80,6 +83,8 @@ pub struct Reconciler {
     after: Option<KeyBuf>,
     /// Whether the runs that this one resumes have found drift in the current counter.
     dirty: bool,
+    /// Whether they have left keys of it alone.
+    unsettled: bool,
     state: State,
     wait: Option<(Duration, String)>,
     stop: bool,
@@ -111,6 +116,9 @@ enum State {
     /// emptied meanwhile.
     LookAgain(Page),
     Mend(Page),
+    /// A backfill has compared the last key of the counter at hand. Its position moves on when the counter is ready, so that a run which
+    /// ends here comes back to it.
+    Ready,
 }
 
 /// What is left to do of a page that was measured.
@@ -156,7 +164,7 @@ impl Reconciler {
             layout.position(counter)?;
         }
         let names = layout.by_name();
-        let wanted = if mode == Mode::Repair { layout.with_finer(counters)? } else { counters.to_vec() };
+        let wanted = if mode.mends() { layout.with_finer(counters)? } else { counters.to_vec() };
         let mut scope: Vec<Def> = names.iter().filter(|def| wanted.contains(def)).copied().collect();
         scope.sort_by_key(|def| layout.level(def)); // stable: by name within a level
         let rows = scope.iter().take_while(|def| layout.level(def) == 0).count();
@@ -174,6 +182,7 @@ impl Reconciler {
             at: 0,
             after: None,
             dirty: false,
+            unsettled: false,
             state: State::Identify,
             wait: None,
             stop: false,
@@ -194,13 +203,14 @@ impl Reconciler {
     ///
     /// # Errors
     ///
-    /// [`Error::Token`] when the token is of the other mode or another layout, [`Error::Setting`] as for [`new`](Self::new).
+    /// [`Error::Token`] when the token is of another mode or another layout, [`Error::Setting`] as for [`new`](Self::new).
     pub fn resume(mode: Mode, layout: &Layout, token: &Token, options: Options) -> Result<Self> {
         let refused = |reason| Err(Error::Token { reason });
         if token.mode != mode {
             return refused(match token.mode {
-                Mode::Verify => "it is of a verify, not of a repair",
-                Mode::Repair => "it is of a repair, not of a verify",
+                Mode::Verify => "it is of a verify, and this run is none",
+                Mode::Repair => "it is of a repair, and this run is none",
+                Mode::Backfill => "it is of a backfill, and this run is none",
             });
         }
         if token.layout != layout.fingerprint() {
@@ -215,7 +225,7 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.at = usize::from(token.at);
         run.after.clone_from(&token.after);
-        run.dirty = token.dirty;
+        (run.dirty, run.unsettled) = (token.dirty, token.unsettled);
         match (run.scope.get(run.at), &run.after) {
             (Some(counter), Some(key)) if counter.parts().values(key).is_err() => refused("its position is no key"),
             (Some(_), _) => Ok(run),
@@ -267,6 +277,7 @@ impl Reconciler {
                 let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
                 Step::Mend(Mend { counter: *counter, keys })
             }),
+            State::Ready => self.scope.get(self.at).map(|counter| Step::Ready(*counter)),
         };
         step.unwrap_or(Step::End)
     }
@@ -299,7 +310,7 @@ impl Reconciler {
         }
         self.identity = Some(identity);
         self.failures = 0;
-        let look = self.mode == Mode::Repair && self.at < self.driven_by_rows;
+        let look = self.mode.mends() && self.at < self.driven_by_rows;
         self.state = if look { State::Look(self.at) } else { State::Measure };
         Ok(())
     }
@@ -315,7 +326,7 @@ impl Reconciler {
             State::Look(at) if at + 1 < self.driven_by_rows => (at, State::Look(at + 1)),
             State::LookAgain(page) => (self.at, State::Mend(page)),
             State::Look(at) => (at, State::Measure),
-            State::Identify | State::Measure | State::Mend(_) => {
+            State::Identify | State::Measure | State::Mend(_) | State::Ready => {
                 debug_assert!(false, "an answer to another step");
                 return Ok(());
             }
@@ -358,7 +369,7 @@ impl Reconciler {
         if self.options.page.is_none() {
             self.page = adapted(self.page, took, self.options.page_time);
         }
-        if self.mode == Mode::Verify || measured.drifts.is_empty() {
+        if !self.mode.mends() || measured.drifts.is_empty() {
             self.page_done(measured.next, now);
             return Ok(());
         }
@@ -396,6 +407,15 @@ impl Reconciler {
         // What a rollup sums are totals that were looked at, and mended, one level below.
         let look = taken_away >= EMPTIED && !self.options.force && self.at < self.driven_by_rows;
         self.state = if look { State::LookAgain(page) } else { State::Mend(page) };
+    }
+
+    /// Says that [`Step::Ready`] is done.
+    pub fn readied(&mut self, now: Duration) {
+        debug_assert!(matches!(self.state, State::Ready), "an answer to another step");
+        if matches!(self.state, State::Ready) {
+            self.answered(now);
+            self.move_on(None, now);
+        }
     }
 
     /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait.
@@ -477,7 +497,7 @@ impl Reconciler {
     #[must_use]
     pub fn report(&self) -> Report {
         let mut counters = self.reports.clone();
-        counters.sort_unstable_by_key(|report| report.counter.name());
+        counters.sort_unstable_by_key(|report| report.counter.order());
         Report {
             mode: self.mode,
             counters,
@@ -505,6 +525,7 @@ impl Reconciler {
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
             dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| !report.is_clean()),
+            unsettled: self.is_unsettled(),
         })
     }
 
@@ -513,7 +534,22 @@ impl Reconciler {
         self.failures = 0;
     }
 
+    /// Whether keys of the counter at hand were left alone, by this run or those that it resumes.
+    fn is_unsettled(&self) -> bool {
+        self.unsettled || self.reports.get(self.at).is_some_and(|report| report.unsettled > 0)
+    }
+
+    /// Goes on to the next page. At a counter's end a backfill first makes it ready: it was compared from its first key on, by this run or by those
+    /// that it resumes, as every token of a backfill is of a run that began there. Where keys were left alone, it is for another backfill.
     fn page_done(&mut self, next: Option<KeyBuf>, now: Duration) {
+        if next.is_none() && self.mode == Mode::Backfill && !self.is_unsettled() {
+            self.state = State::Ready;
+        } else {
+            self.move_on(next, now);
+        }
+    }
+
+    fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Measure;
         if next.is_none() {
             if let Some(report) = self.reports.get_mut(self.at) {
@@ -522,7 +558,7 @@ impl Reconciler {
             }
             self.at += 1;
             self.orphans = 0;
-            self.dirty = false;
+            (self.dirty, self.unsettled) = (false, false);
         }
         self.after = next;
         if self.at == self.scope.len() {
@@ -554,7 +590,8 @@ impl Reconciler {
             return Ok(());
         };
         let (wrong, keys) = (report.drift(), report.keys);
-        if keys >= SHARE_KEYS && !self.options.force && wrong * 100 > keys * u64::from(limit) {
+        let counts = self.mode == Mode::Repair && !self.options.force;
+        if keys >= SHARE_KEYS && counts && wrong * 100 > keys * u64::from(limit) {
             return Err(Error::TooWrong { counter: report.counter.name(), wrong, keys, limit });
         }
         Ok(())

@@ -293,7 +293,7 @@ impl Window {
 
 impl Audit for MemoryAudit<'_> {
     fn identity(&mut self) -> Result<u64> {
-        Ok(0)
+        Ok(self.store.identity())
     }
 
     fn look(&mut self, ask: &Look) -> Result<Looked> {
@@ -338,6 +338,14 @@ impl Audit for MemoryAudit<'_> {
             Writers::Bracketed(live) => live.mend(self.store, &mut self.sources, ask),
             Writers::Unbracketed(_) => Err(unbracketed::refuse_mending(&ask.counter)),
         }
+    }
+
+    fn ready(&mut self, counter: &Def) -> Result<()> {
+        if let Writers::Unbracketed(_) = &self.writers {
+            return Err(unbracketed::refuse_mending(counter));
+        }
+        self.store.set_ready(self.store.layout().position(counter)?, true);
+        Ok(())
     }
 }
 

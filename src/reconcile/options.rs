@@ -5,13 +5,26 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Whether a run only looks.
+/// Whether a run only looks, mends, or fills counters that are new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Measure and report; what a grouped source says in SQL is taken as it is.
     Verify,
     /// Measure, report, and mend what differs.
     Repair,
+    /// As a repair, and each counter that was compared from its first key to its last, without a key that is unsettled, is ready to be read from
+    /// then on.
+    ///
+    /// **Whoever runs it states that every writer runs the hooks of these counters by now.** What a writer without them changes behind a key that
+    /// was compared is not in its total, and nobody is refused to read it any more; a later repair finds it.
+    /// [`max_wrong_percent`](Options::max_wrong_percent) does not count: every key is missing at first.
+    Backfill,
+}
+
+impl Mode {
+    pub(super) const fn mends(self) -> bool {
+        !matches!(self, Self::Verify)
+    }
 }
 
 impl fmt::Display for Mode {
@@ -19,6 +32,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Verify => "verify",
             Self::Repair => "repair",
+            Self::Backfill => "backfill",
         })
     }
 }
@@ -125,7 +139,7 @@ impl Options {
     }
 
     /// Refuses to mend a counter when more than this share of its keys is wrong, once 100 or more were compared in this run; unlimited by
-    /// default. Forced runs ignore it.
+    /// default. Forced runs and backfills ignore it.
     #[must_use]
     pub const fn max_wrong_percent(mut self, percent: u8) -> Self {
         self.max_wrong_percent = Some(percent);

@@ -40,7 +40,7 @@ use crate::counter::Def;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Verify or repair.
+    /// Verify, repair or backfill.
     pub mode: Mode,
     /// The counter at hand; none when all are done.
     pub counter: Option<Def>,
@@ -77,7 +77,7 @@ impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.mode)?;
         if let Some(counter) = self.counter {
-            write!(f, "{}, ", counter.name())?;
+            write!(f, "{}, ", counter.full_name())?;
         }
         write!(
             f,

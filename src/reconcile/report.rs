@@ -18,7 +18,7 @@ use crate::key::KeyBuf;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Verify or repair.
+    /// Verify, repair or backfill.
     pub mode: Mode,
     /// Every counter in scope, in the order of names, reached or not.
     pub counters: Vec<CounterReport>,
@@ -239,7 +239,8 @@ pub struct Table<'a>(&'a Report);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name_width = self.0.counters.iter().map(|counter| counter.counter.name().len()).max().unwrap_or(0).max(7);
+        let name_width =
+            self.0.counters.iter().map(|counter| counter.counter.full_name().len()).max().unwrap_or(0).max(7);
         writeln!(
             f,
             "{:name_width$} {:>9} {:>7} {:>7} {:>7} {:>9}",
@@ -249,7 +250,7 @@ impl fmt::Display for Table<'_> {
             writeln!(
                 f,
                 "{:name_width$} {:>9} {:>7} {:>7} {:>7} {:>9}",
-                counter.counter.name(),
+                counter.counter.full_name(),
                 counter.keys,
                 counter.wrong,
                 counter.missing,
@@ -258,24 +259,21 @@ impl fmt::Display for Table<'_> {
             )?;
         }
         for counter in &self.0.counters {
+            let name = counter.counter.full_name();
             for sample in &counter.samples {
-                let (name, key) = (counter.counter.name(), sample.key_text());
+                let key = sample.key_text();
                 writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.truth)?;
             }
             for key in &counter.dangling_keys {
                 let key = counter.counter.show(key);
-                writeln!(f, "  {} of {key}: a link that dangles: its parent is not there", counter.counter.name())?;
+                writeln!(f, "  {name} of {key}: a link that dangles: its parent is not there")?;
             }
             for key in &counter.unsettled_keys {
                 let key = counter.counter.show(key);
-                writeln!(
-                    f,
-                    "  {} of {key}: unsettled: a write was under way, or its outcome is not known",
-                    counter.counter.name()
-                )?;
+                writeln!(f, "  {name} of {key}: unsettled: a write was under way, or its outcome is not known")?;
             }
             if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {
-                writeln!(f, "  {}: {} more", counter.counter.name(), counter.drift() - counter.samples.len() as u64)?;
+                writeln!(f, "  {name}: {} more", counter.drift() - counter.samples.len() as u64)?;
             }
         }
         write!(f, "{}", self.0)
@@ -296,7 +294,7 @@ impl Serialize for Report {
 impl Serialize for CounterReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut counter = serializer.serialize_struct("CounterReport", 9)?;
-        counter.serialize_field("name", self.counter.name())?;
+        counter.serialize_field("name", &self.counter.full_name())?;
         counter.serialize_field("keys", &self.keys)?;
         counter.serialize_field("wrong", &self.wrong)?;
         counter.serialize_field("missing", &self.missing)?;

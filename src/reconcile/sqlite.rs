@@ -16,7 +16,7 @@ use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
-use crate::store::sqlite::{Scope, failed_on};
+use crate::store::sqlite::{Scope, Unready, failed_on};
 use crate::store::{SqliteStore, Store};
 
 /// A SQLite database's rows and totals.
@@ -53,7 +53,7 @@ impl<'a> SqliteAudit<'a> {
     pub fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedSource<'a>) -> Result<()> {
         let counter = counter.def();
         if let Some(rollup) = self.layout.placed(&counter)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().name());
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().full_name());
             return Err(Error::source(&counter, None, reason));
         }
         (source.check_driven)(&counter)?;
@@ -179,8 +179,8 @@ impl Audit for SqliteAudit<'_> {
         // The first read fixes the snapshot that the others read too; deferred, whatever the connection's default: no lock is taken.
         let snapshot = Transaction::new_unchecked(conn, TransactionBehavior::Deferred);
         let snapshot = snapshot.map_err(|error| failed_on("measuring", &ask.counter, error))?;
-        let totals =
-            SqliteStore::new(&snapshot, layout).page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
+        let mut store = Unready(SqliteStore::new(&snapshot, layout));
+        let totals = store.page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
         let truth = self.truth(&snapshot, &ask.counter)?;
         let recounts = truth.recounts(&snapshot, ask, &totals)?;
         let mut dangling = match &truth {
@@ -200,11 +200,11 @@ impl Audit for SqliteAudit<'_> {
         if let Truth::Rows(declared) = self.truth(conn, &ask.counter)? {
             declared.check_keys(conn, &ask.keys)?;
         }
-        let mut store = SqliteStore::new(conn, layout);
-        let hold = Scope::open(conn, format!("mending totals of counter {}", ask.counter.name()))?;
+        let store = SqliteStore::new(conn, layout);
+        let hold = Scope::open(conn, format!("mending totals of counter {}", ask.counter.full_name()))?;
         let truth = self.truth(conn, &ask.counter)?;
         let (mut lacking, mut gone) = (Batch::new(), Vec::new());
-        for (key, stored) in ask.keys.iter().zip(store.read(ask.counter, &ask.keys)?) {
+        for (key, stored) in ask.keys.iter().zip(Unready(store).read(ask.counter, &ask.keys)?) {
             let true_total = truth.recount_one(conn, key)?;
             lacking.add_raw(ask.counter, &mut key.clone(), i128::from(true_total) - i128::from(stored));
             gone.extend((true_total == 0).then_some(key));
@@ -216,6 +216,11 @@ impl Audit for SqliteAudit<'_> {
         }
         hold.commit()?;
         Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+    }
+
+    fn ready(&mut self, counter: &Def) -> Result<()> {
+        refuse_transaction(self.conn)?;
+        SqliteStore::new(self.conn, self.layout).set_ready(counter)
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Token {
     pub(super) after: Option<KeyBuf>,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
     pub(super) dirty: bool,
+    /// Whether keys of the counter at `at` were left alone, as far as it was compared.
+    pub(super) unsettled: bool,
 }
 
 const VERSION: u8 = 1;
@@ -48,7 +50,9 @@ impl Token {
         let flags = u8::from(self.mode == Mode::Repair)
             | u8::from(self.force) << 1
             | u8::from(self.after.is_some()) << 2
-            | u8::from(self.dirty) << 3;
+            | u8::from(self.dirty) << 3
+            | u8::from(self.mode == Mode::Backfill) << 4
+            | u8::from(self.unsettled) << 5;
         let mut bytes = vec![VERSION, flags];
         bytes.extend(self.page.to_be_bytes());
         bytes.extend(self.samples.to_be_bytes());
@@ -68,7 +72,13 @@ impl Token {
             return None;
         }
         let [version, flags] = take(&mut raw)?;
-        if version != VERSION || flags > 15 {
+        let mode = match flags & 0b1_0001 {
+            0 => Mode::Verify,
+            1 => Mode::Repair,
+            0b1_0000 => Mode::Backfill,
+            _ => return None,
+        };
+        if version != VERSION || flags > 63 {
             return None;
         }
         let page = u32::from_be_bytes(take(&mut raw)?);
@@ -83,7 +93,7 @@ impl Token {
             return None;
         }
         Some(Self {
-            mode: if flags & 1 == 0 { Mode::Verify } else { Mode::Repair },
+            mode,
             force: flags & 2 != 0,
             page,
             samples,
@@ -93,6 +103,7 @@ impl Token {
             at,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
             dirty: flags & 8 != 0,
+            unsettled: flags & 32 != 0,
         })
     }
 }
@@ -186,12 +197,15 @@ mod tests {
             at: 1,
             after: Some(KeyBuf::of::<String>("se\0 1")),
             dirty: true,
+            unsettled: false,
         }
     }
 
     #[test]
     fn a_token_reads_back() {
-        for token in [token(), Token { after: None, mode: Mode::Verify, force: false, ..token() }] {
+        let verify = Token { after: None, mode: Mode::Verify, force: false, ..token() };
+        let backfill = Token { mode: Mode::Backfill, dirty: false, unsettled: true, ..token() };
+        for token in [token(), verify, backfill] {
             let text = token.to_string();
             assert!(text.bytes().all(|byte| DIGITS.contains(&byte)), "{text}");
             assert_eq!(text.parse::<Token>().unwrap(), token);
@@ -201,11 +215,39 @@ mod tests {
     }
 
     #[test]
+    fn a_token_from_before_there_were_backfills_reads_back() {
+        assert_eq!(
+            "047g00000s00000k04hkaps9lf6uvvvvvvvvvvvvvs002003000000g00lpma08140og171ilhrg".parse::<Token>().unwrap(),
+            token()
+        );
+    }
+
+    #[test]
+    fn a_token_of_two_modes_or_of_unknown_flags_is_refused() {
+        for flags in [0b1_0001, 0b100_0000] {
+            let bytes = token().to_bytes();
+            let mut raw = bytes[..bytes.len() - 4].to_vec();
+            raw[1] |= flags;
+            raw.extend(checksum(&raw));
+            assert!(Token::from_bytes(&raw).is_none());
+        }
+        assert!(Token::from_bytes(&token().to_bytes()).is_some());
+    }
+
+    #[test]
     fn every_token_with_one_digit_changed_dropped_or_added_is_refused() {
-        let text = token().to_string();
+        for text in [token(), Token { mode: Mode::Backfill, ..token() }].map(|token| token.to_string()) {
+            every_other_digit_is_refused(&text);
+        }
+        for bad in ["", "x", "resume", "\u{e4}", &"0".repeat(100_000)] {
+            assert!(bad.parse::<Token>().is_err(), "{bad}");
+        }
+    }
+
+    fn every_other_digit_is_refused(text: &str) {
         for at in 0..text.len() {
             for digit in DIGITS {
-                let mut changed = text.clone().into_bytes();
+                let mut changed = text.to_owned().into_bytes();
                 changed[at] = *digit;
                 let changed = String::from_utf8(changed).unwrap();
                 assert_eq!(changed.parse::<Token>().is_ok(), changed == text, "{changed}");
@@ -214,9 +256,6 @@ mod tests {
         }
         for more in ["0", "00", "v"] {
             assert!(format!("{text}{more}").parse::<Token>().is_err());
-        }
-        for bad in ["", "x", "resume", "\u{e4}", &"0".repeat(100_000)] {
-            assert!(bad.parse::<Token>().is_err(), "{bad}");
         }
     }
 }

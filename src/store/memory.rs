@@ -9,6 +9,7 @@ mod stripe;
 mod table;
 
 use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZero;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
+use crate::replay;
 use crate::rollup;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
@@ -56,6 +58,8 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 #[derive(Debug)]
 pub struct MemoryStore {
     layout: Layout,
+    /// What tells it from every other store, also from one that is restored from its snapshot.
+    identity: u64,
     /// One for each counter, in the layout's order.
     places: Box<[Place]>,
     /// A power of two of them, so that some bits of a hash choose one.
@@ -115,11 +119,14 @@ impl MemoryStore {
     /// An empty store for these counters.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let stripes = (processors * STRIPES_EACH).next_power_of_two().clamp(STRIPES_LEAST, STRIPES_MOST);
+        let stripes = replay::stripes().unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            (processors * STRIPES_EACH).next_power_of_two().clamp(STRIPES_LEAST, STRIPES_MOST)
+        });
         let tables = || layout.counters().iter().map(|placed| Table::new(placed.def().parts())).collect();
         Self {
             layout: *layout,
+            identity: RandomState::new().hash_one(()),
             places: layout.counters().iter().map(|placed| Place::of(layout, placed)).collect(),
             stripes: (0..stripes).map(|_| Stripe::new(tables())).collect(),
             gate: RwLock::new(vec![None; layout.counters().len()].into_boxed_slice()),
@@ -338,6 +345,10 @@ impl MemoryStore {
         &self.layout
     }
 
+    pub(crate) const fn identity(&self) -> u64 {
+        self.identity
+    }
+
     /// The encoded last part below which a counter was pruned.
     pub(crate) fn cut(&self, position: usize) -> Option<KeyBuf> {
         self.gate.read().get(position).cloned().flatten()
@@ -486,30 +497,6 @@ impl MemoryStore {
             }
         }
         (order, starts)
-    }
-
-    /// The totals of each counter in the layout's order, and its cut, all at one moment.
-    fn all_totals(&self) -> Vec<(Totals, Option<KeyBuf>)> {
-        let cuts = self.gate.write();
-        let held = self.hold();
-        let totals_at = |(position, cut): (usize, &Option<KeyBuf>)| {
-            let mut totals = Totals::new();
-            for table in held.iter().filter_map(|held| held.tables.get(position)) {
-                table.for_each(|key, total| totals.push((key.clone(), total)));
-            }
-            (totals, cut.clone())
-        };
-        cuts.iter().enumerate().map(totals_at).collect()
-    }
-
-    /// Adds totals of one counter as they are: nothing climbs.
-    fn put(&mut self, counter: &Def, batch: &Batch, cut: Option<KeyBuf>) -> Result<()> {
-        let positions = Positions::of(&self.layout, batch)?;
-        self.apply_steps(&mut self.hold(), &positions, batch, false)?;
-        if let Some(known) = self.gate.get_mut().get_mut(self.layout.position(counter)?) {
-            *known = cut;
-        }
-        Ok(())
     }
 }
 

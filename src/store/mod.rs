@@ -73,7 +73,7 @@ pub trait Store {
     ///
     /// # Errors
     ///
-    /// As [`apply`](Self::apply), without overflow.
+    /// As [`apply`](Self::apply), without overflow; [`Error::NotReady`] while the counter, or one that it sums, is to be backfilled.
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>>;
 
     /// The first totals of a range, in key order, at most `limit` of them. Totals of 0 may be among them.

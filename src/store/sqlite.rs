@@ -1,13 +1,18 @@
 //! Totals in SQLite tables, over the caller's own connection, transaction or savepoint: runs what `sql` says.
 
 pub(crate) mod cut;
+mod lost;
+mod ready;
 mod schema;
+mod unready;
+
+pub(crate) use self::unready::Unready;
 
 use rusqlite::ffi;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, params_from_iter};
 
-use super::{Applied, Store, steps, sum_by_pages};
+use super::{Applied, Store, steps};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def, Placed};
 use crate::error::{Error, Result, brief};
@@ -169,7 +174,7 @@ impl<'c> SqliteStore<'c> {
 
     /// Writes what totals lack, in the caller's transaction: also of rollups, of keys below a cut, and beyond 64 bits.
     pub(crate) fn mend(&self, batch: &Batch) -> Result<()> {
-        let mut store = *self;
+        let mut store = Unready(*self);
         let answer =
             |question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(question, each);
         let total = |counter: Def, key: &KeyBuf| {
@@ -253,7 +258,7 @@ impl<'c> SqliteStore<'c> {
         let Some(last) = last else { return Ok(None) };
         let failed = |error| failed_on("reading the cut", counter, error);
         let mut statement = self.conn.prepare_cached(cut::READ_CUT).map_err(failed)?;
-        let mut rows = statement.query([counter.name()]).map_err(failed)?;
+        let mut rows = statement.query([counter.full_name()]).map_err(failed)?;
         let Some(row) = rows.next().map_err(failed)? else { return Ok(None) };
         if row.get_ref(0).map_err(failed)? == ValueRef::Null {
             return Ok(None);
@@ -273,7 +278,7 @@ impl<'c> SqliteStore<'c> {
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
         let family = prune::family(self.layout, &counter, T::PARTS)?;
-        self.transact(|| format!("pruning counter {}", counter.name()), |_| self.prune_family(&family, &cut))
+        self.transact(|| format!("pruning counter {}", counter.full_name()), |_| self.prune_family(&family, &cut))
     }
 
     fn prune_family(&self, family: &[Def], cut: &KeyBuf) -> Result<u64> {
@@ -285,7 +290,7 @@ impl<'c> SqliteStore<'c> {
             let value = cut::tail_value(def, cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
-                self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.name()))?;
+                self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;
                 self.conn.prepare_cached(&delete)?.execute([&value])
             };
             gone += prune().map_err(|error| failed_on("pruning totals", def, error))? as u64;
@@ -343,46 +348,15 @@ impl Store for SqliteStore<'_> {
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let text = sql::read(Dialect::Sqlite, self.layout.placed(&counter)?);
-        let doing = |error| failed_on("reading totals", &counter, error);
-        let mut statement = self.conn.prepare_cached(&text).map_err(doing)?;
-        keys.iter()
-            .map(|key| {
-                let values = sql::key_values(&counter, key)?;
-                let total = statement.query_row(params_from_iter(values), |row| row.get(0)).optional();
-                Ok(total.map_err(doing)?.unwrap_or(0))
-            })
-            .collect()
+        self.when_ready(&counter, |totals| totals.read(counter, keys))
     }
 
     fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        let query = sql::range(Dialect::Sqlite, self.layout.placed(&counter)?, range, limit)?;
-        let doing = |error| failed_on("reading totals", &counter, error);
-        let mut statement = self.conn.prepare_cached(&query.text).map_err(doing)?;
-        let width = statement.column_count() - 1;
-        let mut rows = statement.query(params_from_iter(query.values)).map_err(doing)?;
-        let mut page = Vec::new();
-        while let Some(row) = rows.next().map_err(doing)? {
-            let key = read_key(&counter, row, 0)?;
-            page.push((key, row.get(width).map_err(doing)?));
-        }
-        Ok(page)
+        self.when_ready(&counter, |totals| totals.range(counter, range, limit))
     }
 
     fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
-        let query = sql::sum(Dialect::Sqlite, self.layout.placed(&counter)?, range)?;
-        let sum = self.conn.prepare_cached(&query.text).and_then(|mut statement| {
-            statement.query_row(params_from_iter(query.values), |row| row.get::<_, Option<i64>>(0))
-        });
-        let sum = match sum {
-            Ok(sum) => sum.unwrap_or(0),
-            // It may have left 64 bits on the way only.
-            Err(error) if overflowed(&error) => sum_by_pages(self, counter, range)?,
-            Err(error) => return Err(failed_on("summing totals", &counter, error)),
-        };
-        // Afterwards: a cut never goes back, so what it spares now was spared all along.
-        prune::check_range(&counter, range, self.cut(&counter)?.as_ref())?;
-        Ok(sum)
+        self.when_ready(&counter, |totals| totals.sum(counter, range))
     }
 }
 
@@ -436,7 +410,7 @@ fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
     if let (Some(mark), true) = (mark, batch.is_empty()) {
         return moving(mark);
     }
-    let mut names: Vec<&str> = batch.deltas().map(|(counter, ..)| counter.name()).collect();
+    let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
     names.sort_unstable();
     names.dedup();
     format!("writing totals of counter {}", names.join(", "))
@@ -565,7 +539,7 @@ fn execute(conn: &Connection, text: &str) -> rusqlite::Result<usize> {
 
 /// What a driver's error means to the caller, who was doing something to a counter.
 pub(crate) fn failed_on(what: &str, counter: &Def, error: rusqlite::Error) -> Error {
-    failed(&format!("{what} of counter {}", counter.name()), error)
+    failed(&format!("{what} of counter {}", counter.full_name()), error)
 }
 
 /// What a driver's error means to the caller.

@@ -54,19 +54,23 @@ impl<'a> Bracketed<'a> {
             self.early.clear();
         }
         let mut measured = Measured::default();
+        // Remembered when all has come well: who asks again after an error has not been told what was found.
+        let mut early = BTreeSet::new();
         for key in store.due_suspects(position, self.settled(store)) {
             if !self.early.contains(&key) {
                 self.look_at(store, sources, &Lone { counter: ask.counter, position, key: &key }, &mut measured)?;
-                self.early.insert(key);
+                early.insert(key);
             }
         }
         let (page, touched) = self.read_page(store, sources, window, ask)?;
         let mut suspects: BTreeSet<KeyBuf> = touched.into_iter().collect();
         suspects.extend(page.drifts.into_iter().map(|drift| drift.key));
         suspects.extend(store.suspects(position, ask.after.as_ref(), page.next.as_ref()));
-        for key in suspects.iter().filter(|key| !self.early.contains(*key)).cloned().collect::<Vec<_>>() {
-            self.look_at(store, sources, &Lone { counter: ask.counter, position, key: &key }, &mut measured)?;
+        suspects.retain(|key| !self.early.contains(key) && !early.contains(key));
+        for key in &suspects {
+            self.look_at(store, sources, &Lone { counter: ask.counter, position, key }, &mut measured)?;
         }
+        self.early.append(&mut early);
         (measured.keys, measured.rows, measured.next) = (page.keys, page.rows, page.next);
         if measured.next.is_none() {
             self.reading = None;
@@ -79,9 +83,7 @@ impl<'a> Bracketed<'a> {
         let mut mended = Mended::default();
         for key in &ask.keys {
             self.refuse_bare_hooks(store, &ask.counter)?;
-            let of = Lone { counter: ask.counter, position, key };
-            let fresh = store.is_suspect(&of, self.settled(store));
-            match if fresh { None } else { self.settle(store, sources, &of, true)? } {
+            match self.settle(store, sources, &Lone { counter: ask.counter, position, key }, true)? {
                 Some(found) => mended.corrected += u64::from(found.stored != found.truth),
                 None => mended.unsettled.push(key.clone()),
             }
@@ -92,6 +94,11 @@ impl<'a> Bracketed<'a> {
     /// What was dropped by this time is settled by now.
     fn settled(&self, store: &MemoryStore) -> Option<Duration> {
         store.now().checked_sub(self.settling.settle_time)
+    }
+
+    /// Whether a key's bracket was dropped, and what became of its rows may not be known yet.
+    fn is_suspect(&self, store: &MemoryStore, of: &Lone<'_>) -> bool {
+        store.is_suspect(of, self.settled(store))
     }
 
     fn refuse_bare_hooks(&self, store: &MemoryStore, counter: &Def) -> Result<()> {
@@ -146,7 +153,7 @@ impl<'a> Bracketed<'a> {
         Ok(())
     }
 
-    /// Measures one key, unless its bracket was dropped too short a time ago.
+    /// Measures one key.
     fn look_at(
         &mut self,
         store: &MemoryStore,
@@ -155,8 +162,7 @@ impl<'a> Bracketed<'a> {
         into: &mut Measured,
     ) -> Result<()> {
         let settled = self.settled(store);
-        let found = if store.is_suspect(of, settled) { None } else { self.settle(store, sources, of, false)? };
-        match found {
+        match self.settle(store, sources, of, false)? {
             Some(found) => {
                 store.clear_suspect(of, settled);
                 into.drifts.extend((found.stored != found.truth).then_some(found));
@@ -166,7 +172,8 @@ impl<'a> Bracketed<'a> {
         Ok(())
     }
 
-    /// Compares a key with its rows while nobody writes it, and mends it where that is wanted; none where that could not be had.
+    /// Compares a key with its rows while nobody writes it, and mends it where that is wanted; none where that could not be had, or a bracket over
+    /// it was dropped too short a time ago.
     fn settle(
         &mut self,
         store: &MemoryStore,
@@ -176,20 +183,27 @@ impl<'a> Bracketed<'a> {
     ) -> Result<Option<Drift>> {
         let (stripe, now) = (store.stripe_at(of), self.control.now());
         self.left_alone.retain(|_, until| *until > now);
-        if self.left_alone.contains_key(&(of.position, of.key.clone())) {
+        if self.left_alone.contains_key(&(of.position, of.key.clone())) || self.is_suspect(store, of) {
             return Ok(None);
         }
         let mut wait = WAIT_LEAST;
         for _ in 0..self.settling.tries {
-            if let Some(before) = store.quiet(stripe)
-                && let Some(found) = attempt(store, sources, of, before, mend)?
-            {
-                return Ok(Some(found));
+            if let Some(before) = store.quiet(stripe) {
+                // After the look: what was open until then may have been dropped.
+                if self.is_suspect(store, of) {
+                    return Ok(None);
+                }
+                if let Some(found) = attempt(store, sources, of, before, mend)? {
+                    return Ok(Some(found));
+                }
             }
             self.control.wait(wait, "a key's writers");
             wait = (wait * 2).min(WAIT_MOST);
         }
         if let Some(_shut) = self.shut(store, stripe) {
+            if self.is_suspect(store, of) {
+                return Ok(None);
+            }
             for _ in 0..=PRUNES_MOST {
                 if let Some(found) = attempt(store, sources, of, Before::Shut, mend)? {
                     return Ok(Some(found));

@@ -37,7 +37,6 @@ impl Marks {
     }
 
     /// Every stream of which something was applied; to be asked behind the store's gate, alone.
-    #[allow(dead_code)] // until snapshots hold marks
     pub(super) fn all(&self) -> BTreeMap<String, u64> {
         let streams = self.0.read();
         let lasts = streams.iter().map(|(name, stream)| (name.to_string(), stream.last.load(Ordering::Acquire)));

@@ -191,7 +191,9 @@ impl MemoryStore {
         }
         match self.first_unready(position)? {
             None => Ok(position),
-            Some(unready) => Err(Error::NotReady { counter: counter.name(), unready: unready.name() }),
+            Some(unready) => {
+                Err(Error::NotReady { counter: counter.name(), unready: unready.full_name().into_owned() })
+            }
         }
     }
 

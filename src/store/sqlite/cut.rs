@@ -27,6 +27,6 @@ pub(crate) fn tail_value<'a>(counter: &Def, tail: &'a KeyBuf) -> Result<Value<'a
 
 /// Writes where a counter lives anew into the catalogue.
 pub(crate) fn replace(placed: &Placed) -> String {
-    let (place, name) = (placed.place(), placed.def().name());
+    let (place, name) = (placed.place(), placed.def().full_name());
     format!(r#"UPDATE "keepcount_counters" AS c SET "placement" = '{place}' WHERE c."name" = '{name}'"#)
 }

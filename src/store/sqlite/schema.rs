@@ -14,26 +14,68 @@ use crate::sql::{self, Dialect};
 impl SqliteStore<'_> {
     /// Makes the catalogue and the tables that are not there yet, and checks those that are.
     ///
+    /// In a database without a catalogue every counter is ready to be read at once, as there are no rows yet; where there are, call
+    /// [`create_over_rows`](Self::create_over_rows). Where the catalogue is there already, a counter that comes new is not ready: there may be
+    /// rows from before, and processes that do not know it may still write. From now on it counts, and once every writer runs its hooks, a
+    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A board that comes new is empty and not ready until it is
+    /// [rebuilt](Self::rebuild). docs/deploy.md has the steps.
+    ///
     /// # Errors
     ///
     /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
     /// wants; nothing is made then, unless the caller is in a transaction, which is to be rolled back.
     pub fn create(&self) -> Result<()> {
-        self.transact(|| "making tables".to_owned(), |_| self.create_all())
+        self.create_for(false)
     }
 
-    fn create_all(&self) -> Result<()> {
+    /// As [`create`](Self::create), for counters of rows that are there already: no counter that comes new is ready, in a database without a
+    /// catalogue either.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, Error, Layout, SqliteStore, Store};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let conn = rusqlite::Connection::open_in_memory()?;
+    /// conn.execute_batch("CREATE TABLE votes (show_id INTEGER NOT NULL); INSERT INTO votes VALUES (7), (7), (8)")?;
+    /// let mut store = SqliteStore::new(&conn, &LAYOUT);
+    /// store.create_over_rows()?;
+    /// assert!(!store.is_ready(SHOW_VOTES.def())?);
+    /// assert!(matches!(store.total(SHOW_VOTES, 7), Err(Error::NotReady { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn create_over_rows(&self) -> Result<()> {
+        self.create_for(true)
+    }
+
+    fn create_for(&self, rows: bool) -> Result<()> {
+        self.transact(|| "making tables".to_owned(), |_| self.create_all(rows))
+    }
+
+    /// Also for `rows` that are there already.
+    fn create_all(&self, rows: bool) -> Result<()> {
+        let fresh = self.object(sql::CATALOGUE)?.is_none();
         self.run_ddl(&sql::create_catalogue(Dialect::Sqlite))?;
         self.run_ddl(&sql::create_marks(Dialect::Sqlite))?;
         let columns = self.rows("SELECT name FROM pragma_table_xinfo(?1)", sql::CATALOGUE)?;
-        if columns.iter().any(|name| name == "identity") && !columns.iter().any(|name| name == "cut") {
-            // A catalogue from before counters could be pruned.
-            self.run_ddl(&format!(r#"ALTER TABLE "{}" ADD COLUMN "cut" ANY"#, sql::CATALOGUE))?;
+        for (column, kind) in [("cut", "ANY"), ("ready", "INTEGER NOT NULL DEFAULT 1")] {
+            // A catalogue from before counters could be pruned, or came new.
+            if columns.iter().any(|name| name == "identity") && !columns.iter().any(|name| name == column) {
+                self.run_ddl(&format!(r#"ALTER TABLE "{}" ADD COLUMN "{column}" {kind}"#, sql::CATALOGUE))?;
+            }
         }
         let known = self.catalogue()?;
+        self.run_ddl(&sql::create_unready(Dialect::Sqlite))?;
         for placed in self.layout.counters() {
-            if let Some((row, _)) = known.iter().find(|(row, _)| row.name == placed.def().name()) {
-                if format!("{}, prunable", row.placement) == placed.place() {
+            if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
+                if format!("{}, prunable", known.row.placement) == placed.place() {
                     // Only what apply looks for is new.
                     self.run_ddl(&cut::replace(placed))?;
                 }
@@ -45,7 +87,7 @@ impl SqliteStore<'_> {
                 return Err(Error::Schema { table, reason: reason.to_owned() });
             }
             self.run_ddl(&sql::create(Dialect::Sqlite, placed))?;
-            self.run_ddl(&sql::enlist(placed))?;
+            self.run_ddl(&sql::enlist(placed, fresh && !rows))?;
         }
         for placed in self.layout.counters() {
             // Also of a counter that was there before it became a link.
@@ -54,7 +96,7 @@ impl SqliteStore<'_> {
             }
         }
         for board in self.layout.board_defs() {
-            if known.iter().any(|(row, _)| row.name == board.name()) {
+            if known.iter().any(|known| known.row.name == board.name()) {
                 continue;
             }
             let table = board.table_name();
@@ -62,10 +104,9 @@ impl SqliteStore<'_> {
                 let reason = "it is there already, and is not one of keepcount's; rename it or the board";
                 return Err(Error::Schema { table, reason: reason.to_owned() });
             }
-            for text in board::ddl(Dialect::Sqlite, board) {
+            for text in board::ddl(Dialect::Sqlite, board, fresh) {
                 self.run_ddl(&text)?;
             }
-            self.rescore_all(board)?;
         }
         self.check()
     }
@@ -95,14 +136,14 @@ impl SqliteStore<'_> {
             let def = placed.def();
             let table = placed.table_name();
             let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
-            let Some((row, _)) = known.iter().find(|(row, _)| row.name == def.name()) else {
+            let wanted = CatalogueRow::of(placed);
+            let Some(Known { row, .. }) = known.iter().find(|known| known.row.name == wanted.name) else {
                 return schema(format!(
                     "counter {} is not in the catalogue {}; SqliteStore::create adds it",
-                    def.name(),
+                    wanted.name,
                     sql::CATALOGUE
                 ));
             };
-            let wanted = CatalogueRow::of(placed);
             if *row != wanted {
                 return schema(format!("the catalogue says {row}, the layout {wanted}"));
             }
@@ -129,33 +170,47 @@ impl SqliteStore<'_> {
         fault.map_or(Ok(()), |reason| Err(Error::Schema { table: sql::MARKS.to_owned(), reason }))
     }
 
-    /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, which would not keep it: an older
-    /// version of the application, say.
-    fn check_others(&self, known: &[(CatalogueRow, i64)]) -> Result<()> {
-        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
-        let board = |name: &str| self.layout.board_defs().iter().any(|board| board.name() == name);
-        for (row, _) in known.iter().filter(|(row, _)| !ours(&row.name) && !board(&row.name)) {
-            let mut words = row.placement.split([' ', ',']);
-            let derived = words.any(|word| matches!(word, "sum" | "board"));
-            if let Some(counter) = words.find(|word| derived && ours(word)) {
-                let reason = format!(
-                    "{} is a {} and counter {counter} feeds it, but this layout does not have it and would not keep it; if nobody has, drop its \
-                     table and its row in {}",
-                    row.name,
-                    row.placement,
-                    sql::CATALOGUE
-                );
-                return Err(Error::Schema { table: row.name.replace('.', "_"), reason });
-            }
+    /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, or is a later version of one, and this layout
+    /// would not keep it: an older version of the application, say. One that is not ready may miss what this layout writes: it is made whole
+    /// when this layout is gone.
+    fn check_others(&self, known: &[Known]) -> Result<()> {
+        for Known { row, .. } in known.iter().filter(|known| known.ready && !self.has(&known.row.name)) {
+            let fed_by = row.made_of().find(|name| self.has(name));
+            let because = match fed_by {
+                Some(counter) => format!("is a {} and ready to be read, and counter {counter} feeds it", row.placement),
+                None if self.is_later(row) => {
+                    "is a later version of one of this layout's and ready to be read".to_owned()
+                }
+                None => continue,
+            };
+            let reason = format!(
+                "{} {because}, but this layout does not have it and would not keep it: an older version of the application must not start \
+                 beside a newer one that reads it; if nobody has it, drop it by SqliteStore::forget",
+                row.name
+            );
+            return Err(Error::Schema { table: row.table_name(), reason });
         }
         Ok(())
     }
 
-    fn check_boards(&self, known: &[(CatalogueRow, i64)]) -> Result<()> {
+    /// Whether this is a version of a counter of which the layout has earlier ones alone.
+    fn is_later(&self, row: &CatalogueRow) -> bool {
+        let name = row.name.strip_suffix(&format!(".v{}", row.version));
+        let ours = self.layout.counters().iter().map(Placed::def).filter(|def| Some(def.name()) == name);
+        ours.map(|def| def.version()).max().is_some_and(|ours| ours < row.version)
+    }
+
+    /// Whether the layout has a counter of this full name, or a board.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.layout.counters().iter().any(|placed| placed.def().full_name() == name)
+            || self.layout.board_defs().iter().any(|board| board.name() == name)
+    }
+
+    fn check_boards(&self, known: &[Known]) -> Result<()> {
         for board in self.layout.board_defs() {
             let table = board.table_name();
             let schema = |reason: String| Err(Error::Schema { table: table.clone(), reason });
-            let Some((row, _)) = known.iter().find(|(row, _)| row.name == board.name()) else {
+            let Some(Known { row, .. }) = known.iter().find(|known| known.row.name == board.name()) else {
                 return schema(format!("board {} is not in the catalogue; SqliteStore::create makes it", board.name()));
             };
             let wanted = CatalogueRow::of_board(board);
@@ -176,9 +231,10 @@ impl SqliteStore<'_> {
 
     /// What tells this database's totals from another's.
     pub(crate) fn identity(&self) -> Result<u64> {
-        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().name() == name);
-        let rows = self.catalogue()?;
-        Ok(rows.iter().filter(|(row, _)| ours(&row.name)).fold(0, |all, (_, identity)| all ^ identity.cast_unsigned()))
+        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().full_name() == name);
+        let known = self.catalogue()?;
+        let ours = known.iter().filter(|known| ours(&known.row.name));
+        Ok(ours.fold(0, |all, known| all ^ known.identity.cast_unsigned()))
     }
 
     /// What is wrong with the table of a counter or board, if anything.
@@ -231,18 +287,18 @@ impl SqliteStore<'_> {
         found.map_err(|error| failed("reading the schema", error))
     }
 
-    /// The catalogue's rows, each with its identity.
-    fn catalogue(&self) -> Result<Vec<(CatalogueRow, i64)>> {
+    /// The catalogue's rows, in the order of names.
+    pub(super) fn catalogue(&self) -> Result<Vec<Known>> {
         let text = format!(
-            r#"SELECT c."name", c."key", c."version", c."placement", c."identity", c."cut" FROM "{}" AS c"#,
+            r#"SELECT c."name", c."key", c."version", c."placement", c."identity", c."ready", c."cut" FROM "{}" AS c ORDER BY c."name""#,
             sql::CATALOGUE
         );
-        let read = || -> rusqlite::Result<Vec<(CatalogueRow, i64)>> {
+        let read = || -> rusqlite::Result<Vec<Known>> {
             let mut statement = self.conn.prepare(&text)?;
             let rows = statement.query_map((), |row| {
                 let (name, key) = (row.get(0)?, row.get(1)?);
-                let row_as_declared = CatalogueRow { name, key, version: row.get(2)?, placement: row.get(3)? };
-                Ok((row_as_declared, row.get(4)?))
+                let declared = CatalogueRow { name, key, version: row.get(2)?, placement: row.get(3)? };
+                Ok(Known { row: declared, identity: row.get(4)?, ready: row.get(5)? })
             })?;
             rows.collect()
         };
@@ -250,7 +306,9 @@ impl SqliteStore<'_> {
             // A column that is not there, or holds something else; what the database says of itself is none of this.
             (_, None | Some(ErrorCode::Unknown)) => Error::Schema {
                 table: sql::CATALOGUE.to_owned(),
-                reason: format!("it is not keepcount's catalogue: {error}"),
+                reason: format!(
+                    "it is not keepcount's catalogue: {error}; one of an older keepcount is brought up to date by SqliteStore::create"
+                ),
             },
             _ => failed("reading the catalogue", error),
         })
@@ -287,15 +345,23 @@ const FAULTS: &[(bool, &str)] = &[
     ),
     (
         true,
+        // Streams are looked up and not sorted.
         "SELECT 'the database is encoded in ' || encoding || ', where texts do not sort as UTF-8'
-         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 IS NOT NULL",
+         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 <> 'keepcount_marks'",
     ),
 ];
 
-/// What the catalogue says of a counter.
+/// What the catalogue says of a counter or board.
+pub(super) struct Known {
+    pub(super) row: CatalogueRow,
+    identity: i64,
+    pub(super) ready: bool,
+}
+
+/// What has to be as a layout says it.
 #[derive(PartialEq, Eq)]
-struct CatalogueRow {
-    name: String,
+pub(super) struct CatalogueRow {
+    pub(super) name: String,
     key: String,
     version: u32,
     placement: String,
@@ -305,7 +371,7 @@ impl CatalogueRow {
     fn of(placed: &Placed) -> Self {
         let def = placed.def();
         Self {
-            name: def.name().to_owned(),
+            name: def.full_name().into_owned(),
             key: def.parts().to_string(),
             version: def.version(),
             placement: placed.place(),
@@ -320,6 +386,19 @@ impl CatalogueRow {
             version: id.version(),
             placement: board::place(board),
         }
+    }
+
+    pub(super) fn table_name(&self) -> String {
+        self.name.replace('.', "_")
+    }
+
+    /// What a rollup sums and its link, or the counters of a board; nothing for what rows drive.
+    pub(super) fn made_of(&self) -> impl Iterator<Item = &str> {
+        let board = self.placement.strip_prefix("board of ");
+        let sum = self.placement.strip_prefix("table, sum").and_then(|sum| sum.split_once(" of ")).map(|(_, of)| of);
+        let sum = sum.map(|of| of.strip_suffix(", prunable").unwrap_or(of));
+        let counters = board.into_iter().flat_map(|counters| counters.split(", "));
+        counters.chain(sum.into_iter().flat_map(|of| of.split(" along ")))
     }
 }
 

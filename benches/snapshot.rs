@@ -1,0 +1,120 @@
+//! What a snapshot of a million totals costs: how long a writer waits for it at the longest, the time to take it, to encode it, to save
+//! it as a file, to load and to restore it, and the file's size. One line for each form of table.
+//!
+//! A writer adds to random keys without a pause, one total and two totals in turn, since only the second passes the gate. Each round
+//! takes its longest wait while one snapshot is taken; beside it stands the longest wait in as much time without one.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Random, only_tested};
+use keepcount::{Batch, Counter, Layout, MemoryStore, Snapshot};
+
+const NUMBERS: Counter<u64> = Counter::new("bench.numbers");
+const TEXTS: Counter<String> = Counter::new("bench.texts");
+const PAIRS: Counter<(u64, u32)> = Counter::new("bench.pairs");
+const LAYOUT: Layout = Layout::new(&[NUMBERS.table(), TEXTS.table(), PAIRS.table()]);
+
+fn add_number(batch: &mut Batch, key: u64) {
+    batch.add(NUMBERS, key, 1);
+}
+
+fn add_text(batch: &mut Batch, key: u64) {
+    batch.add(TEXTS, format!("setlist-{key}"), 1);
+}
+
+fn add_pair(batch: &mut Batch, key: u64) {
+    batch.add(PAIRS, (key / 30, u32::try_from(key % 30).unwrap()), 1);
+}
+
+/// The longest apply of a writer since it was last asked.
+#[derive(Default)]
+struct Longest(AtomicU64);
+
+impl Longest {
+    fn take(&self) -> Duration {
+        Duration::from_nanos(self.0.swap(0, Ordering::Relaxed))
+    }
+}
+
+fn write(store: &MemoryStore, keys: u64, add: fn(&mut Batch, u64), longest: &Longest, done: &AtomicBool) {
+    let mut random = Random(7);
+    let mut batch = Batch::new();
+    while !done.load(Ordering::Relaxed) {
+        for totals in [1, 2] {
+            batch.clear();
+            (0..totals).for_each(|_| add(&mut batch, random.next() % keys));
+            let took = timed(|| drop(store.apply(&batch).unwrap()));
+            longest.0.fetch_max(u64::try_from(took.as_nanos()).unwrap(), Ordering::Relaxed);
+        }
+    }
+}
+
+fn timed(what: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    what();
+    begun.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
+    let store = MemoryStore::new(&LAYOUT);
+    let mut batch = Batch::new();
+    (0..keys).for_each(|key| add(&mut batch, key));
+    store.apply(&batch).unwrap();
+    drop(batch);
+
+    let (longest, done) = (Longest::default(), AtomicBool::new(false));
+    let (mut waits, mut idle, mut takes) = (Vec::new(), Vec::new(), Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| write(&store, keys, add, &longest, &done));
+        for _ in 0..rounds {
+            thread::sleep(Duration::from_millis(20));
+            longest.take();
+            let mut snapshot = None;
+            let took = timed(|| snapshot = Some(store.snapshot()));
+            waits.push(longest.take());
+            takes.push(took);
+            drop(snapshot);
+            thread::sleep(Duration::from_millis(20));
+            longest.take();
+            thread::sleep(took);
+            idle.push(longest.take());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let worst = waits.iter().max().copied().unwrap_or_default();
+    let snapshot = store.snapshot();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("totals");
+    let time = |what: &dyn Fn()| median((0..rounds.min(9)).map(|_| timed(what)).collect());
+    let encode = time(&|| drop(snapshot.to_bytes().unwrap()));
+    let save = time(&|| snapshot.save(&path).unwrap());
+    let load = time(&|| drop(Snapshot::load(&path).unwrap()));
+    let restore = time(&|| drop(MemoryStore::restore(&LAYOUT, &snapshot).unwrap()));
+    println!(
+        "{keys} totals, {form}: a writer waits {:.1?} (median of the longest; worst {worst:.1?}; without a snapshot {:.1?}); \
+         snapshot {:.0?}, encode {encode:.0?}, save {save:.0?}, load {load:.0?}, restore {restore:.0?}; {} KB",
+        median(waits),
+        median(idle),
+        median(takes),
+        path.metadata().unwrap().len() / 1_000,
+    );
+}
+
+fn main() {
+    let (keys, rounds) = if only_tested() { (10_000, 3) } else { (1_000_000, 25) };
+    measure("numbers", keys, rounds, add_number);
+    measure("texts", keys, rounds, add_text);
+    measure("pairs", keys, rounds, add_pair);
+}

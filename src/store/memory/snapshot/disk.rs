@@ -1,0 +1,191 @@
+//! A snapshot in a file, old or new and never a mix: what is asked of a file system, and in which order.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, TryLockError};
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::file::{HEAD, whole_len};
+use super::{Snapshot, failed};
+use crate::error::{Error, Result};
+
+/// What saving and loading ask of a file system; tests put one in its place that fails wherever it can.
+pub(super) trait Disk {
+    type File: io::Write;
+
+    /// Removes the files of a folder that no process holds, of those whose name is wanted.
+    fn sweep(&self, folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()>;
+    /// Makes a file of a name with a random number, and holds it until it is dropped.
+    fn create(&self, name: impl Fn(u64) -> PathBuf) -> io::Result<(PathBuf, Self::File)>;
+    /// Returns when the file's bytes are where a crash leaves them alone.
+    fn sync(&self, file: &mut Self::File) -> io::Result<()>;
+    /// Puts a file in another's place at once.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Returns when the folder's names are where a crash leaves them alone.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    fn open(&self, path: &Path) -> io::Result<impl io::Read>;
+}
+
+impl Snapshot {
+    /// Writes the snapshot to a file, in place of the one that may be there: after a crash at any moment there is the old one or the new one.
+    ///
+    /// It is written to a temporary file in the same folder, `.NAME.keepcount-*.tmp`, which is synced and then renamed, and the folder is
+    /// synced. What a process that was killed left of such files, the next save removes. Several may save to one file at once: the last to
+    /// rename wins. A symbolic link is replaced, not followed, and permissions are those of a new file.
+    ///
+    /// Outside unix the folder is not synced: after a loss of power, the file may be the old one though `save` returned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`] when the disk fails: the old file is as it was. [`Error::Unknown`] when the folder could not be synced: the file is
+    /// the new one, and after a crash one of both; save again. [`Error::Setting`] for a path that names no file.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, Layout, MemoryStore, Snapshot};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("totals.snapshot");
+    /// let store = MemoryStore::new(&LAYOUT);
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 3);
+    /// store.apply(&batch)?;
+    /// store.snapshot().save(&path)?;
+    ///
+    /// let restored = MemoryStore::restore(&LAYOUT, &Snapshot::load(&path)?)?;
+    /// assert_eq!(restored.total(SHOW_VOTES, 7)?, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        save(&Real, path.as_ref(), &self.to_bytes()?)
+    }
+
+    /// Reads the file that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`] when there is none, or it cannot be read; [`Error::Snapshot`] as [`from_bytes`](Self::from_bytes). Both name the file.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        load(&Real, path.as_ref())
+    }
+}
+
+/// Writes, syncs, renames, and syncs the name. A sync that failed is not tried again: a file system may take for written what it then dropped.
+pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::setting("path of a snapshot", format!("{} names no file", path.display())));
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    // A leftover that cannot be removed costs its space, and nothing else.
+    let _ = disk.sweep(folder, |known| is_temporary(known, name));
+    let failed = |cause: io::Error| Error::Database {
+        doing: format!("saving snapshot {}", path.display()),
+        cause: cause.into(),
+    };
+    let (temporary, mut file) = disk.create(|random| folder.join(temporary_name(name, random))).map_err(failed)?;
+    let replaced =
+        file.write_all(bytes).and_then(|()| disk.sync(&mut file)).and_then(|()| disk.rename(&temporary, path));
+    if let Err(cause) = replaced {
+        let _ = disk.remove(&temporary);
+        return Err(failed(cause));
+    }
+    disk.sync_folder(folder).map_err(|cause| Error::Unknown {
+        doing: format!("saving snapshot {}: syncing its folder", path.display()),
+        cause: cause.into(),
+    })
+}
+
+/// Reads no more than a file's head says, and one byte.
+pub(super) fn load(disk: &impl Disk, path: &Path) -> Result<Snapshot> {
+    let unread = |cause: io::Error| Error::Database {
+        doing: format!("loading snapshot {}", path.display()),
+        cause: cause.into(),
+    };
+    let refused = |reason: String| failed(format!("{}: {reason}", path.display()));
+    let mut file = disk.open(path).map_err(unread)?;
+    let mut bytes = Vec::new();
+    file.by_ref().take(HEAD as u64).read_to_end(&mut bytes).map_err(unread)?;
+    let more = whole_len(&bytes).map_err(refused)?.saturating_sub(HEAD as u64).saturating_add(1);
+    file.take(more).read_to_end(&mut bytes).map_err(unread)?;
+    Snapshot::parse(&bytes).map_err(refused)
+}
+
+/// New names after somebody swept a file between its making and its lock: each time that is a chance of microseconds.
+const TRIES: usize = 16;
+const ENDING: &str = ".tmp";
+const DIGITS: usize = 16;
+
+fn beginning(name: &OsStr) -> OsString {
+    [OsStr::new("."), name, OsStr::new(".keepcount-")].into_iter().collect()
+}
+
+/// A name that no other save has, so that two of them never write to one file.
+fn temporary_name(name: &OsStr, random: u64) -> OsString {
+    let mut temporary = beginning(name);
+    temporary.push(format!("{random:0DIGITS$x}{ENDING}"));
+    temporary
+}
+
+fn is_temporary(known: &OsStr, name: &OsStr) -> bool {
+    let digits = known.as_encoded_bytes().strip_prefix(beginning(name).as_encoded_bytes());
+    let digits = digits.and_then(|digits| digits.strip_suffix(ENDING.as_bytes()));
+    digits.is_some_and(|digits| digits.len() == DIGITS && digits.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// The file system of the operating system.
+struct Real;
+
+impl Disk for Real {
+    type File = File;
+
+    /// A process holds its file by a lock, which ends with the process. It is had while the file is removed, so who has it has the file, or
+    /// one that is gone.
+    fn sweep(&self, folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+        for known in fs::read_dir(folder)?.filter_map(io::Result::ok).filter(|known| wanted(&known.file_name())) {
+            let file = File::open(known.path())?;
+            if file.try_lock().is_ok() {
+                fs::remove_file(known.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the file system has no locks, nobody sweeps.
+    fn create(&self, name: impl Fn(u64) -> PathBuf) -> io::Result<(PathBuf, File)> {
+        for _ in 0..TRIES {
+            let path = name(RandomState::new().hash_one(()));
+            let file = File::create_new(&path)?;
+            let swept = matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !path.try_exists()?;
+            if !swept {
+                return Ok((path, file));
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "other saves swept its temporary files"))
+    }
+
+    fn sync(&self, file: &mut File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<impl io::Read> {
+        File::open(path)
+    }
+}
