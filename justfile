@@ -28,6 +28,10 @@ test:
     cargo test
     cargo test --all-features --test monitoring
 
+# Kills at thousands of moments, and that every kind of moment was hit; disks that fail, pages that are damaged. Takes an hour or so.
+crash rounds="2000":
+    KEEPCOUNT_CRASH_ROUNDS={{rounds}} cargo test --test crash --test failing_disk --test sqlite_faults -- --nocapture
+
 # Every aim as a ratio against its peer, interleaved in one run.
 aims:
     cargo bench --bench aims
