@@ -102,7 +102,8 @@ impl Starved<'_> {
     }
 }
 
-/// What an error says is what became of the call.
+/// What an error says is what became of the call. A read may end the caller's transaction too: pages that the transaction has changed are written to
+/// make room for what it reads. Where that failed, the error was an ordinary one, and whoever went on wrote without a transaction.
 fn judge(writer: &Writer, failure: &Failure) -> String {
     let phase = writer.told.phase();
     let says = match failure {

@@ -129,20 +129,26 @@ impl<'c> SqliteStore<'c> {
         )
     }
 
-    /// Runs `work` in the caller's transaction, or in one of its own, and tells it whether it is the caller's. Where that one is gone when an
-    /// error comes back, the error says so: SQLite rolls back by itself when a disk is full or fails, also under a statement that only reads.
+    /// Runs `work` in the caller's transaction, or in one of its own, and tells it whether it is the caller's.
     pub(crate) fn transact<T>(
         &self,
         doing: impl FnOnce() -> String,
         work: impl FnOnce(bool) -> Result<T>,
     ) -> Result<T> {
         if !self.conn.is_autocommit() {
-            return work(true).map_err(|error| if self.conn.is_autocommit() { lost(error) } else { error });
+            return self.or_lost(|| work(true));
         }
         let own = Scope::open(self.conn, doing())?;
         let done = work(false)?;
         own.commit()?;
         Ok(done)
+    }
+
+    /// Where the caller's transaction is gone when an error comes back, the error says so: SQLite rolls back by itself when a disk is full or
+    /// fails, also under a statement that only reads, since pages that were changed may have to be written to make room for what it reads.
+    fn or_lost<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let inside = !self.conn.is_autocommit();
+        work().map_err(|error| if inside && self.conn.is_autocommit() { lost(error) } else { error })
     }
 
     fn read_mark(&self, stream: &str) -> Result<u64> {
@@ -344,7 +350,7 @@ impl Store for SqliteStore<'_> {
     }
 
     fn mark(&mut self, stream: &str) -> Result<u64> {
-        self.read_mark(stream)
+        self.or_lost(|| self.read_mark(stream))
     }
 
     fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {

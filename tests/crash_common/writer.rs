@@ -7,7 +7,9 @@ use keepcount::{Error, Next, SqliteStore, Store as _};
 use rusqlite::Connection;
 
 use super::child::{Phase, Told};
-use super::{LAYOUT, Random, SETLIST_DAYS, SHOWS, feed, feed_stream, mark, open, rows_stream, write_rows};
+use super::{
+    LAYOUT, Random, SETLIST_DAYS, SETLIST_VOTES, SHOWS, feed, feed_stream, mark, open, rows_stream, write_rows,
+};
 
 /// Of the streams of a writer, the one whose events are rows, and the one whose events are totals alone.
 pub const ROWS: usize = 0;
@@ -92,6 +94,8 @@ impl Writer {
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
         let batch = write_rows(&self.conn, self.number, first, last)?;
         self.told.at(Phase::Apply);
+        let setlist = 1_000 + self.random.int(0, 40);
+        self.store().total(SETLIST_VOTES, setlist)?;
         let applied = self.store().apply_once(&batch, &mark(&rows_stream(self.number), first, last))?;
         assert!(skips.is_none_or(|skips| skips == applied.skipped), "{first} to {last}: {applied:?}");
         if applied.skipped {

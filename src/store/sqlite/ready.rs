@@ -46,7 +46,7 @@ impl<'c> SqliteStore<'c> {
     pub(super) fn when_ready<T>(&self, counter: &Def, read: impl FnOnce(&mut Unready<'c>) -> Result<T>) -> Result<T> {
         self.layout.position(counter)?;
         let needs = || Ok(self.layout.with_finer(&[*counter])?.iter().map(Def::full_name).collect());
-        self.when_all_ready(counter.name(), needs, || read(&mut Unready(*self)))
+        self.or_lost(|| self.when_all_ready(counter.name(), needs, || read(&mut Unready(*self))))
     }
 
     /// Reads a board if it, and what it is made of, may be read.
@@ -55,7 +55,7 @@ impl<'c> SqliteStore<'c> {
             let counters = self.layout.with_finer(board.counters())?;
             Ok(std::iter::once(Cow::Borrowed(board.name())).chain(counters.iter().map(Def::full_name)).collect())
         };
-        self.when_all_ready(board.name(), needs, read)
+        self.or_lost(|| self.when_all_ready(board.name(), needs, read))
     }
 
     /// One lookup. Its row is held while `read` runs, so that both read one snapshot, and outside a transaction begin and end one between them.
