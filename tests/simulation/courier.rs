@@ -1,0 +1,132 @@
+//! Delivery of a stream's events to the store: in order after a restart; else late, twice, or out of order.
+
+use std::rc::Rc;
+
+use keepcount::{Batch, Bracket, Error, Mark};
+
+use super::domain::{Row, RowId, Totals, add};
+use super::facts::{Change, STREAM_NAMES};
+use super::variant::Variant;
+use super::world::World;
+
+pub struct Courier<'a> {
+    stream: usize,
+    /// Events that were applied long ago, in a bracket that is open.
+    held: Option<Delivery<'a>>,
+}
+
+struct Delivery<'a> {
+    bracket: Bracket<'a>,
+    first: u64,
+    last: u64,
+    deltas: Totals,
+}
+
+impl<'a> Courier<'a> {
+    pub fn new(stream: usize) -> Self {
+        Self { stream, held: None }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.held.is_none()
+    }
+
+    pub fn die(&mut self) {
+        self.held = None;
+    }
+
+    pub fn step(&mut self, world: &Rc<World<'a>>) {
+        if let Some(held) = self.held.take() {
+            self.commit(world, held);
+            return;
+        }
+        let (mark, length) = (world.marks()[self.stream], world.facts.borrow().journal[self.stream].len() as u64);
+        if length == 0 {
+            return;
+        }
+        if mark < length && (world.recovering.get() || world.draining.get() || world.one_in(2)) {
+            let last = length.min(mark + 1 + world.below(3));
+            self.deliver(world, mark + 1, last);
+        } else if !world.draining.get() {
+            let first = 1 + world.below(length);
+            let last = length.min(first + world.below(3));
+            if last <= mark && world.one_in(4) {
+                self.write_again(world, first);
+            } else {
+                self.deliver(world, first, last);
+            }
+        }
+    }
+
+    /// Hands some events to the store; those that somebody left alone as nothing.
+    fn deliver(&mut self, world: &Rc<World<'a>>, first: u64, last: u64) {
+        let (mut batch, mut deltas) = (Batch::new(), Totals::new());
+        for event in &world.facts.borrow().journal[self.stream][first as usize - 1..last as usize] {
+            if !event.left {
+                event.change.hook_into(&mut batch);
+                event.change.deltas.iter().for_each(|(name, delta)| add(&mut deltas, name, *delta));
+            }
+        }
+        let known = last <= world.marks()[self.stream];
+        let bare = world.recovering.get() && world.one_in(2);
+        if bare {
+            // No audit is there yet.
+            let found = world.store().apply_once(&batch, &self.mark(first, last)).map(|applied| applied.skipped);
+            self.note(world, first, last, &found);
+            return;
+        }
+        match world.store().try_begin(world.batch(batch)).unwrap() {
+            Some(bracket) if known && world.is(Variant::DuplicateByApply) => drop(bracket.commit().unwrap()),
+            Some(bracket) if known && world.one_in(2) => self.held = Some(Delivery { bracket, first, last, deltas }),
+            Some(bracket) => self.commit(world, Delivery { bracket, first, last, deltas }),
+            None => world.count("gates met"),
+        }
+    }
+
+    fn commit(&self, world: &World<'a>, delivery: Delivery<'a>) {
+        let Delivery { bracket, first, last, deltas } = delivery;
+        let found = bracket.commit_once(&self.mark(first, last)).map(|applied| applied.skipped);
+        self.note(world, first, last, &found);
+        if found.is_err() {
+            world.note_lost(&deltas);
+        }
+    }
+
+    fn mark(&self, first: u64, last: u64) -> Mark<'static> {
+        Mark::new(STREAM_NAMES[self.stream], first, last).unwrap()
+    }
+
+    fn note(&self, world: &World<'a>, first: u64, last: u64, found: &keepcount::Result<bool>) {
+        let what = match found {
+            Ok(false) => "events applied",
+            Ok(true) => "events skipped",
+            Err(Error::Gap { .. }) => "events behind a gap",
+            Err(Error::Overlap { .. }) => "events that overlap",
+            Err(error) => return world.fail(format!("a delivery fails: {error}")),
+        };
+        world.count(what);
+        world.note(format!("{} {first}..={last}: {what}", STREAM_NAMES[self.stream]));
+    }
+
+    /// The same event comes to a consumer that writes its rows: it finds out before it commits them that the store has it.
+    fn write_again(&self, world: &World<'a>, event: u64) {
+        let change = Rc::clone(&world.facts.borrow().journal[self.stream][event as usize - 1].change);
+        let mut inserted = change.hooked.iter().filter_map(|(old, new)| new.filter(|_| old.is_none()));
+        let Some(vote) = inserted.rfind(|row| matches!(row, Row::Vote { .. })) else { return };
+        let id = RowId::Vote(1_000_000 + world.below(1_000_000) as i64);
+        let again = Change::new(vec![(id, Some(vote))], vec![(None, Some(vote))]);
+        let mut batch = Batch::new();
+        again.hook_into(&mut batch);
+        let Some(bracket) = world.store().try_begin(world.batch(batch)).unwrap() else {
+            world.count("gates met");
+            return;
+        };
+        world.count("events written again");
+        if world.is(Variant::SkippedRowsKept) {
+            world.facts.borrow_mut().write(&again.writes);
+            self.commit(world, Delivery { bracket, first: event, last: event, deltas: again.deltas });
+        } else {
+            bracket.abort();
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! Jobs: live audits that are driven step by step, read rows while others go on, and are dropped and resumed anywhere; and the oracle of what they report.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::rc::Rc;
+use std::time::Duration;
+
+use keepcount::reconcile::{
+    Ask, Audit, Control, Measured, MemoryAudit, Mend, Mode, Options, Reconciler, Report, Settling, Step, Token,
+};
+use keepcount::{Cause, Counter, Def, Error, Key, KeyBuf};
+
+use super::domain::{self, LAYOUT, Name, Row, RowId, Tables, def, of_counter, share, show};
+use super::variant::Variant;
+use super::world::World;
+
+/// Where a job is.
+pub enum Slot<'a> {
+    Idle,
+    Running(Box<Job<'a>>),
+    /// Stopped; its successor goes on from here.
+    Stopped(Mode, Token, Pass),
+}
+
+pub struct Job<'a> {
+    audit: MemoryAudit<'a>,
+    run: Reconciler,
+    mode: Mode,
+    wake: u64,
+    pass: Pass,
+}
+
+/// The pass over one counter, by a job or by several that resume each other.
+#[derive(Default)]
+pub struct Pass {
+    counter: usize,
+    /// The moment when it began.
+    since: u64,
+    /// Keys that were found to be off, or unsettled.
+    told: BTreeSet<Name>,
+    unsettled: bool,
+    /// In which life of the process.
+    life: u64,
+}
+
+const MODES: [Mode; 3] = [Mode::Verify, Mode::Repair, Mode::Backfill];
+const READ_FAILED: &str = "the connection is gone";
+
+impl Slot<'_> {
+    /// The process is gone; a job's token is on the disk.
+    pub fn die(self) -> Self {
+        match self {
+            Self::Running(job) => job.run.token().map_or(Self::Idle, |token| Self::Stopped(job.mode, token, job.pass)),
+            stopped => stopped,
+        }
+    }
+
+    pub fn is_due(&self, now: u64) -> bool {
+        if let Self::Running(job) = self { job.wake <= now } else { true }
+    }
+}
+
+impl<'a> World<'a> {
+    /// One step of a job.
+    pub fn audit(self: &Rc<Self>, at: usize) {
+        let too_early = self.recovering.get() || (!self.rolled_out.get() && !self.is(Variant::BackfillBeforeHooks));
+        if too_early {
+            return;
+        }
+        let Some(slot) = self.jobs.borrow_mut()[at].take() else { return };
+        let next = match slot {
+            Slot::Running(job) => self.go_on(at, job),
+            // A bare writer's audits are made where it hurts.
+            Slot::Idle | Slot::Stopped(..) if self.one_in(3) => self.start(at, slot),
+            slot => slot,
+        };
+        self.jobs.borrow_mut()[at] = Some(next);
+    }
+
+    fn start(self: &Rc<Self>, at: usize, slot: Slot<'a>) -> Slot<'a> {
+        let page = 1 + self.below(9) as usize;
+        let mut options = Options::default().page(page).samples(1000).retries(2);
+        if self.one_in(3) {
+            options = options.max_pages(1 + self.below(6));
+        }
+        let run = match slot {
+            Slot::Stopped(mode, token, pass) => {
+                self.count("jobs resumed");
+                Reconciler::resume(mode, &LAYOUT, &token, options).map(|run| (mode, run, pass))
+            }
+            _ => {
+                let mode = if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
+                self.rolled_out.set(true); // so who starts a backfill says
+                let scope: Vec<Def> = if self.one_in(2) {
+                    LAYOUT.by_name()
+                } else {
+                    (0..3).map(|_| def(self.below(LAYOUT.counters().len() as u64) as usize)).collect()
+                };
+                Reconciler::scoped(mode, &LAYOUT, &scope, options).map(|run| (mode, run, self.first_pass()))
+            }
+        };
+        let (mode, run, pass) = run.unwrap();
+        self.note(format!("job {at}: {mode}, pages of {page}"));
+        Slot::Running(Box::new(Job::new(self, mode, run, pass)))
+    }
+
+    fn go_on(self: &Rc<Self>, at: usize, mut job: Box<Job<'a>>) -> Slot<'a> {
+        if self.one_in(60) {
+            self.count("jobs stopped");
+            self.note(format!("job {at} is stopped"));
+            return job.run.token().map_or(Slot::Idle, |token| Slot::Stopped(job.mode, token, job.pass));
+        }
+        match job.step(self, at) {
+            Ok(None) => Slot::Running(job),
+            Ok(Some(report)) => {
+                self.count(if report.complete() { "jobs complete" } else { "jobs at a limit" });
+                self.note(format!("job {at}: {report}"));
+                match report.token {
+                    Some(token) if self.one_in(2) => Slot::Stopped(job.mode, token, job.pass),
+                    None if self.one_in(2) => {
+                        // The same audit once more.
+                        job.run = Reconciler::new(job.mode, &LAYOUT, Options::default().page(4)).unwrap();
+                        Slot::Running(job)
+                    }
+                    _ => Slot::Idle,
+                }
+            }
+            Err(error) => {
+                self.note(format!("job {at} fails: {error}"));
+                let known = match &error {
+                    Error::Busy { .. } => "jobs too busy",
+                    Error::Database { .. } => "jobs whose reads failed",
+                    Error::Setting { .. } if self.is(Variant::BareWriter) => "jobs refused",
+                    Error::Token { .. } if job.pass.life != self.life.get() => {
+                        self.count("tokens of another life");
+                        return Slot::Idle;
+                    }
+                    _ => return Slot::Idle.and_fail(self, &error),
+                };
+                self.count(known);
+                // Driven again, it goes on where the error came.
+                if self.one_in(2) { Slot::Running(job) } else { Slot::Idle }
+            }
+        }
+    }
+
+    /// A run to its end while nobody else does anything.
+    pub fn run_alone(self: &Rc<Self>, mode: Mode) -> Option<Report> {
+        let run = Reconciler::new(mode, &LAYOUT, Options::default().page(5).samples(1000)).unwrap();
+        let mut job = Job::new(self, mode, run, self.first_pass());
+        for _ in 0..2000 {
+            match job.step(self, usize::MAX) {
+                Ok(Some(report)) => return Some(report),
+                Ok(None) => self.pass(job.wake.saturating_sub(self.now())),
+                Err(Error::Database { .. }) => {}
+                Err(error) => {
+                    self.fail(format!("the last {mode} fails: {error}"));
+                    return None;
+                }
+            }
+            if self.has_failed() {
+                return None;
+            }
+        }
+        self.fail(format!("the last {mode} does not end"));
+        None
+    }
+
+    fn first_pass(&self) -> Pass {
+        Pass { life: self.life.get(), ..Pass::default() }
+    }
+
+    fn now_as_time(&self) -> Duration {
+        Duration::from_micros(self.now())
+    }
+}
+
+impl Slot<'_> {
+    fn and_fail(self, world: &World<'_>, error: &Error) -> Self {
+        world.fail(format!("a job fails: {error}"));
+        self
+    }
+}
+
+impl<'a> Job<'a> {
+    fn new(world: &Rc<World<'a>>, mode: Mode, run: Reconciler, pass: Pass) -> Self {
+        let settling = Settling::after(Duration::from_micros(world.setup.audit_settle()))
+            .gate_time(Duration::from_micros(world.setup.gate))
+            .tries(world.setup.tries);
+        let mut audit = MemoryAudit::live(world.store(), settling, Waiting(Rc::clone(world)));
+        let old = Rc::clone(&world.facts.borrow().rows);
+        let mut reads = Reads { world, old: &old, audit: &mut audit };
+        reads.add(domain::SETLIST_VOTES);
+        reads.add(domain::SETLIST_DAYS);
+        reads.add(domain::SETLIST_SHOW);
+        reads.add(domain::SHOW_ARTIST);
+        reads.add(domain::USER_SPENT);
+        reads.add(domain::ALL_VOTES);
+        reads.add(domain::SHOW_SETLISTS);
+        world.count("jobs started");
+        Self { audit, run, mode, wake: 0, pass }
+    }
+
+    /// One step of the run, with the oracle; the report when it ends.
+    fn step(&mut self, world: &Rc<World<'a>>, at: usize) -> Result<Option<Report>, Error> {
+        let step = self.run.next(world.now_as_time());
+        let done = match step {
+            Step::Identify => self.identify(world),
+            Step::Look(look) => {
+                world.note(format!("job {at} looks at {}", look.counter.name()));
+                self.audit.look(&look).and_then(|looked| self.run.looked(looked, world.now_as_time()))
+            }
+            Step::Measure(ask) => self.measure(world, at, &ask),
+            Step::Mend(mend) => self.mend(world, at, &mend),
+            Step::Ready(counter) => self.ready(world, at, counter),
+            Step::Wait(time, _) => {
+                self.wake = world.now() + time.as_micros() as u64;
+                Ok(())
+            }
+            Step::End => return Ok(Some(self.run.report())),
+        };
+        world.check();
+        if let Err(error) = done {
+            self.run.failed(error, world.now_as_time())?;
+        }
+        Ok(None)
+    }
+
+    /// A token of the process before the crash is refused: what was mended then is lost.
+    fn identify(&mut self, world: &World<'a>) -> keepcount::Result<()> {
+        let identified = self.audit.identity().and_then(|identity| self.run.identified(identity));
+        if identified.is_ok() && self.pass.life != world.life.get() {
+            world.fail("a token outlives the totals that it is of".to_owned());
+        }
+        identified
+    }
+
+    fn measure(&mut self, world: &Rc<World<'a>>, at: usize, ask: &Ask) -> keepcount::Result<()> {
+        let counter = LAYOUT.position(&ask.counter)?;
+        world.note(format!("job {at} measures {} behind {:?}", ask.counter.name(), ask.after));
+        let moment = world.facts.borrow().moment;
+        if ask.after.is_none() {
+            self.pass = Pass { counter, since: moment, life: self.pass.life, ..Pass::default() };
+        }
+        assert_eq!(self.pass.counter, counter, "a run that resumes another goes on with its counter");
+        let began = world.now();
+        self.run.passed(world.now_as_time());
+        let measured = self.audit.measure(ask)?;
+        world.count("pages measured");
+        world.check();
+        self.hold_against(world, &measured, began);
+        self.run.measured(measured, world.now_as_time())
+    }
+
+    /// What is reported was so at some moment of the pass; and what was off all the while is reported.
+    fn hold_against(&mut self, world: &World<'a>, measured: &Measured, began: u64) {
+        let facts = world.facts.borrow();
+        let Pass { counter, since, ref mut told, ref mut unsettled, .. } = self.pass;
+        for drift in &measured.drifts {
+            let name = (counter, drift.key.clone());
+            let found = drift.stored - drift.truth;
+            world.note(format!("found {} off by {found}", show(&name)));
+            if !facts.since(&name, since).any(|was| was == found) {
+                let was: Vec<i64> = facts.since(&name, since).collect();
+                world.fail(format!("{} is said to be off by {found}, and was off by {was:?}", show(&name)));
+            }
+            if world.is_fresh(&facts, &name) && facts.dropped.get(&name).is_some_and(|at| *at < began) {
+                world.fail(format!("{} is compared before the settle time has passed", show(&name)));
+            }
+            world.count("drifts found");
+            told.insert(name);
+        }
+        for key in &measured.unsettled {
+            world.note(format!("unsettled {}", show(&(counter, key.clone()))));
+            world.count("keys unsettled");
+            told.insert((counter, key.clone()));
+            *unsettled = true;
+        }
+        if measured.next.is_none() {
+            let missed = of_counter(&facts.expected, counter)
+                .find(|(name, _)| !told.contains(*name) && facts.since(name, since).all(|was| was != 0));
+            if let Some((name, drift)) = missed {
+                world.fail(format!("{} was off all the while, now by {drift}, and is not reported", show(name)));
+            }
+            world.count("passes complete");
+        }
+    }
+
+    fn mend(&mut self, world: &Rc<World<'a>>, at: usize, mend: &Mend) -> keepcount::Result<()> {
+        let counter = LAYOUT.position(&mend.counter)?;
+        let names: Vec<Name> = mend.keys.iter().map(|key| (counter, key.clone())).collect();
+        let shown: Vec<String> = names.iter().map(show).collect();
+        world.note(format!("job {at} mends {}", shown.join(" ")));
+        let since = world.facts.borrow().moment;
+        world.mending.borrow_mut().push(names.clone());
+        let mended = self.audit.mend(mend);
+        world.check();
+        // Mends nest as calls do.
+        world.mending.borrow_mut().pop();
+        let mended = mended?;
+        let facts = world.facts.borrow();
+        for name in names.iter().filter(|name| !mended.unsettled.contains(&name.1)) {
+            if facts.since(name, since).all(|was| was != 0) {
+                world.fail(format!("{} is said to be mended, and is not", show(name)));
+            }
+        }
+        mended.unsettled.iter().for_each(|_| world.count("mends unsettled"));
+        self.pass.unsettled |= !mended.unsettled.is_empty();
+        drop(facts);
+        self.run.mended(&mended, world.now_as_time());
+        Ok(())
+    }
+
+    /// A counter that is to be ready was right at every key, at some moment since it began to be compared.
+    fn ready(&mut self, world: &Rc<World<'a>>, at: usize, counter: Def) -> keepcount::Result<()> {
+        let facts = world.facts.borrow();
+        let Pass { counter: position, since, unsettled, .. } = self.pass;
+        if position != LAYOUT.position(&counter)? || unsettled {
+            world.fail(format!("{} is to be ready with keys that are unsettled", counter.name()));
+        }
+        let of_counter = of_counter(&facts.expected, position);
+        if let Some((name, drift)) = of_counter.filter(|(name, _)| facts.since(name, since).all(|was| was != 0)).next()
+        {
+            world.fail(format!("{} is to be ready, and {} is off by {drift}", counter.name(), show(name)));
+        }
+        drop(facts);
+        self.audit.ready(&counter)?;
+        world.note(format!("job {at}: {} is ready", counter.name()));
+        world.count("counters ready");
+        self.run.readied(world.now_as_time());
+        Ok(())
+    }
+}
+
+/// An audit's waits: meanwhile others go on.
+struct Waiting<'a>(Rc<World<'a>>);
+
+impl Control for Waiting<'_> {
+    fn now(&mut self) -> Duration {
+        self.0.now_as_time()
+    }
+
+    fn wait(&mut self, time: Duration, reason: &str) {
+        let Self(world) = self;
+        world.count(if reason == "a gate" { "waits for a gate" } else { "tries that were not quiet" });
+        world.check();
+        let until = world.now() + time.as_micros() as u64;
+        for _ in 0..world.below(4) {
+            world.step();
+        }
+        world.pass(until.saturating_sub(world.now()));
+    }
+}
+
+/// Gives an audit the rows of a counter.
+struct Reads<'w, 'a> {
+    world: &'w Rc<World<'a>>,
+    old: &'w Rc<Tables>,
+    audit: &'w mut MemoryAudit<'a>,
+}
+
+impl<'a> Reads<'_, 'a> {
+    fn add<K: Key + keepcount::AsKey<K> + 'a>(&mut self, counter: Counter<K>) {
+        let at = LAYOUT.position(&counter.def()).unwrap();
+        let (world, old) = (Rc::clone(self.world), Rc::clone(self.old));
+        let rows = move |from: Bound<K>| read(&world, &old, at, from.map(|key| KeyBuf::of::<K>(key)));
+        self.audit.add_fallible::<K, Row, _>(counter, rows).unwrap();
+    }
+}
+
+type Place = (Option<KeyBuf>, RowId);
+
+/// Rows in key order, read one by one, while others go on.
+struct Reading<'a> {
+    world: Rc<World<'a>>,
+    counter: usize,
+    /// None where they are read as they are by then.
+    at_once: Option<Rc<Tables>>,
+    rest: std::vec::IntoIter<(Place, Row)>,
+    after: Option<Place>,
+    failed: bool,
+}
+
+fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound<KeyBuf>) -> Reading<'a> {
+    world.check();
+    for _ in 0..world.below(3) {
+        world.step();
+    }
+    let variant = world.setup.variant;
+    let facts = world.facts.borrow();
+    let rows = match variant {
+        Some(Variant::OldRead) => Rc::clone(old),
+        Some(Variant::StaleReplica) => Rc::clone(&facts.replica),
+        _ => Rc::clone(&facts.rows),
+    };
+    drop(facts);
+    if let Bound::Included(_) = from {
+        world.count("keys read alone");
+    }
+    // A source may start too early.
+    let from = if world.one_in(4) { Bound::Unbounded } else { from };
+    let cursor = world.setup.cursors && variant.is_none();
+    let rest = if cursor { Vec::new() } else { ordered(&rows, counter, &from) };
+    let after = match from {
+        Bound::Included(key) => Some((Some(key), RowId::Show(i64::MIN))),
+        Bound::Excluded(key) => Some((Some(key), RowId::Vote(i64::MAX))),
+        Bound::Unbounded => None,
+    };
+    let reading = Reading {
+        world: Rc::clone(world),
+        counter,
+        at_once: (!cursor).then_some(rows),
+        rest: rest.into_iter(),
+        after,
+        failed: false,
+    };
+    for _ in 0..world.below(2) {
+        world.step();
+    }
+    reading
+}
+
+/// The rows that can count, by the key that they count for; those that do not come first.
+fn ordered(rows: &Tables, counter: usize, from: &Bound<KeyBuf>) -> Vec<(Place, Row)> {
+    let placed = rows.iter().map(|(id, row)| ((share(row, counter).map(|(key, _)| key), *id), *row));
+    let wanted = placed.filter(|((key, _), _)| match (key, from) {
+        (Some(key), Bound::Included(from)) => key >= from,
+        (Some(key), Bound::Excluded(from)) => key > from,
+        _ => true,
+    });
+    let mut wanted: Vec<(Place, Row)> = wanted.collect();
+    wanted.sort_by(|(one, _), (two, _)| one.cmp(two));
+    wanted
+}
+
+impl Iterator for Reading<'_> {
+    type Item = Result<Row, Cause>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let world = Rc::clone(&self.world);
+        if world.one_in(8) {
+            world.step();
+        }
+        let breaks = world.setup.read_errors && !world.draining.get() && world.one_in(200);
+        if breaks || world.dying.get() || world.has_failed() {
+            self.failed = true;
+        }
+        if self.failed {
+            return Some(Err(READ_FAILED.into()));
+        }
+        if self.at_once.is_some() {
+            return self.rest.next().map(|(_, row)| Ok(row));
+        }
+        let facts = world.facts.borrow();
+        let next = ordered(&facts.rows, self.counter, &Bound::Unbounded);
+        let next = next.into_iter().find(|(place, _)| self.after.as_ref().is_none_or(|after| place > after));
+        let (place, row) = next?;
+        self.after = Some(place);
+        Some(Ok(row))
+    }
+}

@@ -1,0 +1,79 @@
+//! What differs from seed to seed: how many take part, what may happen to them, and how long audits wait.
+
+use super::variant::Variant;
+
+/// Steele, Lea, Flood: `SplitMix64`.
+pub fn next(state: u64) -> (u64, u64) {
+    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut out = state;
+    out = (out ^ (out >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    out = (out ^ (out >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (state, out ^ (out >> 31))
+}
+
+/// Times are in microseconds.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub seed: u64,
+    pub variant: Option<Variant>,
+    /// Steps of all who take part, also those that run while an audit waits.
+    pub steps: u32,
+    pub writers: usize,
+    pub jobs: usize,
+    /// Writers have until then to find out what became of a dropped bracket's rows.
+    pub settle: u64,
+    pub gate: u64,
+    pub tries: u32,
+    /// How many of a hundred transactions are events of a stream.
+    pub streamed: u64,
+    /// Outcomes may be unknown.
+    pub unknowns: bool,
+    /// Rows and totals may change behind the hooks' back.
+    pub plants: bool,
+    pub crashes: bool,
+    pub prunes: bool,
+    /// Reading rows may fail.
+    pub read_errors: bool,
+    /// The store begins over rows that are there, with a writer that has no hooks yet.
+    pub over_rows: bool,
+    /// Rows are read one by one as they are by then, instead of all at one moment.
+    pub cursors: bool,
+}
+
+impl Setup {
+    pub fn of(seed: u64, variant: Option<Variant>) -> Self {
+        let mut state = seed;
+        let mut below = |most: u64| {
+            let (after, out) = next(state);
+            state = after;
+            out % most
+        };
+        Self {
+            seed,
+            variant,
+            steps: 600,
+            writers: 1 + below(4) as usize,
+            jobs: 1 + below(3) as usize,
+            settle: 8_000 + below(32_000),
+            gate: 300 + below(3_000),
+            tries: below(6) as u32,
+            streamed: [0, 50, 50, 100][below(4) as usize],
+            unknowns: below(4) > 0,
+            plants: below(4) > 0,
+            crashes: below(3) > 0,
+            prunes: below(3) > 0,
+            read_errors: below(3) == 0,
+            cursors: below(2) == 0,
+            over_rows: below(10) == 0 || variant == Some(Variant::BackfillBeforeHooks),
+        }
+    }
+
+    /// What audits are told.
+    pub fn audit_settle(&self) -> u64 {
+        if self.is(Variant::SettleTooShort) { self.settle / 50 } else { self.settle }
+    }
+
+    pub fn is(&self, variant: Variant) -> bool {
+        self.variant == Some(variant)
+    }
+}

@@ -1,0 +1,367 @@
+//! A writer: locks rows, writes them, and brackets its transaction, which may be committed, rolled back, cut off, or of unknown outcome.
+
+use std::rc::Rc;
+
+use keepcount::{Batch, Bracket, Error, Mark};
+
+use super::domain::{Tables, show_all};
+use super::facts::{Change, Fate, STREAM_NAMES, STREAMS, Tx, TxId};
+use super::intent::Intent;
+use super::variant::Variant;
+use super::world::World;
+
+pub struct Writer<'a> {
+    slot: usize,
+    state: State<'a>,
+}
+
+enum State<'a> {
+    Idle,
+    /// Wants its locks; `seen` are the rows before it has them.
+    Locking {
+        tx: TxId,
+        intent: Intent,
+        seen: Rc<Tables>,
+        tries: u32,
+    },
+    /// Has written; nobody else sees it yet.
+    Written(Work<'a>),
+    Begun(Work<'a>, Bracket<'a>),
+    /// Everybody sees its rows, and they are not in the totals. No bracket only where a variant has none.
+    Visible(Work<'a>, Option<Bracket<'a>>),
+    /// The bracket was dropped; to be begun anew from this time on.
+    Lost(Work<'a>, u64),
+    Again(Work<'a>, Bracket<'a>),
+    /// Left alone; its event is passed by.
+    Passing(Work<'a>),
+    /// A variant: in the totals, and its rows are not committed.
+    Early(Work<'a>),
+}
+
+#[derive(Clone)]
+struct Work<'a> {
+    tx: TxId,
+    change: Rc<Change>,
+    batch: &'a Batch,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(slot: usize) -> Self {
+        Self { slot, state: State::Idle }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    pub fn die(&mut self) {
+        self.state = State::Idle;
+    }
+
+    pub fn step(&mut self, world: &Rc<World<'a>>) {
+        self.state = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle if world.draining.get() => State::Idle,
+            State::Idle => self.plan(world),
+            State::Locking { tx, intent, seen, tries } => self.lock(world, tx, intent, seen, tries),
+            State::Written(work) => self.begin(world, work),
+            State::Begun(work, bracket) => self.send_commit(world, work, bracket),
+            State::Visible(work, bracket) => self.finish(world, work, bracket),
+            State::Lost(work, again_at) => self.come_back(world, work, again_at),
+            State::Again(work, bracket) => self.learn(world, work, bracket),
+            State::Passing(work) => self.pass_by(world, work),
+            State::Early(work) => self.commit_late(world, work),
+        };
+    }
+
+    fn note(&self, world: &World<'a>, tx: TxId, what: &str) {
+        world.note(format!("writer {} tx {tx}: {what}", self.slot));
+    }
+
+    fn plan(&self, world: &World<'a>) -> State<'a> {
+        let stream = (world.below(100) < world.setup.streamed).then(|| world.below(STREAMS as u64) as usize);
+        let intent = Intent::any(world);
+        let mut facts = world.facts.borrow_mut();
+        let (tx, seen) = (facts.begin(stream), Rc::clone(&facts.rows));
+        self.note(world, tx, &format!("{intent:?}, stream {stream:?}"));
+        State::Locking { tx, intent, seen, tries: 0 }
+    }
+
+    fn lock(&self, world: &World<'a>, tx: TxId, intent: Intent, seen: Rc<Tables>, tries: u32) -> State<'a> {
+        let mut facts = world.facts.borrow_mut();
+        let ids = intent.ids(&facts.rows);
+        if !facts.lock(tx, &ids) && tries < 8 {
+            world.count("locks waited for");
+            return State::Locking { tx, intent, seen, tries: tries + 1 };
+        }
+        let has_all = ids.iter().all(|id| facts.locks.get(id) == Some(&tx));
+        let rows = Rc::clone(&facts.rows);
+        let old = if world.is(Variant::OldFromEarlierRead) { &seen } else { &rows };
+        let change = Rc::new(intent.change(&ids, &rows, old));
+        if !has_all || change.hooked.is_empty() {
+            facts.roll_back(tx);
+            facts.txs.remove(&tx);
+            self.note(world, tx, "nothing to do");
+            return State::Idle;
+        }
+        if let Some(known) = facts.txs.get_mut(&tx) {
+            known.change = Rc::clone(&change);
+        }
+        let mut batch = Batch::new();
+        change.hook_into(&mut batch);
+        self.note(world, tx, &format!("has written {}", show_all(&change.deltas)));
+        State::Written(Work { tx, change, batch: world.batch(batch) })
+    }
+
+    fn begin(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        let streamed = self.with(world, &work, |tx| tx.stream.is_some());
+        if world.setup.over_rows && self.slot == 0 && !streamed && self.has_no_hooks(world) {
+            self.commit_rows(world, &work);
+            let marks = world.marks();
+            if !world.rolled_out.get() {
+                // As nobody applies it, it is the backfill's.
+                world.facts.borrow_mut().leave(work.tx, marks);
+            }
+            return self.done(world, &work);
+        }
+        let is_bare = world.is(Variant::BareWriter) && self.slot == 0;
+        if is_bare || (world.is(Variant::BeginAfterVisible) && world.one_in(2)) {
+            self.commit_rows(world, &work);
+            return State::Visible(work, None);
+        }
+        match world.store().try_begin(work.batch).unwrap() {
+            Some(bracket) => {
+                self.note(world, work.tx, "begins");
+                State::Begun(work, bracket)
+            }
+            None => {
+                world.count("gates met");
+                self.note(world, work.tx, "meets a gate");
+                State::Written(work)
+            }
+        }
+    }
+
+    fn has_no_hooks(&self, world: &World<'a>) -> bool {
+        !world.rolled_out.get() || world.is(Variant::BackfillBeforeHooks)
+    }
+
+    fn commit_rows(&self, world: &World<'a>, work: &Work<'a>) {
+        world.facts.borrow_mut().commit(work.tx);
+        self.note(world, work.tx, "rows committed");
+        world.count("rows committed");
+    }
+
+    /// Rolls back, and is done.
+    fn give_up(&self, world: &World<'a>, work: &Work<'a>) -> State<'a> {
+        let mut facts = world.facts.borrow_mut();
+        facts.roll_back(work.tx);
+        facts.txs.remove(&work.tx);
+        self.note(world, work.tx, "rolled back");
+        world.count("rolled back");
+        State::Idle
+    }
+
+    fn send_commit(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
+        let streamed = self.with(world, &work, |tx| tx.stream.is_some());
+        if world.is(Variant::CommitBeforeRows) && !streamed && world.one_in(2) {
+            bracket.commit().unwrap();
+            self.with(world, &work, |tx| tx.applied = true);
+            self.note(world, work.tx, "commits its bracket early");
+            return State::Early(work);
+        }
+        match world.below(100) {
+            0..78 => {
+                self.commit_rows(world, &work);
+                State::Visible(work, Some(bracket))
+            }
+            78..86 => {
+                bracket.abort();
+                self.give_up(world, &work)
+            }
+            86..89 => {
+                world.lose(bracket, &work.change.deltas);
+                self.give_up(world, &work)
+            }
+            _ if world.setup.unknowns => {
+                let (at, commits) = (world.now() + world.below(world.setup.settle / 2), !world.one_in(3));
+                self.with(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
+                self.note(world, work.tx, "does not know whether it is committed");
+                if world.is(Variant::AbortThoughCommits) && world.one_in(2) {
+                    bracket.abort();
+                    self.with(world, &work, |tx| tx.orphaned = true);
+                    return State::Idle;
+                }
+                self.cut_off(world, work, bracket)
+            }
+            _ => State::Begun(work, bracket),
+        }
+    }
+
+    /// The bracket is dropped: somebody comes back to it in time, or nobody does.
+    fn cut_off(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
+        world.lose(bracket, &work.change.deltas);
+        self.note(world, work.tx, "is cut off");
+        if world.one_in(3) { self.leave(world, work) } else { self.plan_return(world, work) }
+    }
+
+    fn plan_return(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        let settle = world.setup.settle;
+        if world.is(Variant::ResolvedTooLate) {
+            let late = settle + world.below(settle);
+            return State::Lost(work, world.now() + late);
+        }
+        let deadline = world.now() + settle;
+        self.with(world, &work, |tx| tx.deadline = Some(deadline));
+        let again_at = world.now() + world.below(settle / 2);
+        State::Lost(work, again_at)
+    }
+
+    fn leave(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        world.count("left to a repair");
+        let marks = world.marks();
+        world.facts.borrow_mut().leave(work.tx, marks);
+        self.left(world, work)
+    }
+
+    fn left(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        if self.with(world, &work, |tx| tx.stream.is_some()) {
+            return State::Passing(work);
+        }
+        let mut facts = world.facts.borrow_mut();
+        // What is still on its way arrives without its writer.
+        match facts.txs.get_mut(&work.tx) {
+            Some(tx) if matches!(tx.fate, Fate::Limbo { .. }) => tx.orphaned = true,
+            _ => drop(facts.txs.remove(&work.tx)),
+        }
+        State::Idle
+    }
+
+    fn with<T>(&self, world: &World<'a>, work: &Work<'a>, of: impl FnOnce(&mut Tx) -> T) -> T {
+        of(world.facts.borrow_mut().txs.get_mut(&work.tx).unwrap())
+    }
+
+    /// Its rows are visible: applies them.
+    fn finish(&self, world: &World<'a>, work: Work<'a>, bracket: Option<Bracket<'a>>) -> State<'a> {
+        let (stream, event) = self.with(world, &work, |tx| (tx.stream, tx.event));
+        let mark = stream.zip(event).map(|(stream, event)| (world.marks()[stream], stream, event));
+        let Some(bracket) = bracket else { return self.finish_without(world, work, mark) };
+        if world.setup.unknowns && world.one_in(20) {
+            return self.cut_off(world, work, bracket);
+        }
+        let applied = match mark {
+            None => bracket.commit(),
+            // Not its turn, and it knows; now and then it does not ask.
+            Some((mark, _, event)) if mark + 1 < event && !world.one_in(30) => {
+                world.count("turns waited for");
+                return State::Visible(work, Some(bracket));
+            }
+            Some((_, stream, event)) => bracket.commit_once(&Mark::new(STREAM_NAMES[stream], event, event).unwrap()),
+        };
+        match applied {
+            Ok(applied) => {
+                world.count(if applied.skipped { "events skipped" } else { "brackets committed" });
+                self.done(world, &work)
+            }
+            Err(Error::Gap { .. }) => {
+                world.count("events behind a gap");
+                world.note_lost(&work.change.deltas);
+                self.note(world, work.tx, "is behind a gap");
+                self.plan_return(world, work)
+            }
+            Err(error) => {
+                world.fail(format!("a bracket's commit fails: {error}"));
+                State::Idle
+            }
+        }
+    }
+
+    /// A variant's: no bracket, or one that begins only now.
+    fn finish_without(&self, world: &World<'a>, work: Work<'a>, mark: Option<(u64, usize, u64)>) -> State<'a> {
+        if world.is(Variant::BeginAfterVisible) {
+            let bracket = world.store().try_begin(work.batch).unwrap();
+            return State::Visible(work, bracket);
+        }
+        match mark {
+            None => drop(world.store().apply(work.batch).unwrap()),
+            Some((mark, _, event)) if mark + 1 < event => return State::Visible(work, None),
+            Some((_, stream, event)) => {
+                let mark = Mark::new(STREAM_NAMES[stream], event, event).unwrap();
+                world.store().apply_once(work.batch, &mark).unwrap();
+            }
+        }
+        self.done(world, &work)
+    }
+
+    fn done(&self, world: &World<'a>, work: &Work<'a>) -> State<'a> {
+        world.facts.borrow_mut().txs.remove(&work.tx);
+        self.note(world, work.tx, "applied");
+        State::Idle
+    }
+
+    fn come_back(&self, world: &World<'a>, work: Work<'a>, again_at: u64) -> State<'a> {
+        let (fate, visible, left) = self.with(world, &work, |tx| (tx.fate, tx.visible, tx.left));
+        if left {
+            return self.left(world, work);
+        }
+        if fate == Fate::Decided && !visible {
+            return self.give_up(world, &work);
+        }
+        if world.now() < again_at {
+            return State::Lost(work, again_at);
+        }
+        match world.store().try_begin(work.batch).unwrap() {
+            Some(bracket) => {
+                self.with(world, &work, |tx| tx.deadline = None);
+                self.note(world, work.tx, "begins anew");
+                world.count("brackets begun anew");
+                State::Again(work, bracket)
+            }
+            None => {
+                world.count("gates met");
+                State::Lost(work, again_at)
+            }
+        }
+    }
+
+    fn learn(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
+        let (fate, visible) = self.with(world, &work, |tx| (tx.fate, tx.visible));
+        match fate {
+            Fate::Decided if visible => State::Visible(work, Some(bracket)),
+            Fate::Decided => {
+                bracket.abort();
+                self.give_up(world, &work)
+            }
+            Fate::Open | Fate::Limbo { .. } => State::Again(work, bracket),
+        }
+    }
+
+    /// Moves its stream's mark by an empty batch: the events behind it must not wait.
+    fn pass_by(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        let (fate, stream, event) = self.with(world, &work, |tx| (tx.fate, tx.stream, tx.event));
+        if fate != Fate::Decided {
+            return State::Passing(work);
+        }
+        if let Some((stream, event)) = stream.zip(event) {
+            let mark = world.marks()[stream];
+            if mark + 1 < event {
+                return State::Passing(work);
+            }
+            if mark + 1 == event {
+                let mark = Mark::new(STREAM_NAMES[stream], event, event).unwrap();
+                let empty = world.batch(Batch::new());
+                world.store().begin(empty).unwrap().commit_once(&mark).unwrap();
+                self.note(world, work.tx, "is passed by");
+            }
+        }
+        world.facts.borrow_mut().txs.remove(&work.tx);
+        State::Idle
+    }
+
+    fn commit_late(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+        if world.one_in(4) {
+            return self.give_up(world, &work);
+        }
+        self.commit_rows(world, &work);
+        self.done(world, &work)
+    }
+}
