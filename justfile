@@ -48,6 +48,10 @@ tokio:
 oldest:
     ./.ci/oldest
 
+# Single faults planted in the core, each to be caught by the fast tests (.cargo/mutants.toml); needs cargo-mutants. Shards: 0/8 to 7/8.
+mutants SHARD FILTER=".":
+    cargo mutants --shard {{SHARD}} --re '{{FILTER}}' --output target/mutants-{{replace(SHARD, "/", "-of-")}}
+
 # Licences and sources of dependencies; needs cargo-deny.
 deny:
     cargo deny check bans licenses sources
