@@ -1,5 +1,5 @@
-//! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes and every commit on the disk: writers, repairers of planted
-//! drift beside a writer. After each kill, rows, totals of every level, marks and boards agree by a recount in plain SQL; then they go on.
+//! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes and every commit on the disk: writers, repairs of planted
+//! drift beside a writer, and backfills beside one. After each kill, rows, totals of every level, marks and boards agree by a recount in plain SQL; then they go on.
 //! `just crash` runs thousands of rounds.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -14,13 +14,13 @@ use std::time::Duration;
 use crash_common::child::{Phase, Running, Told, command, now, unfinished, words};
 use crash_common::writer::Writer;
 use crash_common::{
-    Hits, Journal, LAYOUT, Model, Random, SHOWS, Site, Totals, assert_exact, audit, check_writer, drift, drift_inside,
-    open, rounds,
+    Hits, Journal, LAYOUT, Model, Random, SHOWS, Site, Totals, assert_exact, assert_ready_exact, audit, check_writer,
+    drift, drift_inside, open, rounds,
 };
-use keepcount::SqliteStore;
 use keepcount::reconcile::{
     Ask, Audit, Live, Look, Looked, Measured, Mend, Mended, Mode, Options, Reconciler, Report, Token, run,
 };
+use keepcount::{Def, SqliteStore};
 use rusqlite::Connection;
 
 /// How many rounds of each test, where nobody says.
@@ -42,7 +42,8 @@ fn a_child_that_is_killed() {
         "write" => write(dir, who.parse().unwrap(), seed, turns, Duration::ZERO),
         // Whoever waits for a lock looks for it every so often only; so that one is let in, another has to let go of it for a while.
         "write-beside" => write(dir, who.parse().unwrap(), seed, turns, Duration::from_millis(3)),
-        _ => repair(dir, seed, turns),
+        "repair" => reconcile(Mode::Repair, dir, seed, turns),
+        _ => reconcile(Mode::Backfill, dir, seed, turns),
     }
 }
 
@@ -158,22 +159,27 @@ impl<A: Audit> Audit for Telling<'_, A> {
         self.told.at(Phase::Mend);
         self.audit.mend(ask)
     }
+
+    fn ready(&mut self, counter: &Def) -> keepcount::Result<()> {
+        self.told.at(Phase::Ready);
+        self.audit.ready(counter)
+    }
 }
 
 fn token_in(dir: &Path) -> PathBuf {
     dir.join("token")
 }
 
-/// One leg of a repair as a job does it: goes on from the token that is there, and leaves the next one, or none when it is complete.
-fn leg(conn: &Connection, dir: &Path, told: &mut Told, options: Options) -> Report {
+/// One leg of a run as a job does it: goes on from the token that is there, and leaves the next one, or none when it is complete.
+fn leg(mode: Mode, conn: &Connection, dir: &Path, told: &mut Told, options: Options) -> Report {
     let token = fs::read_to_string(token_in(dir)).ok().map(|text| text.parse::<Token>().expect("a whole token"));
     let audit = audit(conn).unwrap();
-    let mut repair = match &token {
-        Some(token) => Reconciler::resume(Mode::Repair, &LAYOUT, token, options),
-        None => Reconciler::scoped(Mode::Repair, &LAYOUT, &audit.counters(), options.page(24)),
+    let mut leg = match &token {
+        Some(token) => Reconciler::resume(mode, &LAYOUT, token, options),
+        None => Reconciler::scoped(mode, &LAYOUT, &audit.counters(), options.page(24)),
     }
     .unwrap();
-    let report = run(&mut repair, &mut Telling { audit, told }, &mut Live::new()).unwrap();
+    let report = run(&mut leg, &mut Telling { audit, told }, &mut Live::new()).unwrap();
     told.at(Phase::Token);
     match &report.token {
         Some(token) => {
@@ -187,17 +193,17 @@ fn leg(conn: &Connection, dir: &Path, told: &mut Told, options: Options) -> Repo
     report
 }
 
-fn repairer_told(dir: &Path) -> PathBuf {
-    dir.join("repairer.told")
+fn reconciler_told(dir: &Path) -> PathBuf {
+    dir.join("reconciler.told")
 }
 
-/// Repairs in legs of some pages, so many times from the first key to the last.
-fn repair(dir: &Path, seed: u64, times: u64) {
-    let mut told = Told::open(&repairer_told(dir));
+/// Repairs or backfills in legs of some pages, so many times from the first key to the last.
+fn reconcile(mode: Mode, dir: &Path, seed: u64, times: u64) {
+    let mut told = Told::open(&reconciler_told(dir));
     told.at(Phase::Starting);
     let (conn, mut random, mut complete) = (open(&dir.join("site.db")).unwrap(), Random(seed), 0);
     while complete < times {
-        let report = leg(&conn, dir, &mut told, Options::default().max_pages(1 + random.below(6)));
+        let report = leg(mode, &conn, dir, &mut told, Options::default().max_pages(1 + random.below(6)));
         complete += u64::from(report.complete());
         told.at(Phase::Between);
     }
@@ -285,7 +291,7 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
             }
             mended += check_drift(&drift(&conn).unwrap(), &mut off);
             if dies & 1 == 1 {
-                let told = Told::open(&repairer_told(dir));
+                let told = Told::open(&reconciler_told(dir));
                 hits.note(format!("repair: {:?}", told.phase()));
                 resumed += u64::from(token_in(dir).exists());
             }
@@ -297,8 +303,8 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
             running.take().into_iter().for_each(Running::kill);
         }
         // What the last token has behind it is mended by the run after.
-        let mut told = Told::open(&repairer_told(dir));
-        (0..3).for_each(|_| drop(leg(&conn, dir, &mut told, Options::default())));
+        let mut told = Told::open(&reconciler_told(dir));
+        (0..3).for_each(|_| drop(leg(Mode::Repair, &conn, dir, &mut told, Options::default())));
         mended += check_drift(&drift(&conn).unwrap(), &mut off);
         assert_eq!(off, Totals::new());
         // What was planted behind the hooks' back is not on the board, or still is.
@@ -331,4 +337,80 @@ fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_w
 #[test]
 fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_with_a_journal() {
     repairs_are_killed(Journal::Delete, &HIT_IN_REPAIRS);
+}
+
+// Backfills.
+
+/// The rows of the older application, as many events as its writer wrote.
+const OLDER: u64 = 700;
+
+/// A backfill beside a writer, killed over and over until every counter is ready; in each round the writer may be killed too.
+fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
+    let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(90 + journal as u64), Hits::default());
+    let (mut round, mut sites, mut resumed) = (0, 0, 0);
+    while round < rounds {
+        let site = Site::over_rows(journal, OLDER);
+        let (dir, conn, mut model) = (site.dir.path(), site.open(), Model::default());
+        model.go_on(2, OLDER);
+        // A counter under a rollup is filled first; what climbs from it keeps the rollup as far off as it was, which is not at all.
+        let mut off = drift(&conn).unwrap();
+        assert!(
+            off.len() > 100
+                && off.keys().all(|(table, _)| !["show_votes", "show_days", "artist_votes"].contains(table))
+        );
+        let takes = {
+            let twin = Site::over_rows(journal, OLDER);
+            let since = now();
+            whole(child("backfill", 0, 0, 1, &twin), since)
+        };
+        let (mut ready, mut writer) = (0, None);
+        // All but the feed's, which has no rows.
+        while ready < LAYOUT.counters().len() - 1 {
+            round += 1;
+            assert!(round < rounds + 1_000, "no end of it: {ready} are ready");
+            let filler = child("backfill", 0, random.below(1 << 40), FOR_EVER, &site);
+            let written =
+                writer.take().unwrap_or_else(|| child("write-beside", 1, random.below(1 << 40), FOR_EVER, &site));
+            thread::sleep(moment(&mut random, takes / 2));
+            filler.kill();
+            let dies = random.below(3) == 0;
+            if dies {
+                written.kill();
+            } else {
+                writer = Some(written);
+            }
+            check_drift(&drift(&conn).unwrap(), &mut off);
+            let now_ready = assert_ready_exact(&conn);
+            assert!(now_ready >= ready, "what was ready is not any more");
+            ready = now_ready;
+            if dies {
+                hits.note(check_writer(&conn, &site, 1, &mut model));
+            }
+            hits.note(format!("backfill: {:?}", Told::open(&reconciler_told(dir)).phase()));
+            resumed += u64::from(token_in(dir).exists());
+        }
+        writer.into_iter().for_each(Running::kill);
+        assert_eq!(off, Totals::new(), "ready, and something is off");
+        SqliteStore::new(&conn, &LAYOUT).rebuild(SHOWS).unwrap();
+        hits.note(check_writer(&conn, &site, 1, &mut model));
+        assert_exact(&conn);
+        model.assert_in(&conn);
+        sites += 1;
+    }
+    assert!(resumed > 0, "no backfill had to go on from a token");
+    let what = format!("backfills, {journal:?}, {sites} made ready, {resumed} resumed from a token, {round} rounds");
+    hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
+}
+
+const HIT_IN_BACKFILLS: [&str; 5] =
+    ["backfill: Starting", "backfill: Measure", "backfill: Mend", "backfill: Ready", "backfill: Token"];
+
+#[test]
+fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_log() {
+    backfills_are_killed(Journal::Wal, &HIT_IN_BACKFILLS);
+}
+
+#[test]
+fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_journal() {
+    backfills_are_killed(Journal::Delete, &HIT_IN_BACKFILLS);
 }

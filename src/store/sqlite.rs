@@ -522,10 +522,13 @@ impl<'c> Scope<'c> {
     }
 }
 
-/// A commit that met a lock is still open, and dropping it rolls it back; one that the disk failed may stand in the log.
+/// A commit that met a lock is still open, and dropping it rolls it back; one that the disk failed, or had no room for, may stand in the log: with
+/// `psow=0` SQLite writes on behind a commit, up to the next sector.
 fn commit_failed(doing: &str, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
-        Some(ErrorCode::SystemIoFailure) => Error::Unknown { doing: doing.to_owned(), cause: error.into() },
+        Some(ErrorCode::SystemIoFailure | ErrorCode::DiskFull) => {
+            Error::Unknown { doing: doing.to_owned(), cause: error.into() }
+        }
         _ => failed(doing, error),
     }
 }
@@ -579,4 +582,25 @@ fn missing_table(error: &rusqlite::Error) -> Option<String> {
     let text = error.to_string();
     let (_, table) = text.split_once("no such table: ")?;
     Some(table.split([' ', ',']).next().unwrap_or(table).trim_start_matches("main.").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Next;
+
+    /// What a full disk fails may be what SQLite writes behind the commit: the error said that nothing was applied. A limit of file sizes, which
+    /// tests/failing_disk.rs goes by, is another error than a full disk.
+    #[test]
+    fn a_commit_that_met_a_full_or_failing_disk_is_unknown_and_one_that_met_a_lock_is_not() {
+        for (code, next) in [
+            (ffi::SQLITE_IOERR_WRITE, Next::Unknown),
+            (ffi::SQLITE_FULL, Next::Unknown),
+            (ffi::SQLITE_BUSY, Next::Retry),
+            (ffi::SQLITE_READONLY, Next::Fix),
+        ] {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            assert_eq!(commit_failed("applying", error).next(), next);
+        }
+    }
 }

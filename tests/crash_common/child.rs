@@ -98,11 +98,12 @@ pub enum Phase {
     Reopen,
     Measure,
     Mend,
+    Ready,
     Token,
 }
 
 impl Phase {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Starting,
         Self::Between,
         Self::Rows,
@@ -115,6 +116,7 @@ impl Phase {
         Self::Reopen,
         Self::Measure,
         Self::Mend,
+        Self::Ready,
         Self::Token,
     ];
 }

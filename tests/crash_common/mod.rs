@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use child::{Phase, Told};
 use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
-use keepcount::{Batch, Board, Counter, Def, Layout, Mark, Record, SqliteStore, Tally};
+use keepcount::{Batch, Board, Counter, Def, Layout, Mark, Placed, Record, SqliteStore, Tally};
 pub use random::Random;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
@@ -228,15 +228,31 @@ pub struct Site {
 impl Site {
     /// Without rows; all totals are there.
     pub fn new(journal: Journal) -> Self {
+        let site = Self::without_totals(journal);
+        SqliteStore::new(&site.open_quickly(), &LAYOUT).create().unwrap();
+        site
+    }
+
+    fn without_totals(journal: Journal) -> Self {
         let site = Self { dir: tempfile::tempdir().unwrap(), journal };
         let conn = Connection::open(site.path()).unwrap();
         // Small pages, so that a few rows touch many.
+        conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA page_size = 1024").unwrap();
         let mode = if journal == Journal::Wal { "WAL" } else { "DELETE" };
-        conn.execute_batch(&format!(
-            "PRAGMA synchronous = OFF; PRAGMA page_size = 1024; PRAGMA journal_mode = {mode}; {TABLES}"
-        ))
-        .unwrap();
-        SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+        conn.execute_batch(&format!("PRAGMA journal_mode = {mode}; {TABLES}")).unwrap();
+        site
+    }
+
+    /// With the rows of an older application, writer 2, which counted nothing; no total is there yet, and none is ready to be read.
+    pub fn over_rows(journal: Journal, events: u64) -> Self {
+        let site = Self::without_totals(journal);
+        let conn = site.open_quickly();
+        conn.execute_batch("BEGIN").unwrap();
+        for number in 1..=events {
+            Event::of(2, number).write(&conn).unwrap();
+        }
+        conn.execute_batch("COMMIT").unwrap();
+        SqliteStore::new(&conn, &LAYOUT).create_over_rows().unwrap();
         site
     }
 
@@ -349,6 +365,19 @@ pub fn drift_inside(conn: &Connection) -> rusqlite::Result<Totals> {
 /// As [`drift_inside`], in one snapshot.
 pub fn drift(conn: &Connection) -> rusqlite::Result<Totals> {
     drift_inside(&*conn.unchecked_transaction()?)
+}
+
+/// Each counter that is ready to be read equals the rows; gives how many are.
+#[track_caller]
+pub fn assert_ready_exact(conn: &Connection) -> usize {
+    let snapshot = conn.unchecked_transaction().unwrap();
+    let store = SqliteStore::new(&snapshot, &LAYOUT);
+    let ready = LAYOUT.counters().iter().filter(|placed| store.is_ready(placed.def()).unwrap());
+    let ready: Vec<String> = ready.map(Placed::table_name).collect();
+    let mut off = difference(stored(&snapshot).unwrap(), truth(&snapshot, false).unwrap());
+    off.retain(|(table, _), _| ready.iter().any(|ready| ready == table));
+    assert_eq!(off, Totals::new(), "ready, and not right");
+    ready.len()
 }
 
 /// Rows, totals of every level, both cuts, and the board agree, in the caller's transaction or outside one.

@@ -95,7 +95,10 @@ impl Writer {
         let batch = write_rows(&self.conn, self.number, first, last)?;
         self.told.at(Phase::Apply);
         let setlist = 1_000 + self.random.int(0, 40);
-        self.store().total(SETLIST_VOTES, setlist)?;
+        match self.store().total(SETLIST_VOTES, setlist) {
+            Err(Error::NotReady { .. }) => {}
+            total => drop(total?),
+        }
         let applied = self.store().apply_once(&batch, &mark(&rows_stream(self.number), first, last))?;
         assert!(skips.is_none_or(|skips| skips == applied.skipped), "{first} to {last}: {applied:?}");
         if applied.skipped {
