@@ -1,0 +1,129 @@
+//! Between the model's cells and the crate's counters and keys.
+
+use std::collections::BTreeMap;
+
+use keepcount::{Def, Error, Key, KeyBuf, MemoryStore, Record, Tally};
+
+use crate::layouts::{
+    ALL, ARTIST_DAYS, ARTIST_VOTES, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST, SHOW_DAYS,
+    SHOW_VOTES, SITE_VOTES, WORDS,
+};
+use crate::model::{Cell, Day, Id, Model, Name};
+
+/// A row, as what it adds.
+#[derive(Debug, Clone)]
+pub struct Row(pub Vec<(Cell, i64)>);
+
+impl Record for Row {
+    const COUNTERS: &'static [Def] =
+        &[ALL.def(), WORDS.def(), SET_VOTES.def(), SET_DAYS.def(), SET_SHOW.def(), SET_SITE.def(), SHOW_ARTIST.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        for (cell, amount) in &self.0 {
+            match *cell {
+                Cell::All => to.add(ALL, (), *amount),
+                Cell::Word(Name(word)) => to.add(WORDS, word, *amount),
+                Cell::SetVotes(Id(set)) => to.add(SET_VOTES, set, *amount),
+                Cell::SetDays(Id(set), Day(day)) => to.add(SET_DAYS, (set, day), *amount),
+                Cell::SetShow(Id(set), Name(show)) => to.add(SET_SHOW, (set, show), *amount),
+                Cell::SetSite(Id(set)) => to.add(SET_SITE, (set, ()), *amount),
+                Cell::ShowArtist(Name(show), Id(artist)) => to.add(SHOW_ARTIST, (show, u16::from(artist)), *amount),
+                Cell::SiteVotes => to.add(SITE_VOTES, (), *amount),
+                Cell::ShowVotes(Name(show)) => to.add(SHOW_VOTES, show, *amount),
+                Cell::ShowDays(Name(show), Day(day)) => to.add(SHOW_DAYS, (show, day), *amount),
+                Cell::ArtistVotes(Id(artist)) => to.add(ARTIST_VOTES, u16::from(artist), *amount),
+                Cell::ArtistDays(Id(artist), Day(day)) => to.add(ARTIST_DAYS, (u16::from(artist), day), *amount),
+            }
+        }
+    }
+}
+
+/// The cell of a counter's key.
+pub fn cell(counter: &Def, key: &KeyBuf) -> Cell {
+    fn of<K: Key>(key: &KeyBuf) -> K {
+        key.decode().unwrap()
+    }
+    let id = |number: u16| Id(number.try_into().unwrap());
+    let (name, day) = (|text: String| Name::of(&text), Day);
+    match counter.name() {
+        "all" => Cell::All,
+        "words" => Cell::Word(name(of(key))),
+        "set.votes" => Cell::SetVotes(Id(of(key))),
+        "set.days" => {
+            let (set, at): (u8, i8) = of(key);
+            Cell::SetDays(Id(set), day(at))
+        }
+        "set.show" => {
+            let (set, show): (u8, String) = of(key);
+            Cell::SetShow(Id(set), name(show))
+        }
+        "set.site" => Cell::SetSite(Id(of::<(u8, ())>(key).0)),
+        "show.artist" => {
+            let (show, artist): (String, u16) = of(key);
+            Cell::ShowArtist(name(show), id(artist))
+        }
+        "site.votes" => Cell::SiteVotes,
+        "show.votes" => Cell::ShowVotes(name(of(key))),
+        "show.days" => {
+            let (show, at): (String, i8) = of(key);
+            Cell::ShowDays(name(show), day(at))
+        }
+        "artist.votes" => Cell::ArtistVotes(id(of(key))),
+        "artist.days" => {
+            let (artist, at): (u16, i8) = of(key);
+            Cell::ArtistDays(id(artist), day(at))
+        }
+        other => panic!("no counter of the layout: {other}"),
+    }
+}
+
+/// Deltas by cell; each comes once.
+pub fn cells<'a>(deltas: impl Iterator<Item = (Def, &'a KeyBuf, i128)>) -> BTreeMap<Cell, i128> {
+    let mut cells = BTreeMap::new();
+    for (counter, key, delta) in deltas {
+        assert!(cells.insert(cell(&counter, key), delta).is_none(), "{counter:?} {key:?} comes twice");
+    }
+    cells
+}
+
+/// The store has what the model has, whichever way it is read; what lacks its past is not read.
+pub fn check(store: &MemoryStore, model: &Model) {
+    for placed in ROLLED.counters() {
+        let counter = placed.def();
+        let wanted = || model.totals.iter().filter(|(cell, _)| cell.counter() == counter.name());
+        assert_eq!(store.len(counter).unwrap(), wanted().count());
+        assert_eq!(store.is_ready(counter).unwrap(), model.is_ready(counter.name()));
+        match store.page(counter, None, usize::MAX) {
+            Ok(page) => {
+                assert!(model.is_ready(counter.name()) && page.is_sorted());
+                let (keys, totals): (Vec<KeyBuf>, Vec<i64>) = page.into_iter().unzip();
+                assert!(keys.iter().map(|key| cell(&counter, key)).eq(wanted().map(|(cell, _)| *cell)), "{keys:?}");
+                assert!(totals.iter().eq(wanted().map(|(_, total)| total)), "{counter:?}: {keys:?}, {totals:?}");
+                assert_eq!(store.read(counter, &keys).unwrap(), totals);
+            }
+            Err(Error::NotReady { .. }) => assert!(!model.is_ready(counter.name()), "{counter:?}"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    for stream in ["a", "b"] {
+        assert_eq!(store.mark(stream), model.mark(stream));
+    }
+}
+
+/// The sum of a set's days, from one on: what was pruned is not guessed.
+pub fn check_sum(store: &MemoryStore, model: &Model, set: Id, from: Option<Day>) {
+    let range = match from {
+        Some(Day(from)) => SET_DAYS.tails(set.0, from..),
+        None => SET_DAYS.under(set.0),
+    };
+    let is_inside = |cell: &Cell| matches!(cell, Cell::SetDays(of, day) if *of == set && from <= Some(*day));
+    let inside = model.totals.iter().filter(|(cell, _)| is_inside(cell));
+    let sum: i128 = inside.map(|(_, total)| i128::from(*total)).sum();
+    match store.sum(SET_DAYS.def(), &range) {
+        Ok(found) => assert!(i128::from(found) == sum && (model.cut.is_none() || from >= model.cut), "{found}, {sum}"),
+        Err(Error::Pruned { .. }) => assert!(from < model.cut, "{from:?}"),
+        Err(Error::Overflow { .. }) => assert!(i64::try_from(sum).is_err()),
+        Err(Error::NotReady { .. }) => assert!(!model.is_ready("set.days")),
+        Err(other) => panic!("{other}"),
+    }
+}

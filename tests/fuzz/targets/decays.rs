@@ -1,0 +1,80 @@
+//! Decayed sums: bytes are refused or are the one form of a sum; sums sort as plain integers do where those have room, keep their order when
+//! all that they are made of is moved in time, and so do their bytes. Epochs and weights of any time, with any half-life.
+#![no_main]
+#![allow(clippy::unwrap_used)]
+
+use arbitrary::Arbitrary;
+use keepcount::{Decayed, HalfLife, SCALE_BITS};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Debug, Arbitrary)]
+struct Input<'a> {
+    near: [Vec<(u8, i64)>; 2],
+    any: [Vec<(i64, i64)>; 2],
+    moved: i64,
+    half_life: u64,
+    at: i64,
+    scale: u32,
+    raw: [&'a [u8]; 2],
+}
+
+/// Eight totals of 64 bits, each moved by up to 60, have room in 128.
+const NEAR: u8 = 61;
+const NEAR_MOST: usize = 8;
+const ANY_MOST: usize = 32;
+
+fuzz_target!(|input: Input<'_>| {
+    let half_life = HalfLife::seconds(i64::try_from(input.half_life >> 1).unwrap().max(1));
+    check_time(half_life, input.at);
+    let near = input.near.map(|totals| {
+        totals.into_iter().take(NEAR_MOST).map(|(epoch, total)| (epoch % NEAR, total)).collect::<Vec<_>>()
+    });
+    let [plain, other_plain] =
+        near.each_ref().map(|totals| totals.iter().map(|(epoch, total)| i128::from(*total) << epoch).sum::<i128>());
+    let [one, two] = near.map(|totals| Decayed::sum(totals.into_iter().map(|(epoch, total)| (epoch.into(), total))));
+    assert_eq!(one.cmp(&two), plain.cmp(&other_plain));
+    assert_eq!(one.is_zero(), plain == 0);
+    check_pair(&one, &two);
+
+    let any = input.any.map(|totals| totals.into_iter().take(ANY_MOST).collect::<Vec<(i64, i64)>>());
+    let [one, two] = any.each_ref().map(|totals| Decayed::sum(totals.iter().copied()));
+    check_pair(&one, &two);
+    let moved = |(epoch, total): &(i64, i64)| Some((epoch.checked_add(input.moved)?, *total));
+    let then = any.each_ref().map(|totals| totals.iter().map(moved).collect::<Option<Vec<_>>>().map(Decayed::sum));
+    if let [Some(one_then), Some(two_then)] = then {
+        assert_eq!(one_then.cmp(&two_then), one.cmp(&two), "time passes for both");
+    }
+    for sum in [&one, &two] {
+        let is_below = sum.at(half_life, input.at, input.scale);
+        assert!(!sum.is_zero() || is_below == Some(0));
+        assert!(*sum >= Decayed::sum([]) || is_below.is_none_or(|value| value <= 0));
+        assert!(*sum <= Decayed::sum([]) || is_below.is_none_or(|value| value >= 0));
+    }
+
+    let [one, two] = input.raw.map(|bytes| Decayed::from_bytes(bytes).inspect(|sum| assert_eq!(sum.to_bytes(), bytes)));
+    if let (Some(one), Some(two)) = (one, two) {
+        check_pair(&one, &two);
+        let _ = one.at(half_life, input.at, input.scale);
+    }
+});
+
+fn check_pair(one: &Decayed, two: &Decayed) {
+    let bytes = [one, two].map(Decayed::to_bytes);
+    assert_eq!(bytes[0].cmp(&bytes[1]), one.cmp(two), "{one:?}, {two:?}");
+    assert_eq!(one == two, one.cmp(two).is_eq());
+    assert_eq!(Decayed::from_bytes(&bytes[0]).as_ref(), Some(one));
+    assert_eq!(Decayed::from_bytes(&bytes[1]).as_ref(), Some(two));
+}
+
+/// A time is in one epoch, and within it, what is later weighs no less.
+fn check_time(half_life: HalfLife, at: i64) {
+    let (seconds, epoch) = (i128::from(half_life.as_seconds()), half_life.epoch(at));
+    let into = i128::from(at) - i128::from(epoch) * seconds;
+    assert!((0..seconds).contains(&into), "{half_life}, {at}");
+    let weight = half_life.weight(at);
+    assert!((1 << SCALE_BITS..=2 << SCALE_BITS).contains(&weight), "{half_life}, {at}: {weight}");
+    assert!(into > 0 || weight == 1 << SCALE_BITS);
+    if let Some(later) = at.checked_add(1).filter(|later| half_life.epoch(*later) == epoch) {
+        assert!(half_life.weight(later) >= weight, "{half_life}, {at}");
+    }
+}

@@ -1,0 +1,13 @@
+//! In place of the example's progress: nobody looks at it.
+
+use std::fs::File;
+use std::io::Read;
+
+pub struct Progress;
+
+impl Progress {
+    #[allow(clippy::unused_self)] // as in the example
+    pub fn watch(&mut self, file: File, _bytes: u64) -> impl Read + use<> {
+        file
+    }
+}
