@@ -2,7 +2,7 @@
 
 # The fast gates: format, lints, features, docs, tests of the library.
 check: fmt clippy features doc
-    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy
+    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy
     cargo test --all-features --doc
 
 fmt:
@@ -34,6 +34,10 @@ crash rounds="2000":
 # A long hunt of one fuzz target, for an hour; `.ci/fuzz` alone runs each for some seconds.
 fuzz TARGET SECONDS="3600":
     ./.ci/fuzz {{SECONDS}} {{TARGET}}
+
+# Threads on one memory store as a model checker schedules them; KEEPCOUNT_SCHEDULES says how many schedules of each kind a test runs.
+concurrency:
+    RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --test concurrency
 
 # Every aim as a ratio against its peer, interleaved in one run.
 aims:

@@ -303,6 +303,31 @@ fn a_hook_without_a_bracket_is_noticed_by_a_live_audit_made_before_it() {
     assert_eq!(verify(&store, &rows).drift(), 1);
 }
 
+/// Notes of touched keys were kept from a counter's first page to its last: after some 16,000 keys of one stripe, every page was refused as too
+/// busy, however small, until the run gave up.
+#[test]
+fn a_long_run_beside_many_writes_comes_to_its_end() {
+    let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+    (0..60).for_each(|show| rows.add(show, 1));
+    let (touched, reads) = (Cell::new(1_000_000), Cell::new(0));
+    let mut audit = MemoryAudit::live(&store, Settling::after(SETTLE), Live::new());
+    audit
+        .add(VOTES, |from| {
+            // More than all stripes have room for, over some pages.
+            for _ in 0..if reads.get() < 12 { 100_000 } else { 0 } {
+                touched.set(touched.get() + 1);
+                store.begin(&votes(touched.get(), 1)).unwrap().abort();
+            }
+            reads.set(reads.get() + 1);
+            rows.votes(from)
+        })
+        .unwrap();
+    let options = Options::default().page(5).retries(1);
+    let report =
+        run(&mut Reconciler::new(Mode::Verify, &PLAIN, options).unwrap(), &mut audit, &mut Live::new()).unwrap();
+    assert!(report.complete() && report.drift() == 60, "{report}");
+}
+
 #[test]
 fn a_bracket_commits_once_for_the_events_of_a_mark() {
     let store = MemoryStore::new(&PLAIN);

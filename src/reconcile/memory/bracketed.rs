@@ -143,6 +143,8 @@ impl<'a> Bracketed<'a> {
 
     /// Brackets note their keys from now on; those that began before have ended when this returns.
     fn begin_reading(&mut self, store: &'a MemoryStore, counter: &Def) -> Result<()> {
+        // First: while anybody reads, no note is forgotten, and what was noted before is of totals that are fetched anew.
+        self.reading = None;
         let reading = store.reading();
         for stripe in 0..store.stripe_count() {
             if !self.wait_for_quiet(store, stripe) && self.shut(store, stripe).is_none() {
