@@ -2,7 +2,7 @@
 
 # The fast gates: format, lints, features, docs, tests of the library.
 check: fmt clippy features doc
-    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy
+    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy
     cargo test --all-features --doc
 
 fmt:
@@ -31,6 +31,10 @@ test:
 # Kills at thousands of moments, and that every kind of moment was hit; disks that fail, pages that are damaged. Takes an hour or so.
 crash rounds="2000":
     KEEPCOUNT_CRASH_ROUNDS={{rounds}} cargo test --test crash --test failing_disk --test sqlite_faults -- --nocapture
+
+# Threads on one memory store as a model checker schedules them; KEEPCOUNT_SCHEDULES says how many schedules of each kind a test runs.
+concurrency:
+    RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --test concurrency
 
 # Every aim as a ratio against its peer, interleaved in one run.
 aims:

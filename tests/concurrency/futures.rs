@@ -1,0 +1,102 @@
+//! Asynchronous callers, without a runtime: a bracket lives across an await, moves with its task, and is dropped with it.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use keepcount::reconcile::Mode;
+use keepcount::{Batch, KeyBuf, MemoryStore};
+
+use super::threads::once;
+use super::world::{Keys, Row, SETTLE, World, keys, unsettled, with_batch};
+
+/// Pending once, then ready: a database that takes its time.
+fn database() -> impl Future<Output = ()> + Send {
+    let mut asked = false;
+    poll_fn(move |_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending })
+}
+
+/// A handler as applications write it.
+async fn handle(world: &World, rows: &[Row], batch: &Batch) -> keepcount::Result<()> {
+    let bracket = world.store.begin(batch)?;
+    database().await;
+    world.show(rows);
+    bracket.commit()?;
+    Ok(())
+}
+
+/// A handler of a task that must not block its thread: it looks, and looks again later.
+async fn handle_in_turns(store: &MemoryStore, batch: &Batch) -> keepcount::Result<()> {
+    loop {
+        if let Some(bracket) = store.try_begin(batch)? {
+            database().await;
+            bracket.commit()?;
+            return Ok(());
+        }
+        database().await;
+    }
+}
+
+fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Compiles only for what can go from thread to thread.
+fn is_send<T: Send>(of: T) -> T {
+    of
+}
+
+#[test]
+fn a_bracket_lives_across_an_await_and_moves_between_threads() {
+    let Keys { here, .. } = keys();
+    once(move || {
+        let world = World::new();
+        let (rows, batch) = with_batch([(here, 1)]);
+        let mut future = pin!(is_send(handle(&world, &rows, &batch)));
+        assert!(poll(future.as_mut()).is_pending());
+        assert!(poll(future.as_mut()).is_ready());
+        let mut other = pin!(is_send(handle_in_turns(&world.store, &batch)));
+        assert!(poll(other.as_mut()).is_pending());
+        assert!(poll(other.as_mut()).is_ready());
+        assert_eq!(world.drifts(), [(here, 1)].into());
+    });
+}
+
+/// A client that hangs up: its future is dropped where it waits.
+#[test]
+fn a_future_that_is_dropped_at_its_await_leaves_its_keys_as_suspects() {
+    let Keys { here, there, .. } = keys();
+    once(move || {
+        let world = World::new();
+        world.write([(here, 1), (there, 1)]);
+        let (rows, batch) = with_batch([(here, 1), (there, 1)]);
+        let mut future = Box::pin(is_send(handle(&world, &rows, &batch)));
+        assert!(poll(future.as_mut()).is_pending());
+        drop(future);
+        let mut suspects = [here, there].map(KeyBuf::of::<i64>).to_vec();
+        suspects.sort();
+        let report = world.run(Mode::Verify, 1).unwrap();
+        assert_eq!((report.drift(), unsettled(&report)), (0, suspects.clone()));
+        // The transaction came through all the same.
+        world.show(&rows);
+        let report = world.repair(1);
+        assert_eq!((report.drift(), unsettled(&report)), (0, suspects));
+        world.pass(2 * SETTLE);
+        let report = world.repair(1);
+        assert_eq!((report.drift(), unsettled(&report)), (2, vec![]));
+        assert_eq!(world.drifts(), [].into());
+    });
+}
+
+/// Dropped before it was polled, it has begun nothing.
+#[test]
+fn a_future_that_is_dropped_before_it_begins_leaves_nothing() {
+    let Keys { here, .. } = keys();
+    once(move || {
+        let world = World::new();
+        let (rows, batch) = with_batch([(here, 1)]);
+        drop(handle(&world, &rows, &batch));
+        let report = world.run(Mode::Verify, 1).unwrap();
+        assert_eq!((report.drift(), unsettled(&report)), (0, vec![]));
+    });
+}

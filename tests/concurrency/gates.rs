@@ -1,0 +1,110 @@
+//! Gates that audits shut: who waits holds nothing, whoever shuts one opens it again, and what could not be had is left alone.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use keepcount::Bracket;
+use keepcount::reconcile::{Mode, Settling};
+
+use super::brackets::assert_mended;
+use super::threads::{check, once, thread};
+use super::world::{Keys, Row, SETTLE, VOTES, World, keys, settling, unsettled, with_batch};
+
+/// The brackets are over both stripes, and each mender shuts the gate of one of them while the other has the other.
+#[test]
+fn brackets_over_two_stripes_pass_two_gates() {
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let planted = [(here, 1), (there, 1)];
+        let world = World::planted(planted);
+        let reports = thread::scope(|scope| {
+            let other = scope.spawn(|| world.repair(0));
+            scope.spawn(|| world.write([(here, 1), (there, 1)]));
+            scope.spawn(|| world.write([(there, 1), (here, 1)]));
+            [world.repair(0), other.join().unwrap()]
+        });
+        for report in &reports {
+            assert_mended(&world, report, &[]);
+        }
+    });
+}
+
+/// While a gate is shut `try_begin` says so at once, on every stripe of its batch or on none, and leaves the others alone.
+#[test]
+fn try_begin_does_not_wait_for_a_gate() {
+    let Keys { here, beside, there } = keys();
+    once(move || {
+        let world = World::planted([(here, 1)]);
+        let begins = |keys: [i64; 2]| {
+            let (_, batch) = with_batch(keys.map(|key| (key, 1)));
+            let bracket = world.store.try_begin(&batch).unwrap();
+            bracket.map(Bracket::abort).is_some()
+        };
+        let shut = Cell::new(0);
+        let mut audit = world.audit(settling(0));
+        audit
+            .add(VOTES, |_| {
+                if !begins([beside, beside]) {
+                    shut.set(shut.get() + 1);
+                    assert!(begins([there, there]));
+                    assert!(!begins([there, here]));
+                    assert!(begins([there, there]), "backed out of where it had begun");
+                }
+                Vec::<Row>::new()
+            })
+            .unwrap();
+        let report = world.run_of(Mode::Repair, &mut audit).unwrap();
+        drop(audit);
+        assert_mended(&world, &report, &[]);
+        // To measure and to mend it, and to measure the other, over which a bracket began while the page was read.
+        assert_eq!(shut.get(), 3);
+    });
+}
+
+#[test]
+fn rows_that_panic_while_a_gate_is_shut_open_it() {
+    let Keys { here, beside, there } = keys();
+    check(move || {
+        let planted = [(here, 1), (there, 1)];
+        let world = World::planted(planted);
+        let caught = thread::scope(|scope| {
+            scope.spawn(|| world.write([(beside, 1), (there, 1)]));
+            let mut reads = 0;
+            let mut audit = world.audit(settling(0));
+            audit
+                .add(VOTES, |from| {
+                    reads += 1;
+                    // Once to look, once for the page, then behind a gate.
+                    if reads > 2 {
+                        std::panic::resume_unwind(Box::new("no rows"));
+                    }
+                    world.read(from)
+                })
+                .unwrap();
+            catch_unwind(AssertUnwindSafe(|| world.run_of(Mode::Repair, &mut audit))).is_err()
+        });
+        assert!(caught);
+        world.write([(here, 1)]);
+        let report = world.repair(0);
+        assert_mended(&world, &report, &[]);
+        assert_eq!(unsettled(&report), []);
+    });
+}
+
+/// No gate time: a gate is looked at once.
+#[test]
+fn without_time_for_gates_nothing_is_mended_that_is_open() {
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let planted = [(here, 1), (there, -1)];
+        let world = World::planted(planted);
+        let report = thread::scope(|scope| {
+            scope.spawn(|| world.write([(here, 1), (there, 1)]));
+            let mut audit = world.audit(Settling::after(SETTLE).gate_time(Duration::ZERO).tries(0));
+            audit.add(VOTES, |from| world.read(from)).unwrap();
+            world.run_of(Mode::Repair, &mut audit).unwrap()
+        });
+        assert_mended(&world, &report, &planted);
+    });
+}

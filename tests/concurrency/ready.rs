@@ -1,0 +1,59 @@
+//! Counters that become ready beside writers and readers: who may read one sees all of its rows.
+
+use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, run};
+use keepcount::{Batch, Counter, Def, Error, Layout, MemoryStore, Record, Tally};
+
+use super::threads::{Mutex, check, thread};
+use super::world::{World, settling, unsettled};
+
+const VOTES: Counter<i64> = Counter::new("show.votes");
+const FANS: Counter<i64> = Counter::new("artist.fans");
+const LAYOUT: Layout = Layout::new(&[VOTES.table(), FANS.table()]);
+
+/// A vote of a fan.
+#[derive(Clone, Copy)]
+struct Vote;
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[VOTES.def(), FANS.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(VOTES, 1, 1);
+        to.add(FANS, 2, 1);
+    }
+}
+
+#[test]
+fn two_counters_become_ready_at_once_beside_a_writer_and_a_reader() {
+    const BEFORE: usize = 3;
+    check(|| {
+        let (world, store, rows) = (World::new(), MemoryStore::over_rows(&LAYOUT), Mutex::new(vec![Vote; BEFORE]));
+        let backfill = |counter: Counter<i64>| {
+            let mut audit = MemoryAudit::live(&store, settling(1), world.waits());
+            audit.add(counter, |_| rows.lock().clone()).unwrap();
+            let mut backfill =
+                Reconciler::scoped(Mode::Backfill, &LAYOUT, &[counter.def()], Options::default().page(2)).unwrap();
+            let report = run(&mut backfill, &mut audit, &mut world.waits()).unwrap();
+            assert_eq!((report.complete(), unsettled(&report)), (true, vec![]), "{report}");
+        };
+        let read = |counter: Counter<i64>, key| match store.total(counter, key) {
+            Ok(total) => assert!(total >= 3, "{total} of 3 or more"),
+            Err(error) => assert!(matches!(error, Error::NotReady { .. }), "{error}"),
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| backfill(VOTES));
+            scope.spawn(|| backfill(FANS));
+            scope.spawn(|| {
+                let mut batch = Batch::new();
+                batch.insert(&Vote);
+                let bracket = store.begin(&batch).unwrap();
+                rows.lock().push(Vote);
+                bracket.commit().unwrap();
+            });
+            read(VOTES, 1);
+            read(FANS, 2);
+        });
+        assert_eq!([store.total(VOTES, 1).unwrap(), store.total(FANS, 2).unwrap()], [4, 4]);
+        assert!([VOTES, FANS].iter().all(|counter| store.is_ready(counter.def()).unwrap()));
+    });
+}

@@ -1,0 +1,162 @@
+//! Writers of one store beside each other and beside who looks: every delta counts once, a batch is seen whole or not at all, and so is its mark.
+
+use std::collections::BTreeMap;
+
+use keepcount::{Error, Mark, MemoryStore, Snapshot};
+
+use super::threads::{check, check_all, thread};
+use super::world::{Keys, LAYOUT, VOTES, batch, keys, rows};
+
+/// What was there at the moment of a snapshot.
+fn restored(snapshot: &Snapshot) -> MemoryStore {
+    MemoryStore::restore(&LAYOUT, snapshot).unwrap()
+}
+
+fn totals(store: &MemoryStore) -> BTreeMap<i64, i64> {
+    store.totals(VOTES).unwrap().into_iter().collect()
+}
+
+#[test]
+fn two_writers_of_one_key_count_both() {
+    check_all(|| {
+        let store = MemoryStore::new(&LAYOUT);
+        let write = || store.apply(&batch(&rows([(1, 1)]))).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(write);
+            scope.spawn(write);
+        });
+        assert_eq!(totals(&store), [(1, 2)].into());
+    });
+}
+
+#[test]
+fn three_writers_of_keys_here_and_there_count_all() {
+    let Keys { here, beside, there } = keys();
+    check(move || {
+        let store = MemoryStore::new(&LAYOUT);
+        let write = |of: &[_]| {
+            store.apply(&batch(of)).unwrap();
+            store.apply(&batch(of)).unwrap();
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| write(&rows([(here, 1)])));
+            scope.spawn(|| write(&rows([(there, 10), (here, 10)])));
+            scope.spawn(|| write(&rows([(here, 100), (beside, 100), (there, 100)])));
+        });
+        assert_eq!(totals(&store), [(here, 222), (beside, 200), (there, 220)].into());
+    });
+}
+
+#[test]
+fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let store = MemoryStore::new(&LAYOUT);
+        let write = |amount| store.apply(&batch(&rows([(here, amount), (there, -amount)]))).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| write(1));
+            scope.spawn(|| write(-10));
+            scope.spawn(|| {
+                for _ in 0..2 {
+                    let seen = totals(&restored(&store.snapshot()));
+                    assert_eq!(seen.values().sum::<i64>(), 0, "a half: {seen:?}");
+                }
+            });
+        });
+        assert_eq!(totals(&store), [(here, -9), (there, 9)].into());
+    });
+}
+
+#[test]
+fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
+    let Keys { here, beside, there } = keys();
+    check(move || {
+        let store = MemoryStore::new(&LAYOUT);
+        store.apply(&batch(&rows([(beside, i64::MAX)]))).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let refused = store.apply(&batch(&rows([(here, 1), (there, 1), (beside, 1), (here, 5)])));
+                assert!(matches!(refused, Err(Error::Overflow { .. })), "{refused:?}");
+            });
+            scope.spawn(|| store.apply(&batch(&rows([(here, 10), (there, -10)]))).unwrap());
+            scope.spawn(|| {
+                let seen = totals(&restored(&store.snapshot()));
+                assert_eq!(seen.values().sum::<i64>(), i64::MAX, "a half: {seen:?}");
+            });
+        });
+        assert_eq!(totals(&store), [(here, 10), (beside, i64::MAX), (there, -10)].into());
+    });
+}
+
+/// The batch that takes a total out of the room in which nothing can overflow, beside others that counted on it.
+#[test]
+fn batches_that_fill_a_total_beside_others_count_all() {
+    const ROOM: i64 = 1 << 62;
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let store = MemoryStore::new(&LAYOUT);
+        store.apply(&batch(&rows([(here, ROOM)]))).unwrap();
+        let write = |of: &[_]| store.apply(&batch(of)).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| write(&rows([(here, 2), (there, 2)])));
+            scope.spawn(|| write(&rows([(there, 3), (here, 3)])));
+            scope.spawn(|| {
+                write(&rows([(here, 5)]));
+                write(&rows([(here, ROOM - 11), (there, 1)]));
+            });
+        });
+        assert_eq!(totals(&store), [(here, i64::MAX), (there, 6)].into());
+    });
+}
+
+#[test]
+fn appliers_of_one_stream_count_each_event_once_and_its_mark_is_of_the_same_moment() {
+    const EVENTS: u64 = 2;
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let store = MemoryStore::new(&LAYOUT);
+        let deliver = || {
+            for event in 1..=EVENTS {
+                // Delivered twice, and by both.
+                for _ in 0..2 {
+                    store
+                        .apply_once(&batch(&rows([(here, 1), (there, 1)])), &Mark::new("s", event, event).unwrap())
+                        .unwrap();
+                }
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(deliver);
+            scope.spawn(deliver);
+            scope.spawn(|| {
+                let moment = restored(&store.snapshot());
+                // Mark and totals of one moment, whichever it is.
+                let events = moment.mark("s");
+                let each = i64::try_from(events).unwrap();
+                let expected = [(here, each), (there, each)].into_iter().filter(|_| events > 0);
+                assert_eq!(totals(&moment), expected.collect(), "event {events}");
+            });
+        });
+        assert_eq!(totals(&store), [(here, 2), (there, 2)].into());
+        assert_eq!(store.mark("s"), EVENTS);
+    });
+}
+
+/// An event that is refused, or that counts nothing, beside others of its stream.
+#[test]
+fn a_stream_goes_on_behind_events_that_count_nothing_or_leave_a_gap() {
+    check(|| {
+        let store = MemoryStore::new(&LAYOUT);
+        let apply = |of: &[_], first, last| store.apply_once(&batch(of), &Mark::new("s", first, last).unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| apply(&[], 1, 1).unwrap());
+            scope.spawn(|| match apply(&rows([(1, 1)]), 2, 3) {
+                Ok(_) => assert_eq!(store.mark("s"), 3),
+                Err(error) => assert!(matches!(error, Error::Gap { applied: 0, .. }), "{error}"),
+            });
+        });
+        let applied = apply(&rows([(1, 1)]), 2, 3).unwrap();
+        assert_eq!(totals(&store), [(1, 1)].into(), "{applied:?}");
+        assert_eq!(store.mark("s"), 3);
+    });
+}
