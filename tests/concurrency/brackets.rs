@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use keepcount::reconcile::{Mode, Report};
-use keepcount::{KeyBuf, Mark};
+use keepcount::{Error, KeyBuf, Mark};
 
 use super::threads::{check, thread};
-use super::world::{Keys, World, keys, unsettled, with_batch};
+use super::world::{Keys, VOTES, World, keys, settling, unsettled, with_batch};
 
 /// What is left of planted drift: all of it at keys that were left alone, nothing elsewhere.
 #[track_caller]
@@ -71,6 +71,26 @@ fn a_drift_is_found_by_each_of_two_audits_although_a_writer_hides_it() {
         for report in reports {
             assert_eq!((report.drift(), unsettled(&report)), (1, vec![]), "{report}");
         }
+    });
+}
+
+/// A hook that had looked how many audits there were, and wrote that down when there was one more, once made the last one forget that another hook
+/// had run without a bracket.
+#[test]
+fn a_hook_without_a_bracket_is_noticed_beside_others() {
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let world = World::new();
+        let early = world.audit(settling(1));
+        let noticed = thread::scope(|scope| {
+            scope.spawn(|| world.store.apply(&with_batch([(there, 1)]).1).unwrap());
+            let mut late = world.audit(settling(1));
+            late.add(VOTES, |from| world.read(from)).unwrap();
+            world.store.apply(&with_batch([(here, 1)]).1).unwrap();
+            world.run_of(Mode::Verify, &mut late)
+        });
+        drop(early);
+        assert!(matches!(noticed, Err(Error::Setting { setting: "audit", .. })), "{noticed:?}");
     });
 }
 
