@@ -39,6 +39,10 @@ fuzz TARGET SECONDS="3600":
 concurrency:
     RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --test concurrency
 
+# Threads on one memory store as a model checker schedules them; KEEPCOUNT_SCHEDULES says how many schedules of each kind a test runs.
+concurrency:
+    RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --test concurrency
+
 # Every aim as a ratio against its peer, interleaved in one run.
 aims:
     cargo bench --bench aims

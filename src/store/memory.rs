@@ -223,12 +223,13 @@ impl MemoryStore {
         self.marks.last(stream)
     }
 
-    /// Remembers that a hook ran without a bracket since the last audit was made that counts on them. Writes only where that is new.
+    /// Remembers that a hook ran without a bracket since the last audit was made that counts on them. Writes only where that is new, and never goes
+    /// back: another hook may have seen a later audit meanwhile.
     #[inline]
     fn note_bare(&self) {
         let audits = self.audits.load(Ordering::Relaxed);
-        if self.bare.load(Ordering::Relaxed) != audits {
-            self.bare.store(audits, Ordering::Relaxed);
+        if self.bare.load(Ordering::Relaxed) < audits {
+            self.bare.fetch_max(audits, Ordering::Relaxed);
         }
     }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use keepcount::reconcile::{Mode, Report};
-use keepcount::{KeyBuf, Mark};
+use keepcount::{Error, KeyBuf, Mark};
 
 use super::threads::{check, thread};
-use super::world::{Keys, World, keys, unsettled, with_batch};
+use super::world::{Keys, VOTES, World, keys, rows, settling, unsettled, with_batch};
 
 /// What is left of planted drift: all of it at keys that were left alone, nothing elsewhere.
 #[track_caller]
@@ -71,6 +71,26 @@ fn a_drift_is_found_by_each_of_two_audits_although_a_writer_hides_it() {
         for report in reports {
             assert_eq!((report.drift(), unsettled(&report)), (1, vec![]), "{report}");
         }
+    });
+}
+
+/// A hook that had looked how many audits there were, and wrote that down when there was one more, once made the last one forget that another hook
+/// had run without a bracket.
+#[test]
+fn a_hook_without_a_bracket_is_noticed_beside_others() {
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let world = World::new();
+        let early = world.audit(settling(1));
+        let noticed = thread::scope(|scope| {
+            scope.spawn(|| world.store.apply(&with_batch([(there, 1)]).1).unwrap());
+            let mut late = world.audit(settling(1));
+            late.add(VOTES, |from| world.read(from)).unwrap();
+            world.store.apply(&with_batch([(here, 1)]).1).unwrap();
+            world.run_of(Mode::Verify, &mut late)
+        });
+        drop(early);
+        assert!(matches!(noticed, Err(Error::Setting { setting: "audit", .. })), "{noticed:?}");
     });
 }
 
@@ -155,4 +175,28 @@ fn two_repairs_beside_a_writer_mend_once() {
             assert_mended(&world, &reports[0], &[]);
         });
     }
+}
+
+/// A repair of a total to the end of 64 bits, beside a batch that has room before it and none behind it: the batch once looked whether any total was
+/// so large, then the mend came, then the batch went on over the end.
+#[test]
+fn a_mend_to_the_end_of_64_bits_leaves_a_batch_whole_or_refused() {
+    let Keys { here, there, .. } = keys();
+    check(move || {
+        let world = World::new();
+        world.show(&rows([(here, i64::MAX)])); // written behind the hooks' back
+        let applied = thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let (rows, batch) = with_batch([(there, 1), (here, 1)]);
+                let bracket = world.begin(&batch);
+                // The other row is no use: with it the recount leaves 64 bits.
+                world.show(&rows[..1]);
+                bracket.commit().is_ok()
+            });
+            world.repair(1);
+            writer.join().unwrap()
+        });
+        let is = [here, there].map(|key| world.store.total(VOTES, key).unwrap());
+        assert_eq!(is, [i64::MAX, i64::from(applied)]);
+    });
 }

@@ -104,7 +104,8 @@ impl MemoryStore {
             Before::Quiet(begun) => stripe.quiet(held) == Some(begun),
             Before::Shut => true,
         };
-        if self.places.get(of.position).is_some_and(|place| place.plain) {
+        let plain = self.places.get(of.position).is_some_and(|place| place.plain);
+        if plain && truth.unsigned_abs() <= ROOMY {
             let mut held = stripe.lock();
             if !unchanged(&held) {
                 return Ok(None);
@@ -115,13 +116,11 @@ impl MemoryStore {
                 for step in steps(i128::from(truth) - i128::from(stored)) {
                     table.add(hash, of.key, step, u64::MAX);
                 }
-                if truth.unsigned_abs() > ROOMY {
-                    self.wide.store(true, Ordering::Release);
-                }
             }
             return Ok(Some(stored));
         }
-        // What feeds others changes only behind the gate: held alone, the total stays while the stripe's lock is given back.
+        // What feeds others changes only behind the gate: held alone, the total stays while the stripe's lock is given back. And a batch that is under way
+        // from stripe to stripe counts on roomy totals until it ends.
         let cuts = self.gate.write();
         if cuts.get(of.position).and_then(Option::as_ref) != cut || !unchanged(&stripe.lock()) {
             return Ok(None);
