@@ -11,8 +11,13 @@
     clippy::cast_possible_wrap,
     clippy::needless_for_each, // a line each
     clippy::explicit_iter_loop,
+    clippy::filter_next, // `find` would borrow for longer
+    clippy::needless_pass_by_value,
+    clippy::option_option, // none: no change; some none: a row that goes
+    clippy::single_match_else,
     clippy::struct_excessive_bools, // what a row's transaction has been through
-    clippy::unnested_or_patterns
+    clippy::unnested_or_patterns,
+    clippy::unused_self
 )]
 
 #[path = "simulation/courier.rs"]
@@ -174,7 +179,7 @@ fn hunt() {
                     }
                     let mut totals = totals.lock().unwrap();
                     outcome.counts.iter().for_each(|(what, times)| *totals.entry(*what).or_insert(0) += times);
-                    if (seed + 1 - first) % 100_000 == 0 {
+                    if (seed + 1 - first).is_multiple_of(100_000) {
                         println!("{} seeds, {} s", seed + 1 - first, began.elapsed().as_secs());
                     }
                 }

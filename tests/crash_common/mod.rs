@@ -486,9 +486,9 @@ pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Mod
         assert!(found[stream] == known || found[stream] == tried, "{:?}: {known} {found:?} {tried}", told.phase());
     }
     model.go_on(writer, found[ROWS]);
-    let stream = if told.phase() == Phase::Alone { FEED } else { ROWS };
-    let stands = if found[stream] == told.known(stream) { "" } else { ", committed" };
-    format!("{:?}{stands}", told.phase())
+    let commits = [(Phase::Commit, ROWS), (Phase::Alone, FEED)].into_iter().find(|(phase, _)| *phase == told.phase());
+    let stands = commits.is_some_and(|(_, stream)| found[stream] != told.known(stream));
+    format!("{:?}{}", told.phase(), if stands { ", committed" } else { "" })
 }
 
 /// How often what happened.

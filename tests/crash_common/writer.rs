@@ -52,8 +52,7 @@ impl Writer {
 
     /// As [`start`](Self::start), with the file's own path, or its URI.
     pub fn start_at(path: PathBuf, dir: &Path, writer: i64, seed: u64) -> rusqlite::Result<Self> {
-        let mut told = Told::open(&told_by(dir, writer));
-        told.at(Phase::Starting);
+        let told = Told::open(&told_by(dir, writer));
         Ok(Self { number: writer, conn: open(&path)?, path, told, random: Random(seed) })
     }
 

@@ -237,9 +237,9 @@ impl<'a> World<'a> {
             let Some(tx) = facts.txs.get(&id) else { continue };
             let (commits, orphaned) = (matches!(tx.fate, Fate::Limbo { commits: true, .. }), tx.orphaned);
             if commits {
-                facts.commit(id)
+                facts.commit(id);
             } else {
-                facts.roll_back(id)
+                facts.roll_back(id);
             }
             if orphaned {
                 facts.txs.remove(&id);
