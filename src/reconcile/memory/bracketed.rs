@@ -119,9 +119,6 @@ impl<'a> Bracketed<'a> {
     ) -> Result<(Measured, Vec<KeyBuf>)> {
         let position = store.layout().position(&ask.counter)?;
         let wanted = ask.keys.saturating_add(1);
-        if store.are_suspects_lost(self.settled(store)) {
-            return Err(busy(&ask.counter, "the outcome of too many writes is not known; wait for the settle time"));
-        }
         for more in [store.len(ask.counter)? / WINDOWS, 0] {
             if self.reading.is_none() || !window.has(ask, wanted) || more == 0 {
                 self.begin_reading(store, &ask.counter)?;
@@ -135,9 +132,16 @@ impl<'a> Bracketed<'a> {
                 reading.touched(position, after, page.next.as_ref())
             });
             if let Some(touched) = touched {
+                // Behind the notes: a bracket that is not among them was dropped before.
+                if store.are_suspects_lost(self.settled(store)) {
+                    let reason = "the outcome of too many writes is not known; wait for the settle time";
+                    return Err(busy(&ask.counter, reason));
+                }
                 return Ok((page, touched));
             }
         }
+        // While one reads, nobody's notes are forgotten.
+        self.reading = None;
         Err(busy(&ask.counter, "too many writes began while a page was read; make pages smaller"))
     }
 
