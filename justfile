@@ -31,13 +31,10 @@ test:
 # Kills at thousands of moments, and that every kind of moment was hit; disks that fail, pages that are damaged. Takes an hour or so.
 crash rounds="2000":
     KEEPCOUNT_CRASH_ROUNDS={{rounds}} cargo test --test crash --test failing_disk --test sqlite_faults -- --nocapture
+
 # A long hunt of one fuzz target, for an hour; `.ci/fuzz` alone runs each for some seconds.
 fuzz TARGET SECONDS="3600":
     ./.ci/fuzz {{SECONDS}} {{TARGET}}
-
-# Threads on one memory store as a model checker schedules them; KEEPCOUNT_SCHEDULES says how many schedules of each kind a test runs.
-concurrency:
-    RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --test concurrency
 
 # Threads on one memory store as a model checker schedules them; KEEPCOUNT_SCHEDULES says how many schedules of each kind a test runs.
 concurrency:
