@@ -72,8 +72,8 @@ pub struct MemoryStore {
     marks: Marks,
     /// Whether each counter is ready, in the layout's order.
     ready: Box<[AtomicBool]>,
-    /// Whether all are: what reading looks at first.
-    all_ready: AtomicBool,
+    /// How many are not: what reading looks at first.
+    unready: AtomicU64,
     /// How many audits are reading just now: brackets note their keys for them. Changed behind `reading`.
     watched: AtomicU64,
     reading: Mutex<()>,
@@ -133,7 +133,7 @@ impl MemoryStore {
             wide: AtomicBool::new(false),
             marks: Marks::default(),
             ready: layout.counters().iter().map(|_| AtomicBool::new(true)).collect(),
-            all_ready: AtomicBool::new(true),
+            unready: AtomicU64::new(0),
             watched: AtomicU64::new(0),
             reading: Mutex::new(()),
             audits: AtomicU64::new(0),
@@ -163,10 +163,16 @@ impl MemoryStore {
     }
 
     pub(crate) fn set_ready(&self, position: usize, is: bool) {
-        if let Some(ready) = self.ready.get(position) {
-            ready.store(is, Ordering::Release);
+        // By how each changes: whoever looked at all of them could write down what another has changed meanwhile.
+        match self.ready.get(position).map(|ready| ready.swap(is, Ordering::AcqRel)) {
+            Some(false) if is => {
+                self.unready.fetch_sub(1, Ordering::Release);
+            }
+            Some(true) if !is => {
+                self.unready.fetch_add(1, Ordering::Release);
+            }
+            _ => {}
         }
-        self.all_ready.store(self.ready.iter().all(|ready| ready.load(Ordering::Acquire)), Ordering::Release);
     }
 
     /// Adds a batch's deltas to the totals, all or nothing. Who reads several keys meanwhile may see some of a batch before the others; a

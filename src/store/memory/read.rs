@@ -186,7 +186,7 @@ impl MemoryStore {
     /// The position of a counter that is to be read.
     fn readable(&self, counter: &Def) -> Result<usize> {
         let position = self.layout.position(counter)?;
-        if self.all_ready.load(Ordering::Acquire) {
+        if self.unready.load(Ordering::Acquire) == 0 {
             return Ok(position);
         }
         match self.first_unready(position)? {
