@@ -58,7 +58,7 @@ oldest:
 
 # Seeds of the simulation that nobody has seen, until one fails or it is stopped: SECONDS=0 is for ever. It prints the command that replays a seed.
 simulate SECONDS="0":
-    KEEPCOUNT_SIM_SECONDS={{SECONDS}} cargo test --release --test simulation hunt -- --nocapture
+    KEEPCOUNT_SIM_SECONDS={{SECONDS}} cargo test --release --test simulation hunt -- --ignored --nocapture
 
 # Single faults planted in the core, each to be caught by the fast tests (.cargo/mutants.toml); needs cargo-mutants. Shards: 0/8 to 7/8.
 mutants SHARD FILTER=".":

@@ -79,6 +79,9 @@ impl<'a> MemoryAudit<'a> {
     /// What is measured, a verify's report too, is exact; a key that is not let go of, or whose bracket was dropped less than the settle time ago, is listed as
     /// unsettled. For that it may make the writers of a few keys wait, at the gate of their stripe, for the recount of one key.
     ///
+    /// Over a store that was [restored](MemoryStore::restore), the audit is made when the streams have been replayed, and no commit from before the
+    /// crash is still on its way: what is replayed after it was mended counts twice.
+    ///
     /// The closures that read rows must begin to read when they are called, and see what is committed by then: no transaction from before, no
     /// replica that lags. They must not need a connection that a writer at the gate may hold: give the audit one of its own.
     ///

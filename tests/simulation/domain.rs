@@ -142,6 +142,12 @@ pub fn add(totals: &mut Totals, name: &Name, amount: i64) {
     }
 }
 
+pub fn add_all(totals: &mut Totals, more: &Totals, sign: i64) {
+    for (name, amount) in more {
+        add(totals, name, sign * amount);
+    }
+}
+
 /// Adds a row's shares, or takes them away.
 pub fn add_row(totals: &mut Totals, row: Option<&Row>, sign: i64) {
     if let Some(row) = row {

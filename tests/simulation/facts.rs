@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use keepcount::{Batch, Snapshot};
 
-use super::domain::{Name, Row, RowId, Tables, Totals, add, add_row, at, is_pruned, sums_of};
+use super::domain::{Name, Row, RowId, Tables, Totals, add, add_all, add_row, at, is_pruned, sums_of};
 
 pub const STREAMS: usize = 2;
 pub const STREAM_NAMES: [&str; STREAMS] = ["votes", "tours"];
@@ -53,6 +53,7 @@ pub type Version = (u64, u64, i64, Vec<(TxId, bool, bool, bool)>);
 
 /// A transaction, as the database and the oracles see it.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each may be so without the others
 pub struct Tx {
     pub change: Rc<Change>,
     pub stream: Option<usize>,
@@ -283,13 +284,11 @@ impl Facts {
     fn owed(&self, marks: Marks) -> Totals {
         let mut owed = Totals::new();
         for (deltas, sign) in self.owed_bare() {
-            for (name, delta) in deltas.iter() {
-                add(&mut owed, name, sign * delta);
-            }
+            add_all(&mut owed, deltas, sign);
         }
         for (events, mark) in self.journal.iter().zip(marks) {
             for event in events.iter().skip(mark as usize).filter(|event| !event.left) {
-                event.change.deltas.iter().for_each(|(name, delta)| add(&mut owed, name, *delta));
+                add_all(&mut owed, &event.change.deltas, 1);
             }
         }
         owed
@@ -304,9 +303,9 @@ impl Facts {
     /// How far each total is off, once what is owed is applied.
     pub fn drift(&self, stored: &Totals, marks: Marks) -> Totals {
         let mut drift = self.owed(marks);
-        stored.iter().for_each(|(name, total)| add(&mut drift, name, *total));
-        self.truth.iter().for_each(|(name, total)| add(&mut drift, name, -total));
-        sums_of(stored).iter().for_each(|(name, total)| add(&mut drift, name, -total));
+        add_all(&mut drift, stored, 1);
+        add_all(&mut drift, &self.truth, -1);
+        add_all(&mut drift, &sums_of(stored), -1);
         drift.retain(|name, _| !is_pruned(name, self.cut));
         drift
     }
@@ -314,18 +313,20 @@ impl Facts {
     pub fn prune(&mut self, cut: i64) {
         self.cut = cut;
         let gone: Vec<Name> = self.expected.keys().filter(|name| is_pruned(name, cut)).cloned().collect();
-        gone.iter().for_each(|name| self.expect(name, 0));
+        for name in gone {
+            self.expect(&name, 0);
+        }
     }
 
     pub fn save(&mut self, snapshot: Snapshot, marks: Marks) {
         let mut expected = self.expected.clone();
         for (deltas, sign) in self.owed_bare() {
-            deltas.iter().for_each(|(name, delta)| add(&mut expected, name, -sign * delta));
+            add_all(&mut expected, deltas, -sign);
         }
         // Who replays a stream knows nothing of those who left an event alone.
         for (events, mark) in self.journal.iter().zip(marks) {
             for event in events.iter().skip(mark as usize).filter(|event| event.left) {
-                event.change.deltas.iter().for_each(|(name, delta)| add(&mut expected, name, *delta));
+                add_all(&mut expected, &event.change.deltas, 1);
             }
         }
         expected.retain(|name, _| !is_pruned(name, self.cut));
@@ -347,7 +348,9 @@ impl Facts {
             events.iter_mut().skip(mark as usize).for_each(|event| event.left = false);
         }
         let names: Vec<Name> = self.expected.keys().chain(self.disk.expected.keys()).cloned().collect();
-        names.iter().for_each(|name| self.expect(name, self.disk.expected.get(name).copied().unwrap_or(0)));
+        for name in names {
+            self.expect(&name, self.disk.expected.get(&name).copied().unwrap_or(0));
+        }
         self.restarted = self.moment;
     }
 

@@ -83,27 +83,25 @@ impl Intent {
         let (mut writes, mut hooked) = (Vec::new(), Vec::new());
         for id in ids {
             let (old, seen) = (rows.get(id).copied(), seen.get(id).copied());
-            if let Some(new) = self.becomes(old) {
+            let new = self.of(old);
+            if new != old {
                 writes.push((*id, new));
-                hooked.push((seen, new));
-            } else if seen != old
-                && let Some(new) = self.becomes(seen)
-            {
-                hooked.push((seen, new));
+            }
+            // A hook that did not look at what its write did counts in any case.
+            if new != old || seen != old {
+                hooked.push((seen, self.of(seen)));
             }
         }
         Change::new(writes, hooked)
     }
 
-    /// What a row becomes; none where nothing is done to it.
-    fn becomes(&self, old: Option<Row>) -> Option<Option<Row>> {
-        let new = match (*self, old) {
-            (Self::Put(_, row), _) => Some(row),
-            (Self::Edit(_, edit), Some(old)) => Some(edit.of(old)),
-            (Self::Delete(_), Some(_)) => None,
-            (Self::Edit(..) | Self::Delete(_), None) => return None,
-        };
-        (new != old).then_some(new)
+    /// What a row becomes.
+    fn of(&self, old: Option<Row>) -> Option<Row> {
+        match *self {
+            Self::Put(_, row) => Some(row),
+            Self::Edit(_, edit) => old.map(|old| edit.of(old)),
+            Self::Delete(_) => None,
+        }
     }
 }
 
@@ -114,9 +112,12 @@ impl Edit {
             (Row::Vote { day, .. }, Self::Day(new)) => *day = new,
             (Row::Vote { spam, .. }, Self::Spam) => *spam = !*spam,
             (Row::Setlist { listed, .. }, Self::Listed) => *listed = !*listed,
-            (Row::Vote { setlist: parent, .. }, Self::Move(to))
-            | (Row::Setlist { show: parent, .. }, Self::Move(to))
-            | (Row::Show { artist: parent, .. }, Self::Move(to)) => *parent = to,
+            (
+                Row::Vote { setlist: parent, .. }
+                | Row::Setlist { show: parent, .. }
+                | Row::Show { artist: parent, .. },
+                Self::Move(to),
+            ) => *parent = to,
             _ => {}
         }
         row
@@ -143,7 +144,7 @@ impl World<'_> {
         let rows = Rc::clone(&facts.rows);
         let change = intent.change(&ids, &rows, &rows);
         facts.write_bare(&change);
-        self.note(format!("planted rows: {intent:?}"));
+        self.note(&format!("planted rows: {intent:?}"));
         self.count("planted rows");
     }
 
@@ -156,9 +157,9 @@ impl World<'_> {
         batch.insert(row);
         add_row(&mut deltas, Some(row), 1);
         drop(facts);
-        let Some(bracket) = self.store().try_begin(&batch).unwrap() else { return };
+        let Some(bracket) = self.try_begin(self.batch(batch)) else { return };
         bracket.commit().unwrap();
-        self.note(format!("planted totals: {}", super::domain::show_all(&deltas)));
+        self.note(&format!("planted totals: {}", super::domain::show_all(&deltas)));
         self.facts.borrow_mut().shift(&deltas, 1);
         self.count("planted totals");
     }

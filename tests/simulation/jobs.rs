@@ -63,7 +63,8 @@ impl Slot<'_> {
 impl<'a> World<'a> {
     /// One step of a job.
     pub fn audit(self: &Rc<Self>, at: usize) {
-        let too_early = self.recovering.get() || (!self.rolled_out.get() && !self.is(Variant::BackfillBeforeHooks));
+        let too_early = (self.recovering.get() && !self.is(Variant::RepairBeforeCaughtUp))
+            || (!self.rolled_out.get() && !self.is(Variant::BackfillBeforeHooks));
         if too_early {
             return;
         }
@@ -83,38 +84,35 @@ impl<'a> World<'a> {
         if self.one_in(3) {
             options = options.max_pages(1 + self.below(6));
         }
-        let run = match slot {
-            Slot::Stopped(mode, token, pass) => {
-                self.count("jobs resumed");
-                Reconciler::resume(mode, &LAYOUT, &token, options).map(|run| (mode, run, pass))
+        let run = if let Slot::Stopped(mode, token, pass) = slot {
+            self.count("jobs resumed");
+            Reconciler::resume(mode, &LAYOUT, &token, options).map(|run| (mode, run, pass))
+        } else {
+            let mode = if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
+            self.rolled_out.set(true); // so who starts a backfill says
+            let mut scope = LAYOUT.by_name();
+            if self.one_in(2) {
+                let counters = LAYOUT.counters().len() as u64;
+                scope = (0..3).map(|_| def(self.below(counters) as usize)).collect();
             }
-            _ => {
-                let mode = if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
-                self.rolled_out.set(true); // so who starts a backfill says
-                let scope: Vec<Def> = if self.one_in(2) {
-                    LAYOUT.by_name()
-                } else {
-                    (0..3).map(|_| def(self.below(LAYOUT.counters().len() as u64) as usize)).collect()
-                };
-                Reconciler::scoped(mode, &LAYOUT, &scope, options).map(|run| (mode, run, self.first_pass()))
-            }
+            Reconciler::scoped(mode, &LAYOUT, &scope, options).map(|run| (mode, run, self.first_pass()))
         };
         let (mode, run, pass) = run.unwrap();
-        self.note(format!("job {at}: {mode}, pages of {page}"));
+        self.note(&format!("job {at}: {mode}, pages of {page}"));
         Slot::Running(Box::new(Job::new(self, mode, run, pass)))
     }
 
     fn go_on(self: &Rc<Self>, at: usize, mut job: Box<Job<'a>>) -> Slot<'a> {
         if self.one_in(60) {
             self.count("jobs stopped");
-            self.note(format!("job {at} is stopped"));
+            self.note(&format!("job {at} is stopped"));
             return job.run.token().map_or(Slot::Idle, |token| Slot::Stopped(job.mode, token, job.pass));
         }
         match job.step(self, at) {
             Ok(None) => Slot::Running(job),
             Ok(Some(report)) => {
                 self.count(if report.complete() { "jobs complete" } else { "jobs at a limit" });
-                self.note(format!("job {at}: {report}"));
+                self.note(&format!("job {at}: {report}"));
                 match report.token {
                     Some(token) if self.one_in(2) => Slot::Stopped(job.mode, token, job.pass),
                     None if self.one_in(2) => {
@@ -126,7 +124,7 @@ impl<'a> World<'a> {
                 }
             }
             Err(error) => {
-                self.note(format!("job {at} fails: {error}"));
+                self.note(&format!("job {at} fails: {error}"));
                 let known = match &error {
                     Error::Busy { .. } => "jobs too busy",
                     Error::Database { .. } => "jobs whose reads failed",
@@ -154,7 +152,7 @@ impl<'a> World<'a> {
                 Ok(None) => self.pass(job.wake.saturating_sub(self.now())),
                 Err(Error::Database { .. }) => {}
                 Err(error) => {
-                    self.fail(format!("the last {mode} fails: {error}"));
+                    self.fail(&format!("the last {mode} fails: {error}"));
                     return None;
                 }
             }
@@ -162,7 +160,7 @@ impl<'a> World<'a> {
                 return None;
             }
         }
-        self.fail(format!("the last {mode} does not end"));
+        self.fail(&format!("the last {mode} does not end"));
         None
     }
 
@@ -177,7 +175,7 @@ impl<'a> World<'a> {
 
 impl Slot<'_> {
     fn and_fail(self, world: &World<'_>, error: &Error) -> Self {
-        world.fail(format!("a job fails: {error}"));
+        world.fail(&format!("a job fails: {error}"));
         self
     }
 }
@@ -207,7 +205,7 @@ impl<'a> Job<'a> {
         let done = match step {
             Step::Identify => self.identify(world),
             Step::Look(look) => {
-                world.note(format!("job {at} looks at {}", look.counter.name()));
+                world.note(&format!("job {at} looks at {}", look.counter.name()));
                 self.audit.look(&look).and_then(|looked| self.run.looked(looked, world.now_as_time()))
             }
             Step::Measure(ask) => self.measure(world, at, &ask),
@@ -230,14 +228,14 @@ impl<'a> Job<'a> {
     fn identify(&mut self, world: &World<'a>) -> keepcount::Result<()> {
         let identified = self.audit.identity().and_then(|identity| self.run.identified(identity));
         if identified.is_ok() && self.pass.life != world.life.get() {
-            world.fail("a token outlives the totals that it is of".to_owned());
+            world.fail("a token outlives the totals that it is of");
         }
         identified
     }
 
     fn measure(&mut self, world: &Rc<World<'a>>, at: usize, ask: &Ask) -> keepcount::Result<()> {
         let counter = LAYOUT.position(&ask.counter)?;
-        world.note(format!("job {at} measures {} behind {:?}", ask.counter.name(), ask.after));
+        world.note(&format!("job {at} measures {} behind {:?}", ask.counter.name(), ask.after));
         let moment = world.facts.borrow().moment;
         if ask.after.is_none() {
             self.pass = Pass { counter, since: moment, life: self.pass.life, ..Pass::default() };
@@ -248,7 +246,10 @@ impl<'a> Job<'a> {
         let measured = self.audit.measure(ask)?;
         world.count("pages measured");
         world.check();
-        self.hold_against(world, &measured, began);
+        if world.setup.variant.is_none() {
+            // Where a precondition is dropped, reports are the least of it: totals must come out wrong.
+            self.hold_against(world, &measured, began);
+        }
         self.run.measured(measured, world.now_as_time())
     }
 
@@ -259,19 +260,19 @@ impl<'a> Job<'a> {
         for drift in &measured.drifts {
             let name = (counter, drift.key.clone());
             let found = drift.stored - drift.truth;
-            world.note(format!("found {} off by {found}", show(&name)));
+            world.note(&format!("found {} off by {found}", show(&name)));
             if !facts.since(&name, since).any(|was| was == found) {
                 let was: Vec<i64> = facts.since(&name, since).collect();
-                world.fail(format!("{} is said to be off by {found}, and was off by {was:?}", show(&name)));
+                world.fail(&format!("{} is said to be off by {found}, and was off by {was:?}", show(&name)));
             }
             if world.is_fresh(&facts, &name) && facts.dropped.get(&name).is_some_and(|at| *at < began) {
-                world.fail(format!("{} is compared before the settle time has passed", show(&name)));
+                world.fail(&format!("{} is compared before the settle time has passed", show(&name)));
             }
             world.count("drifts found");
             told.insert(name);
         }
         for key in &measured.unsettled {
-            world.note(format!("unsettled {}", show(&(counter, key.clone()))));
+            world.note(&format!("unsettled {}", show(&(counter, key.clone()))));
             world.count("keys unsettled");
             told.insert((counter, key.clone()));
             *unsettled = true;
@@ -280,7 +281,7 @@ impl<'a> Job<'a> {
             let missed = of_counter(&facts.expected, counter)
                 .find(|(name, _)| !told.contains(*name) && facts.since(name, since).all(|was| was != 0));
             if let Some((name, drift)) = missed {
-                world.fail(format!("{} was off all the while, now by {drift}, and is not reported", show(name)));
+                world.fail(&format!("{} was off all the while, now by {drift}, and is not reported", show(name)));
             }
             world.count("passes complete");
         }
@@ -290,7 +291,7 @@ impl<'a> Job<'a> {
         let counter = LAYOUT.position(&mend.counter)?;
         let names: Vec<Name> = mend.keys.iter().map(|key| (counter, key.clone())).collect();
         let shown: Vec<String> = names.iter().map(show).collect();
-        world.note(format!("job {at} mends {}", shown.join(" ")));
+        world.note(&format!("job {at} mends {}", shown.join(" ")));
         let since = world.facts.borrow().moment;
         world.mending.borrow_mut().push(names.clone());
         let mended = self.audit.mend(mend);
@@ -301,7 +302,7 @@ impl<'a> Job<'a> {
         let facts = world.facts.borrow();
         for name in names.iter().filter(|name| !mended.unsettled.contains(&name.1)) {
             if facts.since(name, since).all(|was| was != 0) {
-                world.fail(format!("{} is said to be mended, and is not", show(name)));
+                world.fail(&format!("{} is said to be mended, and is not", show(name)));
             }
         }
         mended.unsettled.iter().for_each(|_| world.count("mends unsettled"));
@@ -316,16 +317,16 @@ impl<'a> Job<'a> {
         let facts = world.facts.borrow();
         let Pass { counter: position, since, unsettled, .. } = self.pass;
         if position != LAYOUT.position(&counter)? || unsettled {
-            world.fail(format!("{} is to be ready with keys that are unsettled", counter.name()));
+            world.fail(&format!("{} is to be ready with keys that are unsettled", counter.name()));
         }
-        let of_counter = of_counter(&facts.expected, position);
-        if let Some((name, drift)) = of_counter.filter(|(name, _)| facts.since(name, since).all(|was| was != 0)).next()
-        {
-            world.fail(format!("{} is to be ready, and {} is off by {drift}", counter.name(), show(name)));
+        let wrong =
+            of_counter(&facts.expected, position).find(|(name, _)| facts.since(name, since).all(|was| was != 0));
+        if let Some((name, drift)) = wrong {
+            world.fail(&format!("{} is to be ready, and {} is off by {drift}", counter.name(), show(name)));
         }
         drop(facts);
         self.audit.ready(&counter)?;
-        world.note(format!("job {at}: {} is ready", counter.name()));
+        world.note(&format!("job {at}: {} is ready", counter.name()));
         world.count("counters ready");
         self.run.readied(world.now_as_time());
         Ok(())

@@ -13,6 +13,7 @@ pub fn next(state: u64) -> (u64, u64) {
 
 /// Times are in microseconds.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // switches
 pub struct Setup {
     pub seed: u64,
     pub variant: Option<Variant>,
@@ -48,6 +49,7 @@ impl Setup {
             state = after;
             out % most
         };
+        let replays = matches!(variant, Some(Variant::RepairBeforeCaughtUp));
         Self {
             seed,
             variant,
@@ -57,10 +59,10 @@ impl Setup {
             settle: 8_000 + below(32_000),
             gate: 300 + below(3_000),
             tries: below(6) as u32,
-            streamed: [0, 50, 50, 100][below(4) as usize],
+            streamed: if replays { 100 } else { [0, 50, 50, 100][below(4) as usize] },
             unknowns: below(4) > 0,
             plants: below(4) > 0,
-            crashes: below(3) > 0,
+            crashes: below(3) > 0 || replays,
             prunes: below(3) > 0,
             read_errors: below(3) == 0,
             cursors: below(2) == 0,

@@ -29,12 +29,14 @@ pub enum Variant {
     SnapshotWithoutMarks,
     /// Rows that were written for an event delivered twice are kept although the store skips it.
     SkippedRowsKept,
+    /// A repair runs while a restored store is not caught up with its streams.
+    RepairBeforeCaughtUp,
     /// A backfill runs while a writer has no hooks yet.
     BackfillBeforeHooks,
 }
 
 impl Variant {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::BeginAfterVisible,
         Self::CommitBeforeRows,
         Self::AbortThoughCommits,
@@ -48,6 +50,7 @@ impl Variant {
         Self::DuplicateByApply,
         Self::SnapshotWithoutMarks,
         Self::SkippedRowsKept,
+        Self::RepairBeforeCaughtUp,
         Self::BackfillBeforeHooks,
     ];
 }

@@ -161,17 +161,17 @@ impl<'a> World<'a> {
         *self.counts.borrow_mut().entry(what).or_insert(0) += 1;
     }
 
-    pub fn note(&self, line: String) {
+    pub fn note(&self, line: &str) {
         let (now, depth) = (self.now(), self.depth.get() as usize);
         self.trace.borrow_mut().push(format!("{now:>7} {:depth$}{line}", ""));
     }
 
     /// An oracle says no: the first to do so is right, and nobody goes on.
-    pub fn fail(&self, what: String) {
+    pub fn fail(&self, what: &str) {
         let mut failure = self.failure.borrow_mut();
         if failure.is_none() {
-            self.note(format!("FAILED: {what}"));
-            *failure = Some(what);
+            self.note(&format!("FAILED: {what}"));
+            *failure = Some(what.to_owned());
         }
     }
 
@@ -210,6 +210,16 @@ impl<'a> World<'a> {
         named.flat_map(|(counter, page)| page.into_iter().map(move |(key, total)| ((counter, key), total))).collect()
     }
 
+    /// None where a gate is shut: to be tried again.
+    pub fn try_begin(&self, batch: &'a Batch) -> Option<Bracket<'a>> {
+        let bracket = self.store().try_begin(batch).unwrap();
+        if bracket.is_none() {
+            self.count("gates met");
+            self.note("a gate is met");
+        }
+        bracket
+    }
+
     /// The bracket's keys are suspects from now on.
     pub fn lose(&self, bracket: Bracket<'a>, deltas: &Totals) {
         drop(bracket);
@@ -231,7 +241,7 @@ impl<'a> World<'a> {
             let mut facts = self.facts.borrow_mut();
             if is_deadline {
                 facts.leave(id, marks);
-                self.note(format!("tx {id} is left"));
+                self.note(&format!("tx {id} is left"));
                 continue;
             }
             let Some(tx) = facts.txs.get(&id) else { continue };
@@ -244,7 +254,7 @@ impl<'a> World<'a> {
             if orphaned {
                 facts.txs.remove(&id);
             }
-            self.note(format!("tx {id} {}", if commits { "turns out committed" } else { "turns out rolled back" }));
+            self.note(&format!("tx {id} {}", if commits { "turns out committed" } else { "turns out rolled back" }));
             drop(facts);
             self.count(if commits { "unknown: committed" } else { "unknown: rolled back" });
         }
@@ -283,7 +293,7 @@ impl<'a> World<'a> {
                 self.crash_and_restart();
             }
             if self.recovering.get() && self.facts.borrow().is_caught_up(self.marks()) {
-                self.note("caught up".to_owned());
+                self.note("caught up");
                 self.recovering.set(false);
             }
             self.check_quiet();
@@ -308,25 +318,25 @@ impl<'a> World<'a> {
             return;
         }
         if !self.is_at_rest() {
-            return self.fail("the world does not come to rest".to_owned());
+            return self.fail("the world does not come to rest");
         }
         self.recovering.set(false);
         self.check_quiet();
         self.pass(self.setup.settle);
         for mode in [if self.setup.over_rows { Mode::Backfill } else { Mode::Repair }, Mode::Verify] {
             let Some(report) = self.run_alone(mode) else { return };
-            self.note(format!("at rest: {report}"));
+            self.note(&format!("at rest: {report}"));
             let unsettled: u64 = report.counters.iter().map(|counter| counter.unsettled).sum();
             if unsettled > 0 || (mode == Mode::Verify && report.drift() > 0) {
-                self.fail(format!("at rest: {report}"));
+                self.fail(&format!("at rest: {report}"));
             }
         }
         if !self.facts.borrow().expected.is_empty() {
-            self.fail("a repair at rest leaves drift".to_owned());
+            self.fail("a repair at rest leaves drift");
         }
         let is_ready = |placed: &Placed| self.store().is_ready(placed.def()).unwrap();
         if !LAYOUT.counters().iter().all(is_ready) {
-            self.fail("a backfill at rest leaves a counter that is not ready".to_owned());
+            self.fail("a backfill at rest leaves a counter that is not ready");
         }
         self.check_quiet();
     }
@@ -349,7 +359,8 @@ impl<'a> World<'a> {
         let top = self.depth.get() == 1;
         let mut acts: Vec<(u64, Act)> = vec![(12, Act::Pass), (2, Act::Save)];
         acts.extend((0..self.setup.writers).map(|slot| (30, Act::Write(slot))));
-        let deliveries = if self.recovering.get() { 40 } else { 6 };
+        let hurries = self.recovering.get() && !self.is(Variant::RepairBeforeCaughtUp);
+        let deliveries = if hurries { 40 } else { 6 };
         acts.extend((0..STREAMS).filter(|_| self.setup.streamed > 0).map(|stream| (deliveries, Act::Deliver(stream))));
         for (slot, job) in self.jobs.borrow().iter().enumerate() {
             if job.as_ref().is_some_and(|job| job.is_due(self.now())) {
@@ -384,7 +395,7 @@ impl<'a> World<'a> {
             Act::PlantTotal => self.plant_total(),
             Act::Save => self.save(),
             Act::Crash if self.one_in(3) => {
-                self.note("the process dies".to_owned());
+                self.note("the process dies");
                 self.dying.set(true);
             }
             Act::Crash => {}
@@ -394,7 +405,7 @@ impl<'a> World<'a> {
                 facts.replica = Rc::clone(&facts.rows);
             }
             Act::RollOut => {
-                self.note("every writer has hooks".to_owned());
+                self.note("every writer has hooks");
                 self.rolled_out.set(true);
             }
             Act::Pass => {
@@ -409,7 +420,7 @@ impl<'a> World<'a> {
     fn save(&self) {
         let (snapshot, marks) = (self.store().snapshot(), self.marks());
         self.facts.borrow_mut().save(snapshot, marks);
-        self.note(format!("a snapshot, marks {marks:?}"));
+        self.note(&format!("a snapshot, marks {marks:?}"));
         self.count("snapshots");
     }
 
@@ -418,7 +429,7 @@ impl<'a> World<'a> {
         if cut < super::domain::DAYS as i64 - 2 {
             self.store().prune(super::domain::SETLIST_DAYS, cut).unwrap();
             self.facts.borrow_mut().prune(cut);
-            self.note(format!("days before {cut} are pruned"));
+            self.note(&format!("days before {cut} are pruned"));
             self.count("prunes");
         }
     }
@@ -452,7 +463,7 @@ impl<'a> World<'a> {
         self.dying.set(false);
         self.life.set(self.life.get() + 1);
         self.recovering.set(true);
-        self.note(format!("restarted, marks {:?}{}", self.marks(), if tampered { ", tampered with" } else { "" }));
+        self.note(&format!("restarted, marks {:?}{}", self.marks(), if tampered { ", tampered with" } else { "" }));
         self.check();
     }
 
@@ -489,7 +500,7 @@ impl<'a> World<'a> {
         let mut facts = self.facts.borrow_mut();
         let cut = facts.cut;
         if let Some(name) = stored.keys().find(|name| is_pruned(name, cut)) {
-            self.fail(format!("{} is below the cut of {cut}", show(name)));
+            self.fail(&format!("{} is below the cut of {cut}", show(name)));
         }
         let drift = facts.drift(&stored, self.marks());
         if drift == facts.expected {
@@ -504,13 +515,13 @@ impl<'a> World<'a> {
             }
             let mended = is == 0 && self.mending.borrow().iter().any(|mending| mending.contains(&name));
             if !mended {
-                self.fail(format!("{} is off by {is}, not {was}", show(&name)));
+                self.fail(&format!("{} is off by {is}, not {was}", show(&name)));
                 return;
             }
             if self.is_fresh(&facts, &name) {
-                self.fail(format!("{} was mended before the settle time had passed", show(&name)));
+                self.fail(&format!("{} was mended before the settle time had passed", show(&name)));
             }
-            self.note(format!("{} is mended, it was off by {was}", show(&name)));
+            self.note(&format!("{} is mended, it was off by {was}", show(&name)));
             self.count(if super::facts::is_base(&name) { "mends" } else { "mends of rollups" });
             facts.expect(&name, 0);
         }
@@ -538,7 +549,7 @@ impl<'a> World<'a> {
             // A rollup is held against the level below; against the rows where nothing is off.
             let comparable = super::facts::is_base(name) || facts.expected.is_empty();
             if comparable && of(&stored) - of(&recounted) != planted {
-                self.fail(format!(
+                self.fail(&format!(
                     "at rest {} is {}, its rows say {}, and {planted} was planted",
                     show(name),
                     of(&stored),

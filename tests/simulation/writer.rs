@@ -69,12 +69,12 @@ impl<'a> Writer<'a> {
             State::Lost(work, again_at) => self.come_back(world, work, again_at),
             State::Again(work, bracket) => self.learn(world, work, bracket),
             State::Passing(work) => self.pass_by(world, work),
-            State::Early(work) => self.commit_late(world, work),
+            State::Early(work) => self.commit_late(world, &work),
         };
     }
 
     fn note(&self, world: &World<'a>, tx: TxId, what: &str) {
-        world.note(format!("writer {} tx {tx}: {what}", self.slot));
+        world.note(&format!("writer {} tx {tx}: {what}", self.slot));
     }
 
     fn plan(&self, world: &World<'a>) -> State<'a> {
@@ -113,12 +113,13 @@ impl<'a> Writer<'a> {
     }
 
     fn begin(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
-        let streamed = self.with(world, &work, |tx| tx.stream.is_some());
-        if world.setup.over_rows && self.slot == 0 && !streamed && self.has_no_hooks(world) {
+        let streamed = with(world, &work, |tx| tx.stream.is_some());
+        let has_hooks = world.rolled_out.get() && !world.is(Variant::BackfillBeforeHooks);
+        if self.slot == 0 && !streamed && world.setup.over_rows && !has_hooks {
             self.commit_rows(world, &work);
-            let marks = world.marks();
             if !world.rolled_out.get() {
-                // As nobody applies it, it is the backfill's.
+                // Nobody applies it: it is the backfill's.
+                let marks = world.marks();
                 world.facts.borrow_mut().leave(work.tx, marks);
             }
             return self.done(world, &work);
@@ -128,21 +129,9 @@ impl<'a> Writer<'a> {
             self.commit_rows(world, &work);
             return State::Visible(work, None);
         }
-        match world.store().try_begin(work.batch).unwrap() {
-            Some(bracket) => {
-                self.note(world, work.tx, "begins");
-                State::Begun(work, bracket)
-            }
-            None => {
-                world.count("gates met");
-                self.note(world, work.tx, "meets a gate");
-                State::Written(work)
-            }
-        }
-    }
-
-    fn has_no_hooks(&self, world: &World<'a>) -> bool {
-        !world.rolled_out.get() || world.is(Variant::BackfillBeforeHooks)
+        let Some(bracket) = world.try_begin(work.batch) else { return State::Written(work) };
+        self.note(world, work.tx, "begins");
+        State::Begun(work, bracket)
     }
 
     fn commit_rows(&self, world: &World<'a>, work: &Work<'a>) {
@@ -162,10 +151,10 @@ impl<'a> Writer<'a> {
     }
 
     fn send_commit(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
-        let streamed = self.with(world, &work, |tx| tx.stream.is_some());
+        let streamed = with(world, &work, |tx| tx.stream.is_some());
         if world.is(Variant::CommitBeforeRows) && !streamed && world.one_in(2) {
             bracket.commit().unwrap();
-            self.with(world, &work, |tx| tx.applied = true);
+            with(world, &work, |tx| tx.applied = true);
             self.note(world, work.tx, "commits its bracket early");
             return State::Early(work);
         }
@@ -184,11 +173,11 @@ impl<'a> Writer<'a> {
             }
             _ if world.setup.unknowns => {
                 let (at, commits) = (world.now() + world.below(world.setup.settle / 2), !world.one_in(3));
-                self.with(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
+                with(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
                 self.note(world, work.tx, "does not know whether it is committed");
                 if world.is(Variant::AbortThoughCommits) && world.one_in(2) {
                     bracket.abort();
-                    self.with(world, &work, |tx| tx.orphaned = true);
+                    with(world, &work, |tx| tx.orphaned = true);
                     return State::Idle;
                 }
                 self.cut_off(world, work, bracket)
@@ -201,48 +190,32 @@ impl<'a> Writer<'a> {
     fn cut_off(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
         world.lose(bracket, &work.change.deltas);
         self.note(world, work.tx, "is cut off");
-        if world.one_in(3) { self.leave(world, work) } else { self.plan_return(world, work) }
+        if world.one_in(3) { Self::leave(world, work) } else { Self::plan_return(world, work) }
     }
 
-    fn plan_return(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+    /// Whoever lost its bracket comes back before a deadline.
+    fn plan_return(world: &World<'a>, work: Work<'a>) -> State<'a> {
         let settle = world.setup.settle;
         if world.is(Variant::ResolvedTooLate) {
             let late = settle + world.below(settle);
             return State::Lost(work, world.now() + late);
         }
         let deadline = world.now() + settle;
-        self.with(world, &work, |tx| tx.deadline = Some(deadline));
+        with(world, &work, |tx| tx.deadline = Some(deadline));
         let again_at = world.now() + world.below(settle / 2);
         State::Lost(work, again_at)
     }
 
-    fn leave(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+    fn leave(world: &World<'a>, work: Work<'a>) -> State<'a> {
         world.count("left to a repair");
         let marks = world.marks();
         world.facts.borrow_mut().leave(work.tx, marks);
-        self.left(world, work)
-    }
-
-    fn left(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
-        if self.with(world, &work, |tx| tx.stream.is_some()) {
-            return State::Passing(work);
-        }
-        let mut facts = world.facts.borrow_mut();
-        // What is still on its way arrives without its writer.
-        match facts.txs.get_mut(&work.tx) {
-            Some(tx) if matches!(tx.fate, Fate::Limbo { .. }) => tx.orphaned = true,
-            _ => drop(facts.txs.remove(&work.tx)),
-        }
-        State::Idle
-    }
-
-    fn with<T>(&self, world: &World<'a>, work: &Work<'a>, of: impl FnOnce(&mut Tx) -> T) -> T {
-        of(world.facts.borrow_mut().txs.get_mut(&work.tx).unwrap())
+        left(world, work)
     }
 
     /// Its rows are visible: applies them.
     fn finish(&self, world: &World<'a>, work: Work<'a>, bracket: Option<Bracket<'a>>) -> State<'a> {
-        let (stream, event) = self.with(world, &work, |tx| (tx.stream, tx.event));
+        let (stream, event) = with(world, &work, |tx| (tx.stream, tx.event));
         let mark = stream.zip(event).map(|(stream, event)| (world.marks()[stream], stream, event));
         let Some(bracket) = bracket else { return self.finish_without(world, work, mark) };
         if world.setup.unknowns && world.one_in(20) {
@@ -266,10 +239,10 @@ impl<'a> Writer<'a> {
                 world.count("events behind a gap");
                 world.note_lost(&work.change.deltas);
                 self.note(world, work.tx, "is behind a gap");
-                self.plan_return(world, work)
+                Self::plan_return(world, work)
             }
             Err(error) => {
-                world.fail(format!("a bracket's commit fails: {error}"));
+                world.fail(&format!("a bracket's commit fails: {error}"));
                 State::Idle
             }
         }
@@ -278,7 +251,7 @@ impl<'a> Writer<'a> {
     /// A variant's: no bracket, or one that begins only now.
     fn finish_without(&self, world: &World<'a>, work: Work<'a>, mark: Option<(u64, usize, u64)>) -> State<'a> {
         if world.is(Variant::BeginAfterVisible) {
-            let bracket = world.store().try_begin(work.batch).unwrap();
+            let bracket = world.try_begin(work.batch);
             return State::Visible(work, bracket);
         }
         match mark {
@@ -299,9 +272,9 @@ impl<'a> Writer<'a> {
     }
 
     fn come_back(&self, world: &World<'a>, work: Work<'a>, again_at: u64) -> State<'a> {
-        let (fate, visible, left) = self.with(world, &work, |tx| (tx.fate, tx.visible, tx.left));
-        if left {
-            return self.left(world, work);
+        let (fate, visible, is_left) = with(world, &work, |tx| (tx.fate, tx.visible, tx.left));
+        if is_left {
+            return left(world, work);
         }
         if fate == Fate::Decided && !visible {
             return self.give_up(world, &work);
@@ -309,22 +282,15 @@ impl<'a> Writer<'a> {
         if world.now() < again_at {
             return State::Lost(work, again_at);
         }
-        match world.store().try_begin(work.batch).unwrap() {
-            Some(bracket) => {
-                self.with(world, &work, |tx| tx.deadline = None);
-                self.note(world, work.tx, "begins anew");
-                world.count("brackets begun anew");
-                State::Again(work, bracket)
-            }
-            None => {
-                world.count("gates met");
-                State::Lost(work, again_at)
-            }
-        }
+        let Some(bracket) = world.try_begin(work.batch) else { return State::Lost(work, again_at) };
+        with(world, &work, |tx| tx.deadline = None);
+        self.note(world, work.tx, "begins anew");
+        world.count("brackets begun anew");
+        State::Again(work, bracket)
     }
 
     fn learn(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
-        let (fate, visible) = self.with(world, &work, |tx| (tx.fate, tx.visible));
+        let (fate, visible) = with(world, &work, |tx| (tx.fate, tx.visible));
         match fate {
             Fate::Decided if visible => State::Visible(work, Some(bracket)),
             Fate::Decided => {
@@ -337,7 +303,7 @@ impl<'a> Writer<'a> {
 
     /// Moves its stream's mark by an empty batch: the events behind it must not wait.
     fn pass_by(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
-        let (fate, stream, event) = self.with(world, &work, |tx| (tx.fate, tx.stream, tx.event));
+        let (fate, stream, event) = with(world, &work, |tx| (tx.fate, tx.stream, tx.event));
         if fate != Fate::Decided {
             return State::Passing(work);
         }
@@ -357,11 +323,30 @@ impl<'a> Writer<'a> {
         State::Idle
     }
 
-    fn commit_late(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
+    fn commit_late(&self, world: &World<'a>, work: &Work<'a>) -> State<'a> {
         if world.one_in(4) {
-            return self.give_up(world, &work);
+            return self.give_up(world, work);
         }
-        self.commit_rows(world, &work);
-        self.done(world, &work)
+        self.commit_rows(world, work);
+        self.done(world, work)
     }
+}
+
+/// What the facts have of a transaction.
+fn with<T>(world: &World<'_>, work: &Work<'_>, of: impl FnOnce(&mut Tx) -> T) -> T {
+    of(world.facts.borrow_mut().txs.get_mut(&work.tx).unwrap())
+}
+
+/// Nobody applies it; its stream goes on without it.
+fn left<'a>(world: &World<'a>, work: Work<'a>) -> State<'a> {
+    if with(world, &work, |tx| tx.stream.is_some()) {
+        return State::Passing(work);
+    }
+    let mut facts = world.facts.borrow_mut();
+    // What is still on its way arrives without its writer.
+    match facts.txs.get_mut(&work.tx) {
+        Some(tx) if matches!(tx.fate, Fate::Limbo { .. }) => tx.orphaned = true,
+        _ => drop(facts.txs.remove(&work.tx)),
+    }
+    State::Idle
 }

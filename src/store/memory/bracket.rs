@@ -205,7 +205,9 @@ impl Bracket<'_> {
         Ok(applied)
     }
 
-    /// As [`commit`](Self::commit), once for the events that the batch stands for: where all of them were applied before, nothing is.
+    /// As [`commit`](Self::commit), once for the events that the batch stands for: where all of them were applied before, nothing is. The rows are
+    /// committed by then. Whoever may write those of an event twice looks at [`MemoryStore::mark`] before it commits them, and
+    /// [aborts](Self::abort) where they were applied.
     ///
     /// # Errors
     ///
