@@ -218,17 +218,6 @@ impl<'a> MemoryAudit<'a> {
         }
         Ok(Mended { corrected: 0, unsettled: ask.keys.clone() })
     }
-
-    fn totals(&mut self, ask: &Ask) -> Result<Vec<(KeyBuf, i64)>> {
-        self.window.totals(self.store, ask)
-    }
-
-    /// A page of rows beside a page of totals.
-    fn compare_pages(&mut self, ask: &Ask) -> Result<Measured> {
-        let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let recounts = self.sources.recount(self.store, &ask.counter, from, ask.keys.saturating_add(1))?;
-        merge(ask, recounts, self.totals(ask)?)
-    }
 }
 
 impl Sources<'_> {
@@ -316,17 +305,12 @@ impl Audit for MemoryAudit<'_> {
             return self.measure_rollup(ask, rollup);
         }
         match &mut self.writers {
-            Writers::Nobody => self.compare_pages(ask),
+            Writers::Nobody => compare_pages(self.store, &mut self.sources, &mut self.window, ask),
             Writers::Bracketed(live) => live.measure(self.store, &mut self.sources, &mut self.window, ask),
-            Writers::Unbracketed(_) => {
-                // No window: a total must not be older than its rows.
-                self.window = Window::default();
-                let once = self.compare_pages(ask)?;
-                self.window = Window::default();
-                match &mut self.writers {
-                    Writers::Unbracketed(watch) => watch.look_again(self.store, &mut self.sources, ask, once),
-                    Writers::Nobody | Writers::Bracketed(_) => Ok(once),
-                }
+            Writers::Unbracketed(watch) => {
+                // No window that is kept: a total must not be older than its rows.
+                let once = compare_pages(self.store, &mut self.sources, &mut Window::default(), ask)?;
+                watch.look_again(self.store, &mut self.sources, ask, once)
             }
         }
     }
@@ -350,6 +334,13 @@ impl Audit for MemoryAudit<'_> {
         self.store.set_ready(self.store.layout().position(counter)?, true);
         Ok(())
     }
+}
+
+/// A page of rows beside a page of totals.
+fn compare_pages(store: &MemoryStore, sources: &mut Sources<'_>, window: &mut Window, ask: &Ask) -> Result<Measured> {
+    let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+    let recounts = sources.recount(store, &ask.counter, from, ask.keys.saturating_add(1))?;
+    merge(ask, recounts, window.totals(store, ask)?)
 }
 
 /// Nobody writes: every recount comes first, so that one that fails leaves all totals as they were.
