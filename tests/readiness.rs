@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
+#[path = "common/random.rs"]
+mod random;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,6 +19,8 @@ use keepcount::{
     SqliteStore, Store, Tally, sql,
 };
 use rusqlite::Connection;
+
+use random::Random;
 
 // Setlists with votes, which the older layout counts; the newer one sums them by show, and ranks shows.
 
@@ -332,18 +336,6 @@ fn a_board_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
 }
 
 // The backfill.
-
-/// xorshift64 (Marsaglia).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
-}
 
 #[test]
 fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
