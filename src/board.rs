@@ -1,6 +1,8 @@
 //! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQLite in an indexed table.
 
 mod order;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod ranking;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -14,7 +16,7 @@ pub use self::ranking::Ranking;
 use crate::counter::{Counter, Def};
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
-use crate::key::{Key, KeyBuf, KeyParts};
+use crate::key::{Key, KeyBuf, KeyPart, KeyParts};
 use crate::range::KeyRange;
 use crate::rollup;
 use crate::sql::{self, Dialect};
@@ -186,21 +188,37 @@ impl BoardDef {
 
     /// A key's score, made of its totals.
     pub(crate) fn score(&self, store: &mut dyn Store, key: &KeyBuf) -> Result<Option<Cell>> {
+        let mut totals = Vec::with_capacity(self.counters().len());
+        for counter in self.counters() {
+            if self.has_epochs() {
+                totals.extend(store.range(*counter, &KeyRange::under(key.clone()), usize::MAX)?);
+            } else {
+                let total = store.read(*counter, std::slice::from_ref(key))?;
+                totals.extend(total.into_iter().map(|total| (key.clone(), total)));
+            }
+        }
+        self.score_of(key, &totals)
+    }
+
+    /// Whether scores are made of all epochs of a key, and not of the key's own totals.
+    pub(crate) const fn has_epochs(&self) -> bool {
+        matches!(self.of, Of::Epochs(_))
+    }
+
+    /// A key's score, made of these totals: one of each counter in their order, or those of all epochs.
+    pub(crate) fn score_of(&self, key: &KeyBuf, totals: &[(KeyBuf, i64)]) -> Result<Option<Cell>> {
         match &self.of {
-            Of::Totals { counters, score } => {
-                let mut totals = Vec::with_capacity(counters.len());
-                for counter in *counters {
-                    totals.extend(store.read(*counter, std::slice::from_ref(key))?);
-                }
+            Of::Totals { score, .. } => {
+                let totals: Vec<i64> = totals.iter().map(|(_, total)| *total).collect();
                 Ok(score(&totals).map(Cell::Integer))
             }
             Of::Epochs([counter]) => {
                 let mut epochs = Vec::new();
-                for (whole, total) in store.range(*counter, &KeyRange::under(key.clone()), usize::MAX)? {
+                for (whole, total) in totals {
                     let (_, tail) = whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
                     let epoch: i64 =
-                        KeyBuf::from_bytes(tail).decode().map_err(|cause| Error::key(counter, &whole, cause))?;
-                    epochs.push((epoch, total));
+                        KeyBuf::from_bytes(tail).decode().map_err(|cause| Error::key(counter, whole, cause))?;
+                    epochs.push((epoch, *total));
                 }
                 let sum = Decayed::sum(epochs);
                 Ok((!sum.is_zero()).then_some(Cell::Decayed(sum)))
@@ -295,23 +313,21 @@ pub struct Ranked<K, S> {
 }
 
 /// The statements that make a board's table, its index, and its line in the catalogue.
-pub(crate) fn ddl(_: Dialect, board: &BoardDef, ready: bool) -> [String; 3] {
+pub(crate) fn ddl(dialect: Dialect, board: &BoardDef, ready: bool) -> [String; 3] {
     let table = board.table_name();
-    let columns = sql::columns(board.parts());
+    let columns = sql::columns(dialect, board.parts());
     let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
     let keys = sql::key_columns(board.parts()).join(", ");
-    let score = score_column(board);
+    let (score, ends) = (score_column(dialect, board), dialect.table_ends());
     [
-        format!(
-            r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#
-        ),
+        format!(r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})){ends}"#),
         format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
         sql::enlist_as(board.name(), &board.id, &place(board), ready),
     ]
 }
 
 /// Writes a board's version, and what it is made of, anew into the catalogue, and that it is ready.
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 fn enlist_anew(board: &BoardDef) -> String {
     let (name, version, place) = (board.name(), board.id.version(), place(board));
     let table = sql::CATALOGUE;
@@ -320,10 +336,10 @@ fn enlist_anew(board: &BoardDef) -> String {
     )
 }
 
-pub(crate) const fn score_column(board: &BoardDef) -> &'static str {
+pub(crate) const fn score_column(dialect: Dialect, board: &BoardDef) -> &'static str {
     match board.of {
-        Of::Totals { .. } => "INTEGER",
-        Of::Epochs(_) => "BLOB",
+        Of::Totals { .. } => sql::column_kind(dialect, None),
+        Of::Epochs(_) => sql::column_kind(dialect, Some(KeyPart::Bytes16)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The suite that every [`Store`] passes, also one of your own: scripts as data, so that a store of any kind can follow them.
 //!
-//! [`conformance_tests!`](crate::conformance_tests) makes a test of each case. A store that is no [`Store`], an asynchronous one
-//! say, takes [`cases`], answers each step's [`Call`] itself, and hands the answer to [`Step::check`].
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each case. A store that is neither a [`Store`] nor an
+//! [`AsyncStore`] takes [`cases`], answers each step's [`Call`] itself, and hands the answer to [`Step::check`].
 //!
 //! What a store refuses for reasons of its own (a text that is too long, a lock, a disk) is not part of the suite.
 
@@ -14,7 +14,7 @@ use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::mark::Mark;
 use crate::range::KeyRange;
-use crate::store::{Applied, Store};
+use crate::store::{Applied, AsyncStore, Store};
 use cases::{
     CHILD, DAYS, ID, LARGE, LINK, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS, SMALL, Script, TEXT, TOP,
     TOP_LINK, TRIPLE, WIDE, WIDEST, Write,
@@ -299,8 +299,39 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
             Call::Range { counter, range, limit } => store.range(*counter, range, *limit).map(Answer::Page),
             Call::Sum(counter, range) => store.sum(*counter, range).map(Answer::Sum),
         };
-        if let Err(difference) = step.check(&answer) {
-            panic!("conformance case {}, step {}: {difference}", case.name, number + 1);
+        case.check(number, &answer);
+    }
+}
+
+/// As [`run`], on a store that waits.
+///
+/// # Panics
+///
+/// As [`run`].
+pub async fn run_async<S: AsyncStore>(case: &Case, store: &mut S) {
+    for (number, step) in case.steps.iter().enumerate() {
+        let answer = match &step.call {
+            Call::Apply(batch) => store.apply(batch).await.map(Answer::Applied),
+            Call::ApplyOnce { batch, stream, first, last } => match Mark::new(stream, *first, *last) {
+                Ok(mark) => store.apply_once(batch, &mark).await.map(Answer::Applied),
+                Err(error) => Err(error),
+            },
+            Call::Mark(stream) => store.mark(stream).await.map(Answer::Mark),
+            Call::Read(counter, keys) => store.read(*counter, keys).await.map(Answer::Read),
+            Call::Page { counter, after, limit } => {
+                store.page(*counter, after.as_ref(), *limit).await.map(Answer::Page)
+            }
+            Call::Range { counter, range, limit } => store.range(*counter, range, *limit).await.map(Answer::Page),
+            Call::Sum(counter, range) => store.sum(*counter, range).await.map(Answer::Sum),
+        };
+        case.check(number, &answer);
+    }
+}
+
+impl Case {
+    fn check(&self, number: usize, answer: &Result<Answer>) {
+        if let Some(Err(difference)) = self.steps.get(number).map(|step| step.check(answer)) {
+            panic!("conformance case {}, step {}: {difference}", self.name, number + 1);
         }
     }
 }
@@ -319,6 +350,20 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
 ///     keepcount::conformance_tests!(empty);
 /// }
 /// ```
+///
+/// Or `each` and what runs one case, a store that waits for instance:
+///
+/// ```
+/// mod memory {
+///     use keepcount::conformance::{Case, LAYOUT, run};
+///
+///     fn runs(case: &Case) {
+///         run(case, &mut keepcount::MemoryStore::new(&LAYOUT));
+///     }
+///
+///     keepcount::conformance_tests!(each runs);
+/// }
+/// ```
 #[macro_export]
 macro_rules! conformance_tests {
     (@scripts $($case:ident)*) => { &[$((stringify!($case), $case as Write)),*] };
@@ -326,6 +371,12 @@ macro_rules! conformance_tests {
         #[test]
         fn $case() {
             $crate::conformance::run(&$crate::conformance::case(stringify!($case)), &mut ($make)());
+        }
+    )*};
+    (@each ($run:expr) $($case:ident)*) => {$(
+        #[test]
+        fn $case() {
+            ($run)(&$crate::conformance::case(stringify!($case)));
         }
     )*};
     (@list $($then:tt)*) => {
@@ -341,6 +392,7 @@ macro_rules! conformance_tests {
             signed_keys_are_paged_in_order
             unsigned_keys_are_paged_in_order
             text_keys_are_paged_in_order
+            texts_with_zero_bytes_are_kept
             pair_keys_are_paged_in_order
             triple_keys_are_paged_in_order
             id_keys_are_paged_in_order
@@ -387,5 +439,6 @@ macro_rules! conformance_tests {
             random_large_batches_are_refused_as_by_a_model
         }
     };
+    (each $run:expr) => { $crate::conformance_tests! { @list @each ($run) } };
     ($make:expr) => { $crate::conformance_tests! { @list @tests ($make) } };
 }

@@ -90,6 +90,9 @@ pub enum KeyError {
         /// The longest that is allowed, in bytes.
         most: usize,
     },
+    /// The text has a zero byte, which PostgreSQL's texts cannot have.
+    #[error("a text with a zero byte, which PostgreSQL cannot hold")]
+    ZeroByte,
 }
 
 macro_rules! integer_keys {

@@ -41,7 +41,9 @@ pub use record::{Record, Tally};
 pub use rollup::{Climb, Question};
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;
-pub use store::{Applied, Bracket, MemoryStore, Snapshot, Store};
+pub use store::{Applied, AsyncStore, Bracket, MemoryStore, Snapshot, Store};
+#[cfg(feature = "postgres")]
+pub use store::{PostgresStore, PreparedStatements};
 
 /// The example in docs/deploy.md is a test.
 #[cfg(doctest)]

@@ -17,7 +17,7 @@
 //! | `keepcount_mends_total` | counter | `counter` | totals mended |
 //! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
 //!
-//! `counter` is a counter's [full name](Def::full_name); `store` is `memory` or `sqlite`. A batch counts when it was applied; whether the transaction around it then commits is the
+//! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`. A batch counts when it was applied; whether the transaction around it then commits is the
 //! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
 //! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
 //! [`run`](crate::reconcile::run), not by a driver of your own.
@@ -80,10 +80,11 @@ pub fn describe() {
 
 /// Which store applied a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+#[cfg_attr(not(all(feature = "sqlite", feature = "postgres")), allow(dead_code))]
 pub(crate) enum Place {
     Memory,
     Sqlite,
+    Postgres,
 }
 
 /// When an apply began, where it is timed.
@@ -225,6 +226,7 @@ impl Place {
         match self {
             Self::Memory => "memory",
             Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
         }
     }
 }
@@ -296,12 +298,14 @@ mod counts {
         match place {
             Place::Memory => counter!(BATCHES, "store" => "memory"),
             Place::Sqlite => counter!(BATCHES, "store" => "sqlite"),
+            Place::Postgres => counter!(BATCHES, "store" => "postgres"),
         }
         .increment(1);
         if let Some(began) = began {
             match place {
                 Place::Memory => histogram!(SECONDS, "store" => "memory"),
                 Place::Sqlite => histogram!(SECONDS, "store" => "sqlite"),
+                Place::Postgres => histogram!(SECONDS, "store" => "postgres"),
             }
             .record(began.elapsed());
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::batch::Batch;
-use crate::counter::{Def, Placed, Rollup};
+use crate::counter::{Def, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
@@ -47,10 +47,11 @@ pub struct Climb<'l> {
     layout: &'l Layout,
     /// The caller's deltas, and those that have climbed.
     batch: Batch,
-    /// The position in the layout of the first rollup that is not asked for yet.
-    at: usize,
+    /// The rollups that are not asked for yet, bottom-up: those of one level along one link together.
+    groups: VecDeque<Group>,
     asks: VecDeque<Ask>,
-    current: Option<Ask>,
+    /// What was asked last, in the order of children.
+    asked: Vec<Ask>,
     /// What the answers are multiplied by, child by child.
     factors: Vec<Factor>,
 }
@@ -60,8 +61,14 @@ pub struct Climb<'l> {
 pub struct Question {
     /// The counter.
     pub counter: Def,
-    /// The range of its keys.
+    /// The range of its keys: all of one child.
     pub range: KeyRange,
+    /// The child's lock: of its links, for rollups of this level.
+    pub(crate) link: Def,
+    pub(crate) level: usize,
+    pub(crate) child: KeyBuf,
+    /// How many parts the child has.
+    pub(crate) child_parts: usize,
 }
 
 impl Question {
@@ -73,6 +80,22 @@ impl Question {
     pub fn query(&self, dialect: Dialect, layout: &Layout) -> Result<sql::Query<'_>> {
         sql::range(dialect, layout.placed(&self.counter)?, &self.range, usize::MAX)
     }
+
+    /// What is to be run before the question in PostgreSQL: it holds the child until the transaction ends, so that neither its links nor its totals
+    /// change meanwhile. None in SQLite, where the whole database is held.
+    #[must_use]
+    pub fn lock(&self, dialect: Dialect) -> Option<sql::Query<'_>> {
+        let child = std::borrow::Cow::Borrowed(self.child.as_bytes());
+        (dialect == Dialect::Postgres).then(|| sql::lock(&self.link.full_name(), self.level, vec![child]))
+    }
+}
+
+/// The rollups of one level along one link.
+#[derive(Debug)]
+struct Group {
+    level: usize,
+    link: Def,
+    rollups: Vec<(Def, &'static Rollup)>,
 }
 
 /// A question, and what each total of its answer is multiplied by.
@@ -80,8 +103,6 @@ impl Question {
 struct Ask {
     question: Question,
     side: Side,
-    /// How many of the totals' parts are the child.
-    child_parts: usize,
     /// Some of `Climb::factors`.
     factors: Range<usize>,
 }
@@ -122,7 +143,7 @@ impl<'l> Climb<'l> {
 
     /// As [`new`](Self::new), also with what a mend adds to a rollup.
     pub(crate) fn of(layout: &'l Layout, batch: Batch) -> Self {
-        Self { layout, batch, at: 0, asks: VecDeque::new(), current: None, factors: Vec::new() }
+        Self { layout, batch, groups: groups(layout), asks: VecDeque::new(), asked: Vec::new(), factors: Vec::new() }
     }
 
     /// The next question: answer it by [`take`](Self::take) before the one after. None when there is nothing left to ask.
@@ -132,15 +153,26 @@ impl<'l> Climb<'l> {
     /// [`Error::Overflow`] when a rollup's delta leaves 128 bits on the way.
     #[allow(clippy::should_implement_trait)] // its answers are given in between, and it can fail
     pub fn next(&mut self) -> Result<Option<Question>> {
-        loop {
-            self.current = self.asks.pop_front();
-            if let Some(ask) = &self.current {
-                return Ok(Some(ask.question.clone()));
-            }
-            if !self.begin_group()? {
-                return Ok(None);
-            }
+        let begun = self.begin()?;
+        self.asked = if begun { self.asks.pop_front().into_iter().collect() } else { Vec::new() };
+        Ok(self.asked.first().map(|ask| ask.question.clone()))
+    }
+
+    /// As [`next`](Self::next), all questions that can be asked together: of one level and one link, in the order of children.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn next_all(&mut self) -> Result<Vec<Question>> {
+        self.begin()?;
+        self.asked = std::mem::take(&mut self.asks).into();
+        Ok(self.asked.iter().map(|ask| ask.question.clone()).collect())
+    }
+
+    /// Begins groups until there is something to ask; false where nothing is.
+    fn begin(&mut self) -> Result<bool> {
+        while self.asks.is_empty() {
+            let Some(group) = self.groups.pop_front() else { return Ok(false) };
+            self.begin_group(&group)?;
         }
+        Ok(true)
     }
 
     /// Takes one total of the answer to the last question.
@@ -149,8 +181,17 @@ impl<'l> Climb<'l> {
     ///
     /// [`Error::Overflow`] when a rollup's delta leaves 128 bits on the way, [`Error::Key`] when the key is none of the question's counter.
     pub fn take(&mut self, key: &KeyBuf, total: i64) -> Result<()> {
-        let Some(ask) = &self.current else { return Ok(()) };
-        let (_, rest) = split(&ask.question.counter, key, ask.child_parts)?;
+        let Some(counter) = self.asked.first().map(|ask| ask.question.counter) else { return Ok(()) };
+        self.take_of(&counter, key, total)
+    }
+
+    /// Takes one total of the answer to one of the last questions, which was about this counter.
+    pub(crate) fn take_of(&mut self, counter: &Def, key: &KeyBuf, total: i64) -> Result<()> {
+        let Some(first) = self.asked.first() else { return Ok(()) };
+        let (child, rest) = split(counter, key, first.question.child_parts)?;
+        let from = self.asked.partition_point(|ask| ask.question.child < child);
+        let of_child = self.asked.iter().skip(from).take_while(|ask| ask.question.child == child);
+        let Some(ask) = of_child.into_iter().find(|ask| ask.question.counter.same(counter)) else { return Ok(()) };
         for factor in self.factors.get(ask.factors.clone()).unwrap_or_default() {
             let (parent, tail) = if ask.side == Side::Links { (&rest, &factor.rest) } else { (&factor.rest, &rest) };
             let delta = i128::from(total).checked_mul(factor.delta);
@@ -190,27 +231,17 @@ impl<'l> Climb<'l> {
         self.batch
     }
 
-    /// Collects what is to be asked for the next rollups along one link: for several of them, a child's links are asked once. False where
-    /// no rollup is left.
-    fn begin_group(&mut self) -> Result<bool> {
-        let placed = self.layout.counters();
-        let rollup_at = |at: &usize| placed.get(*at).and_then(Placed::rollup);
-        let Some(start) = (self.at..placed.len()).find(|at| rollup_at(at).is_some()) else { return Ok(false) };
-        let Some(first) = rollup_at(&start) else { return Ok(false) };
-        let group = placed.get(start..).unwrap_or_default().iter().take_while(|next| {
-            let earlier = |def: &Def| self.layout.position(def).is_ok_and(|at| at < start);
-            next.rollup().is_some_and(|rollup| rollup.link().same(&first.link()) && earlier(&rollup.finer()))
-        });
-        let group: Vec<(Def, &Rollup)> = group.filter_map(|placed| Some((placed.def(), placed.rollup()?))).collect();
-        self.at = start + group.len().max(1);
+    /// Collects what is to be asked for some rollups: for several of them, a child's links are asked once.
+    fn begin_group(&mut self, group: &Group) -> Result<()> {
+        let Some((_, first)) = group.rollups.first() else { return Ok(()) };
         self.factors.clear();
-        self.collect(first, &group)?;
-        self.ask(first.child_parts());
-        Ok(true)
+        self.collect(first, &group.rollups)?;
+        self.ask(first.child_parts(), group);
+        Ok(())
     }
 
     /// Finds what the batch changes of the group's links and finer totals; where it changes both of one child, adds the product.
-    fn collect(&mut self, first: &Rollup, group: &[(Def, &Rollup)]) -> Result<()> {
+    fn collect(&mut self, first: &Rollup, group: &[(Def, &'static Rollup)]) -> Result<()> {
         let (link, parts) = (first.link(), first.child_parts());
         for (counter, key, delta) in self.batch.deltas() {
             let is_link = counter.same(&link);
@@ -238,18 +269,35 @@ impl<'l> Climb<'l> {
     }
 
     /// One question for each child and counter.
-    fn ask(&mut self, child_parts: usize) {
+    fn ask(&mut self, child_parts: usize, group: &Group) {
         let mut start = 0;
         let alike = |one: &Factor, two: &Factor| one.asked.same(&two.asked) && one.child == two.child;
         for run in self.factors.chunk_by(alike) {
             let factors = start..start + run.len();
             start = factors.end;
             if let Some(Factor { child, side, asked, .. }) = run.first() {
-                let question = Question { counter: *asked, range: KeyRange::under(child.clone()) };
-                self.asks.push_back(Ask { question, side: *side, child_parts, factors });
+                let (range, level) = (KeyRange::under(child.clone()), group.level);
+                let question =
+                    Question { counter: *asked, range, link: group.link, level, child: child.clone(), child_parts };
+                self.asks.push_back(Ask { question, side: *side, factors });
             }
         }
     }
+}
+
+/// All rollups of a layout, by level and link.
+fn groups(layout: &Layout) -> VecDeque<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for placed in layout.counters() {
+        let Some(rollup) = placed.rollup() else { continue };
+        let (link, level) = (rollup.link(), layout.level(&placed.def()));
+        match groups.iter_mut().find(|group| group.level == level && group.link.same(&link)) {
+            Some(group) => group.rollups.push((placed.def(), rollup)),
+            None => groups.push(Group { level, link, rollups: vec![(placed.def(), rollup)] }),
+        }
+    }
+    groups.sort_by_key(|group| group.level); // stable: in the layout's order within a level
+    groups.into()
 }
 
 /// Adds to a rollup's delta at (parent, tail).

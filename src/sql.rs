@@ -1,21 +1,25 @@
 //! The statements of SQL stores as text and parameters: pure, no driver; for stores and for applications that run them
 //! through a library of their own.
 
+mod ddl;
+mod value;
+
 use std::borrow::Cow;
 use std::ops::Bound;
 
+pub(crate) use self::ddl::*;
+pub use self::ddl::{CATALOGUE, LOCKS, MARKS};
+use self::value::push_key_values;
+pub use self::value::{TEXT_MOST, Value, key_values, push_key_part};
+pub(crate) use self::value::{head_values, tail_value};
 use crate::batch::Batch;
-use crate::board;
 use crate::counter::{Def, Placed};
 use crate::error::{Error, Result};
-use crate::key::{KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
+use crate::key::{KeyBuf, KeyPart, KeyParts};
 use crate::layout::Layout;
 use crate::range::KeyRange;
 use crate::rollup;
 use crate::store::steps;
-
-/// The longest text key of SQL stores, in bytes.
-pub const TEXT_MOST: usize = 1024;
 
 /// Which database's SQL is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub const TEXT_MOST: usize = 1024;
 pub enum Dialect {
     /// SQLite 3.37 or later (STRICT tables).
     Sqlite,
+    /// PostgreSQL 13 or later.
+    Postgres,
 }
 
 impl Dialect {
@@ -30,6 +36,31 @@ impl Dialect {
     fn param(self, at: usize) -> String {
         match self {
             Self::Sqlite => format!("?{at}"),
+            Self::Postgres => format!("${at}"),
+        }
+    }
+
+    /// The type of texts that sort by their bytes.
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Sqlite => "TEXT",
+            Self::Postgres => r#"TEXT COLLATE "C""#,
+        }
+    }
+
+    /// What ends the declaration of a table whose rows are looked up and updated.
+    pub(crate) const fn table_ends(self) -> &'static str {
+        match self {
+            Self::Sqlite => " STRICT, WITHOUT ROWID",
+            Self::Postgres => " WITH (fillfactor = 80)",
+        }
+    }
+
+    /// A condition that no row meets.
+    const fn nothing(self) -> &'static str {
+        match self {
+            Self::Sqlite => "0",
+            Self::Postgres => "false",
         }
     }
 
@@ -37,17 +68,6 @@ impl Dialect {
     pub(crate) fn params(self, count: usize) -> String {
         (1..=count).map(|at| self.param(at)).collect::<Vec<_>>().join(", ")
     }
-}
-
-/// A parameter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value<'a> {
-    /// A 64-bit integer.
-    Integer(i64),
-    /// A text.
-    Text(Cow<'a, str>),
-    /// A 16-byte id, or a 128-bit integer, big-endian, biased where it is signed, so that bytes sort as the numbers do.
-    Blob([u8; 16]),
 }
 
 /// One statement, to be executed once for each row of parameters, in order.
@@ -64,7 +84,8 @@ pub struct Statement<'a> {
 }
 
 impl<'a> Statement<'a> {
-    /// The rows of parameters, in key order: the key's columns, then the delta, if it is one that adds.
+    /// The rows of parameters, in key order: the key's columns, then the delta, if it is one that adds. In PostgreSQL a row may stand for many totals,
+    /// with an array for each column.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Value<'a>]> {
         self.values.chunks_exact(self.width)
     }
@@ -160,18 +181,43 @@ fn upserts<'a>(
 ) -> Result<Statement<'a>> {
     let counter = placed.def();
     let width = key_columns(counter.parts()).len() + 1;
+    let arrays = dialect == Dialect::Postgres && deltas.len() > 1;
     let mut values = Vec::with_capacity(deltas.len() * width);
-    for (_, key, delta) in deltas {
-        if !far && i64::try_from(*delta).is_err() {
-            return Err(Error::overflow(&counter, key, "delta"));
+    // One statement of PostgreSQL's writes a total once.
+    for round in 0..if far { STEPS_MOST } else { 1 } {
+        let mut rows = Vec::new();
+        for (_, key, delta) in deltas {
+            if !far && i64::try_from(*delta).is_err() {
+                return Err(Error::overflow(&counter, key, "delta"));
+            }
+            if let Some(step) = steps(*delta).nth(round) {
+                push_key_values(dialect, &counter, key, &mut rows)?;
+                rows.push(Value::Integer(step));
+            }
         }
-        for step in steps(*delta) {
-            push_key_values(&counter, key, &mut values)?;
-            values.push(Value::Integer(step));
-        }
+        push_rows(arrays, rows, width, &mut values);
     }
-    Ok(Statement { counter, text: upsert(dialect, placed), values, width, adds: true })
+    let text = if arrays { upsert_many(placed) } else { upsert(dialect, placed) };
+    Ok(Statement { counter, text, values, width, adds: true })
 }
+
+/// A change from one 64-bit integer to another takes two steps at most; a mend's, from a sum that a batch adds to, one more.
+const STEPS_MOST: usize = 3;
+
+/// Appends rows of parameters: as they are, or many of them as one row of arrays.
+fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut Vec<Value<'a>>) {
+    if !arrays {
+        to.append(&mut rows);
+        return;
+    }
+    while !rows.is_empty() {
+        let rest = rows.split_off(rows.len().min(ARRAY_MOST * width));
+        to.extend(Value::columns(std::mem::replace(&mut rows, rest), width));
+    }
+}
+
+/// How many totals one execution of a statement of PostgreSQL's writes at most.
+const ARRAY_MOST: usize = 10_000;
 
 /// A link that is gone leaves no row behind: every climb of its child would read it.
 fn removals<'a>(
@@ -180,13 +226,106 @@ fn removals<'a>(
     deltas: &[(usize, &'a KeyBuf, i128)],
 ) -> Result<Option<Statement<'a>>> {
     let counter = placed.def();
-    let mut values = Vec::new();
+    let mut rows = Vec::new();
     for (_, key, _) in deltas.iter().filter(|(.., delta)| *delta < 0) {
-        push_key_values(&counter, key, &mut values)?;
+        push_key_values(dialect, &counter, key, &mut rows)?;
     }
     let width = key_columns(counter.parts()).len();
-    let text = remove_zero(dialect, placed);
+    let arrays = dialect == Dialect::Postgres && rows.len() > width;
+    let text = if arrays { remove_zeros(placed) } else { remove_zero(dialect, placed) };
+    let mut values = Vec::new();
+    push_rows(arrays, rows, width, &mut values);
     Ok((!values.is_empty()).then_some(Statement { counter, text, values, width, adds: false }))
+}
+
+/// PostgreSQL's [`upsert`] of many totals: the parameters are arrays of each key column, and of the deltas.
+fn upsert_many(placed: &Placed) -> String {
+    let (keys, arrays) = (key_columns(placed.def().parts()).join(", "), arrays(placed.def().parts(), true));
+    format!(
+        r#"INSERT INTO "{}" AS t ({keys}, "total") SELECT * FROM unnest({arrays}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
+        placed.table_name()
+    )
+}
+
+/// PostgreSQL's [`remove_zero`] of many totals: the parameters are arrays of each key column.
+pub(crate) fn remove_zeros(placed: &Placed) -> String {
+    format!(
+        r#"DELETE FROM "{}" AS t USING {} AND t."total" = 0"#,
+        placed.table_name(),
+        among(placed.def().parts(), "WHERE")
+    )
+}
+
+/// PostgreSQL's parameters for many keys, an array for each column, and for a number beside each key.
+pub(crate) fn arrays(parts: KeyParts, and_number: bool) -> String {
+    let kinds = columns(Dialect::Postgres, parts).into_iter().map(|(_, kind)| kind);
+    let kinds = kinds.chain(and_number.then_some(column_kind(Dialect::Postgres, None)));
+    kinds.enumerate().map(|(at, kind)| array_param(at, kind)).collect::<Vec<_>>().join(", ")
+}
+
+/// PostgreSQL's parameter behind the first `at`, an array of this type.
+fn array_param(at: usize, kind: &str) -> String {
+    format!("${}::{}[]", at + 1, kind.split(' ').next().unwrap_or(kind))
+}
+
+/// PostgreSQL's table `k` of the keys in the parameters, and that `t` has one of them.
+pub(crate) fn among(parts: KeyParts, by: &str) -> String {
+    let keys = key_columns(parts);
+    let same: Vec<String> = keys.iter().map(|key| format!("t.{key} = k.{key}")).collect();
+    format!("unnest({}) AS k({}) {by} {}", arrays(parts, false), keys.join(", "), same.join(" AND "))
+}
+
+/// PostgreSQL's reads of these keys: the key's columns and the total, in any order.
+pub(crate) fn read_many<'a>(placed: &Placed, keys: &'a [KeyBuf]) -> Result<Vec<Query<'a>>> {
+    let parts = placed.def().parts();
+    let (own, table) = (own_key_columns(parts).join(", "), placed.table_name());
+    let text = format!(r#"SELECT {own}, t."total" FROM "{table}" AS t JOIN {}"#, among(parts, "ON"));
+    let read = |keys| Ok(Query { text: text.clone(), values: key_arrays(&placed.def(), keys)? });
+    keys.chunks(ARRAY_MOST).map(read).collect()
+}
+
+/// Keys as PostgreSQL's parameters, an array for each column.
+pub(crate) fn key_arrays<'a>(counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
+    let mut rows = Vec::with_capacity(keys.len() * counter.parts().len());
+    for key in keys {
+        push_key_values(Dialect::Postgres, counter, key, &mut rows)?;
+    }
+    Ok(Value::columns(rows, key_columns(counter.parts()).len()))
+}
+
+/// PostgreSQL's read of all totals under some heads of keys, of as many parts: the key's columns and the total, in any order.
+pub(crate) fn read_under<'a>(placed: &Placed, head: usize, heads: &[&'a KeyBuf]) -> Result<Query<'a>> {
+    let (def, table) = (placed.def(), placed.table_name());
+    let own = own_key_columns(def.parts());
+    let mut rows = Vec::with_capacity(heads.len() * head);
+    for head in heads {
+        rows.extend(head_values(Dialect::Postgres, &def, head)?);
+    }
+    let kinds: Vec<&str> = columns(Dialect::Postgres, def.parts()).into_iter().map(|(_, kind)| kind).collect();
+    let columns = (0..head).map(|at| array_param(at, kinds.get(at).copied().unwrap_or_default()));
+    let names: Vec<String> = (1..=head).map(|at| format!("k_{at}")).collect();
+    let same: Vec<String> = own.iter().zip(&names).map(|(own, name)| format!("{own} = k.{name}")).collect();
+    let (columns, names, same) = (columns.collect::<Vec<_>>().join(", "), names.join(", "), same.join(" AND "));
+    let own = own.join(", ");
+    let text = if head == 0 {
+        format!(r#"SELECT {own}, t."total" FROM "{table}" AS t"#)
+    } else {
+        format!(r#"SELECT {own}, t."total" FROM unnest({columns}) AS k({names}) JOIN "{table}" AS t ON {same}"#)
+    };
+    Ok(Query { text, values: Value::columns(rows, head) })
+}
+
+/// PostgreSQL's hold of these totals, in key order, until the transaction ends; one that is absent is made, at 0. Gives the key's columns and the
+/// total.
+pub(crate) fn hold<'a>(placed: &Placed, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
+    let parts = placed.def().parts();
+    let mut rows = Vec::with_capacity(keys.len() * (parts.len() + 1));
+    for key in keys {
+        push_key_values(Dialect::Postgres, &placed.def(), key, &mut rows)?;
+        rows.push(Value::Integer(0));
+    }
+    let text = format!(r#"{} RETURNING {}, t."total""#, upsert_many(placed), own_key_columns(parts).join(", "));
+    Ok(Query { text, values: Value::columns(rows, key_columns(parts).len() + 1) })
 }
 
 /// Adds one delta to one total; a total that is absent starts at 0.
@@ -249,7 +388,12 @@ pub fn range<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange, limit: 
 /// As [`range`].
 pub fn sum<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Query<'a>> {
     let terms = Terms::of(dialect, placed, range)?;
-    let text = format!(r#"SELECT sum(t."total") FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
+    let sum = match dialect {
+        Dialect::Sqlite => r#"sum(t."total")"#,
+        // A numeric, which leaves 64 bits at its end only.
+        Dialect::Postgres => r#"sum(t."total")::bigint"#,
+    };
+    let text = format!(r#"SELECT {sum} FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
     Ok(Query { text, values: terms.values })
 }
 
@@ -266,8 +410,8 @@ impl<'a> Terms<'a> {
         let columns = own_key_columns(def.parts());
         let parts = |bound: &'a Bound<KeyBuf>| match bound {
             Bound::Unbounded => Ok(None),
-            Bound::Included(head) => head_values(&def, head).map(|values| Some((values, true))),
-            Bound::Excluded(head) => head_values(&def, head).map(|values| Some((values, false))),
+            Bound::Included(head) => head_values(dialect, &def, head).map(|values| Some((values, true))),
+            Bound::Excluded(head) => head_values(dialect, &def, head).map(|values| Some((values, false))),
         };
         let (start, end) = (parts(range.start())?, parts(range.end())?);
         let mut terms = Self { texts: Vec::new(), values: Vec::new() };
@@ -303,7 +447,7 @@ impl<'a> Terms<'a> {
         let columns = columns.get(..rest.len()).unwrap_or_default().join(", ");
         if rest.is_empty() {
             // All that begin so, or none of them.
-            self.texts.extend((!included).then(|| "0".to_owned()));
+            self.texts.extend((!included).then(|| dialect.nothing().to_owned()));
             return;
         }
         let from = self.values.len() + 1;
@@ -325,15 +469,15 @@ pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
     format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most})"#)
 }
 
-/// The catalogue of the counters that a database has, by their full names. Its column `identity` is random, so that a resume token of one
-/// database is known in another; `ready` is 0 while a counter's totals lack rows from before its hooks ran everywhere.
-pub const CATALOGUE: &str = "keepcount_counters";
-
 /// Says which counters and boards are not ready to be read: one row of their full names with commas between, or null where all are ready. A
 /// counter needs what it sums too, a board what it is made of.
 #[must_use]
-pub fn unready(_: Dialect) -> String {
-    format!(r#"SELECT group_concat(c."name") FROM "{CATALOGUE}" AS c WHERE c."ready" = 0"#)
+pub fn unready(dialect: Dialect) -> String {
+    let names = match dialect {
+        Dialect::Sqlite => r#"group_concat(c."name")"#,
+        Dialect::Postgres => r#"string_agg(c."name", ',')"#,
+    };
+    format!(r#"SELECT {names} FROM "{CATALOGUE}" AS c WHERE c."ready" = 0"#)
 }
 
 /// Says that the counter or board `?1` is ready to be read from now on.
@@ -343,13 +487,28 @@ pub fn set_ready(dialect: Dialect) -> String {
     format!(r#"UPDATE "{CATALOGUE}" AS c SET "ready" = 1 WHERE c."name" = {name} AND c."ready" = 0"#)
 }
 
-/// The table of the last event of each stream that was applied.
-pub const MARKS: &str = "keepcount_marks";
-
 /// Reads the last event of the stream `?1` that was applied: no row where there was none.
 #[must_use]
 pub fn read_mark(dialect: Dialect) -> String {
     format!(r#"SELECT m."last" FROM "{MARKS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
+}
+
+/// Holds a stream's mark until the transaction ends, and reads it: `$1` is the stream; PostgreSQL's alone.
+#[must_use]
+pub fn hold_mark() -> String {
+    format!(
+        r#"INSERT INTO "{MARKS}" AS m ("stream", "last") VALUES ($1, 0) ON CONFLICT ("stream") DO UPDATE SET "last" = m."last" RETURNING m."last""#
+    )
+}
+
+/// Holds some locks of PostgreSQL's until the transaction ends, given as encoded keys in their order. A row that is there is written too, so that a
+/// transaction whose snapshot is older fails to serialize.
+pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Query<'a> {
+    let text = format!(
+        r#"INSERT INTO "{LOCKS}" AS l ("of", "level", "key", "turns") SELECT $1, $2, k, 1 FROM unnest($3::bytea[]) AS k ON CONFLICT ("of", "level", "key") DO UPDATE SET "turns" = l."turns" + 1"#
+    );
+    let level = i64::try_from(level).unwrap_or(i64::MAX);
+    Query { text, values: vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)] }
 }
 
 /// Says that the events of the stream `?1` are applied up to `?2`; run it in the transaction that applies them.
@@ -361,88 +520,22 @@ pub fn set_mark(dialect: Dialect) -> String {
     )
 }
 
-impl Layout {
-    /// The statements that make the catalogue and every counter's table, for the first migration; run them in one transaction.
-    /// `SqliteStore::create` does the same, and leaves what is there.
-    ///
-    /// All counters are ready to be read then. One that a later migration adds, or that counts rows from before, is not: set its `ready` to 0
-    /// in [`sql::CATALOGUE`](crate::sql::CATALOGUE), until a backfill sets it to 1.
-    #[must_use]
-    pub fn ddl(&self, dialect: Dialect) -> Vec<String> {
-        let tables = self.counters().iter().flat_map(|placed| {
-            let index = self.child_parts(&placed.def()).map(|child| create_by_parent(dialect, placed, child));
-            [create(dialect, placed)].into_iter().chain(index).chain([enlist(placed, true)])
-        });
-        let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board, true));
-        let catalogue = std::iter::once(create_catalogue(dialect));
-        catalogue.chain(tables).chain(boards).chain([create_marks(dialect), create_unready(dialect)]).collect()
-    }
-}
-
-pub(crate) fn create_catalogue(_: Dialect) -> String {
-    format!(
-        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" TEXT NOT NULL PRIMARY KEY, "key" TEXT NOT NULL, "version" INTEGER NOT NULL, "placement" TEXT NOT NULL, "identity" INTEGER NOT NULL DEFAULT (random()), "cut" ANY, "ready" INTEGER NOT NULL DEFAULT 1) STRICT, WITHOUT ROWID"#
-    )
-}
-
-/// The index of what is not ready, most often empty: whoever reads a total looks there first.
-pub(crate) fn create_unready(_: Dialect) -> String {
-    format!(r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#)
-}
-
-pub(crate) fn create_marks(_: Dialect) -> String {
-    format!(
-        r#"CREATE TABLE IF NOT EXISTS "{MARKS}" ("stream" TEXT NOT NULL PRIMARY KEY, "last" INTEGER NOT NULL) STRICT, WITHOUT ROWID"#
-    )
-}
-
-/// WITHOUT ROWID: a key is stored once, and writing totals leaves the application's `last_insert_rowid()` alone.
-pub(crate) fn create(_: Dialect, placed: &Placed) -> String {
-    let columns = columns(placed.def().parts());
-    let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
-    let keys = key_columns(placed.def().parts()).join(", ");
-    format!(
-        r#"CREATE TABLE "{}" ({columns}, "total" INTEGER NOT NULL, PRIMARY KEY ({keys})) STRICT, WITHOUT ROWID"#,
-        placed.table_name()
-    )
-}
-
-/// The name of the index of a link's table by parent, from which a rollup is recounted.
-pub(crate) fn by_parent(placed: &Placed) -> String {
-    format!("{}_by_parent", placed.table_name())
-}
-
-/// The link's key from its other end, and its total: all that a recount reads of it.
-pub(crate) fn create_by_parent(_: Dialect, placed: &Placed, child: usize) -> String {
-    let columns = key_columns(placed.def().parts());
-    let (child, parent) = columns.split_at_checked(child).unwrap_or_default();
-    let columns = [parent, child].concat().join(", ");
-    format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(placed), placed.table_name())
-}
-
-/// Writes a counter into the catalogue.
-pub(crate) fn enlist(placed: &Placed, ready: bool) -> String {
-    enlist_as(&placed.def().full_name(), &placed.def(), &placed.place(), ready)
-}
-
-/// Writes a counter or board into the catalogue. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
-pub(crate) fn enlist_as(name: &str, def: &Def, placement: &str, ready: bool) -> String {
-    let (key, version, ready) = (def.parts(), def.version(), i64::from(ready));
-    format!(
-        r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES ('{name}', '{key}', {version}, '{placement}', {ready})"#
-    )
-}
-
 /// The quoted key columns and their types.
-pub(crate) fn columns(parts: KeyParts) -> Vec<(String, &'static str)> {
-    let kind = |part: &KeyPart| match part {
-        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => "INTEGER",
-        KeyPart::Text => "TEXT",
-        _ => "BLOB",
-    };
-    let names = key_columns(parts);
-    let kinds = parts.as_slice().iter().map(kind).chain(parts.is_empty().then_some("INTEGER"));
-    names.into_iter().zip(kinds).collect()
+pub(crate) fn columns(dialect: Dialect, parts: KeyParts) -> Vec<(String, &'static str)> {
+    let kinds = parts.as_slice().iter().copied().map(Some).chain(parts.is_empty().then_some(None));
+    key_columns(parts).into_iter().zip(kinds.map(|part| column_kind(dialect, part))).collect()
+}
+
+/// The type of a column for a part of a key, or for a number of keepcount's own.
+pub(crate) const fn column_kind(dialect: Dialect, part: Option<KeyPart>) -> &'static str {
+    match (dialect, part) {
+        (Dialect::Sqlite, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => "INTEGER",
+        (Dialect::Postgres, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => "BIGINT",
+        (_, Some(KeyPart::Text)) => dialect.text(),
+        (Dialect::Sqlite, _) => "BLOB",
+        (Dialect::Postgres, Some(KeyPart::Uuid)) => "UUID",
+        (Dialect::Postgres, _) => "BYTEA",
+    }
 }
 
 pub(crate) fn key_columns(parts: KeyParts) -> Vec<String> {
@@ -461,76 +554,4 @@ fn key_is(dialect: Dialect, placed: &Placed) -> String {
     let columns = own_key_columns(placed.def().parts());
     let terms = columns.iter().enumerate().map(|(at, column)| format!("{column} = {}", dialect.param(at + 1)));
     terms.collect::<Vec<_>>().join(" AND ")
-}
-
-/// A key as parameters.
-///
-/// # Errors
-///
-/// [`Error::Key`] for an unsigned integer above `i64::MAX`, a text over [`TEXT_MOST`] bytes, or bytes that are no key of
-/// this counter.
-pub fn key_values<'a>(counter: &Def, key: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
-    let mut values = Vec::with_capacity(counter.parts().len() + 1);
-    push_key_values(counter, key, &mut values)?;
-    Ok(values)
-}
-
-fn push_key_values<'a>(counter: &Def, key: &'a KeyBuf, to: &mut Vec<Value<'a>>) -> Result<()> {
-    let failed = |cause| Error::key(counter, key, cause);
-    let parts = counter.parts();
-    if parts.is_empty() {
-        to.push(Value::Integer(0));
-    }
-    for (part, value) in parts.as_slice().iter().zip(parts.values(key).map_err(failed)?) {
-        to.push(column_value(*part, value).map_err(failed)?);
-    }
-    Ok(())
-}
-
-/// The beginning of a key as parameters, one for each part that it has.
-pub(crate) fn head_values<'a>(counter: &Def, head: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
-    let parts = counter.parts();
-    let values = parts.values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
-    let columns = parts.as_slice().iter().zip(values);
-    columns.map(|(part, value)| column_value(*part, value).map_err(|cause| Error::key(counter, head, cause))).collect()
-}
-
-pub(crate) fn column_value(part: KeyPart, value: KeyValue<'_>) -> Result<Value<'_>, KeyError> {
-    Ok(match value {
-        KeyValue::Signed(value) if part == KeyPart::Signed(16) => {
-            Value::Blob((value.cast_unsigned() ^ (1 << 127)).to_be_bytes())
-        }
-        KeyValue::Unsigned(value) if part == KeyPart::Unsigned(16) => Value::Blob(value.to_be_bytes()),
-        KeyValue::Signed(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
-        KeyValue::Unsigned(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
-        KeyValue::Text(text) if text.len() > TEXT_MOST => {
-            return Err(KeyError::TooLong { bytes: text.len(), most: TEXT_MOST });
-        }
-        KeyValue::Text(text) => Value::Text(text),
-        KeyValue::Bytes16(id) | KeyValue::Uuid(id) => Value::Blob(id),
-    })
-}
-
-fn wide(value: &impl ToString) -> KeyError {
-    KeyError::Range { wanted: "the integers of SQL", value: value.to_string() }
-}
-
-/// Appends a column's value to a key that is being read.
-///
-/// # Errors
-///
-/// [`KeyError`] when the value does not fit the part, or is a text over [`TEXT_MOST`] bytes.
-pub fn push_key_part(part: KeyPart, value: &Value<'_>, to: &mut KeyBuf) -> Result<(), KeyError> {
-    match (part, value) {
-        (_, Value::Text(text)) if text.len() > TEXT_MOST => {
-            Err(KeyError::TooLong { bytes: text.len(), most: TEXT_MOST })
-        }
-        (_, Value::Integer(value)) => part.push(&KeyValue::Signed(i128::from(*value)), to),
-        (_, Value::Text(text)) => part.push(&KeyValue::Text(Cow::Borrowed(text)), to),
-        (KeyPart::Signed(16), Value::Blob(bytes)) => {
-            part.push(&KeyValue::Signed((u128::from_be_bytes(*bytes) ^ (1 << 127)).cast_signed()), to)
-        }
-        (KeyPart::Unsigned(16), Value::Blob(bytes)) => part.push(&KeyValue::Unsigned(u128::from_be_bytes(*bytes)), to),
-        (_, Value::Blob(bytes)) => part.push(&KeyValue::Bytes16(*bytes), to),
-    }
 }

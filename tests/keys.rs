@@ -74,7 +74,7 @@ fn sql_order(one: &[Value<'_>], two: &[Value<'_>]) -> Ordering {
 /// A key as parameters, which read back give the same key; none for a key that SQL cannot hold.
 fn through_sql<K: Key>(raw: &KeyBuf) -> Option<Vec<Value<'_>>> {
     let def = Counter::<K>::new("c").def();
-    let values = match sql::key_values(&def, raw) {
+    let values = match sql::key_values(sql::Dialect::Sqlite, &def, raw) {
         Ok(values) => values,
         Err(Error::Key { counter: "c", key, cause: KeyError::Range { .. } | KeyError::TooLong { .. } }) => {
             assert_eq!(key, def.show(raw));
@@ -192,7 +192,7 @@ proptest! {
                 Ok(key) => assert_eq!(KeyBuf::of::<K>(key).as_bytes(), bytes),
                 Err(error) => {
                     assert_eq!(error, KeyError::Malformed);
-                    let refused = sql::key_values(&def, &raw);
+                    let refused = sql::key_values(sql::Dialect::Sqlite, &def, &raw);
                     assert!(matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })));
                 }
             }
@@ -293,7 +293,7 @@ fn the_longest_text_of_sql_is_measured_in_its_own_bytes() {
         let fits = KeyBuf::of::<(u8, String)>((1, &longest));
         assert_eq!(through_sql::<(u8, String)>(&fits).unwrap()[1], Value::Text(longest.as_str().into()));
         let beyond = KeyBuf::of::<(u8, String)>((1, longest + "x"));
-        let error = sql::key_values(&def, &beyond).unwrap_err();
+        let error = sql::key_values(sql::Dialect::Sqlite, &def, &beyond).unwrap_err();
         assert!(matches!(error, Error::Key { cause: KeyError::TooLong { bytes: 1025, most: 1024 }, .. }), "{error}");
     }
     let mut to = KeyBuf::new();

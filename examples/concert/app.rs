@@ -29,7 +29,7 @@ pub fn apply(db: &Connection, event: &Event, batch: &mut Batch) -> Result<()> {
     }?;
     // An id may be any text, but a total's key has a longest length: refused now, while this event can be named.
     for (counter, key, _) in batch.deltas() {
-        sql::key_values(&counter, key).map_err(|error| Error::Refused(error.to_string()))?;
+        sql::key_values(sql::Dialect::Sqlite, &counter, key).map_err(|error| Error::Refused(error.to_string()))?;
     }
     Ok(())
 }

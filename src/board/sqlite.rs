@@ -8,7 +8,7 @@ use crate::batch::Batch;
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::sql::{self, Value};
+use crate::sql::{self, Dialect, Value};
 use crate::store::sqlite::{SqliteStore, Unready, failed, read_parts};
 
 impl SqliteStore<'_> {
@@ -296,7 +296,7 @@ fn own_keys(board: &BoardDef, first: usize) -> (String, String) {
 }
 
 fn key_params<'a>(board: &BoardDef, key: &'a KeyBuf) -> Result<Vec<Param<'a>>> {
-    Ok(sql::key_values(board.id(), key)?.into_iter().map(Param::Key).collect())
+    Ok(sql::key_values(Dialect::Sqlite, board.id(), key)?.into_iter().map(Param::Key).collect())
 }
 
 fn cell(value: ValueRef<'_>) -> Option<Cell> {

@@ -1,10 +1,18 @@
 //! Where totals live: the trait that every store implements, and the stores.
 
+mod asynchronous;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod catalogue;
 pub(crate) mod memory;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 
+pub use asynchronous::AsyncStore;
 pub use memory::{Bracket, MemoryStore, Snapshot};
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresStore, PreparedStatements};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 

@@ -293,7 +293,7 @@ impl<'c> SqliteStore<'c> {
             if self.cut(def)?.is_some_and(|known| known >= *cut) {
                 continue;
             }
-            let value = cut::tail_value(def, cut)?;
+            let value = sql::tail_value(Dialect::Sqlite, def, cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
                 self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;
@@ -326,7 +326,7 @@ impl<'c> SqliteStore<'c> {
     /// Removes one total if it is 0.
     pub(crate) fn remove_zero(&self, counter: &Def, key: &KeyBuf) -> Result<()> {
         let text = sql::remove_zero(Dialect::Sqlite, self.layout.placed(counter)?);
-        let values = sql::key_values(counter, key)?;
+        let values = sql::key_values(Dialect::Sqlite, counter, key)?;
         let removed = self.conn.prepare_cached(&text).and_then(|mut remove| remove.execute(params_from_iter(values)));
         removed.map(drop).map_err(|error| writing(counter, error))
     }
@@ -496,7 +496,10 @@ impl ToSql for Value<'_> {
         Ok(ToSqlOutput::Borrowed(match self {
             Self::Integer(value) => ValueRef::Integer(*value),
             Self::Text(text) => ValueRef::Text(text.as_bytes()),
-            Self::Blob(bytes) => ValueRef::Blob(bytes),
+            Self::Blob(bytes) | Self::Uuid(bytes) => ValueRef::Blob(bytes),
+            Self::Integers(_) | Self::Texts(_) | Self::Blobs(_) | Self::Uuids(_) => {
+                return Err(rusqlite::Error::ToSqlConversionFailure("an array is PostgreSQL's alone".into()));
+            }
         }))
     }
 }

@@ -32,7 +32,8 @@ async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn
                 query = match value {
                     Value::Integer(number) => query.bind(*number),
                     Value::Text(text) => query.bind(text.to_string()),
-                    Value::Blob(bytes) => query.bind(bytes.to_vec()),
+                    Value::Blob(bytes) | Value::Uuid(bytes) => query.bind(bytes.to_vec()),
+                    arrays => unreachable!("{arrays:?} is PostgreSQL's alone"),
                 };
             }
             query.execute(&mut *conn).await?;

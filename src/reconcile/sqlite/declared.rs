@@ -13,8 +13,7 @@ use crate::error::{Error, Result, brief};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::sum_by_key;
-use crate::sql::{self, Value};
-use crate::store::sqlite::cut::tail_value;
+use crate::sql::{self, Dialect, Value};
 use crate::store::sqlite::{failed_on, overflowed, read_key};
 
 /// One counter's source, ready to be read.
@@ -36,7 +35,7 @@ impl Declared<'_> {
     /// Makes the statements anew where the counter was pruned further.
     pub(super) fn cut_at(&mut self, cut: Option<KeyBuf>) -> Result<()> {
         if self.cut != cut {
-            let value = cut.as_ref().map(|cut| tail_value(&self.counter, cut)).transpose()?;
+            let value = cut.as_ref().map(|cut| sql::tail_value(Dialect::Sqlite, &self.counter, cut)).transpose()?;
             self.statements = self.source.target.statements(&self.counter, value.as_ref())?;
             self.cut = cut;
         }
@@ -189,7 +188,11 @@ impl Declared<'_> {
 
     /// A key as the parameters of this source's statements: one for each of its columns, so none for `()`.
     fn key_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        if self.counter.parts().is_empty() { Ok(Vec::new()) } else { sql::key_values(&self.counter, key) }
+        if self.counter.parts().is_empty() {
+            Ok(Vec::new())
+        } else {
+            sql::key_values(Dialect::Sqlite, &self.counter, key)
+        }
     }
 
     /// Holds a sample of the whole source against the rows' `tally`: its first rows, its last, and some without a key. Where the rows are

@@ -10,7 +10,7 @@ use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::reconcile::audit::Recount;
 use crate::rollup;
-use crate::sql::{self, Value};
+use crate::sql::{self, Dialect, Value};
 use crate::store::sqlite::{failed_on, read_key};
 
 /// One rollup's pairs of link and finer total: each with the rollup's key, and by parent.
@@ -99,13 +99,13 @@ impl Joined {
     }
 
     fn parent_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        let mut values = sql::head_values(&self.counter, key)?;
+        let mut values = sql::head_values(Dialect::Sqlite, &self.counter, key)?;
         values.truncate(self.parent.len());
         Ok(values)
     }
 
     fn tail_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        Ok(sql::head_values(&self.counter, key)?.split_off(self.parent.len()))
+        Ok(sql::head_values(Dialect::Sqlite, &self.counter, key)?.split_off(self.parent.len()))
     }
 
     /// Adds to the sum of a key; of more keys than there is room for, the last goes.

@@ -148,7 +148,8 @@ fn literal(value: &Value<'_>) -> String {
     match value {
         Value::Integer(value) => value.to_string(),
         Value::Text(text) => format!("'{}'", text.replace('\'', "''")),
-        Value::Blob(bytes) => format!("x'{:032x}'", u128::from_be_bytes(*bytes)),
+        Value::Blob(bytes) | Value::Uuid(bytes) => format!("x'{:032x}'", u128::from_be_bytes(*bytes)),
+        Value::Integers(_) | Value::Texts(_) | Value::Blobs(_) | Value::Uuids(_) => "NULL".to_owned(), // a cut is one value
     }
 }
 

@@ -1,8 +1,9 @@
 //! Counters and boards that the layout does not have any more: named, and dropped on demand.
 
 use super::{SqliteStore, failed};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::sql;
+use crate::store::catalogue;
 
 impl SqliteStore<'_> {
     /// The counters and boards of this database that the layout does not have, by their full names: those that an older layout had, and, seen from
@@ -13,7 +14,7 @@ impl SqliteStore<'_> {
     /// What the database says.
     pub fn lost(&self) -> Result<Vec<String>> {
         let known = self.catalogue()?.into_iter().map(|known| known.row.name);
-        Ok(known.filter(|name| !self.has(name)).collect())
+        Ok(known.filter(|name| !catalogue::has(self.layout, name)).collect())
     }
 
     /// Drops the table of a counter or board that is [lost](Self::lost), and its row in the catalogue, in one transaction. A process that still has
@@ -47,18 +48,9 @@ impl SqliteStore<'_> {
     }
 
     fn drop_lost(&self, name: &str) -> Result<()> {
-        let refused = |reason: String| Err(Error::setting("forget", reason));
-        if self.has(name) {
-            return refused(format!("{name} is in the layout, which would go on counting it; take it out first"));
-        }
         let known = self.catalogue()?;
-        let Some(lost) = known.iter().find(|known| known.row.name == name) else {
-            return Err(Error::UnknownCounter { counter: name.to_owned() });
-        };
-        if let Some(of) = known.iter().find(|known| known.row.made_of().any(|part| part == name)) {
-            return refused(format!("{} is made of {name}; drop that first", of.row.name));
-        }
-        let table = lost.row.table_name().replace('"', "\"\"");
+        let lost = catalogue::lost(self.layout, &known, name)?;
+        let table = lost.table_name().replace('"', "\"\"");
         let gone = self.conn.execute_batch(&format!(r#"DROP TABLE IF EXISTS "{table}""#)).and_then(|()| {
             let delete = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = ?1"#, sql::CATALOGUE);
             self.conn.execute(&delete, [name])

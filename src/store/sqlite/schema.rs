@@ -1,15 +1,13 @@
 //! Makes the catalogue and the tables of totals, and compares them with the layout.
 
-use std::fmt;
-
 use rusqlite::{ErrorCode, OptionalExtension};
 
-use super::{SqliteStore, cut, failed};
-use crate::board::{self, BoardDef};
-use crate::counter::Placed;
+use super::{SqliteStore, failed};
+use crate::board;
 use crate::error::{Error, Result};
 use crate::key::{KeyPart, KeyParts};
 use crate::sql::{self, Dialect};
+use crate::store::catalogue::{self, CatalogueRow, Known};
 
 impl SqliteStore<'_> {
     /// Makes the catalogue and the tables that are not there yet, and checks those that are.
@@ -77,7 +75,7 @@ impl SqliteStore<'_> {
             if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
                 if format!("{}, prunable", known.row.placement) == placed.place() {
                     // Only what apply looks for is new.
-                    self.run_ddl(&cut::replace(placed))?;
+                    self.run_ddl(&sql::replace(placed))?;
                 }
                 continue;
             }
@@ -156,7 +154,7 @@ impl SqliteStore<'_> {
             }
         }
         self.check_marks()?;
-        self.check_others(&known)?;
+        catalogue::check_others(self.layout, &known, "SqliteStore::forget")?;
         self.check_boards(&known)
     }
 
@@ -170,42 +168,6 @@ impl SqliteStore<'_> {
         fault.map_or(Ok(()), |reason| Err(Error::Schema { table: sql::MARKS.to_owned(), reason }))
     }
 
-    /// Refuses a database where somebody else's rollup or board is fed by a counter of this layout, or is a later version of one, and this layout
-    /// would not keep it: an older version of the application, say. One that is not ready may miss what this layout writes: it is made whole
-    /// when this layout is gone.
-    fn check_others(&self, known: &[Known]) -> Result<()> {
-        for Known { row, .. } in known.iter().filter(|known| known.ready && !self.has(&known.row.name)) {
-            let fed_by = row.made_of().find(|name| self.has(name));
-            let because = match fed_by {
-                Some(counter) => format!("is a {} and ready to be read, and counter {counter} feeds it", row.placement),
-                None if self.is_later(row) => {
-                    "is a later version of one of this layout's and ready to be read".to_owned()
-                }
-                None => continue,
-            };
-            let reason = format!(
-                "{} {because}, but this layout does not have it and would not keep it: an older version of the application must not start \
-                 beside a newer one that reads it; if nobody has it, drop it by SqliteStore::forget",
-                row.name
-            );
-            return Err(Error::Schema { table: row.table_name(), reason });
-        }
-        Ok(())
-    }
-
-    /// Whether this is a version of a counter of which the layout has earlier ones alone.
-    fn is_later(&self, row: &CatalogueRow) -> bool {
-        let name = row.name.strip_suffix(&format!(".v{}", row.version));
-        let ours = self.layout.counters().iter().map(Placed::def).filter(|def| Some(def.name()) == name);
-        ours.map(|def| def.version()).max().is_some_and(|ours| ours < row.version)
-    }
-
-    /// Whether the layout has a counter of this full name, or a board.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.layout.counters().iter().any(|placed| placed.def().full_name() == name)
-            || self.layout.board_defs().iter().any(|board| board.name() == name)
-    }
-
     fn check_boards(&self, known: &[Known]) -> Result<()> {
         for board in self.layout.board_defs() {
             let table = board.table_name();
@@ -217,7 +179,7 @@ impl SqliteStore<'_> {
             if *row != wanted {
                 return schema(format!("the catalogue says {row}, the layout {wanted}"));
             }
-            let score = format!("score {} NOT NULL", board::score_column(board));
+            let score = format!("score {} NOT NULL", board::score_column(Dialect::Sqlite, board));
             if let Some(reason) = self.keyed_fault(&table, board.parts(), &score)? {
                 return schema(reason);
             }
@@ -231,15 +193,12 @@ impl SqliteStore<'_> {
 
     /// What tells this database's totals from another's.
     pub(crate) fn identity(&self) -> Result<u64> {
-        let ours = |name: &str| self.layout.counters().iter().any(|placed| placed.def().full_name() == name);
-        let known = self.catalogue()?;
-        let ours = known.iter().filter(|known| ours(&known.row.name));
-        Ok(ours.fold(0, |all, known| all ^ known.identity.cast_unsigned()))
+        Ok(catalogue::identity(self.layout, &self.catalogue()?))
     }
 
     /// What is wrong with the table of a counter or board, if anything.
     fn keyed_fault(&self, table: &str, parts: KeyParts, last: &str) -> Result<Option<String>> {
-        let mut wanted: Vec<String> = sql::columns(parts)
+        let mut wanted: Vec<String> = sql::columns(Dialect::Sqlite, parts)
             .iter()
             .enumerate()
             .map(|(at, (name, kind))| format!("{} {kind} NOT NULL PRIMARY KEY {}", name.replace('"', ""), at + 1))
@@ -350,60 +309,3 @@ const FAULTS: &[(bool, &str)] = &[
          FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 <> 'keepcount_marks'",
     ),
 ];
-
-/// What the catalogue says of a counter or board.
-pub(super) struct Known {
-    pub(super) row: CatalogueRow,
-    identity: i64,
-    pub(super) ready: bool,
-}
-
-/// What has to be as a layout says it.
-#[derive(PartialEq, Eq)]
-pub(super) struct CatalogueRow {
-    pub(super) name: String,
-    key: String,
-    version: u32,
-    placement: String,
-}
-
-impl CatalogueRow {
-    fn of(placed: &Placed) -> Self {
-        let def = placed.def();
-        Self {
-            name: def.full_name().into_owned(),
-            key: def.parts().to_string(),
-            version: def.version(),
-            placement: placed.place(),
-        }
-    }
-
-    fn of_board(board: &BoardDef) -> Self {
-        let id = board.id();
-        Self {
-            name: id.name().to_owned(),
-            key: id.parts().to_string(),
-            version: id.version(),
-            placement: board::place(board),
-        }
-    }
-
-    pub(super) fn table_name(&self) -> String {
-        self.name.replace('.', "_")
-    }
-
-    /// What a rollup sums and its link, or the counters of a board; nothing for what rows drive.
-    pub(super) fn made_of(&self) -> impl Iterator<Item = &str> {
-        let board = self.placement.strip_prefix("board of ");
-        let sum = self.placement.strip_prefix("table, sum").and_then(|sum| sum.split_once(" of ")).map(|(_, of)| of);
-        let sum = sum.map(|of| of.strip_suffix(", prunable").unwrap_or(of));
-        let counters = board.into_iter().flat_map(|counters| counters.split(", "));
-        counters.chain(sum.into_iter().flat_map(|of| of.split(" along ")))
-    }
-}
-
-impl fmt::Display for CatalogueRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} v{} ({}) in a {}", self.name, self.version, self.key, self.placement)
-    }
-}

@@ -35,7 +35,7 @@ impl Store for Unready<'_> {
         let mut statement = self.0.conn.prepare_cached(&text).map_err(doing)?;
         keys.iter()
             .map(|key| {
-                let values = sql::key_values(&counter, key)?;
+                let values = sql::key_values(Dialect::Sqlite, &counter, key)?;
                 let total = statement.query_row(params_from_iter(values), |row| row.get(0)).optional();
                 Ok(total.map_err(doing)?.unwrap_or(0))
             })

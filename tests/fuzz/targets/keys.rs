@@ -75,7 +75,7 @@ fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
     assert_eq!(one.cmp(two), order, "{first:?}, {second:?}");
     assert_eq!(one == two, order.is_eq(), "{first:?}, {second:?}");
     let def = Counter::<K>::new("c").def();
-    if let (Ok(one), Ok(two)) = (sql::key_values(&def, one), sql::key_values(&def, two)) {
+    if let (Ok(one), Ok(two)) = (sql::key_values(sql::Dialect::Sqlite, &def, one), sql::key_values(sql::Dialect::Sqlite, &def, two)) {
         assert_eq!(columns_order(&one, &two), order, "{first:?}, {second:?}");
     }
 }
@@ -93,7 +93,7 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
         assert_eq!(values, Err(KeyError::Malformed));
         assert!(typed.is_err(), "{typed:?}");
         assert_eq!(shown, format!("0x{raw:?}"));
-        let refused = sql::key_values(&def, raw);
+        let refused = sql::key_values(sql::Dialect::Sqlite, &def, raw);
         assert!(matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })), "{refused:?}");
         return None;
     };
@@ -103,7 +103,7 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
     }
     assert_eq!(back, *raw, "no key has two encodings: {values:?}");
     assert!(!shown.contains(['\t', '\n']), "{shown:?}");
-    check_columns(raw, K::PARTS.as_slice(), &values, sql::key_values(&def, raw));
+    check_columns(raw, K::PARTS.as_slice(), &values, sql::key_values(sql::Dialect::Sqlite, &def, raw));
     // A date's parts are a text, and not every text is a date.
     let key = typed.ok()?;
     assert_eq!(KeyBuf::of::<K>(&key), *raw, "{key:?}");

@@ -1,0 +1,250 @@
+//! Totals in PostgreSQL's tables, over the caller's own client or transaction: runs what `sql` says.
+
+mod ready;
+mod schema;
+mod session;
+mod writing;
+
+use std::fmt;
+
+use tokio_postgres::{GenericClient, Row};
+
+pub use self::session::PreparedStatements;
+pub(crate) use self::session::{Session, commit_failed, failed, failed_on, read_key, read_parts};
+use self::writing::Failed;
+use super::{Applied, AsyncStore};
+use crate::batch::Batch;
+use crate::counter::{Counter, Def};
+use crate::error::{Error, Result};
+use crate::key::{AsKey, Key, KeyBuf};
+use crate::layout::Layout;
+use crate::mark::Mark;
+use crate::observe;
+use crate::prune;
+use crate::range::KeyRange;
+use crate::rollup;
+use crate::sql::{self, Dialect, Query, Value};
+
+/// Totals in tables beside the application's rows; borrows its client or transaction, so it is made where it is used.
+///
+/// [`new`](Self::new) takes whatever can begin a transaction, a client or a transaction, and applies in a transaction or savepoint of its own: a
+/// batch that fails leaves the caller's transaction as it was. [`within`](Self::within) takes a transaction and applies in it, which spares two round trips;
+/// as after any statement that fails in PostgreSQL, the transaction can then only be rolled back. Apply once a transaction, as its last
+/// statement before the commit: then rows are locked for the shortest time, in one order for all, and own tables do not deadlock.
+///
+/// Works at any isolation level; above READ COMMITTED a transaction that is older than what it meets fails to serialize ([`Error::Busy`]), and never
+/// drifts.
+///
+/// # Examples
+///
+/// ```no_run
+/// use keepcount::{AsyncStore, Batch, Counter, Layout, PostgresStore};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+///
+/// # async fn vote(mut client: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// PostgresStore::new(&mut client, &LAYOUT).create().await?;
+///
+/// let tx = client.transaction().await?;
+/// let mut batch = Batch::new();
+/// tx.execute("INSERT INTO votes (show_id) VALUES (7)", &[]).await?;
+/// batch.add(SHOW_VOTES, 7, 1);
+/// PostgresStore::within(&tx, &LAYOUT).apply(&batch).await?;
+/// tx.commit().await?;
+///
+/// assert_eq!(PostgresStore::new(&mut client, &LAYOUT).total(SHOW_VOTES, 7).await?, 1);
+/// # Ok(())
+/// # }
+/// ```
+pub struct PostgresStore<'c, C> {
+    conn: Conn<'c, C>,
+    layout: &'c Layout,
+    prepared: Option<&'c PreparedStatements>,
+}
+
+enum Conn<'c, C> {
+    /// Begins transactions, or savepoints, of its own.
+    Own(&'c mut C),
+    /// A transaction that is the caller's.
+    Within(&'c C),
+}
+
+impl<C> fmt::Debug for PostgresStore<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+impl<'c, 't> PostgresStore<'c, tokio_postgres::Transaction<'t>> {
+    /// The store of these counters in a transaction: what is applied commits, or rolls back, with it. Does no I/O.
+    #[must_use]
+    pub const fn within(tx: &'c tokio_postgres::Transaction<'t>, layout: &'c Layout) -> Self {
+        Self { conn: Conn::Within(tx), layout, prepared: None }
+    }
+}
+
+impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
+    /// The store of these counters over a client, each apply in a transaction of its own, or over a transaction, in a savepoint of its own. Does no
+    /// I/O: call [`check`](Self::check) once at start.
+    #[must_use]
+    pub const fn new(client: &'c mut C, layout: &'c Layout) -> Self {
+        Self { conn: Conn::Own(client), layout, prepared: None }
+    }
+
+    /// Keeps prepared statements in what stands beside the connection.
+    #[must_use]
+    pub const fn prepared(mut self, prepared: &'c PreparedStatements) -> Self {
+        self.prepared = Some(prepared);
+        self
+    }
+
+    pub(crate) fn session(&self) -> Session<'_, C> {
+        let client = match &self.conn {
+            Conn::Own(client) => &**client,
+            Conn::Within(client) => client,
+        };
+        Session { client, layout: self.layout, prepared: self.prepared }
+    }
+
+    async fn apply_with(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+        rollup::refuse_rollups(self.layout, batch)?;
+        for counter in batch.counters() {
+            self.layout.position(counter)?;
+        }
+        if batch.is_empty() && mark.is_none() {
+            return Ok(Applied::default());
+        }
+        let began = observe::begin(observe::Place::Postgres, batch);
+        let applied = self.write(batch, mark).await?;
+        if !applied.skipped {
+            observe::applied(observe::Place::Postgres, began, batch, &applied);
+        }
+        Ok(applied)
+    }
+
+    /// Writes a batch in the caller's transaction, or in one of its own.
+    async fn write(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+        let (layout, prepared) = (self.layout, self.prepared);
+        let client = match &mut self.conn {
+            Conn::Within(client) => {
+                let written = Session { client: *client, layout, prepared }.write(batch, mark).await;
+                return written.map_err(Failed::unnamed);
+            }
+            Conn::Own(client) => &mut **client,
+        };
+        let doing = || writing::doing(batch, mark);
+        let tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;
+        let written = Session { client: &tx, layout, prepared }.write(batch, mark).await;
+        match written {
+            Ok(applied) => tx.commit().await.map(|()| applied).map_err(|error| commit_failed(&doing(), error)),
+            Err(Failed::Known(error)) => {
+                // What cannot be rolled back is rolled back with the connection.
+                let _ = tx.rollback().await;
+                Err(error)
+            }
+            Err(Failed::Overflow(counter, batch)) => {
+                let _ = tx.rollback().await;
+                Err(Session { client: &*client, layout, prepared }.find_overflow(&counter, &batch).await)
+            }
+        }
+    }
+
+    /// Runs `work` in a transaction of its own, or in the caller's.
+    pub(crate) async fn transact<T>(&mut self, doing: &str, work: impl AsyncWork<T>) -> Result<T> {
+        let (layout, prepared) = (self.layout, self.prepared);
+        match &mut self.conn {
+            Conn::Within(client) => work.run(&Session { client: *client, layout, prepared }).await,
+            Conn::Own(client) => {
+                let tx = client.transaction().await.map_err(|error| failed(doing, error))?;
+                let done = work.run(&Session { client: &tx, layout, prepared }).await;
+                if done.is_err() {
+                    let _ = tx.rollback().await;
+                    return done;
+                }
+                tx.commit().await.map_err(|error| commit_failed(doing, error))?;
+                done
+            }
+        }
+    }
+
+    /// Forgets the totals of a counter, and of the rollups by its tail, whose last part is before `before`; from now on hooks and audits
+    /// leave such keys alone. The cut-off never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    ///
+    /// One transaction, whose cost grows with the counter's totals; writers of the counter wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when the counter is not placed as [`prunable`](crate::Placed::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
+    /// database says.
+    pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
+        let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
+        let family = prune::family(self.layout, &counter, T::PARTS)?;
+        let doing = format!("pruning counter {}", counter.full_name());
+        self.transact(&doing, writing::Prune { family, cut }).await
+    }
+}
+
+/// What is done in one transaction.
+pub(crate) trait AsyncWork<T>: Send {
+    fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> impl Future<Output = Result<T>> + Send;
+}
+
+impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
+    async fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+        self.apply_with(batch, None).await
+    }
+
+    async fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+        self.apply_with(batch, Some(mark)).await
+    }
+
+    async fn mark(&mut self, stream: &str) -> Result<u64> {
+        let query = Query { text: sql::read_mark(Dialect::Postgres), values: vec![Value::Text(stream.into())] };
+        let rows = self.session().query(&query).await;
+        let rows = rows.map_err(|error| failed(&format!("reading the mark of stream {stream}"), error))?;
+        rows.first().map_or(Ok(0), |row| writing::mark_of(stream, row))
+    }
+
+    async fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let (placed, session) = (self.layout.placed(&counter)?, self.session());
+        let reads = sql::read_many(placed, keys)?;
+        let rows = session.when_ready(&counter, &reads).await?;
+        let rows: Vec<&Row> = rows.iter().flatten().collect();
+        totals_in_order(&counter, keys, &rows)
+    }
+
+    async fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let query = sql::range(Dialect::Postgres, self.layout.placed(&counter)?, range, limit)?;
+        let rows = self.session().when_ready(&counter, &[query]).await?;
+        rows.iter().flatten().map(|row| read_total(&counter, row)).collect()
+    }
+
+    async fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+        let query = sql::sum(Dialect::Postgres, self.layout.placed(&counter)?, range)?;
+        let summed = self.session().when_ready(&counter, &[query]).await;
+        let sum = match summed {
+            Ok(rows) => rows.iter().flatten().next().map_or(Ok(None), |row| row.try_get(0)),
+            Err(Error::Overflow { .. }) => return Err(super::sum_overflow(&counter)),
+            Err(error) => return Err(error),
+        };
+        let sum: Option<i64> = sum.map_err(|error| failed_on("summing totals", &counter, error))?;
+        // Afterwards: a cut never goes back, so what it spares now was spared all along.
+        let cuts = self.session().cuts(&[counter], false).await?;
+        prune::check_range(&counter, range, cuts.first().map(|(_, cut)| cut))?;
+        Ok(sum.unwrap_or(0))
+    }
+}
+
+/// Reads a key and its total.
+pub(crate) fn read_total(counter: &Def, row: &Row) -> Result<(KeyBuf, i64)> {
+    let total = row.try_get(row.len().saturating_sub(1));
+    Ok((read_key(counter, row, 0)?, total.map_err(|error| failed_on("reading totals", counter, error))?))
+}
+
+/// The totals of these keys, in their order, out of rows that came in any.
+fn totals_in_order(counter: &Def, keys: &[KeyBuf], rows: &[&Row]) -> Result<Vec<i64>> {
+    let known =
+        rows.iter().map(|row| read_total(counter, row)).collect::<Result<std::collections::BTreeMap<_, _>>>()?;
+    Ok(keys.iter().map(|key| known.get(key).copied().unwrap_or(0)).collect())
+}

@@ -1,0 +1,370 @@
+//! What one transaction does: leaves out what is pruned, climbs under locks, writes totals in order, brings boards along, moves the mark.
+//!
+//! Locks come in one order for all: the stream's mark, cuts, the children of rollups by level and link, the keys of boards, then totals by counter and
+//! key. So transactions that apply once never wait for each other in a circle.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use tokio_postgres::{GenericClient, Row};
+
+use super::{AsyncWork, Session, failed, failed_on, read_total, totals_in_order};
+use crate::batch::Batch;
+use crate::board::BoardDef;
+use crate::counter::{Def, Placed};
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+use crate::mark::Mark;
+use crate::prune;
+use crate::rollup::{self, Climb, Question};
+use crate::sql::{self, Dialect, Query, Value};
+use crate::store::Applied;
+
+/// Why nothing was written.
+pub(super) enum Failed {
+    Known(Error),
+    /// A total of this counter would leave 64 bits; the server does not say which. The batch has climbed.
+    Overflow(Def, Box<Batch>),
+}
+
+impl Failed {
+    /// Where the transaction is the caller's, nobody can look which total it is.
+    pub(super) fn unnamed(self) -> Error {
+        match self {
+            Self::Known(error) => error,
+            Self::Overflow(counter, batch) => {
+                let keys: Vec<&KeyBuf> = of_counter(&batch, &counter).map(|(key, _)| key).collect();
+                match keys.as_slice() {
+                    [key] => Error::overflow(&counter, key, "total"),
+                    [first, ..] => {
+                        let key = format!("{} or another of {}", counter.show(first), keys.len());
+                        Error::Overflow { counter: counter.name(), key, what: "total" }
+                    }
+                    [] => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
+                }
+            }
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Known(error)
+    }
+}
+
+fn of_counter<'b>(batch: &'b Batch, counter: &Def) -> impl Iterator<Item = (&'b KeyBuf, i128)> {
+    let counter = *counter;
+    batch.deltas().filter(move |(of, ..)| of.same(&counter)).map(|(_, key, delta)| (key, delta))
+}
+
+/// Which keys of which boards a batch may move.
+type Moved = Vec<(BoardDef, BTreeSet<KeyBuf>)>;
+
+/// What applying a batch does, for errors.
+pub(super) fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
+    match mark {
+        Some(mark) if batch.is_empty() => format!("moving the mark of stream {}", mark.stream()),
+        _ => {
+            let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
+            names.sort_unstable();
+            names.dedup();
+            format!("writing totals of counter {}", names.join(", "))
+        }
+    }
+}
+
+/// Reads a stream's mark.
+pub(super) fn mark_of(stream: &str, row: &Row) -> Result<u64> {
+    let foreign = |what: String| {
+        let reason = format!("the mark of stream {stream} is {what}; somebody else wrote it");
+        Error::Schema { table: sql::MARKS.to_owned(), reason }
+    };
+    let last: i64 = row.try_get(0).map_err(|error| foreign(error.to_string()))?;
+    u64::try_from(last).map_err(|_| foreign(format!("{last}, below 0")))
+}
+
+impl<C: GenericClient + Send + Sync> Session<'_, C> {
+    /// Writes a batch in the transaction at hand; does nothing where its events were applied before.
+    pub(super) async fn write(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied, Failed> {
+        let doing = || doing(batch, mark);
+        if let Some(mark) = mark {
+            // Whoever applies the same stream waits here, and then sees what was applied.
+            let hold = Query { text: sql::hold_mark(), values: vec![Value::Text(mark.stream().into())] };
+            let rows = self.query(&hold).await.map_err(|error| failed(&doing(), error))?;
+            let applied = rows.first().map_or(Ok(0), |row| mark_of(mark.stream(), row))?;
+            if !mark.follows(applied)? {
+                return Ok(Applied::skipped());
+            }
+        }
+        let plain = self.layout.is_plain() && self.layout.board_defs().is_empty();
+        if plain {
+            return self.write_all(batch, mark, false).await;
+        }
+        let climbed = self.climb(self.above_cuts(batch).await?).await?;
+        let applied = self.write_all(&climbed, mark, false).await?;
+        Ok(applied.of(climbed))
+    }
+
+    /// Writes a batch that has climbed: board locks, totals, the mark, and what boards say then.
+    async fn write_all(&self, batch: &Batch, mark: Option<&Mark<'_>>, far: bool) -> Result<Applied, Failed> {
+        let statements = sql::statements(Dialect::Postgres, self.layout, batch, far)?;
+        let moved = self.moved(batch)?;
+        let mut queries: Vec<Query<'_>> = self.board_locks(&moved);
+        let locks = queries.len();
+        let mut counters = Vec::new();
+        for statement in &statements {
+            for row in statement.rows() {
+                queries.push(Query { text: statement.text.clone(), values: row.to_vec() });
+                counters.push((statement.counter, statement.adds.then(|| row.first().map_or(1, Value::len))));
+            }
+        }
+        if let Some(mark) = mark {
+            let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
+            let values = vec![Value::Text(mark.stream().into()), Value::Integer(last)];
+            queries.push(Query { text: sql::set_mark(Dialect::Postgres), values });
+        }
+        let written = self.execute_all(&queries).await.map_err(|(at, error)| {
+            match at.checked_sub(locks).and_then(|at| counters.get(at)) {
+                Some((counter, _)) if super::session::overflowed(&error) => {
+                    Failed::Overflow(*counter, Box::new(batch.clone()))
+                }
+                Some((counter, _)) => failed_on("writing totals", counter, error).into(),
+                None => failed(&doing(batch, mark), error).into(),
+            }
+        })?;
+        for ((counter, wanted), written) in counters.iter().zip(written.iter().skip(locks)) {
+            if wanted.is_some_and(|wanted| wanted != *written) {
+                let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
+                return Err(Error::Schema { table: counter.table_name(), reason }.into());
+            }
+        }
+        let scores = self.follow(&moved).await?;
+        Ok(Applied::new(batch.len() as u64, counters.len() as u64 + scores))
+    }
+
+    fn moved(&self, batch: &Batch) -> Result<Moved> {
+        let boards = self.layout.board_defs().iter();
+        boards.map(|board| Ok((*board, board.changed(batch.deltas())?))).collect()
+    }
+
+    /// Who scores a key of a board waits until others who do are through: its score is made of totals that they change.
+    fn board_locks<'m>(&self, moved: &'m Moved) -> Vec<Query<'m>> {
+        let locks = moved.iter().filter(|(_, keys)| !keys.is_empty());
+        locks
+            .map(|(board, keys)| {
+                sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
+            })
+            .collect()
+    }
+
+    /// The encoded last parts below which these counters were pruned; `hold` keeps them from being pruned until the transaction ends.
+    pub(crate) async fn cuts(&self, counters: &[Def], hold: bool) -> Result<Vec<(Def, KeyBuf)>> {
+        let prunable = counters.iter().filter(|def| self.layout.placed(def).is_ok_and(Placed::is_prunable));
+        let prunable: Vec<Def> = prunable.copied().collect();
+        if prunable.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ends = if hold { " FOR SHARE" } else { "" };
+        let query = Query {
+            text: format!(
+                r#"SELECT c."name", c."cut" FROM "{}" AS c WHERE c."name" = ANY($1) ORDER BY c."name"{ends}"#,
+                sql::CATALOGUE
+            ),
+            values: vec![Value::Texts(prunable.iter().map(Def::full_name).collect())],
+        };
+        let doing = |error| failed("reading cuts", error);
+        let mut cuts = Vec::new();
+        for row in self.query(&query).await.map_err(doing)? {
+            let name: String = row.try_get(0).map_err(doing)?;
+            let cut: Option<Vec<u8>> = row.try_get(1).map_err(doing)?;
+            let Some(def) = prunable.iter().find(|def| def.full_name() == name) else { continue };
+            let Some(cut) = cut.map(|cut| KeyBuf::from_bytes(&cut)) else { continue };
+            // A cut that is no last part would let anything through, or nothing.
+            sql::tail_value(Dialect::Postgres, def, &cut)?;
+            cuts.push((*def, cut));
+        }
+        Ok(cuts)
+    }
+
+    /// The batch without what is below a cut; reads nothing where no counter of it is prunable.
+    async fn above_cuts(&self, batch: &Batch) -> Result<Batch> {
+        let cuts = self.cuts(batch.counters(), true).await?;
+        if cuts.is_empty() {
+            return Ok(batch.clone());
+        }
+        let cut_of = |counter: &Def| cuts.iter().find(|(known, _)| known.same(counter)).map(|(_, cut)| cut);
+        Ok(batch.filtered(|counter, key| cut_of(counter).is_none_or(|cut| prune::keeps(counter, key, cut))))
+    }
+
+    /// Carries a batch up to rollups. Each child whose links or finer totals change is locked first, then read in a later statement: what was read
+    /// stands still until the transaction ends.
+    async fn climb(&self, batch: Batch) -> Result<Batch> {
+        if self.layout.is_plain() || rollup::first_fed(self.layout, &batch).is_none() {
+            return Ok(batch);
+        }
+        let mut climb = Climb::of(self.layout, batch);
+        loop {
+            let questions = climb.next_all()?;
+            let Some(first) = questions.first() else { return Ok(climb.into_batch()) };
+            let doing = |error| failed("climbing", error);
+            let mut children: Vec<&KeyBuf> = questions.iter().map(|question| &question.child).collect();
+            children.dedup();
+            let children = children.iter().map(|child| Cow::Borrowed(child.as_bytes())).collect();
+            let mut queries = vec![sql::lock(&first.link.full_name(), first.level, children)];
+            let asked = self.asked(&questions)?;
+            queries.extend(asked.iter().map(|(_, query)| query.clone()));
+            let answers = self.query_all(&queries).await.map_err(|(_, error)| doing(error))?;
+            for ((counter, _), rows) in asked.iter().zip(answers.iter().skip(1)) {
+                for row in rows {
+                    let (key, total) = read_total(counter, row)?;
+                    climb.take_of(counter, &key, total)?;
+                }
+            }
+        }
+    }
+
+    /// One query for each counter that is asked for.
+    fn asked<'q>(&self, questions: &'q [Question]) -> Result<Vec<(Def, Query<'q>)>> {
+        let mut counters: Vec<(Def, Vec<&'q KeyBuf>)> = Vec::new();
+        for question in questions {
+            match counters.iter_mut().find(|(counter, _)| counter.same(&question.counter)) {
+                Some((_, children)) => children.push(&question.child),
+                None => counters.push((question.counter, vec![&question.child])),
+            }
+        }
+        let query = |(counter, children): (Def, Vec<&'q KeyBuf>)| {
+            let parts = questions.first().map_or(0, |question| question.child_parts);
+            Ok((counter, sql::read_under(self.layout.placed(&counter)?, parts, &children)?))
+        };
+        counters.into_iter().map(query).collect()
+    }
+
+    /// Reads totals, ready or not.
+    pub(crate) async fn totals_of(&self, counter: &Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let reads = sql::read_many(self.layout.placed(counter)?, keys)?;
+        let rows = self.query_all(&reads).await.map_err(|(_, error)| failed_on("reading totals", counter, error))?;
+        totals_in_order(counter, keys, &rows.iter().flatten().collect::<Vec<_>>())
+    }
+
+    /// Holds what a mend of these keys will change above them: the locks that a change of each would take, before any total is held.
+    pub(crate) async fn hold_above(&self, counter: &Def, keys: &[KeyBuf]) -> Result<()> {
+        let mut any = Batch::new();
+        for key in keys {
+            any.add_raw(*counter, &mut key.clone(), 1);
+        }
+        let climbed = match self.climb(any.clone()).await {
+            // There is no room above, so the mend will not climb either.
+            Err(Error::Overflow { .. }) => any,
+            climbed => climbed?,
+        };
+        let moved = self.moved(&climbed)?;
+        let locks = self.board_locks(&moved);
+        self.execute_all(&locks).await.map_err(|(_, error)| failed_on("mending totals", counter, error))?;
+        Ok(())
+    }
+
+    /// Holds these totals until the transaction ends, in key order; gives them. Those that are absent are made.
+    pub(crate) async fn hold(&self, counter: &Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let query = sql::hold(self.layout.placed(counter)?, keys)?;
+        let rows = self.query(&query).await.map_err(|error| failed_on("holding totals", counter, error))?;
+        totals_in_order(counter, keys, &rows.iter().collect::<Vec<_>>())
+    }
+
+    /// Writes what totals lack: also of rollups, of keys below a cut, and beyond 64 bits.
+    pub(crate) async fn mend(&self, lacking: &Batch) -> Result<()> {
+        let climbed = match self.climb(lacking.clone()).await {
+            Err(Error::Overflow { .. }) => lacking.clone(),
+            climbed => self.with_room(climbed?, lacking).await?,
+        };
+        self.write_all(&climbed, None, true).await.map(drop).map_err(Failed::unnamed)
+    }
+
+    /// What has climbed, or the mend alone where a rollup has no room for it: it then differs from what it sums, as it did, and is mended on its own
+    /// level.
+    async fn with_room(&self, climbed: Batch, lacking: &Batch) -> Result<Batch> {
+        let above: Vec<(Def, KeyBuf, i128)> =
+            climbed.deltas().skip(lacking.len()).map(|(counter, key, delta)| (counter, key.clone(), delta)).collect();
+        for run in above.chunk_by(|one, two| one.0.same(&two.0)) {
+            let Some((counter, ..)) = run.first() else { continue };
+            let keys: Vec<KeyBuf> = run.iter().map(|(_, key, _)| key.clone()).collect();
+            for (total, (.., delta)) in self.totals_of(counter, &keys).await?.into_iter().zip(run) {
+                if delta.checked_add(total.into()).is_none_or(|sum| i64::try_from(sum).is_err()) {
+                    return Ok(lacking.clone());
+                }
+            }
+        }
+        Ok(climbed)
+    }
+
+    /// Removes those of these totals that are 0; the caller holds them.
+    pub(crate) async fn remove_zeros(&self, counter: &Def, keys: &[KeyBuf]) -> Result<()> {
+        let placed = self.layout.placed(counter)?;
+        for mut read in sql::read_many(placed, keys)? {
+            read.text = sql::remove_zeros(placed);
+            self.execute(&read).await.map_err(|error| failed_on("writing totals", counter, error))?;
+        }
+        Ok(())
+    }
+
+    /// Which total of a counter a batch would bring beyond 64 bits, as far as one can see now.
+    pub(super) async fn find_overflow(&self, counter: &Def, batch: &Batch) -> Error {
+        let mut deltas: Vec<(KeyBuf, i128)> =
+            of_counter(batch, counter).map(|(key, delta)| (key.clone(), delta)).collect();
+        deltas.sort_unstable();
+        let keys: Vec<KeyBuf> = deltas.iter().map(|(key, _)| key.clone()).collect();
+        let totals = match self.totals_of(counter, &keys).await {
+            Ok(totals) => totals,
+            Err(error) => return error,
+        };
+        let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| {
+            delta.checked_add((*total).into()).is_none_or(|sum| i64::try_from(sum).is_err())
+        });
+        match beyond.map(|((key, _), _)| key).or(keys.first()) {
+            Some(key) => Error::overflow(counter, key, "total"),
+            None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
+        }
+    }
+}
+
+/// Forgets what is below a cut.
+pub(super) struct Prune {
+    pub(super) family: Vec<Def>,
+    pub(super) cut: KeyBuf,
+}
+
+impl AsyncWork<u64> for Prune {
+    async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<u64> {
+        let mut by_name = self.family.clone();
+        by_name.sort_unstable_by_key(Def::full_name);
+        let failed = |error, def: &Def| failed_on("pruning totals", def, error);
+        let mut moved = Vec::new();
+        for def in &by_name {
+            // Writers hold what they read of it until they commit; those that come later see the new one.
+            let text = format!(
+                r#"UPDATE "{}" AS c SET "cut" = $1 WHERE c."name" = $2 AND (c."cut" IS NULL OR c."cut" < $1)"#,
+                sql::CATALOGUE
+            );
+            let cut = Value::Blobs(vec![Cow::Borrowed(self.cut.as_bytes())]);
+            let text = text.replace("$1", "($1::bytea[])[1]");
+            let query = Query { text, values: vec![cut, Value::Text(def.full_name())] };
+            if session.execute(&query).await.map_err(|error| failed(error, def))? > 0 {
+                moved.push(*def);
+            }
+        }
+        let mut gone = 0;
+        for def in self.family.iter().filter(|def| moved.iter().any(|moved| moved.same(def))) {
+            let placed = session.layout.placed(def)?;
+            let last = sql::own_key_columns(def.parts()).pop().unwrap_or_default();
+            let text = format!(r#"DELETE FROM "{}" AS t WHERE {last} < $1"#, placed.table_name());
+            let query = Query { text, values: vec![sql::tail_value(Dialect::Postgres, def, &self.cut)?] };
+            gone += session.execute(&query).await.map_err(|error| failed(error, def))?;
+        }
+        for board in session.layout.board_defs() {
+            if board.counters().iter().any(|of| moved.iter().any(|def| def.same(of))) {
+                session.rescore_all(board).await?;
+            }
+        }
+        Ok(gone)
+    }
+}
