@@ -64,6 +64,16 @@ async fn settings_are_the_callers() {
     }
 }
 
+#[test]
+fn a_server_that_does_not_start_says_why() {
+    if shared().is_none() {
+        return;
+    }
+    let failed = thread::spawn(|| Server::with(&[("max_connections", "many")])).join().unwrap_err();
+    let why = failed.downcast_ref::<String>().unwrap();
+    assert!(why.starts_with("start failed:") && why.contains("max_connections"), "{why}");
+}
+
 #[tokio::test]
 async fn a_crash_keeps_what_was_committed_alone() {
     let Some(mut server) = Server::with(DURABLE) else { return };

@@ -93,15 +93,17 @@ impl Server {
     }
 
     /// A port that was free a moment ago may be taken by now.
+    #[track_caller]
     fn start_somewhere(&mut self) {
-        for left in (0..5).rev() {
+        for _ in 0..5 {
             self.port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
             let (port, folder) = (self.port.to_string(), self.folder.display().to_string());
             self.set(&[("port", &port), ("unix_socket_directories", &folder)]);
-            if left == 0 || self.try_to_tell("start") {
-                break;
+            if self.try_to_tell("start") {
+                return;
             }
         }
+        self.fail("start");
     }
 
     /// Appends to `postgresql.conf`, where the last line of a name counts; read when the server starts.
@@ -121,7 +123,14 @@ impl Server {
 
     #[track_caller]
     fn tell(&mut self, word: &str) {
-        assert!(self.try_to_tell(word), "{word} failed:\n{}", fs::read_to_string(self.folder.join("log")).unwrap());
+        if !self.try_to_tell(word) {
+            self.fail(word);
+        }
+    }
+
+    #[track_caller]
+    fn fail(&self, word: &str) -> ! {
+        panic!("{word} failed:\n{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default());
     }
 
     /// Starts a server that was stopped.
