@@ -222,17 +222,14 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
 
     async fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
         let query = sql::sum(Dialect::Postgres, self.layout.placed(&counter)?, range)?;
-        let summed = self.session().when_ready(&counter, &[query]).await;
-        let sum = match summed {
-            Ok(rows) => rows.iter().flatten().next().map_or(Ok(None), |row| row.try_get(0)),
-            Err(Error::Overflow { .. }) => return Err(super::sum_overflow(&counter)),
-            Err(error) => return Err(error),
-        };
-        let sum: Option<i64> = sum.map_err(|error| failed_on("summing totals", &counter, error))?;
+        let rows = self.session().when_ready(&counter, &[query]).await?;
+        let sum = rows.iter().flatten().next().map_or(Ok(None), |row| row.try_get::<_, Option<String>>(0));
+        let sum = sum.map_err(|error| failed_on("summing totals", &counter, error))?;
+        let sum = sum.map_or(Ok(0), |sum| sum.parse().map_err(|_| super::sum_overflow(&counter)))?;
         // Afterwards: a cut never goes back, so what it spares now was spared all along.
         let cuts = self.session().cuts(&[counter], false).await?;
         prune::check_range(&counter, range, cuts.first().map(|(_, cut)| cut))?;
-        Ok(sum.unwrap_or(0))
+        Ok(sum)
     }
 }
 
