@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, io, thread};
 
 use postgres_common::{DURABLE, Server, connect, shared, wait_until};
@@ -135,17 +135,22 @@ impl Traces {
         assert!(self.folder.join("data").is_dir() && runs(self.pid) && TcpStream::connect(&self.address).is_ok());
     }
 
-    /// Within some seconds, as long as a loaded machine may take.
+    /// The folder goes last. PostgreSQL itself notices that its folder is gone, but only once a minute: the process has ended before that.
     #[track_caller]
     fn assert_gone(&self) {
-        let left = || self.folder.exists() || runs(self.pid) || TcpStream::connect(&self.address).is_ok();
-        for _ in 0..3_000 {
-            if !left() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("left of it: folder {}, process {}", self.folder.exists(), runs(self.pid));
+        within(Duration::from_mins(1), "the folder is left", || !self.folder.exists());
+        within(Duration::from_secs(10), "the process is left", || !runs(self.pid));
+        assert!(TcpStream::connect(&self.address).is_err());
+    }
+}
+
+#[track_caller]
+#[allow(clippy::disallowed_methods)]
+fn within(time: Duration, otherwise: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < time, "{otherwise}");
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
