@@ -2,7 +2,7 @@
 
 # The fast gates: format, lints, features, docs, tests of the library.
 check: fmt clippy features doc
-    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy
+    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy --test postgres_server
     cargo test --all-features --doc
 
 fmt:
@@ -52,6 +52,10 @@ sqlx:
 # The reconciler as a job of a tokio application.
 tokio:
     cargo test --manifest-path examples/with-tokio/Cargo.toml
+
+# A private PostgreSQL server to play with, until Ctrl-C.
+postgres:
+    cargo test --quiet --test postgres_server a_server_to_play_with -- --ignored --nocapture
 
 # The oldest rusqlite of the declared range.
 oldest:

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each bench uses a part
 
+pub mod sides;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

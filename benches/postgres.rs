@@ -1,0 +1,208 @@
+//! What a vote costs in PostgreSQL, counted by each way there is: 16 connections, each vote a transaction of its own that waits for the disk, for one hot show
+//! and for 1,000 shows by Zipf's law. A private server (tests/postgres_common); skipped where PostgreSQL is not installed.
+//!
+//! Every way has prepared statements and one round trip a vote, and takes the lock of the total as late as it can.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod common;
+#[cfg(unix)]
+#[path = "../tests/postgres_common/mod.rs"]
+mod postgres_common;
+
+#[cfg(unix)]
+fn main() {
+    postgres::main();
+}
+
+#[cfg(not(unix))]
+fn main() {}
+
+#[cfg(unix)]
+mod postgres {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use tokio::runtime::{Builder, Runtime};
+    use tokio::task::JoinSet;
+    use tokio_postgres::types::ToSql;
+    use tokio_postgres::{Client, Statement};
+
+    use super::common::sides::{Side, interleaved, table};
+    use super::common::{Random, only_tested};
+    use super::postgres_common::{DURABLE, Server, connect};
+
+    const CONNECTIONS: u64 = 16;
+    const SHOWS: u64 = 1_000;
+
+    /// Totals are updated where they are, with room on each page for that.
+    const TABLES: &str = "
+        CREATE TABLE votes (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, show_id BIGINT NOT NULL);
+        CREATE INDEX votes_by_show ON votes (show_id);
+        CREATE TABLE show_votes (key BIGINT PRIMARY KEY, total BIGINT NOT NULL) WITH (fillfactor = 50);
+        INSERT INTO show_votes SELECT n, 0 FROM generate_series(0, 999) AS n;";
+    const TRIGGER: &str = "
+        CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO show_votes VALUES (NEW.show_id, 1) ON CONFLICT (key) DO UPDATE SET total = show_votes.total + 1;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER counted AFTER INSERT ON votes FOR EACH ROW EXECUTE FUNCTION counted();";
+    const INSERT: &str = "INSERT INTO votes (show_id) VALUES ($1)";
+    const UPDATE: &str = "UPDATE show_votes SET total = total + 1 WHERE key = $1";
+
+    /// How totals are kept.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Keeper {
+        /// Not at all: what the row alone costs.
+        Nobody,
+        /// By an UPDATE in the transaction, all of it sent at once.
+        Update,
+        /// By an UPDATE in the same statement.
+        OneStatement,
+        /// By an AFTER INSERT trigger that upserts.
+        Trigger,
+    }
+
+    /// The store of this crate is to be measured as one more of these.
+    const KEEPERS: [(Keeper, &str); 4] = [
+        (Keeper::Nobody, "no counters"),
+        (Keeper::Update, "UPDATE, pipelined"),
+        (Keeper::OneStatement, "UPDATE in one statement"),
+        (Keeper::Trigger, "trigger"),
+    ];
+
+    /// One connection that votes.
+    struct Voter {
+        client: Client,
+        keeper: Keeper,
+        insert: Statement,
+        update: Statement,
+    }
+
+    impl Voter {
+        async fn vote(&self, show: i64) {
+            let Self { client, insert, update, .. } = self;
+            let key: [&(dyn ToSql + Sync); 1] = [&show];
+            if self.keeper == Keeper::Update {
+                // Sent in this order, before the first answer is there.
+                let (begun, inserted, updated, committed) = tokio::join!(
+                    biased;
+                    client.batch_execute("BEGIN"),
+                    client.execute(insert, &key),
+                    client.execute(update, &key),
+                    client.batch_execute("COMMIT"),
+                );
+                begun.and(committed).unwrap();
+                assert_eq!((inserted.unwrap(), updated.unwrap()), (1, 1));
+            } else {
+                assert_eq!(client.execute(insert, &key).await.unwrap(), 1);
+            }
+        }
+    }
+
+    /// A database of votes, with connections that are open for the whole run.
+    struct Site {
+        keeper: Keeper,
+        voters: Vec<Arc<Voter>>,
+    }
+
+    impl Site {
+        async fn open(server: &Server, keeper: Keeper) -> Self {
+            let database = server.database().await;
+            let setup = connect(&database).await;
+            setup.batch_execute(TABLES).await.unwrap();
+            if keeper == Keeper::Trigger {
+                setup.batch_execute(TRIGGER).await.unwrap();
+            }
+            let mut voters = Vec::new();
+            for _ in 0..CONNECTIONS {
+                let client = connect(&database).await;
+                // What WITH changes comes last, behind the row.
+                let one = format!("WITH counted AS ({UPDATE}) {INSERT}");
+                let text = if keeper == Keeper::OneStatement { &one } else { INSERT };
+                let (insert, update) = (client.prepare(text).await.unwrap(), client.prepare(UPDATE).await.unwrap());
+                voters.push(Arc::new(Voter { client, keeper, insert, update }));
+            }
+            Self { keeper, voters }
+        }
+
+        /// Every connection votes for its shows, one after the other.
+        async fn round(&self, shows: Vec<Vec<i64>>) {
+            let mut running = JoinSet::new();
+            for (voter, shows) in self.voters.iter().cloned().zip(shows) {
+                running.spawn(async move {
+                    for show in shows {
+                        voter.vote(show).await;
+                    }
+                });
+            }
+            running.join_all().await;
+        }
+
+        /// Whatever was measured did count.
+        async fn check(&self) {
+            let voter = self.voters.first().unwrap();
+            let off = "SELECT count(*) FROM show_votes LEFT JOIN (SELECT show_id, count(*) AS votes FROM votes GROUP BY 1) AS rows
+                       ON show_id = key WHERE total <> coalesce(votes, 0)";
+            let off: i64 = voter.client.query_one(off, &[]).await.unwrap().get(0);
+            assert_eq!(off > 0, self.keeper == Keeper::Nobody, "{:?}: {off} shows differ", self.keeper);
+        }
+    }
+
+    /// Show `n` has a share of 1 / (n + 1).
+    struct Zipf(Vec<f64>);
+
+    impl Zipf {
+        #[allow(clippy::cast_precision_loss)]
+        fn new(shows: u64) -> Self {
+            let shares = (1..=shows).map(|rank| 1.0 / rank as f64);
+            Self(
+                shares
+                    .scan(0.0, |sum, share| {
+                        *sum += share;
+                        Some(*sum)
+                    })
+                    .collect(),
+            )
+        }
+
+        #[allow(clippy::cast_precision_loss)]
+        fn show(&self, random: &mut Random) -> i64 {
+            let whole = self.0.last().copied().unwrap_or_default();
+            let at = (random.next() >> 11) as f64 / (1_u64 << 53) as f64 * whole;
+            i64::try_from(self.0.partition_point(|sum| *sum <= at)).unwrap()
+        }
+    }
+
+    #[allow(clippy::disallowed_methods)]
+    fn timed(runtime: &Runtime, site: &Site, zipf: &Zipf, random: &mut Random, votes: u64) -> Duration {
+        let shows: Vec<Vec<i64>> = (0..CONNECTIONS).map(|_| (0..votes).map(|_| zipf.show(random)).collect()).collect();
+        let begun = Instant::now();
+        runtime.block_on(site.round(shows));
+        begun.elapsed()
+    }
+
+    pub fn main() {
+        let settings = [DURABLE, &[("shared_buffers", "256MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "1h")]];
+        let Some(server) = Server::with(&settings.concat()) else { return };
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let (times, votes) = if only_tested() { (1, 5) } else { (9, 100) };
+        for (what, shows) in [("one hot show", 1), ("1,000 shows by Zipf", SHOWS)] {
+            let opened = KEEPERS.map(|(keeper, name)| (name, runtime.block_on(Site::open(&server, keeper))));
+            let zipf = Zipf::new(shows);
+            let side = |(name, site)| {
+                let (runtime, zipf, mut random) = (&runtime, &zipf, Random(7));
+                let run = move || timed(runtime, site, zipf, &mut random, votes);
+                Side { name, each: CONNECTIONS * votes, run: Box::new(run) }
+            };
+            let mut sides: Vec<Side<'_>> = opened.iter().map(|(name, site)| side((*name, site))).collect();
+            let medians = interleaved(times, &mut sides);
+            table(&format!("PostgreSQL, {CONNECTIONS} connections, {what}: a vote"), &sides, &medians);
+            for (_, site) in &opened {
+                runtime.block_on(site.check());
+            }
+        }
+    }
+}
