@@ -222,7 +222,7 @@ async fn a_rollup_with_a_tail_pages_through_the_tails_of_one_parent() {
     for keys in [1, 2, 5, 300] {
         let (mut after, mut found, mut pages) = (None, Vec::new(), 0);
         loop {
-            let ask = Ask { counter: ARTIST_DAYS.def(), after, keys };
+            let ask = Ask { counter: ARTIST_DAYS.def(), after, until: None, keys };
             let measured = audit.measure(&ask).await.unwrap();
             assert!(measured.keys <= 2 * keys as u64);
             found.extend(measured.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()));
@@ -286,7 +286,7 @@ async fn a_rollup_beyond_64_bits_names_its_key() {
         "UPDATE setlist_votes SET total = 9223372036854775807 WHERE key IN (SELECT id FROM setlists WHERE show = 5)";
     client.batch_execute(text).await.unwrap();
     let mut audit = audit(&mut client).await;
-    let ask = Ask { counter: SHOW_VOTES.def(), after: None, keys: 1000 };
+    let ask = Ask { counter: SHOW_VOTES.def(), after: None, until: None, keys: 1000 };
     let error = audit.measure(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Overflow { key, counter: "show.votes", .. } if key == "5"), "{error:?}");
     let mend = Mend { counter: SHOW_VOTES.def(), keys: vec![KeyBuf::of::<i64>(5)] };
@@ -313,7 +313,7 @@ async fn a_rollup_of_one_key_is_mended() {
     assert_eq!(store.total(ALL, ()).await.unwrap(), 36);
     client.batch_execute("UPDATE \"all\" SET total = 5").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &ONE).await.unwrap();
-    let measured = audit.measure(&Ask { counter: ALL.def(), after: None, keys: 1 }).await.unwrap();
+    let measured = audit.measure(&Ask { counter: ALL.def(), after: None, until: None, keys: 1 }).await.unwrap();
     assert_eq!((measured.drifts[0].stored, measured.drifts[0].truth, measured.next), (5, 36, None));
     let mend = Mend { counter: ALL.def(), keys: vec![measured.drifts[0].key.clone()] };
     assert_eq!(audit.mend(&mend).await.unwrap().corrected, 1);

@@ -170,7 +170,7 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
         Ok(Item::<Integer> { key: Some(row.try_get::<_, i32>(0)?.into()), amount: row.try_get(1)?, counts: true })
     });
     audit.add(Integer::COUNTER, rows).await.unwrap();
-    let ask = Ask { counter: Integer::COUNTER.def(), after: None, keys: 100 };
+    let ask = Ask { counter: Integer::COUNTER.def(), after: None, until: None, keys: 100 };
     let error = audit.measure(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Source { key: Some(key), .. } if key == "2"), "{error:?}");
     other.batch_execute("UPDATE sums SET amount = 9223372036854775807 WHERE k = 2").await.unwrap();
@@ -214,7 +214,7 @@ async fn an_integer_that_is_no_key_is_named() {
     assert!(matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"), "{error:?}");
     // A position beyond bigint is one too, and not a page from the beginning.
     let beyond = KeyBuf::of::<u64>(u64::MAX);
-    let ask = Ask { counter: UNSIGNED.def(), after: Some(beyond), keys: 5 };
+    let ask = Ask { counter: UNSIGNED.def(), after: Some(beyond), until: None, keys: 5 };
     assert!(matches!(audit.measure(&ask).await, Err(Error::Key { .. })));
 }
 
