@@ -94,7 +94,7 @@ impl Target {
         let from = &self.from;
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
-        let sums = self.sums(dialect);
+        let sums = self.sums(dialect, self.amount.as_deref().unwrap_or_default());
 
         let uncut = cut.zip(keys.last()).map(|(cut, last)| format!("{last} >= {}", literal(dialect, cut)));
         let not_null = |key: &String| format!("{key} IS NOT NULL");
@@ -121,16 +121,27 @@ impl Target {
         let descending = ordered.iter().map(|key| format!("{key} DESC")).collect::<Vec<_>>().join(", ");
         let (first, after) = (dialect.param(1), dialect.param(keys.len() + 1));
         let row = format!("{}{}", self.columns, if keys.is_empty() { String::new() } else { format!(", {key}") });
-        let of_sample = if dialect == Dialect::Postgres { format!("{amount}::text") } else { amount };
+        let of_sample = if dialect == Dialect::Postgres { format!("{amount}::text") } else { amount.clone() };
         let sample = format!("SELECT {row}, {of_sample}, {counts_of_row} FROM {from}");
+        let page = |condition: &str, limit: &str| match dialect {
+            Dialect::Postgres if !keys.is_empty() => {
+                // Where the key's columns have the primary key among them, PostgreSQL groups by that alone, and would then sort: not what comes
+                // out of a query.
+                let names: Vec<String> = (1..=keys.len()).map(|at| format!("k_{at}")).collect();
+                let named: Vec<String> =
+                    keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}")).collect();
+                let (named, names, sums) = (named.join(", "), names.join(", "), self.sums(dialect, "o.n"));
+                format!(
+                    "SELECT {names}, {sums} FROM (SELECT {named}, {amount} AS n FROM {from} WHERE {condition} AND {counts}{sorted}) AS o \
+                     GROUP BY {names} ORDER BY {names} LIMIT {limit}"
+                )
+            }
+            _ => format!("SELECT {selected}{sums} FROM {from} WHERE {condition} AND {counts}{grouped} LIMIT {limit}"),
+        };
         let backwards = if keys.is_empty() { String::new() } else { format!(" ORDER BY {descending}") };
         Ok(Statements {
-            sums_first: format!(
-                "SELECT {selected}{sums} FROM {from} WHERE {has_key} AND {counts}{grouped} LIMIT {first}"
-            ),
-            sums_next: format!(
-                "SELECT {selected}{sums} FROM {from} WHERE {behind} AND {counts}{grouped} LIMIT {after}"
-            ),
+            sums_first: page(&has_key, &first),
+            sums_next: page(&behind, &after),
             sums_of_keys: format!("SELECT {selected}{sums} FROM {of_keys} WHERE {by_key} AND {counts}{grouped}"),
             rows_first: format!("SELECT {row} FROM {from} WHERE {has_key}{sorted}"),
             rows_next: format!("SELECT {row} FROM {from} WHERE {behind}{sorted}"),
@@ -148,14 +159,14 @@ impl Target {
     }
 
     /// How many rows; and, where they do not all add 1, what tells that amounts are no integers, and their sum.
-    fn sums(&self, dialect: Dialect) -> String {
-        match (&self.amount, dialect) {
-            (None, _) => "count(*)".to_owned(),
-            (Some(amount), Dialect::Sqlite) => {
+    fn sums(&self, dialect: Dialect, amount: &str) -> String {
+        match dialect {
+            _ if self.amount.is_none() => "count(*)".to_owned(),
+            Dialect::Sqlite => {
                 format!("count(*), sum(typeof({amount}) NOT IN ('integer', 'null')), sum({amount})")
             }
             // Of integers a numeric, whose text has no point; beyond 64 bits it is still right.
-            (Some(amount), Dialect::Postgres) => format!("count(*), sum({amount})::text"),
+            Dialect::Postgres => format!("count(*), sum({amount})::text"),
         }
     }
 
