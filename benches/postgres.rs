@@ -24,7 +24,9 @@ mod postgres {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
+    use keepcount::{AsyncStore, Batch, Counter, Layout, PostgresStore, PreparedStatements};
     use tokio::runtime::{Builder, Runtime};
+    use tokio::sync::Mutex;
     use tokio::task::JoinSet;
     use tokio_postgres::types::ToSql;
     use tokio_postgres::{Client, Statement};
@@ -52,6 +54,9 @@ mod postgres {
     const INSERT: &str = "INSERT INTO votes (show_id) VALUES ($1)";
     const UPDATE: &str = "UPDATE show_votes SET total = total + 1 WHERE key = $1";
 
+    const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+
     /// How totals are kept.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Keeper {
@@ -63,14 +68,19 @@ mod postgres {
         OneStatement,
         /// By an AFTER INSERT trigger that upserts.
         Trigger,
+        /// By keepcount, row and totals from BEGIN to COMMIT in one round trip.
+        Write,
+        /// By keepcount in a transaction as most applications write it: four round trips.
+        Within,
     }
 
-    /// The store of this crate is to be measured as one more of these.
-    const KEEPERS: [(Keeper, &str); 4] = [
+    const KEEPERS: [(Keeper, &str); 6] = [
         (Keeper::Nobody, "no counters"),
         (Keeper::Update, "UPDATE, pipelined"),
         (Keeper::OneStatement, "UPDATE in one statement"),
         (Keeper::Trigger, "trigger"),
+        (Keeper::Write, "keepcount, write"),
+        (Keeper::Within, "keepcount, within"),
     ];
 
     /// One connection that votes.
@@ -79,13 +89,26 @@ mod postgres {
         keeper: Keeper,
         insert: Statement,
         update: Statement,
+        prepared: PreparedStatements,
     }
 
     impl Voter {
-        async fn vote(&self, show: i64) {
-            let Self { client, insert, update, .. } = self;
+        async fn vote(&mut self, show: i64) {
+            let Self { client, insert, update, prepared, .. } = self;
             let key: [&(dyn ToSql + Sync); 1] = [&show];
-            if self.keeper == Keeper::Update {
+            let mut batch = Batch::new();
+            batch.add(SHOW_VOTES, show, 1);
+            if self.keeper == Keeper::Write {
+                let rows: [(&Statement, &[&(dyn ToSql + Sync)]); 1] = [(insert, &key)];
+                let (written, _) =
+                    PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&rows, &batch).await.unwrap();
+                assert_eq!(written, [1]);
+            } else if self.keeper == Keeper::Within {
+                let tx = client.transaction().await.unwrap();
+                assert_eq!(tx.execute(insert, &key).await.unwrap(), 1);
+                PostgresStore::within(&tx, &LAYOUT).prepared(prepared).apply(&batch).await.unwrap();
+                tx.commit().await.unwrap();
+            } else if self.keeper == Keeper::Update {
                 // Sent in this order, before the first answer is there.
                 let (begun, inserted, updated, committed) = tokio::join!(
                     biased;
@@ -105,7 +128,7 @@ mod postgres {
     /// A database of votes, with connections that are open for the whole run.
     struct Site {
         keeper: Keeper,
-        voters: Vec<Arc<Voter>>,
+        voters: Vec<Arc<Mutex<Voter>>>,
     }
 
     impl Site {
@@ -123,7 +146,8 @@ mod postgres {
                 let one = format!("WITH counted AS ({UPDATE}) {INSERT}");
                 let text = if keeper == Keeper::OneStatement { &one } else { INSERT };
                 let (insert, update) = (client.prepare(text).await.unwrap(), client.prepare(UPDATE).await.unwrap());
-                voters.push(Arc::new(Voter { client, keeper, insert, update }));
+                let prepared = PreparedStatements::new();
+                voters.push(Arc::new(Mutex::new(Voter { client, keeper, insert, update, prepared })));
             }
             Self { keeper, voters }
         }
@@ -133,6 +157,7 @@ mod postgres {
             let mut running = JoinSet::new();
             for (voter, shows) in self.voters.iter().cloned().zip(shows) {
                 running.spawn(async move {
+                    let mut voter = voter.lock().await;
                     for show in shows {
                         voter.vote(show).await;
                     }
@@ -143,7 +168,7 @@ mod postgres {
 
         /// Whatever was measured did count.
         async fn check(&self) {
-            let voter = self.voters.first().unwrap();
+            let voter = self.voters.first().unwrap().lock().await;
             let off = "SELECT count(*) FROM show_votes LEFT JOIN (SELECT show_id, count(*) AS votes FROM votes GROUP BY 1) AS rows
                        ON show_id = key WHERE total <> coalesce(votes, 0)";
             let off: i64 = voter.client.query_one(off, &[]).await.unwrap().get(0);

@@ -390,7 +390,7 @@ pub fn range<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange, limit: 
     Ok(Query { text, values: terms.values })
 }
 
-/// Sums the totals of a range: null where there are none.
+/// Sums the totals of a range: null where there are none; in PostgreSQL a text, since it may leave 64 bits.
 ///
 /// # Errors
 ///
@@ -399,8 +399,8 @@ pub fn sum<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result
     let terms = Terms::of(dialect, placed, range)?;
     let sum = match dialect {
         Dialect::Sqlite => r#"sum(t."total")"#,
-        // A numeric, which leaves 64 bits at its end only.
-        Dialect::Postgres => r#"sum(t."total")::bigint"#,
+        // What leaves 64 bits would be an error, which aborts the caller's transaction.
+        Dialect::Postgres => r#"sum(t."total")::text"#,
     };
     let text = format!(r#"SELECT {sum} FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
     Ok(Query { text, values: terms.values })

@@ -65,7 +65,7 @@ fn sql_order(one: &[Value<'_>], two: &[Value<'_>]) -> Ordering {
     let column = |(one, two): (&Value<'_>, &Value<'_>)| match (one, two) {
         (Value::Integer(one), Value::Integer(two)) => one.cmp(two),
         (Value::Text(one), Value::Text(two)) => one.as_bytes().cmp(two.as_bytes()),
-        (Value::Blob(one), Value::Blob(two)) => one.cmp(two),
+        (Value::Blob(one), Value::Blob(two)) | (Value::Uuid(one), Value::Uuid(two)) => one.cmp(two),
         _ => panic!("one column has one type: {one:?}, {two:?}"),
     };
     one.iter().zip(two).map(column).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)

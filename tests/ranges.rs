@@ -401,7 +401,8 @@ fn plan(counter: Def, range: &KeyRange) -> [String; 2] {
             let values = query.values.iter().map(|value| match value {
                 Value::Integer(value) => rusqlite::types::Value::Integer(*value),
                 Value::Text(text) => rusqlite::types::Value::Text(text.clone().into_owned()),
-                Value::Blob(bytes) => rusqlite::types::Value::Blob(bytes.to_vec()),
+                Value::Blob(bytes) | Value::Uuid(bytes) => rusqlite::types::Value::Blob(bytes.to_vec()),
+                arrays => panic!("{arrays:?} in SQLite"),
             });
             let lines = plan.query_map(params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
             lines.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")

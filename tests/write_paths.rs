@@ -902,7 +902,7 @@ fn totals_are_written_in_layout_and_key_order() {
         let part = |part: &Value<'_>| match part {
             Value::Integer(part) => (*part, String::new()),
             Value::Text(part) => (0, part.to_string()),
-            Value::Blob(_) => panic!("{part:?}"),
+            other => panic!("{other:?}"),
         };
         let key = |row: &[Value<'_>]| row[..row.len() - 1].iter().map(part).collect::<Vec<_>>();
         let keys: Vec<_> = statement.rows().map(key).collect();

@@ -7,7 +7,8 @@ mod writing;
 
 use std::fmt;
 
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 pub use self::session::PreparedStatements;
 pub(crate) use self::session::{Session, commit_failed, failed, failed_on, read_key, read_parts};
@@ -116,7 +117,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
             return Ok(Applied::default());
         }
         let began = observe::begin(observe::Place::Postgres, batch);
-        let applied = self.write(batch, mark).await?;
+        let applied = self.write_batch(batch, mark).await?;
         if !applied.skipped {
             observe::applied(observe::Place::Postgres, began, batch, &applied);
         }
@@ -124,7 +125,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     }
 
     /// Writes a batch in the caller's transaction, or in one of its own.
-    async fn write(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+    async fn write_batch(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
         let (layout, prepared) = (self.layout, self.prepared);
         let client = match &mut self.conn {
             Conn::Within(client) => {
@@ -185,6 +186,61 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     }
 }
 
+impl PostgresStore<'_, Client> {
+    /// Writes rows of the application's own and applies their batch in one transaction; in one round trip where no total has to be read first, that is
+    /// where the layout has no rollup, board or prunable counter. So totals are locked for no longer than the commit takes. Gives how many
+    /// rows each statement wrote.
+    ///
+    /// For writes whose batch is known before they run, such as inserts: an update or delete has to learn from the database what was there.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](AsyncStore::apply), and what the database says of the rows; nothing is written then, unless it is [`Error::Unknown`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use keepcount::{Batch, Counter, Layout, PostgresStore, PreparedStatements};
+    /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// # async fn vote(client: &mut tokio_postgres::Client, prepared: &PreparedStatements) -> Result<(), Box<dyn std::error::Error>> {
+    /// let insert = client.prepare("INSERT INTO votes (show_id) VALUES ($1)").await?; // once a connection
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 1);
+    /// PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&[(&insert, &[&7_i64])], &batch).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn write(
+        &mut self,
+        rows: &[(&Statement, &[&(dyn ToSql + Sync)])],
+        batch: &Batch,
+    ) -> Result<(Vec<u64>, Applied)> {
+        rollup::refuse_rollups(self.layout, batch)?;
+        let began = observe::begin(observe::Place::Postgres, batch);
+        let (layout, prepared) = (self.layout, self.prepared);
+        let Conn::Own(client) = &mut self.conn else {
+            return Err(Error::setting("write", "it begins a transaction, and the store is within one"));
+        };
+        if let Some(done) = (Session { client: *client, layout, prepared }).write_at_once(rows, batch).await {
+            let done = match done {
+                Err(Failed::Overflow(counter, batch)) => {
+                    return Err(Session { client: *client, layout, prepared }.find_overflow(&counter, &batch).await);
+                }
+                done => done.map_err(Failed::unnamed)?,
+            };
+            observe::applied(observe::Place::Postgres, began, batch, &done.1);
+            return Ok(done);
+        }
+        let doing = || writing::doing(batch, None);
+        let mut tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;
+        let written = writing::run_rows(&tx, rows).await.map_err(|error| failed("writing rows", error))?;
+        let applied = PostgresStore { conn: Conn::Own(&mut tx), layout, prepared }.apply_with(batch, None).await?;
+        tx.commit().await.map_err(|error| commit_failed(&doing(), error))?;
+        Ok((written, applied))
+    }
+}
+
 /// What is done in one transaction.
 pub(crate) trait AsyncWork<T>: Send {
     fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> impl Future<Output = Result<T>> + Send;
@@ -222,17 +278,14 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
 
     async fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
         let query = sql::sum(Dialect::Postgres, self.layout.placed(&counter)?, range)?;
-        let summed = self.session().when_ready(&counter, &[query]).await;
-        let sum = match summed {
-            Ok(rows) => rows.iter().flatten().next().map_or(Ok(None), |row| row.try_get(0)),
-            Err(Error::Overflow { .. }) => return Err(super::sum_overflow(&counter)),
-            Err(error) => return Err(error),
-        };
-        let sum: Option<i64> = sum.map_err(|error| failed_on("summing totals", &counter, error))?;
+        let rows = self.session().when_ready(&counter, &[query]).await?;
+        let sum = rows.iter().flatten().next().map_or(Ok(None), |row| row.try_get::<_, Option<String>>(0));
+        let sum = sum.map_err(|error| failed_on("summing totals", &counter, error))?;
+        let sum = sum.map_or(Ok(0), |sum| sum.parse().map_err(|_| super::sum_overflow(&counter)))?;
         // Afterwards: a cut never goes back, so what it spares now was spared all along.
         let cuts = self.session().cuts(&[counter], false).await?;
         prune::check_range(&counter, range, cuts.first().map(|(_, cut)| cut))?;
-        Ok(sum.unwrap_or(0))
+        Ok(sum)
     }
 }
 

@@ -367,7 +367,8 @@ fn cell(value: &Value<'_>) -> Cell {
     match value {
         Value::Integer(value) => Cell::Integer(*value),
         Value::Text(text) => Cell::Text(text.clone().into_owned()),
-        Value::Blob(bytes) => Cell::Blob(bytes.to_vec()),
+        Value::Blob(bytes) | Value::Uuid(bytes) => Cell::Blob(bytes.to_vec()),
+        arrays => panic!("{arrays:?} in SQLite"),
     }
 }
 

@@ -72,9 +72,6 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let all: Vec<Query<'_>> = std::iter::once(look).chain(queries.iter().cloned()).collect();
         let rows = self.query_all(&all).await.map_err(|(at, error)| match at {
             0 => failed(&format!("looking whether {what} is ready"), error),
-            _ if super::session::overflowed(&error) => {
-                Error::Overflow { counter: what, key: "of a range".to_owned(), what: "sum" }
-            }
             _ => failed(&format!("reading {what}"), error),
         })?;
         let mut rows = rows.into_iter();

@@ -78,14 +78,14 @@ impl<C> Clone for Session<'_, C> {
 impl<C> Copy for Session<'_, C> {}
 
 /// Statements that are sent in one go; the server runs them one after the other.
-const PIPELINE_MOST: usize = 16;
+pub(super) const PIPELINE_MOST: usize = 16;
 
 impl<'c, C: GenericClient + Sync> Session<'c, C> {
     pub(crate) const fn new(client: &'c C, layout: &'c Layout) -> Self {
         Self { client, layout, prepared: None }
     }
 
-    async fn prepare_all(&self, queries: &[Query<'_>]) -> Result<(), (usize, tokio_postgres::Error)> {
+    pub(super) async fn prepare_all(&self, queries: &[Query<'_>]) -> Result<(), (usize, tokio_postgres::Error)> {
         let Some(prepared) = self.prepared else { return Ok(()) };
         for (at, query) in queries.iter().enumerate() {
             prepared.prepare(self.client, query).await.map_err(|error| (at, error))?;

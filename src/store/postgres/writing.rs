@@ -6,9 +6,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use tokio_postgres::{GenericClient, Row};
+use futures_util::future::{join4, try_join_all};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{GenericClient, Row, Statement};
 
-use super::{AsyncWork, Session, failed, failed_on, read_total, totals_in_order};
+use super::session::PIPELINE_MOST;
+use super::{AsyncWork, Session, commit_failed, failed, failed_on, read_total, totals_in_order};
 use crate::batch::Batch;
 use crate::board::BoardDef;
 use crate::counter::{Def, Placed};
@@ -84,7 +87,86 @@ pub(super) fn mark_of(stream: &str, row: &Row) -> Result<u64> {
     u64::try_from(last).map_err(|_| foreign(format!("{last}, below 0")))
 }
 
+/// Statements that write totals, with what comes before and behind them.
+struct Writes<'b> {
+    queries: Vec<Query<'b>>,
+    /// How many of the queries come before those of totals.
+    before: usize,
+    /// The counter of each that writes totals, and how many it has to write.
+    totals: Vec<(Def, Option<u64>)>,
+}
+
+impl Writes<'_> {
+    fn failed(&self, at: usize, batch: &Batch, mark: Option<&Mark<'_>>, error: tokio_postgres::Error) -> Failed {
+        match at.checked_sub(self.before).and_then(|at| self.totals.get(at)) {
+            Some((counter, _)) if super::session::overflowed(&error) => {
+                Failed::Overflow(*counter, Box::new(batch.clone()))
+            }
+            Some((counter, _)) => failed_on("writing totals", counter, error).into(),
+            None => failed(&doing(batch, mark), error).into(),
+        }
+    }
+
+    /// Refuses a write of fewer totals than were sent.
+    fn check(&self, written: &[u64]) -> Result<()> {
+        for ((counter, wanted), written) in self.totals.iter().zip(written.iter().skip(self.before)) {
+            if wanted.is_some_and(|wanted| wanted != *written) {
+                let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
+                return Err(Error::Schema { table: counter.table_name(), reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the application's own statements, in one round trip.
+pub(super) async fn run_rows(
+    client: &impl GenericClient,
+    rows: &[(&Statement, &[&(dyn ToSql + Sync)])],
+) -> Result<Vec<u64>, tokio_postgres::Error> {
+    try_join_all(rows.iter().map(|(statement, values)| client.execute(*statement, values))).await
+}
+
 impl<C: GenericClient + Send + Sync> Session<'_, C> {
+    /// Writes rows and their batch from BEGIN to COMMIT in one round trip; none where totals have to be read first, or there is too much of it. What
+    /// fails in the middle makes the server's COMMIT a rollback.
+    pub(super) async fn write_at_once(
+        &self,
+        rows: &[(&Statement, &[&(dyn ToSql + Sync)])],
+        batch: &Batch,
+    ) -> Option<Result<(Vec<u64>, Applied), Failed>> {
+        if !self.layout.is_plain() || !self.layout.board_defs().is_empty() {
+            return None;
+        }
+        let writes = match self.writes(batch, false) {
+            Ok(writes) => writes,
+            Err(error) => return Some(Err(error.into())),
+        };
+        if writes.queries.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
+            return None;
+        }
+        // Before BEGIN: what has to be prepared would come behind COMMIT.
+        if let Err((at, error)) = self.prepare_all(&writes.queries).await {
+            return Some(Err(writes.failed(at, batch, None, error)));
+        }
+        let (begun, written, totals, committed) = join4(
+            self.client.batch_execute("BEGIN"),
+            run_rows(self.client, rows),
+            self.execute_all(&writes.queries),
+            self.client.batch_execute("COMMIT"),
+        )
+        .await;
+        let done = || {
+            begun.map_err(|error| failed("beginning a transaction", error))?;
+            let written = written.map_err(|error| failed("writing rows", error))?;
+            let totals = totals.map_err(|(at, error)| writes.failed(at, batch, None, error))?;
+            committed.map_err(|error| commit_failed(&doing(batch, None), error))?;
+            writes.check(&totals)?;
+            Ok((written, Applied::new(batch.len() as u64, writes.totals.len() as u64)))
+        };
+        Some(done())
+    }
+
     /// Writes a batch in the transaction at hand; does nothing where its events were applied before.
     pub(super) async fn write(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied, Failed> {
         let doing = || doing(batch, mark);
@@ -108,39 +190,33 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
 
     /// Writes a batch that has climbed: board locks, totals, the mark, and what boards say then.
     async fn write_all(&self, batch: &Batch, mark: Option<&Mark<'_>>, far: bool) -> Result<Applied, Failed> {
-        let statements = sql::statements(Dialect::Postgres, self.layout, batch, far)?;
         let moved = self.moved(batch)?;
-        let mut queries: Vec<Query<'_>> = self.board_locks(&moved);
-        let locks = queries.len();
-        let mut counters = Vec::new();
-        for statement in &statements {
-            for row in statement.rows() {
-                queries.push(Query { text: statement.text.clone(), values: row.to_vec() });
-                counters.push((statement.counter, statement.adds.then(|| row.first().map_or(1, Value::len))));
-            }
-        }
+        let mut writes = self.writes(batch, far)?;
+        let locks = self.board_locks(&moved);
+        writes.before = locks.len();
+        writes.queries.splice(0..0, locks);
         if let Some(mark) = mark {
             let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
             let values = vec![Value::Text(mark.stream().into()), Value::Integer(last)];
-            queries.push(Query { text: sql::set_mark(Dialect::Postgres), values });
+            writes.queries.push(Query { text: sql::set_mark(Dialect::Postgres), values });
         }
-        let written = self.execute_all(&queries).await.map_err(|(at, error)| {
-            match at.checked_sub(locks).and_then(|at| counters.get(at)) {
-                Some((counter, _)) if super::session::overflowed(&error) => {
-                    Failed::Overflow(*counter, Box::new(batch.clone()))
-                }
-                Some((counter, _)) => failed_on("writing totals", counter, error).into(),
-                None => failed(&doing(batch, mark), error).into(),
-            }
-        })?;
-        for ((counter, wanted), written) in counters.iter().zip(written.iter().skip(locks)) {
-            if wanted.is_some_and(|wanted| wanted != *written) {
-                let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
-                return Err(Error::Schema { table: counter.table_name(), reason }.into());
-            }
-        }
+        let written = self.execute_all(&writes.queries).await;
+        let written = written.map_err(|(at, error)| writes.failed(at, batch, mark, error))?;
+        writes.check(&written)?;
         let scores = self.follow(&moved).await?;
-        Ok(Applied::new(batch.len() as u64, counters.len() as u64 + scores))
+        Ok(Applied::new(batch.len() as u64, writes.totals.len() as u64 + scores))
+    }
+
+    /// The statements that write a batch's totals.
+    fn writes<'b>(&self, batch: &'b Batch, far: bool) -> Result<Writes<'b>> {
+        let mut writes = Writes { queries: Vec::new(), before: 0, totals: Vec::new() };
+        for statement in sql::statements(Dialect::Postgres, self.layout, batch, far)? {
+            for row in statement.rows() {
+                writes.queries.push(Query { text: statement.text.clone(), values: row.to_vec() });
+                writes.totals.push((statement.counter, statement.adds.then(|| row.first().map_or(1, Value::len))));
+            }
+        }
+        Ok(writes)
     }
 
     fn moved(&self, batch: &Batch) -> Result<Moved> {

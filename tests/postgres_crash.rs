@@ -1,0 +1,188 @@
+//! Connections cut and servers killed while events are applied once: whatever a writer was told, nothing is lost and nothing counts twice.
+//!
+//! `KEEPCOUNT_CRASH_ROUNDS` says how many cuts there are (`just postgres-crash`); some in `cargo test`.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+#[path = "common/random.rs"]
+mod random;
+
+mod postgres_app;
+mod postgres_common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use keepcount::{AsyncStore, Batch, Error, Mark, PostgresStore};
+use postgres_app::{Change, LAYOUT, assert_exact, create, differences, write};
+use postgres_common::{DURABLE, Server, connect};
+use random::Random;
+use tokio_postgres::{Client, Config, NoTls};
+
+fn rounds() -> u64 {
+    std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap())
+}
+
+/// How the writers' attempts ended, and how many events were applied.
+#[derive(Debug, Default)]
+struct Ends {
+    committed: AtomicU64,
+    skipped: AtomicU64,
+    unknown: AtomicU64,
+    retried: AtomicU64,
+    done: AtomicBool,
+}
+
+/// The change that one event of a stream is: the same whenever it is delivered.
+fn event(stream: u64, number: u64) -> Change {
+    let mut random = Random(stream * 1_000_003 + number);
+    let id = i64::try_from(stream * 1_000_000 + number).unwrap();
+    let setlist = random.int(0, 20);
+    match random.below(12) {
+        0 => Change::Place(setlist, Some(random.int(0, 5))),
+        1 => Change::Bill(random.int(0, 5), Some(random.int(0, 3))),
+        2 => Change::Unvote(id - 1),
+        _ => Change::Vote(id, setlist, random.int(1, 4), random.int(0, 4)),
+    }
+}
+
+/// A connection; none while the server is away.
+async fn open(config: &Config) -> Option<Client> {
+    let (client, connection) = config.connect(NoTls).await.ok()?;
+    tokio::spawn(connection);
+    Some(client)
+}
+
+/// Delivers a stream's events until told to stop, each time from behind its mark on: rows, totals and mark in one transaction.
+async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
+    let name = format!("stream {stream}");
+    let mut random = Random(stream);
+    let mut last = 0;
+    'connect: while !ends.done.load(Ordering::Relaxed) {
+        let Some(mut client) = open(&config).await else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        // What is known for sure is what the database says.
+        let Ok(applied) = PostgresStore::new(&mut client, &LAYOUT).mark(&name).await else { continue };
+        assert!(applied >= last, "{name}: {last} was committed, the mark says {applied}");
+        let mut next = applied + 1;
+        while !ends.done.load(Ordering::Relaxed) {
+            let until = next + random.below(3);
+            let Ok(tx) = client.transaction().await else { continue 'connect };
+            let mut batch = Batch::new();
+            for number in next..=until {
+                if write(&tx, &event(stream, number), &mut batch).await.is_err() {
+                    ends.retried.fetch_add(1, Ordering::Relaxed);
+                    continue 'connect;
+                }
+            }
+            let mark = Mark::new(&name, next, until).unwrap();
+            match PostgresStore::within(&tx, &LAYOUT).apply_once(&batch, &mark).await {
+                Ok(done) => assert!(!done.skipped),
+                Err(Error::Busy { .. }) => {
+                    ends.retried.fetch_add(1, Ordering::Relaxed);
+                    continue 'connect;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+            if tx.commit().await.is_err() {
+                // It may have happened; the mark will say.
+                ends.unknown.fetch_add(1, Ordering::Relaxed);
+                continue 'connect;
+            }
+            ends.committed.fetch_add(1, Ordering::Relaxed);
+            last = until;
+            next = until + 1;
+        }
+    }
+    last
+}
+
+/// Applies a stream without rows, in the store's own transactions, and delivers what it is not sure of again: a repeat says so.
+async fn count(config: Config, ends: Arc<Ends>) -> u64 {
+    let (mut next, mut sure) = (1, 0);
+    while !ends.done.load(Ordering::Relaxed) || sure + 1 < next {
+        let Some(mut client) = open(&config).await else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        loop {
+            let mut batch = Batch::new();
+            batch.add(postgres_app::SHOW_ARTIST, (1_000_000, 1_000_000), 1);
+            let mark = Mark::new("counted", next, next).unwrap();
+            match PostgresStore::new(&mut client, &LAYOUT).apply_once(&batch, &mark).await {
+                Ok(done) => {
+                    ends.skipped.fetch_add(done.skipped.into(), Ordering::Relaxed);
+                    sure = next;
+                    next += 1;
+                }
+                Err(Error::Unknown { .. }) => {
+                    ends.unknown.fetch_add(1, Ordering::Relaxed);
+                    break;
+                }
+                Err(Error::Busy { .. }) => break,
+                Err(error) => panic!("{error:?}"),
+            }
+            if ends.done.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+    sure
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
+    let Some(mut server) = Server::with(DURABLE) else { return };
+    let config = server.database().await;
+    create(&mut connect(&config).await).await;
+    let ends = Arc::new(Ends::default());
+    let writers: Vec<_> =
+        (1..=4).map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends)))).collect();
+    let counter = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
+    let mut random = Random(11);
+    let (mut cuts, mut crashes) = (0_i64, 0);
+    for round in 1..=rounds() {
+        tokio::time::sleep(Duration::from_millis(20 + random.below(80))).await;
+        if round % 6 == 0 {
+            server.crash();
+            server.start();
+            crashes += 1;
+        } else {
+            let killer = connect(&config).await;
+            let text = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            cuts += killer.query_one(text, &[]).await.unwrap().get::<_, i64>(0);
+        }
+    }
+    ends.done.store(true, Ordering::Relaxed);
+    let mut client = connect(&config).await;
+    for (stream, writer) in (1..=4_u64).zip(writers) {
+        let last = writer.await.unwrap();
+        let mark = PostgresStore::new(&mut client, &LAYOUT).mark(&format!("stream {stream}")).await.unwrap();
+        assert!(mark >= last, "stream {stream}: {last} was committed, the mark says {mark}");
+        // Rows and mark are of one transaction: the votes that are there are those up to the mark.
+        let first = i64::try_from(stream * 1_000_000).unwrap();
+        let wanted = (1..=mark).filter(|number| {
+            matches!(event(stream, *number), Change::Vote(..))
+                && event(stream, number + 1) != Change::Unvote(first + i64::try_from(*number).unwrap())
+                || *number == mark && matches!(event(stream, *number), Change::Vote(..))
+        });
+        let there = "SELECT count(*) FROM votes WHERE id BETWEEN $1 AND $2";
+        let there: i64 = client.query_one(there, &[&first, &(first + 999_999)]).await.unwrap().get(0);
+        assert_eq!(there, i64::try_from(wanted.count()).unwrap(), "votes of stream {stream}");
+    }
+    let counted = counter.await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    assert_eq!(store.mark("counted").await.unwrap(), counted);
+    assert_eq!(
+        store.total(postgres_app::SHOW_ARTIST, (1_000_000, 1_000_000)).await.unwrap(),
+        i64::try_from(counted).unwrap()
+    );
+    client.execute("DELETE FROM show_artist WHERE key_1 = 1000000", &[]).await.unwrap();
+    assert_exact(&differences(&client).await);
+    println!("{cuts} connections cut, {crashes} crashes of the server; {ends:?}");
+    assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
+}
