@@ -5,7 +5,7 @@ use keepcount::reconcile::{
     AsyncAudit, Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioLive, TypedPostgresSource,
     run_async,
 };
-use keepcount::{AsKey, AsyncStore, Counter, Def, Key, Layout, PostgresStore, Record, Result, Tally};
+use keepcount::{AsKey, Counter, Def, Key, Layout, PostgresStore, Record, Result, Tally};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 

@@ -6,7 +6,7 @@ use keepcount::reconcile::{
     Ask, AsyncAudit, Look, Looked, Measured, Mend, Mended, Mode, Options, PostgresAudit, PostgresSource, Reconciler,
     Token, TokioLive, run_async,
 };
-use keepcount::{AsyncStore, Batch, Error, Key, KeyBuf, Next, PostgresStore, Result};
+use keepcount::{AsyncStore, Batch, Error, KeyBuf, Next, PostgresStore, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -191,7 +191,12 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
     let mut corrected = 0;
     let (mut one, mut two) = (connect_again(&client, server).await, connect_again(&client, server).await);
     for round in 0..12 {
-        let text = format!("UPDATE of_integer SET total = total + {} WHERE key < 20", round + 1);
+        // In key order, as everybody.
+        let text = format!(
+            "BEGIN; SELECT 1 FROM of_integer WHERE key < 20 ORDER BY key FOR UPDATE;
+             UPDATE of_integer SET total = total + {} WHERE key < 20; COMMIT",
+            round + 1
+        );
         client.batch_execute(&text).await.unwrap();
         let (mut left, mut right) = (audit::<Integer>(&mut one).await, audit::<Integer>(&mut two).await);
         let options = Options::default().page(16);

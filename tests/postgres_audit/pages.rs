@@ -2,8 +2,8 @@
 
 use super::items::*;
 use super::postgres_common::{connect, shared};
+use keepcount::PostgresStore;
 use keepcount::reconcile::{Mode, Options, PostgresAudit};
-use keepcount::{AsyncStore, PostgresStore};
 
 async fn exact_at_every_page<T: Kind>(by_tally: bool) {
     let Some(server) = shared() else { return };

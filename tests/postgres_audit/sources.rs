@@ -6,7 +6,7 @@ use keepcount::reconcile::{
     Ask, AsyncAudit, Mend, Mode, Options, Outcome, PostgresAudit, PostgresSource, Reconciler, TokioLive,
     TypedPostgresSource, active_connections, replay_lag, replay_lag_bytes, run_async,
 };
-use keepcount::{AsyncStore, Counter, Def, Error, KeyBuf, Layout, Next, PostgresStore, Record, Tally};
+use keepcount::{Counter, Def, Error, KeyBuf, Layout, Next, PostgresStore, Record, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
