@@ -171,11 +171,12 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
             batch.update(&setlist(&old)?, &new);
         }
         Change::Drop(id) => {
-            let parent = tx.query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            tx.query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
             let text = "WITH gone AS (SELECT id FROM votes WHERE setlist = $1 ORDER BY id FOR UPDATE)
                         DELETE FROM votes USING gone WHERE votes.id = gone.id RETURNING setlist, weight, day";
             let votes: Vec<Vote> = tx.query(text, &[&id]).await?.iter().map(vote).collect::<Result<_, _>>()?;
-            tx.execute("DELETE FROM setlists WHERE id = $1", &[&id]).await?;
+            // What the DELETE itself says, not the SELECT: the row may have come in between.
+            let parent = tx.query_opt("DELETE FROM setlists WHERE id = $1 RETURNING id, show", &[&id]).await?;
             batch.delete(&votes);
             batch.delete(&parent.as_ref().map(setlist).transpose()?);
         }
