@@ -233,9 +233,11 @@ fn votes_that_come_and_go_beside_setlists_that_move_drift_nowhere() {
     });
 }
 
-const TRACK: Counter<(Uuid, i128)> = Counter::new("track.plays");
-const TRACK_WORK: Counter<((Uuid, i128), (String, u128, [u8; 16], u8))> = Counter::new("track.work");
-const WORK: Counter<(String, u128, [u8; 16], u8)> = Counter::new("work.plays").sum_of(TRACK, TRACK_WORK);
+type Track = (Uuid, i128);
+type Work = (String, u128, [u8; 16], u8);
+const TRACK: Counter<Track> = Counter::new("track.plays");
+const TRACK_WORK: Counter<(Track, Work)> = Counter::new("track.work");
+const WORK: Counter<Work> = Counter::new("work.plays").sum_of(TRACK, TRACK_WORK);
 const EVERY_TYPE: Layout = Layout::new(&[TRACK.table(), TRACK_WORK.table(), WORK.table()]);
 
 #[test]
