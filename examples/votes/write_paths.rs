@@ -24,7 +24,10 @@ fn on_two_shows(test: impl AsyncFnOnce(&mut App, &mut App, &Client)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let config = server.database().await;
-        let (url, db) = (server.url(config.get_dbname().unwrap()), connect(&config).await);
+        let name = config.get_dbname().unwrap();
+        let bound = format!("ALTER DATABASE {name} SET lock_timeout = '60s'");
+        connect(&config).await.batch_execute(&bound).await.unwrap();
+        let (url, db) = (server.url(name), connect(&config).await);
         let (mut one, mut two) = (App::connect(&url).await.unwrap(), App::connect(&url).await.unwrap());
         one.migrate().await.unwrap();
         for show in ["a", "b"] {
@@ -230,6 +233,22 @@ fn votes_that_come_and_go_beside_setlists_that_move_drift_nowhere() {
         tokio::join!(votes_given, moves);
         let (setlists, shows) = votes(db).await;
         assert_eq!((setlists, shows.iter().sum::<i64>()), ([10, 10, 10], 30));
+    });
+}
+
+#[test]
+fn votes_of_a_feed_count_once_however_often_they_are_delivered() {
+    on_two_shows(async |one, two, db| {
+        let feed: Vec<Vote> = (1..=4).map(|user| vote(1, user, "2026-06-01")).collect();
+        assert!(one.deliver(1, &feed[..2]).await.unwrap());
+        assert!(!one.deliver(1, &feed[..2]).await.unwrap());
+        one.deliver(4, &feed[3..]).await.unwrap_err(); // 3 comes first
+        assert_eq!(votes(db).await, ([2, 0, 0], [2, 0]));
+        let both =
+            (async { one.deliver(3, &feed[2..]).await.unwrap() }, async { two.deliver(3, &feed[2..]).await.unwrap() });
+        let delivered = at_once(db, "SELECT FROM keepcount_marks FOR UPDATE", both).await;
+        assert!(delivered.0 ^ delivered.1, "{delivered:?}");
+        assert_eq!(votes(db).await, ([4, 0, 0], [4, 0]));
     });
 }
 

@@ -3,9 +3,10 @@
 use diesel::data_types::PgDate;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error::DatabaseError, Error::RollbackTransaction};
+use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
-use keepcount::sql::Dialect;
-use keepcount::{Batch, Date};
+use keepcount::sql::{self, Dialect};
+use keepcount::{Batch, Date, Mark};
 use uuid::Uuid;
 
 use self::schema::{setlists, show_votes, shows, votes};
@@ -165,6 +166,27 @@ impl App {
         }
     }
 
+    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    pub async fn deliver(&mut self, first: u64, votes: &[Vote]) -> Result<bool> {
+        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let delivered = self.conn.transaction(async |conn| {
+            let hold = diesel::sql_query(sql::hold_mark()).bind::<Text, _>(mark.stream());
+            let Last { last } = hold.get_result(conn).await?;
+            if !mark.follows(last.try_into()?)? {
+                return Ok(false);
+            }
+            let mut batch = Batch::new();
+            for vote in votes {
+                cast(conn, vote, &mut batch).await?;
+            }
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            let set = diesel::sql_query(sql::set_mark(Dialect::Postgres)).bind::<Text, _>(mark.stream());
+            set.bind::<BigInt, _>(i64::try_from(mark.last())?).execute(conn).await?;
+            Ok(true)
+        });
+        delivered.await
+    }
+
     pub async fn show_votes(&mut self, show: &str) -> Result<i64> {
         let total = show_votes::table.find(show).select(show_votes::total).first(&mut self.conn).await;
         Ok(total.optional()?.unwrap_or(0))
@@ -193,6 +215,13 @@ async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> R
         }
     }
     Err("a vote that is given and taken again and again".into())
+}
+
+/// The last event of a stream that was taken.
+#[derive(QueryableByName)]
+struct Last {
+    #[diesel(sql_type = BigInt)]
+    last: i64,
 }
 
 fn no_such_setlist(error: &Error) -> bool {

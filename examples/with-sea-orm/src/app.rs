@@ -1,11 +1,12 @@
 //! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
 
-use keepcount::Batch;
-use keepcount::sql::Dialect;
+use keepcount::sql::{self, Dialect};
+use keepcount::{Batch, Mark};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection, DatabaseTransaction, DbErr,
-    EntityTrait as _, QueryFilter as _, QuerySelect as _, SqlErr, TransactionTrait as _, TryInsertResult,
+    ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, EntityTrait as _, QueryFilter as _, QuerySelect as _, SqlErr, Statement, TransactionTrait as _,
+    TryInsertResult,
 };
 
 use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
@@ -134,6 +135,27 @@ impl App {
             tx.commit().await?
         }
         Ok(taken)
+    }
+
+    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
+        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let tx = self.pool.begin().await?;
+        let hold = Statement::from_sql_and_values(DbBackend::Postgres, sql::hold_mark(), [mark.stream().into()]);
+        let held = tx.query_one_raw(hold).await?.ok_or("a mark that is not there")?;
+        if !mark.follows(held.try_get_by_index::<i64>(0)?.try_into()?)? {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        for vote in votes {
+            cast(&tx, vote, &mut batch).await?;
+        }
+        totals::apply(&tx, &LAYOUT, &batch).await?;
+        let values = [mark.stream().into(), i64::try_from(mark.last())?.into()];
+        let set = Statement::from_sql_and_values(DbBackend::Postgres, sql::set_mark(Dialect::Postgres), values);
+        tx.execute_raw(set).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     pub async fn show_votes(&self, show: &str) -> Result<i64> {

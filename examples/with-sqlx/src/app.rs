@@ -1,27 +1,30 @@
 //! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
 
-use keepcount::sql::Dialect;
-use keepcount::{Batch, Date};
+use keepcount::sql::{self, Dialect};
+use keepcount::{Batch, Date, Mark};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres, Row as _, Transaction};
 
 use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
 use crate::{Error, Result, totals};
 
-/// A connection; one out of a pool serves as well.
+/// A pool of connections: what belongs together goes through one transaction.
+///
+/// A transaction that is dropped is rolled back when its connection comes back to the pool; one over a connection of its own only when that is used again, and
+/// until then it holds its locks.
 pub struct App {
-    conn: PgConnection,
+    pool: PgPool,
 }
 
 impl App {
     pub async fn connect(url: &str) -> Result<Self> {
-        Ok(Self { conn: PgConnection::connect(url).await? })
+        Ok(Self { pool: PgPool::connect(url).await? })
     }
 
     /// The first migration: the application's tables and those of its counters.
-    pub async fn migrate(&mut self) -> Result<()> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn migrate(&self) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
         sqlx::raw_sql(TABLES).execute(&mut *tx).await?;
         for statement in LAYOUT.ddl(Dialect::Postgres) {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await?;
@@ -30,13 +33,13 @@ impl App {
     }
 
     /// Shows drive no counter.
-    pub async fn add_show(&mut self, slug: &str) -> Result<()> {
-        sqlx::query("INSERT INTO shows (slug) VALUES ($1)").bind(slug).execute(&mut self.conn).await?;
+    pub async fn add_show(&self, slug: &str) -> Result<()> {
+        sqlx::query("INSERT INTO shows (slug) VALUES ($1)").bind(slug).execute(&self.pool).await?;
         Ok(())
     }
 
-    pub async fn add_setlist(&mut self, setlist: &Setlist) -> Result<()> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn add_setlist(&self, setlist: &Setlist) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
         let insert = sqlx::query("INSERT INTO setlists (id, show_slug) VALUES ($1, $2)");
         insert.bind(setlist.id).bind(&setlist.show).execute(&mut *tx).await?;
         let mut batch = Batch::new();
@@ -45,8 +48,8 @@ impl App {
     }
 
     /// Moves a setlist to another show, and so its votes: the link's conflict is the row's lock.
-    pub async fn move_setlist(&mut self, id: i64, show: &str) -> Result<bool> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
+        let mut tx = self.pool.begin().await?;
         let held = sqlx::query("SELECT id, show_slug FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
         let Some(row) = held.fetch_optional(&mut *tx).await? else { return Ok(false) };
         let update = sqlx::query("UPDATE setlists SET show_slug = $2 WHERE id = $1 RETURNING id, show_slug");
@@ -58,8 +61,8 @@ impl App {
     }
 
     /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has all of it.
-    pub async fn delete_setlist(&mut self, id: i64) -> Result<bool> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn delete_setlist(&self, id: i64) -> Result<bool> {
+        let mut tx = self.pool.begin().await?;
         let held = sqlx::query("SELECT id FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
         if held.fetch_optional(&mut *tx).await?.is_none() {
             return Ok(false);
@@ -77,16 +80,16 @@ impl App {
         Ok(true)
     }
 
-    pub async fn vote(&mut self, vote: &Vote) -> Result<i64> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn vote(&self, vote: &Vote) -> Result<i64> {
+        let mut tx = self.pool.begin().await?;
         let mut batch = Batch::new();
         let id = cast(&mut tx, vote, &mut batch).await?;
         finish(tx, &batch).await?;
         Ok(id)
     }
 
-    pub async fn move_vote(&mut self, id: i64, setlist: i64) -> Result<bool> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn move_vote(&self, id: i64, setlist: i64) -> Result<bool> {
+        let mut tx = self.pool.begin().await?;
         let held = sqlx::query(
             "SELECT setlist_id, user_id, to_char(day, 'YYYY-MM-DD') AS day FROM votes WHERE id = $1 FOR UPDATE",
         )
@@ -102,8 +105,8 @@ impl App {
         Ok(true)
     }
 
-    pub async fn delete_vote(&mut self, id: i64) -> Result<bool> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn delete_vote(&self, id: i64) -> Result<bool> {
+        let mut tx = self.pool.begin().await?;
         let delete = sqlx::query(
             "DELETE FROM votes WHERE id = $1 RETURNING setlist_id, user_id, to_char(day, 'YYYY-MM-DD') AS day",
         )
@@ -116,8 +119,8 @@ impl App {
     }
 
     /// Takes the votes that can be taken, each in a savepoint with a batch of its own, and says how many; a preview takes none.
-    pub async fn import(&mut self, votes: &[Vote], preview: bool) -> Result<usize> {
-        let mut tx = self.conn.begin().await?;
+    pub async fn import(&self, votes: &[Vote], preview: bool) -> Result<usize> {
+        let mut tx = self.pool.begin().await?;
         let (mut batch, mut taken) = (Batch::new(), 0);
         for vote in votes {
             let mut savepoint = tx.begin().await?;
@@ -142,10 +145,30 @@ impl App {
         Ok(taken)
     }
 
+    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
+        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let mut tx = self.pool.begin().await?;
+        let hold = sqlx::query_scalar(AssertSqlSafe(sql::hold_mark())).bind(mark.stream());
+        let last: i64 = hold.fetch_one(&mut *tx).await?;
+        if !mark.follows(last.try_into()?)? {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        for vote in votes {
+            cast(&mut tx, vote, &mut batch).await?;
+        }
+        totals::apply(&mut tx, &LAYOUT, &batch).await?;
+        let set = sqlx::query(AssertSqlSafe(sql::set_mark(Dialect::Postgres))).bind(mark.stream());
+        set.bind(i64::try_from(mark.last())?).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
     /// A total is a row like any other: join with it.
-    pub async fn show_votes(&mut self, show: &str) -> Result<i64> {
+    pub async fn show_votes(&self, show: &str) -> Result<i64> {
         let total = sqlx::query_scalar("SELECT total FROM show_votes WHERE key = $1").bind(show);
-        Ok(total.fetch_optional(&mut self.conn).await?.unwrap_or(0))
+        Ok(total.fetch_optional(&self.pool).await?.unwrap_or(0))
     }
 }
 

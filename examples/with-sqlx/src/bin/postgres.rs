@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let mut app = App::connect(&std::env::var("DATABASE_URL")?).await?;
+    let app = App::connect(&std::env::var("DATABASE_URL")?).await?;
     app.migrate().await?;
     app.add_show("winterland").await?;
     app.add_setlist(&Setlist { id: 1, show: "winterland".into() }).await?;
