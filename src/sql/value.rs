@@ -31,7 +31,7 @@ pub enum Value<'a> {
     Uuids(Vec<[u8; 16]>),
 }
 
-impl<'a> Value<'a> {
+impl Value<'_> {
     /// Makes a column of the values of many rows, `width` to each: one array for each place. All values at one place are of one kind.
     pub(super) fn columns(rows: Vec<Self>, width: usize) -> Vec<Self> {
         let mut columns: Vec<Self> = Vec::with_capacity(width);
