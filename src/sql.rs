@@ -84,7 +84,7 @@ impl Dialect {
 pub struct Statement<'a> {
     /// The counter whose totals it writes.
     pub counter: Def,
-    /// The statement; its parameters are `?1`, `?2`, ..
+    /// The statement; its parameters are `?1`, `?2`, .., in PostgreSQL `$1`, `$2`, ..
     pub text: String,
     values: Vec<Value<'a>>,
     width: usize,
@@ -364,7 +364,7 @@ pub fn read(dialect: Dialect, placed: &Placed) -> String {
 /// A query with its parameters; what it returns, the function that makes it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query<'a> {
-    /// The query; its parameters are `?1`, `?2`, ..
+    /// The query; its parameters are `?1`, `?2`, .., in PostgreSQL `$1`, `$2`, ..
     pub text: String,
     /// The parameters.
     pub values: Vec<Value<'a>>,

@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_token_of_two_modes_or_of_unknown_flags_is_refused() {
-        for flags in [0b1_0001, 0b100_0000] {
+        for flags in [0b1_0001, 0b1000_0000] {
             let bytes = token().to_bytes();
             let mut raw = bytes[..bytes.len() - 4].to_vec();
             raw[1] |= flags;
