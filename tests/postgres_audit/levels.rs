@@ -258,6 +258,20 @@ async fn links_whose_parent_is_not_there_are_reported_as_dangling() {
     }
 }
 
+/// A run over a part of the links reported those behind its last key too, which are another's.
+#[tokio::test]
+async fn links_behind_the_last_key_that_is_asked_for_are_not_reported() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    client.batch_execute("DELETE FROM shows").await.unwrap();
+    let mut audit = audit(&mut client).await;
+    let until = Some(KeyBuf::of::<(i64, i64)>((20_i64, i64::MAX)));
+    let ask = Ask { counter: SETLIST_SHOW.def(), after: None, until: until.clone(), keys: 1000 };
+    let measured = audit.measure(&ask).await.unwrap();
+    assert!(measured.next.is_none() && measured.dangling.last() <= until.as_ref(), "{measured:?}");
+    assert_eq!(measured.dangling.len() as u64, measured.keys);
+}
+
 #[tokio::test]
 async fn what_was_pruned_is_counted_no_more_and_mended_away() {
     let Some(server) = shared() else { return };
@@ -267,7 +281,10 @@ async fn what_was_pruned_is_counted_no_more_and_mended_away() {
     let all = "SELECT count(*)::text || ' ' || count(*) FILTER (WHERE key_2 < 2) FROM setlist_days";
     let left = text_of(&client, all).await;
     assert!(left.ends_with(" 0"), "{left}");
-    let text = "INSERT INTO setlist_days VALUES (3, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
+    // Below the cut, with rows and without, and behind it.
+    let text =
+        "INSERT INTO setlist_days SELECT setlist, floor(at / 86400.0)::int8, 5 FROM votes WHERE at < 86400 LIMIT 1;
+         INSERT INTO setlist_days VALUES (3000, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
     client.batch_execute(text).await.unwrap();
     let reader = connect_again(&client, server).await;
     for page in [1, 1000] {
