@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row, Statement};
 
 use super::session::PIPELINE_MOST;
-use super::{AsyncWork, Session, commit_failed, failed, failed_on, read_total, totals_in_order};
+use super::{AsyncWork, Session, commit_failed, failed, failed_on, queries, read_total, totals_in_order};
 use crate::batch::Batch;
 use crate::board::BoardDef;
 use crate::counter::{Def, Placed};
@@ -22,6 +22,7 @@ use crate::prune;
 use crate::rollup::{self, Climb, Question};
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::Applied;
+use crate::store::catalogue;
 
 /// Why nothing was written.
 pub(super) enum Failed {
@@ -247,7 +248,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             let Some(def) = prunable.iter().find(|def| def.full_name() == name) else { continue };
             let Some(cut) = cut.map(|cut| KeyBuf::from_bytes(&cut)) else { continue };
             // A cut that is no last part would let anything through, or nothing.
-            sql::tail_value(Dialect::Postgres, def, &cut)?;
+            catalogue::tail_value(Dialect::Postgres, def, &cut)?;
             cuts.push((*def, cut));
         }
         Ok(cuts)
@@ -301,14 +302,14 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         }
         let query = |(counter, children): (Def, Vec<&'q KeyBuf>)| {
             let parts = questions.first().map_or(0, |question| question.child_parts);
-            Ok((counter, sql::read_under(self.layout.placed(&counter)?, parts, &children)?))
+            Ok((counter, queries::read_under(self.layout.placed(&counter)?, parts, &children)?))
         };
         counters.into_iter().map(query).collect()
     }
 
     /// Reads totals, ready or not.
     pub(crate) async fn totals_of(&self, counter: &Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let reads = sql::read_many(self.layout.placed(counter)?, keys)?;
+        let reads = queries::read_many(self.layout.placed(counter)?, keys)?;
         let rows = self.query_all(&reads).await.map_err(|(_, error)| failed_on("reading totals", counter, error))?;
         totals_in_order(counter, keys, &rows.iter().flatten().collect::<Vec<_>>())
     }
@@ -332,7 +333,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
 
     /// Holds these totals until the transaction ends, in key order; gives them. Those that are absent are made.
     pub(crate) async fn hold(&self, counter: &Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let query = sql::hold(self.layout.placed(counter)?, keys)?;
+        let query = queries::hold(self.layout.placed(counter)?, keys)?;
         let rows = self.query(&query).await.map_err(|error| failed_on("holding totals", counter, error))?;
         totals_in_order(counter, keys, &rows.iter().collect::<Vec<_>>())
     }
@@ -366,7 +367,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// Removes those of these totals that are 0; the caller holds them.
     pub(crate) async fn remove_zeros(&self, counter: &Def, keys: &[KeyBuf]) -> Result<()> {
         let placed = self.layout.placed(counter)?;
-        for mut read in sql::read_many(placed, keys)? {
+        for mut read in queries::read_many(placed, keys)? {
             read.text = sql::remove_zeros(placed);
             self.execute(&read).await.map_err(|error| failed_on("writing totals", counter, error))?;
         }
@@ -431,7 +432,7 @@ impl AsyncWork<u64> for Prune {
             let placed = session.layout.placed(def)?;
             let last = sql::own_key_columns(def.parts()).pop().unwrap_or_default();
             let text = format!(r#"DELETE FROM "{}" AS t WHERE {last} < $1"#, placed.table_name());
-            let query = Query { text, values: vec![sql::tail_value(Dialect::Postgres, def, &self.cut)?] };
+            let query = Query { text, values: vec![catalogue::tail_value(Dialect::Postgres, def, &self.cut)?] };
             gone += session.execute(&query).await.map_err(|error| failed(error, def))?;
         }
         for board in session.layout.board_defs() {
