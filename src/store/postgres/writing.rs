@@ -192,7 +192,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     async fn write_all(&self, batch: &Batch, mark: Option<&Mark<'_>>, far: bool) -> Result<Applied, Failed> {
         let moved = self.moved(batch)?;
         let mut writes = self.writes(batch, far)?;
-        let locks = self.board_locks(&moved);
+        let locks = Self::board_locks(&moved);
         writes.before = locks.len();
         writes.queries.splice(0..0, locks);
         if let Some(mark) = mark {
@@ -225,7 +225,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     /// Who scores a key of a board waits until others who do are through: its score is made of totals that they change.
-    fn board_locks<'m>(&self, moved: &'m Moved) -> Vec<Query<'m>> {
+    fn board_locks(moved: &Moved) -> Vec<Query<'_>> {
         let locks = moved.iter().filter(|(_, keys)| !keys.is_empty());
         locks
             .map(|(board, keys)| {
@@ -335,7 +335,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             climbed => climbed?,
         };
         let moved = self.moved(&climbed)?;
-        let locks = self.board_locks(&moved);
+        let locks = Self::board_locks(&moved);
         self.execute_all(&locks).await.map_err(|(_, error)| failed_on("mending totals", counter, error))?;
         Ok(())
     }
@@ -396,7 +396,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| {
             delta.checked_add((*total).into()).is_none_or(|sum| i64::try_from(sum).is_err())
         });
-        match beyond.map(|((key, _), _)| key).or(keys.first()) {
+        match beyond.map(|((key, _), _)| key).or_else(|| keys.first()) {
             Some(key) => Error::overflow(counter, key, "total"),
             None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
         }
