@@ -192,7 +192,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     async fn write_all(&self, batch: &Batch, mark: Option<&Mark<'_>>, far: bool) -> Result<Applied, Failed> {
         let moved = self.moved(batch)?;
         let mut writes = self.writes(batch, far)?;
-        let locks = Self::board_locks(&moved);
+        let locks = board_locks(&moved);
         writes.before = locks.len();
         writes.queries.splice(0..0, locks);
         if let Some(mark) = mark {
@@ -222,16 +222,6 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     fn moved(&self, batch: &Batch) -> Result<Moved> {
         let boards = self.layout.board_defs().iter();
         boards.map(|board| Ok((*board, board.changed(batch.deltas())?))).collect()
-    }
-
-    /// Who scores a key of a board waits until others who do are through: its score is made of totals that they change.
-    fn board_locks(moved: &Moved) -> Vec<Query<'_>> {
-        let locks = moved.iter().filter(|(_, keys)| !keys.is_empty());
-        locks
-            .map(|(board, keys)| {
-                sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
-            })
-            .collect()
     }
 
     /// The encoded last parts below which these counters were pruned; `hold` keeps them from being pruned until the transaction ends.
@@ -335,7 +325,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             climbed => climbed?,
         };
         let moved = self.moved(&climbed)?;
-        let locks = Self::board_locks(&moved);
+        let locks = board_locks(&moved);
         self.execute_all(&locks).await.map_err(|(_, error)| failed_on("mending totals", counter, error))?;
         Ok(())
     }
@@ -401,6 +391,14 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
         }
     }
+}
+
+/// Who scores a key of a board waits until others who do are through: its score is made of totals that they change.
+fn board_locks(moved: &Moved) -> Vec<Query<'_>> {
+    let locks = moved.iter().filter(|(_, keys)| !keys.is_empty());
+    locks
+        .map(|(board, keys)| sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect()))
+        .collect()
 }
 
 /// Forgets what is below a cut.
