@@ -336,3 +336,43 @@ async fn sixteen_writers_at_repeatable_read_fail_to_serialize_and_end_exact() {
     let Some(met) = writers(IsolationLevel::RepeatableRead).await else { return };
     assert!(met.committed > 50 && met.serializations > 0, "{met:?}");
 }
+
+/// What most applications write: one UPDATE for each change, in the order in which the changes come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn updates_in_the_order_of_changes_deadlock() {
+    let Some((config, client)) = application().await else { return };
+    client.batch_execute("INSERT INTO setlist_votes SELECT n, 0 FROM generate_series(0, 49) AS n").await.unwrap();
+    let until = Instant::now() + hunt();
+    let mut writers = Vec::new();
+    for seed in 1..=16 {
+        let mut client = connect(&config).await;
+        writers.push(tokio::spawn(async move {
+            let (mut random, mut met) = (Random(seed), Met::default());
+            'transaction: while Instant::now() < until && met.deadlocks == 0 {
+                let tx = client.transaction().await.unwrap();
+                for _ in 0..5 {
+                    let update = "UPDATE setlist_votes SET total = total + 1 WHERE key = $1";
+                    match tx.execute(update, &[&random.int(0, 50)]).await {
+                        Ok(_) => {}
+                        Err(error) => {
+                            assert_eq!(error.code().unwrap().code(), "40P01");
+                            met.deadlocks += 1;
+                            continue 'transaction;
+                        }
+                    }
+                }
+                tx.commit().await.unwrap();
+                met.committed += 1;
+            }
+            met
+        }));
+    }
+    let mut all = Met::default();
+    for writer in writers {
+        let met = writer.await.unwrap();
+        all.committed += met.committed;
+        all.deadlocks += met.deadlocks;
+    }
+    println!("in the order of changes: {all:?}");
+    assert!(all.deadlocks > 0, "{all:?}");
+}
