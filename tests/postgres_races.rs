@@ -1,7 +1,13 @@
 //! Transactions at once on one database: every race of links, boards, cuts and marks stepped by hand with two connections, the variants that must
 //! lose, and sixteen writers for a while; totals against plain SQL after each.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::similar_names
+)]
 
 #[path = "common/random.rs"]
 mod random;
@@ -89,7 +95,7 @@ async fn every_race_of_a_link_is_exact_whoever_comes_first() {
     for (name, [one, two]) in races {
         for (first, second) in [(&one, &two), (&two, &one)] {
             client.batch_execute("TRUNCATE votes, setlists, shows, keepcount_locks").await.unwrap();
-            for table in LAYOUT.counters().iter().map(|placed| placed.table_name()).chain(["show_board".to_owned()]) {
+            for table in LAYOUT.counters().iter().map(keepcount::Placed::table_name).chain(["show_board".to_owned()]) {
                 client.batch_execute(&format!("TRUNCATE {table}")).await.unwrap();
             }
             commit(&mut client, &before).await;

@@ -1,7 +1,13 @@
 //! Two processes that repair all the time while sixteen connections write; killed, and started again. Where nothing is planted they find nothing, ever;
 //! where totals are damaged behind the hooks, all is mended in the end. With the writers' waits, in one table.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::similar_names
+)]
 
 #[path = "common/random.rs"]
 mod random;
