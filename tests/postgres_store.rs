@@ -107,7 +107,9 @@ async fn boards_rollups_and_prunes_are_as_in_sqlite() {
 async fn a_rebuild_mends_lines_that_somebody_damaged() {
     let Some((_, mut client)) = open(&LAYOUT).await else { return };
     let mut one = Batch::new();
-    ["a", "b", "c"].iter().for_each(|show| one.add(SHOW_FANS, *show, 2));
+    for show in ["a", "b", "c"] {
+        one.add(SHOW_FANS, show, 2);
+    }
     PostgresStore::new(&mut client, &LAYOUT).apply(&one).await.unwrap();
     client
         .batch_execute(
