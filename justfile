@@ -15,6 +15,7 @@ clippy:
 features:
     cargo check --lib --no-default-features
     cargo check --lib --features sqlite
+    cargo check --lib --features postgres
     cargo check --lib --features uuid
     cargo check --lib --features tracing
     cargo check --lib --features metrics

@@ -20,7 +20,7 @@
 //! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`. A batch counts when it was applied; whether the transaction around it then commits is the
 //! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
 //! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
-//! [`run`](crate::reconcile::run), not by a driver of your own.
+//! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async), not by a driver of your own.
 //!
 //! # Events
 //!
@@ -127,8 +127,20 @@ pub(crate) struct Run {
 pub(crate) fn run(mode: Mode) -> Run {
     Run {
         #[cfg(feature = "tracing")]
-        _span: tracing::info_span!(target: "keepcount", "reconcile", %mode).entered(),
+        _span: span(mode).entered(),
     }
+}
+
+/// A run that waits: its events are in its span, which is entered whenever the run goes on.
+pub(crate) async fn run_async<F: Future>(mode: Mode, run: F) -> F::Output {
+    #[cfg(feature = "tracing")]
+    let run = tracing::Instrument::instrument(run, span(mode));
+    run.await
+}
+
+#[cfg(feature = "tracing")]
+fn span(mode: Mode) -> tracing::Span {
+    tracing::info_span!(target: "keepcount", "reconcile", %mode)
 }
 
 /// After a page was compared. One warning a page says what drifted, however much it is.

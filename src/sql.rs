@@ -33,7 +33,7 @@ pub enum Dialect {
 
 impl Dialect {
     /// The text of the parameter at this place, from 1 on.
-    fn param(self, at: usize) -> String {
+    pub(crate) fn param(self, at: usize) -> String {
         match self {
             Self::Sqlite => format!("?{at}"),
             Self::Postgres => format!("${at}"),
@@ -61,6 +61,15 @@ impl Dialect {
         match self {
             Self::Sqlite => "0",
             Self::Postgres => "false",
+        }
+    }
+
+    /// A condition that every row meets.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) const fn everything(self) -> &'static str {
+        match self {
+            Self::Sqlite => "1",
+            Self::Postgres => "true",
         }
     }
 
@@ -466,7 +475,7 @@ impl<'a> Terms<'a> {
 #[must_use]
 pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
     let (table, most) = (placed.table_name(), dialect.param(1));
-    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most})"#)
+    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most}) AS n"#)
 }
 
 /// Says which counters and boards are not ready to be read: one row of their full names with commas between, or null where all are ready. A

@@ -3,6 +3,8 @@
 use crate::counter::Def;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::layout::Layout;
 
 /// Rows and totals in one value, so that both can be read in one consistent cut.
 pub trait Audit {
@@ -188,6 +190,19 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
     }
     measured.next = next;
     Ok(measured)
+}
+
+/// Counters that have a source, and the rollups of them.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn with_rollups(layout: &Layout, mut known: Vec<Def>) -> Vec<Def> {
+    // A rollup stands behind what it sums.
+    for placed in layout.counters() {
+        let feeds = |def: &Def| known.iter().any(|known| known.same(def));
+        if placed.rollup().is_some_and(|rollup| feeds(&rollup.finer()) && feeds(&rollup.link())) {
+            known.push(placed.def());
+        }
+    }
+    known
 }
 
 fn both(recount: Option<Recount>, total: Option<(KeyBuf, i64)>) -> Option<Drift> {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::audit::Audit;
+use super::audit::{Audit, Looked, Measured, Mended};
 use super::machine::{Reconciler, Step};
 use super::progress::Progress;
 use super::report::Report;
@@ -52,56 +52,93 @@ pub fn run(
         }
         let step = run.next(control.now());
         let counter = counter_of(&step);
-        let done = match step {
-            Step::Identify => audit.identity().and_then(|identity| run.identified(identity)),
-            Step::Look(look) => audit.look(&look).and_then(|looked| run.looked(looked, control.now())),
+        let answer = match step {
+            Step::Identify => audit.identity().map(Answer::Identity),
+            Step::Look(look) => audit.look(&look).map(Answer::Looked),
             Step::Measure(ask) => {
                 if let Some(reason) = control.gate() {
                     run.held(reason, control.now());
                     continue;
                 }
                 run.passed(control.now());
-                audit.measure(&ask).and_then(|measured| {
-                    observe::measured(&ask.counter, &measured);
-                    let now = control.now();
-                    run.measured(measured, now)?;
-                    control.progress(&run.progress(now));
-                    Ok(())
-                })
+                audit.measure(&ask).map(Answer::Measured)
             }
-            Step::Mend(mend) => audit.mend(&mend).map(|mended| {
-                observe::mended(&mend.counter, &mended);
-                let now = control.now();
-                run.mended(&mended, now);
-                control.progress(&run.progress(now));
-            }),
-            Step::Ready(counter) => audit.ready(&counter).map(|()| {
-                observe::readied(&counter);
-                let now = control.now();
-                run.readied(now);
-                control.progress(&run.progress(now));
-            }),
+            Step::Mend(mend) => audit.mend(&mend).map(Answer::Mended),
+            Step::Ready(counter) => audit.ready(&counter).map(|()| Answer::Ready),
             Step::Wait(time, reason) => {
                 control.wait(time, &reason);
-                Ok(())
+                continue;
             }
-            Step::End => {
-                let report = run.report();
-                observe::ended(&report);
-                return Ok(report);
-            }
+            Step::End => return Ok(ended(run)),
         };
-        if let Err(error) = done {
-            let (kind, next) = (observe::kind(&error), error.next());
-            let retried = run.failed(error, control.now());
-            observe::failed(counter, kind, next, retried.is_err());
-            retried.inspect_err(|_| observe::ended(&run.report()))?;
+        if let Some(progress) = take(run, counter, answer, control.now())? {
+            control.progress(&progress);
         }
     }
 }
 
+/// What an audit answers to a step.
+pub(super) enum Answer {
+    Identity(u64),
+    Looked(Looked),
+    Measured(Measured),
+    Mended(Mended),
+    Ready,
+}
+
+/// Hands an answer, or the error instead of one, to the run; gives what its control is told then.
+pub(super) fn take(
+    run: &mut Reconciler,
+    counter: Option<Def>,
+    answer: Result<Answer>,
+    now: Duration,
+) -> Result<Option<Progress>> {
+    let error = match answer.and_then(|answer| hand(run, counter, answer, now)) {
+        Ok(tells) => return Ok(tells.then(|| run.progress(now))),
+        Err(error) => error,
+    };
+    let (kind, next) = (observe::kind(&error), error.next());
+    let retried = run.failed(error, now);
+    observe::failed(counter, kind, next, retried.is_err());
+    retried.inspect_err(|_| observe::ended(&run.report()))?;
+    Ok(None)
+}
+
+/// Gives whether the run has come further.
+fn hand(run: &mut Reconciler, counter: Option<Def>, answer: Answer, now: Duration) -> Result<bool> {
+    match (answer, counter) {
+        (Answer::Measured(measured), Some(counter)) => {
+            observe::measured(&counter, &measured);
+            run.measured(measured, now).map(|()| true)
+        }
+        (Answer::Mended(mended), Some(counter)) => {
+            observe::mended(&counter, &mended);
+            run.mended(&mended, now);
+            Ok(true)
+        }
+        (Answer::Ready, Some(counter)) => {
+            observe::readied(&counter);
+            run.readied(now);
+            Ok(true)
+        }
+        (Answer::Looked(looked), _) => run.looked(looked, now).map(|()| false),
+        (Answer::Identity(identity), _) => run.identified(identity).map(|()| false),
+        (Answer::Measured(_) | Answer::Mended(_) | Answer::Ready, None) => {
+            debug_assert!(false, "a step about no counter");
+            Ok(false)
+        }
+    }
+}
+
+/// The report of a run that has ended.
+pub(super) fn ended(run: &Reconciler) -> Report {
+    let report = run.report();
+    observe::ended(&report);
+    report
+}
+
 /// The counter that a step is about, for the log.
-const fn counter_of(step: &Step) -> Option<Def> {
+pub(super) const fn counter_of(step: &Step) -> Option<Def> {
     match step {
         Step::Look(look) => Some(look.counter),
         Step::Measure(ask) => Some(ask.counter),
@@ -134,7 +171,7 @@ pub struct Live<'a> {
 type Show<'a> = Box<dyn FnMut(&Progress) + 'a>;
 
 /// A stop flag is seen within this time.
-const WAIT_SLICE: Duration = Duration::from_millis(50);
+pub(super) const WAIT_SLICE: Duration = Duration::from_millis(50);
 
 impl<'a> Live<'a> {
     /// The real clock, no stop flag, no gate.

@@ -34,27 +34,41 @@
 //! # Ok::<(), keepcount::Error>(())
 //! ```
 
+mod asynchronous;
 mod audit;
 mod drive;
 mod freshness;
 mod machine;
 mod memory;
 mod options;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod progress;
 mod recount;
 mod report;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod source;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod statements;
 mod token;
+#[cfg(feature = "postgres")]
+mod tokio_live;
 
+pub use asynchronous::{AsyncAudit, AsyncControl, run_async};
 pub use audit::{Ask, Audit, Drift, Look, Looked, Measured, Mend, Mended, Recount, merge};
 pub use drive::{Control, Live, run};
 pub use freshness::Freshness;
 pub use machine::{Reconciler, Step};
 pub use memory::{MemoryAudit, Settling};
 pub use options::{Mode, Options};
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresAudit, PostgresSource, TypedPostgresSource};
 pub use progress::Progress;
 pub use report::{CounterReport, Outcome, Report, Sample, Table};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};
 pub use token::Token;
+#[cfg(feature = "postgres")]
+pub use tokio_live::{GateAnswer, TokioLive, active_connections, replay_lag, replay_lag_bytes};

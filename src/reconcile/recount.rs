@@ -4,6 +4,8 @@ use std::ops::Bound;
 
 use crate::batch::Batch;
 use crate::counter::Def;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::error::brief;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::record::Record;
@@ -43,29 +45,88 @@ pub(super) fn sum_by_key(
     limit: usize,
     rows: impl Iterator<Item = Result<Option<(KeyBuf, i64)>>>,
 ) -> Result<Vec<Recount>> {
-    let mut sums: Vec<Recount> = Vec::new();
-    let mut before: Option<KeyBuf> = None;
+    let mut sums = SumsByKey::new(counter, from, limit);
     for row in rows {
-        let Some((key, amount)) = row? else { continue };
-        if before.as_ref().is_some_and(|before| key < *before) {
+        if !sums.add(row?)? {
+            break;
+        }
+    }
+    Ok(sums.sums)
+}
+
+/// Sums of rows that come in key order; see [`sum_by_key`].
+pub(super) struct SumsByKey<'k> {
+    counter: &'k Def,
+    from: Bound<&'k KeyBuf>,
+    limit: usize,
+    before: Option<KeyBuf>,
+    pub(super) sums: Vec<Recount>,
+}
+
+impl<'k> SumsByKey<'k> {
+    pub(super) const fn new(counter: &'k Def, from: Bound<&'k KeyBuf>, limit: usize) -> Self {
+        Self { counter, from, limit, before: None, sums: Vec::new() }
+    }
+
+    /// Adds what one row adds; gives whether there is room for the next.
+    pub(super) fn add(&mut self, share: Option<(KeyBuf, i64)>) -> Result<bool> {
+        let Some((key, amount)) = share else { return Ok(true) };
+        let counter = self.counter;
+        if self.before.as_ref().is_some_and(|before| key < *before) {
             return Err(Error::source(counter, Some(&key), "the rows come out of key order"));
         }
-        let early = match from {
+        let early = match self.from {
             Bound::Unbounded => false,
             Bound::Included(from) => key < *from,
             Bound::Excluded(from) => key <= *from,
         };
-        let full = sums.len() == limit;
-        match sums.last_mut() {
+        let full = self.sums.len() == self.limit;
+        match self.sums.last_mut() {
             _ if early => {}
             Some(sum) if sum.key == key => {
                 sum.total = sum.total.checked_add(amount).ok_or_else(|| Error::overflow(counter, &key, "recount"))?;
                 sum.rows += 1;
             }
-            _ if full => break,
-            _ => sums.push(Recount { key: key.clone(), total: amount, rows: 1 }),
+            _ if full => return Ok(false),
+            _ => self.sums.push(Recount { key: key.clone(), total: amount, rows: 1 }),
         }
-        before = Some(key);
+        self.before = Some(key);
+        Ok(true)
     }
-    Ok(sums)
+}
+
+/// The error of a row that SQL counts otherwise than its tally.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn skew(counter: &Def, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
+    let show = |key: &KeyBuf| brief(&counter.show(key));
+    let key = tally.or(sql).map_or_else(String::new, |(key, _)| show(key));
+    let text = |share: Option<&(KeyBuf, i64)>| match share {
+        Some((key, amount)) => format!("{amount} to key {}", show(key)),
+        None => "nothing".to_owned(),
+    };
+    Error::Skew { counter: counter.name(), key, sql: text(sql), tally: text(tally) }
+}
+
+/// Refuses a row that a source lists under another key than its tally says.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn same_key(counter: &Def, tally: Option<(KeyBuf, i64)>, listed: &KeyBuf) -> Result<Option<(KeyBuf, i64)>> {
+    match tally {
+        Some((key, _)) if key != *listed => {
+            Err(Error::source(counter, Some(&key), "the source lists the row under another key than its tally"))
+        }
+        tally => Ok(tally),
+    }
+}
+
+/// How many rows of each end of a source are held against their `tally`; and how many of the keys of a mend: all rows of each key, or as
+/// many as this budget gives each, and no fewer than at the ends.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) const SAMPLE: usize = 64;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+const SAMPLE_OF_MEND: usize = 10_000;
+
+/// How many rows of each key of a mend are held against their `tally`, of so many keys.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(super) fn sample_of_key(keys: usize) -> usize {
+    SAMPLE.max(SAMPLE_OF_MEND / keys.max(1))
 }

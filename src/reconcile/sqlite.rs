@@ -3,19 +3,19 @@
 mod declared;
 mod joined;
 mod source;
-mod statements;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use self::declared::Declared;
 use self::joined::Joined;
 pub use self::source::{Source, TypedSource};
-use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use super::audit::{self, Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
+use crate::sql::Dialect;
 use crate::store::sqlite::{Scope, Unready, failed_on};
 use crate::store::{SqliteStore, Store};
 
@@ -52,19 +52,13 @@ impl<'a> SqliteAudit<'a> {
     /// table do not come out of an index in key order; [`Error::Schema`] when the table is absent; what SQLite says of the SQL.
     pub fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedSource<'a>) -> Result<()> {
         let counter = counter.def();
-        if let Some(rollup) = self.layout.placed(&counter)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().full_name());
-            return Err(Error::source(&counter, None, reason));
-        }
+        source.target.check(self.layout, &counter, source.by_tally)?;
         (source.check_driven)(&counter)?;
-        if source.target.per.is_some() && !source.by_tally {
-            return Err(Error::source(&counter, None, "a key by epoch is recounted by_tally"));
-        }
-        let statements = source.target.statements(&counter, None)?;
+        let statements = source.target.statements(Dialect::Sqlite, &counter, None)?;
         for text in statements.all() {
             self.conn.prepare(text).map_err(|error| failed_on("preparing the source", &counter, error))?;
         }
-        if let Some(index) = source.target.wanted_index(&counter) {
+        if let Some(index) = source.target.wanted_index(Dialect::Sqlite, &counter) {
             let page = if source.by_tally { &statements.rows_next } else { &statements.sums_next };
             if self.sorts(&counter, page)? {
                 let reason =
@@ -80,15 +74,7 @@ impl<'a> SqliteAudit<'a> {
     /// The counters that have a source, and the rollups of them, for [`Reconciler::scoped`](super::Reconciler::scoped).
     #[must_use]
     pub fn counters(&self) -> Vec<Def> {
-        let mut known: Vec<Def> = self.sources.iter().map(|declared| declared.counter).collect();
-        // A rollup stands behind what it sums.
-        for placed in self.layout.counters() {
-            let feeds = |def: &Def| known.iter().any(|known| known.same(def));
-            if placed.rollup().is_some_and(|rollup| feeds(&rollup.finer()) && feeds(&rollup.link())) {
-                known.push(placed.def());
-            }
-        }
-        known
+        audit::with_rollups(self.layout, self.sources.iter().map(|declared| declared.counter).collect())
     }
 
     /// Whether SQLite would sort for this statement.

@@ -56,7 +56,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    fn into_column(self) -> Self {
+    pub(crate) fn into_column(self) -> Self {
         match self {
             Self::Integer(value) => Self::Integers(vec![value]),
             Self::Text(text) => Self::Texts(vec![text]),

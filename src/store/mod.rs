@@ -177,7 +177,7 @@ impl<S: Store + ?Sized> Store for &mut S {
 const TOTALS_PAGE: usize = 4096;
 
 /// The keys behind one, which must be a whole key: a beginning would stand for all that begin so.
-fn behind(counter: &Def, after: Option<&KeyBuf>) -> Result<KeyRange> {
+pub(crate) fn behind(counter: &Def, after: Option<&KeyBuf>) -> Result<KeyRange> {
     if let Some(after) = after {
         counter.parts().values(after).map_err(|cause| Error::key(counter, after, cause))?;
     }

@@ -6,13 +6,13 @@ use rusqlite::types::{Value as Cell, ValueRef};
 use rusqlite::{Connection, Row, params_from_iter};
 
 use super::source::TypedSource;
-use super::statements::Statements;
 use crate::batch::Batch;
 use crate::counter::Def;
-use crate::error::{Error, Result, brief};
+use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
-use crate::reconcile::recount::sum_by_key;
+use crate::reconcile::recount::{SAMPLE, same_key, sample_of_key, skew, sum_by_key};
+use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Value};
 use crate::store::sqlite::{failed_on, overflowed, read_key};
 
@@ -26,17 +26,12 @@ pub(super) struct Declared<'a> {
     pub(super) cut: Option<KeyBuf>,
 }
 
-/// How many rows of each end of a source are held against their `tally`; and how many of the keys of a mend: all rows of each key, or as
-/// many as this budget gives each, and no fewer than at the ends.
-const SAMPLE: usize = 64;
-const SAMPLE_OF_MEND: usize = 10_000;
-
 impl Declared<'_> {
     /// Makes the statements anew where the counter was pruned further.
     pub(super) fn cut_at(&mut self, cut: Option<KeyBuf>) -> Result<()> {
         if self.cut != cut {
             let value = cut.as_ref().map(|cut| sql::tail_value(Dialect::Sqlite, &self.counter, cut)).transpose()?;
-            self.statements = self.source.target.statements(&self.counter, value.as_ref())?;
+            self.statements = self.source.target.statements(Dialect::Sqlite, &self.counter, value.as_ref())?;
             self.cut = cut;
         }
         Ok(())
@@ -114,12 +109,8 @@ impl Declared<'_> {
                 Ok(row) => row?,
                 Err(error) => return Some(Err(failed(error))),
             };
-            Some((self.source.share)(counter, row, &mut scratch).and_then(|share| match share {
-                Some((key, _)) if key != read_key(counter, row, key_at)? => {
-                    Err(Error::source(counter, Some(&key), "the source lists the row under another key than its tally"))
-                }
-                share => Ok(share),
-            }))
+            let share = (self.source.share)(counter, row, &mut scratch);
+            Some(share.and_then(|share| same_key(counter, share, &read_key(counter, row, key_at)?)))
         });
         sum_by_key(counter, Bound::Unbounded, limit, shares)
     }
@@ -128,9 +119,9 @@ impl Declared<'_> {
     pub(super) fn recount_one(&self, conn: &Connection, key: &KeyBuf) -> Result<i64> {
         let values = self.key_values(key)?;
         let sums = if self.source.by_tally {
-            self.sums_by_tally(conn, &self.statements.rows_of_key, &values, 1)?
+            self.sums_by_tally(conn, &self.statements.rows_of_keys, &values, 1)?
         } else {
-            let sums = self.sums(conn, &self.statements.sum_of_key, &values);
+            let sums = self.sums(conn, &self.statements.sums_of_keys, &values);
             sums.map_err(|failure| self.recount_failed(failure, |_| Error::overflow(&self.counter, key, "recount")))?
         };
         Ok(sums.first().map_or(0, |sum| sum.total))
@@ -209,7 +200,7 @@ impl Declared<'_> {
         if self.source.by_tally {
             return Ok(());
         }
-        let most = SAMPLE.max(SAMPLE_OF_MEND / keys.len().max(1));
+        let most = sample_of_key(keys.len());
         keys.iter()
             .try_for_each(|key| self.check_skew(conn, &self.statements.sample_of_key, self.key_values(key)?, most))
     }
@@ -227,10 +218,8 @@ impl Declared<'_> {
                 let tally = (self.source.share)(&self.counter, row, &mut scratch)?;
                 let included: bool = row.get(key_at + width + 1)?;
                 let amount: Cell = row.get(key_at + width)?;
-                let has_key =
-                    (key_at..key_at + width).all(|at| row.get_ref(at).is_ok_and(|part| part != ValueRef::Null));
                 let sql = match amount {
-                    _ if !included || !has_key => None,
+                    _ if !included => None,
                     Cell::Null | Cell::Integer(0) => None,
                     Cell::Integer(amount) => Some((read_key(&self.counter, row, key_at)?, amount)),
                     other => {
@@ -240,22 +229,12 @@ impl Declared<'_> {
                     }
                 };
                 if tally != sql {
-                    return Err(self.skew(tally.as_ref(), sql.as_ref()).into());
+                    return Err(skew(&self.counter, tally.as_ref(), sql.as_ref()).into());
                 }
             }
             Ok(())
         };
         read().map_err(|error| error.known(&self.counter))
-    }
-
-    fn skew(&self, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
-        let show = |key: &KeyBuf| brief(&self.counter.show(key));
-        let key = tally.or(sql).map_or_else(String::new, |(key, _)| show(key));
-        let text = |share: Option<&(KeyBuf, i64)>| match share {
-            Some((key, amount)) => format!("{amount} to key {}", show(key)),
-            None => "nothing".to_owned(),
-        };
-        Error::Skew { counter: self.counter.name(), key, sql: text(sql), tally: text(tally) }
     }
 }
 

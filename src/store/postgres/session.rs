@@ -160,7 +160,7 @@ fn typed<'q>(query: &'q Query<'_>) -> Vec<(&'q (dyn ToSql + Sync), Type)> {
 }
 
 impl Value<'_> {
-    const fn kind(&self) -> Type {
+    pub(crate) const fn kind(&self) -> Type {
         match self {
             Self::Integer(_) => Type::INT8,
             Self::Text(_) => Type::TEXT,

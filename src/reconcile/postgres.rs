@@ -1,0 +1,377 @@
+//! The audit of a PostgreSQL database, live: rows and totals in one snapshot, mends under the locks of their totals.
+
+mod declared;
+mod joined;
+mod source;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
+
+use self::declared::Declared;
+use self::joined::Joined;
+pub use self::source::{PostgresSource, TypedPostgresSource};
+use super::asynchronous::AsyncAudit;
+use super::audit::{self, Ask, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use crate::batch::Batch;
+use crate::counter::{Counter, Def};
+use crate::error::{Error, Result};
+use crate::key::{Key, KeyBuf};
+use crate::layout::Layout;
+use crate::sql::{self, Dialect, Query, Value};
+use crate::store::postgres::{PostgresStore, Session, commit_failed, failed, failed_on, read_total};
+
+/// A PostgreSQL database's rows and totals, over a client of its own.
+///
+/// A measure reads both in one snapshot and blocks nobody, on a hot standby too. A mend holds its keys' totals, measures the keys again in a statement
+/// that begins after that, adds what they lack, and commits: a writer waits for the mend of a key that it wants, and no other. See
+/// [`PostgresSource`] for an example.
+pub struct PostgresAudit<'a> {
+    client: &'a mut Client,
+    layout: &'a Layout,
+    identity: u64,
+    sources: Vec<Declared<'a>>,
+    lock_timeout: Duration,
+    statement_timeout: Duration,
+}
+
+impl fmt::Debug for PostgresAudit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresAudit")
+            .field("layout", &self.layout)
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> PostgresAudit<'a> {
+    /// An audit without sources; checks the tables of totals.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when the client is inside a transaction, and what [`PostgresStore::check`] finds.
+    pub async fn new(client: &'a mut Client, layout: &'a Layout) -> Result<Self> {
+        refuse_transaction(client).await?;
+        PostgresStore::new(client, layout).check().await?;
+        let identity = Session::new(&*client, layout).identity().await?;
+        let (lock_timeout, statement_timeout) = (Duration::from_secs(5), Duration::from_mins(1));
+        Ok(Self { client, layout, identity, sources: Vec::new(), lock_timeout, statement_timeout })
+    }
+
+    /// How long a mend waits for a total that a writer holds; 5 seconds by default. Then it is [`Error::Busy`], and the run tries again, as
+    /// often as [`Options::retries`](super::Options::retries) says.
+    #[must_use]
+    pub const fn lock_timeout(mut self, time: Duration) -> Self {
+        self.lock_timeout = time;
+        self
+    }
+
+    /// How long one statement of a mend may take, and so writers may wait for it; a minute by default. Then it is [`Error::Busy`] too.
+    #[must_use]
+    pub const fn statement_timeout(mut self, time: Duration) -> Self {
+        self.statement_timeout = time;
+        self
+    }
+
+    /// Where a counter's rows are; a second call for one counter takes the first's place.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] when records of this type do not drive the counter, the key has another number of columns or columns of other types, amounts
+    /// are no integers, or the rows of a table do not come out of an index in key order; [`Error::Schema`] when the table or a column is absent; what
+    /// PostgreSQL says of the SQL.
+    pub async fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedPostgresSource<'a>) -> Result<()> {
+        self.add_def(counter.def(), source).await
+    }
+
+    async fn add_def(&mut self, counter: Def, source: TypedPostgresSource<'a>) -> Result<()> {
+        source.target.check(self.layout, &counter, source.by_tally)?;
+        (source.check_driven)(&counter)?;
+        let statements = source.target.statements(Dialect::Postgres, &counter, None)?;
+        let declared = Declared { counter, source, statements, cut: None };
+        let tx = snapshot(self.client, &counter).await?;
+        declared.check(&tx).await?;
+        if let Some(index) = declared.source.target.wanted_index(Dialect::Postgres, &counter) {
+            let queries = [set(PAGE), declared.explain()];
+            let plan = Session::new(&tx, self.layout).query_all(&queries).await;
+            let plan = plan.map_err(|(_, error)| failed_on("planning the source", &counter, error))?;
+            let line = |row: &tokio_postgres::Row| row.try_get::<_, String>(0).unwrap_or_default();
+            if plan.last().is_some_and(|plan| plan.iter().map(line).any(|line| sorts(&line))) {
+                let reason =
+                    format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
+                return Err(Error::source(&counter, None, reason));
+            }
+        }
+        drop(tx);
+        self.sources.retain(|known| known.counter != counter);
+        self.sources.push(declared);
+        Ok(())
+    }
+
+    /// The counters that have a source, and the rollups of them, for [`Reconciler::scoped`](super::Reconciler::scoped).
+    #[must_use]
+    pub fn counters(&self) -> Vec<Def> {
+        audit::with_rollups(self.layout, self.sources.iter().map(|declared| declared.counter).collect())
+    }
+}
+
+/// What a counter is recounted from: its rows, or the totals that a rollup sums.
+enum Truth<'s, 'a> {
+    Rows(&'s Declared<'a>),
+    Totals(Joined),
+}
+
+/// What a counter is recounted from, as far as it was pruned; with `hold`, it is pruned no further until the transaction ends.
+async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
+    session: &Session<'_, C>,
+    sources: &'s mut [Declared<'a>],
+    counter: &Def,
+    hold: bool,
+) -> Result<Truth<'s, 'a>> {
+    let layout = session.layout;
+    let cut = session.cuts(&[*counter], hold).await?.into_iter().next();
+    if let Some(rollup) = layout.placed(counter)?.rollup() {
+        return Ok(Truth::Totals(Joined::of(layout, *counter, rollup)?));
+    }
+    let found = sources.iter_mut().find(|declared| declared.counter == *counter);
+    let declared = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
+    declared.cut_at(cut.map(|(_, cut)| cut))?;
+    Ok(Truth::Rows(declared))
+}
+
+impl Truth<'_, '_> {
+    /// The next totals, and the next keys' sums. Where the page of totals was cut, what is behind its last key is left to the next page: a
+    /// rollup need not look for sums that many children of nothing precede.
+    async fn page(&self, tx: &Transaction<'_>, layout: &Layout, ask: &Ask) -> Result<(Vec<Recount>, Totals)> {
+        let (session, counter, limit) = (Session::new(tx, layout), &ask.counter, ask.keys.saturating_add(1));
+        let failed = |error| failed_on("measuring totals and rows", counter, error);
+        let range = crate::store::behind(counter, ask.after.as_ref())?;
+        let totals = sql::range(Dialect::Postgres, layout.placed(counter)?, &range, limit)?;
+        let (settings, next) = match self {
+            Self::Rows(declared) if declared.source.by_tally => (set(PAGE), None),
+            Self::Rows(declared) => (set(PAGE), declared.next(ask)?),
+            Self::Totals(joined) if joined.has_tail() => (set(&[PAGE, LOOK_UP, SORT_TAILS].concat()), None),
+            Self::Totals(_) => (set(&[PAGE, LOOK_UP].concat()), None),
+        };
+        let queries: Vec<Query<'_>> = [settings, totals].into_iter().chain(next).collect();
+        let mut rows = session.query_all(&queries).await.map_err(|(_, error)| failed(error))?.into_iter().skip(1);
+        let totals = rows.next().unwrap_or_default();
+        let totals = totals.iter().map(|row| read_total(counter, row)).collect::<Result<Totals>>()?;
+        let recounts = match self {
+            Self::Rows(declared) if declared.source.by_tally => match declared.next(ask)? {
+                Some(query) => declared.sums_by_tally(tx, &query, ask.after.as_ref(), limit).await?,
+                None => Vec::new(),
+            },
+            Self::Rows(declared) => declared.sums(&rows.next().unwrap_or_default())?,
+            Self::Totals(joined) => {
+                let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
+                let until = last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key);
+                match joined.next(ask.after.as_ref(), until, limit)? {
+                    Some(query) => joined.sums(&session.query(&query).await.map_err(failed)?)?,
+                    None => Vec::new(),
+                }
+            }
+        };
+        Ok((recounts, totals))
+    }
+
+    /// Whether single keys are found by an index: how the joins of a query are best planned, nobody knows here.
+    const fn has_index(&self) -> bool {
+        match self {
+            Self::Rows(declared) => declared.source.target.is_indexed(),
+            Self::Totals(_) => true,
+        }
+    }
+
+    async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
+        match self {
+            Self::Rows(declared) => declared.recount(tx, keys).await,
+            Self::Totals(joined) => joined.recount(tx, keys).await,
+        }
+    }
+
+    async fn is_empty(&self, tx: &Transaction<'_>, layout: &Layout, counter: &Def) -> Result<bool> {
+        match self {
+            Self::Rows(declared) => declared.is_empty(tx).await,
+            Self::Totals(joined) => {
+                let Some(query) = joined.next(None, None, 1)? else { return Ok(true) };
+                let rows = Session::new(tx, layout).query(&query).await;
+                let rows = rows.map_err(|error| failed_on("looking for rows", counter, error))?;
+                Ok(joined.sums(&rows)?.is_empty())
+            }
+        }
+    }
+}
+
+type Totals = Vec<(KeyBuf, i64)>;
+
+impl AsyncAudit for PostgresAudit<'_> {
+    async fn identity(&mut self) -> Result<u64> {
+        Ok(self.identity)
+    }
+
+    async fn look(&mut self, ask: &Look) -> Result<Looked> {
+        let (counter, layout) = (&ask.counter, self.layout);
+        refuse_transaction(self.client).await?;
+        refuse_read_only(&Session::new(&*self.client, layout)).await?;
+        let tx = snapshot(self.client, counter).await?;
+        let session = Session::new(&tx, layout);
+        session.query(&set(PAGE)).await.map_err(|error| failed_on("looking at rows", counter, error))?;
+        let truth = truth(&session, &mut self.sources, counter, false).await?;
+        if let Truth::Rows(declared) = &truth {
+            declared.check_sample(&session).await?;
+        }
+        let empty = truth.is_empty(&tx, layout, counter).await?;
+        let totals = if empty { count_non_zero(&session, counter, ask.totals).await? } else { 0 };
+        Ok(Looked { empty, totals })
+    }
+
+    async fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+        let (counter, layout) = (&ask.counter, self.layout);
+        // The first statement fixes the snapshot that the others read too.
+        let tx = snapshot(self.client, counter).await?;
+        let session = Session::new(&tx, layout);
+        let truth = truth(&session, &mut self.sources, counter, false).await?;
+        let (recounts, totals) = truth.page(&tx, layout, ask).await?;
+        let mut dangling = match &truth {
+            Truth::Rows(declared) => declared.dangling(&session, recounts.get(..ask.keys).unwrap_or(&recounts)).await?,
+            Truth::Totals(_) => Vec::new(),
+        };
+        drop(tx);
+        let mut measured = merge(ask, recounts, totals)?;
+        dangling.retain(|key| measured.next.as_ref().is_none_or(|next| key <= next));
+        measured.dangling = dangling;
+        Ok(measured)
+    }
+
+    async fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+        let (counter, layout) = (&ask.counter, self.layout);
+        self.check_keys(ask).await?;
+        let timeouts = [("lock_timeout", self.lock_timeout), ("statement_timeout", self.statement_timeout)];
+        let failed = |error| failed_on("mending totals", counter, error);
+        // At READ COMMITTED a statement sees what was committed when it began: after the totals are held, nobody else changes them.
+        let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+        let tx = begin.start().await.map_err(failed)?;
+        let session = Session::new(&tx, layout);
+        session.query(&set_timeouts(timeouts)).await.map_err(failed)?;
+        let truth = truth(&session, &mut self.sources, counter, true).await?;
+        if truth.has_index() {
+            session.query(&set(LOOK_UP)).await.map_err(failed)?;
+        }
+        session.hold_above(counter, &ask.keys).await?;
+        let held = session.hold(counter, &ask.keys).await?;
+        let truths = truth.recount(&tx, &ask.keys).await?;
+        let (mut lacking, mut gone) = (Batch::new(), Vec::new());
+        for (key, stored) in ask.keys.iter().zip(held) {
+            let truth = truths.get(key).copied().unwrap_or(0);
+            lacking.add_raw(*counter, &mut key.clone(), i128::from(truth) - i128::from(stored));
+            gone.extend((truth == 0).then(|| key.clone()));
+        }
+        // An ordinary batch, which climbs as any other.
+        session.mend(&lacking).await?;
+        session.remove_zeros(counter, &gone).await?;
+        let doing = format!("mending totals of counter {}", counter.full_name());
+        tx.commit().await.map_err(|error| commit_failed(&doing, error))?;
+        Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+    }
+
+    async fn ready(&mut self, counter: &Def) -> Result<()> {
+        Session::new(&*self.client, self.layout).set_ready(counter).await
+    }
+}
+
+impl PostgresAudit<'_> {
+    /// Holds rows of the keys that are about to be mended against their `tally`.
+    async fn check_keys(&mut self, ask: &Mend) -> Result<()> {
+        let tx = snapshot(self.client, &ask.counter).await?;
+        let session = Session::new(&tx, self.layout);
+        match truth(&session, &mut self.sources, &ask.counter, false).await? {
+            Truth::Rows(declared) => declared.check_keys(&session, &ask.keys).await,
+            Truth::Totals(_) => Ok(()),
+        }
+    }
+}
+
+async fn count_non_zero<C: GenericClient + Send + Sync>(
+    session: &Session<'_, C>,
+    counter: &Def,
+    most: u64,
+) -> Result<u64> {
+    let text = sql::count_non_zero(Dialect::Postgres, session.layout.placed(counter)?);
+    let query = Query { text, values: vec![Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))] };
+    let failed = |error| failed_on("counting totals", counter, error);
+    let rows = session.query(&query).await.map_err(failed)?;
+    let count = rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0)).map_err(failed)?;
+    Ok(count.unsigned_abs())
+}
+
+/// A transaction that reads, at any time, what was committed when its first statement began. Dropped, it ends.
+async fn snapshot<'c>(client: &'c mut Client, counter: &Def) -> Result<Transaction<'c>> {
+    let begin = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    begin.start().await.map_err(|error| failed_on("reading totals and rows", counter, error))
+}
+
+/// How pages are planned: from the index that has their order, whatever the planner thinks of small tables, or of large ones that it knows nothing of.
+const PAGE: &[(&str, &str)] = &[
+    ("enable_sort", "off"),
+    ("enable_incremental_sort", "off"),
+    ("enable_hashagg", "off"),
+    ("enable_bitmapscan", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+    ("jit", "off"),
+];
+/// How few keys are looked up, one after the other, from an index.
+const LOOK_UP: &[(&str, &str)] = &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+/// The index of links has parents in order; the keys of one parent are sorted.
+const SORT_TAILS: &[(&str, &str)] = &[("enable_incremental_sort", "on")];
+
+/// Makes settings until the transaction ends.
+fn set(settings: &[(&str, &str)]) -> Query<'static> {
+    let settings = settings.iter().map(|(name, value)| format!("set_config('{name}', '{value}', true)"));
+    Query { text: format!("SELECT {}", settings.collect::<Vec<_>>().join(", ")), values: Vec::new() }
+}
+
+fn set_timeouts(timeouts: [(&str, Duration); 2]) -> Query<'static> {
+    // 0 would be without end.
+    let millis = |time: Duration| time.as_millis().clamp(1, i32::MAX.unsigned_abs().into()).to_string();
+    let timeouts = timeouts.map(|(name, time)| (name, millis(time)));
+    set(&timeouts.each_ref().map(|(name, time)| (*name, time.as_str())))
+}
+
+/// Whether a line of a plan says that rows are sorted, or come in no order.
+fn sorts(line: &str) -> bool {
+    let node = line.trim_start().trim_start_matches("->").trim_start();
+    ["Sort", "Incremental Sort", "HashAggregate"].iter().any(|name| node.starts_with(name))
+}
+
+/// Outside a transaction a statement begins when its transaction does.
+async fn refuse_transaction(client: &Client) -> Result<()> {
+    let inside = || Err(Error::setting("client", "it is inside a transaction; an audit needs a client of its own"));
+    match client.simple_query("SELECT now() = statement_timestamp()").await {
+        Ok(answer) => {
+            let outside = |message: &SimpleQueryMessage| match message {
+                SimpleQueryMessage::Row(row) => row.get(0) == Some("t"),
+                _ => false,
+            };
+            if answer.iter().any(outside) { Ok(()) } else { inside() }
+        }
+        Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => inside(),
+        Err(error) => Err(failed("looking at the connection", error)),
+    }
+}
+
+async fn refuse_read_only<C: GenericClient + Send + Sync>(session: &Session<'_, C>) -> Result<()> {
+    let text = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean".to_owned();
+    let doing = |error| failed("looking whether the server takes writes", error);
+    let rows = session.query(&Query { text, values: Vec::new() }).await.map_err(doing)?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    let reason = match (row.try_get(0).map_err(doing)?, row.try_get(1).map_err(doing)?) {
+        (true, _) => "the server is a replica; it can verify, and a repair or backfill is for its primary",
+        (false, true) => "its transactions are read-only; it can verify, and a repair or backfill writes",
+        (false, false) => return Ok(()),
+    };
+    Err(Error::setting("client", reason))
+}

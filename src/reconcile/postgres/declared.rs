@@ -1,0 +1,370 @@
+//! Reading one counter's source: pages of sums, sums of some keys, and the sample that is held against the rows' `tally`.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{GenericClient, Row, Transaction};
+
+use super::source::TypedPostgresSource;
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::key::{KeyBuf, KeyPart};
+use crate::reconcile::audit::{Ask, Recount};
+use crate::reconcile::recount::{SAMPLE, SumsByKey, same_key, sample_of_key, skew};
+use crate::reconcile::statements::Statements;
+use crate::sql::{self, Dialect, Query, Value};
+use crate::store::postgres::{Session, failed_on, read_key};
+
+/// One counter's source, ready to be read.
+#[derive(Debug)]
+pub(super) struct Declared<'a> {
+    pub(super) counter: Def,
+    pub(super) source: TypedPostgresSource<'a>,
+    pub(super) statements: Statements,
+    /// The cut that the statements know.
+    pub(super) cut: Option<KeyBuf>,
+}
+
+/// Rows that are read one by one come so many at a time.
+const ROWS: i32 = 2_000;
+
+impl Declared<'_> {
+    /// Makes the statements anew where the counter was pruned further.
+    pub(super) fn cut_at(&mut self, cut: Option<KeyBuf>) -> Result<()> {
+        if self.cut != cut {
+            let value = cut.as_ref().map(|cut| sql::tail_value(Dialect::Postgres, &self.counter, cut)).transpose()?;
+            self.statements = self.source.target.statements(Dialect::Postgres, &self.counter, value.as_ref())?;
+            self.cut = cut;
+        }
+        Ok(())
+    }
+
+    /// Finds what PostgreSQL cannot prepare, and columns of other types than the key and amounts are of, before anything is run.
+    pub(super) async fn check(&self, tx: &Transaction<'_>) -> Result<()> {
+        let (counter, statements) = (&self.counter, &self.statements);
+        let kinds: Vec<Type> = some_key(counter).iter().map(Value::kind).collect();
+        let arrays: Vec<Type> = some_keys(counter).iter().map(Value::kind).collect();
+        let limited = [kinds.as_slice(), &[Type::INT8]].concat();
+        let prepare = async |text: &str, kinds: &[Type]| {
+            let prepared = tx.prepare_typed(text, kinds).await;
+            prepared.map_err(|error| failed_on("preparing the source", counter, error))
+        };
+        if self.source.by_tally {
+            prepare(&statements.rows_next, &kinds).await?;
+            prepare(&statements.rows_of_keys, &arrays).await?;
+        } else {
+            prepare(&statements.sums_next, &limited).await?;
+            prepare(&statements.sums_of_keys, &arrays).await?;
+            if let Some(amount) = &statements.amount {
+                let amount = prepare(amount, &[]).await?;
+                let kind = amount.columns().first().map(|column| column.type_().clone());
+                check_amount(counter, kind.as_ref())?;
+            }
+        }
+        if let Some(parent) = &statements.parent {
+            prepare(parent, &arrays).await?;
+        }
+        let sample = prepare(&statements.sample_of_key, &limited).await?;
+        let (parts, columns) = (counter.parts(), sample.columns());
+        let key_at = columns.len().saturating_sub(parts.len() + 2);
+        for (part, column) in parts.as_slice().iter().zip(columns.iter().skip(key_at)) {
+            if !fits(*part, column.type_()) {
+                let reason = format!("a key of {part} cannot be read from a column of type {}", column.type_());
+                return Err(Error::source(counter, None, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan of a page, a line a row.
+    pub(super) fn explain(&self) -> Query<'static> {
+        let (page, mut values) = (self.page(true), some_key(&self.counter));
+        if !self.source.by_tally {
+            values.push(Value::Integer(1024));
+        }
+        Query { text: format!("EXPLAIN {page}"), values }
+    }
+
+    /// What a page is read by, from the first key or behind another.
+    fn page(&self, behind: bool) -> &str {
+        let statements = &self.statements;
+        match (self.source.by_tally, behind) {
+            (true, false) => &statements.rows_first,
+            (true, true) => &statements.rows_next,
+            (false, false) => &statements.sums_first,
+            (false, true) => &statements.sums_next,
+        }
+    }
+
+    /// The query of the next keys' sums, one more than a page holds, or of the rows that they are summed from; none behind the only key of `()`.
+    pub(super) fn next<'k>(&self, ask: &'k Ask) -> Result<Option<Query<'k>>> {
+        if self.counter.parts().is_empty() && ask.after.is_some() {
+            return Ok(None);
+        }
+        let mut values = ask.after.as_ref().map_or(Ok(Vec::new()), |after| self.key_values(after))?;
+        let text = self.page(!values.is_empty()).to_owned();
+        if !self.source.by_tally {
+            values.push(Value::Integer(i64::try_from(ask.keys.saturating_add(1)).unwrap_or(i64::MAX)));
+        }
+        Ok(Some(Query { text, values }))
+    }
+
+    /// Reads sums as they came.
+    pub(super) fn sums(&self, rows: &[Row]) -> Result<Vec<Recount>> {
+        read_sums(&self.counter, rows, self.source.target.amount.is_some())
+    }
+
+    /// Sums rows in key order, up to `limit` keys.
+    pub(super) async fn sums_by_tally(
+        &self,
+        tx: &Transaction<'_>,
+        query: &Query<'_>,
+        after: Option<&KeyBuf>,
+        limit: usize,
+    ) -> Result<Vec<Recount>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut sums = SumsByKey::new(&self.counter, from, limit);
+        self.shares(tx, query, |share| sums.add(share)).await?;
+        Ok(sums.sums)
+    }
+
+    /// Calls `each` with what every row adds by its tally, until it says no.
+    async fn shares(
+        &self,
+        tx: &Transaction<'_>,
+        query: &Query<'_>,
+        mut each: impl FnMut(Option<(KeyBuf, i64)>) -> Result<bool> + Send,
+    ) -> Result<()> {
+        let counter = &self.counter;
+        let failed = |error| failed_on("reading rows", counter, error);
+        let kinds: Vec<Type> = query.values.iter().map(Value::kind).collect();
+        let statement = tx.prepare_typed(&query.text, &kinds).await.map_err(failed)?;
+        let params: Vec<&(dyn ToSql + Sync)> = query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+        let portal = tx.bind(&statement, &params).await.map_err(failed)?;
+        let mut scratch = Batch::new();
+        loop {
+            let rows = tx.query_portal(&portal, ROWS).await.map_err(failed)?;
+            for row in &rows {
+                let key = read_key(counter, row, row.len().saturating_sub(counter.parts().len()))?;
+                let share = (self.source.share)(counter, row, &mut scratch)?;
+                if !each(same_key(counter, share, &key)?)? {
+                    return Ok(());
+                }
+            }
+            if rows.len() < ROWS as usize {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The sums of these keys' rows, in one statement; those without rows are left out.
+    pub(super) async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
+        let counter = &self.counter;
+        let (statements, values) = (&self.statements, self.key_arrays(keys)?);
+        if !self.source.by_tally {
+            let query = Query { text: statements.sums_of_keys.clone(), values };
+            let rows = query_in(tx, &query).await.map_err(|error| failed_on("recounting", counter, error))?;
+            return Ok(self.sums(&rows)?.into_iter().map(|sum| (sum.key, sum.total)).collect());
+        }
+        let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
+        let query = Query { text: statements.rows_of_keys.clone(), values };
+        self.shares(tx, &query, |share| {
+            if let Some((key, amount)) = share {
+                let overflow = Error::overflow(counter, &key, "recount");
+                let sum = sums.entry(key).or_default();
+                *sum = sum.checked_add(amount).ok_or(overflow)?;
+            }
+            Ok(true)
+        })
+        .await?;
+        Ok(sums)
+    }
+
+    /// The keys among some sums whose last parts name no row of the parents' table.
+    pub(super) async fn dangling<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        sums: &[Recount],
+    ) -> Result<Vec<KeyBuf>> {
+        let Some(text) = &self.statements.parent else { return Ok(Vec::new()) };
+        let keys: Vec<KeyBuf> = sums.iter().filter(|sum| sum.total != 0).map(|sum| sum.key.clone()).collect();
+        let query = Query { text: text.clone(), values: self.key_arrays(&keys)? };
+        let rows = session.query(&query).await;
+        let rows = rows.map_err(|error| failed_on("looking for parents", &self.counter, error))?;
+        let mut dangling = rows.iter().map(|row| read_key(&self.counter, row, 0)).collect::<Result<Vec<KeyBuf>>>()?;
+        dangling.sort_unstable();
+        Ok(dangling)
+    }
+
+    /// Whether no row counts.
+    pub(super) async fn is_empty(&self, tx: &Transaction<'_>) -> Result<bool> {
+        if self.source.by_tally {
+            let query = Query { text: self.statements.rows_first.clone(), values: Vec::new() };
+            return Ok(self.sums_by_tally(tx, &query, None, 1).await?.is_empty());
+        }
+        let any = query_in(tx, &Query { text: self.statements.any.clone(), values: Vec::new() }).await;
+        Ok(any.map_err(|error| failed_on("looking for rows", &self.counter, error))?.is_empty())
+    }
+
+    /// A key as the parameters of this source's statements: one for each of its columns, so none for `()`.
+    fn key_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
+        if self.counter.parts().is_empty() {
+            Ok(Vec::new())
+        } else {
+            sql::key_values(Dialect::Postgres, &self.counter, key)
+        }
+    }
+
+    fn key_arrays<'k>(&self, keys: &'k [KeyBuf]) -> Result<Vec<Value<'k>>> {
+        key_arrays(&self.counter, keys)
+    }
+
+    /// Holds a sample of the whole source against the rows' `tally`: its first rows, its last, and some without a key. Where the rows are
+    /// recounted by `tally` anyway, only those without a key, which no page lists.
+    pub(super) async fn check_sample<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<()> {
+        let ends = [&self.statements.sample_first, &self.statements.sample_last];
+        let ends = ends.into_iter().filter(|_| !self.source.by_tally).chain(&self.statements.sample_without_key);
+        let query = |text: &String| Query { text: text.clone(), values: vec![limit(SAMPLE)] };
+        self.check_skew(session, &ends.map(query).collect::<Vec<_>>()).await
+    }
+
+    /// Holds rows of some keys against their `tally`.
+    pub(super) async fn check_keys<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        keys: &[KeyBuf],
+    ) -> Result<()> {
+        if self.source.by_tally {
+            return Ok(());
+        }
+        let most = sample_of_key(keys.len());
+        let query = |key| {
+            let mut values = self.key_values(key)?;
+            values.push(limit(most));
+            Ok(Query { text: self.statements.sample_of_key.clone(), values })
+        };
+        self.check_skew(session, &keys.iter().map(query).collect::<Result<Vec<_>>>()?).await
+    }
+
+    /// Holds rows as SQL counts them against their `tally`.
+    async fn check_skew<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        samples: &[Query<'_>],
+    ) -> Result<()> {
+        let counter = &self.counter;
+        let rows = session.query_all(samples).await;
+        let rows = rows.map_err(|(_, error)| failed_on("reading the source", counter, error))?;
+        let mut scratch = Batch::new();
+        for row in rows.iter().flatten() {
+            let tally = (self.source.share)(counter, row, &mut scratch)?;
+            let sql = self.share_in_sql(row)?;
+            if tally != sql {
+                return Err(skew(counter, tally.as_ref(), sql.as_ref()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a row of a sample adds by its SQL.
+    fn share_in_sql(&self, row: &Row) -> Result<Option<(KeyBuf, i64)>> {
+        let counter = &self.counter;
+        let failed = |error| failed_on("reading the source", counter, error);
+        let (amount_at, counts_at) = (row.len().saturating_sub(2), row.len().saturating_sub(1));
+        if !row.try_get::<_, bool>(counts_at).map_err(failed)? {
+            return Ok(None);
+        }
+        let Some(amount) = row.try_get::<_, Option<String>>(amount_at).map_err(failed)? else { return Ok(None) };
+        let key = read_key(counter, row, amount_at.saturating_sub(counter.parts().len()))?;
+        let amount = integer(&amount).ok_or_else(|| {
+            Error::source(counter, Some(&key), format!("a row's amount is {amount}, not an integer of 64 bits"))
+        })?;
+        Ok((amount != 0).then_some((key, amount)))
+    }
+}
+
+fn limit(rows: usize) -> Value<'static> {
+    Value::Integer(i64::try_from(rows).unwrap_or(i64::MAX))
+}
+
+fn integer(text: &str) -> Option<i64> {
+    text.parse().ok()
+}
+
+/// Keys as parameters, an array for each part, so none for `()`.
+pub(super) fn key_arrays<'k>(counter: &Def, keys: &'k [KeyBuf]) -> Result<Vec<Value<'k>>> {
+    if counter.parts().is_empty() { Ok(Vec::new()) } else { sql::key_arrays(counter, keys) }
+}
+
+/// Runs one query in a transaction.
+pub(super) async fn query_in(tx: &Transaction<'_>, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let typed: Vec<(&(dyn ToSql + Sync), Type)> =
+        query.values.iter().map(|value| (value as &(dyn ToSql + Sync), value.kind())).collect();
+    tx.query_typed(&query.text, &typed).await
+}
+
+/// Reads rows of a key, how many rows were added up, and, where they do not all add 1, their sum as text.
+pub(super) fn read_sums(counter: &Def, rows: &[Row], has_sum: bool) -> Result<Vec<Recount>> {
+    let mut sums = Vec::with_capacity(rows.len());
+    for row in rows {
+        let failed = |error| failed_on("recounting", counter, error);
+        let at = counter.parts().len();
+        let added: i64 = row.try_get(at).map_err(failed)?;
+        // Without a key's columns there is no group to be absent: one row of nothing.
+        if added == 0 {
+            continue;
+        }
+        let key = read_key(counter, row, 0)?;
+        let total = if has_sum {
+            // All amounts are null.
+            let sum = row.try_get::<_, Option<String>>(at + 1).map_err(failed)?.unwrap_or_else(|| "0".to_owned());
+            let digits = sum.strip_prefix('-').unwrap_or(&sum);
+            if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                let reason = format!("its amounts add up to {sum}, not to an integer");
+                return Err(Error::source(counter, Some(&key), reason));
+            }
+            integer(&sum).ok_or_else(|| Error::overflow(counter, &key, "recount"))?
+        } else {
+            added
+        };
+        sums.push(Recount { key, total, rows: added.unsigned_abs() });
+    }
+    Ok(sums)
+}
+
+/// A key as parameters, of the right types.
+fn some_key(counter: &Def) -> Vec<Value<'static>> {
+    let value = |part: &KeyPart| match part {
+        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => Value::Integer(0),
+        KeyPart::Text => Value::Text("".into()),
+        KeyPart::Uuid => Value::Uuid([0; 16]),
+        _ => Value::Blob([0; 16]),
+    };
+    counter.parts().as_slice().iter().map(value).collect()
+}
+
+fn some_keys(counter: &Def) -> Vec<Value<'static>> {
+    some_key(counter).into_iter().map(Value::into_column).collect()
+}
+
+/// Whether a column of this type holds such a part of a key, and compares as it does.
+fn fits(part: KeyPart, kind: &Type) -> bool {
+    match part {
+        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => matches!(*kind, Type::INT2 | Type::INT4 | Type::INT8),
+        KeyPart::Text => matches!(*kind, Type::TEXT | Type::VARCHAR),
+        KeyPart::Uuid => *kind == Type::UUID,
+        _ => *kind == Type::BYTEA,
+    }
+}
+
+fn check_amount(counter: &Def, kind: Option<&Type>) -> Result<()> {
+    match kind {
+        Some(&(Type::INT2 | Type::INT4 | Type::INT8 | Type::NUMERIC)) => Ok(()),
+        kind => {
+            let kind = kind.map_or("nothing", Type::name);
+            Err(Error::source(counter, None, format!("its amounts are of type {kind}, and are to be integers")))
+        }
+    }
+}

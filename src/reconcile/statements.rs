@@ -1,0 +1,321 @@
+//! The SQL of a source: pages of sums from an index in key order, rows, keys, samples; pure text.
+
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::key::KeyPart;
+use crate::layout::Layout;
+use crate::sql::{self, Dialect, Value};
+
+/// What a source reads, as its author said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    from: String,
+    key: Vec<String>,
+    /// For an error's advice: the table that needs an index on its key; none for a query.
+    indexed: Option<String>,
+    pub(super) amount: Option<String>,
+    pub(super) filter: Option<String>,
+    pub(super) columns: String,
+    /// The last part of the key is the last column divided by this, rounded down: an epoch.
+    pub(super) per: Option<i64>,
+    /// The table that the last parts of the key name a row of, and its columns.
+    pub(super) parent: Option<(String, Vec<String>)>,
+}
+
+impl Target {
+    pub(super) fn table(table: &str, key: &[&str]) -> Self {
+        let indexed = (!key.is_empty()).then(|| quote(table));
+        Self { indexed, ..Self::over(&quote(table), key) }
+    }
+
+    /// The index that pages of a table are read from, as one would make it.
+    pub(super) fn wanted_index(&self, dialect: Dialect, counter: &Def) -> Option<String> {
+        let parts = counter.parts();
+        let columns = self.key.iter().zip(parts.as_slice());
+        let keys = columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
+        self.indexed.as_ref().map(|table| format!("{table} ({})", keys.collect::<Vec<_>>().join(", ")))
+    }
+
+    pub(super) fn query(query: &str, key: &[&str]) -> Self {
+        Self::over(&format!("({query})"), key)
+    }
+
+    /// Refuses a source that cannot be this counter's.
+    pub(super) fn check(&self, layout: &Layout, counter: &Def, by_tally: bool) -> Result<()> {
+        if let Some(rollup) = layout.placed(counter)?.rollup() {
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().full_name());
+            return Err(Error::source(counter, None, reason));
+        }
+        if self.per.is_some() && !by_tally {
+            return Err(Error::source(counter, None, "a key by epoch is recounted by_tally"));
+        }
+        Ok(())
+    }
+
+    /// Whether rows come out of an index of a table; a query's come as they may.
+    #[cfg(feature = "postgres")]
+    pub(super) const fn is_indexed(&self) -> bool {
+        self.indexed.is_some()
+    }
+
+    /// Key columns carry the table's name: SQLite takes a quoted name alone that no column has for a text.
+    fn over(from: &str, key: &[&str]) -> Self {
+        let (from, key) = (format!("{from} AS r"), key.iter().map(|column| format!("r.{}", quote(column))).collect());
+        Self { from, key, indexed: None, amount: None, filter: None, columns: String::new(), per: None, parent: None }
+    }
+
+    /// The statements for a counter.
+    ///
+    /// Every use of a text column names the collation that sorts bytes: a column declared otherwise would fold keys together, or sort them as a
+    /// language does. The filter is wrapped in IS TRUE, which makes null false, and keeps SQLite from reading by an index on the filter and
+    /// sorting each page. Rows whose last part is before `cut` are as rows without a key.
+    pub(super) fn statements(&self, dialect: Dialect, counter: &Def, cut: Option<&Value<'_>>) -> Result<Statements> {
+        let parts = counter.parts();
+        if parts.len() != self.key.len() {
+            let reason = format!(
+                "the source names {} key columns, the counter's key ({parts}) has {} parts",
+                self.key.len(),
+                parts.len()
+            );
+            return Err(Error::source(counter, None, reason));
+        }
+        let yes = dialect.everything();
+        // What an index has in order; the key's parts, of which the last may be made of its column; and the bounds of one such part.
+        let ordered: Vec<String> =
+            self.key.iter().zip(parts.as_slice()).map(|(column, part)| collated(dialect, column, *part)).collect();
+        let mut keys = ordered.clone();
+        if let (Some(per), Some(last)) = (self.per, keys.last_mut()) {
+            *last = match dialect {
+                Dialect::Sqlite => format!("({last} / {per} - ({last} % {per} < 0))"),
+                Dialect::Postgres => format!("({last} / {per} - ({last} % {per} < 0)::int)"),
+            };
+        }
+        let (key, order) = (keys.join(", "), ordered.join(", "));
+        let from = &self.from;
+        let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
+        let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
+        let sums = self.sums(dialect);
+
+        let uncut = cut.zip(keys.last()).map(|(cut, last)| format!("{last} >= {}", literal(dialect, cut)));
+        let not_null = |key: &String| format!("{key} IS NOT NULL");
+        let has_key = all(dialect, ordered.iter().map(not_null).chain(uncut.clone()));
+        let counts_of_row = all(dialect, [counts.clone()].into_iter().chain(ordered.iter().map(not_null)));
+        let lacks_key = ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let behind = all(dialect, self.behind(dialect, &ordered).into_iter().chain([has_key.clone()]));
+        let is_key = self.is_key(dialect, &ordered, |at| dialect.param(at));
+        let (by_key, of_keys) = match dialect {
+            Dialect::Sqlite => (is_key.clone(), from.clone()),
+            Dialect::Postgres if keys.is_empty() => (yes.to_owned(), from.clone()),
+            Dialect::Postgres => {
+                let names = (1..=keys.len()).map(|at| format!("k_{at}")).collect::<Vec<_>>().join(", ");
+                let listed = format!("unnest({}) AS k({names})", sql::arrays(parts, false));
+                let is_listed = self.is_key(dialect, &ordered, |at| format!("k.k_{at}"));
+                (all(dialect, [is_listed].into_iter().chain(uncut)), format!("{listed}, {from}"))
+            }
+        };
+        let (selected, grouped, sorted) = if keys.is_empty() {
+            (String::new(), String::new(), String::new())
+        } else {
+            (format!("{key}, "), format!(" GROUP BY {key} ORDER BY {key}"), format!(" ORDER BY {order}"))
+        };
+        let descending = ordered.iter().map(|key| format!("{key} DESC")).collect::<Vec<_>>().join(", ");
+        let (first, after) = (dialect.param(1), dialect.param(keys.len() + 1));
+        let row = format!("{}{}", self.columns, if keys.is_empty() { String::new() } else { format!(", {key}") });
+        let of_sample = if dialect == Dialect::Postgres { format!("{amount}::text") } else { amount };
+        let sample = format!("SELECT {row}, {of_sample}, {counts_of_row} FROM {from}");
+        let backwards = if keys.is_empty() { String::new() } else { format!(" ORDER BY {descending}") };
+        Ok(Statements {
+            sums_first: format!(
+                "SELECT {selected}{sums} FROM {from} WHERE {has_key} AND {counts}{grouped} LIMIT {first}"
+            ),
+            sums_next: format!(
+                "SELECT {selected}{sums} FROM {from} WHERE {behind} AND {counts}{grouped} LIMIT {after}"
+            ),
+            sums_of_keys: format!("SELECT {selected}{sums} FROM {of_keys} WHERE {by_key} AND {counts}{grouped}"),
+            rows_first: format!("SELECT {row} FROM {from} WHERE {has_key}{sorted}"),
+            rows_next: format!("SELECT {row} FROM {from} WHERE {behind}{sorted}"),
+            rows_of_keys: format!("SELECT {row} FROM {of_keys} WHERE {by_key}"),
+            key_first: format!("SELECT {} FROM {from} WHERE {has_key} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
+            key_next: format!("SELECT {} FROM {from} WHERE {behind} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
+            any: format!("SELECT 1 FROM {from} WHERE {has_key} AND {counts} LIMIT 1"),
+            sample_first: format!("{sample} WHERE {has_key}{sorted} LIMIT {first}"),
+            sample_last: format!("{sample} WHERE {has_key}{backwards} LIMIT {first}"),
+            sample_without_key: (!keys.is_empty()).then(|| format!("{sample} WHERE {lacks_key} LIMIT {first}")),
+            sample_of_key: format!("{sample} WHERE {is_key} LIMIT {after}"),
+            amount: self.amount.as_ref().map(|amount| format!("SELECT {amount} FROM {from}")),
+            parent: self.parent.as_ref().map(|(table, columns)| parent(dialect, counter, table, columns)),
+        })
+    }
+
+    /// How many rows; and, where they do not all add 1, what tells that amounts are no integers, and their sum.
+    fn sums(&self, dialect: Dialect) -> String {
+        match (&self.amount, dialect) {
+            (None, _) => "count(*)".to_owned(),
+            (Some(amount), Dialect::Sqlite) => {
+                format!("count(*), sum(typeof({amount}) NOT IN ('integer', 'null')), sum({amount})")
+            }
+            // Of integers a numeric, whose text has no point; beyond 64 bits it is still right.
+            (Some(amount), Dialect::Postgres) => format!("count(*), sum({amount})::text"),
+        }
+    }
+
+    /// That a row is behind the key given by the first parameters; nothing without key columns.
+    fn behind(&self, dialect: Dialect, ordered: &[String]) -> Option<String> {
+        let param = |at: usize| match dialect {
+            // The collation stands with the parameters: a column that carries one is no column to SQLite's planner of row values, which would
+            // then read every page from the index's first row on.
+            Dialect::Sqlite if self.is_text(at, ordered) => format!("{} COLLATE BINARY", dialect.param(at)),
+            _ => dialect.param(at),
+        };
+        let (last, heads) = ordered.split_last()?;
+        let at = ordered.len();
+        let mut params: Vec<String> = (1..at).map(param).collect();
+        let columns = match dialect {
+            Dialect::Sqlite => self.key.join(", "),
+            Dialect::Postgres => ordered.join(", "),
+        };
+        Some(match (self.per, dialect) {
+            (None, _) if heads.is_empty() => format!("{last} > {}", dialect.param(1)),
+            (None, _) => {
+                params.push(param(at));
+                format!("({columns}) > ({})", params.join(", "))
+            }
+            (Some(per), Dialect::Sqlite) => {
+                params.push(format!("({} + 1) * {per}", dialect.param(at)));
+                format!("({columns}) >= ({})", params.join(", "))
+            }
+            (Some(per), Dialect::Postgres) => {
+                params.push(second(&dialect.param(at), per, Second::Last));
+                format!("({columns}) > ({})", params.join(", "))
+            }
+        })
+    }
+
+    fn is_text(&self, at: usize, ordered: &[String]) -> bool {
+        self.key.get(at - 1) != ordered.get(at - 1)
+    }
+
+    /// That the parts of the key are these values.
+    fn is_key(&self, dialect: Dialect, ordered: &[String], value: impl Fn(usize) -> String) -> String {
+        let is_part = |(column, at): (&String, usize)| match (self.per, dialect) {
+            (Some(per), Dialect::Sqlite) if at == self.key.len() => {
+                let value = value(at);
+                format!("{column} >= {value} * {per} AND {column} < ({value} + 1) * {per}")
+            }
+            (Some(per), Dialect::Postgres) if at == self.key.len() => {
+                let value = value(at);
+                let (first, last) = (second(&value, per, Second::First), second(&value, per, Second::Last));
+                format!("{column} >= {first} AND {column} <= {last}")
+            }
+            _ => format!("{column} = {}", value(at)),
+        };
+        all(dialect, ordered.iter().zip(1..).map(is_part))
+    }
+}
+
+/// Which second of an epoch.
+#[derive(Clone, Copy)]
+enum Second {
+    First,
+    Last,
+}
+
+/// PostgreSQL's first or last second of an epoch, or the nearest that a column can hold: no epoch fails to be asked for.
+fn second(epoch: &str, per: i64, which: Second) -> String {
+    let second = match which {
+        Second::First => format!("{epoch}::numeric * {per}"),
+        Second::Last => format!("({epoch}::numeric + 1) * {per} - 1"),
+    };
+    format!("greatest(least({second}, {}), {})::bigint", i64::MAX, i64::MIN)
+}
+
+/// Looks for the row that the last parts of a key name. SQLite: finds it, by the parts as parameters. PostgreSQL: of many keys, gives those that name
+/// none.
+fn parent(dialect: Dialect, counter: &Def, table: &str, columns: &[String]) -> String {
+    let parts = counter.parts();
+    let first = parts.len().saturating_sub(columns.len()) + 1;
+    let is = |value: &dyn Fn(usize) -> String| {
+        let terms = columns.iter().enumerate().map(|(at, column)| format!("p.{} = {}", quote(column), value(at)));
+        format!("SELECT 1 FROM {} AS p WHERE {}", quote(table), all(dialect, terms))
+    };
+    match dialect {
+        Dialect::Sqlite => is(&|at| dialect.param(at + 1)),
+        Dialect::Postgres => {
+            let names = (1..=parts.len()).map(|at| format!("k_{at}")).collect::<Vec<_>>().join(", ");
+            let found = is(&|at| format!("k.k_{}", first + at));
+            let arrays = sql::arrays(parts, false);
+            format!("SELECT {names} FROM unnest({arrays}) AS k({names}) WHERE NOT EXISTS ({found})")
+        }
+    }
+}
+
+/// A value as SQL says it.
+fn literal(dialect: Dialect, value: &Value<'_>) -> String {
+    match (value, dialect) {
+        (Value::Integer(value), _) => value.to_string(),
+        (Value::Text(text), _) => format!("'{}'", text.replace('\'', "''")),
+        (Value::Blob(bytes) | Value::Uuid(bytes), Dialect::Sqlite) => {
+            format!("x'{:032x}'", u128::from_be_bytes(*bytes))
+        }
+        (Value::Blob(bytes), Dialect::Postgres) => format!("'\\x{:032x}'::bytea", u128::from_be_bytes(*bytes)),
+        (Value::Uuid(bytes), Dialect::Postgres) => format!("'{:032x}'::uuid", u128::from_be_bytes(*bytes)),
+        // A cut is one value.
+        (Value::Integers(_) | Value::Texts(_) | Value::Blobs(_) | Value::Uuids(_), _) => "NULL".to_owned(),
+    }
+}
+
+/// The statements of one counter's source. `_first` starts at the first key, `_next` behind the key given as the first parameters; samples take
+/// their number of rows last, and give columns, key, amount, and whether the row counts for a key.
+#[derive(Debug)]
+pub(super) struct Statements {
+    pub(super) sums_first: String,
+    pub(super) sums_next: String,
+    /// In SQLite of the key given as the parameters, in PostgreSQL of all keys in them, as arrays; so too `rows_of_keys`.
+    pub(super) sums_of_keys: String,
+    pub(super) rows_first: String,
+    pub(super) rows_next: String,
+    pub(super) rows_of_keys: String,
+    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+    pub(super) key_first: String,
+    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
+    pub(super) key_next: String,
+    pub(super) any: String,
+    pub(super) sample_first: String,
+    pub(super) sample_last: String,
+    pub(super) sample_without_key: Option<String>,
+    pub(super) sample_of_key: String,
+    /// What each row adds, where they do not all add 1.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+    pub(super) amount: Option<String>,
+    /// Looks for rows that the last parts of keys name, where the source says of which table.
+    pub(super) parent: Option<String>,
+}
+
+impl Statements {
+    /// One statement of each shape, to find what SQLite cannot prepare before anything is run.
+    #[cfg(feature = "sqlite")]
+    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
+        [&self.sums_next, &self.rows_next, &self.sample_of_key].into_iter().chain(&self.parent)
+    }
+}
+
+fn collated(dialect: Dialect, column: &str, part: KeyPart) -> String {
+    match dialect {
+        _ if part != KeyPart::Text => column.to_owned(),
+        Dialect::Sqlite => format!("{column} COLLATE BINARY"),
+        Dialect::Postgres => format!("{column} COLLATE \"C\""),
+    }
+}
+
+fn all(dialect: Dialect, terms: impl Iterator<Item = String>) -> String {
+    let terms = terms.collect::<Vec<_>>().join(" AND ");
+    or(&terms, dialect.everything())
+}
+
+fn or(text: &str, other: &str) -> String {
+    if text.is_empty() { other.to_owned() } else { text.to_owned() }
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

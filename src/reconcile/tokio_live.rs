@@ -1,0 +1,176 @@
+//! The world around a run in tokio: its clock, a stop flag, gates that may ask a database, and two that do.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+use super::asynchronous::AsyncControl;
+use super::drive::WAIT_SLICE;
+use super::progress::Progress;
+
+/// What a gate answers, some time later: why no page may be measured just now, if so.
+pub type GateAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
+
+type Gate<'a> = Box<dyn FnMut() -> GateAnswer<'a> + Send + 'a>;
+
+/// The clock of tokio, with a stop flag, gates, and somebody who is shown the progress, where they are wanted; for
+/// [`run_async`](super::run_async).
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::sync::atomic::AtomicBool;
+/// use std::time::Duration;
+/// use keepcount::reconcile::{TokioLive, active_connections, replay_lag};
+///
+/// static STOP: AtomicBool = AtomicBool::new(false); // set by a signal handler
+/// # fn control(client: &tokio_postgres::Client) {
+/// let mut control = TokioLive::new()
+///     .stop_flag(&STOP)
+///     .gate(replay_lag(client, Duration::from_secs(2)))
+///     .gate(active_connections(client, 50))
+///     .on_progress(|progress| eprintln!("{progress}"));
+/// # let _ = &mut control;
+/// # }
+/// ```
+#[derive(Default)]
+pub struct TokioLive<'a> {
+    started: Option<Instant>,
+    stop: Option<&'a AtomicBool>,
+    gates: Vec<Gate<'a>>,
+    on_progress: Option<Box<dyn FnMut(&Progress) + Send + 'a>>,
+}
+
+impl<'a> TokioLive<'a> {
+    /// The clock, no stop flag, no gate.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`Live::stop_flag`](super::Live::stop_flag).
+    #[must_use]
+    pub fn stop_flag(mut self, flag: &'a AtomicBool) -> Self {
+        self.stop = Some(flag);
+        self
+    }
+
+    /// Asks `gate` before each page: a reason holds the run, [`Options::stall_after`](super::Options::stall_after) at most. May be called
+    /// several times.
+    #[must_use]
+    pub fn gate<F: Future<Output = Option<String>> + Send + 'a>(
+        mut self,
+        mut gate: impl FnMut() -> F + Send + 'a,
+    ) -> Self {
+        self.gates.push(Box::new(move || Box::pin(gate())));
+        self
+    }
+
+    /// As [`Live::on_progress`](super::Live::on_progress).
+    #[must_use]
+    pub fn on_progress(mut self, show: impl FnMut(&Progress) + Send + 'a) -> Self {
+        self.on_progress = Some(Box::new(show));
+        self
+    }
+}
+
+impl fmt::Debug for TokioLive<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokioLive").field("stop", &self.stop).field("gates", &self.gates.len()).finish_non_exhaustive()
+    }
+}
+
+impl AsyncControl for TokioLive<'_> {
+    #[allow(clippy::disallowed_methods)] // the driver is where the clock is
+    fn now(&mut self) -> Duration {
+        self.started.get_or_insert_with(Instant::now).elapsed()
+    }
+
+    async fn wait(&mut self, time: Duration, _: &str) {
+        let until = self.now() + time;
+        let mut left = time;
+        // A slice at least, also when stopped: what is under way may still have to wait for its retry.
+        while !left.is_zero() {
+            sleep(left.min(WAIT_SLICE)).await;
+            left = if self.stopped() { Duration::ZERO } else { until.saturating_sub(self.now()) };
+        }
+    }
+
+    fn stopped(&mut self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
+    async fn gate(&mut self) -> Option<String> {
+        for gate in &mut self.gates {
+            if let Some(reason) = gate().await {
+                return Some(reason);
+            }
+        }
+        None
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        if let Some(show) = &mut self.on_progress {
+            show(progress);
+        }
+    }
+}
+
+/// A gate that is shut while a replica of this server replays more than `most` behind it. Asks over a connection of its own, to the primary; what it
+/// cannot see shuts it too: its role needs `pg_monitor`.
+pub fn replay_lag<'a>(client: &'a Client, most: Duration) -> impl FnMut() -> GateAnswer<'a> + Send + use<'a> {
+    const LAG: &str = "SELECT coalesce(bool_or(state IS NULL), false),
+        coalesce(max(extract(epoch FROM replay_lag) * 1000), 0)::bigint FROM pg_stat_replication";
+    move || {
+        let reason = move |millis: u64| {
+            format!("a replica replays {millis} ms behind, over the bound of {} ms", most.as_millis())
+        };
+        Box::pin(async move { over(client, LAG, millis(most), reason).await })
+    }
+}
+
+/// A gate that is shut while a replica of this server has more than `most` bytes of its log to replay; see [`replay_lag`].
+pub fn replay_lag_bytes<'a>(client: &'a Client, most: u64) -> impl FnMut() -> GateAnswer<'a> + Send + use<'a> {
+    const LAG: &str = "SELECT coalesce(bool_or(state IS NULL), false), coalesce(max(pg_wal_lsn_diff(
+        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, replay_lsn)), 0)::bigint
+        FROM pg_stat_replication";
+    move || {
+        let reason = move |bytes: u64| format!("a replica has {bytes} bytes to replay, over the bound of {most}");
+        Box::pin(async move { over(client, LAG, most, reason).await })
+    }
+}
+
+/// A gate that is shut while more than `most` connections of this server are at work, its own not among them. Asks over a connection of its own; what it
+/// cannot see shuts it: its role needs `pg_monitor`.
+pub fn active_connections<'a>(client: &'a Client, most: u64) -> impl FnMut() -> GateAnswer<'a> + Send + use<'a> {
+    const ACTIVE: &str = "SELECT coalesce(bool_or(state IS NULL), false), count(*) FILTER (WHERE state = 'active')
+        FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    move || {
+        let reason = move |active: u64| format!("{active} connections are at work, over the bound of {most}");
+        Box::pin(async move { over(client, ACTIVE, most, reason).await })
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Asks for whether something is hidden, and for a number that is to be at most `most`.
+async fn over(client: &Client, text: &str, most: u64, reason: impl Fn(u64) -> String) -> Option<String> {
+    const NONE: &[&(dyn ToSql + Sync)] = &[];
+    let read = |row: Row| Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, i64>(1)?));
+    match client.query_one(text, NONE).await.and_then(read) {
+        Ok((true, _)) => Some("the gate cannot see what other roles do; grant its role pg_monitor".to_owned()),
+        Ok((false, number)) => {
+            let number = u64::try_from(number).unwrap_or(0);
+            (number > most).then(|| reason(number))
+        }
+        Err(error) => Some(format!("the gate cannot ask: {error}")),
+    }
+}
