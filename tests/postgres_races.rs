@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use keepcount::sql::{Dialect, Query};
 use keepcount::{AsyncStore, Batch, Climb, Error, Mark, Next, PostgresStore, PreparedStatements};
-use postgres_app::{Change, LAYOUT, SETLIST_DAYS, assert_exact, create, differences, write};
+use postgres_app::{Change, LAYOUT, SETLIST_DAYS, assert_exact, changes, create, differences, hunt, write};
 use postgres_common::{connect, shared};
 use random::Random;
 use tokio_postgres::types::ToSql;
@@ -251,32 +251,6 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
     let mut store = PostgresStore::new(&mut client, &LAYOUT);
     assert_eq!(store.mark("feed").await.unwrap(), 400);
     assert_eq!(store.total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 400);
-}
-
-/// Any changes of few parents, so that writers meet; votes are this writer's own.
-fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
-    let mut changes: Vec<Change> = (0..=random.below(5))
-        .map(|_| {
-            let (setlist, show) = (random.int(0, 50), random.int(0, 12));
-            let id = writer * 1_000 + random.int(0, 60);
-            match random.below(20) {
-                0..10 => Change::Vote(id, setlist, random.int(-2, 4), random.int(0, 4)),
-                10..14 => Change::Unvote(id),
-                14..17 => Change::Place(setlist, (random.below(5) > 0).then_some(show)),
-                17 => Change::Bill(show, (random.below(5) > 0).then(|| random.int(0, 3))),
-                18 => Change::Drop(setlist),
-                _ => Change::Vote(id, setlist, 1, 0),
-            }
-        })
-        .collect();
-    changes.sort_unstable();
-    changes
-}
-
-/// How long a hunt goes on: some seconds, or as many as are asked for.
-fn hunt() -> Duration {
-    let seconds = std::env::var("KEEPCOUNT_HUNT_SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
-    Duration::from_secs(seconds)
 }
 
 /// What one writer met.

@@ -561,3 +561,50 @@ fn a_mend_believes_no_measure() {
     exact(&conn);
     assert_eq!(SqliteStore::new(&conn, &ONE).totals(VOTES).unwrap(), [(1, 4), (2, 5)]);
 }
+
+#[test]
+fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
+    let conn = database();
+    write(&conn, &votes(100, 3));
+    conn.execute_batch("UPDATE a_votes SET total = total + 1 WHERE key % 10 = 0").unwrap();
+    let bounds = [None, Some(1), Some(20), Some(55), Some(56), Some(80), None].map(|key| key.map(KeyBuf::of::<i64>));
+    for mode in [Mode::Verify, Mode::Repair] {
+        for page in [1, 7, 1000] {
+            let (mut keys, mut found) = (0, Vec::new());
+            for part in bounds.windows(2) {
+                let (after, until) = (part[0].as_ref(), part[1].as_ref());
+                let options = options().page(page).max_pages(2).samples(100);
+                let mut run = Reconciler::part(mode, &ONE, VOTES.def(), after, until, options).unwrap();
+                let report = loop {
+                    let report = keepcount::reconcile::run(&mut run, &mut audit(&conn), &mut World::default()).unwrap();
+                    let counter = &report.counters[0];
+                    assert!(!counter.begun && !counter.complete && !counter.clean);
+                    keys += counter.keys;
+                    found.extend(counter.samples.iter().map(|sample| number(&sample.key)));
+                    let Some(token) = &report.token else { break report };
+                    // As a later process goes on.
+                    run = Reconciler::resume(mode, &ONE, &through_text(token), options).unwrap();
+                };
+                assert!(report.complete(), "the part is done");
+            }
+            assert_eq!(keys, 100, "{mode:?}, pages of {page}");
+            assert_eq!(
+                found,
+                if mode == Mode::Repair && page > 1 { vec![] } else { (1..=10).map(|n| n * 10).collect() }
+            );
+        }
+    }
+    exact(&conn);
+}
+
+#[test]
+fn a_part_that_would_not_be_right_is_refused() {
+    let part = |mode, until| Reconciler::part(mode, &ONE, VOTES.def(), None, until, options());
+    assert!(matches!(part(Mode::Backfill, None), Err(Error::Setting { setting: "part", .. })));
+    assert!(matches!(part(Mode::Verify, Some(&KeyBuf::of::<String>("x"))), Err(Error::Key { .. })));
+    let unknown = Counter::<i64>::new("b.votes").def();
+    assert!(matches!(
+        Reconciler::part(Mode::Verify, &ONE, unknown, None, None, options()),
+        Err(Error::UnknownCounter { .. })
+    ));
+}

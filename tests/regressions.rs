@@ -407,11 +407,11 @@ fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
         failed.into_iter().chain(votes.clone().into_iter().map(Ok))
     };
     audit.add_fallible::<i64, Vote, _>(VOTES, rows).unwrap();
-    let next = audit.measure(&Ask { counter: VOTES.def(), after: None, keys: 1 }).unwrap().next;
+    let next = audit.measure(&Ask { counter: VOTES.def(), after: None, until: None, keys: 1 }).unwrap().next;
     let mut batch = Batch::new();
     batch.insert(&vote(2));
     drop(store.begin(&batch).unwrap());
-    let ask = Ask { counter: VOTES.def(), after: next, keys: 10 };
+    let ask = Ask { counter: VOTES.def(), after: next, until: None, keys: 10 };
     assert!(matches!(audit.measure(&ask), Err(Error::Database { .. })));
     let found = audit.measure(&ask).unwrap().drifts;
     let keys: Vec<i64> = found.iter().map(|drift| drift.key.decode().unwrap()).collect();

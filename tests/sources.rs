@@ -331,7 +331,7 @@ fn recounts_by_sql_and_by_tally_are_equal() {
     let conn = sales_database("(NULL, 5, 1), (NULL, 5, 0)");
     fill(&conn, 41, 13);
     let ask = |audit: &mut SqliteAudit<'_>, after: Option<i64>, keys| -> Measured {
-        audit.measure(&Ask { counter: SUM.def(), after: after.map(KeyBuf::of::<i64>), keys }).unwrap()
+        audit.measure(&Ask { counter: SUM.def(), after: after.map(KeyBuf::of::<i64>), until: None, keys }).unwrap()
     };
     let mut by_sql = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
     let mut by_tally = audit_of(&conn, &SUMS, SUM, sales(by_shop()).by_tally()).unwrap();
@@ -790,7 +790,7 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
     // An audit of somebody's own goes through `merge`, which checks the order of both lists.
     let key = |key: i64| KeyBuf::of::<i64>(key);
     let recount = |at: i64| keepcount::reconcile::Recount { key: key(at), total: 1, rows: 1 };
-    let ask = Ask { counter: SUM.def(), after: None, keys: 5 };
+    let ask = Ask { counter: SUM.def(), after: None, until: None, keys: 5 };
     for pair in [[2, 1], [1, 1]] {
         assert_source(
             keepcount::reconcile::merge(&ask, pair.map(recount).to_vec(), Vec::new()),

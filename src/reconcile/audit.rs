@@ -76,6 +76,8 @@ pub struct Ask {
     pub counter: Def,
     /// The last key that was compared before.
     pub after: Option<KeyBuf>,
+    /// The last key that is to be compared; none: all behind `after`.
+    pub until: Option<KeyBuf>,
     /// How many keys of the rows, and how many of the totals, to read at most.
     pub keys: usize,
 }
@@ -168,7 +170,9 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
         (Some(row), Some(total)) => Some(row.min(total)),
         (row, total) => row.or(total),
     };
-    let inside = |key: &KeyBuf| next.as_ref().is_none_or(|next| key <= next);
+    // What is behind the last key that is wanted was read in vain.
+    let end = ask.until.as_ref().filter(|until| next.as_ref().is_none_or(|next| next >= *until));
+    let inside = |key: &KeyBuf| end.or(next.as_ref()).is_none_or(|last| key <= last);
 
     let mut measured = Measured::default();
     let mut recounts = recounts.into_iter().take_while(|recount| inside(&recount.key)).peekable();
@@ -188,7 +192,7 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
             measured.drifts.push(drift);
         }
     }
-    measured.next = next;
+    measured.next = if end.is_some() { None } else { next };
     Ok(measured)
 }
 
@@ -232,7 +236,7 @@ mod tests {
     const VOTES: Counter<i64> = Counter::new("votes");
 
     fn ask(after: Option<i64>, keys: usize) -> Ask {
-        Ask { counter: VOTES.def(), after: after.map(KeyBuf::of::<i64>), keys }
+        Ask { counter: VOTES.def(), after: after.map(KeyBuf::of::<i64>), until: None, keys }
     }
 
     fn rows(list: &[(i64, i64)]) -> Vec<Recount> {
@@ -259,6 +263,19 @@ mod tests {
         let found = merge(&ask(None, 2), rows(&[(1, 1), (9, 1), (10, 1)]), totals(&[(2, 1), (3, 1), (4, 1)])).unwrap();
         assert_eq!(found.next.unwrap().decode::<i64>().unwrap(), 3);
         assert_eq!(found.keys, 3);
+    }
+
+    #[test]
+    fn a_page_goes_no_further_than_it_is_asked_to() {
+        let (rows, totals) = (rows(&[(1, 1), (5, 1), (6, 1)]), totals(&[(2, 1), (6, 1), (7, 1)]));
+        for (until, keys, differing, next) in
+            [(5, 3, 3, None), (4, 3, 2, None), (9, 2, 3, Some(5)), (5, 2, 3, None), (0, 2, 0, None)]
+        {
+            let ask = Ask { until: Some(KeyBuf::of::<i64>(until)), ..ask(None, keys) };
+            let found = merge(&ask, rows.clone(), totals.clone()).unwrap();
+            let at = found.next.as_ref().map(|key| key.decode::<i64>().unwrap());
+            assert_eq!((found.drifts.len(), at), (differing, next), "until {until}, {keys} keys");
+        }
     }
 
     #[test]

@@ -81,6 +81,10 @@ pub struct Reconciler {
     /// The position in `scope`: everything before it is done.
     at: usize,
     after: Option<KeyBuf>,
+    /// The last key to compare, where not all are.
+    until: Option<KeyBuf>,
+    /// Whether this is a part of a counter alone.
+    part: bool,
     /// Whether the runs that this one resumes have found drift in the current counter.
     dirty: bool,
     /// Whether they have left keys of it alone.
@@ -181,6 +185,8 @@ impl Reconciler {
             driven_by_rows: rows,
             at: 0,
             after: None,
+            until: None,
+            part: false,
             dirty: false,
             unsettled: false,
             state: State::Identify,
@@ -197,6 +203,53 @@ impl Reconciler {
             rows: 0,
             pace: Pace::default(),
         })
+    }
+
+    /// A run over the keys of one counter behind `after`, up to `until` and with it; none is the first key, or the last. Several processes that each
+    /// take such a part do a large counter in less time. A report of a part never calls the counter [complete](CounterReport::complete).
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::Key`] for a bound that is no key of the counter; [`Error::Setting`] for a backfill, which is done by one run from the
+    /// first key to the last, and for a repair of a rollup, which takes in what it sums.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{Mode, Options, Reconciler};
+    /// use keepcount::{Counter, KeyBuf, Layout};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let middle = KeyBuf::of::<i64>(50_000);
+    /// let options = Options::default();
+    /// let one = Reconciler::part(Mode::Repair, &LAYOUT, SHOW_VOTES.def(), None, Some(&middle), options)?;
+    /// let other = Reconciler::part(Mode::Repair, &LAYOUT, SHOW_VOTES.def(), Some(&middle), None, options)?;
+    /// # let _ = (one, other);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn part(
+        mode: Mode,
+        layout: &Layout,
+        counter: Def,
+        after: Option<&KeyBuf>,
+        until: Option<&KeyBuf>,
+        options: Options,
+    ) -> Result<Self> {
+        let refused = |reason: &str| Err(Error::setting("part", format!("counter {}: {reason}", counter.full_name())));
+        if mode == Mode::Backfill {
+            return refused("a backfill goes from the first key to the last");
+        }
+        let mut run = Self::scoped(mode, layout, &[counter], options)?;
+        if run.scope.len() > 1 {
+            return refused("a repair of a rollup takes in what it sums, so it is done whole");
+        }
+        for key in after.iter().chain(&until) {
+            counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
+        }
+        (run.after, run.until, run.part) = (after.cloned(), until.cloned(), true);
+        Ok(run)
     }
 
     /// Goes on where a run stopped. Mode, scope, page, samples and force are the token's; `options` gives limits and pace.
@@ -225,12 +278,14 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.at = usize::from(token.at);
         run.after.clone_from(&token.after);
+        run.until.clone_from(&token.until);
+        run.part = token.part;
         (run.dirty, run.unsettled) = (token.dirty, token.unsettled);
-        match (run.scope.get(run.at), &run.after) {
-            (Some(counter), Some(key)) if counter.parts().values(key).is_err() => refused("its position is no key"),
-            (Some(_), _) => Ok(run),
-            (None, _) => refused("its position is beyond its counters"),
+        let Some(counter) = run.scope.get(run.at) else { return refused("its position is beyond its counters") };
+        if run.after.iter().chain(&run.until).any(|key| counter.parts().values(key).is_err()) {
+            return refused("its position is no key");
         }
+        Ok(run)
     }
 
     /// What to do next.
@@ -263,16 +318,17 @@ impl Reconciler {
         self.step()
     }
 
+    fn ask(&self, counter: Def) -> Ask {
+        Ask { counter, after: self.after.clone(), until: self.until.clone(), keys: self.page }
+    }
+
     fn step(&self) -> Step {
         let look_at = |at: usize| self.scope.get(at).map(|counter| Look { counter: *counter, totals: EMPTIED });
         let step = match &self.state {
             State::Identify => Some(Step::Identify),
             State::Look(at) => look_at(*at).map(Step::Look),
             State::LookAgain(_) => look_at(self.at).map(Step::Look),
-            State::Measure => self
-                .scope
-                .get(self.at)
-                .map(|counter| Step::Measure(Ask { counter: *counter, after: self.after.clone(), keys: self.page })),
+            State::Measure => self.scope.get(self.at).map(|counter| Step::Measure(self.ask(*counter))),
             State::Mend(page) => self.scope.get(self.at).map(|counter| {
                 let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
                 Step::Mend(Mend { counter: *counter, keys })
@@ -364,7 +420,7 @@ impl Reconciler {
         self.pages += 1;
         self.rows += measured.rows;
         self.pace.page(self.issued, now, measured.keys, measured.rows);
-        report.begun |= self.after.is_none();
+        report.begun |= self.after.is_none() && !self.part;
         report.add(&measured, self.options.samples);
         if self.options.page.is_none() {
             self.page = adapted(self.page, took, self.options.page_time);
@@ -524,6 +580,8 @@ impl Reconciler {
             scope: self.scope.iter().filter_map(position).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
+            until: self.until.clone(),
+            part: self.part,
             dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| !report.is_clean()),
             unsettled: self.is_unsettled(),
         })
@@ -552,7 +610,7 @@ impl Reconciler {
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Measure;
         if next.is_none() {
-            if let Some(report) = self.reports.get_mut(self.at) {
+            if let Some(report) = self.reports.get_mut(self.at).filter(|_| !self.part) {
                 report.complete = true;
                 report.clean = report.is_clean() && !self.dirty;
             }

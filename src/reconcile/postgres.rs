@@ -323,7 +323,7 @@ const PAGE: &[(&str, &str)] = &[
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
 ];
-/// How few keys are looked up, one after the other, from an index.
+/// How keys are looked up one after the other, from an index.
 const LOOK_UP: &[(&str, &str)] = &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
 /// The index of links has parents in order; the keys of one parent are sorted.
 const SORT_TAILS: &[(&str, &str)] = &[("enable_incremental_sort", "on")];

@@ -2,7 +2,7 @@
 
 use crate::counter::Def;
 use crate::error::{Error, Result};
-use crate::key::KeyPart;
+use crate::key::{KeyPart, KeyParts};
 use crate::layout::Layout;
 use crate::sql::{self, Dialect, Value};
 
@@ -94,7 +94,7 @@ impl Target {
         let from = &self.from;
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
-        let sums = self.sums(dialect);
+        let sums = self.sums(dialect, self.amount.as_deref().unwrap_or_default());
 
         let uncut = cut.zip(keys.last()).map(|(cut, last)| format!("{last} >= {}", literal(dialect, cut)));
         let not_null = |key: &String| format!("{key} IS NOT NULL");
@@ -103,16 +103,6 @@ impl Target {
         let lacks_key = ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
         let behind = all(dialect, self.behind(dialect, &ordered).into_iter().chain([has_key.clone()]));
         let is_key = self.is_key(dialect, &ordered, |at| dialect.param(at));
-        let (by_key, of_keys) = match dialect {
-            Dialect::Sqlite => (is_key.clone(), from.clone()),
-            Dialect::Postgres if keys.is_empty() => (yes.to_owned(), from.clone()),
-            Dialect::Postgres => {
-                let names = (1..=keys.len()).map(|at| format!("k_{at}")).collect::<Vec<_>>().join(", ");
-                let listed = format!("unnest({}) AS k({names})", sql::arrays(parts, false));
-                let is_listed = self.is_key(dialect, &ordered, |at| format!("k.k_{at}"));
-                (all(dialect, [is_listed].into_iter().chain(uncut)), format!("{listed}, {from}"))
-            }
-        };
         let (selected, grouped, sorted) = if keys.is_empty() {
             (String::new(), String::new(), String::new())
         } else {
@@ -121,20 +111,40 @@ impl Target {
         let descending = ordered.iter().map(|key| format!("{key} DESC")).collect::<Vec<_>>().join(", ");
         let (first, after) = (dialect.param(1), dialect.param(keys.len() + 1));
         let row = format!("{}{}", self.columns, if keys.is_empty() { String::new() } else { format!(", {key}") });
-        let of_sample = if dialect == Dialect::Postgres { format!("{amount}::text") } else { amount };
+        let of_sample = if dialect == Dialect::Postgres { format!("{amount}::text") } else { amount.clone() };
         let sample = format!("SELECT {row}, {of_sample}, {counts_of_row} FROM {from}");
+        let many = dialect == Dialect::Postgres && !keys.is_empty();
+        let page = |condition: &str, limit: &str| {
+            if many {
+                let sums = self.sums(dialect, "o.n");
+                return ordered_page(
+                    &keys,
+                    &sums,
+                    &format!("{amount} AS n FROM {from} WHERE {condition} AND {counts}{sorted}"),
+                    limit,
+                );
+            }
+            format!("SELECT {selected}{sums} FROM {from} WHERE {condition} AND {counts}{grouped} LIMIT {limit}")
+        };
+        let (sums_of_keys, rows_of_keys) = if many {
+            let is_key = self.is_key(dialect, &ordered, |at| format!("k.k_{at}"));
+            let by_key = all(dialect, [is_key].into_iter().chain(uncut));
+            let sums = format!("SELECT {sums} FROM {from} WHERE {by_key} AND {counts}");
+            let rows = format!("SELECT {row} FROM {from} WHERE {by_key} OFFSET 0");
+            (of_each_key(parts, "k.*, o.*", &sums), of_each_key(parts, "o.*", &rows))
+        } else {
+            let by_key = all(dialect, [is_key.clone()].into_iter().chain(uncut));
+            let sums = format!("SELECT {selected}{sums} FROM {from} WHERE {by_key} AND {counts}{grouped}");
+            (sums, format!("SELECT {row} FROM {from} WHERE {by_key}"))
+        };
         let backwards = if keys.is_empty() { String::new() } else { format!(" ORDER BY {descending}") };
         Ok(Statements {
-            sums_first: format!(
-                "SELECT {selected}{sums} FROM {from} WHERE {has_key} AND {counts}{grouped} LIMIT {first}"
-            ),
-            sums_next: format!(
-                "SELECT {selected}{sums} FROM {from} WHERE {behind} AND {counts}{grouped} LIMIT {after}"
-            ),
-            sums_of_keys: format!("SELECT {selected}{sums} FROM {of_keys} WHERE {by_key} AND {counts}{grouped}"),
+            sums_first: page(&has_key, &first),
+            sums_next: page(&behind, &after),
+            sums_of_keys,
             rows_first: format!("SELECT {row} FROM {from} WHERE {has_key}{sorted}"),
             rows_next: format!("SELECT {row} FROM {from} WHERE {behind}{sorted}"),
-            rows_of_keys: format!("SELECT {row} FROM {of_keys} WHERE {by_key}"),
+            rows_of_keys,
             key_first: format!("SELECT {} FROM {from} WHERE {has_key} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
             key_next: format!("SELECT {} FROM {from} WHERE {behind} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
             any: format!("SELECT 1 FROM {from} WHERE {has_key} AND {counts} LIMIT 1"),
@@ -148,14 +158,14 @@ impl Target {
     }
 
     /// How many rows; and, where they do not all add 1, what tells that amounts are no integers, and their sum.
-    fn sums(&self, dialect: Dialect) -> String {
-        match (&self.amount, dialect) {
-            (None, _) => "count(*)".to_owned(),
-            (Some(amount), Dialect::Sqlite) => {
+    fn sums(&self, dialect: Dialect, amount: &str) -> String {
+        match dialect {
+            _ if self.amount.is_none() => "count(*)".to_owned(),
+            Dialect::Sqlite => {
                 format!("count(*), sum(typeof({amount}) NOT IN ('integer', 'null')), sum({amount})")
             }
             // Of integers a numeric, whose text has no point; beyond 64 bits it is still right.
-            (Some(amount), Dialect::Postgres) => format!("count(*), sum({amount})::text"),
+            Dialect::Postgres => format!("count(*), sum({amount})::text"),
         }
     }
 
@@ -213,6 +223,25 @@ impl Target {
     }
 }
 
+/// PostgreSQL's page of sums over rows that come in key order. Where the key's columns have the primary key among them, it would group by that alone, and
+/// then sort; not what comes out of a query.
+fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String {
+    let names = names(keys.len());
+    let named = keys.iter().zip(1..).map(|(key, at)| format!("{key} AS k_{at}, ")).collect::<String>();
+    format!("SELECT {names}, {sums} FROM (SELECT {named}{rows}) AS o GROUP BY {names} ORDER BY {names} LIMIT {limit}")
+}
+
+/// PostgreSQL's query for each of many keys, in one statement: it finds them one by one, whatever its planner thinks of the table.
+pub(super) fn of_each_key(parts: KeyParts, what: &str, of_key: &str) -> String {
+    let (arrays, names) = (sql::arrays(parts, false), names(parts.len()));
+    format!("SELECT {what} FROM unnest({arrays}) AS k({names}), LATERAL ({of_key}) AS o")
+}
+
+/// What the parts of a key are called here.
+fn names(parts: usize) -> String {
+    (1..=parts).map(|at| format!("k_{at}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Which second of an epoch.
 #[derive(Clone, Copy)]
 enum Second {
@@ -241,7 +270,7 @@ fn parent(dialect: Dialect, counter: &Def, table: &str, columns: &[String]) -> S
     match dialect {
         Dialect::Sqlite => is(&|at| dialect.param(at + 1)),
         Dialect::Postgres => {
-            let names = (1..=parts.len()).map(|at| format!("k_{at}")).collect::<Vec<_>>().join(", ");
+            let names = names(parts.len());
             let found = is(&|at| format!("k.k_{}", first + at));
             let arrays = sql::arrays(parts, false);
             format!("SELECT {names} FROM unnest({arrays}) AS k({names}) WHERE NOT EXISTS ({found})")

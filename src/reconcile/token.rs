@@ -36,6 +36,9 @@ pub struct Token {
     /// The position in `scope`.
     pub(super) at: u16,
     pub(super) after: Option<KeyBuf>,
+    /// Of a run over a part of a counter: its last key, if it has one.
+    pub(super) until: Option<KeyBuf>,
+    pub(super) part: bool,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
     pub(super) dirty: bool,
     /// Whether keys of the counter at `at` were left alone, as far as it was compared.
@@ -52,7 +55,9 @@ impl Token {
             | u8::from(self.after.is_some()) << 2
             | u8::from(self.dirty) << 3
             | u8::from(self.mode == Mode::Backfill) << 4
-            | u8::from(self.unsettled) << 5;
+            | u8::from(self.unsettled) << 5
+            | u8::from(self.part) << 6
+            | u8::from(self.until.is_some()) << 7;
         let mut bytes = vec![VERSION, flags];
         bytes.extend(self.page.to_be_bytes());
         bytes.extend(self.samples.to_be_bytes());
@@ -61,6 +66,10 @@ impl Token {
         bytes.extend(self.at.to_be_bytes());
         bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend(self.scope.iter().flat_map(|at| at.to_be_bytes()));
+        if let Some(until) = &self.until {
+            bytes.extend(u32::try_from(until.as_bytes().len()).unwrap_or(u32::MAX).to_be_bytes());
+            bytes.extend(until.as_bytes());
+        }
         bytes.extend(self.after.iter().flat_map(KeyBuf::as_bytes));
         bytes.extend(checksum(&bytes));
         bytes
@@ -78,7 +87,8 @@ impl Token {
             0b1_0000 => Mode::Backfill,
             _ => return None,
         };
-        if version != VERSION || flags > 63 {
+        let (part, has_until) = (flags & 64 != 0, flags & 128 != 0);
+        if version != VERSION || (has_until && !part) {
             return None;
         }
         let page = u32::from_be_bytes(take(&mut raw)?);
@@ -88,6 +98,14 @@ impl Token {
         let at = u16::from_be_bytes(take(&mut raw)?);
         let scope_len = u16::from_be_bytes(take(&mut raw)?);
         let scope = (0..scope_len).map(|_| Some(u16::from_be_bytes(take(&mut raw)?))).collect::<Option<Vec<u16>>>()?;
+        let until = if has_until {
+            let len = usize::try_from(u32::from_be_bytes(take(&mut raw)?)).ok()?;
+            let (until, rest) = raw.split_at_checked(len)?;
+            raw = rest;
+            Some(KeyBuf::from_bytes(until))
+        } else {
+            None
+        };
         let has_key = flags & 4 != 0;
         if at >= scope_len || (!has_key && !raw.is_empty()) {
             return None;
@@ -102,6 +120,8 @@ impl Token {
             scope,
             at,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
+            until,
+            part,
             dirty: flags & 8 != 0,
             unsettled: flags & 32 != 0,
         })
@@ -196,6 +216,8 @@ mod tests {
             scope: vec![0, 2, 5],
             at: 1,
             after: Some(KeyBuf::of::<String>("se\0 1")),
+            until: None,
+            part: false,
             dirty: true,
             unsettled: false,
         }
@@ -205,7 +227,9 @@ mod tests {
     fn a_token_reads_back() {
         let verify = Token { after: None, mode: Mode::Verify, force: false, ..token() };
         let backfill = Token { mode: Mode::Backfill, dirty: false, unsettled: true, ..token() };
-        for token in [token(), verify, backfill] {
+        let part = Token { part: true, until: Some(KeyBuf::of::<String>("t\0")), ..token() };
+        let last_part = Token { part: true, ..token() };
+        for token in [token(), verify, backfill, part, last_part] {
             let text = token.to_string();
             assert!(text.bytes().all(|byte| DIGITS.contains(&byte)), "{text}");
             assert_eq!(text.parse::<Token>().unwrap(), token);
@@ -236,7 +260,8 @@ mod tests {
 
     #[test]
     fn every_token_with_one_digit_changed_dropped_or_added_is_refused() {
-        for text in [token(), Token { mode: Mode::Backfill, ..token() }].map(|token| token.to_string()) {
+        let part = Token { part: true, until: Some(KeyBuf::of::<String>("t")), ..token() };
+        for text in [token(), Token { mode: Mode::Backfill, ..token() }, part].map(|token| token.to_string()) {
             every_other_digit_is_refused(&text);
         }
         for bad in ["", "x", "resume", "\u{e4}", &"0".repeat(100_000)] {

@@ -19,6 +19,8 @@ pub type GateAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + '
 
 type Gate<'a> = Box<dyn FnMut() -> GateAnswer<'a> + Send + 'a>;
 
+type Show<'a> = Box<dyn FnMut(&Progress) + Send + 'a>;
+
 /// The clock of tokio, with a stop flag, gates, and somebody who is shown the progress, where they are wanted; for
 /// [`run_async`](super::run_async).
 ///
@@ -44,7 +46,7 @@ pub struct TokioLive<'a> {
     started: Option<Instant>,
     stop: Option<&'a AtomicBool>,
     gates: Vec<Gate<'a>>,
-    on_progress: Option<Box<dyn FnMut(&Progress) + Send + 'a>>,
+    on_progress: Option<Show<'a>>,
 }
 
 impl<'a> TokioLive<'a> {

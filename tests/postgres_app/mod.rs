@@ -2,8 +2,13 @@
 //! by plain SQL that knows nothing of keepcount.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
+use std::time::Duration;
+
+use keepcount::reconcile::{PostgresAudit, PostgresSource};
 use keepcount::{Batch, Board, Counter, Def, Layout, PostgresStore, Record, Tally};
-use tokio_postgres::{Client, GenericClient, Row, Transaction};
+use tokio_postgres::{Client, Error, GenericClient, Row, Transaction};
+
+use crate::random::Random;
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
@@ -93,16 +98,33 @@ impl Record for Show {
     }
 }
 
-pub fn vote(row: &Row) -> Vote {
-    Vote { setlist: row.get(0), weight: row.get(1), day: row.get(2) }
+fn vote(row: &Row) -> Result<Vote, Error> {
+    Ok(Vote { setlist: row.try_get(0)?, weight: row.try_get(1)?, day: row.try_get(2)? })
 }
 
-pub fn setlist(row: &Row) -> Setlist {
-    Setlist { id: row.get(0), show: row.get(1) }
+fn setlist(row: &Row) -> Result<Setlist, Error> {
+    Ok(Setlist { id: row.try_get(0)?, show: row.try_get(1)? })
 }
 
-pub fn show(row: &Row) -> Show {
-    Show { id: row.get(0), artist: row.get(1) }
+fn show(row: &Row) -> Result<Show, Error> {
+    Ok(Show { id: row.try_get(0)?, artist: row.try_get(1)? })
+}
+
+/// Where the counters' rows are.
+pub async fn audit(client: &mut Client) -> keepcount::Result<PostgresAudit<'_>> {
+    let mut audit = PostgresAudit::new(client, &LAYOUT).await?;
+    let votes = |key: &[&str]| match key {
+        [one] => PostgresSource::table("votes", [*one]).amount("weight"),
+        [one, two, ..] => PostgresSource::table("votes", [*one, *two]).amount("weight"),
+        [] => unreachable!("votes have keys"),
+    };
+    let columns = "setlist, weight, day";
+    audit.add(SETLIST_VOTES, votes(&["setlist"]).rows(columns, vote)).await?;
+    audit.add(SETLIST_DAYS, votes(&["setlist", "day"]).rows(columns, vote)).await?;
+    audit.add(SETLIST_SHOW, PostgresSource::table("setlists", ["id", "show"]).rows("id, show", setlist)).await?;
+    audit.add(SHOW_SETLISTS, PostgresSource::table("setlists", ["show"]).rows("id, show", setlist)).await?;
+    audit.add(SHOW_ARTIST, PostgresSource::table("shows", ["id", "artist"]).rows("id, artist", show)).await?;
+    Ok(audit)
 }
 
 /// What a user does; in this order a transaction takes the application's own rows, so that those do not deadlock.
@@ -121,7 +143,7 @@ pub enum Change {
 }
 
 /// Old values come from the write itself, or under the row's lock.
-pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> Result<(), tokio_postgres::Error> {
+pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> Result<(), Error> {
     match *change {
         Change::Bill(id, artist) => {
             let new = Show { id, artist };
@@ -132,7 +154,7 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
             }
             let old = tx.query_opt("SELECT id, artist FROM shows WHERE id = $1 FOR UPDATE", &[&id]).await?;
             tx.execute("UPDATE shows SET artist = $2 WHERE id = $1", &[&id, &artist]).await?;
-            batch.update(&old.as_ref().map(show), &old.as_ref().map(|_| new));
+            batch.update(&old.as_ref().map(show).transpose()?, &old.as_ref().map(|_| new));
         }
         Change::Place(id, show) => {
             let new = Setlist { id, show };
@@ -143,16 +165,16 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
             }
             let old = tx.query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
             tx.execute("UPDATE setlists SET show = $2 WHERE id = $1", &[&id, &show]).await?;
-            batch.update(&old.as_ref().map(setlist), &old.as_ref().map(|_| new));
+            batch.update(&old.as_ref().map(setlist).transpose()?, &old.as_ref().map(|_| new));
         }
         Change::Drop(id) => {
             let parent = tx.query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
             let text = "WITH gone AS (SELECT id FROM votes WHERE setlist = $1 ORDER BY id FOR UPDATE)
                         DELETE FROM votes USING gone WHERE votes.id = gone.id RETURNING setlist, weight, day";
-            let votes: Vec<Vote> = tx.query(text, &[&id]).await?.iter().map(vote).collect();
+            let votes: Vec<Vote> = tx.query(text, &[&id]).await?.iter().map(vote).collect::<Result<_, _>>()?;
             tx.execute("DELETE FROM setlists WHERE id = $1", &[&id]).await?;
             batch.delete(&votes);
-            batch.delete(&parent.as_ref().map(setlist));
+            batch.delete(&parent.as_ref().map(setlist).transpose()?);
         }
         Change::Vote(id, setlist, weight, day) => {
             let new = Vote { setlist, weight, day };
@@ -164,14 +186,40 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
             let old = tx.query_opt("SELECT setlist, weight, day FROM votes WHERE id = $1 FOR UPDATE", &[&id]).await?;
             let text = "UPDATE votes SET setlist = $2, weight = $3, day = $4 WHERE id = $1";
             tx.execute(text, &[&id, &setlist, &weight, &day]).await?;
-            batch.update(&old.as_ref().map(vote), &old.as_ref().map(|_| new));
+            batch.update(&old.as_ref().map(vote).transpose()?, &old.as_ref().map(|_| new));
         }
         Change::Unvote(id) => {
             let gone = tx.query_opt("DELETE FROM votes WHERE id = $1 RETURNING setlist, weight, day", &[&id]).await?;
-            batch.delete(&gone.as_ref().map(vote));
+            batch.delete(&gone.as_ref().map(vote).transpose()?);
         }
     }
     Ok(())
+}
+
+/// Any changes of few parents, so that writers meet; votes are this writer's own.
+pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
+    let mut changes: Vec<Change> = (0..=random.below(5))
+        .map(|_| {
+            let (setlist, show) = (random.int(0, 50), random.int(0, 12));
+            let id = writer * 1_000 + random.int(0, 60);
+            match random.below(20) {
+                0..10 => Change::Vote(id, setlist, random.int(-2, 4), random.int(0, 4)),
+                10..14 => Change::Unvote(id),
+                14..17 => Change::Place(setlist, (random.below(5) > 0).then_some(show)),
+                17 => Change::Bill(show, (random.below(5) > 0).then(|| random.int(0, 3))),
+                18 => Change::Drop(setlist),
+                _ => Change::Vote(id, setlist, 1, 0),
+            }
+        })
+        .collect();
+    changes.sort_unstable();
+    changes
+}
+
+/// How long a hunt goes on: some seconds, or as many as are asked for.
+pub fn hunt() -> Duration {
+    let seconds = std::env::var("KEEPCOUNT_HUNT_SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
 }
 
 /// Makes the application's tables, and keepcount's.

@@ -76,7 +76,7 @@ pub fn check_shape(shape: &Shape) {
 fn audit_shape(audit: &mut impl Audit, counter: Def, missing: &[KeyBuf]) {
     let (mut after, mut found) = (None, Vec::new());
     loop {
-        let measured = audit.measure(&Ask { counter, after, keys: 1 }).unwrap();
+        let measured = audit.measure(&Ask { counter, after, until: None, keys: 1 }).unwrap();
         found.extend(measured.drifts.into_iter().map(|drift| drift.key));
         after = measured.next;
         if after.is_none() {

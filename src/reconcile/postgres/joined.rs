@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::reconcile::audit::Recount;
+use crate::reconcile::statements::of_each_key;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::postgres::failed_on;
 
@@ -106,16 +107,11 @@ impl Joined {
 
     /// The sums of these keys, in one statement; those without pairs are left out.
     pub(super) async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
-        let columns = [self.parent.as_slice(), &self.tail].concat();
-        let names: Vec<String> = (1..=columns.len()).map(|at| format!("k.k_{at}")).collect();
-        let same = columns.iter().zip(&names).map(|(column, name)| format!(" AND {column} = {name}"));
-        let (from, same, listed) = (&self.from, same.collect::<String>(), names.join(", "));
-        let text = if columns.is_empty() {
-            format!("SELECT {SUMS} FROM {from}")
-        } else {
-            let (arrays, bare) = (sql::arrays(self.counter.parts(), false), listed.replace("k.", ""));
-            format!("SELECT {listed}, {SUMS} FROM unnest({arrays}) AS k({bare}), {from}{same} GROUP BY {listed}")
-        };
+        let columns = self.parent.iter().chain(&self.tail);
+        let same = columns.zip(1..).map(|(column, at)| format!(" AND {column} = k.k_{at}")).collect::<String>();
+        let sums = format!("SELECT {SUMS} FROM {}{same}", self.from);
+        let parts = self.counter.parts();
+        let text = if parts.is_empty() { sums } else { of_each_key(parts, "k.*, o.*", &sums) };
         let query = Query { text, values: key_arrays(&self.counter, keys)? };
         let rows = query_in(tx, &query).await.map_err(|error| failed_on("recounting", &self.counter, error))?;
         Ok(self.sums(&rows)?.into_iter().map(|sum| (sum.key, sum.total)).collect())
