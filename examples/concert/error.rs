@@ -42,7 +42,12 @@ impl fmt::Display for Error {
         match self {
             Self::Refused(text) | Self::Foreign(text) | Self::Said(text) => f.write_str(text),
             Self::Sql(error) => error.fmt(f),
-            Self::Postgres(error) => error.fmt(f),
+            // The driver says what it did; what went wrong stands behind it.
+            Self::Postgres(error) => match (error.as_db_error(), std::error::Error::source(error)) {
+                (Some(said), _) => said.fmt(f),
+                (None, Some(source)) => write!(f, "{error}: {source}"),
+                (None, None) => error.fmt(f),
+            },
             Self::Count(error) => error.fmt(f),
             Self::Stdout(error) => write!(f, "stdout: {error}"),
         }

@@ -40,7 +40,7 @@ impl Url {
         let Some(text) = db.to_str().filter(|text| schemes.iter().any(|scheme| text.starts_with(scheme))) else {
             return Ok(None);
         };
-        let mut config: Config = text.parse().map_err(|error| Error::said(format!("--db: {error}")))?;
+        let mut config: Config = text.parse().map_err(|error| Error::Postgres(error).in_db("--db"))?;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(Self::CONNECT_MOST);
         }
