@@ -45,9 +45,9 @@ concurrency:
 aims:
     cargo bench --bench aims
 
-# keepcount's statements through sqlx.
-sqlx:
-    cargo test --manifest-path examples/with-sqlx/Cargo.toml
+# keepcount's statements through another library: `just library sqlx`, diesel or sea-orm.
+library NAME:
+    cargo test --target-dir target/examples --manifest-path examples/with-{{NAME}}/Cargo.toml
 
 # The reconciler as a job of a tokio application.
 tokio:

@@ -2,16 +2,15 @@
 //! through a library of their own.
 
 mod ddl;
-mod value;
+pub(crate) mod value;
 
 use std::borrow::Cow;
 use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
 pub use self::ddl::{CATALOGUE, LOCKS, MARKS};
-use self::value::push_key_values;
 pub use self::value::{TEXT_MOST, Value, key_values, push_key_part};
-pub(crate) use self::value::{head_values, tail_value};
+pub(crate) use self::value::{head_values, push_key_values};
 use crate::batch::Batch;
 use crate::counter::{Def, Placed};
 use crate::error::{Error, Result};
@@ -84,7 +83,7 @@ impl Dialect {
 pub struct Statement<'a> {
     /// The counter whose totals it writes.
     pub counter: Def,
-    /// The statement; its parameters are `?1`, `?2`, ..
+    /// The statement; its parameters are `?1`, `?2`, .., in PostgreSQL `$1`, `$2`, ..
     pub text: String,
     values: Vec<Value<'a>>,
     width: usize,
@@ -226,7 +225,7 @@ fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut 
 }
 
 /// How many totals one execution of a statement of PostgreSQL's writes at most.
-const ARRAY_MOST: usize = 10_000;
+pub(crate) const ARRAY_MOST: usize = 10_000;
 
 /// A link that is gone leaves no row behind: every climb of its child would read it.
 fn removals<'a>(
@@ -248,7 +247,7 @@ fn removals<'a>(
 }
 
 /// PostgreSQL's [`upsert`] of many totals: the parameters are arrays of each key column, and of the deltas.
-fn upsert_many(placed: &Placed) -> String {
+pub(crate) fn upsert_many(placed: &Placed) -> String {
     let (keys, arrays) = (key_columns(placed.def().parts()).join(", "), arrays(placed.def().parts(), true));
     format!(
         r#"INSERT INTO "{}" AS t ({keys}, "total") SELECT * FROM unnest({arrays}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
@@ -273,7 +272,7 @@ pub(crate) fn arrays(parts: KeyParts, and_number: bool) -> String {
 }
 
 /// PostgreSQL's parameter behind the first `at`, an array of this type.
-fn array_param(at: usize, kind: &str) -> String {
+pub(crate) fn array_param(at: usize, kind: &str) -> String {
     format!("${}::{}[]", at + 1, kind.split(' ').next().unwrap_or(kind))
 }
 
@@ -282,59 +281,6 @@ pub(crate) fn among(parts: KeyParts, by: &str) -> String {
     let keys = key_columns(parts);
     let same: Vec<String> = keys.iter().map(|key| format!("t.{key} = k.{key}")).collect();
     format!("unnest({}) AS k({}) {by} {}", arrays(parts, false), keys.join(", "), same.join(" AND "))
-}
-
-/// PostgreSQL's reads of these keys: the key's columns and the total, in any order.
-pub(crate) fn read_many<'a>(placed: &Placed, keys: &'a [KeyBuf]) -> Result<Vec<Query<'a>>> {
-    let parts = placed.def().parts();
-    let (own, table) = (own_key_columns(parts).join(", "), placed.table_name());
-    let text = format!(r#"SELECT {own}, t."total" FROM "{table}" AS t JOIN {}"#, among(parts, "ON"));
-    let read = |keys| Ok(Query { text: text.clone(), values: key_arrays(&placed.def(), keys)? });
-    keys.chunks(ARRAY_MOST).map(read).collect()
-}
-
-/// Keys as PostgreSQL's parameters, an array for each column.
-pub(crate) fn key_arrays<'a>(counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
-    let mut rows = Vec::with_capacity(keys.len() * counter.parts().len());
-    for key in keys {
-        push_key_values(Dialect::Postgres, counter, key, &mut rows)?;
-    }
-    Ok(Value::columns(rows, key_columns(counter.parts()).len()))
-}
-
-/// PostgreSQL's read of all totals under some heads of keys, of as many parts: the key's columns and the total, in any order.
-pub(crate) fn read_under<'a>(placed: &Placed, head: usize, heads: &[&'a KeyBuf]) -> Result<Query<'a>> {
-    let (def, table) = (placed.def(), placed.table_name());
-    let own = own_key_columns(def.parts());
-    let mut rows = Vec::with_capacity(heads.len() * head);
-    for head in heads {
-        rows.extend(head_values(Dialect::Postgres, &def, head)?);
-    }
-    let kinds: Vec<&str> = columns(Dialect::Postgres, def.parts()).into_iter().map(|(_, kind)| kind).collect();
-    let columns = (0..head).map(|at| array_param(at, kinds.get(at).copied().unwrap_or_default()));
-    let names: Vec<String> = (1..=head).map(|at| format!("k_{at}")).collect();
-    let same: Vec<String> = own.iter().zip(&names).map(|(own, name)| format!("{own} = k.{name}")).collect();
-    let (columns, names, same) = (columns.collect::<Vec<_>>().join(", "), names.join(", "), same.join(" AND "));
-    let own = own.join(", ");
-    let text = if head == 0 {
-        format!(r#"SELECT {own}, t."total" FROM "{table}" AS t"#)
-    } else {
-        format!(r#"SELECT {own}, t."total" FROM unnest({columns}) AS k({names}) JOIN "{table}" AS t ON {same}"#)
-    };
-    Ok(Query { text, values: Value::columns(rows, head) })
-}
-
-/// PostgreSQL's hold of these totals, in key order, until the transaction ends; one that is absent is made, at 0. Gives the key's columns and the
-/// total.
-pub(crate) fn hold<'a>(placed: &Placed, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
-    let parts = placed.def().parts();
-    let mut rows = Vec::with_capacity(keys.len() * (parts.len() + 1));
-    for key in keys {
-        push_key_values(Dialect::Postgres, &placed.def(), key, &mut rows)?;
-        rows.push(Value::Integer(0));
-    }
-    let text = format!(r#"{} RETURNING {}, t."total""#, upsert_many(placed), own_key_columns(parts).join(", "));
-    Ok(Query { text, values: Value::columns(rows, key_columns(parts).len() + 1) })
 }
 
 /// Adds one delta to one total; a total that is absent starts at 0.
@@ -364,7 +310,7 @@ pub fn read(dialect: Dialect, placed: &Placed) -> String {
 /// A query with its parameters; what it returns, the function that makes it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query<'a> {
-    /// The query; its parameters are `?1`, `?2`, ..
+    /// The query; its parameters are `?1`, `?2`, .., in PostgreSQL `$1`, `$2`, ..
     pub text: String,
     /// The parameters.
     pub values: Vec<Value<'a>>,

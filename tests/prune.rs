@@ -507,6 +507,24 @@ fn a_total_planted_below_the_cut_is_the_same_to_both_audits() {
     assert_eq!(found[2], 0, "a repair leaves nothing that a verify reports: {found:?}");
 }
 
+/// A mend counted the rows of its key without looking at the cut, while the measure leaves out those below: a total planted there, where rows still are,
+/// came back with each repair.
+#[test]
+fn on_sqlite_a_total_planted_below_the_cut_beside_its_rows_is_mended_away() {
+    for by_tally in [false, true] {
+        let mut sqlite = Sqlite::new();
+        let vote = Row::Vote { setlist: 1, day: 3, amount: 4 };
+        let mut batch = Batch::new();
+        batch.insert(&vote);
+        sqlite.put(7, Some(&vote));
+        sqlite.apply(&batch);
+        assert_eq!(sqlite.prune(10), 1);
+        sqlite.conn.execute("INSERT INTO setlist_days VALUES (1, 3, 9)", ()).unwrap();
+        assert_eq!(sqlite.reconcile(Mode::Repair, Options::default(), by_tally).drift(), 1);
+        assert_eq!(sqlite.reconcile(Mode::Verify, Options::default(), by_tally).drift(), 0);
+    }
+}
+
 /// Nothing was pruned while a batch of it was half applied, nor comes back below the cut.
 #[test]
 fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cut() {

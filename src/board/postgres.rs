@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::range::KeyRange;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::postgres::{AsyncWork, PostgresStore, Session, failed, read_parts, read_total};
+use crate::store::postgres::{AsyncWork, PostgresStore, Session, failed, queries, read_parts, read_total};
 
 impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     /// The first lines of a board: one range of its index.
@@ -194,12 +194,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let among = sql::among(board.parts(), "ON");
         let stored = Query {
             text: format!(r#"SELECT {own}, t."score" FROM "{table}" AS t JOIN {among}"#),
-            values: sql::key_arrays(board.id(), keys)?,
+            values: queries::key_arrays(board.id(), keys)?,
         };
         let heads: Vec<&KeyBuf> = keys.iter().collect();
         let mut queries = vec![stored];
         for counter in board.counters() {
-            queries.push(sql::read_under(self.layout.placed(counter)?, board.parts().len(), &heads)?);
+            queries.push(queries::read_under(self.layout.placed(counter)?, board.parts().len(), &heads)?);
         }
         let mut rows = self.query_all(&queries).await.map_err(|(_, error)| reading(board, error))?.into_iter();
         let mut lines: BTreeMap<KeyBuf, Option<Cell>> = BTreeMap::new();
@@ -224,7 +224,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         self.write_lines(board, &written).await?;
         if !gone.is_empty() {
             let text = format!(r#"DELETE FROM "{table}" AS t USING {}"#, sql::among(board.parts(), "WHERE"));
-            let query = Query { text, values: sql::key_arrays(board.id(), &gone)? };
+            let query = Query { text, values: queries::key_arrays(board.id(), &gone)? };
             self.execute(&query).await.map_err(|error| writing(board, error))?;
         }
         Ok((written.len() + gone.len()) as u64)
@@ -235,7 +235,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             return Ok(());
         }
         let keys: Vec<KeyBuf> = lines.iter().map(|(key, _)| key.clone()).collect();
-        let mut values = sql::key_arrays(board.id(), &keys)?;
+        let mut values = queries::key_arrays(board.id(), &keys)?;
         values.push(if board.has_epochs() {
             Value::Blobs(lines.iter().map(|(_, score)| Param(score).bytes()).collect())
         } else {

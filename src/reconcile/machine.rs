@@ -7,7 +7,7 @@ use super::audit::{Ask, Drift, Look, Looked, Measured, Mend, Mended};
 use super::options::{Mode, Options};
 use super::progress::{Pace, Progress, estimate};
 use super::report::{CounterReport, Outcome, Report};
-use super::token::Token;
+use super::token::{Part, Token};
 use crate::counter::Def;
 use crate::error::{Error, Next, Result};
 use crate::key::KeyBuf;
@@ -81,10 +81,8 @@ pub struct Reconciler {
     /// The position in `scope`: everything before it is done.
     at: usize,
     after: Option<KeyBuf>,
-    /// The last key to compare, where not all are.
-    until: Option<KeyBuf>,
-    /// Whether this is a part of a counter alone.
-    part: bool,
+    /// Where not all keys of a counter are compared.
+    part: Option<Part>,
     /// Whether the runs that this one resumes have found drift in the current counter.
     dirty: bool,
     /// Whether they have left keys of it alone.
@@ -185,8 +183,7 @@ impl Reconciler {
             driven_by_rows: rows,
             at: 0,
             after: None,
-            until: None,
-            part: false,
+            part: None,
             dirty: false,
             unsettled: false,
             state: State::Identify,
@@ -248,7 +245,7 @@ impl Reconciler {
         for key in after.iter().chain(&until) {
             counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
         }
-        (run.after, run.until, run.part) = (after.cloned(), until.cloned(), true);
+        (run.after, run.part) = (after.cloned(), Some(Part { until: until.cloned() }));
         Ok(run)
     }
 
@@ -278,11 +275,10 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.at = usize::from(token.at);
         run.after.clone_from(&token.after);
-        run.until.clone_from(&token.until);
-        run.part = token.part;
+        run.part.clone_from(&token.part);
         (run.dirty, run.unsettled) = (token.dirty, token.unsettled);
         let Some(counter) = run.scope.get(run.at) else { return refused("its position is beyond its counters") };
-        if run.after.iter().chain(&run.until).any(|key| counter.parts().values(key).is_err()) {
+        if run.after.iter().chain(run.until()).any(|key| counter.parts().values(key).is_err()) {
             return refused("its position is no key");
         }
         Ok(run)
@@ -318,8 +314,13 @@ impl Reconciler {
         self.step()
     }
 
+    /// The last key to compare, where it is not the counter's.
+    fn until(&self) -> Option<&KeyBuf> {
+        self.part.as_ref().and_then(|part| part.until.as_ref())
+    }
+
     fn ask(&self, counter: Def) -> Ask {
-        Ask { counter, after: self.after.clone(), until: self.until.clone(), keys: self.page }
+        Ask { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page }
     }
 
     fn step(&self) -> Step {
@@ -420,7 +421,7 @@ impl Reconciler {
         self.pages += 1;
         self.rows += measured.rows;
         self.pace.page(self.issued, now, measured.keys, measured.rows);
-        report.begun |= self.after.is_none() && !self.part;
+        report.begun |= self.after.is_none() && self.part.is_none();
         report.add(&measured, self.options.samples);
         if self.options.page.is_none() {
             self.page = adapted(self.page, took, self.options.page_time);
@@ -580,8 +581,7 @@ impl Reconciler {
             scope: self.scope.iter().filter_map(position).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
-            until: self.until.clone(),
-            part: self.part,
+            part: self.part.clone(),
             dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| !report.is_clean()),
             unsettled: self.is_unsettled(),
         })
@@ -610,7 +610,7 @@ impl Reconciler {
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Measure;
         if next.is_none() {
-            if let Some(report) = self.reports.get_mut(self.at).filter(|_| !self.part) {
+            if let Some(report) = self.reports.get_mut(self.at).filter(|_| self.part.is_none()) {
                 report.complete = true;
                 report.clean = report.is_clean() && !self.dirty;
             }

@@ -242,7 +242,7 @@ impl AsyncAudit for PostgresAudit<'_> {
         };
         drop(tx);
         let mut measured = merge(ask, recounts, totals)?;
-        dangling.retain(|key| measured.next.as_ref().is_none_or(|next| key <= next));
+        dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         measured.dangling = dangling;
         Ok(measured)
     }

@@ -175,7 +175,7 @@ impl Audit for SqliteAudit<'_> {
         };
         drop(snapshot);
         let mut measured = merge(ask, recounts, totals)?;
-        dangling.retain(|key| measured.next.as_ref().is_none_or(|next| key <= next));
+        dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         measured.dangling = dangling;
         Ok(measured)
     }

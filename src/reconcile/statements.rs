@@ -94,7 +94,7 @@ impl Target {
         let from = &self.from;
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
-        let sums = self.sums(dialect, self.amount.as_deref().unwrap_or_default());
+        let sums = Self::sums(dialect, self.amount.as_deref());
 
         let uncut = cut.zip(keys.last()).map(|(cut, last)| format!("{last} >= {}", literal(dialect, cut)));
         let not_null = |key: &String| format!("{key} IS NOT NULL");
@@ -116,7 +116,7 @@ impl Target {
         let many = dialect == Dialect::Postgres && !keys.is_empty();
         let page = |condition: &str, limit: &str| {
             if many {
-                let sums = self.sums(dialect, "o.n");
+                let sums = Self::sums(dialect, self.amount.as_ref().map(|_| "o.n"));
                 return ordered_page(
                     &keys,
                     &sums,
@@ -158,14 +158,14 @@ impl Target {
     }
 
     /// How many rows; and, where they do not all add 1, what tells that amounts are no integers, and their sum.
-    fn sums(&self, dialect: Dialect, amount: &str) -> String {
-        match dialect {
-            _ if self.amount.is_none() => "count(*)".to_owned(),
-            Dialect::Sqlite => {
+    fn sums(dialect: Dialect, amount: Option<&str>) -> String {
+        match (amount, dialect) {
+            (None, _) => "count(*)".to_owned(),
+            (Some(amount), Dialect::Sqlite) => {
                 format!("count(*), sum(typeof({amount}) NOT IN ('integer', 'null')), sum({amount})")
             }
             // Of integers a numeric, whose text has no point; beyond 64 bits it is still right.
-            Dialect::Postgres => format!("count(*), sum({amount})::text"),
+            (Some(amount), Dialect::Postgres) => format!("count(*), sum({amount})::text"),
         }
     }
 
@@ -227,8 +227,11 @@ impl Target {
 /// then sort; not what comes out of a query.
 fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String {
     let names = names(keys.len());
-    let named = keys.iter().zip(1..).map(|(key, at)| format!("{key} AS k_{at}, ")).collect::<String>();
-    format!("SELECT {names}, {sums} FROM (SELECT {named}{rows}) AS o GROUP BY {names} ORDER BY {names} LIMIT {limit}")
+    let columns: Vec<String> = keys.iter().zip(1..).map(|(key, at)| format!("{key} AS k_{at}")).collect();
+    let columns = columns.join(", ");
+    format!(
+        "SELECT {names}, {sums} FROM (SELECT {columns}, {rows}) AS o GROUP BY {names} ORDER BY {names} LIMIT {limit}"
+    )
 }
 
 /// PostgreSQL's query for each of many keys, in one statement: it finds them one by one, whatever its planner thinks of the table.

@@ -36,13 +36,17 @@ pub struct Token {
     /// The position in `scope`.
     pub(super) at: u16,
     pub(super) after: Option<KeyBuf>,
-    /// Of a run over a part of a counter: its last key, if it has one.
-    pub(super) until: Option<KeyBuf>,
-    pub(super) part: bool,
+    pub(super) part: Option<Part>,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
     pub(super) dirty: bool,
     /// Whether keys of the counter at `at` were left alone, as far as it was compared.
     pub(super) unsettled: bool,
+}
+
+/// Of a run over a part of a counter: its last key, if that is not the counter's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) until: Option<KeyBuf>,
 }
 
 const VERSION: u8 = 1;
@@ -50,14 +54,15 @@ const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 impl Token {
     fn to_bytes(&self) -> Vec<u8> {
+        let until = self.part.as_ref().and_then(|part| part.until.as_ref());
         let flags = u8::from(self.mode == Mode::Repair)
             | u8::from(self.force) << 1
             | u8::from(self.after.is_some()) << 2
             | u8::from(self.dirty) << 3
             | u8::from(self.mode == Mode::Backfill) << 4
             | u8::from(self.unsettled) << 5
-            | u8::from(self.part) << 6
-            | u8::from(self.until.is_some()) << 7;
+            | u8::from(self.part.is_some()) << 6
+            | u8::from(until.is_some()) << 7;
         let mut bytes = vec![VERSION, flags];
         bytes.extend(self.page.to_be_bytes());
         bytes.extend(self.samples.to_be_bytes());
@@ -66,7 +71,7 @@ impl Token {
         bytes.extend(self.at.to_be_bytes());
         bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend(self.scope.iter().flat_map(|at| at.to_be_bytes()));
-        if let Some(until) = &self.until {
+        if let Some(until) = until {
             bytes.extend(u32::try_from(until.as_bytes().len()).unwrap_or(u32::MAX).to_be_bytes());
             bytes.extend(until.as_bytes());
         }
@@ -120,8 +125,7 @@ impl Token {
             scope,
             at,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
-            until,
-            part,
+            part: part.then_some(Part { until }),
             dirty: flags & 8 != 0,
             unsettled: flags & 32 != 0,
         })
@@ -216,8 +220,7 @@ mod tests {
             scope: vec![0, 2, 5],
             at: 1,
             after: Some(KeyBuf::of::<String>("se\0 1")),
-            until: None,
-            part: false,
+            part: None,
             dirty: true,
             unsettled: false,
         }
@@ -227,8 +230,8 @@ mod tests {
     fn a_token_reads_back() {
         let verify = Token { after: None, mode: Mode::Verify, force: false, ..token() };
         let backfill = Token { mode: Mode::Backfill, dirty: false, unsettled: true, ..token() };
-        let part = Token { part: true, until: Some(KeyBuf::of::<String>("t\0")), ..token() };
-        let last_part = Token { part: true, ..token() };
+        let part = Token { part: Some(Part { until: Some(KeyBuf::of::<String>("t\0")) }), ..token() };
+        let last_part = Token { part: Some(Part { until: None }), ..token() };
         for token in [token(), verify, backfill, part, last_part] {
             let text = token.to_string();
             assert!(text.bytes().all(|byte| DIGITS.contains(&byte)), "{text}");
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_token_of_two_modes_or_of_unknown_flags_is_refused() {
-        for flags in [0b1_0001, 0b100_0000] {
+        for flags in [0b1_0001, 0b1000_0000] {
             let bytes = token().to_bytes();
             let mut raw = bytes[..bytes.len() - 4].to_vec();
             raw[1] |= flags;
@@ -260,7 +263,7 @@ mod tests {
 
     #[test]
     fn every_token_with_one_digit_changed_dropped_or_added_is_refused() {
-        let part = Token { part: true, until: Some(KeyBuf::of::<String>("t")), ..token() };
+        let part = Token { part: Some(Part { until: Some(KeyBuf::of::<String>("t")) }), ..token() };
         for text in [token(), Token { mode: Mode::Backfill, ..token() }, part].map(|token| token.to_string()) {
             every_other_digit_is_refused(&text);
         }

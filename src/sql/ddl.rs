@@ -104,9 +104,3 @@ pub(crate) fn enlist_as(name: &str, def: &Def, placement: &str, ready: bool) -> 
         r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES ('{name}', '{key}', {version}, '{placement}', {ready})"#
     )
 }
-
-/// Writes where a counter lives anew into the catalogue.
-pub(crate) fn replace(placed: &Placed) -> String {
-    let (place, name) = (placed.place(), placed.def().full_name());
-    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{place}' WHERE c."name" = '{name}'"#)
-}

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::Dialect;
 use crate::counter::Def;
 use crate::error::{Error, Result};
-use crate::key::{KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
+use crate::key::{KeyBuf, KeyError, KeyPart, KeyValue};
 
 /// The longest text key of SQL stores, in bytes.
 pub const TEXT_MOST: usize = 1024;
@@ -31,9 +31,9 @@ pub enum Value<'a> {
     Uuids(Vec<[u8; 16]>),
 }
 
-impl<'a> Value<'a> {
+impl Value<'_> {
     /// Makes a column of the values of many rows, `width` to each: one array for each place. All values at one place are of one kind.
-    pub(super) fn columns(rows: Vec<Self>, width: usize) -> Vec<Self> {
+    pub(crate) fn columns(rows: Vec<Self>, width: usize) -> Vec<Self> {
         let mut columns: Vec<Self> = Vec::with_capacity(width);
         for (at, value) in rows.into_iter().enumerate() {
             match columns.get_mut(at % width.max(1)) {
@@ -89,7 +89,7 @@ pub fn key_values<'a>(dialect: Dialect, counter: &Def, key: &'a KeyBuf) -> Resul
     Ok(values)
 }
 
-pub(super) fn push_key_values<'a>(
+pub(crate) fn push_key_values<'a>(
     dialect: Dialect,
     counter: &Def,
     key: &'a KeyBuf,
@@ -116,7 +116,7 @@ pub(crate) fn head_values<'a>(dialect: Dialect, counter: &Def, head: &'a KeyBuf)
         .collect()
 }
 
-fn column_value(dialect: Dialect, part: KeyPart, value: KeyValue<'_>) -> Result<Value<'_>, KeyError> {
+pub(crate) fn column_value(dialect: Dialect, part: KeyPart, value: KeyValue<'_>) -> Result<Value<'_>, KeyError> {
     Ok(match value {
         KeyValue::Signed(value) if part == KeyPart::Signed(16) => {
             Value::Blob((value.cast_unsigned() ^ (1 << 127)).to_be_bytes())
@@ -132,15 +132,6 @@ fn column_value(dialect: Dialect, part: KeyPart, value: KeyValue<'_>) -> Result<
         KeyValue::Bytes16(id) => Value::Blob(id),
         KeyValue::Uuid(id) => Value::Uuid(id),
     })
-}
-
-/// The value of an encoded last part.
-pub(crate) fn tail_value<'a>(dialect: Dialect, counter: &Def, tail: &'a KeyBuf) -> Result<Value<'a>> {
-    let failed = |cause| Error::key(counter, tail, cause);
-    let parts = counter.parts();
-    let part = parts.as_slice().last().ok_or_else(|| failed(KeyError::Malformed))?;
-    let mut values = KeyParts::one(*part).values(tail).map_err(failed)?;
-    column_value(dialect, *part, values.pop().ok_or_else(|| failed(KeyError::Malformed))?).map_err(failed)
 }
 
 fn wide(value: &impl ToString) -> KeyError {

@@ -3,9 +3,12 @@
 use std::fmt;
 
 use crate::board::{self, BoardDef};
-use crate::counter::Placed;
+use crate::counter::{Def, Placed};
 use crate::error::{Error, Result};
+use crate::key::{KeyBuf, KeyError, KeyParts};
 use crate::layout::Layout;
+use crate::sql::value::column_value;
+use crate::sql::{CATALOGUE, Dialect, Value};
 
 /// What the catalogue says of a counter or board.
 pub(crate) struct Known {
@@ -124,4 +127,19 @@ pub(crate) fn lost<'k>(layout: &Layout, known: &'k [Known], name: &str) -> Resul
         return refused(format!("{} is made of {name}; drop that first", of.row.name));
     }
     Ok(&lost.row)
+}
+
+/// Writes where a counter lives anew into the catalogue.
+pub(crate) fn replace(placed: &Placed) -> String {
+    let (place, name) = (placed.place(), placed.def().full_name());
+    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{place}' WHERE c."name" = '{name}'"#)
+}
+
+/// The value of an encoded last part, as a counter's cut is kept.
+pub(crate) fn tail_value<'a>(dialect: Dialect, counter: &Def, tail: &'a KeyBuf) -> Result<Value<'a>> {
+    let failed = |cause| Error::key(counter, tail, cause);
+    let parts = counter.parts();
+    let part = parts.as_slice().last().ok_or_else(|| failed(KeyError::Malformed))?;
+    let mut values = KeyParts::one(*part).values(tail).map_err(failed)?;
+    column_value(dialect, *part, values.pop().ok_or_else(|| failed(KeyError::Malformed))?).map_err(failed)
 }

@@ -1,5 +1,6 @@
 //! Totals in PostgreSQL's tables, over the caller's own client or transaction: runs what `sql` says.
 
+pub(crate) mod queries;
 mod ready;
 mod schema;
 mod session;
@@ -264,7 +265,7 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
 
     async fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         let (placed, session) = (self.layout.placed(&counter)?, self.session());
-        let reads = sql::read_many(placed, keys)?;
+        let reads = queries::read_many(placed, keys)?;
         let rows = session.when_ready(&counter, &reads).await?;
         let rows: Vec<&Row> = rows.iter().flatten().collect();
         totals_in_order(&counter, keys, &rows)

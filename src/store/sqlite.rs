@@ -24,6 +24,7 @@ use crate::prune;
 use crate::range::KeyRange;
 use crate::rollup::{self, Question};
 use crate::sql::{self, Dialect, Value};
+use crate::store::catalogue;
 
 /// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.
 ///
@@ -293,7 +294,7 @@ impl<'c> SqliteStore<'c> {
             if self.cut(def)?.is_some_and(|known| known >= *cut) {
                 continue;
             }
-            let value = sql::tail_value(Dialect::Sqlite, def, cut)?;
+            let value = catalogue::tail_value(Dialect::Sqlite, def, cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
                 self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;

@@ -142,7 +142,8 @@ pub enum Change {
     Unvote(i64),
 }
 
-/// Old values come from the write itself, or under the row's lock.
+/// Old values come from the write itself, or under the row's lock. A row that was there for the INSERT may be gone for the SELECT, and there again for
+/// the UPDATE, which must not change what nobody has looked at: so it begins anew.
 pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> Result<(), Error> {
     match *change {
         Change::Bill(id, artist) => {
@@ -153,8 +154,9 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
                 return Ok(());
             }
             let old = tx.query_opt("SELECT id, artist FROM shows WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            let Some(old) = old else { return Box::pin(write(tx, change, batch)).await };
             tx.execute("UPDATE shows SET artist = $2 WHERE id = $1", &[&id, &artist]).await?;
-            batch.update(&old.as_ref().map(show).transpose()?, &old.as_ref().map(|_| new));
+            batch.update(&show(&old)?, &new);
         }
         Change::Place(id, show) => {
             let new = Setlist { id, show };
@@ -164,15 +166,17 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
                 return Ok(());
             }
             let old = tx.query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            let Some(old) = old else { return Box::pin(write(tx, change, batch)).await };
             tx.execute("UPDATE setlists SET show = $2 WHERE id = $1", &[&id, &show]).await?;
-            batch.update(&old.as_ref().map(setlist).transpose()?, &old.as_ref().map(|_| new));
+            batch.update(&setlist(&old)?, &new);
         }
         Change::Drop(id) => {
-            let parent = tx.query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            tx.query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
             let text = "WITH gone AS (SELECT id FROM votes WHERE setlist = $1 ORDER BY id FOR UPDATE)
                         DELETE FROM votes USING gone WHERE votes.id = gone.id RETURNING setlist, weight, day";
             let votes: Vec<Vote> = tx.query(text, &[&id]).await?.iter().map(vote).collect::<Result<_, _>>()?;
-            tx.execute("DELETE FROM setlists WHERE id = $1", &[&id]).await?;
+            // What the DELETE itself says, not the SELECT: the row may have come in between.
+            let parent = tx.query_opt("DELETE FROM setlists WHERE id = $1 RETURNING id, show", &[&id]).await?;
             batch.delete(&votes);
             batch.delete(&parent.as_ref().map(setlist).transpose()?);
         }
@@ -184,9 +188,10 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
                 return Ok(());
             }
             let old = tx.query_opt("SELECT setlist, weight, day FROM votes WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            let Some(old) = old else { return Box::pin(write(tx, change, batch)).await };
             let text = "UPDATE votes SET setlist = $2, weight = $3, day = $4 WHERE id = $1";
             tx.execute(text, &[&id, &setlist, &weight, &day]).await?;
-            batch.update(&old.as_ref().map(vote).transpose()?, &old.as_ref().map(|_| new));
+            batch.update(&vote(&old)?, &new);
         }
         Change::Unvote(id) => {
             let gone = tx.query_opt("DELETE FROM votes WHERE id = $1 RETURNING setlist, weight, day", &[&id]).await?;

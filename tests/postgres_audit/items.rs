@@ -79,8 +79,9 @@ impl<T: Kind> Record for Item<T> {
     }
 }
 
-pub fn names<T: Kind>(with: &str) -> String {
-    T::COLUMNS.iter().map(|(name, ..)| format!("{name}{with}, ")).collect()
+/// Something of each column, with commas behind.
+fn of_columns<T: Kind>(what: impl Fn(&(&'static str, &'static str, &'static str)) -> String) -> String {
+    T::COLUMNS.iter().map(|column| what(column) + ", ").collect()
 }
 
 /// The columns of the totals' table, and of a row, in the same order.
@@ -112,7 +113,7 @@ pub fn source<T: Kind>() -> TypedPostgresSource<'static> {
 
 /// Rows of 300 keys, some without one, and right totals.
 pub async fn fill<T: Kind>(client: &mut Client) {
-    let columns: String = T::COLUMNS.iter().map(|(name, kind, _)| format!("{name} {kind}, ")).collect();
+    let columns: String = of_columns::<T>(|(name, kind, _)| format!("{name} {kind}"));
     let indexed: Vec<String> = T::COLUMNS
         .iter()
         .map(|(name, kind, _)| match *kind {
@@ -122,9 +123,9 @@ pub async fn fill<T: Kind>(client: &mut Client) {
         .collect();
     let index =
         if indexed.is_empty() { String::new() } else { format!("CREATE INDEX ON items ({});", indexed.join(", ")) };
-    let made: String = T::COLUMNS.iter().map(|(.., made)| format!("{made}, ")).collect();
-    let names = names::<T>("");
-    let nothing: String = T::COLUMNS.iter().map(|_| "NULL, ").collect();
+    let made: String = of_columns::<T>(|(.., made)| (*made).to_owned());
+    let names = of_columns::<T>(|(name, ..)| (*name).to_owned());
+    let nothing = of_columns::<T>(|_| "NULL".to_owned());
     let text = format!(
         "CREATE TABLE items (id BIGSERIAL, {columns}amount INT, spam BOOL NOT NULL); {index}
          INSERT INTO items ({names}amount, spam) SELECT {made}(n * 7 + i) % 11 - 3, (i + n) % 9 = 0
@@ -158,14 +159,15 @@ pub async fn refill<T: Kind>(client: &Client) {
 /// Totals that are wrong, missing, and of no row.
 pub async fn damage<T: Kind>(client: &Client) {
     let table = T::COUNTER.def().name().replace('.', "_");
-    let made: String = T::COLUMNS.iter().map(|(.., made)| format!("{made}, ")).collect();
-    let mut text =
-        format!("UPDATE {table} SET total = total + 5 WHERE total % 3 = 0; DELETE FROM {table} WHERE total % 5 = 1;");
-    if T::COLUMNS.is_empty() {
-        text = format!("UPDATE {table} SET total = total + 5");
+    let made: String = of_columns::<T>(|(.., made)| (*made).to_owned());
+    let text = if T::COLUMNS.is_empty() {
+        format!("UPDATE {table} SET total = total + 5")
     } else {
-        text += &format!("INSERT INTO {table} SELECT {made}i - 521 FROM generate_series(471, 520) AS i;");
-    }
+        format!(
+            "UPDATE {table} SET total = total + 5 WHERE total % 3 = 0; DELETE FROM {table} WHERE total % 5 = 1;
+             INSERT INTO {table} SELECT {made}i - 521 FROM generate_series(471, 520) AS i"
+        )
+    };
     client.batch_execute(&text).await.unwrap();
 }
 
@@ -173,8 +175,8 @@ pub async fn damage<T: Kind>(client: &Client) {
 pub async fn drift<T: Kind>(client: &Client) -> (u64, u64, u64) {
     let table = T::COUNTER.def().name().replace('.', "_");
     let (keys, names) = key_columns::<T>();
-    let own: String = keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}, ")).collect();
-    let theirs: String = names.iter().map(|name| format!("{name}, ")).collect();
+    let own: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}, ")).collect();
+    let (own, theirs) = (own.concat(), of_columns::<T>(|(name, ..)| (*name).to_owned()));
     let (given, group) = match names.first() {
         None => (String::new(), String::new()),
         Some(first) => (format!("AND {first} IS NOT NULL"), format!("GROUP BY {}", names.join(", "))),

@@ -224,7 +224,7 @@ async fn a_rollup_with_a_tail_pages_through_the_tails_of_one_parent() {
     for keys in [1, 2, 5, 300] {
         let (mut after, mut found, mut pages) = (None, Vec::new(), 0);
         loop {
-            let ask = Ask { counter: ARTIST_DAYS.def(), after, keys };
+            let ask = Ask { counter: ARTIST_DAYS.def(), after, until: None, keys };
             let measured = audit.measure(&ask).await.unwrap();
             assert!(measured.keys <= 2 * keys as u64);
             found.extend(measured.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()));
@@ -258,6 +258,20 @@ async fn links_whose_parent_is_not_there_are_reported_as_dangling() {
     }
 }
 
+/// A run over a part of the links reported those behind its last key too, which are another's.
+#[tokio::test]
+async fn links_behind_the_last_key_that_is_asked_for_are_not_reported() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    client.batch_execute("DELETE FROM shows").await.unwrap();
+    let mut audit = audit(&mut client).await;
+    let until = Some(KeyBuf::of::<(i64, i64)>((20_i64, i64::MAX)));
+    let ask = Ask { counter: SETLIST_SHOW.def(), after: None, until: until.clone(), keys: 1000 };
+    let measured = audit.measure(&ask).await.unwrap();
+    assert!(measured.next.is_none() && measured.dangling.last() <= until.as_ref(), "{measured:?}");
+    assert_eq!(measured.dangling.len() as u64, measured.keys);
+}
+
 #[tokio::test]
 async fn what_was_pruned_is_counted_no_more_and_mended_away() {
     let Some(server) = shared() else { return };
@@ -267,7 +281,10 @@ async fn what_was_pruned_is_counted_no_more_and_mended_away() {
     let all = "SELECT count(*)::text || ' ' || count(*) FILTER (WHERE key_2 < 2) FROM setlist_days";
     let left = text_of(&client, all).await;
     assert!(left.ends_with(" 0"), "{left}");
-    let text = "INSERT INTO setlist_days VALUES (3, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
+    // Below the cut, with rows and without, and behind it.
+    let text =
+        "INSERT INTO setlist_days SELECT setlist, floor(at / 86400.0)::int8, 5 FROM votes WHERE at < 86400 LIMIT 1;
+         INSERT INTO setlist_days VALUES (3000, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
     client.batch_execute(text).await.unwrap();
     let reader = connect_again(&client, server).await;
     for page in [1, 1000] {
@@ -288,7 +305,7 @@ async fn a_rollup_beyond_64_bits_names_its_key() {
         "UPDATE setlist_votes SET total = 9223372036854775807 WHERE key IN (SELECT id FROM setlists WHERE show = 5)";
     client.batch_execute(text).await.unwrap();
     let mut audit = audit(&mut client).await;
-    let ask = Ask { counter: SHOW_VOTES.def(), after: None, keys: 1000 };
+    let ask = Ask { counter: SHOW_VOTES.def(), after: None, until: None, keys: 1000 };
     let error = audit.measure(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Overflow { key, counter: "show.votes", .. } if key == "5"), "{error:?}");
     let mend = Mend { counter: SHOW_VOTES.def(), keys: vec![KeyBuf::of::<i64>(5)] };
@@ -315,7 +332,7 @@ async fn a_rollup_of_one_key_is_mended() {
     assert_eq!(store.total(ALL, ()).await.unwrap(), 36);
     client.batch_execute("UPDATE \"all\" SET total = 5").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &ONE).await.unwrap();
-    let measured = audit.measure(&Ask { counter: ALL.def(), after: None, keys: 1 }).await.unwrap();
+    let measured = audit.measure(&Ask { counter: ALL.def(), after: None, until: None, keys: 1 }).await.unwrap();
     assert_eq!((measured.drifts[0].stored, measured.drifts[0].truth, measured.next), (5, 36, None));
     let mend = Mend { counter: ALL.def(), keys: vec![measured.drifts[0].key.clone()] };
     assert_eq!(audit.mend(&mend).await.unwrap().corrected, 1);

@@ -179,9 +179,9 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
             while !STOP.load(Ordering::Relaxed) {
                 let key = (wrote * 7 + which * 3) % 12 - 39;
                 if wrote % 5 == which {
-                    delete(&mut writer, key).await
+                    delete(&mut writer, key).await;
                 } else {
-                    write(&mut writer, &[(key, 3), (key + 1, -1)]).await
+                    write(&mut writer, &[(key, 3), (key + 1, -1)]).await;
                 }
                 wrote += 1;
             }

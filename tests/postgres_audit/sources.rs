@@ -170,7 +170,7 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
         Ok(Item::<Integer> { key: Some(row.try_get::<_, i32>(0)?.into()), amount: row.try_get(1)?, counts: true })
     });
     audit.add(Integer::COUNTER, rows).await.unwrap();
-    let ask = Ask { counter: Integer::COUNTER.def(), after: None, keys: 100 };
+    let ask = Ask { counter: Integer::COUNTER.def(), after: None, until: None, keys: 100 };
     let error = audit.measure(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Source { key: Some(key), .. } if key == "2"), "{error:?}");
     other.batch_execute("UPDATE sums SET amount = 9223372036854775807 WHERE k = 2").await.unwrap();
@@ -214,7 +214,7 @@ async fn an_integer_that_is_no_key_is_named() {
     assert!(matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"), "{error:?}");
     // A position beyond bigint is one too, and not a page from the beginning.
     let beyond = KeyBuf::of::<u64>(u64::MAX);
-    let ask = Ask { counter: UNSIGNED.def(), after: Some(beyond), keys: 5 };
+    let ask = Ask { counter: UNSIGNED.def(), after: Some(beyond), until: None, keys: 5 };
     assert!(matches!(audit.measure(&ask).await, Err(Error::Key { .. })));
 }
 
@@ -275,7 +275,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     replica.caught_up().await;
     let mut open = TokioLive::new()
         .gate(replay_lag_bytes(&asker, 100_000_000))
-        .gate(replay_lag(&asker, Duration::from_secs(3_600)))
+        .gate(replay_lag(&asker, Duration::from_hours(1)))
         .gate(active_connections(&asker, 0));
     let busy = connect(&primary).await;
     let sleeping = tokio::spawn(async move { busy.batch_execute("SELECT pg_sleep(60)").await });
@@ -293,6 +293,11 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     sleeping.abort();
 }
 
+/// Takes what an application can give to a task.
+fn sent<F: Future + Send>(run: F) -> F {
+    run
+}
+
 #[tokio::test]
 async fn a_stop_flag_ends_a_run_before_its_next_page_and_progress_is_shown() {
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -304,10 +309,6 @@ async fn a_stop_flag_ends_a_run_before_its_next_page_and_progress_is_shown() {
         STOP.store(progress.pages == 3, Ordering::Relaxed);
     });
     let mut run = Reconciler::new(Mode::Verify, &Integer::LAYOUT, Options::default().page(10)).unwrap();
-    // As in an application's own task.
-    fn sent<F: Future + Send>(run: F) -> F {
-        run
-    }
     let report = sent(run_async(&mut run, &mut audit, &mut control)).await.unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 3));
 }

@@ -15,7 +15,8 @@ use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::{SAMPLE, SumsByKey, same_key, sample_of_key, skew};
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::postgres::{Session, failed_on, read_key};
+use crate::store::catalogue;
+use crate::store::postgres::{Session, failed_on, queries, read_key};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -34,7 +35,8 @@ impl Declared<'_> {
     /// Makes the statements anew where the counter was pruned further.
     pub(super) fn cut_at(&mut self, cut: Option<KeyBuf>) -> Result<()> {
         if self.cut != cut {
-            let value = cut.as_ref().map(|cut| sql::tail_value(Dialect::Postgres, &self.counter, cut)).transpose()?;
+            let value =
+                cut.as_ref().map(|cut| catalogue::tail_value(Dialect::Postgres, &self.counter, cut)).transpose()?;
             self.statements = self.source.target.statements(Dialect::Postgres, &self.counter, value.as_ref())?;
             self.cut = cut;
         }
@@ -295,7 +297,7 @@ fn integer(text: &str) -> Option<i64> {
 
 /// Keys as parameters, an array for each part, so none for `()`.
 pub(super) fn key_arrays<'k>(counter: &Def, keys: &'k [KeyBuf]) -> Result<Vec<Value<'k>>> {
-    if counter.parts().is_empty() { Ok(Vec::new()) } else { sql::key_arrays(counter, keys) }
+    if counter.parts().is_empty() { Ok(Vec::new()) } else { queries::key_arrays(counter, keys) }
 }
 
 /// Runs one query in a transaction.

@@ -36,12 +36,13 @@ impl Joined {
         let (links, finers) = (columns("l", link.def()), columns("f", finer.def()));
         let (child, parent) = links.split_at_checked(rollup.child_parts()).unwrap_or_default();
         let (finer_child, tail) = finers.split_at_checked(rollup.child_parts()).unwrap_or_default();
-        let joins = child.iter().zip(finer_child).map(|(one, two)| format!(" AND {one} = {two}"));
+        let joins: Vec<String> =
+            child.iter().zip(finer_child).map(|(one, two)| format!(" AND {one} = {two}")).collect();
         let from = format!(
             r#""{}" AS l, "{}" AS f WHERE l."total" <> 0 AND f."total" <> 0{}"#,
             link.table_name(),
             finer.table_name(),
-            joins.collect::<String>()
+            joins.concat()
         );
         Ok(Self { counter, from, parent: parent.to_vec(), tail: tail.to_vec() })
     }
@@ -108,8 +109,8 @@ impl Joined {
     /// The sums of these keys, in one statement; those without pairs are left out.
     pub(super) async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
         let columns = self.parent.iter().chain(&self.tail);
-        let same = columns.zip(1..).map(|(column, at)| format!(" AND {column} = k.k_{at}")).collect::<String>();
-        let sums = format!("SELECT {SUMS} FROM {}{same}", self.from);
+        let same: Vec<String> = columns.zip(1..).map(|(column, at)| format!(" AND {column} = k.k_{at}")).collect();
+        let sums = format!("SELECT {SUMS} FROM {}{}", self.from, same.concat());
         let parts = self.counter.parts();
         let text = if parts.is_empty() { sums } else { of_each_key(parts, "k.*, o.*", &sums) };
         let query = Query { text, values: key_arrays(&self.counter, keys)? };

@@ -14,6 +14,7 @@ use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::{SAMPLE, same_key, sample_of_key, skew, sum_by_key};
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Value};
+use crate::store::catalogue;
 use crate::store::sqlite::{failed_on, overflowed, read_key};
 
 /// One counter's source, ready to be read.
@@ -30,7 +31,8 @@ impl Declared<'_> {
     /// Makes the statements anew where the counter was pruned further.
     pub(super) fn cut_at(&mut self, cut: Option<KeyBuf>) -> Result<()> {
         if self.cut != cut {
-            let value = cut.as_ref().map(|cut| sql::tail_value(Dialect::Sqlite, &self.counter, cut)).transpose()?;
+            let value =
+                cut.as_ref().map(|cut| catalogue::tail_value(Dialect::Sqlite, &self.counter, cut)).transpose()?;
             self.statements = self.source.target.statements(Dialect::Sqlite, &self.counter, value.as_ref())?;
             self.cut = cut;
         }

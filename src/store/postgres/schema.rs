@@ -116,7 +116,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
                 if format!("{}, prunable", known.row.placement) == placed.place() {
                     // Only what apply looks for is new.
-                    self.run_ddl(&sql::replace(placed)).await?;
+                    self.run_ddl(&catalogue::replace(placed)).await?;
                 }
                 continue;
             }

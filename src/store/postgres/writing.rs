@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row, Statement};
 
 use super::session::PIPELINE_MOST;
-use super::{AsyncWork, Session, commit_failed, failed, failed_on, read_total, totals_in_order};
+use super::{AsyncWork, Session, commit_failed, failed, failed_on, queries, read_total, totals_in_order};
 use crate::batch::Batch;
 use crate::board::BoardDef;
 use crate::counter::{Def, Placed};
@@ -22,6 +22,7 @@ use crate::prune;
 use crate::rollup::{self, Climb, Question};
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::Applied;
+use crate::store::catalogue;
 
 /// Why nothing was written.
 pub(super) enum Failed {
@@ -192,7 +193,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     async fn write_all(&self, batch: &Batch, mark: Option<&Mark<'_>>, far: bool) -> Result<Applied, Failed> {
         let moved = self.moved(batch)?;
         let mut writes = self.writes(batch, far)?;
-        let locks = self.board_locks(&moved);
+        let locks = board_locks(&moved);
         writes.before = locks.len();
         writes.queries.splice(0..0, locks);
         if let Some(mark) = mark {
@@ -224,16 +225,6 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         boards.map(|board| Ok((*board, board.changed(batch.deltas())?))).collect()
     }
 
-    /// Who scores a key of a board waits until others who do are through: its score is made of totals that they change.
-    fn board_locks<'m>(&self, moved: &'m Moved) -> Vec<Query<'m>> {
-        let locks = moved.iter().filter(|(_, keys)| !keys.is_empty());
-        locks
-            .map(|(board, keys)| {
-                sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
-            })
-            .collect()
-    }
-
     /// The encoded last parts below which these counters were pruned; `hold` keeps them from being pruned until the transaction ends.
     pub(crate) async fn cuts(&self, counters: &[Def], hold: bool) -> Result<Vec<(Def, KeyBuf)>> {
         let prunable = counters.iter().filter(|def| self.layout.placed(def).is_ok_and(Placed::is_prunable));
@@ -257,7 +248,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             let Some(def) = prunable.iter().find(|def| def.full_name() == name) else { continue };
             let Some(cut) = cut.map(|cut| KeyBuf::from_bytes(&cut)) else { continue };
             // A cut that is no last part would let anything through, or nothing.
-            sql::tail_value(Dialect::Postgres, def, &cut)?;
+            catalogue::tail_value(Dialect::Postgres, def, &cut)?;
             cuts.push((*def, cut));
         }
         Ok(cuts)
@@ -311,14 +302,14 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         }
         let query = |(counter, children): (Def, Vec<&'q KeyBuf>)| {
             let parts = questions.first().map_or(0, |question| question.child_parts);
-            Ok((counter, sql::read_under(self.layout.placed(&counter)?, parts, &children)?))
+            Ok((counter, queries::read_under(self.layout.placed(&counter)?, parts, &children)?))
         };
         counters.into_iter().map(query).collect()
     }
 
     /// Reads totals, ready or not.
     pub(crate) async fn totals_of(&self, counter: &Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let reads = sql::read_many(self.layout.placed(counter)?, keys)?;
+        let reads = queries::read_many(self.layout.placed(counter)?, keys)?;
         let rows = self.query_all(&reads).await.map_err(|(_, error)| failed_on("reading totals", counter, error))?;
         totals_in_order(counter, keys, &rows.iter().flatten().collect::<Vec<_>>())
     }
@@ -335,14 +326,14 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             climbed => climbed?,
         };
         let moved = self.moved(&climbed)?;
-        let locks = self.board_locks(&moved);
+        let locks = board_locks(&moved);
         self.execute_all(&locks).await.map_err(|(_, error)| failed_on("mending totals", counter, error))?;
         Ok(())
     }
 
     /// Holds these totals until the transaction ends, in key order; gives them. Those that are absent are made.
     pub(crate) async fn hold(&self, counter: &Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let query = sql::hold(self.layout.placed(counter)?, keys)?;
+        let query = queries::hold(self.layout.placed(counter)?, keys)?;
         let rows = self.query(&query).await.map_err(|error| failed_on("holding totals", counter, error))?;
         totals_in_order(counter, keys, &rows.iter().collect::<Vec<_>>())
     }
@@ -376,7 +367,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// Removes those of these totals that are 0; the caller holds them.
     pub(crate) async fn remove_zeros(&self, counter: &Def, keys: &[KeyBuf]) -> Result<()> {
         let placed = self.layout.placed(counter)?;
-        for mut read in sql::read_many(placed, keys)? {
+        for mut read in queries::read_many(placed, keys)? {
             read.text = sql::remove_zeros(placed);
             self.execute(&read).await.map_err(|error| failed_on("writing totals", counter, error))?;
         }
@@ -396,11 +387,19 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| {
             delta.checked_add((*total).into()).is_none_or(|sum| i64::try_from(sum).is_err())
         });
-        match beyond.map(|((key, _), _)| key).or(keys.first()) {
+        match beyond.map(|((key, _), _)| key).or_else(|| keys.first()) {
             Some(key) => Error::overflow(counter, key, "total"),
             None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
         }
     }
+}
+
+/// Who scores a key of a board waits until others who do are through: its score is made of totals that they change.
+fn board_locks(moved: &Moved) -> Vec<Query<'_>> {
+    let locks = moved.iter().filter(|(_, keys)| !keys.is_empty());
+    locks
+        .map(|(board, keys)| sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect()))
+        .collect()
 }
 
 /// Forgets what is below a cut.
@@ -433,7 +432,7 @@ impl AsyncWork<u64> for Prune {
             let placed = session.layout.placed(def)?;
             let last = sql::own_key_columns(def.parts()).pop().unwrap_or_default();
             let text = format!(r#"DELETE FROM "{}" AS t WHERE {last} < $1"#, placed.table_name());
-            let query = Query { text, values: vec![sql::tail_value(Dialect::Postgres, def, &self.cut)?] };
+            let query = Query { text, values: vec![catalogue::tail_value(Dialect::Postgres, def, &self.cut)?] };
             gone += session.execute(&query).await.map_err(|error| failed(error, def))?;
         }
         for board in session.layout.board_defs() {

@@ -75,7 +75,7 @@ impl SqliteStore<'_> {
             if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
                 if format!("{}, prunable", known.row.placement) == placed.place() {
                     // Only what apply looks for is new.
-                    self.run_ddl(&sql::replace(placed))?;
+                    self.run_ddl(&catalogue::replace(placed))?;
                 }
                 continue;
             }

@@ -1,0 +1,174 @@
+//! Verifying totals in PostgreSQL: 10 million votes over 100,000 shows, by pages, by two parts side by side, by one GROUP BY with and without parallel
+//! workers, and by a COUNT for each show, as the replaced jobs did. A private server (tests/postgres_common); skipped where PostgreSQL is not installed.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod common;
+#[cfg(unix)]
+#[path = "../tests/postgres_common/mod.rs"]
+mod postgres_common;
+
+#[cfg(unix)]
+fn main() {
+    verify::main();
+}
+
+#[cfg(not(unix))]
+fn main() {}
+
+#[cfg(unix)]
+mod verify {
+    use std::time::{Duration, Instant};
+
+    use keepcount::reconcile::{
+        Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioLive, run_async,
+    };
+    use keepcount::{Counter, Def, KeyBuf, Layout, PostgresStore, Record, Tally};
+    use tokio::runtime::{Builder, Runtime};
+    use tokio_postgres::Client;
+
+    use super::common::only_tested;
+    use super::common::sides::{Side, interleaved, table};
+    use super::postgres_common::{Server, connect};
+
+    const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+
+    struct Vote(i64);
+
+    impl Record for Vote {
+        const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+
+        fn tally(&self, to: &mut Tally<'_>) {
+            to.add(SHOW_VOTES, self.0, 1);
+        }
+    }
+
+    /// A part of all shows, compared.
+    async fn verify(client: &mut Client, part: [Option<i64>; 2], page: Option<usize>) -> Report {
+        let mut audit = PostgresAudit::new(client, &LAYOUT).await.unwrap();
+        let source = PostgresSource::table("votes", ["show_id"]);
+        audit.add(SHOW_VOTES, source.rows("show_id", |row| Ok(Vote(row.try_get(0)?)))).await.unwrap();
+        let options = page.map_or(Options::default(), |page| Options::default().page(page));
+        let [after, until] = part.map(|key| key.map(KeyBuf::of::<i64>));
+        let def = SHOW_VOTES.def();
+        let mut run = Reconciler::part(Mode::Verify, &LAYOUT, def, after.as_ref(), until.as_ref(), options).unwrap();
+        run_async(&mut run, &mut audit, &mut TokioLive::new()).await.unwrap()
+    }
+
+    fn keys(reports: &[Report]) -> u64 {
+        reports.iter().flat_map(|report| &report.counters).map(|counter| counter.keys).sum()
+    }
+
+    async fn group_by(client: &Client, workers: u32) -> i64 {
+        client.batch_execute(&format!("SET max_parallel_workers_per_gather = {workers}")).await.unwrap();
+        let text = "SELECT count(*) FROM (SELECT show_id, count(*) FROM votes GROUP BY show_id) AS shows";
+        client.query_one(text, &[]).await.unwrap().get(0)
+    }
+
+    async fn a_count_for_each(client: &Client, shows: i64) -> i64 {
+        let count = client.prepare("SELECT count(*) FROM votes WHERE show_id = $1").await.unwrap();
+        let mut votes = 0;
+        for show in 0..shows {
+            votes += client.query_one(&count, &[&show]).await.unwrap().get::<_, i64>(0);
+        }
+        votes
+    }
+
+    async fn fill(client: &mut Client, votes: i64, shows: i64) {
+        client
+            .batch_execute(
+                "CREATE TABLE votes (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, show_id BIGINT NOT NULL)",
+            )
+            .await
+            .unwrap();
+        PostgresStore::new(client, &LAYOUT).create().await.unwrap();
+        let text = "INSERT INTO votes (show_id) SELECT hashint8(n)::bigint & 2147483647 FROM generate_series(1, $1::bigint) AS n";
+        let text =
+            text.replace("hashint8(n)::bigint & 2147483647", &format!("(hashint8(n)::bigint & 2147483647) % {shows}"));
+        client.execute(&text, &[&votes]).await.unwrap();
+        client
+            .batch_execute(
+                "CREATE INDEX votes_by_show ON votes (show_id);
+                 INSERT INTO show_votes SELECT show_id, count(*) FROM votes GROUP BY show_id ORDER BY show_id",
+            )
+            .await
+            .unwrap();
+        client.batch_execute("VACUUM ANALYZE").await.unwrap();
+    }
+
+    /// The most memory that this process ever held, in KiB.
+    fn most_memory() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    }
+
+    #[allow(clippy::disallowed_methods)]
+    fn timed<T>(runtime: &Runtime, work: impl Future<Output = T>) -> (Duration, T) {
+        let begun = Instant::now();
+        let done = runtime.block_on(work);
+        (begun.elapsed(), done)
+    }
+
+    pub fn main() {
+        let settings =
+            [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("work_mem", "64MB"), ("autovacuum", "off")];
+        let Some(server) = Server::with(&settings) else { return };
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (times, votes, shows) = if only_tested() { (1, 20_000, 200) } else { (5, 10_000_000, 100_000) };
+        let database = runtime.block_on(server.database());
+        let mut one = runtime.block_on(connect(&database));
+        let (mut two, mut three) = (runtime.block_on(connect(&database)), runtime.block_on(connect(&database)));
+        let peer = runtime.block_on(connect(&database));
+        runtime.block_on(fill(&mut one, votes, shows));
+        let whole = u64::try_from(shows).unwrap();
+        let before = most_memory();
+        let each = u64::try_from(votes).unwrap();
+        let all = runtime.block_on(verify(&mut one, [None, None], None));
+        println!("memory of the process for the first verify: {} KiB more than before", most_memory() - before);
+        assert_eq!((keys(&[all]), peer_sees(&runtime, &peer)), (whole, shows));
+        let mut sides = [
+            Side { name: "GROUP BY, not parallel", each, run: Box::new(|| timed(&runtime, group_by(&peer, 0)).0) },
+            Side { name: "GROUP BY, parallel", each, run: Box::new(|| timed(&runtime, group_by(&peer, 2)).0) },
+            Side {
+                name: "keepcount",
+                each,
+                run: Box::new(|| {
+                    let (time, report) = timed(&runtime, verify(&mut one, [None, None], None));
+                    assert_eq!((keys(&[report.clone()]), report.drift()), (whole, 0));
+                    time
+                }),
+            },
+            Side {
+                name: "keepcount, two parts at once",
+                each,
+                run: Box::new(|| {
+                    let middle = Some(shows / 2 - 1);
+                    let parts = async {
+                        tokio::join!(verify(&mut two, [None, middle], None), verify(&mut three, [middle, None], None))
+                    };
+                    let (time, (one, other)) = timed(&runtime, parts);
+                    assert_eq!(keys(&[one, other]), whole);
+                    time
+                }),
+            },
+            Side {
+                name: "a COUNT for each show",
+                each,
+                run: Box::new(|| {
+                    let (time, counted) = timed(&runtime, a_count_for_each(&peer, shows));
+                    assert_eq!(counted, votes);
+                    time
+                }),
+            },
+        ];
+        let medians = interleaved(times, &mut sides);
+        table(&format!("PostgreSQL, {votes} votes over {shows} shows verified: a vote"), &sides, &medians);
+    }
+
+    fn peer_sees(runtime: &Runtime, peer: &Client) -> i64 {
+        runtime.block_on(group_by(peer, 0))
+    }
+}

@@ -1,0 +1,65 @@
+//! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and `with-sea-orm` write with a library each.
+
+use keepcount::{Counter, Date, Def, Layout, Record, Tally};
+use uuid::Uuid;
+
+pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+pub const USER_VOTES: Counter<Uuid> = Counter::new("user.votes");
+pub const DAY_VOTES: Counter<Date> = Counter::new("day.votes");
+/// The link: which show a setlist is of.
+pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
+/// The rollup: a show's votes are those of its setlists, and follow a setlist that moves.
+pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+
+pub const LAYOUT: Layout = Layout::new(&[
+    SETLIST_VOTES.table(),
+    USER_VOTES.table(),
+    DAY_VOTES.table(),
+    SETLIST_SHOW.table(),
+    SHOW_VOTES.table(),
+]);
+
+/// The application's own tables; those of the counters are `LAYOUT.ddl(..)`.
+pub const TABLES: &str = "
+    CREATE TABLE shows (slug TEXT PRIMARY KEY);
+    CREATE TABLE setlists (id BIGINT PRIMARY KEY, show_slug TEXT NOT NULL REFERENCES shows);
+    CREATE TABLE votes (
+        id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        setlist_id BIGINT NOT NULL REFERENCES setlists,
+        user_id UUID NOT NULL,
+        day DATE NOT NULL,
+        UNIQUE (setlist_id, user_id)
+    );
+";
+
+/// A user's vote for a setlist; voting again changes its day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vote {
+    pub setlist: i64,
+    pub user: Uuid,
+    pub day: Date,
+}
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), USER_VOTES.def(), DAY_VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SETLIST_VOTES, self.setlist, 1);
+        to.add(USER_VOTES, self.user, 1);
+        to.add(DAY_VOTES, self.day, 1);
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setlist {
+    pub id: i64,
+    pub show: String,
+}
+
+impl Record for Setlist {
+    const COUNTERS: &'static [Def] = &[SETLIST_SHOW.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SETLIST_SHOW, (self.id, self.show.as_str()), 1);
+    }
+}

@@ -1,0 +1,244 @@
+//! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
+
+use diesel::data_types::PgDate;
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error::DatabaseError, Error::RollbackTransaction};
+use diesel::sql_types::{BigInt, Text};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use keepcount::sql::{self, Dialect};
+use keepcount::{Batch, Date, Mark};
+use uuid::Uuid;
+
+use self::schema::{setlists, show_votes, shows, votes};
+use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
+use crate::{Error, Result, totals};
+
+mod schema {
+    diesel::table! {
+        shows (slug) { slug -> Text, }
+    }
+    diesel::table! {
+        setlists (id) { id -> BigInt, show_slug -> Text, }
+    }
+    diesel::table! {
+        votes (id) { id -> BigInt, setlist_id -> BigInt, user_id -> Uuid, day -> Date, }
+    }
+    diesel::table! {
+        /// A counter's table is one like any other.
+        show_votes (key) { key -> Text, total -> BigInt, }
+    }
+}
+
+/// A connection; one out of a pool serves as well.
+pub struct App {
+    conn: AsyncPgConnection,
+}
+
+impl App {
+    pub async fn connect(url: &str) -> Result<Self> {
+        Ok(Self { conn: AsyncPgConnection::establish(url).await? })
+    }
+
+    /// The first migration: the application's tables and those of its counters.
+    pub async fn migrate(&mut self) -> Result<()> {
+        let migrated = self.conn.transaction(async |conn| {
+            conn.batch_execute(TABLES).await?;
+            conn.batch_execute(&LAYOUT.ddl(Dialect::Postgres).join(";")).await
+        });
+        Ok(migrated.await?)
+    }
+
+    /// Shows drive no counter.
+    pub async fn add_show(&mut self, slug: &str) -> Result<()> {
+        diesel::insert_into(shows::table).values(shows::slug.eq(slug)).execute(&mut self.conn).await?;
+        Ok(())
+    }
+
+    pub async fn add_setlist(&mut self, setlist: &Setlist) -> Result<()> {
+        let added = self.conn.transaction(async |conn| {
+            let values = (setlists::id.eq(setlist.id), setlists::show_slug.eq(&setlist.show));
+            diesel::insert_into(setlists::table).values(values).execute(conn).await?;
+            let mut batch = Batch::new();
+            batch.insert(setlist);
+            totals::apply(conn, &LAYOUT, &batch).await
+        });
+        added.await
+    }
+
+    /// Moves a setlist to another show, and so its votes.
+    pub async fn move_setlist(&mut self, id: i64, show: &str) -> Result<bool> {
+        let moved = self.conn.transaction(async |conn| {
+            let held = setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
+            let Some(old) = held else { return Ok(false) };
+            let update = diesel::update(setlists::table.find(id)).set(setlists::show_slug.eq(show));
+            let new: SetlistRow = update.get_result(conn).await?;
+            let mut batch = Batch::new();
+            batch.update(&setlist_of(old), &setlist_of(new));
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            Ok(true)
+        });
+        moved.await
+    }
+
+    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has all of it.
+    pub async fn delete_setlist(&mut self, id: i64) -> Result<bool> {
+        let deleted = self.conn.transaction(async |conn| {
+            let held = setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
+            if held.is_none() {
+                return Ok(false);
+            }
+            let mut batch = Batch::new();
+            let gone: Vec<VoteRow> =
+                diesel::delete(votes::table.filter(votes::setlist_id.eq(id))).get_results(conn).await?;
+            for vote in gone {
+                batch.delete(&vote_of(vote)?);
+            }
+            batch.delete(&setlist_of(diesel::delete(setlists::table.find(id)).get_result(conn).await?));
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            Ok(true)
+        });
+        deleted.await
+    }
+
+    pub async fn vote(&mut self, vote: &Vote) -> Result<i64> {
+        let cast = self.conn.transaction(async |conn| {
+            let mut batch = Batch::new();
+            let id = cast(conn, vote, &mut batch).await?;
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            Ok(id)
+        });
+        cast.await
+    }
+
+    pub async fn move_vote(&mut self, id: i64, setlist: i64) -> Result<bool> {
+        let moved = self.conn.transaction(async |conn| {
+            let held = votes::table.find(id).for_update().first::<VoteRow>(conn).await.optional()?;
+            let Some(old) = held else { return Ok(false) };
+            let update = diesel::update(votes::table.find(id)).set(votes::setlist_id.eq(setlist));
+            let new: VoteRow = update.get_result(conn).await?;
+            let mut batch = Batch::new();
+            batch.update(&vote_of(old)?, &vote_of(new)?);
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            Ok(true)
+        });
+        moved.await
+    }
+
+    pub async fn delete_vote(&mut self, id: i64) -> Result<bool> {
+        let deleted = self.conn.transaction(async |conn| {
+            let gone = diesel::delete(votes::table.find(id)).get_result::<VoteRow>(conn).await.optional()?;
+            let Some(gone) = gone else { return Ok(false) };
+            let mut batch = Batch::new();
+            batch.delete(&vote_of(gone)?);
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            Ok(true)
+        });
+        deleted.await
+    }
+
+    /// Takes the votes that can be taken, each in a savepoint with a batch of its own, and says how many; a preview takes none.
+    pub async fn import(&mut self, votes: &[Vote], preview: bool) -> Result<usize> {
+        let mut taken = 0;
+        let imported = self.conn.transaction(async |conn| {
+            let mut batch = Batch::new();
+            for vote in votes {
+                let savepoint = conn.transaction(async |conn| {
+                    let mut inner = Batch::new();
+                    cast(conn, vote, &mut inner).await?;
+                    Ok::<_, Error>(inner)
+                });
+                match savepoint.await {
+                    Ok(inner) => {
+                        batch.merge(&inner);
+                        taken += 1;
+                    }
+                    Err(error) if no_such_setlist(&error) => {}
+                    // A connection that is gone, a deadlock: of the whole transaction.
+                    Err(error) => return Err(error),
+                }
+            }
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            if preview { Err(RollbackTransaction.into()) } else { Ok(()) }
+        });
+        match imported.await {
+            Err(error) if preview && matches!(error.downcast_ref(), Some(RollbackTransaction)) => Ok(taken),
+            imported => imported.map(|()| taken),
+        }
+    }
+
+    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    pub async fn deliver(&mut self, first: u64, votes: &[Vote]) -> Result<bool> {
+        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let delivered = self.conn.transaction(async |conn| {
+            let hold = diesel::sql_query(sql::hold_mark()).bind::<Text, _>(mark.stream());
+            let Last { last } = hold.get_result(conn).await?;
+            if !mark.follows(last.try_into()?)? {
+                return Ok(false);
+            }
+            let mut batch = Batch::new();
+            for vote in votes {
+                cast(conn, vote, &mut batch).await?;
+            }
+            totals::apply(conn, &LAYOUT, &batch).await?;
+            let set = diesel::sql_query(sql::set_mark(Dialect::Postgres)).bind::<Text, _>(mark.stream());
+            set.bind::<BigInt, _>(i64::try_from(mark.last())?).execute(conn).await?;
+            Ok(true)
+        });
+        delivered.await
+    }
+
+    pub async fn show_votes(&mut self, show: &str) -> Result<i64> {
+        let total = show_votes::table.find(show).select(show_votes::total).first(&mut self.conn).await;
+        Ok(total.optional()?.unwrap_or(0))
+    }
+}
+
+/// The upsert: which of both it was decides the hook, so it is two statements and not `ON CONFLICT DO UPDATE`.
+async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> Result<i64> {
+    let day = votes::day.eq(PgDate(vote.day.days() - EPOCH));
+    // Between both a vote may be deleted, and then it is inserted after all.
+    for _ in 0..10 {
+        let insert = diesel::insert_into(votes::table)
+            .values((votes::setlist_id.eq(vote.setlist), votes::user_id.eq(vote.user), day))
+            .on_conflict((votes::setlist_id, votes::user_id))
+            .do_nothing()
+            .returning(votes::id);
+        if let Some(id) = insert.get_result(conn).await.optional()? {
+            batch.insert(vote);
+            return Ok(id);
+        }
+        let same = votes::table.filter(votes::setlist_id.eq(vote.setlist)).filter(votes::user_id.eq(vote.user));
+        if let Some(old) = same.for_update().first::<VoteRow>(conn).await.optional()? {
+            diesel::update(votes::table.find(old.0)).set(day).execute(conn).await?;
+            batch.update(&vote_of(old)?, vote);
+            return Ok(old.0);
+        }
+    }
+    Err("a vote that is given and taken again and again".into())
+}
+
+/// The last event of a stream that was taken.
+#[derive(QueryableByName)]
+struct Last {
+    #[diesel(sql_type = BigInt)]
+    last: i64,
+}
+
+fn no_such_setlist(error: &Error) -> bool {
+    matches!(error.downcast_ref(), Some(DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)))
+}
+
+type SetlistRow = (i64, String);
+type VoteRow = (i64, i64, Uuid, PgDate);
+
+fn setlist_of((id, show): SetlistRow) -> Setlist {
+    Setlist { id, show }
+}
+
+/// PostgreSQL counts days from 2000-01-01 on.
+const EPOCH: i32 = 10_957;
+
+fn vote_of((_, setlist, user, PgDate(days)): VoteRow) -> Result<Vote> {
+    let day = days.checked_add(EPOCH).and_then(Date::from_days).ok_or("a day outside the calendar")?;
+    Ok(Vote { setlist, user, day })
+}

@@ -1,0 +1,80 @@
+//! What an application copies: a batch, applied in a transaction of diesel-async's.
+
+use diesel::deserialize::{self, FromSql, QueryableByName};
+use diesel::pg::Pg;
+use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
+use diesel::row::{Field as _, NamedRow, Row};
+use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use keepcount::sql::{self, Dialect, Value};
+use keepcount::{Batch, Climb, KeyBuf, Layout};
+
+use crate::Result;
+
+/// Applies what the hooks have collected: the last statements of the closure that `transaction` is given.
+pub async fn apply(conn: &mut AsyncPgConnection, layout: &Layout, batch: &Batch) -> Result<()> {
+    let mut climb = Climb::new(layout, batch)?;
+    while let Some(question) = climb.next()? {
+        if let Some(lock) = question.lock(Dialect::Postgres) {
+            query(&lock.text, &lock.values).execute(conn).await?;
+        }
+        // A statement of its own: it has to begin after the lock is had.
+        let ask = question.query(Dialect::Postgres, layout)?;
+        for answer in query(&ask.text, &ask.values).load::<Answer>(conn).await? {
+            let mut key = KeyBuf::new();
+            for (part, column) in question.counter.parts().as_slice().iter().zip(&answer.key) {
+                sql::push_key_part(*part, column, &mut key)?;
+            }
+            climb.take(&key, answer.total)?;
+        }
+    }
+    for statement in climb.statements(Dialect::Postgres)? {
+        for row in statement.rows() {
+            query(&statement.text, row).execute(conn).await?;
+        }
+    }
+    Ok(())
+}
+
+/// diesel prepares an `sql_query` each time that it runs.
+fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQuery> {
+    let query = diesel::sql_query(text).into_boxed();
+    values.iter().fold(query, |query, value| match value {
+        Value::Integer(number) => query.bind::<BigInt, _>(*number),
+        Value::Text(text) => query.bind::<Text, _>(text.as_ref()),
+        Value::Blob(bytes) => query.bind::<Binary, _>(bytes.as_slice()),
+        Value::Uuid(bytes) => query.bind::<Uuid, _>(uuid::Uuid::from_bytes(*bytes)),
+        Value::Integers(column) => query.bind::<Array<BigInt>, _>(column.as_slice()),
+        Value::Texts(column) => query.bind::<Array<Text>, _>(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),
+        Value::Blobs(column) => {
+            query.bind::<Array<Binary>, _>(column.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>())
+        }
+        Value::Uuids(column) => {
+            query.bind::<Array<Uuid>, _>(column.iter().copied().map(uuid::Uuid::from_bytes).collect::<Vec<_>>())
+        }
+    })
+}
+
+/// The key's columns and the total. Which columns there are, only the question knows, so the database says of which type each is.
+struct Answer {
+    key: Vec<Value<'static>>,
+    total: i64,
+}
+
+impl QueryableByName<Pg> for Answer {
+    fn build<'a>(row: &impl NamedRow<'a, Pg>) -> deserialize::Result<Self> {
+        let (mut key, total) = (Vec::new(), row.field_count() - 1);
+        for at in 0..total {
+            let field = Row::get(row, at).ok_or("a column that is not there")?;
+            let value = field.value().ok_or("a column of a key is null")?;
+            // As pg_type has them, in every database.
+            key.push(match value.get_oid().get() {
+                17 => Value::Blob(<Vec<u8> as FromSql<Binary, Pg>>::from_sql(value)?.as_slice().try_into()?),
+                25 => Value::Text(<String as FromSql<Text, Pg>>::from_sql(value)?.into()),
+                2950 => Value::Uuid(<uuid::Uuid as FromSql<Uuid, Pg>>::from_sql(value)?.into_bytes()),
+                _ => Value::Integer(<i64 as FromSql<BigInt, Pg>>::from_sql(value)?),
+            });
+        }
+        Ok(Self { key, total: row.get_value::<BigInt, _, _>(total)? })
+    }
+}

@@ -1,0 +1,17 @@
+//! The write paths of the application with diesel, on private PostgreSQL servers.
+#![cfg(unix)]
+
+#[path = "../../../tests/postgres_common/mod.rs"]
+mod postgres_common;
+#[path = "../../votes/write_paths.rs"]
+mod write_paths;
+
+use diesel_async::{AsyncConnection as _, AsyncPgConnection};
+use keepcount::{Batch, Layout};
+use keepcount_with_diesel::{App, counters, totals};
+
+/// What a user of `totals` does.
+async fn apply(url: &str, layout: &Layout, batch: &Batch) {
+    let mut conn = AsyncPgConnection::establish(url).await.unwrap();
+    conn.transaction(async |conn| totals::apply(conn, layout, batch).await).await.unwrap();
+}

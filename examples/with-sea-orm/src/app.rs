@@ -1,0 +1,204 @@
+//! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
+
+use keepcount::sql::{self, Dialect};
+use keepcount::{Batch, Mark};
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, EntityTrait as _, QueryFilter as _, QuerySelect as _, SqlErr, Statement, TransactionTrait as _,
+    TryInsertResult,
+};
+
+use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
+use crate::entities::{day_of, setlists, show_votes, shows, votes};
+use crate::{Error, Result, totals};
+
+/// A pool of connections: what belongs together goes through one transaction.
+pub struct App {
+    pool: DatabaseConnection,
+}
+
+impl App {
+    pub async fn connect(url: &str) -> Result<Self> {
+        Ok(Self { pool: Database::connect(url).await? })
+    }
+
+    /// The first migration: the application's tables and those of its counters.
+    pub async fn migrate(&self) -> Result<()> {
+        let tx = self.pool.begin().await?;
+        tx.execute_unprepared(TABLES).await?;
+        for statement in LAYOUT.ddl(Dialect::Postgres) {
+            tx.execute_unprepared(&statement).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Shows drive no counter.
+    pub async fn add_show(&self, slug: &str) -> Result<()> {
+        let show = shows::ActiveModel { slug: Set(slug.to_owned()) };
+        shows::Entity::insert(show).exec(&self.pool).await?;
+        Ok(())
+    }
+
+    pub async fn add_setlist(&self, setlist: &Setlist) -> Result<()> {
+        let tx = self.pool.begin().await?;
+        let row = setlists::ActiveModel { id: Set(setlist.id), show_slug: Set(setlist.show.clone()) };
+        setlists::Entity::insert(row).exec(&tx).await?;
+        let mut batch = Batch::new();
+        batch.insert(setlist);
+        finish(tx, &batch).await
+    }
+
+    /// Moves a setlist to another show, and so its votes.
+    pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
+        let tx = self.pool.begin().await?;
+        let held = setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
+        let Some(old) = held else { return Ok(false) };
+        let update = setlists::ActiveModel { id: Set(id), show_slug: Set(show.to_owned()) };
+        let new = setlists::Entity::update(update).exec(&tx).await?;
+        let mut batch = Batch::new();
+        batch.update(&Setlist::from(old), &Setlist::from(new));
+        finish(tx, &batch).await?;
+        Ok(true)
+    }
+
+    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has all of it.
+    pub async fn delete_setlist(&self, id: i64) -> Result<bool> {
+        let tx = self.pool.begin().await?;
+        if setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?.is_none() {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        let children = votes::Entity::delete_many().filter(votes::Column::SetlistId.eq(id));
+        for vote in children.exec_with_returning(&tx).await? {
+            batch.delete(&Vote::try_from(vote)?);
+        }
+        if let Some(setlist) = setlists::Entity::delete_by_id(id).exec_with_returning(&tx).await? {
+            batch.delete(&Setlist::from(setlist));
+        }
+        finish(tx, &batch).await?;
+        Ok(true)
+    }
+
+    pub async fn vote(&self, vote: &Vote) -> Result<i64> {
+        let tx = self.pool.begin().await?;
+        let mut batch = Batch::new();
+        let id = cast(&tx, vote, &mut batch).await?;
+        finish(tx, &batch).await?;
+        Ok(id)
+    }
+
+    pub async fn move_vote(&self, id: i64, setlist: i64) -> Result<bool> {
+        let tx = self.pool.begin().await?;
+        let held = votes::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
+        let Some(old) = held else { return Ok(false) };
+        let update = votes::ActiveModel { id: Set(id), setlist_id: Set(setlist), ..Default::default() };
+        let new = votes::Entity::update(update).exec(&tx).await?;
+        let mut batch = Batch::new();
+        batch.update(&Vote::try_from(old)?, &Vote::try_from(new)?);
+        finish(tx, &batch).await?;
+        Ok(true)
+    }
+
+    pub async fn delete_vote(&self, id: i64) -> Result<bool> {
+        let tx = self.pool.begin().await?;
+        let deleted = votes::Entity::delete_by_id(id).exec_with_returning(&tx).await?;
+        let Some(deleted) = deleted else { return Ok(false) };
+        let mut batch = Batch::new();
+        batch.delete(&Vote::try_from(deleted)?);
+        finish(tx, &batch).await?;
+        Ok(true)
+    }
+
+    /// Takes the votes that can be taken, each in a savepoint with a batch of its own, and says how many; a preview takes none.
+    pub async fn import(&self, votes: &[Vote], preview: bool) -> Result<usize> {
+        let tx = self.pool.begin().await?;
+        let (mut batch, mut taken) = (Batch::new(), 0);
+        for vote in votes {
+            let savepoint = tx.begin().await?;
+            let mut inner = Batch::new();
+            match cast(&savepoint, vote, &mut inner).await {
+                Ok(_) => {
+                    savepoint.commit().await?;
+                    batch.merge(&inner);
+                    taken += 1;
+                }
+                Err(error) if no_such_setlist(&error) => savepoint.rollback().await?,
+                // A connection that is gone, a deadlock: of the whole transaction.
+                Err(error) => return Err(error),
+            }
+        }
+        totals::apply(&tx, &LAYOUT, &batch).await?;
+        if preview {
+            tx.rollback().await?
+        } else {
+            tx.commit().await?
+        }
+        Ok(taken)
+    }
+
+    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
+        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let tx = self.pool.begin().await?;
+        let hold = Statement::from_sql_and_values(DbBackend::Postgres, sql::hold_mark(), [mark.stream().into()]);
+        let held = tx.query_one_raw(hold).await?.ok_or("a mark that is not there")?;
+        if !mark.follows(held.try_get_by_index::<i64>(0)?.try_into()?)? {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        for vote in votes {
+            cast(&tx, vote, &mut batch).await?;
+        }
+        totals::apply(&tx, &LAYOUT, &batch).await?;
+        let values = [mark.stream().into(), i64::try_from(mark.last())?.into()];
+        let set = Statement::from_sql_and_values(DbBackend::Postgres, sql::set_mark(Dialect::Postgres), values);
+        tx.execute_raw(set).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    pub async fn show_votes(&self, show: &str) -> Result<i64> {
+        let total = show_votes::Entity::find_by_id(show).one(&self.pool).await?;
+        Ok(total.map_or(0, |row| row.total))
+    }
+}
+
+async fn finish(tx: DatabaseTransaction, batch: &Batch) -> Result<()> {
+    totals::apply(&tx, &LAYOUT, batch).await?;
+    Ok(tx.commit().await?)
+}
+
+/// The upsert: which of both it was decides the hook, so it is two statements and not `ON CONFLICT DO UPDATE`.
+async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Result<i64> {
+    // Between both a vote may be deleted, and then it is inserted after all.
+    for _ in 0..10 {
+        let row = votes::ActiveModel {
+            setlist_id: Set(vote.setlist),
+            user_id: Set(vote.user),
+            day: Set(day_of(vote)?),
+            ..Default::default()
+        };
+        let unique = OnConflict::columns([votes::Column::SetlistId, votes::Column::UserId]).do_nothing().to_owned();
+        let insert = votes::Entity::insert(row.clone()).on_conflict(unique).try_insert();
+        // Not `exec_with_returning`, for which a row that was there is an error.
+        if let TryInsertResult::Inserted(inserted) = insert.exec(tx).await? {
+            batch.insert(vote);
+            return Ok(inserted.last_insert_id);
+        }
+        let same = votes::Entity::find().filter(votes::Column::SetlistId.eq(vote.setlist));
+        let held = same.filter(votes::Column::UserId.eq(vote.user)).lock_exclusive().one(tx).await?;
+        if let Some(old) = held {
+            let id = old.id;
+            votes::Entity::update(votes::ActiveModel { id: Set(id), ..row }).exec(tx).await?;
+            batch.update(&Vote::try_from(old)?, vote);
+            return Ok(id);
+        }
+    }
+    Err("a vote that is given and taken again and again".into())
+}
+
+fn no_such_setlist(error: &Error) -> bool {
+    let error = error.downcast_ref::<DbErr>().and_then(DbErr::sql_err);
+    matches!(error, Some(SqlErr::ForeignKeyConstraintViolation(_)))
+}

@@ -1,0 +1,63 @@
+//! What an application copies: a batch, applied in a transaction of SeaORM's.
+
+use keepcount::sql::{self, Dialect};
+use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout};
+use sea_orm::prelude::Uuid;
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
+
+use crate::Result;
+
+/// Applies what the hooks have collected: the last statements before the commit.
+pub async fn apply(tx: &DatabaseTransaction, layout: &Layout, batch: &Batch) -> Result<()> {
+    let mut climb = Climb::new(layout, batch)?;
+    while let Some(question) = climb.next()? {
+        if let Some(lock) = question.lock(Dialect::Postgres) {
+            tx.execute_raw(query(&lock.text, &lock.values)).await?;
+        }
+        // A statement of its own: it has to begin after the lock is had.
+        let ask = question.query(Dialect::Postgres, layout)?;
+        for row in tx.query_all_raw(query(&ask.text, &ask.values)).await? {
+            let (key, total) = read(&question.counter, &row)?;
+            climb.take(&key, total)?;
+        }
+    }
+    for statement in climb.statements(Dialect::Postgres)? {
+        for row in statement.rows() {
+            tx.execute_raw(query(&statement.text, row)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Arrays need SeaORM's feature `postgres-array`.
+fn query(text: &str, values: &[sql::Value<'_>]) -> Statement {
+    let values = values.iter().map(|value| match value {
+        sql::Value::Integer(number) => Value::from(*number),
+        sql::Value::Text(text) => Value::from(text.as_ref()),
+        sql::Value::Blob(bytes) => Value::from(bytes.to_vec()),
+        sql::Value::Uuid(bytes) => Value::from(Uuid::from_bytes(*bytes)),
+        sql::Value::Integers(column) => Value::from(column.clone()),
+        sql::Value::Texts(column) => Value::from(column.iter().map(ToString::to_string).collect::<Vec<String>>()),
+        sql::Value::Blobs(column) => Value::from(column.iter().map(|bytes| bytes.to_vec()).collect::<Vec<Vec<u8>>>()),
+        sql::Value::Uuids(column) => Value::from(column.iter().copied().map(Uuid::from_bytes).collect::<Vec<Uuid>>()),
+    });
+    Statement::from_sql_and_values(DbBackend::Postgres, text, values)
+}
+
+/// An answer: the key's columns and the total.
+fn read(counter: &Def, row: &QueryResult) -> Result<(KeyBuf, i64)> {
+    let (parts, mut key) = (counter.parts(), KeyBuf::new());
+    let parts = parts.as_slice();
+    for (at, part) in parts.iter().enumerate() {
+        let column = match part {
+            KeyPart::Text => sql::Value::Text(row.try_get_by_index::<String>(at)?.into()),
+            KeyPart::Uuid => sql::Value::Uuid(row.try_get_by_index::<Uuid>(at)?.into_bytes()),
+            KeyPart::Bytes16 | KeyPart::Signed(16) | KeyPart::Unsigned(16) => {
+                sql::Value::Blob(row.try_get_by_index::<Vec<u8>>(at)?.as_slice().try_into()?)
+            }
+            _ => sql::Value::Integer(row.try_get_by_index(at)?),
+        };
+        sql::push_key_part(*part, &column, &mut key)?;
+    }
+    Ok((key, row.try_get_by_index(row.column_names().len() - 1)?))
+}

@@ -1,0 +1,19 @@
+//! The write paths of the application with SeaORM, on private PostgreSQL servers.
+#![cfg(unix)]
+
+#[path = "../../../tests/postgres_common/mod.rs"]
+mod postgres_common;
+#[path = "../../votes/write_paths.rs"]
+mod write_paths;
+
+use keepcount::{Batch, Layout};
+use keepcount_with_sea_orm::{App, counters, totals};
+use sea_orm::{Database, TransactionTrait as _};
+
+/// What a user of `totals` does.
+async fn apply(url: &str, layout: &Layout, batch: &Batch) {
+    let pool = Database::connect(url).await.unwrap();
+    let tx = pool.begin().await.unwrap();
+    totals::apply(&tx, layout, batch).await.unwrap();
+    tx.commit().await.unwrap();
+}

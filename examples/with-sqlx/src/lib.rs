@@ -1,0 +1,12 @@
+//! An application on PostgreSQL that writes with sqlx, and keeps its counters in the same transactions.
+
+mod app;
+#[path = "../../votes/counters.rs"]
+pub mod counters;
+pub mod totals;
+
+pub use app::App;
+
+/// Whatever fails rolls the transaction back.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T> = std::result::Result<T, Error>;

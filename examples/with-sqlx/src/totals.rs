@@ -1,0 +1,61 @@
+//! What an application copies: a batch, applied in a transaction of sqlx's.
+
+use keepcount::sql::{self, Dialect, Value};
+use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{AssertSqlSafe, Postgres, Row as _, Transaction, query::Query};
+use uuid::Uuid;
+
+use crate::Result;
+
+/// Applies what the hooks have collected: the last statements before the commit.
+pub async fn apply(tx: &mut Transaction<'_, Postgres>, layout: &Layout, batch: &Batch) -> Result<()> {
+    let mut climb = Climb::new(layout, batch)?;
+    while let Some(question) = climb.next()? {
+        if let Some(lock) = question.lock(Dialect::Postgres) {
+            query(&lock.text, &lock.values).execute(&mut **tx).await?;
+        }
+        // A statement of its own: it has to begin after the lock is had.
+        let ask = question.query(Dialect::Postgres, layout)?;
+        for row in query(&ask.text, &ask.values).fetch_all(&mut **tx).await? {
+            let (key, total) = read(&question.counter, &row)?;
+            climb.take(&key, total)?;
+        }
+    }
+    for statement in climb.statements(Dialect::Postgres)? {
+        for row in statement.rows() {
+            query(&statement.text, row).execute(&mut **tx).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The same few texts come again and again, so sqlx keeps them prepared; behind a pool of statements, add `.persistent(false)`.
+fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArguments> {
+    let query = sqlx::query(AssertSqlSafe(text.to_owned()));
+    values.iter().fold(query, |query, value| match value {
+        Value::Integer(number) => query.bind(*number),
+        Value::Text(text) => query.bind(text.as_ref()),
+        Value::Blob(bytes) => query.bind(bytes.as_slice()),
+        Value::Uuid(bytes) => query.bind(Uuid::from_bytes(*bytes)),
+        Value::Integers(column) => query.bind(column.as_slice()),
+        Value::Texts(column) => query.bind(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),
+        Value::Blobs(column) => query.bind(column.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>()),
+        Value::Uuids(column) => query.bind(column.iter().copied().map(Uuid::from_bytes).collect::<Vec<Uuid>>()),
+    })
+}
+
+/// An answer: the key's columns and the total.
+fn read(counter: &Def, row: &PgRow) -> Result<(KeyBuf, i64)> {
+    let (parts, mut key) = (counter.parts(), KeyBuf::new());
+    for (at, part) in parts.as_slice().iter().enumerate() {
+        let column = match part {
+            KeyPart::Text => Value::Text(row.try_get::<String, _>(at)?.into()),
+            KeyPart::Uuid => Value::Uuid(row.try_get::<Uuid, _>(at)?.into_bytes()),
+            KeyPart::Bytes16 | KeyPart::Signed(16) | KeyPart::Unsigned(16) => Value::Blob(row.try_get(at)?),
+            _ => Value::Integer(row.try_get(at)?),
+        };
+        sql::push_key_part(*part, &column, &mut key)?;
+    }
+    Ok((key, row.try_get(row.len() - 1)?))
+}

@@ -1,0 +1,19 @@
+//! The write paths of the application with sqlx, on private PostgreSQL servers.
+#![cfg(unix)]
+
+#[path = "../../../tests/postgres_common/mod.rs"]
+mod postgres_common;
+#[path = "../../votes/write_paths.rs"]
+mod write_paths;
+
+use keepcount::{Batch, Layout};
+use keepcount_with_sqlx::{App, counters, totals};
+use sqlx::{Connection as _, PgConnection};
+
+/// What a user of `totals` does.
+async fn apply(url: &str, layout: &Layout, batch: &Batch) {
+    let mut conn = PgConnection::connect(url).await.unwrap();
+    let mut tx = conn.begin().await.unwrap();
+    totals::apply(&mut tx, layout, batch).await.unwrap();
+    tx.commit().await.unwrap();
+}
