@@ -156,13 +156,7 @@ impl Cli {
         let mut out = BufWriter::new(io::stdout().lock());
         let outcome = match self.command {
             None => demo::run(&mut out, self.events.as_deref()).map(|()| Outcome::Clean),
-            Some(command) => match Url::of(command.db())? {
-                Some(url) => command.run(&mut out, &url),
-                None => {
-                    let file = File(command.db().to_owned());
-                    command.run(&mut out, &file)
-                }
-            },
+            Some(command) => command.run(&mut out),
         }?;
         out.flush()?;
         Ok(outcome)
@@ -178,7 +172,16 @@ impl Command {
         }
     }
 
-    fn run(self, out: &mut impl Write, db: &impl Database) -> Result<Outcome> {
+    /// Here, and nowhere else, it is chosen what the database is.
+    fn run(self, out: &mut impl Write) -> Result<Outcome> {
+        if let Some(url) = Url::of(self.db())? {
+            return self.run_on(out, &url);
+        }
+        let file = File(self.db().to_owned());
+        self.run_on(out, &file)
+    }
+
+    fn run_on(self, out: &mut impl Write, db: &impl Database) -> Result<Outcome> {
         let ran = match self {
             Self::Replay { events, stream, .. } => replay_file(out, &events, db, stream),
             Self::Totals { counter, at, .. } => print_totals(out, &counter, db, at),

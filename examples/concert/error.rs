@@ -42,16 +42,25 @@ impl fmt::Display for Error {
         match self {
             Self::Refused(text) | Self::Foreign(text) | Self::Said(text) => f.write_str(text),
             Self::Sql(error) => error.fmt(f),
-            // The driver says what it did; what went wrong stands behind it.
-            Self::Postgres(error) => match (error.as_db_error(), std::error::Error::source(error)) {
-                (Some(said), _) => said.fmt(f),
-                (None, Some(source)) => write!(f, "{error}: {source}"),
-                (None, None) => error.fmt(f),
-            },
-            Self::Count(error) => error.fmt(f),
+            Self::Postgres(error) => with_causes(error, f),
+            Self::Count(error) => with_causes(error, f),
             Self::Stdout(error) => write!(f, "stdout: {error}"),
         }
     }
+}
+
+/// Of a driver that says what it did, what went wrong stands behind it.
+fn with_causes(error: &dyn std::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
+        }
+        cause = error.source();
+    }
+    f.write_str(&said)
 }
 
 impl From<rusqlite::Error> for Error {

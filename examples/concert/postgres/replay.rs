@@ -49,7 +49,9 @@ impl Target for Connection {
                 Ok(statements) => {
                     if let Some((end, _)) = events.last() {
                         *applied = *end;
-                        events.iter().for_each(|(_, event)| done.applied(event));
+                        for (_, event) in events {
+                            done.applied(event);
+                        }
                         done.commits += 1;
                         done.statements += statements;
                     }
@@ -62,7 +64,8 @@ impl Target for Connection {
                     events = before;
                 }
                 Err(Stop::Failed(error)) if tried + 1 < TRIES && may_pass(&error) => {
-                    self.runtime.block_on(sleep(PAUSE_MOST.min(PAUSE * 2_u32.pow(tried))));
+                    let pause = PAUSE_MOST.min(PAUSE * 2_u32.pow(tried));
+                    self.runtime.block_on(async { sleep(pause).await });
                     tried += 1;
                 }
                 Err(Stop::Failed(Error::Count(error))) => {
