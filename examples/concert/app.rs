@@ -27,9 +27,13 @@ pub fn apply(db: &Connection, event: &Event, batch: &mut Batch) -> Result<()> {
         Event::Delete(Table::Setlists, id) => delete_setlist(db, id, batch),
         Event::Delete(Table::Votes, id) => delete_vote(db, id, batch),
     }?;
-    // An id may be any text, but a total's key has a longest length: refused now, while this event can be named.
+    check_keys(sql::Dialect::Sqlite, batch)
+}
+
+/// An id may be any text, but a total's key has a longest length: refused now, while this event can be named.
+pub fn check_keys(dialect: sql::Dialect, batch: &Batch) -> Result<()> {
     for (counter, key, _) in batch.deltas() {
-        sql::key_values(sql::Dialect::Sqlite, &counter, key).map_err(|error| Error::Refused(error.to_string()))?;
+        sql::key_values(dialect, &counter, key).map_err(|error| Error::Refused(error.to_string()))?;
     }
     Ok(())
 }
@@ -185,12 +189,12 @@ fn delete<R: Record>(db: &Connection, text: &str, id: &str, read: Read<R>, batch
     Ok(deleted)
 }
 
-fn absent(what: &str, id: &str) -> Error {
+pub fn absent(what: &str, id: &str) -> Error {
     Error::Refused(format!("{what} {id:?} does not exist"))
 }
 
 /// The parent that a row names, if any, as an error would name it.
-fn parent<'a>(what: &'static str, id: Option<&'a str>) -> Option<(&'static str, &'a str)> {
+pub fn parent<'a>(what: &'static str, id: Option<&'a str>) -> Option<(&'static str, &'a str)> {
     id.map(|id| (what, id))
 }
 

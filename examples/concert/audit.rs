@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 
-use keepcount::reconcile::{self, Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token};
+use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, Token};
 use rusqlite::Connection;
 
 use crate::cli::Outcome;
 use crate::error::Result;
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
+use crate::site::Site;
 
 /// What a run looks at; what is not given is as keepcount has it by default.
 #[derive(Debug, Default)]
@@ -26,49 +27,61 @@ pub struct Scope {
 /// The sources: for each counter the table, the key's columns, the amount and the filter, once more in SQL, and the row
 /// whose tally they must agree with, of which every repair first looks at a sample. SQL cannot say how votes decay: their rows are recounted
 /// by the tally itself. Rollups have no rows of their own.
-fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
-    let shows = || Source::table("shows", ["artist_id"]);
-    let setlists = || Source::table("setlists", ["show_id"]);
-    let votes = || Source::table("votes", ["setlist_id"]);
-    let votes_of_users = || Source::table("votes", ["user_id"]);
-    let upcoming = shows().filter("status = 'upcoming'");
-    let up = votes().filter("kind = 'up'");
-    let score = votes().amount("CASE kind WHEN 'up' THEN 1 ELSE -1 END");
+///
+/// Said once for both databases: `$read` reads a row of that database, `$wait` is `await` where adding a source waits for an answer.
+macro_rules! declare_sources {
+    ($audit:ident, $Source:ident, $read:ident $(, $wait:tt)?) => {{
+        let shows = || $Source::table("shows", ["artist_id"]);
+        let setlists = || $Source::table("setlists", ["show_id"]);
+        let votes = || $Source::table("votes", ["setlist_id"]);
+        let votes_of_users = || $Source::table("votes", ["user_id"]);
+        let upcoming = shows().filter("status = 'upcoming'");
+        let up = votes().filter("kind = 'up'");
+        let score = votes().amount("CASE kind WHEN 'up' THEN 1 ELSE -1 END");
 
-    let artists = || Source::table("artists", ["id"]);
-    let fame = artists().amount("followers / 1000000 + popularity / 10");
-    let dates = Source::table("shows", ["artist_id", "date"]);
-    let upcoming_dates = Source::table("shows", ["date", "id"]).filter("status = 'upcoming'");
-    let show_artists = Source::table("shows", ["id", "artist_id"]).parent("artists", ["id"]);
-    let setlist_shows = Source::table("setlists", ["id", "show_id"]).parent("shows", ["id"]);
+        let artists = || $Source::table("artists", ["id"]);
+        let fame = artists().amount("followers / 1000000 + popularity / 10");
+        let dates = $Source::table("shows", ["artist_id", "date"]);
+        let upcoming_dates = $Source::table("shows", ["date", "id"]).filter("status = 'upcoming'");
+        let show_artists = $Source::table("shows", ["id", "artist_id"]).parent("artists", ["id"]);
+        let setlist_shows = $Source::table("setlists", ["id", "show_id"]).parent("shows", ["id"]);
 
+        $audit.add(C::ARTIST_LISTED, artists().rows(ArtistRow::COLUMNS, ArtistRow::$read))$(.$wait)??;
+        $audit.add(C::ARTIST_FAME, fame.rows(ArtistRow::COLUMNS, ArtistRow::$read))$(.$wait)??;
+        $audit.add(C::ARTIST_SHOWS_AHEAD, dates.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
+        $audit.add(C::SHOW_UPCOMING, upcoming_dates.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
+        $audit.add(C::SHOW_ARTIST, show_artists.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
+        $audit.add(C::SETLIST_SHOW, setlist_shows.rows(SetlistRow::COLUMNS, SetlistRow::$read))$(.$wait)??;
+        $audit.add(C::ARTIST_SHOWS, shows().rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
+        $audit.add(C::ARTIST_UPCOMING_SHOWS, upcoming.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
+        $audit.add(C::SHOW_SETLISTS, setlists().rows(SetlistRow::COLUMNS, SetlistRow::$read))$(.$wait)??;
+        $audit.add(C::SETLIST_VOTES, votes().rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
+        $audit.add(C::SETLIST_UPVOTES, up.rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
+        $audit.add(C::SETLIST_SCORE, score.rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
+        $audit.add(C::USER_VOTES, votes_of_users().rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
+        for trend in C::TRENDS {
+            let epochs = $Source::table("votes", ["setlist_id", "created_at"]).per(trend.half_life.as_seconds());
+            $audit.add(trend.setlists, epochs.rows(VoteRow::COLUMNS, VoteRow::$read).by_tally())$(.$wait)??;
+        }
+    }};
+}
+
+pub(crate) use declare_sources;
+
+pub fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
     let mut audit = SqliteAudit::new(conn, &C::LAYOUT)?;
-    audit.add(C::ARTIST_LISTED, artists().rows(ArtistRow::COLUMNS, ArtistRow::read))?;
-    audit.add(C::ARTIST_FAME, fame.rows(ArtistRow::COLUMNS, ArtistRow::read))?;
-    audit.add(C::ARTIST_SHOWS_AHEAD, dates.rows(ShowRow::COLUMNS, ShowRow::read))?;
-    audit.add(C::SHOW_UPCOMING, upcoming_dates.rows(ShowRow::COLUMNS, ShowRow::read))?;
-    audit.add(C::SHOW_ARTIST, show_artists.rows(ShowRow::COLUMNS, ShowRow::read))?;
-    audit.add(C::SETLIST_SHOW, setlist_shows.rows(SetlistRow::COLUMNS, SetlistRow::read))?;
-    audit.add(C::ARTIST_SHOWS, shows().rows(ShowRow::COLUMNS, ShowRow::read))?;
-    audit.add(C::ARTIST_UPCOMING_SHOWS, upcoming.rows(ShowRow::COLUMNS, ShowRow::read))?;
-    audit.add(C::SHOW_SETLISTS, setlists().rows(SetlistRow::COLUMNS, SetlistRow::read))?;
-    audit.add(C::SETLIST_VOTES, votes().rows(VoteRow::COLUMNS, VoteRow::read))?;
-    audit.add(C::SETLIST_UPVOTES, up.rows(VoteRow::COLUMNS, VoteRow::read))?;
-    audit.add(C::SETLIST_SCORE, score.rows(VoteRow::COLUMNS, VoteRow::read))?;
-    audit.add(C::USER_VOTES, votes_of_users().rows(VoteRow::COLUMNS, VoteRow::read))?;
-    for trend in C::TRENDS {
-        let epochs = Source::table("votes", ["setlist_id", "created_at"]).per(trend.half_life.as_seconds());
-        audit.add(trend.setlists, epochs.rows(VoteRow::COLUMNS, VoteRow::read).by_tally())?;
-    }
+    declare_sources!(audit, Source, read);
     Ok(audit)
 }
 
 /// Runs from the beginning, or from where a stopped run ended.
-pub fn run(conn: &Connection, mode: Mode, scope: &Scope) -> Result<Report> {
-    let mut audit = sources(conn)?;
-    let mut run = reconciler(mode, scope)?;
-    reconcile::run(&mut run, &mut audit, &mut Live::new()).map_err(|error| {
-        // What was done before stays done, and the run can go on from there.
+pub fn run(site: &mut impl Site, mode: Mode, scope: &Scope) -> Result<Report> {
+    site.audit(&mut reconciler(mode, scope)?)
+}
+
+/// A run's end. After an error, what was done before stays done, and the run can go on from there.
+pub fn ended(run: &Reconciler, done: keepcount::Result<Report>) -> Result<Report> {
+    done.map_err(|error| {
         let report = run.report();
         let token = report.token.as_ref().map(|token| format!("\nresume {token}")).unwrap_or_default();
         let _ = writeln!(io::stderr(), "{report}{token}");

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use keepcount::reconcile::{Mode, Report};
-use keepcount::{Date, HalfLife, SqliteStore};
+use keepcount::{Date, HalfLife};
 
 use crate::audit::{self, Scope};
 use crate::clock::seconds_now;
 use crate::error::{Error, Result};
 use crate::lines::Lines;
 use crate::lists::{self, Line, List};
+use crate::postgres::Url;
 use crate::progress::Progress;
-use crate::replay::{self, Count};
-use crate::schema::{self, C};
+use crate::schema::C;
+use crate::site::{Database, Moment as _, Site as _};
+use crate::sqlite::File;
 use crate::text::number;
 use crate::{demo, position, totals, verified, watch};
 
@@ -36,8 +38,8 @@ enum Command {
         /// Events, one JSON object a line, plain or gzip
         #[arg(value_name = "EVENTS.jsonl[.gz]")]
         events: PathBuf,
-        /// The database; made when absent
-        #[arg(long, value_name = "FILE")]
+        /// The database: an SQLite file, made when absent, or postgres://USER:PASSWORD@HOST:PORT/DATABASE, where tables are made
+        #[arg(long, value_name = "FILE|URL")]
         db: PathBuf,
         /// The name under which the last line applied is kept, 1 to 256 bytes [default: the events file's name without .gz]
         #[arg(long, value_name = "NAME")]
@@ -48,7 +50,7 @@ enum Command {
         /// For example setlist.score
         counter: String,
         /// A database that replay has made
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE|URL")]
         db: PathBuf,
         /// For artist.shows_ahead, and needed there: count the shows on this day and after it
         #[arg(long, value_name = "DATE")]
@@ -72,7 +74,7 @@ enum Command {
     /// Show counters, rates, lists and the last verifications while others write; on a terminal, until it is interrupted
     Watch {
         /// A database that replay has made
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE|URL")]
         db: PathBuf,
         /// The day, YYYY-MM-DD, that shows and trending are listed at [default: today in UTC]
         #[arg(long, value_name = "DATE")]
@@ -104,7 +106,7 @@ struct ListArgs {
     #[arg(value_name = "LIST")]
     name: lists::Name,
     /// A database that replay has made
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|URL")]
     db: PathBuf,
     /// The day, YYYY-MM-DD, that shows are listed at, and at whose end in UTC trending is; artists are listed as they are now
     #[arg(long, value_name = "DATE")]
@@ -117,7 +119,7 @@ struct ListArgs {
 #[derive(Debug, Args)]
 struct AuditArgs {
     /// A database that replay has made
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|URL")]
     db: PathBuf,
     /// A counter, as often as wanted [default: all counters]
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
@@ -154,25 +156,47 @@ impl Cli {
         let mut out = BufWriter::new(io::stdout().lock());
         let outcome = match self.command {
             None => demo::run(&mut out, self.events.as_deref()).map(|()| Outcome::Clean),
-            Some(Command::Replay { events, db, stream }) => {
-                replay_file(&mut out, &events, &db, stream).map_err(|error| error.in_file(&db))
-            }
-            Some(Command::Totals { counter, db, at }) => {
-                print_totals(&mut out, &counter, &db, at).map_err(|error| error.in_file(&db))
-            }
-            Some(Command::Top { list, limit }) => top(&mut out, &list, limit).map_err(|error| error.in_file(&list.db)),
-            Some(Command::Rank { list, id }) => rank(&mut out, &list, &id).map_err(|error| error.in_file(&list.db)),
-            Some(Command::Watch { db, at }) => watch_file(&mut out, &db, at).map_err(|error| error.in_file(&db)),
-            Some(Command::Verify { audit }) => run_audit(&mut out, Mode::Verify, audit, false),
-            Some(Command::Repair { audit, force }) => run_audit(&mut out, Mode::Repair, audit, force),
-            Some(Command::Backfill { audit }) => run_audit(&mut out, Mode::Backfill, audit, false),
+            Some(command) => command.run(&mut out),
         }?;
         out.flush()?;
         Ok(outcome)
     }
 }
 
-fn replay_file(out: &mut impl Write, events: &Path, db: &Path, stream: Option<String>) -> Result<Outcome> {
+impl Command {
+    fn db(&self) -> &Path {
+        match self {
+            Self::Replay { db, .. } | Self::Totals { db, .. } | Self::Watch { db, .. } => db,
+            Self::Top { list, .. } | Self::Rank { list, .. } => &list.db,
+            Self::Verify { audit } | Self::Repair { audit, .. } | Self::Backfill { audit } => &audit.db,
+        }
+    }
+
+    /// Here, and nowhere else, it is chosen what the database is.
+    fn run(self, out: &mut impl Write) -> Result<Outcome> {
+        if let Some(url) = Url::of(self.db())? {
+            return self.run_on(out, &url);
+        }
+        let file = File(self.db().to_owned());
+        self.run_on(out, &file)
+    }
+
+    fn run_on(self, out: &mut impl Write, db: &impl Database) -> Result<Outcome> {
+        let ran = match self {
+            Self::Replay { events, stream, .. } => replay_file(out, &events, db, stream),
+            Self::Totals { counter, at, .. } => print_totals(out, &counter, db, at),
+            Self::Top { list, limit } => top(out, db, &list, limit),
+            Self::Rank { list, id } => rank(out, db, &list, &id),
+            Self::Watch { at, .. } => watch_db(out, db, at),
+            Self::Verify { audit } => run_audit(out, Mode::Verify, db, audit, false),
+            Self::Repair { audit, force } => run_audit(out, Mode::Repair, db, audit, force),
+            Self::Backfill { audit } => run_audit(out, Mode::Backfill, db, audit, false),
+        };
+        ran.map_err(|error| error.in_db(db))
+    }
+}
+
+fn replay_file(out: &mut impl Write, events: &Path, db: &impl Database, stream: Option<String>) -> Result<Outcome> {
     let stream = match stream {
         Some(stream) => stream,
         None => stream_name(events)?,
@@ -181,8 +205,7 @@ fn replay_file(out: &mut impl Write, events: &Path, db: &Path, stream: Option<St
     let mut progress = Progress::new();
     // Before the database: one is not to be made for events that cannot be read.
     let mut lines = Lines::open(events, &mut progress)?;
-    let mut conn = schema::create(db)?;
-    let done = replay::replay(&mut conn, &stream, &mut lines, &mut progress, Count::EachCommit)?;
+    let done = db.create()?.replay(&stream, &mut lines, &mut progress)?;
     writeln!(
         out,
         "stream {stream}: {} events applied in {} commits, {} statements on totals and boards; {} lines were applied before",
@@ -201,27 +224,26 @@ fn stream_name(events: &Path) -> Result<String> {
     Ok(name.strip_suffix(".gz").unwrap_or(&name).to_owned())
 }
 
-fn print_totals(out: &mut impl Write, counter: &str, db: &Path, at: Option<Date>) -> Result<Outcome> {
+fn print_totals(out: &mut impl Write, counter: &str, db: &impl Database, at: Option<Date>) -> Result<Outcome> {
     let counter = C::LAYOUT.find(counter)?;
-    totals::print(out, &schema::open_to_read(db)?, counter, at)?;
+    let mut site = db.open_to_read()?;
+    totals::print(out, &mut site.moment()?.store(), counter, at)?;
     Ok(Outcome::Clean)
 }
 
-fn top(out: &mut impl Write, args: &ListArgs, limit: usize) -> Result<Outcome> {
+fn top(out: &mut impl Write, db: &impl Database, args: &ListArgs, limit: usize) -> Result<Outcome> {
     let list = List::new(args.name, args.half_life)?;
-    let conn = schema::open_to_read(&args.db)?;
-    let moment = conn.unchecked_transaction()?;
-    for line in list.top(&mut SqliteStore::new(&moment, &C::LAYOUT), args.at, limit)? {
+    let mut site = db.open_to_read()?;
+    for line in list.top(&mut site.moment()?.store(), args.at, limit)? {
         print_line(out, &line)?;
     }
     Ok(Outcome::Clean)
 }
 
-fn rank(out: &mut impl Write, args: &ListArgs, id: &str) -> Result<Outcome> {
+fn rank(out: &mut impl Write, db: &impl Database, args: &ListArgs, id: &str) -> Result<Outcome> {
     let list = List::new(args.name, args.half_life)?;
-    let conn = schema::open_to_read(&args.db)?;
-    let moment = conn.unchecked_transaction()?;
-    let line = list.rank(&mut SqliteStore::new(&moment, &C::LAYOUT), args.at, id)?;
+    let mut site = db.open_to_read()?;
+    let line = list.rank(&mut site.moment()?.store(), args.at, id)?;
     let line = line.ok_or_else(|| Error::said(format!("{} {id:?} is not listed on {}", list.what(), args.at)))?;
     print_line(out, &line)?;
     Ok(Outcome::Clean)
@@ -231,12 +253,12 @@ fn print_line(out: &mut impl Write, line: &Line) -> Result<()> {
     Ok(writeln!(out, "{}\t{}\t{}", line.rank, line.id, line.score)?)
 }
 
-fn watch_file(out: &mut impl Write, db: &Path, at: Option<Date>) -> Result<Outcome> {
-    watch::run(out, &schema::open_to_read(db)?, db, at)?;
+fn watch_db(out: &mut impl Write, db: &impl Database, at: Option<Date>) -> Result<Outcome> {
+    watch::run(out, &mut db.open_to_read()?, db, at)?;
     Ok(Outcome::Clean)
 }
 
-fn run_audit(out: &mut impl Write, mode: Mode, args: AuditArgs, force: bool) -> Result<Outcome> {
+fn run_audit(out: &mut impl Write, mode: Mode, db: &impl Database, args: AuditArgs, force: bool) -> Result<Outcome> {
     let scope = Scope {
         counters: args.counter,
         page: args.page,
@@ -245,21 +267,21 @@ fn run_audit(out: &mut impl Write, mode: Mode, args: AuditArgs, force: bool) -> 
         force,
         resume: args.resume,
     };
-    let conn = match mode {
-        Mode::Verify => schema::open_to_read(&args.db)?,
-        Mode::Repair | Mode::Backfill => schema::open(&args.db)?,
+    let mut site = match mode {
+        Mode::Verify => db.open_to_read()?,
+        Mode::Repair | Mode::Backfill => db.open()?,
     };
-    let report = audit::run(&conn, mode, &scope).map_err(|error| error.in_file(&args.db))?;
-    note(&args.db, &report);
+    let report = audit::run(&mut site, mode, &scope)?;
+    note(db, &report);
     audit::print(out, &report, args.json)?;
     Ok(audit::outcome(mode, &report))
 }
 
 /// Notes what was found clean, over a connection of its own: a verify's only reads. What a run has found stands whether that succeeds or not.
-fn note(db: &Path, report: &Report) {
+fn note(db: &impl Database, report: &Report) {
     if verified::is_due(report) {
-        let noted = schema::open_to_note(db).and_then(|conn| verified::note(&conn, report, seconds_now()));
-        if let Err(error) = noted.map_err(|error| error.in_file(db)) {
+        let noted = db.open_to_note().and_then(|mut site| site.note(report, seconds_now()));
+        if let Err(error) = noted.map_err(|error| error.in_db(db)) {
             let _ = writeln!(io::stderr(), "{error}; it is not noted when counters were found clean");
         }
     }

@@ -16,8 +16,9 @@ use crate::costs::Day;
 use crate::error::{Error, Result};
 use crate::lines::Lines;
 use crate::progress::Progress;
-use crate::replay::{self, Count};
+use crate::replay;
 use crate::schema::C;
+use crate::sqlite::{Count, Writes};
 use crate::text::{Table, number};
 use crate::traced::trace;
 use crate::{lists, schema, season, verified};
@@ -57,7 +58,7 @@ const SABOTAGE: &[(&str, &str)] = &[
 /// Shows everything on these events, or on a season made for the purpose.
 pub fn run(out: &mut impl Write, events: Option<&Path>) -> Result<()> {
     let db = fresh_file()?;
-    run_in(out, events, &db).map_err(|error| error.in_file(&db))
+    run_in(out, events, &db).map_err(|error| error.in_db(db.display()))
 }
 
 fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> {
@@ -69,8 +70,10 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
     let mut conn = schema::create(db)?;
 
     let started = now();
-    let (done, traced) =
-        trace(&mut conn, |conn| replay::replay(conn, "demonstration", &mut lines, &mut progress, Count::EachEvent))?;
+    let (done, traced) = trace(&mut conn, |conn| {
+        let mut target = Writes { conn, count: Count::EachEvent };
+        replay::replay(&mut target, "demonstration", &mut lines, &mut progress)
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     let source = events.map_or_else(|| "A season, made with a seed".to_owned(), |events| events.display().to_string());
     writeln!(out, "{source}: {} events replayed in {seconds:.1} s, each with its hooks\n", number(done.events))?;
@@ -80,9 +83,9 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
     writeln!(out, "The first of the lists on {today}\n\n{lists}")?;
 
     writeln!(out, "Broken behind the hooks' back, by SQL alone\n\n{}", break_it(&conn)?)?;
-    let found = reconcile(out, &conn, Mode::Verify)?;
-    let mended = reconcile(out, &conn, Mode::Repair)?;
-    let verified = reconcile(out, &conn, Mode::Verify)?;
+    let found = reconcile(out, &mut conn, Mode::Verify)?;
+    let mended = reconcile(out, &mut conn, Mode::Repair)?;
+    let verified = reconcile(out, &mut conn, Mode::Verify)?;
     if mended.drift() != found.drift() || verified.drift() > 0 {
         return Err(Error::said("the repair did not mend what the verify had found"));
     }
@@ -140,7 +143,7 @@ fn break_it(conn: &Connection) -> Result<Table> {
 }
 
 /// The verify shows a key of each counter that differs; the repair need not repeat them, and a clean run is one line.
-fn reconcile(out: &mut impl Write, conn: &Connection, mode: Mode) -> Result<Report> {
+fn reconcile(out: &mut impl Write, conn: &mut Connection, mode: Mode) -> Result<Report> {
     let (title, samples) = if mode == Mode::Verify { ("Verify", 1) } else { ("Repair", 0) };
     let report = audit::run(conn, mode, &Scope { samples: Some(samples), ..Scope::default() })?;
     verified::note(conn, &report, seconds_now())?;

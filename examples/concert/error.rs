@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -12,6 +11,8 @@ pub enum Error {
     Refused(String),
     /// The application's own SQL failed.
     Sql(rusqlite::Error),
+    /// The same, on PostgreSQL.
+    Postgres(tokio_postgres::Error),
     /// keepcount failed.
     Count(keepcount::Error),
     /// A table has the name of one of the application's, and is another's.
@@ -28,9 +29,9 @@ impl Error {
     }
 
     /// Names the database in an error that comes from it.
-    pub fn in_file(self, db: &Path) -> Self {
+    pub fn in_db(self, db: impl fmt::Display) -> Self {
         match self {
-            Self::Sql(_) | Self::Count(_) | Self::Foreign(_) => Self::Said(format!("{}: {self}", db.display())),
+            Self::Sql(_) | Self::Postgres(_) | Self::Count(_) | Self::Foreign(_) => Self::Said(format!("{db}: {self}")),
             other => other,
         }
     }
@@ -41,15 +42,36 @@ impl fmt::Display for Error {
         match self {
             Self::Refused(text) | Self::Foreign(text) | Self::Said(text) => f.write_str(text),
             Self::Sql(error) => error.fmt(f),
-            Self::Count(error) => error.fmt(f),
+            Self::Postgres(error) => with_causes(error, f),
+            Self::Count(error) => with_causes(error, f),
             Self::Stdout(error) => write!(f, "stdout: {error}"),
         }
     }
 }
 
+/// Of a driver that says what it did, what went wrong stands behind it.
+fn with_causes(error: &dyn std::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
+        }
+        cause = error.source();
+    }
+    f.write_str(&said)
+}
+
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sql(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Postgres(error)
     }
 }
 

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use keepcount::{Date, Placed, SqliteStore};
-use rusqlite::{Connection, Transaction};
+use keepcount::{Date, Placed};
 
 use crate::clock::now;
 use crate::error::Result;
+use crate::lists;
 use crate::schema::C;
+use crate::site::{Moment, Site};
 use crate::text::Table;
-use crate::{lists, position, verified};
 
 const LIST_LINES: usize = 10;
 /// Lists that took long to make are made anew after so many times as long.
@@ -25,7 +25,7 @@ pub struct Figures {
     next: usize,
     pub lists: Table,
     /// The day and the version of the data that the lists are of.
-    lists_of: Option<(Date, i64)>,
+    lists_of: Option<(Date, String)>,
     lists_due: Instant,
     pub verified: HashMap<String, i64>,
 }
@@ -33,12 +33,12 @@ pub struct Figures {
 /// A counter as a whole.
 pub struct Counted {
     pub name: &'static str,
-    text: String,
+    table: String,
     /// None until it was counted for the first time.
     pub keys: Option<i64>,
     pub sum: Gauge,
     /// The version of the data that was counted.
-    of: Option<i64>,
+    of: Option<String>,
 }
 
 /// A number that is read again and again, and what it has changed by since it was read before.
@@ -62,17 +62,17 @@ impl Figures {
     }
 
     /// Reads what has changed, as of one moment; counters only until the budget is spent.
-    pub fn refresh(&mut self, conn: &Connection, at: Date, budget: Duration) -> Result<()> {
+    pub fn refresh(&mut self, site: &mut impl Site, at: Date, budget: Duration) -> Result<()> {
         let started = now();
         // Only as long as it must be: while it is open, the log of a writer cannot be emptied.
-        let moment = conn.unchecked_transaction()?;
-        // Changes whenever another connection has written.
-        let version: i64 = moment.pragma_query_value(None, "data_version", |row| row.get(0))?;
-        self.lines.set(position::lines(&moment)?);
-        self.verified = verified::read(&moment)?;
-        if self.lists_of != Some((at, version)) && now() >= self.lists_due {
-            self.lists = lists::side_by_side(&mut SqliteStore::new(&moment, &C::LAYOUT), at, LIST_LINES)?;
-            self.lists_of = Some((at, version));
+        let mut moment = site.moment()?;
+        let version = moment.version()?;
+        self.lines.set(moment.lines()?);
+        self.verified = moment.verified()?;
+        let of = Some((at, version.clone()));
+        if self.lists_of != of && now() >= self.lists_due {
+            self.lists = lists::side_by_side(&mut moment.store(), at, LIST_LINES)?;
+            self.lists_of = of;
             self.lists_due = now() + started.elapsed() * LISTS_REST;
         }
         let (first, many) = (self.next, self.counters.len());
@@ -82,7 +82,7 @@ impl Figures {
                 break;
             }
             if let Some(counter) = self.counters.get_mut(place) {
-                counter.count(&moment, version)?;
+                counter.count(&mut moment, &version)?;
             }
         }
         Ok(())
@@ -91,25 +91,18 @@ impl Figures {
 
 impl Counted {
     fn new(placed: &Placed) -> Self {
-        // In two halves, since the sum of many totals may leave 64 bits.
-        let text = format!(
-            r#"SELECT count(*), coalesce(sum(total >> 32), 0), coalesce(sum(total & 4294967295), 0) FROM "{}" WHERE total <> 0"#,
-            placed.table_name()
-        );
-        Self { name: placed.def().name(), text, keys: None, sum: Gauge::default(), of: None }
+        Self { name: placed.def().name(), table: placed.table_name(), keys: None, sum: Gauge::default(), of: None }
     }
 
-    fn count(&mut self, moment: &Transaction<'_>, version: i64) -> Result<()> {
-        if self.of == Some(version) {
+    fn count(&mut self, moment: &mut impl Moment, version: &str) -> Result<()> {
+        if self.of.as_deref() == Some(version) {
             self.sum.stay();
             return Ok(());
         }
-        let mut count = moment.prepare_cached(&self.text)?;
-        let (keys, high, low) =
-            count.query_row((), |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))?;
+        let (keys, sum) = moment.count(&self.table)?;
         self.keys = Some(keys);
-        self.sum.set((i128::from(high) << 32) + i128::from(low));
-        self.of = Some(version);
+        self.sum.set(sum);
+        self.of = Some(version.to_owned());
         Ok(())
     }
 }

@@ -2,10 +2,11 @@
 
 use clap::ValueEnum;
 use keepcount::concert::{ShowStanding, Trend};
-use keepcount::{Date, Decayed, Def, HalfLife, KeyBuf, Ranked, SqliteStore};
+use keepcount::{Date, Decayed, Def, HalfLife, KeyBuf, Ranked, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::C;
+use crate::site::Boards;
 use crate::text::Table;
 
 /// A list, as it is named on the command line.
@@ -65,7 +66,7 @@ impl List {
         }
     }
 
-    pub fn top(&self, store: &mut SqliteStore<'_>, at: Date, limit: usize) -> Result<Vec<Line>> {
+    pub fn top(&self, store: &mut (impl Store + Boards), at: Date, limit: usize) -> Result<Vec<Line>> {
         Ok(match self {
             Self::Artists => store.top(C::ARTISTS, limit)?.iter().map(artist).collect(),
             Self::Shows => C::top_shows(store, at, limit)?.iter().map(show).collect(),
@@ -76,7 +77,7 @@ impl List {
     }
 
     /// The line of one id, as `top` has it; none where it is not listed.
-    pub fn rank(&self, store: &mut SqliteStore<'_>, at: Date, id: &str) -> Result<Option<Line>> {
+    pub fn rank(&self, store: &mut (impl Store + Boards), at: Date, id: &str) -> Result<Option<Line>> {
         Ok(match self {
             Self::Artists => store.rank(C::ARTISTS, id)?.as_ref().map(artist),
             Self::Shows => C::rank_of_show(store, at, id)?.as_ref().map(show),
@@ -86,7 +87,7 @@ impl List {
 }
 
 /// The first lines of all three lists side by side.
-pub fn side_by_side(store: &mut SqliteStore<'_>, at: Date, limit: usize) -> Result<Table> {
+pub fn side_by_side(store: &mut (impl Store + Boards), at: Date, limit: usize) -> Result<Table> {
     let mut columns = Vec::new();
     for list in [List::Artists, List::Shows, List::trending(List::HALF_LIFE)?] {
         columns.push(list.top(store, at, limit)?.into_iter());

@@ -1,7 +1,7 @@
-//! A concert site on an embedded SQLite file, whose counters keepcount keeps; here only exit codes.
+//! A concert site on an embedded SQLite file or on PostgreSQL, whose counters keepcount keeps; here only exit codes.
 //!
-//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `replay.rs` (rows, totals and the mark in one
-//! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order.
+//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `sqlite.rs` (rows, totals and the mark in one
+//! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order; then what differs in `postgres/`.
 
 mod app;
 mod audit;
@@ -16,12 +16,15 @@ mod figures;
 mod lines;
 mod lists;
 mod position;
+mod postgres;
 mod progress;
 mod replaced;
 mod replay;
 mod rows;
 mod schema;
 mod season;
+mod site;
+mod sqlite;
 mod text;
 mod totals;
 mod traced;

@@ -28,7 +28,11 @@ pub fn check_name(stream: &str) -> Result<()> {
 pub fn read(conn: &Connection, stream: &str) -> Result<Position> {
     let last = SqliteStore::new(conn, &C::LAYOUT).mark(stream)?;
     let mut find = conn.prepare_cached("SELECT hash FROM replay_prefix WHERE stream = ?1")?;
-    let hash = find.query_row([stream], |row| row.get(0)).optional()?;
+    of(stream, last, find.query_row([stream], |row| row.get(0)).optional()?)
+}
+
+/// What a stream's mark and hash say together.
+pub fn of(stream: &str, last: u64, hash: Option<[u8; 32]>) -> Result<Position> {
     match (i64::try_from(last), hash) {
         (Ok(0), None) => Ok(Position::default()),
         (Ok(lines @ 1..), Some(hash)) => Ok(Position { lines, hash }),

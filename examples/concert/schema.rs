@@ -68,7 +68,7 @@ pub fn create(path: &Path) -> Result<Connection> {
         conn.execute_batch("PRAGMA journal_mode = WAL")?;
         Ok(conn)
     };
-    make().map_err(|error: Error| error.in_file(path))
+    make().map_err(|error: Error| error.in_db(path.display()))
 }
 
 /// Opens a database that is there, and checks that it is this application's; makes nothing.
@@ -83,7 +83,7 @@ pub fn open(path: &Path) -> Result<Connection> {
         check_rows(&conn)?;
         Ok(conn)
     };
-    open().map_err(|error: Error| error.in_file(path))
+    open().map_err(|error: Error| error.in_db(path.display()))
 }
 
 /// As [`open`], for commands that are not to write.

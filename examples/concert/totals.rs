@@ -2,8 +2,7 @@
 
 use std::io::Write;
 
-use keepcount::{Date, Def, KeyBuf, SqliteStore, Store as _};
-use rusqlite::Connection;
+use keepcount::{Date, Def, KeyBuf, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::C;
@@ -12,10 +11,10 @@ use crate::schema::C;
 const PAGE: usize = 4096;
 
 /// Key TAB total, in key order, zeros left out. The counter of dates is read at a day, others at none.
-pub fn print(out: &mut impl Write, conn: &Connection, counter: Def, at: Option<Date>) -> Result<()> {
+pub fn print(out: &mut impl Write, store: &mut impl Store, counter: Def, at: Option<Date>) -> Result<()> {
     let ahead = C::ARTIST_SHOWS_AHEAD.def();
     match at {
-        Some(at) if counter == ahead => shows_ahead(out, conn, at),
+        Some(at) if counter == ahead => shows_ahead(out, store, at),
         Some(_) => Err(Error::said(format!(
             "counter {} is not read at a day: --at goes with {} only",
             counter.name(),
@@ -24,12 +23,12 @@ pub fn print(out: &mut impl Write, conn: &Connection, counter: Def, at: Option<D
         None if counter == ahead => {
             Err(Error::said(format!("counter {} counts from a day on: give it as --at YYYY-MM-DD", counter.name())))
         }
-        None => each_total(conn, counter, |key, total| Ok(writeln!(out, "{}\t{total}", counter.show(key))?)),
+        None => each_total(store, counter, |key, total| Ok(writeln!(out, "{}\t{total}", counter.show(key))?)),
     }
 }
 
 /// Artist TAB shows from this day on. In key order an artist's dates stand together, so that one sum is held at a time.
-fn shows_ahead(out: &mut impl Write, conn: &Connection, at: Date) -> Result<()> {
+fn shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result<()> {
     let counter = C::ARTIST_SHOWS_AHEAD.def();
     let artists = C::ARTIST_SHOWS.def();
     let mut print = |artist: &str, shows: i128| match shows {
@@ -37,7 +36,7 @@ fn shows_ahead(out: &mut impl Write, conn: &Connection, at: Date) -> Result<()> 
         _ => writeln!(out, "{}\t{shows}", artists.show(&KeyBuf::of::<String>(artist))),
     };
     let mut current = (String::new(), 0_i128);
-    each_total(conn, counter, |key, total| {
+    each_total(store, counter, |key, total| {
         let decoded = key.decode::<(String, Date)>();
         let (artist, date) = decoded.map_err(|cause| keepcount::Error::key(&counter, key, cause))?;
         if artist != current.0 {
@@ -53,10 +52,8 @@ fn shows_ahead(out: &mut impl Write, conn: &Connection, at: Date) -> Result<()> 
     Ok(())
 }
 
-/// Calls `each` with every total other than 0, in key order; all of them show one moment.
-fn each_total(conn: &Connection, counter: Def, mut each: impl FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
-    let moment = conn.unchecked_transaction()?;
-    let mut store = SqliteStore::new(&moment, &C::LAYOUT);
+/// Calls `each` with every total other than 0, in key order.
+fn each_total(store: &mut impl Store, counter: Def, mut each: impl FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
     let mut after = None;
     loop {
         let page = store.page(counter, after.as_ref(), PAGE)?;

@@ -1,18 +1,17 @@
 //! A table of the whole site: drawn anew in its place every second on a terminal, printed once elsewhere. Reads only.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal as _, Write};
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use keepcount::Date;
-use rusqlite::Connection;
 
 use crate::clock::seconds_now;
 use crate::error::{Error, Result};
 use crate::figures::{Figures, Gauge};
+use crate::site::Site;
 use crate::text::{Table, ago, number};
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,11 +19,11 @@ const EVERY: Duration = Duration::from_secs(1);
 const BUDGET: Duration = Duration::from_millis(100);
 
 /// Shows lists as of a day, or of today as it goes by; on a terminal, until it is interrupted.
-pub fn run(out: &mut impl Write, conn: &Connection, db: &Path, at: Option<Date>) -> Result<()> {
+pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Option<Date>) -> Result<()> {
     let mut figures = Figures::new();
     if !io::stdout().is_terminal() {
         let at = day(at)?;
-        figures.refresh(conn, at, Duration::MAX)?;
+        figures.refresh(site, at, Duration::MAX)?;
         out.write_all(text(&figures, db, at).as_bytes())?;
         return Ok(());
     }
@@ -33,7 +32,7 @@ pub fn run(out: &mut impl Write, conn: &Connection, db: &Path, at: Option<Date>)
     // A terminal that was closed is none any more.
     while io::stdout().is_terminal() {
         let at = day(at)?;
-        figures.refresh(conn, at, BUDGET)?;
+        figures.refresh(site, at, BUDGET)?;
         screen.set_message(text(&figures, db, at));
         thread::sleep(EVERY);
     }
@@ -47,11 +46,11 @@ fn day(at: Option<Date>) -> Result<Date> {
 }
 
 // A terminal that is too low loses lines at the end: the lists come first.
-fn text(figures: &Figures, db: &Path, at: Date) -> String {
+fn text(figures: &Figures, db: &impl Display, at: Date) -> String {
     let lines = figures.lines.value().map_or_else(String::new, number);
     let rate = rate(&figures.lines);
     let rate = if rate.is_empty() { rate } else { format!(", {rate} a second") };
-    let mut text = format!("{} on {at}: {lines} lines replayed{rate}\n\n{}\n", db.display(), figures.lists);
+    let mut text = format!("{db} on {at}: {lines} lines replayed{rate}\n\n{}\n", figures.lists);
     let _ = write!(text, "{}", counters(figures)); // a String takes everything
     text
 }

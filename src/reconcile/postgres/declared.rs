@@ -192,6 +192,9 @@ impl Declared<'_> {
     ) -> Result<Vec<KeyBuf>> {
         let Some(text) = &self.statements.parent else { return Ok(Vec::new()) };
         let keys: Vec<KeyBuf> = sums.iter().filter(|sum| sum.total != 0).map(|sum| sum.key.clone()).collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         let query = Query { text: text.clone(), values: self.key_arrays(&keys)? };
         let rows = session.query(&query).await;
         let rows = rows.map_err(|error| failed_on("looking for parents", &self.counter, error))?;

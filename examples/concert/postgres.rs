@@ -1,0 +1,176 @@
+//! The site on PostgreSQL: a connection, waited for on the one thread that there is. The files below are the twins of those for SQLite.
+
+mod app;
+mod audit;
+mod columns;
+mod moment;
+mod position;
+mod replay;
+mod schema;
+mod verified;
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use keepcount::PreparedStatements;
+use keepcount::reconcile::{Reconciler, Report};
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::config::Host;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls};
+
+use self::app::Statements;
+use crate::error::{Error, Result};
+use crate::lines::Lines;
+use crate::progress::Progress;
+use crate::replay::Done;
+use crate::site::{Database, Moment, Site};
+
+/// Where a database is; displayed without its password.
+#[derive(Clone)]
+pub struct Url(Config);
+
+impl Url {
+    const CONNECT_MOST: Duration = Duration::from_secs(10);
+
+    /// None where this is a file's path.
+    pub fn of(db: &Path) -> Result<Option<Self>> {
+        let schemes = ["postgres://", "postgresql://"];
+        let Some(text) = db.to_str().filter(|text| schemes.iter().any(|scheme| text.starts_with(scheme))) else {
+            return Ok(None);
+        };
+        let mut config: Config = text.parse().map_err(|error| Error::Postgres(error).in_db("--db"))?;
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(Self::CONNECT_MOST);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("concert");
+        }
+        Ok(Some(Self(config)))
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("postgres://")?;
+        if let Some(user) = self.0.get_user() {
+            write!(f, "{user}@")?;
+        }
+        let mut ports = self.0.get_ports().iter().cycle();
+        for (at, host) in self.0.get_hosts().iter().enumerate() {
+            f.write_str(if at > 0 { "," } else { "" })?;
+            match host {
+                Host::Tcp(host) => f.write_str(host)?,
+                #[cfg(unix)]
+                Host::Unix(folder) => folder.display().fmt(f)?,
+            }
+            if let Some(port) = ports.next() {
+                write!(f, ":{port}")?;
+            }
+        }
+        self.0.get_dbname().map_or(Ok(()), |name| write!(f, "/{name}"))
+    }
+}
+
+impl Database for Url {
+    type Site = Connection;
+
+    fn create(&self) -> Result<Connection> {
+        let mut site = Connection::open(self, LOCK_MOST)?;
+        let Connection { runtime, client, .. } = &mut site;
+        runtime.block_on(schema::create(client))?;
+        Ok(site)
+    }
+
+    fn open(&self) -> Result<Connection> {
+        let mut site = Connection::open(self, LOCK_MOST)?;
+        let Connection { runtime, client, .. } = &mut site;
+        runtime.block_on(schema::check(client))?;
+        Ok(site)
+    }
+
+    fn open_to_read(&self) -> Result<Connection> {
+        let site = self.open()?;
+        site.runtime.block_on(site.client.batch_execute("SET default_transaction_read_only = on"))?;
+        Ok(site)
+    }
+
+    fn open_to_note(&self) -> Result<Connection> {
+        Connection::open(self, Duration::from_secs(1))
+    }
+}
+
+/// How long a statement waits for what another transaction holds.
+const LOCK_MOST: Duration = Duration::from_secs(10);
+
+/// An open database.
+pub struct Connection {
+    runtime: Runtime,
+    url: Url,
+    client: Client,
+    prepared: PreparedStatements,
+    /// The write paths' own; none until a replay begins.
+    statements: Statements,
+}
+
+impl Connection {
+    fn open(url: &Url, lock_most: Duration) -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Error::said(format!("starting the runtime: {error}")))?;
+        let client = runtime.block_on(connect(url, lock_most))?;
+        let (prepared, statements) = (PreparedStatements::new(), Statements::default());
+        Ok(Self { runtime, url: url.clone(), client, prepared, statements })
+    }
+}
+
+async fn connect(url: &Url, lock_most: Duration) -> Result<Client> {
+    let (client, connection) = url.0.connect(NoTls).await?;
+    // Its error is the error of every later call of the client.
+    tokio::spawn(connection);
+    client.batch_execute(&format!("SET lock_timeout = {}", lock_most.as_millis())).await?;
+    Ok(client)
+}
+
+impl Site for Connection {
+    fn replay(&mut self, stream: &str, lines: &mut Lines, progress: &mut Progress) -> Result<Done> {
+        crate::replay::replay(self, stream, lines, progress)
+    }
+
+    fn moment(&mut self) -> Result<impl Moment> {
+        let Self { runtime, client, prepared, .. } = self;
+        moment::Snapshot::begin(runtime, client, prepared)
+    }
+
+    fn audit(&mut self, run: &mut Reconciler) -> Result<Report> {
+        let Self { runtime, client, .. } = self;
+        runtime.block_on(audit::run(client, run))
+    }
+
+    fn note(&mut self, report: &Report, now: i64) -> Result<()> {
+        let Self { runtime, client, .. } = self;
+        runtime.block_on(verified::note(client, report, now))
+    }
+}
+
+/// Whether the same again may succeed: a circle of waits, a lock that was held too long, a connection or server that is gone. An answer that was lost may
+/// have been a yes.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Count(error) => error.next() != keepcount::Next::Fix,
+        Error::Postgres(error) => match error.code() {
+            // Classes: connection, resources, rolled back, lock_timeout among others, an operator's intervention.
+            Some(code) => ["08", "53", "40", "55", "57"].iter().any(|class| code.code().starts_with(class)),
+            None => {
+                error.is_closed()
+                    || std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
+            }
+        },
+        _ => false,
+    }
+}
+
+/// Whether a server's complaint is about the data that it was given.
+fn is_of_data(code: &SqlState) -> bool {
+    code.code().starts_with("22") || *code == SqlState::PROGRAM_LIMIT_EXCEEDED
+}

@@ -1,0 +1,263 @@
+//! The write paths on PostgreSQL: every insert, update and delete of the application, each with its hook beside its statements.
+//!
+//! Old values come from under the row's lock, or from the write itself (RETURNING). A delete locks its row and then those below it, each level in the
+//! order of ids: nobody can bring a child in or take one away any more. No statement waits for the answer of one before it, so that those of many events
+//! are under way at once; the server runs them in the order in which they were sent.
+
+use std::collections::HashMap;
+
+use futures_util::future::{join, join_all};
+use keepcount::sql::Dialect;
+use keepcount::{Batch, Record};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement, Transaction};
+
+use super::columns::ReadRow;
+use super::is_of_data;
+use crate::app::{absent, check_keys, parent};
+use crate::error::{Error, Result};
+use crate::event::{self, Event, Table};
+use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
+
+/// A transaction, and the statements of its connection.
+pub struct Db<'t> {
+    pub tx: &'t Transaction<'t>,
+    pub statements: &'t Statements,
+}
+
+/// Gives the deltas of one event, which it applies to the rows. After an error the transaction can only be rolled back.
+pub async fn apply(db: &Db<'_>, event: &Event) -> Result<Batch> {
+    let mut batch = Batch::new();
+    match event {
+        Event::Insert(event::Row::Artist(row)) => insert_artist(db, row, &mut batch).await,
+        Event::Insert(event::Row::Show(row)) => insert_show(db, row, &mut batch).await,
+        Event::Insert(event::Row::Setlist(row)) => insert_setlist(db, row, &mut batch).await,
+        Event::Insert(event::Row::Vote(row)) => insert_vote(db, row, &mut batch).await,
+        Event::Update(event::Row::Artist(row)) => update_artist(db, row, &mut batch).await,
+        Event::Update(event::Row::Show(row)) => update_show(db, row, &mut batch).await,
+        Event::Update(event::Row::Setlist(row)) => update_setlist(db, row, &mut batch).await,
+        Event::Update(event::Row::Vote(row)) => update_vote(db, row, &mut batch).await,
+        Event::Delete(table, id) => delete(db, *table, id, &mut batch).await,
+    }?;
+    check_keys(Dialect::Postgres, &batch)?;
+    Ok(batch)
+}
+
+const INSERT_ARTIST: &str = "INSERT INTO artists (id, name, followers, popularity) VALUES ($1, $2, $3, $4)";
+const INSERT_SHOW: &str = "INSERT INTO shows (id, artist_id, date, status) VALUES ($1, $2, $3, $4)";
+const INSERT_SETLIST: &str = "INSERT INTO setlists (id, show_id) VALUES ($1, $2)";
+const INSERT_VOTE: &str = "INSERT INTO votes (id, setlist_id, user_id, kind, created_at) VALUES ($1, $2, $3, $4, $5)";
+
+async fn insert_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Result<()> {
+    let inserted = db.rows(INSERT_ARTIST, &[&artist.id, &artist.name, &artist.followers, &artist.popularity]).await;
+    inserted.map_err(|error| refuse(error, "artist", &artist.id, None))?;
+    batch.insert(artist);
+    Ok(())
+}
+
+async fn insert_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<()> {
+    let (date, status) = (show.date.to_string(), show.status.as_str());
+    let inserted = db.rows(INSERT_SHOW, &[&show.id, &show.artist_id, &date, &status]).await;
+    inserted.map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
+    batch.insert(show);
+    Ok(())
+}
+
+async fn insert_setlist(db: &Db<'_>, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
+    let inserted = db.rows(INSERT_SETLIST, &[&setlist.id, &setlist.show_id]).await;
+    inserted.map_err(|error| refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref())))?;
+    batch.insert(setlist);
+    Ok(())
+}
+
+async fn insert_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
+    let values: [Value<'_>; 5] = [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
+    let inserted = db.rows(INSERT_VOTE, &values).await;
+    inserted.map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
+    batch.insert(vote);
+    Ok(())
+}
+
+// Nobody changes an id, so the lock of an update leaves those alone who insert children.
+const FIND_ARTIST: &str = "SELECT id, name, followers, popularity FROM artists WHERE id = $1 FOR NO KEY UPDATE";
+const FIND_SHOW: &str = "SELECT id, artist_id, date, status FROM shows WHERE id = $1 FOR NO KEY UPDATE";
+const FIND_SETLIST: &str = "SELECT id, show_id FROM setlists WHERE id = $1 FOR NO KEY UPDATE";
+const FIND_VOTE: &str = "SELECT id, setlist_id, user_id, kind, created_at FROM votes WHERE id = $1 FOR NO KEY UPDATE";
+const UPDATE_ARTIST: &str = "UPDATE artists SET name = $2, followers = $3, popularity = $4 WHERE id = $1";
+const UPDATE_SHOW: &str = "UPDATE shows SET artist_id = $2, date = $3, status = $4 WHERE id = $1";
+const UPDATE_SETLIST: &str = "UPDATE setlists SET show_id = $2 WHERE id = $1";
+const UPDATE_VOTE: &str = "UPDATE votes SET setlist_id = $2, user_id = $3, kind = $4, created_at = $5 WHERE id = $1";
+
+async fn update_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Result<()> {
+    let values: [Value<'_>; 4] = [&artist.id, &artist.name, &artist.followers, &artist.popularity];
+    let (old, updated) = join(db.rows(FIND_ARTIST, &[&artist.id]), db.rows(UPDATE_ARTIST, &values)).await;
+    let old: ArtistRow = one(old, "artist", &artist.id)?;
+    updated.map_err(|error| refuse(error, "artist", &artist.id, None))?;
+    batch.update(&old, artist);
+    Ok(())
+}
+
+async fn update_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<()> {
+    let (date, status) = (show.date.to_string(), show.status.as_str());
+    let values: [Value<'_>; 4] = [&show.id, &show.artist_id, &date, &status];
+    let (old, updated) = join(db.rows(FIND_SHOW, &[&show.id]), db.rows(UPDATE_SHOW, &values)).await;
+    let old: ShowRow = one(old, "show", &show.id)?;
+    updated.map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
+    batch.update(&old, show);
+    Ok(())
+}
+
+async fn update_setlist(db: &Db<'_>, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
+    let values: [Value<'_>; 2] = [&setlist.id, &setlist.show_id];
+    let (old, updated) = join(db.rows(FIND_SETLIST, &[&setlist.id]), db.rows(UPDATE_SETLIST, &values)).await;
+    let old: SetlistRow = one(old, "setlist", &setlist.id)?;
+    updated.map_err(|error| refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref())))?;
+    batch.update(&old, setlist);
+    Ok(())
+}
+
+async fn update_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
+    let values: [Value<'_>; 5] = [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
+    let (old, updated) = join(db.rows(FIND_VOTE, &[&vote.id]), db.rows(UPDATE_VOTE, &values)).await;
+    let old: VoteRow = one(old, "vote", &vote.id)?;
+    updated.map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
+    batch.update(&old, vote);
+    Ok(())
+}
+
+const HOLD_ARTIST: &str = "SELECT id FROM artists WHERE id = $1 FOR UPDATE";
+const HOLD_SHOW: &str = "SELECT id FROM shows WHERE id = $1 FOR UPDATE";
+const HOLD_SETLIST: &str = "SELECT id FROM setlists WHERE id = $1 FOR UPDATE";
+const HOLD_SHOWS_OF_ARTIST: &str = "SELECT id FROM shows WHERE artist_id = $1 ORDER BY id FOR UPDATE";
+const HOLD_SETLISTS_OF_ARTIST: &str =
+    "SELECT id FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) ORDER BY id FOR UPDATE";
+const HOLD_SETLISTS_OF_SHOW: &str = "SELECT id FROM setlists WHERE show_id = $1 ORDER BY id FOR UPDATE";
+
+const DELETE_VOTES_OF_ARTIST: &str = "DELETE FROM votes WHERE setlist_id IN (
+        SELECT setlists.id FROM shows JOIN setlists ON setlists.show_id = shows.id WHERE shows.artist_id = $1
+    ) RETURNING id, setlist_id, user_id, kind, created_at";
+const DELETE_VOTES_OF_SHOW: &str = "DELETE FROM votes WHERE setlist_id IN (SELECT id FROM setlists WHERE show_id = $1)
+    RETURNING id, setlist_id, user_id, kind, created_at";
+const DELETE_VOTES_OF_SETLIST: &str =
+    "DELETE FROM votes WHERE setlist_id = $1 RETURNING id, setlist_id, user_id, kind, created_at";
+const DELETE_VOTE: &str = "DELETE FROM votes WHERE id = $1 RETURNING id, setlist_id, user_id, kind, created_at";
+const DELETE_SETLISTS_OF_ARTIST: &str =
+    "DELETE FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) RETURNING id, show_id";
+const DELETE_SETLISTS_OF_SHOW: &str = "DELETE FROM setlists WHERE show_id = $1 RETURNING id, show_id";
+const DELETE_SETLIST: &str = "DELETE FROM setlists WHERE id = $1 RETURNING id, show_id";
+const DELETE_SHOWS_OF_ARTIST: &str = "DELETE FROM shows WHERE artist_id = $1 RETURNING id, artist_id, date, status";
+const DELETE_SHOW: &str = "DELETE FROM shows WHERE id = $1 RETURNING id, artist_id, date, status";
+const DELETE_ARTIST: &str = "DELETE FROM artists WHERE id = $1 RETURNING id, name, followers, popularity";
+
+/// A DELETE .. RETURNING, and the hook of each row that it removed.
+type Removal = (&'static str, fn(&Row, &mut Batch) -> Result<(), tokio_postgres::Error>);
+
+/// What deleting a row means: its name, the locks from the row down, and the removals from the last children up to the row itself.
+type Deletion = (&'static str, &'static [&'static str], &'static [Removal]);
+
+const fn deletion(table: Table) -> Deletion {
+    match table {
+        Table::Artists => (
+            "artist",
+            &[HOLD_ARTIST, HOLD_SHOWS_OF_ARTIST, HOLD_SETLISTS_OF_ARTIST],
+            &[
+                (DELETE_VOTES_OF_ARTIST, removed::<VoteRow>),
+                (DELETE_SETLISTS_OF_ARTIST, removed::<SetlistRow>),
+                (DELETE_SHOWS_OF_ARTIST, removed::<ShowRow>),
+                (DELETE_ARTIST, removed::<ArtistRow>),
+            ],
+        ),
+        Table::Shows => (
+            "show",
+            &[HOLD_SHOW, HOLD_SETLISTS_OF_SHOW],
+            &[
+                (DELETE_VOTES_OF_SHOW, removed::<VoteRow>),
+                (DELETE_SETLISTS_OF_SHOW, removed::<SetlistRow>),
+                (DELETE_SHOW, removed::<ShowRow>),
+            ],
+        ),
+        Table::Setlists => (
+            "setlist",
+            &[HOLD_SETLIST],
+            &[(DELETE_VOTES_OF_SETLIST, removed::<VoteRow>), (DELETE_SETLIST, removed::<SetlistRow>)],
+        ),
+        Table::Votes => ("vote", &[], &[(DELETE_VOTE, removed::<VoteRow>)]),
+    }
+}
+
+async fn delete(db: &Db<'_>, table: Table, id: &str, batch: &mut Batch) -> Result<()> {
+    let (what, locks, removals) = deletion(table);
+    let texts = locks.iter().chain(removals.iter().map(|(text, _)| text));
+    let values: [Value<'_>; 1] = [&id];
+    let ran = join_all(texts.map(|text| db.rows(text, &values))).await;
+    let ran: Vec<Vec<Row>> = ran.into_iter().collect::<Result<_, _>>()?;
+    for (rows, (_, removed)) in ran.iter().skip(locks.len()).zip(removals) {
+        rows.iter().try_for_each(|row| removed(row, batch))?;
+    }
+    // The last of them is the row itself.
+    if ran.last().is_none_or(Vec::is_empty) { Err(absent(what, id)) } else { Ok(()) }
+}
+
+fn removed<R: Record + ReadRow>(row: &Row, batch: &mut Batch) -> Result<(), tokio_postgres::Error> {
+    batch.delete(&R::read_row(row)?);
+    Ok(())
+}
+
+// What the write paths share.
+
+type Value<'v> = &'v (dyn ToSql + Sync);
+
+/// The write paths' statements, each prepared once a connection.
+#[derive(Default)]
+pub struct Statements(HashMap<&'static str, Statement>);
+
+impl Statements {
+    pub async fn prepare(client: &Client) -> Result<Self> {
+        let mut texts = vec![INSERT_ARTIST, INSERT_SHOW, INSERT_SETLIST, INSERT_VOTE];
+        texts.extend([FIND_ARTIST, FIND_SHOW, FIND_SETLIST, FIND_VOTE]);
+        texts.extend([UPDATE_ARTIST, UPDATE_SHOW, UPDATE_SETLIST, UPDATE_VOTE]);
+        for table in [Table::Artists, Table::Shows, Table::Setlists, Table::Votes] {
+            let (_, locks, removals) = deletion(table);
+            texts.extend(locks.iter().chain(removals.iter().map(|(text, _)| text)));
+        }
+        let mut statements = HashMap::new();
+        for text in texts {
+            statements.insert(text, client.prepare(text).await?);
+        }
+        Ok(Self(statements))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Db<'_> {
+    /// Sends the statement when it is first polled.
+    async fn rows(&self, text: &'static str, values: &[Value<'_>]) -> Result<Vec<Row>, tokio_postgres::Error> {
+        match self.statements.0.get(text) {
+            Some(statement) => self.tx.query(statement, values).await,
+            None => self.tx.query(text, values).await,
+        }
+    }
+}
+
+fn one<R: ReadRow>(rows: Result<Vec<Row>, tokio_postgres::Error>, what: &str, id: &str) -> Result<R> {
+    let rows = rows.map_err(|error| refuse(error, what, id, None))?;
+    Ok(R::read_row(rows.first().ok_or_else(|| absent(what, id))?)?)
+}
+
+/// Three failures are the event's fault: its id is taken, its parent is not there, or the server cannot store what it holds.
+fn refuse(error: tokio_postgres::Error, what: &str, id: &str, parent: Option<(&str, &str)>) -> Error {
+    let Some(db) = error.as_db_error() else { return Error::Postgres(error) };
+    match (db.code(), parent) {
+        (&SqlState::UNIQUE_VIOLATION, _) => Error::Refused(format!("{what} {id:?} exists already")),
+        (&SqlState::FOREIGN_KEY_VIOLATION, Some((what, id))) => absent(what, id),
+        (&SqlState::CHARACTER_NOT_IN_REPERTOIRE, _) => {
+            Error::Refused(format!("{what} {id:?}: PostgreSQL stores no text that contains U+0000"))
+        }
+        (code, _) if is_of_data(code) => Error::Refused(format!("{what} {id:?}: {}", db.message())),
+        _ => Error::Postgres(error),
+    }
+}

@@ -1,0 +1,18 @@
+//! Verify and repair on PostgreSQL: the sources that `audit.rs` declares, and a run over them.
+
+use keepcount::reconcile::{PostgresAudit, PostgresSource, Reconciler, Report, TokioLive, run_async};
+use tokio_postgres::Client;
+
+use super::columns::ReadRow as _;
+use crate::audit::{declare_sources, ended};
+use crate::error::Result;
+use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
+use crate::schema::C;
+
+/// Drives a run over all sources.
+pub async fn run(client: &mut Client, run: &mut Reconciler) -> Result<Report> {
+    let mut audit = PostgresAudit::new(client, &C::LAYOUT).await?;
+    declare_sources!(audit, PostgresSource, read_row, await);
+    let done = run_async(run, &mut audit, &mut TokioLive::new()).await;
+    ended(run, done)
+}

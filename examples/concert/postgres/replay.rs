@@ -1,0 +1,165 @@
+//! Events into PostgreSQL: rows, totals, mark and hash in one transaction each time, and again from its beginning where it was taken back.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use keepcount::{AsyncStore as _, Batch, Mark, PostgresStore};
+use tokio::time::sleep;
+use tokio_postgres::Transaction;
+
+use super::app::{self, Db, Statements};
+use super::moment::snapshot;
+use super::{Connection, LOCK_MOST, connect, may_pass, position};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::lines::{Position, Refused};
+use crate::replay::{Done, Target, overtaken, unapplied};
+use crate::schema::C;
+
+/// Events whose statements are under way at once.
+const UNDER_WAY: usize = 25;
+/// A transaction is tried so many times, with pauses from the first to the longest in between: together, a restart of the server.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MOST: Duration = Duration::from_secs(2);
+
+/// The classes of locks that replays take beside those of rows.
+const ALL_REPLAYS: i32 = 1_842_002;
+const ONE_STREAM: i32 = 1_842_003;
+
+impl Target for Connection {
+    fn applied(&mut self, stream: &str) -> Result<Position> {
+        let Self { runtime, client, .. } = self;
+        runtime.block_on(async { position::read(&snapshot(client).await?, stream).await })
+    }
+
+    fn commit(
+        &mut self,
+        stream: &str,
+        applied: &mut Position,
+        events: &[(Position, Event)],
+        done: &mut Done,
+    ) -> Result<Option<Refused>> {
+        let mut events = events;
+        let mut refused = None;
+        let mut tried = 0;
+        loop {
+            let chunk = Chunk { stream, applied: *applied, events, is_again: tried > 0 };
+            match self.try_to_commit(&chunk) {
+                Ok(statements) => {
+                    if let Some((end, _)) = events.last() {
+                        *applied = *end;
+                        for (_, event) in events {
+                            done.applied(event);
+                        }
+                        done.commits += 1;
+                        done.statements += statements;
+                    }
+                    return Ok(refused);
+                }
+                // Those before it are applied without it; each time there are fewer.
+                Err(Stop::Refused(at, reason)) => {
+                    let (before, rest) = events.split_at(at);
+                    refused = rest.first().map(|(after, _)| Refused { line: after.lines, reason });
+                    events = before;
+                }
+                Err(Stop::Failed(error)) if tried + 1 < TRIES && may_pass(&error) => {
+                    let pause = PAUSE_MOST.min(PAUSE * 2_u32.pow(tried));
+                    self.runtime.block_on(async { sleep(pause).await });
+                    tried += 1;
+                }
+                Err(Stop::Failed(Error::Count(error))) => {
+                    let last = events.last().map_or(applied.lines, |(end, _)| end.lines);
+                    return Err(unapplied(&error, applied.lines + 1, last));
+                }
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The events of one transaction.
+struct Chunk<'e> {
+    stream: &'e str,
+    /// What was applied before.
+    applied: Position,
+    events: &'e [(Position, Event)],
+    /// A try before may have been taken back, or its commit's answer been lost.
+    is_again: bool,
+}
+
+/// Why a transaction was not committed.
+enum Stop {
+    /// Event number .., from 0 on, does not fit the rows.
+    Refused(usize, String),
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Connection {
+    /// Gives how many statements wrote totals and boards.
+    fn try_to_commit(&mut self, chunk: &Chunk<'_>) -> Result<u64, Stop> {
+        let Self { runtime, url, client, prepared, statements } = self;
+        runtime.block_on(async {
+            if client.is_closed() {
+                *client = connect(url, LOCK_MOST).await?;
+                // They were the other connection's.
+                (*prepared, *statements) = <_>::default();
+            }
+            if statements.is_empty() {
+                *statements = Statements::prepare(client).await?;
+            }
+            let tx = client.transaction().await?;
+            hold(&tx, chunk).await?;
+            // Before the rows: one that is there already is refused for that.
+            let applied = position::read(&tx, chunk.stream).await?;
+            if applied != chunk.applied {
+                let is_done = chunk.is_again && chunk.events.last().is_some_and(|(end, _)| *end == applied);
+                return if is_done { Ok(0) } else { Err(overtaken(chunk.stream).into()) };
+            }
+            let Some((end, _)) = chunk.events.last() else { return Ok(0) };
+            let batch = write_rows(&Db { tx: &tx, statements }, chunk.events).await?;
+            position::set_hash(&tx, chunk.stream, end).await?;
+            // Totals last: their rows, which everybody wants, are held for the shortest time.
+            let first = applied.lines + 1;
+            let mark = Mark::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
+            let written = PostgresStore::within(&tx, &C::LAYOUT).prepared(prepared).apply_once(&batch, &mark).await?;
+            if written.skipped {
+                return Err(overtaken(chunk.stream).into());
+            }
+            tx.commit().await?;
+            Ok(written.statements)
+        })
+    }
+}
+
+/// Keeps others from replaying the same stream. Replays of other streams go on, unless this one comes again: then it is alone, since it met one of them
+/// in a circle of waits, or waited too long for one.
+async fn hold(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
+    let all = if chunk.is_again { "pg_advisory_xact_lock" } else { "pg_advisory_xact_lock_shared" };
+    tx.execute(&format!("SELECT {all}($1, 0)"), &[&ALL_REPLAYS]).await?;
+    tx.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[&ONE_STREAM, &chunk.stream]).await?;
+    Ok(())
+}
+
+/// Applies events to the rows; gives their deltas.
+async fn write_rows(db: &Db<'_>, events: &[(Position, Event)]) -> Result<Batch, Stop> {
+    let mut batch = Batch::new();
+    for (chunk, at) in events.chunks(UNDER_WAY).zip((0..).step_by(UNDER_WAY)) {
+        // They are sent in their order. The first to fail has failed by itself; those behind it, because of it.
+        let applied = join_all(chunk.iter().map(|(_, event)| app::apply(db, event))).await;
+        for (hooks, at) in applied.into_iter().zip(at..) {
+            match hooks {
+                Ok(hooks) => batch.merge(&hooks),
+                Err(Error::Refused(reason)) => return Err(Stop::Refused(at, reason)),
+                Err(error) => return Err(Stop::Failed(error)),
+            }
+        }
+    }
+    Ok(batch)
+}
