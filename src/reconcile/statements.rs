@@ -83,7 +83,10 @@ impl Target {
         let has_key = all(dialect, ordered.iter().map(not_null).chain(uncut.clone()));
         let counts_of_row = all(dialect, [counts.clone()].into_iter().chain(ordered.iter().map(not_null)));
         let lacks_key = ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
-        let behind = all(dialect, self.behind(dialect, &ordered).into_iter().chain([has_key.clone()]));
+        // What is behind a value is not null; to say so once more costs PostgreSQL a third of a page's time.
+        let said = usize::from(dialect == Dialect::Postgres);
+        let rest = ordered.iter().skip(said).map(not_null).chain(uncut.clone());
+        let behind = all(dialect, self.behind(dialect, &ordered).into_iter().chain(rest));
         let is_key = self.is_key(dialect, &ordered, |at| dialect.param(at));
         let (selected, grouped, sorted) = if keys.is_empty() {
             (String::new(), String::new(), String::new())
