@@ -2,7 +2,7 @@
 
 # The fast gates: format, lints, features, docs, tests of the library.
 check: fmt clippy features doc
-    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy --test postgres_server
+    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy --test postgres_server --test postgres_conformance --test postgres_store --test postgres_audit
     cargo test --all-features --doc
 
 fmt:
@@ -72,3 +72,11 @@ mutants SHARD FILTER=".":
 # Licences and sources of dependencies; needs cargo-deny.
 deny:
     cargo deny check bans licenses sources
+
+# Sixteen writers, deadlocks, and repairs beside them, on a private PostgreSQL: SECONDS for each of their hunts.
+postgres-hunt SECONDS="120":
+    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_HUNT_SECONDS={{SECONDS}} cargo test --test postgres_races --test postgres_repairs -- --nocapture
+
+# Connections cut and servers killed so many times while events are applied once.
+postgres-crash ROUNDS="200":
+    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CRASH_ROUNDS={{ROUNDS}} cargo test --test postgres_crash -- --nocapture

@@ -46,11 +46,11 @@ mod verify {
     }
 
     /// A part of all shows, compared.
-    async fn verify(client: &mut Client, part: [Option<i64>; 2], page: Option<usize>) -> Report {
+    async fn verify(client: &mut Client, part: [Option<i64>; 2]) -> Report {
         let mut audit = PostgresAudit::new(client, &LAYOUT).await.unwrap();
         let source = PostgresSource::table("votes", ["show_id"]);
         audit.add(SHOW_VOTES, source.rows("show_id", |row| Ok(Vote(row.try_get(0)?)))).await.unwrap();
-        let options = page.map_or(Options::default(), |page| Options::default().page(page));
+        let options = Options::default();
         let [after, until] = part.map(|key| key.map(KeyBuf::of::<i64>));
         let def = SHOW_VOTES.def();
         let mut run = Reconciler::part(Mode::Verify, &LAYOUT, def, after.as_ref(), until.as_ref(), options).unwrap();
@@ -61,8 +61,11 @@ mod verify {
         reports.iter().flat_map(|report| &report.counters).map(|counter| counter.keys).sum()
     }
 
+    /// By its best plan, which is not the planner's here: from the index alone, instead of a hash table that misses the caches for each row.
     async fn group_by(client: &Client, workers: u32) -> i64 {
-        client.batch_execute(&format!("SET max_parallel_workers_per_gather = {workers}")).await.unwrap();
+        let settings =
+            format!("SET enable_hashagg = off; SET jit = off; SET max_parallel_workers_per_gather = {workers}");
+        client.batch_execute(&settings).await.unwrap();
         let text = "SELECT count(*) FROM (SELECT show_id, count(*) FROM votes GROUP BY show_id) AS shows";
         client.query_one(text, &[]).await.unwrap().get(0)
     }
@@ -126,7 +129,7 @@ mod verify {
         let whole = u64::try_from(shows).unwrap();
         let before = most_memory();
         let each = u64::try_from(votes).unwrap();
-        let all = runtime.block_on(verify(&mut one, [None, None], None));
+        let all = runtime.block_on(verify(&mut one, [None, None]));
         println!("memory of the process for the first verify: {} KiB more than before", most_memory() - before);
         assert_eq!((keys(&[all]), peer_sees(&runtime, &peer)), (whole, shows));
         let mut sides = [
@@ -136,8 +139,8 @@ mod verify {
                 name: "keepcount",
                 each,
                 run: Box::new(|| {
-                    let (time, report) = timed(&runtime, verify(&mut one, [None, None], None));
-                    assert_eq!((keys(&[report.clone()]), report.drift()), (whole, 0));
+                    let (time, report) = timed(&runtime, verify(&mut one, [None, None]));
+                    assert_eq!((keys(std::slice::from_ref(&report)), report.drift()), (whole, 0));
                     time
                 }),
             },
@@ -146,9 +149,8 @@ mod verify {
                 each,
                 run: Box::new(|| {
                     let middle = Some(shows / 2 - 1);
-                    let parts = async {
-                        tokio::join!(verify(&mut two, [None, middle], None), verify(&mut three, [middle, None], None))
-                    };
+                    let parts =
+                        async { tokio::join!(verify(&mut two, [None, middle]), verify(&mut three, [middle, None])) };
                     let (time, (one, other)) = timed(&runtime, parts);
                     assert_eq!(keys(&[one, other]), whole);
                     time

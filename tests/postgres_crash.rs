@@ -141,7 +141,7 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     let ends = Arc::new(Ends::default());
     let writers: Vec<_> =
         (1..=4).map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends)))).collect();
-    let counter = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
+    let counting = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
     let mut random = Random(11);
     let (mut cuts, mut crashes) = (0_i64, 0);
     for round in 1..=rounds() {
@@ -174,7 +174,7 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
         let there: i64 = client.query_one(there, &[&first, &(first + 999_999)]).await.unwrap().get(0);
         assert_eq!(there, i64::try_from(wanted.count()).unwrap(), "votes of stream {stream}");
     }
-    let counted = counter.await.unwrap();
+    let counted = counting.await.unwrap();
     let mut store = PostgresStore::new(&mut client, &LAYOUT);
     assert_eq!(store.mark("counted").await.unwrap(), counted);
     assert_eq!(

@@ -1,7 +1,13 @@
 //! Transactions at once on one database: every race of links, boards, cuts and marks stepped by hand with two connections, the variants that must
 //! lose, and sixteen writers for a while; totals against plain SQL after each.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::similar_names
+)]
 
 #[path = "common/random.rs"]
 mod random;
@@ -89,7 +95,7 @@ async fn every_race_of_a_link_is_exact_whoever_comes_first() {
     for (name, [one, two]) in races {
         for (first, second) in [(&one, &two), (&two, &one)] {
             client.batch_execute("TRUNCATE votes, setlists, shows, keepcount_locks").await.unwrap();
-            for table in LAYOUT.counters().iter().map(|placed| placed.table_name()).chain(["show_board".to_owned()]) {
+            for table in LAYOUT.counters().iter().map(keepcount::Placed::table_name).chain(["show_board".to_owned()]) {
                 client.batch_execute(&format!("TRUNCATE {table}")).await.unwrap();
             }
             commit(&mut client, &before).await;
@@ -335,4 +341,44 @@ async fn sixteen_writers_of_fifty_parents_never_deadlock_and_end_exact() {
 async fn sixteen_writers_at_repeatable_read_fail_to_serialize_and_end_exact() {
     let Some(met) = writers(IsolationLevel::RepeatableRead).await else { return };
     assert!(met.committed > 50 && met.serializations > 0, "{met:?}");
+}
+
+/// What most applications write: one UPDATE for each change, in the order in which the changes come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn updates_in_the_order_of_changes_deadlock() {
+    let Some((config, client)) = application().await else { return };
+    client.batch_execute("INSERT INTO setlist_votes SELECT n, 0 FROM generate_series(0, 49) AS n").await.unwrap();
+    let until = Instant::now() + hunt();
+    let mut writers = Vec::new();
+    for seed in 1..=16 {
+        let mut client = connect(&config).await;
+        writers.push(tokio::spawn(async move {
+            let (mut random, mut met) = (Random(seed), Met::default());
+            'transaction: while Instant::now() < until && met.deadlocks == 0 {
+                let tx = client.transaction().await.unwrap();
+                for _ in 0..5 {
+                    let update = "UPDATE setlist_votes SET total = total + 1 WHERE key = $1";
+                    match tx.execute(update, &[&random.int(0, 50)]).await {
+                        Ok(_) => {}
+                        Err(error) => {
+                            assert_eq!(error.code().unwrap().code(), "40P01");
+                            met.deadlocks += 1;
+                            continue 'transaction;
+                        }
+                    }
+                }
+                tx.commit().await.unwrap();
+                met.committed += 1;
+            }
+            met
+        }));
+    }
+    let mut all = Met::default();
+    for writer in writers {
+        let met = writer.await.unwrap();
+        all.committed += met.committed;
+        all.deadlocks += met.deadlocks;
+    }
+    println!("in the order of changes: {all:?}");
+    assert!(all.deadlocks > 0, "{all:?}");
 }

@@ -1,7 +1,13 @@
 //! Two processes that repair all the time while sixteen connections write; killed, and started again. Where nothing is planted they find nothing, ever;
 //! where totals are damaged behind the hooks, all is mended in the end. With the writers' waits, in one table.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::similar_names
+)]
 
 #[path = "common/random.rs"]
 mod random;
@@ -173,7 +179,7 @@ async fn load(config: &Config, url: Option<&str>, sabotage: bool, time: Duration
         let before: Vec<_> = repairs.runs.try_iter().collect();
         runs.extend(before);
         let clean = (0..50).any(|_| {
-            let run = repairs.runs.recv_timeout(Duration::from_secs(60)).unwrap();
+            let run = repairs.runs.recv_timeout(Duration::from_mins(1)).unwrap();
             let clean = run.0 == 0;
             runs.push(run);
             clean

@@ -565,7 +565,8 @@ fn a_mend_believes_no_measure() {
 #[test]
 fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
     let conn = database();
-    write(&conn, &votes(100, 3));
+    // Of which no total is 0.
+    write(&conn, &(0..300).map(|at| Vote { show: at % 100 + 1, stars: 1 }).collect::<Vec<_>>());
     conn.execute_batch("UPDATE a_votes SET total = total + 1 WHERE key % 10 = 0").unwrap();
     let bounds = [None, Some(1), Some(20), Some(55), Some(56), Some(80), None].map(|key| key.map(KeyBuf::of::<i64>));
     for mode in [Mode::Verify, Mode::Repair] {

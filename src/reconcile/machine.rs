@@ -67,6 +67,7 @@ pub enum Step {
 /// page in key order, measure and mend. A backfill, which else does as a repair, makes a counter ready at its end, before it goes on to the next.
 /// Limits, stop and waits come between pages.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
 pub struct Reconciler {
     mode: Mode,
     options: Options,

@@ -70,26 +70,8 @@ impl Target {
     /// language does. The filter is wrapped in IS TRUE, which makes null false, and keeps SQLite from reading by an index on the filter and
     /// sorting each page. Rows whose last part is before `cut` are as rows without a key.
     pub(super) fn statements(&self, dialect: Dialect, counter: &Def, cut: Option<&Value<'_>>) -> Result<Statements> {
-        let parts = counter.parts();
-        if parts.len() != self.key.len() {
-            let reason = format!(
-                "the source names {} key columns, the counter's key ({parts}) has {} parts",
-                self.key.len(),
-                parts.len()
-            );
-            return Err(Error::source(counter, None, reason));
-        }
-        let yes = dialect.everything();
-        // What an index has in order; the key's parts, of which the last may be made of its column; and the bounds of one such part.
-        let ordered: Vec<String> =
-            self.key.iter().zip(parts.as_slice()).map(|(column, part)| collated(dialect, column, *part)).collect();
-        let mut keys = ordered.clone();
-        if let (Some(per), Some(last)) = (self.per, keys.last_mut()) {
-            *last = match dialect {
-                Dialect::Sqlite => format!("({last} / {per} - ({last} % {per} < 0))"),
-                Dialect::Postgres => format!("({last} / {per} - ({last} % {per} < 0)::int)"),
-            };
-        }
+        let (parts, yes) = (counter.parts(), dialect.everything());
+        let (ordered, keys) = self.key_columns(dialect, counter)?;
         let (key, order) = (keys.join(", "), ordered.join(", "));
         let from = &self.from;
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
@@ -117,12 +99,8 @@ impl Target {
         let page = |condition: &str, limit: &str| {
             if many {
                 let sums = Self::sums(dialect, self.amount.as_ref().map(|_| "o.n"));
-                return ordered_page(
-                    &keys,
-                    &sums,
-                    &format!("{amount} AS n FROM {from} WHERE {condition} AND {counts}{sorted}"),
-                    limit,
-                );
+                let rows = format!("{amount} AS n FROM {from} WHERE {condition} AND {counts}{sorted}");
+                return ordered_page(&keys, &sums, &rows, limit);
             }
             format!("SELECT {selected}{sums} FROM {from} WHERE {condition} AND {counts}{grouped} LIMIT {limit}")
         };
@@ -155,6 +133,29 @@ impl Target {
             amount: self.amount.as_ref().map(|amount| format!("SELECT {amount} FROM {from}")),
             parent: self.parent.as_ref().map(|(table, columns)| parent(dialect, counter, table, columns)),
         })
+    }
+
+    /// What an index has in order; and the key's parts, of which the last may be made of its column.
+    fn key_columns(&self, dialect: Dialect, counter: &Def) -> Result<(Vec<String>, Vec<String>)> {
+        let parts = counter.parts();
+        if parts.len() != self.key.len() {
+            let reason = format!(
+                "the source names {} key columns, the counter's key ({parts}) has {} parts",
+                self.key.len(),
+                parts.len()
+            );
+            return Err(Error::source(counter, None, reason));
+        }
+        let columns = self.key.iter().zip(parts.as_slice());
+        let ordered: Vec<String> = columns.map(|(column, part)| collated(dialect, column, *part)).collect();
+        let mut keys = ordered.clone();
+        if let (Some(per), Some(last)) = (self.per, keys.last_mut()) {
+            *last = match dialect {
+                Dialect::Sqlite => format!("({last} / {per} - ({last} % {per} < 0))"),
+                Dialect::Postgres => format!("({last} / {per} - ({last} % {per} < 0)::int)"),
+            };
+        }
+        Ok((ordered, keys))
     }
 
     /// How many rows; and, where they do not all add 1, what tells that amounts are no integers, and their sum.

@@ -23,6 +23,7 @@ use crate::key::KeyBuf;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
 pub struct Token {
     pub(super) mode: Mode,
     pub(super) force: bool,

@@ -265,6 +265,9 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
         .batch_execute("INSERT INTO items (k, amount, spam) SELECT 1, 1, false FROM generate_series(1, 2000)")
         .await
         .unwrap();
+    // The replica says where it is every so often, and right after it has connected.
+    let behind = "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)) > 4096, false) FROM pg_stat_replication";
+    wait_until(&client, behind).await;
     let asker = connect(&primary).await;
     let options = Options::default().stall_after(Duration::ZERO);
     let mut run = Reconciler::new(Mode::Verify, &Integer::LAYOUT, options).unwrap();

@@ -75,9 +75,10 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             _ => failed(&format!("reading {what}"), error),
         })?;
         let mut rows = rows.into_iter();
-        let unready =
-            rows.next().and_then(|rows| rows.first().and_then(|row| row.try_get::<_, Option<String>>(0).ok()));
-        if let Some(unready) = unready.flatten() {
+        let looked = rows.next().unwrap_or_default();
+        let unready = looked.first().map_or(Ok(None), |row| row.try_get::<_, Option<String>>(0));
+        let unready = unready.map_err(|error| failed(&format!("looking whether {what} is ready"), error))?;
+        if let Some(unready) = unready {
             let is_unready = |name: &Cow<'_, str>| unready.split(',').any(|unready| unready == name);
             if let Some(unready) = needs()?.into_iter().find(is_unready) {
                 return Err(Error::NotReady { counter: what, unready: unready.into_owned() });

@@ -313,7 +313,7 @@ pub(crate) fn failed(doing: &str, error: tokio_postgres::Error) -> Error {
     match *db.code() {
         SqlState::UNDEFINED_TABLE => {
             let table = quoted(db.message()).unwrap_or_default();
-            let reason = format!("it is absent ({doing}); PostgresStore::create makes the tables of totals");
+            let reason = format!("it is absent ({doing}); those of totals are made by PostgresStore::create");
             Error::Schema { table, reason }
         }
         SqlState::UNDEFINED_COLUMN | SqlState::DATATYPE_MISMATCH | SqlState::UNDEFINED_FUNCTION => {

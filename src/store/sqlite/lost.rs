@@ -22,8 +22,8 @@ impl SqliteStore<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] when the database has none of this name, [`Error::Setting`] when the layout has it, or a rollup or board is made of
-    /// it, which is to be dropped first; and what the database says. Nothing is dropped then.
+    /// [`UnknownCounter`](crate::Error::UnknownCounter) when the database has none of this name, [`Setting`](crate::Error::Setting) when the layout
+    /// has it, or a rollup or board is made of it, which is to be dropped first; and what the database says. Nothing is dropped then.
     ///
     /// # Examples
     ///

@@ -1,0 +1,370 @@
+//! The store of PostgreSQL beside that of SQLite: boards and their lines, counters that come and go, readiness; and what is refused, with its reason: tables
+//! that are not what they should be, locks that are held, servers that do not write, keys and names that do not fit.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+#[path = "common/random.rs"]
+mod random;
+
+mod postgres_common;
+
+use keepcount::{
+    AsyncStore, Batch, Board, Counter, Decayed, Error, HalfLife, KeyError, Layout, Next, PostgresStore,
+    PreparedStatements, SqliteStore, Store,
+};
+use postgres_common::{connect, shared};
+use random::Random;
+use rusqlite::Connection;
+use tokio_postgres::{Client, Config, IsolationLevel};
+
+const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
+const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+const SHOW_FANS: Counter<String> = Counter::new("show.fans");
+const HOT: HalfLife = HalfLife::days(1);
+const SHOW_HEAT: Counter<(String, i64)> = Counter::new("show.heat");
+const SHOWS: Board<String> = Board::new("show.board", &[SHOW_VOTES.def(), SHOW_FANS.def()], |totals| {
+    Some(totals.iter().sum::<i64>()).filter(|sum| *sum != 0)
+});
+const HEAT: Board<String, Decayed> = Board::decayed("show.heat_board", SHOW_HEAT);
+const LAYOUT: Layout = Layout::new(&[
+    SETLIST_VOTES.table(),
+    SETLIST_SHOW.table(),
+    SHOW_VOTES.table(),
+    SHOW_FANS.table(),
+    SHOW_HEAT.table().prunable(),
+])
+.boards(&[SHOWS.def(), HEAT.def()]);
+
+async fn open(layout: &Layout) -> Option<(Config, Client)> {
+    let config = shared()?.database().await;
+    let mut client = connect(&config).await;
+    PostgresStore::new(&mut client, layout).create().await.unwrap();
+    Some((config, client))
+}
+
+fn batch(random: &mut Random) -> Batch {
+    let mut batch = Batch::new();
+    for _ in 0..=random.below(6) {
+        let show = ["a", "B", "\u{e9}", "", "b_1", "zz"][usize::try_from(random.below(6)).unwrap()];
+        match random.below(4) {
+            0 => batch.add(SETLIST_VOTES, random.int(0, 9), random.int(-3, 9)),
+            1 => batch.add(SETLIST_SHOW, (random.int(0, 9), show), random.int(-1, 2)),
+            2 => batch.add(SHOW_FANS, show, random.int(-2, 3)),
+            _ => {
+                let time = random.int(0, 40) * 43_200;
+                batch.add(SHOW_HEAT, (show, HOT.epoch(time)), HOT.weight(time));
+            }
+        }
+    }
+    batch
+}
+
+#[tokio::test]
+async fn boards_rollups_and_prunes_are_as_in_sqlite() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let conn = Connection::open_in_memory().unwrap();
+    let mut sqlite = SqliteStore::new(&conn, &LAYOUT);
+    sqlite.create().unwrap();
+    let (mut random, prepared) = (Random(4), PreparedStatements::new());
+    for turn in 0..150 {
+        let batch = batch(&mut random);
+        let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
+        let (ours, theirs) = (store.apply(&batch).await.unwrap(), sqlite.apply(&batch).unwrap());
+        assert_eq!(ours.totals, theirs.totals);
+        if turn % 40 == 39 {
+            let cut = i64::from(turn) / 10;
+            assert_eq!(store.prune(SHOW_HEAT, cut).await.unwrap(), sqlite.prune(SHOW_HEAT, cut).unwrap());
+        }
+        if turn % 10 != 9 {
+            continue;
+        }
+        assert_eq!(store.totals(SHOW_VOTES).await.unwrap(), sqlite.totals(SHOW_VOTES).unwrap());
+        assert_eq!(store.totals(SETLIST_SHOW).await.unwrap(), sqlite.totals(SETLIST_SHOW).unwrap());
+        assert_eq!(store.totals(SHOW_HEAT).await.unwrap(), sqlite.totals(SHOW_HEAT).unwrap());
+        let (top, heat) = (store.top(SHOWS, 100).await.unwrap(), store.top(HEAT, 100).await.unwrap());
+        assert_eq!((&top, &heat), (&sqlite.top(SHOWS, 100).unwrap(), &sqlite.top(HEAT, 100).unwrap()));
+        assert_eq!(store.listed(SHOWS).await.unwrap(), top.len() as u64);
+        for (at, line) in top.iter().enumerate() {
+            assert_eq!(store.rank(SHOWS, line.key.as_str()).await.unwrap().as_ref(), Some(line));
+            assert_eq!(
+                store.top_after(SHOWS, line, 2).await.unwrap(),
+                top[at + 1..].iter().take(2).cloned().collect::<Vec<_>>()
+            );
+        }
+        for (at, line) in heat.iter().enumerate() {
+            assert_eq!(store.rank(HEAT, line.key.as_str()).await.unwrap().as_ref(), Some(line));
+            assert_eq!(store.top_after(HEAT, line, 9).await.unwrap(), heat[at + 1..]);
+        }
+        assert_eq!(store.rank(SHOWS, "nobody").await.unwrap(), None);
+        // As a rebuild finds it.
+        assert_eq!(store.rebuild(SHOWS).await.unwrap(), 0);
+        assert_eq!(store.rebuild(HEAT).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_rebuild_mends_lines_that_somebody_damaged() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut one = Batch::new();
+    for show in ["a", "b", "c"] {
+        one.add(SHOW_FANS, show, 2);
+    }
+    PostgresStore::new(&mut client, &LAYOUT).apply(&one).await.unwrap();
+    client
+        .batch_execute(
+            "UPDATE show_board SET score = 7 WHERE key = 'a'; DELETE FROM show_board WHERE key = 'b';
+             INSERT INTO show_board VALUES ('nobody', 9)",
+        )
+        .await
+        .unwrap();
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    assert_eq!(store.rebuild(SHOWS).await.unwrap(), 3);
+    let top = store.top(SHOWS, 9).await.unwrap();
+    assert_eq!(
+        top.iter().map(|line| (line.key.as_str(), line.score)).collect::<Vec<_>>(),
+        [("a", 2), ("b", 2), ("c", 2)]
+    );
+}
+
+const VOTES: Counter<i64> = Counter::new("show.votes");
+const LINKED: Counter<(i64, i64)> = Counter::new("show.artist");
+const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, LINKED);
+const FIRST: Layout = Layout::new(&[VOTES.table()]);
+const SECOND: Layout = Layout::new(&[VOTES.table(), LINKED.table(), ARTIST.table()]);
+const RAISED: Layout = Layout::new(&[VOTES.version(2).table()]);
+
+#[tokio::test]
+async fn counters_come_unready_and_go_by_hand() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    assert!(store.is_ready(VOTES.def()).await.unwrap());
+    let mut later = PostgresStore::new(&mut client, &SECOND);
+    later.create().await.unwrap();
+    later.create().await.unwrap(); // leaves what is there
+    assert_eq!(later.unready().await.unwrap(), [ARTIST.def(), LINKED.def()]);
+    assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
+    assert!(matches!(later.sum(LINKED.def(), &keepcount::KeyRange::ALL).await, Err(Error::NotReady { .. })));
+    assert!(later.is_ready(VOTES.def()).await.unwrap() && !later.is_ready(ARTIST.def()).await.unwrap());
+    // It counts already.
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 5);
+    batch.add(LINKED, (1, 7), 1);
+    later.apply(&batch).await.unwrap();
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    let mut later = PostgresStore::new(&mut client, &SECOND);
+    assert_eq!(later.total(ARTIST, 7).await.unwrap(), 5);
+    // An older process must not start beside what it would not keep.
+    let mut older = PostgresStore::new(&mut client, &FIRST);
+    assert!(matches!(older.check().await, Err(Error::Schema { table, .. }) if table == "artist_votes"));
+    assert_eq!(older.lost().await.unwrap(), ["artist.votes", "show.artist"]);
+    assert!(matches!(older.forget("show.artist").await, Err(Error::Setting { .. })), "it is summed along");
+    older.forget("artist.votes").await.unwrap();
+    older.forget("show.artist").await.unwrap();
+    assert!(matches!(older.forget("show.artist").await, Err(Error::UnknownCounter { .. })));
+    older.check().await.unwrap();
+    let mut raised = PostgresStore::new(&mut client, &RAISED);
+    raised.create().await.unwrap();
+    assert_eq!(raised.lost().await.unwrap(), ["show.votes"]);
+}
+
+#[tokio::test]
+async fn processes_that_create_at_once_all_succeed() {
+    let Some(server) = shared() else { return };
+    let config = server.database().await;
+    let mut creating = Vec::new();
+    for _ in 0..8 {
+        let mut client = connect(&config).await;
+        creating.push(tokio::spawn(async move { PostgresStore::new(&mut client, &LAYOUT).create().await }));
+    }
+    for created in creating {
+        created.await.unwrap().unwrap();
+    }
+}
+
+/// What `check` says of a table.
+async fn fault(client: &mut Client) -> (String, String) {
+    match PostgresStore::new(client, &LAYOUT).check().await {
+        Err(Error::Schema { table, reason }) => (table, reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
+    for (damage, table, says) in [
+        ("DROP TABLE setlist_votes", "setlist_votes", "absent"),
+        ("ALTER TABLE setlist_votes ALTER total TYPE int", "setlist_votes", "total integer NOT NULL"),
+        ("ALTER TABLE setlist_votes ALTER total DROP NOT NULL", "setlist_votes", "total bigint)"),
+        ("ALTER TABLE setlist_votes ADD note text", "setlist_votes", "note text"),
+        ("ALTER TABLE setlist_votes DROP CONSTRAINT setlist_votes_pkey", "setlist_votes", "PRIMARY KEY"),
+        ("ALTER TABLE show_fans ALTER key TYPE text COLLATE \"default\"", "show_fans", "COLLATE"),
+        ("CREATE RULE r AS ON INSERT TO show_fans DO INSTEAD NOTHING", "show_fans", "its rule r"),
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER t BEFORE INSERT ON show_fans FOR EACH ROW EXECUTE FUNCTION f()",
+            "show_fans",
+            "its trigger t",
+        ),
+        ("ALTER TABLE show_fans ENABLE ROW LEVEL SECURITY", "show_fans", "row security"),
+        ("DROP INDEX setlist_show_by_parent", "setlist_show", "index setlist_show_by_parent is absent"),
+        ("DROP INDEX show_board_order", "show_board", "index show_board_order is absent"),
+        ("DROP TABLE keepcount_marks", "keepcount_marks", "absent"),
+        ("ALTER TABLE keepcount_locks DROP turns", "keepcount_locks", "turns"),
+        ("DROP TABLE keepcount_counters", "keepcount_counters", "no keepcount tables yet"),
+        ("DELETE FROM keepcount_counters WHERE name = 'show.fans'", "show_fans", "not in the catalogue"),
+        ("UPDATE keepcount_counters SET key = 'i64' WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
+        ("UPDATE keepcount_counters SET version = -1 WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
+        ("ALTER TABLE keepcount_counters DROP identity CASCADE", "keepcount_counters", "not keepcount's catalogue"),
+    ] {
+        let Some((_, mut client)) = open(&LAYOUT).await else { return };
+        client.batch_execute(damage).await.unwrap();
+        let (name, reason) = fault(&mut client).await;
+        assert!(name == table && reason.contains(says), "{damage}: {name}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_of_somebody_elses_is_left_alone() {
+    let Some(server) = shared() else { return };
+    let mut client = connect(&server.database().await).await;
+    client.batch_execute("CREATE TABLE show_fans (mine int); INSERT INTO show_fans VALUES (7)").await.unwrap();
+    let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_fans"), "{error}");
+    let made = client.query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'keepcount%'", &[]).await.unwrap();
+    assert_eq!(made.get::<_, i64>(0), 0, "nothing was made");
+}
+
+#[tokio::test]
+async fn a_name_that_postgresql_would_cut_is_refused() {
+    const LINK: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
+    const LAYOUT: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+    let Some(server) = shared() else { return };
+    let mut client = connect(&server.database().await).await;
+    let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { reason, .. } if reason.contains("63")), "{error}");
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
+    let Some((config, mut client)) = open(&FIRST).await else { return };
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 1);
+    let mut other = connect(&config).await;
+    let holder = other.transaction().await.unwrap();
+    PostgresStore::within(&holder, &FIRST).apply(&batch).await.unwrap();
+    client.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &FIRST).apply(&batch).await.unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("counter show.votes"), "{error}");
+    client.batch_execute("SET lock_timeout = 0; SET statement_timeout = '50ms'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &FIRST).apply(&batch).await.unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("statement_timeout"), "{error}");
+    client.batch_execute("SET statement_timeout = 0").await.unwrap();
+    let stale = client.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
+    stale.query("SELECT * FROM show_votes", &[]).await.unwrap();
+    holder.commit().await.unwrap();
+    let error = PostgresStore::within(&stale, &FIRST).apply(&batch).await.unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("again whole"), "{error}");
+    drop(stale);
+    assert_eq!(PostgresStore::new(&mut client, &FIRST).total(VOTES, 1).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_write_says_so_and_reads() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    client.batch_execute("SET default_transaction_read_only = on").await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 1);
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    let error = store.apply(&batch).await.unwrap_err();
+    assert!(error.next() == Next::Fix && format!("{error:?}").contains("read-only"), "{error:?}");
+    assert_eq!(store.total(VOTES, 1).await.unwrap(), 0);
+    store.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_and_totals_that_do_not_fit_are_named() {
+    const LARGE: Counter<u64> = Counter::new("large");
+    const TEXT: Counter<String> = Counter::new("text");
+    const KEYS: Layout = Layout::new(&[LARGE.table(), TEXT.table()]);
+    let Some((_, mut client)) = open(&KEYS).await else { return };
+    let mut large = Batch::new();
+    large.add(LARGE, u64::MAX, 1);
+    let error = PostgresStore::new(&mut client, &KEYS).apply(&large).await.unwrap_err();
+    assert!(matches!(&error, Error::Key { counter: "large", cause: KeyError::Range { .. }, .. }), "{error}");
+    for text in ["x".repeat(1_025), "a\0b".to_owned()] {
+        let mut batch = Batch::new();
+        batch.add(TEXT, text.as_str(), 1);
+        let error = PostgresStore::new(&mut client, &KEYS).apply(&batch).await.unwrap_err();
+        assert!(matches!(&error, Error::Key { counter: "text", .. }), "{error}");
+        let read = PostgresStore::new(&mut client, &KEYS).total(TEXT, text.as_str()).await;
+        assert!(matches!(read, Err(Error::Key { counter: "text", .. })));
+    }
+    let mut most = Batch::new();
+    (0..3_u64).for_each(|key| most.add(LARGE, key, i64::MAX));
+    PostgresStore::new(&mut client, &KEYS).apply(&most).await.unwrap();
+    let (mut one, mut many) = (Batch::new(), Batch::new());
+    one.add(LARGE, 1_u64, 1);
+    many.add(LARGE, 0_u64, -1);
+    many.add(LARGE, 2_u64, 1);
+    many.add(LARGE, 9_u64, 1);
+    let error = PostgresStore::new(&mut client, &KEYS).apply(&many).await.unwrap_err();
+    assert_eq!(error.to_string(), "counter large, key 2: the total leaves 64 bits");
+    // Within a transaction that the error has aborted nobody can look which it was, unless there is one.
+    for (batch, says) in [(&one, "key 1:"), (&many, "key 0 or another of 3:")] {
+        let tx = client.transaction().await.unwrap();
+        let error = PostgresStore::within(&tx, &KEYS).apply(batch).await.unwrap_err();
+        assert!(matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says), "{error}");
+    }
+    assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
+}
+
+fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {
+    let store = PostgresStore::new(client, &FIRST);
+    match prepared {
+        Some(prepared) => store.prepared(prepared),
+        None => store,
+    }
+}
+
+#[tokio::test]
+async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY)").await.unwrap();
+    let (insert, prepared) =
+        (client.prepare("INSERT INTO votes VALUES ($1)").await.unwrap(), PreparedStatements::new());
+    for prepared in [None, Some(&prepared)] {
+        let (mut fits, mut too_much) = (Batch::new(), Batch::new());
+        fits.add(VOTES, 7, 1);
+        too_much.add(VOTES, 7, i64::MAX);
+        let before: i64 = client.query_one("SELECT count(*) FROM votes", &[]).await.unwrap().get(0);
+        let (rows, applied) = store(&mut client, prepared).write(&[(&insert, &[&(before * 10)])], &fits).await.unwrap();
+        assert_eq!((rows, applied.totals), (vec![1], 1));
+        let error =
+            store(&mut client, prepared).write(&[(&insert, &[&(before * 10 + 1)])], &too_much).await.unwrap_err();
+        assert!(matches!(error, Error::Overflow { .. }), "{error}");
+        // A row that is there already: its total is not counted.
+        let error = store(&mut client, prepared).write(&[(&insert, &[&(before * 10)])], &fits).await.unwrap_err();
+        assert!(error.next() == Next::Fix && format!("{error:?}").contains("23505"), "{error:?}");
+        let row = client.query_one("SELECT count(*), (SELECT total FROM show_votes) FROM votes", &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (before + 1, before + 1));
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_or_written_without_tables_says_so() {
+    let Some(server) = shared() else { return };
+    let mut client = connect(&server.database().await).await;
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 1);
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    for error in [
+        store.apply(&batch).await.unwrap_err(),
+        store.total(VOTES, 1).await.unwrap_err(),
+        store.mark("x").await.unwrap_err(),
+        store.check().await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, Error::Schema { .. }) && error.to_string().contains("create"), "{error}");
+    }
+}
