@@ -18,7 +18,7 @@ use concert_common::{
     COUNTERS, LONGEST, Ran, Random, SABOTAGE, Site, Writer, artist, but, delete, finish, history, lines, setlist, show,
     start, update, vote, votes,
 };
-use postgres_common::{DURABLE, Server, connect, shared};
+use postgres_common::{DURABLE, Server, connect, shared, wait_until};
 
 /// An empty database on a server, and the folder that commands run in.
 struct Remote {
@@ -292,6 +292,24 @@ fn a_line_that_does_not_fit_ends_the_replay_as_on_sqlite_and_leaves_what_came_be
     remote.is_exactly(&files);
 }
 
+#[test]
+fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key_as_on_sqlite() {
+    let Some(server) = shared() else { return };
+    let (remote, files) = (Remote::new(server), Site::new());
+    remote.replays_as(&files, "known.jsonl", &known());
+    let damage = "UPDATE user_votes SET total = 9223372036854775807";
+    remote.sql(damage);
+    files.sql(damage);
+    let more: Vec<Value> = ["a", "u", "z"].map(|user| vote(&format!("of {user}"), "l", user, "up")).into();
+    remote.replays_as(&files, "more.jsonl", &lines(&more));
+    remote.run("replay more.jsonl").fails(&["counter user.votes, key u: ", "none of lines 1 to 3 is applied"]);
+    assert_eq!((remote.mark("more.jsonl"), remote.number("SELECT count(*) FROM votes")), (0, 2));
+    remote.run("repair").exits(0);
+    files.run("repair").exits(0);
+    remote.replays_as(&files, "more.jsonl", &lines(&more));
+    remote.is_exactly(&files);
+}
+
 /// SQLite stores any text, PostgreSQL none with U+0000 in it; ids have none anywhere.
 #[test]
 fn what_postgresql_cannot_store_is_refused_by_line() {
@@ -372,11 +390,20 @@ fn replays_that_meet_in_a_circle_come_again_and_count_each_event_once() {
     let back: Vec<Value> = ids.iter().rev().cycle().take(2_100).map(famous).collect();
     remote.site.write("forth.jsonl", &lines(&forth));
     remote.site.write("back.jsonl", &lines(&back));
+    // Both come as far as the row in the middle, and hold what they have written: from there, neither can pass the other.
+    let client = remote.client();
+    remote.runtime.block_on(client.batch_execute("BEGIN; SELECT FROM artists WHERE id = 'a350' FOR UPDATE")).unwrap();
     let children = ["forth.jsonl", "back.jsonl"].map(|name| remote.spawn(&format!("replay {name}")));
+    let watcher = remote.client();
+    let is_ours = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    remote.runtime.block_on(wait_until(&watcher, &format!("SELECT count(*) = 2 {is_ours}")));
+    remote.runtime.block_on(client.batch_execute("COMMIT")).unwrap();
     for child in children {
         let ran = finish(child, LONGEST).exits(0);
         assert!(ran.out.contains(" 2,100 events applied in 3 commits"), "{ran:?}");
     }
+    let circles = "SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = current_database()";
+    remote.runtime.block_on(wait_until(&watcher, circles));
     assert_eq!((remote.mark("forth.jsonl"), remote.mark("back.jsonl")), (2_100, 2_100));
     assert_eq!(remote.number("SELECT sum(total)::bigint FROM artist_fame"), 3 * 700);
     remote.run("verify").exits(0);

@@ -114,7 +114,7 @@ impl Connection {
             if statements.is_empty() {
                 *statements = Statements::prepare(client).await?;
             }
-            let tx = client.transaction().await?;
+            let mut tx = client.transaction().await?;
             hold(&tx, chunk).await?;
             // Before the rows: one that is there already is refused for that.
             let applied = position::read(&tx, chunk.stream).await?;
@@ -128,7 +128,8 @@ impl Connection {
             // Totals last: their rows, which everybody wants, are held for the shortest time.
             let first = applied.lines + 1;
             let mark = Mark::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
-            let written = PostgresStore::within(&tx, &C::LAYOUT).prepared(prepared).apply_once(&batch, &mark).await?;
+            // In a savepoint of its own, so that of an overflow it can still be said whose it is.
+            let written = PostgresStore::new(&mut tx, &C::LAYOUT).prepared(prepared).apply_once(&batch, &mark).await?;
             if written.skipped {
                 return Err(overtaken(chunk.stream).into());
             }
