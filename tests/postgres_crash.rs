@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use keepcount::{AsyncStore, Batch, Error, Mark, PostgresStore};
+use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Mark, PostgresStore, PreparedStatements};
 use postgres_app::{Change, LAYOUT, assert_exact, create, differences, write};
 use postgres_common::{DURABLE, Server, connect};
 use random::Random;
@@ -133,15 +133,69 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
     sure
 }
 
+/// Writes rows and totals in one round trip, without marks: what is busy is written again as it is, what is not known is looked for.
+async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
+    let mut next = 1_i64;
+    'connect: while !ends.done.load(Ordering::Relaxed) {
+        let Some(mut client) = open(&config).await else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        // Whether the last one is there, which may have been in doubt.
+        let Ok(row) = client.query_one("SELECT coalesce(max(id), 0) FROM ballots", &[]).await else { continue };
+        let last: i64 = row.get(0);
+        assert!(last == next || last + 1 == next, "{next} was to be written, {last} is there");
+        next = last + 1;
+        let Ok(insert) = client.prepare("INSERT INTO ballots VALUES ($1)").await else { continue };
+        let prepared = PreparedStatements::new();
+        while !ends.done.load(Ordering::Relaxed) {
+            let mut batch = Batch::new();
+            batch.add(BALLOTS, (), 1);
+            let mut store = PostgresStore::new(&mut client, &PLAIN).prepared(&prepared);
+            match store.write(&[(&insert, &[&next])], &batch).await {
+                Ok(_) => next += 1,
+                Err(Error::Unknown { .. }) => {
+                    ends.unknown.fetch_add(1, Ordering::Relaxed);
+                    continue 'connect;
+                }
+                Err(Error::Busy { .. }) => {
+                    // Nothing was written, it says.
+                    let look = loop {
+                        let Some(client) = open(&config).await else { continue };
+                        let look = client.query_one("SELECT count(*) FROM ballots WHERE id = $1", &[&next]).await;
+                        if let Ok(look) = look {
+                            break look.get::<_, i64>(0);
+                        }
+                    };
+                    assert_eq!(look, 0, "ballot {next} was written");
+                    continue 'connect;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+    next
+}
+
+/// What is written in one round trip: no rollup, no board.
+const BALLOTS: Counter<()> = Counter::new("ballots.all");
+const PLAIN: Layout = Layout::new(&[BALLOTS.table()]);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     let Some(mut server) = Server::with(DURABLE) else { return };
     let config = server.database().await;
-    create(&mut connect(&config).await).await;
+    let mut client = connect(&config).await;
+    create(&mut client).await;
+    client.batch_execute("CREATE TABLE ballots (id BIGINT PRIMARY KEY)").await.unwrap();
+    PostgresStore::new(&mut client, &PLAIN).create().await.unwrap();
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    drop(client);
     let ends = Arc::new(Ends::default());
     let writers: Vec<_> =
         (1..=4).map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends)))).collect();
     let counting = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
+    let voting = tokio::spawn(ballots(config.clone(), Arc::clone(&ends)));
     let mut random = Random(11);
     let (mut cuts, mut crashes) = (0_i64, 0);
     for round in 1..=rounds() {
@@ -174,6 +228,9 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
         let there: i64 = client.query_one(there, &[&first, &(first + 999_999)]).await.unwrap().get(0);
         assert_eq!(there, i64::try_from(wanted.count()).unwrap(), "votes of stream {stream}");
     }
+    voting.await.unwrap();
+    let cast: i64 = client.query_one("SELECT count(*) FROM ballots", &[]).await.unwrap().get(0);
+    assert_eq!(PostgresStore::new(&mut client, &PLAIN).total(BALLOTS, ()).await.unwrap(), cast);
     let counted = counting.await.unwrap();
     let mut store = PostgresStore::new(&mut client, &LAYOUT);
     assert_eq!(store.mark("counted").await.unwrap(), counted);
@@ -183,6 +240,7 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     );
     client.execute("DELETE FROM show_artist WHERE key_1 = 1000000", &[]).await.unwrap();
     assert_exact(&differences(&client).await);
+    println!("{cast} rows written with their totals at once");
     println!("{cuts} connections cut, {crashes} crashes of the server; {ends:?}");
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
 }

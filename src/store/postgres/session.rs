@@ -354,8 +354,16 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
 
 /// What a commit's error means: unless the server itself says that it took the transaction back, nobody knows.
 pub(crate) fn commit_failed(doing: &str, error: tokio_postgres::Error) -> Error {
-    let refused = error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error));
-    if refused { failed(doing, error) } else { Error::Unknown { doing: doing.to_owned(), cause: error.into() } }
+    if is_refused(&error) {
+        failed(doing, error)
+    } else {
+        Error::Unknown { doing: doing.to_owned(), cause: error.into() }
+    }
+}
+
+/// Whether the server says so itself, and goes on: then what the statement belongs to is taken back.
+pub(super) fn is_refused(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error))
 }
 
 /// Whether a sum left 64 bits.

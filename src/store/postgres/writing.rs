@@ -10,7 +10,7 @@ use futures_util::future::{join4, try_join_all};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row, Statement};
 
-use super::session::PIPELINE_MOST;
+use super::session::{PIPELINE_MOST, is_refused};
 use super::{AsyncWork, Session, commit_failed, failed, failed_on, queries, read_total, totals_in_order};
 use crate::batch::Batch;
 use crate::board::BoardDef;
@@ -157,10 +157,16 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             self.client.batch_execute("COMMIT"),
         )
         .await;
+        // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
+        let unless_refused = |error: tokio_postgres::Error, refused: &dyn Fn(tokio_postgres::Error) -> Failed| {
+            if is_refused(&error) { refused(error) } else { commit_failed(&doing(batch, None), error).into() }
+        };
         let done = || {
-            begun.map_err(|error| failed("beginning a transaction", error))?;
-            let written = written.map_err(|error| failed("writing rows", error))?;
-            let totals = totals.map_err(|(at, error)| writes.failed(at, batch, None, error))?;
+            begun.map_err(|error| unless_refused(error, &|error| failed("beginning a transaction", error).into()))?;
+            let written =
+                written.map_err(|error| unless_refused(error, &|error| failed("writing rows", error).into()))?;
+            let totals =
+                totals.map_err(|(at, error)| unless_refused(error, &|error| writes.failed(at, batch, None, error)))?;
             committed.map_err(|error| commit_failed(&doing(batch, None), error))?;
             writes.check(&totals)?;
             Ok((written, Applied::new(batch.len() as u64, writes.totals.len() as u64)))
