@@ -235,6 +235,50 @@ fn a_site_that_has_only_just_begun_is_verified() {
     remote.is_exactly(&files);
 }
 
+#[test]
+fn an_emptied_source_is_not_repaired_without_force_as_on_sqlite() {
+    let Some(server) = shared() else { return };
+    let (remote, files) = (Remote::new(server), Site::new());
+    let more = (0..200).map(|at| vote(&format!("v{at}"), "l", &format!("u{at}"), "up").to_string());
+    remote.replays_as(
+        &files,
+        "known.jsonl",
+        &known().into_iter().filter(|line| !line.contains("votes")).chain(more).collect::<Vec<_>>(),
+    );
+    remote.sql("DELETE FROM votes");
+    files.sql("DELETE FROM votes");
+    let (here, there) = (remote.run("repair --page 50").exits(1), files.run("repair --page 50").exits(1));
+    let last = |ran: &Ran| ran.err.lines().last().unwrap().to_owned();
+    assert_eq!(last(&here).replace(&remote.shown(), "site.db"), last(&there));
+    assert!(last(&here).contains("user.votes: the source is empty"), "{here:?}");
+    remote.says_what(&files, "repair --page 50 --force");
+    remote.is_exactly(&files);
+}
+
+#[test]
+fn repairs_beside_a_replay_mend_nothing_that_is_right() {
+    let Some(server) = shared() else { return };
+    let (remote, files) = (Remote::new(server), Site::new());
+    let mut writer = Writer::new(51, "x");
+    remote.replays_as(&files, "one.jsonl", &writer.lines(1_000));
+    let events = writer.lines(8_000);
+    remote.site.write("two.jsonl", &events);
+    let mut child = remote.spawn("replay two.jsonl");
+    let mut beside = 0;
+    while child.try_wait().unwrap().is_none() {
+        let report = remote.run("repair --json --page 50").exits(0).json();
+        let corrected =
+            report["counters"].as_array().unwrap().iter().map(|counter| counter["corrected"].as_u64().unwrap());
+        assert_eq!(corrected.sum::<u64>(), 0, "{report}");
+        beside += 1;
+    }
+    assert!(beside > 1, "{beside}");
+    finish(child, LONGEST).exits(0);
+    files.write("two.jsonl", &events);
+    files.run("replay two.jsonl").exits(0);
+    remote.is_exactly(&files);
+}
+
 /// Rows that every line below may meet.
 fn known() -> Vec<String> {
     lines(&[

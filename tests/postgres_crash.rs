@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Mark, PostgresStore, PreparedStatements};
 use postgres_app::{Change, LAYOUT, assert_exact, create, differences, write};
-use postgres_common::{DURABLE, Server, connect};
+use postgres_common::{DURABLE, Server, connect, shared};
 use random::Random;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::{Client, Config, NoTls};
 
 fn rounds() -> u64 {
@@ -243,4 +245,62 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     println!("{cast} rows written with their totals at once");
     println!("{cuts} connections cut, {crashes} crashes of the server; {ends:?}");
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
+}
+
+/// A way to a server on which, once it is deaf, what the server says is lost, and after a while the connection too. What is said to it arrives.
+async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+        let mut bytes = [0; 4096];
+        loop {
+            let read = from_server.read(&mut bytes).await.unwrap();
+            if deaf.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                return;
+            }
+            to_client.write_all(&bytes[..read]).await.unwrap();
+        }
+    });
+    port
+}
+
+/// The error said that nothing was applied: the connection had ended before the rows were answered. The COMMIT that was sent with them had been done.
+#[tokio::test]
+async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
+    let Some(server) = shared() else { return };
+    let direct = server.database().await;
+    let mut client = connect(&direct).await;
+    client.batch_execute("CREATE TABLE ballots (id BIGINT PRIMARY KEY)").await.unwrap();
+    PostgresStore::new(&mut client, &PLAIN).create().await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(BALLOTS, (), 1);
+    for prepared in [false, true] {
+        let network: Config = server.url(direct.get_dbname().unwrap()).parse().unwrap();
+        let deaf = Arc::new(AtomicBool::new(false));
+        let port = deaf_when(Arc::clone(&deaf), ("127.0.0.1".to_owned(), network.get_ports()[0])).await;
+        let mut way = Config::new();
+        way.host("127.0.0.1").port(port).dbname(direct.get_dbname().unwrap());
+        way.user(network.get_user().unwrap()).password(network.get_password().unwrap());
+        let mut cut = connect(&way).await;
+        let insert = cut.prepare("INSERT INTO ballots VALUES ($1)").await.unwrap();
+        let statements = PreparedStatements::new();
+        let id = i64::from(prepared) * 2;
+        let mut store = PostgresStore::new(&mut cut, &PLAIN);
+        if prepared {
+            store = store.prepared(&statements);
+        }
+        store.write(&[(&insert, &[&id])], &batch).await.unwrap();
+        deaf.store(true, Ordering::Relaxed);
+        let error = store.write(&[(&insert, &[&(id + 1)])], &batch).await;
+        assert!(matches!(error, Err(Error::Unknown { .. })), "{error:?}");
+        let there =
+            client.query_one("SELECT count(*), (SELECT total FROM ballots_all) FROM ballots", &[]).await.unwrap();
+        let wanted = if prepared { 4 } else { 2 };
+        assert_eq!((there.get::<_, i64>(0), there.get::<_, i64>(1)), (wanted, wanted), "it was committed");
+    }
 }

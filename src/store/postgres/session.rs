@@ -11,7 +11,7 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{GenericClient, Row, Statement};
 
 use crate::counter::Def;
-use crate::error::{Error, Result, brief};
+use crate::error::{Cause, Error, Result, brief};
 use crate::key::{KeyBuf, KeyError, KeyPart};
 use crate::layout::Layout;
 use crate::sql::{self, Query, Value};
@@ -307,9 +307,9 @@ pub(crate) fn failed_on(what: &str, counter: &Def, error: tokio_postgres::Error)
 pub(crate) fn failed(doing: &str, error: tokio_postgres::Error) -> Error {
     let doing = doing.to_owned();
     if let Some(reason) = busy(&error) {
-        return Error::Busy { doing, reason, cause: error.into() };
+        return Error::Busy { doing, reason, cause: cause_of(error) };
     }
-    let Some(db) = error.as_db_error() else { return Error::Database { doing, cause: error.into() } };
+    let Some(db) = error.as_db_error() else { return Error::Database { doing, cause: cause_of(error) } };
     match *db.code() {
         SqlState::UNDEFINED_TABLE => {
             let table = quoted(db.message()).unwrap_or_default();
@@ -320,8 +320,27 @@ pub(crate) fn failed(doing: &str, error: tokio_postgres::Error) -> Error {
             let table = quoted(db.message()).unwrap_or_default();
             Error::Schema { table, reason: format!("{} ({doing})", db.message()) }
         }
-        _ => Error::Database { doing, cause: error.into() },
+        _ => Error::Database { doing, cause: cause_of(error) },
     }
+}
+
+/// What the server said; the driver's own text says only that there was an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{severity}: {message} ({code}){more}")]
+struct Said {
+    severity: String,
+    message: String,
+    code: String,
+    more: String,
+    #[source]
+    cause: tokio_postgres::Error,
+}
+
+fn cause_of(cause: tokio_postgres::Error) -> Cause {
+    let Some(db) = cause.as_db_error() else { return cause.into() };
+    let more = [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}")).collect::<Vec<_>>();
+    let (severity, message, code) = (db.severity().to_owned(), db.message().to_owned(), db.code().code().to_owned());
+    Said { severity, message, code, more: more.concat(), cause }.into()
 }
 
 /// Why nothing was applied and a retry helps, if so. Whoever lost the connection before a commit applied nothing either.
@@ -357,7 +376,7 @@ pub(crate) fn commit_failed(doing: &str, error: tokio_postgres::Error) -> Error 
     if is_refused(&error) {
         failed(doing, error)
     } else {
-        Error::Unknown { doing: doing.to_owned(), cause: error.into() }
+        Error::Unknown { doing: doing.to_owned(), cause: cause_of(error) }
     }
 }
 
