@@ -194,6 +194,22 @@ impl Layout {
         Ok(all)
     }
 
+    /// These counters and all rollups above them; each once.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+    pub(crate) fn with_fed(&self, counters: &[Def]) -> Vec<Def> {
+        let mut all = counters.to_vec();
+        // A rollup stands behind what it sums.
+        for placed in self.placed {
+            let fed = placed.rollup().is_some_and(|rollup| {
+                all.iter().any(|known| known.same(&rollup.finer()) || known.same(&rollup.link()))
+            });
+            if fed && !all.iter().any(|known| known.same(&placed.def())) {
+                all.push(placed.def());
+            }
+        }
+        all
+    }
+
     /// How many levels of rollups are below a counter: 0 for one that rows drive.
     #[must_use]
     pub fn level(&self, def: &Def) -> usize {

@@ -223,6 +223,39 @@ async fn a_prune_waits_for_writers_and_writers_for_a_prune() {
     assert_eq!(store.prune(SETLIST_DAYS, 10).await.unwrap(), 0);
 }
 
+/// A link that moves takes a finer total along, and writes a rollup's total at the same tail: below a cut that came in between, that was an orphan.
+#[tokio::test]
+async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
+    for prune_first in [false, true] {
+        let Some((config, mut client)) = application().await else { return };
+        let days = [Change::Vote(1, 1, 1, 5), Change::Vote(2, 1, 1, 15)];
+        commit(&mut client, &[vec![Change::Place(1, Some(70))], days.to_vec()].concat()).await;
+        let (mut mover, mut pruner) = (connect(&config).await, connect(&config).await);
+        let moved = [Change::Place(1, Some(71))];
+        let pause = Duration::from_millis(150);
+        if prune_first {
+            let mut tx = pruner.transaction().await.unwrap();
+            PostgresStore::new(&mut tx, &LAYOUT).prune(SETLIST_DAYS, 10).await.unwrap();
+            let ((), ()) = tokio::join!(commit(&mut mover, &moved), async {
+                tokio::time::sleep(pause).await;
+                tx.commit().await.unwrap();
+            });
+        } else {
+            let tx = mover.transaction().await.unwrap();
+            apply(&tx, &moved).await.unwrap();
+            let mut store = PostgresStore::new(&mut pruner, &LAYOUT);
+            let (gone, ()) = tokio::join!(store.prune(SETLIST_DAYS, 10), async {
+                tokio::time::sleep(pause).await;
+                tx.commit().await.unwrap();
+            });
+            gone.unwrap();
+        }
+        let mut store = PostgresStore::new(&mut client, &LAYOUT);
+        assert_eq!(store.totals(postgres_app::SHOW_DAYS).await.unwrap(), [((71, 15), 1)], "prune first: {prune_first}");
+        assert_eq!(store.totals(SETLIST_DAYS).await.unwrap(), [((1, 15), 1)]);
+    }
+}
+
 #[tokio::test]
 async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
     let Some((config, mut client)) = application().await else { return };

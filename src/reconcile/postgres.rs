@@ -132,7 +132,9 @@ async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
     hold: bool,
 ) -> Result<Truth<'s, 'a>> {
     let layout = session.layout;
-    let cut = session.cuts(&[*counter], hold).await?.into_iter().next();
+    // What a mend lets climb must not be pruned meanwhile either.
+    let watched = if hold { layout.with_fed(&[*counter]) } else { vec![*counter] };
+    let cut = session.cuts(&watched, hold).await?.into_iter().find(|(def, _)| def.same(counter));
     if let Some(rollup) = layout.placed(counter)?.rollup() {
         return Ok(Truth::Totals(Joined::of(layout, *counter, rollup)?));
     }

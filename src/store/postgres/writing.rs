@@ -260,9 +260,10 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         Ok(cuts)
     }
 
-    /// The batch without what is below a cut; reads nothing where no counter of it is prunable.
+    /// The batch without what is below a cut; reads nothing where neither a counter of it is prunable nor one that it feeds: a link that moves takes
+    /// totals along, which must not be pruned meanwhile.
     async fn above_cuts(&self, batch: &Batch) -> Result<Batch> {
-        let cuts = self.cuts(batch.counters(), true).await?;
+        let cuts = self.cuts(&self.layout.with_fed(batch.counters()), true).await?;
         if cuts.is_empty() {
             return Ok(batch.clone());
         }
