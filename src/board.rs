@@ -1,4 +1,4 @@
-//! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQLite in an indexed table.
+//! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQL in an indexed table.
 
 mod order;
 #[cfg(feature = "postgres")]

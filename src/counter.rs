@@ -319,7 +319,7 @@ impl Placed {
     }
 
     /// The same, of a counter whose key ends in a time: what is before a day or epoch can be forgotten by `prune`. Costs a read for each
-    /// apply in SQLite.
+    /// apply in SQL.
     ///
     /// # Panics
     ///

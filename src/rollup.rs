@@ -296,7 +296,8 @@ fn groups(layout: &Layout) -> VecDeque<Group> {
             None => groups.push(Group { level, link, rollups: vec![(placed.def(), rollup)] }),
         }
     }
-    groups.sort_by_key(|group| group.level); // stable: in the layout's order within a level
+    // By names: an older process has the same order, whatever its layout lists between.
+    groups.sort_by_key(|group| (group.level, group.link.order()));
     groups.into()
 }
 

@@ -102,7 +102,7 @@ impl<'a> Statement<'a> {
 /// The statements that apply a batch: one for each counter, in the layout's order; nothing for an empty batch.
 ///
 /// Run them as the last statements of the transaction that wrote the rows. Where counters of the batch feed a rollup, let a [`Climb`](crate::Climb) make
-/// the statements: it has to ask the database first. Boards and prunable counters are `SqliteStore`'s alone.
+/// the statements: it has to ask the database first. Boards and prunable counters are kept by `SqliteStore` and `PostgresStore` alone.
 ///
 /// # Errors
 ///
@@ -150,7 +150,10 @@ pub(crate) fn check_text_alone(layout: &Layout, batch: &Batch) -> Result<()> {
             None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.full_name()),
             None => continue,
         };
-        return Err(Error::setting("statements", format!("{reason}, which SqliteStore alone looks after")));
+        return Err(Error::setting(
+            "statements",
+            format!("{reason}, which only SqliteStore and PostgresStore look after"),
+        ));
     }
     Ok(())
 }

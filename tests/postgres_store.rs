@@ -355,6 +355,102 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
     }
 }
 
+/// The driver leaves out a statement whose values it cannot send, and sends what comes behind: totals were committed without their row.
+#[tokio::test]
+async fn rows_with_values_of_another_type_write_nothing() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY)").await.unwrap();
+    let insert = client.prepare("INSERT INTO votes VALUES ($1)").await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    let none: [&(dyn tokio_postgres::types::ToSql + Sync); 0] = [];
+    let wrong: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&7_i32];
+    let right: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&7_i64];
+    for rows in
+        [vec![(&insert, &none[..])], vec![(&insert, &wrong[..])], vec![(&insert, &right[..]), (&insert, &wrong[..])]]
+    {
+        let error = store(&mut client, None).write(&rows, &batch).await.unwrap_err();
+        assert!(matches!(&error, Error::Database { .. }) && error.to_string().contains("statement"), "{error}");
+        let row = client.query_one("SELECT count(*), (SELECT count(*) FROM show_votes) FROM votes", &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_is_committed() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let skip = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+                CREATE TRIGGER t BEFORE INSERT ON show_votes FOR EACH ROW EXECUTE FUNCTION f()";
+    client.batch_execute(skip).await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    let error = store(&mut client, None).apply(&batch).await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
+    let error = store(&mut client, None).write(&[], &batch).await.unwrap_err();
+    assert_eq!(error.next(), Next::Unknown, "{error}");
+    // Within the caller's transaction: what is written of it cannot be committed.
+    let tx = client.transaction().await.unwrap();
+    assert!(PostgresStore::within(&tx, &FIRST).apply(&batch).await.is_err());
+    assert!(tx.query("SELECT 1", &[]).await.is_err());
+}
+
+#[tokio::test]
+async fn prunes_and_rebuilds_see_what_is_committed_or_are_refused() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    let error = PostgresStore::new(&mut tx, &LAYOUT).prune(SHOW_HEAT, 3).await.unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: "transaction_isolation", .. }), "{error}");
+    let error = PostgresStore::new(&mut tx, &LAYOUT).rebuild(SHOWS).await.unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: "transaction_isolation", .. }), "{error}");
+}
+
+const HEAT_COUNTER: Counter<(i64, i64)> = Counter::new("setlist.heat");
+const HEAT_LINK: Counter<(i64, i64)> = Counter::new("setlist.of_show");
+const HEAT_SUM: Counter<(i64, i64)> = Counter::new("show.heat_sum").sum_of_tail(HEAT_COUNTER, HEAT_LINK);
+const COOL: Layout = Layout::new(&[HEAT_COUNTER.table().prunable(), HEAT_LINK.table()]);
+const WARM: Layout = Layout::new(&[HEAT_COUNTER.table().prunable(), HEAT_LINK.table(), HEAT_SUM.table().prunable()]);
+
+/// It came without a cut: a sum over what its finer counter had lost was a number, and not an error.
+#[tokio::test]
+async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
+    let Some((_, mut client)) = open(&COOL).await else { return };
+    PostgresStore::new(&mut client, &COOL).prune(HEAT_COUNTER, 5).await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &WARM);
+    store.create().await.unwrap();
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &WARM);
+    assert!(matches!(store.sum(HEAT_SUM.def(), &HEAT_SUM.under(7)).await, Err(Error::Pruned { .. })));
+    let conn = Connection::open_in_memory().unwrap();
+    SqliteStore::new(&conn, &COOL).create().unwrap();
+    SqliteStore::new(&conn, &COOL).prune(HEAT_COUNTER, 5).unwrap();
+    SqliteStore::new(&conn, &WARM).create().unwrap();
+    conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
+    let mut sqlite = SqliteStore::new(&conn, &WARM);
+    assert!(matches!(sqlite.sum(HEAT_SUM.def(), &HEAT_SUM.under(7)), Err(Error::Pruned { .. })));
+}
+
+#[tokio::test]
+async fn a_create_that_finds_all_there_waits_for_no_writer() {
+    let Some((config, mut client)) = open(&SECOND).await else { return };
+    let mut other = connect(&config).await;
+    let writer = other.transaction().await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(LINKED, (1, 7), 1);
+    PostgresStore::within(&writer, &SECOND).apply(&batch).await.unwrap();
+    client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
+    PostgresStore::new(&mut client, &SECOND).create().await.unwrap();
+    writer.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_with_a_zero_byte_is_refused() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let mark = keepcount::Mark::new("a\0b", 1, 1).unwrap();
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    assert!(matches!(store.apply_once(&Batch::new(), &mark).await, Err(Error::Setting { setting: "stream", .. })));
+    assert!(matches!(store.mark("a\0b").await, Err(Error::Setting { setting: "stream", .. })));
+}
+
 #[tokio::test]
 async fn what_is_read_or_written_without_tables_says_so() {
     let Some(server) = shared() else { return };

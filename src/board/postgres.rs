@@ -111,6 +111,8 @@ struct Rebuild(BoardDef);
 
 impl AsyncWork<u64> for Rebuild {
     async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<u64> {
+        session.lock_boards(&[self.0]).await?;
+        session.refuse_snapshot().await?;
         let changed = session.rescore_all(&self.0).await?;
         let enlisted = session.client.batch_execute(&super::enlist_anew(&self.0)).await;
         enlisted.map_err(|error| failed(&format!("rebuilding board {}", self.0.name()), error))?;
@@ -134,15 +136,23 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         Ok(changed)
     }
 
-    /// Scores every key that has a total or a line, a page at a time; writers of the board's counters wait meanwhile.
-    pub(crate) async fn rescore_all(&self, board: &BoardDef) -> Result<u64> {
-        let doing = |error| failed(&format!("rebuilding board {}", board.name()), error);
+    /// Makes writers of these boards' counters wait until the transaction ends.
+    pub(crate) async fn lock_boards(&self, boards: &[BoardDef]) -> Result<()> {
+        if boards.is_empty() {
+            return Ok(());
+        }
         // In the order in which batches write them.
-        let ours = self.layout.counters().iter().map(Placed::def);
-        let ours = ours.filter(|def| board.counters().iter().any(|of| of.same(def))).map(|def| def.table_name());
-        let tables: Vec<String> = ours.chain([board.table_name()]).map(|table| format!("\"{table}\"")).collect();
+        let is_of = |def: &Def| boards.iter().any(|board| board.counters().iter().any(|of| of.same(def)));
+        let counters = self.layout.counters().iter().map(Placed::def).filter(is_of).map(|def| def.table_name());
+        let mut lines: Vec<String> = boards.iter().map(BoardDef::table_name).collect();
+        lines.sort_unstable();
+        let tables: Vec<String> = counters.chain(lines).map(|table| format!("\"{table}\"")).collect();
         let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", tables.join(", "));
-        self.client.batch_execute(&lock).await.map_err(doing)?;
+        self.client.batch_execute(&lock).await.map_err(|error| failed("locking boards", error))
+    }
+
+    /// Scores every key that has a total or a line, a page at a time; the board is locked.
+    pub(crate) async fn rescore_all(&self, board: &BoardDef) -> Result<u64> {
         // Lines first: those whose totals are gone come up nowhere else.
         let mut changed = 0;
         let mut after: Option<KeyBuf> = None;

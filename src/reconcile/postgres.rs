@@ -133,7 +133,7 @@ async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
 ) -> Result<Truth<'s, 'a>> {
     let layout = session.layout;
     // What a mend lets climb must not be pruned meanwhile either.
-    let watched = if hold { layout.with_fed(&[*counter]) } else { vec![*counter] };
+    let watched = if hold { session.read_with(&[*counter]) } else { vec![*counter] };
     let cut = session.cuts(&watched, hold).await?.into_iter().find(|(def, _)| def.same(counter));
     if let Some(rollup) = layout.placed(counter)?.rollup() {
         return Ok(Truth::Totals(Joined::of(layout, *counter, rollup)?));
@@ -281,7 +281,15 @@ impl AsyncAudit for PostgresAudit<'_> {
     }
 
     async fn ready(&mut self, counter: &Def) -> Result<()> {
-        Session::new(&*self.client, self.layout).set_ready(counter).await
+        let failed = |error| failed_on("ending the backfill", counter, error);
+        let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
+        let tx = begin.start().await.map_err(failed)?;
+        let session = Session::new(&tx, self.layout);
+        session.query(&set_timeouts([("lock_timeout", self.lock_timeout)])).await.map_err(failed)?;
+        session.lock_catalogue().await?;
+        session.set_ready(counter).await?;
+        // Whether it came through or not, it may be said again.
+        tx.commit().await.map_err(failed)
     }
 }
 
@@ -336,7 +344,7 @@ fn set(settings: &[(&str, &str)]) -> Query<'static> {
     Query { text: format!("SELECT {}", settings.collect::<Vec<_>>().join(", ")), values: Vec::new() }
 }
 
-fn set_timeouts(timeouts: [(&str, Duration); 2]) -> Query<'static> {
+fn set_timeouts<const N: usize>(timeouts: [(&str, Duration); N]) -> Query<'static> {
     // 0 would be without end.
     let millis = |time: Duration| time.as_millis().clamp(1, i32::MAX.unsigned_abs().into()).to_string();
     let timeouts = timeouts.map(|(name, time)| (name, millis(time)));
@@ -346,7 +354,8 @@ fn set_timeouts(timeouts: [(&str, Duration); 2]) -> Query<'static> {
 /// Whether a line of a plan says that rows are sorted, or come in no order.
 fn sorts(line: &str) -> bool {
     let node = line.trim_start().trim_start_matches("->").trim_start();
-    ["Sort", "Incremental Sort", "HashAggregate"].iter().any(|name| node.starts_with(name))
+    // Of a merge of partitions too there is a line "Sort Key".
+    ["Sort  (", "Incremental Sort  (", "HashAggregate  ("].iter().any(|name| node.starts_with(name))
 }
 
 /// Outside a transaction a statement begins when its transaction does.

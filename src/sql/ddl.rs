@@ -17,7 +17,7 @@ pub const LOCKS: &str = "keepcount_locks";
 
 impl Layout {
     /// The statements that make the catalogue and every counter's table, for the first migration; run them in one transaction.
-    /// `SqliteStore::create` does the same, and leaves what is there.
+    /// `SqliteStore::create` and `PostgresStore::create` do the same, and leave what is there.
     ///
     /// All counters are ready to be read then. One that a later migration adds, or that counts rows from before, is not: set its `ready` to 0
     /// in [`sql::CATALOGUE`](crate::sql::CATALOGUE), until a backfill sets it to 1.

@@ -13,7 +13,7 @@ use crate::range::KeyRange;
 /// A place where totals live that is asked over a connection; [`Store`](super::Store) says what each method does and how it fails.
 ///
 /// Run [`conformance`](crate::conformance) over a store of your own. A future that is dropped before it is ready may have applied or not, as a
-/// commit whose answer was lost; [`apply_once`](Self::apply_once) may be tried again as it is.
+/// commit whose answer was lost; [`apply_once`](Self::apply_once) may be tried again as it is. Within a caller's transaction it may have applied a part: roll that back.
 pub trait AsyncStore: Send {
     /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing.
     ///

@@ -129,6 +129,15 @@ pub(crate) fn lost<'k>(layout: &Layout, known: &'k [Known], name: &str) -> Resul
     Ok(&lost.row)
 }
 
+/// Where a new rollup is prunable, gives it the cut of what it sums: below it there is nothing to sum any more.
+pub(crate) fn take_over_cut(placed: &Placed) -> Option<String> {
+    let rollup = placed.rollup().filter(|_| placed.is_prunable())?;
+    let (name, finer) = (placed.def().full_name(), rollup.finer().full_name());
+    Some(format!(
+        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = (SELECT f."cut" FROM "{CATALOGUE}" AS f WHERE f."name" = '{finer}') WHERE c."name" = '{name}'"#
+    ))
+}
+
 /// Writes where a counter lives anew into the catalogue.
 pub(crate) fn replace(placed: &Placed) -> String {
     let (place, name) = (placed.place(), placed.def().full_name());

@@ -216,7 +216,7 @@ fn sum_overflow(counter: &Def) -> Error {
 pub struct Applied {
     /// Totals that were written, those of rollups included.
     pub totals: u64,
-    /// Statements on tables of totals and boards that wrote, once for each total in SQLite; 0 in memory.
+    /// Statements on tables of totals that wrote, once for each total in SQLite and each counter in PostgreSQL, and lines of boards; 0 in memory.
     pub statements: u64,
     /// Whether the batch's events were applied before, so that nothing was done now; the caller's rows of them are to be rolled back.
     pub skipped: bool,

@@ -31,7 +31,7 @@ use crate::sql::{self, Dialect, Query, Value};
 ///
 /// [`new`](Self::new) takes whatever can begin a transaction, a client or a transaction, and applies in a transaction or savepoint of its own: a
 /// batch that fails leaves the caller's transaction as it was. [`within`](Self::within) takes a transaction and applies in it, which spares two round trips;
-/// as after any statement that fails in PostgreSQL, the transaction can then only be rolled back. Apply once a transaction, as its last
+/// after an apply that failed, or whose future was dropped before it was ready, roll the transaction back. Apply once a transaction, as its last
 /// statement before the commit: then rows are locked for the shortest time, in one order for all, and own tables do not deadlock.
 ///
 /// Works at any isolation level; above READ COMMITTED a transaction that is older than what it meets fails to serialize ([`Error::Busy`]), and never
@@ -89,6 +89,8 @@ impl<'c, 't> PostgresStore<'c, tokio_postgres::Transaction<'t>> {
 impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// The store of these counters over a client, each apply in a transaction of its own, or over a transaction, in a savepoint of its own. Does no
     /// I/O: call [`check`](Self::check) once at start.
+    ///
+    /// A client on which a transaction was begun by a statement, and not by `Client::transaction`, looks as one without: the store's COMMIT would be that one's.
     #[must_use]
     pub const fn new(client: &'c mut C, layout: &'c Layout) -> Self {
         Self { conn: Conn::Own(client), layout, prepared: None }
@@ -192,7 +194,8 @@ impl PostgresStore<'_, Client> {
     /// where the layout has no rollup, board or prunable counter. So totals are locked for no longer than the commit takes. Gives how many
     /// rows each statement wrote.
     ///
-    /// For writes whose batch is known before they run, such as inserts: an update or delete has to learn from the database what was there.
+    /// For writes whose batch is known before they run, such as inserts: an update or delete has to learn from the database what was there. Each statement must
+    /// fail where it does not write what was counted: an `INSERT .. ON CONFLICT DO NOTHING` writes no row, and its total is counted all the same.
     ///
     /// # Errors
     ///
@@ -223,6 +226,11 @@ impl PostgresStore<'_, Client> {
         let Conn::Own(client) = &mut self.conn else {
             return Err(Error::setting("write", "it begins a transaction, and the store is within one"));
         };
+        if client.is_closed() {
+            // Nothing was sent, so nothing is in doubt.
+            let reason = "the connection was lost before; open another";
+            return Err(Error::Busy { doing: writing::doing(batch, None), reason, cause: reason.into() });
+        }
         if let Some(done) = (Session { client: *client, layout, prepared }).write_at_once(rows, batch).await {
             let done = match done {
                 Err(Failed::Overflow(counter, batch)) => {
@@ -257,6 +265,7 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
     }
 
     async fn mark(&mut self, stream: &str) -> Result<u64> {
+        writing::check_stream(stream)?;
         let query = Query { text: sql::read_mark(Dialect::Postgres), values: vec![Value::Text(stream.into())] };
         let rows = self.session().query(&query).await;
         let rows = rows.map_err(|error| failed(&format!("reading the mark of stream {stream}"), error))?;

@@ -218,6 +218,29 @@ async fn an_integer_that_is_no_key_is_named() {
     assert!(matches!(audit.measure(&ask).await, Err(Error::Key { .. })));
 }
 
+/// A merge of partitions, each of which comes out of its index, says "Sort Key" too.
+#[tokio::test]
+async fn pages_come_out_of_the_indexes_of_partitions() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    client
+        .batch_execute(
+            "CREATE TABLE parts (k BIGINT) PARTITION BY HASH (k); CREATE INDEX ON parts (k);
+             CREATE TABLE parts_0 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+             CREATE TABLE parts_1 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+             INSERT INTO parts SELECT i % 50 FROM generate_series(1, 200) AS i",
+        )
+        .await
+        .unwrap();
+    PostgresStore::new(&mut client, &UNSIGNED_LAYOUT).create().await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_LAYOUT).await.unwrap();
+    let rows = PostgresSource::table("parts", ["k"]).rows("k", |row| Ok(Unsigned(row.try_get(0)?)));
+    audit.add(UNSIGNED, rows).await.unwrap();
+    let options = Options::default().page(7);
+    let report = run_whole(Mode::Repair, &UNSIGNED_LAYOUT, options, &mut audit).await.unwrap();
+    assert_eq!((report.drift(), report.counters[0].corrected), (50, 50));
+}
+
 #[tokio::test]
 async fn a_client_inside_a_transaction_is_refused() {
     let Some(server) = shared() else { return };

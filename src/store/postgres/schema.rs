@@ -19,7 +19,8 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     ///
     /// In a database without a catalogue every counter is ready to be read at once, as there are no rows yet; where there are, call
     /// [`create_over_rows`](Self::create_over_rows). Where the catalogue is there already, a counter that comes new is not ready: there may be
-    /// rows from before, and processes that do not know it may still write. From now on it counts, and once every writer runs its hooks, a
+    /// rows from before, and processes that do not know it may still write. (A counter with many totals that becomes a link gets its index while its writers
+    /// wait; make it CONCURRENTLY before, by the statement in [`Layout::ddl`](crate::Layout::ddl).) From now on it counts, and once every writer runs its hooks, a
     /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A board that comes new is empty and not ready until it is
     /// [rebuilt](Self::rebuild). docs/deploy.md has the steps.
     ///
@@ -123,10 +124,15 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             self.refuse_foreign(&placed.table_name(), "counter").await?;
             self.run_ddl(&sql::create(Dialect::Postgres, placed)).await?;
             self.run_ddl(&sql::enlist(placed, fresh && !rows)).await?;
+            if let Some(text) = catalogue::take_over_cut(placed) {
+                self.run_ddl(&text).await?;
+            }
         }
         for placed in self.layout.counters() {
             // Also of a counter that was there before it became a link.
-            if let Some(child) = self.layout.child_parts(&placed.def()) {
+            // Where it is there, not even to look: that alone would make writers wait for one another.
+            let child = self.layout.child_parts(&placed.def());
+            if let (Some(child), None) = (child, self.kind_of(&sql::by_parent(placed)).await?) {
                 self.run_ddl(&sql::create_by_parent(Dialect::Postgres, placed, child)).await?;
             }
         }

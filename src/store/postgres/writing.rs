@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use futures_util::future::{join4, try_join_all};
 use tokio_postgres::types::ToSql;
+use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, Row, Statement};
 
 use super::session::{PIPELINE_MOST, is_refused};
@@ -15,7 +16,7 @@ use super::{AsyncWork, Session, commit_failed, failed, failed_on, queries, read_
 use crate::batch::Batch;
 use crate::board::BoardDef;
 use crate::counter::{Def, Placed};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::key::KeyBuf;
 use crate::mark::Mark;
 use crate::prune;
@@ -78,6 +79,14 @@ pub(super) fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
     }
 }
 
+/// Refuses a stream's name that PostgreSQL cannot hold.
+pub(super) fn check_stream(stream: &str) -> Result<()> {
+    if stream.contains('\0') {
+        return Err(Error::setting("stream", format!("{stream:?} has a zero byte, which PostgreSQL cannot hold")));
+    }
+    Ok(())
+}
+
 /// Reads a stream's mark.
 pub(super) fn mark_of(stream: &str, row: &Row) -> Result<u64> {
     let foreign = |what: String| {
@@ -120,6 +129,21 @@ impl Writes<'_> {
     }
 }
 
+/// Refuses values that the driver would not send for a statement: it would leave that one out, and send what comes behind it.
+fn check_rows(rows: &[(&Statement, &[&(dyn ToSql + Sync)])]) -> Result<()> {
+    for (at, (statement, values)) in rows.iter().enumerate() {
+        let refused = |cause: Cause| Error::Database { doing: format!("writing rows, statement {}", at + 1), cause };
+        if statement.params().len() != values.len() {
+            let (wanted, given) = (statement.params().len(), values.len());
+            return Err(refused(format!("it has {wanted} parameters, and {given} were given").into()));
+        }
+        for (kind, value) in statement.params().iter().zip(*values) {
+            value.to_sql_checked(kind, &mut BytesMut::new()).map_err(refused)?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs the application's own statements, in one round trip.
 pub(super) async fn run_rows(
     client: &impl GenericClient,
@@ -146,6 +170,9 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         if writes.queries.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
             return None;
         }
+        if let Err(error) = check_rows(rows) {
+            return Some(Err(error.into()));
+        }
         // Before BEGIN: what has to be prepared would come behind COMMIT.
         if let Err((at, error)) = self.prepare_all(&writes.queries).await {
             return Some(Err(writes.failed(at, batch, None, error)));
@@ -168,7 +195,9 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             let totals =
                 totals.map_err(|(at, error)| unless_refused(error, &|error| writes.failed(at, batch, None, error)))?;
             committed.map_err(|error| commit_failed(&doing(batch, None), error))?;
-            writes.check(&totals)?;
+            // It is committed by now, all but what was skipped.
+            let skipped = |error: Error| Error::Unknown { doing: doing(batch, None), cause: error.into() };
+            writes.check(&totals).map_err(skipped)?;
             Ok((written, Applied::new(batch.len() as u64, writes.totals.len() as u64)))
         };
         Some(done())
@@ -178,6 +207,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     pub(super) async fn write(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied, Failed> {
         let doing = || doing(batch, mark);
         if let Some(mark) = mark {
+            check_stream(mark.stream())?;
             // Whoever applies the same stream waits here, and then sees what was applied.
             let hold = Query { text: sql::hold_mark(), values: vec![Value::Text(mark.stream().into())] };
             let rows = self.query(&hold).await.map_err(|error| failed(&doing(), error))?;
@@ -209,9 +239,15 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         }
         let written = self.execute_all(&writes.queries).await;
         let written = written.map_err(|(at, error)| writes.failed(at, batch, mark, error))?;
-        writes.check(&written)?;
-        let scores = self.follow(&moved).await?;
-        Ok(Applied::new(batch.len() as u64, writes.totals.len() as u64 + scores))
+        let scores = match writes.check(&written) {
+            Ok(()) => self.follow(&moved).await,
+            Err(error) => Err(error),
+        };
+        if scores.is_err() {
+            // Totals are written: within the caller's transaction nothing of it may be committed, whoever found the error.
+            let _ = self.client.batch_execute("SELECT 1 / 0").await;
+        }
+        Ok(Applied::new(batch.len() as u64, writes.totals.len() as u64 + scores?))
     }
 
     /// The statements that write a batch's totals.
@@ -227,8 +263,10 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     fn moved(&self, batch: &Batch) -> Result<Moved> {
-        let boards = self.layout.board_defs().iter();
-        boards.map(|board| Ok((*board, board.changed(batch.deltas())?))).collect()
+        let mut boards = self.layout.board_defs().to_vec();
+        // As processes with other layouts lock them.
+        boards.sort_unstable_by_key(BoardDef::name);
+        boards.into_iter().map(|board| Ok((board, board.changed(batch.deltas())?))).collect()
     }
 
     /// The encoded last parts below which these counters were pruned; `hold` keeps them from being pruned until the transaction ends.
@@ -260,10 +298,20 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         Ok(cuts)
     }
 
+    /// These counters, all that they feed, and what else the boards that they move are made of.
+    pub(crate) fn read_with(&self, counters: &[Def]) -> Vec<Def> {
+        let mut all = self.layout.with_fed(counters);
+        let is_moved = |board: &&BoardDef| board.counters().iter().any(|of| all.iter().any(|def| def.same(of)));
+        let moved: Vec<Def> =
+            self.layout.board_defs().iter().filter(is_moved).flat_map(|board| board.counters().to_vec()).collect();
+        all.extend(moved);
+        all
+    }
+
     /// The batch without what is below a cut; reads nothing where neither a counter of it is prunable nor one that it feeds: a link that moves takes
     /// totals along, which must not be pruned meanwhile.
     async fn above_cuts(&self, batch: &Batch) -> Result<Batch> {
-        let cuts = self.cuts(&self.layout.with_fed(batch.counters()), true).await?;
+        let cuts = self.cuts(&self.read_with(batch.counters()), true).await?;
         if cuts.is_empty() {
             return Ok(batch.clone());
         }
@@ -409,6 +457,32 @@ fn board_locks(moved: &Moved) -> Vec<Query<'_>> {
         .collect()
 }
 
+impl<C: GenericClient + Send + Sync> Session<'_, C> {
+    /// Waits for all who hold cuts, and keeps others from it until the transaction ends. Who waits for a row beside ever new sharers may wait for ever; for a
+    /// table there is a queue. What a transaction that is older than this read may be wrong by now, so it must see what is committed.
+    pub(crate) async fn lock_catalogue(&self) -> Result<()> {
+        let lock = format!(r#"LOCK TABLE "{}" IN EXCLUSIVE MODE"#, sql::CATALOGUE);
+        let locked = self.client.batch_execute(&lock).await;
+        locked.map_err(|error| failed(&format!("locking {}", sql::CATALOGUE), error))?;
+        self.refuse_snapshot().await
+    }
+
+    /// Refuses a transaction that sees what was committed when it began, and not what is.
+    pub(crate) async fn refuse_snapshot(&self) -> Result<()> {
+        let doing = |error| failed("looking at the transaction", error);
+        let text = "SELECT current_setting('transaction_isolation')".to_owned();
+        let rows = self.query(&Query { text, values: Vec::new() }).await.map_err(doing)?;
+        let isolation = rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(doing)?;
+        if isolation == "read committed" || isolation == "read uncommitted" {
+            return Ok(());
+        }
+        Err(Error::setting(
+            "transaction_isolation",
+            format!("it is {isolation}; prunes and rebuilds need read committed"),
+        ))
+    }
+}
+
 /// Forgets what is below a cut.
 pub(super) struct Prune {
     pub(super) family: Vec<Def>,
@@ -417,23 +491,23 @@ pub(super) struct Prune {
 
 impl AsyncWork<u64> for Prune {
     async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<u64> {
-        let mut by_name = self.family.clone();
-        by_name.sort_unstable_by_key(Def::full_name);
         let failed = |error, def: &Def| failed_on("pruning totals", def, error);
+        session.lock_catalogue().await?;
         let mut moved = Vec::new();
-        for def in &by_name {
-            // Writers hold what they read of it until they commit; those that come later see the new one.
+        for def in &self.family {
             let text = format!(
-                r#"UPDATE "{}" AS c SET "cut" = $1 WHERE c."name" = $2 AND (c."cut" IS NULL OR c."cut" < $1)"#,
+                r#"UPDATE "{}" AS c SET "cut" = ($1::bytea[])[1] WHERE c."name" = $2 AND (c."cut" IS NULL OR c."cut" < ($1::bytea[])[1])"#,
                 sql::CATALOGUE
             );
             let cut = Value::Blobs(vec![Cow::Borrowed(self.cut.as_bytes())]);
-            let text = text.replace("$1", "($1::bytea[])[1]");
             let query = Query { text, values: vec![cut, Value::Text(def.full_name())] };
             if session.execute(&query).await.map_err(|error| failed(error, def))? > 0 {
                 moved.push(*def);
             }
         }
+        let is_made_of = |board: &&BoardDef| board.counters().iter().any(|of| moved.iter().any(|def| def.same(of)));
+        let boards: Vec<BoardDef> = session.layout.board_defs().iter().filter(is_made_of).copied().collect();
+        session.lock_boards(&boards).await?;
         let mut gone = 0;
         for def in self.family.iter().filter(|def| moved.iter().any(|moved| moved.same(def))) {
             let placed = session.layout.placed(def)?;
@@ -442,10 +516,8 @@ impl AsyncWork<u64> for Prune {
             let query = Query { text, values: vec![catalogue::tail_value(Dialect::Postgres, def, &self.cut)?] };
             gone += session.execute(&query).await.map_err(|error| failed(error, def))?;
         }
-        for board in session.layout.board_defs() {
-            if board.counters().iter().any(|of| moved.iter().any(|def| def.same(of))) {
-                session.rescore_all(board).await?;
-            }
+        for board in &boards {
+            session.rescore_all(board).await?;
         }
         Ok(gone)
     }

@@ -86,6 +86,7 @@ impl SqliteStore<'_> {
             }
             self.run_ddl(&sql::create(Dialect::Sqlite, placed))?;
             self.run_ddl(&sql::enlist(placed, fresh && !rows))?;
+            catalogue::take_over_cut(placed).map_or(Ok(()), |text| self.run_ddl(&text))?;
         }
         for placed in self.layout.counters() {
             // Also of a counter that was there before it became a link.
