@@ -127,8 +127,8 @@ pub async fn audit(client: &mut Client) -> keepcount::Result<PostgresAudit<'_>> 
     Ok(audit)
 }
 
-/// What a user does; in this order a transaction takes the application's own rows, so that those do not deadlock.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What a user does.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A show gets an artist, or another, or none.
     Bill(i64, Option<i64>),
@@ -201,7 +201,7 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
     Ok(())
 }
 
-/// Any changes of few parents, so that writers meet; votes are this writer's own.
+/// Any changes of few parents, in an order in which the application's own rows do not deadlock, so that writers meet; votes are this writer's own.
 pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
     let mut changes: Vec<Change> = (0..=random.below(5))
         .map(|_| {
@@ -217,7 +217,15 @@ pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
             }
         })
         .collect();
-    changes.sort_unstable();
+    // A cascade takes other writers' votes too, so it comes alone: setlists first, then votes in their order.
+    if let Some(cascade) = changes.iter().find(|change| matches!(change, Change::Drop(_))) {
+        return vec![cascade.clone()];
+    }
+    changes.sort_by_key(|change| match change {
+        Change::Bill(id, _) => (0, *id),
+        Change::Place(id, _) | Change::Drop(id) => (1, *id),
+        Change::Vote(id, ..) | Change::Unvote(id) => (2, *id),
+    });
     changes
 }
 
