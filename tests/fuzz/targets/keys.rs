@@ -75,7 +75,9 @@ fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
     assert_eq!(one.cmp(two), order, "{first:?}, {second:?}");
     assert_eq!(one == two, order.is_eq(), "{first:?}, {second:?}");
     let def = Counter::<K>::new("c").def();
-    if let (Ok(one), Ok(two)) = (sql::key_values(sql::Dialect::Sqlite, &def, one), sql::key_values(sql::Dialect::Sqlite, &def, two)) {
+    if let (Ok(one), Ok(two)) =
+        (sql::key_values(sql::Dialect::Sqlite, &def, one), sql::key_values(sql::Dialect::Sqlite, &def, two))
+    {
         assert_eq!(columns_order(&one, &two), order, "{first:?}, {second:?}");
     }
 }
