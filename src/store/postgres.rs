@@ -12,7 +12,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Row, Statement};
 
 pub use self::session::PreparedStatements;
-pub(crate) use self::session::{Session, commit_failed, failed, failed_on, read_key, read_parts};
+pub(crate) use self::session::{Session, commit_failed, failed, failed_on, params, read_key, read_parts, typed};
 use self::writing::Failed;
 use super::{Applied, AsyncStore};
 use crate::batch::Batch;

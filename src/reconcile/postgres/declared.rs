@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{GenericClient, Row, Transaction};
 
 use super::source::TypedPostgresSource;
@@ -16,7 +16,7 @@ use crate::reconcile::recount::{SAMPLE, SumsByKey, same_key, sample_of_key, skew
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::catalogue;
-use crate::store::postgres::{Session, failed_on, queries, read_key};
+use crate::store::postgres::{Session, failed_on, params, queries, read_key, typed};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -143,8 +143,7 @@ impl Declared<'_> {
         let failed = |error| failed_on("reading rows", counter, error);
         let kinds: Vec<Type> = query.values.iter().map(Value::kind).collect();
         let statement = tx.prepare_typed(&query.text, &kinds).await.map_err(failed)?;
-        let params: Vec<&(dyn ToSql + Sync)> = query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-        let portal = tx.bind(&statement, &params).await.map_err(failed)?;
+        let portal = tx.bind(&statement, &params(query)).await.map_err(failed)?;
         let mut scratch = Batch::new();
         loop {
             let rows = tx.query_portal(&portal, ROWS).await.map_err(failed)?;
@@ -305,9 +304,7 @@ pub(super) fn key_arrays<'k>(counter: &Def, keys: &'k [KeyBuf]) -> Result<Vec<Va
 
 /// Runs one query in a transaction.
 pub(super) async fn query_in(tx: &Transaction<'_>, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let typed: Vec<(&(dyn ToSql + Sync), Type)> =
-        query.values.iter().map(|value| (value as &(dyn ToSql + Sync), value.kind())).collect();
-    tx.query_typed(&query.text, &typed).await
+    tx.query_typed(&query.text, &typed(query)).await
 }
 
 /// Reads rows of a key, how many rows were added up, and, where they do not all add 1, their sum as text.

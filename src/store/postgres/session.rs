@@ -93,22 +93,41 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
         Ok(())
     }
 
+    /// The statement of a query, if it was prepared.
+    fn known(&self, query: &Query<'_>) -> Option<Statement> {
+        self.prepared.and_then(|prepared| prepared.known(&query.text))
+    }
+
     async fn rows_of(&self, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
-        if let Some(statement) = self.prepared.and_then(|prepared| prepared.known(&query.text)) {
-            let params: Vec<&(dyn ToSql + Sync)> =
-                query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-            return self.client.query(&statement, &params).await;
+        match self.known(query) {
+            Some(statement) => self.client.query(&statement, &params(query)).await,
+            None => self.client.query_typed(&query.text, &typed(query)).await,
         }
-        self.client.query_typed(&query.text, &typed(query)).await
     }
 
     async fn written_by(&self, query: &Query<'_>) -> Result<u64, tokio_postgres::Error> {
-        if let Some(statement) = self.prepared.and_then(|prepared| prepared.known(&query.text)) {
-            let params: Vec<&(dyn ToSql + Sync)> =
-                query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-            return self.client.execute(&statement, &params).await;
+        match self.known(query) {
+            Some(statement) => self.client.execute(&statement, &params(query)).await,
+            None => self.client.execute_typed(&query.text, &typed(query)).await,
         }
-        self.client.execute_typed(&query.text, &typed(query)).await
+    }
+
+    /// What `run` gives for each query, in their order; or the first that failed, and why.
+    async fn run_all<'q, T, F: Future<Output = Result<T, tokio_postgres::Error>>>(
+        &self,
+        queries: &'q [Query<'q>],
+        run: impl Fn(&'q Query<'q>) -> F,
+    ) -> Result<Vec<T>, (usize, tokio_postgres::Error)> {
+        self.prepare_all(queries).await?;
+        let mut all = Vec::with_capacity(queries.len());
+        for (chunk, at) in queries.chunks(PIPELINE_MOST).zip((0..).step_by(PIPELINE_MOST)) {
+            let sent = chunk.iter().zip(at..).map(|(query, at)| {
+                let answer = run(query);
+                async move { answer.await.map_err(|error| (at, error)) }
+            });
+            all.extend(try_join_all(sent).await?);
+        }
+        Ok(all)
     }
 
     /// The rows of one query.
@@ -122,30 +141,12 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
         &self,
         queries: &[Query<'_>],
     ) -> Result<Vec<Vec<Row>>, (usize, tokio_postgres::Error)> {
-        self.prepare_all(queries).await?;
-        let mut all = Vec::with_capacity(queries.len());
-        for (chunk, at) in queries.chunks(PIPELINE_MOST).zip((0..).step_by(PIPELINE_MOST)) {
-            let run = chunk
-                .iter()
-                .zip(at..)
-                .map(|(query, at)| async move { self.rows_of(query).await.map_err(|error| (at, error)) });
-            all.extend(try_join_all(run).await?);
-        }
-        Ok(all)
+        self.run_all(queries, |query| self.rows_of(query)).await
     }
 
     /// How many rows each statement wrote, run in their order; or the first that failed, and why.
     pub(crate) async fn execute_all(&self, queries: &[Query<'_>]) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
-        self.prepare_all(queries).await?;
-        let mut all = Vec::with_capacity(queries.len());
-        for (chunk, at) in queries.chunks(PIPELINE_MOST).zip((0..).step_by(PIPELINE_MOST)) {
-            let run = chunk
-                .iter()
-                .zip(at..)
-                .map(|(query, at)| async move { self.written_by(query).await.map_err(|error| (at, error)) });
-            all.extend(try_join_all(run).await?);
-        }
-        Ok(all)
+        self.run_all(queries, |query| self.written_by(query)).await
     }
 
     /// Runs one statement; gives how many rows it wrote.
@@ -155,7 +156,13 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
     }
 }
 
-fn typed<'q>(query: &'q Query<'_>) -> Vec<(&'q (dyn ToSql + Sync), Type)> {
+/// The parameters of a query that is prepared.
+pub(crate) fn params<'q>(query: &'q Query<'_>) -> Vec<&'q (dyn ToSql + Sync)> {
+    query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
+}
+
+/// The parameters of a query that is not prepared.
+pub(crate) fn typed<'q>(query: &'q Query<'_>) -> Vec<(&'q (dyn ToSql + Sync), Type)> {
     query.values.iter().map(|value| (value as &(dyn ToSql + Sync), value.kind())).collect()
 }
 
