@@ -37,6 +37,8 @@
 mod asynchronous;
 mod audit;
 mod drive;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod ends;
 mod freshness;
 mod machine;
 mod memory;

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::reconcile::audit::Recount;
+use crate::reconcile::ends::Ends;
 use crate::reconcile::statements::of_each_key;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::postgres::failed_on;
@@ -28,23 +29,15 @@ const SUMS: &str = r#"count(*), sum(l."total"::numeric * f."total")::text"#;
 
 impl Joined {
     pub(super) fn of(layout: &Layout, counter: Def, rollup: &Rollup) -> Result<Self> {
-        let (link, finer) = (layout.placed(&rollup.link())?, layout.placed(&rollup.finer())?);
-        let columns = |table: &str, def: Def| -> Vec<String> {
-            let columns = sql::key_columns(def.parts()).into_iter().take(def.parts().len());
-            columns.map(|column| format!("{table}.{column}")).collect()
-        };
-        let (links, finers) = (columns("l", link.def()), columns("f", finer.def()));
-        let (child, parent) = links.split_at_checked(rollup.child_parts()).unwrap_or_default();
-        let (finer_child, tail) = finers.split_at_checked(rollup.child_parts()).unwrap_or_default();
-        let joins: Vec<String> =
-            child.iter().zip(finer_child).map(|(one, two)| format!(" AND {one} = {two}")).collect();
+        let Ends { link, finer, joins, parent, tail } = Ends::of(layout, rollup)?;
+        let joins: Vec<String> = joins.iter().map(|join| format!(" AND {join}")).collect();
         let from = format!(
             r#""{}" AS l, "{}" AS f WHERE l."total" <> 0 AND f."total" <> 0{}"#,
             link.table_name(),
             finer.table_name(),
             joins.concat()
         );
-        Ok(Self { counter, from, parent: parent.to_vec(), tail: tail.to_vec() })
+        Ok(Self { counter, from, parent, tail })
     }
 
     /// Whether a page's keys are sorted within each parent, of which the index gives the order.

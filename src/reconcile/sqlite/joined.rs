@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::reconcile::audit::Recount;
+use crate::reconcile::ends::Ends;
 use crate::rollup;
 use crate::sql::{self, Dialect, Value};
 use crate::store::sqlite::{failed_on, read_key};
@@ -29,23 +30,15 @@ type Sum = (i128, u64);
 impl Joined {
     /// Read from the index of the links by parent, so that nothing is sorted.
     pub(super) fn of(layout: &Layout, counter: Def, rollup: &Rollup) -> Result<Self> {
-        let (link, finer) = (layout.placed(&rollup.link())?, layout.placed(&rollup.finer())?);
-        let columns = |table: &str, def: Def| -> Vec<String> {
-            let columns = sql::key_columns(def.parts()).into_iter().take(def.parts().len());
-            columns.map(|column| format!("{table}.{column}")).collect()
-        };
-        let (links, finers) = (columns("l", link.def()), columns("f", finer.def()));
-        let (child, parent) = links.split_at_checked(rollup.child_parts()).unwrap_or_default();
-        let (finer_child, tail) = finers.split_at_checked(rollup.child_parts()).unwrap_or_default();
-        let joins: Vec<String> = child.iter().zip(finer_child).map(|(one, two)| format!("{one} = {two}")).collect();
+        let Ends { link, finer, joins, parent, tail } = Ends::of(layout, rollup)?;
         let on = if joins.is_empty() { "1".to_owned() } else { joins.join(" AND ") };
-        let columns: Vec<&str> = parent.iter().chain(tail).map(String::as_str).collect();
+        let columns: Vec<&str> = parent.iter().chain(&tail).map(String::as_str).collect();
         let columns = columns.into_iter().chain([r#"l."total""#, r#"f."total""#]).collect::<Vec<_>>().join(", ");
         let (links, index, finers) = (link.table_name(), sql::by_parent(link), finer.table_name());
         let select = format!(
             r#"SELECT {columns} FROM "{links}" AS l INDEXED BY "{index}" CROSS JOIN "{finers}" AS f ON {on} WHERE l."total" <> 0 AND f."total" <> 0"#
         );
-        Ok(Self { counter, select, parent: parent.to_vec(), tail: tail.to_vec() })
+        Ok(Self { counter, select, parent, tail })
     }
 
     /// The sums of the next keys, at most `limit`, and none of a parent behind that of `until`. Reads the totals of a parent's children whole, and
