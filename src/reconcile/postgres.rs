@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use futures_util::future::try_join3;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
@@ -158,21 +159,28 @@ impl Truth<'_, '_> {
             Self::Totals(joined) if joined.has_tail() => (set(&[PAGE, LOOK_UP, SORT_TAILS].concat()), None),
             Self::Totals(_) => (set(&[PAGE, LOOK_UP].concat()), None),
         };
-        let queries: Vec<Query<'_>> = [settings, totals].into_iter().chain(next).collect();
-        let mut rows = session.query_all(&queries).await.map_err(|(_, error)| failed(error))?.into_iter().skip(1);
-        let totals = rows.next().unwrap_or_default();
-        let totals = totals.iter().map(|row| read_total(counter, row)).collect::<Result<Totals>>()?;
+        let settings = async { session.query(&settings).await.map_err(failed) };
+        let totals = session.read(&totals, failed, |row| read_total(counter, row));
+        let sums = async {
+            match (self, next) {
+                (Self::Rows(declared), Some(next)) => session.read(&next, failed, |row| declared.sum(row)).await,
+                _ => Ok(Vec::new()),
+            }
+        };
+        let (_, totals, sums) = try_join3(settings, totals, sums).await?;
         let recounts = match self {
             Self::Rows(declared) if declared.source.by_tally => match declared.next(ask)? {
                 Some(query) => declared.sums_by_tally(tx, &query, ask.after.as_ref(), limit).await?,
                 None => Vec::new(),
             },
-            Self::Rows(declared) => declared.sums(&rows.next().unwrap_or_default())?,
+            Self::Rows(_) => sums.into_iter().flatten().collect(),
             Self::Totals(joined) => {
                 let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
                 let until = last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key);
                 match joined.next(ask.after.as_ref(), until, limit)? {
-                    Some(query) => joined.sums(&session.query(&query).await.map_err(failed)?)?,
+                    Some(query) => {
+                        session.read(&query, failed, |row| joined.sum(row)).await?.into_iter().flatten().collect()
+                    }
                     None => Vec::new(),
                 }
             }
@@ -200,9 +208,9 @@ impl Truth<'_, '_> {
             Self::Rows(declared) => declared.is_empty(tx).await,
             Self::Totals(joined) => {
                 let Some(query) = joined.next(None, None, 1)? else { return Ok(true) };
-                let rows = Session::new(tx, layout).query(&query).await;
-                let rows = rows.map_err(|error| failed_on("looking for rows", counter, error))?;
-                Ok(joined.sums(&rows)?.is_empty())
+                let failed = |error| failed_on("looking for rows", counter, error);
+                let sums = Session::new(tx, layout).read(&query, failed, |row| joined.sum(row)).await?;
+                Ok(sums.iter().flatten().next().is_none())
             }
         }
     }

@@ -113,9 +113,9 @@ impl Declared<'_> {
         Ok(Some(Query { text, values }))
     }
 
-    /// Reads sums as they came.
-    pub(super) fn sums(&self, rows: &[Row]) -> Result<Vec<Recount>> {
-        read_sums(&self.counter, rows, self.source.target.amount.is_some())
+    /// Reads a sum as it came.
+    pub(super) fn sum(&self, row: &Row) -> Result<Option<Recount>> {
+        read_sum(&self.counter, row, self.source.target.amount.is_some())
     }
 
     /// Sums rows in key order, up to `limit` keys.
@@ -167,7 +167,7 @@ impl Declared<'_> {
         if !self.source.by_tally {
             let query = Query { text: statements.sums_of_keys.clone(), values };
             let rows = query_in(tx, &query).await.map_err(|error| failed_on("recounting", counter, error))?;
-            return Ok(self.sums(&rows)?.into_iter().map(|sum| (sum.key, sum.total)).collect());
+            return by_key(rows.iter().map(|row| self.sum(row)));
         }
         let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
         let query = Query { text: statements.rows_of_keys.clone(), values };
@@ -307,33 +307,34 @@ pub(super) async fn query_in(tx: &Transaction<'_>, query: &Query<'_>) -> Result<
     tx.query_typed(&query.text, &typed(query)).await
 }
 
-/// Reads rows of a key, how many rows were added up, and, where they do not all add 1, their sum as text.
-pub(super) fn read_sums(counter: &Def, rows: &[Row], has_sum: bool) -> Result<Vec<Recount>> {
-    let mut sums = Vec::with_capacity(rows.len());
-    for row in rows {
-        let failed = |error| failed_on("recounting", counter, error);
-        let at = counter.parts().len();
-        let added: i64 = row.try_get(at).map_err(failed)?;
-        // Without a key's columns there is no group to be absent: one row of nothing.
-        if added == 0 {
-            continue;
-        }
-        let key = read_key(counter, row, 0)?;
-        let total = if has_sum {
-            // All amounts are null.
-            let sum = row.try_get::<_, Option<String>>(at + 1).map_err(failed)?.unwrap_or_else(|| "0".to_owned());
-            let digits = sum.strip_prefix('-').unwrap_or(&sum);
-            if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-                let reason = format!("its amounts add up to {sum}, not to an integer");
-                return Err(Error::source(counter, Some(&key), reason));
-            }
-            integer(&sum).ok_or_else(|| Error::overflow(counter, &key, "recount"))?
-        } else {
-            added
-        };
-        sums.push(Recount { key, total, rows: added.unsigned_abs() });
+/// Reads a key, how many rows were added up, and, where they do not all add 1, their sum as text; nothing where there is none of them, as without a
+/// key's columns there is no group to be absent.
+pub(super) fn read_sum(counter: &Def, row: &Row, has_sum: bool) -> Result<Option<Recount>> {
+    let failed = |error| failed_on("recounting", counter, error);
+    let at = counter.parts().len();
+    let added: i64 = row.try_get(at).map_err(failed)?;
+    if added == 0 {
+        return Ok(None);
     }
-    Ok(sums)
+    let key = read_key(counter, row, 0)?;
+    let total = if has_sum {
+        // All amounts are null.
+        let sum = row.try_get::<_, Option<String>>(at + 1).map_err(failed)?.unwrap_or_else(|| "0".to_owned());
+        let digits = sum.strip_prefix('-').unwrap_or(&sum);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            let reason = format!("its amounts add up to {sum}, not to an integer");
+            return Err(Error::source(counter, Some(&key), reason));
+        }
+        integer(&sum).ok_or_else(|| Error::overflow(counter, &key, "recount"))?
+    } else {
+        added
+    };
+    Ok(Some(Recount { key, total, rows: added.unsigned_abs() }))
+}
+
+/// The sums of rows, by key.
+pub(super) fn by_key(sums: impl Iterator<Item = Result<Option<Recount>>>) -> Result<BTreeMap<KeyBuf, i64>> {
+    sums.filter_map(Result::transpose).map(|sum| sum.map(|sum| (sum.key, sum.total))).collect()
 }
 
 /// A key as parameters, of the right types.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::{Row, Transaction};
 
-use super::declared::{key_arrays, query_in, read_sums};
+use super::declared::{by_key, key_arrays, query_in, read_sum};
 use crate::counter::{Def, Rollup};
 use crate::error::Result;
 use crate::key::KeyBuf;
@@ -94,9 +94,9 @@ impl Joined {
         Ok(values)
     }
 
-    /// Reads sums as they came.
-    pub(super) fn sums(&self, rows: &[Row]) -> Result<Vec<Recount>> {
-        read_sums(&self.counter, rows, true)
+    /// Reads a sum as it came.
+    pub(super) fn sum(&self, row: &Row) -> Result<Option<Recount>> {
+        read_sum(&self.counter, row, true)
     }
 
     /// The sums of these keys, in one statement; those without pairs are left out.
@@ -108,6 +108,6 @@ impl Joined {
         let text = if parts.is_empty() { sums } else { of_each_key(parts, "k.*, o.*", &sums) };
         let query = Query { text, values: key_arrays(&self.counter, keys)? };
         let rows = query_in(tx, &query).await.map_err(|error| failed_on("recounting", &self.counter, error))?;
-        Ok(self.sums(&rows)?.into_iter().map(|sum| (sum.key, sum.total)).collect())
+        by_key(rows.iter().map(|row| self.sum(row)))
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::error::Error as _;
 
-use futures_util::future::try_join_all;
+use futures_util::TryStreamExt;
+use futures_util::future::{ready, try_join_all};
 use parking_lot::Mutex;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::private::BytesMut;
@@ -142,6 +143,17 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
         queries: &[Query<'_>],
     ) -> Result<Vec<Vec<Row>>, (usize, tokio_postgres::Error)> {
         self.run_all(queries, |query| self.rows_of(query)).await
+    }
+
+    /// What `read` makes of each row of one query, as they come: the server goes on meanwhile, and nobody holds them all as they were sent.
+    pub(crate) async fn read<T>(
+        &self,
+        query: &Query<'_>,
+        failed: impl Fn(tokio_postgres::Error) -> Error,
+        read: impl Fn(&Row) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let rows = self.client.query_typed_raw(&query.text, typed(query)).await.map_err(&failed)?;
+        rows.map_err(failed).and_then(|row| ready(read(&row))).try_collect().await
     }
 
     /// How many rows each statement wrote, run in their order; or the first that failed, and why.
