@@ -429,4 +429,40 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn names_are_the_same_byte_by_byte() {
+        for (one, two) in [("", ""), ("a", "a"), ("ab", "ab")] {
+            assert!(is_same(one, two), "{one} {two}");
+        }
+        for (one, two) in [("", "a"), ("a", "b"), ("a", "ab"), ("ab", "a"), ("ab", "ac"), ("bb", "ab")] {
+            assert!(!is_same(one, two), "{one} {two}");
+        }
+    }
+
+    #[test]
+    fn what_counters_feed_is_each_listed_once_behind_them() {
+        const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+        const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+        const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+        const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
+        const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
+        const OTHER: Counter<i64> = Counter::new("other");
+        const LAYOUT: Layout = Layout::new(&[
+            SETLIST_VOTES.table(),
+            SETLIST_SHOW.table(),
+            OTHER.table(),
+            SHOW_VOTES.table(),
+            SHOW_ARTIST.table(),
+            ARTIST_VOTES.table(),
+        ]);
+        let fed = |of: &[Def]| LAYOUT.with_fed(of).iter().map(Def::name).collect::<Vec<_>>();
+        assert_eq!(fed(&[OTHER.def()]), ["other"]);
+        for leg in [SETLIST_VOTES.def(), SETLIST_SHOW.def()] {
+            assert_eq!(fed(&[leg]), [leg.name(), "show.votes", "artist.votes"]);
+        }
+        assert_eq!(fed(&[SHOW_VOTES.def(), OTHER.def()]), ["show.votes", "other", "artist.votes"]);
+        let every = [SETLIST_VOTES.def(), SHOW_VOTES.def(), ARTIST_VOTES.def()];
+        assert_eq!(fed(&every), ["setlist.votes", "show.votes", "artist.votes"]);
+    }
 }

@@ -21,6 +21,13 @@ mod memory_shared {
     keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
 }
 
+/// What a function that takes `impl Store` gets from a caller who keeps the store.
+mod memory_lent {
+    use keepcount::MemoryStore;
+
+    keepcount::conformance_tests!(|| Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
+}
+
 mod sqlite_on_its_own {
     keepcount::conformance_tests!(|| super::SqliteStore::new(super::tables(), &super::LAYOUT));
 }

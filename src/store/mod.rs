@@ -259,3 +259,72 @@ pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {
         (step != 0).then_some(step)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::Layout;
+
+    const VOTES: Counter<i64> = Counter::new("votes");
+    const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+
+    /// A store that has nothing but what every store must: totals of 1, and how many pages of them were read.
+    struct Plain(BTreeMap<KeyBuf, i64>, usize);
+
+    impl Plain {
+        fn of(totals: usize) -> Self {
+            let keys = (0_i64..).take(totals).map(KeyBuf::of::<i64>);
+            Self(keys.map(|key| (key, 1)).collect(), 0)
+        }
+    }
+
+    impl Store for Plain {
+        fn apply(&mut self, _: &Batch) -> Result<Applied> {
+            unreachable!("nobody writes")
+        }
+
+        fn apply_once(&mut self, _: &Batch, _: &Mark<'_>) -> Result<Applied> {
+            unreachable!("nobody writes")
+        }
+
+        fn mark(&mut self, _: &str) -> Result<u64> {
+            Ok(0)
+        }
+
+        fn read(&mut self, _: Def, _: &[KeyBuf]) -> Result<Vec<i64>> {
+            unreachable!("only ranges are read")
+        }
+
+        fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+            LAYOUT.position(&counter)?;
+            self.1 += 1;
+            let inside = self.0.iter().filter(|(key, _)| range.contains(key));
+            Ok(inside.take(limit).map(|(key, total)| (key.clone(), *total)).collect())
+        }
+    }
+
+    #[test]
+    fn what_is_not_read_in_one_page_is_summed_and_listed_whole() {
+        for (totals, pages) in [(0, 1), (1, 1), (TOTALS_PAGE - 1, 1), (TOTALS_PAGE, 2), (2 * TOTALS_PAGE + 7, 3)] {
+            let mut store = Plain::of(totals);
+            assert_eq!(store.sum(VOTES.def(), &KeyRange::after(None)).unwrap(), i64::try_from(totals).unwrap());
+            assert_eq!(store.1, pages);
+            let listed = store.totals(VOTES).unwrap();
+            assert!(listed.into_iter().eq((0..).take(totals).map(|key| (key, 1))));
+            assert_eq!(store.1, 2 * pages);
+        }
+    }
+
+    #[test]
+    fn what_applies_did_is_compared_by_its_counts() {
+        let one = Applied::new(3, 2);
+        assert_eq!(one, one.clone().of(Batch::new()));
+        for other in [Applied::new(4, 2), Applied::new(3, 1), Applied { skipped: true, ..one.clone() }] {
+            assert_ne!(one, other);
+        }
+    }
+}
