@@ -471,6 +471,73 @@ fn a_page_of_many_orphans_is_looked_at_again_before_its_mend() {
 }
 
 #[test]
+fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
+    const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
+    const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
+    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
+    let mut fake = Fake::clean(2);
+    fake.sides.extend([("a.parent", Side::default()), ("sum.votes", Side::default())]);
+    // As if all children had lost their parents: to mend that is to follow totals that were looked at.
+    let mut fake = fake.orphans(SUM, 150);
+    let mut run_of_all = Reconciler::new(Mode::Repair, &LAYOUT, options()).unwrap();
+    let mut world = World::at(&fake.clock);
+    let report = run(&mut run_of_all, &mut fake, &mut world).unwrap();
+    assert_eq!((report.counters[2].corrected, fake.count("mend 150 of sum.votes")), (150, 1));
+    let looks: Vec<_> = fake.log.iter().filter(|line| line.starts_with("look")).collect();
+    assert_eq!(looks, ["look a.parent", "look a.votes"]);
+}
+
+#[test]
+fn parts_compare_and_mend_their_own_keys_and_no_others() {
+    let key = |key: i64| Some(KeyBuf::of::<i64>(key));
+    for page in [1, 2, 3, 100] {
+        let mut fake = Fake::clean(10).wrong(A, 0..10).orphans(A, 2);
+        let parts = [
+            (None, key(3), 4),
+            (key(3), key(6), 3),
+            (key(6), key(6), 0),
+            (key(6), key(1_000), 4),
+            (key(1_000), None, 1),
+        ];
+        for (done, (after, until, keys)) in (1..).zip(parts) {
+            let (after, until) = (after.as_ref(), until.as_ref());
+            let mut part = Reconciler::part(Mode::Repair, &TWO, A.def(), after, until, options().page(page)).unwrap();
+            let mut world = World::at(&fake.clock);
+            let report = run(&mut part, &mut fake, &mut world).unwrap();
+            let own = &report.counters[0];
+            assert_eq!((own.keys, own.drift(), own.corrected), (keys, keys, keys), "part {done} of pages of {page}");
+            assert!(report.complete() && report.counters.len() == 1);
+        }
+        assert_eq!(fake.count("look b.votes"), 0);
+        assert!(fake.side(&A.def()).totals.values().all(|total| *total == 2 || *total == 0));
+    }
+}
+
+#[test]
+fn parts_that_are_none_are_refused() {
+    const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
+    const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
+    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
+    let part = |mode, counter: Counter<i64>, until: &KeyBuf| {
+        Reconciler::part(mode, &LAYOUT, counter.def(), None, Some(until), options())
+    };
+    let key = KeyBuf::of::<i64>(7);
+    for (mode, counter) in [(Mode::Backfill, A), (Mode::Repair, SUM)] {
+        let error = part(mode, counter, &key).unwrap_err();
+        assert!(
+            matches!(&error, Error::Setting { setting: "part", reason } if reason.contains(counter.def().name())),
+            "{error}"
+        );
+    }
+    for counter in [A, SUM] {
+        part(Mode::Verify, counter, &key).unwrap();
+        let error = part(Mode::Verify, counter, &KeyBuf::of::<String>("seven")).unwrap_err();
+        assert!(matches!(error, Error::Key { .. }), "{error}");
+    }
+    part(Mode::Repair, A, &key).unwrap();
+}
+
+#[test]
 fn too_large_a_share_of_wrong_keys_is_not_mended() {
     let go = |keys, wrong, mode, options: Options| {
         let mut fake = Fake::clean(keys).wrong(B, 0..wrong);
@@ -516,6 +583,11 @@ fn a_mend_holds_few_keys_and_few_rows() {
     let mends: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
     assert_eq!(mends, ["mend 2 of a.votes", "mend 2 of a.votes", "mend 2 of a.votes", "mend 1 of a.votes"]);
     assert_eq!(report.counters[0].corrected, 7);
+
+    let mut fake = Fake::clean(3);
+    fake.side(&A.def()).rows = (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
+    go(&mut fake, Mode::Repair, options()).0.unwrap();
+    assert_eq!((fake.count("mend 2 of a.votes"), fake.count("mend 1 of a.votes")), (1, 1));
 }
 
 #[test]
