@@ -610,16 +610,59 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_gate_is_shut() {
     assert_eq!((report.pages, report.outcome), (0, Outcome::Stopped));
 }
 
+/// What an audit in memory keeps from page to page serves no other run, which begins at the first key again.
+#[test]
+fn one_audit_in_memory_serves_run_after_run() {
+    const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
+    const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
+    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
+    struct Vote(i64);
+    impl Record for Vote {
+        const COUNTERS: &'static [Def] = &[A.def(), B.def()];
+        fn tally(&self, to: &mut Tally<'_>) {
+            to.add(A, self.0, 1);
+            to.add(B, self.0, 1);
+        }
+    }
+    let keys = 0..40_i64;
+    let mut store = MemoryStore::new(&LAYOUT);
+    let mut batch = Batch::new();
+    for key in keys.clone() {
+        batch.add(B, key, 1);
+        batch.add(PARENT, (key, key / 4), 1);
+    }
+    store.apply(&batch).unwrap();
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add(A, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
+    audit.add(B, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
+    let mut of = |mode, counter: Counter<i64>, page| {
+        let mut run_of_one = Reconciler::scoped(mode, &LAYOUT, &[counter.def()], options().page(page)).unwrap();
+        let report = run(&mut run_of_one, &mut audit, &mut World::default()).unwrap();
+        (report.counters[0].keys, report.drift(), report.counters[0].corrected)
+    };
+    for page in [1, 3, 39, 40, 1_000] {
+        for _ in 0..2 {
+            assert_eq!(of(Mode::Verify, B, page), (40, 0, 0));
+        }
+        assert_eq!(of(Mode::Verify, A, page), (40, 40, 0));
+        assert_eq!(of(Mode::Verify, SUM, page), (0, 0, 0));
+    }
+    // The rollup climbs with what is mended, after its cut was taken.
+    assert_eq!(of(Mode::Repair, A, 7), (40, 40, 40));
+    assert_eq!(of(Mode::Verify, SUM, 7), (10, 0, 0));
+    assert_eq!((of(Mode::Verify, A, 7), of(Mode::Verify, B, 7)), ((40, 0, 0), (40, 0, 0)));
+}
+
 #[test]
 fn settings_out_of_bounds_are_refused_and_named() {
     for (bad, name) in [
-        (options().page(0), "page: 0"),
-        (options().page(100_001), "page: 100001"),
+        (options().page(0), "page: 0 is not within 1 to 100000"),
+        (options().page(100_001), "page: 100001 is not within 1 to 100000"),
         (options().samples(100_001), "samples"),
         (options().duty_percent(0), "duty percent"),
         (options().duty_percent(101), "duty percent"),
         (options().max_wrong_percent(101), "max wrong percent"),
-        (options().max_pages(0), "max pages"),
+        (options().max_pages(0), "max pages: 0 is not 1 or more"),
         (options().rows_per_second(0), "rows per second"),
     ] {
         let error = Reconciler::new(Mode::Verify, &TWO, bad).unwrap_err();

@@ -125,3 +125,25 @@ async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, control: &mut 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every control must have, and no more.
+    struct Plain;
+
+    impl AsyncControl for Plain {
+        fn now(&mut self) -> Duration {
+            Duration::ZERO
+        }
+
+        async fn wait(&mut self, _: Duration, _: &str) {}
+    }
+
+    #[tokio::test]
+    async fn a_control_neither_stops_nor_holds_unless_it_says_so() {
+        assert!(!Plain.stopped());
+        assert_eq!(Plain.gate().await, None);
+    }
+}

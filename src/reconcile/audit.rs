@@ -292,4 +292,18 @@ mod tests {
             assert!(matches!(merge(&ask(Some(0), 9), vec![], totals(list)), Err(Error::Source { .. })), "{list:?}");
         }
     }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn a_rollup_is_audited_where_both_that_it_is_made_of_are() {
+        const VOTES: Counter<i64> = Counter::new("setlist.votes");
+        const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+        const SUM: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SHOW);
+        const LAYOUT: Layout = Layout::new(&[VOTES.table(), SHOW.table(), SUM.table()]);
+        for alone in [VOTES.def(), SHOW.def()] {
+            assert_eq!(with_rollups(&LAYOUT, vec![alone]), [alone]);
+        }
+        let both = vec![SHOW.def(), VOTES.def()];
+        assert_eq!(with_rollups(&LAYOUT, both), [SHOW.def(), VOTES.def(), SUM.def()]);
+    }
 }
