@@ -1,0 +1,245 @@
+//! Single faults in the core, each to be caught by the tests: `just mutants [TEXT]`, for those whose names have the text.
+//!
+//! cargo-mutants says which faults there are (`.cargo/mutants.toml`), but builds the crate anew for each, which takes hours. Here all of them are
+//! in one build, each behind a switch that the environment sets. A fault is held against the tests that reach it, until one of them fails. What is found stays in target/mutants/outcomes.txt: the next run tries only what was missed, or is in a file that changed.
+
+mod build;
+mod plant;
+mod run;
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::OpenOptions;
+use std::hash::{Hash, Hasher};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use build::Suite;
+use plant::Mutant;
+use run::{Verdict, run};
+
+/// What runs for a fault: all that is fast and says the same whenever it runs.
+const SUITES: &[&str] = &[
+    "lib",
+    "bad_input",
+    "brackets",
+    "boards",
+    "concurrency",
+    "conformance",
+    "job",
+    "lost",
+    "mark_races",
+    "marks",
+    "memory_store",
+    "model",
+    "monitoring",
+    "postgres_audit",
+    "postgres_conformance",
+    "postgres_store",
+    "prune",
+    "ranges",
+    "readiness",
+    "reconcile",
+    "reconcile_sqlite",
+    "regressions",
+    "restore",
+    "rollups",
+    "simulation",
+    "snapshot_file",
+    "sources",
+    "versions",
+    "write_paths",
+];
+/// Suites that take longer are for faults that no other reaches; and for all that were missed, by `just mutants TEXT all`.
+const SLOW: Duration = Duration::from_millis(2_600);
+const WORKERS: usize = 2;
+/// A test that hangs is stopped after so many times what it takes without a fault, and some seconds.
+const PATIENCE: u32 = 4;
+const PATIENCE_MORE: Duration = Duration::from_secs(6);
+
+struct Measured {
+    suite: Suite,
+    time: Duration,
+    reached: BTreeSet<u32>,
+}
+
+fn main() -> io::Result<()> {
+    let root = std::env::current_dir()?;
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let all = std::env::args().nth(2).is_some_and(|all| all == "all");
+    let home = root.join("target/mutants");
+    let tree = home.join("tree");
+    std::fs::create_dir_all(&tree)?;
+    let mutants = listed(&root)?;
+    build::copy(&root, &tree)?;
+    let keys = keys(&root, &mutants)?;
+    let outcomes = home.join("outcomes.txt");
+    let known = known(&outcomes);
+    let known_as = |what: &str| {
+        (0..)
+            .zip(&keys)
+            .filter(|(_, key)| known.get(*key).is_some_and(|outcome| outcome == what))
+            .map(|(id, _)| id)
+            .collect()
+    };
+    let left = build::Left { unviable: known_as("unviable"), apart: known_as("apart") };
+    let left = build::plant_all(&root, &tree, &mutants, left)?;
+    println!(
+        "{} faults: {} do not compile, {} need a build of their own",
+        mutants.len(),
+        left.unviable.len(),
+        left.apart.len()
+    );
+    let is_open = |(id, mutant): &(u32, &Mutant)| {
+        let caught = known.get(&keys[*id as usize]).is_some_and(|outcome| outcome != "missed");
+        !caught && !left.unviable.contains(id) && !left.apart.contains(id) && mutant.name.contains(&filter)
+    };
+    let open: Vec<(u32, &Mutant)> = (0..).zip(&mutants).filter(is_open).collect();
+    for (what, ids) in [("unviable", &left.unviable), ("apart", &left.apart)] {
+        for id in ids {
+            note(&outcomes, what, &keys[*id as usize])?;
+        }
+    }
+    let mut suites = Vec::new();
+    for suite in build::tests(&tree, SUITES)? {
+        let name = suite.name.clone();
+        let Some(measured) = measure(&home, &tree, suite)? else {
+            println!("left out, as it fails without a fault: {name}");
+            continue;
+        };
+        println!("{:>8.2?} {:5} faults reached: {}", measured.time, measured.reached.len(), measured.suite.name);
+        suites.push(measured);
+    }
+    println!("{} faults to be tried", open.len());
+    let (next, report, luck) = (AtomicUsize::new(0), Mutex::new(()), Mutex::new(Luck::new()));
+    let work = |worker: usize| -> io::Result<()> {
+        while let Some((id, mutant)) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (outcome, by) = try_one(&tree, &suites, &luck, all, worker, *id, mutant)?;
+            let _alone = report.lock();
+            println!("{outcome:8} {by:20} {}", mutant.name);
+            note(&outcomes, outcome, &keys[*id as usize])?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| io::Error::other("a worker panicked"))?)
+    })?;
+    summary(&outcomes, &mutants, &keys);
+    Ok(())
+}
+
+/// The faults of the crate as it is.
+fn listed(root: &Path) -> io::Result<Vec<Mutant>> {
+    let said = Command::new("cargo").args(["mutants", "--list", "--json"]).current_dir(root).output()?;
+    let mutants: Vec<Mutant> = serde_json::from_slice(&said.stdout)?;
+    if mutants.is_empty() { Err(io::Error::other("cargo-mutants lists no faults")) } else { Ok(mutants) }
+}
+
+/// What an outcome is known by: the fault's name, and a hash of its file.
+fn keys(root: &Path, mutants: &[Mutant]) -> io::Result<Vec<String>> {
+    let mut hashes: HashMap<&str, u64> = HashMap::new();
+    for mutant in mutants {
+        if !hashes.contains_key(mutant.file.as_str()) {
+            let mut hasher = DefaultHasher::new();
+            std::fs::read(root.join(&mutant.file))?.hash(&mut hasher);
+            hashes.insert(&mutant.file, hasher.finish());
+        }
+    }
+    Ok(mutants.iter().map(|mutant| format!("{:016x} {}", hashes[mutant.file.as_str()], mutant.name)).collect())
+}
+
+fn known(outcomes: &Path) -> HashMap<String, String> {
+    let text = std::fs::read_to_string(outcomes).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(outcome, key)| (key.to_owned(), outcome.to_owned()))
+        .collect()
+}
+
+fn note(outcomes: &Path, outcome: &str, key: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(outcomes)?;
+    writeln!(file, "{outcome} {key}")
+}
+
+/// Runs a suite without a fault, unless it is as it was: which faults it would see, and how long it takes; none if it fails.
+fn measure(home: &Path, tree: &Path, suite: Suite) -> io::Result<Option<Measured>> {
+    let known = home.join(format!("reached-{}.txt", suite.name));
+    let listened = known.with_extension("new");
+    let built = format!("{:?}", std::fs::metadata(&suite.path)?.modified()?);
+    let ids = |text: &str| text.lines().filter_map(|id| id.parse().ok()).collect();
+    let text = std::fs::read_to_string(&known).unwrap_or_default();
+    if let Some((head, reached)) = text.split_once('\n')
+        && let Some((seconds, of)) = head.split_once(' ')
+        && let (Ok(seconds), true) = (seconds.parse(), of == built)
+    {
+        return Ok(Some(Measured { suite, time: Duration::from_secs_f64(seconds), reached: ids(reached) }));
+    }
+    let _ = std::fs::remove_file(&listened);
+    let listening = [("KEEPCOUNT_MUTANTS_REACHED", listened.display().to_string())];
+    let (heard, _) = run(tree, &suite, 0, &listening, Duration::from_mins(5))?;
+    let (verdict, time) = run(tree, &suite, 0, &[], Duration::from_mins(5))?;
+    if (heard, verdict) != (Verdict::Passed, Verdict::Passed) {
+        return Ok(None);
+    }
+    let reached = std::fs::read_to_string(&listened).unwrap_or_default();
+    std::fs::write(&known, format!("{} {built}\n{reached}", time.as_secs_f64()))?;
+    Ok(Some(Measured { suite, time, reached: ids(&reached) }))
+}
+
+/// How often each suite was tried for a file's faults, and how often it caught one.
+type Luck = HashMap<(String, String), (u32, u32)>;
+
+/// Holds a fault against the tests that reach it: first those that are likely to catch it soon, as others of its file.
+fn try_one(
+    tree: &Path,
+    suites: &[Measured],
+    luck: &Mutex<Luck>,
+    all: bool,
+    worker: usize,
+    id: u32,
+    mutant: &Mutant,
+) -> io::Result<(&'static str, String)> {
+    let settings = [("KEEPCOUNT_MUTANT", id.to_string())];
+    let key = |measured: &Measured| (mutant.file.clone(), measured.suite.name.clone());
+    let costs = |measured: &Measured| {
+        let luck = luck.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tried, caught) = luck.get(&key(measured)).copied().unwrap_or_default();
+        measured.time.as_secs_f64() * f64::from(tried + 2) / f64::from(caught + 1)
+    };
+    let mut reach: Vec<(f64, &Measured)> =
+        suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| (costs(suite), suite)).collect();
+    if !all && reach.iter().any(|(_, measured)| measured.time < SLOW) {
+        reach.retain(|(_, measured)| measured.time < SLOW);
+    }
+    reach.sort_by(|one, other| one.0.total_cmp(&other.0));
+    for (_, measured) in reach {
+        let most = measured.time * PATIENCE + PATIENCE_MORE;
+        let verdict = run(tree, &measured.suite, worker, &settings, most)?.0;
+        let mut luck = luck.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tried, caught) = luck.entry(key(measured)).or_default();
+        *tried += 1;
+        *caught += u32::from(verdict != Verdict::Passed);
+        match verdict {
+            Verdict::Passed => {}
+            Verdict::Failed => return Ok(("caught", measured.suite.name.clone())),
+            Verdict::TimedOut => return Ok(("timeout", measured.suite.name.clone())),
+        }
+    }
+    Ok(("missed", String::new()))
+}
+
+fn summary(outcomes: &Path, mutants: &[Mutant], keys: &[String]) {
+    let known = known(outcomes);
+    let of = |key: &String| known.get(key).map_or("not tried", String::as_str);
+    for what in ["caught", "timeout", "missed", "unviable", "apart", "not tried"] {
+        println!("{what:10} {:5}", keys.iter().filter(|key| of(key) == what).count());
+    }
+    for (mutant, _) in mutants.iter().zip(keys).filter(|(_, key)| of(key) == "missed") {
+        println!("missed: {}", mutant.name);
+    }
+}
