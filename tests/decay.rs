@@ -99,14 +99,16 @@ fn total() -> impl Strategy<Value = i64> {
     prop_oneof![4 => -4_i64..=4, 2 => any::<i32>().prop_map(i64::from), 1 => any::<i64>(), 1 => Just(i64::MIN), 1 => Just(i64::MAX)]
 }
 
-/// Far below the highest digits, of which values are made, something tips what is half of one: either way is right, and an error by the bounds.
+/// Far below the highest digits, of which values are made, something tips what is half of one. Either result is right: the exact value is nearer to a half
+/// than the error that is allowed.
 #[test]
 fn a_half_that_something_tiny_tips_is_rounded_either_way() {
     let at = |more: i64| {
         let sum = Decayed::sum([(3_058, i64::MIN), (0, more)]);
         sum.at(HalfLife::seconds(1), 3_094, 74_900)
     };
-    assert_eq!((at(0), at(-1)), (Some(-9_362), Some(-9_362)));
+    assert_eq!(at(0), Some(-9_362));
+    assert!(matches!(at(-1), Some(-9_363 | -9_362)), "{:?}", at(-1));
 }
 
 /// Close together, so that digits carry; and thousands of epochs apart.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use futures_util::future::try_join3;
+use futures_util::future::join3;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
@@ -160,27 +160,28 @@ impl Truth<'_, '_> {
             Self::Totals(_) => (set(&[PAGE, LOOK_UP].concat()), None),
         };
         let settings = async { session.query(&settings).await.map_err(failed) };
-        let totals = session.read(&totals, failed, |row| read_total(counter, row));
+        let totals = session.read(&totals, failed, |row| read_total(counter, row).map(Some));
         let sums = async {
             match (self, next) {
                 (Self::Rows(declared), Some(next)) => session.read(&next, failed, |row| declared.sum(row)).await,
                 _ => Ok(Vec::new()),
             }
         };
-        let (_, totals, sums) = try_join3(settings, totals, sums).await?;
+        // Sent in this order, as none waits for anything before; the first that failed is why the others did.
+        let (settings, totals, sums) = join3(settings, totals, sums).await;
+        settings?;
+        let (totals, sums) = (totals?, sums?);
         let recounts = match self {
             Self::Rows(declared) if declared.source.by_tally => match declared.next(ask)? {
                 Some(query) => declared.sums_by_tally(tx, &query, ask.after.as_ref(), limit).await?,
                 None => Vec::new(),
             },
-            Self::Rows(_) => sums.into_iter().flatten().collect(),
+            Self::Rows(_) => sums,
             Self::Totals(joined) => {
                 let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
                 let until = last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key);
                 match joined.next(ask.after.as_ref(), until, limit)? {
-                    Some(query) => {
-                        session.read(&query, failed, |row| joined.sum(row)).await?.into_iter().flatten().collect()
-                    }
+                    Some(query) => session.read(&query, failed, |row| joined.sum(row)).await?,
                     None => Vec::new(),
                 }
             }
@@ -210,7 +211,7 @@ impl Truth<'_, '_> {
                 let Some(query) = joined.next(None, None, 1)? else { return Ok(true) };
                 let failed = |error| failed_on("looking for rows", counter, error);
                 let sums = Session::new(tx, layout).read(&query, failed, |row| joined.sum(row)).await?;
-                Ok(sums.iter().flatten().next().is_none())
+                Ok(sums.is_empty())
             }
         }
     }

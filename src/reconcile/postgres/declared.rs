@@ -307,8 +307,8 @@ pub(super) async fn query_in(tx: &Transaction<'_>, query: &Query<'_>) -> Result<
     tx.query_typed(&query.text, &typed(query)).await
 }
 
-/// Reads a key, how many rows were added up, and, where they do not all add 1, their sum as text; nothing where there is none of them, as without a
-/// key's columns there is no group to be absent.
+/// Reads a key, how many rows were added up, and, where they do not all add 1, their sum as text. None where no row was added up: a query without key
+/// columns gives one row even then.
 pub(super) fn read_sum(counter: &Def, row: &Row, has_sum: bool) -> Result<Option<Recount>> {
     let failed = |error| failed_on("recounting", counter, error);
     let at = counter.parts().len();

@@ -145,15 +145,16 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
         self.run_all(queries, |query| self.rows_of(query)).await
     }
 
-    /// What `read` makes of each row of one query, as they come: the server goes on meanwhile, and nobody holds them all as they were sent.
+    /// What `read` makes of the rows of one query that is not prepared, without its nones. Rows are read as they come: the server goes on meanwhile,
+    /// and nobody holds them all as they were sent.
     pub(crate) async fn read<T>(
         &self,
         query: &Query<'_>,
         failed: impl Fn(tokio_postgres::Error) -> Error,
-        read: impl Fn(&Row) -> Result<T>,
+        read: impl Fn(&Row) -> Result<Option<T>>,
     ) -> Result<Vec<T>> {
         let rows = self.client.query_typed_raw(&query.text, typed(query)).await.map_err(&failed)?;
-        rows.map_err(failed).and_then(|row| ready(read(&row))).try_collect().await
+        rows.map_err(failed).try_filter_map(|row| ready(read(&row))).try_collect().await
     }
 
     /// How many rows each statement wrote, run in their order; or the first that failed, and why.
