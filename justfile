@@ -65,9 +65,9 @@ oldest:
 simulate SECONDS="0":
     KEEPCOUNT_SIM_SECONDS={{SECONDS}} cargo test --release --test simulation hunt -- --ignored --nocapture
 
-# Single faults planted in the core, each to be caught by the fast tests (tests/mutants); TEXT, those whose names have it. Needs cargo-mutants, for the list of faults.
-mutants TEXT="":
-    cargo run --release --target-dir target/mutants/tool --manifest-path tests/mutants/Cargo.toml -- '{{TEXT}}'
+# Single faults planted in the core, each to be caught by the fast tests (tests/mutants): those whose names have TEXT, and with `all` as HOW by the slow tests too. Needs cargo-mutants, for the list of faults.
+mutants TEXT="" HOW="":
+    cargo run --release --target-dir target/mutants/tool --manifest-path tests/mutants/Cargo.toml -- '{{TEXT}}' '{{HOW}}'
 
 # Licences and sources of dependencies; needs cargo-deny.
 deny:

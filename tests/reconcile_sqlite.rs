@@ -609,3 +609,50 @@ fn a_part_that_would_not_be_right_is_refused() {
         Err(Error::UnknownCounter { .. })
     ));
 }
+
+/// Setlists name their show, and some a show that is not there.
+#[test]
+fn links_whose_parent_is_not_there_are_reported_as_dangling() {
+    const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+    const LAYOUT: Layout = Layout::new(&[SHOW.table()]);
+    struct Setlist(i64, i64);
+    impl Record for Setlist {
+        const COUNTERS: &'static [Def] = &[SHOW.def()];
+
+        fn tally(&self, to: &mut Tally<'_>) {
+            to.add(SHOW, (self.0, self.1), 1);
+        }
+    }
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch(
+        "CREATE TABLE shows (id INTEGER PRIMARY KEY);
+         CREATE TABLE setlists (id INTEGER PRIMARY KEY, show INTEGER NOT NULL);
+         CREATE UNIQUE INDEX setlists_by_show ON setlists (id, show);
+         INSERT INTO shows VALUES (0), (1), (2);
+         WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20) INSERT INTO setlists SELECT i, i % 4 FROM n",
+    )
+    .unwrap();
+    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    let mut batch = Batch::new();
+    (1..=20).for_each(|id| batch.insert(&Setlist(id, id % 4)));
+    SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+
+    let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+    let source = Source::table("setlists", ["id", "show"]).parent("shows", ["id"]);
+    audit.add(SHOW, source.rows("id, show", |row| Ok(Setlist(row.get(0)?, row.get(1)?)))).unwrap();
+    assert_eq!(audit.counters(), [SHOW.def()]);
+    let keys = |ids: &[i64]| ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>();
+    for page in [1, 3, 4, 5, 100] {
+        let report = run_whole(Mode::Verify, &LAYOUT, options().page(page).samples(2), &mut audit).unwrap();
+        let links = &report.counters[0];
+        assert_eq!((links.keys, links.dangling, &links.dangling_keys), (20, 5, &keys(&[3, 7])), "page {page}");
+        assert!(report.to_string().ends_with("; 5 dangling links"), "{report}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!((&json["counters"][0]["dangling"], &json["counters"][0]["unsettled"]), (&5.into(), &().into()));
+        assert_eq!(report.table().to_string().matches("a link that dangles").count(), 2);
+    }
+    // What is behind the last key that is asked for is another part's.
+    let until = KeyBuf::of::<(i64, i64)>((9_i64, i64::MAX));
+    let ask = Ask { counter: SHOW.def(), after: None, until: Some(until), keys: 100 };
+    assert_eq!(audit.measure(&ask).unwrap().dangling, keys(&[3, 7]));
+}

@@ -141,10 +141,11 @@ fn add_event(batch: &mut Batch, stream: &str, event: u64) {
 fn the_file_of_0_1_0_is_read_and_still_written_so() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/0.1.0/snapshot");
     let snapshot = fixture().snapshot();
-    let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join("snapshot");
+    let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("snapshot-{}", std::process::id()));
     snapshot.save(&written).unwrap();
     let bytes = fs::read(&kept).unwrap_or_default();
     assert!(bytes == fs::read(&written).unwrap(), "{} is not {}", kept.display(), written.display());
+    fs::remove_file(&written).unwrap();
     assert_eq!(Snapshot::load(&kept).unwrap(), snapshot);
 
     let store = restored(&SITE, &kept);

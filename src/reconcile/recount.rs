@@ -130,3 +130,30 @@ const SAMPLE_OF_MEND: usize = 10_000;
 pub(super) fn sample_of_key(keys: usize) -> usize {
     SAMPLE.max(SAMPLE_OF_MEND / keys.max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::Counter;
+
+    #[test]
+    fn no_row_is_read_behind_the_first_of_a_key_too_many() {
+        let def = Counter::<i64>::new("votes").def();
+        let mut read = Vec::new();
+        let rows = [1_i64, 1, 2, 3, 3, 4, 5].into_iter().map(|key| {
+            read.push(key);
+            Ok(Some((KeyBuf::of::<i64>(key), 1)))
+        });
+        let sums = sum_by_key(&def, Bound::Excluded(&KeyBuf::of::<i64>(1)), 2, rows).unwrap();
+        let sums: Vec<(i64, i64)> = sums.iter().map(|sum| (sum.key.decode().unwrap(), sum.total)).collect();
+        assert_eq!((sums, read), (vec![(2, 1), (3, 2)], vec![1, 1, 2, 3, 3, 4]));
+    }
+
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[test]
+    fn a_mend_of_many_keys_looks_at_few_rows_of_each() {
+        assert_eq!([0, 1, 10, 156, 157, 256].map(sample_of_key), [10_000, 10_000, 1_000, 64, SAMPLE, SAMPLE]);
+    }
+}

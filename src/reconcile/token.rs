@@ -273,6 +273,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_token_of_another_version_or_with_a_place_that_is_none_is_refused() {
+        let sealed = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut raw = token().to_bytes();
+            raw.truncate(raw.len() - 4);
+            change(&mut raw);
+            raw.extend(checksum(&raw));
+            Token::from_bytes(&raw)
+        };
+        assert_eq!(sealed(&|_| ()), Some(token()));
+        assert_eq!(sealed(&|raw| raw[0] = 2), None);
+        // No counter behind the scope's last; and no key where the flags say so.
+        assert_eq!(sealed(&|raw| raw[27] = 3), None);
+        assert_eq!(sealed(&|raw| raw[1] &= !4), None);
+    }
+
+    #[test]
+    fn a_digit_too_many_is_refused_at_any_length() {
+        for key in ["", "a", "ab", "abc", "abcd"] {
+            let token = Token { after: Some(KeyBuf::of::<String>(key)), ..token() };
+            let text = token.to_string();
+            assert_eq!(text.parse::<Token>().unwrap(), token);
+            assert!(format!("{text}0").parse::<Token>().is_err(), "{text}0");
+        }
+    }
+
     fn every_other_digit_is_refused(text: &str) {
         for at in 0..text.len() {
             for digit in DIGITS {

@@ -176,3 +176,20 @@ async fn over(client: &Client, text: &str, most: u64, reason: impl Fn(u64) -> St
         Err(error) => Some(format!("the gate cannot ask: {error}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_is_as_long_as_it_says_unless_it_is_stopped() {
+        let stop = AtomicBool::new(false);
+        let mut live = TokioLive::new().stop_flag(&stop);
+        let begun = Instant::now();
+        live.wait(Duration::from_secs(3), "duty cycle").await;
+        assert_eq!((begun.elapsed(), live.now()), (Duration::from_secs(3), Duration::from_secs(3)));
+        stop.store(true, Ordering::Relaxed);
+        live.wait(Duration::from_secs(3), "duty cycle").await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(3) + WAIT_SLICE);
+    }
+}

@@ -1,11 +1,14 @@
-//! Single faults in the core, each to be caught by the tests: `just mutants [TEXT]`, for those whose names have the text.
+//! Single faults in the core, each to be caught by the tests: `just mutants [TEXT [all]]`, for those whose names have the text.
 //!
-//! cargo-mutants says which faults there are (`.cargo/mutants.toml`), but builds the crate anew for each, which takes hours. Here all of them are
-//! in one build, each behind a switch that the environment sets. A fault is held against the tests that reach it, until one of them fails. What is found stays in target/mutants/outcomes.txt: the next run tries only what was missed, or is in a file that changed.
+//! cargo-mutants says which faults there are (`.cargo/mutants.toml`), but builds the crate anew for each, which takes hours. Here they are in one
+//! build, each behind a switch that the environment sets; but those that the compiler itself evaluates, which are only counted. A fault is held against the
+//! tests that reach it, until one of them fails: against the fast ones, if any of them reach it, and with `all` against every one. What
+//! is found stays in target/mutants/outcomes.txt: the next run tries what was not caught, and what is in a file that changed. Remove it
+//! where tests were taken away.
 
-mod build;
 mod plant;
 mod run;
+mod tree;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
@@ -13,16 +16,16 @@ use std::fs::OpenOptions;
 use std::hash::{Hash, Hasher};
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use build::Suite;
 use plant::Mutant;
 use run::{Verdict, run};
+use tree::Suite;
 
-/// What runs for a fault: all that is fast and says the same whenever it runs.
+/// What runs for a fault: all that takes seconds, and never fails without one.
 const SUITES: &[&str] = &[
     "lib",
     "bad_input",
@@ -67,7 +70,7 @@ struct Measured {
     reached: BTreeSet<u32>,
 }
 
-fn main() -> io::Result<()> {
+fn main() -> io::Result<ExitCode> {
     let root = std::env::current_dir()?;
     let filter = std::env::args().nth(1).unwrap_or_default();
     let all = std::env::args().nth(2).is_some_and(|all| all == "all");
@@ -75,7 +78,7 @@ fn main() -> io::Result<()> {
     let tree = home.join("tree");
     std::fs::create_dir_all(&tree)?;
     let mutants = listed(&root)?;
-    build::copy(&root, &tree)?;
+    tree::copy(&root, &tree, &mutants)?;
     let keys = keys(&root, &mutants)?;
     let outcomes = home.join("outcomes.txt");
     let known = known(&outcomes);
@@ -86,31 +89,24 @@ fn main() -> io::Result<()> {
             .map(|(id, _)| id)
             .collect()
     };
-    let left = build::Left { unviable: known_as("unviable"), apart: known_as("apart") };
-    let left = build::plant_all(&root, &tree, &mutants, left)?;
-    println!(
-        "{} faults: {} do not compile, {} need a build of their own",
-        mutants.len(),
-        left.unviable.len(),
-        left.apart.len()
-    );
+    let left = tree::Left { unviable: known_as("unviable"), apart: known_as("apart") };
+    let left = tree::plant_all(&root, &tree, &mutants, left)?;
+    println!("{} faults: {} do not compile, {} have no switch", mutants.len(), left.unviable.len(), left.apart.len());
     let is_open = |(id, mutant): &(u32, &Mutant)| {
-        let caught = known.get(&keys[*id as usize]).is_some_and(|outcome| outcome != "missed");
+        let caught = known.get(&keys[*id as usize]).is_some_and(|outcome| outcome == "caught" || outcome == "timeout");
         !caught && !left.unviable.contains(id) && !left.apart.contains(id) && mutant.name.contains(&filter)
     };
     let open: Vec<(u32, &Mutant)> = (0..).zip(&mutants).filter(is_open).collect();
     for (what, ids) in [("unviable", &left.unviable), ("apart", &left.apart)] {
-        for id in ids {
-            note(&outcomes, what, &keys[*id as usize])?;
+        for key in ids.iter().map(|id| &keys[*id as usize]).filter(|key| !known.contains_key(*key)) {
+            note(&outcomes, what, key)?;
         }
     }
     let mut suites = Vec::new();
-    for suite in build::tests(&tree, SUITES)? {
+    for suite in tree::tests(&tree, SUITES)? {
         let name = suite.name.clone();
-        let Some(measured) = measure(&home, &tree, suite)? else {
-            println!("left out, as it fails without a fault: {name}");
-            continue;
-        };
+        let measured = measure(&home, &tree, suite)?;
+        let measured = measured.ok_or_else(|| io::Error::other(format!("{name} fails without a fault")))?;
         println!("{:>8.2?} {:5} faults reached: {}", measured.time, measured.reached.len(), measured.suite.name);
         suites.push(measured);
     }
@@ -129,24 +125,26 @@ fn main() -> io::Result<()> {
         let workers: Vec<_> = (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| io::Error::other("a worker panicked"))?)
     })?;
-    summary(&outcomes, &mutants, &keys);
-    Ok(())
+    Ok(if summary(&outcomes, &mutants, &keys) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The faults of the crate as it is.
 fn listed(root: &Path) -> io::Result<Vec<Mutant>> {
     let said = Command::new("cargo").args(["mutants", "--list", "--json"]).current_dir(root).output()?;
-    let mutants: Vec<Mutant> = serde_json::from_slice(&said.stdout)?;
-    if mutants.is_empty() { Err(io::Error::other("cargo-mutants lists no faults")) } else { Ok(mutants) }
+    if !said.status.success() {
+        return Err(io::Error::other(format!("cargo mutants: {}", String::from_utf8_lossy(&said.stderr))));
+    }
+    Ok(serde_json::from_slice(&said.stdout)?)
 }
 
-/// What an outcome is known by: the fault's name, and a hash of its file.
+/// What an outcome is known by: the fault's name, and a hash of its file without its tests.
 fn keys(root: &Path, mutants: &[Mutant]) -> io::Result<Vec<String>> {
     let mut hashes: HashMap<&str, u64> = HashMap::new();
     for mutant in mutants {
         if !hashes.contains_key(mutant.file.as_str()) {
             let mut hasher = DefaultHasher::new();
-            std::fs::read(root.join(&mutant.file))?.hash(&mut hasher);
+            let source = std::fs::read_to_string(root.join(&mutant.file))?;
+            source.split("\n#[cfg(test)]\nmod tests {").next().hash(&mut hasher);
             hashes.insert(&mutant.file, hasher.finish());
         }
     }
@@ -213,6 +211,7 @@ fn try_one(
     };
     let mut reach: Vec<(f64, &Measured)> =
         suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| (costs(suite), suite)).collect();
+    let reached = !reach.is_empty();
     if !all && reach.iter().any(|(_, measured)| measured.time < SLOW) {
         reach.retain(|(_, measured)| measured.time < SLOW);
     }
@@ -230,16 +229,19 @@ fn try_one(
             Verdict::TimedOut => return Ok(("timeout", measured.suite.name.clone())),
         }
     }
-    Ok(("missed", String::new()))
+    Ok((if reached { "missed" } else { "unreached" }, String::new()))
 }
 
-fn summary(outcomes: &Path, mutants: &[Mutant], keys: &[String]) {
+/// Whether nothing was missed.
+fn summary(outcomes: &Path, mutants: &[Mutant], keys: &[String]) -> bool {
     let known = known(outcomes);
     let of = |key: &String| known.get(key).map_or("not tried", String::as_str);
-    for what in ["caught", "timeout", "missed", "unviable", "apart", "not tried"] {
+    for what in ["caught", "timeout", "missed", "unreached", "unviable", "apart", "not tried"] {
         println!("{what:10} {:5}", keys.iter().filter(|key| of(key) == what).count());
     }
-    for (mutant, _) in mutants.iter().zip(keys).filter(|(_, key)| of(key) == "missed") {
-        println!("missed: {}", mutant.name);
+    let left = ["missed", "unreached", "apart"];
+    for (mutant, key) in mutants.iter().zip(keys).filter(|(_, key)| left.contains(&of(key))) {
+        println!("{}: {}", of(key), mutant.name);
     }
+    !keys.iter().any(|key| left.contains(&of(key)))
 }

@@ -1,4 +1,5 @@
-//! Writes faults into a file's source, each behind a switch, so that one build has all of them.
+//! Writes faults into a file's source, each behind a switch, so that one build has all of them. They are cargo-mutants', but that an operator keeps its
+//! operands: of `a - b * c` it makes `a - b + c`, and this `a - (b + c)`.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -272,23 +273,13 @@ impl<'ast> Visit<'ast> for Planter<'_> {
                 self.insert(at, false, vec![(deleted.first().copied(), format!(" if {unless}"))]);
             }
             Some((_, guard)) => {
-                let always = self.take("MatchArmGuard", guard.span().start());
+                let constant = self.take("MatchArmGuard", guard.span().start());
                 let (yes, no): (Vec<_>, Vec<_>) =
-                    always.into_iter().partition(|(_, mutant)| mutant.replacement == "true");
-                let mut before = String::new();
-                let mut behind = String::new();
-                for id in &deleted {
-                    before += &format!("!{} && (", switch(*id));
-                    behind += ")";
-                }
-                for (id, _) in yes {
-                    before += &format!("{} || (", switch(id));
-                    behind += ")";
-                }
-                for (id, _) in no {
-                    before += &format!("!{} && (", switch(id));
-                    behind += ")";
-                }
+                    constant.into_iter().partition(|(_, mutant)| mutant.replacement == "true");
+                let yes = yes.iter().map(|(id, _)| format!("{} || (", switch(*id)));
+                let no = no.iter().map(|(id, _)| format!("!{} && (", switch(*id)));
+                let before: String = yes.chain(no).collect();
+                let behind = ")".repeat(before.matches('(').count() / 2);
                 if !before.is_empty() {
                     let range = guard.span().byte_range();
                     self.insert(range.start, true, vec![(None, before)]);

@@ -71,8 +71,6 @@ pub fn run(
     if let Some(reader) = reader {
         let _ = reader.join();
     }
-    if verdict.is_some() {
-        let _ = std::fs::remove_dir_all(&scratch);
-    }
+    let _ = std::fs::remove_dir_all(&scratch);
     Ok((verdict.unwrap_or(if passed { Verdict::Passed } else { Verdict::Failed }), begun.elapsed()))
 }

@@ -10,58 +10,7 @@ use serde_json::Value;
 
 use crate::plant::{Mutant, Planted, plant};
 
-/// What a fault's code asks. It reads the environment, so that children of a test have the fault too.
-const SWITCH: &str = r#"//! Which fault is on.
-
-use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{LazyLock, Mutex};
-
-const NONE: u32 = u32::MAX - 2;
-/// None is on, and those that are asked for are written down.
-const LISTENING: u32 = u32::MAX - 1;
-const UNKNOWN: u32 = u32::MAX;
-static ON: AtomicU32 = AtomicU32::new(UNKNOWN);
-
-/// In what the compiler evaluates, nothing is on.
-#[inline(always)]
-pub const fn on(id: u32) -> bool {
-    core::intrinsics::const_eval_select((id,), never, is_on)
-}
-
-const fn never(_: u32) -> bool {
-    false
-}
-
-#[inline(always)]
-fn is_on(id: u32) -> bool {
-    let on = ON.load(Ordering::Relaxed);
-    on == id || (on > NONE && ask(id))
-}
-
-#[cold]
-fn ask(id: u32) -> bool {
-    static REACHED: LazyLock<Option<Mutex<(BTreeSet<u32>, File)>>> = LazyLock::new(|| {
-        let path = std::env::var("KEEPCOUNT_MUTANTS_REACHED").ok()?;
-        let file = OpenOptions::new().create(true).append(true).open(path).ok()?;
-        Some(Mutex::new((BTreeSet::new(), file)))
-    });
-    let Some(reached) = &*REACHED else {
-        let on = std::env::var("KEEPCOUNT_MUTANT").ok().and_then(|id| id.parse().ok()).unwrap_or(NONE);
-        ON.store(on, Ordering::Relaxed);
-        return on == id;
-    };
-    ON.store(LISTENING, Ordering::Relaxed);
-    if let Ok(mut reached) = reached.lock()
-        && reached.0.insert(id)
-    {
-        let _ = reached.1.write_all(format!("{id}\n").as_bytes());
-    }
-    false
-}
-"#;
+const SWITCH: &str = include_str!("switch.rs");
 
 /// So that a constant function can ask too, wherever it runs.
 const FEATURES: &str = "#![feature(core_intrinsics, const_eval_select)]\n#![allow(internal_features)]\n";
@@ -77,7 +26,7 @@ pub struct Suite {
 #[derive(Debug, Default)]
 pub struct Left {
     pub unviable: BTreeSet<u32>,
-    /// Those that need a build of their own.
+    /// Those that have no switch; cargo-mutants itself can try them.
     pub apart: BTreeSet<u32>,
 }
 
@@ -87,13 +36,15 @@ impl Left {
     }
 }
 
-/// Copies what git knows of.
-pub fn copy(root: &Path, tree: &Path) -> io::Result<()> {
+/// Copies what git knows of, but the files that faults are planted into.
+pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
     let listed = Command::new("git")
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root)
         .output()?;
-    for name in String::from_utf8_lossy(&listed.stdout).split('\0').filter(|name| root.join(name).is_file()) {
+    let planted: BTreeSet<&str> = mutants.iter().map(|mutant| mutant.file.as_str()).chain(["src/lib.rs"]).collect();
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    for name in listed.split('\0').filter(|name| root.join(name).is_file() && !planted.contains(name)) {
         let to = tree.join(name);
         if let Some(folder) = to.parent() {
             std::fs::create_dir_all(folder)?;
@@ -125,13 +76,7 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
             write_if_other(&tree.join(file), of_file.text.as_bytes())?;
             left.unviable.extend(&of_file.unviable);
             left.apart.extend(&of_file.apart);
-            for id in &of_file.lost {
-                println!(
-                    "no place found, left out: {}",
-                    mutants.iter().find(|(known, _)| known == id).map_or("", |(_, mutant)| &mutant.name)
-                );
-                left.unviable.insert(*id);
-            }
+            left.apart.extend(&of_file.lost);
             planted.insert(file, of_file);
         }
         let said = cargo(tree, &["check", "--lib", "--all-features"])?;
@@ -207,17 +152,21 @@ pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
     }
 }
 
-/// What cargo says, a line each.
+/// What cargo says, a line each. That it does not compile is no error here.
 fn cargo(tree: &Path, arguments: &[&str]) -> io::Result<Vec<Value>> {
     let said = Command::new("cargo")
         .args(arguments)
         .arg("--message-format=json")
         .current_dir(tree)
         .env("RUSTFLAGS", "-A warnings")
+        .env("CARGO_TARGET_DIR", tree.with_file_name("target"))
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("RUSTC_BOOTSTRAP", "keepcount")
-        .env("CARGO_TARGET_DIR", tree.with_file_name("target"))
-        .stderr(Stdio::null())
         .output()?;
-    Ok(said.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    let lines: Vec<Value> =
+        said.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    if said.status.success() || lines.iter().any(|line| line["message"]["level"] == "error") {
+        return Ok(lines);
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&said.stderr).into_owned()))
 }
