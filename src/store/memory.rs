@@ -632,3 +632,56 @@ fn make_room<'d>(positions: &Positions, tables: &mut Tables, deltas: impl Iterat
     let fresh = deltas.filter(|(entry, hash)| !table.has(**hash, &entry.key)).count();
     table.reserve(fresh);
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const VOTES: Counter<i64> = Counter::new("votes");
+    const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+
+    fn add(store: &MemoryStore, deltas: &[(i64, i64)]) {
+        let mut batch = Batch::new();
+        deltas.iter().for_each(|(key, delta)| batch.add(VOTES, *key, *delta));
+        store.apply(&batch).unwrap();
+    }
+
+    /// By batches of all three kinds: one delta under a lock, several stripe by stripe, large ones alone.
+    #[test]
+    fn a_total_that_may_overflow_in_the_middle_of_a_batch_is_noticed_once_it_is_there() {
+        let roomy = ROOMY.cast_signed();
+        for (steps, wide) in [
+            (&[roomy][..], false),
+            (&[roomy, 0], false),
+            (&[-roomy], false),
+            (&[roomy + 1], true),
+            (&[-roomy - 1], true),
+            (&[roomy - 1, 1], false),
+            (&[roomy, 1], true),
+            (&[-roomy, -1], true),
+        ] {
+            let store = MemoryStore::new(&LAYOUT);
+            add(&store, &[(1, 1), (2, 1)]);
+            assert!(!store.wide.load(Ordering::Relaxed));
+            for step in steps {
+                add(&store, &[(7, *step), (8, 1)]);
+            }
+            assert_eq!(store.wide.load(Ordering::Relaxed), wide, "{steps:?}");
+            assert_eq!(store.total(VOTES, 7).unwrap(), steps.iter().sum::<i64>());
+        }
+    }
+
+    #[test]
+    fn what_is_said_twice_of_a_counter_counts_once() {
+        let store = MemoryStore::over_rows(&LAYOUT);
+        store.set_ready(0, false);
+        assert!(store.total(VOTES, 1).is_err());
+        assert_eq!(store.unready.load(Ordering::Relaxed), 1);
+        for _ in 0..2 {
+            store.set_ready(0, true);
+            assert_eq!((store.total(VOTES, 1).unwrap(), store.unready.load(Ordering::Relaxed)), (0, 0));
+        }
+    }
+}

@@ -50,6 +50,7 @@ const SUITES: &[&str] = &[
     "reconcile_sqlite",
     "regressions",
     "restore",
+    "rollup_races",
     "rollups",
     "simulation",
     "snapshot_file",
@@ -96,7 +97,7 @@ fn main() -> io::Result<ExitCode> {
         let caught = known.get(&keys[*id as usize]).is_some_and(|outcome| outcome == "caught" || outcome == "timeout");
         !caught && !left.unviable.contains(id) && !left.apart.contains(id) && mutant.name.contains(&filter)
     };
-    let open: Vec<(u32, &Mutant)> = (0..).zip(&mutants).filter(is_open).collect();
+    let mut open: Vec<(u32, &Mutant)> = (0..).zip(&mutants).filter(is_open).collect();
     for (what, ids) in [("unviable", &left.unviable), ("apart", &left.apart)] {
         for key in ids.iter().map(|id| &keys[*id as usize]).filter(|key| !known.contains_key(*key)) {
             note(&outcomes, what, key)?;
@@ -110,6 +111,9 @@ fn main() -> io::Result<ExitCode> {
         println!("{:>8.2?} {:5} faults reached: {}", measured.time, measured.reached.len(), measured.suite.name);
         suites.push(measured);
     }
+    // Those first that take no time.
+    let soonest = |id: u32| suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| suite.time).min();
+    open.sort_by_cached_key(|(id, _)| soonest(*id));
     println!("{} faults to be tried", open.len());
     let (next, report, luck) = (AtomicUsize::new(0), Mutex::new(()), Mutex::new(Luck::new()));
     let work = |worker: usize| -> io::Result<()> {
@@ -142,10 +146,10 @@ fn keys(root: &Path, mutants: &[Mutant]) -> io::Result<Vec<String>> {
     let mut hashes: HashMap<&str, u64> = HashMap::new();
     for mutant in mutants {
         if !hashes.contains_key(mutant.file.as_str()) {
-            let mut hasher = DefaultHasher::new();
+            let mut hash = DefaultHasher::new();
             let source = std::fs::read_to_string(root.join(&mutant.file))?;
-            source.split("\n#[cfg(test)]\nmod tests {").next().hash(&mut hasher);
-            hashes.insert(&mutant.file, hasher.finish());
+            source.split("\n#[cfg(test)]\nmod tests {").next().hash(&mut hash);
+            hashes.insert(&mutant.file, hash.finish());
         }
     }
     Ok(mutants.iter().map(|mutant| format!("{:016x} {}", hashes[mutant.file.as_str()], mutant.name)).collect())

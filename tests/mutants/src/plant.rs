@@ -66,28 +66,28 @@ pub fn plant(source: &str, mutants: &[(u32, &Mutant)]) -> syn::Result<Planted> {
     for (id, mutant) in mutants {
         by_place.entry((mutant.genre.as_str(), mutant.span.start)).or_default().push((*id, mutant));
     }
-    let mut planter =
+    let mut visitor =
         Planter { source, by_place, constants: 0, inserts: Vec::new(), apart: Vec::new(), unviable: Vec::new() };
-    planter.visit_file(&syn::parse_file(source)?);
-    let Planter { by_place, mut inserts, apart, unviable, .. } = planter;
+    visitor.visit_file(&syn::parse_file(source)?);
+    let Planter { by_place, mut inserts, apart, unviable, .. } = visitor;
     let lost = by_place.into_values().flatten().map(|(id, _)| id).collect();
 
     // At one place: what closes an inner expression, what closes an outer one, what opens an outer one, what opens an inner one.
     inserts.sort_by_key(|insert| (insert.at, insert.opens, if insert.opens { insert.order } else { -insert.order }));
-    let mut planted = Planted { apart, unviable, lost, ..Planted::default() };
+    let mut done = Planted { apart, unviable, lost, ..Planted::default() };
     let mut from = 0;
     for insert in &inserts {
-        planted.text.push_str(&source[from..insert.at]);
+        done.text.push_str(&source[from..insert.at]);
         from = insert.at;
         for (id, text) in &insert.parts {
-            let start = planted.text.len();
-            planted.text.push_str(text);
-            planted.own.extend(id.map(|id| (start..planted.text.len(), id)));
-            planted.arms.extend(id.filter(|_| !insert.opens).map(|id| (start, id)));
+            let start = done.text.len();
+            done.text.push_str(text);
+            done.own.extend(id.map(|id| (start..done.text.len(), id)));
+            done.arms.extend(id.filter(|_| !insert.opens).map(|id| (start, id)));
         }
     }
-    planted.text.push_str(&source[from..]);
-    Ok(planted)
+    done.text.push_str(&source[from..]);
+    Ok(done)
 }
 
 struct Insert {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::build::Suite;
+use crate::tree::Suite;
 
 /// What a test binary says to a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
