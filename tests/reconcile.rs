@@ -485,6 +485,16 @@ fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     assert_eq!((report.counters[2].corrected, fake.count("mend 150 of sum.votes")), (150, 1));
     let looks: Vec<_> = fake.log.iter().filter(|line| line.starts_with("look")).collect();
     assert_eq!(looks, ["look a.parent", "look a.votes"]);
+
+    // Nor by a run that goes on in the middle of it.
+    let mut fake = fake.orphans(SUM, 150);
+    let part = options().page(100);
+    let mut first = Reconciler::new(Mode::Repair, &LAYOUT, part.max_pages(3)).unwrap();
+    let token = run(&mut first, &mut fake, &mut world).unwrap().token.unwrap();
+    fake.log.clear();
+    let mut rest = Reconciler::resume(Mode::Repair, &LAYOUT, &token, options()).unwrap();
+    assert_eq!(run(&mut rest, &mut fake, &mut world).unwrap().counters[2].corrected, 50);
+    assert_eq!(fake.log, ["identify", "measure sum.votes 100 behind 1099", "mend 50 of sum.votes"]);
 }
 
 #[test]

@@ -183,3 +183,24 @@ impl Entry {
         Some(Duration::from_secs(if now > at { now.abs_diff(at) } else { 0 }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Counter;
+
+    #[test]
+    fn what_was_saved_comes_back_for_each_counter_also_of_a_comparison_under_way() {
+        const A: Counter<i64> = Counter::new("a");
+        const B: Counter<i64> = Counter::new("b").version(2);
+        const C: Counter<i64> = Counter::new("c");
+        const LAYOUT: Layout = Layout::new(&[C.table(), A.table(), B.table()]);
+        let mut saved = Freshness::new(&LAYOUT);
+        for (entry, times) in saved.0.iter_mut().zip([(Some(5), Some(9)), (Some(7), None), (None, Some(8))]) {
+            (entry.clean_at, entry.begun_at) = times;
+        }
+        assert_eq!(Freshness::resume(&LAYOUT, &saved), saved);
+        let seconds = |counter: Counter<i64>| saved.age(&counter.def(), 10).map(|age| age.as_secs());
+        assert_eq!([A, B, C, B.version(1)].map(seconds), [Some(5), Some(3), None, None]);
+    }
+}

@@ -176,3 +176,32 @@ impl Suspects {
         self.all = self.all.filter(|since| Some(*since) > settled);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_suspect_found_no_room_every_key_is_one_until_that_has_settled() {
+        let key = |n: usize| KeyBuf::of::<i64>(i64::try_from(n).unwrap_or(0));
+        let at = |seconds| Some(Duration::from_secs(seconds));
+        let mut suspects = Suspects::default();
+        (0..SUSPECTS_MOST).for_each(|n| suspects.add(0, &key(n), Duration::from_secs(10)));
+        assert!(!suspects.are_lost(None) && !suspects.is_fresh(0, &key(SUSPECTS_MOST), None));
+        suspects.add(0, &key(SUSPECTS_MOST), Duration::from_secs(20));
+        for settled in [None, at(10), at(19)] {
+            assert!(suspects.are_lost(settled) && suspects.is_fresh(1, &key(7), settled), "{settled:?}");
+        }
+        for settled in [at(20), at(21)] {
+            assert!(!suspects.are_lost(settled) && !suspects.is_fresh(0, &key(7), settled), "{settled:?}");
+        }
+        // One that is known needs no room.
+        suspects.add(0, &key(7), Duration::from_secs(30));
+        assert!(suspects.is_fresh(0, &key(7), at(20)) && !suspects.are_lost(at(20)));
+        suspects.clear(0, &key(8), at(19));
+        assert!(suspects.are_lost(None));
+        suspects.clear(0, &key(7), at(20));
+        assert!(!suspects.are_lost(None) && suspects.is_fresh(0, &key(7), at(20)));
+        assert!(suspects.is_fresh(0, &key(9), None) && !suspects.is_fresh(0, &key(8), None));
+    }
+}
