@@ -258,6 +258,43 @@ fn tuples_and_texts_page_from_their_index_too() {
     assert_source(made, &["\"tags\" (\"name\" COLLATE BINARY)"]);
 }
 
+/// A page behind the first begins where the one before ended, in the index: a text that carried its collation on the wrong side made every page
+/// read from the first row on.
+#[test]
+fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
+    for (ddl, tally) in [("name TEXT", false), ("name TEXT", true), ("name TEXT COLLATE NOCASE", false)] {
+        let ddl =
+            format!("CREATE TABLE tags ({ddl}, shop INTEGER); CREATE INDEX i ON tags (shop, name COLLATE BINARY)");
+        let mut conn = database(&TEXTS, &ddl);
+        conn.execute_batch("WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40) INSERT INTO tags SELECT 'n' || i, i % 3 FROM n")
+            .unwrap();
+        let trace = Trace::on(&mut conn);
+        let source = if tally { tags(pair()).by_tally() } else { tags(pair()) };
+        assert_eq!(scoped_to(&conn, DAYS, source, Mode::Verify, 9).unwrap().counters[0].keys, 40);
+        let mut texts = trace.take();
+        texts.retain(|text| text.starts_with("SELECT") && text.contains("\"tags\"") && text.contains(") > ("));
+        assert!(!texts.is_empty());
+        for text in texts {
+            let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
+            let lines: Vec<String> =
+                plan.raw_query().mapped(|row| row.get(3)).collect::<rusqlite::Result<_>>().unwrap();
+            assert!(
+                lines.iter().any(|line| line.contains("SEARCH") && line.contains("(shop,name)>(?,?)")),
+                "{text}: {lines:?}"
+            );
+        }
+    }
+}
+
+/// Not every failure while rows are summed is a sum that left 64 bits.
+#[test]
+fn an_amount_that_cannot_be_computed_is_the_databases_error() {
+    let conn = sales_database("(1, 'x', 1)");
+    let source = sales(Source::table("sales", ["shop"]).amount("json_extract(amount, '$')"));
+    let error = run_over(&conn, &SUMS, SUM, source, Mode::Verify, 9).unwrap_err();
+    assert!(matches!(error, Error::Database { .. }) && error.to_string().contains("malformed JSON"), "{error:?}");
+}
+
 /// A column that folds case would put two keys into one group, under either of their names.
 #[test]
 fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
