@@ -634,7 +634,9 @@ fn links_whose_parent_is_not_there_are_reported_as_dangling() {
     .unwrap();
     SqliteStore::new(&conn, &LAYOUT).create().unwrap();
     let mut batch = Batch::new();
-    (1..=20).for_each(|id| batch.insert(&Setlist(id, id % 4)));
+    for id in 1..=20 {
+        batch.insert(&Setlist(id, id % 4));
+    }
     SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
 
     let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();

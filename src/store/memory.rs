@@ -644,7 +644,9 @@ mod tests {
 
     fn add(store: &MemoryStore, deltas: &[(i64, i64)]) {
         let mut batch = Batch::new();
-        deltas.iter().for_each(|(key, delta)| batch.add(VOTES, *key, *delta));
+        for (key, delta) in deltas {
+            batch.add(VOTES, *key, *delta);
+        }
         store.apply(&batch).unwrap();
     }
 

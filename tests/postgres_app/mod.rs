@@ -171,14 +171,16 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
             batch.update(&setlist(&old)?, &new);
         }
         Change::Drop(id) => {
-            tx.query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            // One that comes later stays: to wait for it, while votes are held, is to deadlock with whoever holds it and wants one of them.
+            let there = tx.query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?.is_some();
             let text = "WITH gone AS (SELECT id FROM votes WHERE setlist = $1 ORDER BY id FOR UPDATE)
                         DELETE FROM votes USING gone WHERE votes.id = gone.id RETURNING setlist, weight, day";
             let votes: Vec<Vote> = tx.query(text, &[&id]).await?.iter().map(vote).collect::<Result<_, _>>()?;
-            // What the DELETE itself says, not the SELECT: the row may have come in between.
-            let parent = tx.query_opt("DELETE FROM setlists WHERE id = $1 RETURNING id, show", &[&id]).await?;
             batch.delete(&votes);
-            batch.delete(&parent.as_ref().map(setlist).transpose()?);
+            if there {
+                let parent = tx.query_opt("DELETE FROM setlists WHERE id = $1 RETURNING id, show", &[&id]).await?;
+                batch.delete(&parent.as_ref().map(setlist).transpose()?);
+            }
         }
         Change::Vote(id, setlist, weight, day) => {
             let new = Vote { setlist, weight, day };

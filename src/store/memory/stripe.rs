@@ -186,7 +186,9 @@ mod tests {
         let key = |n: usize| KeyBuf::of::<i64>(i64::try_from(n).unwrap_or(0));
         let at = |seconds| Some(Duration::from_secs(seconds));
         let mut suspects = Suspects::default();
-        (0..SUSPECTS_MOST).for_each(|n| suspects.add(0, &key(n), Duration::from_secs(10)));
+        for n in 0..SUSPECTS_MOST {
+            suspects.add(0, &key(n), Duration::from_secs(10));
+        }
         assert!(!suspects.are_lost(None) && !suspects.is_fresh(0, &key(SUSPECTS_MOST), None));
         suspects.add(0, &key(SUSPECTS_MOST), Duration::from_secs(20));
         for settled in [None, at(10), at(19)] {

@@ -189,3 +189,26 @@ impl Disk for Real {
         File::open(path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sweep removes such files.
+    #[test]
+    fn only_the_names_that_saves_give_are_temporary() {
+        let name = OsStr::new("totals");
+        let is = |known: &str| is_temporary(OsStr::new(known), name);
+        assert!(is_temporary(&temporary_name(name, 0x1f), name) && is(".totals.keepcount-0123456789abcdef.tmp"));
+        for other in [
+            "totals",
+            ".totals.keepcount-0123456789abcde.tmp",
+            ".totals.keepcount-0123456789abcdef0.tmp",
+            ".totals.keepcount-0123456789abcdeg.tmp",
+            ".totals.keepcount-0123456789abcdef",
+            ".other.keepcount-0123456789abcdef.tmp",
+        ] {
+            assert!(!is(other), "{other}");
+        }
+    }
+}
