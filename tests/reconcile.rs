@@ -21,6 +21,9 @@ const B: Counter<i64> = Counter::new("b.votes");
 /// Against the order of names.
 const TWO: Layout = Layout::new(&[B.table(), A.table()]);
 const ONE: Layout = Layout::new(&[A.table()]);
+const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
+const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
+const LEVELS: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
 
 /// Rows and totals of one counter: key, sum, number of rows; key, total.
 #[derive(Debug, Clone, Default)]
@@ -472,14 +475,11 @@ fn a_page_of_many_orphans_is_looked_at_again_before_its_mend() {
 
 #[test]
 fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
-    const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
-    const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
-    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
     let mut fake = Fake::clean(2);
     fake.sides.extend([("a.parent", Side::default()), ("sum.votes", Side::default())]);
     // As if all children had lost their parents: to mend that is to follow totals that were looked at.
     let mut fake = fake.orphans(SUM, 150);
-    let mut run_of_all = Reconciler::new(Mode::Repair, &LAYOUT, options()).unwrap();
+    let mut run_of_all = Reconciler::new(Mode::Repair, &LEVELS, options()).unwrap();
     let mut world = World::at(&fake.clock);
     let report = run(&mut run_of_all, &mut fake, &mut world).unwrap();
     assert_eq!((report.counters[2].corrected, fake.count("mend 150 of sum.votes")), (150, 1));
@@ -489,10 +489,10 @@ fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     // Nor by a run that goes on in the middle of it.
     let mut fake = fake.orphans(SUM, 150);
     let part = options().page(100);
-    let mut first = Reconciler::new(Mode::Repair, &LAYOUT, part.max_pages(3)).unwrap();
+    let mut first = Reconciler::new(Mode::Repair, &LEVELS, part.max_pages(3)).unwrap();
     let token = run(&mut first, &mut fake, &mut world).unwrap().token.unwrap();
     fake.log.clear();
-    let mut rest = Reconciler::resume(Mode::Repair, &LAYOUT, &token, options()).unwrap();
+    let mut rest = Reconciler::resume(Mode::Repair, &LEVELS, &token, options()).unwrap();
     assert_eq!(run(&mut rest, &mut fake, &mut world).unwrap().counters[2].corrected, 50);
     assert_eq!(fake.log, ["identify", "measure sum.votes 100 behind 1099", "mend 50 of sum.votes"]);
 }
@@ -525,11 +525,8 @@ fn parts_compare_and_mend_their_own_keys_and_no_others() {
 
 #[test]
 fn parts_that_are_none_are_refused() {
-    const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
-    const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
-    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
     let part = |mode, counter: Counter<i64>, until: &KeyBuf| {
-        Reconciler::part(mode, &LAYOUT, counter.def(), None, Some(until), options())
+        Reconciler::part(mode, &LEVELS, counter.def(), None, Some(until), options())
     };
     let key = KeyBuf::of::<i64>(7);
     for (mode, counter) in [(Mode::Backfill, A), (Mode::Repair, SUM)] {
@@ -545,6 +542,8 @@ fn parts_that_are_none_are_refused() {
         assert!(matches!(error, Error::Key { .. }), "{error}");
     }
     part(Mode::Repair, A, &key).unwrap();
+    let unknown = Reconciler::part(Mode::Verify, &LEVELS, B.def(), None, None, options());
+    assert!(matches!(unknown, Err(Error::UnknownCounter { .. })));
 }
 
 #[test]
@@ -623,8 +622,6 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_gate_is_shut() {
 /// What an audit in memory keeps from page to page serves no other run, which begins at the first key again.
 #[test]
 fn one_audit_in_memory_serves_run_after_run() {
-    const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
-    const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
     const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
     struct Vote(i64);
     impl Record for Vote {

@@ -598,18 +598,6 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
     exact(&conn);
 }
 
-#[test]
-fn a_part_that_would_not_be_right_is_refused() {
-    let part = |mode, until| Reconciler::part(mode, &ONE, VOTES.def(), None, until, options());
-    assert!(matches!(part(Mode::Backfill, None), Err(Error::Setting { setting: "part", .. })));
-    assert!(matches!(part(Mode::Verify, Some(&KeyBuf::of::<String>("x"))), Err(Error::Key { .. })));
-    let unknown = Counter::<i64>::new("b.votes").def();
-    assert!(matches!(
-        Reconciler::part(Mode::Verify, &ONE, unknown, None, None, options()),
-        Err(Error::UnknownCounter { .. })
-    ));
-}
-
 /// Setlists name their show, and some a show that is not there.
 #[test]
 fn links_whose_parent_is_not_there_are_reported_as_dangling() {

@@ -44,12 +44,11 @@ pub struct Planted {
     pub own: Vec<(Range<usize>, u32)>,
     /// Those among them that guard a pattern instead of deleting it.
     pub arms: Vec<(usize, u32)>,
-    /// Those that have no switch, as what they are in is evaluated by the compiler, or has a type that only the compiler knows.
+    /// Those that have no switch, as what they are in is evaluated by the compiler, or has a type that only the compiler knows; and
+    /// those for which no place was found.
     pub apart: Vec<u32>,
     /// Those of which it is plain that they do not compile.
     pub unviable: Vec<u32>,
-    /// Those for which no place was found.
-    pub lost: Vec<u32>,
 }
 
 impl Planted {
@@ -69,12 +68,12 @@ pub fn plant(source: &str, mutants: &[(u32, &Mutant)]) -> syn::Result<Planted> {
     let mut visitor =
         Planter { source, by_place, constants: 0, inserts: Vec::new(), apart: Vec::new(), unviable: Vec::new() };
     visitor.visit_file(&syn::parse_file(source)?);
-    let Planter { by_place, mut inserts, apart, unviable, .. } = visitor;
-    let lost = by_place.into_values().flatten().map(|(id, _)| id).collect();
+    let Planter { by_place, mut inserts, mut apart, unviable, .. } = visitor;
+    apart.extend(by_place.into_values().flatten().map(|(id, _)| id));
 
     // At one place: what closes an inner expression, what closes an outer one, what opens an outer one, what opens an inner one.
     inserts.sort_by_key(|insert| (insert.at, insert.opens, if insert.opens { insert.order } else { -insert.order }));
-    let mut done = Planted { apart, unviable, lost, ..Planted::default() };
+    let mut done = Planted { apart, unviable, ..Planted::default() };
     let mut from = 0;
     for insert in &inserts {
         done.text.push_str(&source[from..insert.at]);
@@ -263,28 +262,23 @@ impl<'ast> Visit<'ast> for Planter<'_> {
         visit::visit_expr_struct(self, item);
     }
 
+    /// cargo-mutants deletes no arm that has a guard.
     fn visit_arm(&mut self, item: &'ast syn::Arm) {
-        let deleted: Vec<u32> = self.take("MatchArm", item.pat.span().start()).into_iter().map(|(id, _)| id).collect();
-        let unless = deleted.iter().map(|id| format!("!{}", switch(*id))).collect::<Vec<_>>().join(" && ");
-        match &item.guard {
-            None if deleted.is_empty() => {}
-            None => {
-                let at = item.pat.span().byte_range().end;
-                self.insert(at, false, vec![(deleted.first().copied(), format!(" if {unless}"))]);
-            }
-            Some((_, guard)) => {
-                let constant = self.take("MatchArmGuard", guard.span().start());
-                let (yes, no): (Vec<_>, Vec<_>) =
-                    constant.into_iter().partition(|(_, mutant)| mutant.replacement == "true");
-                let yes = yes.iter().map(|(id, _)| format!("{} || (", switch(*id)));
-                let no = no.iter().map(|(id, _)| format!("!{} && (", switch(*id)));
-                let before: String = yes.chain(no).collect();
-                let behind = ")".repeat(before.matches('(').count() / 2);
-                if !before.is_empty() {
-                    let range = guard.span().byte_range();
-                    self.insert(range.start, true, vec![(None, before)]);
-                    self.insert(range.end, false, vec![(None, behind)]);
-                }
+        if let Some((_, guard)) = &item.guard {
+            let constants = self.take("MatchArmGuard", guard.span().start());
+            let behind = ")".repeat(constants.len());
+            let (yes, no): (Vec<_>, Vec<_>) =
+                constants.into_iter().partition(|(_, mutant)| mutant.replacement == "true");
+            let yes = yes.iter().map(|(id, _)| format!("{} || (", switch(*id)));
+            let no = no.iter().map(|(id, _)| format!("!{} && (", switch(*id)));
+            let before = yes.chain(no).collect();
+            let range = guard.span().byte_range();
+            self.insert(range.start, true, vec![(None, before)]);
+            self.insert(range.end, false, vec![(None, behind)]);
+        } else {
+            let at = item.pat.span().byte_range().end;
+            for (id, _) in self.take("MatchArm", item.pat.span().start()) {
+                self.insert(at, false, vec![(Some(id), format!(" if !{}", switch(id)))]);
             }
         }
         visit::visit_arm(self, item);

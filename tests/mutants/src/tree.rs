@@ -76,7 +76,6 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
             write_if_other(&tree.join(file), of_file.text.as_bytes())?;
             left.unviable.extend(&of_file.unviable);
             left.apart.extend(&of_file.apart);
-            left.apart.extend(&of_file.lost);
             planted.insert(file, of_file);
         }
         let said = cargo(tree, &["check", "--lib", "--all-features"])?;
