@@ -68,7 +68,7 @@ mod postgres {
         OneStatement,
         /// By an AFTER INSERT trigger that upserts.
         Trigger,
-        /// By keepcount, row and totals from BEGIN to COMMIT in one round trip.
+        /// By keepcount, row and totals in one message.
         Write,
         /// By keepcount in a transaction as most applications write it: four round trips.
         Within,
@@ -99,7 +99,7 @@ mod postgres {
             let mut batch = Batch::new();
             batch.add(SHOW_VOTES, show, 1);
             if self.keeper == Keeper::Write {
-                let rows: [(&Statement, &[&(dyn ToSql + Sync)]); 1] = [(insert, &key)];
+                let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [(INSERT, &key)];
                 let (written, _) =
                     PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&rows, &batch).await.unwrap();
                 assert_eq!(written, [1]);

@@ -332,51 +332,6 @@ fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -
 }
 
 #[tokio::test]
-async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
-    let Some((_, mut client)) = open(&FIRST).await else { return };
-    client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY)").await.unwrap();
-    let (insert, prepared) =
-        (client.prepare("INSERT INTO votes VALUES ($1)").await.unwrap(), PreparedStatements::new());
-    for prepared in [None, Some(&prepared)] {
-        let (mut fits, mut too_much) = (Batch::new(), Batch::new());
-        fits.add(VOTES, 7, 1);
-        too_much.add(VOTES, 7, i64::MAX);
-        let before: i64 = client.query_one("SELECT count(*) FROM votes", &[]).await.unwrap().get(0);
-        let (rows, applied) = store(&mut client, prepared).write(&[(&insert, &[&(before * 10)])], &fits).await.unwrap();
-        assert_eq!((rows, applied.totals), (vec![1], 1));
-        let error =
-            store(&mut client, prepared).write(&[(&insert, &[&(before * 10 + 1)])], &too_much).await.unwrap_err();
-        assert!(matches!(error, Error::Overflow { .. }), "{error}");
-        // A row that is there already: its total is not counted.
-        let error = store(&mut client, prepared).write(&[(&insert, &[&(before * 10)])], &fits).await.unwrap_err();
-        assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
-        let row = client.query_one("SELECT count(*), (SELECT total FROM show_votes) FROM votes", &[]).await.unwrap();
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (before + 1, before + 1));
-    }
-}
-
-/// The driver leaves out a statement whose values it cannot send, and sends what comes behind: totals were committed without their row.
-#[tokio::test]
-async fn rows_with_values_of_another_type_write_nothing() {
-    let Some((_, mut client)) = open(&FIRST).await else { return };
-    client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY)").await.unwrap();
-    let insert = client.prepare("INSERT INTO votes VALUES ($1)").await.unwrap();
-    let mut batch = Batch::new();
-    batch.add(VOTES, 7, 1);
-    let none: [&(dyn tokio_postgres::types::ToSql + Sync); 0] = [];
-    let wrong: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&7_i32];
-    let right: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&7_i64];
-    for rows in
-        [vec![(&insert, &none[..])], vec![(&insert, &wrong[..])], vec![(&insert, &right[..]), (&insert, &wrong[..])]]
-    {
-        let error = store(&mut client, None).write(&rows, &batch).await.unwrap_err();
-        assert!(matches!(&error, Error::Database { .. }) && error.to_string().contains("statement"), "{error}");
-        let row = client.query_one("SELECT count(*), (SELECT count(*) FROM show_votes) FROM votes", &[]).await.unwrap();
-        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (0, 0));
-    }
-}
-
-#[tokio::test]
 async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_is_committed() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let skip = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';

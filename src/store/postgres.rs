@@ -1,5 +1,7 @@
 //! Totals in PostgreSQL's tables, over the caller's own client or transaction: runs what `sql` says.
 
+mod at_once;
+mod literal;
 pub(crate) mod queries;
 mod ready;
 mod schema;
@@ -9,7 +11,7 @@ mod writing;
 use std::fmt;
 
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, GenericClient, Row, Statement};
+use tokio_postgres::{Client, GenericClient, Row};
 
 pub use self::session::PreparedStatements;
 pub(crate) use self::session::{Session, commit_failed, failed, failed_on, params, read_key, read_parts, typed};
@@ -191,8 +193,11 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
 
 impl PostgresStore<'_, Client> {
     /// Writes rows of the application's own and applies their batch in one transaction; in one round trip where no total has to be read first, that is
-    /// where the layout has no rollup, board or prunable counter. So totals are locked for no longer than the commit takes. Gives how many
-    /// rows each statement wrote.
+    /// where the layout has no rollup, board or prunable counter, and statements are [`prepared`](Self::prepared). So totals are locked for no longer than the
+    /// commit takes. Gives how many rows each statement wrote.
+    ///
+    /// Where the values of all statements are numbers, texts, bytes, times, UUIDs, JSON or arrays of these, the round trip is a single message. Whatever the values, they
+    /// arrive as parameters.
     ///
     /// For writes whose batch is known before they run, such as inserts: an update or delete has to learn from the database what was there. Each statement must
     /// fail where it does not write what was counted: an `INSERT .. ON CONFLICT DO NOTHING` writes no row, and its total is counted all the same.
@@ -208,20 +213,19 @@ impl PostgresStore<'_, Client> {
     /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     /// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
     /// # async fn vote(client: &mut tokio_postgres::Client, prepared: &PreparedStatements) -> Result<(), Box<dyn std::error::Error>> {
-    /// let insert = client.prepare("INSERT INTO votes (show_id) VALUES ($1)").await?; // once a connection
+    /// let insert = "INSERT INTO votes (show_id) VALUES ($1)";
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 1);
-    /// PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&[(&insert, &[&7_i64])], &batch).await?;
+    /// PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&[(insert, &[&7_i64])], &batch).await?;
     /// # Ok(())
     /// # }
     /// ```
     pub async fn write(
         &mut self,
-        rows: &[(&Statement, &[&(dyn ToSql + Sync)])],
+        rows: &[(&str, &[&(dyn ToSql + Sync)])],
         batch: &Batch,
     ) -> Result<(Vec<u64>, Applied)> {
         rollup::refuse_rollups(self.layout, batch)?;
-        let began = observe::begin(observe::Place::Postgres, batch);
         let (layout, prepared) = (self.layout, self.prepared);
         let Conn::Own(client) = &mut self.conn else {
             return Err(Error::setting("write", "it begins a transaction, and the store is within one"));
@@ -231,11 +235,13 @@ impl PostgresStore<'_, Client> {
             let reason = "the connection was lost before; open another";
             return Err(Error::Busy { doing: writing::doing(batch, None), reason, cause: reason.into() });
         }
-        if let Some(done) = (Session { client: *client, layout, prepared }).write_at_once(rows, batch).await {
+        let session = Session { client: &**client, layout, prepared };
+        let texts: Vec<&str> = rows.iter().map(|(text, _)| *text).collect();
+        let rows = session.rows(rows).await?;
+        let began = observe::begin(observe::Place::Postgres, batch);
+        if let Some(done) = session.write_at_once(&texts, &rows, batch).await {
             let done = match done {
-                Err(Failed::Overflow(counter, batch)) => {
-                    return Err(Session { client: *client, layout, prepared }.find_overflow(&counter, &batch).await);
-                }
+                Err(Failed::Overflow(counter, batch)) => return Err(session.find_overflow(&counter, &batch).await),
                 done => done.map_err(Failed::unnamed)?,
             };
             observe::applied(observe::Place::Postgres, began, batch, &done.1);
@@ -243,7 +249,7 @@ impl PostgresStore<'_, Client> {
         }
         let doing = || writing::doing(batch, None);
         let mut tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;
-        let written = writing::run_rows(&tx, rows).await.map_err(|error| failed("writing rows", error))?;
+        let written = at_once::run_rows(&tx, &rows).await.map_err(|error| failed("writing rows", error))?;
         let applied = PostgresStore { conn: Conn::Own(&mut tx), layout, prepared }.apply_with(batch, None).await?;
         tx.commit().await.map_err(|error| commit_failed(&doing(), error))?;
         Ok((written, applied))

@@ -11,7 +11,7 @@ use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{GenericClient, Row, Statement};
 
-use crate::counter::Def;
+use crate::counter::{Def, FNV_OFFSET, fnv1a};
 use crate::error::{Cause, Error, Result, brief};
 use crate::key::{KeyBuf, KeyError, KeyPart};
 use crate::layout::Layout;
@@ -36,7 +36,19 @@ use crate::sql::{self, Query, Value};
 /// }
 /// ```
 #[derive(Debug, Default)]
-pub struct PreparedStatements(Mutex<HashMap<String, Statement>>);
+pub struct PreparedStatements {
+    by_text: Mutex<HashMap<String, Statement>>,
+    names: Mutex<Names>,
+}
+
+/// Statements that have a name in SQL beside the driver's, so that one message can run several of them.
+#[derive(Debug, Default)]
+struct Names {
+    /// None for a text that SQL's PREPARE refused.
+    of: HashMap<String, Option<String>>,
+    /// Whether what was prepared was not there when it was run: behind a pooler that hands out another connection to each message.
+    forgone: bool,
+}
 
 const PREPARED_MOST: usize = 256;
 
@@ -48,18 +60,52 @@ impl PreparedStatements {
     }
 
     fn known(&self, text: &str) -> Option<Statement> {
-        self.0.lock().get(text).cloned()
+        self.by_text.lock().get(text).cloned()
     }
 
-    /// Prepares a statement that is not known yet, while there is room.
-    async fn prepare(&self, client: &impl GenericClient, query: &Query<'_>) -> Result<(), tokio_postgres::Error> {
-        if self.0.lock().contains_key(&query.text) || self.0.lock().len() >= PREPARED_MOST {
-            return Ok(());
+    fn has_room(&self) -> bool {
+        self.by_text.lock().len() < PREPARED_MOST
+    }
+
+    fn keep(&self, text: &str, statement: Statement) {
+        self.by_text.lock().insert(text.to_owned(), statement);
+    }
+
+    /// The name under which SQL's EXECUTE runs a text, which is prepared where it has none yet; none where there is no room, or where that is not possible.
+    ///
+    /// It is made of the text: where several share a connection, a name is never of another statement.
+    pub(super) async fn name(
+        &self,
+        client: &impl GenericClient,
+        text: &str,
+        kinds: &[Type],
+    ) -> Result<Option<String>, tokio_postgres::Error> {
+        {
+            let names = self.names.lock();
+            match names.of.get(text) {
+                _ if names.forgone => return Ok(None),
+                Some(known) => return Ok(known.clone()),
+                None if names.of.len() >= PREPARED_MOST => return Ok(None),
+                None => {}
+            }
         }
-        let kinds: Vec<Type> = query.values.iter().map(Value::kind).collect();
-        let statement = client.prepare_typed(&query.text, &kinds).await?;
-        self.0.lock().insert(query.text.clone(), statement);
-        Ok(())
+        let kinds: Vec<String> =
+            kinds.iter().map(|kind| format!("{}.{}", quoted_name(kind.schema()), quoted_name(kind.name()))).collect();
+        let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
+        let name = format!("keepcount_{:016x}", fnv1a(fnv1a(FNV_OFFSET, kinds.as_bytes()), text.as_bytes()));
+        let name = match client.batch_execute(&format!("PREPARE {name}{kinds} AS {text}")).await {
+            Ok(()) => Some(name),
+            Err(error) if error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT) => Some(name),
+            Err(error) if is_refused(&error) => None,
+            Err(error) => return Err(error),
+        };
+        self.names.lock().of.insert(text.to_owned(), name.clone());
+        Ok(name)
+    }
+
+    /// Gives no names from now on.
+    pub(super) fn forgo_names(&self) {
+        self.names.lock().forgone = true;
     }
 }
 
@@ -89,9 +135,25 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
     pub(super) async fn prepare_all(&self, queries: &[Query<'_>]) -> Result<(), (usize, tokio_postgres::Error)> {
         let Some(prepared) = self.prepared else { return Ok(()) };
         for (at, query) in queries.iter().enumerate() {
-            prepared.prepare(self.client, query).await.map_err(|error| (at, error))?;
+            if prepared.known(&query.text).is_none() && prepared.has_room() {
+                let kinds: Vec<Type> = query.values.iter().map(Value::kind).collect();
+                let statement = self.client.prepare_typed(&query.text, &kinds).await;
+                prepared.keep(&query.text, statement.map_err(|error| (at, error))?);
+            }
         }
         Ok(())
+    }
+
+    /// The statement of a text of the application's own: as it was prepared before, or now.
+    pub(super) async fn statement(&self, text: &str) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(known) = self.prepared.and_then(|prepared| prepared.known(text)) {
+            return Ok(known);
+        }
+        let statement = self.client.prepare(text).await?;
+        if let Some(prepared) = self.prepared.filter(|prepared| prepared.has_room()) {
+            prepared.keep(text, statement.clone());
+        }
+        Ok(statement)
     }
 
     /// The statement of a query, if it was prepared.
@@ -408,6 +470,11 @@ pub(super) fn is_refused(error: &tokio_postgres::Error) -> bool {
 /// Whether a sum left 64 bits.
 pub(crate) fn overflowed(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE)
+}
+
+/// A name as SQL has it, whatever is in it.
+fn quoted_name(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// The first name in quotes of a message.

@@ -6,17 +6,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use futures_util::future::{join4, try_join_all};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::types::private::BytesMut;
-use tokio_postgres::{GenericClient, Row, Statement};
+use tokio_postgres::{GenericClient, Row};
 
-use super::session::{PIPELINE_MOST, is_refused};
-use super::{AsyncWork, Session, commit_failed, failed, failed_on, queries, read_total, totals_in_order};
+use super::{AsyncWork, Session, failed, failed_on, queries, read_total, totals_in_order};
 use crate::batch::Batch;
 use crate::board::BoardDef;
 use crate::counter::{Def, Placed};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::mark::Mark;
 use crate::prune;
@@ -98,16 +94,22 @@ pub(super) fn mark_of(stream: &str, row: &Row) -> Result<u64> {
 }
 
 /// Statements that write totals, with what comes before and behind them.
-struct Writes<'b> {
-    queries: Vec<Query<'b>>,
+pub(super) struct Writes<'b> {
+    pub(super) queries: Vec<Query<'b>>,
     /// How many of the queries come before those of totals.
     before: usize,
     /// The counter of each that writes totals, and how many it has to write.
-    totals: Vec<(Def, Option<u64>)>,
+    pub(super) totals: Vec<(Def, Option<u64>)>,
 }
 
 impl Writes<'_> {
-    fn failed(&self, at: usize, batch: &Batch, mark: Option<&Mark<'_>>, error: tokio_postgres::Error) -> Failed {
+    pub(super) fn failed(
+        &self,
+        at: usize,
+        batch: &Batch,
+        mark: Option<&Mark<'_>>,
+        error: tokio_postgres::Error,
+    ) -> Failed {
         match at.checked_sub(self.before).and_then(|at| self.totals.get(at)) {
             Some((counter, _)) if super::session::overflowed(&error) => {
                 Failed::Overflow(*counter, Box::new(batch.clone()))
@@ -118,7 +120,7 @@ impl Writes<'_> {
     }
 
     /// Refuses a write of fewer totals than were sent.
-    fn check(&self, written: &[u64]) -> Result<()> {
+    pub(super) fn check(&self, written: &[u64]) -> Result<()> {
         for ((counter, wanted), written) in self.totals.iter().zip(written.iter().skip(self.before)) {
             if wanted.is_some_and(|wanted| wanted != *written) {
                 let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
@@ -129,80 +131,7 @@ impl Writes<'_> {
     }
 }
 
-/// Refuses values that the driver would not send for a statement: it would leave that one out, and send what comes behind it.
-fn check_rows(rows: &[(&Statement, &[&(dyn ToSql + Sync)])]) -> Result<()> {
-    for (at, (statement, values)) in rows.iter().enumerate() {
-        let refused = |cause: Cause| Error::Database { doing: format!("writing rows, statement {}", at + 1), cause };
-        if statement.params().len() != values.len() {
-            let (wanted, given) = (statement.params().len(), values.len());
-            return Err(refused(format!("it has {wanted} parameters, and {given} were given").into()));
-        }
-        for (kind, value) in statement.params().iter().zip(*values) {
-            value.to_sql_checked(kind, &mut BytesMut::new()).map_err(refused)?;
-        }
-    }
-    Ok(())
-}
-
-/// Runs the application's own statements, in one round trip.
-pub(super) async fn run_rows(
-    client: &impl GenericClient,
-    rows: &[(&Statement, &[&(dyn ToSql + Sync)])],
-) -> Result<Vec<u64>, tokio_postgres::Error> {
-    try_join_all(rows.iter().map(|(statement, values)| client.execute(*statement, values))).await
-}
-
 impl<C: GenericClient + Send + Sync> Session<'_, C> {
-    /// Writes rows and their batch from BEGIN to COMMIT in one round trip; none where totals have to be read first, or there is too much of it. What
-    /// fails in the middle makes the server's COMMIT a rollback.
-    pub(super) async fn write_at_once(
-        &self,
-        rows: &[(&Statement, &[&(dyn ToSql + Sync)])],
-        batch: &Batch,
-    ) -> Option<Result<(Vec<u64>, Applied), Failed>> {
-        if !self.layout.is_plain() || !self.layout.board_defs().is_empty() {
-            return None;
-        }
-        let writes = match self.writes(batch, false) {
-            Ok(writes) => writes,
-            Err(error) => return Some(Err(error.into())),
-        };
-        if writes.queries.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
-            return None;
-        }
-        if let Err(error) = check_rows(rows) {
-            return Some(Err(error.into()));
-        }
-        // Before BEGIN: what has to be prepared would come behind COMMIT.
-        if let Err((at, error)) = self.prepare_all(&writes.queries).await {
-            return Some(Err(writes.failed(at, batch, None, error)));
-        }
-        let (begun, written, totals, committed) = join4(
-            self.client.batch_execute("BEGIN"),
-            run_rows(self.client, rows),
-            self.execute_all(&writes.queries),
-            self.client.batch_execute("COMMIT"),
-        )
-        .await;
-        // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
-        let unless_refused = |error: tokio_postgres::Error, refused: &dyn Fn(tokio_postgres::Error) -> Failed| {
-            if is_refused(&error) { refused(error) } else { commit_failed(&doing(batch, None), error).into() }
-        };
-        let done = || {
-            begun.map_err(|error| unless_refused(error, &|error| failed("beginning a transaction", error).into()))?;
-            let written =
-                written.map_err(|error| unless_refused(error, &|error| failed("writing rows", error).into()))?;
-            let totals =
-                totals.map_err(|(at, error)| unless_refused(error, &|error| writes.failed(at, batch, None, error)))?;
-            committed.map_err(|error| commit_failed(&doing(batch, None), error))?;
-            // It is committed by now, all but what was skipped.
-            let skipped = |error: Error| Error::Unknown { doing: doing(batch, None), cause: error.into() };
-            writes.check(&totals).map_err(skipped)?;
-            Ok((written, Applied::new(batch.len() as u64, writes.totals.len() as u64)))
-        };
-        Some(done())
-    }
-
     /// Writes a batch in the transaction at hand; does nothing where its events were applied before.
     pub(super) async fn write(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied, Failed> {
         let doing = || doing(batch, mark);
@@ -251,7 +180,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     /// The statements that write a batch's totals.
-    fn writes<'b>(&self, batch: &'b Batch, far: bool) -> Result<Writes<'b>> {
+    pub(super) fn writes<'b>(&self, batch: &'b Batch, far: bool) -> Result<Writes<'b>> {
         let mut writes = Writes { queries: Vec::new(), before: 0, totals: Vec::new() };
         for statement in sql::statements(Dialect::Postgres, self.layout, batch, far)? {
             for row in statement.rows() {

@@ -43,6 +43,7 @@ const SUITES: &[&str] = &[
     "postgres_audit",
     "postgres_conformance",
     "postgres_store",
+    "postgres_write",
     "prune",
     "ranges",
     "readiness",

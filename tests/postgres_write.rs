@@ -1,0 +1,388 @@
+//! `PostgresStore::write`: rows and totals in one message, or in several, or in an ordinary transaction, with one result; values arrive as they would as
+//! parameters, and whatever is refused leaves nothing behind.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+#[path = "common/random.rs"]
+mod random;
+
+mod postgres_common;
+
+use std::error::Error as StdError;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Next, PostgresStore, PreparedStatements};
+use postgres_common::{connect, shared, wait_until};
+use random::Random;
+use tokio_postgres::types::private::BytesMut;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Client, Config};
+
+const VOTES: Counter<i64> = Counter::new("show.votes");
+const TAGS: Counter<(String, u128)> = Counter::new("show.tags");
+const LAYOUT: Layout = Layout::new(&[VOTES.table(), TAGS.table()]);
+const INSERT: &str = "INSERT INTO votes VALUES ($1)";
+/// An address has no text in keepcount: these rows are sent in several messages.
+const INSERT_FROM: &str = "INSERT INTO votes (id, address) VALUES ($1, $2)";
+const WAITS: &str =
+    "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+async fn open() -> Option<(Config, Client)> {
+    let config = shared()?.database().await;
+    let mut client = connect(&config).await;
+    PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap();
+    client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY, address INET)").await.unwrap();
+    Some((config, client))
+}
+
+fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {
+    let store = PostgresStore::new(client, &LAYOUT);
+    match prepared {
+        Some(prepared) => store.prepared(prepared),
+        None => store,
+    }
+}
+
+fn one(key: i64, delta: i64) -> Batch {
+    let mut batch = Batch::new();
+    batch.add(VOTES, key, delta);
+    batch
+}
+
+/// How many rows there are, and what they sum up to.
+async fn written(client: &Client) -> (i64, i64) {
+    let row =
+        client.query_one("SELECT count(*), (SELECT coalesce(sum(total), 0)::bigint FROM show_votes) FROM votes", &[]);
+    let row = row.await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+/// How many statements can be run by name, and how often they were.
+async fn by_name(client: &Client) -> (i64, i64) {
+    let text = "SELECT count(*), coalesce(sum(generic_plans + custom_plans), 0)::bigint
+                FROM pg_prepared_statements WHERE name LIKE 'keepcount%'";
+    let row = client.query_one(text, &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test]
+async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    let mut next = 0;
+    for prepared in [None, Some(&prepared)] {
+        for from in [false, true] {
+            let text = if from { INSERT_FROM } else { INSERT };
+            let id = next * 10;
+            let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
+            let values = &values[..=usize::from(from)];
+            let runs = by_name(&client).await.1;
+            let (rows, applied) = store(&mut client, prepared).write(&[(text, values)], &one(7, 1)).await.unwrap();
+            assert_eq!((rows, applied.totals), (vec![1], 1));
+            let is_message = prepared.is_some() && !from;
+            assert_eq!(by_name(&client).await.1 - runs, if is_message { 2 } else { 0 });
+            next += 1;
+            assert_eq!(written(&client).await, (next, next));
+            // A total beyond 64 bits, which is named.
+            let error = store(&mut client, prepared).write(&[(INSERT, &[&(id + 1)])], &one(7, i64::MAX)).await;
+            assert!(
+                matches!(&error, Err(Error::Overflow { counter: "show.votes", key, .. }) if key == "7"),
+                "{error:?}"
+            );
+            // A row that is there already: its total is not counted.
+            let error = store(&mut client, prepared).write(&[(text, values)], &one(7, 1)).await.unwrap_err();
+            assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
+            assert_eq!(written(&client).await, (next, next));
+        }
+    }
+    assert_eq!(by_name(&client).await.0, 3);
+}
+
+#[tokio::test]
+async fn several_rows_and_several_totals_are_one_transaction() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    let mut batch = one(1, 3);
+    batch.add(VOTES, 2, -1);
+    for (nasty, id) in [("", 1), ("it's \\ \"{},NULL\"", 2), ("\u{e9}\n\u{1f3b5}", u128::MAX)] {
+        batch.add(TAGS, (nasty, id), 2);
+    }
+    let ids: Vec<i64> = (0..17).collect();
+    let values: Vec<[&(dyn ToSql + Sync); 1]> = ids.iter().map(|id| [id as &(dyn ToSql + Sync)]).collect();
+    let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> = values.iter().map(|values| (INSERT, &values[..])).collect();
+    let all = ("UPDATE votes SET id = id + 100", &[][..]);
+    // The last is too much for a single round trip, and is written all the same.
+    for (rows, wanted) in [(&rows[..3], 3), (&rows[3..], 14), (&rows[..], 17)] {
+        let rows: Vec<_> = rows.iter().copied().chain([all]).collect();
+        let (written, applied) = store(&mut client, Some(&prepared)).write(&rows, &batch).await.unwrap();
+        assert_eq!(written[..wanted], vec![1; wanted]);
+        assert_eq!((written.len(), applied.totals), (wanted + 1, 5));
+    }
+    assert_eq!(written(&client).await, (34, 6));
+    let mut store = store(&mut client, None);
+    for (key, wanted) in [(1, 9), (2, -3)] {
+        assert_eq!(store.total(VOTES, key).await.unwrap(), wanted);
+    }
+    for key in [("", 1_u128), ("it's \\ \"{},NULL\"", 2), ("\u{e9}\n\u{1f3b5}", u128::MAX)] {
+        assert_eq!(store.total(TAGS, key).await.unwrap(), 6, "{key:?}");
+    }
+    // Nothing to write is no error.
+    assert_eq!(store.write(&[], &Batch::new()).await.unwrap().0, Vec::<u64>::new());
+}
+
+/// What the driver sends for a value, whatever its type.
+#[derive(Debug, Clone)]
+struct Sent(Option<Vec<u8>>);
+
+impl ToSql for Sent {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+        let Some(bytes) = &self.0 else { return Ok(IsNull::Yes) };
+        out.extend_from_slice(bytes);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// An array as the driver sends it, whose elements are numbered from `first`.
+fn array(kind: &Type, first: i32, elements: &[Sent]) -> Sent {
+    let has_nulls = elements.iter().any(|element| element.0.is_none());
+    let length = i32::try_from(elements.len()).unwrap();
+    let mut head = vec![1, i32::from(has_nulls), i32::try_from(kind.oid()).unwrap(), length, first];
+    if elements.is_empty() {
+        head = vec![0, 0, i32::try_from(kind.oid()).unwrap()];
+    }
+    let mut bytes: Vec<u8> = head.into_iter().flat_map(i32::to_be_bytes).collect();
+    for element in elements {
+        let length = element.0.as_ref().map_or(-1, |bytes| i32::try_from(bytes.len()).unwrap());
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(element.0.iter().flatten());
+    }
+    Sent(Some(bytes))
+}
+
+fn text(random: &mut Random) -> String {
+    const CHARS: [&str; 14] =
+        ["a", "'", "\\", "\"", "{", "}", ",", "NULL", "\n", "\u{e9}", "\u{1f3b5}", " ", "$1", ";"];
+    (0..random.below(8)).map(|_| CHARS[usize::try_from(random.below(14)).unwrap()]).collect()
+}
+
+/// Any bits, and often such as are special.
+fn bits(random: &mut Random) -> u64 {
+    let special = [0, 1, u64::MAX, 1 << 63, i64::MAX as u64, f64::NAN.to_bits(), f64::INFINITY.to_bits(), 1 << 52];
+    if random.below(2) == 0 { random.below(u64::MAX) } else { special[usize::try_from(random.below(8)).unwrap()] }
+}
+
+/// The columns, and what is sent for each.
+fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
+    let some = |bytes: &[u8]| Sent(Some(bytes.to_vec()));
+    let tail = |bits: u64, bytes: usize| some(&bits.to_be_bytes()[8 - bytes..]);
+    let nasty = |random: &mut Random| some(text(random).as_bytes());
+    let json = |random: &mut Random| format!("{{\"it's\":[\"\\\\\",{}]}}", random.int(-9, 9));
+    // Days and moments within the calendar, and beyond it.
+    let day = i32::try_from(random.int(-730_119, 2_921_939)).unwrap() * i32::try_from(random.int(1, 2)).unwrap();
+    let moment = random.int(-63_082_281_600, 252_455_615_999) * 1_000_000 + random.int(0, 999_999);
+    let moment = if random.below(9) == 0 { i64::MAX } else { moment };
+    let double = bits(random);
+    let single = u32::try_from(bits(random) >> 32).unwrap();
+    let numbers: Vec<Sent> = (0..random.below(4)).map(|_| tail(bits(random), 8)).collect();
+    let mut texts: Vec<Sent> = (0..random.below(4)).map(|_| nasty(random)).collect();
+    if random.below(3) == 0 {
+        texts.push(Sent(None));
+    }
+    let first = i32::from(random.below(4) > 0);
+    vec![
+        ("bool", tail(random.below(2), 1)),
+        ("int2", tail(bits(random), 2)),
+        ("int4", tail(bits(random), 4)),
+        ("int8", tail(bits(random), 8)),
+        ("float4", some(&single.to_be_bytes())),
+        ("float8", some(&double.to_be_bytes())),
+        ("text", nasty(random)),
+        ("varchar(99)", nasty(random)),
+        ("char(70)", nasty(random)),
+        ("name", nasty(random)),
+        ("json", some(json(random).as_bytes())),
+        ("jsonb", some(&[&[1], json(random).as_bytes()].concat())),
+        ("bytea", some(&bits(random).to_be_bytes())),
+        ("uuid", some(&[bits(random).to_be_bytes(), bits(random).to_be_bytes()].concat())),
+        ("date", some(&day.to_be_bytes())),
+        ("timestamp", some(&moment.to_be_bytes())),
+        ("timestamptz", some(&moment.to_be_bytes())),
+        ("int8[]", array(&Type::INT8, first, &numbers)),
+        ("text[]", array(&Type::TEXT, 1, &texts)),
+        ("bytea[]", array(&Type::BYTEA, 1, &numbers)),
+        ("\"odd \"\"mood\"", some([&b"it's \\"[..], b"calm"][usize::try_from(random.below(2)).unwrap()])),
+        ("small", tail(random.below(9), 4)),
+        ("text", Sent(None)),
+    ]
+}
+
+/// The same bytes are sent as parameters, and as text within the message; also to a server that takes a backslash for itself, and writes days and numbers its
+/// own way.
+#[tokio::test]
+async fn values_arrive_as_they_would_as_parameters() {
+    let Some((_, mut client)) = open().await else { return };
+    let mut random = Random(9);
+    let columns: Vec<&str> = values(&mut random).into_iter().map(|(column, _)| column).collect();
+    client.batch_execute("CREATE TYPE \"odd \"\"mood\" AS ENUM ('it''s \\', 'calm')").await.unwrap();
+    client.batch_execute("CREATE DOMAIN small AS int4 CHECK (value < 10)").await.unwrap();
+    let columns: Vec<String> = (0..).zip(columns).map(|(at, column)| format!("c{at} {column}")).collect();
+    client.batch_execute(&format!("CREATE TABLE every (way INT, {})", columns.join(", "))).await.unwrap();
+    let places: Vec<String> = (1..=columns.len()).map(|at| format!("${at}")).collect();
+    let insert = |way: i32| format!("INSERT INTO every VALUES ({way}, {})", places.join(", "));
+    let (sent, by_message) = (client.prepare(&insert(0)).await.unwrap(), insert(1));
+    let settings = [
+        "SET standard_conforming_strings = on",
+        "SET standard_conforming_strings = off; SET escape_string_warning = off; SET DateStyle = 'German, DMY'",
+        "SET standard_conforming_strings = on; SET bytea_output = 'escape'; SET TimeZone = 'Asia/Kathmandu'; SET extra_float_digits = 0",
+    ];
+    let turns = 300;
+    for turn in 0..turns {
+        if let Some(setting) = settings.get(turn / 100).filter(|_| turn % 100 == 0) {
+            client.batch_execute(setting).await.unwrap();
+        }
+        // A connection of its own would prepare anew; the names are the same.
+        let prepared = PreparedStatements::new();
+        let values = values(&mut random);
+        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|(_, value)| value as &(dyn ToSql + Sync)).collect();
+        client.execute(&sent, &params).await.unwrap();
+        store(&mut client, Some(&prepared)).write(&[(&by_message, &params)], &one(1, 1)).await.unwrap();
+        let same = (0..columns.len()).map(|at| {
+            format!(
+                "count(DISTINCT c{at}::text) + count(*) - count(c{at}) = CASE WHEN count(c{at}) = 0 THEN 2 ELSE 1 END"
+            )
+        });
+        let bare = (0..columns.len()).map(|at| format!("c{at}::text"));
+        let same = format!(
+            "SELECT ARRAY[{}], array_agg(concat_ws('|', {})) FROM every",
+            same.collect::<Vec<_>>().join(", "),
+            bare.collect::<Vec<_>>().join(", ")
+        );
+        let row = client.query_one(&same, &[]).await.unwrap();
+        let (same, bare): (Vec<bool>, Vec<String>) = (row.get(0), row.get(1));
+        assert!(same.iter().all(|same| *same), "turn {turn}: {values:?}, {bare:?}");
+        client.batch_execute("DELETE FROM every").await.unwrap();
+    }
+    let (names, runs) = by_name(&client).await;
+    assert_eq!(names, 2);
+    // Infinities, days outside the calendar and arrays from 0 are sent as parameters.
+    assert!(runs > 2 * 60 && runs < 2 * 300, "{runs} runs by name");
+    assert_eq!(store(&mut client, None).total(VOTES, 1).await.unwrap(), i64::try_from(turns).unwrap());
+}
+
+/// A statement and its values.
+type Given<'v> = (&'v str, Vec<&'v (dyn ToSql + Sync)>);
+
+/// The driver leaves out a statement whose values it cannot send, and sends what comes behind: totals were committed without their row.
+#[tokio::test]
+async fn rows_with_values_that_do_not_fit_write_nothing() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    client.batch_execute("CREATE TABLE notes (small INT2, note TEXT)").await.unwrap();
+    let values = |value: &'static (dyn ToSql + Sync)| vec![value];
+    let narrow = "INSERT INTO notes (small) VALUES (($1::int8)::int2)";
+    let note = "INSERT INTO notes (note) VALUES ($1)";
+    let cases: [(Vec<Given<'_>>, &str); 6] = [
+        (vec![(INSERT, vec![])], "1 parameters, and 0 were given"),
+        (vec![(INSERT, values(&7_i32))], "statement 1"),
+        (vec![(INSERT, values(&7_i64)), (INSERT, values(&7_i32))], "statement 2"),
+        (vec![(note, values(&"\0"))], "0x00"),
+        // It is a row that is too large, not a total.
+        (vec![(narrow, values(&70_000_i64))], "smallint out of range"),
+        (vec![("INSERT INTO vote VALUES ($1)", values(&7_i64))], "vote"),
+    ];
+    for (rows, says) in &cases {
+        let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> =
+            rows.iter().map(|(text, values)| (*text, &values[..])).collect();
+        for prepared in [None, Some(&prepared)] {
+            let error = store(&mut client, prepared).write(&rows, &one(7, 1)).await.unwrap_err();
+            assert!(!matches!(error, Error::Overflow { .. }) && error.next() == Next::Fix, "{error:?}");
+            assert!(error.to_string().contains(says), "{error} does not say {says}");
+            assert_eq!(written(&client).await, (0, 0));
+        }
+    }
+    // The connection serves as before.
+    store(&mut client, Some(&prepared)).write(&[(INSERT, &[&7_i64])], &one(7, 1)).await.unwrap();
+    assert_eq!(written(&client).await, (1, 1));
+}
+
+#[tokio::test]
+async fn what_fails_at_the_commit_is_known_to_have_failed() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    let late = "ALTER TABLE votes ADD UNIQUE (address) DEFERRABLE INITIALLY DEFERRED";
+    client.batch_execute(late).await.unwrap();
+    let home = "INSERT INTO votes VALUES ($1, '::1')";
+    store(&mut client, Some(&prepared)).write(&[(home, &[&1_i64])], &one(7, 1)).await.unwrap();
+    let error = store(&mut client, Some(&prepared)).write(&[(home, &[&2_i64])], &one(7, 1)).await.unwrap_err();
+    assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
+    assert_eq!(written(&client).await, (1, 1));
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    let mut wanted = 0;
+    // By name; what a pooler does that hands out another connection meanwhile; and a second set of statements on one connection.
+    for (gone, prepared) in
+        [(false, &prepared), (true, &prepared), (false, &prepared), (false, &PreparedStatements::new())]
+    {
+        let names =
+            client.query("SELECT name FROM pg_prepared_statements WHERE name LIKE 'keepcount%'", &[]).await.unwrap();
+        for row in names.iter().filter(|_| gone) {
+            client.batch_execute(&format!("DEALLOCATE {}", row.get::<_, &str>(0))).await.unwrap();
+        }
+        store(&mut client, Some(prepared)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
+        wanted += 1;
+        assert_eq!(written(&client).await, (wanted, wanted));
+    }
+    // PREPARE takes no such statement.
+    let notify = "NOTIFY votes";
+    store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &one(7, 1)).await.unwrap();
+    assert_eq!(written(&client).await, (wanted, wanted + 1));
+    // Nor is there room for more than 256.
+    let prepared = PreparedStatements::new();
+    for at in 0..300 {
+        let text = format!("INSERT INTO votes VALUES ($1::bigint + {at})");
+        store(&mut client, Some(&prepared)).write(&[(&text, &[&1_000_i64])], &one(7, 1)).await.unwrap();
+    }
+    assert_eq!(written(&client).await, (wanted + 300, wanted + 301));
+    let kept: i64 = client.query_one("SELECT count(*) FROM pg_prepared_statements", &[]).await.unwrap().get(0);
+    assert!((500..600).contains(&kept), "{kept} statements are kept");
+}
+
+/// Whoever deletes a parent holds it, and wants the total: a write that holds the total while it waits for the parent would be a deadlock.
+#[tokio::test]
+async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
+    let Some((config, mut client)) = open().await else { return };
+    client.batch_execute("CREATE TABLE shows (id BIGINT PRIMARY KEY)").await.unwrap();
+    client.batch_execute("ALTER TABLE votes ADD FOREIGN KEY (id) REFERENCES shows").await.unwrap();
+    for (id, from) in [(1_i64, false), (2, true)] {
+        client.execute("INSERT INTO shows VALUES ($1)", &[&id]).await.unwrap();
+        let tx = client.transaction().await.unwrap();
+        tx.execute("DELETE FROM shows WHERE id = $1", &[&id]).await.unwrap();
+        let mut voter = connect(&config).await;
+        let voting = tokio::spawn(async move {
+            let prepared = PreparedStatements::new();
+            let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
+            let text = if from { INSERT_FROM } else { INSERT };
+            store(&mut voter, Some(&prepared)).write(&[(text, &values[..=usize::from(from)])], &one(id, 1)).await
+        });
+        let watcher = connect(&config).await;
+        wait_until(&watcher, WAITS).await;
+        tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.unwrap();
+        PostgresStore::within(&tx, &LAYOUT).apply(&one(id, -5)).await.unwrap();
+        tx.commit().await.unwrap();
+        let error = tokio::time::timeout(Duration::from_secs(20), voting).await.unwrap().unwrap().unwrap_err();
+        assert!(error.to_string().contains("violates foreign key constraint"), "{error}");
+        assert_eq!(store(&mut client, None).total(VOTES, id).await.unwrap(), -5);
+    }
+}
