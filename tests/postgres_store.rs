@@ -341,8 +341,10 @@ async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_
     batch.add(VOTES, 7, 1);
     let error = store(&mut client, None).apply(&batch).await.unwrap_err();
     assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
-    let error = store(&mut client, None).write(&[], &batch).await.unwrap_err();
-    assert_eq!(error.next(), Next::Unknown, "{error}");
+    for prepared in [None, Some(&PreparedStatements::new())] {
+        let error = store(&mut client, prepared).write(&[("SELECT $1::text", &[&"a row"])], &batch).await.unwrap_err();
+        assert_eq!(error.next(), Next::Unknown, "{error}");
+    }
     // Within the caller's transaction: what is written of it cannot be committed.
     let tx = client.transaction().await.unwrap();
     assert!(PostgresStore::within(&tx, &FIRST).apply(&batch).await.is_err());

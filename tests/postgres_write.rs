@@ -16,7 +16,7 @@ use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Next, PostgresStore, 
 use postgres_common::{connect, shared, wait_until};
 use random::Random;
 use tokio_postgres::types::private::BytesMut;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Config};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -106,7 +106,7 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     let prepared = PreparedStatements::new();
     let mut batch = one(1, 3);
     batch.add(VOTES, 2, -1);
-    for (nasty, id) in [("", 1), ("it's \\ \"{},NULL\"", 2), ("\u{e9}\n\u{1f3b5}", u128::MAX)] {
+    for (nasty, id) in [("", 1), ("it's \\ \"{},NULL\"", 2), ("NULL\n", u128::MAX)] {
         batch.add(TAGS, (nasty, id), 2);
     }
     let ids: Vec<i64> = (0..17).collect();
@@ -125,10 +125,14 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     for (key, wanted) in [(1, 9), (2, -3)] {
         assert_eq!(store.total(VOTES, key).await.unwrap(), wanted);
     }
-    for key in [("", 1_u128), ("it's \\ \"{},NULL\"", 2), ("\u{e9}\n\u{1f3b5}", u128::MAX)] {
+    for key in [("", 1_u128), ("it's \\ \"{},NULL\"", 2), ("NULL\n", u128::MAX)] {
         assert_eq!(store.total(TAGS, key).await.unwrap(), 6, "{key:?}");
     }
-    // Nothing to write is no error.
+    assert_eq!(by_name(&client).await, (4, 6 + 17));
+    // Rows that come back are no matter; nothing to write is no error.
+    let returning = "INSERT INTO votes SELECT n + $1::bigint FROM generate_series(1, 3) AS n RETURNING id";
+    let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
+    assert_eq!(store.write(&[(returning, &[&1_000_i64])], &one(1, 3)).await.unwrap().0, [3]);
     assert_eq!(store.write(&[], &Batch::new()).await.unwrap().0, Vec::<u64>::new());
 }
 
@@ -167,10 +171,12 @@ fn array(kind: &Type, first: i32, elements: &[Sent]) -> Sent {
     Sent(Some(bytes))
 }
 
+/// Backslashes, or letters beyond ASCII, but not both: such texts go as parameters.
 fn text(random: &mut Random) -> String {
     const CHARS: [&str; 14] =
-        ["a", "'", "\\", "\"", "{", "}", ",", "NULL", "\n", "\u{e9}", "\u{1f3b5}", " ", "$1", ";"];
-    (0..random.below(8)).map(|_| CHARS[usize::try_from(random.below(14)).unwrap()]).collect()
+        ["\\", "a", "'", "\"", "{", "}", ",", "NULL", "\n", " ", "$1", ";", "\u{e9}", "\u{1f3b5}"];
+    let first = random.below(3);
+    (0..random.below(8)).map(|_| CHARS[usize::try_from(first + random.below(12)).unwrap()]).collect()
 }
 
 /// Any bits, and often such as are special.
@@ -179,24 +185,28 @@ fn bits(random: &mut Random) -> u64 {
     if random.below(2) == 0 { random.below(u64::MAX) } else { special[usize::try_from(random.below(8)).unwrap()] }
 }
 
-/// The columns, and what is sent for each.
+fn some(bytes: &[u8]) -> Sent {
+    Sent(Some(bytes.to_vec()))
+}
+
+/// Microseconds from 2000-01-01 to the years 1 and 9999.
+const MOMENTS: (i64, i64) = (-63_082_281_600_000_000, 252_455_615_999_999_999);
+
+/// Columns of types that have a text, and what is sent for each.
 fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
-    let some = |bytes: &[u8]| Sent(Some(bytes.to_vec()));
     let tail = |bits: u64, bytes: usize| some(&bits.to_be_bytes()[8 - bytes..]);
     let nasty = |random: &mut Random| some(text(random).as_bytes());
     let json = |random: &mut Random| format!("{{\"it's\":[\"\\\\\",{}]}}", random.int(-9, 9));
-    // Days and moments within the calendar, and beyond it.
-    let day = i32::try_from(random.int(-730_119, 2_921_939)).unwrap() * i32::try_from(random.int(1, 2)).unwrap();
-    let moment = random.int(-63_082_281_600, 252_455_615_999) * 1_000_000 + random.int(0, 999_999);
-    let moment = if random.below(9) == 0 { i64::MAX } else { moment };
+    let day = i32::try_from(random.int(-730_119, 2_921_940)).unwrap();
+    let moment = random.int(MOMENTS.0, MOMENTS.1 + 1);
     let double = bits(random);
     let single = u32::try_from(bits(random) >> 32).unwrap();
     let numbers: Vec<Sent> = (0..random.below(4)).map(|_| tail(bits(random), 8)).collect();
-    let mut texts: Vec<Sent> = (0..random.below(4)).map(|_| nasty(random)).collect();
+    let mut texts: Vec<Sent> =
+        (0..random.below(4)).map(|_| some(text(random).replace(|c| c > '~', "").as_bytes())).collect();
     if random.below(3) == 0 {
         texts.push(Sent(None));
     }
-    let first = i32::from(random.below(4) > 0);
     vec![
         ("bool", tail(random.below(2), 1)),
         ("int2", tail(bits(random), 2)),
@@ -207,7 +217,6 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
         ("text", nasty(random)),
         ("varchar(99)", nasty(random)),
         ("char(70)", nasty(random)),
-        ("name", nasty(random)),
         ("json", some(json(random).as_bytes())),
         ("jsonb", some(&[&[1], json(random).as_bytes()].concat())),
         ("bytea", some(&bits(random).to_be_bytes())),
@@ -215,7 +224,7 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
         ("date", some(&day.to_be_bytes())),
         ("timestamp", some(&moment.to_be_bytes())),
         ("timestamptz", some(&moment.to_be_bytes())),
-        ("int8[]", array(&Type::INT8, first, &numbers)),
+        ("int8[]", array(&Type::INT8, 1, &numbers)),
         ("text[]", array(&Type::TEXT, 1, &texts)),
         ("bytea[]", array(&Type::BYTEA, 1, &numbers)),
         ("\"odd \"\"mood\"", some([&b"it's \\"[..], b"calm"][usize::try_from(random.below(2)).unwrap()])),
@@ -224,57 +233,107 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
     ]
 }
 
-/// The same bytes are sent as parameters, and as text within the message; also to a server that takes a backslash for itself, and writes days and numbers its
-/// own way.
+/// What has no text, or one that may be read otherwise.
+fn odd() -> Vec<(&'static str, Sent)> {
+    let element = some(&7_i64.to_be_bytes());
+    vec![
+        ("name", some(b"as a text it would be cut off")),
+        ("numeric", some(&[0, 1, 0, 0, 0, 0, 0, 0, 0, 7])),
+        ("date", some(&i32::MAX.to_be_bytes())),
+        ("date", some(&2_921_940_i32.to_be_bytes())),
+        ("timestamp", some(&i64::MAX.to_be_bytes())),
+        ("timestamptz", some(&i64::MIN.to_be_bytes())),
+        ("timestamp", some(&(MOMENTS.1 + 1).to_be_bytes())),
+        ("timestamp", some(&(MOMENTS.0 - 1).to_be_bytes())),
+        ("int8[]", array(&Type::INT8, 0, &[element])),
+        ("text", some("\u{e9}\\".as_bytes())),
+        ("text", some(&b"long ".repeat(300_000))),
+    ]
+}
+
+/// Writes what is sent by both ways, and looks whether it became the same. Gives how many statements were run by name for it.
+async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
+    let columns: Vec<String> = (0..).zip(values).map(|(at, (column, _))| format!("c{at} {column}")).collect();
+    client.batch_execute(&format!("CREATE TABLE IF NOT EXISTS every (way INT, {})", columns.join(", "))).await.unwrap();
+    let places: Vec<String> = (1..=values.len()).map(|at| format!("${at}")).collect();
+    let insert = |way: i32| format!("INSERT INTO every VALUES ({way}, {})", places.join(", "));
+    let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|(_, value)| value as &(dyn ToSql + Sync)).collect();
+    client.execute(&insert(0), &params).await.unwrap();
+    // As another connection would, it prepares anew: the names are the same.
+    // What was run before of these names goes with them.
+    let prepared = PreparedStatements::new();
+    store(client, Some(&prepared)).write(&[(&insert(1), &params)], &one(1, 1)).await.unwrap();
+    let runs = by_name(client).await.1;
+    let texts: Vec<String> = (0..values.len()).map(|at| format!("coalesce(c{at}::text, 'nothing')")).collect();
+    let texts = format!("SELECT ARRAY[{}] FROM every ORDER BY way", texts.join(", "));
+    let rows = client.query(&texts, &[]).await.unwrap();
+    let (sent, written): (Vec<String>, Vec<String>) = (rows[0].get(0), rows[1].get(0));
+    for ((column, value), (sent, written)) in values.iter().zip(sent.iter().zip(&written)) {
+        assert_eq!(sent, written, "{column}: {value:?}");
+    }
+    client.batch_execute("DELETE FROM every").await.unwrap();
+    runs
+}
+
+/// Also by a server that takes a backslash for itself, and writes days and numbers its own way.
 #[tokio::test]
 async fn values_arrive_as_they_would_as_parameters() {
     let Some((_, mut client)) = open().await else { return };
     let mut random = Random(9);
-    let columns: Vec<&str> = values(&mut random).into_iter().map(|(column, _)| column).collect();
     client.batch_execute("CREATE TYPE \"odd \"\"mood\" AS ENUM ('it''s \\', 'calm')").await.unwrap();
     client.batch_execute("CREATE DOMAIN small AS int4 CHECK (value < 10)").await.unwrap();
-    let columns: Vec<String> = (0..).zip(columns).map(|(at, column)| format!("c{at} {column}")).collect();
-    client.batch_execute(&format!("CREATE TABLE every (way INT, {})", columns.join(", "))).await.unwrap();
-    let places: Vec<String> = (1..=columns.len()).map(|at| format!("${at}")).collect();
-    let insert = |way: i32| format!("INSERT INTO every VALUES ({way}, {})", places.join(", "));
-    let (sent, by_message) = (client.prepare(&insert(0)).await.unwrap(), insert(1));
     let settings = [
         "SET standard_conforming_strings = on",
         "SET standard_conforming_strings = off; SET escape_string_warning = off; SET DateStyle = 'German, DMY'",
-        "SET standard_conforming_strings = on; SET bytea_output = 'escape'; SET TimeZone = 'Asia/Kathmandu'; SET extra_float_digits = 0",
+        "SET standard_conforming_strings = on; SET bytea_output = 'escape'; SET TimeZone = 'Asia/Kathmandu';
+         SET extra_float_digits = 0",
     ];
-    let turns = 300;
-    for turn in 0..turns {
-        if let Some(setting) = settings.get(turn / 100).filter(|_| turn % 100 == 0) {
-            client.batch_execute(setting).await.unwrap();
+    for setting in settings {
+        client.batch_execute(setting).await.unwrap();
+        for _ in 0..100 {
+            let values = values(&mut random);
+            assert_eq!(both_ways(&mut client, &values).await, 2);
         }
-        // A connection of its own would prepare anew; the names are the same.
-        let prepared = PreparedStatements::new();
-        let values = values(&mut random);
-        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|(_, value)| value as &(dyn ToSql + Sync)).collect();
-        client.execute(&sent, &params).await.unwrap();
-        store(&mut client, Some(&prepared)).write(&[(&by_message, &params)], &one(1, 1)).await.unwrap();
-        let same = (0..columns.len()).map(|at| {
-            format!(
-                "count(DISTINCT c{at}::text) + count(*) - count(c{at}) = CASE WHEN count(c{at}) = 0 THEN 2 ELSE 1 END"
-            )
-        });
-        let bare = (0..columns.len()).map(|at| format!("c{at}::text"));
-        let same = format!(
-            "SELECT ARRAY[{}], array_agg(concat_ws('|', {})) FROM every",
-            same.collect::<Vec<_>>().join(", "),
-            bare.collect::<Vec<_>>().join(", ")
-        );
-        let row = client.query_one(&same, &[]).await.unwrap();
-        let (same, bare): (Vec<bool>, Vec<String>) = (row.get(0), row.get(1));
-        assert!(same.iter().all(|same| *same), "turn {turn}: {values:?}, {bare:?}");
-        client.batch_execute("DELETE FROM every").await.unwrap();
     }
-    let (names, runs) = by_name(&client).await;
-    assert_eq!(names, 2);
-    // Infinities, days outside the calendar and arrays from 0 are sent as parameters.
-    assert!(runs > 2 * 60 && runs < 2 * 300, "{runs} runs by name");
-    assert_eq!(store(&mut client, None).total(VOTES, 1).await.unwrap(), i64::try_from(turns).unwrap());
+    assert_eq!(store(&mut client, None).total(VOTES, 1).await.unwrap(), 300);
+}
+
+#[tokio::test]
+async fn values_without_a_text_are_sent_as_parameters() {
+    let Some((_, mut client)) = open().await else { return };
+    for value in odd() {
+        assert_eq!(both_ways(&mut client, &[value]).await, 0);
+        client.batch_execute("DROP TABLE every").await.unwrap();
+    }
+    // Beside one that has a text, and one that the caller sends as a text itself.
+    let number = ("int8", some(&7_i64.to_be_bytes()));
+    assert_eq!(both_ways(&mut client, &[number, odd().remove(0)]).await, 0);
+    client.batch_execute("CREATE TABLE numbers (number INT8)").await.unwrap();
+    let insert = "INSERT INTO numbers VALUES ($1)";
+    store(&mut client, Some(&PreparedStatements::new())).write(&[(insert, &[&Digits])], &one(1, 1)).await.unwrap();
+    let number: i64 = client.query_one("SELECT number FROM numbers", &[]).await.unwrap().get(0);
+    assert_eq!(number, 12_345_678);
+}
+
+/// A number that is sent as its digits: eight bytes, as a number in binary is.
+#[derive(Debug)]
+struct Digits;
+
+impl ToSql for Digits {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+        out.extend_from_slice(b"12345678");
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
 }
 
 /// A statement and its values.
@@ -330,20 +389,31 @@ async fn what_fails_at_the_commit_is_known_to_have_failed() {
 async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
+    let (by_parameters, others) = (PreparedStatements::by_parameters(), PreparedStatements::new());
     let mut wanted = 0;
-    // By name; what a pooler does that hands out another connection meanwhile; and a second set of statements on one connection.
-    for (gone, prepared) in
-        [(false, &prepared), (true, &prepared), (false, &prepared), (false, &PreparedStatements::new())]
-    {
-        let names =
-            client.query("SELECT name FROM pg_prepared_statements WHERE name LIKE 'keepcount%'", &[]).await.unwrap();
-        for row in names.iter().filter(|_| gone) {
+    // By name; after what a pooler does that hands out another connection, names are given up; a second set of statements on one connection has them again.
+    let turns = [
+        (false, &prepared, 2),
+        (true, &prepared, 0),
+        (false, &prepared, 0),
+        (false, &by_parameters, 0),
+        (false, &others, 2),
+    ];
+    for (gone, prepared, runs) in turns {
+        let names = "SELECT name FROM pg_prepared_statements WHERE name LIKE 'keepcount%'";
+        for row in client.query(names, &[]).await.unwrap().iter().filter(|_| gone) {
             client.batch_execute(&format!("DEALLOCATE {}", row.get::<_, &str>(0))).await.unwrap();
         }
+        let before = by_name(&client).await.1;
         store(&mut client, Some(prepared)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
         wanted += 1;
         assert_eq!(written(&client).await, (wanted, wanted));
+        assert_eq!(by_name(&client).await.1 - before, runs);
     }
+    // The same names are taken over from statements that went without them.
+    store(&mut client, Some(&PreparedStatements::new())).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
+    wanted += 1;
+    assert_eq!(by_name(&client).await, (2, 2));
     // PREPARE takes no such statement.
     let notify = "NOTIFY votes";
     store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &one(7, 1)).await.unwrap();
@@ -357,6 +427,16 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     assert_eq!(written(&client).await, (wanted + 300, wanted + 301));
     let kept: i64 = client.query_one("SELECT count(*) FROM pg_prepared_statements", &[]).await.unwrap().get(0);
     assert!((500..600).contains(&kept), "{kept} statements are kept");
+}
+
+/// The rows and totals that were sent behind a BEGIN that is refused would be committed one by one.
+#[tokio::test]
+async fn what_comes_of_a_write_whose_begin_is_refused_is_not_known() {
+    let Some((_, mut client)) = open().await else { return };
+    client.batch_execute("BEGIN").await.unwrap();
+    assert!(client.batch_execute("SELECT 1 / 0").await.is_err());
+    let error = store(&mut client, None).write(&[], &one(7, 1)).await.unwrap_err();
+    assert_eq!(error.next(), Next::Unknown, "{error}");
 }
 
 /// Whoever deletes a parent holds it, and wants the total: a write that holds the total while it waits for the parent would be a deadlock.

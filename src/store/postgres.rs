@@ -92,7 +92,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// The store of these counters over a client, each apply in a transaction of its own, or over a transaction, in a savepoint of its own. Does no
     /// I/O: call [`check`](Self::check) once at start.
     ///
-    /// A client on which a transaction was begun by a statement, and not by `Client::transaction`, looks as one without: the store's COMMIT would be that one's.
+    /// A client on which a transaction was begun by a statement, and not by `Client::transaction`, looks as one without, and is not for a store: what it commits
+    /// would be that one's.
     #[must_use]
     pub const fn new(client: &'c mut C, layout: &'c Layout) -> Self {
         Self { conn: Conn::Own(client), layout, prepared: None }
@@ -192,12 +193,15 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
 }
 
 impl PostgresStore<'_, Client> {
-    /// Writes rows of the application's own and applies their batch in one transaction; in one round trip where no total has to be read first, that is
-    /// where the layout has no rollup, board or prunable counter, and statements are [`prepared`](Self::prepared). So totals are locked for no longer than the
-    /// commit takes. Gives how many rows each statement wrote.
+    /// Writes rows of the application's own and applies their batch in one transaction. With [`prepared`](Self::prepared) statements that takes one round trip, once
+    /// they are known, where no total has to be read first: where the layout has no rollup, board or prunable counter. So totals are locked for no longer
+    /// than the commit takes. Gives how many rows each statement wrote.
     ///
-    /// Where the values of all statements are numbers, texts, bytes, times, UUIDs, JSON or arrays of these, the round trip is a single message. Whatever the values, they
-    /// arrive as parameters.
+    /// The round trip is a single message, up to a mebibyte, where values are booleans, integers, floats, texts, bytes, days and moments from the year 1 to 9999, UUIDs, JSON, enums, or
+    /// arrays of these. They are literals of that message then, and so in what the server logs of a statement that fails;
+    /// [`PreparedStatements::by_parameters`] does without.
+    ///
+    /// The client must not be in a transaction that was begun by a statement: this one would be part of it, committed or not.
     ///
     /// For writes whose batch is known before they run, such as inserts: an update or delete has to learn from the database what was there. Each statement must
     /// fail where it does not write what was counted: an `INSERT .. ON CONFLICT DO NOTHING` writes no row, and its total is counted all the same.

@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
-use super::session::{PIPELINE_MOST, PreparedStatements, is_refused};
+use super::session::{NAME, PIPELINE_MOST, PreparedStatements, is_refused, overflowed};
 use super::writing::{Failed, Writes, doing};
 use super::{Session, commit_failed, failed, literal, params};
 use crate::batch::Batch;
@@ -43,10 +43,10 @@ fn check_rows(rows: &[Row<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Why a message was refused that says more when its statements are sent one by one: which total is too large; that it was not prepared on this connection.
-fn is_sent_again(error: &tokio_postgres::Error) -> bool {
-    let code = error.code().filter(|_| is_refused(error));
-    code.is_some_and(|code| [SqlState::NUMERIC_VALUE_OUT_OF_RANGE, SqlState::INVALID_SQL_STATEMENT_NAME].contains(code))
+/// Whether a name was not known that had been prepared: it was on another connection.
+fn is_nameless(error: &tokio_postgres::Error) -> bool {
+    let said = error.as_db_error().filter(|db| *db.code() == SqlState::INVALID_SQL_STATEMENT_NAME);
+    said.is_some_and(|db| db.message().contains(NAME))
 }
 
 impl<C: GenericClient + Send + Sync> Session<'_, C> {
@@ -118,12 +118,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
                 let totals = written.split_off(rows.len().min(written.len()));
                 Ok(Some((written, totals)))
             }
-            Err(error) if is_sent_again(&error) => {
-                if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) {
-                    prepared.forgo_names();
-                }
+            Err(error) if is_refused(&error) && is_nameless(&error) => {
+                prepared.forgo_names();
                 Ok(None)
             }
+            // One by one they say which total is too large.
+            Err(error) if is_refused(&error) && overflowed(&error) => Ok(None),
             Err(error) => Err(commit_failed(&format!("writing rows, or {}", doing(batch, None)), error)),
         }
     }
@@ -179,11 +179,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             self.client.batch_execute("COMMIT"),
         )
         .await;
+        // The others are on their way whatever comes of it: without a transaction each is committed by itself.
+        begun.map_err(|error| Error::Unknown { doing: doing(batch, None), cause: error.into() })?;
         // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
         let unless_refused = |error: tokio_postgres::Error, refused: &dyn Fn(tokio_postgres::Error) -> Failed| {
             if is_refused(&error) { refused(error) } else { commit_failed(&doing(batch, None), error).into() }
         };
-        begun.map_err(|error| unless_refused(error, &|error| failed("beginning a transaction", error).into()))?;
         let written = written.map_err(|error| unless_refused(error, &|error| failed("writing rows", error).into()))?;
         let totals =
             totals.map_err(|(at, error)| unless_refused(error, &|error| writes.failed(at, batch, None, error)))?;

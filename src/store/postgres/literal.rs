@@ -4,18 +4,25 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use tokio_postgres::types::private::BytesMut;
-use tokio_postgres::types::{FromSql, IsNull, Kind, ToSql, Type};
+use tokio_postgres::types::{Format, FromSql, IsNull, Kind, ToSql, Type};
 
 use crate::date::Date;
 use crate::key::KeyValue;
 
-/// Appends a value of this type; none where the driver would refuse it, or where keepcount knows no text for its type.
+/// What is longer is sent as a parameter, which costs less then.
+const MOST: usize = 1 << 20;
+
+/// Appends a value of this type; none where the driver would refuse it, where keepcount knows no text for its type, or where it gets too long.
 ///
 /// The literal has no type of its own: the server takes it for what the parameter is.
 pub(super) fn push(out: &mut String, kind: &Type, value: &(dyn ToSql + Sync)) -> Option<()> {
     let mut bytes = BytesMut::new();
+    if !matches!(value.encode_format(kind), Format::Binary) {
+        return None;
+    }
     match value.to_sql_checked(kind, &mut bytes).ok()? {
         IsNull::Yes => out.push_str("NULL"),
+        IsNull::No if bytes.len() > MOST.saturating_sub(out.len()) => return None,
         IsNull::No => quote(out, &text_of(kind, &bytes)?)?,
     }
     Some(())
@@ -23,10 +30,11 @@ pub(super) fn push(out: &mut String, kind: &Type, value: &(dyn ToSql + Sync)) ->
 
 /// Appends a text in quotes, which means the same whether or not the server takes a backslash in plain quotes for itself.
 fn quote(out: &mut String, text: &str) -> Option<()> {
-    if text.contains('\0') {
+    let has_backslash = text.contains('\\');
+    // To a server that was told of another encoding a backslash can be the second half of a letter.
+    if text.contains('\0') || has_backslash && !text.is_ascii() {
         return None;
     }
-    let has_backslash = text.contains('\\');
     out.push_str(if has_backslash { "E'" } else { "'" });
     for char in text.chars() {
         if char == '\'' || char == '\\' {
@@ -50,7 +58,7 @@ fn text_of(kind: &Type, bytes: &[u8]) -> Option<String> {
         // The shortest digits that are read back as the same number.
         Type::FLOAT4 => format!("{:e}", read::<f32>(kind, bytes)?),
         Type::FLOAT8 => format!("{:e}", read::<f64>(kind, bytes)?),
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::JSON => read(kind, bytes)?,
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::JSON => read(kind, bytes)?,
         Type::JSONB => match bytes {
             [1, text @ ..] => read(&Type::TEXT, text)?,
             _ => return None,

@@ -19,7 +19,8 @@ use crate::sql::{self, Query, Value};
 
 /// The statements that a connection has prepared: kept beside it, they spare the server from planning each of them anew.
 ///
-/// Belongs to one connection: the statements of another are unknown to the server. Keeps at most 256; what comes later is planned each time.
+/// Belongs to one connection: the statements of another are unknown to the server. Keeps at most 256; what comes later is planned each time. As many again have
+/// a name in SQL, for [`write`](crate::PostgresStore::write); those stay on the server until the connection ends.
 ///
 /// # Examples
 ///
@@ -44,12 +45,20 @@ pub struct PreparedStatements {
 /// Statements that have a name in SQL beside the driver's, so that one message can run several of them.
 #[derive(Debug, Default)]
 struct Names {
-    /// None for a text that SQL's PREPARE refused.
-    of: HashMap<String, Option<String>>,
-    /// Whether what was prepared was not there when it was run: behind a pooler that hands out another connection to each message.
+    of: HashMap<String, Named>,
+    /// Given up: the caller wants parameters, or what was prepared was not there when it was run, since a pooler hands out another connection to each message.
     forgone: bool,
 }
 
+#[derive(Debug)]
+struct Named {
+    kinds: Vec<Type>,
+    /// None for what SQL's PREPARE does not take.
+    name: Option<String>,
+}
+
+/// How names begin.
+pub(super) const NAME: &str = "keepcount_";
 const PREPARED_MOST: usize = 256;
 
 impl PreparedStatements {
@@ -57,6 +66,15 @@ impl PreparedStatements {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// None yet; values are only ever sent as parameters. [`write`](crate::PostgresStore::write) then takes several messages, and the server's log and
+    /// `pg_stat_activity` show no values.
+    #[must_use]
+    pub fn by_parameters() -> Self {
+        let prepared = Self::default();
+        prepared.forgo_names();
+        prepared
     }
 
     fn known(&self, text: &str) -> Option<Statement> {
@@ -73,7 +91,7 @@ impl PreparedStatements {
 
     /// The name under which SQL's EXECUTE runs a text, which is prepared where it has none yet; none where there is no room, or where that is not possible.
     ///
-    /// It is made of the text: where several share a connection, a name is never of another statement.
+    /// It is made of the text: where several share a connection, a name does not come to be another statement's.
     pub(super) async fn name(
         &self,
         client: &impl GenericClient,
@@ -84,22 +102,32 @@ impl PreparedStatements {
             let names = self.names.lock();
             match names.of.get(text) {
                 _ if names.forgone => return Ok(None),
-                Some(known) => return Ok(known.clone()),
+                Some(known) => return Ok(known.name.clone().filter(|_| known.kinds == kinds)),
                 None if names.of.len() >= PREPARED_MOST => return Ok(None),
                 None => {}
             }
         }
-        let kinds: Vec<String> =
+        let types: Vec<String> =
             kinds.iter().map(|kind| format!("{}.{}", quoted_name(kind.schema()), quoted_name(kind.name()))).collect();
-        let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
-        let name = format!("keepcount_{:016x}", fnv1a(fnv1a(FNV_OFFSET, kinds.as_bytes()), text.as_bytes()));
-        let name = match client.batch_execute(&format!("PREPARE {name}{kinds} AS {text}")).await {
+        let types = if types.is_empty() { String::new() } else { format!(" ({})", types.join(", ")) };
+        let name = format!("{NAME}{:016x}", fnv1a(fnv1a(FNV_OFFSET, types.as_bytes()), text.as_bytes()));
+        let prepare = format!("PREPARE {name}{types} AS {text}");
+        let mut prepared = client.batch_execute(&prepare).await;
+        if prepared.as_ref().is_err_and(|error| error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)) {
+            // Of this text, but of types that may have been made anew since.
+            client.batch_execute(&format!("DEALLOCATE {name}")).await?;
+            prepared = client.batch_execute(&prepare).await;
+        }
+        let name = match prepared {
             Ok(()) => Some(name),
-            Err(error) if error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT) => Some(name),
-            Err(error) if is_refused(&error) => None,
+            Err(error) if error.code() == Some(&SqlState::SYNTAX_ERROR) => None,
+            // Whatever is the matter, it is said where the statement itself is run.
+            Err(error) if is_refused(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        self.names.lock().of.insert(text.to_owned(), name.clone());
+        let mut names = self.names.lock();
+        let name = name.filter(|name| names.of.values().all(|named| named.name.as_ref() != Some(name)));
+        names.of.insert(text.to_owned(), Named { kinds: kinds.to_vec(), name: name.clone() });
         Ok(name)
     }
 
