@@ -244,6 +244,11 @@ async fn a_name_that_postgresql_would_cut_is_refused() {
     let mut client = connect(&server.database().await).await;
     let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
     assert!(matches!(&error, Error::Schema { reason, .. } if reason.contains("63")), "{error}");
+    // An index with a name as long as may be.
+    const SHORTER: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
+    const FITS: Layout =
+        Layout::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
+    PostgresStore::new(&mut client, &FITS).create().await.unwrap();
 }
 
 #[tokio::test]
@@ -321,6 +326,73 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
         assert!(matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says), "{error}");
     }
     assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
+}
+
+/// Whatever the server says to a write: what the caller is to do, and to which counter or stream it was.
+#[tokio::test]
+async fn every_refusal_says_what_to_do() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let refuse = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+                  'BEGIN RAISE EXCEPTION USING ERRCODE = current_setting(''test.code''), MESSAGE = ''no \"such\" thing''; END';
+                  CREATE TRIGGER t BEFORE INSERT OR UPDATE ON show_votes FOR EACH ROW EXECUTE FUNCTION f();
+                  CREATE CONSTRAINT TRIGGER t AFTER INSERT OR UPDATE ON keepcount_marks DEFERRABLE INITIALLY DEFERRED
+                  FOR EACH ROW EXECUTE FUNCTION f()";
+    client.batch_execute(refuse).await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    let busy = ["40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25P03", "53300", "53200"];
+    let schema = ["42P01", "42703", "42804", "42883"];
+    let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
+    for code in busy.into_iter().chain(schema).chain(["23514", "XX000"]) {
+        client.batch_execute(&format!("SET test.code = '{code}'")).await.unwrap();
+        let mut store = PostgresStore::new(&mut client, &FIRST);
+        for (error, says) in [
+            (store.apply(&batch).await.unwrap_err(), "writing totals of counter show.votes"),
+            (store.apply_once(&Batch::new(), &mark).await.unwrap_err(), "moving the mark of stream imports"),
+        ] {
+            let text = error.to_string();
+            match &error {
+                Error::Busy { .. } => assert!(busy.contains(&code), "{code}: {text}"),
+                Error::Schema { table, .. } => assert!(schema.contains(&code) && table == "such", "{code}: {text}"),
+                Error::Database { .. } => assert!(["23514", "XX000"].contains(&code), "{code}: {text}"),
+                _ => panic!("{code}: {text}"),
+            }
+            assert!(text.contains(says), "{code}: {text}");
+        }
+    }
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    assert_eq!((store.total(VOTES, 7).await.unwrap(), store.mark("imports").await.unwrap()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_column_that_became_another_type_is_named() {
+    let Some((_, mut client)) = open(&SECOND).await else { return };
+    let mut batch = Batch::new();
+    batch.add(LINKED, (1, 7), 1);
+    PostgresStore::new(&mut client, &SECOND).apply(&batch).await.unwrap();
+    client
+        .batch_execute("ALTER TABLE show_artist ALTER key_2 TYPE float8; UPDATE keepcount_counters SET ready = 1")
+        .await
+        .unwrap();
+    let error = PostgresStore::new(&mut client, &SECOND).page(LINKED.def(), None, 9).await.unwrap_err();
+    assert!(matches!(&error, Error::Key { counter: "show.artist", .. }), "{error:?}");
+    assert!(error.to_string().contains("a column of type float8"), "{error}");
+}
+
+#[tokio::test]
+async fn statements_that_are_prepared_are_run_as_they_are() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let prepared = PreparedStatements::new();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    for _ in 0..3 {
+        store(&mut client, Some(&prepared)).apply(&batch).await.unwrap();
+        store(&mut client, None).apply(&batch).await.unwrap();
+    }
+    let runs = "SELECT count(*), sum(generic_plans + custom_plans)::bigint FROM pg_prepared_statements
+                WHERE statement LIKE 'INSERT INTO \"show_votes\"%'";
+    let row = client.query_one(runs, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 3));
 }
 
 fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {

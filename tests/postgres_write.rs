@@ -12,7 +12,7 @@ use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Next, PostgresStore, PreparedStatements};
+use keepcount::{AsyncStore, Batch, Board, Counter, Error, Layout, Next, PostgresStore, PreparedStatements};
 use postgres_common::{connect, shared, wait_until};
 use random::Random;
 use tokio_postgres::types::private::BytesMut;
@@ -59,6 +59,11 @@ async fn written(client: &Client) -> (i64, i64) {
     (row.get(0), row.get(1))
 }
 
+/// How many statements are prepared.
+async fn count(client: &Client) -> i64 {
+    client.query_one("SELECT count(*) FROM pg_prepared_statements", &[]).await.unwrap().get(0)
+}
+
 /// How many statements can be run by name, and how often they were.
 async fn by_name(client: &Client) -> (i64, i64) {
     let text = "SELECT count(*), coalesce(sum(generic_plans + custom_plans), 0)::bigint
@@ -94,6 +99,10 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             // A row that is there already: its total is not counted.
             let error = store(&mut client, prepared).write(&[(text, values)], &one(7, 1)).await.unwrap_err();
             assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
+            // Sent again, it would say that it was the row.
+            let says =
+                if is_message { "writing rows, or writing totals of counter show.votes" } else { "writing rows" };
+            assert!(error.to_string().contains(says), "{error}");
             assert_eq!(written(&client).await, (next, next));
         }
     }
@@ -418,15 +427,49 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     let notify = "NOTIFY votes";
     store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &one(7, 1)).await.unwrap();
     assert_eq!(written(&client).await, (wanted, wanted + 1));
-    // Nor is there room for more than 256.
-    let prepared = PreparedStatements::new();
+    // Nor is there room for more than 256, of each kind.
+    client.batch_execute("DEALLOCATE ALL").await.unwrap();
+    let (prepared, before) = (PreparedStatements::new(), count(&client).await);
     for at in 0..300 {
         let text = format!("INSERT INTO votes VALUES ($1::bigint + {at})");
         store(&mut client, Some(&prepared)).write(&[(&text, &[&1_000_i64])], &one(7, 1)).await.unwrap();
     }
     assert_eq!(written(&client).await, (wanted + 300, wanted + 301));
-    let kept: i64 = client.query_one("SELECT count(*) FROM pg_prepared_statements", &[]).await.unwrap().get(0);
-    assert!((500..600).contains(&kept), "{kept} statements are kept");
+    assert_eq!(count(&client).await - before, 2 * 256);
+}
+
+const LINK: Counter<(i64, i64)> = Counter::new("show.artist");
+const SUM: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, LINK);
+const BOARD: Board<i64> = Board::new("show.board", &[VOTES.def()], |totals| totals.first().copied());
+
+/// Where totals have to be read first, it is a transaction as any other.
+#[tokio::test]
+async fn rollups_boards_and_cuts_are_written_too() {
+    const SUMMED: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+    const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[BOARD.def()]);
+    const PRUNED: Layout = Layout::new(&[VOTES.table(), LINK.table().prunable()]);
+    for layout in [&SUMMED, &RANKED, &PRUNED] {
+        let Some(server) = shared() else { return };
+        let mut client = connect(&server.database().await).await;
+        client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY)").await.unwrap();
+        let prepared = PreparedStatements::new();
+        let mut store = PostgresStore::new(&mut client, layout).prepared(&prepared);
+        store.create().await.unwrap();
+        let mut batch = one(7, 1);
+        if layout.counters().len() > 1 {
+            batch.add(LINK, (7, 70), 1);
+        }
+        if layout.counters().len() == 2 {
+            store.prune(LINK, 100).await.unwrap();
+        }
+        assert_eq!(store.write(&[(INSERT, &[&1_i64])], &batch).await.unwrap().0, [1]);
+        assert_eq!(store.total(VOTES, 7).await.unwrap(), 1);
+        match layout.counters().len() {
+            1 => assert_eq!(store.listed(BOARD).await.unwrap(), 1),
+            2 => assert_eq!(store.total(LINK, (7, 70)).await.unwrap(), 0, "it is below the cut"),
+            _ => assert_eq!(store.total(SUM, 70).await.unwrap(), 1),
+        }
+    }
 }
 
 /// The rows and totals that were sent behind a BEGIN that is refused would be committed one by one.
