@@ -168,6 +168,52 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(raised.lost().await.unwrap(), ["show.votes"]);
 }
 
+const LISTED: Board<i64> = Board::new("show.votes_board", &[VOTES.def()], |totals| totals.first().copied());
+
+/// A counter that becomes prunable, and a board of counters that are there, come into tables that are there.
+#[tokio::test]
+async fn what_a_counter_is_for_may_change() {
+    const KEPT: Layout = Layout::new(&[VOTES.table(), LINKED.table()]);
+    const PRUNED: Layout = Layout::new(&[VOTES.table(), LINKED.table().prunable()]);
+    const BOTH: Layout = Layout::new(&[VOTES.table(), LINKED.table().prunable()]).boards(&[LISTED.def()]);
+    let Some((_, mut client)) = open(&KEPT).await else { return };
+    for layout in [&PRUNED, &BOTH, &BOTH] {
+        PostgresStore::new(&mut client, layout).create().await.unwrap();
+    }
+    let mut store = PostgresStore::new(&mut client, &BOTH);
+    let (mut one, mut two) = (Batch::new(), Batch::new());
+    one.add(VOTES, 1, 5);
+    two.add(VOTES, 1, 1);
+    two.add(VOTES, 2, 1);
+    two.add(LINKED, (1, 7), 1);
+    // A statement for each counter, and a line for each key.
+    for (batch, totals, statements) in [(&one, 1, 2), (&two, 3, 4)] {
+        let applied = store.apply(batch).await.unwrap();
+        assert_eq!((applied.totals, applied.statements), (totals, statements));
+    }
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &BOTH);
+    assert_eq!(store.listed(LISTED).await.unwrap(), 2);
+    assert_eq!(store.prune(LINKED, 8).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_child_of_no_parts_climbs() {
+    const FINER: Counter<()> = Counter::new("finer");
+    const LINK: Counter<((), i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(FINER, LINK);
+    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), SUM.table()]);
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    for (links, votes) in [(&[(7, 1)][..], 3), (&[(7, -1), (8, 2)], 2), (&[], -1)] {
+        let mut batch = Batch::new();
+        batch.add(FINER, (), votes);
+        links.iter().for_each(|(parent, amount)| batch.add(LINK, ((), *parent), *amount));
+        store.apply(&batch).await.unwrap();
+    }
+    assert_eq!((store.total(SUM, 7).await.unwrap(), store.total(SUM, 8).await.unwrap()), (0, 8));
+}
+
 #[tokio::test]
 async fn processes_that_create_at_once_all_succeed() {
     let Some(server) = shared() else { return };
@@ -487,9 +533,11 @@ async fn what_is_read_or_written_without_tables_says_so() {
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
     let mut store = PostgresStore::new(&mut client, &FIRST);
+    let total = store.total(VOTES, 1).await.unwrap_err();
+    assert!(total.to_string().contains("looking whether show.votes is ready"), "{total}");
     for error in [
+        total,
         store.apply(&batch).await.unwrap_err(),
-        store.total(VOTES, 1).await.unwrap_err(),
         store.mark("x").await.unwrap_err(),
         store.check().await.unwrap_err(),
     ] {
