@@ -240,16 +240,16 @@ impl PostgresStore<'_, Client> {
             return Err(Error::Busy { doing: writing::doing(batch, None), reason, cause: reason.into() });
         }
         let session = Session { client: &**client, layout, prepared };
-        let texts: Vec<&str> = rows.iter().map(|(text, _)| *text).collect();
         let rows = session.rows(rows).await?;
         let began = observe::begin(observe::Place::Postgres, batch);
-        if let Some(done) = session.write_at_once(&texts, &rows, batch).await {
-            let done = match done {
-                Err(Failed::Overflow(counter, batch)) => return Err(session.find_overflow(&counter, &batch).await),
-                done => done.map_err(Failed::unnamed)?,
-            };
-            observe::applied(observe::Place::Postgres, began, batch, &done.1);
-            return Ok(done);
+        match session.write_at_once(&rows, batch).await {
+            Ok(None) => {}
+            Ok(Some((written, applied))) => {
+                observe::applied(observe::Place::Postgres, began, batch, &applied);
+                return Ok((written, applied));
+            }
+            Err(Failed::Overflow(counter, batch)) => return Err(session.find_overflow(&counter, &batch).await),
+            Err(failed) => return Err(failed.unnamed()),
         }
         let doing = || writing::doing(batch, None);
         let mut tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;

@@ -20,17 +20,21 @@ use crate::store::Applied;
 /// The values of one statement.
 pub(super) type Values<'r> = [&'r (dyn ToSql + Sync)];
 
-/// A statement that is prepared, with its values.
-pub(super) type Row<'r> = (Statement, &'r Values<'r>);
+/// A statement of the application's own, prepared, with its values.
+pub(super) struct Row<'r> {
+    text: &'r str,
+    statement: Statement,
+    values: &'r Values<'r>,
+}
 
 /// Runs the application's own statements, in one round trip.
 pub(super) async fn run_rows(client: &impl GenericClient, rows: &[Row<'_>]) -> Result<Vec<u64>, tokio_postgres::Error> {
-    try_join_all(rows.iter().map(|(statement, values)| client.execute(statement, values))).await
+    try_join_all(rows.iter().map(|row| client.execute(&row.statement, row.values))).await
 }
 
 /// Refuses values that the driver would not send for a statement: it would leave that one out, and send what comes behind it.
 fn check_rows(rows: &[Row<'_>]) -> Result<()> {
-    for (at, (statement, values)) in rows.iter().enumerate() {
+    for (at, Row { statement, values, .. }) in rows.iter().enumerate() {
         let refused = |cause: Cause| Error::Database { doing: format!("writing rows, statement {}", at + 1), cause };
         if statement.params().len() != values.len() {
             let (wanted, given) = (statement.params().len(), values.len());
@@ -51,11 +55,11 @@ fn is_nameless(error: &tokio_postgres::Error) -> bool {
 
 impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// Rows with their statements, known or prepared now.
-    pub(super) async fn rows<'r>(&self, rows: &[(&str, &'r Values<'r>)]) -> Result<Vec<Row<'r>>> {
+    pub(super) async fn rows<'r>(&self, rows: &[(&'r str, &'r Values<'r>)]) -> Result<Vec<Row<'r>>> {
         let mut all = Vec::with_capacity(rows.len());
         for (at, (text, values)) in rows.iter().enumerate() {
             let doing = |error| failed(&format!("preparing rows, statement {}", at + 1), error);
-            all.push((self.statement(text).await.map_err(doing)?, *values));
+            all.push(Row { text, statement: self.statement(text).await.map_err(doing)?, values });
         }
         Ok(all)
     }
@@ -63,51 +67,36 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// Writes rows and their batch in one round trip; none where totals have to be read first, or there is too much of it.
     pub(super) async fn write_at_once(
         &self,
-        texts: &[&str],
         rows: &[Row<'_>],
         batch: &Batch,
-    ) -> Option<Result<(Vec<u64>, Applied), Failed>> {
+    ) -> Result<Option<(Vec<u64>, Applied)>, Failed> {
         if !self.layout.is_plain() || !self.layout.board_defs().is_empty() {
-            return None;
+            return Ok(None);
         }
-        let writes = match self.writes(batch, false) {
-            Ok(writes) => writes,
-            Err(error) => return Some(Err(error.into())),
-        };
+        let writes = self.writes(batch, false)?;
         if writes.queries.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
-            return None;
+            return Ok(None);
         }
-        Some(self.write_now(texts, rows, batch, &writes).await)
-    }
-
-    async fn write_now(
-        &self,
-        texts: &[&str],
-        rows: &[Row<'_>],
-        batch: &Batch,
-        writes: &Writes<'_>,
-    ) -> Result<(Vec<u64>, Applied), Failed> {
-        let (written, totals) = match self.by_message(texts, rows, batch, writes).await? {
+        let (written, totals) = match self.by_message(rows, batch, &writes).await? {
             Some(written) => written,
-            None => self.by_pipeline(rows, batch, writes).await?,
+            None => self.by_pipeline(rows, batch, &writes).await?,
         };
         // It is committed by now, all but what was skipped.
         let skipped = |error: Error| Error::Unknown { doing: doing(batch, None), cause: error.into() };
         writes.check(&totals).map_err(skipped)?;
-        Ok((written, Applied::new(batch.len() as u64, writes.totals.len() as u64)))
+        Ok(Some((written, Applied::new(batch.len() as u64, writes.totals.len() as u64))))
     }
 
     /// How many rows each statement wrote, and how many totals; all in one message, which the server takes for one transaction. None where nothing
     /// was written, and sending the statements one by one can do it, or says why it cannot be done.
     async fn by_message(
         &self,
-        texts: &[&str],
         rows: &[Row<'_>],
         batch: &Batch,
         writes: &Writes<'_>,
     ) -> Result<Option<(Vec<u64>, Vec<u64>)>> {
         let Some(prepared) = self.prepared else { return Ok(None) };
-        let Some(message) = self.message(prepared, texts, rows, writes).await? else { return Ok(None) };
+        let Some(message) = self.message(prepared, rows, writes).await? else { return Ok(None) };
         match self.client.simple_query(&message).await {
             Ok(said) => {
                 let done = said.iter().filter_map(|said| match said {
@@ -132,7 +121,6 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     async fn message(
         &self,
         prepared: &PreparedStatements,
-        texts: &[&str],
         rows: &[Row<'_>],
         writes: &Writes<'_>,
     ) -> Result<Option<String>> {
@@ -141,8 +129,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             let kinds = query.values.iter().map(Value::kind).collect::<Vec<_>>();
             (query.text.as_str(), kinds, params(query))
         });
-        let rows = texts.iter().zip(rows);
-        let rows = rows.map(|(text, (statement, values))| (*text, statement.params().to_vec(), values.to_vec()));
+        let rows = rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));
         for (text, kinds, values) in rows.chain(own) {
             let named = prepared.name(self.client, text, &kinds).await;
             let Some(name) = named.map_err(|error| failed("preparing a statement", error))? else { return Ok(None) };

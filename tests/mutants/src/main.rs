@@ -42,6 +42,8 @@ const SUITES: &[&str] = &[
     "monitoring",
     "postgres_audit",
     "postgres_conformance",
+    "postgres_crash",
+    "postgres_races",
     "postgres_store",
     "postgres_write",
     "prune",
