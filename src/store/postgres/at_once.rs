@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
-use super::session::{NAME, PIPELINE_MOST, PreparedStatements, is_refused, overflowed};
+use super::session::{NAME, PIPELINE_MOST, PreparedStatements, is_refused, overflowed, unknown};
 use super::writing::{Failed, Writes, doing};
 use super::{Session, commit_failed, failed, literal, params};
 use crate::batch::Batch;
@@ -167,7 +167,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         )
         .await;
         // The others are on their way whatever comes of it: without a transaction each is committed by itself.
-        begun.map_err(|error| Error::Unknown { doing: doing(batch, None), cause: error.into() })?;
+        begun.map_err(|error| unknown(&doing(batch, None), error))?;
         // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
         let unless_refused = |error: tokio_postgres::Error, refused: &dyn Fn(tokio_postgres::Error) -> Failed| {
             if is_refused(&error) { refused(error) } else { commit_failed(&doing(batch, None), error).into() }

@@ -483,11 +483,12 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
 
 /// What a commit's error means: unless the server itself says that it took the transaction back, nobody knows.
 pub(crate) fn commit_failed(doing: &str, error: tokio_postgres::Error) -> Error {
-    if is_refused(&error) {
-        failed(doing, error)
-    } else {
-        Error::Unknown { doing: doing.to_owned(), cause: cause_of(error) }
-    }
+    if is_refused(&error) { failed(doing, error) } else { unknown(doing, error) }
+}
+
+/// An error after which nobody knows whether it was applied.
+pub(super) fn unknown(doing: &str, error: tokio_postgres::Error) -> Error {
+    Error::Unknown { doing: doing.to_owned(), cause: cause_of(error) }
 }
 
 /// Whether the server says so itself, and goes on: then what the statement belongs to is taken back.
