@@ -423,6 +423,16 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     store(&mut client, Some(&PreparedStatements::new())).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
     wanted += 1;
     assert_eq!(by_name(&client).await, (2, 2));
+    // What cannot be prepared just now can be later; the error is that of the statement itself.
+    let later = PreparedStatements::new();
+    client.batch_execute("DEALLOCATE ALL; ALTER TABLE show_votes RENAME TO away").await.unwrap();
+    let error = store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
+    assert!(error.to_string().contains("writing totals of counter show.votes"), "{error}");
+    client.batch_execute("ALTER TABLE away RENAME TO show_votes").await.unwrap();
+    store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
+    wanted += 1;
+    assert_eq!(by_name(&client).await, (2, 2));
     // PREPARE takes no such statement.
     let notify = "NOTIFY votes";
     store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &one(7, 1)).await.unwrap();
