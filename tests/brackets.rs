@@ -263,8 +263,29 @@ fn keys_of_dropped_brackets_are_left_alone_for_the_settle_time_then_measured_fir
     assert_eq!((report.drift(), report.counters[0].unsettled, report.counters[0].corrected), (1, 0, 1));
     // The look, then both suspects, then the first page.
     assert_eq!(asked.borrow()[1..4], [Bound::Included(4), Bound::Included(9), Bound::Unbounded]);
+    // Next time they are keys as any other.
+    asked.borrow_mut().clear();
+    let report = run_over(&mut audit, Mode::Repair, &[VOTES.def()]).unwrap();
+    assert!(report.counters[0].clean, "{report}");
+    assert_eq!(asked.borrow()[1..3], [Bound::Unbounded, Bound::Excluded(3)]);
     drop(audit);
     assert_eq!(store.total(VOTES, 9).unwrap(), 2);
+}
+
+#[test]
+fn where_too_many_brackets_were_dropped_nothing_is_said_before_they_have_settled() {
+    static NOW: AtomicU64 = AtomicU64::new(50);
+    let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+    let rows = Rows::default();
+    store.begin(&votes(1, 1)).unwrap().commit().unwrap();
+    rows.add(1, 1);
+    // More than any stripe has room for.
+    let mut many = Batch::new();
+    (2..400_000).for_each(|show| many.add(VOTES, show, 1));
+    drop(store.begin(&many).unwrap());
+    let report = run_over(&mut live(&store, &rows), Mode::Verify, &[VOTES.def()]);
+    assert!(matches!(&report, Err(Error::Busy { reason, .. }) if reason.contains("not known")), "{report:?}");
+    NOW.store(50 + SETTLE.as_secs(), Ordering::Relaxed);
     let report = verify(&store, &rows);
     assert!(report.counters[0].clean, "{report}");
 }
