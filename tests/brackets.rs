@@ -283,7 +283,9 @@ fn where_too_many_brackets_were_dropped_nothing_is_said_before_they_have_settled
     let mut many = Batch::new();
     (2..400_000).for_each(|show| many.add(VOTES, show, 1));
     drop(store.begin(&many).unwrap());
-    let report = run_over(&mut live(&store, &rows), Mode::Verify, &[VOTES.def()]);
+    let (mut audit, clock) = (live(&store, &rows), AtomicU64::new(0));
+    let report =
+        run(&mut Reconciler::new(Mode::Verify, &PLAIN, Options::default()).unwrap(), &mut audit, &mut Clock(&clock));
     assert!(matches!(&report, Err(Error::Busy { reason, .. }) if reason.contains("not known")), "{report:?}");
     NOW.store(50 + SETTLE.as_secs(), Ordering::Relaxed);
     let report = verify(&store, &rows);
