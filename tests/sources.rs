@@ -316,6 +316,19 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
     repair_names(&conn, tags(source())).unwrap();
     let totals = SqliteStore::new(&conn, &TEXTS).totals(NAMES).unwrap();
     assert_eq!(totals, wanted);
+    // A page of tuples that ends between two such keys.
+    conn.execute_batch("CREATE INDEX k ON tags (shop, name COLLATE BINARY)").unwrap();
+    for page in [1, 2, 1_000] {
+        for source in [tags(pair()), tags(pair()).by_tally()] {
+            let report = scoped_to(&conn, DAYS, source, Mode::Verify, page).unwrap();
+            let found: Vec<(String, i64)> = report.counters[0]
+                .samples
+                .iter()
+                .map(|sample| (sample.key.decode::<(i64, String)>().unwrap().1, sample.truth))
+                .collect();
+            assert_eq!(found, wanted, "page {page}");
+        }
+    }
 }
 
 /// The layout has another counter, which is left out.
