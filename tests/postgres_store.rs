@@ -380,12 +380,13 @@ async fn every_refusal_says_what_to_do() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let refuse = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
                   'BEGIN RAISE EXCEPTION USING ERRCODE = current_setting(''test.code''), MESSAGE = ''no \"such\" thing''; END';
-                  CREATE TRIGGER t BEFORE INSERT OR UPDATE ON show_votes FOR EACH ROW EXECUTE FUNCTION f();
+                  CREATE TRIGGER t BEFORE INSERT OR UPDATE ON show_votes FOR EACH ROW WHEN (NEW.key = 7) EXECUTE FUNCTION f();
                   CREATE CONSTRAINT TRIGGER t AFTER INSERT OR UPDATE ON keepcount_marks DEFERRABLE INITIALLY DEFERRED
                   FOR EACH ROW EXECUTE FUNCTION f()";
     client.batch_execute(refuse).await.unwrap();
-    let mut batch = Batch::new();
+    let (mut batch, mut other) = (Batch::new(), Batch::new());
     batch.add(VOTES, 7, 1);
+    other.add(VOTES, 8, 1);
     let busy = ["40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25P03", "53300", "53200"];
     let schema = ["42P01", "42703", "42804", "42883"];
     let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
@@ -395,6 +396,7 @@ async fn every_refusal_says_what_to_do() {
         for (error, says) in [
             (store.apply(&batch).await.unwrap_err(), "writing totals of counter show.votes"),
             (store.apply_once(&Batch::new(), &mark).await.unwrap_err(), "moving the mark of stream imports"),
+            (store.apply_once(&other, &mark).await.unwrap_err(), "writing totals of counter show.votes"),
         ] {
             let text = error.to_string();
             match &error {
@@ -407,7 +409,7 @@ async fn every_refusal_says_what_to_do() {
         }
     }
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    assert_eq!((store.total(VOTES, 7).await.unwrap(), store.mark("imports").await.unwrap()), (0, 0));
+    assert_eq!((store.total(VOTES, 8).await.unwrap(), store.mark("imports").await.unwrap()), (0, 0));
 }
 
 #[tokio::test]
