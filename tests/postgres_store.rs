@@ -208,7 +208,9 @@ async fn a_child_of_no_parts_climbs() {
     for (links, votes) in [(&[(7, 1)][..], 3), (&[(7, -1), (8, 2)], 2), (&[], -1)] {
         let mut batch = Batch::new();
         batch.add(FINER, (), votes);
-        links.iter().for_each(|(parent, amount)| batch.add(LINK, ((), *parent), *amount));
+        for (parent, amount) in links {
+            batch.add(LINK, ((), *parent), *amount);
+        }
         store.apply(&batch).await.unwrap();
     }
     assert_eq!((store.total(SUM, 7).await.unwrap(), store.total(SUM, 8).await.unwrap()), (0, 8));
@@ -286,14 +288,14 @@ async fn a_name_that_postgresql_would_cut_is_refused() {
     const LINK: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
     const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
     const LAYOUT: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+    const SHORTER: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
+    const FITS: Layout =
+        Layout::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
     let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
     assert!(matches!(&error, Error::Schema { reason, .. } if reason.contains("63")), "{error}");
     // An index with a name as long as may be.
-    const SHORTER: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
-    const FITS: Layout =
-        Layout::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
     PostgresStore::new(&mut client, &FITS).create().await.unwrap();
 }
 

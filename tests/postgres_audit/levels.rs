@@ -5,7 +5,7 @@ use keepcount::{AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, Postgres
 use tokio_postgres::Client;
 
 use super::items::{connect_again, database, run_whole, text_of};
-use super::postgres_common::{connect, shared};
+use super::postgres_common::{connect, shared, wait_until};
 
 const DAY: i64 = 86_400;
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -295,6 +295,37 @@ async fn what_was_pruned_is_counted_no_more_and_mended_away() {
         assert_eq!(clean.drift(), 0, "{}", clean.table());
         assert_eq!(text_of(&reader, all).await, left);
     }
+}
+
+/// Whoever writes holds a child first, then its totals: a mend that held the total while it waits for the child would be a deadlock.
+#[tokio::test]
+async fn a_mend_holds_no_total_while_it_waits_for_the_child() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    let mut batch = Batch::new();
+    batch.insert(&Vote { setlist: 3, at: DAY, amount: 4 });
+    PostgresStore::new(&mut client, &LAYOUT).apply(&batch).await.unwrap();
+    client.batch_execute("INSERT INTO votes VALUES (3, 86400, 4)").await.unwrap();
+    client.batch_execute("UPDATE setlist_votes SET total = total + 1 WHERE key = 3").await.unwrap();
+    let (mut writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let held = writer.transaction().await.unwrap();
+    let locks =
+        held.query(r#"SELECT 1 FROM keepcount_locks WHERE "of" = 'setlist.show' FOR UPDATE"#, &[]).await.unwrap();
+    assert!(!locks.is_empty());
+    let stepping = async {
+        let waits =
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        wait_until(&reader, waits).await;
+        let update = "SET LOCAL lock_timeout = '2s'; UPDATE setlist_votes SET total = total WHERE key = 3";
+        held.batch_execute(update).await.unwrap();
+        held.commit().await.unwrap();
+    };
+    let mut audit = audit(&mut client).await;
+    let mend = Mend { counter: VOTES.def(), keys: vec![KeyBuf::of::<i64>(3)] };
+    let (mended, ()) = tokio::join!(audit.mend(&mend), stepping);
+    assert_eq!(mended.unwrap().corrected, 1);
+    drop(audit);
+    assert_eq!(drift(&reader).await[0], 0);
 }
 
 #[tokio::test]

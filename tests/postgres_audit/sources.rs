@@ -43,6 +43,39 @@ async fn a_source_that_counts_otherwise_than_the_tally_is_not_mended_by() {
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
+/// Where the SQL agrees with the totals no mend looks at a key: the sample does.
+#[tokio::test]
+async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    let wrongly = "DELETE FROM of_integer; INSERT INTO of_integer SELECT k, sum(amount) FROM items WHERE k IS NOT NULL GROUP BY 1";
+    client.batch_execute(wrongly).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    audit.add(Integer::COUNTER, typed(PostgresSource::table("items", ["k"]).amount("amount"))).await.unwrap();
+    let refused = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await;
+    assert!(matches!(refused, Err(Error::Skew { .. })), "{refused:?}");
+    assert_eq!(run_whole(Mode::Verify, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap().drift(), 0);
+}
+
+/// Rows come from the server in portions.
+#[tokio::test]
+async fn a_page_of_many_rows_is_read_to_its_end() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    let more = "INSERT INTO items (k, amount, spam) SELECT i % 300, 1, false FROM generate_series(1, 5000) AS i";
+    client.batch_execute(more).await.unwrap();
+    refill::<Integer>(&client).await;
+    for source in [source::<Integer>(), source::<Integer>().by_tally()] {
+        let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+        audit.add(Integer::COUNTER, source).await.unwrap();
+        let report = run_whole(Mode::Verify, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+        assert_eq!(report.drift(), 0);
+        assert!(report.counters[0].keys > 250, "{report}");
+    }
+}
+
 #[tokio::test]
 async fn an_emptied_source_is_refused_unless_the_repair_is_forced() {
     let Some(server) = shared() else { return };
@@ -257,6 +290,12 @@ async fn a_client_inside_a_transaction_is_refused() {
     client.batch_execute("DROP TABLE of_integer").await.unwrap();
     let refused = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.map(drop);
     assert!(matches!(&refused, Err(Error::Schema { table, .. }) if table == "of_integer"), "{refused:?}");
+    // One that is gone is not inside anything.
+    let mut gone = connect_again(&client, server).await;
+    let pid: i32 = gone.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
+    let refused = PostgresAudit::new(&mut gone, &Integer::LAYOUT).await.map(drop);
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
 }
 
 #[tokio::test]
