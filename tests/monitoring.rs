@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
+#[cfg(unix)]
+mod postgres_common;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,7 +20,10 @@ use keepcount::reconcile::{
     Ask, Audit, Control, Freshness, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome,
     Progress, Reconciler, Recount, Report, Source, SqliteAudit, Token, merge, run,
 };
-use keepcount::{Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally};
+use keepcount::{
+    AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, Mark, MemoryStore, PostgresStore, Record, Result,
+    SqliteStore, Store, Tally,
+};
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rusqlite::{Connection, Row};
 use tracing::field::{Field, Visit};
@@ -448,6 +453,34 @@ fn batches_that_fail_are_not_counted() {
     }
     assert_eq!(metrics.count(r#"keepcount_deltas_applied_total{counter="user.votes"}"#), 2);
     assert_eq!(events.len(), 2);
+    without_keys(&metrics, &events);
+}
+
+/// On this thread alone, where metrics are taken down.
+#[cfg(unix)]
+#[test]
+fn batches_in_postgresql_are_counted_once_for_their_events() {
+    let Some(server) = postgres_common::shared() else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ((), metrics, events) = watched(|| {
+        runtime.block_on(async {
+            let mut client = postgres_common::connect(&server.database().await).await;
+            let mut store = PostgresStore::new(&mut client, &LAYOUT);
+            store.create().await.unwrap();
+            let (mut batch, mark) = (Batch::new(), Mark::new("votes", 1, 1).unwrap());
+            batch.add(SHOW_VOTES, show(1), 1);
+            for skipped in [false, true] {
+                assert_eq!(store.apply_once(&batch, &mark).await.unwrap().skipped, skipped);
+            }
+            store.write(&[], &batch).await.unwrap();
+            batch.add(SHOW_VOTES, show(1), i64::MAX - 1);
+            assert!(store.apply(&batch).await.is_err() && store.write(&[], &batch).await.is_err());
+        });
+    });
+    assert_eq!(metrics.count(r#"keepcount_batches_applied_total{store="postgres"}"#), 2);
+    assert_eq!(metrics.count(r#"keepcount_deltas_applied_total{counter="show.votes"}"#), 2);
+    let applied = r#"TRACE a batch was applied: store="postgres" totals=1 statements=1"#;
+    assert_eq!(events.iter().filter(|event| *event == applied).count(), 2, "{events:?}");
     without_keys(&metrics, &events);
 }
 
