@@ -478,6 +478,12 @@ pub fn set_mark(dialect: Dialect) -> String {
     )
 }
 
+/// A name as SQL has it, whatever is in it.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// The quoted key columns and their types.
 pub(crate) fn columns(dialect: Dialect, parts: KeyParts) -> Vec<(String, &'static str)> {
     let kinds = parts.as_slice().iter().copied().map(Some).chain(parts.is_empty().then_some(None));

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use keepcount::{AsyncStore, Batch, Board, Counter, Error, Layout, Next, PostgresStore, PreparedStatements};
-use postgres_common::{connect, shared, wait_until};
+use postgres_common::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
 use random::Random;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
@@ -25,8 +25,6 @@ const LAYOUT: Layout = Layout::new(&[VOTES.table(), TAGS.table()]);
 const INSERT: &str = "INSERT INTO votes VALUES ($1)";
 /// An address has no text in keepcount: these rows are sent in several messages.
 const INSERT_FROM: &str = "INSERT INTO votes (id, address) VALUES ($1, $2)";
-const WAITS: &str =
-    "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 async fn open() -> Option<(Config, Client)> {
@@ -510,7 +508,7 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
             store(&mut voter, Some(&prepared)).write(&[(text, &values[..=usize::from(from)])], &one(id, 1)).await
         });
         let watcher = connect(&config).await;
-        wait_until(&watcher, WAITS).await;
+        wait_until(&watcher, A_LOCK_IS_WAITED_FOR).await;
         tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.unwrap();
         PostgresStore::within(&tx, &LAYOUT).apply(&one(id, -5)).await.unwrap();
         tx.commit().await.unwrap();

@@ -4,7 +4,7 @@ use crate::counter::Def;
 use crate::error::{Error, Result};
 use crate::key::{KeyPart, KeyParts};
 use crate::layout::Layout;
-use crate::sql::{self, Dialect, Value};
+use crate::sql::{self, Dialect, Value, quote};
 
 /// What a source reads, as its author said it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -350,8 +350,4 @@ fn all(dialect: Dialect, terms: impl Iterator<Item = String>) -> String {
 
 fn or(text: &str, other: &str) -> String {
     if text.is_empty() { other.to_owned() } else { text.to_owned() }
-}
-
-fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -5,7 +5,7 @@ use keepcount::{AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, Postgres
 use tokio_postgres::Client;
 
 use super::items::{connect_again, database, run_whole, text_of};
-use super::postgres_common::{connect, shared, wait_until};
+use super::postgres_common::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
 
 const DAY: i64 = 86_400;
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -313,9 +313,7 @@ async fn a_mend_holds_no_total_while_it_waits_for_the_child() {
         held.query(r#"SELECT 1 FROM keepcount_locks WHERE "of" = 'setlist.show' FOR UPDATE"#, &[]).await.unwrap();
     assert!(!locks.is_empty());
     let stepping = async {
-        let waits =
-            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        wait_until(&reader, waits).await;
+        wait_until(&reader, A_LOCK_IS_WAITED_FOR).await;
         let update = "SET LOCAL lock_timeout = '2s'; UPDATE setlist_votes SET total = total WHERE key = 3";
         held.batch_execute(update).await.unwrap();
         held.commit().await.unwrap();

@@ -33,6 +33,10 @@ pub async fn connect(to: &Config) -> Client {
     client
 }
 
+/// Whether anybody waits for a lock in this database: a query for [`wait_until`].
+pub const A_LOCK_IS_WAITED_FOR: &str =
+    "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
 /// Waits until `query`, which gives one boolean, gives true.
 pub async fn wait_until(client: &Client, query: &str) {
     for _ in 0..3_000 {

@@ -92,8 +92,8 @@ struct Forget {
 impl AsyncWork<()> for Forget {
     async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<()> {
         let known = session.catalogue().await?;
-        let table = catalogue::lost(session.layout, &known, &self.name)?.table_name().replace('"', "\"\"");
-        session.run_ddl(&format!(r#"DROP TABLE IF EXISTS "{table}""#)).await?;
+        let table = catalogue::lost(session.layout, &known, &self.name)?.table_name();
+        session.run_ddl(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await?;
         let text = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = $1"#, sql::CATALOGUE);
         let gone = session.execute(&Query { text, values: vec![Value::Text(self.name.as_str().into())] }).await;
         gone.map(drop).map_err(|error| failed(&format!("forgetting {}", self.name), error))
@@ -252,8 +252,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     async fn texts(&self, text: &str, table: &str) -> Result<Vec<String>> {
-        let name = format!("\"{}\"", table.replace('"', "\"\""));
-        let query = Query { text: text.to_owned(), values: vec![Value::Text(name.into())] };
+        let query = Query { text: text.to_owned(), values: vec![Value::Text(sql::quote(table).into())] };
         let rows = self.query(&query).await.map_err(|error| failed("reading the schema", error))?;
         let text = |row: &tokio_postgres::Row| row.try_get::<_, String>(0);
         rows.iter().map(text).collect::<Result<_, _>>().map_err(|error| failed("reading the schema", error))

@@ -108,7 +108,7 @@ impl PreparedStatements {
             }
         }
         let types: Vec<String> =
-            kinds.iter().map(|kind| format!("{}.{}", quoted_name(kind.schema()), quoted_name(kind.name()))).collect();
+            kinds.iter().map(|kind| format!("{}.{}", sql::quote(kind.schema()), sql::quote(kind.name()))).collect();
         let types = if types.is_empty() { String::new() } else { format!(" ({})", types.join(", ")) };
         let name = format!("{NAME}{:016x}", fnv1a(fnv1a(FNV_OFFSET, types.as_bytes()), text.as_bytes()));
         let prepare = format!("PREPARE {name}{types} AS {text}");
@@ -499,11 +499,6 @@ pub(super) fn is_refused(error: &tokio_postgres::Error) -> bool {
 /// Whether a sum left 64 bits.
 pub(crate) fn overflowed(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE)
-}
-
-/// A name as SQL has it, whatever is in it.
-fn quoted_name(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// The first name in quotes of a message.

@@ -50,8 +50,8 @@ impl SqliteStore<'_> {
     fn drop_lost(&self, name: &str) -> Result<()> {
         let known = self.catalogue()?;
         let lost = catalogue::lost(self.layout, &known, name)?;
-        let table = lost.table_name().replace('"', "\"\"");
-        let gone = self.conn.execute_batch(&format!(r#"DROP TABLE IF EXISTS "{table}""#)).and_then(|()| {
+        let table = sql::quote(&lost.table_name());
+        let gone = self.conn.execute_batch(&format!("DROP TABLE IF EXISTS {table}")).and_then(|()| {
             let delete = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = ?1"#, sql::CATALOGUE);
             self.conn.execute(&delete, [name])
         });
