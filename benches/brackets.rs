@@ -17,11 +17,11 @@ use keepcount::{Batch, MemoryStore};
 /// Hooks a round: few, so that their batches are as near as one that was just built.
 const HOOKS: u64 = 32;
 
-fn bare(store: &MemoryStore, batch: &Batch) {
+fn bare(store: &MemoryStore, batch: &mut Batch) {
     store.apply(batch).unwrap();
 }
 
-fn bracketed(store: &MemoryStore, batch: &Batch) {
+fn bracketed(store: &MemoryStore, batch: &mut Batch) {
     store.begin(batch).unwrap().commit().unwrap();
 }
 
@@ -32,14 +32,14 @@ fn brackets(c: &mut Criterion) {
         group.sample_size(30).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
         for (threads, deltas) in [(1, 1), (2, 1), (1, 16)] {
             group.throughput(Throughput::Elements(HOOKS * threads));
-            for (name, hook) in [("bare", bare as fn(&MemoryStore, &Batch)), ("bracketed", bracketed)] {
+            for (name, hook) in [("bare", bare as fn(&MemoryStore, &mut Batch)), ("bracketed", bracketed)] {
                 group.bench_function(BenchmarkId::new(format!("{name}, {deltas} deltas"), threads), |b| {
                     b.iter_custom(|times| {
                         rounds(
                             threads,
                             times,
                             |random| (0..HOOKS).map(|_| batch(&random.keys(deltas, keys))).collect::<Vec<_>>(),
-                            |batches| batches.iter().for_each(|batch| hook(&store, batch)),
+                            |batches| batches.iter_mut().for_each(|batch| hook(&store, batch)),
                         )
                     });
                 });

@@ -53,9 +53,10 @@ fn fill(path: &Path, store: &MemoryStore) {
             batch.insert(&Votes(show, 1));
         }
     }
-    SqliteStore::new(&tx, &LAYOUT).apply(&batch).unwrap();
+    let mut same = batch.clone();
+    SqliteStore::new(&tx, &LAYOUT).apply(&mut same).unwrap();
     tx.commit().unwrap();
-    store.begin(&batch).unwrap().commit().unwrap();
+    store.begin(&mut batch).unwrap().commit().unwrap();
 }
 
 /// How long each write took, and of that what it waited for totals: a gate and a stripe in memory.
@@ -76,16 +77,17 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
         batch.clear();
         batch.insert(&Votes(HOT, 1));
         let begun = Instant::now();
-        let bracket = memory.map(|store| store.begin(&batch).unwrap());
+        let bracket = match memory {
+            Some(store) => Ok(store.begin(&mut batch).unwrap()),
+            None => Err(&mut batch),
+        };
         let entered = begun.elapsed();
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
         tx.prepare_cached("INSERT INTO votes (show_id) VALUES (?1)").unwrap().execute([HOT]).unwrap();
-        if bracket.is_none() {
-            SqliteStore::new(&tx, &LAYOUT).apply(&batch).unwrap();
-        }
+        let bracket = bracket.map_err(|batch| SqliteStore::new(&tx, &LAYOUT).apply(batch).unwrap());
         tx.commit().unwrap();
         let committed = Instant::now();
-        if let Some(bracket) = bracket {
+        if let Ok(bracket) = bracket {
             bracket.commit().unwrap();
         }
         waits.whole.push(begun.elapsed());

@@ -101,12 +101,12 @@ mod postgres {
             if self.keeper == Keeper::Write {
                 let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [(INSERT, &key)];
                 let (written, _) =
-                    PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&rows, &batch).await.unwrap();
+                    PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&rows, &mut batch).await.unwrap();
                 assert_eq!(written, [1]);
             } else if self.keeper == Keeper::Within {
                 let tx = client.transaction().await.unwrap();
                 assert_eq!(tx.execute(insert, &key).await.unwrap(), 1);
-                PostgresStore::within(&tx, &LAYOUT).prepared(prepared).apply(&batch).await.unwrap();
+                PostgresStore::within(&tx, &LAYOUT).prepared(prepared).apply(&mut batch).await.unwrap();
                 tx.commit().await.unwrap();
             } else if self.keeper == Keeper::Update {
                 // Sent in this order, before the first answer is there.

@@ -101,12 +101,12 @@ fn memory(c: &mut Criterion) {
         group.throughput(Throughput::Elements(size));
         for (name, layout) in LAYOUTS {
             let store = MemoryStore::new(layout);
-            store.apply(&site(layout)).unwrap();
+            store.apply(&mut site(layout)).unwrap();
             let mut random = Random(3);
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter_batched(
                     || votes(layout, &mut random, size),
-                    |batch| store.apply(&batch).unwrap(),
+                    |mut batch| store.apply(&mut batch).unwrap(),
                     criterion::BatchSize::SmallInput,
                 );
             });
@@ -126,17 +126,17 @@ fn sqlite(c: &mut Criterion) {
             conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL").unwrap();
             conn.set_prepared_statement_cache_capacity(512);
             SqliteStore::new(&conn, layout).create().unwrap();
-            SqliteStore::new(&conn, layout).apply(&site(layout)).unwrap();
+            SqliteStore::new(&conn, layout).apply(&mut site(layout)).unwrap();
             let mut random = Random(5);
-            let filled = votes(layout, &mut random, if only_tested() { 100 } else { 20_000 });
-            SqliteStore::new(&conn, layout).apply(&filled).unwrap();
-            let one = SqliteStore::new(&conn, layout).apply(&votes(layout, &mut random, 1)).unwrap();
+            let mut filled = votes(layout, &mut random, if only_tested() { 100 } else { 20_000 });
+            SqliteStore::new(&conn, layout).apply(&mut filled).unwrap();
+            let one = SqliteStore::new(&conn, layout).apply(&mut votes(layout, &mut random, 1)).unwrap();
             println!("{name}: one vote writes {} totals by {} statements, boards included", one.totals, one.statements);
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter(|| {
-                    let batch = votes(layout, &mut random, size);
+                    let mut batch = votes(layout, &mut random, size);
                     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-                    SqliteStore::new(&tx, layout).apply(&batch).unwrap();
+                    SqliteStore::new(&tx, layout).apply(&mut batch).unwrap();
                     tx.commit().unwrap();
                 });
             });
@@ -153,9 +153,9 @@ fn reads(c: &mut Criterion) {
     conn.set_prepared_statement_cache_capacity(512);
     let mut store = SqliteStore::new(&conn, &C::LAYOUT);
     store.create().unwrap();
-    store.apply(&site(&C::LAYOUT)).unwrap();
+    store.apply(&mut site(&C::LAYOUT)).unwrap();
     let mut random = Random(5);
-    store.apply(&votes(&C::LAYOUT, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
+    store.apply(&mut votes(&C::LAYOUT, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
     let page: Vec<KeyBuf> = (0..100_i64).map(KeyBuf::of::<i64>).collect();
     for (name, begin, end) in [("of its own", "", ""), ("around all", "BEGIN", "COMMIT")] {
         let mut group = c.benchmark_group(format!("sqlite, reads in a transaction {name}"));

@@ -50,7 +50,7 @@ fn write(store: &MemoryStore, keys: u64, add: fn(&mut Batch, u64), longest: &Lon
         for totals in [1, 2] {
             batch.clear();
             (0..totals).for_each(|_| add(&mut batch, random.next() % keys));
-            let took = timed(|| drop(store.apply(&batch).unwrap()));
+            let took = timed(|| drop(store.apply(&mut batch).unwrap()));
             longest.0.fetch_max(u64::try_from(took.as_nanos()).unwrap(), Ordering::Relaxed);
         }
     }
@@ -71,7 +71,7 @@ fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
     let store = MemoryStore::new(&LAYOUT);
     let mut batch = Batch::new();
     (0..keys).for_each(|key| add(&mut batch, key));
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     drop(batch);
 
     let (longest, done) = (Longest::default(), AtomicBool::new(false));

@@ -36,6 +36,9 @@ pub struct Batch {
     index: HashTable<u32>,
     /// The sum of all amounts without their signs, up to 2^64: no delta is larger.
     bulk: u64,
+    /// Whether what it holds was applied, so that it counts as empty. It is forgotten when something is added: until then
+    /// [`Applied::deltas`](crate::Applied::deltas) reads it.
+    spent: bool,
 }
 
 /// The sum for one counter and key.
@@ -55,7 +58,14 @@ impl Batch {
     /// An empty batch; allocates nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { counters: Vec::new(), hashes: Vec::new(), entries: Vec::new(), index: HashTable::new(), bulk: 0 }
+        Self {
+            counters: Vec::new(),
+            hashes: Vec::new(),
+            entries: Vec::new(),
+            index: HashTable::new(),
+            bulk: 0,
+            spent: false,
+        }
     }
 
     /// Adds `amount` to the total of `key`, by hand; rows go through the hooks.
@@ -76,14 +86,20 @@ impl Batch {
         self.add_key(counter, key, i128::from(amount));
     }
 
-    /// Adds what another batch holds: a savepoint that was released.
-    pub fn merge(&mut self, other: &Self) {
-        for (entry, hash) in other.entries.iter().zip(&other.hashes) {
-            if let Some(counter) = other.counters.get(entry.counter as usize) {
-                let counter = self.counter_index(*counter);
-                self.add_hashed(counter, &mut entry.key.clone(), *hash, entry.delta);
+    /// Moves into this batch what another one holds, a savepoint that was released, and leaves that one empty.
+    pub fn merge(&mut self, other: &mut Self) {
+        if self.spent {
+            self.clear();
+        }
+        if !other.spent {
+            for (entry, hash) in other.entries.iter_mut().zip(&other.hashes) {
+                if let Some(counter) = other.counters.get(entry.counter as usize) {
+                    let counter = self.counter_index(*counter);
+                    self.add_hashed(counter, &mut entry.key, *hash, entry.delta);
+                }
             }
         }
+        other.clear();
     }
 
     /// Forgets everything and keeps the memory: a writer that reuses its batch allocates nothing.
@@ -93,23 +109,52 @@ impl Batch {
         self.entries.clear();
         self.index.clear();
         self.bulk = 0;
+        self.spent = false;
+    }
+
+    /// Empties a batch that was applied and keeps its memory: for a store of your own, and for statements that you run through another
+    /// library, once their transaction is committed. Stores do it themselves. Until something is added,
+    /// [`Applied::deltas`](crate::Applied::deltas) still says what it held.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 1);
+    /// batch.spend();
+    /// assert!(batch.is_empty());
+    /// ```
+    pub const fn spend(&mut self) {
+        self.spent = true;
     }
 
     /// Whether applying this would change no total.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.iter().all(|entry| entry.delta == 0)
+        self.entries().iter().all(|entry| entry.delta == 0)
     }
 
     /// How many totals applying this would change.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.delta != 0).count()
+        self.entries().iter().filter(|entry| entry.delta != 0).count()
     }
 
     /// The deltas that are not zero, in the order in which their keys were first mentioned: for a store of your own.
     pub fn deltas(&self) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
-        self.entries.iter().filter(|entry| entry.delta != 0).filter_map(|entry| {
+        self.deltas_of(self.entries())
+    }
+
+    /// The deltas that were applied, where a store has emptied the batch since.
+    pub(crate) fn spent_deltas(&self) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
+        self.deltas_of(&self.entries)
+    }
+
+    fn deltas_of<'b>(&'b self, entries: &'b [Entry]) -> impl Iterator<Item = (Def, &'b KeyBuf, i128)> {
+        entries.iter().filter(|entry| entry.delta != 0).filter_map(|entry| {
             self.counters.get(entry.counter as usize).map(|counter| (*counter, &entry.key, entry.delta))
         })
     }
@@ -141,16 +186,16 @@ impl Batch {
     }
 
     pub(crate) fn counters(&self) -> &[Def] {
-        &self.counters
+        if self.spent { &[] } else { &self.counters }
     }
 
     /// The hashes of [`entries`](Self::entries).
     pub(crate) fn hashes(&self) -> &[u64] {
-        &self.hashes
+        if self.spent { &[] } else { &self.hashes }
     }
 
     pub(crate) fn entries(&self) -> &[Entry] {
-        &self.entries
+        if self.spent { &[] } else { &self.entries }
     }
 
     #[inline]
@@ -164,6 +209,9 @@ impl Batch {
     /// were just moved are slow to read back.
     #[inline]
     pub(crate) fn add_raw(&mut self, counter: Def, key: &mut KeyBuf, delta: i128) {
+        if self.spent {
+            self.clear();
+        }
         let hash = key.hash64();
         let counter = self.counter_index(counter);
         self.add_hashed(counter, key, hash, delta);

@@ -45,7 +45,7 @@ use crate::store::Store;
 /// let mut batch = Batch::new();
 /// batch.add(UPVOTES, "encore", 3);
 /// batch.add(DOWNVOTES, "opener", 1);
-/// let applied = store.apply(&batch)?;
+/// let applied = store.apply(&mut batch)?;
 /// songs.follow(&mut &store, applied.deltas(&batch))?;
 /// let top = songs.top(10)?;
 /// assert_eq!((top[0].rank, top[0].key.as_str(), top[0].score), (1, "encore", 3));

@@ -58,7 +58,7 @@ impl Id for &str {
 /// batch.insert(&Setlist::new("se1", Some("sh1")));
 /// batch.insert(&Vote::new(Some("se1"), Some("ann"), true, now - 60, now)?);
 /// batch.insert(&Vote::new(Some("se1"), Some("bob"), false, now - 30, now)?);
-/// store.apply(&batch)?;
+/// store.apply(&mut batch)?;
 /// assert_eq!(store.total(C::SETLIST_SCORE, "se1")?, 0);
 /// assert_eq!(store.total(C::SHOW_VOTES, "sh1")?, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -181,6 +181,33 @@ impl Step {
             (expect, _, answer) => Err(format!("expected {expect:?}, got {answer:?}")),
         }
     }
+
+    /// Compares what a store left of the batch of [`Call::Apply`] or [`Call::ApplyOnce`] with what it must: nothing where it was applied or
+    /// skipped, all of it where it was refused. [`Applied::deltas`] still says what was applied.
+    ///
+    /// # Errors
+    ///
+    /// What differs, in words.
+    pub fn check_batch(&self, left: &Batch, answer: &Result<Answer>) -> Result<(), String> {
+        let (Call::Apply(batch) | Call::ApplyOnce { batch, .. }) = &self.call else { return Ok(()) };
+        match answer {
+            Ok(_) if !left.is_empty() => Err(format!("{} deltas are left in a batch that was applied", left.len())),
+            Ok(Answer::Applied(applied)) if !applied.skipped && applied.deltas(left).count() < batch.len() => {
+                Err("it is not told any more what a batch held that was applied".to_owned())
+            }
+            Err(error) if sorted(left.deltas()) != sorted(batch.deltas()) => {
+                Err(format!("a batch was changed that was refused: {error}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Every delta, in an order of its own.
+fn sorted<'b>(deltas: impl Iterator<Item = (Def, &'b KeyBuf, i128)>) -> Vec<(&'static str, &'b KeyBuf, i128)> {
+    let mut all: Vec<_> = deltas.map(|(counter, key, delta)| (counter.name(), key, delta)).collect();
+    all.sort_unstable();
+    all
 }
 
 impl Expect {
@@ -288,10 +315,16 @@ fn build((name, write): (&'static str, Write)) -> Case {
 /// When the store does otherwise than expected: with the case's name, the step's number, and what differs.
 pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
     for (number, step) in case.steps.iter().enumerate() {
+        let mut left = Batch::new();
         let answer = match &step.call {
-            Call::Apply(batch) => store.apply(batch).map(Answer::Applied),
+            Call::Apply(batch) => {
+                left.clone_from(batch);
+                store.apply(&mut left).map(Answer::Applied)
+            }
             Call::ApplyOnce { batch, stream, first, last } => {
-                Mark::new(stream, *first, *last).and_then(|mark| store.apply_once(batch, &mark)).map(Answer::Applied)
+                left.clone_from(batch);
+                let mark = Mark::new(stream, *first, *last);
+                mark.and_then(|mark| store.apply_once(&mut left, &mark)).map(Answer::Applied)
             }
             Call::Mark(stream) => store.mark(stream).map(Answer::Mark),
             Call::Read(counter, keys) => store.read(*counter, keys).map(Answer::Read),
@@ -299,7 +332,7 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
             Call::Range { counter, range, limit } => store.range(*counter, range, *limit).map(Answer::Page),
             Call::Sum(counter, range) => store.sum(*counter, range).map(Answer::Sum),
         };
-        case.check(number, &answer);
+        case.check(number, &left, &answer);
     }
 }
 
@@ -310,12 +343,19 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
 /// As [`run`].
 pub async fn run_async<S: AsyncStore>(case: &Case, store: &mut S) {
     for (number, step) in case.steps.iter().enumerate() {
+        let mut left = Batch::new();
         let answer = match &step.call {
-            Call::Apply(batch) => store.apply(batch).await.map(Answer::Applied),
-            Call::ApplyOnce { batch, stream, first, last } => match Mark::new(stream, *first, *last) {
-                Ok(mark) => store.apply_once(batch, &mark).await.map(Answer::Applied),
-                Err(error) => Err(error),
-            },
+            Call::Apply(batch) => {
+                left.clone_from(batch);
+                store.apply(&mut left).await.map(Answer::Applied)
+            }
+            Call::ApplyOnce { batch, stream, first, last } => {
+                left.clone_from(batch);
+                match Mark::new(stream, *first, *last) {
+                    Ok(mark) => store.apply_once(&mut left, &mark).await.map(Answer::Applied),
+                    Err(error) => Err(error),
+                }
+            }
             Call::Mark(stream) => store.mark(stream).await.map(Answer::Mark),
             Call::Read(counter, keys) => store.read(*counter, keys).await.map(Answer::Read),
             Call::Page { counter, after, limit } => {
@@ -324,13 +364,14 @@ pub async fn run_async<S: AsyncStore>(case: &Case, store: &mut S) {
             Call::Range { counter, range, limit } => store.range(*counter, range, *limit).await.map(Answer::Page),
             Call::Sum(counter, range) => store.sum(*counter, range).await.map(Answer::Sum),
         };
-        case.check(number, &answer);
+        case.check(number, &left, &answer);
     }
 }
 
 impl Case {
-    fn check(&self, number: usize, answer: &Result<Answer>) {
-        if let Some(Err(difference)) = self.steps.get(number).map(|step| step.check(answer)) {
+    fn check(&self, number: usize, left: &Batch, answer: &Result<Answer>) {
+        let check = |step: &Step| step.check(answer).and_then(|()| step.check_batch(left, answer));
+        if let Some(Err(difference)) = self.steps.get(number).map(check) {
             panic!("conformance case {}, step {}: {difference}", self.name, number + 1);
         }
     }
@@ -411,6 +452,7 @@ macro_rules! conformance_tests {
             another_version_is_refused
             another_key_is_refused
             merged_batches_are_one
+            an_applied_batch_is_empty_and_a_refused_one_is_kept
             a_range_is_what_lies_between_its_bounds
             a_range_holds_at_most_its_limit
             a_sum_is_that_of_its_range

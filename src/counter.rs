@@ -110,13 +110,13 @@ impl<K: Key> Counter<K> {
     /// let mut batch = Batch::new();
     /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), 1); // setlist 1 belongs to show 70: from the setlist's tally
     /// batch.add(SETLIST_VOTES, 1_i64, 5);
-    /// store.apply(&batch)?;
+    /// store.apply(&mut batch)?;
     /// assert_eq!(store.total(SHOW_VOTES, 70)?, 5);
     ///
     /// batch.clear();
     /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), -1); // it moves to show 80
     /// batch.add(SETLIST_SHOW, (1_i64, 80_i64), 1);
-    /// store.apply(&batch)?;
+    /// store.apply(&mut batch)?;
     /// assert_eq!((store.total(SHOW_VOTES, 70)?, store.total(SHOW_VOTES, 80)?), (0, 5));
     /// # Ok::<(), keepcount::Error>(())
     /// ```
@@ -154,7 +154,7 @@ impl<K: Key> Counter<K> {
 /// for date in ["2026-05-01", "2026-06-01", "2026-06-02"] {
 ///     batch.add(ARTIST_DATES, (7_i64, date.parse::<Date>()?), 1);
 /// }
-/// store.apply(&batch)?;
+/// store.apply(&mut batch)?;
 /// let today: Date = "2026-06-01".parse()?;
 /// assert_eq!(store.sum(ARTIST_DATES.def(), &ARTIST_DATES.tails(7_i64, today..))?, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -20,10 +20,11 @@ use crate::error::{Error, Result};
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 3);
 /// let events = Mark::new("votes", 1, 3)?;
-/// assert!(!store.apply_once(&batch, &events)?.skipped);
-/// assert!(store.apply_once(&batch, &events)?.skipped); // delivered again
+/// let mut again = batch.clone();
+/// assert!(!store.apply_once(&mut batch, &events)?.skipped);
+/// assert!(store.apply_once(&mut again, &events)?.skipped); // delivered again
 /// assert_eq!((store.total(SHOW_VOTES, 7)?, store.mark("votes")), (3, 3));
-/// assert!(matches!(store.apply_once(&batch, &Mark::new("votes", 5, 6)?), Err(Error::Gap { applied: 3, .. })));
+/// assert!(matches!(store.apply_once(&mut batch, &Mark::new("votes", 5, 6)?), Err(Error::Gap { applied: 3, .. })));
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -21,7 +21,7 @@ const TABLES: [&str; 4] = ["show_votes", "tag_uses", "user_likes", "tag_pairs"];
 fn fill(conn: &Connection) {
     conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY)").unwrap();
     SqliteStore::new(conn, &LAYOUT).create().unwrap();
-    store(conn).apply(&batch(&[(1, 10), (2, 20), (3, 30)], &["rock", "pop"])).unwrap();
+    store(conn).apply(&mut batch(&[(1, 10), (2, 20), (3, 30)], &["rock", "pop"])).unwrap();
 }
 
 fn database() -> Connection {
@@ -157,7 +157,7 @@ fn an_unknown_counter_is_named() {
         with_unknown.add(UNKNOWN, 7, 1);
         let unknown = |error: Error| assert!(matches!(error, Error::UnknownCounter { .. }), "{error:?}");
         let names = ["counter show.comments", "not in the layout"];
-        unknown(assert_error(store.apply(&with_unknown), Next::Fix, &names));
+        unknown(assert_error(store.apply(&mut with_unknown), Next::Fix, &names));
         unknown(assert_error(store.read(UNKNOWN.def(), &[]), Next::Fix, &names));
         unknown(assert_error(store.page(UNKNOWN.def(), None, 1), Next::Fix, &names));
         unknown(assert_error(store.total(UNKNOWN, 7), Next::Fix, &names));
@@ -194,11 +194,11 @@ fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
     };
     let mut with_key = several();
     with_key.add(counter, key, 1);
-    check(assert_error(store(&conn).apply(&with_key), Next::Fix, names));
+    check(assert_error(store(&conn).apply(&mut with_key.clone()), Next::Fix, names));
     check(assert_error(store(&conn).total(counter, key), Next::Fix, names));
     check(assert_error(store(&conn).page(counter.def(), Some(&KeyBuf::of::<K>(key)), 1), Next::Fix, names));
     conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
-    check(assert_error(store(&conn).apply(&with_key), Next::Fix, names));
+    check(assert_error(store(&conn).apply(&mut with_key), Next::Fix, names));
     conn.execute_batch("DELETE FROM votes; COMMIT").unwrap();
     assert_eq!(dump(&conn), before);
 }
@@ -217,7 +217,7 @@ fn a_text_over_1024_bytes_is_refused_and_one_of_1024_is_not() {
         let mut fits = several();
         fits.add(USES, &longest, 1);
         fits.add(PAIRS, (&longest, 7), 1);
-        store(&conn).apply(&fits).unwrap();
+        store(&conn).apply(&mut fits).unwrap();
         assert_eq!(store(&conn).total(USES, &longest).unwrap(), 1);
         assert!(store(&conn).totals(PAIRS).unwrap().contains(&((longest, 7), 1)));
     }
@@ -232,7 +232,7 @@ fn an_unsigned_key_beyond_the_integers_of_sql_is_refused() {
     let conn = database();
     let mut fits = Batch::new();
     fits.add(LIKES, i64::MAX.cast_unsigned(), 1);
-    store(&conn).apply(&fits).unwrap();
+    store(&conn).apply(&mut fits).unwrap();
     assert_eq!(store(&conn).totals(LIKES).unwrap(), [(i64::MAX.cast_unsigned(), 1)]);
 }
 
@@ -242,9 +242,9 @@ fn an_overflow_in_a_transaction_names_counter_and_key_and_the_transaction_goes_o
     conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
     let mut beyond = several();
     beyond.add(USES, "pop\t", i64::MAX);
-    store(&conn).apply(&beyond).unwrap();
+    store(&conn).apply(&mut beyond.clone()).unwrap();
     let before = dump(&conn);
-    let error = assert_error(store(&conn).apply(&beyond), Next::Fix, &["counter tag.uses, key pop\\t", "64 bits"]);
+    let error = assert_error(store(&conn).apply(&mut beyond), Next::Fix, &["counter tag.uses, key pop\\t", "64 bits"]);
     assert!(matches!(error, Error::Overflow { what: "total", .. }));
     assert_eq!(dump(&conn), before);
     conn.execute_batch("COMMIT").unwrap();
@@ -273,8 +273,8 @@ fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
 fn a_database_without_the_tables_says_how_to_make_them() {
     let conn = Connection::open_in_memory().unwrap();
     assert_schema(store(&conn).check(), "keepcount_counters", &["SqliteStore::create", "Layout::ddl"]);
-    assert_schema(store(&conn).apply(&single()), "show_votes", &["absent", "show.votes"]);
-    assert_schema(store(&conn).apply(&several()), "show_votes", &["absent", "show.votes"]);
+    assert_schema(store(&conn).apply(&mut single()), "show_votes", &["absent", "show.votes"]);
+    assert_schema(store(&conn).apply(&mut several()), "show_votes", &["absent", "show.votes"]);
     assert_schema(store(&conn).total(USES, "rock"), "keepcount_counters", &["absent", "tag.uses"]);
     assert_schema(store(&conn).totals(PAIRS), "keepcount_counters", &["absent", "tag.pairs"]);
     assert!(conn.is_autocommit());
@@ -292,10 +292,10 @@ fn a_zero_byte_file_is_an_empty_database() {
     fs::write(&path, "").unwrap();
     let conn = Connection::open(&path).unwrap();
     assert_schema(store(&conn).check(), "keepcount_counters", &["absent"]);
-    assert_schema(store(&conn).apply(&several()), "show_votes", &["absent"]);
+    assert_schema(store(&conn).apply(&mut several()), "show_votes", &["absent"]);
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     store(&conn).create().unwrap();
-    store(&conn).apply(&several()).unwrap();
+    store(&conn).apply(&mut several()).unwrap();
 }
 
 #[test]
@@ -307,8 +307,8 @@ fn a_file_that_is_no_database_is_left_alone() {
     let conn = Connection::open(&path).unwrap();
     assert_database(store(&conn).check(), &["not a database"]);
     assert_database(store(&conn).create(), &["not a database"]);
-    assert_database(store(&conn).apply(&single()), &["show.votes", "not a database"]);
-    assert_database(store(&conn).apply(&several()), &["totals", "not a database"]);
+    assert_database(store(&conn).apply(&mut single()), &["show.votes", "not a database"]);
+    assert_database(store(&conn).apply(&mut several()), &["totals", "not a database"]);
     assert_database(store(&conn).total(VOTES, 1), &["show.votes", "not a database"]);
     assert_database(store(&conn).totals(USES), &["tag.uses", "not a database"]);
     drop(conn);
@@ -473,7 +473,7 @@ fn a_temporary_table_does_not_take_the_totals() {
     )
     .unwrap();
     let refused = store(&conn).check().is_err();
-    let _ = store(&conn).apply(&single());
+    let _ = store(&conn).apply(&mut single());
     let total = conn.query_row("SELECT total FROM main.show_votes WHERE key = 2", (), |row| row.get(0));
     assert!(refused || total == Ok(21), "check found nothing, and the total went elsewhere");
 }
@@ -487,12 +487,12 @@ fn a_dropped_totals_table_is_named_and_what_was_written_before_is_taken_back() {
         let mut all = several();
         all.add(LIKES, 1, 1);
         all.add(PAIRS, ("rock", 1), 1);
-        assert_schema(store(&conn).apply(&all), table, &["absent", &table.replace('_', ".")]);
+        assert_schema(store(&conn).apply(&mut all.clone()), table, &["absent", &table.replace('_', ".")]);
         assert!(conn.is_autocommit());
         assert_eq!(dump(&conn), before.as_str(), "{table}");
 
         conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
-        assert_schema(store(&conn).apply(&all), table, &["absent"]);
+        assert_schema(store(&conn).apply(&mut all), table, &["absent"]);
         assert!(!conn.is_autocommit());
         conn.execute_batch("DELETE FROM votes; COMMIT").unwrap();
         let zeros: usize = TABLES
@@ -519,21 +519,21 @@ fn a_held_write_lock_is_busy_and_a_retry_helps() {
         let (conn, other) = (file.open(), file.open());
         let before = dump(&conn);
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        assert_busy(store(&conn).apply(&single()), &["show.votes", "locked", "try again"]);
-        assert_busy(store(&conn).apply(&several()), &["totals", "locked", "try again"]);
+        assert_busy(store(&conn).apply(&mut single()), &["show.votes", "locked", "try again"]);
+        assert_busy(store(&conn).apply(&mut several()), &["totals", "locked", "try again"]);
         assert_busy(store(&conn).create(), &["locked"]);
         assert!(conn.is_autocommit());
         // A transaction that has not read yet: it may wait and go on.
         conn.execute_batch("BEGIN").unwrap();
-        assert_busy(store(&conn).apply(&several()), &["show.votes", "locked"]);
-        assert_busy(store(&conn).apply(&single()), &["show.votes", "locked"]);
+        assert_busy(store(&conn).apply(&mut several()), &["show.votes", "locked"]);
+        assert_busy(store(&conn).apply(&mut single()), &["show.votes", "locked"]);
         assert!(!conn.is_autocommit());
         conn.execute_batch("ROLLBACK").unwrap();
         assert_eq!(dump(&conn), before);
 
         other.execute_batch("ROLLBACK").unwrap();
-        store(&conn).apply(&single()).unwrap();
-        store(&conn).apply(&several()).unwrap();
+        store(&conn).apply(&mut single()).unwrap();
+        store(&conn).apply(&mut several()).unwrap();
         assert_eq!(store(&other).total(VOTES, 2).unwrap(), 22);
     }
 }
@@ -555,12 +555,12 @@ fn a_commit_that_meets_a_reader_is_busy_and_leaves_nothing() {
     let (conn, reader) = (file.open(), file.open());
     let before = dump(&reader);
     reader.execute_batch("BEGIN; SELECT count(*) FROM votes").unwrap();
-    assert_busy(store(&conn).apply(&several()), &["show.votes, tag.uses", "locked"]);
+    assert_busy(store(&conn).apply(&mut several()), &["show.votes, tag.uses", "locked"]);
     assert!(conn.is_autocommit(), "nothing is left open");
-    assert_busy(store(&conn).apply(&single()), &["show.votes", "locked"]);
+    assert_busy(store(&conn).apply(&mut single()), &["show.votes", "locked"]);
     reader.execute_batch("COMMIT").unwrap();
     assert_eq!(dump(&conn), before);
-    store(&conn).apply(&several()).unwrap();
+    store(&conn).apply(&mut several()).unwrap();
 }
 
 #[test]
@@ -568,13 +568,16 @@ fn a_transaction_that_read_before_another_wrote_is_told_to_begin_immediate() {
     let file = File::new("WAL");
     let (conn, other) = (file.open(), file.open());
     conn.execute_batch("BEGIN; SELECT count(*) FROM votes").unwrap();
-    store(&other).apply(&single()).unwrap();
+    store(&other).apply(&mut single()).unwrap();
     for batch in [single(), several()] {
-        assert_busy(store(&conn).apply(&batch), &["show.votes", "BEGIN IMMEDIATE", "roll it back", "repeat it whole"]);
+        assert_busy(
+            store(&conn).apply(&mut batch.clone()),
+            &["show.votes", "BEGIN IMMEDIATE", "roll it back", "repeat it whole"],
+        );
         assert!(!conn.is_autocommit());
     }
     conn.execute_batch("ROLLBACK; BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
-    store(&conn).apply(&single()).unwrap();
+    store(&conn).apply(&mut single()).unwrap();
     conn.execute_batch("COMMIT").unwrap();
     assert_eq!((votes(&other), store(&other).total(VOTES, 2).unwrap()), (1, 22));
 }
@@ -593,11 +596,11 @@ fn a_read_only_connection_reads_and_refuses_to_write() {
             Connection::open_with_flags(&file.path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
         };
         let before = dump(&conn);
-        assert_database(store(&conn).apply(&single()), &["show.votes", "readonly"]);
-        assert_database(store(&conn).apply(&several()), &["totals", "readonly"]);
+        assert_database(store(&conn).apply(&mut single()), &["show.votes", "readonly"]);
+        assert_database(store(&conn).apply(&mut several()), &["totals", "readonly"]);
         assert!(conn.is_autocommit());
         conn.execute_batch("BEGIN").unwrap();
-        assert_database(store(&conn).apply(&several()), &["show.votes", "readonly"]);
+        assert_database(store(&conn).apply(&mut several()), &["show.votes", "readonly"]);
         assert!(!conn.is_autocommit());
         conn.execute_batch("COMMIT").unwrap();
         store(&conn).check().unwrap();
@@ -629,11 +632,11 @@ fn a_full_disk_outside_a_transaction_leaves_nothing() {
         let conn = file.open();
         let before = dump(&conn);
         fill_disk(&conn);
-        assert_database(store(&conn).apply(&too_many()), &["tag.uses", "full"]);
+        assert_database(store(&conn).apply(&mut too_many()), &["tag.uses", "full"]);
         assert!(conn.is_autocommit());
         assert_eq!(dump(&conn), before);
         assert_eq!(dump(&file.open()), before);
-        store(&conn).apply(&single()).unwrap();
+        store(&conn).apply(&mut single()).unwrap();
     }
 }
 
@@ -645,8 +648,11 @@ fn a_full_disk_in_a_transaction_loses_the_transaction_and_says_so() {
         let before = dump(&conn);
         fill_disk(&conn);
         conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
-        store(&conn).apply(&single()).unwrap();
-        assert_lost(store(&conn).apply(&too_many()), &["tag.uses", "full", "the whole transaction was rolled back"]);
+        store(&conn).apply(&mut single()).unwrap();
+        assert_lost(
+            store(&conn).apply(&mut too_many()),
+            &["tag.uses", "full", "the whole transaction was rolled back"],
+        );
         assert!(conn.is_autocommit());
         assert!(conn.execute_batch("COMMIT").is_err(), "there is nothing to commit");
         assert_eq!(dump(&conn), before);
@@ -665,7 +671,7 @@ fn a_full_disk_in_a_transaction_is_noticed_by_a_batch_of_one() {
     let full = (0..500).find_map(|tag| {
         let mut one = Batch::new();
         one.add(USES, format!("{tag:0>1000}"), 1);
-        store(&conn).apply(&one).err()
+        store(&conn).apply(&mut one).err()
     });
     assert_lost(full.map_or(Ok(()), Err), &["tag.uses", "full"]);
     assert!(conn.is_autocommit());
@@ -694,12 +700,12 @@ fn a_refused_total_in_a_transaction_takes_its_batch_back_and_the_transaction_goe
             let conn = file.open();
             conn.execute_batch(&format!("{trigger} (ABORT, 'not this one'); END")).unwrap();
             conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
-            store(&conn).apply(&batch(&[(1, 5), (9, 9)], &["pop"])).unwrap();
+            store(&conn).apply(&mut batch(&[(1, 5), (9, 9)], &["pop"])).unwrap();
             let before = what_counts(&conn);
-            assert_database(store(&conn).apply(&several()), &[counter, "not this one"]);
+            assert_database(store(&conn).apply(&mut several()), &[counter, "not this one"]);
             assert!(!conn.is_autocommit());
             assert_eq!(what_counts(&conn), before, "{trigger}");
-            store(&conn).apply(&batch(&[(2, 1)], &["rock"])).unwrap();
+            store(&conn).apply(&mut batch(&[(2, 1)], &["rock"])).unwrap();
             conn.execute_batch("COMMIT").unwrap();
 
             let (totals, tags, rows) = what_counts(&file.open());
@@ -717,7 +723,7 @@ fn a_refused_total_outside_a_transaction_leaves_nothing() {
             let conn = database();
             conn.execute_batch(&format!("{trigger} ({how}, 'not this one'); END")).unwrap();
             let before = dump(&conn);
-            assert_database(store(&conn).apply(&several()), &[counter, "not this one"]);
+            assert_database(store(&conn).apply(&mut several()), &[counter, "not this one"]);
             assert!(conn.is_autocommit());
             assert_eq!(dump(&conn), before, "{trigger} {how}");
         }
@@ -732,7 +738,7 @@ fn a_trigger_that_rolls_back_loses_the_transaction() {
         conn.execute_batch(&format!("{trigger} (ROLLBACK, 'not this one'); END")).unwrap();
         conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
         assert_lost(
-            store(&conn).apply(&several()),
+            store(&conn).apply(&mut several()),
             &[counter, "not this one", "the whole transaction was rolled back"],
         );
         assert!(conn.is_autocommit());
@@ -751,7 +757,10 @@ fn a_batch_that_cannot_be_taken_back_loses_the_transaction() {
          BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)",
     )
     .unwrap();
-    assert_lost(store(&conn).apply(&several()), &["tag.uses", "not this one", "the whole transaction was rolled back"]);
+    assert_lost(
+        store(&conn).apply(&mut several()),
+        &["tag.uses", "not this one", "the whole transaction was rolled back"],
+    );
     assert!(conn.is_autocommit());
     assert_eq!(what_counts(&conn), before);
 }
@@ -763,7 +772,7 @@ fn deltas_at_the_ends_of_64_bits_are_taken_back() {
         let conn = database();
         conn.execute_batch(&format!("{} (ABORT, 'not this one'); END; BEGIN IMMEDIATE", REFUSALS[1].0)).unwrap();
         let before = what_counts(&conn);
-        assert_database(store(&conn).apply(&batch(&[(-5, amount), (77, amount)], &["folk"])), &["tag.uses"]);
+        assert_database(store(&conn).apply(&mut batch(&[(-5, amount), (77, amount)], &["folk"])), &["tag.uses"]);
         assert_eq!(what_counts(&conn), before);
         assert!(!conn.is_autocommit());
     }
@@ -775,7 +784,7 @@ fn a_write_that_a_trigger_skips_is_not_taken_for_done() {
     let conn = database();
     let before = what_counts(&conn);
     conn.execute_batch(&format!("{} (IGNORE); END", REFUSALS[0].0)).unwrap();
-    let applied = store(&conn).apply(&several());
+    let applied = store(&conn).apply(&mut several());
     let skipped = store(&conn).total(VOTES, 3).unwrap() == 30;
     assert!(skipped && applied.is_err(), "{applied:?}");
     assert_eq!(what_counts(&conn), before);
@@ -801,7 +810,7 @@ fn reading_a_table_of_other_columns_is_an_error_and_not_zero() {
         assert_error(store(&conn).total(VOTES, 1), Next::Fix, &["show.votes"]);
         assert_error(store(&conn).total(VOTES, 5), Next::Fix, &["show.votes"]);
         assert_error(store(&conn).totals(VOTES), Next::Fix, &["show.votes"]);
-        assert_error(store(&conn).apply(&single()), Next::Fix, &["show.votes"]);
+        assert_error(store(&conn).apply(&mut single()), Next::Fix, &["show.votes"]);
         assert_eq!(conn.query_row("SELECT count(*) FROM show_votes", (), |row| row.get(0)), Ok(1));
     }
 }

@@ -200,7 +200,7 @@ fn in_memory_a_board_equals_sorting_everything_after_each_of_100_000_changes() {
         let (key, counter, delta, total) = model.draw(random, &keys, leaving);
         batch.clear();
         add(&mut batch, &key, counter, delta);
-        let applied = store.apply(&batch).unwrap();
+        let applied = store.apply(&mut batch).unwrap();
         let changed = ranking.follow(&mut &store, applied.deltas(&batch)).unwrap();
         assert_eq!(changed, u64::from(model.put(&key, counter, total)), "change {change}");
         moved += changed;
@@ -228,7 +228,7 @@ fn in_memory_a_board_equals_sorting_everything_after_each_of_100_000_changes() {
         for (counter, total) in totals.iter().enumerate() {
             batch.clear();
             add(&mut batch, key, counter, *total);
-            restored.apply(&batch).unwrap();
+            restored.apply(&mut batch.clone()).unwrap();
         }
     }
     ranking.rebuild(&mut &restored).unwrap();
@@ -241,16 +241,16 @@ fn a_ranking_follows_no_foreign_deltas_and_none_that_failed() {
     let (store, mut ranking) = (MemoryStore::new(&LAYOUT), Ranking::new(SONGS));
     let mut batch = Batch::new();
     batch.add(other, (1, "a"), 5);
-    assert!(matches!(store.apply(&batch), Err(Error::UnknownCounter { .. })));
+    assert!(matches!(store.apply(&mut batch.clone()), Err(Error::UnknownCounter { .. })));
     assert_eq!(ranking.follow(&mut &store, batch.deltas()).unwrap(), 0);
     batch.clear();
     batch.add(LISTED, (1, "a"), 1);
     batch.add(UP, (1, "a"), i64::MAX);
-    assert_eq!(ranking.follow(&mut &store, store.apply(&batch).unwrap().deltas(&batch)).unwrap(), 1);
+    assert_eq!(ranking.follow(&mut &store, store.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap(), 1);
     batch.clear();
     batch.add(LISTED, (2, "b"), 1);
     batch.add(UP, (1, "a"), 1);
-    assert!(matches!(store.apply(&batch), Err(Error::Overflow { .. })));
+    assert!(matches!(store.apply(&mut batch.clone()), Err(Error::Overflow { .. })));
     // Deltas of a batch that was not applied change nothing either: scores are read.
     assert_eq!(ranking.follow(&mut &store, batch.deltas()).unwrap(), 0);
     assert_eq!(plain(ranking.top(9).unwrap()), [(1, (1, "a".to_owned()), i64::MAX)]);
@@ -272,7 +272,7 @@ fn whoever_brings_the_deltas_of_several_writers_the_ranking_equals_the_totals() 
                     for _ in 0..=random.below(3) {
                         add(&mut batch, random.pick(keys), random.below(3), random.small(5) - 2);
                     }
-                    let applied = store.apply(&batch).unwrap();
+                    let applied = store.apply(&mut batch).unwrap();
                     if random.below(8) == 0 {
                         thread::yield_now(); // so that others arrive first
                     }
@@ -354,13 +354,13 @@ fn apply(conn: &Connection, model: &mut Model, random: &mut Random, keys: &[Id],
     let mut store = SqliteStore::new(conn, &LAYOUT);
     if bad {
         let (in_transaction, before) = (!conn.is_autocommit(), dump(conn, "song_board"));
-        let error = store.apply(&batch).unwrap_err();
+        let error = store.apply(&mut batch.clone()).unwrap_err();
         assert!(matches!(error, Error::Overflow { .. }), "{error}");
         assert_eq!(dump(conn, "song_board"), before);
         assert_eq!(!conn.is_autocommit(), in_transaction);
         return 0;
     }
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch.clone()).unwrap();
     *model = after;
     touched.len()
 }
@@ -374,7 +374,7 @@ fn in_sqlite_a_board_equals_sorting_everything_after_100_000_changes() {
     let mut full = Batch::new();
     full.add(LISTED, (0, "full"), 1);
     full.add(UP, (0, "full"), i64::MAX);
-    SqliteStore::new(&conn, &LAYOUT).apply(&full).unwrap();
+    SqliteStore::new(&conn, &LAYOUT).apply(&mut full.clone()).unwrap();
     model.put(&(0, "full".to_owned()), 0, 1);
     model.put(&(0, "full".to_owned()), 1, i64::MAX);
 
@@ -456,7 +456,7 @@ fn a_score_that_did_not_change_writes_nothing() {
         }
         let rows = conn.total_changes();
         trace.take();
-        let applied = store.apply(&batch).unwrap();
+        let applied = store.apply(&mut batch).unwrap();
         let wrote = |text: &&String| {
             text.contains("\"song_board\"") && ["INSERT", "DELETE", "UPDATE"].iter().any(|word| text.starts_with(word))
         };
@@ -491,7 +491,7 @@ fn a_board_that_cannot_be_written_leaves_totals_and_boards_as_they_were() {
             }
             batch
         };
-        store.apply(&listed(&[("a", 1), ("m", 2)])).unwrap();
+        store.apply(&mut listed(&[("a", 1), ("m", 2)])).unwrap();
         let totals = || [LISTED, UP].map(|counter| SqliteStore::new(&conn, &LAYOUT).totals(counter).unwrap());
         sql(
             &conn,
@@ -499,15 +499,15 @@ fn a_board_that_cannot_be_written_leaves_totals_and_boards_as_they_were() {
                 "CREATE TEMP TRIGGER no BEFORE INSERT ON song_board WHEN NEW.score = 13 BEGIN SELECT RAISE({raise}, 'not 13'); END"
             ),
         );
-        let bad = listed(&[("a", 5), ("b", 6), ("n", 13), ("z", 7)]);
+        let mut bad = listed(&[("a", 5), ("b", 6), ("n", 13), ("z", 7)]);
         let before = (totals(), dump(&conn, "song_board"));
-        assert!(store.apply(&bad).is_err());
+        assert!(store.apply(&mut bad.clone()).is_err());
         assert_eq!((totals(), dump(&conn, "song_board")), before, "{raise} in a transaction of its own");
 
         sql(&conn, "BEGIN");
-        store.apply(&listed(&[("a", 1), ("c", 3)])).unwrap();
+        store.apply(&mut listed(&[("a", 1), ("c", 3)])).unwrap();
         let within = (totals(), dump(&conn, "song_board"));
-        let error = store.apply(&bad).unwrap_err();
+        let error = store.apply(&mut bad.clone()).unwrap_err();
         assert_eq!(matches!(error, Error::TransactionLost { .. }), lost, "{raise}: {error}");
         if lost {
             assert!(conn.is_autocommit());
@@ -516,7 +516,7 @@ fn a_board_that_cannot_be_written_leaves_totals_and_boards_as_they_were() {
             assert_eq!((totals(), dump(&conn, "song_board")), within, "{raise} in the caller's transaction");
             sql(&conn, "COMMIT; DROP TRIGGER temp.no");
             assert_eq!(store.rebuild(SONGS).unwrap(), 0);
-            store.apply(&bad).unwrap();
+            store.apply(&mut bad).unwrap();
             assert_eq!(store.top(SONGS, 1).unwrap()[0].score, 13);
         }
     }
@@ -545,7 +545,7 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
         batch.add(TUNE_UP, i64::from(number), 1);
         batch.add(TREND, (name, i64::from(number)), 1);
     }
-    SqliteStore::new(&conn, &MIXED).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
     trace.take();
     pages(&store, SONGS);
     pages(&store, TUNES);
@@ -667,7 +667,7 @@ fn tunes() -> Connection {
         .unwrap();
         batch.insert(&tune);
     }
-    SqliteStore::new(&conn, &MIXED).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &MIXED).apply(&mut batch.clone()).unwrap();
     tunes_are_right(&conn);
     conn
 }
@@ -721,7 +721,7 @@ fn mends_bring_boards_along() {
             conn.execute("INSERT INTO tunes (id, up, down, epoch) VALUES (?1, 2, 1, ?2)", (id, tune.epoch)).unwrap();
             batch.insert(&tune);
         }
-        SqliteStore::new(&conn, &MIXED).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
         assert!(repair(&conn, page) > 30);
         tunes_are_right(&conn);
         let store = SqliteStore::new(&conn, &MIXED);
@@ -776,7 +776,7 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
         let tune = Tune { id, up: 1, down: 0, epoch: 10 };
         conn.execute("INSERT INTO tunes (id, up, down, epoch) VALUES (?1, 1, 0, 10)", [id]).unwrap();
         batch.insert(&tune);
-        SqliteStore::new(&conn, &MIXED).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &MIXED).apply(&mut batch.clone()).unwrap();
         batch.clear();
     }
     tunes_are_right(&conn);
@@ -797,7 +797,7 @@ fn a_rebuild_of_thousands_of_lines() {
         batch.add(TUNE_UP, id, 1 + id % 10);
         batch.add(TUNE_DOWN, id, 3);
     }
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     let before = dump(&conn, "tune_board");
     sql(
         &conn,
@@ -817,7 +817,7 @@ fn a_prune_leaves_boards_of_what_is_kept() {
     let mut batch = Batch::new();
     let mut all = conn.prepare("SELECT id, up, down, epoch FROM tunes").unwrap();
     all.query_map((), read_tune).unwrap().for_each(|tune| batch.insert(&tune.unwrap()));
-    ranking.follow(&mut &memory, memory.apply(&batch).unwrap().deltas(&batch)).unwrap();
+    ranking.follow(&mut &memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
     assert_eq!(plain(ranking.top(usize::MAX).unwrap()), plain(store.top(TRENDING, usize::MAX).unwrap()));
     for cut in [500_i64, 2_000, 2_995] {
         assert!(store.prune(TREND, cut).unwrap() > 0);
@@ -842,7 +842,7 @@ fn a_prune_leaves_boards_of_what_is_kept() {
         let before = dump(&conn, "tune_trending");
         batch.clear();
         batch.delete(&Tune { id: 5, up: 8, down: 1, epoch: cut - 1 });
-        SqliteStore::new(&conn, &MIXED).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &MIXED).apply(&mut batch.clone()).unwrap();
         assert_eq!(dump(&conn, "tune_trending"), before);
     }
 }
@@ -856,7 +856,7 @@ fn a_board_added_to_totals_that_are_there_is_filled_by_a_rebuild() {
         let (key, counter, delta, total) = model.draw(random, &keys, 3);
         let mut batch = Batch::new();
         add(&mut batch, &key, counter, delta);
-        SqliteStore::new(&conn, &BARE).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &BARE).apply(&mut batch).unwrap();
         model.put(&key, counter, total);
     }
     let (mut bare, store) = (SqliteStore::new(&conn, &BARE), SqliteStore::new(&conn, &LAYOUT));
@@ -882,8 +882,8 @@ fn a_board_added_to_totals_that_are_there_is_filled_by_a_rebuild() {
         add(&mut batch, &keys[0], 0, delta);
         batch
     };
-    bare.apply(&batch(1)).unwrap();
-    bare.apply(&batch(-1)).unwrap();
+    bare.apply(&mut batch(1)).unwrap();
+    bare.apply(&mut batch(-1)).unwrap();
     let refused = store.top(SONGS, usize::MAX).unwrap_err();
     assert!(
         matches!(&refused, Error::NotReady { counter: "song.board", unready } if unready == "song.board"),
@@ -989,7 +989,7 @@ fn two_connections_agree_whoever_writes() {
                         batch.add(DOWN, (300, random.pick(keys).1.as_str()), random.small(9) - 4);
                         batch.add(LISTED, (300, random.pick(keys).1.as_str()), 1);
                     }
-                    SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+                    SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
                 }
             });
         }
@@ -1118,10 +1118,10 @@ fn boards_over_rollups_equal_sorting_everything_after_each_of_10_000_changes() {
                 }
             }
         }
-        let applied = memory.apply(&batch).unwrap();
+        let applied = memory.apply(&mut batch.clone()).unwrap();
         shows.follow(&mut &memory, applied.deltas(&batch)).unwrap();
         artists.follow(&mut &memory, applied.deltas(&batch)).unwrap();
-        SqliteStore::new(&conn, &ROLLED).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &ROLLED).apply(&mut batch).unwrap();
 
         let mut of_shows = [0; SHOWS_THERE];
         for (votes, show) in votes.iter().zip(of) {
@@ -1274,16 +1274,16 @@ fn decayed_boards_equal_exact_comparison_over_thousands_of_epochs() {
         if random.below(4) == 0 && change + 1 < CHANGES {
             continue;
         }
-        let applied = memory.apply(&batch).unwrap();
+        let applied = memory.apply(&mut batch.clone()).unwrap();
         setlists.follow(&mut &memory, applied.deltas(&batch)).unwrap();
         shows.follow(&mut &memory, applied.deltas(&batch)).unwrap();
         let mut store = SqliteStore::new(&conn, &DECAYING);
         if random.below(6) == 0 {
             sql(&conn, "BEGIN");
-            store.apply(&batch).unwrap();
+            store.apply(&mut batch.clone()).unwrap();
             sql(&conn, "ROLLBACK");
         }
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch.clone()).unwrap();
         batch.clear();
 
         let wanted = sorted_sums((0..).zip(&of_setlists));
@@ -1314,10 +1314,10 @@ fn decayed_boards_equal_exact_comparison_over_thousands_of_epochs() {
         let (setlist, at, amount) = given.swap_remove(random.below(given.len()));
         batch.add(SETLIST_TREND, (setlist as i64, HALF_LIFE.epoch(at)), -amount * HALF_LIFE.weight(at));
     }
-    let applied = memory.apply(&batch).unwrap();
+    let applied = memory.apply(&mut batch.clone()).unwrap();
     setlists.follow(&mut &memory, applied.deltas(&batch)).unwrap();
     shows.follow(&mut &memory, applied.deltas(&batch)).unwrap();
-    SqliteStore::new(&conn, &DECAYING).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &DECAYING).apply(&mut batch).unwrap();
     assert!(setlists.is_empty() && shows.is_empty());
     assert_eq!((store.listed(SETLISTS_TRENDING).unwrap(), store.listed(SHOWS_TRENDING).unwrap()), (0, 0));
 }
@@ -1342,8 +1342,8 @@ fn epochs_at_both_ends_of_64_bits_have_their_order() {
     ] {
         batch.add(SETLIST_TREND, (setlist, epoch), amount);
     }
-    ranking.follow(&mut &memory, memory.apply(&batch).unwrap().deltas(&batch)).unwrap();
-    SqliteStore::new(&conn, &DECAYING).apply(&batch).unwrap();
+    ranking.follow(&mut &memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
+    SqliteStore::new(&conn, &DECAYING).apply(&mut batch).unwrap();
     let order = |lines: Vec<Ranked<i64, Decayed>>| lines.into_iter().map(|line| line.key).collect::<Vec<_>>();
     assert_eq!(order(ranking.top(9).unwrap()), [8, 2, 5, 1, 4, 6, 7, 3]);
     assert_eq!(order(SqliteStore::new(&conn, &DECAYING).top(SETLISTS_TRENDING, 9).unwrap()), [8, 2, 5, 1, 4, 6, 7, 3]);
@@ -1413,7 +1413,7 @@ fn a_board_that_is_not_in_the_database_is_an_error_that_names_it() {
         store.rank(SONGS, (1, "a")).unwrap_err(),
         store.rebuild(SONGS).unwrap_err(),
         store.listed(SONGS).unwrap_err(),
-        SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap_err(),
+        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap_err(),
     ];
     for error in errors {
         assert!(matches!(&error, Error::Schema { table, .. } if table == "song_board"), "{error:?}");

@@ -106,14 +106,18 @@ fn repair(store: &MemoryStore, rows: &Rows) -> Report {
 #[test]
 fn a_bracket_applies_when_it_is_committed_and_not_when_it_is_aborted_or_dropped() {
     let store = MemoryStore::new(&PLAIN);
-    let batch = votes(1, 3);
-    let bracket = store.begin(&batch).unwrap();
+    let mut batch = votes(1, 3);
+    let bracket = store.begin(&mut batch).unwrap();
     assert_eq!(store.total(VOTES, 1).unwrap(), 0);
     assert_eq!(bracket.commit().unwrap().totals, 1);
     assert_eq!(store.total(VOTES, 1).unwrap(), 3);
-    store.begin(&batch).unwrap().abort();
-    drop(store.begin(&batch).unwrap());
-    drop(store.try_begin(&batch).unwrap().unwrap().commit().unwrap());
+    assert!(batch.is_empty());
+    batch.insert(&Votes(1, 3));
+    store.begin(&mut batch).unwrap().abort();
+    drop(store.begin(&mut batch).unwrap());
+    assert_eq!(batch.len(), 1, "what was not applied may be begun again");
+    drop(store.try_begin(&mut batch).unwrap().unwrap().commit().unwrap());
+    assert!(batch.is_empty());
     assert_eq!(store.total(VOTES, 1).unwrap(), 6);
 }
 
@@ -122,24 +126,24 @@ fn what_apply_would_refuse_is_refused_when_a_bracket_begins() {
     let store = MemoryStore::new(&LAYOUT);
     let mut batch = Batch::new();
     batch.add(Counter::<i64>::new("unknown"), 1, 1);
-    assert!(matches!(store.begin(&batch), Err(Error::UnknownCounter { counter }) if counter == "unknown"));
+    assert!(matches!(store.begin(&mut batch), Err(Error::UnknownCounter { counter }) if counter == "unknown"));
     batch.clear();
     batch.add(VOTES.version(2), 1, 1);
-    assert!(matches!(store.try_begin(&batch), Err(Error::Conflict { counter: "show.votes", .. })));
+    assert!(matches!(store.try_begin(&mut batch), Err(Error::Conflict { counter: "show.votes", .. })));
     batch.clear();
     batch.add(ARTIST_VOTES, 1, 1);
-    assert!(matches!(store.begin(&batch), Err(Error::Rollup { counter: "artist.votes", .. })));
+    assert!(matches!(store.begin(&mut batch), Err(Error::Rollup { counter: "artist.votes", .. })));
     batch.add(VOTES, 1, 1);
-    assert!(matches!(store.begin(&batch), Err(Error::Rollup { counter: "artist.votes", .. })));
+    assert!(matches!(store.begin(&mut batch), Err(Error::Rollup { counter: "artist.votes", .. })));
 }
 
 #[test]
 fn a_batch_that_is_refused_when_its_bracket_commits_leaves_suspects() {
     let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(100));
     let rows = Rows::default();
-    store.begin(&votes(1, i64::MAX)).unwrap().commit().unwrap();
-    let one = votes(1, 1);
-    assert!(matches!(store.begin(&one).unwrap().commit(), Err(Error::Overflow { counter: "show.votes", .. })));
+    store.begin(&mut votes(1, i64::MAX)).unwrap().commit().unwrap();
+    let mut one = votes(1, 1);
+    assert!(matches!(store.begin(&mut one).unwrap().commit(), Err(Error::Overflow { counter: "show.votes", .. })));
     assert_eq!(store.total(VOTES, 1).unwrap(), i64::MAX);
     let report = verify(&store, &rows);
     assert_eq!(report.counters[0].unsettled, 1);
@@ -150,7 +154,7 @@ fn a_batch_that_is_refused_when_its_bracket_commits_leaves_suspects() {
 fn a_live_repair_finds_and_mends_what_a_quiet_one_would() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
     for (show, counted, there) in [(1, 2, 2), (2, 0, 3), (3, 4, 0), (4, 5, 1), (5, -1, 0), (6, 1, 1)] {
-        store.begin(&votes(show, counted)).unwrap().commit().unwrap();
+        store.begin(&mut votes(show, counted)).unwrap().commit().unwrap();
         rows.add(show, there);
     }
     let found = verify(&store, &rows).to_string();
@@ -185,15 +189,15 @@ fn interrupted<'a>(
 fn a_drift_that_a_write_under_way_hides_is_found() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     // One vote too many is stored for show 2; while the page is read, a vote for it is visible and not yet counted.
-    store.begin(&votes(2, 3)).unwrap().commit().unwrap();
+    store.begin(&mut votes(2, 3)).unwrap().commit().unwrap();
     rows.add(2, 2);
-    let (one, reads) = (votes(2, 1), Cell::new(0));
-    let open = RefCell::new(None);
+    let (mut one, reads) = (votes(2, 1), Cell::new(0));
+    let (one, open) = (RefCell::new(Some(&mut one)), RefCell::new(None));
     let mut audit = interrupted(&store, &rows, &clock, || {
         reads.set(reads.get() + 1);
         match reads.get() {
             1 => {
-                *open.borrow_mut() = Some(store.try_begin(&one).unwrap().unwrap());
+                *open.borrow_mut() = Some(store.try_begin(one.take().unwrap()).unwrap().unwrap());
                 rows.add(2, 1);
             }
             2 => panic!("the key is not recounted while its bracket is open"),
@@ -213,14 +217,14 @@ fn a_drift_that_a_write_under_way_hides_is_found() {
 #[test]
 fn a_write_between_recount_and_comparison_is_noticed() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
-    store.begin(&votes(1, 5)).unwrap().commit().unwrap();
+    store.begin(&mut votes(1, 5)).unwrap().commit().unwrap();
     rows.add(1, 2);
     let reads = Cell::new(0);
     let mut audit = interrupted(&store, &rows, &clock, || {
         reads.set(reads.get() + 1);
         if reads.get() < 6 {
-            let one = votes(1, 1);
-            let bracket = store.begin(&one).unwrap();
+            let mut one = votes(1, 1);
+            let bracket = store.begin(&mut one).unwrap();
             rows.add(1, 1);
             bracket.commit().unwrap();
         }
@@ -238,13 +242,13 @@ fn keys_of_dropped_brackets_are_left_alone_for_the_settle_time_then_measured_fir
     let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
     for show in 1..=9 {
-        store.begin(&votes(show, 1)).unwrap().commit().unwrap();
+        store.begin(&mut votes(show, 1)).unwrap().commit().unwrap();
         rows.add(show, 1);
     }
     // A client hangs up: its row is there. Another's is not.
-    drop(store.begin(&votes(9, 1)).unwrap());
+    drop(store.begin(&mut votes(9, 1)).unwrap());
     rows.add(9, 1);
-    drop(store.begin(&votes(4, 1)).unwrap());
+    drop(store.begin(&mut votes(4, 1)).unwrap());
     let report = repair(&store, &rows);
     assert_eq!((report.drift(), report.counters[0].unsettled, report.counters[0].corrected), (0, 2, 0));
     assert_eq!(report.to_string().split("; ").last(), Some("2 unsettled keys"));
@@ -277,12 +281,12 @@ fn where_too_many_brackets_were_dropped_nothing_is_said_before_they_have_settled
     static NOW: AtomicU64 = AtomicU64::new(50);
     let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
-    store.begin(&votes(1, 1)).unwrap().commit().unwrap();
+    store.begin(&mut votes(1, 1)).unwrap().commit().unwrap();
     rows.add(1, 1);
     // More than any stripe has room for.
     let mut many = Batch::new();
     (2..400_000).for_each(|show| many.add(VOTES, show, 1));
-    drop(store.begin(&many).unwrap());
+    drop(store.begin(&mut many).unwrap());
     let (mut audit, clock) = (live(&store, &rows), AtomicU64::new(0));
     let report =
         run(&mut Reconciler::new(Mode::Verify, &PLAIN, Options::default()).unwrap(), &mut audit, &mut Clock(&clock));
@@ -296,24 +300,25 @@ fn where_too_many_brackets_were_dropped_nothing_is_said_before_they_have_settled
 fn a_bracket_that_stays_open_does_not_keep_others_waiting() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     rows.add(1, 1);
-    let one = votes(1, 1);
-    let open = store.begin(&one).unwrap();
+    let mut one = votes(1, 1);
+    let mut other = one.clone();
+    let open = store.begin(&mut other).unwrap();
     let mut audit = MemoryAudit::live(&store, Settling::after(SETTLE), Clock(&clock));
     audit.add(VOTES, |from| rows.votes(from)).unwrap();
     let mut verify = Reconciler::new(Mode::Verify, &PLAIN, Options::default().retries(0)).unwrap();
     let error = run(&mut verify, &mut audit, &mut Live::new()).unwrap_err();
     assert!(matches!(&error, Error::Busy { reason, .. } if reason.contains("gate time")), "{error}");
-    assert!(store.try_begin(&one).unwrap().is_some(), "the gate is open again");
+    assert!(store.try_begin(&mut one).unwrap().is_some(), "the gate is open again");
     open.commit().unwrap();
 }
 
 #[test]
 fn a_hook_without_a_bracket_is_noticed_by_a_live_audit_made_before_it() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
-    store.apply(&votes(1, 1)).unwrap();
+    store.apply(&mut votes(1, 1)).unwrap();
     rows.add(1, 2);
     let mut audit = live(&store, &rows);
-    store.apply(&votes(2, 1)).unwrap();
+    store.apply(&mut votes(2, 1)).unwrap();
     for mode in [Mode::Verify, Mode::Repair] {
         let error = run_over(&mut audit, mode, &[VOTES.def()]).unwrap_err();
         assert!(
@@ -324,7 +329,7 @@ fn a_hook_without_a_bracket_is_noticed_by_a_live_audit_made_before_it() {
     drop(audit);
     rows.add(2, 1);
     assert_eq!(repair(&store, &rows).counters[0].corrected, 1);
-    store.apply_once(&votes(1, 1), &Mark::new("s", 1, 1).unwrap()).unwrap();
+    store.apply_once(&mut votes(1, 1), &Mark::new("s", 1, 1).unwrap()).unwrap();
     assert_eq!(verify(&store, &rows).drift(), 1);
 }
 
@@ -343,7 +348,7 @@ fn a_long_run_beside_many_writes_comes_to_its_end() {
                 pages.set(pages.get() + 1);
                 for _ in 0..110_000 {
                     touched.set(touched.get() + 1);
-                    store.begin(&votes(touched.get(), 1)).unwrap().abort();
+                    store.begin(&mut votes(touched.get(), 1)).unwrap().abort();
                 }
             }
             rows.votes(from)
@@ -358,12 +363,15 @@ fn a_long_run_beside_many_writes_comes_to_its_end() {
 #[test]
 fn a_bracket_commits_once_for_the_events_of_a_mark() {
     let store = MemoryStore::new(&PLAIN);
-    let batch = votes(1, 2);
+    let mut batch = votes(1, 2);
     let mark = Mark::new("queue", 1, 2).unwrap();
-    assert!(!store.begin(&batch).unwrap().commit_once(&mark).unwrap().skipped);
-    assert!(store.begin(&batch).unwrap().commit_once(&mark).unwrap().skipped);
+    assert!(!store.begin(&mut batch).unwrap().commit_once(&mark).unwrap().skipped);
+    assert!(store.begin(&mut batch).unwrap().commit_once(&mark).unwrap().skipped);
     let later = Mark::new("queue", 4, 4).unwrap();
-    assert!(matches!(store.begin(&batch).unwrap().commit_once(&later), Err(Error::Gap { first: 4, applied: 2, .. })));
+    assert!(matches!(
+        store.begin(&mut batch).unwrap().commit_once(&later),
+        Err(Error::Gap { first: 4, applied: 2, .. })
+    ));
     assert_eq!((store.total(VOTES, 1).unwrap(), store.mark("queue")), (2, 2));
 }
 
@@ -381,7 +389,7 @@ impl Control for Hooks<'_> {
     fn wait(&mut self, time: Duration, reason: &str) {
         assert!(time > DELAY && reason.contains("hooks"));
         self.0.wait(time, reason);
-        self.1.apply(&votes(3, 1)).unwrap();
+        self.1.apply(&mut votes(3, 1)).unwrap();
         self.2.add(4, 1);
     }
 }
@@ -390,7 +398,7 @@ impl Control for Hooks<'_> {
 fn without_brackets_only_what_differs_twice_is_drift() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
     for (show, counted, there) in [(1, 1, 1), (2, 3, 1), (3, 0, 1), (4, 0, 1)] {
-        store.apply(&votes(show, counted)).unwrap();
+        store.apply(&mut votes(show, counted)).unwrap();
         rows.add(show, there);
     }
     let mut audit = MemoryAudit::watching(&store, DELAY, Hooks(Clock(&clock), &store, &rows));
@@ -412,12 +420,12 @@ fn rollups_are_mended_while_their_links_and_what_they_sum_move() {
     let shows = Mutex::new((0..20).map(|show| (show, Show(show, show % 4))).collect::<BTreeMap<i64, Show>>());
     let mut batch = Batch::new();
     shows.lock().unwrap().values().for_each(|show| batch.insert(show));
-    store.begin(&batch).unwrap().commit().unwrap();
+    store.begin(&mut batch).unwrap().commit().unwrap();
     // Drift at every level: votes that were never counted, a link that is there twice, a rollup that somebody broke.
     (0..20).for_each(|show| rows.add(show, show));
     let mut broken = Batch::new();
     broken.add(LINK, (3_i64, 3_i64), 1);
-    store.begin(&broken).unwrap().commit().unwrap();
+    store.begin(&mut broken).unwrap().commit().unwrap();
 
     let corrected = thread::scope(|scope| {
         for seed in 0..3 {
@@ -433,13 +441,13 @@ fn rollups_are_mended_while_their_links_and_what_they_sum_move() {
                         let old = shows.lock().unwrap()[&show];
                         let new = Show(show, i64::try_from(random.below(4)).unwrap());
                         batch.update(&old, &new);
-                        let bracket = store.begin(&batch).unwrap();
+                        let bracket = store.begin(&mut batch).unwrap();
                         shows.lock().unwrap().insert(show, new);
                         drop(lock);
                         bracket.commit().unwrap();
                     } else {
                         batch.insert(&Votes(show, 1));
-                        let bracket = store.begin(&batch).unwrap();
+                        let bracket = store.begin(&mut batch).unwrap();
                         rows.add(show, 1);
                         bracket.commit().unwrap();
                     }

@@ -394,7 +394,7 @@ impl Memory {
         {
             batch.insert(&Vote::stored(Some(setlist.as_str()), Some(user.as_str()), kind == "up", created_at));
         }
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch).unwrap();
         let mut artists = Ranking::new(C::ARTISTS);
         artists.rebuild(&mut &store).unwrap();
         let trending = C::TRENDS.map(|trend| {

@@ -66,13 +66,13 @@ impl InTransaction {
 }
 
 impl Store for InTransaction {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         let applied = self.store.apply(batch);
         assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
         applied
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         let applied = self.store.apply_once(batch, mark);
         assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
         applied
@@ -114,10 +114,10 @@ impl Naive {
 }
 
 impl Store for Naive {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         let mut totals = self.totals.clone();
-        let batch = Climb::run(&LAYOUT, batch, |question| self.range(question.counter, &question.range, usize::MAX))?;
-        for (counter, key, delta) in batch.deltas() {
+        let climbed = Climb::run(&LAYOUT, batch, |question| self.range(question.counter, &question.range, usize::MAX))?;
+        for (counter, key, delta) in climbed.deltas() {
             LAYOUT.position(&counter)?;
             let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
             let delta = i64::try_from(delta).map_err(|_| overflow("delta"))?;
@@ -126,12 +126,14 @@ impl Store for Naive {
         }
         self.totals = totals;
         let mut applied = Applied::default();
-        applied.totals = batch.len() as u64;
+        applied.totals = climbed.len() as u64;
+        batch.spend();
         Ok(applied)
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         if !mark.follows(self.mark(mark.stream())?)? {
+            batch.spend();
             return Ok(Applied::skipped());
         }
         let applied = self.apply(batch)?;
@@ -222,84 +224,36 @@ enum Fault {
     MarksEveryApply,
     /// Whether a batch has room is looked at before its mark.
     ClimbsBeforeItLooks,
+    /// A batch that was applied can be applied again.
+    KeepsAppliedBatches,
+    /// A batch that was skipped can be applied again.
+    KeepsSkippedBatches,
+    /// A batch that was refused is gone.
+    EmptiesRefusedBatches,
+    /// What was applied is forgotten before a ranking can follow it.
+    ClearsAppliedBatches,
 }
 
 impl Store for Broken {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
-        let deltas: Vec<(Def, KeyBuf, i64)> = batch
-            .deltas()
-            .map(|(counter, key, delta)| (counter, key.clone(), i64::try_from(delta).unwrap_or(0)))
-            .collect();
-        let applied = match self.fault {
-            Fault::DropsADelta if deltas.len() > 2 => {
-                let applied = self.inner.apply(batch)?;
-                let (counter, key, delta) = &deltas[deltas.len() - 1];
-                *self.inner.totals.get_mut(&(counter.name(), key.clone())).unwrap() -= delta;
-                return Ok(applied);
-            }
-            Fault::AssignsSingles if deltas.len() == 1 => {
-                self.inner.totals.remove(&(deltas[0].0.name(), deltas[0].1.clone()));
-                self.inner.apply(batch)
-            }
-            Fault::MarksEveryApply => {
-                self.inner.marks.values_mut().for_each(|mark| *mark += 1);
-                self.inner.apply(batch)
-            }
-            _ => self.inner.apply(batch),
-        };
-        match (self.fault, applied) {
-            (Fault::KeepsHalfABatch, Err(error)) => {
-                for (counter, key, delta) in deltas {
-                    let total = self.inner.totals.entry((counter.name(), key)).or_default();
-                    let Some(sum) = total.checked_add(delta) else { break };
-                    *total = sum;
-                }
-                Err(error)
-            }
-            (Fault::SwallowsOverflow, Err(Error::Overflow { .. }))
-            | (Fault::AcceptsUnknownCounters, Err(Error::UnknownCounter { .. }))
-            | (Fault::IgnoresVersions, Err(Error::Conflict { .. })) => Ok(Applied::default()),
-            (Fault::CountsEmptyBatches, Ok(mut applied)) => {
-                applied.totals = applied.totals.max(1);
-                Ok(applied)
-            }
-            (_, applied) => applied,
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
+        let given = batch.clone();
+        let applied = self.apply_wrongly(batch);
+        match (self.fault, &applied) {
+            (Fault::KeepsAppliedBatches, Ok(_)) => *batch = given,
+            (Fault::ClearsAppliedBatches, Ok(_)) => batch.clear(),
+            (Fault::EmptiesRefusedBatches, Err(_)) | (_, Ok(_)) => batch.spend(),
+            _ => {}
         }
+        applied
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
-        let stream = match self.fault {
-            Fault::SharesOneMark => "all".to_owned(),
-            Fault::FoldsStreams => mark.stream().to_lowercase(),
-            _ => mark.stream().to_owned(),
-        };
-        let (first, last) = (mark.first(), mark.last());
-        let before = self.inner.mark(&stream)?;
-        if self.fault == Fault::ClimbsBeforeItLooks {
-            let inner = &mut self.inner;
-            Climb::run(&LAYOUT, batch, |question| inner.range(question.counter, &question.range, usize::MAX))?;
-        }
-        let applied = self.inner.apply_once(batch, &Mark::new(&stream, first, last)?);
-        match (self.fault, &applied) {
-            (Fault::MovesMarksOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_mark(&stream, last),
-            (Fault::ForgetsEmptyBatches, Ok(_)) if batch.is_empty() => self.inner.set_mark(&stream, before),
-            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_mark(&stream, before + 1),
-            (Fault::LowersMarks, Ok(applied)) if applied.skipped => self.inner.set_mark(&stream, last),
-            (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => return self.inner.apply(batch),
-            (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
-            (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
-                let mut told = Applied::default();
-                told.skipped = true;
-                return Ok(told);
-            }
-            (Fault::SkipsGaps, Err(Error::Gap { .. })) | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
-                return Ok(Applied::skipped());
-            }
-            (Fault::AppliesGaps, Err(Error::Gap { .. })) | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
-                self.inner.set_mark(&stream, last);
-                return self.inner.apply(batch);
-            }
-            _ => {}
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let given = batch.clone();
+        let applied = self.apply_once_wrongly(batch, mark);
+        match &applied {
+            Ok(applied) if applied.skipped && self.fault == Fault::KeepsSkippedBatches => *batch = given,
+            Ok(_) => batch.spend(),
+            Err(_) => {}
         }
         applied
     }
@@ -350,6 +304,88 @@ impl Store for Broken {
             }
             _ => self.inner.page(counter, after, limit),
         }
+    }
+}
+
+impl Broken {
+    fn apply_wrongly(&mut self, batch: &mut Batch) -> Result<Applied> {
+        let deltas: Vec<(Def, KeyBuf, i64)> = batch
+            .deltas()
+            .map(|(counter, key, delta)| (counter, key.clone(), i64::try_from(delta).unwrap_or(0)))
+            .collect();
+        let applied = match self.fault {
+            Fault::DropsADelta if deltas.len() > 2 => {
+                let applied = self.inner.apply(batch)?;
+                let (counter, key, delta) = &deltas[deltas.len() - 1];
+                *self.inner.totals.get_mut(&(counter.name(), key.clone())).unwrap() -= delta;
+                return Ok(applied);
+            }
+            Fault::AssignsSingles if deltas.len() == 1 => {
+                self.inner.totals.remove(&(deltas[0].0.name(), deltas[0].1.clone()));
+                self.inner.apply(batch)
+            }
+            Fault::MarksEveryApply => {
+                self.inner.marks.values_mut().for_each(|mark| *mark += 1);
+                self.inner.apply(batch)
+            }
+            _ => self.inner.apply(batch),
+        };
+        match (self.fault, applied) {
+            (Fault::KeepsHalfABatch, Err(error)) => {
+                for (counter, key, delta) in deltas {
+                    let total = self.inner.totals.entry((counter.name(), key)).or_default();
+                    let Some(sum) = total.checked_add(delta) else { break };
+                    *total = sum;
+                }
+                Err(error)
+            }
+            (Fault::SwallowsOverflow, Err(Error::Overflow { .. }))
+            | (Fault::AcceptsUnknownCounters, Err(Error::UnknownCounter { .. }))
+            | (Fault::IgnoresVersions, Err(Error::Conflict { .. })) => Ok(Applied::default()),
+            (Fault::CountsEmptyBatches, Ok(mut applied)) => {
+                applied.totals = applied.totals.max(1);
+                Ok(applied)
+            }
+            (_, applied) => applied,
+        }
+    }
+
+    fn apply_once_wrongly(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let given = batch.clone();
+        let stream = match self.fault {
+            Fault::SharesOneMark => "all".to_owned(),
+            Fault::FoldsStreams => mark.stream().to_lowercase(),
+            _ => mark.stream().to_owned(),
+        };
+        let (first, last) = (mark.first(), mark.last());
+        let before = self.inner.mark(&stream)?;
+        if self.fault == Fault::ClimbsBeforeItLooks {
+            let inner = &mut self.inner;
+            Climb::run(&LAYOUT, batch, |question| inner.range(question.counter, &question.range, usize::MAX))?;
+        }
+        let applied = self.inner.apply_once(batch, &Mark::new(&stream, first, last)?);
+        match (self.fault, &applied) {
+            (Fault::MovesMarksOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_mark(&stream, last),
+            (Fault::ForgetsEmptyBatches, Ok(_)) if given.is_empty() => self.inner.set_mark(&stream, before),
+            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_mark(&stream, before + 1),
+            (Fault::LowersMarks, Ok(applied)) if applied.skipped => self.inner.set_mark(&stream, last),
+            (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => return self.inner.apply(&mut given.clone()),
+            (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
+            (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
+                let mut told = Applied::default();
+                told.skipped = true;
+                return Ok(told);
+            }
+            (Fault::SkipsGaps, Err(Error::Gap { .. })) | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
+                return Ok(Applied::skipped());
+            }
+            (Fault::AppliesGaps, Err(Error::Gap { .. })) | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
+                self.inner.set_mark(&stream, last);
+                return self.inner.apply(&mut given.clone());
+            }
+            _ => {}
+        }
+        applied
     }
 }
 
@@ -404,6 +440,10 @@ fn the_suite_fails_for_every_fault() {
         (Fault::FoldsStreams, "streams_are_apart"),
         (Fault::MarksEveryApply, "apply_leaves_marks_alone"),
         (Fault::ClimbsBeforeItLooks, "a_repeat_is_skipped_where_it_has_no_room_any_more"),
+        (Fault::KeepsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
+        (Fault::EmptiesRefusedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
+        (Fault::ClearsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
+        (Fault::KeepsSkippedBatches, "a_repeat_is_skipped"),
     ] {
         assert_eq!(failure(Fault::None, case), None);
         let message = failure(fault, case).unwrap_or_else(|| panic!("{fault:?} passes {case}"));
@@ -443,14 +483,14 @@ fn totals_are_complete_around_the_size_of_a_page() {
         for (from, to) in [(0, 1), (1, 4_095), (4_095, 4_096), (4_096, 4_097), (4_097, 8_192), (8_192, 8_193)] {
             let mut batch = Batch::new();
             (from..to).for_each(|key| batch.add(NUMBER, key, key + 1));
-            store.apply(&batch).unwrap();
+            store.apply(&mut batch).unwrap();
             assert_eq!(store.totals(NUMBER).unwrap(), (0..to).map(|key| (key, key + 1)).collect::<Vec<_>>());
             assert_eq!(store.total(NUMBER, to - 1).unwrap(), to);
             assert_eq!(store.total(NUMBER, to).unwrap(), 0);
         }
         let mut batch = Batch::new();
         (0..8_193).filter(|key| *key != 4_096).for_each(|key| batch.add(NUMBER, key, -key - 1));
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch).unwrap();
         assert_eq!(store.totals(NUMBER).unwrap(), [(4_096, 4_097)]);
     }
     all(MemoryStore::new(&LAYOUT));

@@ -142,7 +142,7 @@ fn write<const RELEASE: usize>(path: &Path, seed: u64) {
         for _ in 0..=random.below(3) {
             change::<RELEASE>(&conn, &mut random, &mut batch);
         }
-        SqliteStore::new(&conn, RELEASES[RELEASE - 1]).apply(&batch).unwrap();
+        SqliteStore::new(&conn, RELEASES[RELEASE - 1]).apply(&mut batch).unwrap();
         conn.execute_batch(if random.below(8) == 0 { "ROLLBACK" } else { "COMMIT" }).unwrap();
         thread::sleep(Duration::from_micros(500 + random.below(2_000)));
     }

@@ -263,13 +263,13 @@ fn an_older_layout_starts_beside_a_newer_version_of_its_counter_until_that_is_re
     newer.create().unwrap();
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
-    old.apply(&batch).unwrap();
+    old.apply(&mut batch.clone()).unwrap();
     batch.add(VOTES_2, 1, 1);
-    newer.apply(&batch).unwrap();
+    newer.apply(&mut batch.clone()).unwrap();
     old.check().unwrap();
     assert_eq!((old.total(VOTES, 1).unwrap(), newer.total(VOTES, 1).unwrap()), (2, 2));
     assert!(matches!(newer.sum(VOTES_2.def(), &KeyRange::ALL), Err(Error::NotReady { .. })));
-    assert!(matches!(old.apply(&batch), Err(Error::Conflict { .. })), "it knows one version");
+    assert!(matches!(old.apply(&mut batch), Err(Error::Conflict { .. })), "it knows one version");
 
     conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
     for error in [old.check().unwrap_err(), old.create().unwrap_err()] {

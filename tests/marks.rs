@@ -24,7 +24,7 @@ fn rows_totals_and_the_mark_roll_back_together_and_a_skip_says_so() {
 
         let tx = conn.transaction().unwrap();
         write_rows(&tx, "votes", 41, 50).unwrap();
-        SqliteStore::new(&tx, layout).apply_once(&events("votes", 41, 50), &mark("votes", 41, 50)).unwrap();
+        SqliteStore::new(&tx, layout).apply_once(&mut events("votes", 41, 50), &mark("votes", 41, 50)).unwrap();
         assert_eq!(last_of(&tx, "votes"), 50);
         tx.rollback().unwrap();
         assert_applied_in(&conn, layout, &[("votes", 40)]);
@@ -44,7 +44,9 @@ fn a_savepoint_takes_its_events_back_alone() {
     let mut conn = database(&RISING);
     let mut tx = conn.transaction().unwrap();
     let apply = |conn: &Connection, stream, first, last| {
-        SqliteStore::new(conn, &RISING).apply_once(&events(stream, first, last), &mark(stream, first, last)).unwrap()
+        SqliteStore::new(conn, &RISING)
+            .apply_once(&mut events(stream, first, last), &mark(stream, first, last))
+            .unwrap()
     };
     apply(&tx, "a", 1, 5);
     let savepoint = tx.savepoint().unwrap();
@@ -63,7 +65,7 @@ fn outside_a_transaction_mark_and_totals_are_one_of_their_own() {
         let trace = Trace::on(&mut conn);
         let mut store = SqliteStore::new(&conn, layout);
         let mut ran = |batch: &Batch, mark: Mark<'_>| {
-            let applied = store.apply_once(batch, &mark).unwrap();
+            let applied = store.apply_once(&mut batch.clone(), &mark).unwrap();
             (applied.skipped, applied.statements, trace.kinds())
         };
         let own = |writes| Kinds { reads: 1, writes, others: vec!["BEGIN IMMEDIATE".to_owned(), "COMMIT".to_owned()] };
@@ -72,9 +74,9 @@ fn outside_a_transaction_mark_and_totals_are_one_of_their_own() {
         }
         assert_eq!(ran(&Batch::new(), mark("others", 1, 3)), (false, 0, own(1)));
         assert_eq!(ran(&events("others", 1, 3), mark("others", 1, 3)), (true, 0, own(0)));
-        let refused = store.apply_once(&events("others", 9, 9), &mark("others", 9, 9)).unwrap_err();
+        let refused = store.apply_once(&mut events("others", 9, 9), &mark("others", 9, 9)).unwrap_err();
         assert_eq!(refused.to_string(), "stream others: event 9 leaves a gap, the last one applied is 3");
-        let refused = store.apply_once(&events("others", 3, 4), &mark("others", 3, 4)).unwrap_err();
+        let refused = store.apply_once(&mut events("others", 3, 4), &mark("others", 3, 4)).unwrap_err();
         assert_eq!(refused.to_string(), "stream others: events 3 to 4 overlap what was applied, up to 3");
         assert_eq!(trace.kinds().writes, 0);
         assert!(conn.is_autocommit());
@@ -87,7 +89,7 @@ fn the_statements_of_a_mark_are_prepared_once() {
     let conn = database(&PLAIN);
     let mut store = SqliteStore::new(&conn, &PLAIN);
     for event in 1..=50 {
-        store.apply_once(&events("votes", event, event), &mark("votes", event, event)).unwrap();
+        store.apply_once(&mut events("votes", event, event), &mark("votes", event, event)).unwrap();
     }
     for text in [sql::read_mark(Dialect::Sqlite), sql::set_mark(Dialect::Sqlite)] {
         let runs = conn.prepare_cached(&text).unwrap().get_status(StatementStatus::Run);
@@ -103,7 +105,7 @@ fn names_of_streams_are_taken_as_they_are() {
     let memory = MemoryStore::new(&PLAIN);
     for store in [&mut SqliteStore::new(&conn, &PLAIN) as &mut dyn Store, &mut &memory] {
         for (last, name) in (1..).zip(names) {
-            assert!(!store.apply_once(&Batch::new(), &mark(name, 1, last)).unwrap().skipped, "{name:?}");
+            assert!(!store.apply_once(&mut Batch::new(), &mark(name, 1, last)).unwrap().skipped, "{name:?}");
         }
         for (last, name) in (1..).zip(names) {
             assert_eq!(store.mark(name).unwrap(), last, "{name:?}");
@@ -122,9 +124,9 @@ fn fails_in_the_middle(layout: &Layout, breaks: &str, mends: &str, batch: &Batch
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     write_rows(&tx, "votes", 41, 41).unwrap();
     let mut store = SqliteStore::new(&tx, layout);
-    store.apply_once(&events("votes", 41, 41), &mark("votes", 41, 41)).unwrap();
+    store.apply_once(&mut events("votes", 41, 41), &mark("votes", 41, 41)).unwrap();
     tx.execute_batch(breaks).unwrap();
-    let error = store.apply_once(batch, &mark("votes", 42, 45)).unwrap_err();
+    let error = store.apply_once(&mut batch.clone(), &mark("votes", 42, 45)).unwrap_err();
     assert!(!tx.is_autocommit(), "{error}");
     tx.execute_batch(mends).unwrap();
     assert_applied_in(&tx, layout, &[("votes", 41)]);
@@ -134,7 +136,10 @@ fn fails_in_the_middle(layout: &Layout, breaks: &str, mends: &str, batch: &Batch
     // The same outside a transaction.
     conn.execute_batch(breaks).unwrap();
     let mut store = SqliteStore::new(&conn, layout);
-    assert_eq!(store.apply_once(batch, &mark("votes", 42, 45)).unwrap_err().to_string(), error.to_string());
+    assert_eq!(
+        store.apply_once(&mut batch.clone(), &mark("votes", 42, 45)).unwrap_err().to_string(),
+        error.to_string()
+    );
     conn.execute_batch(mends).unwrap();
     assert_applied_in(&conn, layout, &[("votes", 41)]);
     deliver(&mut conn, layout, "votes", 42, 45);
@@ -185,7 +190,8 @@ fn a_mark_that_rolls_all_back_is_told_apart() {
     conn.execute_batch(gone).unwrap();
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     write_rows(&conn, "votes", 6, 7).unwrap();
-    let error = SqliteStore::new(&conn, &PLAIN).apply_once(&events("votes", 6, 7), &mark("votes", 6, 7)).unwrap_err();
+    let error =
+        SqliteStore::new(&conn, &PLAIN).apply_once(&mut events("votes", 6, 7), &mark("votes", 6, 7)).unwrap_err();
     assert!(matches!(error, Error::TransactionLost { .. }) && error.to_string().contains("stream votes"), "{error}");
     assert!(conn.is_autocommit());
     assert_applied_in(&conn, &PLAIN, &[("votes", 5)]);
@@ -238,14 +244,14 @@ fn a_table_of_marks_that_is_absent_or_not_ours_is_named() {
         }
         let mut store = store;
         if !applied.is_empty() {
-            let error = store.apply_once(&events("votes", 6, 6), &mark("votes", 6, 6)).unwrap_err();
+            let error = store.apply_once(&mut events("votes", 6, 6), &mark("votes", 6, 6)).unwrap_err();
             assert!(error.to_string().contains(applied), "{breaks}: {error}");
             assert_eq!(error.next(), Next::Fix);
             assert!(applied == "ON CONFLICT" || store.mark("votes").unwrap_err().to_string().contains(applied));
         }
         // Whoever has no marks needs no table of them.
         let before = store.total(VOTES, 1).unwrap();
-        store.apply(&events("votes", 1, 1)).unwrap();
+        store.apply(&mut events("votes", 1, 1)).unwrap();
         assert_eq!(store.total(VOTES, 1).unwrap(), before + 1, "{breaks}: nothing but this was applied");
     }
 }
@@ -266,7 +272,7 @@ fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_be
         let tx = ours.transaction_with_behavior(TransactionBehavior::Deferred).unwrap();
         assert_eq!(last_of(&tx, "votes"), 5);
         deliver(&mut theirs, layout, "votes", 6, 9);
-        let error = SqliteStore::new(&tx, layout).apply_once(&batch, &mark("votes", 6, 9)).unwrap_err();
+        let error = SqliteStore::new(&tx, layout).apply_once(&mut batch.clone(), &mark("votes", 6, 9)).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error:?}");
         for part in [doing, "roll it back and repeat it whole", "BEGIN IMMEDIATE"] {
@@ -290,11 +296,11 @@ fn a_lock_of_somebody_else_names_what_was_to_be_done() {
         (events("votes", 1, 2), "writing totals of counter show.votes, stream.sum: the database is locked"),
         (Batch::new(), "moving the mark of stream votes: the database is locked"),
     ] {
-        let error = store.apply_once(&batch, &mark("votes", 1, 2)).unwrap_err();
+        let error = store.apply_once(&mut batch.clone(), &mark("votes", 1, 2)).unwrap_err();
         assert!(error.to_string().starts_with(doing) && error.next() == Next::Retry, "{error}");
     }
     theirs.execute_batch("COMMIT").unwrap();
-    assert!(!store.apply_once(&events("votes", 1, 2), &mark("votes", 1, 2)).unwrap().skipped);
+    assert!(!store.apply_once(&mut events("votes", 1, 2), &mark("votes", 1, 2)).unwrap().skipped);
 }
 
 #[test]
@@ -310,7 +316,7 @@ fn an_outcome_that_nobody_learned_is_tried_again_until_it_is_known() {
                 let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
                 write_rows(&tx, "votes", first, end).unwrap();
                 let mut store = SqliteStore::new(&tx, layout);
-                let applied = store.apply_once(&events("votes", first, end), &mark("votes", first, end)).unwrap();
+                let applied = store.apply_once(&mut events("votes", first, end), &mark("votes", first, end)).unwrap();
                 assert_eq!(applied.skipped, stands, "whether it was committed");
                 if applied.skipped || random.coin() {
                     tx.rollback().unwrap();

@@ -53,7 +53,7 @@ fn threads_share_keys_and_lose_nothing() {
                     batch.add(USES, key.to_string(), -delta);
                 }
                 let written = batch.len() as u64;
-                assert_eq!(store.apply(&batch).unwrap().totals, written);
+                assert_eq!(store.apply(&mut batch).unwrap().totals, written);
                 for (key, delta) in deltas {
                     *sums.entry(key).or_default() += delta;
                 }
@@ -95,7 +95,7 @@ fn moments(beside: Beside) {
     const FULL: i64 = -1;
     let store = MemoryStore::new(&LAYOUT);
     let start = if beside == Beside::Full { i64::MAX } else { 1 };
-    store.apply(&batch([(FULL, start)])).unwrap();
+    store.apply(&mut batch([(FULL, start)])).unwrap();
     let done = AtomicBool::new(false);
 
     let transfer = |seed, rounds, pairs| {
@@ -106,7 +106,7 @@ fn moments(beside: Beside) {
                 let amount = 1 + random.below(9);
                 deltas.extend([(random.below(500), amount), (random.below(500), -amount)]);
             }
-            store.apply(&batch(deltas)).unwrap();
+            store.apply(&mut batch(deltas)).unwrap();
         }
     };
     let refused = |rounds| {
@@ -115,12 +115,12 @@ fn moments(beside: Beside) {
         }
         for round in 0..rounds {
             if beside == Beside::Fills && round == rounds / 3 {
-                store.apply(&batch([(FULL, i64::MAX - 1)])).unwrap();
+                store.apply(&mut batch([(FULL, i64::MAX - 1)])).unwrap();
             }
             let mut deltas = batch((0..400).map(|key| (key, 1 + round % 3)));
             deltas.add(VOTES, FULL, if round < rounds / 3 { i64::MAX } else { 1 });
             (400..500).for_each(|key| deltas.add(VOTES, key, 5));
-            assert!(matches!(store.apply(&deltas), Err(Error::Overflow { what: "total", .. })));
+            assert!(matches!(store.apply(&mut deltas), Err(Error::Overflow { what: "total", .. })));
         }
     };
     let observe = || {
@@ -161,12 +161,12 @@ fn a_snapshot_sees_batches_whole_or_not_at_all() {
 fn refused_batches_leave_nothing_among_writers() {
     const FULL: [i64; 2] = [5_000, 5_001];
     let store = MemoryStore::new(&LAYOUT);
-    store.apply(&batch([(FULL[0], i64::MAX), (FULL[1], i64::MIN)])).unwrap();
+    store.apply(&mut batch([(FULL[0], i64::MAX), (FULL[1], i64::MIN)])).unwrap();
     let write = |seed| {
         let mut random = Random(seed);
         for round in 0..100 {
             let mut large = batch((0..1_024).map(|key| (key, 1)));
-            store.apply(&large).unwrap();
+            store.apply(&mut large.clone()).unwrap();
             // The same again, with one key in the middle that overflows.
             large.clear();
             let middle = random.below(1_024);
@@ -177,7 +177,7 @@ fn refused_batches_leave_nothing_among_writers() {
                     large.add(VOTES, FULL[1], -i64::from(round % 2 != 0));
                 }
             }
-            let refused = store.apply(&large).unwrap_err();
+            let refused = store.apply(&mut large).unwrap_err();
             let key = FULL[usize::from(round % 2 != 0)];
             assert_eq!(refused.to_string(), format!("counter show.votes, key {key}: the total leaves 64 bits"));
             assert_eq!(refused.next(), Next::Fix);
@@ -196,15 +196,15 @@ fn refused_batches_leave_nothing_among_writers() {
 fn totals_at_zero_leave_the_memory() {
     let store = MemoryStore::new(&LAYOUT);
     let len = || store.len(VOTES.def()).unwrap();
-    store.apply(&batch((0..1_000).map(|key| (key, 3)))).unwrap();
+    store.apply(&mut batch((0..1_000).map(|key| (key, 3)))).unwrap();
     assert_eq!(len(), 1_000);
-    store.apply(&batch([(1, -3)])).unwrap();
+    store.apply(&mut batch([(1, -3)])).unwrap();
     assert_eq!(len(), 999);
-    store.apply(&batch((2..1_000).map(|key| (key, -3)))).unwrap();
+    store.apply(&mut batch((2..1_000).map(|key| (key, -3)))).unwrap();
     assert_eq!(len(), 1);
     // A batch that is refused makes no totals, not even of 0.
-    store.apply(&batch([(0, i64::MAX - 3)])).unwrap();
-    assert!(store.apply(&batch((0..500).map(|key| (key, 1)))).is_err());
+    store.apply(&mut batch([(0, i64::MAX - 3)])).unwrap();
+    assert!(store.apply(&mut batch((0..500).map(|key| (key, 1)))).is_err());
     assert_eq!(len(), 1);
     assert_eq!(store.len(USES.def()).unwrap(), 0);
     assert!(matches!(store.len(VOTES.version(2).def()), Err(Error::Conflict { counter: "show.votes", .. })));
@@ -216,7 +216,7 @@ fn sample() -> MemoryStore {
     for tag in ["", "\0", "\u{1}", "a long text that lives on the heap", "\u{10ffff}"] {
         batch.add(USES, tag, 5);
     }
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store
 }
 
@@ -233,19 +233,19 @@ fn a_snapshot_comes_back_through_json() {
     assert_eq!(back.total(USES, "\0").unwrap(), 5);
     assert_eq!(restored(&MemoryStore::new(&LAYOUT).snapshot()).len(VOTES.def()).unwrap(), 0);
     // A snapshot is a copy: what is written later is not in it.
-    store.apply(&batch([(7, 1)])).unwrap();
+    store.apply(&mut batch([(7, 1)])).unwrap();
     assert_ne!(store.snapshot(), snapshot);
 }
 
 #[test]
 fn equal_stores_give_equal_snapshots() {
     let (one, two) = (MemoryStore::new(&LAYOUT), MemoryStore::new(&LAYOUT));
-    one.apply(&batch((0..2_000).map(|key| (key, key)))).unwrap();
+    one.apply(&mut batch((0..2_000).map(|key| (key, key)))).unwrap();
     for key in (0..2_000).rev() {
-        two.apply(&batch([(key, key + 1)])).unwrap();
+        two.apply(&mut batch([(key, key + 1)])).unwrap();
     }
-    two.apply(&batch((0..2_000).map(|key| (key, -1)).chain([(9_999, 1)]))).unwrap();
-    two.apply(&batch([(9_999, -1)])).unwrap();
+    two.apply(&mut batch((0..2_000).map(|key| (key, -1)).chain([(9_999, 1)]))).unwrap();
+    two.apply(&mut batch([(9_999, -1)])).unwrap();
     assert_eq!(one.snapshot(), two.snapshot());
     assert_eq!(serde_json::to_string(&one.snapshot()).unwrap(), serde_json::to_string(&two.snapshot()).unwrap());
 }
@@ -341,16 +341,16 @@ fn a_counter_that_a_snapshot_lacks_is_not_read() {
 fn marks_come_back_with_the_totals() {
     let store = MemoryStore::new(&LAYOUT);
     for (stream, first, last) in [("a", 1, 3), ("b", 1, 9), ("a", 4, 4)] {
-        store.apply_once(&batch([(7, 1)]), &Mark::new(stream, first, last).unwrap()).unwrap();
+        store.apply_once(&mut batch([(7, 1)]), &Mark::new(stream, first, last).unwrap()).unwrap();
     }
-    store.apply_once(&batch([]), &Mark::new("of nothing", 1, 2).unwrap()).unwrap();
-    assert!(store.apply_once(&batch([]), &Mark::new("ahead", 2, 2).unwrap()).is_err());
+    store.apply_once(&mut batch([]), &Mark::new("of nothing", 1, 2).unwrap()).unwrap();
+    assert!(store.apply_once(&mut batch([]), &Mark::new("ahead", 2, 2).unwrap()).is_err());
     let json = serde_json::to_value(store.snapshot()).unwrap();
     assert_eq!(json["marks"], json!({ "a": 4, "b": 9, "of nothing": 2 }));
     let back = restored(&serde_json::from_value(json).unwrap());
     assert_eq!(["a", "b", "of nothing", "ahead"].map(|stream| back.mark(stream)), [4, 9, 2, 0]);
-    assert!(back.apply_once(&batch([(7, 1)]), &Mark::new("a", 3, 4).unwrap()).unwrap().skipped);
-    assert!(matches!(back.apply_once(&batch([]), &Mark::new("b", 11, 11).unwrap()), Err(Error::Gap { .. })));
+    assert!(back.apply_once(&mut batch([(7, 1)]), &Mark::new("a", 3, 4).unwrap()).unwrap().skipped);
+    assert!(matches!(back.apply_once(&mut batch([]), &Mark::new("b", 11, 11).unwrap()), Err(Error::Gap { .. })));
     assert_eq!(back.total(VOTES, 7).unwrap(), 3);
 
     for (stream, last) in [("", 1), ("a", 0), ("a", u64::MAX), (&"s".repeat(300), 1)] {
@@ -362,7 +362,7 @@ fn marks_come_back_with_the_totals() {
 #[test]
 fn keys_of_another_width_are_nobody_elses() {
     let store = MemoryStore::new(&LAYOUT);
-    store.apply(&batch([(0, 5), (0x100, 6)])).unwrap();
+    store.apply(&mut batch([(0, 5), (0x100, 6)])).unwrap();
     let zero = KeyBuf::of::<i64>(0);
     for cut in 0..zero.as_bytes().len() {
         let mut short = KeyBuf::new();

@@ -389,7 +389,7 @@ impl Subject for Sqlite {
     }
 
     fn end(&mut self, batch: &Batch, commit: bool) {
-        let applied = self.store().apply(batch).unwrap();
+        let applied = self.store().apply(&mut batch.clone()).unwrap();
         assert_eq!((applied.totals, applied.statements), (batch.len() as u64, batch.len() as u64));
         self.run(if commit { "COMMIT" } else { "ROLLBACK" });
     }
@@ -399,7 +399,7 @@ impl Subject for Sqlite {
     }
 
     fn apply_inside(&mut self, batch: &Batch) -> bool {
-        self.store().apply(batch).unwrap();
+        self.store().apply(&mut batch.clone()).unwrap();
         true
     }
 
@@ -523,7 +523,7 @@ impl Subject for Memory {
     fn end(&mut self, batch: &Batch, commit: bool) {
         let saved = self.saved.pop().unwrap();
         if commit {
-            self.store.apply(batch).unwrap();
+            self.store.apply(&mut batch.clone()).unwrap();
         } else {
             self.rows = saved;
         }
@@ -575,7 +575,7 @@ impl Subject for Memory {
             Name::TagUses(name) => batch.add(TAG_USES, name, change),
             Name::TagYears(name, year) => batch.add(TAG_YEARS, (name, *year), change),
         }
-        self.store.apply(&batch).unwrap();
+        self.store.apply(&mut batch).unwrap();
     }
 
     fn totals(&mut self) -> Totals {
@@ -719,7 +719,7 @@ fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
             if *release {
                 rows = rows_inside;
                 if !applied {
-                    batch.merge(&inside);
+                    batch.merge(&mut inside);
                 }
             }
             subject.end(&batch, *commit);

@@ -270,7 +270,7 @@ fn insert(conn: &Connection, votes: &[Vote]) -> Result<()> {
         conn.execute("INSERT INTO votes (user, show) VALUES (?1, ?2)", (&vote.user, vote.show)).unwrap();
         batch.insert(vote);
     }
-    SqliteStore::new(conn, &LAYOUT).apply(&batch).map(drop)
+    SqliteStore::new(conn, &LAYOUT).apply(&mut batch).map(drop)
 }
 
 fn read_vote(row: &Row<'_>) -> rusqlite::Result<Vote> {
@@ -357,12 +357,12 @@ fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
         let mut batch = Batch::new();
         batch.add(SETLIST_SHOW, (show(1), show(2)), 1);
         batch.add(SETLIST_VOTES, show(1), 3);
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch.clone()).unwrap();
         batch.clear();
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch.clone()).unwrap();
         batch.add(SHOW_VOTES, show(1), 1);
         batch.add(SHOW_VOTES, show(1), -1);
-        store.apply(&batch).unwrap(); // nothing is left of it
+        store.apply(&mut batch.clone()).unwrap(); // nothing is left of it
     });
     assert_eq!(
         metrics.lines(),
@@ -397,7 +397,7 @@ fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
     let ((), metrics, events) = watched(|| {
         let mut batch = Batch::new();
         batch.insert(&rows()[0]);
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch).unwrap();
         let mut audit = MemoryAudit::new(&mut store);
         audit.add(SHOW_VOTES, |_| rows()).unwrap();
         audit.add(SHOW_VOTES.version(2), |_| rows()).unwrap();
@@ -423,7 +423,7 @@ fn every_single_delta_in_memory_is_counted_and_one_in_64_is_timed() {
         let mut batch = Batch::new();
         batch.add(SHOW_VOTES, show(1), 1);
         for _ in 0..129 {
-            store.apply(&batch).unwrap();
+            store.apply(&mut batch.clone()).unwrap();
         }
     });
     assert_eq!(
@@ -443,10 +443,10 @@ fn batches_that_fail_are_not_counted() {
         batch.add(SHOW_VOTES, show(1), i64::MAX);
         batch.add(USER_VOTES, user("ann"), 1);
         let (memory, conn) = (MemoryStore::new(&LAYOUT), database());
-        memory.apply(&batch).unwrap();
-        SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
-        assert!(matches!(memory.apply(&batch), Err(Error::Overflow { .. })));
-        assert!(matches!(SqliteStore::new(&conn, &LAYOUT).apply(&batch), Err(Error::Overflow { .. })));
+        memory.apply(&mut batch.clone()).unwrap();
+        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
+        assert!(matches!(memory.apply(&mut batch.clone()), Err(Error::Overflow { .. })));
+        assert!(matches!(SqliteStore::new(&conn, &LAYOUT).apply(&mut batch), Err(Error::Overflow { .. })));
     });
     for store in ["memory", "sqlite"] {
         assert_eq!(metrics.count(&format!(r#"keepcount_batches_applied_total{{store="{store}"}}"#)), 1);
@@ -470,11 +470,13 @@ fn batches_in_postgresql_are_counted_once_for_their_events() {
             let (mut batch, mark) = (Batch::new(), Mark::new("votes", 1, 1).unwrap());
             batch.add(SHOW_VOTES, show(1), 1);
             for skipped in [false, true] {
-                assert_eq!(store.apply_once(&batch, &mark).await.unwrap().skipped, skipped);
+                assert_eq!(store.apply_once(&mut batch.clone(), &mark).await.unwrap().skipped, skipped);
             }
-            store.write(&[], &batch).await.unwrap();
+            store.write(&[], &mut batch.clone()).await.unwrap();
             batch.add(SHOW_VOTES, show(1), i64::MAX - 1);
-            assert!(store.apply(&batch).await.is_err() && store.write(&[], &batch).await.is_err());
+            assert!(
+                store.apply(&mut batch.clone()).await.is_err() && store.write(&[], &mut batch.clone()).await.is_err()
+            );
         });
     });
     assert_eq!(metrics.count(r#"keepcount_batches_applied_total{store="postgres"}"#), 2);
@@ -585,14 +587,14 @@ fn shows() -> MemoryStore {
     for show in &SHOWS {
         batch.insert(show);
     }
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store
 }
 
 fn add(store: &MemoryStore, show: i64, amount: i64) {
     let mut batch = Batch::new();
     batch.add(SHOW_VOTES, show, amount);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
 }
 
 /// Three pages of two keys, from the token on.

@@ -83,7 +83,7 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                 }
             }
             let mark = Mark::new(&name, next, until).unwrap();
-            match PostgresStore::within(&tx, &LAYOUT).apply_once(&batch, &mark).await {
+            match PostgresStore::within(&tx, &LAYOUT).apply_once(&mut batch, &mark).await {
                 Ok(done) => assert!(!done.skipped),
                 Err(Error::Busy { .. }) => {
                     ends.retried.fetch_add(1, Ordering::Relaxed);
@@ -116,7 +116,7 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
             let mut batch = Batch::new();
             batch.add(postgres_app::SHOW_ARTIST, (1_000_000, 1_000_000), 1);
             let mark = Mark::new("counted", next, next).unwrap();
-            match PostgresStore::new(&mut client, &LAYOUT).apply_once(&batch, &mark).await {
+            match PostgresStore::new(&mut client, &LAYOUT).apply_once(&mut batch, &mark).await {
                 Ok(done) => {
                     ends.skipped.fetch_add(done.skipped.into(), Ordering::Relaxed);
                     sure = next;
@@ -156,7 +156,7 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
             batch.add(BALLOTS, (), 1);
             let mut store = PostgresStore::new(&mut client, &PLAIN).prepared(&prepared);
             let (way, values): (usize, [&(dyn ToSql + Sync); 2]) = (usize::from(next % 2 == 0), [&next, &HOME]);
-            match store.write(&[(CAST[way], &values[..=way])], &batch).await {
+            match store.write(&[(CAST[way], &values[..=way])], &mut batch).await {
                 Ok(_) => next += 1,
                 Err(Error::Unknown { .. }) => {
                     ends.unknown.fetch_add(1, Ordering::Relaxed);
@@ -296,9 +296,9 @@ async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
         let statements = PreparedStatements::new();
         let mut store = PostgresStore::new(&mut cut, &PLAIN).prepared(&statements);
         let rows = |id| -> [&(dyn ToSql + Sync); 2] { [id, &HOME] };
-        store.write(&[(CAST[by], &rows(&id)[..=by])], &batch).await.unwrap();
+        store.write(&[(CAST[by], &rows(&id)[..=by])], &mut batch).await.unwrap();
         deaf.store(true, Ordering::Relaxed);
-        let error = store.write(&[(CAST[by], &rows(&(id + 1))[..=by])], &batch).await;
+        let error = store.write(&[(CAST[by], &rows(&(id + 1))[..=by])], &mut batch).await;
         assert!(matches!(error, Err(Error::Unknown { .. })), "{error:?}");
         let there =
             client.query_one("SELECT count(*), (SELECT total FROM ballots_all) FROM ballots", &[]).await.unwrap();

@@ -45,7 +45,7 @@ async fn apply(tx: &Transaction<'_>, changes: &[Change]) -> keepcount::Result<()
     for change in changes {
         write(tx, change, &mut batch).await.unwrap();
     }
-    PostgresStore::within(tx, &LAYOUT).apply(&batch).await.map(drop)
+    PostgresStore::within(tx, &LAYOUT).apply(&mut batch).await.map(drop)
 }
 
 /// Runs two transactions, each of which does its changes and applies them, so that the second applies while the first has applied and not committed.
@@ -180,7 +180,7 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
         let mut batch = Batch::new();
         let written = write(&tx, &old, &mut batch).await;
         if written.is_ok() {
-            let error = PostgresStore::within(&tx, &LAYOUT).apply(&batch).await.unwrap_err();
+            let error = PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.unwrap_err();
             assert_eq!(error.next(), Next::Retry, "{error}");
         }
         drop(tx);
@@ -262,7 +262,7 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
     let once = async |client: &mut Client, first: u64, last: u64| {
         let mut batch = Batch::new();
         batch.add(postgres_app::SHOW_SETLISTS, 7, i64::try_from(last - first + 1).unwrap());
-        PostgresStore::new(client, &LAYOUT).apply_once(&batch, &Mark::new("feed", first, last).unwrap()).await
+        PostgresStore::new(client, &LAYOUT).apply_once(&mut batch, &Mark::new("feed", first, last).unwrap()).await
     };
     let mut appliers = Vec::new();
     for _ in 0..4 {
@@ -318,7 +318,7 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
             }
         }
         if failed.is_none() {
-            match PostgresStore::within(&tx, &LAYOUT).prepared(&prepared).apply(&batch).await {
+            match PostgresStore::within(&tx, &LAYOUT).prepared(&prepared).apply(&mut batch).await {
                 Ok(_) if random.below(10) == 0 => {
                     tx.rollback().await.unwrap();
                     met.rolled_back += 1;

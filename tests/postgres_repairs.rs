@@ -110,7 +110,7 @@ async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
         for change in &changes {
             write(&tx, change, &mut batch).await.unwrap();
         }
-        match PostgresStore::within(&tx, &LAYOUT).prepared(&prepared).apply(&batch).await {
+        match PostgresStore::within(&tx, &LAYOUT).prepared(&prepared).apply(&mut batch).await {
             Ok(_) => tx.commit().await.unwrap(),
             Err(error) => panic!("{error:?}"),
         }

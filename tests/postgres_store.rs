@@ -68,9 +68,9 @@ async fn boards_rollups_and_prunes_are_as_in_sqlite() {
     sqlite.create().unwrap();
     let (mut random, prepared) = (Random(4), PreparedStatements::new());
     for turn in 0..150 {
-        let batch = batch(&mut random);
+        let mut batch = batch(&mut random);
         let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
-        let (ours, theirs) = (store.apply(&batch).await.unwrap(), sqlite.apply(&batch).unwrap());
+        let (ours, theirs) = (store.apply(&mut batch.clone()).await.unwrap(), sqlite.apply(&mut batch).unwrap());
         assert_eq!(ours.totals, theirs.totals);
         if turn % 40 == 39 {
             let cut = i64::from(turn) / 10;
@@ -110,7 +110,7 @@ async fn a_rebuild_mends_lines_that_somebody_damaged() {
     for show in ["a", "b", "c"] {
         one.add(SHOW_FANS, show, 2);
     }
-    PostgresStore::new(&mut client, &LAYOUT).apply(&one).await.unwrap();
+    PostgresStore::new(&mut client, &LAYOUT).apply(&mut one).await.unwrap();
     client
         .batch_execute(
             "UPDATE show_board SET score = 7 WHERE key = 'a'; DELETE FROM show_board WHERE key = 'b';
@@ -150,7 +150,7 @@ async fn counters_come_unready_and_go_by_hand() {
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 5);
     batch.add(LINKED, (1, 7), 1);
-    later.apply(&batch).await.unwrap();
+    later.apply(&mut batch).await.unwrap();
     client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
     let mut later = PostgresStore::new(&mut client, &SECOND);
     assert_eq!(later.total(ARTIST, 7).await.unwrap(), 5);
@@ -188,7 +188,7 @@ async fn what_a_counter_is_for_may_change() {
     two.add(LINKED, (1, 7), 1);
     // A statement for each counter, and a line for each key.
     for (batch, totals, statements) in [(&one, 1, 2), (&two, 3, 4)] {
-        let applied = store.apply(batch).await.unwrap();
+        let applied = store.apply(&mut batch.clone()).await.unwrap();
         assert_eq!((applied.totals, applied.statements), (totals, statements));
     }
     client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
@@ -211,7 +211,7 @@ async fn a_child_of_no_parts_climbs() {
         for (parent, amount) in links {
             batch.add(LINK, ((), *parent), *amount);
         }
-        store.apply(&batch).await.unwrap();
+        store.apply(&mut batch).await.unwrap();
     }
     assert_eq!((store.total(SUM, 7).await.unwrap(), store.total(SUM, 8).await.unwrap()), (0, 8));
 }
@@ -306,18 +306,18 @@ async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
     batch.add(VOTES, 1, 1);
     let mut other = connect(&config).await;
     let holder = other.transaction().await.unwrap();
-    PostgresStore::within(&holder, &FIRST).apply(&batch).await.unwrap();
+    PostgresStore::within(&holder, &FIRST).apply(&mut batch.clone()).await.unwrap();
     client.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
-    let error = PostgresStore::new(&mut client, &FIRST).apply(&batch).await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
     assert!(error.next() == Next::Retry && error.to_string().contains("counter show.votes"), "{error}");
     client.batch_execute("SET lock_timeout = 0; SET statement_timeout = '50ms'").await.unwrap();
-    let error = PostgresStore::new(&mut client, &FIRST).apply(&batch).await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
     assert!(error.next() == Next::Retry && error.to_string().contains("statement_timeout"), "{error}");
     client.batch_execute("SET statement_timeout = 0").await.unwrap();
     let stale = client.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
     stale.query("SELECT * FROM show_votes", &[]).await.unwrap();
     holder.commit().await.unwrap();
-    let error = PostgresStore::within(&stale, &FIRST).apply(&batch).await.unwrap_err();
+    let error = PostgresStore::within(&stale, &FIRST).apply(&mut batch).await.unwrap_err();
     assert!(error.next() == Next::Retry && error.to_string().contains("again whole"), "{error}");
     drop(stale);
     assert_eq!(PostgresStore::new(&mut client, &FIRST).total(VOTES, 1).await.unwrap(), 1);
@@ -330,7 +330,7 @@ async fn a_server_that_does_not_write_says_so_and_reads() {
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    let error = store.apply(&batch).await.unwrap_err();
+    let error = store.apply(&mut batch).await.unwrap_err();
     assert!(
         error.next() == Next::Fix && error.to_string().contains("cannot execute INSERT in a read-only transaction"),
         "{error}"
@@ -347,30 +347,30 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
     let Some((_, mut client)) = open(&KEYS).await else { return };
     let mut large = Batch::new();
     large.add(LARGE, u64::MAX, 1);
-    let error = PostgresStore::new(&mut client, &KEYS).apply(&large).await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &KEYS).apply(&mut large.clone()).await.unwrap_err();
     assert!(matches!(&error, Error::Key { counter: "large", cause: KeyError::Range { .. }, .. }), "{error}");
     for text in ["x".repeat(1_025), "a\0b".to_owned()] {
         let mut batch = Batch::new();
         batch.add(TEXT, text.as_str(), 1);
-        let error = PostgresStore::new(&mut client, &KEYS).apply(&batch).await.unwrap_err();
+        let error = PostgresStore::new(&mut client, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
         assert!(matches!(&error, Error::Key { counter: "text", .. }), "{error}");
         let read = PostgresStore::new(&mut client, &KEYS).total(TEXT, text.as_str()).await;
         assert!(matches!(read, Err(Error::Key { counter: "text", .. })));
     }
     let mut most = Batch::new();
     (0..3_u64).for_each(|key| most.add(LARGE, key, i64::MAX));
-    PostgresStore::new(&mut client, &KEYS).apply(&most).await.unwrap();
+    PostgresStore::new(&mut client, &KEYS).apply(&mut most).await.unwrap();
     let (mut one, mut many) = (Batch::new(), Batch::new());
     one.add(LARGE, 1_u64, 1);
     many.add(LARGE, 0_u64, -1);
     many.add(LARGE, 2_u64, 1);
     many.add(LARGE, 9_u64, 1);
-    let error = PostgresStore::new(&mut client, &KEYS).apply(&many).await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &KEYS).apply(&mut many.clone()).await.unwrap_err();
     assert_eq!(error.to_string(), "counter large, key 2: the total leaves 64 bits");
     // Within a transaction that the error has aborted nobody can look which it was, unless there is one.
     for (batch, says) in [(&one, "key 1:"), (&many, "key 0 or another of 3:")] {
         let tx = client.transaction().await.unwrap();
-        let error = PostgresStore::within(&tx, &KEYS).apply(batch).await.unwrap_err();
+        let error = PostgresStore::within(&tx, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
         assert!(matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says), "{error}");
     }
     assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
@@ -396,9 +396,9 @@ async fn every_refusal_says_what_to_do() {
         client.batch_execute(&format!("SET test.code = '{code}'")).await.unwrap();
         let mut store = PostgresStore::new(&mut client, &FIRST);
         for (error, says) in [
-            (store.apply(&batch).await.unwrap_err(), "writing totals of counter show.votes"),
-            (store.apply_once(&Batch::new(), &mark).await.unwrap_err(), "moving the mark of stream imports"),
-            (store.apply_once(&other, &mark).await.unwrap_err(), "writing totals of counter show.votes"),
+            (store.apply(&mut batch.clone()).await.unwrap_err(), "writing totals of counter show.votes"),
+            (store.apply_once(&mut Batch::new(), &mark).await.unwrap_err(), "moving the mark of stream imports"),
+            (store.apply_once(&mut other.clone(), &mark).await.unwrap_err(), "writing totals of counter show.votes"),
         ] {
             let text = error.to_string();
             match &error {
@@ -419,7 +419,7 @@ async fn a_column_that_became_another_type_is_named() {
     let Some((_, mut client)) = open(&SECOND).await else { return };
     let mut batch = Batch::new();
     batch.add(LINKED, (1, 7), 1);
-    PostgresStore::new(&mut client, &SECOND).apply(&batch).await.unwrap();
+    PostgresStore::new(&mut client, &SECOND).apply(&mut batch).await.unwrap();
     client
         .batch_execute("ALTER TABLE show_artist ALTER key_2 TYPE float8; UPDATE keepcount_counters SET ready = 1")
         .await
@@ -436,8 +436,8 @@ async fn statements_that_are_prepared_are_run_as_they_are() {
     let mut batch = Batch::new();
     batch.add(VOTES, 7, 1);
     for _ in 0..3 {
-        store(&mut client, Some(&prepared)).apply(&batch).await.unwrap();
-        store(&mut client, None).apply(&batch).await.unwrap();
+        store(&mut client, Some(&prepared)).apply(&mut batch.clone()).await.unwrap();
+        store(&mut client, None).apply(&mut batch.clone()).await.unwrap();
     }
     let runs = "SELECT count(*), sum(generic_plans + custom_plans)::bigint FROM pg_prepared_statements
                 WHERE statement LIKE 'INSERT INTO \"show_votes\"%'";
@@ -461,15 +461,16 @@ async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_
     client.batch_execute(skip).await.unwrap();
     let mut batch = Batch::new();
     batch.add(VOTES, 7, 1);
-    let error = store(&mut client, None).apply(&batch).await.unwrap_err();
+    let error = store(&mut client, None).apply(&mut batch.clone()).await.unwrap_err();
     assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
     for prepared in [None, Some(&PreparedStatements::new())] {
-        let error = store(&mut client, prepared).write(&[("SELECT $1::text", &[&"a row"])], &batch).await.unwrap_err();
+        let error =
+            store(&mut client, prepared).write(&[("SELECT $1::text", &[&"a row"])], &mut batch).await.unwrap_err();
         assert_eq!(error.next(), Next::Unknown, "{error}");
     }
     // Within the caller's transaction: what is written of it cannot be committed.
     let tx = client.transaction().await.unwrap();
-    assert!(PostgresStore::within(&tx, &FIRST).apply(&batch).await.is_err());
+    assert!(PostgresStore::within(&tx, &FIRST).apply(&mut batch).await.is_err());
     assert!(tx.query("SELECT 1", &[]).await.is_err());
 }
 
@@ -515,7 +516,7 @@ async fn a_create_that_finds_all_there_waits_for_no_writer() {
     let writer = other.transaction().await.unwrap();
     let mut batch = Batch::new();
     batch.add(LINKED, (1, 7), 1);
-    PostgresStore::within(&writer, &SECOND).apply(&batch).await.unwrap();
+    PostgresStore::within(&writer, &SECOND).apply(&mut batch).await.unwrap();
     client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
     PostgresStore::new(&mut client, &SECOND).create().await.unwrap();
     writer.commit().await.unwrap();
@@ -526,7 +527,7 @@ async fn a_stream_with_a_zero_byte_is_refused() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let mark = keepcount::Mark::new("a\0b", 1, 1).unwrap();
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    assert!(matches!(store.apply_once(&Batch::new(), &mark).await, Err(Error::Setting { setting: "stream", .. })));
+    assert!(matches!(store.apply_once(&mut Batch::new(), &mark).await, Err(Error::Setting { setting: "stream", .. })));
     assert!(matches!(store.mark("a\0b").await, Err(Error::Setting { setting: "stream", .. })));
 }
 
@@ -541,7 +542,7 @@ async fn what_is_read_or_written_without_tables_says_so() {
     assert!(total.to_string().contains("looking whether show.votes is ready"), "{total}");
     for error in [
         total,
-        store.apply(&batch).await.unwrap_err(),
+        store.apply(&mut batch.clone()).await.unwrap_err(),
         store.mark("x").await.unwrap_err(),
         store.check().await.unwrap_err(),
     ] {

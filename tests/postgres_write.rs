@@ -82,20 +82,20 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
             let values = &values[..=usize::from(from)];
             let runs = by_name(&client).await.1;
-            let (rows, applied) = store(&mut client, prepared).write(&[(text, values)], &one(7, 1)).await.unwrap();
+            let (rows, applied) = store(&mut client, prepared).write(&[(text, values)], &mut one(7, 1)).await.unwrap();
             assert_eq!((rows, applied.totals), (vec![1], 1));
             let is_message = prepared.is_some() && !from;
             assert_eq!(by_name(&client).await.1 - runs, if is_message { 2 } else { 0 });
             next += 1;
             assert_eq!(written(&client).await, (next, next));
             // A total beyond 64 bits, which is named.
-            let error = store(&mut client, prepared).write(&[(INSERT, &[&(id + 1)])], &one(7, i64::MAX)).await;
+            let error = store(&mut client, prepared).write(&[(INSERT, &[&(id + 1)])], &mut one(7, i64::MAX)).await;
             assert!(
                 matches!(&error, Err(Error::Overflow { counter: "show.votes", key, .. }) if key == "7"),
                 "{error:?}"
             );
             // A row that is there already: its total is not counted.
-            let error = store(&mut client, prepared).write(&[(text, values)], &one(7, 1)).await.unwrap_err();
+            let error = store(&mut client, prepared).write(&[(text, values)], &mut one(7, 1)).await.unwrap_err();
             assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
             // Sent again, it would say that it was the row.
             let says =
@@ -123,7 +123,7 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     // The last is too much for a single round trip, and is written all the same.
     for (rows, wanted) in [(&rows[..3], 3), (&rows[3..], 14), (&rows[..], 17)] {
         let rows: Vec<_> = rows.iter().copied().chain([all]).collect();
-        let (written, applied) = store(&mut client, Some(&prepared)).write(&rows, &batch).await.unwrap();
+        let (written, applied) = store(&mut client, Some(&prepared)).write(&rows, &mut batch).await.unwrap();
         assert_eq!(written[..wanted], vec![1; wanted]);
         assert_eq!((written.len(), applied.totals), (wanted + 1, 5));
     }
@@ -139,8 +139,8 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     // Rows that come back are no matter; nothing to write is no error.
     let returning = "INSERT INTO votes SELECT n + $1::bigint FROM generate_series(1, 3) AS n RETURNING id";
     let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
-    assert_eq!(store.write(&[(returning, &[&1_000_i64])], &one(1, 3)).await.unwrap().0, [3]);
-    assert_eq!(store.write(&[], &Batch::new()).await.unwrap().0, Vec::<u64>::new());
+    assert_eq!(store.write(&[(returning, &[&1_000_i64])], &mut one(1, 3)).await.unwrap().0, [3]);
+    assert_eq!(store.write(&[], &mut Batch::new()).await.unwrap().0, Vec::<u64>::new());
 }
 
 /// What the driver sends for a value, whatever its type.
@@ -269,7 +269,7 @@ async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
     // As another connection would, it prepares anew: the names are the same.
     // What was run before of these names goes with them.
     let prepared = PreparedStatements::new();
-    store(client, Some(&prepared)).write(&[(&insert(1), &params)], &one(1, 1)).await.unwrap();
+    store(client, Some(&prepared)).write(&[(&insert(1), &params)], &mut one(1, 1)).await.unwrap();
     let runs = by_name(client).await.1;
     let texts: Vec<String> = (0..values.len()).map(|at| format!("coalesce(c{at}::text, 'nothing')")).collect();
     let texts = format!("SELECT ARRAY[{}] FROM every ORDER BY way", texts.join(", "));
@@ -317,7 +317,7 @@ async fn values_without_a_text_are_sent_as_parameters() {
     assert_eq!(both_ways(&mut client, &[number, odd().remove(0)]).await, 0);
     client.batch_execute("CREATE TABLE numbers (number INT8)").await.unwrap();
     let insert = "INSERT INTO numbers VALUES ($1)";
-    store(&mut client, Some(&PreparedStatements::new())).write(&[(insert, &[&Digits])], &one(1, 1)).await.unwrap();
+    store(&mut client, Some(&PreparedStatements::new())).write(&[(insert, &[&Digits])], &mut one(1, 1)).await.unwrap();
     let number: i64 = client.query_one("SELECT number FROM numbers", &[]).await.unwrap().get(0);
     assert_eq!(number, 12_345_678);
 }
@@ -368,14 +368,14 @@ async fn rows_with_values_that_do_not_fit_write_nothing() {
         let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> =
             rows.iter().map(|(text, values)| (*text, &values[..])).collect();
         for prepared in [None, Some(&prepared)] {
-            let error = store(&mut client, prepared).write(&rows, &one(7, 1)).await.unwrap_err();
+            let error = store(&mut client, prepared).write(&rows, &mut one(7, 1)).await.unwrap_err();
             assert!(!matches!(error, Error::Overflow { .. }) && error.next() == Next::Fix, "{error:?}");
             assert!(error.to_string().contains(says), "{error} does not say {says}");
             assert_eq!(written(&client).await, (0, 0));
         }
     }
     // The connection serves as before.
-    store(&mut client, Some(&prepared)).write(&[(INSERT, &[&7_i64])], &one(7, 1)).await.unwrap();
+    store(&mut client, Some(&prepared)).write(&[(INSERT, &[&7_i64])], &mut one(7, 1)).await.unwrap();
     assert_eq!(written(&client).await, (1, 1));
 }
 
@@ -386,8 +386,8 @@ async fn what_fails_at_the_commit_is_known_to_have_failed() {
     let late = "ALTER TABLE votes ADD UNIQUE (address) DEFERRABLE INITIALLY DEFERRED";
     client.batch_execute(late).await.unwrap();
     let home = "INSERT INTO votes VALUES ($1, '::1')";
-    store(&mut client, Some(&prepared)).write(&[(home, &[&1_i64])], &one(7, 1)).await.unwrap();
-    let error = store(&mut client, Some(&prepared)).write(&[(home, &[&2_i64])], &one(7, 1)).await.unwrap_err();
+    store(&mut client, Some(&prepared)).write(&[(home, &[&1_i64])], &mut one(7, 1)).await.unwrap();
+    let error = store(&mut client, Some(&prepared)).write(&[(home, &[&2_i64])], &mut one(7, 1)).await.unwrap_err();
     assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
     assert_eq!(written(&client).await, (1, 1));
 }
@@ -412,35 +412,35 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
             client.batch_execute(&format!("DEALLOCATE {}", row.get::<_, &str>(0))).await.unwrap();
         }
         let before = by_name(&client).await.1;
-        store(&mut client, Some(prepared)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
+        store(&mut client, Some(prepared)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
         wanted += 1;
         assert_eq!(written(&client).await, (wanted, wanted));
         assert_eq!(by_name(&client).await.1 - before, runs);
     }
     // The same names are taken over from statements that went without them.
-    store(&mut client, Some(&PreparedStatements::new())).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
+    store(&mut client, Some(&PreparedStatements::new())).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
     wanted += 1;
     assert_eq!(by_name(&client).await, (2, 2));
     // What cannot be prepared just now can be later; the error is that of the statement itself.
     let later = PreparedStatements::new();
     client.batch_execute("DEALLOCATE ALL; ALTER TABLE show_votes RENAME TO away").await.unwrap();
-    let error = store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap_err();
+    let error = store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap_err();
     assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
     assert!(error.to_string().contains("writing totals of counter show.votes"), "{error}");
     client.batch_execute("ALTER TABLE away RENAME TO show_votes").await.unwrap();
-    store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &one(7, 1)).await.unwrap();
+    store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
     wanted += 1;
     assert_eq!(by_name(&client).await, (2, 2));
     // PREPARE takes no such statement.
     let notify = "NOTIFY votes";
-    store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &one(7, 1)).await.unwrap();
+    store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &mut one(7, 1)).await.unwrap();
     assert_eq!(written(&client).await, (wanted, wanted + 1));
     // Nor is there room for more than 256, of each kind.
     client.batch_execute("DEALLOCATE ALL").await.unwrap();
     let (prepared, before) = (PreparedStatements::new(), count(&client).await);
     for at in 0..300 {
         let text = format!("INSERT INTO votes VALUES ($1::bigint + {at})");
-        store(&mut client, Some(&prepared)).write(&[(&text, &[&1_000_i64])], &one(7, 1)).await.unwrap();
+        store(&mut client, Some(&prepared)).write(&[(&text, &[&1_000_i64])], &mut one(7, 1)).await.unwrap();
     }
     assert_eq!(written(&client).await, (wanted + 300, wanted + 301));
     assert_eq!(count(&client).await - before, 2 * 256);
@@ -470,7 +470,7 @@ async fn rollups_boards_and_cuts_are_written_too() {
         if layout.counters().len() == 2 {
             store.prune(LINK, 100).await.unwrap();
         }
-        assert_eq!(store.write(&[(INSERT, &[&1_i64])], &batch).await.unwrap().0, [1]);
+        assert_eq!(store.write(&[(INSERT, &[&1_i64])], &mut batch).await.unwrap().0, [1]);
         assert_eq!(store.total(VOTES, 7).await.unwrap(), 1);
         match layout.counters().len() {
             1 => assert_eq!(store.listed(BOARD).await.unwrap(), 1),
@@ -486,7 +486,7 @@ async fn what_comes_of_a_write_whose_begin_is_refused_is_not_known() {
     let Some((_, mut client)) = open().await else { return };
     client.batch_execute("BEGIN").await.unwrap();
     assert!(client.batch_execute("SELECT 1 / 0").await.is_err());
-    let error = store(&mut client, None).write(&[], &one(7, 1)).await.unwrap_err();
+    let error = store(&mut client, None).write(&[], &mut one(7, 1)).await.unwrap_err();
     assert!(error.next() == Next::Unknown && error.to_string().contains("transaction is aborted"), "{error}");
 }
 
@@ -505,12 +505,12 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
             let prepared = PreparedStatements::new();
             let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
             let text = if from { INSERT_FROM } else { INSERT };
-            store(&mut voter, Some(&prepared)).write(&[(text, &values[..=usize::from(from)])], &one(id, 1)).await
+            store(&mut voter, Some(&prepared)).write(&[(text, &values[..=usize::from(from)])], &mut one(id, 1)).await
         });
         let watcher = connect(&config).await;
         wait_until(&watcher, A_LOCK_IS_WAITED_FOR).await;
         tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.unwrap();
-        PostgresStore::within(&tx, &LAYOUT).apply(&one(id, -5)).await.unwrap();
+        PostgresStore::within(&tx, &LAYOUT).apply(&mut one(id, -5)).await.unwrap();
         tx.commit().await.unwrap();
         let error = tokio::time::timeout(Duration::from_secs(20), voting).await.unwrap().unwrap().unwrap_err();
         assert!(error.to_string().contains("violates foreign key constraint"), "{error}");

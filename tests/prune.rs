@@ -170,7 +170,7 @@ impl Subject for Memory {
     }
 
     fn apply(&mut self, batch: &Batch) {
-        self.store.apply(batch).unwrap();
+        self.store.apply(&mut batch.clone()).unwrap();
     }
 
     fn prune(&mut self, before: i64) -> u64 {
@@ -263,7 +263,7 @@ impl Subject for Sqlite {
     }
 
     fn apply(&mut self, batch: &Batch) {
-        SqliteStore::new(&self.conn, &LAYOUT).apply(batch).unwrap();
+        SqliteStore::new(&self.conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
     }
 
     fn prune(&mut self, before: i64) -> u64 {
@@ -431,7 +431,7 @@ fn what_moves_over_the_cut_counts_on_its_side_only() {
     memory.prune(SETLIST_DAYS, 10).unwrap();
     store.prune(SETLIST_DAYS, 10).unwrap();
     for (batch, left) in &steps {
-        let applied = [memory.apply(batch).unwrap(), store.apply(batch).unwrap()];
+        let applied = [memory.apply(&mut batch.clone()).unwrap(), store.apply(&mut batch.clone()).unwrap()];
         for applied in &applied {
             let below = applied
                 .deltas(batch)
@@ -465,8 +465,8 @@ fn a_cut_in_a_time_of_two_parts_means_the_same_in_both_stores() {
     for (day, hour) in [(1, 20), (2, 5), (2, 6), (2, 7), (3, 1)] {
         batch.add(HOURS, (1_i64, (day, hour)), 1);
     }
-    memory.apply(&batch).unwrap();
-    store.apply(&batch).unwrap();
+    memory.apply(&mut batch.clone()).unwrap();
+    store.apply(&mut batch).unwrap();
     let pruned = [memory.prune(HOURS, (2_i64, 6_i64)), store.prune(HOURS, (2_i64, 6_i64))];
     let left = |store: &mut dyn Store| -> Vec<(i64, i64)> {
         let page = store.page(HOURS.def(), None, 9).unwrap();
@@ -546,7 +546,7 @@ fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cut() {
                         let moved = |show| Row::Setlist { id: 10 + at, show };
                         batch.update(&(turn > 0).then(|| moved(from)), &Some(moved(to)));
                     }
-                    store.apply(&batch).unwrap();
+                    store.apply(&mut batch.clone()).unwrap();
                 }
             });
         }
@@ -578,7 +578,7 @@ fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
     links.insert(
         &[Row::Setlist { id: 0, show: 5 }, Row::Setlist { id: 1, show: 5 }, Row::Setlist { id: 2, show: 6 }][..],
     );
-    SqliteStore::new(&conn, &LAYOUT).apply(&links).unwrap();
+    SqliteStore::new(&conn, &LAYOUT).apply(&mut links).unwrap();
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -589,7 +589,7 @@ fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
                 }
                 for _ in 0..40 {
                     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-                    SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+                    SqliteStore::new(&conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
                     conn.execute_batch("COMMIT").unwrap();
                 }
             });

@@ -176,8 +176,8 @@ impl Stores {
     }
 
     fn apply(&self, batch: &Batch) {
-        self.memory.apply(batch).unwrap();
-        SqliteStore::new(&self.conn, &LAYOUT).apply(batch).unwrap();
+        self.memory.apply(&mut batch.clone()).unwrap();
+        SqliteStore::new(&self.conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
     }
 
     /// The same of both.

@@ -92,7 +92,7 @@ fn write(conn: &Connection, layout: &Layout, row: &Row) {
     batch.insert(row);
     let known = batch.deltas().all(|(counter, ..)| layout.position(&counter).is_ok());
     if known {
-        store(conn, layout).apply(&batch).unwrap();
+        store(conn, layout).apply(&mut batch).unwrap();
     }
     conn.execute_batch("COMMIT").unwrap();
 }
@@ -246,7 +246,7 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
     let mut batch = Batch::new();
     batch.insert(&Row::Setlist { id: 100, show: 9 });
     batch.insert(&Row::Vote { setlist: 100, weight: 7 });
-    let applied = new.apply_once(&batch, &Mark::new("site", 1, 1).unwrap()).unwrap();
+    let applied = new.apply_once(&mut batch, &Mark::new("site", 1, 1).unwrap()).unwrap();
     assert_eq!((applied.totals, new.mark("site").unwrap()), (3, 1));
     conn.execute_batch("INSERT INTO setlists VALUES (100, 9); INSERT INTO votes VALUES (100, 7)").unwrap();
     let stored: i64 = conn.query_row("SELECT total FROM show_votes WHERE key = 9", (), |row| row.get(0)).unwrap();
@@ -295,7 +295,7 @@ fn a_read_looks_once_and_begins_no_transaction() {
     // No hook looks.
     let mut batch = Batch::new();
     batch.insert(&Row::Vote { setlist: 1, weight: 1 });
-    new.apply(&batch).unwrap();
+    new.apply(&mut batch).unwrap();
     assert!(trace.take().iter().all(|text| !text.contains("ready")));
 }
 
@@ -646,7 +646,7 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
         let mut batch = Batch::new();
         batch.insert(&Row::Vote { setlist: 1, weight: 1 });
         batch.delete(&Row::Vote { setlist: 1, weight: 1 });
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch).unwrap();
         not_ready(store.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
         not_ready(store.totals(SHOWS), "show.votes", &["show.votes", "setlist.show", "setlist.votes"]);
         let mut token: Option<Token> = None;

@@ -638,7 +638,7 @@ fn one_audit_in_memory_serves_run_after_run() {
         batch.add(B, key, 1);
         batch.add(PARENT, (key, key / 4), 1);
     }
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(A, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
     audit.add(B, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
@@ -899,7 +899,7 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     batch.add(WIDER, i128::MIN, 1);
     batch.add(NARROW, -3_i8, i64::MIN);
     batch.add(SINGLE, ("s",), 1);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(UNIT, |_| Vec::<Any>::new()).unwrap();
     audit.add(TEXT, |_| Vec::<Any>::new()).unwrap();

@@ -61,7 +61,7 @@ fn write(conn: &Connection, votes: &[Vote]) {
         insert(conn, *vote);
         batch.insert(vote);
     }
-    SqliteStore::new(conn, &ONE).apply(&batch).unwrap();
+    SqliteStore::new(conn, &ONE).apply(&mut batch).unwrap();
     conn.execute_batch("COMMIT").unwrap();
 }
 
@@ -70,7 +70,7 @@ fn delete_show(conn: &Connection, show: i64) {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut delete = conn.prepare("DELETE FROM votes WHERE show = ?1 RETURNING show, stars").unwrap();
     delete.query_map([show], read_vote).unwrap().for_each(|vote| batch.delete(&vote.unwrap()));
-    SqliteStore::new(conn, &ONE).apply(&batch).unwrap();
+    SqliteStore::new(conn, &ONE).apply(&mut batch).unwrap();
     conn.execute_batch("COMMIT").unwrap();
 }
 
@@ -295,7 +295,7 @@ fn a_drift_beyond_64_bits_is_mended() {
         let mut store = MemoryStore::new(&ONE);
         let mut batch = Batch::new();
         batch.add(VOTES, 1, stored);
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch).unwrap();
         let rows: Vec<Vote> = (truth != 0).then_some(Vote { show: 1, stars: truth }).into_iter().collect();
         let mut memory = MemoryAudit::new(&mut store);
         memory.add(VOTES, |_| rows.iter()).unwrap();
@@ -625,7 +625,7 @@ fn links_whose_parent_is_not_there_are_reported_as_dangling() {
     for id in 1..=20 {
         batch.insert(&Setlist(id, id % 4));
     }
-    SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
 
     let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
     let source = Source::table("setlists", ["id", "show"]).parent("shows", ["id"]);

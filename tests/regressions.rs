@@ -67,7 +67,7 @@ fn filled(shows: i64) -> MemoryStore {
     let store = MemoryStore::new(&LAYOUT);
     let mut batch = Batch::new();
     batch.insert(&(0..shows).map(vote).collect::<Vec<_>>());
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store
 }
 
@@ -145,7 +145,7 @@ fn rows_without_a_key_that_count_are_refused_by_tally_too() {
         conn.execute_batch("INSERT INTO votes VALUES (NULL, 1), (NULL, 1), (3, 1)").unwrap();
         let mut batch = Batch::new();
         batch.insert(&[vote(0), vote(0), vote(3)][..]);
-        SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
         let error =
             repair_in(&conn, VOTES, Source::table("votes", ["show_id"]).amount("amount"), by_tally).unwrap_err();
         assert!(matches!(error, Error::Skew { counter: "show.votes", .. }), "{error}");
@@ -308,10 +308,10 @@ fn merging_cannot_overflow() {
     let mut batch = Batch::new();
     batch.add(VOTES, 1, i64::MAX);
     for _ in 0..80 {
-        let same = batch.clone();
-        batch.merge(&same);
+        let mut same = batch.clone();
+        batch.merge(&mut same);
     }
-    assert!(matches!(MemoryStore::new(&LAYOUT).apply(&batch), Err(Error::Overflow { what: "delta", .. })));
+    assert!(matches!(MemoryStore::new(&LAYOUT).apply(&mut batch), Err(Error::Overflow { what: "delta", .. })));
 }
 
 /// Of a key to be mended, 64 rows were held against their tally, and of the keys of a mend 16: a row that SQL counts and the tally does
@@ -377,7 +377,8 @@ fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
         let (store, votes) = (filled(1), RefCell::new(vec![vote(0)]));
         let mut batch = Batch::new();
         batch.insert(&vote(0));
-        let bracket = store.begin(&batch).unwrap();
+        let mut written = batch.clone();
+        let bracket = store.begin(&mut written).unwrap();
         let cut_off = Meanwhile(Some(|| {
             votes.borrow_mut().push(vote(0));
             drop(bracket);
@@ -388,7 +389,7 @@ fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
         let key = KeyBuf::of::<i64>(0);
         let mended = audit.mend(&Mend { counter: VOTES.def(), keys: vec![key.clone()] }).unwrap();
         assert_eq!(mended, Mended { corrected: 0, unsettled: vec![key] });
-        store.begin(&batch).unwrap().commit().unwrap();
+        store.begin(&mut batch).unwrap().commit().unwrap();
         assert_eq!(store.total(VOTES, 0).unwrap(), 2);
     }
 }
@@ -410,7 +411,7 @@ fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
     let next = audit.measure(&Ask { counter: VOTES.def(), after: None, until: None, keys: 1 }).unwrap().next;
     let mut batch = Batch::new();
     batch.insert(&vote(2));
-    drop(store.begin(&batch).unwrap());
+    drop(store.begin(&mut batch).unwrap());
     let ask = Ask { counter: VOTES.def(), after: next, until: None, keys: 10 };
     assert!(matches!(audit.measure(&ask), Err(Error::Database { .. })));
     let found = audit.measure(&ask).unwrap().drifts;
@@ -432,7 +433,7 @@ fn a_transaction_that_is_lost_while_a_board_is_rebuilt_says_so() {
     store.create().unwrap();
     let mut batch = Batch::new();
     (0..2_000).for_each(|show| batch.add(VOTES, show, 1));
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     conn.execute_batch("DELETE FROM show_board; VACUUM").unwrap();
     let pages: i64 = conn.query_row("PRAGMA page_count", (), |row| row.get(0)).unwrap();
     let limit = |pages| conn.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |_| Ok(())).unwrap();

@@ -42,7 +42,7 @@ fn sample(layout: &Layout) -> MemoryStore {
         batch.add(DAYS, (1, 10), 2);
         batch.add(DAYS, (1, 20), 3);
     }
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store
 }
 
@@ -81,7 +81,7 @@ fn a_new_counter_comes_up_empty_and_is_not_read() {
     // Hooks count all the same.
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     assert_eq!(store.range(SHOW_VOTES.def(), &KeyRange::ALL, 1).unwrap_err().next(), Next::Fix);
     assert_eq!(store.len(SHOW_VOTES.def()).unwrap(), 1);
 }
@@ -126,7 +126,7 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
     assert_eq!(states(&store, &NEW), expected);
     let mut batch = Batch::new();
     batch.add(RAISED, 1, 3);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     let json = serde_json::to_value(store.snapshot()).unwrap();
     let artist = json["counters"].as_array().unwrap().iter().find(|known| known["name"] == "artist.votes").unwrap();
     assert_eq!(artist["totals"][0][1], json!(3));
@@ -207,7 +207,7 @@ fn below_the_cut(store: &MemoryStore) -> usize {
     let before = store.len(SHOW_DAYS.def()).unwrap();
     let mut batch = Batch::new();
     batch.add(DAYS, (1, 3), 1);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store.len(SHOW_DAYS.def()).unwrap() - before
 }
 

@@ -82,7 +82,7 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
                             let (old, new) = rows.change(&change);
                             batch.update(&old, &new);
                         }
-                        store.apply(&batch).unwrap();
+                        store.apply(&mut batch.clone()).unwrap();
                     }
                     rows
                 })
@@ -141,7 +141,7 @@ fn write(path: &Path, seed: u64, turns: usize) {
             let (old, new) = change_in_sqlite(&conn, &change(&mut random, first));
             batch.update(&old, &new);
         }
-        SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
         conn.execute_batch(if random.below(8) == 0 { "ROLLBACK" } else { "COMMIT" }).unwrap();
         if random.below(4) == 0 {
             thread::sleep(Duration::from_micros(random.below(800)));

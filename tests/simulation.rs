@@ -39,7 +39,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
-use keepcount::replay;
+use keepcount::{Batch, replay};
 
 use setup::Setup;
 use variant::Variant;
@@ -60,7 +60,8 @@ fn simulate(seed: u64, variant: Option<Variant>) -> Outcome {
     // True once in a process.
     replay::fix(STRIPES);
     let (stores, batches) = (Arena::of(64), Arena::of(4096));
-    let world = World::new(Setup::of(seed, variant), &stores, &batches);
+    let mut lent = vec![Batch::new(); 16_384];
+    let world = World::new(Setup::of(seed, variant), &stores, &batches, &mut lent);
     world.run();
     world.rest();
     let outcome = Outcome {

@@ -81,7 +81,7 @@ fn every_key_type_comes_back_from_a_file() {
 
     let mut batch = Batch::new();
     fill(&mut batch);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store.snapshot().save(&path).unwrap();
     let back = restored(&EVERY_KEY, &path);
     assert_same(&store, &back);
@@ -115,8 +115,8 @@ fn fixture() -> MemoryStore {
     batch.add(USERS, "", i64::MIN);
     batch.add(USERS, "a user whose name is too long to live inline", i64::MAX);
     batch.add(LIKES, Uuid::from_u128(7), -1);
-    store.apply_once(&batch, &Mark::new("one", 1, 20).unwrap()).unwrap();
-    store.apply_once(&Batch::new(), &Mark::new("two", 1, 300).unwrap()).unwrap();
+    store.apply_once(&mut batch, &Mark::new("one", 1, 20).unwrap()).unwrap();
+    store.apply_once(&mut Batch::new(), &Mark::new("two", 1, 300).unwrap()).unwrap();
     store.prune(DAYS, 3).unwrap();
     store
 }
@@ -348,7 +348,7 @@ fn threads_that_save_to_one_file_leave_one_of_theirs() {
     let snapshots = [1, 2, 3].map(|votes| {
         let (store, mut batch) = (MemoryStore::new(&SITE), Batch::new());
         (0..500).for_each(|setlist| batch.add(VOTES, setlist, votes));
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch.clone()).unwrap();
         store.snapshot()
     });
     snapshots[0].save(&path).unwrap();
@@ -377,7 +377,7 @@ fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
         last = EVENTS.min(first + Random(first ^ seed << 32).below(9));
         batch.clear();
         (first..=last).for_each(|event| add_event(&mut batch, stream, event));
-        assert!(!store.apply_once(&batch, &Mark::new(stream, first, last).unwrap()).unwrap().skipped);
+        assert!(!store.apply_once(&mut batch.clone(), &Mark::new(stream, first, last).unwrap()).unwrap().skipped);
         done(last);
     }
 }
@@ -434,7 +434,7 @@ fn a_million_totals_are_a_file_of_eleven_bytes_each() {
     let path = folder.path().join("totals");
     let (store, mut batch) = (MemoryStore::new(&SITE), Batch::new());
     (0..1_000_000).for_each(|setlist| batch.add(VOTES, setlist, 1 + setlist % 200));
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch.clone()).unwrap();
     let mut begun = Instant::now();
     let mut took = || std::mem::replace(&mut begun, Instant::now()).elapsed();
     let snapshot = store.snapshot();
@@ -470,7 +470,7 @@ fn a_saver_in_a_process_of_its_own() {
                         batch.add(USERS, format!("{key} {stream}"), 1);
                     }
                     batch.add(VOTES, random.int(0, 5_000), 1);
-                    store.apply_once(&batch, &Mark::new(stream, event, event).unwrap()).unwrap();
+                    store.apply_once(&mut batch.clone(), &Mark::new(stream, event, event).unwrap()).unwrap();
                 }
             });
         }

@@ -443,7 +443,7 @@ fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
     let mut batch = Batch::new();
     conn.execute_batch("INSERT INTO friends VALUES (3, 9)").unwrap();
     batch.insert(&Pair(3, 9));
-    SqliteStore::new(&conn, &FRIENDS_LAYOUT).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &FRIENDS_LAYOUT).apply(&mut batch).unwrap();
     let report = run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), Mode::Verify, 2).unwrap();
     assert_eq!((report.drift(), report.counters[0].keys), (0, 5));
 }
@@ -707,7 +707,7 @@ fn drifted(rows: &[Sale]) -> MemoryStore {
     batch.add(SUM, 2, 10);
     batch.add(SUM, -7, 1);
     batch.add(SUM, 500, -1);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store
 }
 

@@ -35,14 +35,14 @@ const CALLS: [Call; 6] = [
     Call {
         names: "totals of counter",
         rows: |conn| write_crowd(conn, 1),
-        run: |conn| SqliteStore::new(conn, &LAYOUT).apply(&crowd(1)).map(drop),
+        run: |conn| SqliteStore::new(conn, &LAYOUT).apply(&mut crowd(1)).map(drop),
         inside: true,
     },
     Call {
         names: "totals of counter",
         rows: |conn| write_crowd(conn, 2),
         run: |conn| {
-            let applied = SqliteStore::new(conn, &LAYOUT).apply_once(&crowd(2), &mark("crowd", 1, 9))?;
+            let applied = SqliteStore::new(conn, &LAYOUT).apply_once(&mut crowd(2), &mark("crowd", 1, 9))?;
             assert!(!applied.skipped, "it was not applied before");
             Ok(())
         },
@@ -137,7 +137,7 @@ fn ready_file() -> &'static [u8] {
         (0..150).for_each(|_| writer.turn().unwrap());
         let conn = site.open();
         write_crowd(&conn, 0);
-        SqliteStore::new(&conn, &LAYOUT).apply(&crowd(0)).unwrap();
+        SqliteStore::new(&conn, &LAYOUT).apply(&mut crowd(0)).unwrap();
         assert_exact(&conn);
         conn.execute_batch("DELETE FROM setlist_votes WHERE key < 200; DELETE FROM show_board; VACUUM").unwrap();
         fs::read(site.path()).unwrap()

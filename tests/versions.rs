@@ -214,8 +214,8 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
                     }
                 }
             }
-            memory.apply(&batch).unwrap();
-            SqliteStore::new(&conn, &LAYOUT).apply(&batch).unwrap();
+            memory.apply(&mut batch.clone()).unwrap();
+            SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
         }
         let wanted = recount(&rows);
         assert!(wanted.len() > 12, "{wanted:?}");
@@ -245,24 +245,24 @@ fn each_version_is_pruned_by_itself() {
         batch.insert(&Row::Vote { setlist: 1, weight: 5, spam: false, day });
     }
     let memory = MemoryStore::new(&LAYOUT);
-    memory.apply(&batch).unwrap();
+    memory.apply(&mut batch.clone()).unwrap();
     assert_eq!(memory.prune(DAYS_2, 3_i64).unwrap(), 3);
     assert_eq!((memory.len(DAYS.def()).unwrap(), memory.len(DAYS_2.def()).unwrap()), (4, 1));
 
     let conn = database();
     let mut store = SqliteStore::new(&conn, &LAYOUT);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     assert_eq!(store.prune(DAYS_2, 3_i64).unwrap(), 3);
     for _ in 0..2 {
         assert_eq!((store.totals(DAYS).unwrap().len(), store.totals(DAYS_2).unwrap()), (4, vec![((1, 3), 5)]));
         let mut late = Batch::new();
         late.insert(&Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 });
         late.delete(&Row::Vote { setlist: 1, weight: 5, spam: false, day: 1 });
-        store.apply(&late).unwrap();
+        store.apply(&mut late.clone()).unwrap();
         late.clear();
         late.delete(&Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 });
         late.insert(&Row::Vote { setlist: 1, weight: 5, spam: false, day: 1 });
-        store.apply(&late).unwrap();
+        store.apply(&mut late).unwrap();
     }
     assert_eq!(store.prune(DAYS, 1_i64).unwrap(), 1);
 }
@@ -305,7 +305,7 @@ fn a_version_that_the_layout_has_not_is_a_conflict_that_names_those_it_has() {
     for store in [&mut memory as &mut dyn Store, &mut sqlite] {
         let mut batch = Batch::new();
         batch.add(VOTES.version(3), 1, 1);
-        let error = store.apply(&batch).unwrap_err();
+        let error = store.apply(&mut batch).unwrap_err();
         assert!(matches!(error, Error::Conflict { counter: "setlist.votes", .. }), "{error}");
         for part in ["setlist.votes v3 (i64)", "setlist.votes v1 (i64)", "setlist.votes v2 (i64)"] {
             assert!(error.to_string().contains(part), "{error}");

@@ -189,7 +189,7 @@ fn write(conn: &Connection, writes: impl FnOnce(&mut Batch)) -> Applied {
     let mut batch = Batch::new();
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     writes(&mut batch);
-    let applied = store(conn).apply(&batch).unwrap();
+    let applied = store(conn).apply(&mut batch).unwrap();
     conn.execute_batch("COMMIT").unwrap();
     applied
 }
@@ -554,7 +554,7 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         let mut batch = Batch::new();
         path(&conn, &mut batch);
         trace.take();
-        let applied = store(&conn).apply(&batch).unwrap();
+        let applied = store(&conn).apply(&mut batch).unwrap();
         let ran = trace.kinds();
         conn.execute_batch("COMMIT").unwrap();
         exact(&conn);
@@ -643,7 +643,7 @@ fn touches_no_total(conn: &mut Connection, batch: &Batch) {
     let changes = conn.total_changes();
     let trace = Trace::on(conn);
     assert!(batch.is_empty());
-    assert_eq!(store(conn).apply(batch).unwrap(), Applied::default());
+    assert_eq!(store(conn).apply(&mut batch.clone()).unwrap(), Applied::default());
     assert_eq!(trace.take(), Vec::<String>::new());
     assert_eq!(conn.total_changes(), changes);
 }
@@ -700,10 +700,10 @@ fn an_empty_batch_waits_for_nobody() {
     let (conn, writer) = (open(&path), open(&path));
     conn.busy_timeout(Duration::ZERO).unwrap();
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-    assert_eq!(store(&conn).apply(&Batch::new()).unwrap(), Applied::default());
+    assert_eq!(store(&conn).apply(&mut Batch::new()).unwrap(), Applied::default());
     let mut one = Batch::new();
     one.add(C::USER_VOTES, 7, 1);
-    assert_eq!(store(&conn).apply(&one).unwrap_err().next(), Next::Retry);
+    assert_eq!(store(&conn).apply(&mut one).unwrap_err().next(), Next::Retry);
 }
 
 #[test]
@@ -716,7 +716,7 @@ fn a_rollback_takes_rows_and_totals_back_together() {
     insert_vote(&conn, &mut batch, 4, (Some(100), Some(7), true));
     assert!(delete_vote(&conn, &mut batch, 3));
     // Votes, upvotes, score and three trends of both setlists; user, show and artist have as many votes as before.
-    assert_eq!(store(&conn).apply(&batch).unwrap().totals, 12);
+    assert_eq!(store(&conn).apply(&mut batch).unwrap().totals, 12);
     exact(&conn);
     conn.execute_batch("ROLLBACK").unwrap();
     exact(&conn);
@@ -736,12 +736,12 @@ fn a_savepoint_has_a_batch_of_its_own_dropped_with_it_or_merged() {
                 assert!(delete_vote(&conn, &mut trial, 4));
                 insert_vote(&conn, &mut trial, 5, (Some(101), Some(9), false));
                 if early {
-                    store(&conn).apply(&trial).unwrap();
+                    store(&conn).apply(&mut trial.clone()).unwrap();
                 }
                 if release {
                     conn.execute_batch("RELEASE trial").unwrap();
                     if !early {
-                        batch.merge(&trial);
+                        batch.merge(&mut trial.clone());
                     }
                 } else {
                     conn.execute_batch("ROLLBACK TO trial; RELEASE trial").unwrap();
@@ -761,11 +761,11 @@ fn apply_leaves_the_last_insert_rowid_alone() {
     let mut batch = Batch::new();
     insert_vote(&conn, &mut batch, 4711, (Some(100), Some(5), true));
     assert_eq!(conn.last_insert_rowid(), 4711);
-    store(&conn).apply(&batch).unwrap();
+    store(&conn).apply(&mut batch).unwrap();
     assert_eq!(conn.last_insert_rowid(), 4711, "several totals, some of them new");
     let mut one = Batch::new();
     one.add(C::USER_VOTES, 99, 1);
-    store(&conn).apply(&one).unwrap();
+    store(&conn).apply(&mut one.clone()).unwrap();
     assert_eq!(conn.last_insert_rowid(), 4711, "one new total");
 }
 
@@ -786,7 +786,7 @@ fn several_records_of_one_transaction_write_each_total_once() {
     let distinct = Applied::new(keys as u64, keys as u64);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
-    assert_eq!(store(&conn).apply(&batch).unwrap(), distinct);
+    assert_eq!(store(&conn).apply(&mut batch.clone()).unwrap(), distinct);
     // The links of four setlists; and of the three others votes and three trends, since their links change. What climbs is nothing.
     let reads = 4 + 3 * 4;
     assert_eq!(
@@ -797,14 +797,14 @@ fn several_records_of_one_transaction_write_each_total_once() {
     conn.execute_batch("ROLLBACK").unwrap();
     trace.take();
 
-    assert_eq!(store(&conn).apply(&batch).unwrap(), distinct);
+    assert_eq!(store(&conn).apply(&mut batch).unwrap(), distinct);
     let own = |writes, reads| Kinds { writes, reads, others: vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()] };
     assert_eq!(trace.kinds(), own(keys, reads), "outside one: one of its own");
 
     let mut one = Batch::new();
     one.add(C::USER_VOTES, 1, 1);
     one.add(C::USER_VOTES, 1, 1);
-    assert_eq!(store(&conn).apply(&one).unwrap(), Applied::new(1, 1));
+    assert_eq!(store(&conn).apply(&mut one).unwrap(), Applied::new(1, 1));
     assert_eq!(trace.kinds(), own(1, 0));
 }
 
@@ -822,11 +822,11 @@ fn a_plain_layout_reads_nothing() {
     let trace = Trace::on(&mut conn);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
-    assert_eq!(SqliteStore::new(&conn, &THREE).apply(&batch).unwrap(), Applied::new(10, 10));
+    assert_eq!(SqliteStore::new(&conn, &THREE).apply(&mut batch.clone()).unwrap(), Applied::new(10, 10));
     assert_eq!(trace.kinds(), Kinds { writes: 10, ..Kinds::default() });
     conn.execute_batch("COMMIT").unwrap();
     trace.take();
-    SqliteStore::new(&conn, &THREE).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
     let others = vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()];
     assert_eq!(trace.kinds(), Kinds { writes: 10, reads: 0, others });
 }
@@ -874,7 +874,7 @@ fn totals_are_written_in_layout_and_key_order() {
             Status::Upcoming,
         ));
     }
-    let applied = store(&conn).apply(&batch).unwrap();
+    let applied = store(&conn).apply(&mut batch.clone()).unwrap();
     // Votes and three trends of five shows, and of as many artists, have climbed.
     assert_eq!(applied.totals, batch.len() as u64 + 2 * 4 * 5);
     let mut tables: Vec<String> = trace
@@ -953,7 +953,7 @@ fn refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
         for (key, delta) in before_it {
             start.add(FIRST, key, if *delta < 0 { i64::MAX } else { 3 });
         }
-        SqliteStore::new(&conn, &THREE).apply(&start).unwrap();
+        SqliteStore::new(&conn, &THREE).apply(&mut start).unwrap();
         let before = all(&conn);
 
         let mut batch = Batch::new();
@@ -967,14 +967,14 @@ fn refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
         if in_transaction {
             conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO notes VALUES (1, 'kept')").unwrap();
         }
-        let error = SqliteStore::new(&conn, &THREE).apply(&batch).unwrap_err();
+        let error = SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap_err();
         assert_overflow(&error, MIDDLE, "5,e", "total");
         assert_eq!(all(&conn), before, "{stored} {delta} {before_it:?}");
         assert_eq!(conn.is_autocommit(), !in_transaction);
         if in_transaction {
             let mut fits = Batch::new();
             fits.add(MIDDLE, (5, "e"), -delta.signum());
-            SqliteStore::new(&conn, &THREE).apply(&fits).unwrap();
+            SqliteStore::new(&conn, &THREE).apply(&mut fits).unwrap();
             conn.execute_batch("COMMIT").unwrap();
             assert_eq!(conn.query_row("SELECT text FROM notes", (), |row| row.get(0)), Ok("kept".to_owned()));
             let moved = SqliteStore::new(&conn, &THREE).total(MIDDLE, (5, "e")).unwrap();
@@ -1008,14 +1008,14 @@ fn in_memory_too_a_total_beyond_64_bits_is_refused_with_the_whole_batch() {
         let mut start = Batch::new();
         start.add(MIDDLE, (5, "e"), stored);
         start.add(FIRST, 2, i64::MAX);
-        store.apply(&start).unwrap();
+        store.apply(&mut start).unwrap();
         let mut batch = Batch::new();
         for (key, delta) in [(1, i64::MIN), (2, -7), (3, i64::MAX)] {
             batch.add(FIRST, key, delta);
         }
         batch.add(MIDDLE, (5, "e"), delta);
         batch.add(LAST, 1, 1);
-        assert_overflow(&store.apply(&batch).unwrap_err(), MIDDLE, "5,e", "total");
+        assert_overflow(&store.apply(&mut batch).unwrap_err(), MIDDLE, "5,e", "total");
         assert_eq!(Store::totals(&mut store, FIRST).unwrap(), [(2, i64::MAX)]);
         assert_eq!(Store::totals(&mut store, MIDDLE).unwrap(), [((5, "e".to_owned()), stored)]);
         assert_eq!(Store::totals(&mut store, LAST).unwrap(), []);
@@ -1033,7 +1033,7 @@ fn a_coalesced_delta_beyond_64_bits_is_refused_before_anything_is_written() {
             batch.add(MIDDLE, (5, "e\t"), amount);
         }
         let trace = Trace::on(&mut conn);
-        let error = SqliteStore::new(&conn, &THREE).apply(&batch).unwrap_err();
+        let error = SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap_err();
         assert_overflow(&error, MIDDLE, "5,e\\t", "delta");
         assert_eq!(trace.take(), Vec::<String>::new());
         assert_eq!(all(&conn), All::default());
@@ -1044,7 +1044,7 @@ fn a_coalesced_delta_beyond_64_bits_is_refused_before_anything_is_written() {
     for amount in [i64::MAX, i64::MAX, -i64::MAX] {
         batch.add(LAST, 1, amount);
     }
-    SqliteStore::new(&conn, &THREE).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
     assert_eq!(SqliteStore::new(&conn, &THREE).total(LAST, 1).unwrap(), i64::MAX);
 }
 
@@ -1055,7 +1055,7 @@ fn totals_reach_both_ends_of_64_bits_and_come_back() {
         let mut batch = Batch::new();
         batch.add(LAST, 1, delta);
         batch.add(FIRST, 1, 1);
-        SqliteStore::new(&conn, &THREE).apply(&batch).unwrap();
+        SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
         assert_eq!(SqliteStore::new(&conn, &THREE).total(LAST, 1).unwrap(), total);
     }
 }
@@ -1070,11 +1070,11 @@ fn apply_outside_a_transaction_is_atomic() {
     let mut batch = Batch::new();
     (0..50).for_each(|key| batch.add(FIRST, key, 1));
     (0..50).for_each(|key| batch.add(LAST, key, -1));
-    SqliteStore::new(&conn, &THREE).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &THREE).apply(&mut batch.clone()).unwrap();
     assert!(conn.is_autocommit());
     let before = all(&conn);
     batch.add(LAST, 49, i64::MIN + 1);
-    assert!(SqliteStore::new(&conn, &THREE).apply(&batch).is_err());
+    assert!(SqliteStore::new(&conn, &THREE).apply(&mut batch).is_err());
     assert!(conn.is_autocommit());
     drop(conn);
     assert_eq!(all(&Connection::open(&path).unwrap()), before);
@@ -1105,7 +1105,7 @@ fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
     // A delete whose insert was never counted.
     batch.delete(&Payment(3, 4));
     batch.delete(&Payment(2, 10));
-    SqliteStore::new(&conn, &THREE).apply(&batch).unwrap();
+    SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
     assert_eq!(all(&conn).0, [(1, -25), (2, -2), (3, -4)]);
 
     let mut audit = SqliteAudit::new(&conn, &THREE).unwrap();

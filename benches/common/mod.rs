@@ -40,7 +40,7 @@ pub fn rounds<T>(
     threads: u64,
     rounds: u64,
     prepare: impl Fn(&mut Random) -> T + Sync,
-    work: impl Fn(&T) + Sync,
+    work: impl Fn(&mut T) + Sync,
 ) -> Duration {
     let arrived = AtomicUsize::new(0);
     let count = usize::try_from(threads).unwrap();
@@ -48,13 +48,13 @@ pub fn rounds<T>(
         let mut random = Random(SEEDS.fetch_add(1, Ordering::Relaxed) << 32 | thread);
         let mut spent = Duration::ZERO;
         for round in 1..=usize::try_from(rounds).unwrap() {
-            let prepared = prepare(&mut random);
+            let mut prepared = prepare(&mut random);
             arrived.fetch_add(1, Ordering::AcqRel);
             while arrived.load(Ordering::Acquire) < round * count {
                 std::hint::spin_loop();
             }
             let begun = Instant::now();
-            work(&prepared);
+            work(&mut prepared);
             spent += begun.elapsed();
         }
         spent
@@ -81,7 +81,7 @@ impl Peers {
     pub fn filled(keys: u64) -> Self {
         let store = MemoryStore::new(&LAYOUT);
         let all: Vec<u64> = (0..keys).collect();
-        store.apply(&batch(&all)).unwrap();
+        store.apply(&mut batch(&all)).unwrap();
         let map = all.iter().map(|key| (*key, 1)).collect();
         Self { store, dash: all.iter().map(|key| (*key, 1)).collect(), map: Mutex::new(map) }
     }
@@ -213,7 +213,7 @@ impl Votes {
                 }
             }
         }
-        SqliteStore::new(&transaction, &VOTES).apply(&batch).unwrap();
+        SqliteStore::new(&transaction, &VOTES).apply(&mut batch).unwrap();
         transaction.commit().unwrap();
     }
 

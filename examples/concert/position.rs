@@ -76,7 +76,7 @@ pub fn take_over(tx: &Connection) -> Result<()> {
             |why: &dyn std::fmt::Display| Error::Foreign(format!("table {OLD_TABLE}, stream {stream:?}: {why}"));
         // What its lines count is in the totals already.
         let mark = Mark::new(&stream, 1, position.lines.unsigned_abs()).map_err(|error| refused(&error))?;
-        if store.apply_once(&Batch::new(), &mark).map_err(|error| refused(&error))?.skipped {
+        if store.apply_once(&mut Batch::new(), &mark).map_err(|error| refused(&error))?.skipped {
             return Err(refused(&"it has a mark already"));
         }
         set_hash(tx, &stream, &position)?;

@@ -163,10 +163,9 @@ impl Target for Writes<'_> {
                 }
                 Err(error) => return Err(error),
             }
-            batch.merge(&hooks);
+            batch.merge(&mut hooks);
             if self.count == Count::EachEvent {
-                now.statements += write_totals(&tx, &batch, stream, counted, after.lines)?;
-                batch.clear();
+                now.statements += write_totals(&tx, &mut batch, stream, counted, after.lines)?;
                 counted = after.lines;
             }
             end = *after;
@@ -176,7 +175,7 @@ impl Target for Writes<'_> {
             position::set_hash(&tx, stream, &end)?;
             if counted < end.lines {
                 // Totals last: their rows, which everybody wants, are held for the shortest time.
-                now.statements += write_totals(&tx, &batch, stream, counted, end.lines)?;
+                now.statements += write_totals(&tx, &mut batch, stream, counted, end.lines)?;
             }
             tx.commit()?;
             now.commits += 1;
@@ -188,7 +187,7 @@ impl Target for Writes<'_> {
 
 /// Totals of the lines behind `before` up to `last`, once. Says how many statements it took; after an error nothing of the transaction may
 /// stay.
-fn write_totals(tx: &Connection, batch: &Batch, stream: &str, before: i64, last: i64) -> Result<u64> {
+fn write_totals(tx: &Connection, batch: &mut Batch, stream: &str, before: i64, last: i64) -> Result<u64> {
     let first = before + 1;
     let once = Mark::new(stream, first.unsigned_abs(), last.unsigned_abs())
         .and_then(|mark| SqliteStore::new(tx, &C::LAYOUT).apply_once(batch, &mark));

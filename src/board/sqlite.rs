@@ -34,7 +34,7 @@ impl SqliteStore<'_> {
     /// let mut batch = Batch::new();
     /// batch.add(VOTES, 7_i64, 2);
     /// batch.add(VOTES, 8_i64, 5);
-    /// store.apply(&batch)?;
+    /// store.apply(&mut batch)?;
     /// let top = store.top(SONGS, 10)?;
     /// assert_eq!(top.iter().map(|line| (line.rank, line.key, line.score)).collect::<Vec<_>>(), [(1, 8, 5), (2, 7, 2)]);
     /// assert_eq!(store.rank(SONGS, 7_i64)?.map(|line| line.rank), Some(2));

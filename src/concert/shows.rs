@@ -84,7 +84,7 @@ impl<K: Key> Concert<K> {
     /// let (today, then): (Date, Date) = ("2026-06-01".parse()?, "2026-06-11".parse()?);
     /// let mut batch = Batch::new();
     /// batch.insert(&Show::new("sh1", None, then, Status::Upcoming));
-    /// store.apply(&batch)?;
+    /// store.apply(&mut batch)?;
     /// let top = C::top_shows(&mut store, today, 10)?;
     /// assert_eq!((top[0].show.as_str(), top[0].score.to_string().as_str()), ("sh1", "0.6667"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -529,16 +529,31 @@ fn another_key_is_refused(script: &mut Script) {
 }
 
 fn merged_batches_are_one(script: &mut Script) {
-    let released = batch(|batch| (1..=20).for_each(|key| batch.add(NUMBER, key, 1)));
+    let mut released = batch(|batch| (1..=20).for_each(|key| batch.add(NUMBER, key, 1)));
     script.apply(20, |batch| {
         batch.add(TEXT, "a", 1);
         batch.add(NUMBER, 1, -1);
         batch.add(NUMBER, 2, 5);
-        batch.merge(&released);
-        batch.merge(&Batch::new());
+        batch.merge(&mut released);
+        batch.merge(&mut Batch::new());
     });
     script.holds(TEXT, &[("a", 1)]);
     script.holds(NUMBER, &(2..=20).map(|key| (key, if key == 2 { 6 } else { 1 })).collect::<Vec<_>>());
+}
+
+/// Every step is looked at for that; here is one of each kind.
+fn an_applied_batch_is_empty_and_a_refused_one_is_kept(script: &mut Script) {
+    script.apply(1, |batch| batch.add(NUMBER, 7, 1));
+    script.apply(21, |batch| {
+        batch.add(TEXT, "a", 1);
+        (1..=20).for_each(|key| batch.add(NUMBER, key, i64::MAX - 1));
+    });
+    script.refuse(overflow(NUMBER, 7, "total"), |batch| batch.add(NUMBER, 7, 5));
+    script.refuse(overflow(NUMBER, 7, "total"), |batch| {
+        batch.add(TEXT, "a", 1);
+        batch.add(NUMBER, 7, 5);
+    });
+    script.holds(TEXT, &[("a", 1)]);
 }
 
 /// Steele, Lea, Flood: `SplitMix64`; the seed is fixed, so that every store sees the same batches.

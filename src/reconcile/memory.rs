@@ -110,7 +110,7 @@ impl<'a> MemoryAudit<'a> {
     ///         for _ in 0..100 {
     ///             let mut batch = Batch::new();
     ///             batch.insert(&Vote(1));
-    ///             let bracket = store.begin(&batch)?;
+    ///             let bracket = store.begin(&mut batch)?;
     ///             votes.lock().unwrap().push(Vote(1)); // visible to everybody from here on
     ///             bracket.commit()?;
     ///         }

@@ -15,19 +15,20 @@ use crate::range::KeyRange;
 /// Run [`conformance`](crate::conformance) over a store of your own. A future that is dropped before it is ready may have applied or not, as a
 /// commit whose answer was lost; [`apply_once`](Self::apply_once) may be tried again as it is. Within a caller's transaction it may have applied a part: roll that back.
 pub trait AsyncStore: Send {
-    /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing.
+    /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing. The batch is empty afterwards;
+    /// after an error, and where the future is dropped, it is as it was.
     ///
     /// # Errors
     ///
     /// As [`Store::apply`](super::Store::apply).
-    fn apply(&mut self, batch: &Batch) -> impl Future<Output = Result<Applied>> + Send;
+    fn apply(&mut self, batch: &mut Batch) -> impl Future<Output = Result<Applied>> + Send;
 
     /// As [`apply`](Self::apply), once for the events that the batch stands for.
     ///
     /// # Errors
     ///
     /// As [`Store::apply_once`](super::Store::apply_once).
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> impl Future<Output = Result<Applied>> + Send;
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> impl Future<Output = Result<Applied>> + Send;
 
     /// The last event of a stream that was applied; 0 where there was none.
     ///

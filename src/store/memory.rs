@@ -51,7 +51,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 ///
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 1);
-/// TOTALS.apply(&batch)?;
+/// TOTALS.apply(&mut batch)?;
 /// assert_eq!(TOTALS.total(SHOW_VOTES, 7)?, 1);
 /// # Ok::<(), keepcount::Error>(())
 /// ```
@@ -182,7 +182,7 @@ impl MemoryStore {
     ///
     /// As [`Store::apply`].
     #[inline]
-    pub fn apply(&self, batch: &Batch) -> Result<Applied> {
+    pub fn apply(&self, batch: &mut Batch) -> Result<Applied> {
         self.note_bare();
         let began = observe::begin(observe::Place::Memory, batch);
         if let ([counter], [entry], [hash], ..=SMALL) =
@@ -193,11 +193,13 @@ impl MemoryStore {
             if let Some(totals) = self.apply_one((position, spread), entry, *hash, 0) {
                 let applied = Applied::new(totals, 0);
                 observe::applied(observe::Place::Memory, began, batch, &applied);
+                batch.spend();
                 return Ok(applied);
             }
         }
         let applied = self.apply_many(batch, || ())?;
         observe::applied(observe::Place::Memory, began, batch, &applied);
+        batch.spend();
         Ok(applied)
     }
 
@@ -206,20 +208,22 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`Store::apply_once`].
-    pub fn apply_once(&self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    pub fn apply_once(&self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         self.note_bare();
         self.apply_marked(batch, mark)
     }
 
-    fn apply_marked(&self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_marked(&self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         let began = observe::begin(observe::Place::Memory, batch);
         let stream = self.marks.stream(mark.stream());
         let turn = stream.turn();
         if !mark.follows(turn.last())? {
+            batch.spend();
             return Ok(Applied::skipped());
         }
         let applied = self.apply_many(batch, || turn.set(mark.last()))?;
         observe::applied(observe::Place::Memory, began, batch, &applied);
+        batch.spend();
         Ok(applied)
     }
 
@@ -508,11 +512,11 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         Self::apply(self, batch)
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         Self::apply_once(self, batch, mark)
     }
 
@@ -534,11 +538,11 @@ impl Store for MemoryStore {
 }
 
 impl Store for &MemoryStore {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         MemoryStore::apply(self, batch)
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         MemoryStore::apply_once(self, batch, mark)
     }
 
@@ -647,7 +651,7 @@ mod tests {
         for (key, delta) in deltas {
             batch.add(VOTES, *key, *delta);
         }
-        store.apply(&batch).unwrap();
+        store.apply(&mut batch).unwrap();
     }
 
     /// By batches of all three kinds: one delta under a lock, several stripe by stripe, large ones alone.

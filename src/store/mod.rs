@@ -39,7 +39,7 @@ use crate::range::KeyRange;
 /// fn vote(store: &mut impl Store, show: i64) -> keepcount::Result<i64> {
 ///     let mut batch = Batch::new();
 ///     batch.add(SHOW_VOTES, show, 1);
-///     store.apply(&batch)?;
+///     store.apply(&mut batch)?;
 ///     store.total(SHOW_VOTES, show)
 /// }
 /// assert_eq!(vote(&mut MemoryStore::new(&LAYOUT), 7)?, 1);
@@ -50,15 +50,18 @@ pub trait Store {
     /// delta in memory, O(log totals) in a table or where keys have several parts; for each rollup more, as
     /// [`sum_of`](Counter::sum_of) says.
     ///
+    /// The batch is empty afterwards, so that it is not applied twice; after an error it is as it was, and may be applied again. If the
+    /// transaction that it was applied in is rolled back, build it again.
+    ///
     /// # Errors
     ///
     /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not this store's; [`Error::Rollup`] for a delta on a rollup;
     /// [`Error::Overflow`] when a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its
     /// database says. [`Error::next`] tells them apart.
-    fn apply(&mut self, batch: &Batch) -> Result<Applied>;
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied>;
 
     /// As [`apply`](Self::apply), once for the events that the batch stands for: where all of them were applied before, it does nothing
-    /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too. The mark moves in the same
+    /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too; the batch is empty then too. The mark moves in the same
     /// transaction as the totals, also with a batch that counts nothing; so an outcome that is not known can always be tried again.
     ///
     /// A caller whose rows cannot be written twice asks [`mark`](Self::mark) before it writes them, under the same lock: in SQLite, in a
@@ -68,7 +71,7 @@ pub trait Store {
     ///
     /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as [`Mark::follows`] says; nothing is applied then, and the mark
     /// stays. Where several apply one stream, a gap may be what another is just about to fill.
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied>;
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied>;
 
     /// The last event of a stream that was applied; 0 where there was none.
     ///
@@ -149,11 +152,11 @@ pub trait Store {
 }
 
 impl<S: Store + ?Sized> Store for &mut S {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         (**self).apply(batch)
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         (**self).apply_once(batch, mark)
     }
 
@@ -244,9 +247,10 @@ impl Applied {
         self
     }
 
-    /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them.
+    /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them. Ask before
+    /// anything is added to the batch, or it is cleared.
     pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (Def, &'a KeyBuf, i128)> {
-        self.expanded.as_deref().unwrap_or(batch).deltas()
+        self.expanded.as_deref().unwrap_or(batch).spent_deltas()
     }
 }
 
@@ -283,11 +287,11 @@ mod tests {
     }
 
     impl Store for Plain {
-        fn apply(&mut self, _: &Batch) -> Result<Applied> {
+        fn apply(&mut self, _: &mut Batch) -> Result<Applied> {
             unreachable!("nobody writes")
         }
 
-        fn apply_once(&mut self, _: &Batch, _: &Mark<'_>) -> Result<Applied> {
+        fn apply_once(&mut self, _: &mut Batch, _: &Mark<'_>) -> Result<Applied> {
             unreachable!("nobody writes")
         }
 

@@ -54,7 +54,7 @@ use crate::sql::{self, Dialect, Query, Value};
 /// let mut batch = Batch::new();
 /// tx.execute("INSERT INTO votes (show_id) VALUES (7)", &[]).await?;
 /// batch.add(SHOW_VOTES, 7, 1);
-/// PostgresStore::within(&tx, &LAYOUT).apply(&batch).await?;
+/// PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await?;
 /// tx.commit().await?;
 ///
 /// assert_eq!(PostgresStore::new(&mut client, &LAYOUT).total(SHOW_VOTES, 7).await?, 1);
@@ -114,7 +114,14 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         Session { client, layout: self.layout, prepared: self.prepared }
     }
 
-    async fn apply_with(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+    async fn apply_with(&mut self, batch: &mut Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+        let applied = self.apply_kept(batch, mark).await?;
+        batch.spend();
+        Ok(applied)
+    }
+
+    /// Applies a batch and leaves it as it is: its caller's transaction may not be committed yet.
+    async fn apply_kept(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
         rollup::refuse_rollups(self.layout, batch)?;
         for counter in batch.counters() {
             self.layout.position(counter)?;
@@ -220,14 +227,14 @@ impl PostgresStore<'_, Client> {
     /// let insert = "INSERT INTO votes (show_id) VALUES ($1)";
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 1);
-    /// PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&[(insert, &[&7_i64])], &batch).await?;
+    /// PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&[(insert, &[&7_i64])], &mut batch).await?;
     /// # Ok(())
     /// # }
     /// ```
     pub async fn write(
         &mut self,
         rows: &[(&str, &[&(dyn ToSql + Sync)])],
-        batch: &Batch,
+        batch: &mut Batch,
     ) -> Result<(Vec<u64>, Applied)> {
         rollup::refuse_rollups(self.layout, batch)?;
         let (layout, prepared) = (self.layout, self.prepared);
@@ -246,6 +253,7 @@ impl PostgresStore<'_, Client> {
             Ok(None) => {}
             Ok(Some((written, applied))) => {
                 observe::applied(observe::Place::Postgres, began, batch, &applied);
+                batch.spend();
                 return Ok((written, applied));
             }
             Err(Failed::Overflow(counter, batch)) => return Err(session.find_overflow(&counter, &batch).await),
@@ -254,8 +262,9 @@ impl PostgresStore<'_, Client> {
         let doing = || writing::doing(batch, None);
         let mut tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;
         let written = at_once::run_rows(&tx, &rows).await.map_err(|error| failed("writing rows", error))?;
-        let applied = PostgresStore { conn: Conn::Own(&mut tx), layout, prepared }.apply_with(batch, None).await?;
+        let applied = PostgresStore { conn: Conn::Own(&mut tx), layout, prepared }.apply_kept(batch, None).await?;
         tx.commit().await.map_err(|error| commit_failed(&doing(), error))?;
+        batch.spend();
         Ok((written, applied))
     }
 }
@@ -266,11 +275,11 @@ pub(crate) trait AsyncWork<T>: Send {
 }
 
 impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
-    async fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    async fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         self.apply_with(batch, None).await
     }
 
-    async fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    async fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         self.apply_with(batch, Some(mark)).await
     }
 

@@ -49,7 +49,7 @@ use crate::store::catalogue;
 /// let mut batch = Batch::new();
 /// tx.execute("INSERT INTO votes (show_id) VALUES (7)", ())?;
 /// batch.add(SHOW_VOTES, 7, 1);
-/// SqliteStore::new(&tx, &LAYOUT).apply(&batch)?;
+/// SqliteStore::new(&tx, &LAYOUT).apply(&mut batch)?;
 /// tx.commit()?;
 ///
 /// assert_eq!(SqliteStore::new(&conn, &LAYOUT).total(SHOW_VOTES, 7)?, 1);
@@ -77,12 +77,13 @@ impl<'c> SqliteStore<'c> {
         self.layout
     }
 
-    fn apply_with(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
+    fn apply_with(&self, batch: &mut Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
         rollup::refuse_rollups(self.layout, batch)?;
         for counter in batch.counters() {
             self.layout.position(counter)?;
         }
         if batch.is_empty() && mark.is_none() {
+            batch.spend();
             return Ok(Applied::default());
         }
         let began = observe::begin(observe::Place::Sqlite, batch);
@@ -91,6 +92,7 @@ impl<'c> SqliteStore<'c> {
         if !applied.skipped {
             observe::applied(observe::Place::Sqlite, began, batch, &applied);
         }
+        batch.spend();
         Ok(applied)
     }
 
@@ -342,11 +344,11 @@ impl<'c> SqliteStore<'c> {
 }
 
 impl Store for SqliteStore<'_> {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         self.apply_with(batch, None)
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         self.apply_with(batch, Some(mark))
     }
 

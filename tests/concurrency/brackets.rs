@@ -83,10 +83,10 @@ fn a_hook_without_a_bracket_is_noticed_beside_others() {
         let world = World::new();
         let early = world.audit(settling(1));
         let noticed = thread::scope(|scope| {
-            scope.spawn(|| world.store.apply(&with_batch([(there, 1)]).1).unwrap());
+            scope.spawn(|| world.store.apply(&mut with_batch([(there, 1)]).1).unwrap());
             let mut late = world.audit(settling(1));
             late.add(VOTES, |from| world.read(from)).unwrap();
-            world.store.apply(&with_batch([(here, 1)]).1).unwrap();
+            world.store.apply(&mut with_batch([(here, 1)]).1).unwrap();
             world.run_of(Mode::Verify, &mut late)
         });
         drop(early);
@@ -118,9 +118,9 @@ fn brackets_that_are_aborted_count_nothing_and_hide_nothing() {
         let world = World::planted(planted);
         let report = thread::scope(|scope| {
             scope.spawn(|| {
-                let (_, batch) = with_batch([(here, -1), (there, -1)]);
-                world.begin(&batch).abort();
-                world.begin(&batch).abort();
+                let (_, mut batch) = with_batch([(here, -1), (there, -1)]);
+                world.begin(&mut batch).abort();
+                world.begin(&mut batch).abort();
             });
             scope.spawn(|| world.write([(there, -1)]));
             world.repair(1)
@@ -138,8 +138,8 @@ fn events_that_are_delivered_again_are_counted_once_beside_a_repair() {
         let planted = [(here, 1)];
         let world = World::planted(planted);
         let deliver = |is_first: bool| {
-            let (rows, batch) = with_batch([(here, 1), (there, 1)]);
-            let bracket = world.begin(&batch);
+            let (rows, mut batch) = with_batch([(here, 1), (there, 1)]);
+            let bracket = world.begin(&mut batch);
             if is_first {
                 world.show(&rows);
             }
@@ -187,8 +187,8 @@ fn a_mend_to_the_end_of_64_bits_leaves_a_batch_whole_or_refused() {
         world.show(&rows([(here, i64::MAX)])); // written behind the hooks' back
         let applied = thread::scope(|scope| {
             let writer = scope.spawn(|| {
-                let (rows, batch) = with_batch([(there, 1), (here, 1)]);
-                let bracket = world.begin(&batch);
+                let (rows, mut batch) = with_batch([(there, 1), (here, 1)]);
+                let bracket = world.begin(&mut batch);
                 // The other row is no use: with it the recount leaves 64 bits.
                 world.show(&rows[..1]);
                 bracket.commit().is_ok()

@@ -15,13 +15,13 @@ fn a_bracket_that_is_dropped_and_made_good_counts_once() {
         check(move || {
             let planted = [(here, 7), (there, 7)];
             let world = World::planted(planted);
-            let (rows, batch) = with_batch([(here, 1), (there, 1)]);
+            let (rows, mut batch) = with_batch([(here, 1), (there, 1)]);
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    let bracket = world.begin(&batch);
+                    let bracket = world.begin(&mut batch);
                     world.show(&rows);
                     drop(bracket);
-                    world.begin(&batch).commit().unwrap();
+                    world.begin(&mut batch).commit().unwrap();
                 });
                 scope.spawn(|| world.repair(tries));
             });
@@ -44,10 +44,10 @@ fn a_row_that_comes_after_its_bracket_was_dropped_is_mended_when_it_is_settled()
     check(move || {
         let planted = [(there, 1)];
         let world = World::planted(planted);
-        let (rows, batch) = with_batch([(here, 1), (there, 1)]);
+        let (rows, mut batch) = with_batch([(here, 1), (there, 1)]);
         let (before, report) = thread::scope(|scope| {
             scope.spawn(|| {
-                drop(world.begin(&batch));
+                drop(world.begin(&mut batch));
                 world.show(&rows);
             });
             let report = world.repair(1);

@@ -27,9 +27,9 @@ fn a_bracket_that_begins_after_its_rows_are_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
-            let (rows, batch) = with_batch([(here, 1)]);
+            let (rows, mut batch) = with_batch([(here, 1)]);
             world.show(&rows);
-            world.begin(&batch).commit().unwrap();
+            world.begin(&mut batch).commit().unwrap();
         });
     });
 }
@@ -39,8 +39,8 @@ fn a_bracket_that_is_committed_before_its_rows_are_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
-            let (rows, batch) = with_batch([(here, 1)]);
-            world.begin(&batch).commit().unwrap();
+            let (rows, mut batch) = with_batch([(here, 1)]);
+            world.begin(&mut batch).commit().unwrap();
             world.show(&rows);
         });
     });
@@ -51,10 +51,10 @@ fn a_bracket_that_is_aborted_although_its_rows_become_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
-            let (rows, batch) = with_batch([(here, 1)]);
-            world.begin(&batch).abort();
+            let (rows, mut batch) = with_batch([(here, 1)]);
+            world.begin(&mut batch).abort();
             world.show(&rows);
-            world.store.begin(&batch).unwrap().commit().unwrap();
+            world.store.begin(&mut batch).unwrap().commit().unwrap();
         });
     });
 }
@@ -65,9 +65,9 @@ fn a_hook_without_a_bracket() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
-            let (rows, batch) = with_batch([(here, 1)]);
+            let (rows, mut batch) = with_batch([(here, 1)]);
             world.show(&rows);
-            world.store.apply(&batch).unwrap();
+            world.store.apply(&mut batch).unwrap();
         });
     });
 }
@@ -97,12 +97,12 @@ fn a_dropped_bracket_that_is_made_good_after_the_settle_time() {
         let world = World::new();
         thread::scope(|scope| {
             scope.spawn(|| {
-                let (rows, batch) = with_batch([(here, 1)]);
-                let bracket = world.begin(&batch);
+                let (rows, mut batch) = with_batch([(here, 1)]);
+                let bracket = world.begin(&mut batch);
                 world.show(&rows);
                 drop(bracket);
                 world.pass(2 * SETTLE);
-                world.begin(&batch).commit().unwrap();
+                world.begin(&mut batch).commit().unwrap();
             });
             world.repair(1)
         });

@@ -17,7 +17,7 @@ fn database() -> impl Future<Output = ()> + Send {
 }
 
 /// A handler as applications write it.
-async fn handle(world: &World, rows: &[Row], batch: &Batch) -> keepcount::Result<()> {
+async fn handle(world: &World, rows: &[Row], batch: &mut Batch) -> keepcount::Result<()> {
     let bracket = world.store.begin(batch)?;
     database().await;
     world.show(rows);
@@ -26,7 +26,7 @@ async fn handle(world: &World, rows: &[Row], batch: &Batch) -> keepcount::Result
 }
 
 /// A handler of a task that must not block its thread: it looks, and looks again later.
-async fn handle_in_turns(store: &MemoryStore, batch: &Batch) -> keepcount::Result<()> {
+async fn handle_in_turns(store: &MemoryStore, batch: &mut Batch) -> keepcount::Result<()> {
     loop {
         if let Some(bracket) = store.try_begin(batch)? {
             database().await;
@@ -51,11 +51,12 @@ fn a_bracket_lives_across_an_await_and_moves_between_threads() {
     let Keys { here, .. } = keys();
     once(move || {
         let world = World::new();
-        let (rows, batch) = with_batch([(here, 1)]);
-        let mut future = pin!(is_send(handle(&world, &rows, &batch)));
+        let (rows, mut batch) = with_batch([(here, 1)]);
+        let mut future = pin!(is_send(handle(&world, &rows, &mut batch)));
         assert!(poll(future.as_mut()).is_pending());
         assert!(poll(future.as_mut()).is_ready());
-        let mut other = pin!(is_send(handle_in_turns(&world.store, &batch)));
+        let (_, mut batch) = with_batch([(here, 1)]);
+        let mut other = pin!(is_send(handle_in_turns(&world.store, &mut batch)));
         assert!(poll(other.as_mut()).is_pending());
         assert!(poll(other.as_mut()).is_ready());
         assert_eq!(world.drifts(), [(here, 1)].into());
@@ -69,8 +70,8 @@ fn a_future_that_is_dropped_at_its_await_leaves_its_keys_as_suspects() {
     once(move || {
         let world = World::new();
         world.write([(here, 1), (there, 1)]);
-        let (rows, batch) = with_batch([(here, 1), (there, 1)]);
-        let mut future = Box::pin(is_send(handle(&world, &rows, &batch)));
+        let (rows, mut batch) = with_batch([(here, 1), (there, 1)]);
+        let mut future = Box::pin(is_send(handle(&world, &rows, &mut batch)));
         assert!(poll(future.as_mut()).is_pending());
         drop(future);
         let mut suspects = [here, there].map(KeyBuf::of::<i64>).to_vec();
@@ -94,8 +95,8 @@ fn a_future_that_is_dropped_before_it_begins_leaves_nothing() {
     let Keys { here, .. } = keys();
     once(move || {
         let world = World::new();
-        let (rows, batch) = with_batch([(here, 1)]);
-        drop(handle(&world, &rows, &batch));
+        let (rows, mut batch) = with_batch([(here, 1)]);
+        drop(handle(&world, &rows, &mut batch));
         let report = world.run(Mode::Verify, 1).unwrap();
         assert_eq!((report.drift(), unsettled(&report)), (0, vec![]));
     });

@@ -38,8 +38,8 @@ fn try_begin_does_not_wait_for_a_gate() {
     once(move || {
         let world = World::planted([(here, 1)]);
         let begins = |keys: [i64; 2]| {
-            let (_, batch) = with_batch(keys.map(|key| (key, 1)));
-            let bracket = world.store.try_begin(&batch).unwrap();
+            let (_, mut batch) = with_batch(keys.map(|key| (key, 1)));
+            let bracket = world.store.try_begin(&mut batch).unwrap();
             bracket.map(Bracket::abort).is_some()
         };
         let shut = Cell::new(0);

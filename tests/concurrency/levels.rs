@@ -70,7 +70,7 @@ impl Levels {
         batch.insert(rows.setlists.as_slice());
         batch.insert(rows.days.as_slice());
         planted(&mut batch);
-        levels.store.apply(&batch).unwrap();
+        levels.store.apply(&mut batch).unwrap();
         *levels.rows.lock() = rows;
         levels
     }
@@ -79,7 +79,7 @@ impl Levels {
     fn write(&self, change: impl FnOnce(&mut Rows), hooks: impl FnOnce(&mut Batch)) {
         let mut batch = Batch::new();
         hooks(&mut batch);
-        let bracket = self.store.begin(&batch).unwrap();
+        let bracket = self.store.begin(&mut batch).unwrap();
         change(&mut self.rows.lock());
         bracket.commit().unwrap();
     }

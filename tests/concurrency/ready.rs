@@ -46,7 +46,7 @@ fn two_counters_become_ready_at_once_beside_a_writer_and_a_reader() {
             scope.spawn(|| {
                 let mut batch = Batch::new();
                 batch.insert(&Vote);
-                let bracket = store.begin(&batch).unwrap();
+                let bracket = store.begin(&mut batch).unwrap();
                 rows.lock().push(Vote);
                 bracket.commit().unwrap();
             });

@@ -77,7 +77,7 @@ impl World {
     /// A world in which some totals differ from their rows, of which there are none.
     pub fn planted<const N: usize>(drifts: [(i64, i64); N]) -> Self {
         let world = Self::new();
-        world.store.apply(&batch(&rows(drifts))).unwrap();
+        world.store.apply(&mut batch(&rows(drifts))).unwrap();
         world
     }
 
@@ -92,13 +92,13 @@ impl World {
 
     /// Begins, makes rows visible, commits: as it should be.
     pub fn write<const N: usize>(&self, of: [(i64, i64); N]) {
-        let (rows, batch) = with_batch(of);
-        let bracket = self.begin(&batch);
+        let (rows, mut batch) = with_batch(of);
+        let bracket = self.begin(&mut batch);
         self.show(&rows);
         bracket.commit().unwrap();
     }
 
-    pub fn begin<'a>(&'a self, batch: &'a Batch) -> Bracket<'a> {
+    pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> Bracket<'a> {
         self.store.begin(batch).unwrap()
     }
 
@@ -204,8 +204,8 @@ fn find_keys() -> Keys {
     const MOST: i64 = 20_000;
     let world = World::planted([(HERE, 1)]);
     let waits = |key| {
-        let batch = batch(&rows([(key, 1)]));
-        let begun = world.store.try_begin(&batch).unwrap();
+        let mut batch = batch(&rows([(key, 1)]));
+        let begun = world.store.try_begin(&mut batch).unwrap();
         begun.map(Bracket::abort).is_none()
     };
     let (mut found, mut calls) = (None, 0);

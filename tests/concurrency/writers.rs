@@ -20,7 +20,7 @@ fn totals(store: &MemoryStore) -> BTreeMap<i64, i64> {
 fn two_writers_of_one_key_count_both() {
     check_all(|| {
         let store = MemoryStore::new(&LAYOUT);
-        let write = || store.apply(&batch(&rows([(1, 1)]))).unwrap();
+        let write = || store.apply(&mut batch(&rows([(1, 1)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(write);
             scope.spawn(write);
@@ -35,8 +35,8 @@ fn three_writers_of_keys_here_and_there_count_all() {
     check(move || {
         let store = MemoryStore::new(&LAYOUT);
         let write = |of: &[_]| {
-            store.apply(&batch(of)).unwrap();
-            store.apply(&batch(of)).unwrap();
+            store.apply(&mut batch(of)).unwrap();
+            store.apply(&mut batch(of)).unwrap();
         };
         thread::scope(|scope| {
             scope.spawn(|| write(&rows([(here, 1)])));
@@ -52,7 +52,7 @@ fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let store = MemoryStore::new(&LAYOUT);
-        let write = |amount| store.apply(&batch(&rows([(here, amount), (there, -amount)]))).unwrap();
+        let write = |amount| store.apply(&mut batch(&rows([(here, amount), (there, -amount)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| write(1));
             scope.spawn(|| write(-10));
@@ -72,13 +72,13 @@ fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
     let Keys { here, beside, there } = keys();
     check(move || {
         let store = MemoryStore::new(&LAYOUT);
-        store.apply(&batch(&rows([(beside, i64::MAX)]))).unwrap();
+        store.apply(&mut batch(&rows([(beside, i64::MAX)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                let refused = store.apply(&batch(&rows([(here, 1), (there, 1), (beside, 1), (here, 5)])));
+                let refused = store.apply(&mut batch(&rows([(here, 1), (there, 1), (beside, 1), (here, 5)])));
                 assert!(matches!(refused, Err(Error::Overflow { .. })), "{refused:?}");
             });
-            scope.spawn(|| store.apply(&batch(&rows([(here, 10), (there, -10)]))).unwrap());
+            scope.spawn(|| store.apply(&mut batch(&rows([(here, 10), (there, -10)]))).unwrap());
             scope.spawn(|| {
                 let seen = totals(&restored(&store.snapshot()));
                 let sum: i128 = seen.values().map(|total| i128::from(*total)).sum();
@@ -96,8 +96,8 @@ fn batches_that_fill_a_total_beside_others_count_all() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let store = MemoryStore::new(&LAYOUT);
-        store.apply(&batch(&rows([(here, ROOM)]))).unwrap();
-        let write = |of: &[_]| store.apply(&batch(of)).unwrap();
+        store.apply(&mut batch(&rows([(here, ROOM)]))).unwrap();
+        let write = |of: &[_]| store.apply(&mut batch(of)).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| write(&rows([(here, 2), (there, 2)])));
             scope.spawn(|| write(&rows([(there, 3), (here, 3)])));
@@ -121,7 +121,7 @@ fn appliers_of_one_stream_count_each_event_once_and_its_mark_is_of_the_same_mome
                 // Delivered twice, and by both.
                 for _ in 0..2 {
                     store
-                        .apply_once(&batch(&rows([(here, 1), (there, 1)])), &Mark::new("s", event, event).unwrap())
+                        .apply_once(&mut batch(&rows([(here, 1), (there, 1)])), &Mark::new("s", event, event).unwrap())
                         .unwrap();
                 }
             }
@@ -148,7 +148,7 @@ fn appliers_of_one_stream_count_each_event_once_and_its_mark_is_of_the_same_mome
 fn a_stream_goes_on_behind_events_that_count_nothing_or_leave_a_gap() {
     check(|| {
         let store = MemoryStore::new(&LAYOUT);
-        let apply = |of: &[_], first, last| store.apply_once(&batch(of), &Mark::new("s", first, last).unwrap());
+        let apply = |of: &[_], first, last| store.apply_once(&mut batch(of), &Mark::new("s", first, last).unwrap());
         thread::scope(|scope| {
             scope.spawn(|| apply(&[], 1, 1).unwrap());
             scope.spawn(|| match apply(&rows([(1, 1)]), 2, 3) {

@@ -91,14 +91,14 @@ impl Writer {
         let (first, last, skips) = self.next(ROWS, 40);
         self.told.at(Phase::Rows);
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
-        let batch = write_rows(&self.conn, self.number, first, last)?;
+        let mut batch = write_rows(&self.conn, self.number, first, last)?;
         self.told.at(Phase::Apply);
         let setlist = 1_000 + self.random.int(0, 40);
         match self.store().total(SETLIST_VOTES, setlist) {
             Err(Error::NotReady { .. }) => {}
             total => drop(total?),
         }
-        let applied = self.store().apply_once(&batch, &mark(&rows_stream(self.number), first, last))?;
+        let applied = self.store().apply_once(&mut batch, &mark(&rows_stream(self.number), first, last))?;
         assert!(skips.is_none_or(|skips| skips == applied.skipped), "{first} to {last}: {applied:?}");
         if applied.skipped {
             self.conn.execute_batch("ROLLBACK")?;
@@ -118,8 +118,8 @@ impl Writer {
     pub fn totals_alone(&mut self) -> Turned {
         let (first, last, skips) = self.next(FEED, 12);
         self.told.tries(Phase::Alone, FEED, last);
-        let batch = feed(self.number, first, last);
-        let applied = self.store().apply_once(&batch, &mark(&feed_stream(self.number), first, last));
+        let mut batch = feed(self.number, first, last);
+        let applied = self.store().apply_once(&mut batch, &mark(&feed_stream(self.number), first, last));
         if applied.as_ref().is_err_and(|error| error.next() != Next::Unknown) && skips.is_some() {
             self.told.refused(FEED);
         }

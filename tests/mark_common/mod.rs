@@ -52,7 +52,7 @@ pub fn assert_applied(store: &mut impl Store, layout: &Layout, streams: &[(&str,
         add_events(&mut all, stream, 1, *last);
     }
     let once = MemoryStore::new(layout);
-    once.apply(&all).unwrap();
+    once.apply(&mut all).unwrap();
     assert_eq!(store.totals(VOTES).unwrap(), once.totals(VOTES).unwrap());
     assert_eq!(store.totals(SUM).unwrap(), once.totals(SUM).unwrap());
     assert_eq!(store.totals(LINK).unwrap(), once.totals(LINK).unwrap());
@@ -108,7 +108,7 @@ pub fn deliver(conn: &mut Connection, layout: &Layout, stream: &str, first: u64,
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     write_rows(&tx, stream, first, last).unwrap();
     let applied =
-        SqliteStore::new(&tx, layout).apply_once(&events(stream, first, last), &mark(stream, first, last)).unwrap();
+        SqliteStore::new(&tx, layout).apply_once(&mut events(stream, first, last), &mark(stream, first, last)).unwrap();
     if applied.skipped {
         tx.rollback().unwrap();
     } else {

@@ -163,7 +163,7 @@ async fn a_backfill_fills_every_level_and_makes_it_ready() {
     // And the hooks keep it.
     let mut batch = Batch::new();
     batch.insert(&Vote { setlist: 3, at: 5 * DAY, amount: 4 });
-    store.apply(&batch).await.unwrap();
+    store.apply(&mut batch).await.unwrap();
     client.batch_execute("INSERT INTO votes VALUES (3, 5 * 86400, 4)").await.unwrap();
     assert_eq!(drift(&client).await, [0; 8]);
     let audit = audit(&mut client).await;
@@ -304,7 +304,7 @@ async fn a_mend_holds_no_total_while_it_waits_for_the_child() {
     let mut client = filled(server).await;
     let mut batch = Batch::new();
     batch.insert(&Vote { setlist: 3, at: DAY, amount: 4 });
-    PostgresStore::new(&mut client, &LAYOUT).apply(&batch).await.unwrap();
+    PostgresStore::new(&mut client, &LAYOUT).apply(&mut batch).await.unwrap();
     client.batch_execute("INSERT INTO votes VALUES (3, 86400, 4)").await.unwrap();
     client.batch_execute("UPDATE setlist_votes SET total = total + 1 WHERE key = 3").await.unwrap();
     let (mut writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
@@ -357,7 +357,7 @@ async fn a_rollup_of_one_key_is_mended() {
         batch.add(FINER, child, child);
         batch.add(TO_ALL, (child, ()), 1);
     }
-    store.apply(&batch).await.unwrap();
+    store.apply(&mut batch).await.unwrap();
     assert_eq!(store.total(ALL, ()).await.unwrap(), 36);
     client.batch_execute("UPDATE \"all\" SET total = 5").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &ONE).await.unwrap();

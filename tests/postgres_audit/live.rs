@@ -116,7 +116,7 @@ async fn write(client: &mut Client, items: &[(i64, i32)]) {
         tx.execute(insert, &[&key, &amount]).await.unwrap();
         batch.insert(&item(key, amount.into()));
     }
-    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&batch).await.unwrap();
+    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&mut batch).await.unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -128,7 +128,7 @@ async fn delete(client: &mut Client, key: i64) {
     for row in rows {
         batch.delete(&Item::<Integer> { key: Some(key), amount: row.get::<_, i32>(0).into(), counts: row.get(1) });
     }
-    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&batch).await.unwrap();
+    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&mut batch).await.unwrap();
     tx.commit().await.unwrap();
 }
 

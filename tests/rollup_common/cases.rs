@@ -166,7 +166,7 @@ pub fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
             if *release {
                 apply_to(&mut rows, inner);
                 if !applied {
-                    batch.merge(&inside);
+                    batch.merge(&mut inside);
                 }
             }
             subject.end(&batch, *commit);

@@ -49,8 +49,8 @@ pub fn check_shape(shape: &Shape) {
             sums.insert(key(parent, tail), sum);
         }
         sums.retain(|_, sum| *sum != 0);
-        memory.apply(&batch).unwrap();
-        SqliteStore::new(&conn, layout).apply(&batch).unwrap();
+        memory.apply(&mut batch.clone()).unwrap();
+        SqliteStore::new(&conn, layout).apply(&mut batch).unwrap();
         let in_memory = memory.page(*rollup, None, 9).unwrap();
         assert_eq!(in_memory.into_iter().collect::<BTreeMap<_, _>>(), sums, "in memory");
         let mut in_sqlite = SqliteStore::new(&conn, layout).page(*rollup, None, 9).unwrap();

@@ -73,7 +73,7 @@ impl Subject for Memory {
 
     fn end(&mut self, batch: &Batch, commit: bool) {
         if commit {
-            self.store.apply(batch).unwrap();
+            self.store.apply(&mut batch.clone()).unwrap();
         }
         self.leave_savepoint(commit);
     }
@@ -222,12 +222,12 @@ impl Subject for Sqlite {
     }
 
     fn end(&mut self, batch: &Batch, commit: bool) {
-        self.store().apply(batch).unwrap();
+        self.store().apply(&mut batch.clone()).unwrap();
         self.run(if commit { "COMMIT" } else { "ROLLBACK" });
     }
 
     fn apply_inside(&mut self, batch: &Batch) -> bool {
-        self.store().apply(batch).unwrap();
+        self.store().apply(&mut batch.clone()).unwrap();
         true
     }
 

@@ -71,7 +71,7 @@ impl<'a> Courier<'a> {
         let bare = world.recovering.get() && !world.is(Variant::RepairBeforeCaughtUp) && world.one_in(2);
         if bare {
             // No audit is there yet.
-            let found = world.store().apply_once(&batch, &self.mark(first, last)).map(|applied| applied.skipped);
+            let found = world.store().apply_once(&mut batch, &self.mark(first, last)).map(|applied| applied.skipped);
             self.note(world, first, last, &found);
             return;
         }

@@ -43,6 +43,8 @@ pub struct World<'a> {
     pub setup: Setup,
     stores: &'a Arena<MemoryStore>,
     batches: &'a Arena<Batch>,
+    /// What brackets borrow, each its own.
+    lent: RefCell<std::slice::IterMut<'a, Batch>>,
     store: Cell<&'a MemoryStore>,
     clock: Arc<AtomicU64>,
     random: Cell<u64>,
@@ -95,7 +97,12 @@ enum Act {
 }
 
 impl<'a> World<'a> {
-    pub fn new(setup: Setup, stores: &'a Arena<MemoryStore>, batches: &'a Arena<Batch>) -> Rc<Self> {
+    pub fn new(
+        setup: Setup,
+        stores: &'a Arena<MemoryStore>,
+        batches: &'a Arena<Batch>,
+        lent: &'a mut [Batch],
+    ) -> Rc<Self> {
         let clock = Arc::new(AtomicU64::new(0));
         let store = if setup.over_rows { MemoryStore::over_rows(&LAYOUT) } else { MemoryStore::new(&LAYOUT) };
         let store = stores.put(clocked(store, &clock));
@@ -103,6 +110,7 @@ impl<'a> World<'a> {
         let world = Rc::new(Self {
             stores,
             batches,
+            lent: RefCell::new(lent.iter_mut()),
             store: Cell::new(store),
             clock,
             random: Cell::new(setup.seed ^ 0x5eed),
@@ -212,7 +220,9 @@ impl<'a> World<'a> {
 
     /// None where a gate is shut: to be tried again.
     pub fn try_begin(&self, batch: &'a Batch) -> Option<Bracket<'a>> {
-        let bracket = self.store().try_begin(batch).unwrap();
+        let lent = self.lent.borrow_mut().next().expect("fewer brackets than that");
+        lent.clone_from(batch);
+        let bracket = self.store().try_begin(lent).unwrap();
         if bracket.is_none() {
             self.count("gates met");
             self.note("a gate is met");
@@ -570,7 +580,7 @@ fn move_marks(store: &MemoryStore, marks: Marks) {
     for (stream, mark) in STREAM_NAMES.iter().zip(marks) {
         let known = store.mark(stream);
         if mark > known {
-            store.apply_once(&Batch::new(), &Mark::new(stream, known + 1, mark).unwrap()).unwrap();
+            store.apply_once(&mut Batch::new(), &Mark::new(stream, known + 1, mark).unwrap()).unwrap();
         }
     }
 }

@@ -255,11 +255,11 @@ impl<'a> Writer<'a> {
             return State::Visible(work, bracket);
         }
         match mark {
-            None => drop(world.store().apply(work.batch).unwrap()),
+            None => drop(world.store().apply(&mut work.batch.clone()).unwrap()),
             Some((mark, _, event)) if mark + 1 < event => return State::Visible(work, None),
             Some((_, stream, event)) => {
                 let mark = Mark::new(STREAM_NAMES[stream], event, event).unwrap();
-                world.store().apply_once(work.batch, &mark).unwrap();
+                world.store().apply_once(&mut work.batch.clone(), &mark).unwrap();
             }
         }
         self.done(world, &work)
@@ -314,8 +314,7 @@ impl<'a> Writer<'a> {
             }
             if mark + 1 == event {
                 let mark = Mark::new(STREAM_NAMES[stream], event, event).unwrap();
-                let empty = world.batch(Batch::new());
-                world.store().begin(empty).unwrap().commit_once(&mark).unwrap();
+                world.store().begin(&mut Batch::new()).unwrap().commit_once(&mark).unwrap();
                 self.note(world, work.tx, "is passed by");
             }
         }

@@ -82,11 +82,11 @@ impl<'m, 'c> Blocking<'m, 'c> {
 }
 
 impl Store for Blocking<'_, '_> {
-    fn apply(&mut self, batch: &Batch) -> keepcount::Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> keepcount::Result<Applied> {
         self.runtime.block_on(self.store().apply(batch))
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> keepcount::Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> keepcount::Result<Applied> {
         self.runtime.block_on(self.store().apply_once(batch, mark))
     }
 

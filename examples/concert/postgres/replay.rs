@@ -123,13 +123,14 @@ impl Connection {
                 return if is_done { Ok(0) } else { Err(overtaken(chunk.stream).into()) };
             }
             let Some((end, _)) = chunk.events.last() else { return Ok(0) };
-            let batch = write_rows(&Db { tx: &tx, statements }, chunk.events).await?;
+            let mut batch = write_rows(&Db { tx: &tx, statements }, chunk.events).await?;
             position::set_hash(&tx, chunk.stream, end).await?;
             // Totals last: their rows, which everybody wants, are held for the shortest time.
             let first = applied.lines + 1;
             let mark = Mark::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
             // In a savepoint of its own, so that of an overflow it can still be said whose it is.
-            let written = PostgresStore::new(&mut tx, &C::LAYOUT).prepared(prepared).apply_once(&batch, &mark).await?;
+            let written =
+                PostgresStore::new(&mut tx, &C::LAYOUT).prepared(prepared).apply_once(&mut batch, &mark).await?;
             if written.skipped {
                 return Err(overtaken(chunk.stream).into());
             }
@@ -156,7 +157,7 @@ async fn write_rows(db: &Db<'_>, events: &[(Position, Event)]) -> Result<Batch, 
         let applied = join_all(chunk.iter().map(|(_, event)| app::apply(db, event))).await;
         for (hooks, at) in applied.into_iter().zip(at..) {
             match hooks {
-                Ok(hooks) => batch.merge(&hooks),
+                Ok(mut hooks) => batch.merge(&mut hooks),
                 Err(Error::Refused(reason)) => return Err(Stop::Refused(at, reason)),
                 Err(error) => return Err(Stop::Failed(error)),
             }

@@ -149,7 +149,7 @@ impl App {
                 });
                 match savepoint.await {
                     Ok(inner) => {
-                        batch.merge(&inner);
+                        batch.merge(&mut inner);
                         taken += 1;
                     }
                     Err(error) if no_such_setlist(&error) => {}

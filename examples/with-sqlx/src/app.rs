@@ -128,7 +128,7 @@ impl App {
             match cast(&mut savepoint, vote, &mut inner).await {
                 Ok(_) => {
                     savepoint.commit().await?;
-                    batch.merge(&inner);
+                    batch.merge(&mut inner);
                     taken += 1;
                 }
                 Err(error) if no_such_setlist(&error) => savepoint.rollback().await?,

@@ -13,7 +13,7 @@ use crate::sync::Ordering;
 
 /// A write under way: made by [`MemoryStore::begin`] before its rows can become visible, ended after they are.
 ///
-/// - [`commit`](Self::commit) once the rows are committed: applies the batch.
+/// - [`commit`](Self::commit) once the rows are committed: applies the batch, which is empty afterwards; it is as it was otherwise.
 /// - [`abort`](Self::abort) once it is certain that they never will be.
 /// - Dropped, the outcome is taken for unknown: nothing is applied, and audits leave the batch's keys alone until the settle time that they
 ///   are given has passed; who finds out before what became of the rows begins a new bracket.
@@ -36,7 +36,7 @@ use crate::sync::Ordering;
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 1);
 ///
-/// let bracket = store.begin(&batch)?;
+/// let bracket = store.begin(&mut batch)?;
 /// match insert_vote_and_commit() {
 ///     Ok(()) => drop(bracket.commit()?),
 ///     Err("rolled back") => bracket.abort(),
@@ -49,7 +49,7 @@ use crate::sync::Ordering;
 #[derive(Debug)]
 pub struct Bracket<'a> {
     store: &'a MemoryStore,
-    batch: &'a Batch,
+    batch: &'a mut Batch,
     over: Over,
     open: bool,
 }
@@ -74,7 +74,7 @@ impl MemoryStore {
     /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::Conflict`](crate::Error::Conflict) and
     /// [`Error::Rollup`](crate::Error::Rollup) as [`apply`](Self::apply), before anything is written.
     #[inline]
-    pub fn begin<'a>(&'a self, batch: &'a Batch) -> Result<Bracket<'a>> {
+    pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> Result<Bracket<'a>> {
         let over = self.over(batch)?;
         while let Err(shut) = self.enter(batch, &over) {
             shut.wait();
@@ -88,7 +88,7 @@ impl MemoryStore {
     ///
     /// As [`begin`](Self::begin).
     #[inline]
-    pub fn try_begin<'a>(&'a self, batch: &'a Batch) -> Result<Option<Bracket<'a>>> {
+    pub fn try_begin<'a>(&'a self, batch: &'a mut Batch) -> Result<Option<Bracket<'a>>> {
         let over = self.over(batch)?;
         let entered = self.enter(batch, &over).is_ok();
         Ok(entered.then(|| Bracket { store: self, batch, over, open: true }))
@@ -143,7 +143,7 @@ impl MemoryStore {
 
     /// Applies what a bracket is over, and ends it where that succeeds.
     #[inline]
-    fn commit(&self, batch: &Batch, over: &Over) -> Result<Applied> {
+    fn commit(&self, batch: &mut Batch, over: &Over) -> Result<Applied> {
         let began = observe::begin(observe::Place::Memory, batch);
         if let (Over::One { position, hash }, [entry], [of_key], ..=SMALL) =
             (over, batch.entries(), batch.hashes(), batch.bulk())
@@ -151,11 +151,13 @@ impl MemoryStore {
         {
             let applied = Applied::new(totals, 0);
             observe::applied(observe::Place::Memory, began, batch, &applied);
+            batch.spend();
             return Ok(applied);
         }
         let applied = self.apply_many(batch, || ())?;
         self.end(over);
         observe::applied(observe::Place::Memory, began, batch, &applied);
+        batch.spend();
         Ok(applied)
     }
 

@@ -33,7 +33,7 @@ use crate::sync::Ordering;
 /// let store = MemoryStore::new(&LAYOUT);
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 3);
-/// store.apply_once(&batch, &Mark::new("votes", 1, 3)?)?;
+/// store.apply_once(&mut batch, &Mark::new("votes", 1, 3)?)?;
 ///
 /// let json = serde_json::to_string(&store.snapshot())?;
 /// let restored = MemoryStore::restore(&LAYOUT, &serde_json::from_str::<Snapshot>(&json)?)?;

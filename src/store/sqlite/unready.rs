@@ -17,11 +17,11 @@ use crate::store::{Applied, Store, sum_by_pages};
 pub(crate) struct Unready<'c>(pub(crate) SqliteStore<'c>);
 
 impl Store for Unready<'_> {
-    fn apply(&mut self, batch: &Batch) -> Result<Applied> {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         self.0.apply(batch)
     }
 
-    fn apply_once(&mut self, batch: &Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         self.0.apply_once(batch, mark)
     }
 

@@ -105,12 +105,12 @@ fuzz_target!(|input: Input| {
         // One that is there already may leave 64 bits.
         let mut batch = Batch::new();
         batch.add(PLACES, (place.0, &place.1.0, place.2), *total);
-        if store.apply(&batch).is_ok() {
+        if store.apply(&mut batch.clone()).is_ok() {
             *places.entry(place.head(3)).or_insert(0) += total;
         }
         batch.clear();
         batch.add(NAMES, &place.1.0, *total);
-        if store.apply(&batch).is_ok() {
+        if store.apply(&mut batch).is_ok() {
             *names.entry(place.name()).or_insert(0) += total;
         }
     }

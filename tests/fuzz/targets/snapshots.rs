@@ -100,7 +100,7 @@ fn check_restored(layout: &Layout, snapshot: &Snapshot) {
         batch.add(WORDS, "a", 1);
     }
     let before = store.snapshot();
-    match store.apply(&batch) {
+    match store.apply(&mut batch) {
         Ok(_) => {}
         Err(Error::Overflow { .. }) => assert_eq!(store.snapshot(), before),
         Err(other) => panic!("{other}"),

@@ -55,7 +55,7 @@ impl Snapshot {
     /// let store = MemoryStore::new(&LAYOUT);
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 3);
-    /// store.apply(&batch)?;
+    /// store.apply(&mut batch)?;
     /// store.snapshot().save(&path)?;
     ///
     /// let restored = MemoryStore::restore(&LAYOUT, &Snapshot::load(&path)?)?;

@@ -371,7 +371,7 @@ fn snapshot(totals: i64) -> Snapshot {
     let store = MemoryStore::new(&LAYOUT);
     let mut batch = Batch::new();
     (0..totals).for_each(|key| batch.add(VOTES, format!("show-{key}"), totals));
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     store.snapshot()
 }
 

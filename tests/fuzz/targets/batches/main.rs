@@ -116,10 +116,10 @@ impl Script {
     /// False where it is not known any more what the store has.
     fn run(&mut self, op: &Op) -> bool {
         match op {
-            Op::Apply => self.accept(None, self.store.apply(self.batch())),
+            Op::Apply => self.accept(None, self.store.apply(&mut self.batch().clone())),
             Op::ApplyOnce(events) => {
                 let mark = self.mark(events);
-                self.accept(Some(mark), self.store.apply_once(self.batch(), &mark));
+                self.accept(Some(mark), self.store.apply_once(&mut self.batch().clone(), &mark));
             }
             Op::Bracket(end) => self.bracket(end),
             Op::Prune(before) => {
@@ -175,10 +175,10 @@ impl Script {
             }
             Op::Savepoint if nested < NESTED_MOST => self.batches.push(Default::default()),
             Op::Release | Op::RollBack if nested > 1 => {
-                let (inner, added) = self.batches.pop().unwrap();
+                let (mut inner, added) = self.batches.pop().unwrap();
                 if matches!(op, Op::Release) {
                     let (batch, pending) = self.batches.last_mut().unwrap();
-                    batch.merge(&inner);
+                    batch.merge(&mut inner);
                     pending.merge(&added);
                 }
             }
@@ -196,7 +196,8 @@ impl Script {
     fn bracket(&mut self, end: &End) {
         let (batch, pending) = self.batches.last().unwrap();
         let refused = matches!(self.model.judge(pending), Verdict::Foreign { .. } | Verdict::Rollup);
-        let begun = self.store.begin(batch);
+        let mut applied = batch.clone();
+        let begun = self.store.begin(&mut applied);
         assert_eq!(begun.is_err(), refused, "what no end of it could apply");
         let (mark, found) = match (begun, end) {
             (Err(error), _) => (None, Err(error)),
