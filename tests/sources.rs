@@ -286,13 +286,13 @@ fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
     }
 }
 
-/// Not every failure while rows are summed is a sum that left 64 bits.
+/// Not every failure while rows are summed is a sum that left 64 bits; and it is the source's, not the database's.
 #[test]
-fn an_amount_that_cannot_be_computed_is_the_databases_error() {
+fn an_amount_that_cannot_be_computed_is_the_sources_error() {
     let conn = sales_database("(1, 'x', 1)");
     let source = sales(Source::table("sales", ["shop"]).amount("json_extract(amount, '$')"));
     let error = run_over(&conn, &SUMS, SUM, source, Mode::Verify, 9).unwrap_err();
-    assert!(matches!(error, Error::Database { .. }) && error.to_string().contains("malformed JSON"), "{error:?}");
+    assert!(matches!(error, Error::Source { .. }) && error.to_string().contains("malformed JSON"), "{error:?}");
 }
 
 /// A column that folds case would put two keys into one group, under either of their names.
@@ -634,6 +634,75 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
     let mut audit = audit_of(&conn, &BOTH, SUM, sales(by_shop())).unwrap();
     for mode in [Mode::Verify, Mode::Repair] {
         assert_source(run_whole(mode, &BOTH, Options::default(), &mut audit), &["shop.sum_other", "there is none"]);
+    }
+}
+
+/// It was said that `SqliteStore::create` makes the table, and a name with its schema named none.
+#[test]
+fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
+    let conn = sales_database("(1, 1, 1)");
+    conn.execute_batch("ATTACH ':memory:' AS old; CREATE TABLE old.archive (shop INTEGER, amount, open INTEGER)")
+        .unwrap();
+    for (name, says) in [
+        ("slaes", "no table or view of this name is there; the source of counter shop.sum"),
+        ("main.slaes", "no table or view of this name is there"),
+        ("main.archive", "one is in old"),
+        ("public.sales", "one is in main"),
+    ] {
+        let error = added(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]))).unwrap_err();
+        assert!(matches!(&error, Error::Schema { table, .. } if table == name), "{error:?}");
+        assert!(error.to_string().contains(says) && !error.to_string().contains("SqliteStore"), "{error}");
+    }
+    for (typed, says) in [
+        (sales(Source::table("sales", ["store"])), "no such column: r.store"),
+        (sales(Source::query("SELECT * FROM slaes", ["shop"])), "no such table: slaes"),
+        (sales(by_shop().filter("open AND")), "syntax error"),
+        (sales(Source::table("main.", ["shop"])), "main. names no table"),
+        (
+            by_shop().rows("shop, amount, open", |row| Ok(Sale { shop: row.get("store")?, amount: 1, open: true })),
+            "store",
+        ),
+    ] {
+        let refused = run_over(&conn, &SUMS, SUM, typed, Mode::Repair, 9);
+        assert!(!format!("{refused:?}").contains("SqliteStore"), "{refused:?}");
+        assert_source(refused, &["source of counter shop.sum", says]);
+    }
+}
+
+#[test]
+fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
+    let conn = sales_database("(1, 5, 1), (2, 6, 1)");
+    let as_before = [("1".to_owned(), 5), ("2".to_owned(), 6)];
+    for name in ["sales", "main.sales", "MAIN.Sales", r#""main"."sales""#] {
+        assert_eq!(
+            truths(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]).amount("amount")), 9),
+            as_before,
+            "{name}"
+        );
+    }
+    conn.execute_batch(
+        r#"ATTACH ':memory:' AS old; CREATE TABLE old."of.sales" (shop INTEGER, amount, open INTEGER); CREATE INDEX old.i ON "of.sales" (shop);
+           INSERT INTO old."of.sales" VALUES (3, 7, 1); CREATE TEMP TABLE scratch (shop INTEGER, amount, open INTEGER);
+           CREATE INDEX temp.j ON scratch (shop)"#,
+    )
+    .unwrap();
+    let of = |name| sales(Source::table(name, ["shop"]).amount("amount"));
+    assert_eq!(truths(&conn, &SUMS, SUM, of(r#"old."of.sales""#), 9), [("3".to_owned(), 7)]);
+    assert_eq!(truths(&conn, &SUMS, SUM, of(r#""of.sales""#), 9), [("3".to_owned(), 7)]);
+    assert_eq!(truths(&conn, &SUMS, SUM, of("scratch"), 9), []);
+    // What a repair took for an empty source.
+    for hides in
+        ["TABLE sales (shop INTEGER, amount, open INTEGER)", "VIEW sales AS SELECT * FROM main.sales WHERE shop < 2"]
+    {
+        let mut before = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
+        conn.execute_batch(&format!("CREATE TEMP {hides}")).unwrap();
+        assert_source(added(&conn, &SUMS, SUM, sales(by_shop())), &["sales is in main and in temp", "main.sales"]);
+        assert_eq!(truths(&conn, &SUMS, SUM, of("main.sales"), 9), as_before);
+        // An audit goes on with what it found.
+        let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut before).unwrap();
+        assert_eq!(report.counters[0].missing, 2);
+        drop(before);
+        conn.execute_batch(&format!("DROP {} temp.sales", hides.split(' ').next().unwrap())).unwrap();
     }
 }
 

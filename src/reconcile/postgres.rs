@@ -2,18 +2,20 @@
 
 mod declared;
 mod joined;
+mod sight;
 mod source;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use futures_util::future::join3;
+use futures_util::future::{join, join3};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use self::declared::Declared;
 use self::joined::Joined;
+use self::sight::source_failed;
 pub use self::source::{PostgresSource, TypedPostgresSource};
 use super::asynchronous::AsyncAudit;
 use super::audit::{self, Ask, Look, Looked, Measured, Mend, Mended, Recount, merge};
@@ -81,29 +83,50 @@ impl<'a> PostgresAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] when records of this type do not drive the counter, the key has another number of columns or columns of other types, amounts
-    /// are no integers, or the rows of a table do not come out of an index in key order; [`Error::Schema`] when the table or a column is absent; what
-    /// PostgreSQL says of the SQL.
+    /// [`Error::Schema`] when the table is absent. [`Error::Source`] when records of this type do not drive the counter, the key has another number of columns
+    /// or columns of other types, amounts are no integers, the rows of a table do not come out of an index in key order, or the server refuses the SQL;
+    /// when several schemas of `search_path` have the table; and when not all rows can be seen in one snapshot with the totals: where a policy of row security, or a
+    /// view's condition on who asks, hides some from this role, and in tables of other servers and materialized views. While a run goes on, the server refuses to
+    /// leave out what a policy hides.
     pub async fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedPostgresSource<'a>) -> Result<()> {
         self.add_def(counter.def(), source).await
     }
 
-    async fn add_def(&mut self, counter: Def, source: TypedPostgresSource<'a>) -> Result<()> {
+    async fn add_def(&mut self, counter: Def, mut source: TypedPostgresSource<'a>) -> Result<()> {
         source.target.check(self.layout, &counter, source.by_tally)?;
         (source.check_driven)(&counter)?;
-        let statements = source.target.statements(Dialect::Postgres, &counter, None)?;
-        let declared = Declared { counter, source, statements, cut: None };
         let tx = snapshot(self.client, &counter).await?;
+        let session = Session::new(&tx, self.layout);
+        for name in source.target.names() {
+            sight::find(&session, &counter, name).await?;
+        }
+        let statements = source.target.statements(Dialect::Postgres, &counter, None)?;
+        let mut declared = Declared { counter, source, statements, cut: None, opening: settings(PAGE), parted: false };
+        tx.batch_execute(&declared.opening).await.map_err(|error| failed_on("reading the source", &counter, error))?;
         declared.check(&tx).await?;
-        if let Some(index) = declared.source.target.wanted_index(Dialect::Postgres, &counter) {
-            let queries = [set(PAGE), declared.explain()];
-            let plan = Session::new(&tx, self.layout).query_all(&queries).await;
-            let plan = plan.map_err(|(_, error)| failed_on("planning the source", &counter, error))?;
-            let line = |row: &tokio_postgres::Row| row.try_get::<_, String>(0).unwrap_or_default();
-            if plan.last().is_some_and(|plan| plan.iter().map(line).any(|line| sorts(&line))) {
-                let reason =
-                    format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
-                return Err(Error::source(&counter, None, reason));
+        let plans = session.query_all(&[declared.explain_first(), declared.explain_next()]).await;
+        let plans = plans.map_err(|(_, error)| source_failed("planning the source", &counter, error))?;
+        let line = |row: &tokio_postgres::Row| row.try_get::<_, String>(0).unwrap_or_default();
+        let mut plans = plans.iter().map(|plan| plan.iter().map(line).collect::<Vec<String>>());
+        // The first page is not cut down to some partitions by its key.
+        sight::refuse_part(&session, &counter, &plans.next().unwrap_or_default()).await?;
+        let next = plans.next().unwrap_or_default();
+        if let Some(index) = declared.source.target.wanted_index(Dialect::Postgres, &counter)
+            && next.iter().any(|line| sorts(line))
+        {
+            let reason =
+                format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
+            return Err(Error::source(&counter, None, reason));
+        }
+        declared.parted = !sight::kinship(&session, &counter).await?.is_empty();
+        let names: Vec<String> = declared.source.target.names().map(|name| name.quoted()).collect();
+        if !names.is_empty() {
+            let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+            match tx.batch_execute(&lock).await {
+                Ok(()) => declared.opening = format!("{lock}; {}", declared.opening),
+                // Who may read some columns only locks nothing.
+                Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {}
+                Err(error) => return Err(source_failed("locking the source", &counter, error)),
             }
         }
         drop(tx);
@@ -150,20 +173,25 @@ impl Truth<'_, '_> {
     /// rollup need not look for sums that many children of nothing precede.
     async fn page(&self, tx: &Transaction<'_>, layout: &Layout, ask: &Ask) -> Result<(Vec<Recount>, Totals)> {
         let (session, counter, limit) = (Session::new(tx, layout), &ask.counter, ask.keys.saturating_add(1));
-        let failed = |error| failed_on("measuring totals and rows", counter, error);
+        let failed = |error| failed_on("measuring totals", counter, error);
+        let of_rows = |error| source_failed("measuring rows", counter, error);
         let range = crate::store::behind(counter, ask.after.as_ref())?;
         let totals = sql::range(Dialect::Postgres, layout.placed(counter)?, &range, limit)?;
         let (settings, next) = match self {
-            Self::Rows(declared) if declared.source.by_tally => (set(PAGE), None),
-            Self::Rows(declared) => (set(PAGE), declared.next(ask)?),
-            Self::Totals(joined) if joined.has_tail() => (set(&[PAGE, LOOK_UP, SORT_TAILS].concat()), None),
-            Self::Totals(_) => (set(&[PAGE, LOOK_UP].concat()), None),
+            // Their opening has made them.
+            Self::Rows(declared) if declared.source.by_tally => (String::new(), None),
+            Self::Rows(declared) => (String::new(), declared.next(ask)?),
+            Self::Totals(joined) if joined.has_tail() => (settings(&[PAGE, LOOK_UP, SORT_TAILS].concat()), None),
+            Self::Totals(_) => (settings(&[PAGE, LOOK_UP].concat()), None),
         };
-        let settings = async { session.query(&settings).await.map_err(failed) };
+        let settings = async {
+            let made = if settings.is_empty() { Ok(()) } else { tx.batch_execute(&settings).await };
+            made.map_err(failed)
+        };
         let totals = session.read(&totals, failed, |row| read_total(counter, row).map(Some));
         let sums = async {
             match (self, next) {
-                (Self::Rows(declared), Some(next)) => session.read(&next, failed, |row| declared.sum(row)).await,
+                (Self::Rows(declared), Some(next)) => session.read(&next, of_rows, |row| declared.sum(row)).await,
                 _ => Ok(Vec::new()),
             }
         };
@@ -190,7 +218,7 @@ impl Truth<'_, '_> {
     }
 
     /// Whether single keys are found by an index: how the joins of a query are best planned, nobody knows here.
-    const fn has_index(&self) -> bool {
+    fn has_index(&self) -> bool {
         match self {
             Self::Rows(declared) => declared.source.target.is_indexed(),
             Self::Totals(_) => true,
@@ -228,31 +256,50 @@ impl AsyncAudit for PostgresAudit<'_> {
         let (counter, layout) = (&ask.counter, self.layout);
         refuse_transaction(self.client).await?;
         refuse_read_only(&Session::new(&*self.client, layout)).await?;
+        let opening = opening(&self.sources, counter);
         let tx = snapshot(self.client, counter).await?;
         let session = Session::new(&tx, layout);
-        session.query(&set(PAGE)).await.map_err(|error| failed_on("looking at rows", counter, error))?;
-        let truth = truth(&session, &mut self.sources, counter, false).await?;
-        if let Truth::Rows(declared) = &truth {
-            declared.check_sample(&session).await?;
-        }
-        let empty = truth.is_empty(&tx, layout, counter).await?;
-        let totals = if empty { count_non_zero(&session, counter, ask.totals).await? } else { 0 };
-        Ok(Looked { empty, totals })
+        behind(&tx, &opening, counter, async {
+            let truth = truth(&session, &mut self.sources, counter, false).await?;
+            if let Truth::Rows(declared) = &truth {
+                declared.check_sample(&session).await?;
+            }
+            let empty = truth.is_empty(&tx, layout, counter).await?;
+            let totals = if empty { count_non_zero(&session, counter, ask.totals).await? } else { 0 };
+            Ok(Looked { empty, totals })
+        })
+        .await
     }
 
     async fn measure(&mut self, ask: &Ask) -> Result<Measured> {
         let (counter, layout) = (&ask.counter, self.layout);
-        // The first statement fixes the snapshot that the others read too.
+        let opening = opening(&self.sources, counter);
         let tx = snapshot(self.client, counter).await?;
         let session = Session::new(&tx, layout);
-        let truth = truth(&session, &mut self.sources, counter, false).await?;
-        let (recounts, totals) = truth.page(&tx, layout, ask).await?;
-        let mut dangling = match &truth {
-            Truth::Rows(declared) => declared.dangling(&session, recounts.get(..ask.keys).unwrap_or(&recounts)).await?,
-            Truth::Totals(_) => Vec::new(),
-        };
+        let read = behind(&tx, &opening, counter, async {
+            // The first query fixes the snapshot that the others read too.
+            let truth = truth(&session, &mut self.sources, counter, false).await?;
+            let (recounts, totals) = truth.page(&tx, layout, ask).await?;
+            let listed = recounts.get(..ask.keys).unwrap_or(&recounts);
+            let dangling = match &truth {
+                Truth::Rows(declared) => declared.dangling(&session, listed).await?,
+                Truth::Totals(_) => Vec::new(),
+            };
+            let measured = merge(ask, recounts, totals)?;
+            let kin = match &truth {
+                Truth::Rows(declared) if declared.parted && !measured.drifts.is_empty() => {
+                    Some(sight::kinship(&session, counter).await?)
+                }
+                _ => None,
+            };
+            Ok((measured, dangling, kin))
+        });
+        let (mut measured, mut dangling, kin) = read.await?;
         drop(tx);
-        let mut measured = merge(ask, recounts, totals)?;
+        if let Some(kin) = kin {
+            let tx = snapshot(self.client, counter).await?;
+            sight::refuse_change(&Session::new(&tx, layout), counter, &kin).await?;
+        }
         dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         measured.dangling = dangling;
         Ok(measured)
@@ -267,7 +314,7 @@ impl AsyncAudit for PostgresAudit<'_> {
         let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
         let tx = begin.start().await.map_err(failed)?;
         let session = Session::new(&tx, layout);
-        session.query(&set_timeouts(timeouts)).await.map_err(failed)?;
+        session.query(&set_mending(timeouts)).await.map_err(failed)?;
         let truth = truth(&session, &mut self.sources, counter, true).await?;
         if truth.has_index() {
             session.query(&set(LOOK_UP)).await.map_err(failed)?;
@@ -294,7 +341,7 @@ impl AsyncAudit for PostgresAudit<'_> {
         let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
         let tx = begin.start().await.map_err(failed)?;
         let session = Session::new(&tx, self.layout);
-        session.query(&set_timeouts([("lock_timeout", self.lock_timeout)])).await.map_err(failed)?;
+        session.query(&set_mending([("lock_timeout", self.lock_timeout)])).await.map_err(failed)?;
         session.lock_catalogue().await?;
         session.set_ready(counter).await?;
         // Whether it came through or not, it may be said again.
@@ -305,13 +352,39 @@ impl AsyncAudit for PostgresAudit<'_> {
 impl PostgresAudit<'_> {
     /// Holds rows of the keys that are about to be mended against their `tally`.
     async fn check_keys(&mut self, ask: &Mend) -> Result<()> {
+        let opening = opening(&self.sources, &ask.counter);
         let tx = snapshot(self.client, &ask.counter).await?;
         let session = Session::new(&tx, self.layout);
-        match truth(&session, &mut self.sources, &ask.counter, false).await? {
-            Truth::Rows(declared) => declared.check_keys(&session, &ask.keys).await,
-            Truth::Totals(_) => Ok(()),
-        }
+        behind(&tx, &opening, &ask.counter, async {
+            match truth(&session, &mut self.sources, &ask.counter, false).await? {
+                Truth::Rows(declared) => declared.check_keys(&session, &ask.keys).await,
+                Truth::Totals(_) => Ok(()),
+            }
+        })
+        .await
     }
+}
+
+/// What a transaction that reads a counter's rows begins with; nothing for a rollup.
+fn opening(sources: &[Declared<'_>], counter: &Def) -> String {
+    sources
+        .iter()
+        .find(|declared| declared.counter == *counter)
+        .map(|declared| declared.opening.clone())
+        .unwrap_or_default()
+}
+
+/// Sends `opening` before anything that `reading` asks, and waits for both at once.
+async fn behind<T>(
+    tx: &Transaction<'_>,
+    opening: &str,
+    counter: &Def,
+    reading: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let opening = async { if opening.is_empty() { Ok(()) } else { tx.batch_execute(opening).await } };
+    let (opened, read) = join(opening, reading).await;
+    opened.map_err(|error| source_failed("opening the source", counter, error))?;
+    read
 }
 
 async fn count_non_zero<C: GenericClient + Send + Sync>(
@@ -327,14 +400,17 @@ async fn count_non_zero<C: GenericClient + Send + Sync>(
     Ok(count.unsigned_abs())
 }
 
-/// A transaction that reads, at any time, what was committed when its first statement began. Dropped, it ends.
+/// A transaction that reads, at any time, what was committed when its first query began; locks and settings come before. Dropped, it ends.
 async fn snapshot<'c>(client: &'c mut Client, counter: &Def) -> Result<Transaction<'c>> {
     let begin = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
     begin.start().await.map_err(|error| failed_on("reading totals and rows", counter, error))
 }
 
-/// How pages are planned: from the index that has their order, whatever the planner thinks of small tables, or of large ones that it knows nothing of.
+/// What a policy of row security would leave out is refused by the server, and not taken for what is not there.
+const ALL_ROWS: (&str, &str) = ("row_security", "off");
+/// How pages are read, and planned: from the index that has their order, whatever the planner thinks of small tables, or of large ones that it knows nothing of.
 const PAGE: &[(&str, &str)] = &[
+    ALL_ROWS,
     ("enable_sort", "off"),
     ("enable_incremental_sort", "off"),
     ("enable_hashagg", "off"),
@@ -347,17 +423,24 @@ const LOOK_UP: &[(&str, &str)] = &[("enable_seqscan", "off"), ("enable_hashjoin"
 /// The index of links has parents in order; the keys of one parent are sorted.
 const SORT_TAILS: &[(&str, &str)] = &[("enable_incremental_sort", "on")];
 
+/// Makes settings until the transaction ends, and takes no snapshot.
+fn settings(settings: &[(&str, &str)]) -> String {
+    settings.iter().flat_map(|(name, value)| ["SET LOCAL ", name, " = ", value, "; "]).collect()
+}
+
 /// Makes settings until the transaction ends.
 fn set(settings: &[(&str, &str)]) -> Query<'static> {
     let settings = settings.iter().map(|(name, value)| format!("set_config('{name}', '{value}', true)"));
     Query { text: format!("SELECT {}", settings.collect::<Vec<_>>().join(", ")), values: Vec::new() }
 }
 
-fn set_timeouts<const N: usize>(timeouts: [(&str, Duration); N]) -> Query<'static> {
+/// What a transaction that mends begins with.
+fn set_mending<const N: usize>(timeouts: [(&str, Duration); N]) -> Query<'static> {
     // 0 would be without end.
     let millis = |time: Duration| time.as_millis().clamp(1, i32::MAX.unsigned_abs().into()).to_string();
     let timeouts = timeouts.map(|(name, time)| (name, millis(time)));
-    set(&timeouts.each_ref().map(|(name, time)| (*name, time.as_str())))
+    let timeouts = timeouts.iter().map(|(name, time)| (*name, time.as_str()));
+    set(&timeouts.chain([ALL_ROWS]).collect::<Vec<_>>())
 }
 
 /// Whether a line of a plan says that rows are sorted, or come in no order.

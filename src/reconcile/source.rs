@@ -5,7 +5,8 @@ macro_rules! builder {
     ($source:ident, $typed:ident) => {
         impl $source {
             /// Rows of a table, grouped by these columns: one for each part of the counter's key, none for the key `()`, whose only page is the whole
-            /// table. Table and columns are plain names; expressions and other schemas are for [`query`](Self::query).
+            /// table. The table may stand behind its schema, as in `app.votes`; a name with a dot in it stands in double quotes. A bare name that
+            /// several schemas have is refused. Columns are plain names; expressions are for [`query`](Self::query).
             #[must_use]
             pub fn table<const N: usize>(table: &str, key: [&str; N]) -> Self {
                 Self(Target::table(table, &key))
@@ -38,7 +39,7 @@ macro_rules! builder {
             /// links that dangle, whose parent is not there.
             #[must_use]
             pub fn parent<const N: usize>(mut self, table: &str, columns: [&str; N]) -> Self {
-                self.0.parent = Some((table.to_owned(), columns.map(str::to_owned).to_vec()));
+                self.0.parent = Some((Name::new(table), columns.map(str::to_owned).to_vec()));
                 self
             }
 

@@ -2,12 +2,14 @@
 
 mod declared;
 mod joined;
+mod sight;
 mod source;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use self::declared::Declared;
 use self::joined::Joined;
+use self::sight::source_failed;
 pub use self::source::{Source, TypedSource};
 use super::audit::{self, Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
 use crate::batch::Batch;
@@ -48,15 +50,17 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] when records of this type do not drive the counter, the key has another number of columns, or the rows of a
-    /// table do not come out of an index in key order; [`Error::Schema`] when the table is absent; what SQLite says of the SQL.
-    pub fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedSource<'a>) -> Result<()> {
+    /// [`Error::Schema`] when the table is absent; [`Error::Source`] when records of this type do not drive the counter, the key has another number of
+    /// columns, the rows of a table do not come out of an index in key order, several schemas have the table, as where a temporary one hides it, or SQLite
+    /// refuses the SQL.
+    pub fn add<K: Key>(&mut self, counter: Counter<K>, mut source: TypedSource<'a>) -> Result<()> {
         let counter = counter.def();
         source.target.check(self.layout, &counter, source.by_tally)?;
         (source.check_driven)(&counter)?;
+        source.target.names().try_for_each(|name| sight::find(self.conn, &counter, name))?;
         let statements = source.target.statements(Dialect::Sqlite, &counter, None)?;
         for text in statements.all() {
-            self.conn.prepare(text).map_err(|error| failed_on("preparing the source", &counter, error))?;
+            self.conn.prepare(text).map_err(|error| source_failed("preparing its SQL", &counter, error))?;
         }
         if let Some(index) = source.target.wanted_index(Dialect::Sqlite, &counter) {
             let page = if source.by_tally { &statements.rows_next } else { &statements.sums_next };
@@ -89,7 +93,7 @@ impl<'a> SqliteAudit<'a> {
             }
             Ok(false)
         };
-        plan().map_err(|error| failed_on("planning the source", counter, error))
+        plan().map_err(|error| source_failed("planning the source", counter, error))
     }
 
     /// What a counter is recounted from, as far as it was pruned.

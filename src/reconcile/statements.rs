@@ -9,23 +9,35 @@ use crate::sql::{self, Dialect, Value, quote};
 /// What a source reads, as its author said it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
-    from: String,
+    from: Rows,
     key: Vec<String>,
-    /// For an error's advice: the table that needs an index on its key; none for a query.
-    indexed: Option<String>,
     pub(super) amount: Option<String>,
     pub(super) filter: Option<String>,
     pub(super) columns: String,
     /// The last part of the key is the last column divided by this, rounded down: an epoch.
     pub(super) per: Option<i64>,
     /// The table that the last parts of the key name a row of, and its columns.
-    pub(super) parent: Option<(String, Vec<String>)>,
+    pub(super) parent: Option<(Name, Vec<String>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Rows {
+    Table(Name),
+    Query(String),
 }
 
 impl Target {
     pub(super) fn table(table: &str, key: &[&str]) -> Self {
-        let indexed = (!key.is_empty()).then(|| quote(table));
-        Self { indexed, ..Self::over(&quote(table), key) }
+        Self::over(Rows::Table(Name::new(table)), key)
+    }
+
+    /// The tables that it names, the rows' first, of which the database says where they are.
+    pub(super) fn names(&mut self) -> impl Iterator<Item = &mut Name> {
+        let rows = match &mut self.from {
+            Rows::Table(name) => Some(name),
+            Rows::Query(_) => None,
+        };
+        rows.into_iter().chain(self.parent.as_mut().map(|(name, _)| name))
     }
 
     /// The index that pages of a table are read from, as one would make it.
@@ -33,11 +45,16 @@ impl Target {
         let parts = counter.parts();
         let columns = self.key.iter().zip(parts.as_slice());
         let keys = columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
-        self.indexed.as_ref().map(|table| format!("{table} ({})", keys.collect::<Vec<_>>().join(", ")))
+        match &self.from {
+            Rows::Table(name) if !self.key.is_empty() => {
+                Some(format!("{} ({})", name.shown(dialect), keys.collect::<Vec<_>>().join(", ")))
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn query(query: &str, key: &[&str]) -> Self {
-        Self::over(&format!("({query})"), key)
+        Self::over(Rows::Query(query.to_owned()), key)
     }
 
     /// Refuses a source that cannot be this counter's.
@@ -49,19 +66,24 @@ impl Target {
         if self.per.is_some() && !by_tally {
             return Err(Error::source(counter, None, "a key by epoch is recounted by_tally"));
         }
-        Ok(())
+        let mut known = self.clone();
+        let wrong = known.names().find(|name| !name.is_name()).map(|name| name.text.clone());
+        wrong.map_or(Ok(()), |text| {
+            let reason = format!("{text} names no table: a name, or a schema's, a dot, and a name");
+            Err(Error::source(counter, None, reason))
+        })
     }
 
     /// Whether rows come out of an index of a table; a query's come as they may.
     #[cfg(feature = "postgres")]
-    pub(super) const fn is_indexed(&self) -> bool {
-        self.indexed.is_some()
+    pub(super) fn is_indexed(&self) -> bool {
+        matches!(self.from, Rows::Table(_)) && !self.key.is_empty()
     }
 
     /// Key columns carry the table's name: SQLite takes a quoted name alone that no column has for a text.
-    fn over(from: &str, key: &[&str]) -> Self {
-        let (from, key) = (format!("{from} AS r"), key.iter().map(|column| format!("r.{}", quote(column))).collect());
-        Self { from, key, indexed: None, amount: None, filter: None, columns: String::new(), per: None, parent: None }
+    fn over(from: Rows, key: &[&str]) -> Self {
+        let key = key.iter().map(|column| format!("r.{}", quote(column))).collect();
+        Self { from, key, amount: None, filter: None, columns: String::new(), per: None, parent: None }
     }
 
     /// The statements for a counter.
@@ -73,7 +95,10 @@ impl Target {
         let (parts, yes) = (counter.parts(), dialect.everything());
         let (ordered, keys) = self.key_columns(dialect, counter)?;
         let (key, order) = (keys.join(", "), ordered.join(", "));
-        let from = &self.from;
+        let from = match &self.from {
+            Rows::Table(name) => format!("{} AS r", name.quoted()),
+            Rows::Query(query) => format!("({query}) AS r"),
+        };
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
         let sums = Self::sums(dialect, self.amount.as_deref());
@@ -229,6 +254,103 @@ impl Target {
     }
 }
 
+/// A table's name, with its schema's where that is said; and the schema that the database found it in, which all statements name: what stands for a
+/// bare name may change between two of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
+    /// As its author wrote it.
+    pub(super) text: String,
+    pub(super) schema: Option<String>,
+    pub(super) table: String,
+    pub(super) found: Option<String>,
+}
+
+impl Name {
+    /// `votes`, `app.votes`, `app."a.dot"`: each as it is, without folding case.
+    pub(super) fn new(text: &str) -> Self {
+        let (first, second) = match Self::part(text) {
+            (first, Some(rest)) => match Self::part(rest) {
+                (second, None) => (Some(first), second),
+                // None that is too long.
+                (_, Some(_)) => (Some(String::new()), String::new()),
+            },
+            (table, None) => (None, table),
+        };
+        Self { text: text.to_owned(), schema: first, table: second, found: None }
+    }
+
+    /// The part before the first dot that is not in quotes, and what is behind it.
+    fn part(text: &str) -> (String, Option<&str>) {
+        if let Some((part, behind)) = text.strip_prefix('"').and_then(Self::quoted_part) {
+            match behind.strip_prefix('.') {
+                Some(behind) => return (part, Some(behind)),
+                None if behind.is_empty() => return (part, None),
+                None => {}
+            }
+        }
+        match text.split_once('.') {
+            Some((part, behind)) => (part.to_owned(), Some(behind)),
+            None => (text.to_owned(), None),
+        }
+    }
+
+    /// What stands before the closing quote, and what behind it.
+    fn quoted_part(text: &str) -> Option<(String, &str)> {
+        let (mut part, mut rest) = (String::new(), text);
+        loop {
+            let (before, behind) = rest.split_once('"')?;
+            part.push_str(before);
+            let Some(more) = behind.strip_prefix('"') else { return Some((part, behind)) };
+            part.push('"');
+            rest = more;
+        }
+    }
+
+    fn is_name(&self) -> bool {
+        !self.table.is_empty() && self.schema.as_ref().is_none_or(|schema| !schema.is_empty())
+    }
+
+    /// As SQL names it.
+    pub(super) fn quoted(&self) -> String {
+        let schema = self.found.as_ref().or(self.schema.as_ref());
+        schema.map_or_else(|| quote(&self.table), |schema| format!("{}.{}", quote(schema), quote(&self.table)))
+    }
+
+    /// As an index is made on it: SQLite takes no schema there.
+    fn shown(&self, dialect: Dialect) -> String {
+        match (&self.schema, dialect) {
+            (Some(schema), Dialect::Postgres) => format!("{}.{}", quote(schema), quote(&self.table)),
+            _ => quote(&self.table),
+        }
+    }
+
+    /// The error of a name that nothing has, or several; `schemas` are those that have it and a bare name reaches, `others` the rest that have it.
+    pub(super) fn find(&mut self, counter: &Def, schemas: &[String], others: &[String]) -> Result<()> {
+        let (text, whose) = (&self.text, format!("source of counter {}", counter.full_name()));
+        match schemas {
+            [schema] => {
+                self.found = Some(schema.clone());
+                Ok(())
+            }
+            [] => {
+                let elsewhere = match others {
+                    [] => String::new(),
+                    others => format!("; one is in {}", others.join(", ")),
+                };
+                let reason = format!("no table or view of this name is there{elsewhere}; the {whose} names it");
+                Err(Error::Schema { table: text.clone(), reason })
+            }
+            [first, ..] => {
+                let reason = format!(
+                    "{text} is in {}; say which is meant, as in {first}.{text}: one would hide the other",
+                    schemas.join(" and in ")
+                );
+                Err(Error::source(counter, None, reason))
+            }
+        }
+    }
+}
+
 /// PostgreSQL's page of sums over rows that come in key order. Where the key's columns have the primary key among them, it would group by that alone, and
 /// then sort; not what comes out of a query.
 fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String {
@@ -267,12 +389,12 @@ fn second(epoch: &str, per: i64, which: Second) -> String {
 
 /// Looks for the row that the last parts of a key name. SQLite: finds it, by the parts as parameters. PostgreSQL: of many keys, gives those that name
 /// none.
-fn parent(dialect: Dialect, counter: &Def, table: &str, columns: &[String]) -> String {
+fn parent(dialect: Dialect, counter: &Def, table: &Name, columns: &[String]) -> String {
     let parts = counter.parts();
     let first = parts.len().saturating_sub(columns.len()) + 1;
     let is = |value: &dyn Fn(usize) -> String| {
         let terms = columns.iter().enumerate().map(|(at, column)| format!("p.{} = {}", quote(column), value(at)));
-        format!("SELECT 1 FROM {} AS p WHERE {}", quote(table), all(dialect, terms))
+        format!("SELECT 1 FROM {} AS p WHERE {}", table.quoted(), all(dialect, terms))
     };
     match dialect {
         Dialect::Sqlite => is(&|at| dialect.param(at + 1)),
@@ -350,4 +472,31 @@ fn all(dialect: Dialect, terms: impl Iterator<Item = String>) -> String {
 
 fn or(text: &str, other: &str) -> String {
     if text.is_empty() { other.to_owned() } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_split_at_the_dot_that_is_not_in_quotes() {
+        let cases = [
+            ("votes", None, "votes"),
+            ("app.votes", Some("app"), "votes"),
+            (r#""a.b""#, None, "a.b"),
+            (r#"app."a.b""#, Some("app"), "a.b"),
+            (r#""the app".votes"#, Some("the app"), "votes"),
+            (r#""say ""hi""""#, None, r#"say "hi""#),
+            (r#"5" disks"#, None, r#"5" disks"#),
+            (r#""open"#, None, r#""open"#),
+        ];
+        for (text, schema, table) in cases {
+            let name = Name::new(text);
+            assert_eq!((name.schema.as_deref(), name.table.as_str(), name.is_name()), (schema, table, true), "{text}");
+        }
+        for text in ["", ".", "a.", ".b", "a.b.c", r#""""#] {
+            assert!(!Name::new(text).is_name(), "{text}");
+        }
+        assert_eq!(Name::new(r#"app."say ""hi""""#).quoted(), r#""app"."say ""hi""""#);
+    }
 }

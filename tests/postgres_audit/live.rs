@@ -243,9 +243,9 @@ async fn a_statement_that_takes_too_long_makes_the_mend_busy() {
     fill::<Integer>(&mut client).await;
     client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 3").await.unwrap();
     let mut hasty = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    // A transaction that has written is the mend's.
     let slow = PostgresSource::query(
-        "SELECT k, amount, spam, current_setting('statement_timeout') FROM items WHERE k <> 3
-         OR current_setting('statement_timeout') = '0' OR pg_sleep(5) IS NOT NULL",
+        "SELECT k, amount, spam FROM items WHERE k <> 3 OR pg_current_xact_id_if_assigned() IS NULL OR pg_sleep(5) IS NOT NULL",
         ["k"],
     );
     let source = slow.amount("amount").filter("NOT spam").rows("k, amount, spam", |row| {

@@ -9,4 +9,5 @@ mod live;
 mod pages;
 #[path = "../postgres_common/mod.rs"]
 mod postgres_common;
+mod sight;
 mod sources;

@@ -172,7 +172,7 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
         (others("absent"), "absent"),
         (PostgresSource::table("nowhere", ["k"]), "nowhere"),
         (others("k").filter("absent > 3"), "absent"),
-        (others("k").filter("amount >"), "preparing the source of counter of.integer"),
+        (others("k").filter("amount >"), "source of counter of.integer: preparing its SQL: syntax error"),
     ];
     for (source, says) in cases {
         let error = audit.add(Integer::COUNTER, typed(source)).await.unwrap_err();

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{GenericClient, Row, Transaction};
 
+use super::sight::source_failed;
 use super::source::TypedPostgresSource;
 use crate::batch::Batch;
 use crate::counter::Def;
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyPart};
 use crate::reconcile::audit::{Ask, Recount};
-use crate::reconcile::recount::{SAMPLE, SumsByKey, same_key, sample_of_key, skew};
+use crate::reconcile::recount::{SAMPLE, SumsByKey, of_row, same_key, sample_of_key, skew};
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::catalogue;
@@ -26,6 +27,11 @@ pub(super) struct Declared<'a> {
     pub(super) statements: Statements,
     /// The cut that the statements know.
     pub(super) cut: Option<KeyBuf>,
+    /// What a transaction that reads rows begins with: it locks the tables before its snapshot, which does not see what TRUNCATE, a partition that comes or goes,
+    /// or a table that is written anew does to it later.
+    pub(super) opening: String,
+    /// Whether tables of this database have partitions or children, which come without waiting for who reads.
+    pub(super) parted: bool,
 }
 
 /// Rows that are read one by one come so many at a time.
@@ -51,8 +57,17 @@ impl Declared<'_> {
         let limited = [kinds.as_slice(), &[Type::INT8]].concat();
         let prepare = async |text: &str, kinds: &[Type]| {
             let prepared = tx.prepare_typed(text, kinds).await;
-            prepared.map_err(|error| failed_on("preparing the source", counter, error))
+            prepared.map_err(|error| source_failed("preparing its SQL", counter, error))
         };
+        let sample = prepare(&statements.sample_first, &[Type::INT8]).await?;
+        let (parts, columns) = (counter.parts(), sample.columns());
+        let key_at = columns.len().saturating_sub(parts.len() + 2);
+        for (part, column) in parts.as_slice().iter().zip(columns.iter().skip(key_at)) {
+            if !fits(*part, column.type_()) {
+                let reason = format!("a key of {part} cannot be read from a column of type {}", column.type_());
+                return Err(Error::source(counter, None, reason));
+            }
+        }
         if self.source.by_tally {
             prepare(&statements.rows_next, &kinds).await?;
             prepare(&statements.rows_of_keys, &arrays).await?;
@@ -68,25 +83,25 @@ impl Declared<'_> {
         if let Some(parent) = &statements.parent {
             prepare(parent, &arrays).await?;
         }
-        let sample = prepare(&statements.sample_of_key, &limited).await?;
-        let (parts, columns) = (counter.parts(), sample.columns());
-        let key_at = columns.len().saturating_sub(parts.len() + 2);
-        for (part, column) in parts.as_slice().iter().zip(columns.iter().skip(key_at)) {
-            if !fits(*part, column.type_()) {
-                let reason = format!("a key of {part} cannot be read from a column of type {}", column.type_());
-                return Err(Error::source(counter, None, reason));
-            }
-        }
+        prepare(&statements.sample_of_key, &limited).await?;
         Ok(())
     }
 
-    /// The plan of a page, a line a row.
-    pub(super) fn explain(&self) -> Query<'static> {
-        let (page, mut values) = (self.page(true), some_key(&self.counter));
+    /// The plan of the first page, a line a row, with each expression and the schema of each table.
+    pub(super) fn explain_first(&self) -> Query<'static> {
+        self.explain("EXPLAIN (VERBOSE)", false, Vec::new())
+    }
+
+    /// The plan of a page behind a key.
+    pub(super) fn explain_next(&self) -> Query<'static> {
+        self.explain("EXPLAIN", true, some_key(&self.counter))
+    }
+
+    fn explain(&self, how: &str, behind: bool, mut values: Vec<Value<'static>>) -> Query<'static> {
         if !self.source.by_tally {
             values.push(Value::Integer(1024));
         }
-        Query { text: format!("EXPLAIN {page}"), values }
+        Query { text: format!("{how} {}", self.page(behind)), values }
     }
 
     /// What a page is read by, from the first key or behind another.
@@ -140,7 +155,7 @@ impl Declared<'_> {
         mut each: impl FnMut(Option<(KeyBuf, i64)>) -> Result<bool> + Send,
     ) -> Result<()> {
         let counter = &self.counter;
-        let failed = |error| failed_on("reading rows", counter, error);
+        let failed = |error| source_failed("reading rows", counter, error);
         let kinds: Vec<Type> = query.values.iter().map(Value::kind).collect();
         let statement = tx.prepare_typed(&query.text, &kinds).await.map_err(failed)?;
         let portal = tx.bind(&statement, &params(query)).await.map_err(failed)?;
@@ -149,7 +164,8 @@ impl Declared<'_> {
             let rows = tx.query_portal(&portal, ROWS).await.map_err(failed)?;
             for row in &rows {
                 let key = read_key(counter, row, row.len().saturating_sub(counter.parts().len()))?;
-                let share = (self.source.share)(counter, row, &mut scratch)?;
+                let share = (self.source.share)(counter, row, &mut scratch);
+                let share = share.map_err(|error| of_row(error, counter, Some(&key)))?;
                 if !each(same_key(counter, share, &key)?)? {
                     return Ok(());
                 }
@@ -166,7 +182,7 @@ impl Declared<'_> {
         let (statements, values) = (&self.statements, self.key_arrays(keys)?);
         if !self.source.by_tally {
             let query = Query { text: statements.sums_of_keys.clone(), values };
-            let rows = query_in(tx, &query).await.map_err(|error| failed_on("recounting", counter, error))?;
+            let rows = query_in(tx, &query).await.map_err(|error| source_failed("recounting", counter, error))?;
             return by_key(rows.iter().map(|row| self.sum(row)));
         }
         let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
@@ -196,7 +212,7 @@ impl Declared<'_> {
         }
         let query = Query { text: text.clone(), values: self.key_arrays(&keys)? };
         let rows = session.query(&query).await;
-        let rows = rows.map_err(|error| failed_on("looking for parents", &self.counter, error))?;
+        let rows = rows.map_err(|error| source_failed("looking for parents", &self.counter, error))?;
         let mut dangling = rows.iter().map(|row| read_key(&self.counter, row, 0)).collect::<Result<Vec<KeyBuf>>>()?;
         dangling.sort_unstable();
         Ok(dangling)
@@ -209,7 +225,7 @@ impl Declared<'_> {
             return Ok(self.sums_by_tally(tx, &query, None, 1).await?.is_empty());
         }
         let any = query_in(tx, &Query { text: self.statements.any.clone(), values: Vec::new() }).await;
-        Ok(any.map_err(|error| failed_on("looking for rows", &self.counter, error))?.is_empty())
+        Ok(any.map_err(|error| source_failed("looking for rows", &self.counter, error))?.is_empty())
     }
 
     /// A key as the parameters of this source's statements: one for each of its columns, so none for `()`.
@@ -260,16 +276,31 @@ impl Declared<'_> {
     ) -> Result<()> {
         let counter = &self.counter;
         let rows = session.query_all(samples).await;
-        let rows = rows.map_err(|(_, error)| failed_on("reading the source", counter, error))?;
+        let rows = rows.map_err(|(_, error)| source_failed("reading a sample", counter, error))?;
         let mut scratch = Batch::new();
         for row in rows.iter().flatten() {
-            let tally = (self.source.share)(counter, row, &mut scratch)?;
+            let tally = (self.source.share)(counter, row, &mut scratch);
+            let tally = tally.map_err(|error| self.of_row(error, row))?;
             let sql = self.share_in_sql(row)?;
             if tally != sql {
                 return Err(skew(counter, tally.as_ref(), sql.as_ref()));
             }
         }
         Ok(())
+    }
+
+    /// The error of a row of a sample that could not be read as a record: of its key, where that is why.
+    #[cold]
+    fn of_row(&self, error: Error, row: &Row) -> Error {
+        let parts = self.counter.parts().len();
+        let key_at = row.len().saturating_sub(parts + 2);
+        if (key_at..key_at + parts).any(|at| matches!(row.try_get::<_, Option<Any>>(at), Ok(None))) {
+            return error;
+        }
+        match read_key(&self.counter, row, key_at) {
+            Ok(key) => of_row(error, &self.counter, Some(&key)),
+            Err(error) => error,
+        }
     }
 
     /// What a row of a sample adds by its SQL.
@@ -286,6 +317,19 @@ impl Declared<'_> {
             Error::source(counter, Some(&key), format!("a row's amount is {amount}, not an integer of 64 bits"))
         })?;
         Ok((amount != 0).then_some((key, amount)))
+    }
+}
+
+/// A value of any type.
+struct Any;
+
+impl FromSql<'_> for Any {
+    fn from_sql(_: &Type, _: &[u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
     }
 }
 

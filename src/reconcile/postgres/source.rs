@@ -4,12 +4,11 @@ use tokio_postgres::Row;
 
 use crate::batch::Batch;
 use crate::counter::Def;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::KeyBuf;
-use crate::reconcile::recount::{check_driven, share};
-use crate::reconcile::statements::Target;
+use crate::reconcile::recount::{check_driven, share, told};
+use crate::reconcile::statements::{Name, Target};
 use crate::record::Record;
-use crate::store::postgres::failed_on;
 
 /// Where a counter's rows are, said in SQL: a table, its key's columns, an amount, a filter.
 ///
@@ -72,7 +71,8 @@ impl PostgresSource {
         read: impl Fn(&Row) -> Result<R, tokio_postgres::Error> + Send + Sync + 'a,
     ) -> TypedPostgresSource<'a> {
         let share = move |counter: &Def, row: &Row, scratch: &mut Batch| {
-            let record = read(row).map_err(|error| failed_on("reading a row", counter, error))?;
+            let record =
+                read(row).map_err(|error| Error::source(counter, None, format!("reading a row: {}", told(&error))))?;
             share(counter, &record, scratch)
         };
         let mut target = self.0;

@@ -5,17 +5,18 @@ use std::ops::Bound;
 use rusqlite::types::{Value as Cell, ValueRef};
 use rusqlite::{Connection, Row, params_from_iter};
 
+use super::sight::source_failed;
 use super::source::TypedSource;
 use crate::batch::Batch;
 use crate::counter::Def;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
-use crate::reconcile::recount::{SAMPLE, same_key, sample_of_key, skew, sum_by_key};
+use crate::reconcile::recount::{SAMPLE, of_row, same_key, sample_of_key, skew, sum_by_key};
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Value};
 use crate::store::catalogue;
-use crate::store::sqlite::{failed_on, overflowed, read_key};
+use crate::store::sqlite::{overflowed, read_key};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl Declared<'_> {
     fn recount_failed(&self, failure: Failure, overflow: impl FnOnce(rusqlite::Error) -> Error) -> Error {
         match failure {
             Failure::Sqlite(error) if overflowed(&error) => overflow(error),
-            Failure::Sqlite(error) => failed_on("recounting", &self.counter, error),
+            Failure::Sqlite(error) => source_failed("recounting", &self.counter, error),
             Failure::Known(error) => error,
         }
     }
@@ -101,7 +102,7 @@ impl Declared<'_> {
 
     fn sums_by_tally(&self, conn: &Connection, text: &str, values: &[Value<'_>], limit: usize) -> Result<Vec<Recount>> {
         let counter = &self.counter;
-        let failed = |error| failed_on("reading rows", counter, error);
+        let failed = |error| source_failed("reading rows", counter, error);
         let mut statement = conn.prepare_cached(text).map_err(failed)?;
         let key_at = statement.column_count() - counter.parts().len();
         let mut rows = statement.query(params_from_iter(values)).map_err(failed)?;
@@ -111,8 +112,12 @@ impl Declared<'_> {
                 Ok(row) => row?,
                 Err(error) => return Some(Err(failed(error))),
             };
-            let share = (self.source.share)(counter, row, &mut scratch);
-            Some(share.and_then(|share| same_key(counter, share, &read_key(counter, row, key_at)?)))
+            let mut share = || {
+                let key = read_key(counter, row, key_at)?;
+                let share = (self.source.share)(counter, row, &mut scratch);
+                same_key(counter, share.map_err(|error| of_row(error, counter, Some(&key)))?, &key)
+            };
+            Some(share())
         });
         sum_by_key(counter, Bound::Unbounded, limit, shares)
     }
@@ -140,7 +145,7 @@ impl Declared<'_> {
             }
             after = Some(key);
         }
-        failed_on("recounting", &self.counter, error)
+        source_failed("recounting", &self.counter, error)
     }
 
     fn key_behind(&self, conn: &Connection, after: Option<&KeyBuf>) -> Result<Option<KeyBuf>> {
@@ -157,7 +162,7 @@ impl Declared<'_> {
     /// The keys among some sums whose last parts name no row of the parents' table.
     pub(super) fn dangling(&self, conn: &Connection, sums: &[Recount]) -> Result<Vec<KeyBuf>> {
         let Some(text) = &self.statements.parent else { return Ok(Vec::new()) };
-        let failed = |error| failed_on("looking for parents", &self.counter, error);
+        let failed = |error| source_failed("looking for parents", &self.counter, error);
         let mut statement = conn.prepare_cached(text).map_err(failed)?;
         let mut dangling = Vec::new();
         for sum in sums.iter().filter(|sum| sum.total != 0) {
@@ -176,7 +181,7 @@ impl Declared<'_> {
             return Ok(self.sums_by_tally(conn, &self.statements.rows_first, &[], 1)?.is_empty());
         }
         let exists = conn.prepare(&self.statements.any).and_then(|mut any| any.exists(()));
-        Ok(!exists.map_err(|error| failed_on("looking for rows", &self.counter, error))?)
+        Ok(!exists.map_err(|error| source_failed("looking for rows", &self.counter, error))?)
     }
 
     /// A key as the parameters of this source's statements: one for each of its columns, so none for `()`.
@@ -217,7 +222,8 @@ impl Declared<'_> {
             let mut rows = statement.query(params_from_iter(values))?;
             let mut scratch = Batch::new();
             while let Some(row) = rows.next()? {
-                let tally = (self.source.share)(&self.counter, row, &mut scratch)?;
+                let tally = (self.source.share)(&self.counter, row, &mut scratch);
+                let tally = tally.map_err(|error| self.of_row(error, row, key_at))?;
                 let included: bool = row.get(key_at + width + 1)?;
                 let amount: Cell = row.get(key_at + width)?;
                 let sql = match amount {
@@ -238,6 +244,19 @@ impl Declared<'_> {
         };
         read().map_err(|error| error.known(&self.counter))
     }
+
+    /// The error of a row that could not be read as a record: of its key, where that is why.
+    #[cold]
+    fn of_row(&self, error: Error, row: &Row<'_>, key_at: usize) -> Error {
+        let mut columns = key_at..key_at + self.counter.parts().len();
+        if columns.any(|at| matches!(row.get_ref(at), Ok(ValueRef::Null))) {
+            return error;
+        }
+        match read_key(&self.counter, row, key_at) {
+            Ok(key) => of_row(error, &self.counter, Some(&key)),
+            Err(error) => error,
+        }
+    }
 }
 
 /// Either this crate's error, or SQLite's, whose meaning depends on who asked.
@@ -250,7 +269,7 @@ impl Failure {
     fn known(self, counter: &Def) -> Error {
         match self {
             Self::Known(error) => error,
-            Self::Sqlite(error) => failed_on("reading the source", counter, error),
+            Self::Sqlite(error) => source_failed("reading a sample", counter, error),
         }
     }
 }

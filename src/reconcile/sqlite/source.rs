@@ -2,14 +2,14 @@
 
 use rusqlite::Row;
 
+use super::sight::source_failed;
 use crate::batch::Batch;
 use crate::counter::Def;
 use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::reconcile::recount::{check_driven, share};
-use crate::reconcile::statements::Target;
+use crate::reconcile::statements::{Name, Target};
 use crate::record::Record;
-use crate::store::sqlite::failed_on;
 
 /// Where a counter's rows are, said in SQL: a table, its key's columns, an amount, a filter.
 ///
@@ -71,7 +71,7 @@ impl Source {
         read: impl Fn(&Row<'_>) -> rusqlite::Result<R> + 'a,
     ) -> TypedSource<'a> {
         let share = move |counter: &Def, row: &Row<'_>, scratch: &mut Batch| {
-            let record = read(row).map_err(|error| failed_on("reading a row", counter, error))?;
+            let record = read(row).map_err(|error| source_failed("reading a row", counter, error))?;
             share(counter, &record, scratch)
         };
         let mut target = self.0;

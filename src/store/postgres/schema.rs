@@ -27,7 +27,7 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     /// # Errors
     ///
     /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
-    /// wants, or a name is longer than PostgreSQL's; nothing is made then.
+    /// wants, or a name is longer than PostgreSQL's, or the catalogue is in another schema than the first of `search_path`; nothing is made then.
     pub async fn create(&mut self) -> Result<()> {
         self.transact("making tables", Create { rows: false }).await
     }
@@ -46,8 +46,8 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`], naming the table, when one is absent, has other columns or another primary key, has triggers or rules, sorts
-    /// texts otherwise than by bytes, or holds another version or key than the layout says.
+    /// [`Error::Schema`], naming the table, when one is absent, has other columns or another primary key, has triggers, rules, row security or children, is
+    /// temporary or unlogged or in another schema than the catalogue, sorts texts otherwise than by bytes, or holds another version or key than the layout says.
     pub async fn check(&mut self) -> Result<()> {
         self.session().check().await
     }
@@ -107,6 +107,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         // "IF NOT EXISTS" of two transactions at once fails in the second; one number for all that keepcount makes.
         self.run_ddl("SELECT pg_advisory_xact_lock(7809644625271157621)").await?;
         let fresh = self.kind_of(sql::CATALOGUE).await?.is_none();
+        if let Some(reason) = self.texts(ELSEWHERE, sql::CATALOGUE).await?.into_iter().next() {
+            return match self.check().await {
+                Err(Error::Schema { .. }) => Err(Error::Schema { table: sql::CATALOGUE.to_owned(), reason }),
+                nothing_is_missing => nothing_is_missing,
+            };
+        }
         let first = [sql::create_catalogue(Dialect::Postgres), sql::create_marks(Dialect::Postgres)];
         for text in first.into_iter().chain(sql::create_locks(Dialect::Postgres)) {
             self.run_ddl(&text).await?;
@@ -187,6 +193,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
                         .to_owned(),
             });
         }
+        self.refuse_faults(sql::CATALOGUE).await?;
         let known = self.catalogue().await?;
         for placed in self.layout.counters() {
             let def = placed.def();
@@ -245,8 +252,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         if columns != wanted {
             return schema(format!("its columns are ({}), not ({})", columns.join(", "), wanted.join(", ")));
         }
+        self.refuse_faults(table).await
+    }
+
+    async fn refuse_faults(&self, table: &str) -> Result<()> {
         match self.texts(FAULTS, table).await?.into_iter().next() {
-            Some(fault) => schema(fault),
+            Some(reason) => Err(Error::Schema { table: table.to_owned(), reason }),
             None => Ok(()),
         }
     }
@@ -326,4 +337,16 @@ const FAULTS: &str = "SELECT 'its trigger ' || t.tgname || ' could skip or chang
     UNION ALL SELECT 'its rule ' || r.rulename || ' could skip or change what is written; it must have none'
     FROM pg_rewrite AS r WHERE r.ev_class = to_regclass($1)
     UNION ALL SELECT 'it has row security, which could hide totals'
-    FROM pg_class AS c WHERE c.oid = to_regclass($1) AND c.relrowsecurity";
+    FROM pg_class AS c WHERE c.oid = to_regclass($1) AND c.relrowsecurity
+    UNION ALL SELECT CASE c.relpersistence WHEN 't' THEN 'it is temporary, so that other sessions do not see its totals'
+                     ELSE 'it is unlogged, so that its totals would be gone after a crash, and their rows not' END
+    FROM pg_class AS c WHERE c.oid = to_regclass($1) AND c.relpersistence <> 'p'
+    UNION ALL SELECT 'it has children, whose rows would be read as its totals'
+    FROM pg_class AS c WHERE c.oid = to_regclass($1) AND c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid)
+    UNION ALL SELECT 'it is in schema ' || c.relnamespace::regnamespace || ', and keepcount_counters in ' || k.relnamespace::regnamespace
+    FROM pg_class AS c, pg_class AS k WHERE c.oid = to_regclass($1) AND k.oid = to_regclass('keepcount_counters') AND c.relnamespace <> k.relnamespace";
+
+/// That the catalogue `$1` is in another schema than the first of the search path, where tables would be made.
+const ELSEWHERE: &str = "SELECT 'it is in schema ' || n.nspname || ', and what is missing would be made in ' || current_schema()
+    || ', the first of search_path; put ' || n.nspname || ' there for this call'
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1) AND n.nspname <> current_schema()";
