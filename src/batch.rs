@@ -1,10 +1,13 @@
 //! What one transaction adds to which totals: coalesced deltas, pure and infallible.
 
+use std::ops::Deref;
+use std::ptr;
+
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
 use crate::counter::{Counter, Def};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 
 /// The deltas of one transaction, one per counter and key.
@@ -27,18 +30,54 @@ use crate::key::{AsKey, Key, KeyBuf};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    counters: Vec<Def>,
+    counters: Vec<Named>,
     /// `key.hash64()` of each entry, made once: for this batch's index, and for a memory store's stripes and buckets, which pass over
     /// them all before they look at an entry.
     hashes: Vec<u64>,
     entries: Vec<Entry>,
     /// Positions in `entries`; empty while a linear search is faster.
     index: HashTable<u32>,
-    /// The sum of all amounts without their signs, up to 2^64: no delta is larger.
+    /// The sum of all amounts without their signs, up to 2^64: no delta is larger. The most, where the batch is to be refused: stores look at that
+    /// on the careful ways only, which batches so large take.
     bulk: u64,
+    /// The position in `counters` of one to which a record adds that does not list it.
+    undeclared: Option<u32>,
     /// Whether what it holds was applied, so that it counts as empty. It is forgotten when something is added: until then
     /// [`Applied::deltas`](crate::Applied::deltas) reads it.
     spent: bool,
+}
+
+/// A counter of a batch, and the record that adds to it; none where all of it was added by hand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named {
+    def: Def,
+    by: Option<&'static Driver>,
+}
+
+impl Deref for Named {
+    type Target = Def;
+
+    fn deref(&self) -> &Def {
+        &self.def
+    }
+}
+
+impl Named {
+    /// The error that a layout does not have this counter, with the record that adds to it.
+    pub(crate) fn blame(&self, mut error: Error) -> Error {
+        if let (Error::UnknownCounter { record, .. } | Error::Conflict { record, .. }, Some(by)) = (&mut error, self.by)
+        {
+            *record = Some((by.name)());
+        }
+        error
+    }
+}
+
+/// What a record type says of itself: one of each type.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) counters: &'static [Def],
+    pub(crate) name: fn() -> &'static str,
 }
 
 /// The sum for one counter and key.
@@ -64,6 +103,7 @@ impl Batch {
             entries: Vec::new(),
             index: HashTable::new(),
             bulk: 0,
+            undeclared: None,
             spent: false,
         }
     }
@@ -93,10 +133,17 @@ impl Batch {
         }
         if !other.spent {
             for (entry, hash) in other.entries.iter_mut().zip(&other.hashes) {
-                if let Some(counter) = other.counters.get(entry.counter as usize) {
-                    let counter = self.counter_index(*counter);
+                if let Some(from) = other.counters.get(entry.counter as usize) {
+                    let counter = self.counter_index(from.def);
                     self.add_hashed(counter, &mut entry.key, *hash, entry.delta);
+                    if let (Some(to), Some(by)) = (self.counters.get_mut(counter as usize), from.by) {
+                        to.by.get_or_insert(by);
+                    }
                 }
+            }
+            if let Some(Named { def, by: Some(by) }) = other.undeclared.and_then(|at| other.counters.get(at as usize)) {
+                let counter = self.counter_index(*def);
+                self.refuse(counter, by);
             }
         }
         other.clear();
@@ -109,6 +156,7 @@ impl Batch {
         self.entries.clear();
         self.index.clear();
         self.bulk = 0;
+        self.undeclared = None;
         self.spent = false;
     }
 
@@ -155,7 +203,7 @@ impl Batch {
 
     fn deltas_of<'b>(&'b self, entries: &'b [Entry]) -> impl Iterator<Item = (Def, &'b KeyBuf, i128)> {
         entries.iter().filter(|entry| entry.delta != 0).filter_map(|entry| {
-            self.counters.get(entry.counter as usize).map(|counter| (*counter, &entry.key, entry.delta))
+            self.counters.get(entry.counter as usize).map(|counter| (counter.def, &entry.key, entry.delta))
         })
     }
 
@@ -175,7 +223,7 @@ impl Batch {
     pub(crate) fn overflow(&self, entry: &Entry, what: &'static str) -> Error {
         let counter = self.counters.get(entry.counter as usize);
         counter.map_or_else(
-            || Error::UnknownCounter { counter: String::new() },
+            || Error::UnknownCounter { counter: String::new(), record: None },
             |counter| Error::overflow(counter, &entry.key, what),
         )
     }
@@ -185,8 +233,24 @@ impl Batch {
         self.bulk
     }
 
-    pub(crate) fn counters(&self) -> &[Def] {
+    pub(crate) fn counters(&self) -> &[Named] {
         if self.spent { &[] } else { &self.counters }
+    }
+
+    /// The counters that it was added to.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn defs(&self) -> Vec<Def> {
+        self.counters().iter().map(|counter| counter.def).collect()
+    }
+
+    /// Refuses a batch that holds what a record added to a counter which it does not list.
+    pub(crate) fn check_declared(&self) -> Result<()> {
+        match self.undeclared.and_then(|at| self.counters.get(at as usize)) {
+            Some(Named { def, by: Some(by) }) if !self.spent => {
+                Err(Error::Undeclared { counter: def.name(), record: (by.name)() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The hashes of [`entries`](Self::entries).
@@ -205,16 +269,59 @@ impl Batch {
         self.add_raw(counter.def(), &mut raw, delta);
     }
 
+    /// As [`add_key`](Self::add_key), for a record's `tally`.
+    #[inline]
+    pub(crate) fn add_driven<K: Key>(
+        &mut self,
+        counter: Counter<K>,
+        key: impl AsKey<K>,
+        delta: i128,
+        by: &'static Driver,
+    ) {
+        let mut raw = KeyBuf::new();
+        key.encode(&mut raw);
+        let counter = self.add_raw(counter.def(), &mut raw, delta);
+        // One record type has one driver, most often at one address; another one is looked at anew.
+        if self.counters.get(counter as usize).is_none_or(|known| !known.by.is_some_and(|known| ptr::eq(known, by))) {
+            self.drive(counter, by);
+        }
+    }
+
+    /// Notes the record that adds to a counter; the first one that does not list it refuses the batch.
+    #[inline(never)]
+    fn drive(&mut self, counter: u32, by: &'static Driver) {
+        let Some(known) = self.counters.get_mut(counter as usize) else { return };
+        if by.counters.iter().any(|listed| listed.same(&known.def)) {
+            if self.undeclared != Some(counter) {
+                known.by = Some(by);
+            }
+        } else {
+            self.refuse(counter, by);
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self, counter: u32, by: &'static Driver) {
+        if self.undeclared.is_none() {
+            self.undeclared = Some(counter);
+            if let Some(known) = self.counters.get_mut(counter as usize) {
+                known.by = Some(by);
+            }
+        }
+        self.bulk = u64::MAX;
+    }
+
     /// Adds to one delta, and takes the key if it is new. It is borrowed so that it is hashed and compared where it was written: bytes that
     /// were just moved are slow to read back.
     #[inline]
-    pub(crate) fn add_raw(&mut self, counter: Def, key: &mut KeyBuf, delta: i128) {
+    pub(crate) fn add_raw(&mut self, counter: Def, key: &mut KeyBuf, delta: i128) -> u32 {
         if self.spent {
             self.clear();
         }
         let hash = key.hash64();
         let counter = self.counter_index(counter);
         self.add_hashed(counter, key, hash, delta);
+        counter
     }
 
     /// The position of a counter in this batch. A record tallies its counters in one order again and again, so the one
@@ -233,7 +340,7 @@ impl Batch {
     fn counter_search(&mut self, counter: Def) -> u32 {
         let found = self.counters.iter().position(|known| known.same(&counter));
         narrow(found.unwrap_or_else(|| {
-            self.counters.push(counter);
+            self.counters.push(Named { def: counter, by: None });
             self.counters.len() - 1
         }))
     }

@@ -133,6 +133,7 @@ enum Expect {
     Rollup(Def),
     Overflow(Def, KeyBuf, &'static str),
     UnknownCounter(Def),
+    Undeclared(Def),
     Conflict(Def),
 }
 
@@ -223,8 +224,9 @@ impl Expect {
                 *counter == def.name() && *key == def.show(raw) && what == sum
             }
             (Self::SumOverflow(def), Error::Overflow { counter, what, .. }) => *counter == def.name() && *what == "sum",
-            (Self::UnknownCounter(def), Error::UnknownCounter { counter }) => counter == def.name(),
+            (Self::UnknownCounter(def), Error::UnknownCounter { counter, .. }) => counter == def.name(),
             (Self::Rollup(def), Error::Rollup { counter, .. })
+            | (Self::Undeclared(def), Error::Undeclared { counter, .. })
             | (Self::Conflict(def), Error::Conflict { counter, .. }) => *counter == def.name(),
             _ => false,
         };
@@ -449,6 +451,7 @@ macro_rules! conformance_tests {
             a_delta_beyond_64_bits_applies_nothing
             the_least_delta_is_undone
             an_unknown_counter_is_refused
+            a_counter_that_its_record_does_not_list_is_refused
             another_version_is_refused
             another_key_is_refused
             merged_batches_are_one

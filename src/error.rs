@@ -31,7 +31,7 @@ pub enum Next {
 /// fn again(error: &Error) -> bool {
 ///     error.next() == Next::Retry
 /// }
-/// # assert!(!again(&Error::UnknownCounter { counter: "x".into() }));
+/// # assert!(!again(&Error::UnknownCounter { counter: "x".into(), record: None }));
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,13 +57,23 @@ pub enum Error {
         cause: KeyError,
     },
     /// A counter that the layout does not have.
-    #[error("counter {counter} is not in the layout")]
+    #[error("counter {counter}{} is not in the layout", added_by(*record))]
     UnknownCounter {
         /// The counter's name.
         counter: String,
+        /// The type of the record whose `tally` added to it, where one did.
+        record: Option<&'static str>,
+    },
+    /// A counter to which a record's `tally` added although the record does not list it: another record drives it, or none.
+    #[error("counter {counter}: the tally of {record} adds to it, which does not list it in its COUNTERS")]
+    Undeclared {
+        /// The counter's name.
+        counter: &'static str,
+        /// The record's type.
+        record: &'static str,
     },
     /// A counter that the layout has with another key or version.
-    #[error("counter {counter} is {found} here, but {wanted} in the layout")]
+    #[error("counter {counter}{} is {found} here, but {wanted} in the layout", added_by(*record))]
     Conflict {
         /// The counter's name.
         counter: &'static str,
@@ -71,6 +81,8 @@ pub enum Error {
         found: String,
         /// How the layout declares it.
         wanted: String,
+        /// The type of the record whose `tally` added to it, where one did.
+        record: Option<&'static str>,
     },
     /// A rollup that somebody adds to, or that the call cannot keep.
     #[error("counter {counter}: {reason}")]
@@ -263,6 +275,10 @@ impl Error {
     pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Self {
         Self::Setting { setting, reason: reason.into() }
     }
+}
+
+fn added_by(record: Option<&str>) -> String {
+    record.map(|record| format!(", to which the tally of {record} adds,")).unwrap_or_default()
 }
 
 fn at_key(key: Option<&str>) -> String {

@@ -1,5 +1,6 @@
 //! The registry: which counters an application has, and where their totals live.
 
+use crate::batch::{Batch, Named};
 use crate::board::BoardDef;
 use crate::counter::{Def, FNV_OFFSET, Placed, Rollup, fnv1a};
 use crate::error::{Error, Result};
@@ -196,8 +197,7 @@ impl Layout {
 
     /// These counters and all rollups above them; each once.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
-    pub(crate) fn with_fed(&self, counters: &[Def]) -> Vec<Def> {
-        let mut all = counters.to_vec();
+    pub(crate) fn with_fed(&self, mut all: Vec<Def>) -> Vec<Def> {
         // A rollup stands behind what it sums.
         for placed in self.placed {
             let fed = placed.rollup().is_some_and(|rollup| {
@@ -245,7 +245,7 @@ impl Layout {
         let all = || self.placed.iter().map(Placed::def);
         let exact = all().find(|def| def.full_name() == name);
         let found = exact.or_else(|| all().filter(|def| def.name() == name).max_by_key(Def::version));
-        found.ok_or_else(|| Error::UnknownCounter { counter: name.to_owned() })
+        found.ok_or_else(|| Error::UnknownCounter { counter: name.to_owned(), record: None })
     }
 
     /// The position of a counter in [`counters`](Self::counters).
@@ -260,14 +260,58 @@ impl Layout {
         found.ok_or_else(|| self.absent(def))
     }
 
+    /// As [`position`](Self::position), of a counter of a batch.
+    #[inline]
+    pub(crate) fn position_in(&self, counter: &Named) -> Result<usize> {
+        self.position(counter).map_err(|error| counter.blame(error))
+    }
+
+    /// What every store refuses before it looks at a total: for a store of your own, which need not if it lets [`Climb::run`](crate::Climb::run)
+    /// find what it writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Undeclared`] where a record's `tally` added to a counter that the record does not list, what [`position`](Self::position) says
+    /// of a counter that the layout does not have, and [`Error::Rollup`] for one that is a rollup: nothing is added to it by hand.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, Error, Layout};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 1);
+    /// LAYOUT.check_batch(&batch)?;
+    /// batch.add(SHOW_VOTES.version(2), 7, 1);
+    /// assert!(matches!(LAYOUT.check_batch(&batch), Err(Error::Conflict { counter: "show.votes", .. })));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn check_batch(&self, batch: &Batch) -> Result<()> {
+        batch.check_declared()?;
+        for counter in batch.counters() {
+            let placed = self.placed(counter).map_err(|error| counter.blame(error))?;
+            if let Some(rollup) = placed.rollup() {
+                let (counter, finer) = (counter.name(), rollup.finer().full_name());
+                return Err(Error::Rollup {
+                    counter,
+                    reason: format!("nothing is added to it: it is the sum of {finer}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     #[cold]
     fn absent(&self, def: &Def) -> Error {
         let same_name = self.placed.iter().map(Placed::def).filter(|known| known.id() == def.id());
         let wanted: Vec<String> = same_name.map(|known| format!("{known:?}")).collect();
         if wanted.is_empty() {
-            return Error::UnknownCounter { counter: def.full_name().into_owned() };
+            return Error::UnknownCounter { counter: def.full_name().into_owned(), record: None };
         }
-        Error::Conflict { counter: def.name(), found: format!("{def:?}"), wanted: wanted.join(" and ") }
+        Error::Conflict { counter: def.name(), found: format!("{def:?}"), wanted: wanted.join(" and "), record: None }
     }
 
     /// A hash of every counter's name, key, version and place, in the order of names: tokens carry it.
@@ -456,7 +500,7 @@ mod tests {
             SHOW_ARTIST.table(),
             ARTIST_VOTES.table(),
         ]);
-        let fed = |of: &[Def]| LAYOUT.with_fed(of).iter().map(Def::name).collect::<Vec<_>>();
+        let fed = |of: &[Def]| LAYOUT.with_fed(of.to_vec()).iter().map(Def::name).collect::<Vec<_>>();
         assert_eq!(fed(&[OTHER.def()]), ["other"]);
         for leg in [SETLIST_VOTES.def(), SETLIST_SHOW.def()] {
             assert_eq!(fed(&[leg]), [leg.name(), "show.votes", "artist.votes"]);

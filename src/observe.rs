@@ -204,6 +204,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::Overflow { .. } => "overflow",
         Error::Key { .. } => "key",
         Error::UnknownCounter { .. } => "unknown counter",
+        Error::Undeclared { .. } => "undeclared counter",
         Error::Conflict { .. } => "conflict",
         Error::Rollup { .. } => "rollup",
         Error::Pruned { .. } => "pruned",

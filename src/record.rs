@@ -1,13 +1,17 @@
 //! What a row adds to which totals, said once; and the hooks that use it.
 
-use crate::batch::Batch;
+use std::any::type_name;
+use std::marker::PhantomData;
+
+use crate::batch::{Batch, Driver};
 use crate::counter::{Counter, Def};
 use crate::key::{AsKey, Key};
 
 /// A row that counts: `tally` says what it adds, and hooks and recount share it.
 ///
 /// A condition is an `if`, a sum is an amount, two parents are two lines. `tally` is pure: it depends on the row alone,
-/// not on a clock, a setting or another row. A counter is driven by one record type.
+/// not on a clock, a setting or another row. A counter is driven by one record type, which lists it: a batch in which a `tally` added to a
+/// counter that its record does not list is refused by every store ([`Error::Undeclared`](crate::Error::Undeclared)).
 ///
 /// # Examples
 ///
@@ -85,13 +89,21 @@ impl<R: Record> Record for Vec<R> {
 pub struct Tally<'a> {
     batch: &'a mut Batch,
     sign: i128,
+    by: &'static Driver,
+}
+
+/// The one driver of a record type.
+struct DriverOf<R: ?Sized>(PhantomData<R>);
+
+impl<R: Record + ?Sized> DriverOf<R> {
+    const DRIVER: &'static Driver = &Driver { counters: R::COUNTERS, name: type_name::<R> };
 }
 
 impl Tally<'_> {
     /// Adds `amount` to the total of `key`.
     #[inline]
     pub fn add<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, amount: i64) {
-        self.batch.add_key(counter, key, self.sign * i128::from(amount));
+        self.batch.add_driven(counter, key, self.sign * i128::from(amount), self.by);
     }
 }
 
@@ -100,14 +112,14 @@ impl Batch {
     /// A row was inserted.
     #[inline]
     pub fn insert<R: Record + ?Sized>(&mut self, row: &R) {
-        row.tally(&mut Tally { batch: self, sign: 1 });
+        row.tally(&mut Tally { batch: self, sign: 1, by: DriverOf::<R>::DRIVER });
     }
 
     /// A row was deleted. `row` is what the delete itself removed (`DELETE .. RETURNING`), never an earlier read: of two
     /// connections that delete one row, one removes nothing and counts nothing.
     #[inline]
     pub fn delete<R: Record + ?Sized>(&mut self, row: &R) {
-        row.tally(&mut Tally { batch: self, sign: -1 });
+        row.tally(&mut Tally { batch: self, sign: -1, by: DriverOf::<R>::DRIVER });
     }
 
     /// A row changed. `old` was read under the lock that the update holds (`SELECT .. FOR UPDATE`, or after `BEGIN IMMEDIATE`).

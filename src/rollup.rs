@@ -134,10 +134,9 @@ impl<'l> Climb<'l> {
     ///
     /// # Errors
     ///
-    /// [`Error::Rollup`] when the batch adds to a rollup itself, and what [`Layout::position`] says of a counter that the layout does not
-    /// have.
+    /// As [`Layout::check_batch`].
     pub fn new(layout: &'l Layout, batch: &Batch) -> Result<Self> {
-        refuse_rollups(layout, batch)?;
+        layout.check_batch(batch)?;
         Ok(Self::of(layout, batch.clone()))
     }
 
@@ -211,7 +210,7 @@ impl<'l> Climb<'l> {
         batch: &Batch,
         mut read: impl FnMut(&Question) -> Result<Vec<(KeyBuf, i64)>>,
     ) -> Result<Batch> {
-        refuse_rollups(layout, batch)?;
+        layout.check_batch(batch)?;
         climb(layout, batch.clone(), |question, each| {
             read(question)?.iter().try_for_each(|(key, total)| each(key, *total))
         })
@@ -306,10 +305,12 @@ fn climb_to(batch: &mut Batch, rollup: Def, parent: &KeyBuf, tail: &KeyBuf, delt
     let mut key = parent.clone();
     key.push(tail.as_bytes());
     match delta.filter(|delta| delta.unsigned_abs() <= CLIMB_MOST) {
-        Some(delta) => batch.add_raw(rollup, &mut key, delta),
-        None => return Err(Error::overflow(&rollup, &key, "delta")),
+        Some(delta) => {
+            batch.add_raw(rollup, &mut key, delta);
+            Ok(())
+        }
+        None => Err(Error::overflow(&rollup, &key, "delta")),
     }
-    Ok(())
 }
 
 /// The most that climbs from one child to one key at once: a batch's 2^32 entries of it stay within 128 bits, and so are refused, if they must
@@ -325,25 +326,11 @@ pub(crate) fn split(counter: &Def, key: &KeyBuf, child_parts: usize) -> Result<(
     Ok((KeyBuf::from_bytes(child), KeyBuf::from_bytes(rest)))
 }
 
-/// Refuses a batch that adds to a rollup: its total follows from others.
-pub(crate) fn refuse_rollups(layout: &Layout, batch: &Batch) -> Result<()> {
-    if layout.is_plain() {
-        return Ok(());
-    }
-    for counter in batch.counters() {
-        if let Some(rollup) = layout.placed(counter)?.rollup() {
-            let (counter, finer) = (counter.name(), rollup.finer().full_name());
-            return Err(Error::Rollup { counter, reason: format!("nothing is added to it: it is the sum of {finer}") });
-        }
-    }
-    Ok(())
-}
-
 /// A counter of the batch that feeds a rollup, and the rollup.
 pub(crate) fn first_fed(layout: &Layout, batch: &Batch) -> Option<(Def, Def)> {
     batch.counters().iter().find_map(|counter| {
         let rollup = layout.rollups_of(counter).next()?;
-        Some((*counter, rollup.def()))
+        Some((**counter, rollup.def()))
     })
 }
 

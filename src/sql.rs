@@ -107,7 +107,7 @@ impl<'a> Statement<'a> {
 /// # Errors
 ///
 /// [`Error::Key`] for a key that SQL cannot hold, [`Error::Overflow`] for a delta beyond 64 bits, [`Error::Rollup`] where a counter of the
-/// batch is a rollup or feeds one, [`Error::Setting`] where one is prunable or moves a board, and what [`Layout::position`] says of a counter that the layout does not have.
+/// batch feeds a rollup, [`Error::Setting`] where one is prunable or moves a board, and what [`Layout::check_batch`] says.
 ///
 /// # Examples
 ///
@@ -127,15 +127,13 @@ impl<'a> Statement<'a> {
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub fn apply<'a>(dialect: Dialect, layout: &Layout, batch: &'a Batch) -> Result<Vec<Statement<'a>>> {
-    if !layout.is_plain() {
-        rollup::refuse_rollups(layout, batch)?;
-        if let Some((counter, rollup)) = rollup::first_fed(layout, batch) {
-            let reason = "a Climb reads what it needs and makes the statements";
-            return Err(Error::Rollup {
-                counter: counter.name(),
-                reason: format!("it feeds {}; {reason}", rollup.full_name()),
-            });
-        }
+    layout.check_batch(batch)?;
+    if let Some((counter, rollup)) = rollup::first_fed(layout, batch) {
+        let reason = "a Climb reads what it needs and makes the statements";
+        return Err(Error::Rollup {
+            counter: counter.name(),
+            reason: format!("it feeds {}; {reason}", rollup.full_name()),
+        });
     }
     check_text_alone(layout, batch)?;
     statements(dialect, layout, batch, false)
@@ -165,7 +163,8 @@ pub(crate) fn statements<'a>(
     batch: &'a Batch,
     far: bool,
 ) -> Result<Vec<Statement<'a>>> {
-    let positions = batch.counters().iter().map(|counter| layout.position(counter)).collect::<Result<Vec<usize>>>()?;
+    let positions =
+        batch.counters().iter().map(|counter| layout.position_in(counter)).collect::<Result<Vec<usize>>>()?;
     let mut deltas: Vec<(usize, &KeyBuf, i128)> = batch
         .entries()
         .iter()

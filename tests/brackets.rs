@@ -126,7 +126,7 @@ fn what_apply_would_refuse_is_refused_when_a_bracket_begins() {
     let store = MemoryStore::new(&LAYOUT);
     let mut batch = Batch::new();
     batch.add(Counter::<i64>::new("unknown"), 1, 1);
-    assert!(matches!(store.begin(&mut batch), Err(Error::UnknownCounter { counter }) if counter == "unknown"));
+    assert!(matches!(store.begin(&mut batch), Err(Error::UnknownCounter { counter, .. }) if counter == "unknown"));
     batch.clear();
     batch.add(VOTES.version(2), 1, 1);
     assert!(matches!(store.try_begin(&mut batch), Err(Error::Conflict { counter: "show.votes", .. })));

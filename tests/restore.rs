@@ -163,7 +163,7 @@ fn a_lost_counter_is_named_and_forgotten_on_demand() {
     refused(&FEWER, &snapshot, "counter setlist.likes.v3 is not in the layout; `Snapshot::forget` gives its totals up");
     for name in ["setlist.likes", "setlist.likes.v2", "", "votes"] {
         let error = snapshot.forget(name).unwrap_err();
-        assert!(matches!(&error, Error::UnknownCounter { counter } if counter == name), "{error}");
+        assert!(matches!(&error, Error::UnknownCounter { counter, .. } if counter == name), "{error}");
     }
     for lost in snapshot.lost(&FEWER) {
         snapshot.forget(&lost).unwrap();

@@ -1132,3 +1132,84 @@ impl Record for Nothing {
 
     fn tally(&self, _: &mut Tally<'_>) {}
 }
+
+const TAG_USES: Counter<i64> = Counter::new("tag.uses");
+const TAG_POSTS: Counter<i64> = Counter::new("tag.posts");
+const POST_TAGS: Counter<i64> = Counter::new("post.tags");
+const TAGS: Layout = Layout::new(&[TAG_USES.table(), TAG_POSTS.table()]);
+
+/// Its `tally` adds to the counter that it lists; to one that it does not, which posts drive; or to one that it lists and no store has.
+#[derive(Clone, Copy)]
+enum Use {
+    Listed,
+    OfAnother,
+    Unknown,
+}
+
+impl Record for Use {
+    const COUNTERS: &'static [Def] = &[TAG_USES.def(), POST_TAGS.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        match self {
+            Self::Listed => to.add(TAG_USES, 7, 1),
+            Self::OfAnother => to.add(TAG_POSTS, 7, 1),
+            Self::Unknown => to.add(POST_TAGS, 7, 1),
+        }
+    }
+}
+
+/// What another record drives has another truth: what is added to it by the wrong one is drift with every hook, which each repair takes away again.
+#[test]
+fn a_counter_that_a_record_does_not_list_or_no_store_has_is_refused_at_the_first_hook() {
+    let (memory, conn) = (MemoryStore::new(&TAGS), Connection::open_in_memory().unwrap());
+    let mut sqlite = SqliteStore::new(&conn, &TAGS);
+    sqlite.create().unwrap();
+    let mut inserted = Batch::new();
+    inserted.insert(&Use::OfAnother);
+    // What the batch holds of it beside, and that it comes to nothing, changes nothing.
+    let mut undone = Batch::new();
+    undone.add(TAG_POSTS, 7, 5);
+    undone.insert(&Use::Listed);
+    undone.insert(&vec![Some(Use::OfAnother), None]);
+    undone.delete(&vec![Some(Use::OfAnother), None]);
+    undone.add(TAG_POSTS, 7, -5);
+    let (mut released, mut savepoint) = (Batch::new(), inserted.clone());
+    released.insert(&Use::Listed);
+    released.merge(&mut savepoint);
+    assert!(savepoint.is_empty());
+    let mut unknown = Batch::new();
+    unknown.update(&Use::Listed, &Use::Unknown);
+    for (mut batch, counter) in
+        [(inserted, "tag.posts"), (undone, "tag.posts"), (released, "tag.posts"), (unknown, "post.tags")]
+    {
+        let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
+        for refused in [
+            memory.apply(&mut batch).map(drop),
+            memory.apply_once(&mut batch, &mark).map(drop),
+            memory.begin(&mut batch).map(drop),
+            sqlite.apply(&mut batch).map(drop),
+            sqlite.apply_once(&mut batch, &mark).map(drop),
+            keepcount::sql::apply(Dialect::Postgres, &TAGS, &batch).map(drop),
+            Climb::new(&TAGS, &batch).map(drop),
+            Climb::run(&TAGS, &batch, |_| unreachable!()).map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.next(), Next::Fix);
+            let (says, record) = (error.to_string(), "Use");
+            assert!(says.contains(counter) && says.contains(record), "{says}");
+        }
+    }
+    assert_eq!((memory.mark("imports"), sqlite.mark("imports").unwrap()), (0, 0));
+    // A batch that was refused may be used again once it is cleared.
+    let mut batch = Batch::new();
+    batch.insert(&Use::OfAnother);
+    batch.clear();
+    // What is added by hand is nobody's, and a record that lists it may add to it too.
+    batch.add(TAG_POSTS, 7, 1);
+    batch.add(TAG_USES, 7, 1);
+    batch.insert(&&Use::Listed);
+    batch.insert(&Some(Use::Listed));
+    assert_eq!(sqlite.apply(&mut batch.clone()).unwrap().totals, 2);
+    assert_eq!(memory.apply(&mut batch).unwrap().totals, 2);
+    assert_eq!((memory.total(TAG_USES, 7).unwrap(), sqlite.total(TAG_POSTS, 7).unwrap()), (3, 1));
+}

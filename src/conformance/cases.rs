@@ -14,9 +14,10 @@ use marks::{
 
 use super::{Call, Expect, Step};
 use crate::batch::Batch;
-use crate::counter::Counter;
+use crate::counter::{Counter, Def};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::range::KeyRange;
+use crate::record::{Record, Tally};
 
 pub(super) const NUMBER: Counter<i64> = Counter::new("conformance.number");
 pub(super) const OTHER: Counter<i64> = Counter::new("conformance.other");
@@ -518,6 +519,35 @@ fn is_refused(script: &mut Script, counter: Counter<i64>, expect: &Expect) {
 fn an_unknown_counter_is_refused(script: &mut Script) {
     let unknown = Counter::new("conformance.unknown");
     is_refused(script, unknown, &Expect::UnknownCounter(unknown.def()));
+}
+
+/// Lists one counter, and adds to another, which is the layout's.
+struct Stray(i64);
+
+impl Record for Stray {
+    const COUNTERS: &'static [Def] = &[NUMBER.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(NUMBER, self.0, 1);
+        if self.0 > 7 {
+            to.add(OTHER, self.0, 1);
+        }
+    }
+}
+
+fn a_counter_that_its_record_does_not_list_is_refused(script: &mut Script) {
+    script.apply(1, |batch| batch.insert(&Stray(7)));
+    script.refuse(Expect::Undeclared(OTHER.def()), |batch| batch.insert(&Stray(8)));
+    script.refuse(Expect::Undeclared(OTHER.def()), |batch| {
+        batch.insert(&Stray(8));
+        batch.delete(&Stray(8));
+    });
+    script.refuse(Expect::Undeclared(OTHER.def()), |batch| {
+        (0..20).for_each(|key| batch.add(OTHER, key, 1));
+        batch.insert(&Stray(8));
+    });
+    script.holds(NUMBER, &[(7, 1)]);
+    script.holds::<i64, i64>(OTHER, &[]);
 }
 
 fn another_version_is_refused(script: &mut Script) {

@@ -157,7 +157,7 @@ async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
 ) -> Result<Truth<'s, 'a>> {
     let layout = session.layout;
     // What a mend lets climb must not be pruned meanwhile either.
-    let watched = if hold { session.read_with(&[*counter]) } else { vec![*counter] };
+    let watched = if hold { session.read_with(vec![*counter]) } else { vec![*counter] };
     let cut = session.cuts(&watched, hold).await?.into_iter().find(|(def, _)| def.same(counter));
     if let Some(rollup) = layout.placed(counter)?.rollup() {
         return Ok(Truth::Totals(Joined::of(layout, *counter, rollup)?));

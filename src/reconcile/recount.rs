@@ -18,6 +18,7 @@ use super::audit::Recount;
 pub(super) fn share<R: Record + ?Sized>(counter: &Def, row: &R, scratch: &mut Batch) -> Result<Option<(KeyBuf, i64)>> {
     scratch.clear();
     scratch.insert(row);
+    scratch.check_declared()?;
     let mut deltas = scratch.deltas().filter(|(def, ..)| def == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {

@@ -121,7 +121,7 @@ pub(crate) fn lost<'k>(layout: &Layout, known: &'k [Known], name: &str) -> Resul
         return refused(format!("{name} is in the layout, which would go on counting it; take it out first"));
     }
     let Some(lost) = known.iter().find(|known| known.row.name == name) else {
-        return Err(Error::UnknownCounter { counter: name.to_owned() });
+        return Err(Error::UnknownCounter { counter: name.to_owned(), record: None });
     };
     if let Some(of) = known.iter().find(|known| known.row.made_of().any(|part| part == name)) {
         return refused(format!("{} is made of {name}; drop that first", of.row.name));

@@ -188,7 +188,7 @@ impl MemoryStore {
         if let ([counter], [entry], [hash], ..=SMALL) =
             (batch.counters(), batch.entries(), batch.hashes(), batch.bulk())
         {
-            let position = self.layout.position(counter)?;
+            let position = self.layout.position_in(counter)?;
             let spread = self.spread(position, &entry.key, *hash);
             if let Some(totals) = self.apply_one((position, spread), entry, *hash, 0) {
                 let applied = Applied::new(totals, 0);
@@ -264,10 +264,11 @@ impl MemoryStore {
             then();
             return Ok(Applied::default());
         }
+        batch.check_declared()?;
         let positions = Positions::of(&self.layout, batch)?;
         let is = |what: fn(&Place) -> bool| positions.iter().any(|at| self.places.get(at).is_some_and(what));
         if is(|place| !place.plain) {
-            rollup::refuse_rollups(&self.layout, batch)?;
+            self.layout.check_batch(batch)?;
             return self.apply_climbing(batch, is(|place| place.link), then);
         }
         if batch.bulk() <= SMALL {
@@ -592,9 +593,9 @@ impl Positions {
     #[inline]
     fn of(layout: &Layout, batch: &Batch) -> Result<Self> {
         if let [one] = batch.counters() {
-            return layout.position(one).map(Self::One);
+            return layout.position_in(one).map(Self::One);
         }
-        batch.counters().iter().map(|counter| layout.position(counter)).collect::<Result<_>>().map(Self::Many)
+        batch.counters().iter().map(|counter| layout.position_in(counter)).collect::<Result<_>>().map(Self::Many)
     }
 
     #[inline]

@@ -26,7 +26,6 @@ use crate::mark::Mark;
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
-use crate::rollup;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// Totals in tables beside the application's rows; borrows its client or transaction, so it is made where it is used.
@@ -122,10 +121,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
 
     /// Applies a batch and leaves it as it is: its caller's transaction may not be committed yet.
     async fn apply_kept(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
-        rollup::refuse_rollups(self.layout, batch)?;
-        for counter in batch.counters() {
-            self.layout.position(counter)?;
-        }
+        self.layout.check_batch(batch)?;
         if batch.is_empty() && mark.is_none() {
             return Ok(Applied::default());
         }
@@ -236,7 +232,7 @@ impl PostgresStore<'_, Client> {
         rows: &[(&str, &[&(dyn ToSql + Sync)])],
         batch: &mut Batch,
     ) -> Result<(Vec<u64>, Applied)> {
-        rollup::refuse_rollups(self.layout, batch)?;
+        self.layout.check_batch(batch)?;
         let (layout, prepared) = (self.layout, self.prepared);
         let Conn::Own(client) = &mut self.conn else {
             return Err(Error::setting("write", "it begins a transaction, and the store is within one"));

@@ -78,10 +78,7 @@ impl<'c> SqliteStore<'c> {
     }
 
     fn apply_with(&self, batch: &mut Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
-        rollup::refuse_rollups(self.layout, batch)?;
-        for counter in batch.counters() {
-            self.layout.position(counter)?;
-        }
+        self.layout.check_batch(batch)?;
         if batch.is_empty() && mark.is_none() {
             batch.spend();
             return Ok(Applied::default());

@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::mark::Mark;
 use crate::observe;
-use crate::rollup;
 use crate::store::Applied;
 use crate::sync::Ordering;
 
@@ -96,8 +95,10 @@ impl MemoryStore {
 
     #[inline]
     fn over(&self, batch: &Batch) -> Result<Over> {
-        if let ([counter], [entry], [hash]) = (batch.counters(), batch.entries(), batch.hashes()) {
-            let position = self.layout.position(counter)?;
+        if let ([counter], [entry], [hash], ..=SMALL) =
+            (batch.counters(), batch.entries(), batch.hashes(), batch.bulk())
+        {
+            let position = self.layout.position_in(counter)?;
             if self.places.get(position).is_some_and(|place| !place.rollup) {
                 return Ok(Over::One { position, hash: self.spread(position, &entry.key, *hash) });
             }
@@ -107,7 +108,7 @@ impl MemoryStore {
 
     #[inline(never)]
     fn over_many(&self, batch: &Batch) -> Result<Over> {
-        rollup::refuse_rollups(&self.layout, batch)?;
+        self.layout.check_batch(batch)?;
         let positions = Positions::of(&self.layout, batch)?;
         let mut stripes: Vec<usize> =
             self.spread_all(&positions, batch).iter().map(|hash| self.stripe_of(*hash)).collect();

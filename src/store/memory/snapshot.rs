@@ -254,7 +254,7 @@ impl Snapshot {
         let before = self.counters.len();
         self.counters.retain(|known| known.name != counter);
         if self.counters.len() == before {
-            return Err(Error::UnknownCounter { counter: counter.to_owned() });
+            return Err(Error::UnknownCounter { counter: counter.to_owned(), record: None });
         }
         Ok(())
     }

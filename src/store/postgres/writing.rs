@@ -228,7 +228,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     /// These counters, all that they feed, and what else the boards that they move are made of.
-    pub(crate) fn read_with(&self, counters: &[Def]) -> Vec<Def> {
+    pub(crate) fn read_with(&self, counters: Vec<Def>) -> Vec<Def> {
         let mut all = self.layout.with_fed(counters);
         let is_moved = |board: &&BoardDef| board.counters().iter().any(|of| all.iter().any(|def| def.same(of)));
         let moved: Vec<Def> =
@@ -240,7 +240,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// The batch without what is below a cut; reads nothing where neither a counter of it is prunable nor one that it feeds: a link that moves takes
     /// totals along, which must not be pruned meanwhile.
     async fn above_cuts(&self, batch: &Batch) -> Result<Batch> {
-        let cuts = self.cuts(&self.read_with(batch.counters()), true).await?;
+        let cuts = self.cuts(&self.read_with(batch.defs()), true).await?;
         if cuts.is_empty() {
             return Ok(batch.clone());
         }
