@@ -8,6 +8,7 @@
 mod random;
 
 mod postgres_app;
+mod postgres_attacks;
 mod postgres_common;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -35,7 +36,10 @@ struct Ends {
     skipped: AtomicU64,
     unknown: AtomicU64,
     retried: AtomicU64,
+    full: AtomicU64,
     done: AtomicBool,
+    /// Then an apply that the server has no room for is tried again later.
+    disk_may_fill: bool,
 }
 
 /// The change that one event of a stream is: the same whenever it is delivered.
@@ -87,6 +91,13 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                 Ok(done) => assert!(!done.skipped),
                 Err(Error::Busy { .. }) => {
                     ends.retried.fetch_add(1, Ordering::Relaxed);
+                    continue 'connect;
+                }
+                Err(Error::Database { cause, .. })
+                    if ends.disk_may_fill && cause.to_string().contains("No space left") =>
+                {
+                    ends.full.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                     continue 'connect;
                 }
                 Err(error) => panic!("{error:?}"),

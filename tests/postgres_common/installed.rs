@@ -1,6 +1,7 @@
 //! Where PostgreSQL is installed, and who runs it.
 
 use std::io::{Write, stderr};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
@@ -69,8 +70,17 @@ fn id(words: &[&str]) -> Option<u32> {
     String::from_utf8(told.stdout).ok()?.trim().parse().ok()
 }
 
+/// A new folder, of whoever runs servers; it stays.
+pub fn folder(prefix: &str) -> PathBuf {
+    let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(temporary()).unwrap().keep();
+    if let Some(user) = User::instead_of_root() {
+        chown(&folder, Some(user.uid), Some(user.gid)).unwrap();
+    }
+    folder
+}
+
 /// A folder for temporary files that every user may pass through.
-pub fn temporary() -> PathBuf {
+fn temporary() -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
 
     let open = |folder: &Path| fs::metadata(folder).is_ok_and(|about| about.permissions().mode() & 1 == 1);

@@ -4,7 +4,7 @@
 //! and say so, where PostgreSQL is not installed; with `KEEPCOUNT_REQUIRE_SERVERS=1` they panic.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
-mod installed;
+pub mod installed;
 mod replica;
 mod server;
 

@@ -3,7 +3,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -28,7 +27,10 @@ const KEEPER: &str = r#"
 while read -r word; do
     case $word in
     init) echo "$PASSWORD" >password && "$BIN/initdb" --pgdata=data --encoding=UTF8 --locale=C --username="$ROLE" \
-        --auth-local=trust --auth-host=scram-sha-256 --pwfile=password --no-sync ;;
+        --auth-local=trust --auth-host=scram-sha-256 --pwfile=password --no-sync \
+        ${SMALL:+--waldir="$FOLDER/wal/log" --wal-segsize=1} ;;
+    fill-*) dd if=/dev/zero of="${word#fill-}/filler" bs=4096; test -s "${word#fill-}/filler" ;;
+    room) rm -f tables/filler wal/filler ;;
     copy) "$BIN/pg_basebackup" --pgdata=data --dbname="$PRIMARY" --write-recovery-conf --checkpoint=fast --no-sync ;;
     start) "$BIN/pg_ctl" start --pgdata=data --log=log --timeout=60 ;;
     *) "$BIN/pg_ctl" stop --pgdata=data --mode="$word" --timeout=60 ;;
@@ -36,6 +38,15 @@ while read -r word; do
 done
 "$BIN/pg_ctl" stop --pgdata=data --mode=immediate </dev/null >>log 2>&1
 cd / && rm -rf "$FOLDER"
+"#;
+
+/// The keeper of a server whose tables and log lie on small disks. They are mounted where nobody else sees them, and go with it, however it ends.
+const ON_SMALL_DISKS: &str = r#"
+mkdir tables wal && mount -t tmpfs -o "size=24m,mode=700,uid=$OWNER,gid=$GROUP" tmpfs tables &&
+    mount -t tmpfs -o "size=40m,mode=700,uid=$OWNER,gid=$GROUP" tmpfs wal &&
+    mkdir tables/space && chown "$OWNER:$GROUP" tables/space &&
+    SMALL=yes setpriv --reuid="$OWNER" --regid="$GROUP" --clear-groups sh -c "$KEEPER"
+cd / && umount "$FOLDER/tables" "$FOLDER/wal" && rm -rf "$FOLDER"
 "#;
 
 /// A running server, with a folder, a socket and a port of its own. Dropped, or when the process ends in any way, it ends, and its folder goes.
@@ -56,12 +67,53 @@ impl Server {
     /// A server with these settings, as in `postgresql.conf`.
     pub fn with(settings: &[(&str, &str)]) -> Option<Self> {
         let password = password();
-        let mut server = Self::keep(&installed::found()?, password, "");
-        server.tell("init");
-        server.set(&[("listen_addresses", "127.0.0.1"), ("shared_buffers", "32MB"), ("fsync", "off")]);
-        server.set(settings);
-        server.start_somewhere();
-        Some(server)
+        let server = Self::keep(&installed::found()?, password, "");
+        Some(server.begin(settings))
+    }
+
+    /// A durable server with a small disk for its log and another for a tablespace. Only root can mount them: none, which says so, for anybody else.
+    pub fn on_small_disks() -> Option<Self> {
+        let (bin, Some(user)) = (installed::found()?, User::instead_of_root()) else {
+            eprintln!("skipped: only root can mount small disks");
+            return None;
+        };
+        let mut keeper = Command::new("unshare");
+        keeper.args(["--mount", "--propagation", "private", "sh", "-c", ON_SMALL_DISKS]);
+        let ids = [("OWNER", user.uid.to_string()), ("GROUP", user.gid.to_string()), ("KEEPER", KEEPER.to_owned())];
+        let server = Self::keep_by(keeper, ids.into(), &bin, password(), "");
+        Some(server.begin(&[("fsync", "on"), ("max_wal_size", "8MB"), ("min_wal_size", "2MB")]))
+    }
+
+    fn begin(mut self, settings: &[(&str, &str)]) -> Self {
+        self.tell("init");
+        self.set(&[("listen_addresses", "127.0.0.1"), ("shared_buffers", "32MB"), ("fsync", "off")]);
+        self.set(settings);
+        self.start_somewhere();
+        self
+    }
+
+    /// Where a tablespace may be made on the small disk for tables.
+    pub fn small_disk(&self) -> PathBuf {
+        self.folder.join("tables/space")
+    }
+
+    /// Leaves no room on one of the small disks: `tables`, or `wal`.
+    #[track_caller]
+    pub fn fill(&mut self, disk: &str) {
+        self.tell(&format!("fill-{disk}"));
+    }
+
+    /// Makes room again on the small disks.
+    #[track_caller]
+    pub fn make_room(&mut self) {
+        self.tell("room");
+    }
+
+    /// Starts it again, where it ended itself or is about to.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.try_to_tell("immediate");
+        self.tell("start");
     }
 
     /// A hot standby that streams from this server.
@@ -76,20 +128,24 @@ impl Server {
 
     /// The shell that keeps a server, in a folder of its own; nothing is in it yet.
     fn keep(bin: &Path, password: String, primary: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("keepcount-pg-").tempdir_in(installed::temporary()).unwrap();
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER]).current_dir(folder.path()).env_clear();
-        keeper.envs(env::var_os("PATH").map(|path| ("PATH", path))).env("LC_ALL", "C").env("ROLE", USER);
-        keeper.env("BIN", bin).env("FOLDER", folder.path()).env("PASSWORD", &password).env("PRIMARY", primary);
+        keeper.args(["-c", KEEPER]);
         if let Some(user) = User::instead_of_root() {
-            chown(folder.path(), Some(user.uid), Some(user.gid)).unwrap();
             keeper.uid(user.uid).gid(user.gid);
         }
+        Self::keep_by(keeper, Vec::new(), bin, password, primary)
+    }
+
+    fn keep_by(mut keeper: Command, more: Vec<(&str, String)>, bin: &Path, password: String, primary: &str) -> Self {
+        let folder = installed::folder("keepcount-pg-");
+        keeper.current_dir(&folder).env_clear().envs(more);
+        keeper.envs(env::var_os("PATH").map(|path| ("PATH", path))).env("LC_ALL", "C").env("ROLE", USER);
+        keeper.env("BIN", bin).env("FOLDER", &folder).env("PASSWORD", &password).env("PRIMARY", primary);
         // A Ctrl-C is for the tests; what it keeps open of theirs is this pipe alone.
         keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().unwrap();
         let answers = BufReader::new(keeper.stdout.take().expect("it is piped"));
-        Self { keeper, answers, folder: folder.keep(), port: 0, password }
+        Self { keeper, answers, folder, port: 0, password }
     }
 
     /// A port that was free a moment ago may be taken by now.
