@@ -312,8 +312,20 @@ pub struct Ranked<K, S> {
     pub score: S,
 }
 
-/// The statements that make a board's table, its index, and its line in the catalogue.
+/// The statements that make a board's table and its index, and write its line into the catalogue.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn ddl(dialect: Dialect, board: &BoardDef, ready: bool) -> [String; 3] {
+    let [table, index] = create(dialect, board);
+    [table, index, sql::enlist_all(&[listed(board, ready)])]
+}
+
+/// The catalogue's values for a board.
+pub(crate) fn listed(board: &BoardDef, ready: bool) -> String {
+    sql::listed_as(board.name(), &board.id, &place(board), ready)
+}
+
+/// The statements that make a board's table and its index.
+pub(crate) fn create(dialect: Dialect, board: &BoardDef) -> [String; 2] {
     let table = board.table_name();
     let columns = sql::columns(dialect, board.parts());
     let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
@@ -322,17 +334,15 @@ pub(crate) fn ddl(dialect: Dialect, board: &BoardDef, ready: bool) -> [String; 3
     [
         format!(r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})){ends}"#),
         format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
-        sql::enlist_as(board.name(), &board.id, &place(board), ready),
     ]
 }
 
-/// Writes a board's version, and what it is made of, anew into the catalogue, and that it is ready.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-fn enlist_anew(board: &BoardDef) -> String {
-    let (name, version, place) = (board.name(), board.id.version(), place(board));
+/// Writes a board's version, and what it is made of, anew into the catalogue, and whether it is ready.
+pub(crate) fn enlist_anew(board: &BoardDef, ready: bool) -> String {
+    let (name, version, place, ready) = (board.name(), board.id.version(), place(board), i64::from(ready));
     let table = sql::CATALOGUE;
     format!(
-        r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}', "ready" = 1 WHERE c."name" = '{name}'"#
+        r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{place}', "ready" = {ready} WHERE c."name" = '{name}'"#
     )
 }
 

@@ -549,3 +549,56 @@ async fn what_is_read_or_written_without_tables_says_so() {
         assert!(matches!(&error, Error::Schema { .. }) && error.to_string().contains("create"), "{error}");
     }
 }
+
+/// Text for migrations of one's own leaves what `create` leaves: tables, indexes, and what is ready.
+#[tokio::test]
+async fn text_for_migrations_leaves_what_create_leaves() {
+    const BOTH: Layout = SECOND.boards(&[LISTED.def()]);
+    const MADE: &str = "SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
+        SELECT concat_ws(' ', name, key, version, placement, encode(cut, 'hex'), ready) AS line FROM keepcount_counters
+        UNION ALL SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, collation_name) FROM information_schema.columns WHERE table_schema = 'public'
+        UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public') AS lines";
+    async fn made(client: &Client) -> String {
+        client.query_one(MADE, &[]).await.unwrap().get(0)
+    }
+    async fn run(client: &Client, statements: &[String]) {
+        client.batch_execute(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).await.unwrap();
+    }
+    let dialect = keepcount::sql::Dialect::Postgres;
+    for over_rows in [false, true] {
+        let Some(server) = shared() else { return };
+        let by_text = connect(&server.database().await).await;
+        let mut by_create = connect(&server.database().await).await;
+        let mut store = PostgresStore::new(&mut by_create, &FIRST);
+        if over_rows {
+            store.create_over_rows().await.unwrap();
+            run(&by_text, &FIRST.ddl_pending_backfill(dialect)).await;
+        } else {
+            store.create().await.unwrap();
+            run(&by_text, &FIRST.ddl(dialect)).await;
+        }
+        assert_eq!(made(&by_text).await, made(&by_create).await);
+        let before = made(&by_text).await;
+        let mut steps = vec![&FIRST];
+        for layout in [&SECOND, &BOTH] {
+            // The text of a new database is refused, and makes nothing of it ready.
+            assert!(by_text.batch_execute(&format!("BEGIN; {}", layout.ddl(dialect).join(";\n"))).await.is_err());
+            by_text.batch_execute("ROLLBACK").await.unwrap();
+            if steps.len() == 1 {
+                assert_eq!(made(&by_text).await, before);
+            }
+            PostgresStore::new(&mut by_create, layout).create().await.unwrap();
+            run(&by_text, &layout.migration(dialect, steps[steps.len() - 1]).unwrap().statements).await;
+            assert_eq!(made(&by_text).await, made(&by_create).await);
+            steps.push(layout);
+        }
+        // What is gone goes as `forget` lets it go.
+        let gone = FIRST.migration(dialect, &BOTH).unwrap();
+        assert!(gone.statements.is_empty());
+        for gone in gone.drops {
+            run(&by_text, &gone.statements).await;
+            PostgresStore::new(&mut by_create, &FIRST).forget(&gone.name).await.unwrap();
+            assert_eq!(made(&by_text).await, made(&by_create).await);
+        }
+    }
+}

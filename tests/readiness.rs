@@ -687,3 +687,128 @@ fn whoever_only_watches_makes_nothing_ready() {
     drop(audit);
     assert!(!store.is_ready(VOTES.def()).unwrap());
 }
+
+// Text for migrations of one's own.
+
+const RAISED: Layout = Layout::new(&[VOTES.table(), VOTES.version(2).table(), LINK.table()]);
+/// What both have is in another place of the layout, and a link that was a counter like any other gets its index.
+const APART: Layout = Layout::new(&[LINK.table(), VOTES.table()]);
+const PRUNED: Layout = Layout::new(&[LINK.table().prunable(), VOTES.table()]);
+
+/// Tables, indexes and catalogue, without what is random.
+fn made(conn: &Connection) -> Vec<String> {
+    let of = |text: &str| -> Vec<String> {
+        let mut statement = conn.prepare(text).unwrap();
+        statement.query_map((), |row| row.get(0)).unwrap().map(rusqlite::Result::unwrap).collect()
+    };
+    let mut all =
+        of("SELECT name || ' ' || ifnull(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name");
+    all.extend(of(
+        "SELECT concat_ws(' ', name, key, version, placement, cut, ready) FROM keepcount_counters ORDER BY name",
+    ));
+    all
+}
+
+fn run_all(conn: &Connection, statements: &[String]) {
+    conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).unwrap();
+}
+
+/// `Layout::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
+#[test]
+fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
+    let text = sql::Dialect::Sqlite;
+    let conn = rows();
+    run_all(&conn, &OLD.ddl_pending_backfill(text));
+    store(&conn, &OLD).check().unwrap();
+    not_ready(store(&conn, &OLD).total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+    backfill(&conn, &OLD);
+    assert_eq!(store(&conn, &OLD).total(VOTES, 1).unwrap(), 2);
+
+    run_all(&conn, &NEW.migration(text, &OLD).unwrap().statements);
+    store(&conn, &NEW).check().unwrap();
+    assert_eq!(store(&conn, &NEW).unready().unwrap(), [LINK.def(), SHOWS.def()]);
+    assert_eq!(store(&conn, &NEW).total(VOTES, 1).unwrap(), 2, "what was ready is");
+    not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+    backfill(&conn, &NEW);
+    not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board"]);
+    exact(&conn);
+    store(&conn, &NEW).rebuild(RANK).unwrap();
+    assert_eq!(store(&conn, &NEW).top(RANK, 9).unwrap().len(), votes_of_shows(&conn).len());
+    // Once more, it fails, and changes nothing.
+    let before = made(&conn);
+    for statement in NEW.migration(text, &OLD).unwrap().statements {
+        let _ = conn.execute_batch(&statement);
+    }
+    assert_eq!(made(&conn), before);
+}
+
+#[test]
+fn text_leaves_what_create_and_forget_leave() {
+    let text = sql::Dialect::Sqlite;
+    for (before, after) in [
+        (OLD, NEW),
+        (OLD, SUMS),
+        (SUMS, NEW),
+        (NEW, OLD),
+        (OLD, RAISED),
+        (RAISED, OLD),
+        (APART, SUMS),
+        (APART, PRUNED),
+        (NEW, NEW),
+    ] {
+        let (by_text, by_create) = (rows(), rows());
+        run_all(&by_text, &before.ddl(text));
+        store(&by_create, &before).create().unwrap();
+        assert_eq!(made(&by_text), made(&by_create));
+        let migration = after.migration(text, &before).unwrap();
+        run_all(&by_text, &migration.statements);
+        store(&by_create, &after)
+            .create_over_rows()
+            .unwrap_or_else(|error| assert!(matches!(error, Error::Schema { .. })));
+        if made(&by_text) != made(&by_create) {
+            // An older layout beside a newer rollup or version is refused, and has nothing to make.
+            assert!(migration.statements.is_empty() && !migration.drops.is_empty());
+        }
+        let mut lost: Vec<_> = migration.drops.iter().map(|gone| gone.name.clone()).collect();
+        for gone in &migration.drops {
+            run_all(&by_text, &gone.statements);
+            store(&by_create, &after).forget(&gone.name).unwrap();
+            assert_eq!(made(&by_text), made(&by_create), "{}", gone.name);
+        }
+        lost.sort_unstable();
+        assert_eq!(store(&by_text, &after).lost().unwrap(), Vec::<String>::new(), "{lost:?} is what was lost");
+        store(&by_text, &after).check().unwrap();
+    }
+    let other = Layout::new(const { &[Counter::<(i64, i64)>::new("setlist.votes").table()] });
+    assert!(matches!(other.migration(text, &OLD), Err(Error::Conflict { counter: "setlist.votes", .. })));
+    let conn = rows();
+    run_all(&conn, &OLD.ddl_pending_backfill(text));
+    let by_create = rows();
+    store(&by_create, &OLD).create_over_rows().unwrap();
+    assert_eq!(made(&conn), made(&by_create));
+}
+
+/// In whatever order and however often, by whoever goes on after an error.
+#[test]
+fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
+    let statements = NEW.ddl(sql::Dialect::Sqlite);
+    let conn = counted();
+    assert!(conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).is_err());
+    conn.execute_batch("ROLLBACK").unwrap();
+    for _ in 0..2 {
+        let failed = statements.iter().filter(|statement| conn.execute_batch(statement).is_err()).count();
+        assert!(failed >= 3, "the catalogue, the table that is there, and the lines of all");
+        not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+        not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board", "show.votes", "setlist.show"]);
+        assert_eq!(store(&conn, &NEW).total(VOTES, 12).unwrap(), 13);
+    }
+    // Half-way, and again.
+    for ran in 0..statements.len() {
+        let conn = Connection::open_in_memory().unwrap();
+        for statement in statements.iter().take(ran).chain(&statements) {
+            let _ = conn.execute_batch(statement);
+        }
+        store(&conn, &NEW).check().unwrap();
+        assert_eq!(store(&conn, &NEW).unready().unwrap(), []);
+    }
+}

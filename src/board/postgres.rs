@@ -114,7 +114,7 @@ impl AsyncWork<u64> for Rebuild {
         session.lock_boards(&[self.0]).await?;
         session.refuse_snapshot().await?;
         let changed = session.rescore_all(&self.0).await?;
-        let enlisted = session.client.batch_execute(&super::enlist_anew(&self.0)).await;
+        let enlisted = session.client.batch_execute(&super::enlist_anew(&self.0, true)).await;
         enlisted.map_err(|error| failed(&format!("rebuilding board {}", self.0.name()), error))?;
         Ok(changed)
     }

@@ -124,7 +124,7 @@ impl SqliteStore<'_> {
     /// Scores every key, and says in the catalogue that this is what the board is now.
     fn remake(&self, board: &BoardDef) -> Result<u64> {
         let changed = self.rescore_all(board)?;
-        let enlisted = self.conn().execute(&super::enlist_anew(board), ());
+        let enlisted = self.conn().execute(&super::enlist_anew(board, true), ());
         enlisted.map_err(|error| failed(&format!("rebuilding board {}", board.name()), error))?;
         Ok(changed)
     }

@@ -3,6 +3,7 @@
 use super::{Dialect, column_kind, columns, key_columns};
 use crate::board;
 use crate::counter::{Def, Placed};
+use crate::error::{Error, Result};
 use crate::layout::Layout;
 
 /// The catalogue of the counters that a database has, by their full names. Its column `identity` is random, so that a resume token of one
@@ -15,27 +16,198 @@ pub const MARKS: &str = "keepcount_marks";
 /// The table of PostgreSQL's locks: who changes what a rollup or board is made of holds a row of it until the transaction ends.
 pub const LOCKS: &str = "keepcount_locks";
 
+/// What a release changes in a database, as [`Layout::migration`] says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Migration {
+    /// The statements that make what is new, in order; run them in one transaction.
+    pub statements: Vec<String>,
+    /// What the layout has no more, in an order in which it can be dropped. Run these once no process of the release before is left.
+    pub drops: Vec<DropTotals>,
+}
+
+/// How the totals of a counter, or the lines of a board, are dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DropTotals {
+    /// The full name of the counter or board.
+    pub name: String,
+    /// The statements, to be run in one transaction.
+    pub statements: Vec<String>,
+}
+
 impl Layout {
-    /// The statements that make the catalogue and every counter's table, for the first migration; run them in one transaction.
-    /// `SqliteStore::create` and `PostgresStore::create` do the same, and leave what is there.
+    /// The statements that make the catalogue and every counter's table **in a new database**, whose rows all come after it; run them in one
+    /// transaction. All counters are ready to be read then. In a database that has keepcount's tables the first statement fails, and none of the
+    /// others makes a counter ready.
     ///
-    /// All counters are ready to be read then. One that a later migration adds, or that counts rows from before, is not: set its `ready` to 0
-    /// in [`sql::CATALOGUE`](crate::sql::CATALOGUE), until a backfill sets it to 1.
+    /// Where there are rows already it is [`ddl_pending_backfill`](Self::ddl_pending_backfill), and for a later release
+    /// [`migration`](Self::migration). `SqliteStore::create` and `PostgresStore::create` do all three.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::sql::Dialect;
+    /// use keepcount::{Counter, Layout};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// let script = LAYOUT.ddl(Dialect::Postgres).join(";\n");
+    /// assert!(script.contains(r#"CREATE TABLE "show_votes""#));
+    /// ```
     #[must_use]
     pub fn ddl(&self, dialect: Dialect) -> Vec<String> {
+        self.ddl_where(dialect, true)
+    }
+
+    /// As [`ddl`](Self::ddl), for the first release of keepcount in a database **that has rows already**: no counter is ready before its
+    /// [backfill](crate::reconcile::Mode::Backfill).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::sql::Dialect;
+    /// use keepcount::{Counter, Layout};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// let [ready, pending] = [LAYOUT.ddl(Dialect::Sqlite), LAYOUT.ddl_pending_backfill(Dialect::Sqlite)];
+    /// assert_ne!(ready.last(), pending.last());
+    /// ```
+    #[must_use]
+    pub fn ddl_pending_backfill(&self, dialect: Dialect) -> Vec<String> {
+        self.ddl_where(dialect, false)
+    }
+
+    fn ddl_where(&self, dialect: Dialect, ready: bool) -> Vec<String> {
         let tables = self.counters().iter().flat_map(|placed| {
             let index = self.child_parts(&placed.def()).map(|child| create_by_parent(dialect, placed, child));
-            [create(dialect, placed)].into_iter().chain(index).chain([enlist(placed, true)])
+            [create(dialect, placed)].into_iter().chain(index)
         });
-        let boards = self.board_defs().iter().flat_map(|board| board::ddl(dialect, board, true));
-        let catalogue = std::iter::once(create_catalogue(dialect));
-        catalogue
+        let boards = self.board_defs().iter().flat_map(|board| board::create(dialect, board));
+        let counters = self.counters().iter().map(|placed| listed(placed, ready));
+        // A board is empty, as is what it ranks; a backfill brings it along.
+        let lines = counters.chain(self.board_defs().iter().map(|board| board::listed(board, true)));
+        let lines = lines.collect::<Vec<_>>();
+        // All at once: where one is listed already, this makes none of them ready.
+        let all = (!lines.is_empty()).then(|| enlist_all(&lines));
+        // Where that failed, and what follows was run all the same, new tables are listed as what they are: nobody knows of which rows.
+        let pending = all.as_ref().map(|all| format!("{} ON CONFLICT DO NOTHING", all.replace(", 1)", ", 0)")));
+        // Another catalogue than one's own is an error.
+        let catalogue = create_catalogue(dialect).replacen("IF NOT EXISTS ", "", 1);
+        std::iter::once(catalogue)
             .chain(tables)
             .chain(boards)
             .chain([create_marks(dialect), create_unready(dialect)])
             .chain(create_locks(dialect))
+            .chain(all)
+            .chain(pending)
             .collect()
     }
+
+    /// The statements **for a release** that adds, raises or drops counters or boards, in a database of the layout `before`. What is new
+    /// is not ready: a counter is to be [backfilled](crate::reconcile::Mode::Backfill), a board rebuilt (docs/deploy.md). What is gone is
+    /// listed apart, since it is dropped later, if at all. In a database that is not of the layout before, or where they ran already, a
+    /// statement fails.
+    ///
+    /// Keep each release's layout beside its migration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Conflict`] for a counter or board that both layouts have with different keys, or in different places: it needs another name or
+    /// version. That a counter becomes prunable is no such difference.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::sql::Dialect;
+    /// use keepcount::{Counter, Layout};
+    ///
+    /// const VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const STARS: Counter<i64> = Counter::new("show.stars");
+    /// const BEFORE: Layout = Layout::new(&[VOTES.table()]);
+    /// const LAYOUT: Layout = Layout::new(&[VOTES.version(2).table(), STARS.table()]);
+    ///
+    /// let migration = LAYOUT.migration(Dialect::Postgres, &BEFORE)?;
+    /// assert_eq!(migration.statements.len(), 4); // a table and a line of the catalogue for each of both
+    /// assert_eq!(migration.drops[0].name, "show.votes");
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn migration(&self, dialect: Dialect, before: &Self) -> Result<Migration> {
+        let mut statements = Vec::new();
+        for placed in self.counters() {
+            let name = placed.def().full_name();
+            match before.counters().iter().find(|known| known.def().full_name() == name) {
+                None => {
+                    statements.push(create(dialect, placed));
+                    statements.push(enlist(placed, false));
+                    statements.extend(take_over_cut(placed));
+                }
+                Some(known) if !known.def().same(&placed.def()) => {
+                    return Err(conflict(
+                        placed.def().name(),
+                        format!("{:?}", placed.def()),
+                        format!("{:?}", known.def()),
+                    ));
+                }
+                Some(known) if format!("{}, prunable", known.place()) == placed.place() => {
+                    // Only what apply looks for is new.
+                    statements.push(replace(placed));
+                }
+                Some(known) if known.place() != placed.place() => {
+                    return Err(conflict(placed.def().name(), placed.place(), known.place()));
+                }
+                Some(_) => {}
+            }
+        }
+        for placed in self.counters() {
+            // Also of a counter that was there before it became a link.
+            let child = self.child_parts(&placed.def()).filter(|_| before.child_parts(&placed.def()).is_none());
+            statements.extend(child.map(|child| create_by_parent(dialect, placed, child)));
+        }
+        for board in self.board_defs() {
+            match before.board_defs().iter().find(|known| known.name() == board.name()) {
+                None => {
+                    statements.extend(board::create(dialect, board));
+                    statements.push(enlist_all(&[board::listed(board, false)]));
+                }
+                Some(known) if board::create(dialect, known) != board::create(dialect, board) => {
+                    let [wanted, found] = [known, board].map(|board| board::create(dialect, board).concat());
+                    return Err(conflict(board.name(), found, wanted));
+                }
+                // Its lines are of another score until it is rebuilt.
+                Some(known) if board::listed(known, false) != board::listed(board, false) => {
+                    statements.push(board::enlist_anew(board, false));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Migration { statements, drops: self.drops(before) })
+    }
+
+    /// Boards first, then rollups before what they sum.
+    fn drops(&self, before: &Self) -> Vec<DropTotals> {
+        let boards = before.board_defs().iter().map(|board| (board.name().to_owned(), board.table_name()));
+        let counters = before.counters().iter().rev();
+        let counters = counters.map(|placed| (placed.def().full_name().into_owned(), placed.table_name()));
+        let has = |name: &str| {
+            self.counters().iter().any(|placed| placed.def().full_name() == name)
+                || self.board_defs().iter().any(|board| board.name() == name)
+        };
+        let gone = boards.chain(counters).filter(|(name, _)| !has(name));
+        gone.map(|(name, table)| {
+            let statements = vec![
+                format!(r#"DROP TABLE "{table}""#),
+                format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#),
+            ];
+            DropTotals { name, statements }
+        })
+        .collect()
+    }
+}
+
+fn conflict(counter: &'static str, found: String, wanted: String) -> Error {
+    Error::Conflict { counter, found, wanted, record: None }
 }
 
 pub(crate) fn create_catalogue(dialect: Dialect) -> String {
@@ -94,13 +266,36 @@ pub(crate) fn create_by_parent(_: Dialect, placed: &Placed, child: usize) -> Str
 
 /// Writes a counter into the catalogue.
 pub(crate) fn enlist(placed: &Placed, ready: bool) -> String {
-    enlist_as(&placed.def().full_name(), &placed.def(), &placed.place(), ready)
+    enlist_all(&[listed(placed, ready)])
 }
 
-/// Writes a counter or board into the catalogue. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
-pub(crate) fn enlist_as(name: &str, def: &Def, placement: &str, ready: bool) -> String {
+/// The catalogue's values for a counter.
+fn listed(placed: &Placed, ready: bool) -> String {
+    listed_as(&placed.def().full_name(), &placed.def(), &placed.place(), ready)
+}
+
+/// The catalogue's values for a counter or board. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
+pub(crate) fn listed_as(name: &str, def: &Def, placement: &str, ready: bool) -> String {
     let (key, version, ready) = (def.parts(), def.version(), i64::from(ready));
-    format!(
-        r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES ('{name}', '{key}', {version}, '{placement}', {ready})"#
-    )
+    format!("('{name}', '{key}', {version}, '{placement}', {ready})")
+}
+
+/// Writes counters and boards into the catalogue.
+pub(crate) fn enlist_all(lines: &[String]) -> String {
+    format!(r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES {}"#, lines.join(", "))
+}
+
+/// Where a new rollup is prunable, gives it the cut of what it sums: below it there is nothing to sum any more.
+pub(crate) fn take_over_cut(placed: &Placed) -> Option<String> {
+    let rollup = placed.rollup().filter(|_| placed.is_prunable())?;
+    let (name, finer) = (placed.def().full_name(), rollup.finer().full_name());
+    Some(format!(
+        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = (SELECT f."cut" FROM "{CATALOGUE}" AS f WHERE f."name" = '{finer}') WHERE c."name" = '{name}'"#
+    ))
+}
+
+/// Writes where a counter lives anew into the catalogue.
+pub(crate) fn replace(placed: &Placed) -> String {
+    let (place, name) = (placed.place(), placed.def().full_name());
+    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{place}' WHERE c."name" = '{name}'"#)
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyParts};
 use crate::layout::Layout;
 use crate::sql::value::column_value;
-use crate::sql::{CATALOGUE, Dialect, Value};
+use crate::sql::{Dialect, Value};
 
 /// What the catalogue says of a counter or board.
 pub(crate) struct Known {
@@ -127,21 +127,6 @@ pub(crate) fn lost<'k>(layout: &Layout, known: &'k [Known], name: &str) -> Resul
         return refused(format!("{} is made of {name}; drop that first", of.row.name));
     }
     Ok(&lost.row)
-}
-
-/// Where a new rollup is prunable, gives it the cut of what it sums: below it there is nothing to sum any more.
-pub(crate) fn take_over_cut(placed: &Placed) -> Option<String> {
-    let rollup = placed.rollup().filter(|_| placed.is_prunable())?;
-    let (name, finer) = (placed.def().full_name(), rollup.finer().full_name());
-    Some(format!(
-        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = (SELECT f."cut" FROM "{CATALOGUE}" AS f WHERE f."name" = '{finer}') WHERE c."name" = '{name}'"#
-    ))
-}
-
-/// Writes where a counter lives anew into the catalogue.
-pub(crate) fn replace(placed: &Placed) -> String {
-    let (place, name) = (placed.place(), placed.def().full_name());
-    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{place}' WHERE c."name" = '{name}'"#)
 }
 
 /// The value of an encoded last part, as a counter's cut is kept.

@@ -123,14 +123,14 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
                 if format!("{}, prunable", known.row.placement) == placed.place() {
                     // Only what apply looks for is new.
-                    self.run_ddl(&catalogue::replace(placed)).await?;
+                    self.run_ddl(&sql::replace(placed)).await?;
                 }
                 continue;
             }
             self.refuse_foreign(&placed.table_name(), "counter").await?;
             self.run_ddl(&sql::create(Dialect::Postgres, placed)).await?;
             self.run_ddl(&sql::enlist(placed, fresh && !rows)).await?;
-            if let Some(text) = catalogue::take_over_cut(placed) {
+            if let Some(text) = sql::take_over_cut(placed) {
                 self.run_ddl(&text).await?;
             }
         }

@@ -75,7 +75,7 @@ impl SqliteStore<'_> {
             if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
                 if format!("{}, prunable", known.row.placement) == placed.place() {
                     // Only what apply looks for is new.
-                    self.run_ddl(&catalogue::replace(placed))?;
+                    self.run_ddl(&sql::replace(placed))?;
                 }
                 continue;
             }
@@ -86,7 +86,7 @@ impl SqliteStore<'_> {
             }
             self.run_ddl(&sql::create(Dialect::Sqlite, placed))?;
             self.run_ddl(&sql::enlist(placed, fresh && !rows))?;
-            catalogue::take_over_cut(placed).map_or(Ok(()), |text| self.run_ddl(&text))?;
+            sql::take_over_cut(placed).map_or(Ok(()), |text| self.run_ddl(&text))?;
         }
         for placed in self.layout.counters() {
             // Also of a counter that was there before it became a link.
