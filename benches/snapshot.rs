@@ -1,20 +1,23 @@
 //! What a snapshot of a million totals costs: how long a writer waits for it at the longest, the time to take it, to encode it, to save
-//! it as a file, to load and to restore it, and the file's size. One line for each form of table.
+//! it as a file, to load and to restore it, and the file's size. One line for each form of table, behind one of what filling it costs: time and memory
+//! a total, and the time of a verify. `KEEPCOUNT_KEYS=10000000` is for more of them.
 //!
 //! A writer adds to random keys without a pause, one total and two totals in turn, since only the second passes the gate. Each round
 //! takes its longest wait while one snapshot is taken; beside it stands the longest wait in as much time without one.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_precision_loss, missing_docs)]
 
 #[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod common;
 
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Random, only_tested};
-use keepcount::{Batch, Counter, Layout, MemoryStore, Snapshot};
+use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, run};
+use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Snapshot, Store, Tally};
 
 const NUMBERS: Counter<u64> = Counter::new("bench.numbers");
 const TEXTS: Counter<String> = Counter::new("bench.texts");
@@ -67,12 +70,109 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
+fn per(time: Duration, keys: u64) -> f64 {
+    time.as_secs_f64() * 1e9 / keys as f64
+}
+
+/// The process's memory in bytes; 0 where nobody says.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or(0) * 1_024
+}
+
+struct Number(u64);
+struct Text(String);
+struct Pair(u64, u32);
+
+impl Record for Number {
+    const COUNTERS: &'static [Def] = &[NUMBERS.def()];
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(NUMBERS, self.0, 1);
+    }
+}
+
+impl Record for Text {
+    const COUNTERS: &'static [Def] = &[TEXTS.def()];
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(TEXTS, &self.0, 1);
+    }
+}
+
+impl Record for Pair {
+    const COUNTERS: &'static [Def] = &[PAIRS.def()];
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(PAIRS, (self.0, self.1), 1);
+    }
+}
+
+/// Compares every total of the one form that has any with rows in key order.
+fn verify(store: &mut MemoryStore, keys: u64) {
+    let [numbers, texts, pairs] = [NUMBERS.def(), TEXTS.def(), PAIRS.def()]
+        .map(|counter| !Store::page(store, counter, None, 1).unwrap().is_empty());
+    let mut names: Vec<String> =
+        if texts { (0..keys).map(|key| format!("setlist-{key}")).collect() } else { Vec::new() };
+    names.sort_unstable();
+    let mut audit = MemoryAudit::new(store);
+    audit
+        .add(NUMBERS, move |from| {
+            let first = match from {
+                Bound::Unbounded => 0,
+                Bound::Included(key) => key,
+                Bound::Excluded(key) => key + 1,
+            };
+            (first..if numbers { keys } else { 0 }).map(Number)
+        })
+        .unwrap();
+    audit
+        .add(TEXTS, move |from: Bound<String>| {
+            let first = match &from {
+                Bound::Unbounded => 0,
+                Bound::Included(key) => names.partition_point(|name| name < key),
+                Bound::Excluded(key) => names.partition_point(|name| name <= key),
+            };
+            names.get(first..).unwrap_or_default().iter().cloned().map(Text).collect::<Vec<_>>()
+        })
+        .unwrap();
+    audit
+        .add(PAIRS, move |from| {
+            let at = |(head, tail): (u64, u32)| head * 30 + u64::from(tail);
+            let first = match from {
+                Bound::Unbounded => 0,
+                Bound::Included(key) => at(key),
+                Bound::Excluded(key) => at(key) + 1,
+            };
+            (first..if pairs { keys } else { 0 }).map(|key| Pair(key / 30, u32::try_from(key % 30).unwrap()))
+        })
+        .unwrap();
+    let mut run_of = Reconciler::new(Mode::Verify, &LAYOUT, Options::default()).unwrap();
+    let report = run(&mut run_of, &mut audit, &mut Live::new()).unwrap();
+    assert_eq!(
+        (report.drift(), report.counters.iter().map(|counter| counter.keys).sum::<u64>()),
+        (0, keys),
+        "{report}"
+    );
+}
+
 fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
-    let store = MemoryStore::new(&LAYOUT);
+    let before = resident();
+    let mut store = MemoryStore::new(&LAYOUT);
     let mut batch = Batch::new();
-    (0..keys).for_each(|key| add(&mut batch, key));
-    store.apply(&mut batch).unwrap();
+    let filled = timed(|| {
+        for first in (0..keys).step_by(1_024) {
+            (first..keys.min(first + 1_024)).for_each(|key| add(&mut batch, key));
+            store.apply(&mut batch).unwrap();
+        }
+    });
     drop(batch);
+    let held = resident().saturating_sub(before);
+    let verified = timed(|| verify(&mut store, keys));
+    println!(
+        "{keys} totals, {form}: filled by batches of 1,024 in {:.0} ns each, {} bytes each; verified in {:.0} ns each",
+        per(filled, keys),
+        held / keys,
+        per(verified, keys),
+    );
 
     let (longest, done) = (Longest::default(), AtomicBool::new(false));
     let (mut waits, mut idle, mut takes) = (Vec::new(), Vec::new(), Vec::new());
@@ -113,7 +213,8 @@ fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
 }
 
 fn main() {
-    let (keys, rounds) = if only_tested() { (10_000, 3) } else { (1_000_000, 25) };
+    let many = std::env::var("KEEPCOUNT_KEYS").map_or(1_000_000, |keys| keys.parse().unwrap());
+    let (keys, rounds) = if only_tested() { (10_000, 3) } else { (many, 25) };
     measure("numbers", keys, rounds, add_number);
     measure("texts", keys, rounds, add_text);
     measure("pairs", keys, rounds, add_pair);

@@ -221,3 +221,60 @@ impl de::Visitor<'_> for Raw {
         Ok(KeyBuf::from_bytes(bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: u64 = 4_096;
+
+    /// Keys that somebody may choose without knowing the seed: few bits differ, at any place, in either order of bytes, behind any prefix.
+    fn chosen() -> Vec<(String, Vec<Vec<u8>>)> {
+        let mut families = Vec::new();
+        for shift in 0..=52 {
+            let step = |key: u64| key << shift;
+            families.push((format!("step 2^{shift}"), (0..KEYS).map(|key| step(key).to_be_bytes().to_vec()).collect()));
+            families.push((
+                format!("bytes turned, {shift}"),
+                (0..KEYS).map(|key| step(key).to_le_bytes().to_vec()).collect(),
+            ));
+            let halves = |key: u64| [step(key).to_be_bytes(), (!step(key)).to_be_bytes()].concat();
+            families.push((format!("a half undoes the other, {shift}"), (0..KEYS).map(halves).collect()));
+        }
+        for long in [0, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 200, 3_000] {
+            let behind = |key: u64| [vec![b'a'; long], key.to_string().into_bytes()].concat();
+            let before = |key: u64| [key.to_string().into_bytes(), vec![b'a'; long]].concat();
+            let middle = |key: u64| [vec![b'a'; long / 2], key.to_string().into_bytes(), vec![b'z'; long / 2]].concat();
+            families.push((format!("behind {long} bytes"), (0..KEYS).map(behind).collect()));
+            families.push((format!("before {long} bytes"), (0..KEYS).map(before).collect()));
+            families.push((format!("between {long} bytes"), (0..KEYS).map(middle).collect()));
+        }
+        let zeros = (0..KEYS).map(|key| vec![0; usize::try_from(key).unwrap_or(0)]).collect();
+        families.push(("zeros of every length".to_owned(), zeros));
+        families
+    }
+
+    /// No family fills a stripe, or a bucket of a table, whatever the seed. The hash is no perfect one: of an arithmetic series it makes nearly another, so some of
+    /// its bits have fewer values than random ones, and a bucket's worth of keys is looked through a few at a time; never hundreds.
+    #[test]
+    fn chosen_keys_flood_no_stripe_and_no_bucket() {
+        let (mut fullest, mut longest) = (0, 0);
+        for (family, keys) in chosen() {
+            let hashes: Vec<u64> = keys.iter().map(|key| KeyBuf::from_bytes(key).hash64()).collect();
+            let most = |low: u32, bits: u32| {
+                let mut counts = vec![0; 1 << bits];
+                for hash in &hashes {
+                    if let Some(count) = counts.get_mut((hash >> low) as usize & ((1 << bits) - 1)) {
+                        *count += 1;
+                    }
+                }
+                counts.into_iter().max().unwrap_or(0)
+            };
+            // Of 64 stripes and of 4,096 buckets; even ones would have 64 keys, and 1.
+            let (stripe, bucket) = (most(48, 6), most(0, 12));
+            (fullest, longest) = (fullest.max(stripe), longest.max(bucket));
+            assert!(stripe < 2_048 && bucket < 256, "{family}: {stripe} keys in one stripe, {bucket} in one bucket");
+        }
+        println!("{fullest} keys of {KEYS} at most in one of 64 stripes, {longest} in one of 4,096 buckets");
+    }
+}
