@@ -198,8 +198,8 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
     // What an audit sets is its transaction's: no connection of the pool kept it.
     for _ in 0..3 {
         let text = "SELECT name FROM pg_settings WHERE source = 'session' AND name NOT IN ('client_encoding', 'application_name')";
-        let pooled = pooler.connect(&database).await;
-        let tables = pooled.simple_query(text).await.unwrap();
+        let client = pooler.connect(&database).await;
+        let tables = client.simple_query(text).await.unwrap();
         let left: Vec<_> = tables
             .iter()
             .filter_map(|message| match message {

@@ -28,10 +28,8 @@ async fn prepare(config: Config, writer: i64, done: Arc<AtomicBool>, prepared: A
         for change in changes(&mut random, writer) {
             written = written && write(&tx, &change, &mut batch).await.is_ok();
         }
-        let applied = match written {
-            true => PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.map(drop),
-            false => Ok(()),
-        };
+        let applied =
+            if written { PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.map(drop) } else { Ok(()) };
         match applied {
             Ok(()) if written => {}
             Ok(()) | Err(Error::Busy { .. }) => continue,
