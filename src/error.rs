@@ -234,6 +234,18 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
+    /// What a call had done before it failed could neither be taken back nor rolled back: its transaction is still open, with some of it inside. Roll it
+    /// back, or close the connection, before anything else; what is applied on this connection until then is part of that transaction.
+    #[error(
+        "{doing}: {cause}; its transaction could not be rolled back and is still open: roll it back, or close the connection"
+    )]
+    TransactionOpen {
+        /// What was being done, and on which counter or table.
+        doing: String,
+        /// The driver's error.
+        #[source]
+        cause: Cause,
+    },
     /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
     #[error("{doing}: {cause}; whether it was committed is not known")]
     Unknown {

@@ -219,6 +219,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::Busy { .. } => "busy",
         Error::Database { .. } => "database",
         Error::TransactionLost { .. } => "transaction lost",
+        Error::TransactionOpen { .. } => "transaction open",
         Error::Unknown { .. } => "unknown outcome",
         Error::NotReady { .. } => "not ready",
         Error::Gap { .. } => "gap",

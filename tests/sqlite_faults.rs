@@ -11,12 +11,11 @@ use std::sync::OnceLock;
 
 use crash_common::writer::Writer;
 use crash_common::{
-    Hits, Journal, LAYOUT, Random, Row, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact, audit, drift, mark,
-    repair, rounds, settle,
+    Hits, Journal, LAYOUT, Random, Row, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact, audit, drift, dump,
+    mark, repair, rounds, settle,
 };
 use keepcount::reconcile::{Audit as _, Live, Mend, Mode, Options, Reconciler, run};
 use keepcount::{Batch, Board, Counter, Error, KeyBuf, Layout, Next, Placed, Result, SqliteStore, Store as _};
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 // What is done while SQLite fails.
@@ -151,25 +150,6 @@ fn ready_site(journal: Journal) -> Site {
         site.open().query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).unwrap();
     }
     site
-}
-
-/// All that counts: every row of every table, but for totals of 0.
-fn dump(conn: &Connection) -> Vec<String> {
-    let mut tables = conn.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").unwrap();
-    let tables = tables.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<String>>>().unwrap();
-    let mut all = Vec::new();
-    for table in tables {
-        let mut statement = conn.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
-        let is_totals = statement.column_names().any(|name| name == "total");
-        let width = statement.column_count();
-        let mut rows = statement.query(()).unwrap();
-        while let Some(row) = rows.next().unwrap() {
-            if !is_totals || row.get_ref(width - 1).unwrap() != ValueRef::Integer(0) {
-                all.push(format!("{table} {:?}", (0..width).map(|at| row.get_ref(at).unwrap()).collect::<Vec<_>>()));
-            }
-        }
-    }
-    all
 }
 
 /// A call that succeeds, with its rows.

@@ -9,7 +9,7 @@ use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::sql::{self, Dialect, Value};
-use crate::store::sqlite::{SqliteStore, Unready, failed, read_parts};
+use crate::store::sqlite::{SqliteStore, Unready, failed, read_parts, transaction};
 
 impl SqliteStore<'_> {
     /// The first lines of a board: one range of its index.
@@ -124,7 +124,8 @@ impl SqliteStore<'_> {
     /// Scores every key, and says in the catalogue that this is what the board is now.
     fn remake(&self, board: &BoardDef) -> Result<u64> {
         let changed = self.rescore_all(board)?;
-        let enlisted = self.conn().execute(&super::enlist_anew(board, true), ());
+        let enlist = self.conn().prepare(&super::enlist_anew(board, true));
+        let enlisted = enlist.and_then(|mut enlist| transaction::write(self.conn(), &mut enlist, ()));
         enlisted.map_err(|error| failed(&format!("rebuilding board {}", board.name()), error))?;
         Ok(changed)
     }
@@ -185,7 +186,8 @@ impl SqliteStore<'_> {
         } else {
             format!(r#"DELETE FROM "{table}" AS t WHERE ({own}) = ({params})"#)
         };
-        let written = self.conn().prepare_cached(&text).and_then(|mut write| write.execute(params_from_iter(values)));
+        let write = self.conn().prepare_cached(&text);
+        let written = write.and_then(|mut write| transaction::write(self.conn(), &mut write, params_from_iter(values)));
         written.map_err(|error| failed(&format!("writing board {}", board.name()), error))?;
         Ok(true)
     }

@@ -5,7 +5,9 @@ mod joined;
 mod sight;
 mod source;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use std::collections::BTreeSet;
+
+use rusqlite::Connection;
 
 use self::declared::Declared;
 use self::joined::Joined;
@@ -17,13 +19,14 @@ use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
-use crate::sql::Dialect;
-use crate::store::sqlite::{Scope, Unready, failed_on};
+use crate::sql::{self, Dialect};
+use crate::store::sqlite::{Unready, failed_on, transaction};
 use crate::store::{SqliteStore, Store};
 
 /// A SQLite database's rows and totals.
 ///
-/// A measure reads both in one snapshot and blocks nobody in WAL mode. A mend takes the write lock, measures its keys
+/// A measure reads both in one snapshot and blocks nobody in WAL mode; where rows are in another file, which is attached, it holds the write locks of all
+/// files instead, since each has a snapshot of its own. A mend takes the write lock, measures its keys
 /// again, adds what they lack, and commits.
 #[derive(Debug)]
 pub struct SqliteAudit<'a> {
@@ -51,8 +54,8 @@ impl<'a> SqliteAudit<'a> {
     /// # Errors
     ///
     /// [`Error::Schema`] when the table is absent; [`Error::Source`] when records of this type do not drive the counter, the key has another number of
-    /// columns, the rows of a table do not come out of an index in key order, several schemas have the table, as where a temporary one hides it, or SQLite
-    /// refuses the SQL.
+    /// columns, the rows of a table do not come out of an index in key order, several schemas have the table, as where a temporary one hides it, rows are in an
+    /// attached file that can only be read, in WAL mode, or SQLite refuses the SQL.
     pub fn add<K: Key>(&mut self, counter: Counter<K>, mut source: TypedSource<'a>) -> Result<()> {
         let counter = counter.def();
         source.target.check(self.layout, &counter, source.by_tally)?;
@@ -70,8 +73,13 @@ impl<'a> SqliteAudit<'a> {
                 return Err(Error::source(&counter, None, reason));
             }
         }
+        let files = self.files(&counter, statements.all())?;
+        let own_file = files.iter().all(|(index, _)| *index == 0);
+        if !own_file {
+            self.refuse_unlockable(&counter, &files)?;
+        }
         self.sources.retain(|known| known.counter != counter);
-        self.sources.push(Declared { counter, source, statements, cut: None });
+        self.sources.push(Declared { counter, source, statements, cut: None, own_file });
         Ok(())
     }
 
@@ -79,6 +87,45 @@ impl<'a> SqliteAudit<'a> {
     #[must_use]
     pub fn counters(&self) -> Vec<Def> {
         audit::with_rollups(self.layout, self.sources.iter().map(|declared| declared.counter).collect())
+    }
+
+    /// The files that statements read, and that of the totals: the index and the name of each database. What is temporary is this connection's alone.
+    fn files<'t>(&self, counter: &Def, texts: impl Iterator<Item = &'t String>) -> Result<Vec<(i64, String)>> {
+        let read = || -> rusqlite::Result<Vec<(i64, String)>> {
+            let mut read = BTreeSet::from([0]);
+            for text in texts {
+                let mut program = self.conn.prepare(&format!("EXPLAIN {text}"))?;
+                let mut steps = program.raw_query();
+                while let Some(step) = steps.next()? {
+                    if step.get_ref("opcode")?.as_str().is_ok_and(|opcode| opcode == "Transaction") {
+                        read.insert(step.get("p1")?);
+                    }
+                }
+            }
+            let mut all = self.conn.prepare("SELECT seq, name FROM pragma_database_list WHERE name <> 'temp'")?;
+            let all = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(all.into_iter().filter(|(index, _)| read.contains(index)).collect())
+        };
+        read().map_err(|error| failed_on("looking for the files of the source", counter, error))
+    }
+
+    /// In WAL mode each file has a snapshot of its own, so that several of them are read under their write locks, which a file that can only be read does not have.
+    fn refuse_unlockable(&self, counter: &Def, files: &[(i64, String)]) -> Result<()> {
+        for (_, name) in files {
+            let unlockable = || -> rusqlite::Result<bool> {
+                let mode = format!("PRAGMA {}.journal_mode", sql::quote(name));
+                let mode: String = self.conn.query_row(&mode, (), |row| row.get(0))?;
+                Ok(mode == "wal" && self.conn.is_readonly(name.as_str())?)
+            };
+            if unlockable().map_err(|error| failed_on("looking for the files of the source", counter, error))? {
+                let reason = format!(
+                    "its rows and totals are in different files, and database {name} is in WAL mode and can only be read: so it \
+                     cannot be locked, and both cannot be read as of one moment"
+                );
+                return Err(Error::source(counter, None, reason));
+            }
+        }
+        Ok(())
     }
 
     /// Whether SQLite would sort for this statement.
@@ -166,18 +213,25 @@ impl Audit for SqliteAudit<'_> {
     fn measure(&mut self, ask: &Ask) -> Result<Measured> {
         refuse_transaction(self.conn)?;
         let (conn, layout) = (self.conn, self.layout);
-        // The first read fixes the snapshot that the others read too; deferred, whatever the connection's default: no lock is taken.
-        let snapshot = Transaction::new_unchecked(conn, TransactionBehavior::Deferred);
-        let snapshot = snapshot.map_err(|error| failed_on("measuring", &ask.counter, error))?;
-        let mut store = Unready(SqliteStore::new(&snapshot, layout));
-        let totals = store.page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
-        let truth = self.truth(&snapshot, &ask.counter)?;
-        let recounts = truth.recounts(&snapshot, ask, &totals)?;
-        let mut dangling = match &truth {
-            Truth::Rows(declared) => declared.dangling(&snapshot, recounts.get(..ask.keys).unwrap_or(&recounts))?,
-            Truth::Totals(_) => Vec::new(),
+        let doing = format!("measuring counter {}", ask.counter.full_name());
+        let own_file = self.sources.iter().all(|declared| declared.counter != ask.counter || declared.own_file);
+        let read = || {
+            let mut store = Unready(SqliteStore::new(conn, layout));
+            let totals = store.page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
+            let truth = self.truth(conn, &ask.counter)?;
+            let recounts = truth.recounts(conn, ask, &totals)?;
+            let dangling = match &truth {
+                Truth::Rows(declared) => declared.dangling(conn, recounts.get(..ask.keys).unwrap_or(&recounts))?,
+                Truth::Totals(_) => Vec::new(),
+            };
+            Ok((totals, recounts, dangling))
         };
-        drop(snapshot);
+        let read = if own_file {
+            transaction::in_snapshot(conn, &doing, read)
+        } else {
+            transaction::under_lock(conn, doing, read)
+        };
+        let (totals, recounts, mut dangling) = read?;
         let mut measured = merge(ask, recounts, totals)?;
         dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         measured.dangling = dangling;
@@ -191,21 +245,22 @@ impl Audit for SqliteAudit<'_> {
             declared.check_keys(conn, &ask.keys)?;
         }
         let store = SqliteStore::new(conn, layout);
-        let hold = Scope::open(conn, format!("mending totals of counter {}", ask.counter.full_name()))?;
-        let truth = self.truth(conn, &ask.counter)?;
-        let (mut lacking, mut gone) = (Batch::new(), Vec::new());
-        for (key, stored) in ask.keys.iter().zip(Unready(store).read(ask.counter, &ask.keys)?) {
-            let true_total = truth.recount_one(conn, key)?;
-            lacking.add_raw(ask.counter, &mut key.clone(), i128::from(true_total) - i128::from(stored));
-            gone.extend((true_total == 0).then_some(key));
-        }
-        // An ordinary batch, which climbs as any other.
-        store.mend(&lacking)?;
-        for key in gone {
-            store.remove_zero(&ask.counter, key)?;
-        }
-        hold.commit()?;
-        Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+        let doing = format!("mending totals of counter {}", ask.counter.full_name());
+        transaction::commit_after(conn, doing, || {
+            let truth = self.truth(conn, &ask.counter)?;
+            let (mut lacking, mut gone) = (Batch::new(), Vec::new());
+            for (key, stored) in ask.keys.iter().zip(Unready(store).read(ask.counter, &ask.keys)?) {
+                let true_total = truth.recount_one(conn, key)?;
+                lacking.add_raw(ask.counter, &mut key.clone(), i128::from(true_total) - i128::from(stored));
+                gone.extend((true_total == 0).then_some(key));
+            }
+            // An ordinary batch, which climbs as any other.
+            store.mend(&lacking)?;
+            for key in gone {
+                store.remove_zero(&ask.counter, key)?;
+            }
+            Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+        })
     }
 
     fn ready(&mut self, counter: &Def) -> Result<()> {

@@ -4,6 +4,7 @@ pub(crate) mod cut;
 mod lost;
 mod ready;
 mod schema;
+pub(crate) mod transaction;
 mod unready;
 
 pub(crate) use self::unready::Unready;
@@ -138,10 +139,7 @@ impl<'c> SqliteStore<'c> {
         if !self.conn.is_autocommit() {
             return self.or_lost(|| work(true));
         }
-        let own = Scope::open(self.conn, doing())?;
-        let done = work(false)?;
-        own.commit()?;
-        Ok(done)
+        transaction::commit_after(self.conn, doing(), || work(false))
     }
 
     /// Where the caller's transaction is gone when an error comes back, the error says so: SQLite rolls back by itself when a disk is full or
@@ -171,7 +169,7 @@ impl<'c> SqliteStore<'c> {
         let Some(mark) = mark else { return Ok(()) };
         let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
         let moved = self.conn.prepare_cached(&sql::set_mark(Dialect::Sqlite));
-        let moved = moved.and_then(|mut set| set.execute((mark.stream(), last)));
+        let moved = moved.and_then(|mut set| transaction::write(self.conn, &mut set, (mark.stream(), last)));
         match moved.map_err(|error| failed(&moving(mark), error))? {
             1 => Ok(()),
             _ => Err(skipped_write(sql::MARKS.to_owned())),
@@ -228,7 +226,7 @@ impl<'c> SqliteStore<'c> {
             undone = self.follow(batch).map(drop);
         }
         if undone.is_err() && !self.conn.is_autocommit() {
-            let _ = execute(self.conn, "ROLLBACK");
+            return transaction::give_up(self.conn, error);
         }
         error
     }
@@ -237,7 +235,7 @@ impl<'c> SqliteStore<'c> {
         let mut prepared = self.conn.prepare_cached(upsert).map_err(|error| writing(counter, error))?;
         for step in steps(change) {
             let row: Vec<Value<'_>> = key.iter().cloned().chain([Value::Integer(step)]).collect();
-            write(&mut prepared, counter, &row)?;
+            write(self.conn, &mut prepared, counter, &row)?;
         }
         Ok(())
     }
@@ -296,8 +294,9 @@ impl<'c> SqliteStore<'c> {
             let value = catalogue::tail_value(Dialect::Sqlite, def, cut)?;
             let delete = cut::prune(self.layout.placed(def)?);
             let prune = || -> rusqlite::Result<usize> {
-                self.conn.prepare_cached(cut::SET_CUT)?.execute((&value, def.full_name()))?;
-                self.conn.prepare_cached(&delete)?.execute([&value])
+                let mut set_cut = self.conn.prepare_cached(cut::SET_CUT)?;
+                transaction::write(self.conn, &mut set_cut, (&value, def.full_name()))?;
+                transaction::write(self.conn, &mut *self.conn.prepare_cached(&delete)?, [&value])
             };
             gone += prune().map_err(|error| failed_on("pruning totals", def, error))? as u64;
         }
@@ -327,7 +326,9 @@ impl<'c> SqliteStore<'c> {
     pub(crate) fn remove_zero(&self, counter: &Def, key: &KeyBuf) -> Result<()> {
         let text = sql::remove_zero(Dialect::Sqlite, self.layout.placed(counter)?);
         let values = sql::key_values(Dialect::Sqlite, counter, key)?;
-        let removed = self.conn.prepare_cached(&text).and_then(|mut remove| remove.execute(params_from_iter(values)));
+        let remove = self.conn.prepare_cached(&text);
+        let removed =
+            remove.and_then(|mut remove| transaction::write(self.conn, &mut remove, params_from_iter(values)));
         removed.map(drop).map_err(|error| writing(counter, error))
     }
 
@@ -378,10 +379,11 @@ fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize, a
         let mut prepared = conn.prepare_cached(&statement.text).map_err(|error| writing(&counter, error))?;
         for row in statement.rows() {
             if statement.adds {
-                write(&mut prepared, &counter, row)?;
+                write(conn, &mut prepared, &counter, row)?;
                 applied.totals += 1;
             } else {
-                prepared.execute(params_from_iter(row)).map_err(|error| writing(&counter, error))?;
+                let removed = transaction::write(conn, &mut prepared, params_from_iter(row));
+                removed.map_err(|error| writing(&counter, error))?;
             }
             *done += 1;
             applied.statements += 1;
@@ -391,8 +393,8 @@ fn run(conn: &Connection, statements: &[sql::Statement<'_>], done: &mut usize, a
 }
 
 /// Executes an upsert for one row; it writes one total, or fails.
-fn write(upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result<()> {
-    match upsert.execute(params_from_iter(row)) {
+fn write(conn: &Connection, upsert: &mut Statement<'_>, counter: &Def, row: &[Value<'_>]) -> Result<()> {
+    match transaction::write(conn, upsert, params_from_iter(row)) {
         Ok(1) => Ok(()),
         Ok(_) => Err(skipped_write(counter.table_name())),
         Err(error) => Err(write_failed(counter, row, error)),
@@ -504,51 +506,6 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// A transaction with the write lock from its start; rolled back when dropped. Inside another it cannot begin.
-pub(crate) struct Scope<'c> {
-    conn: &'c Connection,
-    /// What it is for, for errors.
-    doing: String,
-    open: bool,
-}
-
-impl<'c> Scope<'c> {
-    pub(crate) fn open(conn: &'c Connection, doing: String) -> Result<Self> {
-        execute(conn, "BEGIN IMMEDIATE").map_err(|error| failed(&doing, error))?;
-        Ok(Self { conn, doing, open: true })
-    }
-
-    pub(crate) fn commit(mut self) -> Result<()> {
-        execute(self.conn, "COMMIT").map_err(|error| commit_failed(&self.doing, error))?;
-        self.open = false;
-        Ok(())
-    }
-}
-
-/// A commit that met a lock is still open, and dropping it rolls it back; one that the disk failed, or had no room for, may stand in the log: with
-/// `psow=0` SQLite writes on behind a commit, up to the next sector.
-fn commit_failed(doing: &str, error: rusqlite::Error) -> Error {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::SystemIoFailure | ErrorCode::DiskFull) => {
-            Error::Unknown { doing: doing.to_owned(), cause: error.into() }
-        }
-        _ => failed(doing, error),
-    }
-}
-
-impl Drop for Scope<'_> {
-    fn drop(&mut self) {
-        // Some failures (a full disk, I/O) make SQLite roll back by itself.
-        if self.open && !self.conn.is_autocommit() {
-            let _ = execute(self.conn, "ROLLBACK");
-        }
-    }
-}
-
-fn execute(conn: &Connection, text: &str) -> rusqlite::Result<usize> {
-    conn.prepare_cached(text)?.execute(())
-}
-
 /// What a driver's error means to the caller, who was doing something to a counter.
 pub(crate) fn failed_on(what: &str, counter: &Def, error: rusqlite::Error) -> Error {
     failed(&format!("{what} of counter {}", counter.full_name()), error)
@@ -585,25 +542,4 @@ fn missing_table(error: &rusqlite::Error) -> Option<String> {
     let text = error.to_string();
     let (_, table) = text.split_once("no such table: ")?;
     Some(table.split([' ', ',']).next().unwrap_or(table).trim_start_matches("main.").to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Next;
-
-    /// What a full disk fails may be what SQLite writes behind the commit: the error said that nothing was applied. A limit of file sizes, which
-    /// tests/failing_disk.rs goes by, is another error than a full disk.
-    #[test]
-    fn a_commit_that_met_a_full_or_failing_disk_is_unknown_and_one_that_met_a_lock_is_not() {
-        for (code, next) in [
-            (ffi::SQLITE_IOERR_WRITE, Next::Unknown),
-            (ffi::SQLITE_FULL, Next::Unknown),
-            (ffi::SQLITE_BUSY, Next::Retry),
-            (ffi::SQLITE_READONLY, Next::Fix),
-        ] {
-            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
-            assert_eq!(commit_failed("applying", error).next(), next);
-        }
-    }
 }

@@ -15,6 +15,7 @@ use child::{Phase, Told};
 use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
 use keepcount::{Batch, Board, Counter, Def, Layout, Mark, Placed, Record, SqliteStore, Tally};
 pub use random::Random;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 use writer::{FEED, ROWS, told_by};
@@ -399,6 +400,27 @@ pub fn assert_exact(conn: &Connection) {
         "SELECT count(DISTINCT coalesce(cut, -1)) FROM keepcount_counters WHERE name IN ('setlist.days', 'show.days')";
     assert_eq!(conn.query_row(cuts, (), |row| row.get(0)), Ok(1), "one counter was pruned, and not the other");
     drop(snapshot);
+}
+
+/// All that counts: every row of every table, but for totals of 0 and what is random.
+pub fn dump(conn: &Connection) -> Vec<String> {
+    let mut tables = conn.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").unwrap();
+    let tables = tables.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<String>>>().unwrap();
+    let mut all = Vec::new();
+    for table in tables {
+        let mut statement = conn.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+        let is_totals = statement.column_names().any(|name| name == "total");
+        let width = statement.column_count();
+        let random = statement.column_index("identity").ok();
+        let mut rows = statement.query(()).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            if !is_totals || row.get_ref(width - 1).unwrap() != ValueRef::Integer(0) {
+                let cells = (0..width).filter(|at| Some(*at) != random).map(|at| row.get_ref(at).unwrap());
+                all.push(format!("{table} {:?}", cells.collect::<Vec<_>>()));
+            }
+        }
+    }
+    all
 }
 
 /// The last applied events of a writer's two streams. Of the first, as many rows of events are there, each once.

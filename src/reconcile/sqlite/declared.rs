@@ -24,6 +24,8 @@ pub(super) struct Declared<'a> {
     pub(super) counter: Def,
     pub(super) source: TypedSource<'a>,
     pub(super) statements: Statements,
+    /// Whether all rows are in the file of the totals.
+    pub(super) own_file: bool,
     /// The cut that the statements know.
     pub(super) cut: Option<KeyBuf>,
 }

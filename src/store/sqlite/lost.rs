@@ -1,6 +1,6 @@
 //! Counters and boards that the layout does not have any more: named, and dropped on demand.
 
-use super::{SqliteStore, failed};
+use super::{SqliteStore, failed, transaction};
 use crate::error::Result;
 use crate::sql;
 use crate::store::catalogue;
@@ -13,7 +13,7 @@ impl SqliteStore<'_> {
     ///
     /// What the database says.
     pub fn lost(&self) -> Result<Vec<String>> {
-        let known = self.catalogue()?.into_iter().map(|known| known.row.name);
+        let known = self.or_lost(|| self.catalogue())?.into_iter().map(|known| known.row.name);
         Ok(known.filter(|name| !catalogue::has(self.layout, name)).collect())
     }
 
@@ -23,7 +23,8 @@ impl SqliteStore<'_> {
     /// # Errors
     ///
     /// [`UnknownCounter`](crate::Error::UnknownCounter) when the database has none of this name, [`Setting`](crate::Error::Setting) when the layout
-    /// has it, or a rollup or board is made of it, which is to be dropped first; and what the database says. Nothing is dropped then.
+    /// has it, or a rollup or board is made of it, which is to be dropped first; and what the database says. Nothing is dropped then; inside a caller's
+    /// transaction it is to be rolled back.
     ///
     /// # Examples
     ///
@@ -53,7 +54,7 @@ impl SqliteStore<'_> {
         let table = sql::quote(&lost.table_name());
         let gone = self.conn.execute_batch(&format!("DROP TABLE IF EXISTS {table}")).and_then(|()| {
             let delete = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = ?1"#, sql::CATALOGUE);
-            self.conn.execute(&delete, [name])
+            transaction::write(self.conn, &mut self.conn.prepare(&delete)?, [name])
         });
         gone.map(drop).map_err(|error| failed(&format!("forgetting {name}"), error))
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{SqliteStore, Unready, failed, failed_on};
+use super::{SqliteStore, Unready, failed, failed_on, transaction};
 use crate::board::BoardDef;
 use crate::counter::Def;
 use crate::error::{Error, Result};
@@ -29,17 +29,19 @@ impl<'c> SqliteStore<'c> {
     ///
     /// What the database says.
     pub fn unready(&self) -> Result<Vec<Def>> {
-        let known = self.catalogue()?;
+        let known = self.or_lost(|| self.catalogue())?;
         let mut counters = self.layout.by_name();
         counters.retain(|def| known.iter().any(|known| !known.ready && known.row.name == def.full_name()));
         Ok(counters)
     }
 
-    /// Says that a counter is ready from now on.
+    /// Says that a counter is ready from now on; in a transaction of its own.
     pub(crate) fn set_ready(&self, counter: &Def) -> Result<()> {
-        let set = self.conn.prepare_cached(&sql::set_ready(Dialect::Sqlite));
-        let set = set.and_then(|mut set| set.execute([counter.full_name()]));
-        set.map(drop).map_err(|error| failed_on("ending the backfill", counter, error))
+        transaction::commit_after(self.conn, format!("ending the backfill of counter {}", counter.full_name()), || {
+            let set = self.conn.prepare_cached(&sql::set_ready(Dialect::Sqlite));
+            let set = set.and_then(|mut set| transaction::write(self.conn, &mut set, [counter.full_name()]));
+            set.map(drop).map_err(|error| failed_on("ending the backfill", counter, error))
+        })
     }
 
     /// Reads a counter if it may be read.

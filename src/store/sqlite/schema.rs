@@ -54,6 +54,7 @@ impl SqliteStore<'_> {
     }
 
     fn create_for(&self, rows: bool) -> Result<()> {
+        self.or_lost(|| self.check_journal())?;
         self.transact(|| "making tables".to_owned(), |_| self.create_all(rows))
     }
 
@@ -107,7 +108,7 @@ impl SqliteStore<'_> {
                 self.run_ddl(&text)?;
             }
         }
-        self.check()
+        self.check_all()
     }
 
     fn run_ddl(&self, text: &str) -> Result<()> {
@@ -119,8 +120,14 @@ impl SqliteStore<'_> {
     /// # Errors
     ///
     /// [`Error::Schema`], naming the table, when one is absent, has other columns, is not STRICT or not WITHOUT ROWID, has a trigger, sorts
-    /// texts otherwise than by bytes, or holds another version or key than the layout says.
+    /// texts otherwise than by bytes, or holds another version or key than the layout says; [`Error::Setting`] when the connection keeps no
+    /// journal (`PRAGMA journal_mode = OFF`), without which nothing can be rolled back.
     pub fn check(&self) -> Result<()> {
+        self.or_lost(|| self.check_all())
+    }
+
+    fn check_all(&self) -> Result<()> {
+        self.check_journal()?;
         if self.object(sql::CATALOGUE)?.is_none() {
             return Err(Error::Schema {
                 table: sql::CATALOGUE.to_owned(),
@@ -157,6 +164,16 @@ impl SqliteStore<'_> {
         self.check_marks()?;
         catalogue::check_others(self.layout, &known, "SqliteStore::forget")?;
         self.check_boards(&known)
+    }
+
+    /// Refuses a connection that cannot roll back: a batch that fails in its middle would stay half applied, or damage the file.
+    fn check_journal(&self) -> Result<()> {
+        let mode = self.conn.query_row("PRAGMA main.journal_mode", (), |row| row.get::<_, String>(0));
+        if mode.map_err(|error| failed("reading the journal mode", error))?.eq_ignore_ascii_case("off") {
+            let reason = "it is OFF, so that nothing can be rolled back; choose another before this connection writes";
+            return Err(Error::setting("journal_mode", reason));
+        }
+        Ok(())
     }
 
     fn check_marks(&self) -> Result<()> {
