@@ -264,7 +264,9 @@ mod tests {
             let most = |low: u32, bits: u32| {
                 let mut counts = vec![0; 1 << bits];
                 for hash in &hashes {
-                    if let Some(count) = counts.get_mut((hash >> low) as usize & ((1 << bits) - 1)) {
+                    if let Some(count) =
+                        usize::try_from(hash >> low & ((1 << bits) - 1)).ok().and_then(|at| counts.get_mut(at))
+                    {
                         *count += 1;
                     }
                 }
