@@ -80,3 +80,7 @@ postgres-hunt SECONDS="120":
 # Connections cut and servers killed so many times while events are applied once.
 postgres-crash ROUNDS="200":
     KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CRASH_ROUNDS={{ROUNDS}} cargo test --test postgres_crash -- --nocapture
+
+# So many statements cancelled at random, of every call that writes.
+postgres-cancels CANCELS="10000":
+    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CANCELS={{CANCELS}} cargo test --test postgres_crash cancel -- --nocapture

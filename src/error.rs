@@ -6,7 +6,7 @@ use crate::key::{KeyBuf, KeyError};
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A cause from outside the crate; boxed, so that no driver's version is part of this crate's interface.
+/// A cause from outside the crate, as the driver gave it; boxed, so that no driver's version is part of this crate's interface.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the caller of a failed call does next.
@@ -22,6 +22,9 @@ pub enum Next {
 }
 
 /// Everything that can go wrong; [`Error::next`] says what to do about it.
+///
+/// An error's text has its whole chain of causes, each once. So [`source`](std::error::Error::source) gives nothing: whoever prints an error with its
+/// sources would print them twice. The driver's own error is the field `cause`.
 ///
 /// # Examples
 ///
@@ -205,54 +208,50 @@ pub enum Error {
         reason: String,
     },
     /// Another connection holds what this call needs.
-    #[error("{doing}: {reason}")]
+    #[error("{doing}: {}; {reason}", chain_of(cause))]
     Busy {
         /// What was being done, and on which counter or table.
         doing: String,
         /// What to do about it.
         reason: &'static str,
         /// The driver's error.
-        #[source]
         cause: Cause,
     },
     /// The database, or the disk of a snapshot, failed otherwise: read-only, full, no database, a failing disk, no such file.
-    #[error("{doing}: {cause}")]
+    #[error("{doing}: {}", chain_of(cause))]
     Database {
         /// What was being done, and on which counter or table.
         doing: String,
         /// The driver's error.
-        #[source]
         cause: Cause,
     },
     /// The database failed in the middle of a call, and the caller's whole transaction was rolled back, the application's rows too. The
     /// connection is outside a transaction now: do not go on writing what belonged to it.
-    #[error("{doing}: {cause}; the whole transaction was rolled back")]
+    #[error("{doing}: {}; the whole transaction was rolled back", chain_of(cause))]
     TransactionLost {
         /// What was being done, and on which counter or table.
         doing: String,
         /// The driver's error.
-        #[source]
         cause: Cause,
     },
     /// What a call had done before it failed could neither be taken back nor rolled back: its transaction is still open, with some of it inside. Roll it
     /// back, or close the connection, before anything else; what is applied on this connection until then is part of that transaction.
     #[error(
-        "{doing}: {cause}; its transaction could not be rolled back and is still open: roll it back, or close the connection"
+        "{doing}: {}; its transaction could not be rolled back and is still open: roll it back, or close the connection",
+        chain_of(cause)
     )]
     TransactionOpen {
         /// What was being done, and on which counter or table.
         doing: String,
         /// The driver's error.
-        #[source]
         cause: Cause,
     },
     /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
-    #[error("{doing}: {cause}; whether it was committed is not known")]
+    #[error("{doing}: {}; whether it was committed is not known", chain_of(cause))]
     Unknown {
         /// What was being done.
         doing: String,
         /// The driver's error.
-        #[source]
         cause: Cause,
     },
 }
@@ -293,6 +292,41 @@ fn added_by(record: Option<&str>) -> String {
     record.map(|record| format!(", to which the tally of {record} adds,")).unwrap_or_default()
 }
 
+fn chain_of(cause: &Cause) -> String {
+    chain(&**cause)
+}
+
+/// What an error says, and what its sources say, each once: some say their source themselves, some hide it.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        let said = said(error);
+        if !text.contains(&said) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&said);
+        }
+    }
+    text
+}
+
+fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    #[cfg(feature = "postgres")]
+    {
+        use tokio_postgres::error::DbError;
+
+        // It says only that the server said something, which is its source.
+        if error.downcast_ref().is_some_and(|error: &tokio_postgres::Error| error.as_db_error().is_some()) {
+            return String::new();
+        }
+        if let Some(db) = error.downcast_ref::<DbError>() {
+            let more = [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}"));
+            let more = more.collect::<String>();
+            return format!("{}: {} ({}){more}", db.severity(), db.message(), db.code().code());
+        }
+    }
+    error.to_string()
+}
+
 fn at_key(key: Option<&str>) -> String {
     key.map(|key| format!(", key {key}")).unwrap_or_default()
 }
@@ -307,3 +341,53 @@ pub(crate) fn brief(text: &str) -> String {
 
 /// Characters of a key that a message shows.
 const KEY_SHOWN: usize = 80;
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+
+    use super::*;
+
+    /// An error that hides its source, or says it.
+    #[derive(Debug)]
+    struct Link(&'static str, bool, Option<Cause>);
+
+    impl fmt::Display for Link {
+        fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match &self.2 {
+                Some(source) if self.1 => write!(to, "{}: {source}", self.0),
+                _ => to.write_str(self.0),
+            }
+        }
+    }
+
+    impl std::error::Error for Link {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            self.2.as_ref().map(|source| &**source as _)
+        }
+    }
+
+    #[test]
+    fn an_error_says_each_of_its_causes_once() {
+        for says in [false, true] {
+            let cause =
+                || -> Cause { Link("outer", says, Some(Link("inner", false, Some("why".into())).into())).into() };
+            let doing = || "writing".to_owned();
+            let errors = [
+                Error::Database { doing: doing(), cause: cause() },
+                Error::Busy { doing: doing(), reason: "try again", cause: cause() },
+                Error::TransactionLost { doing: doing(), cause: cause() },
+                Error::TransactionOpen { doing: doing(), cause: cause() },
+                Error::Unknown { doing: doing(), cause: cause() },
+            ];
+            for error in errors {
+                let printed = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+                let printed = printed.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                assert!(printed.starts_with("writing: outer: inner: why"), "{printed}");
+                for once in ["writing", "outer", "inner", "why"] {
+                    assert_eq!(printed.matches(once).count(), 1, "{once} in {printed}");
+                }
+            }
+        }
+    }
+}

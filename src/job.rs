@@ -59,7 +59,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Result, chain};
 
 /// When work is due: a first time, then every interval, each moved by a jitter that a seed makes.
 ///
@@ -328,7 +328,7 @@ pub struct Status {
     pub panics: u64,
     /// Due times that passed while a run was under way, or that a job that keeps panicking let pass.
     pub skipped: u64,
-    /// What the latest error or panic said; it stays when later runs end well.
+    /// What the latest error said, with its causes, or the latest panic; it stays when later runs end well.
     pub last_error: Option<String>,
     /// Whether the last run ended in an error or a panic.
     pub failing: bool,
@@ -377,7 +377,7 @@ impl Shared {
     fn run(&self, mut work: impl FnMut(&AtomicBool) -> Result<(), Cause>) {
         while self.begin() {
             // The error's text is made, and the error dropped, where a panic of either is contained too.
-            let ended = catch_unwind(AssertUnwindSafe(|| work(&self.stop).map_err(|error| error.to_string())));
+            let ended = catch_unwind(AssertUnwindSafe(|| work(&self.stop).map_err(|error| chain(&*error))));
             self.report(match ended {
                 Ok(Ok(())) => Outcome::Well,
                 Ok(Err(error)) => Outcome::Failed(error),

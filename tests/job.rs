@@ -322,6 +322,31 @@ fn panics_and_errors_are_contained_and_told_and_the_job_goes_on() {
     assert_eq!(status.next_due, Some(HOUR), "asking for runs moves no due time");
 }
 
+/// An error whose reason is in its source.
+#[derive(Debug)]
+struct Hiding(std::num::ParseIntError);
+
+impl std::fmt::Display for Hiding {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("the import failed")
+    }
+}
+
+impl std::error::Error for Hiding {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn the_last_error_says_its_causes_too() {
+    let (job, ran) = sleeper(|_, _| Err(Hiding("x".parse::<u8>().unwrap_err()))?);
+    job.run_now();
+    ran.recv_timeout(LONGEST).unwrap();
+    let status = until(&job, |status| status.runs == 1);
+    assert_eq!(status.last_error.as_deref(), Some("the import failed: invalid digit found in string"));
+}
+
 #[test]
 fn a_job_that_keeps_panicking_slows_down_until_it_does_not() {
     let job = Schedule::every(MS).slow_after(3).spawn("panics", {

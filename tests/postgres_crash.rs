@@ -7,6 +7,8 @@
 #[path = "common/random.rs"]
 mod random;
 
+#[path = "postgres_crash/cancels.rs"]
+mod cancels;
 mod postgres_app;
 mod postgres_attacks;
 mod postgres_common;
@@ -93,8 +95,8 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                     ends.retried.fetch_add(1, Ordering::Relaxed);
                     continue 'connect;
                 }
-                Err(Error::Database { cause, .. })
-                    if ends.disk_may_fill && cause.to_string().contains("No space left") =>
+                Err(error @ Error::Database { .. })
+                    if ends.disk_may_fill && error.to_string().contains("No space left") =>
                 {
                     ends.full.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -276,7 +278,9 @@ async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
         let mut bytes = [0; 4096];
         loop {
             let read = from_server.read(&mut bytes).await.unwrap();
-            if deaf.load(Ordering::Relaxed) {
+            // What follows BEGIN is sent once that is answered.
+            let is_begun = bytes[..read].windows(6).any(|said| said == b"BEGIN\0");
+            if deaf.load(Ordering::Relaxed) && !is_begun {
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 return;
             }
@@ -307,9 +311,9 @@ async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
         let statements = PreparedStatements::new();
         let mut store = PostgresStore::new(&mut cut, &PLAIN).prepared(&statements);
         let rows = |id| -> [&(dyn ToSql + Sync); 2] { [id, &HOME] };
-        store.write(&[(CAST[by], &rows(&id)[..=by])], &mut batch).await.unwrap();
+        store.write(&[(CAST[by], &rows(&id)[..=by])], &mut batch.clone()).await.unwrap();
         deaf.store(true, Ordering::Relaxed);
-        let error = store.write(&[(CAST[by], &rows(&(id + 1))[..=by])], &mut batch).await;
+        let error = store.write(&[(CAST[by], &rows(&(id + 1))[..=by])], &mut batch.clone()).await;
         assert!(matches!(error, Err(Error::Unknown { .. })), "{error:?}");
         let there =
             client.query_one("SELECT count(*), (SELECT total FROM ballots_all) FROM ballots", &[]).await.unwrap();

@@ -10,11 +10,14 @@ mod postgres_common;
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use keepcount::{AsyncStore, Batch, Board, Counter, Error, Layout, Next, PostgresStore, PreparedStatements};
+use keepcount::{AsyncStore, Batch, Board, Counter, Error, Layout, Mark, Next, PostgresStore, PreparedStatements};
 use postgres_common::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
 use random::Random;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Config};
@@ -97,9 +100,7 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             // A row that is there already: its total is not counted.
             let error = store(&mut client, prepared).write(&[(text, values)], &mut one(7, 1)).await.unwrap_err();
             assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
-            // Sent again, it would say that it was the row.
-            let says =
-                if is_message { "writing rows, or writing totals of counter show.votes" } else { "writing rows" };
+            let says = "writing rows, statement 1 of the application's own";
             assert!(error.to_string().contains(says), "{error}");
             assert_eq!(written(&client).await, (next, next));
         }
@@ -123,7 +124,7 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     // The last is too much for a single round trip, and is written all the same.
     for (rows, wanted) in [(&rows[..3], 3), (&rows[3..], 14), (&rows[..], 17)] {
         let rows: Vec<_> = rows.iter().copied().chain([all]).collect();
-        let (written, applied) = store(&mut client, Some(&prepared)).write(&rows, &mut batch).await.unwrap();
+        let (written, applied) = store(&mut client, Some(&prepared)).write(&rows, &mut batch.clone()).await.unwrap();
         assert_eq!(written[..wanted], vec![1; wanted]);
         assert_eq!((written.len(), applied.totals), (wanted + 1, 5));
     }
@@ -209,11 +210,8 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
     let double = bits(random);
     let single = u32::try_from(bits(random) >> 32).unwrap();
     let numbers: Vec<Sent> = (0..random.below(4)).map(|_| tail(bits(random), 8)).collect();
-    let mut texts: Vec<Sent> =
+    let texts: Vec<Sent> =
         (0..random.below(4)).map(|_| some(text(random).replace(|c| c > '~', "").as_bytes())).collect();
-    if random.below(3) == 0 {
-        texts.push(Sent(None));
-    }
     vec![
         ("bool", tail(random.below(2), 1)),
         ("int2", tail(bits(random), 2)),
@@ -253,6 +251,7 @@ fn odd() -> Vec<(&'static str, Sent)> {
         ("timestamp", some(&(MOMENTS.1 + 1).to_be_bytes())),
         ("timestamp", some(&(MOMENTS.0 - 1).to_be_bytes())),
         ("int8[]", array(&Type::INT8, 0, &[element])),
+        ("text[]", array(&Type::TEXT, 1, &[some(b"NULL"), Sent(None)])),
         ("text", some("\u{e9}\\".as_bytes())),
         ("text", some(&b"long ".repeat(300_000))),
     ]
@@ -398,13 +397,14 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     let prepared = PreparedStatements::new();
     let (by_parameters, others) = (PreparedStatements::by_parameters(), PreparedStatements::new());
     let mut wanted = 0;
-    // By name; after what a pooler does that hands out another connection, names are given up; a second set of statements on one connection has them again.
+    // By name; where they are not there they are prepared anew; a second set of statements on one connection takes the names over, and their runs are
+    // counted from there.
     let turns = [
         (false, &prepared, 2),
-        (true, &prepared, 0),
-        (false, &prepared, 0),
+        (true, &prepared, 2),
+        (false, &prepared, 2),
         (false, &by_parameters, 0),
-        (false, &others, 2),
+        (false, &others, 2 - 4),
     ];
     for (gone, prepared, runs) in turns {
         let names = "SELECT name FROM pg_prepared_statements WHERE name LIKE 'keepcount%'";
@@ -480,16 +480,6 @@ async fn rollups_boards_and_cuts_are_written_too() {
     }
 }
 
-/// The rows and totals that were sent behind a BEGIN that is refused would be committed one by one.
-#[tokio::test]
-async fn what_comes_of_a_write_whose_begin_is_refused_is_not_known() {
-    let Some((_, mut client)) = open().await else { return };
-    client.batch_execute("BEGIN").await.unwrap();
-    assert!(client.batch_execute("SELECT 1 / 0").await.is_err());
-    let error = store(&mut client, None).write(&[], &mut one(7, 1)).await.unwrap_err();
-    assert!(error.next() == Next::Unknown && error.to_string().contains("transaction is aborted"), "{error}");
-}
-
 /// Whoever deletes a parent holds it, and wants the total: a write that holds the total while it waits for the parent would be a deadlock.
 #[tokio::test]
 async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
@@ -515,5 +505,216 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
         let error = tokio::time::timeout(Duration::from_secs(20), voting).await.unwrap().unwrap().unwrap_err();
         assert!(error.to_string().contains("violates foreign key constraint"), "{error}");
         assert_eq!(store(&mut client, None).total(VOTES, id).await.unwrap(), -5);
+    }
+}
+
+/// A way to a server on which the next `from` that is said to it becomes `to`, of the same length, while it is armed.
+async fn tampered(config: &Config, words: Arc<Mutex<Option<(&'static str, &'static str)>>>) -> Client {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let network: Config = shared().unwrap().url(config.get_dbname().unwrap()).parse().unwrap();
+    let server = ("127.0.0.1", network.get_ports()[0]);
+    let mut to_server = TcpStream::connect(server).await.unwrap();
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = to_server.split();
+        let there = async {
+            let mut bytes = vec![0; 1 << 16];
+            loop {
+                let read = from_client.read(&mut bytes).await.unwrap_or(0);
+                if read == 0 {
+                    break;
+                }
+                let said = &mut bytes[..read];
+                {
+                    let mut armed = words.lock().unwrap();
+                    if let Some((from, to)) = *armed
+                        && let Some(at) = said.windows(from.len()).position(|said| said == from.as_bytes())
+                    {
+                        said[at..at + to.len()].copy_from_slice(to.as_bytes());
+                        *armed = None;
+                    }
+                }
+                if to_server.write_all(said).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let back = tokio::io::copy(&mut from_server, &mut to_client);
+        tokio::select! { () = there => {} _ = back => {} }
+    });
+    let mut way = Config::new();
+    way.host("127.0.0.1").port(port).dbname(config.get_dbname().unwrap());
+    way.user(network.get_user().unwrap()).password(network.get_password().unwrap());
+    connect(&way).await
+}
+
+/// A COMMIT that the server refuses before it runs it, as one that is cancelled, left the client in an aborted transaction: all that came later on it failed,
+/// as [`Next::Fix`], for ever.
+#[tokio::test]
+async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
+    let Some((config, watcher)) = open().await else { return };
+    let words = Arc::new(Mutex::new(None));
+    let mut client = tampered(&config, Arc::clone(&words)).await;
+    for (turn, refused) in (0..).zip(["COMMIT", "BEGIN"]) {
+        for call in 0..6 {
+            let words_of_way = match (refused, call) {
+                ("COMMIT", _) => ("COMMIT\0", "COMMIX\0"),
+                // As the driver begins, and as keepcount does where it sends more behind it.
+                (_, 2 | 5) => ("BEGIN\0", "BEGIX\0"),
+                _ => ("START TRANSACTION\0", "START TRANSACTIOX\0"),
+            };
+            let id: i64 = turn * 10 + call;
+            let before = written(&watcher).await;
+            let mark = Mark::new("events", 1, 1).unwrap();
+            let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
+            *words.lock().unwrap() = Some(words_of_way);
+            let mut by = store(&mut client, None);
+            let error = match call {
+                0 => by.apply(&mut one(7, 1)).await.map(drop),
+                1 => by.apply_once(&mut one(7, 1), &mark).await.map(drop),
+                2 => by.write(&[(INSERT_FROM, &values)], &mut one(7, 1)).await.map(drop),
+                3 => by.create().await,
+                4 => by.forget("nothing").await,
+                _ => by.write(&[], &mut one(7, 1)).await.map(drop),
+            };
+            assert!(*words.lock().unwrap() != Some(words_of_way) || call == 4, "{call}: nothing of the kind was said");
+            *words.lock().unwrap() = None;
+            let error = error.unwrap_err();
+            assert!(call == 4 || error.to_string().contains("syntax error"), "{call}: {error}");
+            assert_ne!(error.next(), Next::Unknown, "{call}: {error}");
+            assert_eq!(written(&watcher).await, before, "{call}: {error}");
+            let state =
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+            assert_eq!(watcher.query_one(state, &[]).await.unwrap().get::<_, i64>(0), 0, "{call}: {error}");
+            // All of it works as before.
+            let prepared = PreparedStatements::new();
+            let mut by = store(&mut client, Some(&prepared));
+            by.write(&[(INSERT, &[&id])], &mut one(7, 1)).await.unwrap();
+            by.total(VOTES, 7).await.unwrap();
+            let after = written(&watcher).await;
+            assert_eq!(after, (before.0 + 1, before.1 + 1));
+        }
+    }
+}
+
+/// A future that is dropped sends a ROLLBACK and waits for nothing; where that is cancelled, the client stays in an aborted transaction, and nobody was told.
+#[tokio::test]
+async fn a_client_that_was_left_in_an_aborted_transaction_serves_again() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    let parameters = PreparedStatements::by_parameters();
+    store(&mut client, Some(&prepared)).write(&[(INSERT, &[&0_i64])], &mut one(7, 1)).await.unwrap();
+    for (turn, prepared) in (1_i64..).zip([None, Some(&prepared), Some(&parameters)]) {
+        for call in 0..5 {
+            client.batch_execute("BEGIN").await.unwrap();
+            client.batch_execute("SELECT 1 / 0").await.unwrap_err();
+            let before = turn * 10;
+            let mut by = store(&mut client, prepared);
+            match call {
+                0 => drop(by.write(&[(INSERT, &[&before])], &mut one(7, 1)).await.unwrap()),
+                1 => drop(by.apply(&mut one(8, 1)).await.unwrap()),
+                2 => assert!(by.total(VOTES, 7).await.unwrap() > 0),
+                3 => assert_eq!(by.mark("none").await.unwrap(), 0),
+                _ => by.create().await.unwrap(),
+            }
+            client.batch_execute("SAVEPOINT outside").await.unwrap_err();
+        }
+        assert_eq!(written(&client).await, (turn + 1, 2 * turn + 1));
+    }
+}
+
+/// Statements that a connection forgot, by DISCARD ALL as poolers do, failed for ever.
+#[tokio::test]
+async fn statements_that_the_server_forgot_are_prepared_anew() {
+    let Some((_, mut client)) = open().await else { return };
+    let (named, parameters) = (PreparedStatements::new(), PreparedStatements::by_parameters());
+    let mut id = 0_i64;
+    for forget in ["DISCARD ALL", "DEALLOCATE ALL"] {
+        for prepared in [&named, &parameters] {
+            for call in 0..5 {
+                let before = written(&client).await;
+                // Known, then forgotten.
+                for turn in [0, 1] {
+                    let mut by = store(&mut client, Some(prepared));
+                    id += 1;
+                    match call {
+                        0 => drop(by.write(&[(INSERT, &[&id])], &mut one(7, 1)).await.unwrap()),
+                        1 => drop(by.apply(&mut one(7, 1)).await.unwrap()),
+                        2 => assert_eq!(by.total(VOTES, 7).await.unwrap(), before.1),
+                        3 => drop(by.create().await.unwrap()),
+                        _ => {
+                            // In the caller's transaction nobody but the caller can begin anew.
+                            let tx = client.transaction().await.unwrap();
+                            let mut by = PostgresStore::within(&tx, &LAYOUT).prepared(prepared);
+                            match (turn, by.apply(&mut one(7, 1)).await) {
+                                (0, applied) => drop(applied.unwrap()),
+                                (_, applied) => assert_eq!(applied.unwrap_err().next(), Next::Retry),
+                            }
+                            drop(tx);
+                            let tx = client.transaction().await.unwrap();
+                            let mut by = PostgresStore::within(&tx, &LAYOUT).prepared(prepared);
+                            by.apply(&mut one(7, 1)).await.unwrap();
+                            tx.commit().await.unwrap();
+                        }
+                    }
+                    if turn == 0 {
+                        client.batch_execute(forget).await.unwrap();
+                    }
+                }
+                let after = written(&client).await;
+                let (rows, totals) = [(2, 2), (0, 2), (0, 0), (0, 0), (0, 2)][call];
+                assert_eq!(after, (before.0 + rows, before.1 + totals), "{forget}, call {call}");
+            }
+        }
+    }
+    // They are known again, by name too.
+    let before = by_name(&client).await.1;
+    store(&mut client, Some(&named)).write(&[(INSERT, &[&-1_i64])], &mut one(7, 1)).await.unwrap();
+    store(&mut client, Some(&named)).write(&[(INSERT, &[&-2_i64])], &mut one(7, 1)).await.unwrap();
+    assert_eq!(by_name(&client).await.1 - before, 4);
+}
+
+/// With `array_nulls = off` the server took the null of an array's literal for the text NULL.
+#[tokio::test]
+async fn a_null_in_an_array_arrives_as_a_null_whatever_the_settings() {
+    let Some((_, mut client)) = open().await else { return };
+    for setting in ["SET array_nulls = on", "SET array_nulls = off"] {
+        client.batch_execute(setting).await.unwrap();
+        let texts = array(&Type::TEXT, 1, &[some(b"a"), Sent(None), some(b"NULL")]);
+        both_ways(&mut client, &[("text[]", texts)]).await;
+        client.batch_execute("DROP TABLE every").await.unwrap();
+    }
+}
+
+/// An outcome that nobody knew could not be found out: what was written again was written twice, or refused as being there.
+#[tokio::test]
+async fn a_write_with_a_mark_is_written_once_however_often_it_is_given() {
+    let Some((_, mut client)) = open().await else { return };
+    let prepared = PreparedStatements::new();
+    for (turn, prepared) in (0_i64..).zip([None, Some(&prepared)]) {
+        let stream = format!("votes {turn}");
+        for number in 1..=3 {
+            let id = turn * 10 + i64::try_from(number).unwrap();
+            let mark = Mark::new(&stream, number, number).unwrap();
+            for again in [false, true, true] {
+                let mut batch = one(7, 1);
+                let done = store(&mut client, prepared).write_once(&[(INSERT, &[&id])], &mut batch, &mark).await;
+                let (rows, applied) = done.unwrap();
+                assert_eq!((rows, applied.skipped), (if again { vec![] } else { vec![1] }, again));
+                assert!(batch.is_empty());
+                assert_eq!(written(&client).await, (turn * 3 + id % 10, turn * 3 + id % 10));
+            }
+        }
+        // A gap, and a row that is refused, write nothing and move nothing.
+        let mark = Mark::new(&stream, 9, 9).unwrap();
+        let done = store(&mut client, prepared).write_once(&[(INSERT, &[&99_i64])], &mut one(7, 1), &mark).await;
+        assert!(matches!(done, Err(Error::Gap { applied: 3, .. })), "{done:?}");
+        let mark = Mark::new(&stream, 4, 4).unwrap();
+        let done = store(&mut client, prepared).write_once(&[(INSERT, &[&1_i64])], &mut one(7, 1), &mark).await;
+        assert_eq!(done.unwrap_err().next(), Next::Fix);
+        assert_eq!(store(&mut client, prepared).mark(&stream).await.unwrap(), 3);
+        assert_eq!(written(&client).await, (turn * 3 + 3, turn * 3 + 3));
     }
 }

@@ -12,7 +12,9 @@ use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::range::KeyRange;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::postgres::{AsyncWork, PostgresStore, Session, failed, queries, read_parts, read_total};
+use crate::store::postgres::{
+    AsyncWork, Failed, PostgresStore, Session, Whose, failed, failed_on, queries, read_parts, read_total,
+};
 
 impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     /// The first lines of a board: one range of its index.
@@ -103,19 +105,21 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     /// What the database says.
     pub async fn rebuild<K: Key, S: Score>(&mut self, board: Board<K, S>) -> Result<u64> {
         let board = board.def();
-        self.transact(&format!("rebuilding board {}", board.name()), Rebuild(board)).await
+        self.transact(|| format!("rebuilding board {}", board.name()), Rebuild(board)).await
     }
 }
 
 struct Rebuild(BoardDef);
 
 impl AsyncWork<u64> for Rebuild {
-    async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<u64> {
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<u64, Failed> {
         session.lock_boards(&[self.0]).await?;
         session.refuse_snapshot().await?;
         let changed = session.rescore_all(&self.0).await?;
         let enlisted = session.client.batch_execute(&super::enlist_anew(&self.0, true)).await;
-        enlisted.map_err(|error| failed(&format!("rebuilding board {}", self.0.name()), error))?;
+        enlisted.map_err(|error| {
+            failed(Whose::Table(sql::CATALOGUE), &format!("rebuilding board {}", self.0.name()), error)
+        })?;
         Ok(changed)
     }
 }
@@ -146,9 +150,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let counters = self.layout.counters().iter().map(Placed::def).filter(is_of).map(|def| def.table_name());
         let mut lines: Vec<String> = boards.iter().map(BoardDef::table_name).collect();
         lines.sort_unstable();
-        let tables: Vec<String> = counters.chain(lines).map(|table| format!("\"{table}\"")).collect();
-        let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", tables.join(", "));
-        self.client.batch_execute(&lock).await.map_err(|error| failed("locking boards", error))
+        for table in counters.chain(lines) {
+            let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", sql::quote(&table));
+            let locked = self.client.batch_execute(&lock).await;
+            locked.map_err(|error| failed(Whose::Table(&table), "locking boards", error))?;
+        }
+        Ok(())
     }
 
     /// Scores every key that has a total or a line, a page at a time; the board is locked.
@@ -177,7 +184,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let mut range = KeyRange::ALL;
         loop {
             let query = sql::range(Dialect::Postgres, self.layout.placed(counter)?, &range, KEYS_PAGE)?;
-            let rows = self.query(&query).await.map_err(|error| reading(board, error))?;
+            let rows = self.query(&query).await.map_err(|error| failed_on("reading totals", counter, error))?;
             let page = rows.iter().map(|row| Ok(read_total(counter, row)?.0)).collect::<Result<Vec<KeyBuf>>>()?;
             let keys = page.iter().map(|key| board.key_of(counter, key)).collect::<Result<_>>()?;
             changed += self.follow(&[(*board, keys)]).await?;
@@ -211,7 +218,13 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         for counter in board.counters() {
             queries.push(queries::read_under(self.layout.placed(counter)?, board.parts().len(), &heads)?);
         }
-        let mut rows = self.query_all(&queries).await.map_err(|(_, error)| reading(board, error))?.into_iter();
+        let rows = self.query_all(&queries).await.map_err(|(at, error)| {
+            match at.checked_sub(1).and_then(|at| board.counters().get(at)) {
+                Some(counter) => failed_on("reading totals", counter, error),
+                None => reading(board, error),
+            }
+        })?;
+        let mut rows = rows.into_iter();
         let mut lines: BTreeMap<KeyBuf, Option<Cell>> = BTreeMap::new();
         for row in rows.next().unwrap_or_default() {
             let key = read_parts(board.name(), board.parts().as_slice(), &row, 0)?;
@@ -360,9 +373,9 @@ fn foreign(board: &BoardDef) -> Error {
 }
 
 fn reading(board: &BoardDef, error: tokio_postgres::Error) -> Error {
-    failed(&format!("reading board {}", board.name()), error)
+    failed(Whose::Table(&board.table_name()), &format!("reading board {}", board.name()), error)
 }
 
 fn writing(board: &BoardDef, error: tokio_postgres::Error) -> Error {
-    failed(&format!("writing board {}", board.name()), error)
+    failed(Whose::Table(&board.table_name()), &format!("writing board {}", board.name()), error)
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::postgres::{PostgresStore, Session, commit_failed, failed, failed_on, read_total};
+use crate::store::postgres::{PostgresStore, Session, Whose, commit_failed, failed, failed_on, read_total, settled};
 
 /// A PostgreSQL database's rows and totals, over a client of its own.
 ///
@@ -332,7 +332,9 @@ impl AsyncAudit for PostgresAudit<'_> {
         session.mend(&lacking).await?;
         session.remove_zeros(counter, &gone).await?;
         let doing = format!("mending totals of counter {}", counter.full_name());
-        tx.commit().await.map_err(|error| commit_failed(&doing, error))?;
+        if let Err(error) = tx.commit().await {
+            return Err(settled(&*self.client, &doing, commit_failed(&doing, error)).await);
+        }
         Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
     }
 
@@ -345,7 +347,10 @@ impl AsyncAudit for PostgresAudit<'_> {
         session.lock_catalogue().await?;
         session.set_ready(counter).await?;
         // Whether it came through or not, it may be said again.
-        tx.commit().await.map_err(failed)
+        match tx.commit().await {
+            Err(error) => Err(settled(&*self.client, "ending the backfill", failed(error)).await),
+            Ok(()) => Ok(()),
+        }
     }
 }
 
@@ -462,13 +467,13 @@ async fn refuse_transaction(client: &Client) -> Result<()> {
             if answer.iter().any(outside) { Ok(()) } else { inside() }
         }
         Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => inside(),
-        Err(error) => Err(failed("looking at the connection", error)),
+        Err(error) => Err(failed(Whose::Connection, "looking at the connection", error)),
     }
 }
 
 async fn refuse_read_only<C: GenericClient + Send + Sync>(session: &Session<'_, C>) -> Result<()> {
     let text = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean".to_owned();
-    let doing = |error| failed("looking whether the server takes writes", error);
+    let doing = |error| failed(Whose::Connection, "looking whether the server takes writes", error);
     let rows = session.query(&Query { text, values: Vec::new() }).await.map_err(doing)?;
     let Some(row) = rows.first() else { return Ok(()) };
     let reason = match (row.try_get(0).map_err(doing)?, row.try_get(1).map_err(doing)?) {

@@ -14,8 +14,11 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Row};
 
 pub use self::session::PreparedStatements;
-pub(crate) use self::session::{Session, commit_failed, failed, failed_on, params, read_key, read_parts, typed};
-use self::writing::Failed;
+pub(crate) use self::session::{
+    Session, Whose, commit_failed, failed, failed_on, params, read_key, read_parts, settled, typed,
+};
+use self::session::{end_transaction, may_call_again};
+pub(crate) use self::writing::Failed;
 use super::{Applied, AsyncStore};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
@@ -114,65 +117,44 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     }
 
     async fn apply_with(&mut self, batch: &mut Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
-        let applied = self.apply_kept(batch, mark).await?;
+        self.layout.check_batch(batch)?;
+        if batch.is_empty() && mark.is_none() {
+            batch.spend();
+            return Ok(Applied::default());
+        }
+        let began = observe::begin(observe::Place::Postgres, batch);
+        let work = writing::Apply { batch: &*batch, mark };
+        let applied = self.transact(|| writing::doing(work.batch, mark), work).await?;
+        if !applied.skipped {
+            observe::applied(observe::Place::Postgres, began, batch, &applied);
+        }
         batch.spend();
         Ok(applied)
     }
 
-    /// Applies a batch and leaves it as it is: its caller's transaction may not be committed yet.
-    async fn apply_kept(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
-        self.layout.check_batch(batch)?;
-        if batch.is_empty() && mark.is_none() {
-            return Ok(Applied::default());
-        }
-        let began = observe::begin(observe::Place::Postgres, batch);
-        let applied = self.write_batch(batch, mark).await?;
-        if !applied.skipped {
-            observe::applied(observe::Place::Postgres, began, batch, &applied);
-        }
-        Ok(applied)
-    }
-
-    /// Writes a batch in the caller's transaction, or in one of its own.
-    async fn write_batch(&mut self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied> {
-        let (layout, prepared) = (self.layout, self.prepared);
-        let client = match &mut self.conn {
-            Conn::Within(client) => {
-                let written = Session { client: *client, layout, prepared }.write(batch, mark).await;
-                return written.map_err(Failed::unnamed);
-            }
-            Conn::Own(client) => &mut **client,
-        };
-        let doing = || writing::doing(batch, mark);
-        let tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;
-        let written = Session { client: &tx, layout, prepared }.write(batch, mark).await;
-        match written {
-            Ok(applied) => tx.commit().await.map(|()| applied).map_err(|error| commit_failed(&doing(), error)),
-            Err(Failed::Known(error)) => {
-                // What cannot be rolled back is rolled back with the connection.
-                let _ = tx.rollback().await;
-                Err(error)
-            }
-            Err(Failed::Overflow(counter, batch)) => {
-                let _ = tx.rollback().await;
-                Err(Session { client: &*client, layout, prepared }.find_overflow(&counter, &batch).await)
-            }
-        }
-    }
-
     /// Runs `work` in a transaction of its own, or in the caller's.
-    pub(crate) async fn transact<T>(&mut self, doing: &str, work: impl AsyncWork<T>) -> Result<T> {
+    pub(crate) async fn transact<T>(
+        &mut self,
+        doing: impl Fn() -> String + Send + Sync,
+        work: impl AsyncWork<T>,
+    ) -> Result<T> {
         let (layout, prepared) = (self.layout, self.prepared);
         match &mut self.conn {
-            Conn::Within(client) => work.run(&Session { client: *client, layout, prepared }).await,
-            Conn::Own(client) => {
-                let tx = client.transaction().await.map_err(|error| failed(doing, error))?;
-                let done = work.run(&Session { client: &tx, layout, prepared }).await;
-                if done.is_err() {
-                    let _ = tx.rollback().await;
-                    return done;
+            Conn::Within(client) => {
+                let done = work.run(&Session { client: *client, layout, prepared }).await.map_err(Failed::unnamed);
+                if let Err(error) = &done {
+                    // What can be mended is; the transaction is the caller's to begin anew.
+                    may_call_again(*client, prepared, error).await;
                 }
-                tx.commit().await.map_err(|error| commit_failed(doing, error))?;
+                done
+            }
+            Conn::Own(client) => {
+                let mut done = in_own(&mut **client, layout, prepared, &doing, &work).await;
+                if let Err(error) = &done
+                    && may_call_again(&**client, prepared, error).await
+                {
+                    done = in_own(&mut **client, layout, prepared, &doing, &work).await;
+                }
                 done
             }
         }
@@ -190,19 +172,19 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let (cut, counter) = (KeyBuf::of::<T>(before), counter.def());
         let family = prune::family(self.layout, &counter, T::PARTS)?;
-        let doing = format!("pruning counter {}", counter.full_name());
-        self.transact(&doing, writing::Prune { family, cut }).await
+        let doing = || format!("pruning counter {}", counter.full_name());
+        self.transact(doing, writing::Prune { family, cut }).await
     }
 }
 
 impl PostgresStore<'_, Client> {
-    /// Writes rows of the application's own and applies their batch in one transaction. With [`prepared`](Self::prepared) statements that takes one round trip, once
+    /// Writes rows of the application's own and applies their batch in one transaction. With [`prepared`](Self::prepared) statements that takes one round trip or two, once
     /// they are known, where no total has to be read first: where the layout has no rollup, board or prunable counter. So totals are locked for no longer
     /// than the commit takes. Gives how many rows each statement wrote.
     ///
-    /// The round trip is a single message, up to a mebibyte, where values are booleans, integers, floats, texts, bytes, days and moments from the year 1 to 9999, UUIDs, JSON, enums, or
-    /// arrays of these. They are literals of that message then, and so in what the server logs of a statement that fails;
-    /// [`PreparedStatements::by_parameters`] does without.
+    /// It is one round trip of a single message, up to a mebibyte, where values are booleans, integers, floats, texts, bytes, days and moments from the year 1 to 9999, UUIDs, JSON, enums, or
+    /// arrays of these without nulls. They are literals of that message then, and so in what the server logs of a statement that fails;
+    /// [`PreparedStatements::by_parameters`] does without. Else BEGIN is answered before anything else is sent.
     ///
     /// The client must not be in a transaction that was begun by a statement: this one would be part of it, committed or not.
     ///
@@ -232,42 +214,135 @@ impl PostgresStore<'_, Client> {
         rows: &[(&str, &[&(dyn ToSql + Sync)])],
         batch: &mut Batch,
     ) -> Result<(Vec<u64>, Applied)> {
+        self.write_with(rows, batch, None).await
+    }
+
+    /// As [`write`](Self::write), and moves a stream's mark in the same transaction: events that were applied before write neither rows nor totals. So a write
+    /// whose outcome is [unknown](Error::Unknown) is given again as it is, and is written or [skipped](Applied::skipped). Takes two round trips more, as the mark is looked at
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply_once`](AsyncStore::apply_once), and what the database says of the rows; nothing is written then, unless it is [`Error::Unknown`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use keepcount::{Batch, Counter, Error, Layout, Mark, PostgresStore};
+    /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// # async fn vote(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 1);
+    /// let rows: [(&str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 1] =
+    ///     [("INSERT INTO votes (show_id) VALUES ($1)", &[&7_i64])];
+    /// let mark = Mark::new("votes", 1, 1)?;
+    /// let (_, applied) = PostgresStore::new(client, &LAYOUT).write_once(&rows, &mut batch, &mark).await?;
+    /// println!("{}", if applied.skipped { "it was there" } else { "written" });
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn write_once(
+        &mut self,
+        rows: &[(&str, &[&(dyn ToSql + Sync)])],
+        batch: &mut Batch,
+        mark: &Mark<'_>,
+    ) -> Result<(Vec<u64>, Applied)> {
+        self.write_with(rows, batch, Some(mark)).await
+    }
+
+    async fn write_with(
+        &mut self,
+        rows: &[(&str, &[&(dyn ToSql + Sync)])],
+        batch: &mut Batch,
+        mark: Option<&Mark<'_>>,
+    ) -> Result<(Vec<u64>, Applied)> {
         self.layout.check_batch(batch)?;
-        let (layout, prepared) = (self.layout, self.prepared);
+        let prepared = self.prepared;
         let Conn::Own(client) = &mut self.conn else {
             return Err(Error::setting("write", "it begins a transaction, and the store is within one"));
         };
         if client.is_closed() {
             // Nothing was sent, so nothing is in doubt.
             let reason = "the connection was lost before; open another";
-            return Err(Error::Busy { doing: writing::doing(batch, None), reason, cause: reason.into() });
+            let cause = "connection closed".into();
+            return Err(Error::Busy { doing: writing::doing(batch, mark), reason, cause });
         }
-        let session = Session { client: &**client, layout, prepared };
-        let rows = session.rows(rows).await?;
         let began = observe::begin(observe::Place::Postgres, batch);
-        match session.write_at_once(&rows, batch).await {
-            Ok(None) => {}
-            Ok(Some((written, applied))) => {
-                observe::applied(observe::Place::Postgres, began, batch, &applied);
-                batch.spend();
-                return Ok((written, applied));
-            }
-            Err(Failed::Overflow(counter, batch)) => return Err(session.find_overflow(&counter, &batch).await),
-            Err(failed) => return Err(failed.unnamed()),
+        let mut done = write_in_own(client, self.layout, prepared, rows, batch, mark).await;
+        if let Err(error) = &done
+            && may_call_again(&**client, prepared, error).await
+        {
+            done = write_in_own(client, self.layout, prepared, rows, batch, mark).await;
         }
-        let doing = || writing::doing(batch, None);
-        let mut tx = client.transaction().await.map_err(|error| failed(&doing(), error))?;
-        let written = at_once::run_rows(&tx, &rows).await.map_err(|error| failed("writing rows", error))?;
-        let applied = PostgresStore { conn: Conn::Own(&mut tx), layout, prepared }.apply_kept(batch, None).await?;
-        tx.commit().await.map_err(|error| commit_failed(&doing(), error))?;
+        let (written, applied) = done?;
+        if !applied.skipped {
+            observe::applied(observe::Place::Postgres, began, batch, &applied);
+        }
         batch.spend();
         Ok((written, applied))
     }
 }
 
+/// Writes rows and their batch in a transaction of its own, in as few messages as it can.
+async fn write_in_own(
+    client: &mut Client,
+    layout: &Layout,
+    prepared: Option<&PreparedStatements>,
+    rows: &[(&str, &[&(dyn ToSql + Sync)])],
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+) -> Result<(Vec<u64>, Applied)> {
+    let session = Session { client: &*client, layout, prepared };
+    if mark.is_none() {
+        match session.write_at_once(rows, batch).await {
+            Ok(None) => {}
+            Ok(Some(done)) => return Ok(done),
+            Err(Failed::Overflow(counter, batch)) => return Err(session.find_overflow(&counter, &batch).await),
+            Err(failed) => return Err(failed.unnamed()),
+        }
+    }
+    let doing = || writing::doing(batch, mark);
+    in_own(client, layout, prepared, &doing, &writing::WriteRows { rows, batch, mark }).await
+}
+
+/// Runs `work` in a transaction, or savepoint, of its own. Whatever comes of it, a client is outside of it afterwards, or the error says that it is not.
+async fn in_own<C: GenericClient + Send + Sync, T>(
+    client: &mut C,
+    layout: &Layout,
+    prepared: Option<&PreparedStatements>,
+    doing: &(impl Fn() -> String + Send + Sync),
+    work: &impl AsyncWork<T>,
+) -> Result<T> {
+    let (failed, is_over) = match client.transaction().await {
+        Ok(tx) => match work.run(&Session { client: &tx, layout, prepared }).await {
+            Ok(done) => match tx.commit().await {
+                Ok(()) => return Ok(done),
+                Err(error) => (commit_failed(&doing(), error).into(), false),
+            },
+            Err(failed) => (failed, tx.rollback().await.is_ok()),
+        },
+        Err(error) => (failed(Whose::Connection, &doing(), error).into(), false),
+    };
+    match failed {
+        Failed::Known(error) if is_over => Err(error),
+        Failed::Known(error) => Err(settled(&*client, &doing(), error).await),
+        Failed::Overflow(counter, batch) => {
+            if !is_over {
+                // What stays open is refused to be read, which says so.
+                let _ = end_transaction(&*client).await;
+            }
+            Err(Session { client: &*client, layout, prepared }.find_overflow(&counter, &batch).await)
+        }
+    }
+}
+
 /// What is done in one transaction.
-pub(crate) trait AsyncWork<T>: Send {
-    fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> impl Future<Output = Result<T>> + Send;
+pub(crate) trait AsyncWork<T>: Send + Sync {
+    fn run<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+    ) -> impl Future<Output = Result<T, Failed>> + Send;
 }
 
 impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
@@ -283,7 +358,8 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
         writing::check_stream(stream)?;
         let query = Query { text: sql::read_mark(Dialect::Postgres), values: vec![Value::Text(stream.into())] };
         let rows = self.session().query(&query).await;
-        let rows = rows.map_err(|error| failed(&format!("reading the mark of stream {stream}"), error))?;
+        let doing = format!("reading the mark of stream {stream}");
+        let rows = rows.map_err(|error| failed(Whose::Table(sql::MARKS), &doing, error))?;
         rows.first().map_or(Ok(0), |row| writing::mark_of(stream, row))
     }
 

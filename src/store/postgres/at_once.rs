@@ -1,17 +1,19 @@
-//! Rows of the application's own and their totals, in one round trip: one message that is a transaction by itself, or else all from BEGIN to COMMIT,
-//! sent before the first answer.
+//! Rows of the application's own and their totals: one message that is a transaction by itself, or else all of it up to COMMIT behind a BEGIN that was
+//! answered.
 
 use std::fmt::Write as _;
+use std::pin::pin;
 
-use futures_util::future::{join4, try_join_all};
+use futures_util::future::{join3, try_join_all};
+use futures_util::{FutureExt, TryStreamExt};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
-use super::session::{NAME, PIPELINE_MOST, PreparedStatements, is_refused, overflowed, unknown};
+use super::session::{NAME, PIPELINE_MOST, PreparedStatements, end_transaction, is_refused, settled, unknown};
 use super::writing::{Failed, Writes, doing};
-use super::{Session, commit_failed, failed, literal, params};
+use super::{Session, Whose, commit_failed, failed, literal, params};
 use crate::batch::Batch;
 use crate::error::{Cause, Error, Result};
 use crate::sql::Value;
@@ -20,7 +22,10 @@ use crate::store::Applied;
 /// The values of one statement.
 pub(super) type Values<'r> = [&'r (dyn ToSql + Sync)];
 
-/// A statement of the application's own, prepared, with its values.
+/// A statement of the application's own, with its values.
+pub(super) type Given<'r> = (&'r str, &'r Values<'r>);
+
+/// The same, prepared.
 pub(super) struct Row<'r> {
     text: &'r str,
     statement: Statement,
@@ -28,14 +33,29 @@ pub(super) struct Row<'r> {
 }
 
 /// Runs the application's own statements, in one round trip.
-pub(super) async fn run_rows(client: &impl GenericClient, rows: &[Row<'_>]) -> Result<Vec<u64>, tokio_postgres::Error> {
-    try_join_all(rows.iter().map(|row| client.execute(&row.statement, row.values))).await
+pub(super) async fn run_rows(
+    client: &impl GenericClient,
+    rows: &[Row<'_>],
+) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
+    try_join_all(rows.iter().enumerate().map(async |(at, row)| {
+        let written = client.execute(&row.statement, row.values).await;
+        written.map_err(|error| (at, error))
+    }))
+    .await
+}
+
+/// What the failure of a statement of the application's own means.
+pub(super) fn row_failed((at, error): (usize, tokio_postgres::Error)) -> Error {
+    failed(Whose::Row(at), "writing rows", error)
 }
 
 /// Refuses values that the driver would not send for a statement: it would leave that one out, and send what comes behind it.
 fn check_rows(rows: &[Row<'_>]) -> Result<()> {
     for (at, Row { statement, values, .. }) in rows.iter().enumerate() {
-        let refused = |cause: Cause| Error::Database { doing: format!("writing rows, statement {}", at + 1), cause };
+        let refused = |cause: Cause| Error::Database {
+            doing: format!("writing rows, statement {} of the application's own", at + 1),
+            cause,
+        };
         if statement.params().len() != values.len() {
             let (wanted, given) = (statement.params().len(), values.len());
             return Err(refused(format!("it has {wanted} parameters, and {given} were given").into()));
@@ -47,27 +67,30 @@ fn check_rows(rows: &[Row<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a name was not known that had been prepared: it was on another connection.
+/// Whether a name was not known that had been prepared, so that nothing was done.
 fn is_nameless(error: &tokio_postgres::Error) -> bool {
+    if !is_refused(error) {
+        return false;
+    }
     let said = error.as_db_error().filter(|db| *db.code() == SqlState::INVALID_SQL_STATEMENT_NAME);
     said.is_some_and(|db| db.message().contains(NAME))
 }
 
 impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// Rows with their statements, known or prepared now.
-    pub(super) async fn rows<'r>(&self, rows: &[(&'r str, &'r Values<'r>)]) -> Result<Vec<Row<'r>>> {
+    pub(super) async fn rows<'r>(&self, rows: &[Given<'r>]) -> Result<Vec<Row<'r>>> {
         let mut all = Vec::with_capacity(rows.len());
         for (at, (text, values)) in rows.iter().enumerate() {
-            let doing = |error| failed(&format!("preparing rows, statement {}", at + 1), error);
+            let doing = |error| failed(Whose::Row(at), "preparing rows", error);
             all.push(Row { text, statement: self.statement(text).await.map_err(doing)?, values });
         }
         Ok(all)
     }
 
-    /// Writes rows and their batch in one round trip; none where totals have to be read first, or there is too much of it.
+    /// Writes rows and their batch in one message or a few; none where totals have to be read first, or there is too much of it.
     pub(super) async fn write_at_once(
         &self,
-        rows: &[Row<'_>],
+        rows: &[Given<'_>],
         batch: &Batch,
     ) -> Result<Option<(Vec<u64>, Applied)>, Failed> {
         if !self.layout.is_plain() || !self.layout.board_defs().is_empty() {
@@ -91,29 +114,52 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// was written, and sending the statements one by one can do it, or says why it cannot be done.
     async fn by_message(
         &self,
-        rows: &[Row<'_>],
+        rows: &[Given<'_>],
         batch: &Batch,
         writes: &Writes<'_>,
-    ) -> Result<Option<(Vec<u64>, Vec<u64>)>> {
-        let Some(prepared) = self.prepared else { return Ok(None) };
-        let Some(message) = self.message(prepared, rows, writes).await? else { return Ok(None) };
-        match self.client.simple_query(&message).await {
-            Ok(said) => {
-                let done = said.iter().filter_map(|said| match said {
-                    SimpleQueryMessage::CommandComplete(written) => Some(*written),
-                    _ => None,
-                });
-                let mut written: Vec<u64> = done.collect();
+    ) -> Result<Option<(Vec<u64>, Vec<u64>)>, Failed> {
+        let Some(prepared) = self.prepared.filter(|prepared| prepared.has_names()) else { return Ok(None) };
+        let rows = self.rows(rows).await?;
+        let Some(message) = self.message(prepared, &rows, writes).await? else { return Ok(None) };
+        let (mut written, mut error) = self.send(&message).await;
+        if error.as_ref().is_some_and(is_nameless) && prepared.lose_names() {
+            // Forgotten, by DISCARD or DEALLOCATE: by their new names nothing is different.
+            let Some(message) = self.message(prepared, &rows, writes).await? else { return Ok(None) };
+            (written, error) = self.send(&message).await;
+        }
+        match error {
+            None => {
                 let totals = written.split_off(rows.len().min(written.len()));
                 Ok(Some((written, totals)))
             }
-            Err(error) if is_refused(&error) && is_nameless(&error) => {
+            Some(error) if is_nameless(&error) => {
                 prepared.forgo_names();
                 Ok(None)
             }
-            // One by one they say which total is too large.
-            Err(error) if is_refused(&error) && overflowed(&error) => Ok(None),
-            Err(error) => Err(commit_failed(&format!("writing rows, or {}", doing(batch, None)), error)),
+            // The first that was not done, or else the commit of all.
+            Some(error) if is_refused(&error) => match written.len().checked_sub(rows.len()) {
+                None => Err(row_failed((written.len(), error)).into()),
+                Some(at) if at < writes.queries.len() => Err(writes.failed(at, batch, None, error)),
+                Some(_) => Err(commit_failed(&doing(batch, None), error).into()),
+            },
+            Some(error) => Err(unknown(&doing(batch, None), error).into()),
+        }
+    }
+
+    /// Sends one message of several statements. Gives how many rows each wrote that was done, and why not all of them were.
+    async fn send(&self, message: &str) -> (Vec<u64>, Option<tokio_postgres::Error>) {
+        let mut written = Vec::new();
+        let mut answers = match self.client.client().simple_query_raw(message).await {
+            Ok(answers) => pin!(answers),
+            Err(error) => return (written, Some(error)),
+        };
+        loop {
+            match answers.try_next().await {
+                Ok(Some(SimpleQueryMessage::CommandComplete(rows))) => written.push(rows),
+                Ok(Some(_)) => {}
+                Ok(None) => return (written, None),
+                Err(error) => return (written, Some(error)),
+            }
         }
     }
 
@@ -132,7 +178,9 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let rows = rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));
         for (text, kinds, values) in rows.chain(own) {
             let named = prepared.name(self.client, text, &kinds).await;
-            let Some(name) = named.map_err(|error| failed("preparing a statement", error))? else { return Ok(None) };
+            let Some(name) = named.map_err(|error| failed(Whose::Connection, "preparing a statement", error))? else {
+                return Ok(None);
+            };
             let _ = write!(message, "EXECUTE {name}");
             if kinds.len() != values.len() {
                 return Ok(None);
@@ -148,34 +196,87 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         Ok(Some(message))
     }
 
-    /// The same in several messages, from BEGIN to COMMIT. What fails in the middle makes the server's COMMIT a rollback.
+    /// The same in several messages: BEGIN, and all that follows once that is answered, since without a transaction each would be committed by itself. What
+    /// fails in the middle makes the server's COMMIT a rollback.
     async fn by_pipeline(
         &self,
-        rows: &[Row<'_>],
+        rows: &[Given<'_>],
         batch: &Batch,
         writes: &Writes<'_>,
     ) -> Result<(Vec<u64>, Vec<u64>), Failed> {
-        check_rows(rows)?;
-        // Before BEGIN: what has to be prepared would come behind COMMIT.
+        let mut open = Open { client: self.client, is_open: true };
+        let begun = self.client.batch_execute("BEGIN").await;
+        let begun = begun.map_err(|error| Failed::from(failed(Whose::Connection, &doing(batch, None), error)));
+        let rows = match begun {
+            // Behind BEGIN, since a pooler may have another connection before, and before the rest, which would come behind COMMIT.
+            Ok(()) => self.prepare(rows, batch, writes).await,
+            Err(failed) => Err(failed),
+        };
+        let (written, totals, committed) = match rows {
+            Ok(rows) => {
+                let (rows, totals) = (run_rows(self.client, &rows), self.execute_all(&writes.queries));
+                join3(rows, totals, self.client.batch_execute("COMMIT")).await
+            }
+            Err(failed) => {
+                open.is_open = false;
+                return Err(self.ended(batch, failed).await);
+            }
+        };
+        open.is_open = false;
+        let is_over = committed.is_ok();
+        // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
+        let unless_refused = |(at, error): (usize, _), refused: &dyn Fn(usize, tokio_postgres::Error) -> Failed| {
+            if is_refused(&error) { refused(at, error) } else { unknown(&doing(batch, None), error).into() }
+        };
+        let written = written.map_err(|failed| unless_refused(failed, &|at, error| row_failed((at, error)).into()));
+        let totals =
+            totals.map_err(|failed| unless_refused(failed, &|at, error| writes.failed(at, batch, None, error)));
+        let committed = committed.map_err(|error| commit_failed(&doing(batch, None), error).into());
+        let failed = match (written, totals, committed) {
+            (Ok(written), Ok(totals), Ok(())) => return Ok((written, totals)),
+            (Err(failed), ..) | (_, Err(failed), _) | (.., Err(failed)) => failed,
+        };
+        Err(if is_over { failed } else { self.ended(batch, failed).await })
+    }
+
+    /// Rows that can be sent, and all that has to be prepared.
+    async fn prepare<'r>(
+        &self,
+        rows: &[Given<'r>],
+        batch: &Batch,
+        writes: &Writes<'_>,
+    ) -> Result<Vec<Row<'r>>, Failed> {
+        let rows = self.rows(rows).await?;
+        check_rows(&rows)?;
         let prepared = self.prepare_all(&writes.queries).await;
         prepared.map_err(|(at, error)| writes.failed(at, batch, None, error))?;
-        let (begun, written, totals, committed) = join4(
-            self.client.batch_execute("BEGIN"),
-            run_rows(self.client, rows),
-            self.execute_all(&writes.queries),
-            self.client.batch_execute("COMMIT"),
-        )
-        .await;
-        // The others are on their way whatever comes of it: without a transaction each is committed by itself.
-        begun.map_err(|error| unknown(&doing(batch, None), error))?;
-        // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
-        let unless_refused = |error: tokio_postgres::Error, refused: &dyn Fn(tokio_postgres::Error) -> Failed| {
-            if is_refused(&error) { refused(error) } else { commit_failed(&doing(batch, None), error).into() }
-        };
-        let written = written.map_err(|error| unless_refused(error, &|error| failed("writing rows", error).into()))?;
-        let totals =
-            totals.map_err(|(at, error)| unless_refused(error, &|error| writes.failed(at, batch, None, error)))?;
-        committed.map_err(|error| commit_failed(&doing(batch, None), error))?;
-        Ok((written, totals))
+        Ok(rows)
+    }
+
+    /// The failure of a transaction, which is over then.
+    async fn ended(&self, batch: &Batch, failed: Failed) -> Failed {
+        match failed {
+            Failed::Known(error) => settled(self.client, &doing(batch, None), error).await.into(),
+            Failed::Overflow(..) => {
+                // What stays open is refused to be read, which says so.
+                let _ = end_transaction(self.client).await;
+                failed
+            }
+        }
+    }
+}
+
+/// Rolls back when it is dropped: a future that nobody waits for any more may have begun a transaction, and said nothing else.
+struct Open<'c, C: GenericClient> {
+    client: &'c C,
+    is_open: bool,
+}
+
+impl<C: GenericClient> Drop for Open<'_, C> {
+    fn drop(&mut self) {
+        if self.is_open {
+            // It is sent when it is first polled.
+            let _ = self.client.batch_execute("ROLLBACK").now_or_never();
+        }
     }
 }

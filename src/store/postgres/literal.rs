@@ -108,7 +108,7 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// An array of one dimension that counts from 1, as the driver makes it of a slice.
+/// An array of one dimension without nulls that counts from 1, as the driver makes it of a slice.
 fn array(kind: &Type, of: &Type, bytes: &[u8]) -> Option<String> {
     // How many dimensions, whether there are nulls, of what type; how many elements, the first one's number.
     let first = bytes.get(16..20).map_or(Ok(1), |first| i32::from_sql(&Type::INT4, first)).ok()?;
@@ -118,10 +118,8 @@ fn array(kind: &Type, of: &Type, bytes: &[u8]) -> Option<String> {
         if at > 0 {
             text.push(',');
         }
-        let Some(Raw(element)) = element else {
-            text.push_str("NULL");
-            continue;
-        };
+        // A server with `array_nulls = off` would take a null for the text NULL.
+        let Some(Raw(element)) = element else { return None };
         text.push('"');
         for char in text_of(of, element)?.chars() {
             if char == '"' || char == '\\' {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tokio_postgres::{GenericClient, Row};
 
-use super::{PostgresStore, Session, failed, failed_on};
+use super::{PostgresStore, Session, Whose, failed};
 use crate::board::BoardDef;
 use crate::counter::Def;
 use crate::error::{Error, Result};
@@ -43,14 +43,15 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     pub(crate) async fn set_ready(&self, counter: &Def) -> Result<()> {
         let values = vec![Value::Text(counter.full_name())];
         let set = self.execute(&Query { text: sql::set_ready(Dialect::Postgres), values }).await;
-        set.map(drop).map_err(|error| failed_on("ending the backfill", counter, error))
+        let doing = format!("ending the backfill of counter {}", counter.full_name());
+        set.map(drop).map_err(|error| failed(Whose::Table(sql::CATALOGUE), &doing, error))
     }
 
     /// The rows of some queries about a counter, if it may be read. What is ready stays ready: so it is looked for first, in the same round trip.
     pub(super) async fn when_ready(&self, counter: &Def, queries: &[Query<'_>]) -> Result<Vec<Vec<Row>>> {
         self.layout.position(counter)?;
         let needs = || Ok(self.layout.with_finer(&[*counter])?.iter().map(Def::full_name).collect());
-        self.when_all_ready(counter.name(), needs, queries).await
+        self.when_all_ready(counter.name(), &counter.table_name(), needs, queries).await
     }
 
     /// The rows of some queries about a board, if it, and what it is made of, may be read.
@@ -59,25 +60,28 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             let counters = self.layout.with_finer(board.counters())?;
             Ok(std::iter::once(Cow::Borrowed(board.name())).chain(counters.iter().map(Def::full_name)).collect())
         };
-        self.when_all_ready(board.name(), needs, queries).await
+        self.when_all_ready(board.name(), &board.table_name(), needs, queries).await
     }
 
     async fn when_all_ready(
         &self,
         what: &'static str,
+        table: &str,
         needs: impl FnOnce() -> Result<Vec<Cow<'static, str>>>,
         queries: &[Query<'_>],
     ) -> Result<Vec<Vec<Row>>> {
         let look = Query { text: sql::unready(Dialect::Postgres), values: Vec::new() };
         let all: Vec<Query<'_>> = std::iter::once(look).chain(queries.iter().cloned()).collect();
+        let not_looked =
+            |error| failed(Whose::Table(sql::CATALOGUE), &format!("looking whether {what} is ready"), error);
         let rows = self.query_all(&all).await.map_err(|(at, error)| match at {
-            0 => failed(&format!("looking whether {what} is ready"), error),
-            _ => failed(&format!("reading {what}"), error),
+            0 => not_looked(error),
+            _ => failed(Whose::Table(table), &format!("reading {what}"), error),
         })?;
         let mut rows = rows.into_iter();
         let looked = rows.next().unwrap_or_default();
         let unready = looked.first().map_or(Ok(None), |row| row.try_get::<_, Option<String>>(0));
-        let unready = unready.map_err(|error| failed(&format!("looking whether {what} is ready"), error))?;
+        let unready = unready.map_err(not_looked)?;
         if let Some(unready) = unready {
             let is_unready = |name: &Cow<'_, str>| unready.split(',').any(|unready| unready == name);
             if let Some(unready) = needs()?.into_iter().find(is_unready) {

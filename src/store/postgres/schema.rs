@@ -3,9 +3,9 @@
 use tokio_postgres::GenericClient;
 use tokio_postgres::error::SqlState;
 
-use super::{AsyncWork, PostgresStore, Session, failed};
+use super::{AsyncWork, Failed, PostgresStore, Session, Whose, failed};
 use crate::board::{self, BoardDef};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::key::KeyParts;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::catalogue::{self, CatalogueRow, Known};
@@ -29,7 +29,7 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
     /// wants, or a name is longer than PostgreSQL's, or the catalogue is in another schema than the first of `search_path`; nothing is made then.
     pub async fn create(&mut self) -> Result<()> {
-        self.transact("making tables", Create { rows: false }).await
+        self.transact(|| "making tables".to_owned(), Create { rows: false }).await
     }
 
     /// As [`create`](Self::create), for counters of rows that are there already: no counter that comes new is ready, in a database without a
@@ -39,7 +39,7 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     ///
     /// As [`create`](Self::create).
     pub async fn create_over_rows(&mut self) -> Result<()> {
-        self.transact("making tables", Create { rows: true }).await
+        self.transact(|| "making tables".to_owned(), Create { rows: true }).await
     }
 
     /// Compares catalogue and tables with the layout.
@@ -71,7 +71,7 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     /// [`Error::UnknownCounter`] when the database has none of this name, [`Error::Setting`] when the layout has it, or a rollup or board is made of
     /// it, which is to be dropped first; and what the database says. Nothing is dropped then.
     pub async fn forget(&mut self, name: &str) -> Result<()> {
-        self.transact(&format!("forgetting {name}"), Forget { name: name.to_owned() }).await
+        self.transact(|| format!("forgetting {name}"), Forget { name: name.to_owned() }).await
     }
 }
 
@@ -80,8 +80,8 @@ struct Create {
 }
 
 impl AsyncWork<()> for Create {
-    async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<()> {
-        session.create_all(self.rows).await
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<(), Failed> {
+        Ok(session.create_all(self.rows).await?)
     }
 }
 
@@ -90,13 +90,15 @@ struct Forget {
 }
 
 impl AsyncWork<()> for Forget {
-    async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<()> {
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<(), Failed> {
         let known = session.catalogue().await?;
         let table = catalogue::lost(session.layout, &known, &self.name)?.table_name();
         session.run_ddl(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await?;
         let text = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = $1"#, sql::CATALOGUE);
         let gone = session.execute(&Query { text, values: vec![Value::Text(self.name.as_str().into())] }).await;
-        gone.map(drop).map_err(|error| failed(&format!("forgetting {}", self.name), error))
+        let doing = format!("forgetting {}", self.name);
+        gone.map_err(|error| failed(Whose::Table(sql::CATALOGUE), &doing, error))?;
+        Ok(())
     }
 }
 
@@ -155,7 +157,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     async fn run_ddl(&self, text: &str) -> Result<()> {
-        self.client.batch_execute(text).await.map_err(|error| failed("making tables", error))
+        self.client.batch_execute(text).await.map_err(|error| failed(Whose::Connection, "making tables", error))
     }
 
     async fn refuse_foreign(&self, table: &str, whose: &str) -> Result<()> {
@@ -264,9 +266,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
 
     async fn texts(&self, text: &str, table: &str) -> Result<Vec<String>> {
         let query = Query { text: text.to_owned(), values: vec![Value::Text(sql::quote(table).into())] };
-        let rows = self.query(&query).await.map_err(|error| failed("reading the schema", error))?;
+        let rows = self.query(&query).await.map_err(|error| failed(Whose::Connection, "reading the schema", error))?;
         let text = |row: &tokio_postgres::Row| row.try_get::<_, String>(0);
-        rows.iter().map(text).collect::<Result<_, _>>().map_err(|error| failed("reading the schema", error))
+        rows.iter()
+            .map(text)
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed(Whose::Connection, "reading the schema", error))
     }
 
     /// What the name stands for, as `pg_class.relkind` says it, if anything.
@@ -284,11 +289,11 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let rows = self.query(&Query { text, values: Vec::new() }).await;
         let foreign = |error: tokio_postgres::Error| Error::Schema {
             table: sql::CATALOGUE.to_owned(),
-            reason: format!("it is not keepcount's catalogue: {error}"),
+            reason: format!("it is not keepcount's catalogue: {}", chain(&error)),
         };
         let rows = rows.map_err(|error| match error.code() {
             Some(&SqlState::UNDEFINED_COLUMN) => foreign(error),
-            _ => failed("reading the catalogue", error),
+            _ => failed(Whose::Table(sql::CATALOGUE), "reading the catalogue", error),
         })?;
         let known = |row: &tokio_postgres::Row| {
             let (name, key, version) = (row.try_get(0)?, row.try_get(1)?, row.try_get::<_, i64>(2)?);

@@ -8,18 +8,19 @@ use futures_util::future::{ready, try_join_all};
 use parking_lot::Mutex;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::private::BytesMut;
-use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, WrongType, to_sql_checked};
 use tokio_postgres::{GenericClient, Row, Statement};
 
 use crate::counter::{Def, FNV_OFFSET, fnv1a};
-use crate::error::{Cause, Error, Result, brief};
+use crate::error::{Error, Result, brief, chain};
 use crate::key::{KeyBuf, KeyError, KeyPart};
 use crate::layout::Layout;
 use crate::sql::{self, Query, Value};
 
 /// The statements that a connection has prepared: kept beside it, they spare the server from planning each of them anew.
 ///
-/// Belongs to one connection: the statements of another are unknown to the server. Keeps at most 256; what comes later is planned each time. As many again have
+/// Belongs to one connection: the statements of another are unknown to the server. So they are not for a pooler that gives each transaction another connection, unless it keeps
+/// prepared statements apart itself: what is lost is prepared anew, and what another process left under the same name of the driver's may be run instead. Keeps at most 256; what comes later is planned each time. As many again have
 /// a name in SQL, for [`write`](crate::PostgresStore::write); those stay on the server until the connection ends.
 ///
 /// # Examples
@@ -48,6 +49,8 @@ struct Names {
     of: HashMap<String, Named>,
     /// Given up: the caller wants parameters, or what was prepared was not there when it was run, since a pooler hands out another connection to each message.
     forgone: bool,
+    /// How often they were not there.
+    lost: u32,
 }
 
 #[derive(Debug)]
@@ -60,6 +63,8 @@ struct Named {
 /// How names begin.
 pub(super) const NAME: &str = "keepcount_";
 const PREPARED_MOST: usize = 256;
+/// How often names are prepared anew before they are given up.
+const LOST_MOST: u32 = 16;
 
 impl PreparedStatements {
     /// None yet.
@@ -114,9 +119,8 @@ impl PreparedStatements {
         let prepare = format!("PREPARE {name}{types} AS {text}");
         let mut prepared = client.batch_execute(&prepare).await;
         if prepared.as_ref().is_err_and(|error| error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)) {
-            // Of this text, but of types that may have been made anew since.
-            client.batch_execute(&format!("DEALLOCATE {name}")).await?;
-            prepared = client.batch_execute(&prepare).await;
+            // Of this text, but of types that may have been made anew since. One message, since a pooler may have another connection for each.
+            prepared = client.batch_execute(&format!("DEALLOCATE {name}; {prepare}")).await;
         }
         let name = match prepared {
             Ok(()) => Some(name),
@@ -131,9 +135,27 @@ impl PreparedStatements {
         Ok(name)
     }
 
+    pub(super) fn has_names(&self) -> bool {
+        !self.names.lock().forgone
+    }
+
     /// Gives no names from now on.
     pub(super) fn forgo_names(&self) {
         self.names.lock().forgone = true;
+    }
+
+    /// Prepares names anew when they are wanted, as they were not there; false where that was in vain too often.
+    pub(super) fn lose_names(&self) -> bool {
+        let mut names = self.names.lock();
+        names.of.clear();
+        names.lost += 1;
+        names.lost < LOST_MOST
+    }
+
+    /// Prepares all anew when it is wanted: the server has forgotten it.
+    fn forget(&self) {
+        self.by_text.lock().clear();
+        self.names.lock().of.clear();
     }
 }
 
@@ -232,7 +254,15 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
         &self,
         queries: &[Query<'_>],
     ) -> Result<Vec<Vec<Row>>, (usize, tokio_postgres::Error)> {
-        self.run_all(queries, |query| self.rows_of(query)).await
+        let mut rows = self.run_all(queries, |query| self.rows_of(query)).await;
+        // On a client it was a transaction of its own, of which nothing is left.
+        if let Err((_, error)) = &rows
+            && is_client(self.client)
+            && may_run_again(self.client, self.prepared, error).await
+        {
+            rows = self.run_all(queries, |query| self.rows_of(query)).await;
+        }
+        rows
     }
 
     /// What `read` makes of the rows of one query that is not prepared, without its nones. Rows are read as they come: the server goes on meanwhile,
@@ -257,6 +287,83 @@ impl<'c, C: GenericClient + Sync> Session<'c, C> {
         let written = self.execute_all(std::slice::from_ref(query)).await.map_err(|(_, error)| error)?;
         Ok(written.first().copied().unwrap_or(0))
     }
+}
+
+/// Whether this is a client, and not a transaction of the caller's.
+fn is_client<C: GenericClient>(client: &C) -> bool {
+    std::ptr::addr_eq(client, client.client())
+}
+
+/// How often a ROLLBACK is tried that is cancelled.
+const ROLLBACKS_MOST: u32 = 8;
+
+/// Ends whatever transaction a client was left in. One of the caller's is left to the caller.
+pub(super) async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postgres::Error> {
+    if !is_client(client) {
+        return Ok(());
+    }
+    let mut ended = client.batch_execute("ROLLBACK").await;
+    for _ in 1..ROLLBACKS_MOST {
+        // It is cancelled as any statement is, and then it has done nothing.
+        if !ended.as_ref().is_err_and(is_refused) {
+            break;
+        }
+        ended = client.batch_execute("ROLLBACK").await;
+    }
+    ended
+}
+
+/// What a failed call says, after its client was brought out of any transaction: a BEGIN, COMMIT or ROLLBACK that is refused before it runs leaves it in an
+/// aborted one. Where that is not possible, the error says that the connection must go.
+pub(crate) async fn settled<C: GenericClient>(client: &C, doing: &str, error: Error) -> Error {
+    match end_transaction(client).await {
+        Err(_) if !client.client().is_closed() && !matches!(error, Error::Unknown { .. }) => {
+            Error::TransactionOpen { doing: doing.to_owned(), cause: error.into() }
+        }
+        _ => error,
+    }
+}
+
+/// Whether what failed may be run again at once, after what it met is out of the way: the server has forgotten what was prepared, or the client was left
+/// in an aborted transaction by a future that was dropped and a ROLLBACK that was cancelled.
+async fn may_run_again<C: GenericClient>(
+    client: &C,
+    prepared: Option<&PreparedStatements>,
+    error: &tokio_postgres::Error,
+) -> bool {
+    if let Some(prepared) = prepared.filter(|_| is_forgotten(error)) {
+        prepared.forget();
+        return true;
+    }
+    is_aborted(error) && is_client(client) && end_transaction(client).await.is_ok()
+}
+
+/// The same for a call that was taken back whole.
+pub(super) async fn may_call_again<C: GenericClient>(
+    client: &C,
+    prepared: Option<&PreparedStatements>,
+    error: &Error,
+) -> bool {
+    let Error::Busy { cause, .. } = error else { return false };
+    match cause.downcast_ref() {
+        Some(error) => may_run_again(client, prepared, error).await,
+        None => false,
+    }
+}
+
+/// Whether an earlier error has aborted the transaction, and nothing is done in it.
+fn is_aborted(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION)
+}
+
+/// Whether the server does not know a statement that was prepared, by the driver (s and a number) or by its name in SQL.
+fn is_forgotten(error: &tokio_postgres::Error) -> bool {
+    let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let is_ours = |word: &str| word.starts_with(NAME) || word.strip_prefix('s').is_some_and(is_number);
+    // Behind a pooler another connection may have one of the same name, too.
+    let codes = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT];
+    let said = error.as_db_error().filter(|db| codes.contains(db.code()));
+    said.is_some_and(|db| db.message().split(|c: char| !c.is_alphanumeric() && c != '_').any(is_ours))
 }
 
 /// The parameters of a query that is prepared.
@@ -408,49 +515,54 @@ fn raw_text(row: &Row, first: usize) -> String {
     }
 }
 
-/// What a driver's error means to the caller, who was doing something to a counter.
+/// Whose statement failed: that says what a name belongs to which the server does not know. Its messages may be translated, and are not read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Whose<'a> {
+    /// The connection's: BEGIN, COMMIT, a setting.
+    Connection,
+    /// keepcount's, over this table.
+    Table(&'a str),
+    /// The application's own, of those that a write was given, from 0.
+    Row(usize),
+}
+
+/// What a driver's error means to the caller, who was doing something to the totals of a counter.
 pub(crate) fn failed_on(what: &str, counter: &Def, error: tokio_postgres::Error) -> Error {
-    failed(&format!("{what} of counter {}", counter.full_name()), error)
+    failed(Whose::Table(&counter.table_name()), &format!("{what} of counter {}", counter.full_name()), error)
 }
 
 /// What a driver's error means to the caller, other than one of a commit.
-pub(crate) fn failed(doing: &str, error: tokio_postgres::Error) -> Error {
-    let doing = doing.to_owned();
+pub(crate) fn failed(whose: Whose<'_>, doing: &str, error: tokio_postgres::Error) -> Error {
+    let doing = match whose {
+        Whose::Row(at) => format!("{doing}, statement {} of the application's own", at + 1),
+        _ => doing.to_owned(),
+    };
     if let Some(reason) = busy(&error) {
-        return Error::Busy { doing, reason, cause: cause_of(error) };
+        return Error::Busy { doing, reason, cause: error.into() };
     }
-    let Some(db) = error.as_db_error() else { return Error::Database { doing, cause: cause_of(error) } };
-    match *db.code() {
-        SqlState::UNDEFINED_TABLE => {
-            let table = quoted(db.message()).unwrap_or_default();
-            let reason = format!("it is absent ({doing}); those of totals are made by PostgresStore::create");
-            Error::Schema { table, reason }
+    let said = chain(&error);
+    match (whose, error.code()) {
+        // The server gives the name of a table that is absent in the message alone; in whatever language, it is the name.
+        (Whose::Table(table), Some(&SqlState::UNDEFINED_TABLE)) if said.contains(table) => {
+            let reason = format!("it is absent ({doing}: {said}); those of totals are made by PostgresStore::create");
+            Error::Schema { table: table.to_owned(), reason }
         }
-        SqlState::UNDEFINED_COLUMN | SqlState::DATATYPE_MISMATCH | SqlState::UNDEFINED_FUNCTION => {
-            let table = quoted(db.message()).unwrap_or_default();
-            Error::Schema { table, reason: format!("{} ({doing})", db.message()) }
+        (Whose::Table(table), _) if is_misfit(&error) => {
+            Error::Schema { table: table.to_owned(), reason: format!("{said} ({doing})") }
         }
-        _ => Error::Database { doing, cause: cause_of(error) },
+        _ => Error::Database { doing, cause: error.into() },
     }
 }
 
-/// What the server said; the driver's own text says only that there was an error.
-#[derive(Debug, thiserror::Error)]
-#[error("{severity}: {message} ({code}){more}")]
-struct Said {
-    severity: String,
-    message: String,
-    code: String,
-    more: String,
-    #[source]
-    cause: tokio_postgres::Error,
-}
-
-fn cause_of(cause: tokio_postgres::Error) -> Cause {
-    let Some(db) = cause.as_db_error() else { return cause.into() };
-    let more = [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}")).collect::<Vec<_>>();
-    let (severity, message, code) = (db.severity().to_owned(), db.message().to_owned(), db.code().code().to_owned());
-    Said { severity, message, code, more: more.concat(), cause }.into()
+/// Whether a table is not what a statement takes it for: it lacks a column, or has one of another type.
+fn is_misfit(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => {
+            let others = [SqlState::UNDEFINED_TABLE, SqlState::INSUFFICIENT_PRIVILEGE];
+            code.code().starts_with("42") && !others.contains(code)
+        }
+        None => error.source().is_some_and(<dyn std::error::Error>::is::<WrongType>),
+    }
 }
 
 /// Why nothing was applied and a retry helps, if so. Whoever lost the connection before a commit applied nothing either.
@@ -459,7 +571,15 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
         let lost = error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
         return lost.then_some("the connection was lost; open another, and try the whole transaction again");
     };
+    if is_forgotten(error) {
+        return Some(
+            "the server has forgotten what was prepared, which is prepared anew; roll back and try it again whole",
+        );
+    }
     match *db.code() {
+        SqlState::IN_FAILED_SQL_TRANSACTION => {
+            Some("an earlier error has aborted the transaction; roll it back and try it again whole")
+        }
         SqlState::T_R_SERIALIZATION_FAILURE => {
             Some("another transaction changed what this one had read; roll it back and try it again whole")
         }
@@ -483,12 +603,12 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
 
 /// What a commit's error means: unless the server itself says that it took the transaction back, nobody knows.
 pub(crate) fn commit_failed(doing: &str, error: tokio_postgres::Error) -> Error {
-    if is_refused(&error) { failed(doing, error) } else { unknown(doing, error) }
+    if is_refused(&error) { failed(Whose::Connection, doing, error) } else { unknown(doing, error) }
 }
 
 /// An error after which nobody knows whether it was applied.
 pub(super) fn unknown(doing: &str, error: tokio_postgres::Error) -> Error {
-    Error::Unknown { doing: doing.to_owned(), cause: cause_of(error) }
+    Error::Unknown { doing: doing.to_owned(), cause: error.into() }
 }
 
 /// Whether the server says so itself, and goes on: then what the statement belongs to is taken back.
@@ -499,9 +619,4 @@ pub(super) fn is_refused(error: &tokio_postgres::Error) -> bool {
 /// Whether a sum left 64 bits.
 pub(crate) fn overflowed(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE)
-}
-
-/// The first name in quotes of a message.
-fn quoted(message: &str) -> Option<String> {
-    message.split('"').nth(1).map(str::to_owned)
 }

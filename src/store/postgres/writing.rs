@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::{GenericClient, Row};
 
-use super::{AsyncWork, Session, failed, failed_on, queries, read_total, totals_in_order};
+use super::{AsyncWork, Session, Whose, at_once, failed, failed_on, queries, read_total, totals_in_order};
 use crate::batch::Batch;
 use crate::board::BoardDef;
 use crate::counter::{Def, Placed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::key::KeyBuf;
 use crate::mark::Mark;
 use crate::prune;
@@ -22,7 +22,7 @@ use crate::store::Applied;
 use crate::store::catalogue;
 
 /// Why nothing was written.
-pub(super) enum Failed {
+pub(crate) enum Failed {
     Known(Error),
     /// A total of this counter would leave 64 bits; the server does not say which. The batch has climbed.
     Overflow(Def, Box<Batch>),
@@ -30,7 +30,7 @@ pub(super) enum Failed {
 
 impl Failed {
     /// Where the transaction is the caller's, nobody can look which total it is.
-    pub(super) fn unnamed(self) -> Error {
+    pub(crate) fn unnamed(self) -> Error {
         match self {
             Self::Known(error) => error,
             Self::Overflow(counter, batch) => {
@@ -89,7 +89,7 @@ pub(super) fn mark_of(stream: &str, row: &Row) -> Result<u64> {
         let reason = format!("the mark of stream {stream} is {what}; somebody else wrote it");
         Error::Schema { table: sql::MARKS.to_owned(), reason }
     };
-    let last: i64 = row.try_get(0).map_err(|error| foreign(error.to_string()))?;
+    let last: i64 = row.try_get(0).map_err(|error| foreign(chain(&error)))?;
     u64::try_from(last).map_err(|_| foreign(format!("{last}, below 0")))
 }
 
@@ -115,7 +115,11 @@ impl Writes<'_> {
                 Failed::Overflow(*counter, Box::new(batch.clone()))
             }
             Some((counter, _)) => failed_on("writing totals", counter, error).into(),
-            None => failed(&doing(batch, mark), error).into(),
+            // Locks of boards come before, the mark behind.
+            None => {
+                let table = if at < self.before { sql::LOCKS } else { sql::MARKS };
+                failed(Whose::Table(table), &doing(batch, mark), error).into()
+            }
         }
     }
 
@@ -134,17 +138,25 @@ impl Writes<'_> {
 impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// Writes a batch in the transaction at hand; does nothing where its events were applied before.
     pub(super) async fn write(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied, Failed> {
-        let doing = || doing(batch, mark);
-        if let Some(mark) = mark {
-            check_stream(mark.stream())?;
-            // Whoever applies the same stream waits here, and then sees what was applied.
-            let hold = Query { text: sql::hold_mark(), values: vec![Value::Text(mark.stream().into())] };
-            let rows = self.query(&hold).await.map_err(|error| failed(&doing(), error))?;
-            let applied = rows.first().map_or(Ok(0), |row| mark_of(mark.stream(), row))?;
-            if !mark.follows(applied)? {
-                return Ok(Applied::skipped());
-            }
+        if let Some(mark) = mark
+            && !self.follows(batch, mark).await?
+        {
+            return Ok(Applied::skipped());
         }
+        self.write_following(batch, mark).await
+    }
+
+    /// Whether the events of a mark come next, and were not applied before; whoever applies the same stream waits here, and then sees what was applied.
+    async fn follows(&self, batch: &Batch, mark: &Mark<'_>) -> Result<bool> {
+        check_stream(mark.stream())?;
+        let hold = Query { text: sql::hold_mark(), values: vec![Value::Text(mark.stream().into())] };
+        let rows = self.query(&hold).await;
+        let rows = rows.map_err(|error| failed(Whose::Table(sql::MARKS), &doing(batch, Some(mark)), error))?;
+        mark.follows(rows.first().map_or(Ok(0), |row| mark_of(mark.stream(), row))?)
+    }
+
+    /// Writes a batch whose events come next.
+    async fn write_following(&self, batch: &Batch, mark: Option<&Mark<'_>>) -> Result<Applied, Failed> {
         let plain = self.layout.is_plain() && self.layout.board_defs().is_empty();
         if plain {
             return self.write_all(batch, mark, false).await;
@@ -213,7 +225,7 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             ),
             values: vec![Value::Texts(prunable.iter().map(Def::full_name).collect())],
         };
-        let doing = |error| failed("reading cuts", error);
+        let doing = |error| failed(Whose::Table(sql::CATALOGUE), "reading cuts", error);
         let mut cuts = Vec::new();
         for row in self.query(&query).await.map_err(doing)? {
             let name: String = row.try_get(0).map_err(doing)?;
@@ -258,14 +270,18 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         loop {
             let questions = climb.next_all()?;
             let Some(first) = questions.first() else { return Ok(climb.into_batch()) };
-            let doing = |error| failed("climbing", error);
             let mut children: Vec<&KeyBuf> = questions.iter().map(|question| &question.child).collect();
             children.dedup();
             let children = children.iter().map(|child| Cow::Borrowed(child.as_bytes())).collect();
             let mut queries = vec![sql::lock(&first.link.full_name(), first.level, children)];
             let asked = self.asked(&questions)?;
             queries.extend(asked.iter().map(|(_, query)| query.clone()));
-            let answers = self.query_all(&queries).await.map_err(|(_, error)| doing(error))?;
+            let answers = self.query_all(&queries).await.map_err(|(at, error)| {
+                match at.checked_sub(1).and_then(|at| asked.get(at)) {
+                    Some((counter, _)) => failed_on("climbing by totals", counter, error),
+                    None => failed(Whose::Table(sql::LOCKS), "climbing", error),
+                }
+            })?;
             for ((counter, _), rows) in asked.iter().zip(answers.iter().skip(1)) {
                 for row in rows {
                     let (key, total) = read_total(counter, row)?;
@@ -311,7 +327,9 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         };
         let moved = self.moved(&climbed)?;
         let locks = board_locks(&moved);
-        self.execute_all(&locks).await.map_err(|(_, error)| failed_on("mending totals", counter, error))?;
+        let doing = format!("mending totals of counter {}", counter.full_name());
+        let locked = self.execute_all(&locks).await;
+        locked.map_err(|(_, error)| failed(Whose::Table(sql::LOCKS), &doing, error))?;
         Ok(())
     }
 
@@ -392,13 +410,13 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     pub(crate) async fn lock_catalogue(&self) -> Result<()> {
         let lock = format!(r#"LOCK TABLE "{}" IN EXCLUSIVE MODE"#, sql::CATALOGUE);
         let locked = self.client.batch_execute(&lock).await;
-        locked.map_err(|error| failed(&format!("locking {}", sql::CATALOGUE), error))?;
+        locked.map_err(|error| failed(Whose::Table(sql::CATALOGUE), &format!("locking {}", sql::CATALOGUE), error))?;
         self.refuse_snapshot().await
     }
 
     /// Refuses a transaction that sees what was committed when it began, and not what is.
     pub(crate) async fn refuse_snapshot(&self) -> Result<()> {
-        let doing = |error| failed("looking at the transaction", error);
+        let doing = |error| failed(Whose::Connection, "looking at the transaction", error);
         let text = "SELECT current_setting('transaction_isolation')".to_owned();
         let rows = self.query(&Query { text, values: Vec::new() }).await.map_err(doing)?;
         let isolation = rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(doing)?;
@@ -412,6 +430,45 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 }
 
+/// Applies a batch.
+pub(super) struct Apply<'b> {
+    pub(super) batch: &'b Batch,
+    pub(super) mark: Option<&'b Mark<'b>>,
+}
+
+impl AsyncWork<Applied> for Apply<'_> {
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<Applied, Failed> {
+        session.write(self.batch, self.mark).await
+    }
+}
+
+/// Writes rows of the application's own, and applies their batch; neither where its events were applied before.
+pub(super) struct WriteRows<'b> {
+    pub(super) rows: &'b [at_once::Given<'b>],
+    pub(super) batch: &'b Batch,
+    pub(super) mark: Option<&'b Mark<'b>>,
+}
+
+impl AsyncWork<(Vec<u64>, Applied)> for WriteRows<'_> {
+    async fn run<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+    ) -> Result<(Vec<u64>, Applied), Failed> {
+        // First: rows that are there already would be refused before it is seen that they are.
+        if let Some(mark) = self.mark
+            && !session.follows(self.batch, mark).await?
+        {
+            return Ok((Vec::new(), Applied::skipped()));
+        }
+        let rows = session.rows(self.rows).await?;
+        let written = at_once::run_rows(session.client, &rows).await.map_err(at_once::row_failed)?;
+        if self.batch.is_empty() && self.mark.is_none() {
+            return Ok((written, Applied::default()));
+        }
+        Ok((written, session.write_following(self.batch, self.mark).await?))
+    }
+}
+
 /// Forgets what is below a cut.
 pub(super) struct Prune {
     pub(super) family: Vec<Def>,
@@ -419,8 +476,8 @@ pub(super) struct Prune {
 }
 
 impl AsyncWork<u64> for Prune {
-    async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<u64> {
-        let failed = |error, def: &Def| failed_on("pruning totals", def, error);
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<u64, Failed> {
+        let doing = |def: &Def| format!("pruning totals of counter {}", def.full_name());
         session.lock_catalogue().await?;
         let mut moved = Vec::new();
         for def in &self.family {
@@ -430,7 +487,8 @@ impl AsyncWork<u64> for Prune {
             );
             let cut = Value::Blobs(vec![Cow::Borrowed(self.cut.as_bytes())]);
             let query = Query { text, values: vec![cut, Value::Text(def.full_name())] };
-            if session.execute(&query).await.map_err(|error| failed(error, def))? > 0 {
+            let cut = session.execute(&query).await;
+            if cut.map_err(|error| failed(Whose::Table(sql::CATALOGUE), &doing(def), error))? > 0 {
                 moved.push(*def);
             }
         }
@@ -443,7 +501,7 @@ impl AsyncWork<u64> for Prune {
             let last = sql::own_key_columns(def.parts()).pop().unwrap_or_default();
             let text = format!(r#"DELETE FROM "{}" AS t WHERE {last} < $1"#, placed.table_name());
             let query = Query { text, values: vec![catalogue::tail_value(Dialect::Postgres, def, &self.cut)?] };
-            gone += session.execute(&query).await.map_err(|error| failed(error, def))?;
+            gone += session.execute(&query).await.map_err(|error| failed_on("pruning totals", def, error))?;
         }
         for board in &boards {
             session.rescore_all(board).await?;
