@@ -643,7 +643,7 @@ async fn statements_that_the_server_forgot_are_prepared_anew() {
                         0 => drop(by.write(&[(INSERT, &[&id])], &mut one(7, 1)).await.unwrap()),
                         1 => drop(by.apply(&mut one(7, 1)).await.unwrap()),
                         2 => assert_eq!(by.total(VOTES, 7).await.unwrap(), before.1),
-                        3 => drop(by.create().await.unwrap()),
+                        3 => by.create().await.unwrap(),
                         _ => {
                             // In the caller's transaction nobody but the caller can begin anew.
                             let tx = client.transaction().await.unwrap();
