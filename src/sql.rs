@@ -56,7 +56,7 @@ impl Dialect {
     }
 
     /// A condition that no row meets.
-    const fn nothing(self) -> &'static str {
+    pub(crate) const fn nothing(self) -> &'static str {
         match self {
             Self::Sqlite => "0",
             Self::Postgres => "false",

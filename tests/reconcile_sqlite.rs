@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Kinds, Trace, World, run_whole, through_text};
+use common::{Kinds, Trace, Work, World, run_whole, through_text};
 use keepcount::reconcile::{
     Ask, Audit, Control, Drift, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Reconciler, Report,
     Source, SqliteAudit, Step, run,
@@ -720,4 +720,110 @@ fn links_whose_parent_is_not_there_are_reported_as_dangling() {
     let until = KeyBuf::of::<(i64, i64)>((9_i64, i64::MAX));
     let ask = Ask { counter: SHOW.def(), after: None, until: Some(until), keys: 100 };
     assert_eq!(audit.measure(&ask).unwrap().dangling, keys(&[3, 7]));
+}
+
+// What pages of a rollup cost.
+
+const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
+const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
+const WIDE: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+
+/// What the recount of a wide parent is made of, as one statement.
+const SUMS: &str =
+    "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
+                    GROUP BY l.key_2, f.key_2 ORDER BY l.key_2, f.key_2";
+
+/// Parent 1 of so many children, between a parent 0 and a parent 2 of one child each; each child of days of its own, which `first` begins with.
+fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (Connection, Work) {
+    let mut conn = Connection::open_in_memory().unwrap();
+    SqliteStore::new(&conn, &WIDE).create().unwrap();
+    conn.execute_batch(
+        "INSERT INTO child_parent VALUES (-1, 0, 1), (-2, 2, 1); INSERT INTO child_days VALUES (-1, 5, 1), (-2, 5, 1);",
+    )
+    .unwrap();
+    let fill =
+        "INSERT INTO child_days WITH RECURSIVE n (n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?3)
+                SELECT ?1, ?2 + n, 1 FROM n";
+    for child in 0..children {
+        conn.execute("INSERT INTO child_parent VALUES (?1, 1, 1)", [child]).unwrap();
+        conn.prepare_cached(fill).unwrap().execute([child, first(child), days]).unwrap();
+    }
+    if stored {
+        conn.execute_batch(&format!("INSERT INTO parent_days {SUMS}")).unwrap();
+    }
+    let work = Work::on(&mut conn);
+    (conn, work)
+}
+
+/// The steps of a verify of the rollup, and of one GROUP BY of the same; how many keys differed.
+fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
+    let mut audit = SqliteAudit::new(conn, &WIDE).unwrap();
+    let before = work.steps();
+    let mut verify = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options()).unwrap();
+    let report = run(&mut verify, &mut audit, &mut work.clone()).unwrap();
+    assert!(report.complete());
+    let verified = work.steps() - before;
+    conn.prepare(SUMS).unwrap().query_map((), |_| Ok(())).unwrap().for_each(drop);
+    (verified, work.steps() - before - verified, report.drift())
+}
+
+/// A page read the rest of its parent again, and took so long that pages shrank to 16 keys: 400,000 keys under one parent took hours.
+#[test]
+fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
+    type First = fn(i64, i64) -> i64;
+    let shapes: [(&str, i64, First); 6] = [
+        ("ten children of the same days", 10, |_, _| 0),
+        ("one child", 1, |_, _| 0),
+        ("as many children as keys", 0, |child, _| child),
+        ("as many children as keys, the last first", 0, |child, _| -child),
+        ("fifty children, one after the other", 50, |child, days| child * days),
+        ("fifty children, the last first", 50, |child, days| -child * days),
+    ];
+    for (what, children, first) in shapes {
+        for stored in [true, false] {
+            let cost = |keys: i64| {
+                let of = if children == 0 { keys } else { children };
+                let distinct = if children == 10 { 1 } else { of };
+                let days = keys / distinct;
+                let (verified, grouped, drift) = verify_wide(&wide(of, days, |child| first(child, days), stored));
+                assert_eq!(drift, if stored { 0 } else { keys.unsigned_abs() + 2 }, "{what}");
+                (verified, grouped)
+            };
+            let ((one, _), (two, grouped)) = (cost(5_000), cost(10_000));
+            println!("{what}, totals {stored}: {one} and {two} steps, GROUP BY {grouped}");
+            assert!(two * 2 <= one * 5, "{what}, totals {stored}: {one} steps of 5,000 keys, {two} of 10,000");
+            assert!(two <= grouped * 10, "{what}, totals {stored}: {two} steps, and {grouped} of a GROUP BY");
+        }
+    }
+}
+
+/// A mend looked up every key at every child of its parent, under the write lock.
+#[test]
+fn the_work_of_a_mend_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+    let cost = |children: i64| {
+        let (conn, work) = wide(children, 1, |child| child, false);
+        let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
+        let keys: Vec<KeyBuf> = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
+        let before = work.steps();
+        let mended = audit.mend(&Mend { counter: PARENT_DAYS.def(), keys }).unwrap();
+        assert_eq!(mended.corrected, 256);
+        work.steps() - before
+    };
+    let costs = [5_000, 10_000, 20_000].map(cost);
+    println!("steps of a mend of 256 keys: {costs:?}");
+    assert!(costs[2] < 20_000 * 40, "{costs:?}");
+}
+
+#[test]
+fn a_look_at_a_rollup_reads_one_pair_of_a_wide_parent() {
+    let (conn, work) = wide(5_000, 1, |child| child, true);
+    conn.execute_batch("DELETE FROM child_parent WHERE key_2 = 0").unwrap();
+    let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
+    let before = work.steps();
+    assert!(!audit.look(&Look { counter: PARENT_DAYS.def(), totals: 100 }).unwrap().empty);
+    assert!(work.steps() - before < 500, "{}", work.steps() - before);
+    conn.execute_batch("DELETE FROM child_days").unwrap();
+    let looked = audit.look(&Look { counter: PARENT_DAYS.def(), totals: 100 }).unwrap();
+    assert!(looked.empty && looked.totals == 100);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::audit::{Ask, Drift, Look, Looked, Measured, Mend, Mended};
 use super::options::{Mode, Options};
+use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
 use super::report::{CounterReport, Outcome, Report};
 use super::token::{Part, Token};
@@ -91,7 +92,7 @@ pub struct Reconciler {
     state: State,
     wait: Option<(Duration, String)>,
     stop: bool,
-    page: usize,
+    page: Pages,
     /// When the current step was handed out, and the work done on the current page so far.
     issued: Duration,
     worked: Duration,
@@ -136,9 +137,6 @@ const EMPTIED: u64 = 100;
 /// A mend holds at most this many keys, and starts no other key after this many rows: writers wait for no more.
 const MEND_KEYS: usize = 256;
 const MEND_ROWS: u64 = 100_000;
-/// Bounds of pages that adapt.
-const PAGE_LEAST: usize = 16;
-const PAGE_MOST: usize = 8192;
 /// Keys compared before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
 const RETRY_WAIT_LEAST: Duration = Duration::from_millis(50);
@@ -190,7 +188,7 @@ impl Reconciler {
             state: State::Identify,
             wait: None,
             stop: false,
-            page: options.page.unwrap_or(1024),
+            page: Pages::new(options.page.unwrap_or(1024)),
             issued: Duration::ZERO,
             worked: Duration::ZERO,
             started: None,
@@ -321,7 +319,7 @@ impl Reconciler {
     }
 
     fn ask(&self, counter: Def) -> Ask {
-        Ask { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page }
+        Ask { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page.keys }
     }
 
     fn step(&self) -> Step {
@@ -425,7 +423,7 @@ impl Reconciler {
         report.begun |= self.after.is_none() && self.part.is_none();
         report.add(&measured, self.options.samples);
         if self.options.page.is_none() {
-            self.page = adapted(self.page, took, self.options.page_time);
+            self.page.adapt(measured.keys + measured.rows, took, self.options.page_time);
         }
         if !self.mode.mends() || measured.drifts.is_empty() {
             self.page_done(measured.next, now);
@@ -616,6 +614,9 @@ impl Reconciler {
                 report.clean = report.is_clean() && !self.dirty;
             }
             self.at += 1;
+            if self.options.page.is_none() {
+                self.page.next_counter();
+            }
             self.orphans = 0;
             (self.dirty, self.unsettled) = (false, false);
         }
@@ -665,14 +666,4 @@ fn chunk(drifts: &VecDeque<Drift>) -> impl Iterator<Item = &Drift> {
         rows += drift.rows;
         room
     })
-}
-
-/// The next page of one that took so long: towards the target, by at most a factor of two.
-fn adapted(page: usize, took: Duration, target: Duration) -> usize {
-    let wanted = if took.is_zero() {
-        page * 2
-    } else {
-        usize::try_from(page as u128 * target.as_nanos() / took.as_nanos()).unwrap_or(usize::MAX)
-    };
-    wanted.clamp(page / 2, page * 2).clamp(PAGE_LEAST, PAGE_MOST)
 }

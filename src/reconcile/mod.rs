@@ -43,6 +43,7 @@ mod freshness;
 mod machine;
 mod memory;
 mod options;
+mod pages;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod progress;
@@ -50,6 +51,8 @@ mod recount;
 mod report;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod source;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod spans;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]

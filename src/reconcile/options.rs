@@ -96,7 +96,8 @@ impl Options {
         self
     }
 
-    /// How long the measure of a page that adapts should take; 50 ms by default. Such a page has 16 to 8,192 keys.
+    /// How long the measure of a page that adapts should take; 50 ms by default. Such a page has 16 to 8,192 keys; up to 100,000 where most of its
+    /// time is what every page costs, however short it is, as under a rollup's parent with very many children.
     #[must_use]
     pub const fn page_time(mut self, time: Duration) -> Self {
         self.page_time = time;

@@ -18,7 +18,8 @@ use self::joined::Joined;
 use self::sight::source_failed;
 pub use self::source::{PostgresSource, TypedPostgresSource};
 use super::asynchronous::AsyncAudit;
-use super::audit::{self, Ask, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use super::audit::{self, Ask, Look, Looked, Measured, Mend, Mended, Recount};
+use super::spans::{Plan, merge_up_to};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ pub struct PostgresAudit<'a> {
     layout: &'a Layout,
     identity: u64,
     sources: Vec<Declared<'a>>,
+    /// Of the rollup whose pages are compared just now.
+    plan: Option<Plan>,
     lock_timeout: Duration,
     statement_timeout: Duration,
 }
@@ -61,7 +64,7 @@ impl<'a> PostgresAudit<'a> {
         PostgresStore::new(client, layout).check().await?;
         let identity = Session::new(&*client, layout).identity().await?;
         let (lock_timeout, statement_timeout) = (Duration::from_secs(5), Duration::from_mins(1));
-        Ok(Self { client, layout, identity, sources: Vec::new(), lock_timeout, statement_timeout })
+        Ok(Self { client, layout, identity, sources: Vec::new(), plan: None, lock_timeout, statement_timeout })
     }
 
     /// How long a mend waits for a total that a writer holds; 5 seconds by default. Then it is [`Error::Busy`], and the run tries again, as
@@ -169,9 +172,14 @@ async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
 }
 
 impl Truth<'_, '_> {
-    /// The next totals, and the next keys' sums. Where the page of totals was cut, what is behind its last key is left to the next page: a
-    /// rollup need not look for sums that many children of nothing precede.
-    async fn page(&self, tx: &Transaction<'_>, layout: &Layout, ask: &Ask) -> Result<(Vec<Recount>, Totals)> {
+    /// The next keys' sums and the next totals, and where the page ends, if there may be more of both behind.
+    async fn page(
+        &self,
+        tx: &Transaction<'_>,
+        layout: &Layout,
+        plan: &mut Option<Plan>,
+        ask: &Ask,
+    ) -> Result<(Vec<Recount>, Totals, Option<KeyBuf>)> {
         let (session, counter, limit) = (Session::new(tx, layout), &ask.counter, ask.keys.saturating_add(1));
         let failed = |error| failed_on("measuring totals", counter, error);
         let of_rows = |error| source_failed("measuring rows", counter, error);
@@ -181,7 +189,7 @@ impl Truth<'_, '_> {
             // Their opening has made them.
             Self::Rows(declared) if declared.source.by_tally => (String::new(), None),
             Self::Rows(declared) => (String::new(), declared.next(ask)?),
-            Self::Totals(joined) if joined.has_tail() => (settings(&[PAGE, LOOK_UP, SORT_TAILS].concat()), None),
+            Self::Totals(joined) if joined.has_suffix() => (settings(&[PAGE, LOOK_UP, SORT_TAILS].concat()), None),
             Self::Totals(_) => (settings(&[PAGE, LOOK_UP].concat()), None),
         };
         let settings = async {
@@ -199,22 +207,15 @@ impl Truth<'_, '_> {
         let (settings, totals, sums) = join3(settings, totals, sums).await;
         settings?;
         let (totals, sums) = (totals?, sums?);
-        let recounts = match self {
+        let (recounts, end) = match self {
             Self::Rows(declared) if declared.source.by_tally => match declared.next(ask)? {
-                Some(query) => declared.sums_by_tally(tx, &query, ask.after.as_ref(), limit).await?,
-                None => Vec::new(),
+                Some(query) => (declared.sums_by_tally(tx, &query, ask.after.as_ref(), limit).await?, None),
+                None => (Vec::new(), None),
             },
-            Self::Rows(_) => sums,
-            Self::Totals(joined) => {
-                let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
-                let until = last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key);
-                match joined.next(ask.after.as_ref(), until, limit)? {
-                    Some(query) => session.read(&query, failed, |row| joined.sum(row)).await?,
-                    None => Vec::new(),
-                }
-            }
+            Self::Rows(_) => (sums, None),
+            Self::Totals(joined) => joined.page(&session, plan, ask, &totals).await?,
         };
-        Ok((recounts, totals))
+        Ok((recounts, totals, end))
     }
 
     /// Whether single keys are found by an index: how the joins of a query are best planned, nobody knows here.
@@ -225,22 +226,17 @@ impl Truth<'_, '_> {
         }
     }
 
-    async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
+    async fn recount(&self, tx: &Transaction<'_>, layout: &Layout, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
         match self {
             Self::Rows(declared) => declared.recount(tx, keys).await,
-            Self::Totals(joined) => joined.recount(tx, keys).await,
+            Self::Totals(joined) => joined.recount(&Session::new(tx, layout), keys).await,
         }
     }
 
-    async fn is_empty(&self, tx: &Transaction<'_>, layout: &Layout, counter: &Def) -> Result<bool> {
+    async fn is_empty(&self, tx: &Transaction<'_>, layout: &Layout) -> Result<bool> {
         match self {
             Self::Rows(declared) => declared.is_empty(tx).await,
-            Self::Totals(joined) => {
-                let Some(query) = joined.next(None, None, 1)? else { return Ok(true) };
-                let failed = |error| failed_on("looking for rows", counter, error);
-                let sums = Session::new(tx, layout).read(&query, failed, |row| joined.sum(row)).await?;
-                Ok(sums.is_empty())
-            }
+            Self::Totals(joined) => joined.is_empty(&Session::new(tx, layout)).await,
         }
     }
 }
@@ -264,7 +260,7 @@ impl AsyncAudit for PostgresAudit<'_> {
             if let Truth::Rows(declared) = &truth {
                 declared.check_sample(&session).await?;
             }
-            let empty = truth.is_empty(&tx, layout, counter).await?;
+            let empty = truth.is_empty(&tx, layout).await?;
             let totals = if empty { count_non_zero(&session, counter, ask.totals).await? } else { 0 };
             Ok(Looked { empty, totals })
         })
@@ -274,18 +270,20 @@ impl AsyncAudit for PostgresAudit<'_> {
     async fn measure(&mut self, ask: &Ask) -> Result<Measured> {
         let (counter, layout) = (&ask.counter, self.layout);
         let opening = opening(&self.sources, counter);
+        // A counter's first page begins anew.
+        let mut plan = self.plan.take().filter(|_| ask.after.is_some());
         let tx = snapshot(self.client, counter).await?;
         let session = Session::new(&tx, layout);
         let read = behind(&tx, &opening, counter, async {
             // The first query fixes the snapshot that the others read too.
             let truth = truth(&session, &mut self.sources, counter, false).await?;
-            let (recounts, totals) = truth.page(&tx, layout, ask).await?;
+            let (recounts, totals, end) = truth.page(&tx, layout, &mut plan, ask).await?;
             let listed = recounts.get(..ask.keys).unwrap_or(&recounts);
             let dangling = match &truth {
                 Truth::Rows(declared) => declared.dangling(&session, listed).await?,
                 Truth::Totals(_) => Vec::new(),
             };
-            let measured = merge(ask, recounts, totals)?;
+            let measured = merge_up_to(ask, end, recounts, totals)?;
             let kin = match &truth {
                 Truth::Rows(declared) if declared.parted && !measured.drifts.is_empty() => {
                     Some(sight::kinship(&session, counter).await?)
@@ -295,6 +293,7 @@ impl AsyncAudit for PostgresAudit<'_> {
             Ok((measured, dangling, kin))
         });
         let (mut measured, mut dangling, kin) = read.await?;
+        self.plan = plan;
         drop(tx);
         if let Some(kin) = kin {
             let tx = snapshot(self.client, counter).await?;
@@ -321,7 +320,7 @@ impl AsyncAudit for PostgresAudit<'_> {
         }
         session.hold_above(counter, &ask.keys).await?;
         let held = session.hold(counter, &ask.keys).await?;
-        let truths = truth.recount(&tx, &ask.keys).await?;
+        let truths = truth.recount(&tx, layout, &ask.keys).await?;
         let (mut lacking, mut gone) = (Batch::new(), Vec::new());
         for (key, stored) in ask.keys.iter().zip(held) {
             let truth = truths.get(key).copied().unwrap_or(0);

@@ -5,7 +5,7 @@ mod joined;
 mod sight;
 mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
@@ -13,7 +13,8 @@ use self::declared::Declared;
 use self::joined::Joined;
 use self::sight::source_failed;
 pub use self::source::{Source, TypedSource};
-use super::audit::{self, Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use super::audit::{self, Ask, Audit, Look, Looked, Measured, Mend, Mended};
+use super::spans::{Plan, merge_up_to};
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
@@ -34,6 +35,8 @@ pub struct SqliteAudit<'a> {
     layout: &'a Layout,
     identity: u64,
     sources: Vec<Declared<'a>>,
+    /// Of the rollup whose pages are compared just now.
+    plan: Option<Plan>,
 }
 
 impl<'a> SqliteAudit<'a> {
@@ -46,7 +49,7 @@ impl<'a> SqliteAudit<'a> {
         refuse_transaction(conn)?;
         let store = SqliteStore::new(conn, layout);
         store.check()?;
-        Ok(Self { conn, layout, identity: store.identity()?, sources: Vec::new() })
+        Ok(Self { conn, layout, identity: store.identity()?, sources: Vec::new(), plan: None })
     }
 
     /// Where a counter's rows are; a second call for one counter takes the first's place.
@@ -164,31 +167,20 @@ enum Truth<'s, 'a> {
 }
 
 impl Truth<'_, '_> {
-    /// The next keys' sums. Where the page of totals was cut, what is behind its last key is left to the next page: a rollup need not
-    /// look for sums that many children of nothing precede.
-    fn recounts(&self, conn: &Connection, ask: &Ask, totals: &[(KeyBuf, i64)]) -> Result<Vec<Recount>> {
+    /// The sums of some keys; 0 for those that are left out.
+    fn recount(&self, conn: &Connection, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
         match self {
-            Self::Rows(declared) => declared.recounts(conn, ask),
-            Self::Totals(joined) => {
-                let until =
-                    ask.keys.checked_sub(1).and_then(|last| totals.get(last)).filter(|_| totals.len() > ask.keys);
-                let until = until.map(|(key, _)| key);
-                joined.recounts(conn, ask.after.as_ref(), until, ask.keys.saturating_add(1))
+            Self::Rows(declared) => {
+                keys.iter().map(|key| Ok((key.clone(), declared.recount_one(conn, key)?))).collect()
             }
-        }
-    }
-
-    fn recount_one(&self, conn: &Connection, key: &KeyBuf) -> Result<i64> {
-        match self {
-            Self::Rows(declared) => declared.recount_one(conn, key),
-            Self::Totals(joined) => joined.recount_one(conn, key),
+            Self::Totals(joined) => joined.recount(conn, keys),
         }
     }
 
     fn is_empty(&self, conn: &Connection) -> Result<bool> {
         match self {
             Self::Rows(declared) => declared.is_empty(conn),
-            Self::Totals(joined) => Ok(joined.recounts(conn, None, None, 1)?.is_empty()),
+            Self::Totals(joined) => joined.is_empty(conn),
         }
     }
 }
@@ -215,24 +207,30 @@ impl Audit for SqliteAudit<'_> {
         let (conn, layout) = (self.conn, self.layout);
         let doing = format!("measuring counter {}", ask.counter.full_name());
         let own_file = self.sources.iter().all(|declared| declared.counter != ask.counter || declared.own_file);
+        // A counter's first page begins anew.
+        let mut plan = self.plan.take().filter(|_| ask.after.is_some());
         let read = || {
             let mut store = Unready(SqliteStore::new(conn, layout));
             let totals = store.page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
             let truth = self.truth(conn, &ask.counter)?;
-            let recounts = truth.recounts(conn, ask, &totals)?;
+            let (recounts, end) = match &truth {
+                Truth::Rows(declared) => (declared.recounts(conn, ask)?, None),
+                Truth::Totals(joined) => joined.page(conn, &mut plan, ask, &totals)?,
+            };
             let dangling = match &truth {
                 Truth::Rows(declared) => declared.dangling(conn, recounts.get(..ask.keys).unwrap_or(&recounts))?,
                 Truth::Totals(_) => Vec::new(),
             };
-            Ok((totals, recounts, dangling))
+            Ok((totals, recounts, end, dangling))
         };
         let read = if own_file {
             transaction::in_snapshot(conn, &doing, read)
         } else {
             transaction::under_lock(conn, doing, read)
         };
-        let (totals, recounts, mut dangling) = read?;
-        let mut measured = merge(ask, recounts, totals)?;
+        let (totals, recounts, end, mut dangling) = read?;
+        self.plan = plan;
+        let mut measured = merge_up_to(ask, end, recounts, totals)?;
         dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         measured.dangling = dangling;
         Ok(measured)
@@ -249,8 +247,9 @@ impl Audit for SqliteAudit<'_> {
         transaction::commit_after(conn, doing, || {
             let truth = self.truth(conn, &ask.counter)?;
             let (mut lacking, mut gone) = (Batch::new(), Vec::new());
+            let truths = truth.recount(conn, &ask.keys)?;
             for (key, stored) in ask.keys.iter().zip(Unready(store).read(ask.counter, &ask.keys)?) {
-                let true_total = truth.recount_one(conn, key)?;
+                let true_total = truths.get(key).copied().unwrap_or(0);
                 lacking.add_raw(ask.counter, &mut key.clone(), i128::from(true_total) - i128::from(stored));
                 gone.extend((true_total == 0).then_some(key));
             }

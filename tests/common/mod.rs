@@ -2,15 +2,15 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keepcount::Layout;
 use keepcount::reconcile::{Audit, Control, Mode, Options, Reconciler, Report, Token, run};
-use rusqlite::Connection;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use rusqlite::{Connection, StatementStatus};
 
 /// A clock that stands still until somebody turns it; clones are the same clock.
 #[derive(Debug, Clone, Default)]
@@ -117,6 +117,42 @@ impl Trace {
         }
         kinds
     }
+}
+
+/// What a connection's statements did, in steps of SQLite's virtual machine: the same in every run, and a clock too.
+#[derive(Debug, Clone, Default)]
+pub struct Work(Arc<Mutex<(u64, HashMap<String, u64>)>>);
+
+impl Work {
+    pub fn on(conn: &mut Connection) -> Self {
+        let work = Self::default();
+        let done = Arc::clone(&work.0);
+        let note = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Profile(statement, _) = event {
+                let steps = u64::try_from(statement.get_status(StatementStatus::VmStep)).unwrap();
+                let mut done = done.lock().unwrap();
+                let before = done.1.insert(statement.sql().into_owned(), steps).unwrap_or(0);
+                // A statement's count begins anew when it is prepared again.
+                done.0 += steps.checked_sub(before).unwrap_or(steps);
+            }
+        };
+        conn.trace_v2(TraceEventCodes::SQLITE_TRACE_PROFILE, Some(note)).unwrap();
+        work
+    }
+
+    /// All steps so far.
+    pub fn steps(&self) -> u64 {
+        self.0.lock().unwrap().0
+    }
+}
+
+/// Time is what has been done, about as long as it takes.
+impl Control for Work {
+    fn now(&mut self) -> Duration {
+        Duration::from_nanos(self.steps() * 20)
+    }
+
+    fn wait(&mut self, _: Duration, _: &str) {}
 }
 
 /// Statements by kind.

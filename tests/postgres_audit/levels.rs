@@ -1,6 +1,8 @@
 //! Rollups with and without tails, links that dangle, keys by epoch, and what was pruned.
 
-use keepcount::reconcile::{Ask, AsyncAudit, Mend, Mode, Options, PostgresAudit, PostgresSource};
+use keepcount::reconcile::{
+    Ask, AsyncAudit, Look, Mend, Mode, Options, PostgresAudit, PostgresSource, Reconciler, TokioLive, run_async,
+};
 use keepcount::{AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, PostgresStore, Record, Tally};
 use tokio_postgres::Client;
 
@@ -367,4 +369,103 @@ async fn a_rollup_of_one_key_is_mended() {
     assert_eq!(audit.mend(&mend).await.unwrap().corrected, 1);
     drop(audit);
     assert_eq!(PostgresStore::new(&mut client, &ONE).total(ALL, ()).await.unwrap(), 36);
+}
+
+const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
+const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
+const WIDE: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+
+/// Parent 1 of so many children between two narrow ones, each child with so many days, the first of which is `first` of the child `c`.
+async fn wide(server: &super::postgres_common::Server, children: i64, days: i64, first: &str, stored: bool) -> Client {
+    let mut client = database(server).await;
+    PostgresStore::new(&mut client, &WIDE).create().await.unwrap();
+    let text = format!(
+        "INSERT INTO child_parent VALUES (-1, 0, 1), (-2, 2, 1); INSERT INTO child_days VALUES (-1, 5, 1), (-2, 5, 1);
+         INSERT INTO child_parent SELECT c, 1, 1 FROM generate_series(0, {children} - 1) AS c;
+         INSERT INTO child_days SELECT c, {first} + n, 1 FROM generate_series(0, {children} - 1) AS c, generate_series(0, {days} - 1) AS n;"
+    );
+    client.batch_execute(&text).await.unwrap();
+    if stored {
+        let sums = "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1 GROUP BY 1, 2";
+        client.batch_execute(&format!("INSERT INTO parent_days {sums}")).await.unwrap();
+    }
+    client
+}
+
+/// How often the finer totals' index was searched, and what it gave, so far.
+async fn work(client: &Client, reader: &Client) -> i64 {
+    let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
+    if version < 150_000 {
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    } else {
+        client.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+    }
+    let work =
+        "SELECT (idx_scan + idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE indexrelname = 'child_days_pkey'";
+    reader.query_one(work, &[]).await.unwrap().get(0)
+}
+
+/// A page read the rest of its parent again, so that the work of a wide parent grew with the square of its keys.
+#[tokio::test]
+async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
+    let Some(server) = shared() else { return };
+    let shapes = [
+        ("ten children of the same days", 10, 1, "0"),
+        ("one child", 1, 1, "0"),
+        ("fifty children, one after the other", 50, 50, "c * 1000"),
+        ("fifty children, the last first", 50, 50, "c * -1000"),
+    ];
+    for (what, children, distinct, first) in shapes {
+        for stored in [true, false] {
+            let mut costs = Vec::new();
+            for keys in [4_000, 8_000] {
+                let mut client = wide(server, children, keys / distinct, first, stored).await;
+                let reader = connect_again(&client, server).await;
+                let before = work(&client, &reader).await;
+                let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
+                let options = Options::default().page(500);
+                let run = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options);
+                let report = run_async(&mut run.unwrap(), &mut audit, &mut TokioLive::new()).await.unwrap();
+                drop(audit);
+                let wanted = if stored { 0 } else { keys.unsigned_abs() + 2 };
+                assert_eq!((report.complete(), report.drift()), (true, wanted), "{what}");
+                costs.push(work(&client, &reader).await - before);
+            }
+            println!("{what}, totals {stored}: {costs:?} entries");
+            assert!(costs[1] * 2 <= costs[0] * 5, "{what}, totals {stored}: {costs:?} entries of 4,000 and 8,000 keys");
+            assert!(costs[1] <= 8_000 * children / distinct * 5, "{what}, totals {stored}: {costs:?}");
+        }
+    }
+}
+
+/// A mend looked up every key at every child of its parent, while it held their totals.
+#[tokio::test]
+async fn the_work_of_a_mend_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+    let Some(server) = shared() else { return };
+    let mut client = wide(server, 3_000, 1, "c", false).await;
+    let reader = connect_again(&client, server).await;
+    let before = work(&client, &reader).await;
+    let keys = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
+    let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
+    let mended = audit.mend(&Mend { counter: PARENT_DAYS.def(), keys }).await.unwrap();
+    drop(audit);
+    assert_eq!(mended.corrected, 256);
+    let done = work(&client, &reader).await - before;
+    println!("{done} entries for a mend of 256 keys of 3,000 children");
+    assert!(done <= 15_000, "{done}");
+    assert_eq!(text_of(&reader, "SELECT count(*) || ' ' || sum(total) FROM parent_days").await, "256 256");
+}
+
+#[tokio::test]
+async fn a_look_at_a_rollup_says_whether_it_sums_anything() {
+    let Some(server) = shared() else { return };
+    let mut client = wide(server, 200, 1, "c", true).await;
+    let reader = connect_again(&client, server).await;
+    let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
+    let ask = Look { counter: PARENT_DAYS.def(), totals: 100 };
+    assert!(!audit.look(&ask).await.unwrap().empty);
+    reader.batch_execute("DELETE FROM child_days").await.unwrap();
+    let looked = audit.look(&ask).await.unwrap();
+    assert!(looked.empty && looked.totals == 100);
 }

@@ -1,28 +1,30 @@
 //! The truth of a rollup in PostgreSQL: the stored totals that it sums, joined with their links, in the rollup's key order.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
-use tokio_postgres::{Row, Transaction};
+use tokio_postgres::{GenericClient, Row};
 
-use super::declared::{by_key, key_arrays, query_in, read_sum};
+use super::declared::{by_key, key_arrays, read_sum};
 use crate::counter::{Def, Rollup};
 use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::layout::Layout;
-use crate::reconcile::audit::Recount;
+use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::ends::Ends;
+use crate::reconcile::spans::{KeyColumns, LOOK_UPS_MOST, Plan, Span, bound};
 use crate::reconcile::statements::of_each_key;
-use crate::sql::{self, Dialect, Query, Value};
-use crate::store::postgres::failed_on;
+use crate::sql::{Dialect, Query, Value};
+use crate::store::postgres::{Session, failed_on, read_key};
 
 /// One rollup's sums over pairs of link and finer total.
 pub(super) struct Joined {
     counter: Def,
-    /// The join with its conditions.
-    from: String,
-    /// The columns of the rollup's key: the link's parent, and the finer counter's tail.
-    parent: Vec<String>,
-    tail: Vec<String>,
+    columns: KeyColumns,
+    links: String,
+    finers: String,
+    /// That both are of one child.
+    joins: String,
 }
 
 const SUMS: &str = r#"count(*), sum(l."total"::numeric * f."total")::text"#;
@@ -31,83 +33,182 @@ impl Joined {
     pub(super) fn of(layout: &Layout, counter: Def, rollup: &Rollup) -> Result<Self> {
         let Ends { link, finer, joins, parent, tail } = Ends::of(layout, rollup)?;
         let joins: Vec<String> = joins.iter().map(|join| format!(" AND {join}")).collect();
-        let from = format!(
-            r#""{}" AS l, "{}" AS f WHERE l."total" <> 0 AND f."total" <> 0{}"#,
-            link.table_name(),
-            finer.table_name(),
-            joins.concat()
-        );
-        Ok(Self { counter, from, parent, tail })
+        let (links, finers) = (format!(r#""{}" AS l"#, link.table_name()), format!(r#""{}" AS f"#, finer.table_name()));
+        let columns = KeyColumns { dialect: Dialect::Postgres, counter, parent, suffix: tail };
+        Ok(Self { counter, columns, links, finers, joins: joins.concat() })
     }
 
     /// Whether a page's keys are sorted within each parent, of which the index gives the order.
-    pub(super) const fn has_tail(&self) -> bool {
-        !self.tail.is_empty()
+    pub(super) const fn has_suffix(&self) -> bool {
+        !self.columns.suffix.is_empty()
     }
 
-    /// The query of the next keys' sums, at most `limit`, and none of a parent behind that of `until`; none behind the only key of `()`. Reads the
-    /// totals of a parent's children whole.
-    pub(super) fn next<'k>(
+    /// The sums of the next page, and where it ends, if that is planned. What it reads of a parent at each child ends where the page does: at its last stored total, where that is the same
+    /// parent's; else where `plan` says.
+    pub(super) async fn page<C: GenericClient + Send + Sync>(
         &self,
-        after: Option<&'k KeyBuf>,
-        until: Option<&'k KeyBuf>,
-        limit: usize,
-    ) -> Result<Option<Query<'k>>> {
-        let columns = [self.parent.as_slice(), &self.tail].concat();
-        if columns.is_empty() && after.is_some() {
+        session: &Session<'_, C>,
+        plan: &mut Option<Plan>,
+        ask: &Ask,
+        totals: &[(KeyBuf, i64)],
+    ) -> Result<(Vec<Recount>, Option<KeyBuf>)> {
+        let until = bound(ask, totals);
+        let end = match &ask.after {
+            Some(after) => self.planned(session, plan, (after, until), ask.keys).await?,
+            None => None,
+        };
+        let until = until.into_iter().chain(&end).chain(&ask.until).min();
+        let spans = self.columns.spans(ask.after.as_ref(), until)?;
+        let limit = ask.keys.saturating_add(1);
+        let mut recounts: Vec<Recount> = Vec::new();
+        for span in &spans {
+            if recounts.len() < limit {
+                recounts.extend(self.sums(session, span, limit - recounts.len(), |_| true).await?);
+            }
+        }
+        if recounts.len() > ask.keys && matches!(spans.first(), Some(Span::Within { until: None, .. })) {
+            // More has come than was planned for.
+            *plan = None;
+        }
+        Ok((recounts, end))
+    }
+
+    /// Where a page ends in the parent that it begins in, if no stored total says it.
+    async fn planned<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        plan: &mut Option<Plan>,
+        (after, until): (&KeyBuf, Option<&KeyBuf>),
+        keys: usize,
+    ) -> Result<Option<KeyBuf>> {
+        let bounded = until.map_or(Ok(false), |until| self.columns.is_same_parent(after, until))?;
+        if bounded || !self.has_suffix() {
             return Ok(None);
         }
-        let mut values = Vec::new();
-        let mut conditions = String::new();
-        let mut compare = |columns: &[String], operator: &str, given: Vec<Value<'k>>| {
-            if columns.is_empty() {
-                return;
+        let plan = match plan {
+            Some(plan) if plan.is_of(&self.columns, after)? => plan,
+            plan => {
+                let rest = Span::Within { of: after, from: Bound::Excluded(after), until: None };
+                let (pairs, values) = self.pairs(&rest, usize::MAX)?;
+                let query = Query { text: self.columns.every_step(&pairs), values };
+                let failed = |error| failed_on("planning pages", &self.counter, error);
+                let ends = session.read(&query, failed, |row| read_key(&self.counter, row, 0).map(Some)).await?;
+                plan.insert(Plan::new(&self.columns, after, ends)?)
             }
-            let at = values.len() + 1;
-            let params: Vec<String> = (at..at + columns.len()).map(|at| Dialect::Postgres.param(at)).collect();
-            conditions.extend([" AND (", &columns.join(", "), ") ", operator, " (", &params.join(", "), ")"]);
-            values.extend(given);
         };
-        if let Some(after) = after {
-            if self.has_tail() {
-                // What the index of links can do of the next condition.
-                compare(&self.parent, ">=", self.parent_values(after)?);
-            }
-            compare(&columns, ">", sql::key_values(Dialect::Postgres, &self.counter, after)?);
-        }
-        if let Some(until) = until {
-            compare(&self.parent, "<=", self.parent_values(until)?);
+        Ok(plan.end(after, keys).cloned())
+    }
+
+    /// The pairs of a stretch, of each child the first `limit`: what is behind FROM, and its parameters.
+    ///
+    /// With a suffix, a child's totals are a query of their own, so that no plan reads all of them from the other end.
+    fn pairs<'k>(&self, span: &Span<'k>, limit: usize) -> Result<(String, Vec<Value<'k>>)> {
+        let mut values = Vec::new();
+        let (parents, suffixes) = self.columns.conditions(span, &mut values)?;
+        let Self { links, finers, joins, .. } = self;
+        if !self.has_suffix() {
+            let pairs = format!(r#"{links}, {finers} WHERE l."total" <> 0 AND f."total" <> 0{joins}{parents}"#);
+            return Ok((pairs, values));
         }
         values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-        let (listed, from, at) = (columns.join(", "), &self.from, Dialect::Postgres.param(values.len()));
-        let text = if columns.is_empty() {
-            format!("SELECT {SUMS} FROM {from} LIMIT {at}")
+        let (suffix, limit) = (self.columns.suffix.join(", "), Dialect::Postgres.param(values.len()));
+        let of_child = format!(
+            r#"SELECT {suffix}, f."total" FROM {finers} WHERE f."total" <> 0{joins}{suffixes} ORDER BY {suffix} LIMIT {limit}"#
+        );
+        let pairs = format!(r#"{links}, LATERAL ({of_child}) AS f WHERE l."total" <> 0{parents}"#);
+        Ok((pairs, values))
+    }
+
+    /// The first sums of a stretch, of keys that are wanted.
+    async fn sums<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        span: &Span<'_>,
+        limit: usize,
+        wanted: impl Fn(&KeyBuf) -> bool,
+    ) -> Result<Vec<Recount>> {
+        let (pairs, mut values) = self.pairs(span, limit)?;
+        values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+        let (listed, at) = (self.columns.listed(), Dialect::Postgres.param(values.len()));
+        let text = if listed.is_empty() {
+            format!("SELECT {SUMS} FROM {pairs} LIMIT {at}")
         } else {
-            format!("SELECT {listed}, {SUMS} FROM {from}{conditions} GROUP BY {listed} ORDER BY {listed} LIMIT {at}")
+            format!("SELECT {listed}, {SUMS} FROM {pairs} GROUP BY {listed} ORDER BY {listed} LIMIT {at}")
         };
-        Ok(Some(Query { text, values }))
+        let failed = |error| failed_on("recounting", &self.counter, error);
+        let read = |row: &Row| {
+            let key = read_key(&self.counter, row, 0)?;
+            if wanted(&key) { read_sum(&self.counter, row, true) } else { Ok(None) }
+        };
+        session.read(&Query { text, values }, failed, read).await
     }
 
-    fn parent_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        let mut values = sql::head_values(Dialect::Postgres, &self.counter, key)?;
-        values.truncate(self.parent.len());
-        Ok(values)
+    /// Whether nothing is summed at any key.
+    pub(super) async fn is_empty<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<bool> {
+        let (pairs, values) = self.pairs(&Span::Parents { after: None, until: None, through: true }, 1)?;
+        let query = Query { text: format!("SELECT 1 FROM {pairs} LIMIT 1"), values };
+        let any = session.query(&query).await;
+        Ok(any.map_err(|error| failed_on("looking for totals", &self.counter, error))?.is_empty())
     }
 
-    /// Reads a sum as it came.
-    pub(super) fn sum(&self, row: &Row) -> Result<Option<Recount>> {
-        read_sum(&self.counter, row, true)
+    /// The sums of these keys; those without pairs are left out.
+    pub(super) async fn recount<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        keys: &[KeyBuf],
+    ) -> Result<BTreeMap<KeyBuf, i64>> {
+        let (mut alone, mut sums) = (Vec::new(), Vec::new());
+        for group in self.columns.by_parent(keys)? {
+            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+            let most = LOOK_UPS_MOST / group.len() as u64;
+            if group.len() == 1 || !self.has_more_children(session, first, most).await? {
+                alone.extend(group.into_iter().cloned());
+                continue;
+            }
+            let span = Span::Within { of: first, from: Bound::Included(first), until: Some(last) };
+            sums.extend(self.sums(session, &span, usize::MAX, |key| group.binary_search(&key).is_ok()).await?);
+        }
+        let mut totals: BTreeMap<KeyBuf, i64> = sums.into_iter().map(|sum| (sum.key, sum.total)).collect();
+        if !alone.is_empty() {
+            totals.extend(self.each(session, &alone).await?);
+        }
+        Ok(totals)
     }
 
-    /// The sums of these keys, in one statement; those without pairs are left out.
-    pub(super) async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
-        let columns = self.parent.iter().chain(&self.tail);
+    /// Whether the parent of a key has more links than so many.
+    async fn has_more_children<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        key: &KeyBuf,
+        most: u64,
+    ) -> Result<bool> {
+        let mut values = Vec::new();
+        let of_parent = Span::Within { of: key, from: Bound::Unbounded, until: None };
+        let (parents, _) = self.columns.conditions(&of_parent, &mut values)?;
+        values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
+        let (links, at) = (&self.links, Dialect::Postgres.param(values.len()));
+        let text = format!(r#"SELECT 1 FROM {links} WHERE l."total" <> 0{parents} OFFSET {at} LIMIT 1"#);
+        let more = session.query(&Query { text, values }).await;
+        Ok(!more.map_err(|error| failed_on("recounting", &self.counter, error))?.is_empty())
+    }
+
+    /// The sums of these keys, each looked up at every child of its parent, in one statement.
+    async fn each<C: GenericClient + Send + Sync>(
+        &self,
+        session: &Session<'_, C>,
+        keys: &[KeyBuf],
+    ) -> Result<BTreeMap<KeyBuf, i64>> {
+        let Self { links, finers, joins, .. } = self;
+        let columns = self.columns.parent.iter().chain(&self.columns.suffix);
         let same: Vec<String> = columns.zip(1..).map(|(column, at)| format!(" AND {column} = k.k_{at}")).collect();
-        let sums = format!("SELECT {SUMS} FROM {}{}", self.from, same.concat());
+        let sums = format!(
+            r#"SELECT {SUMS} FROM {links}, {finers} WHERE l."total" <> 0 AND f."total" <> 0{joins}{}"#,
+            same.concat()
+        );
         let parts = self.counter.parts();
         let text = if parts.is_empty() { sums } else { of_each_key(parts, "k.*, o.*", &sums) };
         let query = Query { text, values: key_arrays(&self.counter, keys)? };
-        let rows = query_in(tx, &query).await.map_err(|error| failed_on("recounting", &self.counter, error))?;
-        by_key(rows.iter().map(|row| self.sum(row)))
+        let rows = session.query(&query).await.map_err(|error| failed_on("recounting", &self.counter, error))?;
+        by_key(rows.iter().map(|row| read_sum(&self.counter, row, true)))
     }
 }

@@ -1,108 +1,138 @@
 //! The truth of a rollup in SQLite: the stored totals that it sums, joined with their links, in the rollup's key order.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, Row, params_from_iter};
 
 use crate::counter::{Def, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
-use crate::reconcile::audit::Recount;
+use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::ends::Ends;
-use crate::rollup;
+use crate::reconcile::spans::{KeyColumns, LOOK_UPS_MOST, Plan, Span, bound};
 use crate::sql::{self, Dialect, Value};
 use crate::store::sqlite::{failed_on, read_key};
 
 /// One rollup's pairs of link and finer total: each with the rollup's key, and by parent.
 pub(super) struct Joined {
     counter: Def,
-    /// The join, up to its conditions.
-    select: String,
-    /// The columns of the rollup's key: the link's parent, and the finer counter's tail.
-    parent: Vec<String>,
-    tail: Vec<String>,
+    columns: KeyColumns,
+    /// The links alone, and joined with finer totals: what is behind FROM, up to conditions on the key.
+    links: String,
+    pairs: String,
 }
 
 /// What the pairs of one key add up to, and how many they are.
 type Sum = (i128, u64);
 
 impl Joined {
-    /// Read from the index of the links by parent, so that nothing is sorted.
+    /// Read from the index of the links by parent, so that no pair is sorted.
     pub(super) fn of(layout: &Layout, counter: Def, rollup: &Rollup) -> Result<Self> {
         let Ends { link, finer, joins, parent, tail } = Ends::of(layout, rollup)?;
         let on = if joins.is_empty() { "1".to_owned() } else { joins.join(" AND ") };
-        let columns: Vec<&str> = parent.iter().chain(&tail).map(String::as_str).collect();
-        let columns = columns.into_iter().chain([r#"l."total""#, r#"f."total""#]).collect::<Vec<_>>().join(", ");
-        let (links, index, finers) = (link.table_name(), sql::by_parent(link), finer.table_name());
-        let select = format!(
-            r#"SELECT {columns} FROM "{links}" AS l INDEXED BY "{index}" CROSS JOIN "{finers}" AS f ON {on} WHERE l."total" <> 0 AND f."total" <> 0"#
-        );
-        Ok(Self { counter, select, parent, tail })
+        let (table, index, finers) = (link.table_name(), sql::by_parent(link), finer.table_name());
+        let table = format!(r#""{table}" AS l INDEXED BY "{index}""#);
+        let links = format!(r#"{table} WHERE l."total" <> 0"#);
+        let pairs = format!(r#"{table} CROSS JOIN "{finers}" AS f ON {on} WHERE l."total" <> 0 AND f."total" <> 0"#);
+        let columns = KeyColumns { dialect: Dialect::Sqlite, counter, parent, suffix: tail };
+        Ok(Self { counter, columns, links, pairs })
     }
 
-    /// The sums of the next keys, at most `limit`, and none of a parent behind that of `until`. Reads the totals of a parent's children whole, and
-    /// keeps `limit` keys of them.
-    pub(super) fn recounts(
+    /// The sums of the next page, and where it ends, if that is planned. What it reads of a parent at each child ends where the page does: at its last stored total, where that is the same
+    /// parent's; else where `plan` says.
+    pub(super) fn page(
         &self,
         conn: &Connection,
-        after: Option<&KeyBuf>,
-        until: Option<&KeyBuf>,
-        limit: usize,
-    ) -> Result<Vec<Recount>> {
-        let (mut done, mut sums) = (Vec::new(), BTreeMap::new());
-        if let Some(after) = after
-            && !self.tail.is_empty()
-        {
-            // What is left of the parent that the page before ended in.
-            let mut query = Query::of(self);
-            query.compare(&self.parent, "=", self.parent_values(after)?);
-            query.compare(&self.tail, ">", self.tail_values(after)?);
-            query.read(conn, |key, product| {
-                self.add(&mut sums, key, product, limit)?;
+        plan: &mut Option<Plan>,
+        ask: &Ask,
+        totals: &[(KeyBuf, i64)],
+    ) -> Result<(Vec<Recount>, Option<KeyBuf>)> {
+        let until = bound(ask, totals);
+        let end = match &ask.after {
+            Some(after) => self.planned(conn, plan, (after, until), ask.keys)?,
+            None => None,
+        };
+        let until = until.into_iter().chain(&end).chain(&ask.until).min();
+        let spans = self.columns.spans(ask.after.as_ref(), until)?;
+        let recounts = self.recounts(conn, &spans, ask.keys.saturating_add(1))?;
+        if recounts.len() > ask.keys && matches!(spans.first(), Some(Span::Within { until: None, .. })) {
+            // More has come than was planned for.
+            *plan = None;
+        }
+        Ok((recounts, end))
+    }
+
+    /// Where a page ends in the parent that it begins in, if no stored total says it.
+    fn planned(
+        &self,
+        conn: &Connection,
+        plan: &mut Option<Plan>,
+        (after, until): (&KeyBuf, Option<&KeyBuf>),
+        keys: usize,
+    ) -> Result<Option<KeyBuf>> {
+        let bounded = until.map_or(Ok(false), |until| self.columns.is_same_parent(after, until))?;
+        if bounded || self.columns.suffix.is_empty() {
+            return Ok(None);
+        }
+        let plan = match plan {
+            Some(plan) if plan.is_of(&self.columns, after)? => plan,
+            plan => {
+                let rest = Span::Within { of: after, from: Bound::Excluded(after), until: None };
+                let mut ends = Vec::new();
+                let (conditions, values) = self.conditions(&rest)?;
+                let text = self.columns.every_step(&format!("{}{conditions}", self.pairs));
+                self.read(conn, &text, &values, |row| {
+                    ends.push(read_key(&self.counter, row, 0)?);
+                    Ok(true)
+                })?;
+                plan.insert(Plan::new(&self.columns, after, ends)?)
+            }
+        };
+        Ok(plan.end(after, keys).cloned())
+    }
+
+    /// The sums of the first keys of some stretches, at most `limit`. Keeps `limit` keys of a parent.
+    fn recounts(&self, conn: &Connection, spans: &[Span<'_>], limit: usize) -> Result<Vec<Recount>> {
+        let mut done = Vec::new();
+        for span in spans {
+            if done.len() >= limit {
+                break;
+            }
+            let (mut parent, mut sums) = (None, BTreeMap::new());
+            self.read_pairs(conn, span, |key, product| {
+                let its_parent = self.columns.parent_of(&key)?;
+                if parent.as_ref() != Some(&its_parent) {
+                    self.flush(&mut sums, limit, &mut done)?;
+                    parent = Some(its_parent);
+                    if done.len() >= limit {
+                        return Ok(false);
+                    }
+                }
+                self.add(&mut sums, key, product, limit - done.len())?;
                 Ok(true)
             })?;
             self.flush(&mut sums, limit, &mut done)?;
         }
-        if done.len() >= limit {
-            return Ok(done);
-        }
-        let mut query = Query::of(self);
-        if let Some(after) = after {
-            query.compare(&self.parent, ">", self.parent_values(after)?);
-        }
-        if let Some(until) = until {
-            query.compare(&self.parent, "<=", self.parent_values(until)?);
-        }
-        let mut parent: Option<KeyBuf> = None;
-        query.by_parent().read(conn, |key, product| {
-            let its_parent = self.parent_of(&key)?;
-            if parent.as_ref() != Some(&its_parent) {
-                self.flush(&mut sums, limit, &mut done)?;
-                parent = Some(its_parent);
-                if done.len() >= limit {
-                    return Ok(false);
-                }
-            }
-            self.add(&mut sums, key, product, limit - done.len())?;
-            Ok(true)
-        })?;
-        self.flush(&mut sums, limit, &mut done)?;
         Ok(done)
     }
 
-    fn parent_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        let mut values = sql::head_values(Dialect::Sqlite, &self.counter, key)?;
-        values.truncate(self.parent.len());
-        Ok(values)
-    }
-
-    fn tail_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        Ok(sql::head_values(Dialect::Sqlite, &self.counter, key)?.split_off(self.parent.len()))
+    /// Whether nothing is summed at any key.
+    pub(super) fn is_empty(&self, conn: &Connection) -> Result<bool> {
+        let mut empty = true;
+        self.read(conn, &format!("SELECT 1 FROM {} LIMIT 1", self.pairs), &[], |_| {
+            empty = false;
+            Ok(false)
+        })?;
+        Ok(empty)
     }
 
     /// Adds to the sum of a key; of more keys than there is room for, the last goes.
     fn add(&self, sums: &mut BTreeMap<KeyBuf, Sum>, key: KeyBuf, product: i128, room: usize) -> Result<()> {
+        if sums.len() >= room && sums.last_key_value().is_some_and(|(last, _)| key > *last) {
+            return Ok(());
+        }
         let overflow = Error::overflow(&self.counter, &key, "recount");
         let sum = sums.entry(key).or_default();
         *sum = (sum.0.checked_add(product).ok_or(overflow)?, sum.1 + 1);
@@ -112,17 +142,61 @@ impl Joined {
         Ok(())
     }
 
-    /// The sum of one key.
-    pub(super) fn recount_one(&self, conn: &Connection, key: &KeyBuf) -> Result<i64> {
-        let mut query = Query::of(self);
-        query.compare(&self.parent, "=", self.parent_values(key)?);
-        query.compare(&self.tail, "=", self.tail_values(key)?);
-        let mut sum = Some(0_i128);
-        query.read(conn, |_, product| {
-            sum = sum.and_then(|sum| sum.checked_add(product));
+    /// The sums of some keys; those without pairs are left out.
+    pub(super) fn recount(&self, conn: &Connection, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
+        let mut totals = BTreeMap::new();
+        for group in self.columns.by_parent(keys)? {
+            let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+            let most = LOOK_UPS_MOST / group.len() as u64;
+            if group.len() > 1 && self.has_more_children(conn, first, most)? {
+                let span = Span::Within { of: first, from: Bound::Included(first), until: Some(last) };
+                self.sum_into(conn, &span, &group, &mut totals)?;
+                continue;
+            }
+            for key in group {
+                let span = Span::Within { of: key, from: Bound::Included(key), until: Some(key) };
+                self.sum_into(conn, &span, &[key], &mut totals)?;
+            }
+        }
+        Ok(totals)
+    }
+
+    /// Whether the parent of a key has more links than so many.
+    fn has_more_children(&self, conn: &Connection, key: &KeyBuf, most: u64) -> Result<bool> {
+        let of_parent = Span::Within { of: key, from: Bound::Unbounded, until: None };
+        let (conditions, mut values) = self.conditions(&of_parent)?;
+        values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
+        let (links, offset) = (&self.links, values.len());
+        let mut more = false;
+        self.read(conn, &format!("SELECT 1 FROM {links}{conditions} LIMIT 1 OFFSET ?{offset}"), &values, |_| {
+            more = true;
+            Ok(false)
+        })?;
+        Ok(more)
+    }
+
+    /// Sums the pairs of a stretch that are of some keys, in key order.
+    fn sum_into(
+        &self,
+        conn: &Connection,
+        span: &Span<'_>,
+        keys: &[&KeyBuf],
+        totals: &mut BTreeMap<KeyBuf, i64>,
+    ) -> Result<()> {
+        let mut sums: BTreeMap<KeyBuf, Option<i128>> = BTreeMap::new();
+        self.read_pairs(conn, span, |key, product| {
+            if keys.binary_search(&&key).is_ok() {
+                let sum = sums.entry(key).or_insert(Some(0));
+                *sum = sum.and_then(|sum| sum.checked_add(product));
+            }
             Ok(true)
         })?;
-        sum.and_then(|sum| i64::try_from(sum).ok()).ok_or_else(|| Error::overflow(&self.counter, key, "recount"))
+        for (key, sum) in sums {
+            let total = sum.and_then(|sum| i64::try_from(sum).ok());
+            let total = total.ok_or_else(|| Error::overflow(&self.counter, &key, "recount"))?;
+            totals.insert(key, total);
+        }
+        Ok(())
     }
 
     /// Moves the keys of a parent, which are all known now, to those that are done.
@@ -136,53 +210,49 @@ impl Joined {
         Ok(())
     }
 
-    fn parent_of(&self, key: &KeyBuf) -> Result<KeyBuf> {
-        rollup::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
-    }
-}
-
-/// A join with its conditions and their parameters.
-struct Query<'j, 'v> {
-    joined: &'j Joined,
-    text: String,
-    values: Vec<Value<'v>>,
-}
-
-impl<'j, 'v> Query<'j, 'v> {
-    fn of(joined: &'j Joined) -> Self {
-        Self { joined, text: joined.select.clone(), values: Vec::new() }
+    fn conditions<'k>(&self, span: &Span<'k>) -> Result<(String, Vec<Value<'k>>)> {
+        let mut values = Vec::new();
+        let (parents, suffixes) = self.columns.conditions(span, &mut values)?;
+        Ok((parents + &suffixes, values))
     }
 
-    /// Compares some columns with values; without columns, nothing is equal to nothing.
-    fn compare(&mut self, columns: &[String], operator: &str, values: Vec<Value<'v>>) {
-        if columns.is_empty() {
-            self.text.push_str(if operator.contains('=') { "" } else { " AND 0" });
-            return;
-        }
-        let first = self.values.len() + 1;
-        let params: Vec<String> = (first..first + columns.len()).map(|at| format!("?{at}")).collect();
-        self.text.extend([" AND (", &columns.join(", "), ") ", operator, " (", &params.join(", "), ")"]);
-        self.values.extend(values);
-    }
-
-    fn by_parent(mut self) -> Self {
-        if !self.joined.parent.is_empty() {
-            self.text.extend([" ORDER BY ", &self.joined.parent.join(", ")]);
-        }
-        self
-    }
-
-    /// Calls `each` with every pair's key and product until it says no.
-    fn read(&self, conn: &Connection, mut each: impl FnMut(KeyBuf, i128) -> Result<bool>) -> Result<()> {
-        let counter = &self.joined.counter;
-        let failed = |error| failed_on("recounting", counter, error);
-        let mut statement = conn.prepare_cached(&self.text).map_err(failed)?;
-        let width = statement.column_count();
-        let mut rows = statement.query(params_from_iter(&self.values)).map_err(failed)?;
-        while let Some(row) = rows.next().map_err(failed)? {
+    /// Calls `each` with every pair's key and product, by parent, until it says no.
+    fn read_pairs(
+        &self,
+        conn: &Connection,
+        span: &Span<'_>,
+        mut each: impl FnMut(KeyBuf, i128) -> Result<bool>,
+    ) -> Result<()> {
+        let (conditions, values) = self.conditions(span)?;
+        let keys = &self.columns;
+        let columns =
+            keys.parent.iter().chain(&keys.suffix).map(String::as_str).chain([r#"l."total""#, r#"f."total""#]);
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        let order = match span {
+            Span::Parents { .. } if !keys.parent.is_empty() => format!(" ORDER BY {}", keys.parent.join(", ")),
+            _ => String::new(),
+        };
+        let at = keys.parent.len() + keys.suffix.len();
+        self.read(conn, &format!("SELECT {columns} FROM {}{conditions}{order}", self.pairs), &values, |row| {
+            let failed = |error| failed_on("recounting", &self.counter, error);
             let total = |at: usize| row.get::<_, i64>(at).map(i128::from).map_err(failed);
-            let product = total(width - 2)? * total(width - 1)?;
-            if !each(read_key(counter, row, 0)?, product)? {
+            each(read_key(&self.counter, row, 0)?, total(at)? * total(at + 1)?)
+        })
+    }
+
+    /// Calls `each` with every row until it says no.
+    fn read(
+        &self,
+        conn: &Connection,
+        text: &str,
+        values: &[Value<'_>],
+        mut each: impl FnMut(&Row<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        let failed = |error| failed_on("recounting", &self.counter, error);
+        let mut statement = conn.prepare_cached(text).map_err(failed)?;
+        let mut rows = statement.query(params_from_iter(values)).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            if !each(row)? {
                 break;
             }
         }

@@ -1,0 +1,216 @@
+//! Which stretches of a rollup's keys a page sums, and their conditions in SQL; where a page ends that no stored total bounds. For both dialects,
+//! without I/O.
+
+use std::ops::Bound;
+
+use super::audit::{Ask, Measured, Recount, merge};
+use crate::counter::Def;
+use crate::error::Result;
+use crate::key::KeyBuf;
+use crate::rollup;
+use crate::sql::{self, Dialect, Value};
+
+/// The columns of a rollup's key, as the pairs that it sums have them.
+pub(super) struct KeyColumns {
+    pub(super) dialect: Dialect,
+    pub(super) counter: Def,
+    /// The link's parent.
+    pub(super) parent: Vec<String>,
+    /// What is behind the child in the finer counter's key.
+    pub(super) suffix: Vec<String>,
+}
+
+/// A stretch of keys that one query sums.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Span<'k> {
+    /// All keys of the parents behind that of `after`; before that of `until`, or up to it where `through`.
+    Parents { after: Option<&'k KeyBuf>, until: Option<&'k KeyBuf>, through: bool },
+    /// Keys of the parent of `of`.
+    Within { of: &'k KeyBuf, from: Bound<&'k KeyBuf>, until: Option<&'k KeyBuf> },
+}
+
+impl KeyColumns {
+    /// All columns, with commas between.
+    pub(super) fn listed(&self) -> String {
+        self.parent.iter().chain(&self.suffix).map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The stretches between two keys, in key order. What a page reads of a parent that it begins or ends in is bounded by suffix too, so that it
+    /// reads no more of a wide parent than it compares.
+    pub(super) fn spans<'k>(&self, after: Option<&'k KeyBuf>, until: Option<&'k KeyBuf>) -> Result<Vec<Span<'k>>> {
+        if self.suffix.is_empty() {
+            // Behind the only key of `()` there is nothing.
+            let nothing = self.parent.is_empty() && after.is_some();
+            return Ok(if nothing { Vec::new() } else { vec![Span::Parents { after, until, through: true }] });
+        }
+        if let (Some(after), Some(until)) = (after, until)
+            && self.is_same_parent(after, until)?
+        {
+            return Ok(vec![Span::Within { of: after, from: Bound::Excluded(after), until: Some(until) }]);
+        }
+        let rest = after.map(|after| Span::Within { of: after, from: Bound::Excluded(after), until: None });
+        let between = Span::Parents { after, until, through: false };
+        let last = until.map(|until| Span::Within { of: until, from: Bound::Unbounded, until: Some(until) });
+        Ok(rest.into_iter().chain([between]).chain(last).collect())
+    }
+
+    /// The parent of a key.
+    pub(super) fn parent_of(&self, key: &KeyBuf) -> Result<KeyBuf> {
+        rollup::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
+    }
+
+    pub(super) fn is_same_parent(&self, one: &KeyBuf, other: &KeyBuf) -> Result<bool> {
+        Ok(self.parent_of(one)? == self.parent_of(other)?)
+    }
+
+    /// The conditions of a stretch on the parent's columns, and on the suffix's; appends their parameters.
+    pub(super) fn conditions<'k>(&self, span: &Span<'k>, values: &mut Vec<Value<'k>>) -> Result<(String, String)> {
+        let (mut parents, mut suffixes) = (String::new(), String::new());
+        match *span {
+            Span::Parents { after, until, through } => {
+                if let Some(after) = after {
+                    self.compare(&self.parent, ">", self.parent_values(after)?, values, &mut parents);
+                }
+                if let Some(until) = until {
+                    let before = if through { "<=" } else { "<" };
+                    self.compare(&self.parent, before, self.parent_values(until)?, values, &mut parents);
+                }
+            }
+            Span::Within { of, from, until } => {
+                self.compare(&self.parent, "=", self.parent_values(of)?, values, &mut parents);
+                match from {
+                    Bound::Unbounded => {}
+                    Bound::Included(key) => {
+                        self.compare(&self.suffix, ">=", self.suffix_values(key)?, values, &mut suffixes);
+                    }
+                    Bound::Excluded(key) => {
+                        self.compare(&self.suffix, ">", self.suffix_values(key)?, values, &mut suffixes);
+                    }
+                }
+                if let Some(until) = until {
+                    self.compare(&self.suffix, "<=", self.suffix_values(until)?, values, &mut suffixes);
+                }
+            }
+        }
+        Ok((parents, suffixes))
+    }
+
+    /// Compares columns with values; without columns there is one value, equal to itself.
+    fn compare<'k>(
+        &self,
+        columns: &[String],
+        operator: &str,
+        given: Vec<Value<'k>>,
+        values: &mut Vec<Value<'k>>,
+        to: &mut String,
+    ) {
+        if columns.is_empty() {
+            let nothing = if operator.contains('=') { self.dialect.everything() } else { self.dialect.nothing() };
+            to.extend([" AND ", nothing]);
+            return;
+        }
+        let first = values.len() + 1;
+        let params: Vec<String> = (first..first + columns.len()).map(|at| self.dialect.param(at)).collect();
+        to.extend([" AND (", &columns.join(", "), ") ", operator, " (", &params.join(", "), ")"]);
+        values.extend(given);
+    }
+
+    pub(super) fn parent_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
+        let mut values = sql::head_values(self.dialect, &self.counter, key)?;
+        values.truncate(self.parent.len());
+        Ok(values)
+    }
+
+    pub(super) fn suffix_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
+        Ok(sql::head_values(self.dialect, &self.counter, key)?.split_off(self.parent.len()))
+    }
+
+    /// The query that plans one parent: every [`STEP`]th key of what `pairs` says behind FROM.
+    pub(super) fn every_step(&self, pairs: &str) -> String {
+        let (listed, suffix) = (self.listed(), self.suffix.join(", "));
+        let columns: Vec<&String> = self.parent.iter().chain(&self.suffix).collect();
+        let names: Vec<String> = (1..=columns.len()).map(|at| format!("k_{at}")).collect();
+        let named: Vec<String> =
+            columns.iter().zip(&names).map(|(column, name)| format!("{column} AS {name}")).collect();
+        format!(
+            r#"SELECT {} FROM (SELECT {}, row_number() OVER (ORDER BY {suffix}) AS n FROM {pairs} GROUP BY {listed}) AS p WHERE n % {STEP} = 0 ORDER BY n"#,
+            names.join(", "),
+            named.join(", ")
+        )
+    }
+
+    /// These keys by parent, where it is cheaper to pass once over what lies between the first and the last of them than to look each up at every
+    /// child; the others alone.
+    pub(super) fn by_parent<'k>(&self, keys: &'k [KeyBuf]) -> Result<Vec<Vec<&'k KeyBuf>>> {
+        let mut sorted: Vec<&KeyBuf> = keys.iter().collect();
+        sorted.sort_unstable();
+        let mut groups: Vec<Vec<&KeyBuf>> = Vec::new();
+        for key in sorted {
+            match groups.last_mut() {
+                Some(group)
+                    if !self.suffix.is_empty() && self.is_same_parent(group.first().unwrap_or(&key), key)? =>
+                {
+                    group.push(key);
+                }
+                _ => groups.push(vec![key]),
+            }
+        }
+        Ok(groups)
+    }
+}
+
+/// A mend looks up at most so many pairs one by one: as many as it may read rows. Where a parent has so many children that it would be more, it
+/// passes once over them.
+pub(super) const LOOK_UPS_MOST: u64 = 100_000;
+
+/// A plan has every so manieth key of a parent.
+pub(super) const STEP: usize = 64;
+
+/// Where pages of one parent may end, as it was when the parent was first paged through: so that a page knows how far to read at each child where no
+/// stored totals say it. For planning alone: each page compares what is there in its own snapshot.
+#[derive(Debug)]
+pub(super) struct Plan {
+    counter: Def,
+    /// The key that it was made behind.
+    after: KeyBuf,
+    parent: KeyBuf,
+    ends: Vec<KeyBuf>,
+}
+
+impl Plan {
+    pub(super) fn new(columns: &KeyColumns, after: &KeyBuf, ends: Vec<KeyBuf>) -> Result<Self> {
+        Ok(Self { counter: columns.counter, after: after.clone(), parent: columns.parent_of(after)?, ends })
+    }
+
+    /// Whether it is of what is behind this key.
+    pub(super) fn is_of(&self, columns: &KeyColumns, after: &KeyBuf) -> Result<bool> {
+        Ok(self.counter.same(&columns.counter) && self.after <= *after && self.parent == columns.parent_of(after)?)
+    }
+
+    /// Where a page of about this many keys behind one ends; none: what is left of the parent is no more.
+    pub(super) fn end(&self, after: &KeyBuf, keys: usize) -> Option<&KeyBuf> {
+        let next = self.ends.partition_point(|end| end <= after);
+        self.ends.get(next + (keys / STEP).saturating_sub(1))
+    }
+}
+
+/// The last key that a page can compare because its totals were cut there, and so were its rows.
+pub(super) fn bound<'t>(ask: &Ask, totals: &'t [(KeyBuf, i64)]) -> Option<&'t KeyBuf> {
+    let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
+    last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key)
+}
+
+/// As [`merge`], of a page that ends at `end` although there may be more behind it.
+pub(super) fn merge_up_to(
+    ask: &Ask,
+    end: Option<KeyBuf>,
+    recounts: Vec<Recount>,
+    totals: Vec<(KeyBuf, i64)>,
+) -> Result<Measured> {
+    let Some(end) = end.filter(|end| ask.until.as_ref().is_none_or(|until| end < until)) else {
+        return merge(ask, recounts, totals);
+    };
+    let mut measured = merge(&Ask { until: Some(end.clone()), ..ask.clone() }, recounts, totals)?;
+    measured.next.get_or_insert(end);
+    Ok(measured)
+}
