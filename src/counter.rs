@@ -96,6 +96,10 @@ impl<K: Key> Counter<K> {
     /// climbs with each change of the finer counter or of the link, in the same apply. That costs a read of the child's links and a
     /// write for each parent, or for a link that changes, a read of the child's total.
     ///
+    /// # Panics
+    ///
+    /// When `finer` has 64 levels of rollups below it already; in a `const` that is a compile error.
+    ///
     /// # Examples
     ///
     /// ```
@@ -122,7 +126,7 @@ impl<K: Key> Counter<K> {
     /// ```
     #[must_use]
     pub const fn sum_of<C: Key>(mut self, finer: Counter<C>, link: Counter<(C, K)>) -> Self {
-        self.rollup = Some(Rollup { finer: finer.def, link: link.def, child: C::PARTS.len(), tail: false });
+        self.rollup = Some(Rollup::over(finer, link.def, C::PARTS.len(), false));
         self
     }
 
@@ -163,9 +167,13 @@ impl<H: Key, T: Key> Counter<(H, T)> {
     /// The same counter as a rollup that keeps the end of the key: for each parent and end the sum of `finer` over the parent's children.
     ///
     /// For totals by day or by epoch; otherwise as [`sum_of`](Self::sum_of). A link that changes takes all totals of its child along.
+    ///
+    /// # Panics
+    ///
+    /// As [`sum_of`](Self::sum_of).
     #[must_use]
     pub const fn sum_of_tail<C: Key>(mut self, finer: Counter<(C, T)>, link: Counter<(C, H)>) -> Self {
-        self.rollup = Some(Rollup { finer: finer.def, link: link.def, child: C::PARTS.len(), tail: true });
+        self.rollup = Some(Rollup::over(finer, link.def, C::PARTS.len(), true));
         self
     }
 
@@ -195,9 +203,27 @@ pub struct Rollup {
     link: Def,
     child: usize,
     tail: bool,
+    level: usize,
 }
 
+/// How many levels of rollups are above rows at most. Each change of a row climbs through all of them, each with a read and a write.
+const LEVELS_MOST: usize = 64;
+
 impl Rollup {
+    const fn over<F: Key>(finer: Counter<F>, link: Def, child: usize, tail: bool) -> Self {
+        let below = match &finer.rollup {
+            Some(rollup) => rollup.level,
+            None => 0,
+        };
+        assert!(below < LEVELS_MOST, "a rollup has at most 64 levels: what it sums is a rollup of level 64 already");
+        Self { finer: finer.def, link, child, tail, level: below + 1 }
+    }
+
+    /// How many levels of rollups are below, this one included.
+    pub(crate) const fn level(&self) -> usize {
+        self.level
+    }
+
     /// The counter that is summed.
     #[must_use]
     pub const fn finer(&self) -> Def {

@@ -51,6 +51,8 @@ use crate::error::{Error, Result};
 /// const B: Counter<i64> = Counter::new("b").sum_of(A, LINK);
 /// const LAYOUT: Layout = Layout::new(&[LINK.table(), A.table(), B.table()]);
 /// ```
+///
+/// Rollups are at most 64 levels high ([`Counter::sum_of`](crate::Counter::sum_of)).
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     placed: &'static [Placed],
@@ -66,25 +68,27 @@ impl Layout {
     /// # Panics
     ///
     /// When two counters share a name and a version, a name's hash or a table, or a table's name is reserved (`keepcount_..`,
-    /// `sqlite_..`, `pg_..`), or there are more than 4,096; when what a rollup sums does not stand before it, its link is itself a rollup,
-    /// or prunable totals are summed without their time. In a `const`, where layouts belong, that is a compile error.
+    /// `sqlite_..`, `pg_..`), or there are more than 4,096; when what a rollup sums does not stand before it, declared as the rollup has it, its link
+    /// is itself a rollup, or prunable totals are summed without their time. In a `const`, where layouts belong, that is a compile error.
     #[must_use]
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
     pub const fn new(placed: &'static [Placed]) -> Self {
-        assert!(placed.len() <= 4096, "a layout has at most 4,096 counters");
+        assert!(placed.len() <= COUNTERS_MOST, "a layout has at most 4,096 counters");
+        let (mut names, mut tables) = (Index::new(), Index::new());
         let (mut one, mut plain) = (0, true);
         while one < placed.len() {
             let def = placed[one].def();
-            assert!(!Table::of(&def).is_reserved(), "a counter's table may not start with keepcount_, sqlite_ or pg_");
+            let table = Table::of(&def);
+            assert!(!table.is_reserved(), "a counter's table may not start with keepcount_, sqlite_ or pg_");
             if let Some(rollup) = placed[one].rollup() {
                 plain = false;
-                let (before, _) = placed.split_at(one);
-                check_rollup(before, rollup, placed[one].is_prunable());
+                check_rollup(placed, &names, rollup, placed[one].is_prunable());
             }
             plain = plain && !placed[one].is_prunable();
-            let mut two = one + 1;
-            while two < placed.len() {
-                let other = placed[two].def();
+            // Those of one hash alone are compared: a layout of a thousand counters would take the compiler minutes.
+            let mut slot = Index::first(def.id());
+            while let Some(other) = names.at(slot) {
+                let other = placed[other].def();
                 assert!(
                     def.id() != other.id() || is_same(def.name(), other.name()),
                     "two counters of a layout share a name's hash"
@@ -93,12 +97,18 @@ impl Layout {
                     def.id() != other.id() || def.version() != other.version(),
                     "two counters of a layout share a name and a version"
                 );
+                slot = Index::next(slot);
+            }
+            names.put(slot, one);
+            slot = Index::first(table.hash());
+            while let Some(other) = tables.at(slot) {
                 assert!(
-                    !Table::of(&def).is(Table::of(&other)),
+                    !table.is(Table::of(&placed[other].def())),
                     "two counters of a layout share a table: their names differ in dots, underscores and versions only"
                 );
-                two += 1;
+                slot = Index::next(slot);
             }
+            tables.put(slot, one);
             one += 1;
         }
         Self { placed, boards: &[], plain }
@@ -210,16 +220,11 @@ impl Layout {
         all
     }
 
-    /// How many levels of rollups are below a counter: 0 for one that rows drive.
+    /// How many levels of rollups are below a counter: 0 for one that rows drive, at most 64.
     #[must_use]
     pub fn level(&self, def: &Def) -> usize {
-        let mut level = 0;
-        let mut def = *def;
-        while let Some(rollup) = self.placed.iter().find(|placed| placed.def().same(&def)).and_then(Placed::rollup) {
-            level += 1;
-            def = rollup.finer();
-        }
-        level
+        let placed = self.placed.iter().find(|placed| placed.def().same(def));
+        placed.and_then(Placed::rollup).map_or(0, Rollup::level)
     }
 
     /// The counters and their places, in the order of writing.
@@ -324,28 +329,73 @@ impl Layout {
     }
 }
 
-#[allow(clippy::indexing_slicing)] // const fn: no iterators
-const fn check_rollup(before: &[Placed], rollup: &Rollup, prunable: bool) {
-    assert!(
-        listed(before, &rollup.finer()) && listed(before, &rollup.link()),
-        "what a rollup sums and its link stand before it in a layout; two that sum each other cannot be listed"
-    );
-    assert!(!rollup.finer().same(&rollup.link()), "a link is not what is summed along it");
-    let mut at = 0;
-    while at < before.len() {
-        let placed = &before[at];
-        if placed.def().same(&rollup.link()) {
-            assert!(placed.rollup().is_none(), "a link is tallied by rows; it is no rollup");
-            assert!(!placed.is_prunable(), "a link is not prunable: what it joins would be lost");
-        }
-        if placed.def().same(&rollup.finer()) {
-            assert!(
-                placed.is_prunable() == prunable && (rollup.keeps_tail() || !prunable),
-                "a rollup is prunable exactly where what it sums is, and keeps its time (sum_of_tail)"
-            );
-        }
-        at += 1;
+/// How many counters a layout has at most.
+const COUNTERS_MOST: usize = 4096;
+const SLOTS: usize = 2 * COUNTERS_MOST;
+
+/// Positions of counters by a hash, as the compiler can keep them: each in the first free slot from its hash's on.
+struct Index([u16; SLOTS]);
+
+impl Index {
+    const fn new() -> Self {
+        Self([u16::MAX; SLOTS])
     }
+
+    #[allow(clippy::cast_possible_truncation)] // what is cut off is not counted on
+    const fn first(hash: u64) -> usize {
+        hash as usize % SLOTS
+    }
+
+    const fn next(slot: usize) -> usize {
+        (slot + 1) % SLOTS
+    }
+
+    /// The position in a slot; half of all slots are free.
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    const fn at(&self, slot: usize) -> Option<usize> {
+        match self.0[slot] {
+            u16::MAX => None,
+            at => Some(at as usize),
+        }
+    }
+
+    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // at most 4,096
+    const fn put(&mut self, slot: usize, at: usize) {
+        self.0[slot] = at as u16;
+    }
+
+    /// The counter declared as `def`, of those that are here by their names' hashes.
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    const fn find(&self, placed: &'static [Placed], def: &Def) -> Option<&'static Placed> {
+        let mut slot = Self::first(def.id());
+        while let Some(at) = self.at(slot) {
+            if placed[at].def().same(def) {
+                return Some(&placed[at]);
+            }
+            slot = Self::next(slot);
+        }
+        None
+    }
+}
+
+/// `before` has the counters that stand before the rollup.
+const fn check_rollup(placed: &'static [Placed], before: &Index, rollup: &Rollup, prunable: bool) {
+    let (finer, link) = (before.find(placed, &rollup.finer()), before.find(placed, &rollup.link()));
+    let (Some(finer), Some(link)) = (finer, link) else {
+        panic!("what a rollup sums and its link stand before it in a layout; two that sum each other cannot be listed")
+    };
+    assert!(!rollup.finer().same(&rollup.link()), "a link is not what is summed along it");
+    assert!(link.rollup().is_none(), "a link is tallied by rows; it is no rollup");
+    assert!(!link.is_prunable(), "a link is not prunable: what it joins would be lost");
+    assert!(
+        finer.is_prunable() == prunable && (rollup.keeps_tail() || !prunable),
+        "a rollup is prunable exactly where what it sums is, and keeps its time (sum_of_tail)"
+    );
+    let below = match finer.rollup() {
+        Some(finer) => finer.level(),
+        None => 0,
+    };
+    assert!(rollup.level() == below + 1, "a rollup is declared with the counter that it sums as the layout lists it");
 }
 
 #[allow(clippy::indexing_slicing)] // const fn: no iterators
@@ -426,6 +476,21 @@ impl Table {
         true
     }
 
+    /// A hash of the name as it is spelt.
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    const fn hash(self) -> u64 {
+        let (mut hash, mut at) = (FNV_OFFSET, 0);
+        while at < self.name.len() {
+            hash = fnv1a(hash, &[if self.name[at] == b'.' { b'_' } else { self.name[at] }]);
+            at += 1;
+        }
+        while at < self.len() {
+            hash = fnv1a(hash, &[self.byte(at)]);
+            at += 1;
+        }
+        hash
+    }
+
     const fn is_reserved(self) -> bool {
         self.starts_with(b"keepcount_") || self.starts_with(b"sqlite_") || self.starts_with(b"pg_")
     }
@@ -468,6 +533,7 @@ mod tests {
                 for ending in ["", "_by_parent"] {
                     let table = Table { ending: ending.as_bytes(), ..Table::of(&def) };
                     let spelt: Vec<u8> = (0..table.len()).map(|at| table.byte(at)).collect();
+                    assert_eq!(table.hash(), fnv1a(FNV_OFFSET, &spelt));
                     assert_eq!(String::from_utf8(spelt).unwrap(), format!("{}{ending}", def.table_name()));
                 }
             }

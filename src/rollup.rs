@@ -142,7 +142,8 @@ impl<'l> Climb<'l> {
 
     /// As [`new`](Self::new), also with what a mend adds to a rollup.
     pub(crate) fn of(layout: &'l Layout, batch: Batch) -> Self {
-        Self { layout, batch, groups: groups(layout), asks: VecDeque::new(), asked: Vec::new(), factors: Vec::new() }
+        let groups = groups(layout, &batch);
+        Self { layout, batch, groups, asks: VecDeque::new(), asked: Vec::new(), factors: Vec::new() }
     }
 
     /// The next question: answer it by [`take`](Self::take) before the one after. None when there is nothing left to ask.
@@ -284,12 +285,18 @@ impl<'l> Climb<'l> {
     }
 }
 
-/// All rollups of a layout, by level and link.
-fn groups(layout: &Layout) -> VecDeque<Group> {
+/// The rollups that a batch may change, by level and link.
+fn groups(layout: &Layout, batch: &Batch) -> VecDeque<Group> {
     let mut groups: Vec<Group> = Vec::new();
+    // A rollup stands behind what it sums.
+    let mut reached: Vec<Def> = batch.counters().iter().map(|counter| **counter).collect();
     for placed in layout.counters() {
         let Some(rollup) = placed.rollup() else { continue };
-        let (link, level) = (rollup.link(), layout.level(&placed.def()));
+        let (finer, link, level) = (rollup.finer(), rollup.link(), rollup.level());
+        if !reached.iter().any(|def| def.same(&finer) || def.same(&link)) {
+            continue;
+        }
+        reached.push(placed.def());
         match groups.iter_mut().find(|group| group.level == level && group.link.same(&link)) {
             Some(group) => group.rollups.push((placed.def(), rollup)),
             None => groups.push(Group { level, link, rollups: vec![(placed.def(), rollup)] }),

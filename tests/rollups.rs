@@ -567,3 +567,73 @@ fn a_link_summed_along_itself_is_right_or_refused() {
         assert_eq!(store.totals(SUM).unwrap(), [((1, 1), 1), ((1, 2), 1), ((2, 1), 1), ((2, 2), 1)]);
     }
 }
+
+/// The compiler gives up on a constant that takes it more than two million steps: each counter was compared with each, byte by byte.
+#[test]
+fn a_layout_of_hundreds_of_counters_compiles() {
+    macro_rules! row {
+        ($first:literal: $($second:literal)*) => { [$(Counter::<i64>::new(concat!("counter.", $first, ".", $second)).table()),*] };
+    }
+    macro_rules! rows {
+        ($($first:literal)*) => { [$(row!($first: "a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" "n" "o" "p" "q" "r" "s" "t")),*] };
+    }
+    static ROWS: [[Placed; 20]; 20] =
+        rows!("a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" "n" "o" "p" "q" "r" "s" "t");
+    const LARGE: Layout = Layout::new(ROWS.as_flattened());
+    assert_eq!(LARGE.counters().len(), 400);
+    assert_eq!(LARGE.position(&Counter::<i64>::new("counter.t.t").def()).unwrap(), 399);
+}
+
+fn leaked(name: String) -> &'static str {
+    Box::leak(name.into_boxed_str())
+}
+
+type Link = Counter<(i64, i64)>;
+
+/// A chain of so many rollups, each along a link of its own.
+fn chain(levels: usize) -> (Layout, Vec<Counter<i64>>, Vec<Link>) {
+    let mut votes = vec![Counter::<i64>::new("votes.0")];
+    let (mut links, mut placed) = (Vec::new(), vec![votes[0].table()]);
+    for level in 1..=levels {
+        let link = Link::new(leaked(format!("link.{level}")));
+        let rollup = Counter::new(leaked(format!("votes.{level}"))).sum_of(votes[level - 1], link);
+        placed.extend([link.table(), rollup.table()]);
+        links.push(link);
+        votes.push(rollup);
+    }
+    (Layout::new(Box::leak(placed.into_boxed_slice())), votes, links)
+}
+
+/// 400 levels took half a minute to compile, and 149 ms a vote.
+#[test]
+fn a_chain_of_64_levels_climbs_and_a_longer_one_is_refused() {
+    let (layout, votes, links) = chain(64);
+    assert_eq!((layout.level(&votes[0].def()), layout.level(&links[63].def())), (0, 0));
+    assert_eq!((layout.level(&votes[1].def()), layout.level(&votes[64].def())), (1, 64));
+    let conn = Connection::open_in_memory().unwrap();
+    let (memory, mut sqlite) = (MemoryStore::new(&layout), SqliteStore::new(&conn, &layout));
+    sqlite.create().unwrap();
+    let mut batch = Batch::new();
+    batch.add(votes[0], 1, 5);
+    for link in &links {
+        batch.add(*link, (1_i64, 1_i64), 1);
+    }
+    memory.apply(&mut batch.clone()).unwrap();
+    sqlite.apply(&mut batch).unwrap();
+    for counter in &votes {
+        assert_eq!((memory.total(*counter, 1).unwrap(), sqlite.total(*counter, 1).unwrap()), (5, 5));
+    }
+    let panic = catch_unwind(|| chain(65)).expect_err("a chain of 65 levels");
+    let text = panic.downcast_ref::<&str>().unwrap();
+    assert_eq!(*text, "a rollup has at most 64 levels: what it sums is a rollup of level 64 already");
+}
+
+/// What a level is says the handle; one of the same name that sums nothing is another declaration.
+#[test]
+fn a_rollup_of_a_handle_that_is_not_the_layouts_is_refused() {
+    const LINK: Counter<(i64, i64)> = Counter::new("link");
+    let (a, b) = (Counter::<i64>::new("a"), Counter::<i64>::new("b"));
+    let placed = [LINK.table(), a.table(), b.sum_of(a, LINK).table(), Counter::<i64>::new("c").sum_of(b, LINK).table()];
+    let panic = catch_unwind(|| Layout::new(Box::leak(Box::new(placed)))).expect_err("a bare handle");
+    assert!(panic.downcast_ref::<&str>().unwrap().contains("as the layout lists it"));
+}

@@ -148,7 +148,7 @@ impl<'a> PostgresAudit<'a> {
 /// What a counter is recounted from: its rows, or the totals that a rollup sums.
 enum Truth<'s, 'a> {
     Rows(&'s Declared<'a>),
-    Totals(Joined),
+    Totals(Box<Joined>),
 }
 
 /// What a counter is recounted from, as far as it was pruned; with `hold`, it is pruned no further until the transaction ends.
@@ -163,7 +163,7 @@ async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
     let watched = if hold { session.read_with(vec![*counter]) } else { vec![*counter] };
     let cut = session.cuts(&watched, hold).await?.into_iter().find(|(def, _)| def.same(counter));
     if let Some(rollup) = layout.placed(counter)?.rollup() {
-        return Ok(Truth::Totals(Joined::of(layout, *counter, rollup)?));
+        return Ok(Truth::Totals(Box::new(Joined::of(layout, *counter, rollup)?)));
     }
     let found = sources.iter_mut().find(|declared| declared.counter == *counter);
     let declared = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;

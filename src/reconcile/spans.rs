@@ -128,19 +128,16 @@ impl KeyColumns {
     /// The query that plans one parent: every [`STEP`]th key of what `pairs` says behind FROM.
     pub(super) fn every_step(&self, pairs: &str) -> String {
         let (listed, suffix) = (self.listed(), self.suffix.join(", "));
-        let columns: Vec<&String> = self.parent.iter().chain(&self.suffix).collect();
-        let names: Vec<String> = (1..=columns.len()).map(|at| format!("k_{at}")).collect();
-        let named: Vec<String> =
-            columns.iter().zip(&names).map(|(column, name)| format!("{column} AS {name}")).collect();
+        let columns = self.parent.iter().chain(&self.suffix).zip(1..);
+        let (selected, outer): (Vec<String>, Vec<String>) =
+            columns.map(|(column, at)| (format!("{column} AS k_{at}"), format!("k_{at}"))).unzip();
+        let (selected, outer) = (selected.join(", "), outer.join(", "));
         format!(
-            r#"SELECT {} FROM (SELECT {}, row_number() OVER (ORDER BY {suffix}) AS n FROM {pairs} GROUP BY {listed}) AS p WHERE n % {STEP} = 0 ORDER BY n"#,
-            names.join(", "),
-            named.join(", ")
+            "SELECT {outer} FROM (SELECT {selected}, row_number() OVER (ORDER BY {suffix}) AS n FROM {pairs} GROUP BY {listed}) AS p WHERE n % {STEP} = 0 ORDER BY n"
         )
     }
 
-    /// These keys by parent, where it is cheaper to pass once over what lies between the first and the last of them than to look each up at every
-    /// child; the others alone.
+    /// These keys by parent, each group in key order; without a suffix each key alone.
     pub(super) fn by_parent<'k>(&self, keys: &'k [KeyBuf]) -> Result<Vec<Vec<&'k KeyBuf>>> {
         let mut sorted: Vec<&KeyBuf> = keys.iter().collect();
         sorted.sort_unstable();

@@ -150,7 +150,7 @@ impl<'a> SqliteAudit<'a> {
     fn truth(&mut self, conn: &Connection, counter: &Def) -> Result<Truth<'_, 'a>> {
         let placed = self.layout.placed(counter)?;
         if let Some(rollup) = placed.rollup() {
-            return Ok(Truth::Totals(Joined::of(self.layout, *counter, rollup)?));
+            return Ok(Truth::Totals(Box::new(Joined::of(self.layout, *counter, rollup)?)));
         }
         let cut = SqliteStore::new(conn, self.layout).cut(counter)?;
         let found = self.sources.iter_mut().find(|declared| declared.counter == *counter);
@@ -163,7 +163,7 @@ impl<'a> SqliteAudit<'a> {
 /// What a counter is recounted from: its rows, or the totals that a rollup sums.
 enum Truth<'s, 'a> {
     Rows(&'s Declared<'a>),
-    Totals(Joined),
+    Totals(Box<Joined>),
 }
 
 impl Truth<'_, '_> {
