@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
-pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, MARKS, Migration};
+pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, MARKS, Migration, RUNS};
 pub use self::value::{TEXT_MOST, Value, key_values, push_key_part};
 pub(crate) use self::value::{head_values, push_key_values};
 use crate::batch::Batch;

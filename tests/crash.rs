@@ -17,10 +17,11 @@ use crash_common::{
     Hits, Journal, LAYOUT, Model, Random, SHOWS, Site, Totals, assert_exact, assert_ready_exact, audit, check_writer,
     drift, drift_inside, open, rounds,
 };
+use keepcount::SqliteStore;
 use keepcount::reconcile::{
-    Ask, Audit, Live, Look, Looked, Measured, Mend, Mended, Mode, Options, Reconciler, Report, Token, run,
+    Ask, Audit, Keep, Kept, Live, Look, Looked, Measured, Mend, Mended, Mode, Options, Ready, Reconciler, Report,
+    Token, run,
 };
-use keepcount::{Def, SqliteStore};
 use rusqlite::Connection;
 
 /// How many rounds of each test, where nobody says.
@@ -153,9 +154,17 @@ impl<A: Audit> Audit for Telling<'_, A> {
         self.audit.mend(ask)
     }
 
-    fn ready(&mut self, counter: &Def) -> keepcount::Result<()> {
+    fn recall(&mut self, token: &Token) -> keepcount::Result<Option<Token>> {
+        self.audit.recall(token)
+    }
+
+    fn keep(&mut self, ask: &Keep) -> keepcount::Result<Kept> {
+        self.audit.keep(ask)
+    }
+
+    fn ready(&mut self, ask: &Ready) -> keepcount::Result<Kept> {
         self.told.at(Phase::Ready);
-        self.audit.ready(counter)
+        self.audit.ready(ask)
     }
 }
 

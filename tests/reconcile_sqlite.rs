@@ -627,7 +627,9 @@ fn a_mend_believes_no_measure() {
                 liar.measured(Measured { keys: 3, rows: 3, drifts, ..Measured::default() }, zero).unwrap();
             }
             Step::Mend(mend) => liar.mended(&audit.mend(&mend).unwrap(), zero),
-            Step::Ready(counter) => panic!("a repair makes {counter:?} ready"),
+            Step::Recall(token) => panic!("nothing is resumed: {token}"),
+            Step::Ready(ready) => panic!("a repair makes {ready:?} ready"),
+            Step::Keep(keep) => panic!("a whole run keeps {keep:?}"),
             Step::End => break,
             Step::Wait(time, reason) => panic!("a wait of {time:?}: {reason}"),
         }

@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::time::Duration;
 
-use super::audit::{Ask, Look, Looked, Measured, Mend, Mended};
+use super::audit::{Ask, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready};
 use super::drive::{Answer, counter_of, ended, take};
 use super::machine::{Reconciler, Step};
 use super::progress::Progress;
 use super::report::Report;
-use crate::counter::Def;
+use super::token::Token;
 use crate::error::Result;
 use crate::observe;
 
@@ -44,14 +44,34 @@ pub trait AsyncAudit: Send {
     /// As [`Audit::mend`](super::Audit::mend).
     fn mend(&mut self, ask: &Mend) -> impl Future<Output = Result<Mended>> + Send;
 
+    /// As [`Audit::recall`](super::Audit::recall).
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn recall(&mut self, token: &Token) -> impl Future<Output = Result<Option<Token>>> + Send {
+        let _ = token;
+        async { Ok(None) }
+    }
+
+    /// As [`Audit::keep`](super::Audit::keep).
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn keep(&mut self, ask: &Keep) -> impl Future<Output = Result<Kept>> + Send {
+        let _ = ask;
+        async { Ok(Kept::Nowhere) }
+    }
+
     /// As [`Audit::ready`](super::Audit::ready).
     ///
     /// # Errors
     ///
     /// What the database says.
-    fn ready(&mut self, counter: &Def) -> impl Future<Output = Result<()>> + Send {
-        let _ = counter;
-        async { Ok(()) }
+    fn ready(&mut self, ask: &Ready) -> impl Future<Output = Result<Kept>> + Send {
+        let _ = ask;
+        async { Ok(Kept::Nowhere) }
     }
 }
 
@@ -103,6 +123,7 @@ async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, control: &mut 
         let counter = counter_of(&step);
         let answer = match step {
             Step::Identify => audit.identity().await.map(Answer::Identity),
+            Step::Recall(token) => audit.recall(&token).await.map(Answer::Recalled),
             Step::Look(look) => audit.look(&look).await.map(Answer::Looked),
             Step::Measure(ask) => {
                 if let Some(reason) = control.gate().await {
@@ -113,15 +134,24 @@ async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, control: &mut 
                 audit.measure(&ask).await.map(Answer::Measured)
             }
             Step::Mend(mend) => audit.mend(&mend).await.map(Answer::Mended),
-            Step::Ready(counter) => audit.ready(&counter).await.map(|()| Answer::Ready),
+            Step::Ready(ready) => audit.ready(&ready).await.map(Answer::Ready),
+            Step::Keep(keep) => audit.keep(&keep).await.map(Answer::Kept),
             Step::Wait(time, reason) => {
                 control.wait(time, &reason).await;
                 continue;
             }
             Step::End => return Ok(ended(run)),
         };
-        if let Some(progress) = take(run, counter, answer, control.now())? {
-            control.progress(&progress);
+        match take(run, counter, answer, control.now()) {
+            Ok(progress) => progress.iter().for_each(|progress| control.progress(progress)),
+            Err(error) => {
+                if let Some(keep) = run.keep_now() {
+                    if let Ok(kept) = audit.keep(&keep).await {
+                        run.kept_now(keep, kept);
+                    }
+                }
+                return Err(error);
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the reconciler asks of rows and totals, and the one function that compares them.
 
+use super::token::Token;
 use crate::counter::Def;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
@@ -40,15 +41,72 @@ pub trait Audit {
     /// one, in a database all or none.
     fn mend(&mut self, ask: &Mend) -> Result<Mended>;
 
-    /// Makes a counter ready to be read, which a backfill has compared from its first key to its last; does nothing where readiness is not kept.
+    /// What [`keep`](Self::keep) was told last of a token's [run](Token::run), in these totals' own place: it is as old as they are, also where a
+    /// backup was restored. None where nothing is kept, which is the default: then a backfill that is resumed begins anew, and a verify or
+    /// repair calls no counter clean of which a run before has compared the first keys.
     ///
     /// # Errors
     ///
     /// What the database says.
-    fn ready(&mut self, counter: &Def) -> Result<()> {
-        let _ = counter;
-        Ok(())
+    fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
+        let _ = token;
+        Ok(None)
     }
+
+    /// Keeps how far a run has come, beside the totals. A backfill asks for it after each page, when all of the page is mended; a verify or repair when it
+    /// ends before its last key. Nothing is kept by default.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn keep(&mut self, ask: &Keep) -> Result<Kept> {
+        let _ = ask;
+        Ok(Kept::Nowhere)
+    }
+
+    /// Makes a counter ready to be read, which a backfill has compared from its first key to its last, in one transaction with a look whether what was
+    /// kept is still there; does nothing where readiness is not kept.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    fn ready(&mut self, ask: &Ready) -> Result<Kept> {
+        let _ = ask;
+        Ok(Kept::Nowhere)
+    }
+}
+
+/// How far a run has come, to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep {
+    /// The number of the run.
+    pub run: u64,
+    /// What was kept of it before; none: nothing.
+    pub from: Option<Token>,
+    /// What is to be kept instead; none: nothing, as the run is complete.
+    pub to: Option<Token>,
+}
+
+/// A counter that is to be ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// The counter.
+    pub counter: Def,
+    /// The number of the run.
+    pub run: u64,
+    /// What was kept of it last, if anything.
+    pub kept: Option<Token>,
+}
+
+/// What became of a [`Keep`] or [`Ready`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It is done.
+    Here,
+    /// It is not, because what is kept is not what was kept before: these are older totals, or somebody else goes on with the same run.
+    Lost,
+    /// Nothing is kept here, or nothing can be written.
+    Nowhere,
 }
 
 /// A look at one counter.

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::audit::{Audit, Looked, Measured, Mended};
+use super::audit::{Audit, Kept, Looked, Measured, Mended};
 use super::machine::{Reconciler, Step};
 use super::progress::Progress;
 use super::report::Report;
+use super::token::Token;
 use crate::counter::Def;
 use crate::error::Result;
 use crate::observe;
@@ -54,6 +55,7 @@ pub fn run(
         let counter = counter_of(&step);
         let answer = match step {
             Step::Identify => audit.identity().map(Answer::Identity),
+            Step::Recall(token) => audit.recall(&token).map(Answer::Recalled),
             Step::Look(look) => audit.look(&look).map(Answer::Looked),
             Step::Measure(ask) => {
                 if let Some(reason) = control.gate() {
@@ -64,15 +66,25 @@ pub fn run(
                 audit.measure(&ask).map(Answer::Measured)
             }
             Step::Mend(mend) => audit.mend(&mend).map(Answer::Mended),
-            Step::Ready(counter) => audit.ready(&counter).map(|()| Answer::Ready),
+            Step::Ready(ready) => audit.ready(&ready).map(Answer::Ready),
+            Step::Keep(keep) => audit.keep(&keep).map(Answer::Kept),
             Step::Wait(time, reason) => {
                 control.wait(time, &reason);
                 continue;
             }
             Step::End => return Ok(ended(run)),
         };
-        if let Some(progress) = take(run, counter, answer, control.now())? {
-            control.progress(&progress);
+        match take(run, counter, answer, control.now()) {
+            Ok(progress) => progress.iter().for_each(|progress| control.progress(progress)),
+            Err(error) => {
+                // So that the token goes on from what was found; without it, it goes on all the same.
+                if let Some(keep) = run.keep_now() {
+                    if let Ok(kept) = audit.keep(&keep) {
+                        run.kept_now(keep, kept);
+                    }
+                }
+                return Err(error);
+            }
         }
     }
 }
@@ -80,10 +92,12 @@ pub fn run(
 /// What an audit answers to a step.
 pub(super) enum Answer {
     Identity(u64),
+    Recalled(Option<Token>),
     Looked(Looked),
     Measured(Measured),
     Mended(Mended),
-    Ready,
+    Ready(Kept),
+    Kept(Kept),
 }
 
 /// Hands an answer, or the error instead of one, to the run; gives what its control is told then.
@@ -116,14 +130,24 @@ fn hand(run: &mut Reconciler, counter: Option<Def>, answer: Answer, now: Duratio
             run.mended(&mended, now);
             Ok(true)
         }
-        (Answer::Ready, Some(counter)) => {
-            observe::readied(&counter);
-            run.readied(now);
+        (Answer::Ready(kept), Some(counter)) => {
+            if kept != Kept::Lost {
+                observe::readied(&counter);
+            }
+            run.readied(kept, now);
             Ok(true)
         }
         (Answer::Looked(looked), _) => run.looked(looked, now).map(|()| false),
         (Answer::Identity(identity), _) => run.identified(identity).map(|()| false),
-        (Answer::Measured(_) | Answer::Mended(_) | Answer::Ready, None) => {
+        (Answer::Recalled(found), _) => {
+            run.recalled(found, now);
+            Ok(false)
+        }
+        (Answer::Kept(kept), _) => {
+            run.kept(kept, now);
+            Ok(false)
+        }
+        (Answer::Measured(_) | Answer::Mended(_) | Answer::Ready(_), None) => {
             debug_assert!(false, "a step about no counter");
             Ok(false)
         }
@@ -143,8 +167,8 @@ pub(super) const fn counter_of(step: &Step) -> Option<Def> {
         Step::Look(look) => Some(look.counter),
         Step::Measure(ask) => Some(ask.counter),
         Step::Mend(mend) => Some(mend.counter),
-        Step::Ready(counter) => Some(*counter),
-        Step::Identify | Step::Wait(..) | Step::End => None,
+        Step::Ready(ready) => Some(ready.counter),
+        Step::Identify | Step::Recall(_) | Step::Keep(_) | Step::Wait(..) | Step::End => None,
     }
 }
 

@@ -1,10 +1,11 @@
 //! How long ago each counter was last found clean: the one figure to alert on.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::report::Report;
+use super::report::{CounterReport, Report};
 use crate::counter::{Def, Placed};
 use crate::layout::Layout;
 use crate::observe;
@@ -13,10 +14,14 @@ use crate::observe;
 ///
 /// **The one figure to alert on.** Its age grows when drift is found, when the job stops running, when its runs fail or stall, and when
 /// they never get to a counter's end: whatever is wrong, nobody has lately seen that the counter is right. A repair that had to
-/// mend something is no clean verification; the next run over that counter is, if it finds nothing. A rollup is compared with
-/// the finer level as that is stored, so alert on every counter, or on [`oldest`](Self::oldest), not on the rollup alone.
+/// mend something is no clean verification; the next run over that counter is, if it finds nothing. A rollup is clean only
+/// together with all that it sums.
 ///
-/// Time is handed in, in Unix seconds; where the clock has gone back, an age is 0. Keep the value over restarts by serde, and give it
+/// Drift outlives every run that began before it was found, whichever run found it, and whichever ends later. A leg that resumes a run counts for the time at
+/// which that run began the counter; where that is not known, since this value was lost, say, it counts for nothing.
+///
+/// Time is handed in, in Unix seconds. A verification that is more than a minute ahead of the clock has no age, since one of both clocks was wrong;
+/// nor has a run that began ahead of it. Keep the value over restarts by serde, and give it
 /// back to the layout by [`resume`](Self::resume).
 ///
 /// # Examples
@@ -85,12 +90,20 @@ struct Entry {
     version: u32,
     key: String,
     place: String,
-    /// When the run ended that compared the first key of what was found clean.
+    /// When the first key was compared of what was found clean.
     clean_at: Option<i64>,
-    /// The same of the comparison that is under way, over several runs.
+    /// The same of each run that has found no drift in it so far, the last of them last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    begun: Vec<(u64, i64)>,
+    /// When drift was last found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    begun_at: Option<i64>,
+    drift_at: Option<i64>,
 }
+
+/// Runs whose beginning is known; one more forgets the first.
+const RUNS_MOST: usize = 16;
+/// What two clocks may be apart.
+const SKEW_SECONDS: i64 = 60;
 
 impl Freshness {
     /// Every counter of the layout, none of them ever verified.
@@ -107,32 +120,42 @@ impl Freshness {
     pub fn resume(layout: &Layout, saved: &Self) -> Self {
         let mut entries = Self::new(layout);
         for entry in &mut entries.0 {
-            let as_new = |known: &&Entry| Entry { clean_at: None, begun_at: None, ..(*known).clone() } == *entry;
-            if let Some(known) = saved.0.iter().find(as_new) {
-                (entry.clean_at, entry.begun_at) = (known.clean_at, known.begun_at);
+            if let Some(known) = saved.0.iter().find(|known| known.is_declared_as(entry)) {
+                let runs = known.begun.get(known.begun.len().saturating_sub(RUNS_MOST)..).unwrap_or_default();
+                (entry.clean_at, entry.begun, entry.drift_at) = (known.clean_at, runs.to_vec(), known.drift_at);
             }
         }
         entries
     }
 
-    /// Takes a report at the end of its run, in Unix seconds: the counters that it calls [clean](super::CounterReport::clean) are so from then on
-    /// when their first key was compared: for one that several runs did between them, that is the end of the first.
+    /// Takes a report at the end of its run, in Unix seconds: the counters that it calls [clean](super::CounterReport::clean) were so when their first key
+    /// was compared, by this run or by the first of those that it resumes; a rollup when the first of all that it sums was.
     ///
     /// Give it every report, also of runs that were stopped, and of those that an error ended
     /// ([`Reconciler::report`](super::Reconciler::report)): a counter that several runs did between them is clean when all of its parts were.
     pub fn observe(&mut self, report: &Report, now: i64) {
+        self.0.iter_mut().for_each(|entry| entry.set_back(now));
         for counter in &report.counters {
-            let Some(entry) = self.0.iter_mut().find(|entry| entry.is(&counter.counter)) else { continue };
-            if counter.begun {
-                entry.begun_at = Some(now);
-            }
-            if counter.clean {
-                entry.clean_at = entry.begun_at.or(Some(now));
-            }
-            if counter.complete {
-                entry.begun_at = None;
+            if let Some(entry) = self.0.iter_mut().find(|entry| entry.is(&counter.counter)) {
+                entry.learn(counter, report.run, now);
             }
         }
+        for counter in report.counters.iter().filter(|counter| counter.clean) {
+            let since = self.since(counter, report.run);
+            if let Some(entry) = self.0.iter_mut().find(|entry| entry.is(&counter.counter)) {
+                entry.clean_at = entry.clean_at.max(since);
+            }
+        }
+    }
+
+    /// When this run began the counter, or the first of what it sums; none where that is not known of all.
+    fn since(&self, counter: &CounterReport, run: u64) -> Option<i64> {
+        let begun = |def: &Def| {
+            let entry = self.0.iter().find(|entry| entry.is(def))?;
+            entry.begun.iter().find(|(known, _)| *known == run).map(|(_, at)| *at)
+        };
+        let all = std::iter::once(&counter.counter).chain(&counter.sums).map(begun);
+        all.collect::<Option<Vec<i64>>>()?.into_iter().min()
     }
 
     /// How long ago a counter was found clean; none when it never was, or is not of the layout.
@@ -144,7 +167,7 @@ impl Freshness {
     /// The counter that was clean longest ago, and how long: one that never was comes first. None where the layout is empty.
     #[must_use]
     pub fn oldest(&self, now: i64) -> Option<(&str, Option<Duration>)> {
-        let first = self.0.iter().min_by_key(|entry| entry.clean_at)?;
+        let first = self.0.iter().min_by_key(|entry| entry.age(now).map(Reverse))?;
         Some((&first.counter, first.age(now)))
     }
 
@@ -170,7 +193,42 @@ impl Entry {
             key: def.parts().to_string(),
             place: placed.place(),
             clean_at: None,
-            begun_at: None,
+            begun: Vec::new(),
+            drift_at: None,
+        }
+    }
+
+    fn is_declared_as(&self, other: &Self) -> bool {
+        let declared = |entry: &Self| (entry.counter.clone(), entry.version, entry.key.clone(), entry.place.clone());
+        declared(self) == declared(other)
+    }
+
+    /// Forgets what is said to have been later than now: the clock that said so was wrong, and by how much nobody knows. When drift was found
+    /// is not forgotten.
+    fn set_back(&mut self, now: i64) {
+        let latest = now.saturating_add(SKEW_SECONDS);
+        self.clean_at = self.clean_at.filter(|at| *at <= latest);
+        self.begun.retain(|(_, at)| *at <= latest);
+        self.drift_at = self.drift_at.map(|at| at.min(now));
+    }
+
+    /// Takes what a run found of the counter, before it may be called clean.
+    fn learn(&mut self, found: &CounterReport, run: u64, now: i64) {
+        if found.drift() > 0 {
+            self.drift_at = Some(now);
+            // Whichever run began before: it may have passed the key when it was right still.
+            self.begun.clear();
+        } else if found.begun {
+            let whole = i64::try_from(found.begun_ago.as_secs()).unwrap_or(i64::MAX);
+            let at = now.saturating_sub(whole);
+            // Seconds are cut off: what began in the second in which drift was found may have begun before it.
+            let least = at.saturating_sub(i64::from(found.begun_ago.subsec_nanos() > 0));
+            if self.drift_at.is_none_or(|drift| least > drift) {
+                self.begun.retain(|(known, _)| *known != run);
+                self.begun.push((run, at));
+                let over = self.begun.len().saturating_sub(RUNS_MOST);
+                self.begun.drain(..over);
+            }
         }
     }
 
@@ -179,7 +237,7 @@ impl Entry {
     }
 
     fn age(&self, now: i64) -> Option<Duration> {
-        let at = self.clean_at?;
+        let at = self.clean_at.filter(|at| *at <= now.saturating_add(SKEW_SECONDS))?;
         Some(Duration::from_secs(if now > at { now.abs_diff(at) } else { 0 }))
     }
 }
@@ -196,8 +254,9 @@ mod tests {
         const C: Counter<i64> = Counter::new("c");
         const LAYOUT: Layout = Layout::new(&[C.table(), A.table(), B.table()]);
         let mut saved = Freshness::new(&LAYOUT);
-        for (entry, times) in saved.0.iter_mut().zip([(Some(5), Some(9)), (Some(7), None), (None, Some(8))]) {
-            (entry.clean_at, entry.begun_at) = times;
+        let begun = |runs: u64| (0..runs).map(|run| (run, 9)).collect::<Vec<_>>();
+        for (entry, times) in saved.0.iter_mut().zip([(Some(5), 1, None), (Some(7), 0, Some(6)), (None, 16, Some(8))]) {
+            (entry.clean_at, entry.begun, entry.drift_at) = (times.0, begun(times.1), times.2);
         }
         assert_eq!(Freshness::resume(&LAYOUT, &saved), saved);
         let seconds = |counter: Counter<i64>| saved.age(&counter.def(), 10).map(|age| age.as_secs());

@@ -1,9 +1,10 @@
 //! The reconciler's decisions: a state machine without I/O, clock or thread.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use super::audit::{Ask, Drift, Look, Looked, Measured, Mend, Mended};
+use super::audit::{Ask, Drift, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready};
 use super::options::{Mode, Options};
 use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
@@ -19,6 +20,8 @@ use crate::layout::Layout;
 pub enum Step {
     /// Ask [`Audit::identity`](super::Audit::identity), then call [`Reconciler::identified`].
     Identify,
+    /// Ask [`Audit::recall`](super::Audit::recall) what was kept of this run, then call [`Reconciler::recalled`].
+    Recall(Token),
     /// Do this look, then call [`Reconciler::looked`].
     Look(Look),
     /// Do this measure, then call [`Reconciler::measured`]; or, when a gate is shut, [`Reconciler::held`] instead.
@@ -26,7 +29,9 @@ pub enum Step {
     /// Do this mend, then call [`Reconciler::mended`].
     Mend(Mend),
     /// Ask [`Audit::ready`](super::Audit::ready) to make this counter ready, then call [`Reconciler::readied`].
-    Ready(Def),
+    Ready(Ready),
+    /// Ask [`Audit::keep`](super::Audit::keep) to keep how far the run has come, then call [`Reconciler::kept`].
+    Keep(Keep),
     /// Wait this long for this reason, then call nothing but [`Reconciler::next`].
     Wait(Duration, String),
     /// Nothing is left to do: [`Reconciler::report`] is final.
@@ -67,6 +72,9 @@ pub enum Step {
 /// A repair first looks at every counter that is left and that rows drive; then counter by counter, by level and within one by name, page by
 /// page in key order, measure and mend. A backfill, which else does as a repair, makes a counter ready at its end, before it goes on to the next.
 /// Limits, stop and waits come between pages.
+///
+/// A run that resumes another first asks what was kept of it beside the totals, and believes that: its token may be newer than they are, where a
+/// backup was restored.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
 pub struct Reconciler {
@@ -75,11 +83,19 @@ pub struct Reconciler {
     layout: u64,
     /// What the token that is resumed says of the totals' identity; then what the audit says.
     identity: Option<u64>,
+    /// The same in all legs of the run, as far as they hang together.
+    run: u64,
+    /// What is kept of it beside the totals, as far as this run knows.
+    kept: Option<Token>,
     names: Vec<Def>,
     /// By level, then by name: a rollup's truth is what the finer levels are stored as.
     scope: Vec<Def>,
     /// How many of `scope`, its first, are no rollups.
     driven_by_rows: usize,
+    /// For each of `scope`, the positions of all that it sums.
+    below: Vec<Vec<usize>>,
+    /// For each of `scope`, whether it is done and was not clean, here or in the runs that this one resumes.
+    unclean: Vec<bool>,
     /// The position in `scope`: everything before it is done.
     at: usize,
     after: Option<KeyBuf>,
@@ -97,6 +113,10 @@ pub struct Reconciler {
     issued: Duration,
     worked: Duration,
     started: Option<Duration>,
+    /// What the clock said last.
+    seen: Duration,
+    /// When the first page was handed out of each of `scope` that this run began.
+    begun: Vec<Option<Duration>>,
     failures: u32,
     held_since: Option<Duration>,
     /// Orphans of the current counter that were mended since its source was last looked at.
@@ -113,6 +133,8 @@ pub struct Reconciler {
 #[derive(Debug)]
 enum State {
     Identify,
+    /// Asking what is kept of the run.
+    Recall,
     /// Looking at `scope[..]` from this position on, before the first page.
     Look(usize),
     Measure,
@@ -123,6 +145,15 @@ enum State {
     /// A backfill has compared the last key of the counter at hand. Its position moves on when the counter is ready, so that a run which
     /// ends here comes back to it.
     Ready,
+    /// Keeping how far the run has come, and then this.
+    Keep(Then),
+}
+
+#[derive(Debug)]
+enum Then {
+    /// The next page, after this wait.
+    GoOn(Option<(Duration, String)>),
+    End(Outcome),
 }
 
 /// What is left to do of a page that was measured.
@@ -153,8 +184,8 @@ impl Reconciler {
         Self::scoped(mode, layout, &layout.by_name(), options)
     }
 
-    /// A run over some counters; one that is named twice is looked at once. A verify of a rollup compares it with the finer level as that is
-    /// stored; a repair takes in the finer levels and their links too.
+    /// A run over some counters; one that is named twice is looked at once. A rollup is compared with the finer level as that is stored, so a run
+    /// over one takes in the finer levels and their links too.
     ///
     /// # Errors
     ///
@@ -165,18 +196,30 @@ impl Reconciler {
             layout.position(counter)?;
         }
         let names = layout.by_name();
-        let wanted = if mode.mends() { layout.with_finer(counters)? } else { counters.to_vec() };
+        let wanted = layout.with_finer(counters)?;
         let mut scope: Vec<Def> = names.iter().filter(|def| wanted.contains(def)).copied().collect();
         scope.sort_by_key(|def| layout.level(def)); // stable: by name within a level
         let rows = scope.iter().take_while(|def| layout.level(def) == 0).count();
+        let sums = |def: &Def| {
+            let mut all = layout.with_finer(&[*def])?;
+            all.retain(|below| below != def);
+            Ok(all)
+        };
+        let sums = scope.iter().map(sums).collect::<Result<Vec<Vec<Def>>>>()?;
+        let position = |below: &Def| scope.iter().position(|def| def == below);
+        let counters = scope.len();
         Ok(Self {
             mode,
             options,
             layout: layout.fingerprint(),
             identity: None,
+            run: new_run(),
+            kept: None,
             names,
-            reports: scope.iter().map(|def| CounterReport::new(*def)).collect(),
-            expected: vec![None; scope.len()],
+            below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
+            unclean: vec![false; scope.len()],
+            reports: scope.iter().zip(sums).map(|(def, sums)| CounterReport::new(*def, sums)).collect(),
+            expected: vec![None; counters],
             outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
             scope,
             driven_by_rows: rows,
@@ -192,6 +235,8 @@ impl Reconciler {
             issued: Duration::ZERO,
             worked: Duration::ZERO,
             started: None,
+            seen: Duration::ZERO,
+            begun: vec![None; counters],
             failures: 0,
             held_since: None,
             orphans: 0,
@@ -207,7 +252,7 @@ impl Reconciler {
     /// # Errors
     ///
     /// As [`new`](Self::new); [`Error::Key`] for a bound that is no key of the counter; [`Error::Setting`] for a backfill, which is done by one run from the
-    /// first key to the last, and for a repair of a rollup, which takes in what it sums.
+    /// first key to the last, and for a rollup, of which a run takes in what it sums.
     ///
     /// # Examples
     ///
@@ -239,7 +284,7 @@ impl Reconciler {
         }
         let mut run = Self::scoped(mode, layout, &[counter], options)?;
         if run.scope.len() > 1 {
-            return refused("a repair of a rollup takes in what it sums, so it is done whole");
+            return refused("a run over a rollup takes in what it sums, so it is done whole");
         }
         for key in after.iter().chain(&until) {
             counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
@@ -272,15 +317,47 @@ impl Reconciler {
         let options = Options { page, samples: token.samples as usize, force: token.force, ..options };
         let mut run = Self::scoped(mode, layout, &scope, options)?;
         run.identity = Some(token.identity);
-        run.at = usize::from(token.at);
-        run.after.clone_from(&token.after);
+        run.run = token.run;
         run.part.clone_from(&token.part);
-        (run.dirty, run.unsettled) = (token.dirty, token.unsettled);
-        let Some(counter) = run.scope.get(run.at) else { return refused("its position is beyond its counters") };
-        if run.after.iter().chain(run.until()).any(|key| counter.parts().values(key).is_err()) {
+        if run.positions() != token.scope {
+            return refused("its counters are not those that a run over them has");
+        }
+        let Some(counter) = run.scope.get(usize::from(token.at)) else {
+            return refused("its position is beyond its counters");
+        };
+        if token.after.iter().chain(run.until()).any(|key| counter.parts().values(key).is_err()) {
             return refused("its position is no key");
         }
+        run.go_to(token);
         Ok(run)
+    }
+
+    /// Goes on from a token of this run, which is kept beside the totals.
+    fn go_to(&mut self, token: &Token) {
+        self.back_to(usize::from(token.at));
+        self.after.clone_from(&token.after);
+        (self.dirty, self.unsettled) = (token.dirty, token.unsettled);
+        for (at, unclean) in self.unclean.iter_mut().enumerate() {
+            *unclean = token.unclean.iter().any(|known| usize::from(*known) == at);
+        }
+        self.kept = Some(token.clone());
+    }
+
+    /// Begins with the first key of a counter, as nothing of it, or of what comes after it, is done.
+    fn back_to(&mut self, at: usize) {
+        self.at = at;
+        (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
+        for report in self.reports.iter_mut().skip(at) {
+            (report.complete, report.clean) = (false, false);
+        }
+        self.unclean.iter_mut().skip(at).for_each(|unclean| *unclean = false);
+    }
+
+    /// Gives up what the runs before this one have found: nothing says that it is of these totals as they are now.
+    fn disown(&mut self) {
+        (self.run, self.kept) = (new_run(), None);
+        self.dirty |= self.after.is_some();
+        self.unclean.iter_mut().take(self.at).for_each(|unclean| *unclean = true);
     }
 
     /// What to do next.
@@ -294,10 +371,15 @@ impl Reconciler {
         if self.outcome != Outcome::Running {
             return Step::End;
         }
+        self.seen = self.seen.max(now);
         let limit = self.limit_reached(now.saturating_sub(started));
         match self.state {
-            State::Look(_) | State::Measure if self.stop => self.outcome = Outcome::Stopped,
-            State::Measure => self.outcome = limit.map_or(Outcome::Running, Outcome::Limit),
+            State::Look(_) | State::Measure if self.stop => self.end(Outcome::Stopped),
+            State::Measure => {
+                if let Some(limit) = limit {
+                    self.end(Outcome::Limit(limit));
+                }
+            }
             _ => {}
         }
         if self.outcome != Outcome::Running {
@@ -313,6 +395,32 @@ impl Reconciler {
         self.step()
     }
 
+    /// Ends the run before its last key. What it has found is kept first, so that the next may count on it.
+    fn end(&mut self, outcome: Outcome) {
+        if self.keep_now().is_some() {
+            self.wait = None;
+            self.state = State::Keep(Then::End(outcome));
+        } else {
+            self.outcome = outcome;
+        }
+    }
+
+    /// What is to be kept where the run ends here; a backfill has kept it already, and a part claims nothing.
+    pub(super) fn keep_now(&self) -> Option<Keep> {
+        let asks = self.mode != Mode::Backfill && self.part.is_none() && self.pages > 0;
+        let keeping = matches!(self.state, State::Keep(_));
+        (asks && !keeping && self.kept != self.token()).then(|| self.keep())
+    }
+
+    /// Says what became of it.
+    pub(super) fn kept_now(&mut self, keep: Keep, kept: Kept) {
+        self.kept = keep.to.filter(|_| kept == Kept::Here);
+    }
+
+    fn keep(&self) -> Keep {
+        Keep { run: self.run, from: self.kept.clone(), to: self.token() }
+    }
+
     /// The last key to compare, where it is not the counter's.
     fn until(&self) -> Option<&KeyBuf> {
         self.part.as_ref().and_then(|part| part.until.as_ref())
@@ -326,6 +434,8 @@ impl Reconciler {
         let look_at = |at: usize| self.scope.get(at).map(|counter| Look { counter: *counter, totals: EMPTIED });
         let step = match &self.state {
             State::Identify => Some(Step::Identify),
+            State::Recall => self.kept.clone().or_else(|| self.token()).map(Step::Recall),
+            State::Keep(_) => Some(Step::Keep(self.keep())),
             State::Look(at) => look_at(*at).map(Step::Look),
             State::LookAgain(_) => look_at(self.at).map(Step::Look),
             State::Measure => self.scope.get(self.at).map(|counter| Step::Measure(self.ask(*counter))),
@@ -333,7 +443,10 @@ impl Reconciler {
                 let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
                 Step::Mend(Mend { counter: *counter, keys })
             }),
-            State::Ready => self.scope.get(self.at).map(|counter| Step::Ready(*counter)),
+            State::Ready => self
+                .scope
+                .get(self.at)
+                .map(|counter| Step::Ready(Ready { counter: *counter, run: self.run, kept: self.kept.clone() })),
         };
         step.unwrap_or(Step::End)
     }
@@ -366,9 +479,70 @@ impl Reconciler {
         }
         self.identity = Some(identity);
         self.failures = 0;
+        // A part never says that its counter is clean.
+        if self.kept.is_some() && self.part.is_none() {
+            self.state = State::Recall
+        } else {
+            self.begin()
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) {
         let look = self.mode.mends() && self.at < self.driven_by_rows;
         self.state = if look { State::Look(self.at) } else { State::Measure };
-        Ok(())
+    }
+
+    /// Takes the answer to [`Step::Recall`]: a backfill goes on from there, or begins anew where nothing is kept; a verify or repair goes on from its
+    /// token, and calls nothing clean of what the runs before have compared, unless it is what they kept.
+    pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
+        debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
+        self.answered(now);
+        if self.mode != Mode::Backfill {
+            if found.is_none() || found != self.kept {
+                self.disown();
+            }
+        } else if let Some(token) = found.filter(|token| self.is_of_this(token)) {
+            self.go_to(&token);
+        } else {
+            self.back_to(0);
+            (self.run, self.kept) = (new_run(), None);
+        }
+        self.begin();
+    }
+
+    /// Whether a token is of this run, whatever its position.
+    fn is_of_this(&self, token: &Token) -> bool {
+        let key = |counter: &Def| token.after.iter().all(|key| counter.parts().values(key).is_ok());
+        self.scope.get(usize::from(token.at)).is_some_and(key)
+            && (token.mode, token.run, token.layout) == (self.mode, self.run, self.layout)
+            && Some(token.identity) == self.identity
+            && token.scope == self.positions()
+    }
+
+    /// The counters in scope, as positions among the layout's counters by name.
+    fn positions(&self) -> Vec<u16> {
+        let position = |def: &Def| self.names.iter().position(|name| name == def).and_then(|at| u16::try_from(at).ok());
+        self.scope.iter().filter_map(position).collect()
+    }
+
+    /// Takes the answer to [`Step::Keep`].
+    pub fn kept(&mut self, kept: Kept, now: Duration) {
+        self.answered(now);
+        let State::Keep(then) = std::mem::replace(&mut self.state, State::Measure) else {
+            debug_assert!(false, "an answer to another step");
+            return;
+        };
+        if kept == Kept::Lost && self.mode == Mode::Backfill {
+            // Older totals than those that were mended, in another database's place: what they have is asked.
+            self.state = State::Recall;
+            return;
+        }
+        self.kept = self.token().filter(|_| kept == Kept::Here);
+        match then {
+            Then::GoOn(wait) => self.wait = wait,
+            Then::End(outcome) => self.outcome = outcome,
+        }
     }
 
     /// Takes the answer to [`Step::Look`].
@@ -382,7 +556,7 @@ impl Reconciler {
             State::Look(at) if at + 1 < self.driven_by_rows => (at, State::Look(at + 1)),
             State::LookAgain(page) => (self.at, State::Mend(page)),
             State::Look(at) => (at, State::Measure),
-            State::Identify | State::Measure | State::Mend(_) | State::Ready => {
+            State::Identify | State::Recall | State::Measure | State::Mend(_) | State::Ready | State::Keep(_) => {
                 debug_assert!(false, "an answer to another step");
                 return Ok(());
             }
@@ -420,7 +594,12 @@ impl Reconciler {
         self.pages += 1;
         self.rows += measured.rows;
         self.pace.page(self.issued, now, measured.keys, measured.rows);
-        report.begun |= self.after.is_none() && self.part.is_none();
+        if self.after.is_none() && self.part.is_none() {
+            report.begun = true;
+            if let Some(begun) = self.begun.get_mut(self.at) {
+                *begun = Some(self.issued);
+            }
+        }
         report.add(&measured, self.options.samples);
         if self.options.page.is_none() {
             self.page.adapt(measured.keys + measured.rows, took, self.options.page_time);
@@ -465,12 +644,12 @@ impl Reconciler {
         self.state = if look { State::LookAgain(page) } else { State::Mend(page) };
     }
 
-    /// Says that [`Step::Ready`] is done.
-    pub fn readied(&mut self, now: Duration) {
+    /// Takes the answer to [`Step::Ready`].
+    pub fn readied(&mut self, kept: Kept, now: Duration) {
         debug_assert!(matches!(self.state, State::Ready), "an answer to another step");
         if matches!(self.state, State::Ready) {
             self.answered(now);
-            self.move_on(None, now);
+            if kept == Kept::Lost { self.state = State::Recall } else { self.move_on(None, now) }
         }
     }
 
@@ -496,7 +675,7 @@ impl Reconciler {
     pub fn held(&mut self, reason: String, now: Duration) {
         let since = *self.held_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.options.stall_after {
-            self.outcome = Outcome::Stalled(reason);
+            self.end(Outcome::Stalled(reason));
         } else {
             self.wait = Some((now + GATE_WAIT, reason));
         }
@@ -553,6 +732,9 @@ impl Reconciler {
     #[must_use]
     pub fn report(&self) -> Report {
         let mut counters = self.reports.clone();
+        for (report, begun) in counters.iter_mut().zip(&self.begun) {
+            report.begun_ago = begun.map_or(Duration::ZERO, |begun| self.seen.saturating_sub(begun));
+        }
         counters.sort_unstable_by_key(|report| report.counter.order());
         Report {
             mode: self.mode,
@@ -561,6 +743,7 @@ impl Reconciler {
             rows: self.rows,
             outcome: self.outcome.clone(),
             token: self.token(),
+            run: self.run,
         }
     }
 
@@ -569,7 +752,7 @@ impl Reconciler {
     #[must_use]
     pub fn token(&self) -> Option<Token> {
         let identity = self.identity?;
-        let position = |def: &Def| self.names.iter().position(|name| name == def).and_then(|at| u16::try_from(at).ok());
+        let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
         (self.at < self.scope.len()).then(|| Token {
             mode: self.mode,
             force: self.options.force,
@@ -577,7 +760,9 @@ impl Reconciler {
             samples: u32::try_from(self.options.samples).unwrap_or(u32::MAX),
             layout: self.layout,
             identity,
-            scope: self.scope.iter().filter_map(position).collect(),
+            run: self.run,
+            scope: self.positions(),
+            unclean: unclean.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
             part: self.part.clone(),
@@ -587,6 +772,7 @@ impl Reconciler {
     }
 
     fn answered(&mut self, now: Duration) {
+        self.seen = self.seen.max(now);
         self.worked += now.saturating_sub(self.issued);
         self.failures = 0;
     }
@@ -610,8 +796,13 @@ impl Reconciler {
         self.state = State::Measure;
         if next.is_none() {
             if let Some(report) = self.reports.get_mut(self.at).filter(|_| self.part.is_none()) {
+                let clean = report.is_clean() && !self.dirty;
+                let is_clean = |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
                 report.complete = true;
-                report.clean = report.is_clean() && !self.dirty;
+                report.clean = clean && self.below.get(self.at).is_some_and(|below| below.iter().all(is_clean));
+                if let Some(unclean) = self.unclean.get_mut(self.at) {
+                    *unclean = !clean;
+                }
             }
             self.at += 1;
             if self.options.page.is_none() {
@@ -622,7 +813,7 @@ impl Reconciler {
         }
         self.after = next;
         if self.at == self.scope.len() {
-            self.outcome = Outcome::Complete;
+            self.finish();
             return;
         }
         let duty = u32::from(self.options.duty_percent.clamp(1, 100));
@@ -636,6 +827,19 @@ impl Reconciler {
             if due > now {
                 self.wait_until(due, "rows per second");
             }
+        }
+        if self.mode == Mode::Backfill {
+            // Before the wait: a run may be stopped while it waits.
+            self.state = State::Keep(Then::GoOn(self.wait.take()));
+        }
+    }
+
+    /// Ends the run that is complete: what was kept of it is not needed any more.
+    fn finish(&mut self) {
+        if self.kept.is_some() && self.part.is_none() {
+            self.state = State::Keep(Then::End(Outcome::Complete));
+        } else {
+            self.outcome = Outcome::Complete;
         }
     }
 
@@ -656,6 +860,11 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// A number that no other run has.
+fn new_run() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// The drifts that the next mend takes: at least one, few enough that no writer waits long.

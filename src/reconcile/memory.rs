@@ -12,9 +12,10 @@ use std::time::Duration;
 use self::bracketed::Bracketed;
 pub use self::settling::Settling;
 use self::unbracketed::Unbracketed;
-use super::audit::{Ask, Audit, Look, Looked, Measured, Mend, Mended, Recount, merge};
+use super::audit::{Ask, Audit, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready, Recount, merge};
 use super::drive::Control;
 use super::recount::{check_driven, share, sum_by_key};
+use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::{Counter, Def, Rollup};
 use crate::error::{Cause, Error, Result};
@@ -327,12 +328,21 @@ impl Audit for MemoryAudit<'_> {
         }
     }
 
-    fn ready(&mut self, counter: &Def) -> Result<()> {
+    /// A store's identity is its own, also where it is restored: so totals are never older than a token of theirs.
+    fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
+        Ok(Some(token.clone()))
+    }
+
+    fn keep(&mut self, _: &Keep) -> Result<Kept> {
+        Ok(Kept::Here)
+    }
+
+    fn ready(&mut self, ask: &Ready) -> Result<Kept> {
         if let Writers::Unbracketed(_) = &self.writers {
-            return Err(unbracketed::refuse_mending(counter));
+            return Err(unbracketed::refuse_mending(&ask.counter));
         }
-        self.store.set_ready(self.store.layout().position(counter)?, true);
-        Ok(())
+        self.store.set_ready(self.store.layout().position(&ask.counter)?, true);
+        Ok(Kept::Here)
     }
 }
 

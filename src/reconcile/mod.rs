@@ -50,6 +50,8 @@ mod progress;
 mod recount;
 mod report;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod runs;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod source;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod spans;
@@ -62,7 +64,7 @@ mod token;
 mod tokio_live;
 
 pub use asynchronous::{AsyncAudit, AsyncControl, run_async};
-pub use audit::{Ask, Audit, Drift, Look, Looked, Measured, Mend, Mended, Recount, merge};
+pub use audit::{Ask, Audit, Drift, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready, Recount, merge};
 pub use drive::{Control, Live, run};
 pub use freshness::Freshness;
 pub use machine::{Reconciler, Step};

@@ -18,8 +18,10 @@ use self::joined::Joined;
 use self::sight::source_failed;
 pub use self::source::{PostgresSource, TypedPostgresSource};
 use super::asynchronous::AsyncAudit;
-use super::audit::{self, Ask, Look, Looked, Measured, Mend, Mended, Recount};
+use super::audit::{self, Ask, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready, Recount};
+use super::runs;
 use super::spans::{Plan, merge_up_to};
+use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
@@ -337,18 +339,45 @@ impl AsyncAudit for PostgresAudit<'_> {
         Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
     }
 
-    async fn ready(&mut self, counter: &Def) -> Result<()> {
+    async fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
+        refuse_transaction(self.client).await?;
+        kept_of(&Session::new(&*self.client, self.layout), token.run()).await
+    }
+
+    async fn keep(&mut self, ask: &Keep) -> Result<Kept> {
+        refuse_transaction(self.client).await?;
+        let session = Session::new(&*self.client, self.layout);
+        let Some(keep) = runs::keep(Dialect::Postgres, ask) else { return Ok(Kept::Here) };
+        match session.execute(&keep).await {
+            Ok(0) => return Ok(Kept::Lost),
+            Ok(_) if ask.from.is_none() => {
+                let forgotten = session.execute(&runs::forget(Dialect::Postgres)).await;
+                forgotten.map_err(|error| failed("forgetting old runs", error))?;
+            }
+            Ok(_) => {}
+            // A replica, or a role that may read alone: it can verify, and its token says less then.
+            Err(error) if is_read_only(&error) => return Ok(Kept::Nowhere),
+            Err(error) => return Err(failed("keeping how far a run has come", error)),
+        }
+        Ok(Kept::Here)
+    }
+
+    async fn ready(&mut self, ask: &Ready) -> Result<Kept> {
+        let counter = &ask.counter;
         let failed = |error| failed_on("ending the backfill", counter, error);
         let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
         let tx = begin.start().await.map_err(failed)?;
         let session = Session::new(&tx, self.layout);
         session.query(&set_mending([("lock_timeout", self.lock_timeout)])).await.map_err(failed)?;
         session.lock_catalogue().await?;
+        if ask.kept.is_some() && kept_of(&session, ask.run).await? != ask.kept {
+            return Ok(Kept::Lost);
+        }
         session.set_ready(counter).await?;
         // Whether it came through or not, it may be said again.
         match tx.commit().await {
             Err(error) => Err(settled(&*self.client, "ending the backfill", failed(error)).await),
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(Kept::Here),
         }
     }
 }
@@ -389,6 +418,18 @@ async fn behind<T>(
     let (opened, read) = join(opening, reading).await;
     opened.map_err(|error| source_failed("opening the source", counter, error))?;
     read
+}
+
+async fn kept_of<C: GenericClient + Send + Sync>(session: &Session<'_, C>, run: u64) -> Result<Option<Token>> {
+    let failed = |error| failed("reading how far a run has come", error);
+    let rows = session.query(&runs::recall(Dialect::Postgres, run)).await.map_err(failed)?;
+    let text = rows.first().map(|row| row.try_get::<_, String>(0)).transpose();
+    text.map(runs::read).map_err(failed)
+}
+
+fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    let refused = [&SqlState::READ_ONLY_SQL_TRANSACTION, &SqlState::INSUFFICIENT_PRIVILEGE];
+    error.code().is_some_and(|code| refused.contains(&code))
 }
 
 async fn count_non_zero<C: GenericClient + Send + Sync>(

@@ -1,6 +1,7 @@
 //! What a run found: one line, a table for people, JSON by serde.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Serialize, Serializer};
@@ -30,6 +31,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// From where to go on; none when complete.
     pub token: Option<Token>,
+    /// The number of the run, the same in all of its legs.
+    pub(super) run: u64,
 }
 
 /// How a run ended.
@@ -95,9 +98,14 @@ pub struct CounterReport {
     pub unsettled_keys: Vec<KeyBuf>,
     /// Whether this run, not one that it resumed, compared its first key.
     pub begun: bool,
+    /// Where it did: how long before this report that was.
+    pub(super) begun_ago: Duration,
+    /// What a rollup sums, and its links, all the way down.
+    pub(super) sums: Vec<Def>,
     /// Whether the run came to its last key.
     pub complete: bool,
-    /// Whether it did, and nothing differed or was unsettled from the first key to the last, in the runs that this one resumed either.
+    /// Whether it did, and nothing differed or was unsettled from the first key to the last, in the runs that this one resumed either; of a
+    /// rollup, whether that is so of all that it sums too.
     pub clean: bool,
 }
 
@@ -122,9 +130,11 @@ impl Sample {
 }
 
 impl CounterReport {
-    pub(super) const fn new(counter: Def) -> Self {
+    pub(super) const fn new(counter: Def, sums: Vec<Def>) -> Self {
         Self {
             counter,
+            sums,
+            begun_ago: Duration::ZERO,
             keys: 0,
             wrong: 0,
             missing: 0,

@@ -7,21 +7,23 @@ mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
 
 use self::declared::Declared;
 use self::joined::Joined;
 use self::sight::source_failed;
 pub use self::source::{Source, TypedSource};
-use super::audit::{self, Ask, Audit, Look, Looked, Measured, Mend, Mended};
+use super::audit::{self, Ask, Audit, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready};
+use super::runs;
 use super::spans::{Plan, merge_up_to};
+use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
-use crate::sql::{self, Dialect};
-use crate::store::sqlite::{Unready, failed_on, transaction};
+use crate::sql::{self, Dialect, Query};
+use crate::store::sqlite::{Unready, failed, failed_on, transaction};
 use crate::store::{SqliteStore, Store};
 
 /// A SQLite database's rows and totals.
@@ -262,10 +264,63 @@ impl Audit for SqliteAudit<'_> {
         })
     }
 
-    fn ready(&mut self, counter: &Def) -> Result<()> {
+    fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
         refuse_transaction(self.conn)?;
-        SqliteStore::new(self.conn, self.layout).set_ready(counter)
+        self.kept_of(token.run())
     }
+
+    fn keep(&mut self, ask: &Keep) -> Result<Kept> {
+        refuse_transaction(self.conn)?;
+        let Some(keep) = runs::keep(Dialect::Sqlite, ask) else { return Ok(Kept::Here) };
+        let kept = transaction::commit_after(self.conn, "keeping how far a run has come".to_owned(), || {
+            if self.write(keep)? == 0 {
+                return Ok(Kept::Lost);
+            }
+            if ask.from.is_none() {
+                self.write(runs::forget(Dialect::Sqlite))?;
+            }
+            Ok(Kept::Here)
+        });
+        match kept {
+            // It can verify, and its token says less then.
+            Err(error) if is_read_only(&error) => Ok(Kept::Nowhere),
+            kept => kept,
+        }
+    }
+
+    fn ready(&mut self, ask: &Ready) -> Result<Kept> {
+        refuse_transaction(self.conn)?;
+        let doing = format!("ending the backfill of counter {}", ask.counter.full_name());
+        transaction::commit_after(self.conn, doing, || {
+            if ask.kept.is_some() && self.kept_of(ask.run)? != ask.kept {
+                return Ok(Kept::Lost);
+            }
+            SqliteStore::new(self.conn, self.layout).set_ready(&ask.counter)?;
+            Ok(Kept::Here)
+        })
+    }
+}
+
+impl SqliteAudit<'_> {
+    fn kept_of(&self, run: u64) -> Result<Option<Token>> {
+        let Query { text, values } = runs::recall(Dialect::Sqlite, run);
+        let read = self.conn.prepare_cached(&text);
+        let read = read.and_then(|mut read| read.query_row(params_from_iter(values), |row| row.get(0)).optional());
+        read.map(runs::read).map_err(|error| failed("reading how far a run has come", error))
+    }
+
+    fn write(&self, Query { text, values }: Query<'_>) -> Result<usize> {
+        let written = self.conn.prepare_cached(&text);
+        let written =
+            written.and_then(|mut write| transaction::write(self.conn, &mut write, params_from_iter(values)));
+        written.map_err(|error| failed("keeping how far a run has come", error))
+    }
+}
+
+fn is_read_only(error: &Error) -> bool {
+    let Error::Database { cause, .. } = error else { return false };
+    let code = cause.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+    code == Some(ErrorCode::ReadOnly)
 }
 
 fn refuse_transaction(conn: &Connection) -> Result<()> {

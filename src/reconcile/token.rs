@@ -12,7 +12,9 @@ use crate::key::KeyBuf;
 
 /// From where a stopped run goes on: a string of `0-9a-v`.
 ///
-/// It is a position and nothing more: using one twice, or late, is harmless, and nothing is kept in the database for it.
+/// Using one twice, or late, is harmless. What a run has found or filled before its token is counted on only where the totals' own database says
+/// the same, in `keepcount_runs`: on a backup that was restored since, a backfill goes on from where the backup is, and a verify or repair
+/// goes on, but calls nothing clean that it did not compare itself.
 ///
 /// # Examples
 ///
@@ -32,10 +34,14 @@ pub struct Token {
     pub(super) samples: u32,
     pub(super) layout: u64,
     pub(super) identity: u64,
+    /// What tells the run, in all of its legs, from every other.
+    pub(super) run: u64,
     /// The counters in scope, as positions among the layout's counters by name.
     pub(super) scope: Vec<u16>,
     /// The position in `scope`.
     pub(super) at: u16,
+    /// The positions before `at` of counters that were not clean, in their order.
+    pub(super) unclean: Vec<u16>,
     pub(super) after: Option<KeyBuf>,
     pub(super) part: Option<Part>,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
@@ -50,10 +56,16 @@ pub(super) struct Part {
     pub(super) until: Option<KeyBuf>,
 }
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 impl Token {
+    /// The number of the run, the same in all of its legs: what an [`Audit`](super::Audit) of your own keeps its place by.
+    #[must_use]
+    pub const fn run(&self) -> u64 {
+        self.run
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         let until = self.part.as_ref().and_then(|part| part.until.as_ref());
         let flags = u8::from(self.mode == Mode::Repair)
@@ -72,6 +84,9 @@ impl Token {
         bytes.extend(self.at.to_be_bytes());
         bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend(self.scope.iter().flat_map(|at| at.to_be_bytes()));
+        bytes.extend(self.run.to_be_bytes());
+        bytes.extend(u16::try_from(self.unclean.len()).unwrap_or(u16::MAX).to_be_bytes());
+        bytes.extend(self.unclean.iter().flat_map(|at| at.to_be_bytes()));
         if let Some(until) = until {
             bytes.extend(u32::try_from(until.as_bytes().len()).unwrap_or(u32::MAX).to_be_bytes());
             bytes.extend(until.as_bytes());
@@ -103,7 +118,10 @@ impl Token {
         let identity = u64::from_be_bytes(take(&mut raw)?);
         let at = u16::from_be_bytes(take(&mut raw)?);
         let scope_len = u16::from_be_bytes(take(&mut raw)?);
-        let scope = (0..scope_len).map(|_| Some(u16::from_be_bytes(take(&mut raw)?))).collect::<Option<Vec<u16>>>()?;
+        let scope = positions(&mut raw, scope_len)?;
+        let run = u64::from_be_bytes(take(&mut raw)?);
+        let unclean_len = u16::from_be_bytes(take(&mut raw)?);
+        let unclean = positions(&mut raw, unclean_len)?;
         let until = if has_until {
             let len = usize::try_from(u32::from_be_bytes(take(&mut raw)?)).ok()?;
             let (until, rest) = raw.split_at_checked(len)?;
@@ -113,7 +131,9 @@ impl Token {
             None
         };
         let has_key = flags & 4 != 0;
-        if at >= scope_len || (!has_key && !raw.is_empty()) {
+        let unclean_are_done =
+            unclean.is_sorted_by(|one, next| one < next) && unclean.last().is_none_or(|last| *last < at);
+        if at >= scope_len || !unclean_are_done || (!has_key && !raw.is_empty()) {
             return None;
         }
         Some(Self {
@@ -123,8 +143,10 @@ impl Token {
             samples,
             layout,
             identity,
+            run,
             scope,
             at,
+            unclean,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
             part: part.then_some(Part { until }),
             dirty: flags & 8 != 0,
@@ -189,6 +211,10 @@ impl From<Token> for String {
     }
 }
 
+fn positions(raw: &mut &[u8], count: u16) -> Option<Vec<u16>> {
+    (0..count).map(|_| Some(u16::from_be_bytes(take(raw)?))).collect()
+}
+
 fn digit(bits: u32) -> Option<char> {
     DIGITS.get((bits & 31) as usize).map(|digit| char::from(*digit))
 }
@@ -218,8 +244,10 @@ mod tests {
             samples: 20,
             layout: 0x0123_4567_89ab_cdef,
             identity: u64::MAX,
+            run: 0xfedc_ba98_7654_3210,
             scope: vec![0, 2, 5],
             at: 1,
+            unclean: vec![0],
             after: Some(KeyBuf::of::<String>("se\0 1")),
             part: None,
             dirty: true,
@@ -243,11 +271,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_from_before_there_were_backfills_reads_back() {
-        assert_eq!(
-            "047g00000s00000k04hkaps9lf6uvvvvvvvvvvvvvs002003000000g00lpma08140og171ilhrg".parse::<Token>().unwrap(),
-            token()
-        );
+    fn a_token_from_before_runs_had_numbers_is_refused() {
+        let old = "047g00000s00000k04hkaps9lf6uvvvvvvvvvvvvvs002003000000g00lpma08140og171ilhrg";
+        assert!(old.parse::<Token>().is_err(), "nothing says which run it is of");
     }
 
     #[test]
@@ -283,10 +309,12 @@ mod tests {
             Token::from_bytes(&raw)
         };
         assert_eq!(sealed(&|_| ()), Some(token()));
-        assert_eq!(sealed(&|raw| raw[0] = 2), None);
+        assert_eq!(sealed(&|raw| raw[0] = 1), None);
         // No counter behind the scope's last; and no key where the flags say so.
         assert_eq!(sealed(&|raw| raw[27] = 3), None);
         assert_eq!(sealed(&|raw| raw[1] &= !4), None);
+        // A counter that was not clean, and is not done yet.
+        assert_eq!(sealed(&|raw| raw[47] = 1), None);
     }
 
     #[test]

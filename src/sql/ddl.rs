@@ -13,6 +13,10 @@ pub const CATALOGUE: &str = "keepcount_counters";
 /// The table of the last event of each stream that was applied.
 pub const MARKS: &str = "keepcount_marks";
 
+/// The table of the reconciler's runs that are to be gone on with: how far each has come, as its token, which is as old as the totals beside it, also where a
+/// backup was restored.
+pub const RUNS: &str = "keepcount_runs";
+
 /// The table of PostgreSQL's locks: who changes what a rollup or board is made of holds a row of it until the transaction ends.
 pub const LOCKS: &str = "keepcount_locks";
 
@@ -98,7 +102,7 @@ impl Layout {
         std::iter::once(catalogue)
             .chain(tables)
             .chain(boards)
-            .chain([create_marks(dialect), create_unready(dialect)])
+            .chain([create_marks(dialect), create_runs(dialect), create_unready(dialect)])
             .chain(create_locks(dialect))
             .chain(all)
             .chain(pending)
@@ -230,6 +234,13 @@ pub(crate) fn create_marks(dialect: Dialect) -> String {
     let (text, integer, ends) = (dialect.text(), column_kind(dialect, None), dialect.table_ends());
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{MARKS}" ("stream" {text} NOT NULL PRIMARY KEY, "last" {integer} NOT NULL){ends}"#
+    )
+}
+
+pub(crate) fn create_runs(dialect: Dialect) -> String {
+    let (text, integer, ends) = (dialect.text(), column_kind(dialect, None), dialect.table_ends());
+    format!(
+        r#"CREATE TABLE IF NOT EXISTS "{RUNS}" ("run" {integer} NOT NULL PRIMARY KEY, "token" {text} NOT NULL, "turn" {integer} NOT NULL){ends}"#
     )
 }
 

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Ask, Audit, Control, Measured, MemoryAudit, Mend, Mode, Options, Reconciler, Report, Settling, Step, Token,
+    Ask, Audit, Control, Measured, MemoryAudit, Mend, Mode, Options, Ready, Reconciler, Report, Settling, Step, Token,
 };
-use keepcount::{Cause, Counter, Def, Error, Key, KeyBuf};
+use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 
 use super::domain::{self, LAYOUT, Name, Row, RowId, Tables, def, of_counter, share, show};
 use super::variant::Variant;
@@ -210,7 +210,9 @@ impl<'a> Job<'a> {
             }
             Step::Measure(ask) => self.measure(world, at, &ask),
             Step::Mend(mend) => self.mend(world, at, &mend),
-            Step::Ready(counter) => self.ready(world, at, counter),
+            Step::Recall(token) => self.audit.recall(&token).map(|found| self.run.recalled(found, world.now_as_time())),
+            Step::Keep(keep) => self.audit.keep(&keep).map(|kept| self.run.kept(kept, world.now_as_time())),
+            Step::Ready(ready) => self.ready(world, at, &ready),
             Step::Wait(time, _) => {
                 self.wake = world.now() + time.as_micros() as u64;
                 Ok(())
@@ -313,7 +315,8 @@ impl<'a> Job<'a> {
     }
 
     /// A counter that is to be ready was right at every key, at some moment since it began to be compared.
-    fn ready(&mut self, world: &Rc<World<'a>>, at: usize, counter: Def) -> keepcount::Result<()> {
+    fn ready(&mut self, world: &Rc<World<'a>>, at: usize, ready: &Ready) -> keepcount::Result<()> {
+        let counter = ready.counter;
         let facts = world.facts.borrow();
         let Pass { counter: position, since, unsettled, .. } = self.pass;
         if position != LAYOUT.position(&counter)? || unsettled {
@@ -325,10 +328,10 @@ impl<'a> Job<'a> {
             world.fail(&format!("{} is to be ready, and {} is off by {drift}", counter.name(), show(name)));
         }
         drop(facts);
-        self.audit.ready(&counter)?;
+        let kept = self.audit.ready(ready)?;
         world.note(&format!("job {at}: {} is ready", counter.name()));
         world.count("counters ready");
-        self.run.readied(world.now_as_time());
+        self.run.readied(kept, world.now_as_time());
         Ok(())
     }
 }

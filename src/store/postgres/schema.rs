@@ -115,7 +115,8 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
                 nothing_is_missing => nothing_is_missing,
             };
         }
-        let first = [sql::create_catalogue(Dialect::Postgres), sql::create_marks(Dialect::Postgres)];
+        let first =
+            [sql::create_catalogue, sql::create_marks, sql::create_runs].map(|create| create(Dialect::Postgres));
         for text in first.into_iter().chain(sql::create_locks(Dialect::Postgres)) {
             self.run_ddl(&text).await?;
         }
@@ -211,6 +212,9 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         let text = |name: &str| format!("{name} text COLLATE \"C\" NOT NULL");
         let marks = [text("stream") + " PRIMARY KEY 1", "last bigint NOT NULL".to_owned()];
         self.check_table(sql::MARKS, &marks).await?;
+        let number = |name: &str| format!("{name} bigint NOT NULL");
+        let runs = [number("run") + " PRIMARY KEY 1", text("token"), number("turn")];
+        self.check_table(sql::RUNS, &runs).await?;
         let locks = [
             text("of") + " PRIMARY KEY 1",
             "level bigint NOT NULL PRIMARY KEY 2".to_owned(),

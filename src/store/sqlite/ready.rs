@@ -35,13 +35,11 @@ impl<'c> SqliteStore<'c> {
         Ok(counters)
     }
 
-    /// Says that a counter is ready from now on; in a transaction of its own.
+    /// Says that a counter is ready from now on; in the transaction that is open.
     pub(crate) fn set_ready(&self, counter: &Def) -> Result<()> {
-        transaction::commit_after(self.conn, format!("ending the backfill of counter {}", counter.full_name()), || {
-            let set = self.conn.prepare_cached(&sql::set_ready(Dialect::Sqlite));
-            let set = set.and_then(|mut set| transaction::write(self.conn, &mut set, [counter.full_name()]));
-            set.map(drop).map_err(|error| failed_on("ending the backfill", counter, error))
-        })
+        let set = self.conn.prepare_cached(&sql::set_ready(Dialect::Sqlite));
+        let set = set.and_then(|mut set| transaction::write(self.conn, &mut set, [counter.full_name()]));
+        set.map(drop).map_err(|error| failed_on("ending the backfill", counter, error))
     }
 
     /// Reads a counter if it may be read.

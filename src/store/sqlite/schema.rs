@@ -63,6 +63,7 @@ impl SqliteStore<'_> {
         let fresh = self.object(sql::CATALOGUE)?.is_none();
         self.run_ddl(&sql::create_catalogue(Dialect::Sqlite))?;
         self.run_ddl(&sql::create_marks(Dialect::Sqlite))?;
+        self.run_ddl(&sql::create_runs(Dialect::Sqlite))?;
         let columns = self.rows("SELECT name FROM pragma_table_xinfo(?1)", sql::CATALOGUE)?;
         for (column, kind) in [("cut", "ANY"), ("ready", "INTEGER NOT NULL DEFAULT 1")] {
             // A catalogue from before counters could be pruned, or came new.
@@ -161,7 +162,10 @@ impl SqliteStore<'_> {
                 return schema(format!("its index {index} is absent; SqliteStore::create makes it"));
             }
         }
-        self.check_marks()?;
+        let marks = ["stream TEXT NOT NULL PRIMARY KEY 1", "last INTEGER NOT NULL"];
+        self.check_own(sql::MARKS, &marks)?;
+        let runs = ["run INTEGER NOT NULL PRIMARY KEY 1", "token TEXT NOT NULL", "turn INTEGER NOT NULL"];
+        self.check_own(sql::RUNS, &runs)?;
         catalogue::check_others(self.layout, &known, "SqliteStore::forget")?;
         self.check_boards(&known)
     }
@@ -176,14 +180,15 @@ impl SqliteStore<'_> {
         Ok(())
     }
 
-    fn check_marks(&self) -> Result<()> {
-        let wanted = ["stream TEXT NOT NULL PRIMARY KEY 1".to_owned(), "last INTEGER NOT NULL".to_owned()];
-        let fault = match self.object(sql::MARKS)? {
-            // Of a database from before there were marks.
+    /// Compares a table of keepcount's own with what it should be.
+    fn check_own(&self, table: &str, wanted: &[&str]) -> Result<()> {
+        let wanted: Vec<String> = wanted.iter().map(|column| (*column).to_owned()).collect();
+        let fault = match self.object(table)? {
+            // Of a database from before there were marks, or runs were kept.
             None => Some("it is absent; SqliteStore::create makes it".to_owned()),
-            Some(_) => self.table_fault(sql::MARKS, &wanted, true)?,
+            Some(_) => self.table_fault(table, &wanted, true)?,
         };
-        fault.map_or(Ok(()), |reason| Err(Error::Schema { table: sql::MARKS.to_owned(), reason }))
+        fault.map_or(Ok(()), |reason| Err(Error::Schema { table: table.to_owned(), reason }))
     }
 
     fn check_boards(&self, known: &[Known]) -> Result<()> {
@@ -322,8 +327,8 @@ const FAULTS: &[(bool, &str)] = &[
     ),
     (
         true,
-        // Streams are looked up and not sorted.
+        // Streams and runs are looked up and not sorted.
         "SELECT 'the database is encoded in ' || encoding || ', where texts do not sort as UTF-8'
-         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 <> 'keepcount_marks'",
+         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 NOT IN ('keepcount_marks', 'keepcount_runs')",
     ),
 ];

@@ -1,0 +1,50 @@
+//! The statements that keep how far runs have come beside the totals that they compare and mend, so that both are always of one age.
+
+use super::audit::Keep;
+use super::token::Token;
+use crate::sql::{Dialect, Query, RUNS, Value};
+
+/// Runs that are kept. Of more, those go of which nothing was written for longest: they begin anew, or call nothing clean that they did not see.
+const RUNS_MOST: usize = 256;
+
+/// What is kept of a run: its token's text.
+pub(super) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
+    let text = format!(r#"SELECT r."token" FROM "{RUNS}" AS r WHERE r."run" = {}"#, dialect.param(1));
+    Query { text, values: vec![number(run)] }
+}
+
+/// Writes one row, where what is kept is what is said to be; none where nothing is, and nothing is to be.
+pub(super) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
+    let [one, two, three] = [1, 2, 3].map(|at| dialect.param(at));
+    let turn = format!(r#"(SELECT coalesce(max(m."turn"), 0) + 1 FROM "{RUNS}" AS m)"#);
+    let text = match (&ask.from, &ask.to) {
+        (None, None) => return None,
+        (None, Some(_)) => format!(
+            r#"INSERT INTO "{RUNS}" ("run", "token", "turn") VALUES ({one}, {two}, {turn}) ON CONFLICT ("run") DO NOTHING"#
+        ),
+        (Some(_), Some(_)) => format!(
+            r#"UPDATE "{RUNS}" AS r SET "token" = {three}, "turn" = {turn} WHERE r."run" = {one} AND r."token" = {two}"#
+        ),
+        (Some(_), None) => format!(r#"DELETE FROM "{RUNS}" AS r WHERE r."run" = {one} AND r."token" = {two}"#),
+    };
+    let tokens = ask.from.iter().chain(&ask.to).map(|token| Value::Text(token.to_string().into()));
+    Some(Query { text, values: std::iter::once(number(ask.run)).chain(tokens).collect() })
+}
+
+/// Takes away what is too much, after a run that is new was kept.
+pub(super) fn forget(dialect: Dialect) -> Query<'static> {
+    let text = format!(
+        r#"DELETE FROM "{RUNS}" AS r WHERE r."turn" < (SELECT m."turn" FROM "{RUNS}" AS m ORDER BY m."turn" DESC LIMIT 1 OFFSET {})"#,
+        dialect.param(1)
+    );
+    Query { text, values: vec![Value::Integer(i64::try_from(RUNS_MOST - 1).unwrap_or(i64::MAX))] }
+}
+
+/// What a row says; a text that is no token is somebody else's, and says nothing.
+pub(super) fn read(text: Option<String>) -> Option<Token> {
+    text.and_then(|text| text.parse().ok())
+}
+
+fn number(run: u64) -> Value<'static> {
+    Value::Integer(run.cast_signed())
+}
