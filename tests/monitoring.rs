@@ -652,15 +652,16 @@ fn a_counter_that_several_runs_did_is_clean_when_all_of_its_parts_were() {
 fn what_a_repair_mends_is_clean_after_the_next_run() {
     let mut store = shows();
     let mut freshness = Freshness::new(&ONE);
-    let whole = |store: &mut MemoryStore| {
+    let whole = |store: &mut MemoryStore, freshness: &mut Freshness, now| {
         let first = part(Mode::Repair, store, None);
-        part(Mode::Repair, store, first.token.as_ref())
+        freshness.observe(&first, now);
+        freshness.observe(&part(Mode::Repair, store, first.token.as_ref()), now);
     };
     add(&store, 1, 1);
-    freshness.observe(&whole(&mut store), 100);
+    whole(&mut store, &mut freshness, 100);
     assert_eq!(age(&freshness, 100), None);
     assert_eq!(freshness.oldest(100), Some(("show.votes", None)));
-    freshness.observe(&whole(&mut store), 200);
+    whole(&mut store, &mut freshness, 200);
     assert_eq!(age(&freshness, 200), Some(0), "a repair with nothing to mend verifies as well");
 }
 
@@ -740,7 +741,7 @@ fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
     let mut store = MemoryStore::new(&LEVELS);
     let mut batch = Batch::new();
     batch.insert(&Leaf::Setlist);
-    store.apply(&batch).unwrap();
+    store.apply(&mut batch).unwrap();
     let mut freshness = Freshness::new(&LEVELS);
     let verify = |store: &mut MemoryStore, votes| {
         let mut verify = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.def()], Options::default()).unwrap();
@@ -780,8 +781,8 @@ fn freshness_survives_a_restart_and_follows_the_layout() {
         let mut verify = Reconciler::scoped(Mode::Verify, &LAYOUT, &[*counter], Options::default()).unwrap();
         run(&mut verify, &mut sqlite_audit(&conn), &mut World::default()).unwrap()
     };
-    freshness.observe(&scoped(&SHOW_VOTES.def()), 1_000);
     freshness.observe(&scoped(&USER_VOTES.def()), -50);
+    freshness.observe(&scoped(&SHOW_VOTES.def()), 1_000);
     assert_eq!(freshness.oldest(1_000), Some(("user.votes", Some(Duration::from_secs(1_050)))));
 
     let json = serde_json::to_string(&freshness).unwrap();
@@ -798,6 +799,42 @@ fn freshness_survives_a_restart_and_follows_the_layout() {
     assert_eq!(later.oldest(0), Some(("setlist.votes", None)));
     assert_eq!(later.age(&SHOW_VOTES.def(), 2_000), None, "not a counter of this layout");
     assert_eq!(Freshness::resume(&ONE, &later).iter().collect::<Vec<_>>(), [("show.votes", None)]);
+}
+
+/// A clock that was days ahead had left its date behind, and the age was 0 until the clock came there.
+#[test]
+fn a_clock_that_jumps_makes_no_counter_fresh() {
+    const AHEAD: i64 = 10_000_000;
+    let mut store = shows();
+    let whole = |store: &mut MemoryStore| {
+        let mut audit = MemoryAudit::new(store);
+        audit.add(SHOW_VOTES, |_| SHOWS.iter()).unwrap();
+        verify_of(&ONE, &mut audit)
+    };
+    // Ahead, then set right: no age; nor when the clock comes there, as the next run was told of it.
+    let mut freshness = Freshness::new(&ONE);
+    freshness.observe(&whole(&mut store), AHEAD);
+    assert_eq!((age(&freshness, AHEAD), age(&freshness, AHEAD - 60)), (Some(0), Some(0)));
+    assert_eq!(age(&freshness, 1_000), None);
+    freshness.observe(&whole(&mut store), 2_000);
+    assert_eq!((age(&freshness, 2_000), age(&freshness, AHEAD)), (Some(0), Some(AHEAD.unsigned_abs() - 2_000)));
+    // Legs that were begun ahead are begun nobody knows when.
+    let mut freshness = Freshness::new(&ONE);
+    let first = part(Mode::Verify, &mut store, None);
+    freshness.observe(&first, AHEAD);
+    freshness.observe(&part(Mode::Verify, &mut store, first.token.as_ref()), 3_000);
+    assert_eq!((age(&freshness, 3_000), age(&freshness, AHEAD)), (None, None));
+    // Back, and ahead again: the age is what the clocks say, and no less.
+    freshness.observe(&whole(&mut store), 4_000);
+    assert_eq!(age(&freshness, 4_000 + 86_400), Some(86_400));
+    // Drift that was found ahead is not forgotten, and does not outlive what is clean from the next second on.
+    add(&store, 1, 1);
+    freshness.observe(&whole(&mut store), AHEAD);
+    add(&store, 1, -1);
+    freshness.observe(&whole(&mut store), 5_000);
+    assert_eq!(age(&freshness, 5_000), Some(1_000));
+    freshness.observe(&whole(&mut store), 5_001);
+    assert_eq!(age(&freshness, 5_001), Some(0));
 }
 
 #[test]

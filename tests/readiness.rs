@@ -628,7 +628,7 @@ fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
     assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
     // And a connection inside a transaction is refused, as for every step.
     conn.execute_batch("BEGIN").unwrap();
-    assert!(matches!(sources.ready(&LINK.def()), Err(Error::Setting { .. })));
+    assert!(matches!(sources.ready(&Ready { counter: LINK.def(), run: 1, kept: None }), Err(Error::Setting { .. })));
 }
 
 // In memory.
@@ -820,6 +820,7 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
         store(&conn, &NEW).check().unwrap();
         assert_eq!(store(&conn, &NEW).unready().unwrap(), []);
     }
+}
 
 /// The database as it is now, in a file of its own.
 fn backup(conn: &Connection) -> (tempfile::TempDir, Connection) {
@@ -852,4 +853,82 @@ fn a_backfill_resumed_on_a_restored_backup_fills_what_the_backup_lacks() {
         backfill = Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
     }
     exact(&conn);
+}
+
+/// The totals beneath a run become older while it is under way: a standby took over.
+#[test]
+fn a_backfill_that_goes_on_over_older_totals_begins_where_they_are() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    for pages in [0, 3] {
+        let mut noted = Noted::of(&conn);
+        noted.fails = vec![failed()];
+        let leg = Options::default().page(2).max_pages(pages.max(1));
+        let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
+        let token = run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        let (_folder, older) = backup(&conn);
+        conn.execute_batch("DELETE FROM setlist_show; DELETE FROM show_votes").unwrap();
+        older.execute_batch("DELETE FROM setlist_show; DELETE FROM show_votes; DELETE FROM keepcount_runs").unwrap();
+        let mut rest = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().page(2)).unwrap();
+        let error = run(&mut rest, &mut noted, &mut World::default()).unwrap_err();
+        assert!(matches!(error, Error::Database { .. }), "{error}");
+        assert!(run(&mut rest, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete());
+        exact(&older);
+        assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
+    }
+}
+
+/// Legs of a verify called a counter clean whose first keys they had compared before the backup was restored.
+#[test]
+fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
+    let conn = rows();
+    store(&conn, &OLD).create().unwrap();
+    let (_folder, older) = backup(&conn); // in which all totals are missing
+    assert!(run_whole(Mode::Repair, &OLD, Options::default(), &mut audit(&conn, &OLD)).unwrap().complete());
+    let leg = |conn: &Connection, token: Option<&Token>, pages| {
+        let options = Options::default().page(4).max_pages(pages);
+        let mut leg = match token {
+            Some(token) => Reconciler::resume(Mode::Verify, &OLD, &through_text(token), options).unwrap(),
+            None => Reconciler::new(Mode::Verify, &OLD, options).unwrap(),
+        };
+        run(&mut leg, &mut audit(conn, &OLD), &mut World::default()).unwrap()
+    };
+    let kept = |conn: &Connection| -> i64 {
+        conn.query_row("SELECT count(*) FROM keepcount_runs", (), |row| row.get(0)).unwrap()
+    };
+    let first = leg(&conn, None, 1).token.unwrap();
+    let second = leg(&conn, Some(&first), 1).token.unwrap();
+    assert_eq!(kept(&conn), 1);
+    // The last keys of the backup are as they should be, the first are not.
+    older
+        .execute_batch("INSERT INTO setlist_votes SELECT setlist, sum(weight) FROM votes WHERE setlist > 4 GROUP BY 1")
+        .unwrap();
+    for token in [&first, &second] {
+        let restored = leg(&older, Some(token), 100);
+        assert!(restored.complete() && restored.drift() == 0 && !restored.counters[0].clean);
+    }
+    assert!(!leg(&conn, Some(&first), 100).counters[0].clean, "another leg has gone on from there");
+    let last = leg(&conn, Some(&second), 100);
+    assert!(last.complete() && last.counters[0].clean);
+    assert!(!leg(&conn, Some(&second), 100).counters[0].clean, "the same once more");
+    assert_eq!(kept(&conn), 0, "what is complete is not kept");
+
+    // Where nothing can be written, a whole run may say so, and legs may not.
+    conn.execute_batch("PRAGMA query_only = 1").unwrap();
+    assert!(leg(&conn, None, 100).counters[0].clean);
+    let first = leg(&conn, None, 1).token.unwrap();
+    let last = leg(&conn, Some(&first), 100);
+    assert!(last.complete() && !last.counters[0].clean);
+}
+
+/// Runs that nobody goes on with do not pile up.
+#[test]
+fn no_more_than_256_runs_are_kept() {
+    let conn = counted();
+    for _ in 0..300 {
+        let mut first = Reconciler::new(Mode::Verify, &OLD, Options::default().page(4).max_pages(1)).unwrap();
+        run(&mut first, &mut audit(&conn, &OLD), &mut World::default()).unwrap();
+    }
+    let kept: i64 = conn.query_row("SELECT count(*) FROM keepcount_runs", (), |row| row.get(0)).unwrap();
+    assert_eq!(kept, 256);
 }

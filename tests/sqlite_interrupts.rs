@@ -14,7 +14,7 @@ use crash_common::{
     FEED_SUM, Hits, Journal, LAYOUT, Row, SETLIST_DAYS, SETLIST_VOTES, SHOW_ARTIST, SHOWS, Site, Totals, assert_exact,
     assert_ready_exact, audit, drift, dump, feed, mark,
 };
-use keepcount::reconcile::{Ask, Audit as _, Live, Look, Mend, Mode, Options, Reconciler, run};
+use keepcount::reconcile::{Ask, Audit as _, Live, Look, Mend, Mode, Options, Ready, Reconciler, run};
 use keepcount::{Batch, Counter, Error, KeyBuf, KeyRange, Layout, Next, Placed, Result, SqliteStore, Store as _};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
@@ -217,7 +217,7 @@ const WHOLE: [Call; 14] = [
     Call::new("end of a backfill", Rest::Outside, |conn, arm| {
         let mut audit = audit(conn)?;
         arm();
-        audit.ready(&SHOW_ARTIST.def())
+        audit.ready(&Ready { counter: SHOW_ARTIST.def(), run: 1, kept: None }).map(drop)
     }),
     Call::new("look and measure", Rest::Outside, |conn, arm| {
         let mut audit = audit(conn)?;

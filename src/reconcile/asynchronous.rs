@@ -145,10 +145,10 @@ async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, control: &mut 
         match take(run, counter, answer, control.now()) {
             Ok(progress) => progress.iter().for_each(|progress| control.progress(progress)),
             Err(error) => {
-                if let Some(keep) = run.keep_now() {
-                    if let Ok(kept) = audit.keep(&keep).await {
-                        run.kept_now(keep, kept);
-                    }
+                if let Some(keep) = run.keep_now()
+                    && let Ok(kept) = audit.keep(&keep).await
+                {
+                    run.kept_now(keep, kept);
                 }
                 return Err(error);
             }

@@ -78,10 +78,10 @@ pub fn run(
             Ok(progress) => progress.iter().for_each(|progress| control.progress(progress)),
             Err(error) => {
                 // So that the token goes on from what was found; without it, it goes on all the same.
-                if let Some(keep) = run.keep_now() {
-                    if let Ok(kept) = audit.keep(&keep) {
-                        run.kept_now(keep, kept);
-                    }
+                if let Some(keep) = run.keep_now()
+                    && let Ok(kept) = audit.keep(&keep)
+                {
+                    run.kept_now(keep, kept);
                 }
                 return Err(error);
             }

@@ -481,9 +481,9 @@ impl Reconciler {
         self.failures = 0;
         // A part never says that its counter is clean.
         if self.kept.is_some() && self.part.is_none() {
-            self.state = State::Recall
+            self.state = State::Recall;
         } else {
-            self.begin()
+            self.begin();
         }
         Ok(())
     }

@@ -352,12 +352,12 @@ impl AsyncAudit for PostgresAudit<'_> {
             Ok(0) => return Ok(Kept::Lost),
             Ok(_) if ask.from.is_none() => {
                 let forgotten = session.execute(&runs::forget(Dialect::Postgres)).await;
-                forgotten.map_err(|error| failed("forgetting old runs", error))?;
+                forgotten.map_err(|error| failed(Whose::Table(sql::RUNS), "forgetting old runs", error))?;
             }
             Ok(_) => {}
             // A replica, or a role that may read alone: it can verify, and its token says less then.
             Err(error) if is_read_only(&error) => return Ok(Kept::Nowhere),
-            Err(error) => return Err(failed("keeping how far a run has come", error)),
+            Err(error) => return Err(failed(Whose::Table(sql::RUNS), "keeping how far a run has come", error)),
         }
         Ok(Kept::Here)
     }
@@ -421,7 +421,7 @@ async fn behind<T>(
 }
 
 async fn kept_of<C: GenericClient + Send + Sync>(session: &Session<'_, C>, run: u64) -> Result<Option<Token>> {
-    let failed = |error| failed("reading how far a run has come", error);
+    let failed = |error| failed(Whose::Table(sql::RUNS), "reading how far a run has come", error);
     let rows = session.query(&runs::recall(Dialect::Postgres, run)).await.map_err(failed)?;
     let text = rows.first().map(|row| row.try_get::<_, String>(0)).transpose();
     text.map(runs::read).map_err(failed)

@@ -311,8 +311,7 @@ impl SqliteAudit<'_> {
 
     fn write(&self, Query { text, values }: Query<'_>) -> Result<usize> {
         let written = self.conn.prepare_cached(&text);
-        let written =
-            written.and_then(|mut write| transaction::write(self.conn, &mut write, params_from_iter(values)));
+        let written = written.and_then(|mut write| transaction::write(self.conn, &mut write, params_from_iter(values)));
         written.map_err(|error| failed("keeping how far a run has come", error))
     }
 }
