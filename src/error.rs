@@ -148,8 +148,10 @@ pub enum Error {
         counter: &'static str,
         /// The key concerned, as text, where there is one.
         key: Option<String>,
-        /// What is wrong.
+        /// What is wrong, and why.
         reason: String,
+        /// The driver's error, where that is why; the reason says it too.
+        cause: Option<Cause>,
     },
     /// A row that the source's SQL counts otherwise than its `tally`; no recount of it may be trusted.
     #[error(
@@ -280,7 +282,19 @@ impl Error {
     }
 
     pub(crate) fn source(counter: &Def, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
-        Self::Source { counter: counter.name(), key: key.map(|key| brief(&counter.show(key))), reason: reason.into() }
+        let (counter, key) = (counter.name(), key.map(|key| brief(&counter.show(key))));
+        Self::Source { counter, key, reason: reason.into(), cause: None }
+    }
+
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    /// As [`source`](Self::source), for a cause that its reason says.
+    pub(crate) fn source_of(counter: &Def, reason: String, cause: impl Into<Cause>) -> Self {
+        Self::Source { counter: counter.name(), key: None, reason, cause: Some(cause.into()) }
+    }
+
+    /// Whether what a counter is recounted from is why: another counter may be recounted all the same.
+    pub(crate) fn is_of_rows(&self) -> bool {
+        matches!(self, Self::Source { .. } | Self::Key { .. } | Self::Overflow { what: "recount", .. })
     }
 
     pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Self {

@@ -563,6 +563,9 @@ impl Reconciler {
         };
         self.state = then;
         self.orphans = 0;
+        if matches!(self.state, State::Measure) {
+            self.begin_measuring();
+        }
         if looked.empty && looked.totals >= EMPTIED && !self.options.force {
             self.outcome = Outcome::Refused;
             let counter = self.scope.get(at).map_or("", Def::name);
@@ -653,12 +656,18 @@ impl Reconciler {
         }
     }
 
-    /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait.
+    /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait. What one counter's own rows are the
+    /// reason of ([`Error::Source`], [`Error::Key`], an [`Error::Overflow`] of a recount) ends that counter, where the run has others: its report says
+    /// why ([`CounterReport::failure`]), it is neither complete nor clean, and the run goes on with the next.
     ///
     /// # Errors
     ///
     /// The error itself, where it ends the run; [`report`](Self::report) then says how far the run came.
     pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
+        if self.is_of_one(&error) {
+            self.leave_out(&error, now);
+            return Ok(());
+        }
         if error.next() != Next::Retry || self.failures >= self.options.retries {
             if self.outcome == Outcome::Running {
                 self.outcome = Outcome::Failed;
@@ -669,6 +678,39 @@ impl Reconciler {
         self.failures += 1;
         self.wait = Some((now + wait, error.to_string()));
         Ok(())
+    }
+
+    /// Whether an error is of one counter's rows, of several counters that are driven by rows or made of what is.
+    fn is_of_one(&self, error: &Error) -> bool {
+        let asks = matches!(self.state, State::Look(_) | State::LookAgain(_) | State::Measure | State::Mend(_));
+        error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
+    }
+
+    /// Goes on behind the counter that the step at hand is about.
+    fn leave_out(&mut self, error: &Error, now: Duration) {
+        self.answered(now);
+        let looked_at = if let State::Look(at) = self.state { Some(at) } else { None };
+        if let Some(report) = self.reports.get_mut(looked_at.unwrap_or(self.at)) {
+            report.failure = Some(error.to_string());
+        }
+        match looked_at {
+            Some(at) if at + 1 < self.driven_by_rows => self.state = State::Look(at + 1),
+            Some(_) => self.begin_measuring(),
+            None => self.move_on(None, now),
+        }
+    }
+
+    /// Measures next, behind counters that failed when they were looked at.
+    fn begin_measuring(&mut self) {
+        self.state = State::Measure;
+        while self.reports.get(self.at).is_some_and(|report| report.failure.is_some()) {
+            self.at += 1;
+            (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
+        }
+        if self.at == self.scope.len() {
+            let failed = self.reports.iter().any(|report| report.failure.is_some());
+            self.outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
+        }
     }
 
     /// Says that a gate is shut, instead of doing [`Step::Measure`]: the step comes again after a wait, or the run ends as stalled.
@@ -795,7 +837,8 @@ impl Reconciler {
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Measure;
         if next.is_none() {
-            if let Some(report) = self.reports.get_mut(self.at).filter(|_| self.part.is_none()) {
+            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && report.failure.is_none());
+            if let Some(report) = whole {
                 let clean = report.is_clean() && !self.dirty;
                 let is_clean = |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
                 report.complete = true;
@@ -812,6 +855,7 @@ impl Reconciler {
             (self.dirty, self.unsettled) = (false, false);
         }
         self.after = next;
+        self.begin_measuring();
         if self.at == self.scope.len() {
             self.finish();
             return;

@@ -159,7 +159,8 @@ impl<'a> MemoryAudit<'a> {
         self.add_fallible::<K, R, _>(counter, move |from| rows(from).into_iter().map(Ok))
     }
 
-    /// As [`add`](Self::add), for rows that are read from where reading can fail.
+    /// As [`add`](Self::add), for rows that are read from where reading can fail. Such an error ends the run, since nobody knows whether the next counter's
+    /// rows could be read.
     ///
     /// # Errors
     ///

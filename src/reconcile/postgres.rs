@@ -140,6 +140,38 @@ impl<'a> PostgresAudit<'a> {
         Ok(())
     }
 
+    /// The rows of a counter's source that cannot be counted, or that SQL counts otherwise than their tally: an error each, which names the key and what is the
+    /// matter, up to `most`; to mend them by hand. Reads every row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] when the counter has no source, and what the database says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use keepcount::Def;
+    /// # use keepcount::reconcile::PostgresAudit;
+    /// # async fn list(audit: &mut PostgresAudit<'_>, votes: Def) -> keepcount::Result<()> {
+    /// for row in audit.faulty_rows(votes, 100).await? {
+    ///     eprintln!("{row}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn faulty_rows(&mut self, counter: Def, most: usize) -> Result<Vec<Error>> {
+        let opening = opening(&self.sources, &counter);
+        let tx = snapshot(self.client, &counter).await?;
+        let session = Session::new(&tx, self.layout);
+        behind(&tx, &opening, &counter, async {
+            match truth(&session, &mut self.sources, &counter, false).await? {
+                Truth::Rows(declared) => declared.faults(&tx, most).await,
+                Truth::Totals(_) => Ok(Vec::new()),
+            }
+        })
+        .await
+    }
+
     /// The counters that have a source, and the rollups of them, for [`Reconciler::scoped`](super::Reconciler::scoped).
     #[must_use]
     pub fn counters(&self) -> Vec<Def> {

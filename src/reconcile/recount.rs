@@ -42,7 +42,9 @@ pub(super) fn check_driven<R: Record>(counter: &Def) -> Result<()> {
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn of_row(error: Error, counter: &Def, row: Option<&KeyBuf>) -> Error {
     match error {
-        Error::Source { key: None, reason, .. } => Error::source(counter, row, reason),
+        Error::Source { counter: name, key: None, reason, cause } => {
+            Error::Source { counter: name, key: row.map(|row| brief(&counter.show(row))), reason, cause }
+        }
         other => other,
     }
 }

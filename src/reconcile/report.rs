@@ -15,7 +15,7 @@ use crate::key::KeyBuf;
 /// What a run found and did; counts cover this run alone, not the runs that it resumed.
 ///
 /// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has links that
-/// dangle, and `unsettled` where some keys were left alone.
+/// dangle, `unsettled` where some keys were left alone, and `failure` where it could not be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -43,6 +43,8 @@ pub enum Outcome {
     Running,
     /// Everything in scope was compared.
     Complete,
+    /// There is nothing left to do, and not everything was compared: of some counters [`failure`](CounterReport::failure) says why.
+    Incomplete,
     /// It reached the limit of this name.
     Limit(&'static str),
     /// It was asked to stop.
@@ -60,6 +62,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Running => f.write_str("running"),
             Self::Complete => f.write_str("complete"),
+            Self::Incomplete => f.write_str("incomplete"),
             Self::Limit(limit) => write!(f, "stopped at the limit of {limit}"),
             Self::Stopped => f.write_str("stopped"),
             Self::Stalled(reason) => write!(f, "stalled: {reason}"),
@@ -96,6 +99,8 @@ pub struct CounterReport {
     pub unsettled: u64,
     /// The first of them; as many as there may be samples.
     pub unsettled_keys: Vec<KeyBuf>,
+    /// Why it was not compared to its end, where its own rows or totals are why; other counters were.
+    pub failure: Option<String>,
     /// Whether this run, not one that it resumed, compared its first key.
     pub begun: bool,
     /// Where it did: how long before this report that was.
@@ -145,6 +150,7 @@ impl CounterReport {
             dangling_keys: Vec::new(),
             unsettled: 0,
             unsettled_keys: Vec::new(),
+            failure: None,
             begun: false,
             complete: false,
             clean: false,
@@ -234,6 +240,7 @@ impl fmt::Display for Report {
         for (keys, what) in [
             (self.sum(|counter| counter.dangling), "dangling link"),
             (self.sum(|counter| counter.unsettled), "unsettled key"),
+            (self.sum(|counter| counter.failure.is_some().into()), "failed counter"),
         ] {
             if keys > 0 {
                 write!(f, "; {}", many(keys, what))?;
@@ -282,6 +289,9 @@ impl fmt::Display for Table<'_> {
                 let key = counter.counter.show(key);
                 writeln!(f, "  {name} of {key}: unsettled: a write was under way, or its outcome is not known")?;
             }
+            if let Some(failure) = &counter.failure {
+                writeln!(f, "  {name} failed, and was not compared to its end: {failure}")?;
+            }
             if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {
                 writeln!(f, "  {name}: {} more", counter.drift() - counter.samples.len() as u64)?;
             }
@@ -316,6 +326,9 @@ impl Serialize for CounterReport {
         }
         if self.unsettled > 0 {
             counter.serialize_field("unsettled", &self.unsettled)?;
+        }
+        if let Some(failure) = &self.failure {
+            counter.serialize_field("failure", failure)?;
         }
         counter.end()
     }

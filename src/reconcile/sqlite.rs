@@ -88,6 +88,47 @@ impl<'a> SqliteAudit<'a> {
         Ok(())
     }
 
+    /// The rows of a counter's source that cannot be counted, or that SQL counts otherwise than their tally: an error each, which names the key and what is the
+    /// matter, up to `most`; to mend them by hand. Reads every row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] when the counter has no source, and what the database says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{Source, SqliteAudit};
+    /// use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+    ///
+    /// const VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+    ///
+    /// struct Vote(i64);
+    /// # impl Record for Vote {
+    /// #     const COUNTERS: &'static [Def] = &[VOTES.def()];
+    /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(VOTES, self.0, 1); }
+    /// # }
+    ///
+    /// let conn = rusqlite::Connection::open_in_memory()?;
+    /// conn.execute_batch("CREATE TABLE votes (show); CREATE INDEX i ON votes (show); INSERT INTO votes VALUES (7), (x'07'), ('7')")?;
+    /// SqliteStore::new(&conn, &LAYOUT).create()?;
+    /// let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+    /// audit.add(VOTES, Source::table("votes", ["show"]).rows("show", |row| Ok(Vote(row.get(0)?))))?;
+    /// for row in audit.faulty_rows(VOTES.def(), 100)? {
+    ///     eprintln!("{row}");
+    /// }
+    /// # assert_eq!(audit.faulty_rows(VOTES.def(), 100)?.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn faulty_rows(&mut self, counter: Def, most: usize) -> Result<Vec<Error>> {
+        let conn = self.conn;
+        match self.truth(conn, &counter)? {
+            Truth::Rows(declared) => declared.faults(conn, most),
+            Truth::Totals(_) => Ok(Vec::new()),
+        }
+    }
+
     /// The counters that have a source, and the rollups of them, for [`Reconciler::scoped`](super::Reconciler::scoped).
     #[must_use]
     pub fn counters(&self) -> Vec<Def> {

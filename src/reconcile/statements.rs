@@ -156,6 +156,7 @@ impl Target {
             key_first: format!("SELECT {} FROM {from} WHERE {has_key} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
             key_next: format!("SELECT {} FROM {from} WHERE {behind} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
             any: format!("SELECT 1 FROM {from} WHERE {has_key} AND {counts} LIMIT 1"),
+            sample_all: sample.clone(),
             sample_first: format!("{sample} WHERE {has_key}{sorted} LIMIT {first}"),
             sample_last: format!("{sample} WHERE {has_key}{backwards} LIMIT {first}"),
             sample_without_key: (!keys.is_empty()).then(|| format!("{sample} WHERE {lacks_key} LIMIT {first}")),
@@ -438,6 +439,8 @@ pub(super) struct Statements {
     #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
     pub(super) key_next: String,
     pub(super) any: String,
+    /// Every row, as a sample gives it.
+    pub(super) sample_all: String,
     pub(super) sample_first: String,
     pub(super) sample_last: String,
     pub(super) sample_without_key: Option<String>,

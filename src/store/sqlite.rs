@@ -477,19 +477,31 @@ pub(crate) fn read_parts(
             };
             sql::push_key_part(*part, &value, &mut key)
         };
-        push().map_err(|cause| Error::Key { counter: name, key: raw_text(row, first), cause })?;
+        push().map_err(|cause| Error::Key { counter: name, key: raw_text(row, first, parts.len()), cause })?;
     }
     Ok(key)
 }
 
-/// The first column of a key that could not be read, for the error's text.
-fn raw_text(row: &rusqlite::Row<'_>, first: usize) -> String {
-    match row.get_ref(first) {
-        Ok(ValueRef::Integer(value)) => value.to_string(),
-        Ok(ValueRef::Real(value)) => value.to_string(),
-        Ok(ValueRef::Text(text)) => brief(&String::from_utf8_lossy(text).escape_debug().to_string()),
-        Ok(ValueRef::Blob(bytes)) => format!("a blob of {} bytes", bytes.len()),
-        Ok(ValueRef::Null) | Err(_) => "null".to_owned(),
+/// The columns of a key that could not be read, for the error's text.
+fn raw_text(row: &rusqlite::Row<'_>, first: usize, parts: usize) -> String {
+    let columns: Vec<String> =
+        (first..first + parts).map(|at| row.get_ref(at).map_or_else(|_| "null".to_owned(), shown)).collect();
+    let text = columns.join(", ");
+    if parts == 1 { text } else { format!("({text})") }
+}
+
+/// A value as a message shows it: what is no text as its bytes.
+pub(crate) fn shown(value: ValueRef<'_>) -> String {
+    let hex = |bytes: &[u8]| brief(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat());
+    match value {
+        ValueRef::Integer(value) => value.to_string(),
+        ValueRef::Real(value) => value.to_string(),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => brief(&text.escape_debug().to_string()),
+            Err(_) => format!("a text of the bytes {}", hex(text)),
+        },
+        ValueRef::Blob(bytes) => format!("a blob of {} bytes, {}", bytes.len(), hex(bytes)),
+        ValueRef::Null => "null".to_owned(),
     }
 }
 

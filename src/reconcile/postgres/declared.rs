@@ -278,15 +278,42 @@ impl Declared<'_> {
         let rows = session.query_all(samples).await;
         let rows = rows.map_err(|(_, error)| source_failed("reading a sample", counter, error))?;
         let mut scratch = Batch::new();
-        for row in rows.iter().flatten() {
-            let tally = (self.source.share)(counter, row, &mut scratch);
-            let tally = tally.map_err(|error| self.of_row(error, row))?;
-            let sql = self.share_in_sql(row)?;
-            if tally != sql {
-                return Err(skew(counter, tally.as_ref(), sql.as_ref()));
+        rows.iter().flatten().try_for_each(|row| self.check_row(row, &mut scratch))
+    }
+
+    fn check_row(&self, row: &Row, scratch: &mut Batch) -> Result<()> {
+        let counter = &self.counter;
+        let tally = (self.source.share)(counter, row, scratch).map_err(|error| self.of_row(error, row))?;
+        let sql = self.share_in_sql(row)?;
+        if tally == sql { Ok(()) } else { Err(skew(counter, tally.as_ref(), sql.as_ref())) }
+    }
+
+    /// What is wrong with rows, an error each, up to so many.
+    pub(super) async fn faults(&self, tx: &Transaction<'_>, most: usize) -> Result<Vec<Error>> {
+        let failed = |error| source_failed("reading a sample", &self.counter, error);
+        let statement = tx.prepare(&self.statements.sample_all).await.map_err(failed)?;
+        let portal = tx.bind(&statement, &[]).await.map_err(failed)?;
+        let (mut faults, mut scratch) = (Vec::new(), Batch::new());
+        loop {
+            let rows = match tx.query_portal(&portal, ROWS).await.map_err(failed) {
+                Ok(rows) => rows,
+                // What no row can be read behind.
+                Err(error) if error.is_of_rows() => {
+                    faults.push(error);
+                    return Ok(faults);
+                }
+                Err(error) => return Err(error),
+            };
+            for row in &rows {
+                faults.extend(self.check_row(row, &mut scratch).err());
+                if faults.len() >= most {
+                    return Ok(faults);
+                }
+            }
+            if rows.len() < ROWS as usize {
+                return Ok(faults);
             }
         }
-        Ok(())
     }
 
     /// The error of a row of a sample that could not be read as a record: of its key, where that is why.

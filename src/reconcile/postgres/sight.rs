@@ -148,7 +148,7 @@ fn relation(line: &str) -> Option<&str> {
 /// What an error means while a source is read: what the server says of the SQL, or of what it makes of a row, is the source's.
 pub(super) fn source_failed(what: &str, counter: &Def, error: tokio_postgres::Error) -> Error {
     match error.as_db_error() {
-        Some(said) if is_of_source(said) => Error::source(counter, None, format!("{what}: {}", text_of(said))),
+        Some(said) if is_of_source(said) => Error::source_of(counter, format!("{what}: {}", text_of(said)), error),
         _ => failed_on(what, counter, error),
     }
 }

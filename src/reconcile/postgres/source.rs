@@ -71,8 +71,9 @@ impl PostgresSource {
         read: impl Fn(&Row) -> Result<R, tokio_postgres::Error> + Send + Sync + 'a,
     ) -> TypedPostgresSource<'a> {
         let share = move |counter: &Def, row: &Row, scratch: &mut Batch| {
+            let record = read(row);
             let record =
-                read(row).map_err(|error| Error::source(counter, None, format!("reading a row: {}", told(&error))))?;
+                record.map_err(|error| Error::source_of(counter, format!("reading a row: {}", told(&error)), error))?;
             share(counter, &record, scratch)
         };
         let mut target = self.0;

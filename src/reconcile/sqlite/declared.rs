@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use rusqlite::types::{Value as Cell, ValueRef};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row, params_from_iter};
 
 use super::sight::source_failed;
@@ -16,7 +16,7 @@ use crate::reconcile::recount::{SAMPLE, of_row, same_key, sample_of_key, skew, s
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Value};
 use crate::store::catalogue;
-use crate::store::sqlite::{overflowed, read_key};
+use crate::store::sqlite::{overflowed, read_key, shown};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -217,34 +217,64 @@ impl Declared<'_> {
     /// Holds rows as SQL counts them against their `tally`.
     fn check_skew(&self, conn: &Connection, text: &str, mut values: Vec<Value<'_>>, most: usize) -> Result<()> {
         values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
-        let read = || -> Result<(), Failure> {
-            let mut statement = conn.prepare_cached(text)?;
-            let width = self.counter.parts().len();
-            let key_at = statement.column_count() - width - 2;
-            let mut rows = statement.query(params_from_iter(values))?;
-            let mut scratch = Batch::new();
-            while let Some(row) = rows.next()? {
-                let tally = (self.source.share)(&self.counter, row, &mut scratch);
-                let tally = tally.map_err(|error| self.of_row(error, row, key_at))?;
-                let included: bool = row.get(key_at + width + 1)?;
-                let amount: Cell = row.get(key_at + width)?;
-                let sql = match amount {
-                    _ if !included => None,
-                    Cell::Null | Cell::Integer(0) => None,
-                    Cell::Integer(amount) => Some((read_key(&self.counter, row, key_at)?, amount)),
-                    other => {
-                        let key = read_key(&self.counter, row, key_at)?;
-                        let reason = format!("a row's amount is {other:?}, not an integer");
-                        return Err(Error::source(&self.counter, Some(&key), reason).into());
-                    }
-                };
-                if tally != sql {
-                    return Err(skew(&self.counter, tally.as_ref(), sql.as_ref()).into());
-                }
+        self.check_rows(conn, text, &values, Err)
+    }
+
+    /// What is wrong with rows, an error each, up to so many.
+    pub(super) fn faults(&self, conn: &Connection, most: usize) -> Result<Vec<Error>> {
+        let mut faults = Vec::new();
+        let read = self.check_rows(conn, &self.statements.sample_all, &[], |error| {
+            faults.push(error);
+            Ok(faults.len() < most)
+        });
+        // What no row can be read behind.
+        match read {
+            Err(error) if error.is_of_rows() => faults.push(error),
+            read => read?,
+        }
+        Ok(faults)
+    }
+
+    /// Checks rows one by one, as long as `wrong` says so of what is wrong.
+    fn check_rows(
+        &self,
+        conn: &Connection,
+        text: &str,
+        values: &[Value<'_>],
+        mut wrong: impl FnMut(Error) -> Result<bool>,
+    ) -> Result<()> {
+        let failed = |error| source_failed("reading a sample", &self.counter, error);
+        let mut statement = conn.prepare_cached(text).map_err(failed)?;
+        let key_at = statement.column_count() - self.counter.parts().len() - 2;
+        let mut rows = statement.query(params_from_iter(values)).map_err(failed)?;
+        let mut scratch = Batch::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            if let Err(error) = self.check_row(row, key_at, &mut scratch)
+                && !wrong(error)?
+            {
+                break;
             }
-            Ok(())
+        }
+        Ok(())
+    }
+
+    fn check_row(&self, row: &Row<'_>, key_at: usize, scratch: &mut Batch) -> Result<()> {
+        let counter = &self.counter;
+        let failed = |error| source_failed("reading a sample", counter, error);
+        let tally = (self.source.share)(counter, row, scratch).map_err(|error| self.of_row(error, row, key_at))?;
+        let width = counter.parts().len();
+        let included: bool = row.get(key_at + width + 1).map_err(failed)?;
+        let sql = match row.get_ref(key_at + width).map_err(failed)? {
+            _ if !included => None,
+            ValueRef::Null | ValueRef::Integer(0) => None,
+            ValueRef::Integer(amount) => Some((read_key(counter, row, key_at)?, amount)),
+            other => {
+                let key = read_key(counter, row, key_at)?;
+                let reason = format!("a row's amount is {}, not an integer", shown(other));
+                return Err(Error::source(counter, Some(&key), reason));
+            }
         };
-        read().map_err(|error| error.known(&self.counter))
+        if tally == sql { Ok(()) } else { Err(skew(counter, tally.as_ref(), sql.as_ref())) }
     }
 
     /// The error of a row that could not be read as a record: of its key, where that is why.

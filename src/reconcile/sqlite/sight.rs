@@ -29,7 +29,7 @@ pub(super) fn source_failed(what: &str, counter: &Def, error: rusqlite::Error) -
         None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig)
     );
     if of_source {
-        Error::source(counter, None, format!("{what}: {}", told(&error)))
+        Error::source_of(counter, format!("{what}: {}", told(&error)), error)
     } else {
         failed_on(what, counter, error)
     }

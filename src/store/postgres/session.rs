@@ -452,6 +452,8 @@ impl ToSql for Value<'_> {
 enum Cell {
     Integer(i64),
     Text(String),
+    /// Of a database that takes texts in any encoding.
+    NoText(Vec<u8>),
     Bytes(Vec<u8>),
     Uuid([u8; 16]),
 }
@@ -464,7 +466,10 @@ impl<'a> FromSql<'a> for Cell {
             Type::INT2 => Self::Integer(i16::from_sql(kind, raw)?.into()),
             Type::UUID => Self::Uuid(raw.try_into()?),
             Type::BYTEA => Self::Bytes(raw.to_vec()),
-            _ => Self::Text(String::from_sql(kind, raw)?),
+            _ => match std::str::from_utf8(raw) {
+                Ok(text) => Self::Text(text.to_owned()),
+                Err(_) => Self::NoText(raw.to_vec()),
+            },
         })
     }
 
@@ -492,6 +497,7 @@ pub(crate) fn read_parts(name: &'static str, parts: &[KeyPart], row: &Row, first
                 Some(Cell::Integer(value)) => Value::Integer(*value),
                 Some(Cell::Text(text)) => Value::Text(text.as_str().into()),
                 Some(Cell::Uuid(bytes)) => Value::Uuid(*bytes),
+                Some(Cell::NoText(_)) => return Err(wrong("a text that is not UTF-8".to_owned())),
                 Some(Cell::Bytes(bytes)) => {
                     let bytes = bytes.as_slice().try_into();
                     Value::Blob(bytes.map_err(|_| wrong("a bytea not of 16 bytes".to_owned()))?)
@@ -499,20 +505,24 @@ pub(crate) fn read_parts(name: &'static str, parts: &[KeyPart], row: &Row, first
             };
             sql::push_key_part(*part, &value, &mut key)
         };
-        push().map_err(|cause| Error::Key { counter: name, key: raw_text(row, first), cause })?;
+        push().map_err(|cause| Error::Key { counter: name, key: raw_text(row, first, parts.len()), cause })?;
     }
     Ok(key)
 }
 
-/// The first column of a key that could not be read, for the error's text.
-fn raw_text(row: &Row, first: usize) -> String {
-    match row.try_get::<_, Option<Cell>>(first) {
+/// The columns of a key that could not be read, for the error's text.
+fn raw_text(row: &Row, first: usize, parts: usize) -> String {
+    let hex = |bytes: &[u8]| brief(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat());
+    let column = |at: usize| match row.try_get::<_, Option<Cell>>(at) {
         Ok(Some(Cell::Integer(value))) => value.to_string(),
         Ok(Some(Cell::Text(text))) => brief(&text.escape_debug().to_string()),
-        Ok(Some(Cell::Bytes(bytes))) => format!("a bytea of {} bytes", bytes.len()),
+        Ok(Some(Cell::NoText(bytes))) => format!("a text of the bytes {}", hex(&bytes)),
+        Ok(Some(Cell::Bytes(bytes))) => format!("a bytea of {} bytes, {}", bytes.len(), hex(&bytes)),
         Ok(Some(Cell::Uuid(bytes))) => crate::key::KeyValue::Uuid(bytes).to_string(),
         Ok(None) | Err(_) => "null".to_owned(),
-    }
+    };
+    let text = (first..first + parts).map(column).collect::<Vec<_>>().join(", ");
+    if parts == 1 { text } else { format!("({text})") }
 }
 
 /// Whose statement failed: that says what a name belongs to which the server does not know. Its messages may be translated, and are not read.
