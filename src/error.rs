@@ -286,8 +286,8 @@ impl Error {
         Self::Source { counter, key, reason: reason.into(), cause: None }
     }
 
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     /// As [`source`](Self::source), for a cause that its reason says.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn source_of(counter: &Def, reason: String, cause: impl Into<Cause>) -> Self {
         Self::Source { counter: counter.name(), key: None, reason, cause: Some(cause.into()) }
     }

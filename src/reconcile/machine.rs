@@ -846,6 +846,9 @@ impl Reconciler {
                 if let Some(unclean) = self.unclean.get_mut(self.at) {
                     *unclean = !clean;
                 }
+            } else if let Some(unclean) = self.unclean.get_mut(self.at) {
+                // It was not compared to its end: what is summed of it is not known to be clean either.
+                *unclean = true;
             }
             self.at += 1;
             if self.options.page.is_none() {

@@ -49,21 +49,6 @@ pub(super) fn of_row(error: Error, counter: &Def, row: Option<&KeyBuf>) -> Error
     }
 }
 
-/// An error and what it is because of, in one text: each once, as some tell their cause themselves.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(super) fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// Sums rows in key order up to `limit` keys; stops reading at the first row of the next. Rows before `from` are passed over, so
 /// that a source may start too early.
 pub(super) fn sum_by_key(

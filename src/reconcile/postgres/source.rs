@@ -4,9 +4,9 @@ use tokio_postgres::Row;
 
 use crate::batch::Batch;
 use crate::counter::Def;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::key::KeyBuf;
-use crate::reconcile::recount::{check_driven, share, told};
+use crate::reconcile::recount::{check_driven, share};
 use crate::reconcile::statements::{Name, Target};
 use crate::record::Record;
 
@@ -72,8 +72,8 @@ impl PostgresSource {
     ) -> TypedPostgresSource<'a> {
         let share = move |counter: &Def, row: &Row, scratch: &mut Batch| {
             let record = read(row);
-            let record =
-                record.map_err(|error| Error::source_of(counter, format!("reading a row: {}", told(&error)), error))?;
+            let record = record
+                .map_err(|error| Error::source_of(counter, format!("reading a row: {}", chain(&error)), error))?;
             share(counter, &record, scratch)
         };
         let mut target = self.0;

@@ -3,8 +3,7 @@
 use rusqlite::{Connection, ErrorCode};
 
 use crate::counter::Def;
-use crate::error::{Error, Result};
-use crate::reconcile::recount::told;
+use crate::error::{Error, Result, chain};
 use crate::reconcile::statements::Name;
 use crate::store::sqlite::failed_on;
 
@@ -29,7 +28,7 @@ pub(super) fn source_failed(what: &str, counter: &Def, error: rusqlite::Error) -
         None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig)
     );
     if of_source {
-        Error::source_of(counter, format!("{what}: {}", told(&error)), error)
+        Error::source_of(counter, format!("{what}: {}", chain(&error)), error)
     } else {
         failed_on(what, counter, error)
     }
