@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use keepcount::reconcile::{Control, Live, MemoryAudit, Mode, Options, Reconciler, Report, Settling, run};
-use keepcount::{Batch, Counter, Def, Error, KeyBuf, Layout, Mark, MemoryStore, Record, Result, Tally};
+use keepcount::{Batch, Bracket, Counter, Def, Error, KeyBuf, Layout, Mark, MemoryStore, Record, Result, Tally};
 
 #[path = "common/random.rs"]
 mod random;
@@ -476,4 +476,129 @@ fn rollups_are_mended_while_their_links_and_what_they_sum_move() {
     }
     artists.retain(|_, votes| *votes != 0);
     assert_eq!(store.totals(ARTIST_VOTES).unwrap(), artists.into_iter().collect::<Vec<_>>());
+}
+
+/// Runs what must not wait for itself, on a thread of its own.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, dones) = std::sync::mpsc::channel();
+    thread::spawn(move || drop(done.send(work())));
+    dones.recv_timeout(Duration::from_secs(20)).expect("it hangs")
+}
+
+/// A source that began a bracket over a key whose gate its own audit had shut waited for itself.
+#[test]
+fn a_source_that_begins_a_bracket_at_its_audits_gate_is_refused_and_does_not_hang() {
+    for (tries, mode) in [(0, Mode::Verify), (0, Mode::Repair), (3, Mode::Verify), (3, Mode::Repair)] {
+        in_time(move || {
+            let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+            rows.add(1, 5);
+            let refused = RefCell::new(Vec::new());
+            let clock = AtomicU64::new(0);
+            let mut audit = MemoryAudit::live(&store, Settling::after(SETTLE).tries(tries), Clock(&clock));
+            audit
+                .add_fallible(VOTES, |from| {
+                    let begun = store.begin(&mut votes(1, 1)).map(Bracket::abort);
+                    let found = begun.map_err(|error| refused.borrow_mut().push(error.to_string()));
+                    let rows = rows.votes(from).into_iter().map(Ok);
+                    rows.chain(found.is_err().then(|| Err("no bracket could begin".into())))
+                })
+                .unwrap();
+            let error = run_over(&mut audit, mode, &[VOTES.def()]).unwrap_err();
+            assert!(error.to_string().ends_with("no bracket could begin"), "{error}");
+            drop(audit);
+            let refused = refused.into_inner();
+            assert!(refused.iter().all(|error| error.starts_with("begin: it is called by an audit that waits for")));
+            assert!(!refused.is_empty());
+            // The gate is open again.
+            store.begin(&mut votes(1, 1)).unwrap().commit().unwrap();
+            assert_eq!(store.total(VOTES, 1).unwrap(), 1);
+        });
+    }
+}
+
+/// A control that writes while its audit waits for a gate.
+struct Busybody<'a>(&'a MemoryStore, &'a Cell<u32>);
+
+impl Control for Busybody<'_> {
+    fn now(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn wait(&mut self, _: Duration, _: &str) {
+        match self.0.begin(&mut votes(1, 1)) {
+            Ok(bracket) => bracket.abort(),
+            Err(_) => self.1.set(self.1.get() + 1),
+        }
+    }
+}
+
+#[test]
+fn a_control_that_begins_a_bracket_at_its_audits_gate_is_refused_and_does_not_hang() {
+    in_time(|| {
+        let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+        rows.add(1, 5);
+        let (refused, mut open) = (Cell::new(0), votes(1, 2));
+        let (batch, bracket) = (RefCell::new(Some(&mut open)), RefCell::new(None));
+        let control = Busybody(&store, &refused);
+        let mut audit = MemoryAudit::live(&store, Settling::after(SETTLE).tries(0), control);
+        audit
+            .add(VOTES, |from| {
+                // After the page's window was read: it is waited for at the gate.
+                if let Some(batch) = batch.borrow_mut().take() {
+                    *bracket.borrow_mut() = Some(store.begin(batch).unwrap());
+                }
+                rows.votes(from)
+            })
+            .unwrap();
+        let report = run_over(&mut audit, Mode::Verify, &[VOTES.def()]).unwrap();
+        assert_eq!(report.counters[0].unsettled, 1, "{report}");
+        assert!(refused.get() > 0);
+    });
+}
+
+#[test]
+fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
+    for tries in [0, 3] {
+        let report = in_time(move || {
+            let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+            rows.add(1, 5);
+            let (clock, depth) = (AtomicU64::new(0), Cell::new(0));
+            let mut audit = MemoryAudit::live(&store, Settling::after(SETTLE).tries(tries), Clock(&clock));
+            audit
+                .add(VOTES, |from| {
+                    assert_eq!(store.total(VOTES, 1).unwrap(), 0);
+                    assert_eq!(store.page(VOTES.def(), None, 9).unwrap(), []);
+                    assert_eq!(store.sum(VOTES.def(), &keepcount::KeyRange::ALL).unwrap(), 0);
+                    let _ = store.snapshot();
+                    store.forget_mark("votes");
+                    drop(store.try_begin(&mut Batch::new()).unwrap());
+                    if depth.replace(1) == 0 {
+                        // Another audit finds a gate that is shut, and leaves the key alone.
+                        let inner = Settling::after(SETTLE).tries(tries);
+                        let mut inner = MemoryAudit::live(&store, inner, Clock(&clock));
+                        inner.add(VOTES, |from| rows.votes(from)).unwrap();
+                        let _ = run_over(&mut inner, Mode::Verify, &[VOTES.def()]);
+                    }
+                    rows.votes(from)
+                })
+                .unwrap();
+            run_over(&mut audit, Mode::Verify, &[VOTES.def()]).unwrap().to_string()
+        });
+        assert!(report.starts_with("verify: 1 counter, 1 key: 0 wrong, 1 missing"), "{report}");
+    }
+    // A hook without a bracket is noticed, and ends the audit.
+    let error = in_time(|| {
+        let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
+        rows.add(1, 5);
+        let clock = AtomicU64::new(0);
+        let mut audit = MemoryAudit::live(&store, Settling::after(SETTLE).tries(0), Clock(&clock));
+        audit
+            .add(VOTES, |from| {
+                store.apply(&mut votes(1, 0)).unwrap();
+                rows.votes(from)
+            })
+            .unwrap();
+        run_over(&mut audit, Mode::Repair, &[VOTES.def()]).unwrap_err().to_string()
+    });
+    assert!(error.contains("a hook ran without a bracket since the audit was made"), "{error}");
 }

@@ -3,7 +3,7 @@
 use super::stripe::{Held, Stripe};
 use super::{MemoryStore, Positions, SMALL};
 use crate::batch::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::mark::Mark;
 use crate::observe;
@@ -71,12 +71,15 @@ impl MemoryStore {
     /// # Errors
     ///
     /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::Conflict`](crate::Error::Conflict) and
-    /// [`Error::Rollup`](crate::Error::Rollup) as [`apply`](Self::apply), before anything is written.
+    /// [`Error::Rollup`](crate::Error::Rollup) as [`apply`](Self::apply), before anything is written; [`Error::Setting`](crate::Error::Setting) where it would
+    /// wait for itself: called by a source, a control or a clock of the audit that has shut the gate, on the audit's thread.
     #[inline]
     pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> Result<Bracket<'a>> {
         let over = self.over(batch)?;
         while let Err(shut) = self.enter(batch, &over) {
-            shut.wait();
+            if !shut.wait() {
+                return Err(reentered());
+            }
         }
         Ok(Bracket { store: self, batch, over, open: true })
     }
@@ -192,6 +195,12 @@ impl MemoryStore {
         self.each_key(batch, |position, key, held| held.suspects.add(position, key, now));
         self.end(over);
     }
+}
+
+#[cold]
+fn reentered() -> Error {
+    let reason = "it is called by an audit that waits for the writers of these keys, on the audit's own thread; let another thread write, and do not wait for it";
+    Error::setting("begin", reason)
 }
 
 impl Bracket<'_> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::table::Table;
 use crate::key::KeyBuf;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, ThreadId, current};
 
 /// One table for each counter, in the layout's order.
 pub(super) type Tables = Box<[Table]>;
@@ -20,6 +20,8 @@ pub(super) struct Stripe {
     held: Mutex<Held>,
     /// Held by who has shut the gate; whoever meets it shut waits for it.
     gate: Mutex<()>,
+    /// The thread that has shut it: it must not wait for itself.
+    keeper: Mutex<Option<ThreadId>>,
 }
 
 /// What a stripe's lock protects.
@@ -42,7 +44,7 @@ const SUSPECTS_MOST: usize = 4096;
 impl Stripe {
     pub(super) fn new(tables: Tables) -> Self {
         let held = Held { tables, ended: 0, noted: Noted::default(), suspects: Suspects::default() };
-        Self { begun: AtomicU64::new(0), held: Mutex::new(held), gate: Mutex::new(()) }
+        Self { begun: AtomicU64::new(0), held: Mutex::new(held), gate: Mutex::new(()), keeper: Mutex::new(None) }
     }
 
     #[inline]
@@ -68,9 +70,14 @@ impl Stripe {
         self.begun.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Waits while the gate is shut: for the recount of one key, and a bounded time before it.
-    pub(super) fn wait(&self) {
+    /// Waits while the gate is shut: for the recount of one key, and a bounded time before it. False, and nobody waits, where this thread has shut it.
+    #[cold]
+    pub(super) fn wait(&self) -> bool {
+        if *self.keeper.lock() == Some(current().id()) {
+            return false;
+        }
         drop(self.gate.lock());
+        true
     }
 
     /// How many brackets began, where none is open.
@@ -82,6 +89,7 @@ impl Stripe {
     /// Shuts the gate until the guard is dropped; none where another has.
     pub(super) fn shut(&self) -> Option<Shut<'_>> {
         let turn = self.gate.try_lock()?;
+        *self.keeper.lock() = Some(current().id());
         self.begun.fetch_or(SHUT, Ordering::SeqCst);
         Some(Shut { stripe: self, _turn: turn })
     }
@@ -97,6 +105,7 @@ pub(crate) struct Shut<'s> {
 impl Drop for Shut<'_> {
     fn drop(&mut self) {
         self.stripe.begun.fetch_and(!SHUT, Ordering::SeqCst);
+        *self.stripe.keeper.lock() = None;
     }
 }
 
