@@ -126,7 +126,8 @@ impl KeyBuf {
     /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.
     #[inline]
     pub(crate) fn hash64(&self) -> u64 {
-        let mut hasher = SeedableRandomState::with_seed(0, replay::seed()).build_hasher();
+        let (start, seed) = replay::seed();
+        let mut hasher = SeedableRandomState::with_seed(start, seed).build_hasher();
         match &self.0 {
             // Most keys are one integer: a word at once, without looking at a slice.
             Repr::Inline([.., len]) if *len == 8 => hasher.write_u64(self.word()),
