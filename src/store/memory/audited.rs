@@ -245,7 +245,10 @@ impl Reading<'_> {
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         let _turn = self.0.reading.lock();
-        self.0.watched.fetch_sub(1, Ordering::SeqCst);
+        if self.0.watched.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // Nobody asks for notes any more.
+            self.0.stripes.iter().for_each(|stripe| stripe.lock().noted.clear());
+        }
     }
 }
 

@@ -129,8 +129,14 @@ impl Table {
     /// Forgets the totals that `keep` refuses.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&KeyBuf) -> bool) {
         match self {
-            Self::Short { len, totals } => totals.retain(|(word, _)| keep(&KeyBuf::from_word(*word, *len))),
-            Self::Long(totals) => totals.retain(|(key, _)| keep(key)),
+            Self::Short { len, totals } => {
+                totals.retain(|(word, _)| keep(&KeyBuf::from_word(*word, *len)));
+                give_back(totals, |(word, _)| KeyBuf::from_word(*word, *len).hash64());
+            }
+            Self::Long(totals) => {
+                totals.retain(|(key, _)| keep(key));
+                give_back(totals, |(key, _)| key.hash64());
+            }
             Self::Ordered(totals) => totals.retain(|key, _| keep(key)),
         }
     }
@@ -170,14 +176,68 @@ fn add<K>(
     let sum = total.checked_add(delta).filter(|sum| sum.unsigned_abs() <= most)?;
     *total = sum;
     if sum == 0 {
-        remove(totals, hash, is);
+        remove(totals, hash, is, rehash);
     }
     Some(sum)
 }
 
 #[cold]
-fn remove<K>(totals: &mut HashTable<(K, i64)>, hash: u64, is: impl Fn(&(K, i64)) -> bool) {
+fn remove<K>(
+    totals: &mut HashTable<(K, i64)>,
+    hash: u64,
+    is: impl Fn(&(K, i64)) -> bool,
+    rehash: impl Fn(&(K, i64)) -> u64,
+) {
     if let Ok(found) = totals.find_entry(hash, is) {
         found.remove();
+    }
+    give_back(totals, rehash);
+}
+
+/// A table that held much more once gives its room back: what that costs was paid by removing as much.
+fn give_back<K>(totals: &mut HashTable<(K, i64)>, rehash: impl Fn(&(K, i64)) -> u64) {
+    if totals.capacity() > ROOM_KEPT && totals.len() < totals.capacity() / 8 {
+        totals.shrink_to(totals.len() * 2, rehash);
+    }
+}
+
+/// Room for so many totals is never given back.
+const ROOM_KEPT: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counter::Counter;
+
+    /// Its memory stayed that of the most totals that it ever held.
+    #[test]
+    fn a_table_gives_room_back_when_its_totals_go() {
+        let key = |n: i64, parts: KeyParts| match parts.fixed_len() {
+            Some(_) => KeyBuf::of::<i64>(n),
+            None => KeyBuf::of::<String>(format!("user {n}")),
+        };
+        for parts in [Counter::<i64>::new("a").def().parts(), Counter::<String>::new("a").def().parts()] {
+            let capacity = |table: &Table| match table {
+                Table::Short { totals, .. } => totals.capacity(),
+                Table::Long(totals) => totals.capacity(),
+                Table::Ordered(_) => 0,
+            };
+            let mut table = Table::new(parts);
+            let add = |table: &mut Table, n: i64, delta: i64| {
+                let key = key(n, parts);
+                table.add(key.hash64(), &key, delta, u64::MAX);
+            };
+            (0..100_000).for_each(|n| add(&mut table, n, n + 1));
+            assert!(capacity(&table) >= 100_000);
+            (0..99_990).for_each(|n| add(&mut table, n, -n - 1));
+            assert!(table.len() == 10 && capacity(&table) <= 2 * ROOM_KEPT, "{}", capacity(&table));
+            for n in 99_990..100_000 {
+                let key = key(n, parts);
+                assert_eq!(table.get(key.hash64(), &key), n + 1);
+            }
+            (0..100_000).for_each(|n| add(&mut table, n, 1));
+            table.retain(|_| false);
+            assert!(table.len() == 0 && capacity(&table) <= 2 * ROOM_KEPT, "{}", capacity(&table));
+        }
     }
 }
