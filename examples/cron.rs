@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token, run};
-use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+use keepcount::{Counter, Def, Layout, Record, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -101,6 +101,11 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
         _ => error,
     })?;
     println!("{}", report.table());
+    if mode == Mode::Repair && report.complete() {
+        // Rows that mean nothing any more, a thousand at a time, beside writers.
+        let mut sweep = Sweep::new();
+        while !SqliteStore::new(&conn, &LAYOUT).sweep(&mut sweep)?.complete {}
+    }
     Ok(match mode {
         // Before the limit: the calls that follow know nothing of this one's drift.
         Mode::Verify if report.drift() > 0 => 2,

@@ -125,6 +125,19 @@ pub enum Error {
         /// The last event that was applied.
         applied: u64,
     },
+    /// A stream whose log ends before the last event that a store applied: a log that was cut, and a store that was not. Events that get the lost ones' numbers
+    /// would be skipped.
+    #[error(
+        "stream {stream}: events up to {applied} were applied, and its log ends at {end}; restore an older snapshot or begin with an empty store, and replay, or number new events from {applied} + 1 on"
+    )]
+    LogCut {
+        /// The stream's name.
+        stream: String,
+        /// The last event that was applied.
+        applied: u64,
+        /// The last event that the log has; 0 where it has none.
+        end: u64,
+    },
     /// A sum over what was pruned, in part.
     #[error("counter {counter}: it was pruned before {cut}; ask under one head, from there on")]
     Pruned {

@@ -44,6 +44,8 @@ pub use store::SqliteStore;
 pub use store::{Applied, AsyncStore, Bracket, MemoryStore, Snapshot, Store};
 #[cfg(feature = "postgres")]
 pub use store::{PostgresStore, PreparedStatements};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use store::{Sweep, Swept};
 
 /// The example in docs/deploy.md is a test.
 #[cfg(doctest)]

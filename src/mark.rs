@@ -97,6 +97,14 @@ impl<'a> Mark<'a> {
     }
 }
 
+/// The first event that is to be delivered, where `applied` was the last one before and the stream's log ends at `end`.
+pub(crate) fn replay_from(stream: &str, applied: u64, end: u64) -> Result<u64> {
+    if applied > end {
+        return Err(Error::LogCut { stream: stream.to_owned(), applied, end });
+    }
+    Ok(applied.saturating_add(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -224,6 +224,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::NotReady { .. } => "not ready",
         Error::Gap { .. } => "gap",
         Error::Overlap { .. } => "overlap",
+        Error::LogCut { .. } => "log cut",
     }
 }
 

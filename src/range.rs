@@ -72,6 +72,13 @@ impl KeyRange {
         self
     }
 
+    /// The same keys, but none behind this one, which is a whole key.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn up_to(mut self, last: &KeyBuf) -> Self {
+        self.end = Bound::Included(last.clone());
+        self
+    }
+
     /// Whether a key is in it.
     #[must_use]
     pub fn contains(&self, key: &KeyBuf) -> bool {

@@ -2,6 +2,7 @@
 //! through a library of their own.
 
 mod ddl;
+mod sweep;
 pub(crate) mod value;
 
 use std::borrow::Cow;

@@ -334,3 +334,92 @@ fn an_outcome_that_nobody_learned_is_tried_again_until_it_is_known() {
         assert_eq!(rows(&conn), [("votes".to_owned(), last.cast_signed(), last.cast_signed())]);
     }
 }
+
+fn names(marks: &[(String, u64)]) -> Vec<(&str, u64)> {
+    marks.iter().map(|(stream, last)| (stream.as_str(), *last)).collect()
+}
+
+#[test]
+fn marks_are_listed_by_pages_and_a_forgotten_one_counts_its_events_again() {
+    let conn = database(&PLAIN);
+    let sqlite = SqliteStore::new(&conn, &PLAIN);
+    let memory = MemoryStore::new(&PLAIN);
+    let long = "s".repeat(256);
+    let streams = ["a", "b", "b\u{1}", "ba", "\u{e9}", long.as_str(), "Z"];
+    for (stream, last) in streams.iter().zip(1..) {
+        let (mark, mut batch) = (mark(stream, 1, last), events(stream, 1, last));
+        { sqlite }.apply_once(&mut batch, &mark).unwrap();
+        memory.apply_once(&mut events(stream, 1, last), &mark).unwrap();
+    }
+    // One of which nothing was applied leaves nothing.
+    assert!(memory.apply_once(&mut Batch::new(), &mark("gap", 2, 2)).is_err());
+    let mut sorted: Vec<(&str, u64)> = streams.iter().copied().zip(1..).collect();
+    sorted.sort_unstable();
+    for limit in [0, 1, 2, 3, 7, 100] {
+        for after in [None, Some(""), Some("a"), Some("b"), Some("c"), Some("\u{e9}"), Some("\u{ffff}")] {
+            let wanted: Vec<_> =
+                sorted.iter().filter(|(stream, _)| Some(*stream) > after).take(limit).copied().collect();
+            assert_eq!(names(&sqlite.marks(after, limit).unwrap()), wanted, "{after:?} {limit}");
+            assert_eq!(names(&memory.marks(after, limit)), wanted, "{after:?} {limit}");
+        }
+    }
+    assert_eq!((sqlite.forget_mark("b").unwrap(), memory.forget_mark("b")), (2, 2));
+    assert_eq!((sqlite.forget_mark("b").unwrap(), memory.forget_mark("b")), (0, 0));
+    assert_eq!((sqlite.marks(None, 100).unwrap().len(), memory.marks(None, 100).len()), (6, 6));
+    assert!(!memory.snapshot().to_bytes().unwrap().windows(3).any(|bytes| bytes == b"\x01b\x02"));
+    // Totals stay, and an event that is delivered again counts again.
+    let sum = |store: &SqliteStore<'_>| { *store }.total(SUM, "b").unwrap();
+    assert_eq!((sum(&sqlite), memory.total(SUM, "b").unwrap()), (3, 3));
+    assert!(!{ sqlite }.apply_once(&mut events("b", 1, 2), &mark("b", 1, 2)).unwrap().skipped);
+    assert!(!memory.apply_once(&mut events("b", 1, 2), &mark("b", 1, 2)).unwrap().skipped);
+    assert_eq!((sum(&sqlite), memory.total(SUM, "b").unwrap()), (6, 6));
+    conn.execute_batch("UPDATE keepcount_marks SET last = -1 WHERE stream = 'a'").unwrap();
+    for error in [sqlite.marks(None, 100).unwrap_err(), sqlite.forget_mark("a").unwrap_err()] {
+        assert_eq!(
+            error.to_string(),
+            "table keepcount_marks: the mark of stream a is -1, below 0; somebody else wrote it"
+        );
+    }
+    assert_eq!(sqlite.marks(Some("a"), 100).unwrap().len(), 5);
+}
+
+#[test]
+fn a_mark_that_is_forgotten_in_a_transaction_comes_back_with_it() {
+    let mut conn = database(&PLAIN);
+    deliver(&mut conn, &PLAIN, "votes", 1, 40);
+    let tx = conn.transaction().unwrap();
+    assert_eq!(SqliteStore::new(&tx, &PLAIN).forget_mark("votes").unwrap(), 40);
+    tx.rollback().unwrap();
+    assert_eq!(last_of(&conn, "votes"), 40);
+}
+
+/// A log that lost its end, and totals that did not: what came next was skipped event by event, without an error.
+#[test]
+fn a_mark_that_is_ahead_of_its_log_is_refused_before_events_are_delivered() {
+    let mut conn = database(&PLAIN);
+    deliver(&mut conn, &PLAIN, "votes", 1, 40);
+    let mut store = SqliteStore::new(&conn, &PLAIN);
+    let memory = MemoryStore::new(&PLAIN);
+    memory.apply_once(&mut events("votes", 1, 40), &mark("votes", 1, 40)).unwrap();
+    let memory = MemoryStore::restore(&PLAIN, &memory.snapshot()).unwrap();
+    // The log has 35 events; another gets the number 36.
+    assert!(store.apply_once(&mut events("votes", 36, 36), &mark("votes", 36, 36)).unwrap().skipped);
+    for (end, from) in [(40, Some(41)), (41, Some(41)), (u64::MAX, Some(41)), (39, None), (0, None)] {
+        for found in [store.replay_from("votes", end), memory.replay_from("votes", end)] {
+            match (found, from) {
+                (Ok(found), Some(from)) => assert_eq!(found, from),
+                (Err(error), None) => {
+                    assert_eq!(error.next(), Next::Fix);
+                    let (wanted, found) = (
+                        format!("stream votes: events up to 40 were applied, and its log ends at {end}; "),
+                        error.to_string(),
+                    );
+                    assert!(found.starts_with(&wanted), "{found}");
+                    assert!(matches!(error, Error::LogCut { applied: 40, end: known, .. } if known == end));
+                }
+                (found, _) => panic!("{end}: {found:?}"),
+            }
+        }
+    }
+    assert_eq!((store.replay_from("new", 0).unwrap(), memory.replay_from("new", 7).unwrap()), (1, 1));
+}

@@ -9,7 +9,7 @@ mod random;
 mod postgres_common;
 
 use keepcount::{
-    AsyncStore, Batch, Board, Counter, Decayed, Error, HalfLife, KeyError, Layout, Next, PostgresStore,
+    AsyncStore, Batch, Board, Counter, Decayed, Error, HalfLife, KeyError, Layout, Mark, Next, PostgresStore,
     PreparedStatements, SqliteStore, Store,
 };
 use postgres_common::{connect, shared};
@@ -540,6 +540,39 @@ async fn a_stream_with_a_zero_byte_is_refused() {
     let mut store = PostgresStore::new(&mut client, &FIRST);
     assert!(matches!(store.apply_once(&mut Batch::new(), &mark).await, Err(Error::Setting { setting: "stream", .. })));
     assert!(matches!(store.mark("a\0b").await, Err(Error::Setting { setting: "stream", .. })));
+}
+
+#[tokio::test]
+async fn marks_are_listed_by_pages_and_forgotten() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    let mut sorted = vec![("a", 1), ("b", 2), ("b\u{1}", 3), ("ba", 4), ("\u{e9}", 5), ("Z", 6)];
+    for (stream, last) in &sorted {
+        let mark = Mark::new(stream, 1, *last).unwrap();
+        store.apply_once(&mut Batch::new(), &mark).await.unwrap();
+    }
+    sorted.sort_unstable();
+    for limit in [0, 1, 2, 100] {
+        for after in [None, Some(""), Some("a"), Some("b"), Some("c"), Some("\u{e9}")] {
+            let wanted: Vec<_> = sorted
+                .iter()
+                .filter(|(stream, _)| Some(*stream) > after)
+                .take(limit)
+                .map(|(stream, last)| ((*stream).to_owned(), *last))
+                .collect();
+            assert_eq!(store.marks(after, limit).await.unwrap(), wanted, "{after:?} {limit}");
+        }
+    }
+    assert_eq!(store.replay_from("b", 2).await.unwrap(), 3);
+    assert!(matches!(store.replay_from("b", 1).await, Err(Error::LogCut { applied: 2, end: 1, .. })));
+    assert_eq!((store.forget_mark("b").await.unwrap(), store.forget_mark("b").await.unwrap()), (2, 0));
+    assert_eq!((store.mark("b").await.unwrap(), store.marks(None, 100).await.unwrap().len()), (0, 5));
+    for error in [store.marks(Some("\0"), 1).await.unwrap_err(), store.forget_mark("\0").await.unwrap_err()] {
+        assert!(error.to_string().contains("zero byte"), "{error}");
+    }
+    client.batch_execute("UPDATE keepcount_marks SET last = -1 WHERE stream = 'a'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &LAYOUT).marks(None, 9).await.unwrap_err();
+    assert!(error.to_string().contains("the mark of stream a is -1, below 0"), "{error}");
 }
 
 #[tokio::test]

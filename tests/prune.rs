@@ -11,8 +11,8 @@ use std::thread;
 use common::run_whole;
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Report, Source, SqliteAudit};
 use keepcount::{
-    Batch, Board, Counter, Def, Error, KeyBuf, KeyRange, Layout, MemoryStore, Ranking, Record, Snapshot, SqliteStore,
-    Store, Tally,
+    Batch, Board, Counter, Def, Error, KeyBuf, KeyRange, Layout, MemoryStore, Next, Ranking, Record, Snapshot,
+    SqliteStore, Store, Sweep, Swept, Tally,
 };
 use proptest::collection::vec;
 use proptest::option::weighted;
@@ -610,4 +610,158 @@ fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
     }
     let key = KeyBuf::of::<(i64, i64)>((5_i64, 15_i64));
     assert_eq!(SqliteStore::new(&conn, &LAYOUT).read(SHOW_DAYS.def(), &[key]).unwrap(), [120]);
+}
+
+const ALL_VOTES: Counter<()> = Counter::new("all.votes");
+const USER_SHOW: Counter<(String, i64)> = Counter::new("user.show");
+const SMALL: Counter<i8> = Counter::new("small");
+const FORUM: Layout = Layout::new(&[
+    ALL_VOTES.table(),
+    SETLIST_VOTES.table(),
+    USER_SHOW.table(),
+    SMALL.table(),
+    SETLIST_DAYS.table().prunable(),
+    SETLIST_SHOW.table(),
+    SHOW_DAYS.table().prunable(),
+])
+.boards(&[TRENDING.def()]);
+
+/// What comes and goes again: most totals end at 0.
+fn forum(store: &mut SqliteStore<'_>) {
+    for round in 0..60_i64 {
+        for delta in [1, if round % 5 == 0 { 0 } else { -1 }] {
+            let mut batch = Batch::new();
+            batch.add(ALL_VOTES, (), delta);
+            batch.add(SETLIST_VOTES, round, delta);
+            batch.add(USER_SHOW, (format!("user {}", round % 7), round), delta * 2);
+            batch.add(SMALL, i8::try_from(round - 30).unwrap(), delta);
+            batch.add(SETLIST_DAYS, (round % 4, round), delta);
+            batch.add(SETLIST_SHOW, (round % 4, round % 2), delta);
+            store.apply(&mut batch).unwrap();
+        }
+    }
+}
+
+/// Rows of each table of totals: all, and those of 0.
+fn rows_of(conn: &Connection) -> Vec<(i64, i64)> {
+    let count = |table: String| {
+        let text = format!("SELECT count(*), count(*) FILTER (WHERE total = 0) FROM {table}");
+        conn.query_row(&text, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    FORUM.counters().iter().map(|placed| count(placed.table_name())).collect()
+}
+
+/// All that can be read.
+fn readable(store: &mut SqliteStore<'_>) -> String {
+    let days = store.totals(SETLIST_DAYS).unwrap();
+    let users = store.totals(USER_SHOW).unwrap();
+    let (votes, all) = (store.totals(SETLIST_VOTES).unwrap(), store.totals(ALL_VOTES).unwrap());
+    let (small, shows) = (store.totals(SMALL).unwrap(), store.totals(SHOW_DAYS).unwrap());
+    let top = store.top(TRENDING, 100).unwrap();
+    format!("{days:?} {users:?} {votes:?} {all:?} {small:?} {shows:?} {top:?}")
+}
+
+/// Totals that had come and gone stayed as rows for ever.
+#[test]
+fn a_sweep_removes_totals_of_0_a_bounded_part_a_call_and_changes_nothing_that_is_read() {
+    for rows in [1, 7, 1_000] {
+        let conn = Connection::open_in_memory().unwrap();
+        let mut store = SqliteStore::new(&conn, &FORUM);
+        store.create().unwrap();
+        forum(&mut store);
+        let (before, read) = (rows_of(&conn), readable(&mut store));
+        let zeros: i64 = before.iter().map(|(_, zeros)| zeros).sum();
+        assert!(zeros > 200, "{before:?}");
+        let (mut sweep, mut gone, mut calls) = (Sweep::new().rows(rows), 0, 0);
+        loop {
+            let swept = store.sweep(&mut sweep).unwrap();
+            assert!(swept.looked <= rows as u64 && swept.totals <= swept.looked && swept.locks == 0, "{swept:?}");
+            (gone, calls) = (gone + swept.totals, calls + 1);
+            if swept.complete {
+                break;
+            }
+        }
+        assert_eq!((gone, calls > 1), (zeros.cast_unsigned(), rows < 1_000));
+        let after: Vec<_> = before.iter().map(|(all, zeros)| (all - zeros, 0)).collect();
+        assert_eq!(rows_of(&conn), after);
+        assert_eq!(readable(&mut store), read);
+        // From the first row on again: what came to 0 since.
+        forum(&mut store);
+        while !store.sweep(&mut sweep).unwrap().complete {}
+        assert!(rows_of(&conn).iter().all(|(_, zeros)| *zeros == 0));
+    }
+}
+
+#[test]
+fn a_sweep_takes_the_write_lock_only_for_what_there_is_to_remove() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Connection::open(dir.path().join("totals.db")).unwrap();
+    let (conn, other) = (open(), open());
+    conn.busy_timeout(std::time::Duration::ZERO).unwrap();
+    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    let mut store = SqliteStore::new(&conn, &FORUM);
+    store.create().unwrap();
+    let mut batch = Batch::new();
+    (0..20_i64).for_each(|key| batch.add(SETLIST_VOTES, key, 1));
+    store.apply(&mut batch).unwrap();
+    conn.execute_batch("INSERT INTO small VALUES (1, 0), (2, 5)").unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut sweep = Sweep::new().rows(20);
+    // A page without a total of 0.
+    assert_eq!(store.sweep(&mut sweep).unwrap().totals, 0);
+    let error = store.sweep(&mut sweep).unwrap_err();
+    assert_eq!(error.next(), Next::Retry, "{error}");
+    assert!(error.to_string().starts_with("removing totals of 0 of counter small: "), "{error}");
+    other.execute_batch("COMMIT").unwrap();
+    let swept = store.sweep(&mut sweep).unwrap();
+    assert_eq!((swept.looked, swept.totals, swept.complete), (2, 1, true));
+    // Part of the caller's transaction.
+    conn.execute_batch("UPDATE small SET total = 0; BEGIN").unwrap();
+    assert_eq!(store.sweep(&mut Sweep::new()).unwrap().totals, 1);
+    conn.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(rows_of(&conn)[3], (1, 1));
+    let swept: Swept = store.sweep(&mut Sweep::new().rows(0)).unwrap();
+    assert_eq!(swept.looked, 1, "at least one row a call");
+}
+
+/// Four writers bring totals to 0 and back while one removes them.
+#[test]
+fn a_sweep_beside_writers_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let conn = Connection::open(dir.path().join("totals.db")).unwrap();
+        conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+        conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
+        conn
+    };
+    let conn = open();
+    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    SqliteStore::new(&conn, &FORUM).create().unwrap();
+    let mut gone = 0;
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..4_i64)
+            .map(|writer| {
+                let open = &open;
+                scope.spawn(move || {
+                    let conn = open();
+                    for round in 0..150_i64 {
+                        let mut batch = Batch::new();
+                        for key in 0..10 {
+                            batch.add(SETLIST_VOTES, key, if (round + writer + key) % 2 == 0 { 1 } else { -1 });
+                        }
+                        batch.add(ALL_VOTES, (), 1);
+                        SqliteStore::new(&conn, &FORUM).apply(&mut batch).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let mut sweep = Sweep::new();
+        while !writers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            gone += SqliteStore::new(&conn, &FORUM).sweep(&mut sweep).unwrap().totals;
+        }
+    });
+    let mut store = SqliteStore::new(&conn, &FORUM);
+    assert_eq!(store.totals(SETLIST_VOTES).unwrap(), []);
+    assert_eq!(store.total(ALL_VOTES, ()).unwrap(), 600);
+    println!("{gone} totals of 0 went beside writers");
 }

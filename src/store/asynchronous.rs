@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::mark::Mark;
+use crate::mark::{self, Mark};
 use crate::range::KeyRange;
 
 /// A place where totals live that is asked over a connection; [`Store`](super::Store) says what each method does and how it fails.
@@ -36,6 +36,15 @@ pub trait AsyncStore: Send {
     ///
     /// What the database says.
     fn mark(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send;
+
+    /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::replay_from`](super::Store::replay_from).
+    fn replay_from(&mut self, stream: &str, end: u64) -> impl Future<Output = Result<u64>> + Send {
+        async move { mark::replay_from(stream, self.mark(stream).await?, end) }
+    }
 
     /// The totals of these keys, in their order; 0 where there is none.
     ///

@@ -28,7 +28,7 @@ use crate::counter::{Counter, Def, Placed};
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::mark::{self, Mark};
 use crate::observe;
 use crate::prune;
 use crate::range::KeyRange;
@@ -215,13 +215,14 @@ impl MemoryStore {
 
     fn apply_marked(&self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
         let began = observe::begin(observe::Place::Memory, batch);
-        let stream = self.marks.stream(mark.stream());
-        let turn = stream.turn();
+        let turn = self.marks.turn(mark.stream());
         if !mark.follows(turn.last())? {
             batch.spend();
             return Ok(Applied::skipped());
         }
         let applied = self.apply_many(batch, || turn.set(mark.last()))?;
+        // Before anybody is told: what a recorder of metrics does is not known here.
+        drop(turn);
         observe::applied(observe::Place::Memory, began, batch, &applied);
         batch.spend();
         Ok(applied)
@@ -231,6 +232,77 @@ impl MemoryStore {
     #[must_use]
     pub fn mark(&self, stream: &str) -> u64 {
         self.marks.last(stream)
+    }
+
+    /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`: the one behind the
+    /// [mark](Self::mark). Ask before the first event is delivered, for every stream with a mark, and for those whose log is gone with an `end` of 0.
+    ///
+    /// A log that loses its last events (it was not synced when the power went) and a store that keeps them do not fit: events that come next get
+    /// numbers that were applied, and would be skipped one by one, without an error. So a log must be on the disk before what names its position is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LogCut`](crate::Error::LogCut) when the mark is ahead of the log's end.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, Error, Layout, Mark, MemoryStore};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let mut log = vec![7, 7, 8]; // a show a vote, numbered from 1 on
+    /// let store = MemoryStore::new(&LAYOUT);
+    /// let mut batch = Batch::new();
+    /// log.iter().for_each(|show| batch.add(SHOW_VOTES, *show, 1));
+    /// store.apply_once(&mut batch, &Mark::new("votes", 1, 3)?)?;
+    /// let snapshot = store.snapshot();
+    ///
+    /// let store = MemoryStore::restore(&LAYOUT, &snapshot)?;
+    /// assert_eq!(store.replay_from("votes", log.len() as u64)?, 4);
+    /// log.truncate(1); // the disk had no more of it
+    /// assert!(matches!(store.replay_from("votes", log.len() as u64), Err(Error::LogCut { applied: 3, end: 1, .. })));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn replay_from(&self, stream: &str, end: u64) -> Result<u64> {
+        mark::replay_from(stream, self.mark(stream), end)
+    }
+
+    /// The streams behind one, in the order of their names' bytes, at most `limit`, each with its last event that was applied; from the first where
+    /// `after` is none.
+    #[must_use]
+    pub fn marks(&self, after: Option<&str>, limit: usize) -> Vec<(String, u64)> {
+        self.marks.page(after, limit)
+    }
+
+    /// Forgets the mark of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are. Whoever applies the stream just now
+    /// is waited for.
+    ///
+    /// A store without a mark takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, Layout, Mark, MemoryStore};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let store = MemoryStore::new(&LAYOUT);
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 1);
+    /// store.apply_once(&mut batch, &Mark::new("import 2026-11", 1, 1)?)?;
+    /// assert_eq!(store.marks(None, 100), [("import 2026-11".to_owned(), 1)]);
+    /// assert_eq!(store.forget_mark("import 2026-11"), 1);
+    /// assert_eq!((store.mark("import 2026-11"), store.total(SHOW_VOTES, 7)?), (0, 1));
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn forget_mark(&self, stream: &str) -> u64 {
+        let turn = self.marks.turn(stream);
+        // A snapshot that is taken meanwhile has it or has it not.
+        let _shared = self.gate.read();
+        turn.forget()
     }
 
     /// Remembers that a hook ran without a bracket since the last audit was made that counts on them. Writes only where that is new, and never goes

@@ -8,6 +8,8 @@ pub(crate) mod memory;
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod sweep;
 
 pub use asynchronous::AsyncStore;
 pub use memory::{Bracket, MemoryStore, Snapshot};
@@ -15,12 +17,14 @@ pub use memory::{Bracket, MemoryStore, Snapshot};
 pub use postgres::{PostgresStore, PreparedStatements};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use sweep::{Sweep, Swept};
 
 use crate::batch::Batch;
 use crate::counter::{Counter, Def};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::mark::Mark;
+use crate::mark::{self, Mark};
 use crate::range::KeyRange;
 
 /// A place where totals live.
@@ -79,6 +83,19 @@ pub trait Store {
     ///
     /// What the database says.
     fn mark(&mut self, stream: &str) -> Result<u64>;
+
+    /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`: the one behind the
+    /// [mark](Self::mark). Ask before the first event is delivered, for every stream with a mark, and for those whose log is gone with an `end` of 0.
+    ///
+    /// A log that loses its last events (it was not synced when the power went) and a store that keeps them do not fit: events that come next get
+    /// numbers that were applied, and would be skipped one by one, without an error. So a log must be on the disk before what names its position is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LogCut`] when the mark is ahead of the log's end, and as [`mark`](Self::mark).
+    fn replay_from(&mut self, stream: &str, end: u64) -> Result<u64> {
+        mark::replay_from(stream, self.mark(stream)?, end)
+    }
 
     /// The totals of these keys, in their order; 0 where there is none.
     ///

@@ -6,6 +6,7 @@ pub(crate) mod queries;
 mod ready;
 mod schema;
 mod session;
+mod sweep;
 mod writing;
 
 use std::fmt;

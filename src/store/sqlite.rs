@@ -4,6 +4,7 @@ pub(crate) mod cut;
 mod lost;
 mod ready;
 mod schema;
+mod sweep;
 pub(crate) mod transaction;
 mod unready;
 

@@ -147,6 +147,9 @@ impl MemoryStore {
     /// past is to be backfilled. So does a rollup of such a counter, because what it sums is nothing yet. A counter may have become
     /// [`prunable`](crate::Placed::prunable), or ceased to be where it was never pruned. The order of the layout does not matter.
     ///
+    /// Ask [`replay_from`](Self::replay_from) for each of its [`marks`](Self::marks) before events are delivered: a log that was cut, by a power loss say, does not
+    /// fit a snapshot that knows what it lost.
+    ///
     /// A [`Token`](crate::reconcile::Token) of the store that the snapshot was taken of is refused by an audit of this one: what was mended after the
     /// snapshot is not in it.
     ///
@@ -177,7 +180,7 @@ impl MemoryStore {
         }
         for (stream, last) in &snapshot.marks {
             let mark = Mark::new(stream, *last, *last).map_err(|error| failed(error.to_string()))?;
-            store.marks.stream(mark.stream()).turn().set(mark.last());
+            store.marks.turn(mark.stream()).set(mark.last());
         }
         Ok(store)
     }

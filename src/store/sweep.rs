@@ -1,0 +1,176 @@
+//! How far a clean-up has come, and what one call of it did: pure, the same for both databases.
+
+use super::TOTALS_PAGE;
+use crate::counter::Placed;
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+use crate::layout::Layout;
+use crate::range::KeyRange;
+use crate::sql;
+
+/// A clean-up of rows that mean nothing any more, a bounded part a call: the place of the next call, and how many rows one looks at.
+///
+/// What goes: totals of 0, which read as absent totals do; and in PostgreSQL, locks of children and of keys of boards. The rows that are
+/// left are those of totals other than 0, so a table grows with what there is and not with what there ever was.
+///
+/// It belongs to one store and layout. Keep it between calls; a new one begins at the first row, which does no harm.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "sqlite")] {
+/// use keepcount::{Batch, Counter, Layout, SqliteStore, Store, Sweep};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+///
+/// let conn = rusqlite::Connection::open_in_memory()?;
+/// let mut store = SqliteStore::new(&conn, &LAYOUT);
+/// store.create()?;
+/// for delta in [1, -1] {
+///     let mut batch = Batch::new();
+///     batch.add(SHOW_VOTES, 7, delta);
+///     store.apply(&mut batch)?;
+/// }
+///
+/// let mut sweep = Sweep::new().rows(500);
+/// let mut totals = 0;
+/// loop {
+///     let swept = store.sweep(&mut sweep)?; // one short transaction a page; look at a stop flag in between
+///     totals += swept.totals;
+///     if swept.complete {
+///         break;
+///     }
+/// }
+/// assert_eq!(totals, 1);
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sweep {
+    rows: usize,
+    at: At,
+}
+
+/// The table that is next, and the last key of it that was looked at.
+#[derive(Debug, Clone)]
+enum At {
+    /// The counter's position in the layout.
+    Totals(usize, Option<KeyBuf>),
+    #[cfg(feature = "postgres")]
+    Locks(LockKey),
+}
+
+/// The key of a lock: what it is of, its level, and the encoded key.
+#[cfg(feature = "postgres")]
+pub(crate) type LockKey = (String, i64, Vec<u8>);
+
+/// What one call of a clean-up did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Swept {
+    /// Rows that were looked at.
+    pub looked: u64,
+    /// Totals of 0 that went.
+    pub totals: u64,
+    /// Locks that went; 0 in SQLite, which has none.
+    pub locks: u64,
+    /// Whether the last row was reached: the next call begins at the first.
+    pub complete: bool,
+}
+
+/// Rows of one table that are looked at together, behind a key.
+pub(crate) struct Page {
+    pub(crate) placed: &'static Placed,
+    pub(crate) range: KeyRange,
+    pub(crate) rows: usize,
+}
+
+const ROWS: usize = 1000;
+
+impl Sweep {
+    /// From the first row on, 1,000 rows a call.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { rows: ROWS, at: At::Totals(0, None) }
+    }
+
+    /// How many rows a call looks at, at least 1; 1,000 by default. A call removes no more than that, a part in each transaction: so no writer
+    /// waits for long.
+    #[must_use]
+    pub const fn rows(mut self, rows: usize) -> Self {
+        self.rows = if rows == 0 { 1 } else { rows };
+        self
+    }
+
+    /// The next page of totals, where this call may look at more rows and there are more tables.
+    pub(crate) fn totals(&self, layout: &Layout, swept: &Swept) -> Option<Page> {
+        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
+        let At::Totals(position, after) = &self.at else { return None };
+        let placed = layout.counters().get(*position)?;
+        Some(Page { placed, range: KeyRange::after(after.as_ref()), rows: self.left(swept)? })
+    }
+
+    /// The next page of locks: behind which, and how many rows.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn locks(&self, swept: &Swept) -> Option<(Option<&LockKey>, usize)> {
+        let after = match &self.at {
+            At::Totals(..) => None,
+            At::Locks(after) => Some(after),
+        };
+        Some((after, self.left(swept)?))
+    }
+
+    fn left(&self, swept: &Swept) -> Option<usize> {
+        let looked = usize::try_from(swept.looked).unwrap_or(usize::MAX);
+        let left = self.rows.saturating_sub(looked).min(TOTALS_PAGE);
+        (left > 0).then_some(left)
+    }
+
+    /// A page was looked at, to this key; one that is shorter than it might be was the table's last.
+    pub(crate) fn passed(&mut self, page: &Page, keys: usize, last: Option<&KeyBuf>) {
+        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
+        if let At::Totals(position, after) = &mut self.at {
+            if keys < page.rows {
+                (*position, *after) = (*position + 1, None);
+            } else {
+                *after = last.cloned();
+            }
+        }
+    }
+
+    /// Whether every table of totals is behind.
+    pub(crate) fn is_through(&self, layout: &Layout) -> bool {
+        match &self.at {
+            At::Totals(position, _) => *position >= layout.counters().len(),
+            #[cfg(feature = "postgres")]
+            At::Locks(_) => true,
+        }
+    }
+
+    /// A page of locks was looked at, to this one.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn passed_locks(&mut self, last: LockKey) {
+        self.at = At::Locks(last);
+    }
+
+    /// The last row was reached.
+    pub(crate) fn begin_anew(&mut self) {
+        self.at = At::Totals(0, None);
+    }
+}
+
+/// A mark as a row of its table has it.
+pub(crate) fn mark_row((stream, last): (String, i64)) -> Result<(String, u64)> {
+    let Ok(last) = u64::try_from(last) else {
+        let reason = format!("the mark of stream {stream} is {last}, below 0; somebody else wrote it");
+        return Err(Error::Schema { table: sql::MARKS.to_owned(), reason });
+    };
+    Ok((stream, last))
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self::new()
+    }
+}
