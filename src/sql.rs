@@ -10,6 +10,9 @@ use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
 pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, MARKS, Migration, RUNS};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) use self::sweep::*;
+pub use self::sweep::{forget_mark, read_marks};
 pub use self::value::{TEXT_MOST, Value, key_values, push_key_part};
 pub(crate) use self::value::{head_values, push_key_values};
 use crate::batch::Batch;
