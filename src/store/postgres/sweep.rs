@@ -1,9 +1,10 @@
 //! Removes totals of 0 and locks beside writers, lists marks, and forgets them.
 
-use tokio_postgres::{Client, GenericClient, IsolationLevel};
+use tokio_postgres::{Client, GenericClient, Row};
 
-use super::{AsyncWork, Conn, PostgresStore, Session, commit_failed, failed, failed_on, read_total};
-use crate::error::{Error, Result};
+use super::writing::{Failed, check_stream};
+use super::{AsyncWork, PostgresStore, Session, Whose, failed, failed_on, read_total};
+use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::sweep::{LockKey, Page, Sweep, Swept, mark_row};
@@ -18,7 +19,7 @@ impl PostgresStore<'_, Client> {
     ///
     /// # Errors
     ///
-    /// What the database says; what was removed before stays removed, and the next call goes on there. [`Error::Setting`] within a transaction.
+    /// What the database says; what was removed before stays removed, and the next call goes on there.
     pub async fn sweep(&mut self, sweep: &mut Sweep) -> Result<Swept> {
         let mut swept = Swept::default();
         while let Some(page) = sweep.totals(self.layout, &swept) {
@@ -58,38 +59,36 @@ impl PostgresStore<'_, Client> {
         let range = page.range.clone().up_to(last);
         let query = sql::remove_zeros_of(Dialect::Postgres, page.placed, &range)?;
         let doing = format!("removing totals of 0 of counter {}", counter.full_name());
-        self.remove(&query, &doing, |error| failed_on("removing totals of 0", &counter, error)).await
+        self.transact(|| doing.clone(), Remove { query, table: &counter.table_name(), doing: &doing }).await
     }
 
     async fn remove_locks(&mut self, after: Option<&LockKey>, last: &LockKey) -> Result<u64> {
-        let doing = "removing locks";
-        self.remove(&sql::remove_locks(after, last), doing, |error| failed(doing, error)).await
+        let (query, doing) = (sql::remove_locks(after, last), "removing locks");
+        self.transact(|| doing.to_owned(), Remove { query, table: sql::LOCKS, doing }).await
     }
 
     async fn locks(&self, after: Option<&LockKey>, limit: usize) -> Result<Vec<LockKey>> {
-        let failed = |error| failed("reading locks", error);
+        let failed = |error| failed(Whose::Table(sql::LOCKS), "reading locks", error);
         let rows = self.session().query(&sql::locks(after, limit)).await.map_err(failed)?;
-        let lock = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
+        let lock = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
         rows.iter().map(|row| lock(row).map_err(failed)).collect()
     }
+}
 
-    /// Runs one statement in a transaction that sees what is committed, whatever the session's default is: above READ COMMITTED a row that another
-    /// changed meanwhile would fail it.
-    async fn remove(
-        &mut self,
-        query: &Query<'_>,
-        doing: &str,
-        on: impl Fn(tokio_postgres::Error) -> Error,
-    ) -> Result<u64> {
-        let (layout, prepared) = (self.layout, self.prepared);
-        let Conn::Own(client) = &mut self.conn else {
-            return Err(Error::setting("sweep", "it begins transactions, and the store is within one"));
-        };
-        let tx = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await;
-        let tx = tx.map_err(|error| failed(doing, error))?;
-        let gone = Session { client: &tx, layout, prepared }.execute(query).await.map_err(on)?;
-        tx.commit().await.map_err(|error| commit_failed(doing, error))?;
-        Ok(gone)
+/// Removes rows of one page, in a transaction that sees what is committed, whatever the session's default is: above READ COMMITTED a row that another changed
+/// meanwhile would fail it.
+struct Remove<'q> {
+    query: Query<'q>,
+    table: &'q str,
+    doing: &'q str,
+}
+
+impl AsyncWork<u64> for Remove<'_> {
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<u64, Failed> {
+        let set = session.client.batch_execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
+        set.map_err(|error| failed(Whose::Connection, self.doing, error))?;
+        let gone = session.execute(&self.query).await;
+        Ok(gone.map_err(|error| failed(Whose::Table(self.table), self.doing, error))?)
     }
 }
 
@@ -101,13 +100,13 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     ///
     /// What the database says, and [`Error::Schema`] for a mark that somebody else wrote.
     pub async fn marks(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
-        let failed = |error| failed("reading marks", error);
+        let failed = |error| failed(Whose::Table(sql::MARKS), "reading marks", error);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        super::writing::check_stream(after.unwrap_or_default())?;
+        check_stream(after.unwrap_or_default())?;
         let values = vec![Value::Text(after.unwrap_or_default().into()), Value::Integer(limit)];
         let query = Query { text: sql::read_marks(Dialect::Postgres), values };
         let rows = self.session().query(&query).await.map_err(failed)?;
-        let mark = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
+        let mark = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
         rows.iter().map(|row| mark(row).map_err(failed).and_then(mark_row)).collect()
     }
 
@@ -120,22 +119,22 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     ///
     /// As [`marks`](Self::marks); the mark stays then.
     pub async fn forget_mark(&mut self, stream: &str) -> Result<u64> {
-        super::writing::check_stream(stream)?;
-        let doing = format!("forgetting the mark of stream {stream}");
-        self.transact(&doing, ForgetMark { stream: stream.to_owned() }).await
+        check_stream(stream)?;
+        self.transact(|| format!("forgetting the mark of stream {stream}"), ForgetMark { stream }).await
     }
 }
 
-struct ForgetMark {
-    stream: String,
+struct ForgetMark<'s> {
+    stream: &'s str,
 }
 
-impl AsyncWork<u64> for ForgetMark {
-    async fn run<C: GenericClient + Send + Sync>(self, session: &Session<'_, C>) -> Result<u64> {
-        let failed = |error| failed(&format!("forgetting the mark of stream {}", self.stream), error);
-        let values = vec![Value::Text(self.stream.as_str().into())];
+impl AsyncWork<u64> for ForgetMark<'_> {
+    async fn run<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<u64, Failed> {
+        let doing = format!("forgetting the mark of stream {}", self.stream);
+        let failed = |error| failed(Whose::Table(sql::MARKS), &doing, error);
+        let values = vec![Value::Text(self.stream.into())];
         let rows = session.query(&Query { text: sql::forget_mark(Dialect::Postgres), values }).await.map_err(failed)?;
         let last = rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(failed)?;
-        Ok(mark_row((self.stream, last))?.1)
+        Ok(mark_row((self.stream.to_owned(), last))?.1)
     }
 }
