@@ -1,5 +1,5 @@
 //! What rollups cost: votes with the counters of their own rows, with rollups over two levels, and with all that a concert site keeps (decayed
-//! votes of three half-lives at three levels, and boards); in memory and in SQLite transactions of 1, 100 and 10,000 votes; and what reading costs.
+//! votes at three levels, and boards), of one half-life and of three; in memory and in SQLite transactions of 1, 100 and 10,000 votes; and what reading costs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -10,11 +10,17 @@ use std::time::Duration;
 
 use common::{Random, only_tested};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use keepcount::concert::{Concert, Setlist, Show, Status, Vote};
-use keepcount::{Batch, Date, KeyBuf, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use keepcount::concert::{Concert, Setlist, Show, Status, Trend, Trends, Vote};
+use keepcount::{Batch, Date, Key, KeyBuf, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
 type C = Concert<i64>;
+
+struct ThreeHalfLives;
+
+impl<K: Key> Trends<K> for ThreeHalfLives {
+    const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
+}
 
 const OWN: Layout = Layout::new(&[
     C::SETLIST_VOTES.table(),
@@ -32,8 +38,12 @@ const ROLLED_UP: Layout = Layout::new(&[
     C::SHOW_VOTES.table(),
     C::ARTIST_VOTES.table(),
 ]);
-const LAYOUTS: [(&str, &Layout); 3] =
-    [("own counters", &OWN), ("and two rollups", &ROLLED_UP), ("all of a concert site", &C::LAYOUT)];
+const LAYOUTS: [(&str, &Layout); 4] = [
+    ("own counters", &OWN),
+    ("and two rollups", &ROLLED_UP),
+    ("all of a concert site", &C::LAYOUT),
+    ("with three half-lives", &Concert::<i64, ThreeHalfLives>::LAYOUT),
+];
 
 const SETLISTS: u64 = 2_000;
 const SHOWS: u64 = 500;
@@ -47,7 +57,9 @@ impl Record for Counted<'_> {
 
     fn tally(&self, to: &mut Tally<'_>) {
         let Self(layout, setlist, user, at) = *self;
-        if layout.position(&C::SETLIST_TREND_7D.def()).is_ok() {
+        if layout.position(&Trend::<i64>::DAY.setlists.def()).is_ok() {
+            Vote::stored(Some(setlist), Some(user), true, at).decaying::<ThreeHalfLives>().tally(to);
+        } else if layout.position(&Trend::<i64>::WEEK.setlists.def()).is_ok() {
             Vote::stored(Some(setlist), Some(user), true, at).tally(to);
         } else {
             to.add(C::SETLIST_VOTES, setlist, 1);
@@ -165,7 +177,7 @@ fn reads(c: &mut Criterion) {
         group.bench_function("a total", |b| b.iter(|| store.total(C::SETLIST_VOTES, key()).unwrap()));
         group.bench_function("a rollup's total", |b| b.iter(|| store.total(C::SHOW_VOTES, key()).unwrap()));
         group.bench_function("100 totals", |b| b.iter(|| store.read(C::SETLIST_VOTES.def(), &page).unwrap()));
-        group.bench_function("first 10 of a board", |b| b.iter(|| store.top(C::TRENDING_7D, 10).unwrap()));
+        group.bench_function("first 10 of a board", |b| b.iter(|| store.top(Trend::<i64>::WEEK.board, 10).unwrap()));
         group.finish();
         conn.execute_batch(end).unwrap();
     }

@@ -3,16 +3,18 @@
 //! Nothing here is special: an application of any other domain declares its own in the same way.
 
 mod shows;
+mod trends;
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
 
 pub use self::shows::{ShowScore, ShowStanding};
+use self::trends::Listed;
+pub use self::trends::{Decaying, Trend, Trends, Week};
 use crate::board::{Board, BoardDef};
 use crate::counter::{Counter, Def, Placed};
 use crate::date::Date;
-use crate::decay::{Decayed, HalfLife};
 use crate::error::Result;
 use crate::key::{AsKey, Key};
 use crate::layout::Layout;
@@ -44,6 +46,8 @@ impl Id for &str {
 
 /// The counters and boards over keys of type `K`, and their layout.
 ///
+/// Votes decay with one half-life, of 7 days ([`Week`]), unless [`Trends`] of your own are given as `T`.
+///
 /// # Examples
 ///
 /// ```
@@ -63,15 +67,15 @@ impl Id for &str {
 /// assert_eq!(store.total(C::SHOW_VOTES, "sh1")?, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Concert<K>(PhantomData<fn() -> K>);
+pub struct Concert<K, T = Week>(PhantomData<fn() -> (K, T)>);
 
-impl<K> fmt::Debug for Concert<K> {
+impl<K, T> fmt::Debug for Concert<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Concert")
     }
 }
 
-impl<K: Key> Concert<K> {
+impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// Votes on a setlist, up and down.
     pub const SETLIST_VOTES: Counter<K> = Counter::new("setlist.votes");
     /// Votes up on a setlist.
@@ -105,73 +109,60 @@ impl<K: Key> Concert<K> {
     /// What followers and popularity are worth on the board of artists.
     pub const ARTIST_FAME: Counter<K> = Counter::new("artist.fame");
 
-    /// Decayed votes on a setlist, by epochs of 6 hours, 1 day, 7 days.
-    pub const SETLIST_TREND_6H: Counter<(K, i64)> = Counter::new("setlist.trend_6h");
-    /// See [`SETLIST_TREND_6H`](Self::SETLIST_TREND_6H).
-    pub const SETLIST_TREND_1D: Counter<(K, i64)> = Counter::new("setlist.trend_1d");
-    /// See [`SETLIST_TREND_6H`](Self::SETLIST_TREND_6H).
-    pub const SETLIST_TREND_7D: Counter<(K, i64)> = Counter::new("setlist.trend_7d");
-    /// Decayed votes on the setlists of a show.
-    pub const SHOW_TREND_6H: Counter<(K, i64)> =
-        Counter::<(K, i64)>::new("show.trend_6h").sum_of_tail(Self::SETLIST_TREND_6H, Self::SETLIST_SHOW);
-    /// See [`SHOW_TREND_6H`](Self::SHOW_TREND_6H).
-    pub const SHOW_TREND_1D: Counter<(K, i64)> =
-        Counter::<(K, i64)>::new("show.trend_1d").sum_of_tail(Self::SETLIST_TREND_1D, Self::SETLIST_SHOW);
-    /// See [`SHOW_TREND_6H`](Self::SHOW_TREND_6H).
-    pub const SHOW_TREND_7D: Counter<(K, i64)> =
-        Counter::<(K, i64)>::new("show.trend_7d").sum_of_tail(Self::SETLIST_TREND_7D, Self::SETLIST_SHOW);
-    /// Decayed votes on the setlists of an artist's shows.
-    pub const ARTIST_TREND_6H: Counter<(K, i64)> =
-        Counter::<(K, i64)>::new("artist.trend_6h").sum_of_tail(Self::SHOW_TREND_6H, Self::SHOW_ARTIST);
-    /// See [`ARTIST_TREND_6H`](Self::ARTIST_TREND_6H).
-    pub const ARTIST_TREND_1D: Counter<(K, i64)> =
-        Counter::<(K, i64)>::new("artist.trend_1d").sum_of_tail(Self::SHOW_TREND_1D, Self::SHOW_ARTIST);
-    /// See [`ARTIST_TREND_6H`](Self::ARTIST_TREND_6H).
-    pub const ARTIST_TREND_7D: Counter<(K, i64)> =
-        Counter::<(K, i64)>::new("artist.trend_7d").sum_of_tail(Self::SHOW_TREND_7D, Self::SHOW_ARTIST);
+    /// The half-lives that votes decay with, each with its counters and its board of shows.
+    pub const TRENDS: &'static [Trend<K>] = T::TRENDS;
 
     /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity / 10)), ties by id.
     pub const ARTISTS: Board<K> = Board::new("artist.board", Self::ARTIST_SCORE_OF, artist_score);
     const ARTIST_SCORE_OF: &'static [Def] =
         &[Self::ARTIST_LISTED.def(), Self::ARTIST_UPCOMING_SHOWS.def(), Self::ARTIST_FAME.def()];
-    /// Shows by decayed votes, with half-lives of 6 hours, 1 day, 7 days.
-    pub const TRENDING_6H: Board<K, Decayed> = Board::decayed("show.trending_6h", Self::SHOW_TREND_6H);
-    /// See [`TRENDING_6H`](Self::TRENDING_6H).
-    pub const TRENDING_1D: Board<K, Decayed> = Board::decayed("show.trending_1d", Self::SHOW_TREND_1D);
-    /// See [`TRENDING_6H`](Self::TRENDING_6H).
-    pub const TRENDING_7D: Board<K, Decayed> = Board::decayed("show.trending_7d", Self::SHOW_TREND_7D);
 
-    const PLACED: &'static [Placed] = &[
-        Self::ARTIST_LISTED.table(),
-        Self::ARTIST_FAME.table(),
-        Self::ARTIST_SHOWS.table(),
-        Self::ARTIST_UPCOMING_SHOWS.table(),
-        Self::ARTIST_SHOWS_AHEAD.table().prunable(),
-        Self::SHOW_UPCOMING.table(),
-        Self::SHOW_ARTIST.table(),
-        Self::SHOW_SETLISTS.table(),
-        Self::SETLIST_SHOW.table(),
-        Self::SETLIST_VOTES.table(),
-        Self::SETLIST_UPVOTES.table(),
-        Self::SETLIST_SCORE.table(),
-        Self::SETLIST_TREND_6H.table(),
-        Self::SETLIST_TREND_1D.table(),
-        Self::SETLIST_TREND_7D.table(),
-        Self::USER_VOTES.table(),
-        Self::SHOW_VOTES.table(),
-        Self::SHOW_TREND_6H.table(),
-        Self::SHOW_TREND_1D.table(),
-        Self::SHOW_TREND_7D.table(),
-        Self::ARTIST_VOTES.table(),
-        Self::ARTIST_TREND_6H.table(),
-        Self::ARTIST_TREND_1D.table(),
-        Self::ARTIST_TREND_7D.table(),
-    ];
-    const BOARDS: &'static [BoardDef] =
-        &[Self::ARTISTS.def(), Self::TRENDING_6H.def(), Self::TRENDING_1D.def(), Self::TRENDING_7D.def()];
+    const PLACED: &'static Listed<Placed> = &{
+        let mut placed = Listed::of(&[
+            Self::ARTIST_LISTED.table(),
+            Self::ARTIST_FAME.table(),
+            Self::ARTIST_SHOWS.table(),
+            Self::ARTIST_UPCOMING_SHOWS.table(),
+            Self::ARTIST_SHOWS_AHEAD.table().prunable(),
+            Self::SHOW_UPCOMING.table(),
+            Self::SHOW_ARTIST.table(),
+            Self::SHOW_SETLISTS.table(),
+            Self::SETLIST_SHOW.table(),
+            Self::SETLIST_VOTES.table(),
+            Self::SETLIST_UPVOTES.table(),
+            Self::SETLIST_SCORE.table(),
+        ]);
+        let mut trends = T::TRENDS;
+        while let [trend, rest @ ..] = trends {
+            placed.push(trend.setlists.table());
+            trends = rest;
+        }
+        placed.extend(&[Self::USER_VOTES.table(), Self::SHOW_VOTES.table()]);
+        trends = T::TRENDS;
+        while let [trend, rest @ ..] = trends {
+            placed.push(trend.shows.table());
+            trends = rest;
+        }
+        placed.push(Self::ARTIST_VOTES.table());
+        trends = T::TRENDS;
+        while let [trend, rest @ ..] = trends {
+            placed.push(trend.artists.table());
+            trends = rest;
+        }
+        placed
+    };
+    const BOARDS: &'static Listed<BoardDef> = &{
+        let mut boards = Listed::of(&[Self::ARTISTS.def()]);
+        let mut trends = T::TRENDS;
+        while let [trend, rest @ ..] = trends {
+            boards.push(trend.board.def());
+            trends = rest;
+        }
+        boards
+    };
 
     /// All of these counters, each in a table of its own, and the boards.
-    pub const LAYOUT: Layout = Layout::new(Self::PLACED).boards(Self::BOARDS);
+    pub const LAYOUT: Layout = Layout::new(Self::PLACED.as_slice()).boards(Self::BOARDS.as_slice());
 
     /// How many shows an artist has on this day and after it, whatever their status. No write is needed when a day passes.
     ///
@@ -188,34 +179,6 @@ fn artist_score(totals: &[i64]) -> Option<i64> {
     match totals {
         [listed, upcoming, fame] if *listed > 0 => Some(upcoming.saturating_add(*fame).max(1)),
         _ => None,
-    }
-}
-
-/// The half-lives that votes decay with, each with counters of its own.
-const HALF_LIVES: [HalfLife; 3] = [HalfLife::hours(6), HalfLife::days(1), HalfLife::days(7)];
-
-impl<K: Key> Concert<K> {
-    /// The half-lives, and for each the counter of decayed votes on setlists and the board of shows.
-    pub const TRENDS: [Trend<K>; 3] = [
-        Trend { half_life: HALF_LIVES[0], setlists: Self::SETLIST_TREND_6H, shows: Self::TRENDING_6H },
-        Trend { half_life: HALF_LIVES[1], setlists: Self::SETLIST_TREND_1D, shows: Self::TRENDING_1D },
-        Trend { half_life: HALF_LIVES[2], setlists: Self::SETLIST_TREND_7D, shows: Self::TRENDING_7D },
-    ];
-}
-
-/// Decayed votes with one half-life.
-pub struct Trend<K> {
-    /// After this time a vote weighs half.
-    pub half_life: HalfLife,
-    /// Where rows are counted; shows and artists are rollups of it.
-    pub setlists: Counter<(K, i64)>,
-    /// The board of shows.
-    pub shows: Board<K, Decayed>,
-}
-
-impl<K> fmt::Debug for Trend<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trend").field("half_life", &self.half_life).finish_non_exhaustive()
     }
 }
 
@@ -414,25 +377,23 @@ pub struct FutureVote {
 }
 
 impl<I: Id> Record for Vote<I> {
-    const COUNTERS: &'static [Def] = &[
-        Concert::<I::Key>::SETLIST_VOTES.def(),
-        Concert::<I::Key>::SETLIST_UPVOTES.def(),
-        Concert::<I::Key>::SETLIST_SCORE.def(),
-        Concert::<I::Key>::SETLIST_TREND_6H.def(),
-        Concert::<I::Key>::SETLIST_TREND_1D.def(),
-        Concert::<I::Key>::SETLIST_TREND_7D.def(),
-        Concert::<I::Key>::USER_VOTES.def(),
-    ];
+    const COUNTERS: &'static [Def] = Decaying::<I, Week>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
+        self.tally_with(<Week as Trends<I::Key>>::TRENDS, to);
+    }
+}
+
+impl<I: Id> Vote<I> {
+    fn tally_with(&self, trends: &[Trend<I::Key>], to: &mut Tally<'_>) {
         if let Some(setlist) = &self.setlist {
             to.add(Concert::<I::Key>::SETLIST_VOTES, setlist, 1);
             if self.up {
                 to.add(Concert::<I::Key>::SETLIST_UPVOTES, setlist, 1);
             }
             to.add(Concert::<I::Key>::SETLIST_SCORE, setlist, if self.up { 1 } else { -1 });
-            for Trend { half_life, setlists, .. } in Concert::<I::Key>::TRENDS {
-                to.add(setlists, (setlist, half_life.epoch(self.created_at)), half_life.weight(self.created_at));
+            for Trend { half_life, setlists, .. } in trends {
+                to.add(*setlists, (setlist, half_life.epoch(self.created_at)), half_life.weight(self.created_at));
             }
         }
         if let Some(user) = &self.user {

@@ -801,6 +801,40 @@ fn a_writer_that_holds_its_lock_stops_no_verify_and_is_named_by_a_replay() {
     site.run("replay more.jsonl").exits(0);
 }
 
+/// What the demonstration's tables say behind a line's label: without the first number, which is how often or how large, statements, rows read and
+/// rows written.
+fn costs_of(ran: &Ran, label: &str) -> Vec<[u64; 3]> {
+    let numbers = |line: &str| -> Vec<u64> {
+        let words = line.split_whitespace().filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        words.filter_map(|word| word.replace(',', "").parse().ok()).collect()
+    };
+    let lines = ran.out.lines().filter(|line| line.trim_start().starts_with(label));
+    lines.map(|line| numbers(line).last_chunk().copied().unwrap_or_else(|| panic!("{line}"))).collect()
+}
+
+/// Neither day has the whole season's events in it; the replaced jobs grow with the rows, and keepcount with the events alone.
+#[track_caller]
+fn a_day_costs_what_its_events_are(ran: &Ran) {
+    let (jobs, hooks) = (costs_of(ran, "the replaced system"), costs_of(ran, "keepcount"));
+    assert_eq!(
+        (jobs.len(), hooks.len()),
+        (5, 5),
+        "the busiest day, the mean one, and that one at three sizes: {}",
+        ran.out
+    );
+    for (jobs, hooks) in jobs.iter().zip(&hooks) {
+        assert!(hooks[0] > 0 && jobs[0] > 10 * hooks[0] && jobs[2] > 10 * hooks[2], "{}", ran.out);
+    }
+    for pair in [[2, 3], [3, 4]] {
+        let [jobs_grow, hooks_grow] = [&jobs, &hooks].map(|costs| pair.map(|at| costs[at]));
+        for at in 0..3 {
+            let tenths = 10 * jobs_grow[1][at] / jobs_grow[0][at];
+            assert!((90..=105).contains(&tenths), "{tenths} tenths: {}", ran.out);
+            assert!(hooks_grow[0][at].abs_diff(hooks_grow[1][at]) * 20 <= hooks_grow[0][at], "{}", ran.out);
+        }
+    }
+}
+
 #[test]
 fn the_demonstration_needs_nothing_and_shows_everything() {
     let site = Site::new();
@@ -817,6 +851,7 @@ fn the_demonstration_needs_nothing_and_shows_everything() {
     let files = site.files();
     assert_eq!(files.len(), 1, "{files:?}");
     shows(&ran, &[&files[0]]);
+    a_day_costs_what_its_events_are(&ran);
     fs::rename(site.path(&files[0]), site.path("site.db")).unwrap();
     let conn = site.open();
     let rows = |table: &str| concert_common::number(&conn, &format!("SELECT count(*) FROM {table}"));

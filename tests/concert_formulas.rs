@@ -5,8 +5,8 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use keepcount::concert::{Artist, Concert, Setlist, Show, ShowStanding, Status, Vote};
-use keepcount::{Batch, Date, Decayed, HalfLife, MemoryStore, Ranked, Ranking, SqliteStore};
+use keepcount::concert::{Artist, Concert, Setlist, Show, ShowStanding, Status, Trend, Trends, Vote};
+use keepcount::{Batch, Date, Decayed, HalfLife, Key, MemoryStore, Ranked, Ranking, SqliteStore};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -14,7 +14,14 @@ mod concert_common;
 
 use concert_common::{Random, Site, at, but, delete, history, now, setlist, update, vote};
 
-type C = Concert<String>;
+type C = Concert<String, HalfLives>;
+
+/// Those that the example has chosen.
+struct HalfLives;
+
+impl<K: Key> Trends<K> for HalfLives {
+    const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
+}
 
 // The events.
 
@@ -392,17 +399,19 @@ impl Memory {
                 Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get(3)?))
             })
         {
-            batch.insert(&Vote::stored(Some(setlist.as_str()), Some(user.as_str()), kind == "up", created_at));
+            let vote = Vote::stored(Some(setlist.as_str()), Some(user.as_str()), kind == "up", created_at);
+            batch.insert(&vote.decaying::<HalfLives>());
         }
         store.apply(&mut batch).unwrap();
         let mut artists = Ranking::new(C::ARTISTS);
         artists.rebuild(&mut &store).unwrap();
-        let trending = C::TRENDS.map(|trend| {
-            let mut ranking = Ranking::new(trend.shows);
+        let ranked = C::TRENDS.iter().map(|trend| {
+            let mut ranking = Ranking::new(trend.board);
             ranking.rebuild(&mut &store).unwrap();
             ranking
         });
-        Self { store, artists, trending: trending.into() }
+        let trending = ranked.collect();
+        Self { store, artists, trending }
     }
 }
 
@@ -489,10 +498,10 @@ fn shows_are_right(
 fn trending_is_right(site: &Site, conn: &Connection, memory: &Memory, days: &[Date]) {
     let votes = votes(conn);
     let store = SqliteStore::new(conn, &C::LAYOUT);
-    for (trend, ranking) in C::TRENDS.into_iter().zip(&memory.trending) {
+    for (trend, ranking) in C::TRENDS.iter().zip(&memory.trending) {
         let half_life = trend.half_life;
         let wanted = trending(half_life, &votes);
-        let found = store.top(trend.shows, usize::MAX).unwrap();
+        let found = store.top(trend.board, usize::MAX).unwrap();
         assert!(found.iter().map(|line| &line.key).eq(&wanted), "{half_life}");
         assert!(found.iter().map(|line| line.rank).eq(1..=wanted.len() as u64));
         assert!(ranking.top(usize::MAX).unwrap() == found, "{half_life}: in memory");

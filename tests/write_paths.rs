@@ -10,17 +10,24 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Kinds, Trace, run_whole};
-use keepcount::concert::{Artist, Concert, Setlist, Show, Status, Vote};
+use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Layout, MemoryStore, Next, Record, SqliteStore, Store,
-    Tally,
+    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Key, Layout, MemoryStore, Next, Record, SqliteStore,
+    Store, Tally,
 };
 use rusqlite::{Connection, OptionalExtension, Row};
 use tempfile::TempDir;
 
-type C = Concert<i64>;
+type C = Concert<i64, HalfLives>;
+
+/// More than the one that is kept without a choice.
+struct HalfLives;
+
+impl<K: Key> Trends<K> for HalfLives {
+    const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
+}
 
 const TABLES: &str = "
     CREATE TABLE artists (id INTEGER PRIMARY KEY, followers INTEGER NOT NULL, popularity INTEGER NOT NULL, name TEXT);
@@ -215,8 +222,12 @@ fn show(row: &ShowRow) -> Show<i64> {
 }
 
 /// As it is stored; writes of the application go through `Vote::new`.
-fn vote(row: VoteRow) -> Vote<i64> {
-    Vote::stored(row.0, row.1, row.2, row.3)
+fn vote(row: VoteRow) -> Decaying<i64, HalfLives> {
+    Vote::stored(row.0, row.1, row.2, row.3).decaying()
+}
+
+fn given(row: VoteRow) -> Decaying<i64, HalfLives> {
+    Vote::new(row.0, row.1, row.2, row.3, NOW).unwrap().decaying()
 }
 
 fn read_artist(row: &Row<'_>) -> rusqlite::Result<(i64, i64, i64)> {
@@ -256,7 +267,7 @@ fn insert_vote(conn: &Connection, batch: &mut Batch, id: i64, row: (Option<i64>,
 
 fn insert_vote_at(conn: &Connection, batch: &mut Batch, id: i64, row: VoteRow) {
     conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4, ?5)", (id, row.0, row.1, row.2, row.3)).unwrap();
-    batch.insert(&Vote::new(row.0, row.1, row.2, row.3, NOW).unwrap());
+    batch.insert(&given(row));
 }
 
 fn update_artist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
@@ -285,7 +296,7 @@ fn update_vote(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
     let old = conn.query_row(&format!("SELECT {VOTE} FROM votes WHERE id = ?1"), [id], read_vote).unwrap();
     let text = format!("UPDATE votes SET {set} WHERE id = ?1 RETURNING {VOTE}");
     let new = conn.query_row(&text, [id], read_vote).unwrap();
-    batch.update(&vote(old), &Vote::new(new.0, new.1, new.2, new.3, NOW).unwrap());
+    batch.update(&vote(old), &given(new));
 }
 
 /// Whether there was such a vote.
@@ -356,7 +367,7 @@ fn inserts_and_deletes_count_up_and_down() {
     }
     assert_eq!(store(&conn).totals(C::USER_VOTES).unwrap(), []);
     assert_eq!(store(&conn).totals(C::SHOW_VOTES).unwrap(), []);
-    assert_eq!(store(&conn).totals(C::ARTIST_TREND_7D).unwrap(), []);
+    assert_eq!(store(&conn).totals(Trend::<i64>::WEEK.artists).unwrap(), []);
     assert_eq!(total(&conn, C::SHOW_SETLISTS, 10), 2);
 }
 
@@ -475,7 +486,7 @@ fn a_vote_from_the_future_is_refused_before_it_counts() {
     let refused = Vote::new(Some(100), Some(7), true, AT + 1, AT).unwrap_err();
     assert_eq!((refused.created_at, refused.now), (AT + 1, AT));
     assert_eq!(refused.to_string(), format!("created_at is {}, later than now, {AT}", AT + 1));
-    assert_eq!(Vote::new(Some(100), Some(7), true, AT, AT), Ok(vote((Some(100), Some(7), true, AT))));
+    assert_eq!(Vote::new(Some(100), Some(7), true, AT, AT), Ok(Vote::stored(Some(100), Some(7), true, AT)));
     // One that is stored already goes as it came.
     let conn = database();
     fill(&conn);
@@ -562,6 +573,39 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         assert_eq!((applied.totals, applied.statements, ran.reads), cost, "{name}");
         assert_eq!((ran.writes as u64, ran.others), (applied.statements, vec![]), "{name}: what is told is what ran");
     }
+}
+
+/// Each half-life costs a vote three totals and a line of a board; without a choice there is one.
+#[test]
+fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
+    type One = Concert<i64>;
+    let mut conn = Connection::open_in_memory().unwrap();
+    let trace = Trace::on(&mut conn);
+    let mut store = SqliteStore::new(&conn, &One::LAYOUT);
+    store.create().unwrap();
+    assert_eq!((One::LAYOUT.counters().len(), C::LAYOUT.counters().len()), (18, 24));
+    let tables = One::LAYOUT.counters().iter().map(keepcount::Placed::table_name);
+    let trends: Vec<String> = tables.filter(|table| table.contains("trend")).collect();
+    assert_eq!(trends, ["setlist_trend_7d", "show_trend_7d", "artist_trend_7d"]);
+    let boards: Vec<&str> = One::LAYOUT.board_defs().iter().map(keepcount::BoardDef::name).collect();
+    assert_eq!(boards, ["artist.board", "show.trending_7d"]);
+
+    let mut batch = Batch::new();
+    batch.insert(&Show::new(10_i64, Some(1), day("2025-06-01"), Status::Upcoming));
+    batch.insert(&Setlist::new(100_i64, Some(10)));
+    batch.insert(&Vote::stored(Some(100_i64), Some(7), true, AT));
+    store.apply(&mut batch).unwrap();
+    trace.take();
+    batch.insert(&Vote::stored(Some(100_i64), Some(8), true, AT));
+    let applied = store.apply(&mut batch).unwrap();
+    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show and artist. One board. It reads two links, the
+    // show's epochs and its line.
+    assert_eq!((applied, trace.kinds().reads), (Applied::new(9, 10), 4));
+    let week = HalfLife::days(7);
+    assert_eq!(store.total(Trend::<i64>::WEEK.artists, (1_i64, week.epoch(AT))).unwrap(), 2 * week.weight(AT));
+    assert_eq!(store.top(Trend::<i64>::WEEK.board, 9).unwrap()[0].key, 10);
+    batch.insert(&vote((Some(100), Some(9), true, AT)));
+    assert!(matches!(store.apply(&mut batch), Err(Error::UnknownCounter { .. })), "half-lives that the layout lacks");
 }
 
 #[test]
@@ -843,18 +887,18 @@ const BOARDLESS: Layout = Layout::new(&[
     C::SETLIST_VOTES.table(),
     C::SETLIST_UPVOTES.table(),
     C::SETLIST_SCORE.table(),
-    C::SETLIST_TREND_6H.table(),
-    C::SETLIST_TREND_1D.table(),
-    C::SETLIST_TREND_7D.table(),
+    Trend::<i64>::HOURS_6.setlists.table(),
+    Trend::<i64>::DAY.setlists.table(),
+    Trend::<i64>::WEEK.setlists.table(),
     C::USER_VOTES.table(),
     C::SHOW_VOTES.table(),
-    C::SHOW_TREND_6H.table(),
-    C::SHOW_TREND_1D.table(),
-    C::SHOW_TREND_7D.table(),
+    Trend::<i64>::HOURS_6.shows.table(),
+    Trend::<i64>::DAY.shows.table(),
+    Trend::<i64>::WEEK.shows.table(),
     C::ARTIST_VOTES.table(),
-    C::ARTIST_TREND_6H.table(),
-    C::ARTIST_TREND_1D.table(),
-    C::ARTIST_TREND_7D.table(),
+    Trend::<i64>::HOURS_6.artists.table(),
+    Trend::<i64>::DAY.artists.table(),
+    Trend::<i64>::WEEK.artists.table(),
 ]);
 
 /// In the layout's order, and in key order: so that two writers on a server's tables never wait for each other in a circle.

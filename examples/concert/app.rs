@@ -3,6 +3,7 @@
 //! They run in the caller's transaction, which began with BEGIN IMMEDIATE: what an update reads as the old row is what it
 //! replaces. A delete counts the rows that it removed itself (RETURNING). All deltas go to the caller's batch.
 
+use keepcount::concert::Trends;
 use keepcount::{Batch, Record, sql};
 use rusqlite::{Connection, OptionalExtension as _, Params, ffi, params};
 
@@ -10,22 +11,22 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Row, Table};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 
-/// Applies one event to the rows and its deltas to the batch. After an error both hold half of it: the caller rolls back
+/// Applies one event to the rows and its deltas, of votes with the half-lives `T`, to the batch. After an error both hold half of it: the caller rolls back
 /// its savepoint and drops its batch.
-pub fn apply(db: &Connection, event: &Event, batch: &mut Batch) -> Result<()> {
+pub fn apply<T: Trends<String>>(db: &Connection, event: &Event, batch: &mut Batch) -> Result<()> {
     match event {
         Event::Insert(Row::Artist(row)) => insert_artist(db, row, batch),
         Event::Insert(Row::Show(row)) => insert_show(db, row, batch),
         Event::Insert(Row::Setlist(row)) => insert_setlist(db, row, batch),
-        Event::Insert(Row::Vote(row)) => insert_vote(db, row, batch),
+        Event::Insert(Row::Vote(row)) => insert_vote::<T>(db, row, batch),
         Event::Update(Row::Artist(row)) => update_artist(db, row, batch),
         Event::Update(Row::Show(row)) => update_show(db, row, batch),
         Event::Update(Row::Setlist(row)) => update_setlist(db, row, batch),
-        Event::Update(Row::Vote(row)) => update_vote(db, row, batch),
-        Event::Delete(Table::Artists, id) => delete_artist(db, id, batch),
-        Event::Delete(Table::Shows, id) => delete_show(db, id, batch),
-        Event::Delete(Table::Setlists, id) => delete_setlist(db, id, batch),
-        Event::Delete(Table::Votes, id) => delete_vote(db, id, batch),
+        Event::Update(Row::Vote(row)) => update_vote::<T>(db, row, batch),
+        Event::Delete(Table::Artists, id) => delete_artist::<T>(db, id, batch),
+        Event::Delete(Table::Shows, id) => delete_show::<T>(db, id, batch),
+        Event::Delete(Table::Setlists, id) => delete_setlist::<T>(db, id, batch),
+        Event::Delete(Table::Votes, id) => delete_vote::<T>(db, id, batch),
     }?;
     check_keys(sql::Dialect::Sqlite, batch)
 }
@@ -67,14 +68,14 @@ fn insert_setlist(db: &Connection, setlist: &SetlistRow, batch: &mut Batch) -> R
     Ok(())
 }
 
-fn insert_vote(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
+fn insert_vote<T: Trends<String>>(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
     execute(
         db,
         "INSERT INTO votes (id, setlist_id, user_id, kind, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![vote.id, vote.setlist_id, vote.user_id, vote.kind, vote.created_at],
     )
     .map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
-    batch.insert(vote);
+    batch.insert(&vote.decaying::<T>());
     Ok(())
 }
 
@@ -112,7 +113,7 @@ fn update_setlist(db: &Connection, setlist: &SetlistRow, batch: &mut Batch) -> R
     Ok(())
 }
 
-fn update_vote(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
+fn update_vote<T: Trends<String>>(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
     let find = "SELECT id, setlist_id, user_id, kind, created_at FROM votes WHERE id = ?1";
     let old = one(db, find, &vote.id, VoteRow::read)?.ok_or_else(|| absent("vote", &vote.id))?;
     execute(
@@ -121,13 +122,13 @@ fn update_vote(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()>
         params![vote.id, vote.setlist_id, vote.user_id, vote.kind, vote.created_at],
     )
     .map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
-    batch.update(&old, vote);
+    batch.update(&old.decaying::<T>(), &vote.decaying::<T>());
     Ok(())
 }
 
 // Deletes go from the children up, and count each row that goes.
 
-fn delete_artist(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
+fn delete_artist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let votes = "DELETE FROM votes WHERE setlist_id IN (
                      SELECT setlists.id FROM shows JOIN setlists ON setlists.show_id = shows.id WHERE shows.artist_id = ?1
                  ) RETURNING id, setlist_id, user_id, kind, created_at";
@@ -135,35 +136,35 @@ fn delete_artist(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
                     RETURNING id, show_id";
     let shows = "DELETE FROM shows WHERE artist_id = ?1 RETURNING id, artist_id, date, status";
     let artist = "DELETE FROM artists WHERE id = ?1 RETURNING id, name, followers, popularity";
-    delete(db, votes, id, VoteRow::read, batch)?;
+    delete_votes::<T>(db, votes, id, batch)?;
     delete(db, setlists, id, SetlistRow::read, batch)?;
     delete(db, shows, id, ShowRow::read, batch)?;
     let deleted = delete(db, artist, id, ArtistRow::read, batch)?;
     if deleted == 0 { Err(absent("artist", id)) } else { Ok(()) }
 }
 
-fn delete_show(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
+fn delete_show<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let votes = "DELETE FROM votes WHERE setlist_id IN (SELECT id FROM setlists WHERE show_id = ?1)
                  RETURNING id, setlist_id, user_id, kind, created_at";
     let setlists = "DELETE FROM setlists WHERE show_id = ?1 RETURNING id, show_id";
     let show = "DELETE FROM shows WHERE id = ?1 RETURNING id, artist_id, date, status";
-    delete(db, votes, id, VoteRow::read, batch)?;
+    delete_votes::<T>(db, votes, id, batch)?;
     delete(db, setlists, id, SetlistRow::read, batch)?;
     let deleted = delete(db, show, id, ShowRow::read, batch)?;
     if deleted == 0 { Err(absent("show", id)) } else { Ok(()) }
 }
 
-fn delete_setlist(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
+fn delete_setlist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let votes = "DELETE FROM votes WHERE setlist_id = ?1 RETURNING id, setlist_id, user_id, kind, created_at";
     let setlist = "DELETE FROM setlists WHERE id = ?1 RETURNING id, show_id";
-    delete(db, votes, id, VoteRow::read, batch)?;
+    delete_votes::<T>(db, votes, id, batch)?;
     let deleted = delete(db, setlist, id, SetlistRow::read, batch)?;
     if deleted == 0 { Err(absent("setlist", id)) } else { Ok(()) }
 }
 
-fn delete_vote(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
+fn delete_vote<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let vote = "DELETE FROM votes WHERE id = ?1 RETURNING id, setlist_id, user_id, kind, created_at";
-    let deleted = delete(db, vote, id, VoteRow::read, batch)?;
+    let deleted = delete_votes::<T>(db, vote, id, batch)?;
     if deleted == 0 { Err(absent("vote", id)) } else { Ok(()) }
 }
 
@@ -181,9 +182,17 @@ fn one<R>(db: &Connection, text: &str, id: &str, read: Read<R>) -> rusqlite::Res
 
 /// Runs a DELETE .. RETURNING and its hook for every row that it removed; says how many those were.
 fn delete<R: Record>(db: &Connection, text: &str, id: &str, read: Read<R>, batch: &mut Batch) -> Result<u64> {
+    each_deleted(db, text, id, read, |row| batch.delete(&row))
+}
+
+fn delete_votes<T: Trends<String>>(db: &Connection, text: &str, id: &str, batch: &mut Batch) -> Result<u64> {
+    each_deleted(db, text, id, VoteRow::read, |vote| batch.delete(&vote.decaying::<T>()))
+}
+
+fn each_deleted<R>(db: &Connection, text: &str, id: &str, read: Read<R>, mut hook: impl FnMut(R)) -> Result<u64> {
     let mut deleted = 0;
     for row in db.prepare_cached(text)?.query_map([id], read)? {
-        batch.delete(&row?);
+        hook(row?);
         deleted += 1;
     }
     Ok(deleted)

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use keepcount::concert::{Concert, Trends};
 use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, Token};
 use rusqlite::Connection;
 
@@ -28,9 +29,10 @@ pub struct Scope {
 /// whose tally they must agree with, of which every repair first looks at a sample. SQL cannot say how votes decay: their rows are recounted
 /// by the tally itself. Rollups have no rows of their own.
 ///
-/// Said once for both databases: `$read` reads a row of that database, `$wait` is `await` where adding a source waits for an answer.
+/// Said once for both databases: `$read` reads a row of that database, `$wait` is `await` where adding a source waits for an answer. `$trends` are
+/// the half-lives that are counted.
 macro_rules! declare_sources {
-    ($audit:ident, $Source:ident, $read:ident $(, $wait:tt)?) => {{
+    ($audit:ident, $Source:ident, $read:ident, $trends:expr $(, $wait:tt)?) => {{
         let shows = || $Source::table("shows", ["artist_id"]);
         let setlists = || $Source::table("setlists", ["show_id"]);
         let votes = || $Source::table("votes", ["setlist_id"]);
@@ -59,7 +61,7 @@ macro_rules! declare_sources {
         $audit.add(C::SETLIST_UPVOTES, up.rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
         $audit.add(C::SETLIST_SCORE, score.rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
         $audit.add(C::USER_VOTES, votes_of_users().rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
-        for trend in C::TRENDS {
+        for trend in $trends {
             let epochs = $Source::table("votes", ["setlist_id", "created_at"]).per(trend.half_life.as_seconds());
             $audit.add(trend.setlists, epochs.rows(VoteRow::COLUMNS, VoteRow::$read).by_tally())$(.$wait)??;
         }
@@ -68,9 +70,9 @@ macro_rules! declare_sources {
 
 pub(crate) use declare_sources;
 
-pub fn sources(conn: &Connection) -> Result<SqliteAudit<'_>> {
-    let mut audit = SqliteAudit::new(conn, &C::LAYOUT)?;
-    declare_sources!(audit, Source, read);
+pub fn sources<T: Trends<String>>(conn: &Connection) -> Result<SqliteAudit<'_>> {
+    let mut audit = SqliteAudit::new(conn, &Concert::<String, T>::LAYOUT)?;
+    declare_sources!(audit, Source, read, T::TRENDS);
     Ok(audit)
 }
 

@@ -1,92 +1,110 @@
-//! What a day costs: the replaced system's jobs, as often as they ran, beside hooks and one verification.
+//! What a day costs: the replaced system's jobs, as often as they ran, beside hooks; on real days, and as the site grows.
 
-use keepcount::Date;
-use keepcount::reconcile::Mode;
-use rusqlite::Connection;
+use std::io::Write;
+use std::iter;
+use std::time::Duration;
 
-use crate::audit::{self, Scope};
-use crate::error::Result;
-use crate::replaced::{self, Cost};
-use crate::replay::Done;
-use crate::schema::C;
-use crate::text::{Table, number};
-use crate::traced::{Traced, trace};
+use crate::days::{Days, Source};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::replaced::{Cost, JOBS};
+use crate::text::{Table, number, took};
+use crate::worked::{DayCost, Runs, Worked};
 
-/// Every part with the times a day that it runs, and what it costs each time.
-pub struct Day {
-    replaced: [Part; 5],
-    keepcount: [Part; 2],
-    boards: Vec<(&'static str, Cost)>,
-    events: u64,
-    updates: u64,
+/// How many times as large a site gets.
+const GROWTH: [u32; 2] = [10, 100];
+/// More rows than these are not made for a demonstration.
+const ROWS_MOST: u64 = 2_500_000;
+/// Events that nobody counts are applied so many at once.
+const EVENTS_AT_ONCE: usize = 1_000;
+
+/// Shows what the busiest and the mean day of these events cost, and what the mean one costs on sites that are larger.
+pub fn show(out: &mut impl Write, source: &Source<'_>, events: u64, seed: u64) -> Result<()> {
+    let days = Days::of(source)?;
+    if days.events() != events || events == 0 {
+        writeln!(out, "What a day costs is not shown: the events could not be read a second time")?;
+        return Ok(());
+    }
+    let study = Study::of(source, &days)?;
+    writeln!(
+        out,
+        "{} events in {} days are {} on the mean day. Days are worked through for real, the votes of one half-life: each event with its hooks in\n\
+         a transaction of its own, and every job of the replaced system each time that it was due.\n",
+        number(days.events()),
+        number(days.span()),
+        number((days.events() + days.span() / 2) / days.span()),
+    )?;
+    if let Some(busiest) = &study.busiest {
+        writeln!(out, "What a day costs: the busiest, {}\n\n{}", named(busiest), detailed(busiest))?;
+    }
+    writeln!(out, "What a day costs: the mean one, {}\n\n{}", named(&study.mean), detailed(&study.mean))?;
+    out.flush()?;
+    if !study.grown.is_empty() {
+        return growth(out, &study);
+    }
+    writeln!(
+        out,
+        "A hundred times these rows are too many for a demonstration; how both sides grow is shown on a season that is made.\n"
+    )?;
+    let season = Source::Season(seed);
+    growth(out, &Study::of(&season, &Days::of(&season)?)?)
 }
 
-type Part = (&'static str, u64, Cost);
+fn named(cost: &DayCost) -> String {
+    let date = cost.day.date.map_or_else(|| "of no date".to_owned(), |date| date.to_string());
+    format!("{date}, {} events on a site of {} rows", number(cost.day.events), number(cost.rows))
+}
 
-impl Day {
-    /// Runs the jobs and the verification; the hooks ran before, with a transaction for every event.
-    pub fn measure(conn: &mut Connection, done: &Done, hooks: &Traced, today: Date) -> Result<Self> {
-        let replaced = [
-            ("hourly engagement recount", 24, replaced::engagement(conn)?),
-            ("two-hourly artist recount", 12, replaced::artists(conn)?),
-            ("four-hourly artist trending", 6, replaced::artist_trending(conn)?),
-            ("four-hourly show trending", 6, replaced::show_trending(conn, today)?),
-            ("polling for due jobs, every 5 min", 288, replaced::poll(conn)?),
-        ];
-        // An update reads its old row.
-        let old_rows = Cost { statements: done.updates, rows_read: done.updates, rows_written: 0 };
-        let keepcount = [("hooks", 1, hooks.all.plus(&old_rows)), ("full verification", 1, verification(conn)?)];
-        Ok(Self { replaced, keepcount, boards: hooks.boards.clone(), events: done.events, updates: done.updates })
+/// A day, part by part.
+fn detailed(day: &DayCost) -> Table {
+    let mut table = Table::new(["", "a day", "statements", "rows read", "rows written", "time"]);
+    for (job, cost) in JOBS.iter().zip(&day.jobs) {
+        table.row(cells(job.name, &format!("{}x", job.a_day), cost));
     }
+    table.row(cells("the replaced system", "", &day.replaced()));
+    table.row(cells("keepcount, the hooks of its events", &format!("{}x", number(day.day.events)), &day.hooks));
+    table.row(cells("  of which boards", "", &Cost { time: Duration::ZERO, ..day.boards }));
+    table.row(cells("a full verification, when wanted", "1x", &day.verification));
+    table
+}
 
-    pub fn table(&self) -> Table {
-        let mut table = Table::new(["", "a day", "statements", "rows read", "rows written"]);
-        let mut sum = Cost::default();
-        for (name, times, cost) in &self.replaced {
-            let day = cost.times(*times);
-            table.row(cells(name, &format!("{times}x"), &day));
-            sum = sum.plus(&day);
+/// The mean day on sites of three sizes.
+fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
+    let sizes: Vec<(u32, &DayCost)> =
+        iter::once((1, &study.mean)).chain(study.grown.iter().map(|(times, day)| (*times, day))).collect();
+    let mut table = Table::new(["", "rows", "statements", "rows read", "rows written", "time"]);
+    for (label, cost) in
+        [("the replaced system", DayCost::replaced as fn(&DayCost) -> Cost), ("keepcount", |day| day.hooks)]
+    {
+        for (times, day) in &sizes {
+            table.row(cells(&format!("{label}, {times}x"), &number(day.rows), &cost(day)));
         }
-        table.row(cells("the replaced system", "", &sum));
-        let mut sum = Cost::default();
-        for (name, times, cost) in &self.keepcount {
-            let day = cost.times(*times);
-            table.row(cells(name, &format!("{times}x"), &day));
-            if *name == "hooks" {
-                for (board, cost) in &self.boards {
-                    table.row(cells(&format!("  of which {board}"), "", cost));
-                }
-            }
-            sum = sum.plus(&day);
-        }
-        table.row(cells("keepcount", "", &sum));
-        table
     }
-
-    /// What the table's figures are of, and from how many events a day on hooks cost what the jobs cost on any day.
-    pub fn explained(&self) -> String {
-        let [rest @ .., (_, artists_times, artists), (_, shows_times, shows), polling] = &self.replaced;
-        let trending = artists.times(*artists_times).plus(&shows.times(*shows_times));
-        let jobs = rest.iter().chain([polling]).map(|(_, times, cost)| cost.times(*times));
-        let jobs = jobs.fold(trending, |sum, cost| sum.plus(&cost));
-        let hooks = self.keepcount.first().map(|(_, _, hooks)| *hooks).unwrap_or_default();
-        let lines = self.boards.iter().fold(Cost::default(), |sum, (_, cost)| sum.plus(cost)).rows_written;
-        let as_many = |jobs: u64, hooks: u64| number((jobs * self.events).checked_div(hooks).unwrap_or(0));
-        format!(
-            "  The hooks' day has all {} events above, each in a transaction of its own: SQLite's own count of its statements on\n  \
-             totals, links and boards, {:.1} an event, and the old row of each of {} updates. The jobs cost the same on a day\n  \
-             without any event: their statements are those of {} events a day, their rows written those of {}.\n  \
-             Boards wrote {} lines, {:.1} an event, where the trending jobs patched {} rows.",
-            number(self.events),
-            ratio(hooks.statements, self.events),
-            number(self.updates),
-            as_many(jobs.statements, hooks.statements),
-            as_many(jobs.rows_written, hooks.rows_written),
-            number(lines),
-            ratio(lines, self.events),
-            number(trending.rows_written),
-        )
+    writeln!(
+        out,
+        "The mean day, {} events, with artists, shows, setlists and votes 10 and 100 times as many\n\n{table}",
+        number(study.mean.day.events)
+    )?;
+    if let Some((times, last)) = sizes.last() {
+        let growth = |cost: fn(&DayCost) -> Cost| {
+            let (one, many) = (cost(&study.mean), cost(last));
+            let (statements, rows) = (ratio(many.statements, one.statements), ratio(many.rows_read, one.rows_read));
+            format!("{statements:.1} times as many statements and {rows:.1} times as many rows read")
+        };
+        writeln!(
+            out,
+            "  From 1x to {times}x, the jobs grow with the rows: {}.\n  \
+             The hooks grow with the events alone: {}.\n  \
+             What keepcount does is SQLite's own count of statements on totals, links and boards, and the read of each updated row's old\n  \
+             state; its time is that of these statements, a job's is all of it, and nobody waits for the disk. At 1x each of the {} runs\n  \
+             was run; at 10x and 100x each job ran once, and its figures are multiplied by its runs a day. A full verification reads\n  \
+             every row and total and so grows with the rows too. Totals are right without it; the one after each day found no drift.",
+            growth(DayCost::replaced),
+            growth(|day| day.hooks),
+            JOBS.iter().map(|job| job.a_day).sum::<u32>(),
+        )?;
     }
+    Ok(())
 }
 
 #[allow(clippy::cast_precision_loss, reason = "shown to people, with one decimal")]
@@ -94,17 +112,53 @@ fn ratio(one: u64, other: u64) -> f64 {
     if other == 0 { 0.0 } else { one as f64 / other as f64 }
 }
 
-/// One full verification: SQLite itself tells every statement that it runs.
-fn verification(conn: &mut Connection) -> Result<Cost> {
-    let (report, traced) = trace(conn, |conn| audit::run(conn, Mode::Verify, &Scope::default()))?;
-    let mut totals = 0;
-    for placed in C::LAYOUT.counters() {
-        let count = format!("SELECT count(*) FROM {}", placed.table_name());
-        totals += conn.query_row(&count, (), |row| row.get::<_, i64>(0))?.unsigned_abs();
-    }
-    Ok(Cost { statements: traced.statements, rows_read: report.rows + totals, rows_written: 0 })
+fn cells(name: &str, times: &str, cost: &Cost) -> [String; 6] {
+    let time = if cost.time.is_zero() { String::new() } else { took(cost.time) };
+    let numbers = [cost.statements, cost.rows_read, cost.rows_written].map(number);
+    let [statements, rows_read, rows_written] = numbers;
+    [name.to_owned(), times.to_owned(), statements, rows_read, rows_written, time]
 }
 
-fn cells(name: &str, times: &str, cost: &Cost) -> [String; 5] {
-    [name.to_owned(), times.to_owned(), number(cost.statements), number(cost.rows_read), number(cost.rows_written)]
+/// The days that are shown.
+struct Study {
+    /// None where it is the mean one.
+    busiest: Option<DayCost>,
+    mean: DayCost,
+    /// The mean one again, on sites so many times as large; none where they would be too large.
+    grown: Vec<(u32, DayCost)>,
+}
+
+impl Study {
+    /// Applies all events up to the later of the days that are shown, and works through both when they come.
+    fn of(source: &Source<'_>, days: &Days) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(|error| Error::said(format!("a temporary folder: {error}")))?;
+        let mut site = Worked::create(&folder.path().join("site.db"))?;
+        let (at_busiest, at_mean) = (days.busiest(), days.nearest_to_mean());
+        let (mut busiest, mut mean, mut grown) = (None, None, Vec::new());
+        let mut events = source.events()?;
+        let mut waiting: Vec<Event> = Vec::new();
+        for (at, day) in days.iter().enumerate() {
+            let (is_busiest, is_mean) = (at_busiest == Some(at), at_mean == Some(at));
+            if is_busiest || is_mean || waiting.len() >= EVENTS_AT_ONCE {
+                site.apply(&waiting)?;
+                waiting.clear();
+            }
+            for _ in 0..day.events {
+                waiting.extend(events.next_event()?.map(|(_, event)| event));
+            }
+            if is_mean && site.rows()? * 100 <= ROWS_MOST {
+                for times in GROWTH {
+                    let path = folder.path().join(format!("{times}.db"));
+                    grown.push((times, site.grown(&path, times)?.work(day, &waiting, Runs::Once)?));
+                }
+            }
+            if is_busiest || is_mean {
+                let cost = site.work(day, &waiting, Runs::All)?;
+                *(if is_mean { &mut mean } else { &mut busiest }) = Some(cost);
+                waiting.clear();
+            }
+        }
+        let mean = mean.ok_or_else(|| Error::said("there is no day"))?;
+        Ok(Self { busiest, mean, grown })
+    }
 }

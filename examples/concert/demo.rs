@@ -12,16 +12,14 @@ use rusqlite::{Connection, OptionalExtension as _};
 
 use crate::audit::{self, Scope};
 use crate::clock::{now, seconds_now};
-use crate::costs::Day;
+use crate::days::Source;
 use crate::error::{Error, Result};
-use crate::lines::Lines;
 use crate::progress::Progress;
 use crate::replay;
 use crate::schema::C;
 use crate::sqlite::{Count, Writes};
 use crate::text::{Table, number};
-use crate::traced::trace;
-use crate::{lists, schema, season, verified};
+use crate::{costs, lists, schema, verified};
 
 const SEED: u64 = 1842;
 
@@ -63,20 +61,16 @@ pub fn run(out: &mut impl Write, events: Option<&Path>) -> Result<()> {
 
 fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> {
     let mut progress = Progress::new();
-    let mut lines = match events {
-        Some(events) => Lines::open(events, &mut progress)?,
-        None => Lines::made(season::make(SEED)),
-    };
+    let source = events.map_or(Source::Season(SEED), Source::File);
+    let mut lines = source.lines(&mut progress)?;
     let mut conn = schema::create(db)?;
 
     let started = now();
-    let (done, traced) = trace(&mut conn, |conn| {
-        let mut target = Writes { conn, count: Count::EachEvent };
-        replay::replay(&mut target, "demonstration", &mut lines, &mut progress)
-    })?;
+    let mut target = Writes { conn: &mut conn, count: Count::EachEvent };
+    let done = replay::replay(&mut target, "demonstration", &mut lines, &mut progress)?;
     let seconds = started.elapsed().as_secs_f64();
-    let source = events.map_or_else(|| "A season, made with a seed".to_owned(), |events| events.display().to_string());
-    writeln!(out, "{source}: {} events replayed in {seconds:.1} s, each with its hooks\n", number(done.events))?;
+    let from = events.map_or_else(|| "A season, made with a seed".to_owned(), |events| events.display().to_string());
+    writeln!(out, "{from}: {} events replayed in {seconds:.1} s, each with its hooks\n", number(done.events))?;
     writeln!(out, "{}", rows(&conn)?)?;
     let today = last_day(&conn)?;
     let lists = lists::side_by_side(&mut SqliteStore::new(&conn, &C::LAYOUT), today, 3)?;
@@ -96,9 +90,8 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
          JOIN artists AS a ON a.id = t.key WHERE t.total <> 0 ORDER BY t.total DESC LIMIT 5\"\n",
         db.display()
     )?;
-    let day = Day::measure(&mut conn, &done, &traced, today)?;
-    writeln!(out, "What a day costs\n\n{}\n{}", day.table(), day.explained())?;
-    Ok(())
+    out.flush()?;
+    costs::show(out, &source, done.events, SEED)
 }
 
 /// The day that the events end on, as far as their rows tell: a show is completed on its date.

@@ -71,6 +71,11 @@ impl Lines {
         self.at
     }
 
+    /// The last line that was read.
+    pub fn line(&self) -> &[u8] {
+        &self.line
+    }
+
     /// The length of the last line that was read.
     pub fn line_bytes(&self) -> usize {
         self.line.len()

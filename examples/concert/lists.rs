@@ -24,7 +24,7 @@ pub enum Name {
 pub enum List {
     Artists,
     Shows,
-    Trending(Box<Trend<String>>),
+    Trending(&'static Trend<String>),
 }
 
 /// A line of a list.
@@ -51,9 +51,9 @@ impl List {
     }
 
     fn trending(half_life: HalfLife) -> Result<Self> {
-        let found = C::TRENDS.into_iter().find(|trend| trend.half_life == half_life);
-        found.map(|trend| Self::Trending(Box::new(trend))).ok_or_else(|| {
-            let known = C::TRENDS.map(|trend| trend.half_life.to_string()).join(", ");
+        C::TRENDS.iter().find(|trend| trend.half_life == half_life).map(Self::Trending).ok_or_else(|| {
+            let known: Vec<String> = C::TRENDS.iter().map(|trend| trend.half_life.to_string()).collect();
+            let known = known.join(", ");
             Error::said(format!("no votes are counted with a half-life of {half_life}; there is {known}"))
         })
     }
@@ -71,7 +71,7 @@ impl List {
             Self::Artists => store.top(C::ARTISTS, limit)?.iter().map(artist).collect(),
             Self::Shows => C::top_shows(store, at, limit)?.iter().map(show).collect(),
             Self::Trending(of) => {
-                store.top(of.shows, limit)?.iter().map(|line| trending(line, of.half_life, at)).collect()
+                store.top(of.board, limit)?.iter().map(|line| trending(line, of.half_life, at)).collect()
             }
         })
     }
@@ -81,7 +81,7 @@ impl List {
         Ok(match self {
             Self::Artists => store.rank(C::ARTISTS, id)?.as_ref().map(artist),
             Self::Shows => C::rank_of_show(store, at, id)?.as_ref().map(show),
-            Self::Trending(of) => store.rank(of.shows, id)?.map(|line| trending(&line, of.half_life, at)),
+            Self::Trending(of) => store.rank(of.board, id)?.map(|line| trending(&line, of.half_life, at)),
         })
     }
 }

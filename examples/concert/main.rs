@@ -9,6 +9,7 @@ mod cli;
 mod clock;
 mod columns;
 mod costs;
+mod days;
 mod demo;
 mod error;
 mod event;
@@ -30,6 +31,7 @@ mod totals;
 mod traced;
 mod verified;
 mod watch;
+mod worked;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

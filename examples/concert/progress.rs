@@ -25,6 +25,11 @@ impl Progress {
         Self { bar, told: now() }
     }
 
+    /// For what was read before.
+    pub fn hidden() -> Self {
+        Self { bar: ProgressBar::hidden(), told: now() }
+    }
+
     /// A file whose bytes are what the progress counts.
     pub fn watch(&mut self, file: File, bytes: u64) -> impl Read + use<> {
         self.bar.set_length(bytes);

@@ -1,29 +1,43 @@
 //! The system that keepcount replaces: its recount jobs, run for real on the same rows, and counted.
-//!
-//! They kept counts in columns of `shows` and `artists`, which this schema does not have: a job adds them, works, and all
-//! of it is rolled back.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use keepcount::Date;
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
 
+use crate::clock::now;
 use crate::error::Result;
 
-/// What a job costs.
+/// What it kept beside the rows: counts and ranks in columns, and a table that says when each job is due.
+pub const COLUMNS: &str = "
+    ALTER TABLE shows ADD COLUMN setlist_count INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE shows ADD COLUMN vote_count INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE shows ADD COLUMN trending_score REAL;
+    ALTER TABLE shows ADD COLUMN trending_rank INTEGER;
+    ALTER TABLE artists ADD COLUMN upcoming_shows_count INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE artists ADD COLUMN trending_score REAL;
+    ALTER TABLE artists ADD COLUMN trending_rank INTEGER;
+    CREATE TABLE settings (job TEXT PRIMARY KEY, last_run INTEGER) STRICT;
+    INSERT INTO settings (job) VALUES ('engagement'), ('artists'), ('artist trending'), ('show trending');
+";
+
+/// What something costs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
     pub statements: u64,
     pub rows_read: u64,
     pub rows_written: u64,
+    pub time: Duration,
 }
 
 impl Cost {
-    pub fn times(&self, times: u64) -> Self {
+    pub fn times(&self, times: u32) -> Self {
         Self {
-            statements: self.statements * times,
-            rows_read: self.rows_read * times,
-            rows_written: self.rows_written * times,
+            statements: self.statements * u64::from(times),
+            rows_read: self.rows_read * u64::from(times),
+            rows_written: self.rows_written * u64::from(times),
+            time: self.time * times,
         }
     }
 
@@ -32,14 +46,29 @@ impl Cost {
             statements: self.statements + other.statements,
             rows_read: self.rows_read + other.rows_read,
             rows_written: self.rows_written + other.rows_written,
+            time: self.time + other.time,
         }
     }
 }
 
+/// A job, and how often it ran on each day.
+pub struct Job {
+    pub name: &'static str,
+    pub a_day: u32,
+    pub run: fn(&mut Connection, Date) -> Result<Cost>,
+}
+
+pub const JOBS: [Job; 5] = [
+    Job { name: "hourly engagement recount", a_day: 24, run: engagement },
+    Job { name: "two-hourly artist recount", a_day: 12, run: artists },
+    Job { name: "four-hourly artist trending", a_day: 6, run: artist_trending },
+    Job { name: "four-hourly show trending", a_day: 6, run: show_trending },
+    Job { name: "polling for due jobs, every 5 min", a_day: 288, run: poll },
+];
+
 /// The hourly engagement recount: reads all setlists, votes and shows, and patches every show, changed or not.
-pub fn engagement(conn: &mut Connection) -> Result<Cost> {
-    let columns = "ALTER TABLE shows ADD COLUMN setlist_count INTEGER; ALTER TABLE shows ADD COLUMN vote_count INTEGER";
-    let mut job = Job::begin(conn, columns)?;
+fn engagement(conn: &mut Connection, _today: Date) -> Result<Cost> {
+    let mut job = Work::begin(conn)?;
     let mut show_of: HashMap<String, String> = HashMap::new();
     let mut counts: HashMap<String, (i64, i64)> = HashMap::new();
     for (setlist, show) in job.read("SELECT id, show_id FROM setlists", (), pair)? {
@@ -60,38 +89,33 @@ pub fn engagement(conn: &mut Connection) -> Result<Cost> {
             params![show, setlists, votes],
         )?;
     }
-    Ok(job.cost)
+    job.commit()
 }
 
 /// The two-hourly artist recount: reads all artists, asks for the shows of each, and patches every artist.
-pub fn artists(conn: &mut Connection) -> Result<Cost> {
-    let mut job = Job::begin(conn, "ALTER TABLE artists ADD COLUMN upcoming_shows_count INTEGER")?;
+fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
+    let mut job = Work::begin(conn)?;
     for (artist, _) in job.read("SELECT id, name FROM artists", (), pair)? {
         let shows = job.read("SELECT id, status FROM shows WHERE artist_id = ?1", [&artist], pair)?;
         let upcoming: i64 = shows.iter().map(|(_, status)| i64::from(status.as_deref() == Some("upcoming"))).sum();
         job.write("UPDATE artists SET upcoming_shows_count = ?2 WHERE id = ?1", params![artist, upcoming])?;
     }
-    Ok(job.cost)
+    job.commit()
 }
 
 /// The four-hourly trending of artists: reads all of them, and patches the score and the rank of every one.
-pub fn artist_trending(conn: &mut Connection) -> Result<Cost> {
-    let columns = "ALTER TABLE artists ADD COLUMN upcoming_shows_count INTEGER NOT NULL DEFAULT 0;
-                   ALTER TABLE artists ADD COLUMN trending_score REAL; ALTER TABLE artists ADD COLUMN trending_rank INTEGER";
-    let mut job = Job::begin(conn, columns)?;
+fn artist_trending(conn: &mut Connection, _today: Date) -> Result<Cost> {
+    let mut job = Work::begin(conn)?;
     let all = "SELECT id, upcoming_shows_count + followers / 1000000 + popularity / 10 FROM artists";
     let mut scored = job.read(all, (), |row| Ok((row.get::<_, String>(0)?, row.get::<_, f64>(1)?.max(1.0))))?;
     scored.sort_by(|one, other| other.1.total_cmp(&one.1));
     job.rank("UPDATE artists SET trending_score = ?2, trending_rank = ?3 WHERE id = ?1", &scored)?;
-    Ok(job.cost)
+    job.commit()
 }
 
 /// The four-hourly trending of shows: reads all upcoming ones, and patches the score and the rank of every one.
-pub fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
-    let columns = "ALTER TABLE shows ADD COLUMN setlist_count INTEGER NOT NULL DEFAULT 0;
-                   ALTER TABLE shows ADD COLUMN vote_count INTEGER NOT NULL DEFAULT 0;
-                   ALTER TABLE shows ADD COLUMN trending_score REAL; ALTER TABLE shows ADD COLUMN trending_rank INTEGER";
-    let mut job = Job::begin(conn, columns)?;
+fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
+    let mut job = Work::begin(conn)?;
     let upcoming = "SELECT id, julianday(date) - julianday(?1), vote_count + 2 * setlist_count FROM shows WHERE status = 'upcoming'";
     let mut scored = job.read(upcoming, [at.to_string()], |row| {
         let (days, weight): (f64, f64) = (row.get(1)?, row.get(2)?);
@@ -99,30 +123,32 @@ pub fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
     })?;
     scored.sort_by(|one, other| other.1.total_cmp(&one.1));
     job.rank("UPDATE shows SET trending_score = ?2, trending_rank = ?3 WHERE id = ?1", &scored)?;
-    Ok(job.cost)
+    job.commit()
 }
 
 /// One of the orchestrator's looks at what is due; it has four jobs.
-pub fn poll(conn: &mut Connection) -> Result<Cost> {
-    let settings = "CREATE TABLE settings (job TEXT PRIMARY KEY, last_run INTEGER) STRICT;
-                    INSERT INTO settings (job) VALUES ('engagement'), ('artists'), ('artist trending'), ('show trending')";
-    let mut job = Job::begin(conn, settings)?;
+fn poll(conn: &mut Connection, _today: Date) -> Result<Cost> {
+    let mut job = Work::begin(conn)?;
     job.read("SELECT job, last_run FROM settings", (), |row| row.get::<_, String>(0))?;
-    Ok(job.cost)
+    job.commit()
 }
 
-/// A job's transaction, rolled back when dropped, and what was done in it.
-struct Job<'c> {
+/// A job's transaction, and what was done in it.
+struct Work<'c> {
     tx: Transaction<'c>,
     cost: Cost,
+    started: Instant,
 }
 
-impl<'c> Job<'c> {
-    /// The columns are not counted: the replaced system had them.
-    fn begin(conn: &'c mut Connection, columns: &str) -> Result<Self> {
+impl<'c> Work<'c> {
+    fn begin(conn: &'c mut Connection) -> Result<Self> {
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        tx.execute_batch(columns)?;
-        Ok(Self { tx, cost: Cost::default() })
+        Ok(Self { tx, cost: Cost::default(), started: now() })
+    }
+
+    fn commit(self) -> Result<Cost> {
+        self.tx.commit()?;
+        Ok(Cost { time: self.started.elapsed(), ..self.cost })
     }
 
     fn read<R>(

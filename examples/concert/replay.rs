@@ -18,18 +18,9 @@ const BYTES_PER_COMMIT: usize = 1 << 20;
 pub struct Done {
     pub lines_before: u64,
     pub events: u64,
-    pub updates: u64,
     pub commits: u64,
     /// Statements that wrote totals and lines of boards.
     pub statements: u64,
-}
-
-impl Done {
-    /// Counts an event that was applied.
-    pub fn applied(&mut self, event: &Event) {
-        self.events += 1;
-        self.updates += u64::from(matches!(event, Event::Update(_)));
-    }
 }
 
 /// Where a replay writes.

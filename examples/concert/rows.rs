@@ -1,7 +1,7 @@
 //! The application's own rows, and what each counts for.
 
-use keepcount::concert::{Artist, FutureVote, Setlist, Show, Status, Vote};
-use keepcount::{Date, Def, Record, Tally};
+use keepcount::concert::{Artist, Decaying, FutureVote, Setlist, Show, Status, Trend, Trends, Vote};
+use keepcount::{Date, Def, Key, Record, Tally};
 
 #[derive(Debug)]
 pub struct ArtistRow {
@@ -35,6 +35,13 @@ pub struct VoteRow {
     pub created_at: i64,
 }
 
+/// The half-lives that this site has chosen; without a choice there is one.
+pub struct HalfLives;
+
+impl<K: Key> Trends<K> for HalfLives {
+    const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
+}
+
 // What counts: the hooks of `app.rs` and the recount of `audit.rs` both ask here.
 
 impl Record for ArtistRow {
@@ -62,10 +69,10 @@ impl Record for SetlistRow {
 }
 
 impl Record for VoteRow {
-    const COUNTERS: &'static [Def] = Vote::<&str>::COUNTERS;
+    const COUNTERS: &'static [Def] = Decaying::<&str, HalfLives>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
-        self.view().tally(to);
+        self.decaying::<HalfLives>().tally(to);
     }
 }
 
@@ -75,6 +82,11 @@ impl VoteRow {
         let vote = self.view();
         Vote::new(vote.setlist, vote.user, vote.up, vote.created_at, now)?;
         Ok(self)
+    }
+
+    /// As it counts where votes decay with the half-lives `T`.
+    pub fn decaying<T: Trends<String>>(&self) -> Decaying<&str, T> {
+        self.view().decaying()
     }
 
     fn view(&self) -> Vote<&str> {

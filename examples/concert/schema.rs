@@ -7,13 +7,13 @@ use keepcount::SqliteStore;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::error::{Error, Result};
-use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
+use crate::rows::{ArtistRow, HalfLives, SetlistRow, ShowRow, VoteRow};
 use crate::{position, verified};
 
 /// The counters, keyed by the application's ids: texts.
-pub type C = keepcount::concert::Concert<String>;
+pub type C = keepcount::concert::Concert<String, HalfLives>;
 
-const TABLES: &str = "
+pub const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS artists (
         id TEXT NOT NULL PRIMARY KEY,
         name TEXT NOT NULL,
@@ -40,7 +40,7 @@ const TABLES: &str = "
 ";
 
 /// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first columns.
-const INDICES: &str = "
+pub const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, date, status);
     CREATE INDEX IF NOT EXISTS shows_by_date ON shows (date, id, status);
     CREATE INDEX IF NOT EXISTS setlists_by_show ON setlists (show_id);

@@ -15,10 +15,13 @@ const GONE_SHOWS: u64 = 25;
 const GONE_SETLISTS: u64 = 50;
 const GONE_VOTES: u64 = 600;
 
-/// Days of the season: shows are announced, then setlists posted, then votes given, and at its end much is deleted.
+/// Days of the season: artists are signed, then shows announced, then setlists posted, then votes given, and at its end much is deleted.
+const SIGNED: u64 = 20;
 const POSTED: u64 = 100;
-const VOTED: u64 = 160;
+const VOTED: u64 = 130;
 const END: u64 = 300;
+/// The day of the great festival, on which one vote in twenty is given.
+const FESTIVAL: u64 = 230;
 
 /// The season's events, one JSON object a line, in the order of their days.
 pub fn make(seed: u64) -> Vec<u8> {
@@ -54,10 +57,11 @@ impl Season {
                     r#"{{"id":"ar{artist}","name":"Artist {artist}","followers":{followers},"popularity":{popularity}}}"#
                 )
             };
-            self.put(0, "insert", "artists", &row(followers));
+            let signed = self.random.below(SIGNED);
+            self.put(signed, "insert", "artists", &row(followers));
             if self.random.one_in(10) {
                 // Counts for nothing: no statement on any total.
-                let day = self.random.between(1, END);
+                let day = self.random.between(SIGNED, END);
                 self.put(day, "update", "artists", &row(followers + 1_000));
             }
         }
@@ -74,7 +78,7 @@ impl Season {
             if show < SHOWS && self.random.one_in(50) {
                 artist = None;
             }
-            let announced = self.random.below(POSTED);
+            let announced = self.random.between(SIGNED, POSTED);
             let mut held = announced + self.random.between(20, 240);
             let row = |artist: Option<u64>, held, status: &str| {
                 let (artist, date) = (id_or_null("ar", artist), date(held));
@@ -125,7 +129,7 @@ impl Season {
                 _ => popular.pick(&mut self.random),
             };
             let (user, mut up) = (busy.pick(&mut self.random), !self.random.one_in(5));
-            let day = self.random.between(VOTED, END - 20);
+            let day = if self.random.one_in(20) { FESTIVAL } else { self.random.between(VOTED, END - 10) };
             let row = |setlist, up| {
                 let (kind, at) = (if up { "up" } else { "down" }, 1_735_689_600 + day * 86_400 + vote % 86_400);
                 format!(

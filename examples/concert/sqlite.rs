@@ -13,6 +13,7 @@ use crate::event::Event;
 use crate::lines::{Lines, Position, Refused};
 use crate::progress::Progress;
 use crate::replay::{self, Done, Target};
+use crate::rows::HalfLives;
 use crate::schema::{self, C};
 use crate::site::{Boards, Database, Moment, Site};
 use crate::{app, audit, position, verified};
@@ -55,7 +56,7 @@ impl Site for Connection {
     }
 
     fn audit(&mut self, run: &mut Reconciler) -> Result<Report> {
-        let mut audit = audit::sources(self)?;
+        let mut audit = audit::sources::<HalfLives>(self)?;
         let done = reconcile::run(run, &mut audit, &mut Live::new());
         audit::ended(run, done)
     }
@@ -155,7 +156,7 @@ impl Target for Writes<'_> {
             // An event is applied whole or not at all: a savepoint for its rows, a batch of its own for its totals.
             let savepoint = tx.savepoint()?;
             hooks.clear();
-            match app::apply(&savepoint, event, &mut hooks) {
+            match app::apply::<HalfLives>(&savepoint, event, &mut hooks) {
                 Ok(()) => savepoint.commit()?,
                 Err(Error::Refused(reason)) => {
                     refused = Some(Refused { line: after.lines, reason });
@@ -169,7 +170,7 @@ impl Target for Writes<'_> {
                 counted = after.lines;
             }
             end = *after;
-            now.applied(event);
+            now.events += 1;
         }
         if end != *applied {
             position::set_hash(&tx, stream, &end)?;

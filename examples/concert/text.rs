@@ -1,6 +1,7 @@
 //! Numbers, times and tables that a person can read.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Digits in groups of three.
 pub fn number(number: impl Into<i128>) -> String {
@@ -24,6 +25,14 @@ pub fn ago(seconds: i64) -> String {
         60..3_600 => format!("{} min ago", seconds / 60),
         3_600..86_400 => format!("{} h ago", seconds / 3_600),
         _ => format!("{} d ago", number(seconds / 86_400)),
+    }
+}
+
+/// How long something took: milliseconds below a second.
+pub fn took(time: Duration) -> String {
+    match time.as_secs() {
+        0 => format!("{:.1} ms", time.as_secs_f64() * 1_000.0),
+        _ => format!("{:.1} s", time.as_secs_f64()),
     }
 }
 

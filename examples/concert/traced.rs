@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use keepcount::BoardDef;
 use rusqlite::Connection;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 
@@ -16,16 +15,26 @@ use crate::schema::C;
 pub struct Traced {
     /// On totals and boards.
     pub all: Cost,
-    /// Of these, on each board.
-    pub boards: Vec<(&'static str, Cost)>,
+    /// Of these, on boards.
+    pub boards: Cost,
     /// Every statement, the application's included.
     pub statements: u64,
 }
 
+/// What SQLite tells: each row that it finds, too, or statements alone, which costs less time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tell {
+    Rows,
+    Statements,
+}
+
 /// Runs something that uses the connection, and counts what keepcount does in it.
-pub fn trace<R>(conn: &mut Connection, run: impl FnOnce(&mut Connection) -> Result<R>) -> Result<(R, Traced)> {
-    let boards = C::LAYOUT.board_defs().iter().map(|board| (board.name(), Cost::default())).collect();
-    let counted = Arc::new(Mutex::new(Traced { boards, ..Traced::default() }));
+pub fn trace<R>(
+    conn: &mut Connection,
+    tell: Tell,
+    run: impl FnOnce(&mut Connection) -> Result<R>,
+) -> Result<(R, Traced)> {
+    let counted = Arc::new(Mutex::new(Traced::default()));
     let counts = Arc::clone(&counted);
     let mut known: HashMap<String, Option<Statement>> = HashMap::new();
     let count = move |event: TraceEvent<'_>| {
@@ -45,14 +54,18 @@ pub fn trace<R>(conn: &mut Connection, run: impl FnOnce(&mut Connection) -> Resu
             (false, _) => Cost { rows_read: 1, ..Cost::default() },
             (true, false) => Cost { statements: 1, ..Cost::default() },
             // One row, which it finds first.
-            (true, true) => Cost { statements: 1, rows_read: 1, rows_written: 1 },
+            (true, true) => Cost { statements: 1, rows_read: 1, rows_written: 1, ..Cost::default() },
         };
         counts.all = counts.all.plus(&cost);
-        if let Some((_, board)) = counts.boards.iter_mut().find(|(name, _)| statement.board == Some(*name)) {
-            *board = board.plus(&cost);
+        if statement.of_board {
+            counts.boards = counts.boards.plus(&cost);
         }
     };
-    conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW, Some(count))?;
+    let events = match tell {
+        Tell::Rows => TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW,
+        Tell::Statements => TraceEventCodes::SQLITE_TRACE_STMT,
+    };
+    conn.trace_v2(events, Some(count))?;
     let done = run(conn);
     conn.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent<'_>)>)?;
     let counts = counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -63,17 +76,16 @@ pub fn trace<R>(conn: &mut Connection, run: impl FnOnce(&mut Connection) -> Resu
 #[derive(Debug, Clone, Copy)]
 struct Statement {
     writes: bool,
-    board: Option<&'static str>,
+    of_board: bool,
 }
 
 impl Statement {
     /// keepcount quotes the names of its tables; the application does not.
     fn of(text: &str) -> Option<Self> {
         let names = |table: &str| text.contains(&format!("\"{table}\""));
-        let boards = || C::LAYOUT.board_defs().iter().map(BoardDef::name);
-        let board = boards().find(|name| names(&name.replace('.', "_")));
+        let of_board = C::LAYOUT.board_defs().iter().any(|board| names(&board.name().replace('.', "_")));
         let total = C::LAYOUT.counters().iter().any(|placed| names(&placed.table_name()));
-        let ours = board.is_some() || total || names("keepcount_counters");
-        ours.then(|| Self { writes: !text.starts_with("SELECT"), board })
+        let ours = of_board || total || names("keepcount_counters");
+        ours.then(|| Self { writes: !text.starts_with("SELECT"), of_board })
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 
-use super::Concert;
+use super::{Concert, Trends};
 use crate::date::Date;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
@@ -63,7 +63,7 @@ type Place = (ShowScore, Reverse<KeyBuf>);
 /// Candidates that are read at once.
 const PAGE: usize = 1024;
 
-impl<K: Key> Concert<K> {
+impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// The first upcoming shows by [`ShowScore`] on a day, ties by date, then id; shows whose score is 0 are left out.
     ///
     /// Costs a read of every upcoming show up to 29 days ahead, overdue ones included, of its votes and its setlists; memory for `limit` lines.

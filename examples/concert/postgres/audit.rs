@@ -12,7 +12,7 @@ use crate::schema::C;
 /// Drives a run over all sources.
 pub async fn run(client: &mut Client, run: &mut Reconciler) -> Result<Report> {
     let mut audit = PostgresAudit::new(client, &C::LAYOUT).await?;
-    declare_sources!(audit, PostgresSource, read_row, await);
+    declare_sources!(audit, PostgresSource, read_row, C::TRENDS, await);
     let done = run_async(run, &mut audit, &mut TokioLive::new()).await;
     ended(run, done)
 }

@@ -1,0 +1,189 @@
+//! Votes that decay: one half-life by default, others by choice.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use super::{Concert, Id, Vote};
+use crate::board::Board;
+use crate::counter::{Counter, Def};
+use crate::decay::{Decayed, HalfLife};
+use crate::key::Key;
+use crate::record::{Record, Tally};
+
+/// The half-lives that a site's votes decay with. [`Week`] is the default; implement it for a type of your own to choose others.
+///
+/// Each half-life costs each vote a total of its setlist, its show and its artist, and a line of a board.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::concert::{Concert, Setlist, Trend, Trends, Vote};
+/// use keepcount::{Batch, HalfLife, Key, MemoryStore};
+///
+/// struct DayAndMonth;
+///
+/// impl<K: Key> Trends<K> for DayAndMonth {
+///     const TRENDS: &'static [Trend<K>] = &[
+///         Trend::DAY,
+///         Trend::new(HalfLife::days(30), "setlist.trend_30d", "show.trend_30d", "artist.trend_30d", "show.trending_30d"),
+///     ];
+/// }
+///
+/// type C = Concert<String, DayAndMonth>;
+///
+/// let store = MemoryStore::new(&C::LAYOUT);
+/// let mut batch = Batch::new();
+/// batch.insert(&Setlist::new("se1", Some("sh1")));
+/// batch.insert(&Vote::stored(Some("se1"), Some("ann"), true, 1_750_000_000).decaying::<DayAndMonth>());
+/// store.apply(&mut batch)?;
+/// for trend in C::TRENDS {
+///     assert_eq!(store.page(trend.shows, None, 10)?.len(), 1);
+/// }
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+pub trait Trends<K: Key> {
+    /// At most 16 of them.
+    const TRENDS: &'static [Trend<K>];
+}
+
+/// One half-life, of 7 days: what votes decay with unless something else is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Week;
+
+impl<K: Key> Trends<K> for Week {
+    const TRENDS: &'static [Trend<K>] = &[Trend::WEEK];
+}
+
+/// Votes that decay with one half-life: their counters, and the board of shows by them.
+#[non_exhaustive]
+pub struct Trend<K> {
+    /// After this time a vote weighs half.
+    pub half_life: HalfLife,
+    /// Decayed votes on a setlist, by epoch.
+    pub setlists: Counter<(K, i64)>,
+    /// Decayed votes on the setlists of a show.
+    pub shows: Counter<(K, i64)>,
+    /// Decayed votes on the setlists of an artist's shows.
+    pub artists: Counter<(K, i64)>,
+    /// Shows by decayed votes.
+    pub board: Board<K, Decayed>,
+}
+
+impl<K: Key> Trend<K> {
+    /// A half-life of 6 hours.
+    pub const HOURS_6: Self =
+        Self::new(HalfLife::hours(6), "setlist.trend_6h", "show.trend_6h", "artist.trend_6h", "show.trending_6h");
+    /// A half-life of 1 day.
+    pub const DAY: Self =
+        Self::new(HalfLife::days(1), "setlist.trend_1d", "show.trend_1d", "artist.trend_1d", "show.trending_1d");
+    /// A half-life of 7 days.
+    pub const WEEK: Self =
+        Self::new(HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d", "show.trending_7d");
+
+    /// A half-life, the names of its counters of setlists, shows and artists, and that of its board.
+    ///
+    /// # Panics
+    ///
+    /// When a name is no counter's name; in a `const`, where trends belong, that is a compile error.
+    #[must_use]
+    pub const fn new(
+        half_life: HalfLife,
+        setlists: &'static str,
+        shows: &'static str,
+        artists: &'static str,
+        board: &'static str,
+    ) -> Self {
+        let setlists = Counter::new(setlists);
+        let shows = Counter::<(K, i64)>::new(shows).sum_of_tail(setlists, Concert::<K>::SETLIST_SHOW);
+        let artists = Counter::<(K, i64)>::new(artists).sum_of_tail(shows, Concert::<K>::SHOW_ARTIST);
+        Self { half_life, setlists, shows, artists, board: Board::decayed(board, shows) }
+    }
+}
+
+impl<K> fmt::Debug for Trend<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trend").field("half_life", &self.half_life).finish_non_exhaustive()
+    }
+}
+
+impl<I: Id> Vote<I> {
+    /// The same vote where others than the default half-life were chosen. A site's votes all decay alike.
+    #[must_use]
+    pub const fn decaying<T: Trends<I::Key>>(self) -> Decaying<I, T> {
+        Decaying { vote: self, trends: PhantomData }
+    }
+}
+
+/// A [`Vote`] that decays with the half-lives of `T`: [`Vote::decaying`].
+pub struct Decaying<I, T> {
+    vote: Vote<I>,
+    trends: PhantomData<fn() -> T>,
+}
+
+impl<I: fmt::Debug, T> fmt::Debug for Decaying<I, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Decaying").field(&self.vote).finish()
+    }
+}
+
+impl<I: Id, T: Trends<I::Key>> Decaying<I, T> {
+    const DRIVEN: &'static Listed<Def> = &{
+        let mut all = Listed::of(&[
+            Concert::<I::Key>::SETLIST_VOTES.def(),
+            Concert::<I::Key>::SETLIST_UPVOTES.def(),
+            Concert::<I::Key>::SETLIST_SCORE.def(),
+            Concert::<I::Key>::USER_VOTES.def(),
+        ]);
+        let mut trends = T::TRENDS;
+        while let [trend, rest @ ..] = trends {
+            all.push(trend.setlists.def());
+            trends = rest;
+        }
+        all
+    };
+}
+
+impl<I: Id, T: Trends<I::Key>> Record for Decaying<I, T> {
+    const COUNTERS: &'static [Def] = Self::DRIVEN.as_slice();
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        self.vote.tally_with(T::TRENDS, to);
+    }
+}
+
+/// The counters without half-lives, and three for each of 16.
+const MOST: usize = 64;
+
+/// A list that the compiler puts together; it has room for the longest.
+#[derive(Clone, Copy)]
+pub(super) struct Listed<X> {
+    all: [X; MOST],
+    len: usize,
+}
+
+#[allow(clippy::indexing_slicing)] // const fn: no iterators
+impl<X: Copy> Listed<X> {
+    pub(super) const fn of(first: &[X]) -> Self {
+        let mut list = Self { all: [first[0]; MOST], len: 0 };
+        list.extend(first);
+        list
+    }
+
+    pub(super) const fn push(&mut self, one: X) {
+        assert!(self.len < MOST, "there are too many half-lives");
+        self.all[self.len] = one;
+        self.len += 1;
+    }
+
+    pub(super) const fn extend(&mut self, mut more: &[X]) {
+        while let [one, rest @ ..] = more {
+            self.push(*one);
+            more = rest;
+        }
+    }
+
+    pub(super) const fn as_slice(&self) -> &[X] {
+        let all: &[X] = &self.all;
+        all.split_at(self.len).0
+    }
+}
