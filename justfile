@@ -81,6 +81,10 @@ postgres-hunt SECONDS="120":
 postgres-crash ROUNDS="200":
     KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CRASH_ROUNDS={{ROUNDS}} cargo test --test postgres_crash -- --nocapture
 
+# SQLite stopped at every step of every call, not only at some of each.
+interrupts MOMENTS="1000000":
+    KEEPCOUNT_MOMENTS={{MOMENTS}} cargo test --test sqlite_interrupts -- --nocapture
+
 # So many statements cancelled at random, of every call that writes.
 postgres-cancels CANCELS="10000":
     KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CANCELS={{CANCELS}} cargo test --test postgres_crash cancel -- --nocapture

@@ -704,12 +704,15 @@ impl Reconciler {
     fn begin_measuring(&mut self) {
         self.state = State::Measure;
         while self.reports.get(self.at).is_some_and(|report| report.failure.is_some()) {
+            // It was not compared: what sums it is not known to be clean either.
+            if let Some(unclean) = self.unclean.get_mut(self.at) {
+                *unclean = true;
+            }
             self.at += 1;
             (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
         }
         if self.at == self.scope.len() {
-            let failed = self.reports.iter().any(|report| report.failure.is_some());
-            self.outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
+            self.finish();
         }
     }
 
@@ -860,7 +863,6 @@ impl Reconciler {
         self.after = next;
         self.begin_measuring();
         if self.at == self.scope.len() {
-            self.finish();
             return;
         }
         let duty = u32::from(self.options.duty_percent.clamp(1, 100));
@@ -883,10 +885,12 @@ impl Reconciler {
 
     /// Ends the run that is complete: what was kept of it is not needed any more.
     fn finish(&mut self) {
+        let failed = self.reports.iter().any(|report| report.failure.is_some());
+        let outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
         if self.kept.is_some() && self.part.is_none() {
-            self.state = State::Keep(Then::End(Outcome::Complete));
+            self.state = State::Keep(Then::End(outcome));
         } else {
-            self.outcome = Outcome::Complete;
+            self.outcome = outcome;
         }
     }
 
