@@ -293,8 +293,8 @@ fn a_lock_of_somebody_else_names_what_was_to_be_done() {
     theirs.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut store = SqliteStore::new(&ours, &PLAIN);
     for (batch, doing) in [
-        (events("votes", 1, 2), "writing totals of counter show.votes, stream.sum: the database is locked"),
-        (Batch::new(), "moving the mark of stream votes: the database is locked"),
+        (events("votes", 1, 2), "writing totals of counter show.votes, stream.sum: database is locked"),
+        (Batch::new(), "moving the mark of stream votes: database is locked"),
     ] {
         let error = store.apply_once(&mut batch.clone(), &mark("votes", 1, 2)).unwrap_err();
         assert!(error.to_string().starts_with(doing) && error.next() == Next::Retry, "{error}");
