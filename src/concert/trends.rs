@@ -37,7 +37,7 @@ use crate::record::{Record, Tally};
 /// batch.insert(&Vote::stored(Some("se1"), Some("ann"), true, 1_750_000_000).decaying::<DayAndMonth>());
 /// store.apply(&mut batch)?;
 /// for trend in C::TRENDS {
-///     assert_eq!(store.page(trend.shows, None, 10)?.len(), 1);
+///     assert_eq!(store.page(trend.shows.def(), None, 10)?.len(), 1);
 /// }
 /// # Ok::<(), keepcount::Error>(())
 /// ```

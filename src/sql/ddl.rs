@@ -76,7 +76,7 @@ impl Layout {
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
     /// let [ready, pending] = [LAYOUT.ddl(Dialect::Sqlite), LAYOUT.ddl_pending_backfill(Dialect::Sqlite)];
-    /// assert_ne!(ready.last(), pending.last());
+    /// assert_ne!(ready, pending);
     /// ```
     #[must_use]
     pub fn ddl_pending_backfill(&self, dialect: Dialect) -> Vec<String> {
