@@ -14,7 +14,7 @@ impl<C: GenericClient + Send + Sync> PostgresStore<'_, C> {
     ///
     /// # Errors
     ///
-    /// What the database says, and [`Error::Schema`] for a mark that somebody else wrote.
+    /// What the database says, and [`Error::Schema`](crate::Error::Schema) for a mark that somebody else wrote.
     pub async fn marks(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
         let failed = |error| failed(Whose::Table(sql::MARKS), "reading marks", error);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
