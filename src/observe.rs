@@ -17,7 +17,7 @@
 //! | `keepcount_mends_total` | counter | `counter` | totals mended |
 //! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
 //!
-//! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`. A batch counts when it was applied; whether the transaction around it then commits is the
+//! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`, through whatever library: a batch that is applied by statements of [`sql`](crate::sql) is told of by [`applied`]. It counts when it was applied; whether the transaction around it then commits is the
 //! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
 //! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
 //! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async), not by a driver of your own.
@@ -53,6 +53,8 @@ use crate::batch::Batch;
 use crate::counter::Def;
 use crate::error::{Error, Next};
 use crate::reconcile::{Drift, Measured, Mended, Mode, Report};
+use crate::rollup::Climb;
+use crate::sql::Dialect;
 use crate::store::Applied;
 
 /// Code that is there with the feature `metrics` only.
@@ -103,11 +105,11 @@ pub(crate) fn begin(place: Place, batch: &Batch) -> Began {
     }
 }
 
-/// After a batch was applied.
+/// After a store applied a batch.
 #[inline]
-pub(crate) fn applied(place: Place, began: Began, batch: &Batch, applied: &Applied) {
+pub(crate) fn stored(place: Place, began: Began, batch: &Batch, applied: &Applied) {
     if applied.totals > 0 {
-        metric!(counts::applied(place, began.at, batch, applied));
+        metric!(counts::applied(place, began.at.map(|at| at.elapsed()), applied.deltas(batch)));
         event!(
             TRACE,
             store = place.name(),
@@ -115,6 +117,41 @@ pub(crate) fn applied(place: Place, began: Began, batch: &Batch, applied: &Appli
             statements = applied.statements,
             "a batch was applied"
         );
+    }
+}
+
+/// Tells of a batch whose statements an application ran through a library of its own, as stores tell of theirs, and how long they took: call it once
+/// behind the last of a [`Climb`]'s statements. Without the features `metrics` and `tracing` it does nothing.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::sql::Dialect;
+/// use keepcount::{Batch, Climb, Counter, Layout, observe};
+///
+/// const VOTES: Counter<i64> = Counter::new("votes");
+/// const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+///
+/// let mut batch = Batch::new();
+/// batch.add(VOTES, 1, 3);
+/// let began = std::time::Instant::now();
+/// let climb = Climb::new(&LAYOUT, &batch)?;
+/// for statement in climb.statements(Dialect::Postgres)? {
+///     // Run it, once for each of its rows.
+/// }
+/// observe::applied(Dialect::Postgres, &climb, began.elapsed());
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+pub fn applied(dialect: Dialect, climb: &Climb<'_>, took: Duration) {
+    let place = match dialect {
+        Dialect::Sqlite => Place::Sqlite,
+        Dialect::Postgres => Place::Postgres,
+    };
+    let totals = climb.batch().len();
+    if totals > 0 {
+        metric!(counts::applied(place, Some(took), climb.batch().deltas()));
+        let statements = || climb.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum());
+        event!(TRACE, store = place.name(), totals, statements = statements(), "a batch was applied");
     }
 }
 
@@ -260,8 +297,8 @@ mod counts {
     use super::Place;
     use crate::batch::Batch;
     use crate::counter::Def;
+    use crate::key::KeyBuf;
     use crate::reconcile::Measured;
-    use crate::store::Applied;
 
     const DELTAS: &str = "keepcount_deltas_applied_total";
     const BATCHES: &str = "keepcount_batches_applied_total";
@@ -309,22 +346,26 @@ mod counts {
         timed.then(Instant::now)
     }
 
-    pub(super) fn applied(place: Place, began: Option<Instant>, batch: &Batch, applied: &Applied) {
+    pub(super) fn applied<'a>(
+        place: Place,
+        took: Option<Duration>,
+        deltas: impl Iterator<Item = (Def, &'a KeyBuf, i128)>,
+    ) {
         match place {
             Place::Memory => counter!(BATCHES, "store" => "memory"),
             Place::Sqlite => counter!(BATCHES, "store" => "sqlite"),
             Place::Postgres => counter!(BATCHES, "store" => "postgres"),
         }
         .increment(1);
-        if let Some(began) = began {
+        if let Some(took) = took {
             match place {
                 Place::Memory => histogram!(SECONDS, "store" => "memory"),
                 Place::Sqlite => histogram!(SECONDS, "store" => "sqlite"),
                 Place::Postgres => histogram!(SECONDS, "store" => "postgres"),
             }
-            .record(began.elapsed());
+            .record(took);
         }
-        let mut deltas = applied.deltas(batch).map(|(counter, ..)| counter).peekable();
+        let mut deltas = deltas.map(|(counter, ..)| counter).peekable();
         let Some(first) = deltas.next() else { return };
         if deltas.peek().is_none() {
             return add_deltas(&first, 1);

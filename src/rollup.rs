@@ -227,6 +227,11 @@ impl<'l> Climb<'l> {
         sql::statements(dialect, self.layout, &self.batch, false)
     }
 
+    /// The caller's deltas, and those that have climbed.
+    pub(crate) const fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
     pub(crate) fn into_batch(self) -> Batch {
         self.batch
     }

@@ -20,9 +20,10 @@ use keepcount::reconcile::{
     Ask, Audit, Control, Freshness, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome,
     Progress, Reconciler, Recount, Report, Source, SqliteAudit, Token, merge, run,
 };
+use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, Mark, MemoryStore, PostgresStore, Record, Result,
-    SqliteStore, Store, Tally,
+    AsyncStore, Batch, Climb, Counter, Def, Error, KeyBuf, Layout, Mark, MemoryStore, PostgresStore, Record, Result,
+    SqliteStore, Store, Tally, observe,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rusqlite::{Connection, Row};
@@ -375,6 +376,43 @@ fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
         ]
     );
     assert_eq!(events, [r#"TRACE a batch was applied: store="memory" totals=3 statements=0"#]);
+    without_keys(&metrics, &events);
+}
+
+/// Through another library nothing was told: what the statements do is told as the store tells it.
+#[test]
+fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
+    let mut batch = Batch::new();
+    batch.add(SETLIST_SHOW, (show(1), show(2)), 1);
+    batch.add(SETLIST_VOTES, show(1), 3);
+    let applied = |by_store: bool| {
+        let conn = Connection::open_in_memory().unwrap();
+        SqliteStore::new(&conn, &LEVELS).create().unwrap();
+        watched(|| {
+            if by_store {
+                return drop(SqliteStore::new(&conn, &LEVELS).apply(&mut batch.clone()).unwrap());
+            }
+            for batch in [&batch, &Batch::new()] {
+                let mut climb = Climb::new(&LEVELS, batch).unwrap();
+                while climb.next().unwrap().is_some() {} // no total was there before
+                for statement in climb.statements(Dialect::Sqlite).unwrap() {
+                    for row in statement.rows() {
+                        let values = row.iter().map(|value| match value {
+                            Value::Integer(number) => *number,
+                            other => panic!("{other:?}"),
+                        });
+                        conn.execute(&statement.text, rusqlite::params_from_iter(values)).unwrap();
+                    }
+                }
+                observe::applied(Dialect::Sqlite, &climb, Duration::from_millis(3));
+            }
+            assert_eq!(SqliteStore::new(&conn, &LEVELS).total(SHOW_SUM, show(2)).unwrap(), 3);
+        })
+    };
+    let ((), wanted, wanted_events) = applied(true);
+    let ((), metrics, events) = applied(false);
+    assert_eq!((metrics.lines(), &events), (wanted.lines(), &wanted_events));
+    assert!(metrics.lines().len() == 5 && events.len() == 1, "{events:?}");
     without_keys(&metrics, &events);
 }
 

@@ -764,10 +764,12 @@ fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
     let before = work.steps();
     let mut verify = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options()).unwrap();
     let report = run(&mut verify, &mut audit, &mut work.clone()).unwrap();
-    assert!(report.complete());
+    // What it sums has no rows here, and is left out.
+    let rollup = report.counters.last().unwrap();
+    assert!(rollup.counter == PARENT_DAYS.def() && rollup.complete, "{report}");
     let verified = work.steps() - before;
     conn.prepare(SUMS).unwrap().query_map((), |_| Ok(())).unwrap().for_each(drop);
-    (verified, work.steps() - before - verified, report.drift())
+    (verified, work.steps() - before - verified, rollup.drift())
 }
 
 /// A page read the rest of its parent again, and took so long that pages shrank to 16 keys: 400,000 keys under one parent took hours.

@@ -192,13 +192,13 @@ impl MemoryStore {
             let spread = self.spread(position, &entry.key, *hash);
             if let Some(totals) = self.apply_one((position, spread), entry, *hash, 0) {
                 let applied = Applied::new(totals, 0);
-                observe::applied(observe::Place::Memory, began, batch, &applied);
+                observe::stored(observe::Place::Memory, began, batch, &applied);
                 batch.spend();
                 return Ok(applied);
             }
         }
         let applied = self.apply_many(batch, || ())?;
-        observe::applied(observe::Place::Memory, began, batch, &applied);
+        observe::stored(observe::Place::Memory, began, batch, &applied);
         batch.spend();
         Ok(applied)
     }
@@ -223,7 +223,7 @@ impl MemoryStore {
         let applied = self.apply_many(batch, || turn.set(mark.last()))?;
         // Before anybody is told: what a recorder of metrics does is not known here.
         drop(turn);
-        observe::applied(observe::Place::Memory, began, batch, &applied);
+        observe::stored(observe::Place::Memory, began, batch, &applied);
         batch.spend();
         Ok(applied)
     }

@@ -127,7 +127,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         let work = writing::Apply { batch: &*batch, mark };
         let applied = self.transact(|| writing::doing(work.batch, mark), work).await?;
         if !applied.skipped {
-            observe::applied(observe::Place::Postgres, began, batch, &applied);
+            observe::stored(observe::Place::Postgres, began, batch, &applied);
         }
         batch.spend();
         Ok(applied)
@@ -278,7 +278,7 @@ impl PostgresStore<'_, Client> {
         }
         let (written, applied) = done?;
         if !applied.skipped {
-            observe::applied(observe::Place::Postgres, began, batch, &applied);
+            observe::stored(observe::Place::Postgres, began, batch, &applied);
         }
         batch.spend();
         Ok((written, applied))

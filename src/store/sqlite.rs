@@ -89,7 +89,7 @@ impl<'c> SqliteStore<'c> {
         let plain = self.layout.is_plain() && self.layout.board_defs().is_empty();
         let applied = if plain { self.write_plainly(batch, mark) } else { self.write_climbing(batch, mark) }?;
         if !applied.skipped {
-            observe::applied(observe::Place::Sqlite, began, batch, &applied);
+            observe::stored(observe::Place::Sqlite, began, batch, &applied);
         }
         batch.spend();
         Ok(applied)

@@ -1,5 +1,7 @@
 //! What an application copies: a batch, applied in a transaction of diesel-async's.
 
+use std::time::Instant;
+
 use diesel::deserialize::{self, FromSql, QueryableByName};
 use diesel::pg::Pg;
 use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
@@ -7,12 +9,13 @@ use diesel::row::{Field as _, NamedRow, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, Climb, KeyBuf, Layout};
+use keepcount::{Batch, Climb, KeyBuf, Layout, observe};
 
 use crate::Result;
 
 /// Applies what the hooks have collected: the last statements of the closure that `transaction` is given.
 pub async fn apply(conn: &mut AsyncPgConnection, layout: &Layout, batch: &Batch) -> Result<()> {
+    let began = Instant::now();
     let mut climb = Climb::new(layout, batch)?;
     while let Some(question) = climb.next()? {
         if let Some(lock) = question.lock(Dialect::Postgres) {
@@ -33,6 +36,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, layout: &Layout, batch: &Batch)
             query(&statement.text, row).execute(conn).await?;
         }
     }
+    observe::applied(Dialect::Postgres, &climb, began.elapsed());
     Ok(())
 }
 

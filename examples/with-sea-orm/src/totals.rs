@@ -1,7 +1,9 @@
 //! What an application copies: a batch, applied in a transaction of SeaORM's.
 
+use std::time::Instant;
+
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout};
+use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout, observe};
 use sea_orm::prelude::Uuid;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
 
@@ -9,6 +11,7 @@ use crate::Result;
 
 /// Applies what the hooks have collected: the last statements before the commit.
 pub async fn apply(tx: &DatabaseTransaction, layout: &Layout, batch: &Batch) -> Result<()> {
+    let began = Instant::now();
     let mut climb = Climb::new(layout, batch)?;
     while let Some(question) = climb.next()? {
         if let Some(lock) = question.lock(Dialect::Postgres) {
@@ -26,6 +29,7 @@ pub async fn apply(tx: &DatabaseTransaction, layout: &Layout, batch: &Batch) -> 
             tx.execute_raw(query(&statement.text, row)).await?;
         }
     }
+    observe::applied(Dialect::Postgres, &climb, began.elapsed());
     Ok(())
 }
 

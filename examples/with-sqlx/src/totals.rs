@@ -1,7 +1,9 @@
 //! What an application copies: a batch, applied in a transaction of sqlx's.
 
+use std::time::Instant;
+
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout};
+use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout, observe};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, Transaction, query::Query};
 use uuid::Uuid;
@@ -10,6 +12,7 @@ use crate::Result;
 
 /// Applies what the hooks have collected: the last statements before the commit.
 pub async fn apply(tx: &mut Transaction<'_, Postgres>, layout: &Layout, batch: &Batch) -> Result<()> {
+    let began = Instant::now();
     let mut climb = Climb::new(layout, batch)?;
     while let Some(question) = climb.next()? {
         if let Some(lock) = question.lock(Dialect::Postgres) {
@@ -27,6 +30,7 @@ pub async fn apply(tx: &mut Transaction<'_, Postgres>, layout: &Layout, batch: &
             query(&statement.text, row).execute(&mut **tx).await?;
         }
     }
+    observe::applied(Dialect::Postgres, &climb, began.elapsed());
     Ok(())
 }
 

@@ -154,13 +154,13 @@ impl MemoryStore {
             && let Some(totals) = self.apply_one((*position, *hash), entry, *of_key, 1)
         {
             let applied = Applied::new(totals, 0);
-            observe::applied(observe::Place::Memory, began, batch, &applied);
+            observe::stored(observe::Place::Memory, began, batch, &applied);
             batch.spend();
             return Ok(applied);
         }
         let applied = self.apply_many(batch, || ())?;
         self.end(over);
-        observe::applied(observe::Place::Memory, began, batch, &applied);
+        observe::stored(observe::Place::Memory, began, batch, &applied);
         batch.spend();
         Ok(applied)
     }
