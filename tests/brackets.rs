@@ -276,6 +276,33 @@ fn keys_of_dropped_brackets_are_left_alone_for_the_settle_time_then_measured_fir
     assert_eq!(store.total(VOTES, 9).unwrap(), 2);
 }
 
+/// As a wall clock does where somebody sets it. What is settled too late is said again; nothing is mended before its row's outcome is known.
+#[test]
+fn a_clock_that_goes_back_leaves_dropped_brackets_alone_for_longer_and_mends_them_all() {
+    static NOW: AtomicU64 = AtomicU64::new(1_000_000);
+    let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+    let rows = Rows::default();
+    let drop_one = |show: i64| drop(store.begin(&mut votes(show, 1)).unwrap());
+    drop_one(1);
+    NOW.store(0, Ordering::Relaxed); // before the settle time could have passed at all
+    drop_one(2);
+    NOW.store(500_000, Ordering::Relaxed);
+    drop_one(3);
+    // Each row comes after its bracket was dropped, which is why it must be left alone.
+    let found = |seconds: u64| {
+        NOW.store(seconds, Ordering::Relaxed);
+        let report = repair(&store, &rows);
+        (report.counters[0].unsettled, report.counters[0].corrected)
+    };
+    let settle = SETTLE.as_secs();
+    assert_eq!([found(0), found(settle - 1)], [(3, 0), (3, 0)]);
+    (1..=3).for_each(|show| rows.add(show, 1));
+    assert_eq!([found(0), found(settle), found(3)], [(3, 0), (2, 1), (2, 0)]);
+    assert_eq!([found(500_000 + settle), found(1_000_000 + settle - 1)], [(1, 1), (1, 0)]);
+    assert_eq!(found(1_000_000 + settle), (0, 1));
+    assert!(verify(&store, &rows).counters[0].clean);
+}
+
 #[test]
 fn where_too_many_brackets_were_dropped_nothing_is_said_before_they_have_settled() {
     static NOW: AtomicU64 = AtomicU64::new(50);

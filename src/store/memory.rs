@@ -143,7 +143,8 @@ impl MemoryStore {
         }
     }
 
-    /// The same store with a clock of the caller's, which gives the time since some moment and never goes back; by default the process's own.
+    /// The same store with a clock of the caller's, which gives the time since some moment; by default the process's own.
+    /// It must not jump ahead, as a wall clock may: keys of dropped brackets would be settled too early. Where it goes back, they are settled later.
     /// It is asked when a [`Bracket`] is dropped, and by audits for how long ago that was.
     #[must_use]
     pub fn with_clock(mut self, now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
