@@ -74,7 +74,6 @@ impl KeyRange {
 
     /// The same keys, but none behind this one, which is a whole key.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    #[cfg(feature = "sqlite")]
     pub(crate) fn up_to(mut self, last: &KeyBuf) -> Self {
         self.end = Bound::Included(last.clone());
         self

@@ -10,7 +10,7 @@ use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
 pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, MARKS, Migration, RUNS};
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) use self::sweep::*;
 pub use self::sweep::{forget_mark, read_marks};
 pub use self::value::{TEXT_MOST, Value, key_values, push_key_part};

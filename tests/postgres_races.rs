@@ -18,7 +18,9 @@ mod postgres_common;
 use std::time::{Duration, Instant};
 
 use keepcount::sql::{Dialect, Query};
-use keepcount::{AsyncStore, Batch, Climb, Error, Mark, Next, PostgresStore, PreparedStatements};
+use keepcount::{
+    AsyncStore, Batch, Climb, Counter, Error, Layout, Mark, Next, PostgresStore, PreparedStatements, Sweep,
+};
 use postgres_app::{Change, LAYOUT, SETLIST_DAYS, assert_exact, changes, create, differences, hunt, write};
 use postgres_common::{connect, shared};
 use random::Random;
@@ -188,6 +190,179 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
     }
 }
 
+/// All of a clean-up; gives how many totals of 0 and locks went.
+async fn sweep(client: &mut Client, layout: &Layout, rows: usize) -> (u64, u64) {
+    let (mut sweep, mut gone) = (Sweep::new().rows(rows), (0, 0));
+    loop {
+        let swept = PostgresStore::new(client, layout).sweep(&mut sweep).await.unwrap();
+        assert!(swept.looked <= rows as u64 && swept.totals + swept.locks <= swept.looked, "{swept:?}");
+        gone = (gone.0 + swept.totals, gone.1 + swept.locks);
+        if swept.complete {
+            return gone;
+        }
+    }
+}
+
+/// Cleans up until so much went: a transaction of another test's database, on the same server, may be older than what is to go.
+async fn sweep_until(client: &mut Client, layout: &Layout, rows: usize, enough: (u64, u64)) -> (u64, u64) {
+    let mut gone = (0, 0);
+    for _ in 0..600 {
+        let swept = sweep(client, layout, rows).await;
+        gone = (gone.0 + swept.0, gone.1 + swept.1);
+        if gone.0 >= enough.0 && gone.1 >= enough.1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    gone
+}
+
+/// How many locks there are, and rows of totals that are 0.
+async fn left(client: &Client) -> (i64, i64) {
+    let zeros: Vec<String> = LAYOUT
+        .counters()
+        .iter()
+        .map(|placed| format!("(SELECT count(*) FROM {} WHERE total = 0)", placed.table_name()))
+        .collect();
+    let text = format!("SELECT (SELECT count(*) FROM keepcount_locks), {}", zeros.join(" + "));
+    let row = client.query_one(&text, &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+const CHILDREN: Counter<i64> = Counter::new("child");
+const PARENTS: Counter<(i64, i64)> = Counter::new("child.parent");
+const FAMILIES: Counter<i64> = Counter::new("parent").sum_of(CHILDREN, PARENTS);
+const FAMILY: Layout = Layout::new(&[CHILDREN.table(), PARENTS.table(), FAMILIES.table()]);
+
+/// A child without a total moves, and a transaction that is older than the move adds to it: their locks are all that they share. Where the mover's was
+/// removed too early the addition goes to the parent from before, which the control shows by a plain DELETE.
+#[tokio::test]
+async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
+    for by_hand in [false, true] {
+        let Some(server) = shared() else { return };
+        let config = server.database().await;
+        let (mut client, mut stale) = (connect(&config).await, connect(&config).await);
+        let mut store = PostgresStore::new(&mut client, &FAMILY);
+        store.create().await.unwrap();
+        let mut batch = Batch::new();
+        batch.add(PARENTS, (1, 70), 1);
+        store.apply(&mut batch).await.unwrap();
+
+        let tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+        tx.query("SELECT count(*) FROM parent", &[]).await.unwrap(); // its snapshot is from now, and it has no number
+        batch.add(PARENTS, (1, 70), -1);
+        batch.add(PARENTS, (1, 71), 1);
+        store.apply(&mut batch).await.unwrap();
+        if by_hand {
+            assert_eq!(client.execute("DELETE FROM keepcount_locks", &[]).await.unwrap(), 1);
+        } else {
+            assert_eq!(sweep(&mut client, &FAMILY, 2).await, (0, 0));
+        }
+        batch.add(CHILDREN, 1, 1);
+        let added = PostgresStore::within(&tx, &FAMILY).apply(&mut batch).await;
+        let wanted = if by_hand {
+            added.unwrap();
+            tx.commit().await.unwrap();
+            [1, 0]
+        } else {
+            assert_eq!(added.unwrap_err().next(), Next::Retry);
+            drop(tx);
+            PostgresStore::new(&mut stale, &FAMILY).apply(&mut batch).await.unwrap();
+            [0, 1]
+        };
+        assert_eq!(PostgresStore::new(&mut client, &FAMILY).totals(FAMILIES, &[70, 71]).await.unwrap(), wanted);
+        if !by_hand {
+            assert_eq!(sweep_until(&mut client, &FAMILY, 2, (1, 1)).await, (1, 1));
+        }
+    }
+}
+
+/// Locks and totals of 0 stayed as rows for ever.
+#[tokio::test]
+async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_exact() {
+    let Some((config, mut client)) = application().await else { return };
+    commit(&mut client, &[Change::Place(1, Some(70)), Change::Place(2, Some(70)), vote(1, 1)]).await;
+    for (old, new) in [(vote(2, 1), Change::Place(1, Some(71))), (Change::Place(1, Some(72)), vote(3, 1))] {
+        let mut stale = connect(&config).await;
+        let tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+        tx.query("SELECT count(*) FROM votes", &[]).await.unwrap();
+        commit(&mut client, &[new]).await;
+        sweep(&mut client, &LAYOUT, 2).await;
+        assert!(left(&client).await.0 > 0);
+        let mut batch = Batch::new();
+        if write(&tx, &old, &mut batch).await.is_ok() {
+            let error = PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.unwrap_err();
+            assert_eq!(error.next(), Next::Retry, "{error}");
+        }
+    }
+    assert_exact(&differences(&client).await);
+    commit(&mut client, &[Change::Unvote(1), Change::Unvote(3)]).await;
+    let (locks, zeros) = left(&client).await;
+    assert!(locks > 1 && zeros > 3, "{locks} {zeros}");
+    let all = (zeros.cast_unsigned(), locks.cast_unsigned());
+    assert_eq!(sweep_until(&mut client, &LAYOUT, 3, all).await, all);
+    assert_eq!(left(&client).await, (0, 0));
+    assert_exact(&differences(&client).await);
+    commit(&mut client, &[vote(5, 2), Change::Place(2, Some(71))]).await;
+    assert_exact(&differences(&client).await);
+}
+
+/// A transaction above READ COMMITTED reads that one is left and takes it: where another took it meanwhile it must not come to be taken twice.
+#[tokio::test]
+async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_else() {
+    let Some((config, mut client)) = application().await else { return };
+    let add = |key: i64, delta: i64| {
+        let mut batch = Batch::new();
+        batch.add(postgres_app::SHOW_SETLISTS, key, delta);
+        batch
+    };
+    PostgresStore::new(&mut client, &LAYOUT).apply(&mut add(7, 1)).await.unwrap();
+    // Somebody who may see nothing of other people's sessions but what everybody may.
+    client
+        .batch_execute(
+            "DROP ROLE IF EXISTS sweeping; CREATE ROLE sweeping LOGIN;
+             GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO sweeping",
+        )
+        .await
+        .unwrap();
+    let mut other = connect(config.clone().user("sweeping")).await;
+    let mut stale = connect(&config).await;
+    let mut tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    assert_eq!(PostgresStore::new(&mut tx, &LAYOUT).total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 1);
+    PostgresStore::new(&mut client, &LAYOUT).apply(&mut add(7, -1)).await.unwrap();
+    assert_eq!((sweep(&mut client, &LAYOUT, 9).await.0, sweep(&mut other, &LAYOUT, 9).await.0), (0, 0));
+    assert_eq!(left(&client).await.1, 1);
+    let error = PostgresStore::within(&tx, &LAYOUT).apply(&mut add(7, -1)).await.unwrap_err();
+    assert_eq!(error.next(), Next::Retry, "{error}");
+    drop(tx);
+    stale.execute("SELECT 1", &[]).await.unwrap();
+    assert_eq!(sweep_until(&mut other, &LAYOUT, 9, (1, 0)).await.0, 1);
+    assert_eq!(left(&client).await.1, 0);
+    drop(other);
+    client.batch_execute("DROP OWNED BY sweeping; DROP ROLE sweeping").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sweep_waits_for_no_row_whatever_the_sessions_isolation_is() {
+    let Some((config, mut client)) = application().await else { return };
+    commit(&mut client, &[Change::Place(1, Some(70)), vote(1, 1)]).await;
+    commit(&mut client, &[Change::Unvote(1), vote(2, 2)]).await;
+    commit(&mut client, &[Change::Unvote(2)]).await;
+    let mut writer = connect(&config).await;
+    let tx = writer.transaction().await.unwrap();
+    apply(&tx, &[vote(3, 1)]).await.unwrap();
+    let mut other = connect(&config).await;
+    other.batch_execute("SET default_transaction_isolation = 'serializable'").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), sweep(&mut other, &LAYOUT, 100)).await.expect("it waits");
+    assert!(left(&other).await.0 > 0, "what is held stays");
+    tx.commit().await.unwrap();
+    assert_exact(&differences(&client).await);
+    let (locks, zeros) = left(&client).await;
+    sweep_until(&mut other, &LAYOUT, 100, (zeros.cast_unsigned(), locks.cast_unsigned())).await;
+    assert_eq!(left(&client).await, (0, 0));
+    assert_exact(&differences(&client).await);
+}
+
 #[tokio::test]
 async fn a_board_is_scored_by_what_both_of_two_transactions_changed() {
     let Some((config, mut client)) = application().await else { return };
@@ -346,10 +521,24 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
     met
 }
 
+/// Removes what is 0, and locks, as fast as it can.
+async fn sweeper(config: Config, until: Instant) -> (u64, u64) {
+    let mut client = connect(&config).await;
+    let (mut sweep, mut gone) = (Sweep::new().rows(20), (0, 0));
+    while Instant::now() < until {
+        let swept = PostgresStore::new(&mut client, &LAYOUT).sweep(&mut sweep).await.unwrap();
+        gone = (gone.0 + swept.totals, gone.1 + swept.locks);
+    }
+    gone
+}
+
 async fn writers(isolation: IsolationLevel) -> Option<Met> {
     let (config, client) = application().await?;
     let until = Instant::now() + hunt();
     let writers: Vec<_> = (1..=16).map(|seed| tokio::spawn(writer(config.clone(), seed, isolation, until))).collect();
+    let (totals, locks) = tokio::spawn(sweeper(config, until)).await.unwrap();
+    println!("beside them {totals} totals of 0 and {locks} locks went");
+    assert!(totals > 0 && locks > 0);
     let mut all = Met::default();
     for writer in writers {
         let met = writer.await.unwrap();

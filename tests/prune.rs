@@ -675,7 +675,7 @@ fn a_sweep_removes_totals_of_0_a_bounded_part_a_call_and_changes_nothing_that_is
         let (mut sweep, mut gone, mut calls) = (Sweep::new().rows(rows), 0, 0);
         loop {
             let swept = store.sweep(&mut sweep).unwrap();
-            assert!(swept.looked <= rows as u64 && swept.totals <= swept.looked, "{swept:?}");
+            assert!(swept.looked <= rows as u64 && swept.totals <= swept.looked && swept.locks == 0, "{swept:?}");
             (gone, calls) = (gone + swept.totals, calls + 1);
             if swept.complete {
                 break;

@@ -1,18 +1,82 @@
-//! What a clean-up removes: totals of 0; and marks, listed and forgotten.
+//! What a clean-up removes: totals of 0 and, in PostgreSQL, locks that nobody's snapshot can miss; and marks, listed and forgotten.
 
-use super::{Dialect, MARKS};
-#[cfg(feature = "sqlite")]
-use super::{Query, Terms};
-#[cfg(feature = "sqlite")]
-use crate::{counter::Placed, error::Result, range::KeyRange};
+use super::{Dialect, LOCKS, MARKS, Query, Terms, Value, key_columns};
+use crate::counter::Placed;
+use crate::error::Result;
+use crate::range::KeyRange;
 
-/// Removes the totals of 0 of a range, in SQLite.
-#[cfg(feature = "sqlite")]
-pub(crate) fn remove_zeros_of<'a>(placed: &Placed, range: &'a KeyRange) -> Result<Query<'a>> {
-    let mut terms = Terms::of(Dialect::Sqlite, placed, range)?;
+/// The age of the oldest snapshot that a transaction of this database has, of those that have one and of those that write. A row that an older
+/// transaction wrote last is seen as it is by everybody: by transactions that run, and by those that come.
+///
+/// A transaction above READ COMMITTED that wrote nothing yet has no number, and so is not in `pg_current_snapshot`; its snapshot's is in
+/// `pg_stat_activity`, which shows that column of every session to everybody.
+const OLDEST: &str = "(SELECT greatest(max(age(a.backend_xmin)), age(pg_snapshot_xmin(pg_current_snapshot())::xid)) \
+                      FROM pg_catalog.pg_stat_activity AS a WHERE a.datname = current_database())";
+
+/// Removes the totals of 0 of a range. In PostgreSQL those that nobody holds, and that no snapshot is older than: a transaction above READ
+/// COMMITTED that read such a total before it became 0 must meet the row when it writes, and fail to serialize.
+pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Query<'a>> {
+    let mut terms = Terms::of(dialect, placed, range)?;
     terms.texts.push(r#"t."total" = 0"#.to_owned());
-    let text = format!(r#"DELETE FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
+    let (table, condition) = (placed.table_name(), terms.condition());
+    let text = match dialect {
+        Dialect::Sqlite => format!(r#"DELETE FROM "{table}" AS t{condition}"#),
+        Dialect::Postgres => remove_seen(&table, &condition, &key_columns(placed.def().parts())),
+    };
     Ok(Query { text, values: terms.values })
+}
+
+/// Removes rows that nobody holds and that no snapshot is older than. Waits for no row, so that whoever waits for one of these waits for nobody else.
+fn remove_seen(table: &str, condition: &str, keys: &[String]) -> String {
+    let own = keys.iter().map(|key| format!("t.{key}")).collect::<Vec<_>>().join(", ");
+    let same = keys.iter().map(|key| format!("t.{key} = free.{key}")).collect::<Vec<_>>().join(" AND ");
+    let seen = format!("{condition} AND age(t.xmin) > {OLDEST}");
+    format!(
+        r#"WITH free AS MATERIALIZED (SELECT {own} FROM "{table}" AS t{seen} ORDER BY {own} FOR UPDATE SKIP LOCKED) DELETE FROM "{table}" AS t USING free{seen} AND {same}"#
+    )
+}
+
+/// PostgreSQL's locks behind one, in order, at most `limit`.
+#[cfg(feature = "postgres")]
+pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Query<'_> {
+    let (mut values, condition) = behind_lock(after);
+    values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+    let limit = Dialect::Postgres.param(values.len());
+    let text = format!(
+        r#"SELECT t."of", t."level", t."key" FROM "{LOCKS}" AS t WHERE {condition} ORDER BY t."of", t."level", t."key" LIMIT {limit}"#
+    );
+    Query { text, values }
+}
+
+/// Removes locks behind one and up to another, of those that nobody holds and that no snapshot is older than: a transaction whose snapshot is
+/// older than the last that held a lock must meet its row, and fail to serialize.
+#[cfg(feature = "postgres")]
+pub(crate) fn remove_locks<'a>(
+    after: Option<&'a (String, i64, Vec<u8>)>,
+    last: &'a (String, i64, Vec<u8>),
+) -> Query<'a> {
+    let (mut values, condition) = behind_lock(after);
+    let params = lock_values(last, &mut values);
+    let condition = format!(r#" WHERE {condition} AND (t."of", t."level", t."key") <= ({params})"#);
+    let keys = [r#""of""#, r#""level""#, r#""key""#].map(str::to_owned);
+    Query { text: remove_seen(LOCKS, &condition, &keys), values }
+}
+
+#[cfg(feature = "postgres")]
+fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, String) {
+    let mut values = Vec::new();
+    let condition = after.map_or_else(
+        || Dialect::Postgres.everything().to_owned(),
+        |after| format!(r#"(t."of", t."level", t."key") > ({})"#, lock_values(after, &mut values)),
+    );
+    (values, condition)
+}
+
+#[cfg(feature = "postgres")]
+fn lock_values<'a>((of, level, key): &'a (String, i64, Vec<u8>), values: &mut Vec<Value<'a>>) -> String {
+    let at = values.len();
+    values.extend([Value::Text(of.as_str().into()), Value::Integer(*level), Value::Blobs(vec![key.as_slice().into()])]);
+    format!("${}, ${}, (${}::bytea[])[1]", at + 1, at + 2, at + 3)
 }
 
 /// Reads the streams behind `?1` and their last events that were applied, in the order of their names' bytes, at most `?2`: every stream has a name, so

@@ -2,11 +2,11 @@
 
 mod at_once;
 mod literal;
-mod marks;
 pub(crate) mod queries;
 mod ready;
 mod schema;
 mod session;
+mod sweep;
 mod writing;
 
 use std::fmt;

@@ -1,8 +1,5 @@
 //! How far a clean-up has come, and what one call of it did: pure, the same for both databases.
 
-// Without SQLite marks alone are read.
-#![cfg_attr(not(feature = "sqlite"), allow(dead_code, unused_imports))]
-
 use super::TOTALS_PAGE;
 use crate::counter::Placed;
 use crate::error::{Error, Result};
@@ -13,7 +10,7 @@ use crate::sql;
 
 /// A clean-up of rows that mean nothing any more, a bounded part a call: the place of the next call, and how many rows one looks at.
 ///
-/// What goes: totals of 0 in SQLite, which read as absent totals do. The rows that are
+/// What goes: totals of 0, which read as absent totals do; and in PostgreSQL, locks of children and of keys of boards. The rows that are
 /// left are those of totals other than 0, so a table grows with what there is and not with what there ever was.
 ///
 /// It belongs to one store and layout. Keep it between calls; a new one begins at the first row, which does no harm.
@@ -52,10 +49,21 @@ use crate::sql;
 #[derive(Debug, Clone)]
 pub struct Sweep {
     rows: usize,
-    /// The counter that is next, by its position in the layout, and the last key of it that was looked at.
-    position: usize,
-    after: Option<KeyBuf>,
+    at: At,
 }
+
+/// The table that is next, and the last key of it that was looked at.
+#[derive(Debug, Clone)]
+enum At {
+    /// The counter's position in the layout.
+    Totals(usize, Option<KeyBuf>),
+    #[cfg(feature = "postgres")]
+    Locks(LockKey),
+}
+
+/// The key of a lock: what it is of, its level, and the encoded key.
+#[cfg(feature = "postgres")]
+pub(crate) type LockKey = (String, i64, Vec<u8>);
 
 /// What one call of a clean-up did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,6 +73,8 @@ pub struct Swept {
     pub looked: u64,
     /// Totals of 0 that went.
     pub totals: u64,
+    /// Locks that went; 0 in SQLite, which has none.
+    pub locks: u64,
     /// Whether the last row was reached: the next call begins at the first.
     pub complete: bool,
 }
@@ -82,7 +92,7 @@ impl Sweep {
     /// From the first row on, 1,000 rows a call.
     #[must_use]
     pub const fn new() -> Self {
-        Self { rows: ROWS, position: 0, after: None }
+        Self { rows: ROWS, at: At::Totals(0, None) }
     }
 
     /// How many rows a call looks at, at least 1; 1,000 by default. A call removes no more than that, a part in each transaction: so no writer
@@ -95,8 +105,20 @@ impl Sweep {
 
     /// The next page of totals, where this call may look at more rows and there are more tables.
     pub(crate) fn totals(&self, layout: &Layout, swept: &Swept) -> Option<Page> {
-        let placed = layout.counters().get(self.position)?;
-        Some(Page { placed, range: KeyRange::after(self.after.as_ref()), rows: self.left(swept)? })
+        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
+        let At::Totals(position, after) = &self.at else { return None };
+        let placed = layout.counters().get(*position)?;
+        Some(Page { placed, range: KeyRange::after(after.as_ref()), rows: self.left(swept)? })
+    }
+
+    /// The next page of locks: behind which, and how many rows.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn locks(&self, swept: &Swept) -> Option<(Option<&LockKey>, usize)> {
+        let after = match &self.at {
+            At::Totals(..) => None,
+            At::Locks(after) => Some(after),
+        };
+        Some((after, self.left(swept)?))
     }
 
     fn left(&self, swept: &Swept) -> Option<usize> {
@@ -107,21 +129,34 @@ impl Sweep {
 
     /// A page was looked at, to this key; one that is shorter than it might be was the table's last.
     pub(crate) fn passed(&mut self, page: &Page, keys: usize, last: Option<&KeyBuf>) {
-        if keys < page.rows {
-            (self.position, self.after) = (self.position + 1, None);
-        } else {
-            self.after = last.cloned();
+        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
+        if let At::Totals(position, after) = &mut self.at {
+            if keys < page.rows {
+                (*position, *after) = (*position + 1, None);
+            } else {
+                *after = last.cloned();
+            }
         }
     }
 
     /// Whether every table of totals is behind.
-    pub(crate) const fn is_through(&self, layout: &Layout) -> bool {
-        self.position >= layout.counters().len()
+    pub(crate) fn is_through(&self, layout: &Layout) -> bool {
+        match &self.at {
+            At::Totals(position, _) => *position >= layout.counters().len(),
+            #[cfg(feature = "postgres")]
+            At::Locks(_) => true,
+        }
+    }
+
+    /// A page of locks was looked at, to this one.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn passed_locks(&mut self, last: LockKey) {
+        self.at = At::Locks(last);
     }
 
     /// The last row was reached.
     pub(crate) fn begin_anew(&mut self) {
-        (self.position, self.after) = (0, None);
+        self.at = At::Totals(0, None);
     }
 }
 

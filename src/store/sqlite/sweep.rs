@@ -43,7 +43,7 @@ impl SqliteStore<'_> {
         let counter = page.placed.def();
         let Some(last) = last else { return Ok(0) };
         let range = page.range.clone().up_to(last);
-        let query = sql::remove_zeros_of(page.placed, &range)?;
+        let query = sql::remove_zeros_of(Dialect::Sqlite, page.placed, &range)?;
         let doing = || format!("removing totals of 0 of counter {}", counter.full_name());
         self.transact(doing, |_| {
             let gone = self.conn.prepare_cached(&query.text);
