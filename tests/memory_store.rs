@@ -415,9 +415,8 @@ fn resident() -> f64 {
     f64::from(pages) * 4096.0
 }
 
-/// Figures for docs/performance.md: `KEEPCOUNT_STREAMS=1000000 cargo test --test memory_store streams -- --ignored --nocapture`.
+/// Figures for docs/performance.md: `KEEPCOUNT_STREAMS=1000000 cargo test --test memory_store streams -- --nocapture`.
 #[test]
-#[ignore = "prints what streams cost"]
 fn many_streams_are_kept_listed_and_forgotten() {
     let streams: u32 = std::env::var("KEEPCOUNT_STREAMS").map_or(100_000, |streams| streams.parse().unwrap());
     let name = |stream: u32| format!("device {stream:012}");

@@ -719,6 +719,36 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
     }
 }
 
+/// The last leg said that the run was complete.
+#[test]
+fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
+    let conn = Connection::open_in_memory().unwrap();
+    let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
+        INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
+    conn.execute_batch(rows).unwrap();
+    SqliteStore::new(&conn, &TWO).create().unwrap();
+    let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
+    audit.add(FIRST, Source::table("a", ["k"]).rows("k", |row| Ok(One(row.get(0)?)))).unwrap();
+    audit.add(SECOND, Source::table("b", ["k"]).rows("k", |row| Ok(Other(row.get(0)?)))).unwrap();
+    let options = Options::default().page(1).max_pages(1);
+    let mut reports = Vec::new();
+    let mut run = Reconciler::new(Mode::Repair, &TWO, options).unwrap();
+    loop {
+        reports.push(keepcount::reconcile::run(&mut run, &mut audit, &mut keepcount::reconcile::Live::new()).unwrap());
+        // As the next process has it, from a file.
+        let Some(token) = run.token() else { break };
+        let token = token.to_string().parse().unwrap();
+        run = Reconciler::resume(Mode::Repair, &TWO, &token, options).unwrap();
+    }
+    assert!(reports.len() > 2, "{reports:?}");
+    for report in &reports {
+        assert!(!report.complete() && report.counters[0].failure.is_some(), "{report}");
+    }
+    let last = reports.last().unwrap();
+    assert_eq!((&last.outcome, last.counters[1].complete), (&Outcome::Incomplete, true));
+    assert!(last.counters[0].failure.as_ref().unwrap().contains("earlier leg"), "{last}");
+}
+
 /// It was said that `SqliteStore::create` makes the table, and a name with its schema named none.
 #[test]
 fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {

@@ -170,6 +170,8 @@ const MEND_KEYS: usize = 256;
 const MEND_ROWS: u64 = 100_000;
 /// Keys compared before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
+/// Of a counter whose report is in the hands of whoever had the leg that left it out.
+const LEFT_OUT_BEFORE: &str = "it was left out by an earlier leg of this run, whose report says why";
 const RETRY_WAIT_LEAST: Duration = Duration::from_millis(50);
 const RETRY_WAIT_MOST: Duration = Duration::from_secs(1);
 const GATE_WAIT: Duration = Duration::from_millis(250);
@@ -339,6 +341,11 @@ impl Reconciler {
         (self.dirty, self.unsettled) = (token.dirty, token.unsettled);
         for (at, unclean) in self.unclean.iter_mut().enumerate() {
             *unclean = token.unclean.iter().any(|known| usize::from(*known) == at);
+        }
+        for at in &token.failed {
+            if let Some(report) = self.reports.get_mut(usize::from(*at)) {
+                report.failure.get_or_insert_with(|| LEFT_OUT_BEFORE.to_owned());
+            }
         }
         self.kept = Some(token.clone());
     }
@@ -798,6 +805,7 @@ impl Reconciler {
     pub fn token(&self) -> Option<Token> {
         let identity = self.identity?;
         let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
+        let failed = self.reports.iter().take(self.at).enumerate().filter(|(_, report)| report.failure.is_some());
         (self.at < self.scope.len()).then(|| Token {
             mode: self.mode,
             force: self.options.force,
@@ -808,6 +816,7 @@ impl Reconciler {
             run: self.run,
             scope: self.positions(),
             unclean: unclean.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            failed: failed.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
             part: self.part.clone(),

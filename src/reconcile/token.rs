@@ -42,6 +42,8 @@ pub struct Token {
     pub(super) at: u16,
     /// The positions before `at` of counters that were not clean, in their order.
     pub(super) unclean: Vec<u16>,
+    /// The positions before `at` of counters that were left out, as their rows could not be counted; all of them are unclean.
+    pub(super) failed: Vec<u16>,
     pub(super) after: Option<KeyBuf>,
     pub(super) part: Option<Part>,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
@@ -56,7 +58,7 @@ pub(super) struct Part {
     pub(super) until: Option<KeyBuf>,
 }
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 impl Token {
@@ -85,8 +87,10 @@ impl Token {
         bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend(self.scope.iter().flat_map(|at| at.to_be_bytes()));
         bytes.extend(self.run.to_be_bytes());
-        bytes.extend(u16::try_from(self.unclean.len()).unwrap_or(u16::MAX).to_be_bytes());
-        bytes.extend(self.unclean.iter().flat_map(|at| at.to_be_bytes()));
+        for list in [&self.unclean, &self.failed] {
+            bytes.extend(u16::try_from(list.len()).unwrap_or(u16::MAX).to_be_bytes());
+            bytes.extend(list.iter().flat_map(|at| at.to_be_bytes()));
+        }
         if let Some(until) = until {
             bytes.extend(u32::try_from(until.as_bytes().len()).unwrap_or(u32::MAX).to_be_bytes());
             bytes.extend(until.as_bytes());
@@ -122,6 +126,8 @@ impl Token {
         let run = u64::from_be_bytes(take(&mut raw)?);
         let unclean_len = u16::from_be_bytes(take(&mut raw)?);
         let unclean = positions(&mut raw, unclean_len)?;
+        let failed_len = u16::from_be_bytes(take(&mut raw)?);
+        let failed = positions(&mut raw, failed_len)?;
         let until = if has_until {
             let len = usize::try_from(u32::from_be_bytes(take(&mut raw)?)).ok()?;
             let (until, rest) = raw.split_at_checked(len)?;
@@ -133,7 +139,9 @@ impl Token {
         let has_key = flags & 4 != 0;
         let unclean_are_done =
             unclean.is_sorted_by(|one, next| one < next) && unclean.last().is_none_or(|last| *last < at);
-        if at >= scope_len || !unclean_are_done || (!has_key && !raw.is_empty()) {
+        let failed_are_unclean =
+            failed.is_sorted_by(|one, next| one < next) && failed.iter().all(|at| unclean.binary_search(at).is_ok());
+        if at >= scope_len || !unclean_are_done || !failed_are_unclean || (!has_key && !raw.is_empty()) {
             return None;
         }
         Some(Self {
@@ -147,6 +155,7 @@ impl Token {
             scope,
             at,
             unclean,
+            failed,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
             part: part.then_some(Part { until }),
             dirty: flags & 8 != 0,
@@ -248,6 +257,7 @@ mod tests {
             scope: vec![0, 2, 5],
             at: 1,
             unclean: vec![0],
+            failed: vec![0],
             after: Some(KeyBuf::of::<String>("se\0 1")),
             part: None,
             dirty: true,
@@ -315,6 +325,8 @@ mod tests {
         assert_eq!(sealed(&|raw| raw[1] &= !4), None);
         // A counter that was not clean, and is not done yet.
         assert_eq!(sealed(&|raw| raw[47] = 1), None);
+        // A counter that was left out and is said to be clean.
+        assert_eq!(sealed(&|raw| raw[51] = 1), None);
     }
 
     #[test]
