@@ -175,7 +175,11 @@ impl Batch {
     /// batch.spend();
     /// assert!(batch.is_empty());
     /// ```
-    pub const fn spend(&mut self) {
+    pub fn spend(&mut self) {
+        if self.spent {
+            // Nothing came since: what it held before was told when it was applied.
+            self.clear();
+        }
         self.spent = true;
     }
 
@@ -196,9 +200,9 @@ impl Batch {
         self.deltas_of(self.entries())
     }
 
-    /// The deltas that were applied, where a store has emptied the batch since.
-    pub(crate) fn spent_deltas(&self) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
-        self.deltas_of(&self.entries)
+    /// The deltas that were applied, where a store has emptied the batch since if it is `spent`.
+    pub(crate) fn applied_deltas(&self, spent: bool) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
+        self.deltas_of(if spent { &self.entries } else { self.entries() })
     }
 
     fn deltas_of<'b>(&'b self, entries: &'b [Entry]) -> impl Iterator<Item = (Def, &'b KeyBuf, i128)> {

@@ -68,7 +68,7 @@ impl Dialect {
     }
 
     /// A condition that every row meets.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    #[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
     pub(crate) const fn everything(self) -> &'static str {
         match self {
             Self::Sqlite => "1",

@@ -93,10 +93,10 @@ impl Layout {
         // A board is empty, as is what it ranks; a backfill brings it along.
         let lines = counters.chain(self.board_defs().iter().map(|board| board::listed(board, true)));
         let lines = lines.collect::<Vec<_>>();
-        // All at once: where one is listed already, this makes none of them ready.
-        let all = (!lines.is_empty()).then(|| enlist_all(&lines));
-        // Where that failed, and what follows was run all the same, new tables are listed as what they are: nobody knows of which rows.
-        let pending = all.as_ref().map(|all| format!("{} ON CONFLICT DO NOTHING", all.replace(", 1)", ", 0)")));
+        // Where anything is listed already, this makes none of them ready; new tables are then listed as what they are: nobody knows of which rows.
+        let all = (!lines.is_empty()).then(|| enlist_first(&lines));
+        let pending = lines.iter().map(|line| line.replace(", 1)", ", 0)")).collect::<Vec<_>>();
+        let pending = all.is_some().then(|| format!("{} ON CONFLICT DO NOTHING", enlist_all(&pending)));
         // Another catalogue than one's own is an error.
         let catalogue = create_catalogue(dialect).replacen("IF NOT EXISTS ", "", 1);
         std::iter::once(catalogue)
@@ -294,6 +294,12 @@ pub(crate) fn listed_as(name: &str, def: &Def, placement: &str, ready: bool) -> 
 /// Writes counters and boards into the catalogue.
 pub(crate) fn enlist_all(lines: &[String]) -> String {
     format!(r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES {}"#, lines.join(", "))
+}
+
+/// The same, where the catalogue is empty.
+fn enlist_first(lines: &[String]) -> String {
+    enlist_all(lines).replacen(" VALUES ", " SELECT * FROM (VALUES ", 1)
+        + &format!(r#") AS l WHERE NOT EXISTS (SELECT 1 FROM "{CATALOGUE}")"#)
 }
 
 /// Where a new rollup is prunable, gives it the cut of what it sums: below it there is nothing to sum any more.

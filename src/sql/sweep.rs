@@ -1,5 +1,8 @@
 //! What a clean-up removes: totals of 0 and, in PostgreSQL, locks that nobody's snapshot can miss; and marks, listed and forgotten.
 
+// Without a database marks alone are read, through another library.
+#![cfg_attr(not(feature = "postgres"), allow(dead_code, unused_imports))]
+
 use super::{Dialect, LOCKS, MARKS, Query, Terms, Value, key_columns};
 use crate::counter::Placed;
 use crate::error::Result;
@@ -37,7 +40,6 @@ fn remove_seen(table: &str, condition: &str, keys: &[String]) -> String {
 }
 
 /// PostgreSQL's locks behind one, in order, at most `limit`.
-#[cfg(feature = "postgres")]
 pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Query<'_> {
     let (mut values, condition) = behind_lock(after);
     values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
@@ -50,7 +52,6 @@ pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Que
 
 /// Removes locks behind one and up to another, of those that nobody holds and that no snapshot is older than: a transaction whose snapshot is
 /// older than the last that held a lock must meet its row, and fail to serialize.
-#[cfg(feature = "postgres")]
 pub(crate) fn remove_locks<'a>(
     after: Option<&'a (String, i64, Vec<u8>)>,
     last: &'a (String, i64, Vec<u8>),
@@ -62,7 +63,6 @@ pub(crate) fn remove_locks<'a>(
     Query { text: remove_seen(LOCKS, &condition, &keys), values }
 }
 
-#[cfg(feature = "postgres")]
 fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, String) {
     let mut values = Vec::new();
     let condition = after.map_or_else(
@@ -72,7 +72,6 @@ fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, Strin
     (values, condition)
 }
 
-#[cfg(feature = "postgres")]
 fn lock_values<'a>((of, level, key): &'a (String, i64, Vec<u8>), values: &mut Vec<Value<'a>>) -> String {
     let at = values.len();
     values.extend([Value::Text(of.as_str().into()), Value::Integer(*level), Value::Blobs(vec![key.as_slice().into()])]);

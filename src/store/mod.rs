@@ -267,7 +267,10 @@ impl Applied {
     /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them. Ask before
     /// anything is added to the batch, or it is cleared.
     pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (Def, &'a KeyBuf, i128)> {
-        self.expanded.as_deref().unwrap_or(batch).spent_deltas()
+        match &self.expanded {
+            Some(written) => written.applied_deltas(false),
+            None => batch.applied_deltas(true),
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! How far a clean-up has come, and what one call of it did: pure, the same for both databases.
 
+// Locks are PostgreSQL's.
+#![cfg_attr(not(feature = "postgres"), allow(dead_code))]
+
 use super::TOTALS_PAGE;
 use crate::counter::Placed;
 use crate::error::{Error, Result};
@@ -13,7 +16,8 @@ use crate::sql;
 /// What goes: totals of 0, which read as absent totals do; and in PostgreSQL, locks of children and of keys of boards. The rows that are
 /// left are those of totals other than 0, so a table grows with what there is and not with what there ever was.
 ///
-/// It belongs to one store and layout. Keep it between calls; a new one begins at the first row, which does no harm.
+/// It belongs to one store and layout. Keep it between calls: a new one begins at the first row, and one a call would come to the same rows
+/// each time.
 ///
 /// # Examples
 ///
@@ -57,12 +61,10 @@ pub struct Sweep {
 enum At {
     /// The counter's position in the layout.
     Totals(usize, Option<KeyBuf>),
-    #[cfg(feature = "postgres")]
     Locks(LockKey),
 }
 
 /// The key of a lock: what it is of, its level, and the encoded key.
-#[cfg(feature = "postgres")]
 pub(crate) type LockKey = (String, i64, Vec<u8>);
 
 /// What one call of a clean-up did.
@@ -105,14 +107,12 @@ impl Sweep {
 
     /// The next page of totals, where this call may look at more rows and there are more tables.
     pub(crate) fn totals(&self, layout: &Layout, swept: &Swept) -> Option<Page> {
-        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
         let At::Totals(position, after) = &self.at else { return None };
         let placed = layout.counters().get(*position)?;
         Some(Page { placed, range: KeyRange::after(after.as_ref()), rows: self.left(swept)? })
     }
 
     /// The next page of locks: behind which, and how many rows.
-    #[cfg(feature = "postgres")]
     pub(crate) fn locks(&self, swept: &Swept) -> Option<(Option<&LockKey>, usize)> {
         let after = match &self.at {
             At::Totals(..) => None,
@@ -129,7 +129,6 @@ impl Sweep {
 
     /// A page was looked at, to this key; one that is shorter than it might be was the table's last.
     pub(crate) fn passed(&mut self, page: &Page, keys: usize, last: Option<&KeyBuf>) {
-        #[cfg_attr(not(feature = "postgres"), allow(irrefutable_let_patterns))]
         if let At::Totals(position, after) = &mut self.at {
             if keys < page.rows {
                 (*position, *after) = (*position + 1, None);
@@ -143,13 +142,11 @@ impl Sweep {
     pub(crate) fn is_through(&self, layout: &Layout) -> bool {
         match &self.at {
             At::Totals(position, _) => *position >= layout.counters().len(),
-            #[cfg(feature = "postgres")]
             At::Locks(_) => true,
         }
     }
 
     /// A page of locks was looked at, to this one.
-    #[cfg(feature = "postgres")]
     pub(crate) fn passed_locks(&mut self, last: LockKey) {
         self.at = At::Locks(last);
     }

@@ -600,13 +600,11 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
             Some("what it needs is held by another transaction for longer than lock_timeout")
         }
         SqlState::QUERY_CANCELED => Some("it was cancelled, or took longer than statement_timeout"),
-        SqlState::ADMIN_SHUTDOWN
-        | SqlState::CRASH_SHUTDOWN
-        | SqlState::CANNOT_CONNECT_NOW
-        | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => {
+        SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => Some("the server has no room for it just now"),
+        // Shut down, or one of its timeouts for a transaction or a session.
+        _ if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) => {
             Some("the server ended the connection; open another, and try the whole transaction again")
         }
-        SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => Some("the server has no room for it just now"),
         _ => None,
     }
 }

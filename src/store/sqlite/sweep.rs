@@ -2,7 +2,7 @@
 
 use rusqlite::params_from_iter;
 
-use super::{SqliteStore, Unready, failed, failed_on};
+use super::{SqliteStore, Unready, failed, failed_on, transaction};
 use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::sql::{self, Dialect};
@@ -23,7 +23,7 @@ impl SqliteStore<'_> {
     pub fn sweep(&self, sweep: &mut Sweep) -> Result<Swept> {
         let mut swept = Swept::default();
         while let Some(page) = sweep.totals(self.layout, &swept) {
-            let totals = Unready(*self).range(page.placed.def(), &page.range, page.rows)?;
+            let totals = self.or_lost(|| Unready(*self).range(page.placed.def(), &page.range, page.rows))?;
             let last = totals.last().map(|(key, _)| key.clone());
             if totals.iter().any(|(_, total)| *total == 0) {
                 swept.totals += self.remove_zeros_of(&page, last.as_ref())?;
@@ -47,7 +47,8 @@ impl SqliteStore<'_> {
         let doing = || format!("removing totals of 0 of counter {}", counter.full_name());
         self.transact(doing, |_| {
             let gone = self.conn.prepare_cached(&query.text);
-            let gone = gone.and_then(|mut delete| delete.execute(params_from_iter(&query.values)));
+            let gone =
+                gone.and_then(|mut delete| transaction::write(self.conn, &mut delete, params_from_iter(&query.values)));
             gone.map(|gone| gone as u64).map_err(|error| failed_on("removing totals of 0", &counter, error))
         })
     }
@@ -80,7 +81,7 @@ impl SqliteStore<'_> {
         self.transact(doing, |_| {
             let last = self.read_mark(stream)?;
             let forgotten = self.conn.prepare_cached(&sql::forget_mark(Dialect::Sqlite));
-            let forgotten = forgotten.and_then(|mut delete| delete.execute([stream]));
+            let forgotten = forgotten.and_then(|mut delete| transaction::write(self.conn, &mut delete, [stream]));
             forgotten.map(|_| last).map_err(|error| failed(&doing(), error))
         })
     }

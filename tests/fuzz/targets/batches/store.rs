@@ -15,8 +15,21 @@ use crate::model::{Cell, Day, Id, Model, Name};
 pub struct Row(pub Vec<(Cell, i64)>);
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] =
-        &[ALL.def(), WORDS.def(), SET_VOTES.def(), SET_DAYS.def(), SET_SHOW.def(), SET_SITE.def(), SHOW_ARTIST.def()];
+    // Rollups too, which are refused when they are applied.
+    const COUNTERS: &'static [Def] = &[
+        ALL.def(),
+        WORDS.def(),
+        SET_VOTES.def(),
+        SET_DAYS.def(),
+        SET_SHOW.def(),
+        SET_SITE.def(),
+        SHOW_ARTIST.def(),
+        SITE_VOTES.def(),
+        SHOW_VOTES.def(),
+        SHOW_DAYS.def(),
+        ARTIST_VOTES.def(),
+        ARTIST_DAYS.def(),
+    ];
 
     fn tally(&self, to: &mut Tally<'_>) {
         for (cell, amount) in &self.0 {
