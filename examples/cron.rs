@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token, run};
+use keepcount::reconcile::{Live, Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, Token, run};
 use keepcount::{Counter, Def, Layout, Record, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
 
@@ -101,6 +101,11 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
         _ => error,
     })?;
     println!("{}", report.table());
+    if report.outcome == Outcome::Incomplete {
+        return Err(
+            "rows of some counters cannot be counted; the table names them, SqliteAudit::faulty_rows lists them".into(),
+        );
+    }
     if mode == Mode::Repair && report.complete() {
         // Rows that mean nothing any more, a thousand at a time, beside writers.
         let mut sweep = Sweep::new();

@@ -14,7 +14,7 @@
 //! use std::time::Duration;
 //!
 //! use keepcount::job::Schedule;
-//! use keepcount::reconcile::{Live, Mode, Options, Reconciler, Source, SqliteAudit, run};
+//! use keepcount::reconcile::{Live, Mode, Options, Outcome, Reconciler, Source, SqliteAudit, run};
 //! # use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
 //! # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 //! # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
@@ -39,8 +39,10 @@
 //!     };
 //!     let done = run(&mut repair, &mut audit, &mut Live::new().stop_flag(stop));
 //!     place = repair.token(); // also after an error: the pages before it are done
-//!     println!("{}", done?);
-//!     Ok(())
+//!     let report = done?;
+//!     println!("{}", report.table());
+//!     // Rows of some counter cannot be counted.
+//!     if report.outcome == Outcome::Incomplete { Err(report.to_string().into()) } else { Ok(()) }
 //! })?;
 //!
 //! job.run_now(); // say, because an operator asked

@@ -7,7 +7,7 @@ use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudi
 use rusqlite::Connection;
 
 use crate::cli::Outcome;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
 use crate::site::Site;
@@ -127,11 +127,16 @@ pub fn print(out: &mut impl Write, report: &Report, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a report means for the exit code; a run that stopped says so first, whatever it found.
-pub fn outcome(mode: Mode, report: &Report) -> Outcome {
-    match mode {
+/// What a report means for the exit code; a run that stopped says so first, whatever it found. That counters were left out is an error: to go on is no
+/// help.
+pub fn outcome(mode: Mode, report: &Report) -> Result<Outcome> {
+    if report.outcome == keepcount::reconcile::Outcome::Incomplete {
+        let failures = report.counters.iter().filter_map(|counter| counter.failure.as_deref());
+        return Err(Error::said(format!("not compared: {}", failures.collect::<Vec<_>>().join("; "))));
+    }
+    Ok(match mode {
         _ if !report.complete() => Outcome::Stopped,
         Mode::Verify if report.drift() > 0 => Outcome::Drift,
         Mode::Verify | Mode::Repair | Mode::Backfill => Outcome::Clean,
-    }
+    })
 }

@@ -274,7 +274,7 @@ fn run_audit(out: &mut impl Write, mode: Mode, db: &impl Database, args: AuditAr
     let report = audit::run(&mut site, mode, &scope)?;
     note(db, &report);
     audit::print(out, &report, args.json)?;
-    Ok(audit::outcome(mode, &report))
+    audit::outcome(mode, &report)
 }
 
 /// Notes what was found clean, over a connection of its own: a verify's only reads. What a run has found stands whether that succeeds or not.

@@ -359,6 +359,8 @@ impl Reconciler {
         (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
         for report in self.reports.iter_mut().skip(at) {
             (report.complete, report.clean) = (false, false);
+            // It is looked at once more.
+            report.failure = None;
         }
         self.unclean.iter_mut().skip(at).for_each(|unclean| *unclean = false);
     }
@@ -552,10 +554,14 @@ impl Reconciler {
             debug_assert!(false, "an answer to another step");
             return;
         };
-        if kept == Kept::Lost && self.mode == Mode::Backfill {
+        let lost = kept == Kept::Lost;
+        if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
             // Older totals than those that were mended, in another database's place: what they have is asked.
             self.state = State::Recall;
             return;
+        }
+        if lost && self.mode != Mode::Backfill {
+            self.disown();
         }
         self.kept = self.token().filter(|_| kept == Kept::Here);
         match then {

@@ -39,7 +39,7 @@ async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn
             query.execute(&mut *conn).await?;
         }
     }
-    Ok(())
+    Ok(()) // behind the commit: `batch.spend()`, if the batch is used again
 }
 // README: end
 
