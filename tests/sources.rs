@@ -749,6 +749,30 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
     assert!(last.counters[0].failure.as_ref().unwrap().contains("earlier leg"), "{last}");
 }
 
+/// It was passed over, although nothing was wrong with its rows any more.
+#[test]
+fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
+    let conn = Connection::open_in_memory().unwrap();
+    let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
+        INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
+    conn.execute_batch(rows).unwrap();
+    let store = SqliteStore::new(&conn, &TWO);
+    store.create_over_rows().unwrap();
+    let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
+    audit.add(FIRST, Source::table("a", ["k"]).rows("k", |row| Ok(One(row.get(0)?)))).unwrap();
+    audit.add(SECOND, Source::table("b", ["k"]).rows("k", |row| Ok(Other(row.get(0)?)))).unwrap();
+    let options = Options::default().page(1).max_pages(1);
+    let mut run = Reconciler::new(Mode::Backfill, &TWO, options).unwrap();
+    let live = || keepcount::reconcile::Live::new();
+    assert!(keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap().counters[0].failure.is_some());
+    // A backup from before the leg, and the row is mended.
+    conn.execute_batch("DELETE FROM keepcount_runs; DELETE FROM a WHERE typeof(k) = 'blob'").unwrap();
+    let mut run = Reconciler::resume(Mode::Backfill, &TWO, &run.token().unwrap(), options.max_pages(99)).unwrap();
+    let report = keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap();
+    assert!(report.complete() && report.counters[0].failure.is_none(), "{report}");
+    assert_eq!((store.unready().unwrap(), store.total(FIRST, 1).unwrap()), (vec![], 1));
+}
+
 /// It was said that `SqliteStore::create` makes the table, and a name with its schema named none.
 #[test]
 fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {

@@ -15,7 +15,9 @@ use crash_common::{
     assert_ready_exact, audit, drift, dump, feed, mark,
 };
 use keepcount::reconcile::{Ask, Audit as _, Live, Look, Mend, Mode, Options, Ready, Reconciler, run};
-use keepcount::{Batch, Counter, Error, KeyBuf, KeyRange, Layout, Next, Placed, Result, SqliteStore, Store as _};
+use keepcount::{
+    Batch, Counter, Error, KeyBuf, KeyRange, Layout, Next, Placed, Result, SqliteStore, Store as _, Sweep,
+};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
@@ -153,7 +155,7 @@ fn move_and_vote() -> Batch {
 }
 
 /// Calls of which all stands, or nothing.
-const WHOLE: [Call; 14] = [
+const WHOLE: [Call; 16] = [
     Call::new("apply", Rest::Nothing, |conn, arm| {
         let mut batch = Batch::new();
         (1..=3).for_each(|key| batch.add(FEED_SUM, key, 10 * key));
@@ -191,6 +193,14 @@ const WHOLE: [Call; 14] = [
     Call::new("apply once, a new stream, climbing", Rest::Nothing, |conn, arm| {
         arm();
         SqliteStore::new(conn, &LAYOUT).apply_once(&mut move_and_vote(), &mark("moves", 1, 2)).map(drop)
+    }),
+    Call::new("sweep", Rest::Nothing, |conn, arm| {
+        arm();
+        SqliteStore::new(conn, &PLAIN).sweep(&mut Sweep::new()).map(|swept| assert_eq!(swept.totals, 1))
+    }),
+    Call::new("forget a mark", Rest::Nothing, |conn, arm| {
+        arm();
+        SqliteStore::new(conn, &LAYOUT).forget_mark("feed 1").map(|last| assert_eq!(last, 3))
     }),
     Call::new("prune", Rest::Some, |conn, arm| {
         arm();
@@ -281,7 +291,7 @@ fn ready_file(rows_first: bool) -> Vec<u8> {
         assert_exact(&conn);
         conn.execute_batch(
             "UPDATE setlist_votes SET total = total + 1000 WHERE key = 1; DELETE FROM show_artist WHERE key_1 = 2;
-             UPDATE show_board SET score = 77 WHERE key = 2; INSERT INTO feed_sum VALUES (7, 9);
+             UPDATE show_board SET score = 77 WHERE key = 2; INSERT INTO feed_sum VALUES (7, 9), (8, 0);
              UPDATE keepcount_counters SET ready = 0 WHERE name = 'show.artist'",
         )
         .unwrap();

@@ -14,8 +14,8 @@ use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Key, Layout, MemoryStore, Next, Record, SqliteStore,
-    Store, Tally,
+    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Key, Layout, Mark, MemoryStore, Next, Record,
+    SqliteStore, Store, Tally,
 };
 use rusqlite::{Connection, OptionalExtension, Row};
 use tempfile::TempDir;
@@ -1256,4 +1256,32 @@ fn a_counter_that_a_record_does_not_list_or_no_store_has_is_refused_at_the_first
     assert_eq!(sqlite.apply(&mut batch.clone()).unwrap().totals, 2);
     assert_eq!(memory.apply(&mut batch).unwrap().totals, 2);
     assert_eq!((memory.total(TAG_USES, 7).unwrap(), sqlite.total(TAG_POSTS, 7).unwrap()), (3, 1));
+}
+
+/// A writer that uses one batch again: what it held before was told once more, where nothing came since.
+#[test]
+fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
+    const VOTES: Counter<i64> = Counter::new("votes");
+    const LINK: Counter<(i64, i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
+    const CLIMBING: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+    const PLAIN: Layout = Layout::new(&[VOTES.table()]);
+    for layout in [&PLAIN, &CLIMBING] {
+        let conn = Connection::open_in_memory().unwrap();
+        SqliteStore::new(&conn, layout).create().unwrap();
+        let (mut sqlite, mut memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
+        let stores: [&mut dyn FnMut(&mut Batch, u64) -> Applied; 2] = [
+            &mut |batch, number| sqlite.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap(),
+            &mut |batch, number| memory.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap(),
+        ];
+        for apply in stores {
+            let mut batch = Batch::new();
+            batch.add(VOTES, 1, 3);
+            let told = [1, 2, 3].map(|number| {
+                let applied = apply(&mut batch, number);
+                (applied.totals, applied.deltas(&batch).count())
+            });
+            assert_eq!(told, [(1, 1), (0, 0), (0, 0)]);
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! When each counter was last found clean, as a table of the application: verify and repair write it, watch reads it.
+//! When a run last ended that found each counter clean, as a table of the application, to be shown: verify and repair write it, watch reads it. What is to
+//! be alerted on is `keepcount::reconcile::Freshness`, which also knows when runs began, and what others found meanwhile.
 
 use std::collections::HashMap;
 
