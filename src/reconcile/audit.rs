@@ -43,7 +43,7 @@ pub trait Audit {
 
     /// What [`keep`](Self::keep) was told last of a token's [run](Token::run), in these totals' own place: it is as old as they are, also where a
     /// backup was restored. None where nothing is kept, which is the default: then a backfill that is resumed begins anew, and a verify or
-    /// repair calls no counter clean of which a run before has compared the first keys.
+    /// repair calls no counter clean of which a run before has compared the first keys. It is asked too where a run is driven again after an error.
     ///
     /// # Errors
     ///

@@ -74,7 +74,7 @@ pub enum Step {
 /// Limits, stop and waits come between pages.
 ///
 /// A run that resumes another first asks what was kept of it beside the totals, and believes that: its token may be newer than they are, where a
-/// backup was restored.
+/// backup was restored. So does a run that is driven again after an error: it may be on another connection, to a standby that took over.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
 pub struct Reconciler {
@@ -106,6 +106,8 @@ pub struct Reconciler {
     /// Whether they have left keys of it alone.
     unsettled: bool,
     state: State,
+    /// What an error came to, while it is asked again which totals these are, and how far the run has come in them.
+    interrupted: Option<State>,
     wait: Option<(Duration, String)>,
     stop: bool,
     page: Pages,
@@ -229,6 +231,7 @@ impl Reconciler {
             dirty: false,
             unsettled: false,
             state: State::Identify,
+            interrupted: None,
             wait: None,
             stop: false,
             page: Pages::new(options.page.unwrap_or(1024)),
@@ -358,6 +361,7 @@ impl Reconciler {
         (self.run, self.kept) = (new_run(), None);
         self.dirty |= self.after.is_some();
         self.unclean.iter_mut().take(self.at).for_each(|unclean| *unclean = true);
+        self.reports.iter_mut().for_each(|report| report.clean = false);
     }
 
     /// What to do next.
@@ -365,8 +369,12 @@ impl Reconciler {
     pub fn next(&mut self, now: Duration) -> Step {
         let started = *self.started.get_or_insert(now);
         if self.outcome == Outcome::Failed {
-            // Whoever asks again after an error goes on where it came.
+            // Whoever asks again after an error goes on where it came; perhaps on another connection, to a standby that took over and has lost some.
             self.outcome = Outcome::Running;
+            match std::mem::replace(&mut self.state, State::Identify) {
+                State::Identify | State::Recall => {}
+                state => self.interrupted = Some(state),
+            }
         }
         if self.outcome != Outcome::Running {
             return Step::End;
@@ -408,7 +416,8 @@ impl Reconciler {
     /// What is to be kept where the run ends here; a backfill has kept it already, and a part claims nothing.
     pub(super) fn keep_now(&self) -> Option<Keep> {
         let asks = self.mode != Mode::Backfill && self.part.is_none() && self.pages > 0;
-        let keeping = matches!(self.state, State::Keep(_));
+        // Before it is known what these totals have, nothing is claimed of them.
+        let keeping = matches!(self.state, State::Identify | State::Recall | State::Keep(_));
         (asks && !keeping && self.kept != self.token()).then(|| self.keep())
     }
 
@@ -480,7 +489,7 @@ impl Reconciler {
         self.identity = Some(identity);
         self.failures = 0;
         // A part never says that its counter is clean.
-        if self.kept.is_some() && self.part.is_none() {
+        if (self.kept.is_some() || self.pages > 0) && self.part.is_none() {
             self.state = State::Recall;
         } else {
             self.begin();
@@ -490,23 +499,28 @@ impl Reconciler {
 
     fn begin(&mut self) {
         let look = self.mode.mends() && self.at < self.driven_by_rows;
-        self.state = if look { State::Look(self.at) } else { State::Measure };
+        let first = if look { State::Look(self.at) } else { State::Measure };
+        self.state = self.interrupted.take().unwrap_or(first);
     }
 
     /// Takes the answer to [`Step::Recall`]: a backfill goes on from there, or begins anew where nothing is kept; a verify or repair goes on from its
-    /// token, and calls nothing clean of what the runs before have compared, unless it is what they kept.
+    /// token, and calls nothing clean of what was compared before, unless it is what was kept then.
     pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
         debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
         self.answered(now);
-        if self.mode != Mode::Backfill {
-            if found.is_none() || found != self.kept {
-                self.disown();
+        if self.mode == Mode::Backfill {
+            // What was mended of a page, and is not kept yet, may be lost.
+            self.interrupted = None;
+            if let Some(token) = found.filter(|token| self.is_of_this(token)) {
+                self.go_to(&token);
+            } else {
+                self.back_to(0);
+                (self.run, self.kept) = (new_run(), None);
             }
-        } else if let Some(token) = found.filter(|token| self.is_of_this(token)) {
-            self.go_to(&token);
+        } else if found.is_some() && found == self.token() {
+            self.kept = found;
         } else {
-            self.back_to(0);
-            (self.run, self.kept) = (new_run(), None);
+            self.disown();
         }
         self.begin();
     }

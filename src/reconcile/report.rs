@@ -53,7 +53,8 @@ pub enum Outcome {
     Stalled(String),
     /// It refused to mend what the run's error says.
     Refused,
-    /// An error ended it; driven again, it goes on where the error came.
+    /// An error ended it; driven again, it goes on where the error came, as far as what was [kept](super::Audit::keep) says that these are still the
+    /// totals that it knows.
     Failed,
 }
 

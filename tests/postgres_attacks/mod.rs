@@ -1,5 +1,6 @@
-//! What stands between an application and its server, or keeps its transactions, or takes its disk away: rows and totals stay one.
+//! What stands between an application and its server, keeps its transactions, takes its disk away, or takes its place: rows and totals stay one.
 
 mod full_disk;
 mod pooler;
+mod standby;
 mod two_phase;

@@ -35,6 +35,19 @@ impl Replica {
         self.run("SELECT pg_wal_replay_resume()").await;
     }
 
+    /// From now on it receives nothing: what the primary writes later it will never have.
+    pub async fn cut_off(&self) {
+        self.run("ALTER SYSTEM SET primary_conninfo = ''").await;
+        self.run("SELECT pg_reload_conf()").await;
+        self.wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver").await;
+    }
+
+    /// Makes it a primary, as old as what it has received.
+    pub async fn promote(&self) {
+        self.run("SELECT pg_promote()").await;
+        self.wait_until("SELECT NOT pg_is_in_recovery()").await;
+    }
+
     async fn run(&self, text: &str) {
         connect(&self.server.config("postgres")).await.batch_execute(text).await.unwrap();
     }
