@@ -86,7 +86,7 @@ fn report(seed: u64, variant: Option<Variant>, outcome: &Outcome) -> String {
 /// The seeds that `cargo test` runs.
 const SEEDS: u64 = 400;
 /// Within so many of them every variant fails.
-const VARIANT_SEEDS: u64 = 100;
+const VARIANT_SEEDS: u64 = 300;
 
 /// What must happen over these seeds, and how often at least: a world in which nothing meets shows nothing.
 const HAPPENS: [(&str, u64); 36] = [

@@ -517,9 +517,7 @@ impl Reconciler {
     pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
         debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
         self.answered(now);
-        if self.mode != Mode::Backfill {
-            if found.is_some() && found == self.token() { self.kept = found } else { self.disown() }
-        } else {
+        if self.mode == Mode::Backfill {
             // What was mended of a page, and is not kept yet, may be lost.
             self.interrupted = None;
             if let Some(token) = found.filter(|token| self.is_of_this(token)) {
@@ -528,6 +526,10 @@ impl Reconciler {
                 self.back_to(0);
                 (self.run, self.kept) = (new_run(), None);
             }
+        } else if found.is_some() && found == self.token() {
+            self.kept = found;
+        } else {
+            self.disown();
         }
         self.begin();
     }
