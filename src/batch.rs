@@ -175,11 +175,7 @@ impl Batch {
     /// batch.spend();
     /// assert!(batch.is_empty());
     /// ```
-    pub fn spend(&mut self) {
-        if self.spent {
-            // Nothing came since: what it held before was told when it was applied.
-            self.clear();
-        }
+    pub const fn spend(&mut self) {
         self.spent = true;
     }
 

@@ -756,7 +756,7 @@ fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
     let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
         INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
     conn.execute_batch(rows).unwrap();
-    let store = SqliteStore::new(&conn, &TWO);
+    let mut store = SqliteStore::new(&conn, &TWO);
     store.create_over_rows().unwrap();
     let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
     audit.add(FIRST, Source::table("a", ["k"]).rows("k", |row| Ok(One(row.get(0)?)))).unwrap();

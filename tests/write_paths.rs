@@ -1269,7 +1269,7 @@ fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
     for layout in [&PLAIN, &CLIMBING] {
         let conn = Connection::open_in_memory().unwrap();
         SqliteStore::new(&conn, layout).create().unwrap();
-        let (mut sqlite, mut memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
+        let (mut sqlite, memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
         let stores: [&mut dyn FnMut(&mut Batch, u64) -> Applied; 2] = [
             &mut |batch, number| sqlite.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap(),
             &mut |batch, number| memory.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap(),

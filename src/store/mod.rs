@@ -267,10 +267,10 @@ impl Applied {
     /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them. Ask before
     /// anything is added to the batch, or it is cleared.
     pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (Def, &'a KeyBuf, i128)> {
-        match &self.expanded {
-            Some(written) => written.applied_deltas(false),
-            None => batch.applied_deltas(true),
-        }
+        let (written, spent) = self.expanded.as_deref().map_or((batch, true), |expanded| (expanded, false));
+        // Where nothing was written, what the batch holds was told by an apply before.
+        let most = if self.totals == 0 { 0 } else { usize::MAX };
+        written.applied_deltas(spent).take(most)
     }
 }
 

@@ -80,7 +80,10 @@ mod checked {
         static FIXED: OnceLock<bool> = OnceLock::new();
         // A failed schedule can be replayed in another process; and over two stripes it is short, and says all that there is to say of one and another.
         assert!(FIXED.get_or_init(|| replay::fix(2)), "no key was hashed before");
-        Runner::new(scheduler, Config::new()).run(body)
+        let mut config = Config::new();
+        // A whole run of a reconciler is on it; the 32 KiB that it has by default were too few.
+        config.stack_size = 1 << 18;
+        Runner::new(scheduler, config).run(body)
     }
 
     /// Says how many schedules a test has run, past what captures the output of tests that pass.

@@ -148,7 +148,7 @@ impl App {
                     Ok::<_, Error>(inner)
                 });
                 match savepoint.await {
-                    Ok(inner) => {
+                    Ok(mut inner) => {
                         batch.merge(&mut inner);
                         taken += 1;
                     }
