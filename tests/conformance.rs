@@ -376,7 +376,7 @@ impl Broken {
             (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
             (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
                 let mut told = Applied::default();
-                told.skipped = true;
+                (told.skipped, told.totals) = (true, 1);
                 return Ok(told);
             }
             (Fault::SkipsGaps, Err(Error::Gap { .. })) | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
