@@ -35,7 +35,8 @@ use crate::sql::{self, Dialect, Query, Value};
 /// Totals in tables beside the application's rows; borrows its client or transaction, so it is made where it is used.
 ///
 /// [`new`](Self::new) takes whatever can begin a transaction, a client or a transaction, and applies in a transaction or savepoint of its own: a
-/// batch that fails leaves the caller's transaction as it was. [`within`](Self::within) takes a transaction and applies in it, which spares two round trips;
+/// batch that fails leaves the caller's transaction as it was, unless the end of its savepoint is cancelled too: then the transaction is aborted, and
+/// commits nothing. [`within`](Self::within) takes a transaction and applies in it, which spares two round trips;
 /// after an apply that failed, or whose future was dropped before it was ready, roll the transaction back. Apply once a transaction, as its last
 /// statement before the commit: then rows are locked for the shortest time, in one order for all, and own tables do not deadlock.
 ///

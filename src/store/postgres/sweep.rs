@@ -14,8 +14,9 @@ impl PostgresStore<'_, Client> {
     /// so no total, board or report changes. Call it from the job that repairs until it is [complete](Swept::complete).
     ///
     /// One transaction a page, which waits for no row that another holds, and leaves that one for a later sweep; so nobody deadlocks with it. What the
-    /// oldest transaction that runs in the database may not have seen stays too: a transaction above READ COMMITTED that is older than a row's
-    /// last change must meet the row when it writes. Where a transaction stays open for hours, nothing that changed since goes.
+    /// oldest transaction that runs may not have seen stays too, one that reads in this database or writes in any of the server's: a transaction above
+    /// READ COMMITTED that is older than a row's last change must meet the row when it writes. Where one stays open for hours, or is prepared and
+    /// forgotten, nothing that changed since goes.
     ///
     /// # Errors
     ///
