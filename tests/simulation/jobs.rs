@@ -19,7 +19,7 @@ pub enum Slot<'a> {
     Idle,
     Running(Box<Job<'a>>),
     /// Stopped; its successor goes on from here.
-    Stopped(Mode, Token, Pass),
+    Stopped(Mode, Box<Token>, Pass),
 }
 
 pub struct Job<'a> {
@@ -50,7 +50,9 @@ impl Slot<'_> {
     /// The process is gone; a job's token is on the disk.
     pub fn die(self) -> Self {
         match self {
-            Self::Running(job) => job.run.token().map_or(Self::Idle, |token| Self::Stopped(job.mode, token, job.pass)),
+            Self::Running(job) => {
+                job.run.token().map_or(Self::Idle, |token| Self::Stopped(job.mode, token.into(), job.pass))
+            }
             stopped => stopped,
         }
     }
@@ -106,7 +108,7 @@ impl<'a> World<'a> {
         if self.one_in(60) {
             self.count("jobs stopped");
             self.note(&format!("job {at} is stopped"));
-            return job.run.token().map_or(Slot::Idle, |token| Slot::Stopped(job.mode, token, job.pass));
+            return job.run.token().map_or(Slot::Idle, |token| Slot::Stopped(job.mode, token.into(), job.pass));
         }
         match job.step(self, at) {
             Ok(None) => Slot::Running(job),
@@ -114,7 +116,7 @@ impl<'a> World<'a> {
                 self.count(if report.complete() { "jobs complete" } else { "jobs at a limit" });
                 self.note(&format!("job {at}: {report}"));
                 match report.token {
-                    Some(token) if self.one_in(2) => Slot::Stopped(job.mode, token, job.pass),
+                    Some(token) if self.one_in(2) => Slot::Stopped(job.mode, token.into(), job.pass),
                     None if self.one_in(2) => {
                         // The same audit once more.
                         job.run = Reconciler::new(job.mode, &LAYOUT, Options::default().page(4)).unwrap();
