@@ -1258,6 +1258,16 @@ fn a_counter_that_a_record_does_not_list_or_no_store_has_is_refused_at_the_first
     assert_eq!((memory.total(TAG_USES, 7).unwrap(), sqlite.total(TAG_POSTS, 7).unwrap()), (3, 1));
 }
 
+trait Apply {
+    fn apply_event(&mut self, batch: &mut Batch, number: u64) -> Applied;
+}
+
+impl<S: Store> Apply for S {
+    fn apply_event(&mut self, batch: &mut Batch, number: u64) -> Applied {
+        self.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap()
+    }
+}
+
 /// A writer that uses one batch again: what it held before was told once more, where nothing came since.
 #[test]
 fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
@@ -1269,16 +1279,13 @@ fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
     for layout in [&PLAIN, &CLIMBING] {
         let conn = Connection::open_in_memory().unwrap();
         SqliteStore::new(&conn, layout).create().unwrap();
-        let (mut sqlite, memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
-        let stores: [&mut dyn FnMut(&mut Batch, u64) -> Applied; 2] = [
-            &mut |batch, number| sqlite.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap(),
-            &mut |batch, number| memory.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap(),
-        ];
-        for apply in stores {
+        let (mut sqlite, mut memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
+        let stores: [&mut dyn Apply; 2] = [&mut sqlite, &mut memory];
+        for store in stores {
             let mut batch = Batch::new();
             batch.add(VOTES, 1, 3);
             let told = [1, 2, 3].map(|number| {
-                let applied = apply(&mut batch, number);
+                let applied = store.apply_event(&mut batch, number);
                 (applied.totals, applied.deltas(&batch).count())
             });
             assert_eq!(told, [(1, 1), (0, 0), (0, 0)]);
