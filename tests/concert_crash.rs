@@ -19,7 +19,11 @@ use concert_common::{
     now, number, recount, stored, total_tables, votes,
 };
 
-const ROUNDS: usize = 25;
+/// How many rounds there are, where `KEEPCOUNT_CRASH_ROUNDS` does not say.
+fn rounds() -> usize {
+    std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap())
+}
+
 const SIGKILL: i32 = 9;
 
 /// Kills a process after so long; true when it was still running.
@@ -47,7 +51,7 @@ fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
 
     let mut random = Random(9);
     let (mut hit, mut missed, mut inside) = (0, 0, 0);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let mut site = Site::new();
         site.write("events.jsonl", &events);
         let wanted = 1 + random.below(3);
@@ -72,7 +76,8 @@ fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
         site.is_exact();
     }
     println!(
-        "replay (whole: {takes:.0?}): {hit} kills hit in {ROUNDS} rounds, {inside} of them between commits; {missed} too late"
+        "replay (whole: {takes:.0?}): {hit} kills hit in {rounds} rounds, {inside} of them between commits; {missed} too late",
+        rounds = rounds()
     );
 }
 
@@ -183,7 +188,7 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
 
     let mut random = Random(10);
     let (mut hit, mut missed, mut inside) = (0, 0, 0);
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         let site = broken.copy();
         site.sql("PRAGMA journal_mode = WAL");
         let page = ["", "--page 7", "--page 100"][round % 3];
@@ -214,8 +219,9 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
         site.is_exact();
     }
     println!(
-        "repair of {} totals (whole: {takes:.0?}): {hit} kills hit in {ROUNDS} rounds, {inside} of them between mends; {missed} too late",
-        planted.len()
+        "repair of {} totals (whole: {takes:.0?}): {hit} kills hit in {} rounds, {inside} of them between mends; {missed} too late",
+        planted.len(),
+        rounds()
     );
     assert!(inside > 0, "no kill came between the first mend and the last");
 }

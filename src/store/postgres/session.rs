@@ -575,6 +575,8 @@ fn is_misfit(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+const ENDED: &str = "the server ended the connection; open another, and try the whole transaction again";
+
 /// Why nothing was applied and a retry helps, if so. Whoever lost the connection before a commit applied nothing either.
 fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
     let Some(db) = error.as_db_error() else {
@@ -586,6 +588,7 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
             "the server has forgotten what was prepared, which is prepared anew; roll back and try it again whole",
         );
     }
+    let ends = || matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
     match *db.code() {
         SqlState::IN_FAILED_SQL_TRANSACTION => {
             Some("an earlier error has aborted the transaction; roll it back and try it again whole")
@@ -601,10 +604,12 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
         }
         SqlState::QUERY_CANCELED => Some("it was cancelled, or took longer than statement_timeout"),
         SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => Some("the server has no room for it just now"),
-        // Shut down, or one of its timeouts for a transaction or a session.
-        _ if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) => {
-            Some("the server ended the connection; open another, and try the whole transaction again")
-        }
+        SqlState::ADMIN_SHUTDOWN
+        | SqlState::CRASH_SHUTDOWN
+        | SqlState::CANNOT_CONNECT_NOW
+        | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Some(ENDED),
+        // Whatever it is, another of its timeouts say.
+        _ if ends() => Some(ENDED),
         _ => None,
     }
 }
