@@ -295,9 +295,9 @@ struct Repaired {
 fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     let site = voted_site();
     let setlists: Vec<String> = (0..400).map(|at| format!("se{at}")).collect();
-    let mut events = votes(100 + seed, &setlists, 60_000);
+    let mut events = votes(100 + seed, &setlists, 30_000);
     // Shows come and go and move in between.
-    let mut others = Writer::new(seed, "w").lines(4_000).into_iter();
+    let mut others = Writer::new(seed, "w").lines(2_000).into_iter();
     events = events.into_iter().flat_map(|event| [Some(event), others.next()]).flatten().collect();
     site.write("more.jsonl", &events);
     let mut model = {
