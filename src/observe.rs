@@ -17,7 +17,8 @@
 //! | `keepcount_mends_total` | counter | `counter` | totals mended |
 //! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
 //!
-//! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`, through whatever library: a batch that is applied by statements of [`sql`](crate::sql) is told of by [`applied`]. It counts when it was applied; whether the transaction around it then commits is the
+//! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`, through whatever library: a batch that is applied by
+//! statements of [`sql`](crate::sql) is told of by [`applied`]. It counts when it was applied; whether the transaction around it then commits is the
 //! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
 //! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
 //! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async), not by a driver of your own.

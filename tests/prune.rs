@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::path::Path;
 use std::thread;
 
 use common::run_whole;
@@ -562,17 +563,19 @@ fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cut() {
     }
 }
 
+/// A file in this folder for several writers, which wait for each other.
+fn shared_file(folder: &Path) -> Connection {
+    let conn = Connection::open(folder.join("totals.db")).unwrap();
+    conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+    conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = WAL").unwrap();
+    conn
+}
+
 #[test]
 fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || {
-        let conn = Connection::open(dir.path().join("totals.db")).unwrap();
-        conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
-        conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
-        conn
-    };
+    let open = || shared_file(dir.path());
     let conn = open();
-    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     SqliteStore::new(&conn, &LAYOUT).create().unwrap();
     let mut links = Batch::new();
     links.insert(
@@ -728,14 +731,8 @@ fn a_sweep_takes_the_write_lock_only_for_what_there_is_to_remove() {
 #[test]
 fn a_sweep_beside_writers_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || {
-        let conn = Connection::open(dir.path().join("totals.db")).unwrap();
-        conn.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
-        conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
-        conn
-    };
+    let open = || shared_file(dir.path());
     let conn = open();
-    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     SqliteStore::new(&conn, &FORUM).create().unwrap();
     let mut gone = 0;
     thread::scope(|scope| {

@@ -719,17 +719,28 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
     }
 }
 
-/// The last leg said that the run was complete.
-#[test]
-fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
+/// Of the first counter.
+fn rows_of_which_one_cannot_be_read() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
     let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
         INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
     conn.execute_batch(rows).unwrap();
-    SqliteStore::new(&conn, &TWO).create().unwrap();
-    let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
+    conn
+}
+
+fn audit_of_two(conn: &Connection) -> SqliteAudit<'_> {
+    let mut audit = SqliteAudit::new(conn, &TWO).unwrap();
     audit.add(FIRST, Source::table("a", ["k"]).rows("k", |row| Ok(One(row.get(0)?)))).unwrap();
     audit.add(SECOND, Source::table("b", ["k"]).rows("k", |row| Ok(Other(row.get(0)?)))).unwrap();
+    audit
+}
+
+/// The last leg said that the run was complete.
+#[test]
+fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
+    let conn = rows_of_which_one_cannot_be_read();
+    SqliteStore::new(&conn, &TWO).create().unwrap();
+    let mut audit = audit_of_two(&conn);
     let options = Options::default().page(1).max_pages(1);
     let mut reports = Vec::new();
     let mut run = Reconciler::new(Mode::Repair, &TWO, options).unwrap();
@@ -752,15 +763,10 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
 /// It was passed over, although nothing was wrong with its rows any more.
 #[test]
 fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
-    let conn = Connection::open_in_memory().unwrap();
-    let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
-        INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
-    conn.execute_batch(rows).unwrap();
+    let conn = rows_of_which_one_cannot_be_read();
     let mut store = SqliteStore::new(&conn, &TWO);
     store.create_over_rows().unwrap();
-    let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
-    audit.add(FIRST, Source::table("a", ["k"]).rows("k", |row| Ok(One(row.get(0)?)))).unwrap();
-    audit.add(SECOND, Source::table("b", ["k"]).rows("k", |row| Ok(Other(row.get(0)?)))).unwrap();
+    let mut audit = audit_of_two(&conn);
     let options = Options::default().page(1).max_pages(1);
     let mut run = Reconciler::new(Mode::Backfill, &TWO, options).unwrap();
     let live = || keepcount::reconcile::Live::new();

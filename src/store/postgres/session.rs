@@ -588,7 +588,6 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
             "the server has forgotten what was prepared, which is prepared anew; roll back and try it again whole",
         );
     }
-    let ends = || matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic));
     match *db.code() {
         SqlState::IN_FAILED_SQL_TRANSACTION => {
             Some("an earlier error has aborted the transaction; roll it back and try it again whole")
@@ -609,7 +608,7 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
         | SqlState::CANNOT_CONNECT_NOW
         | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Some(ENDED),
         // Whatever it is, another of its timeouts say.
-        _ if ends() => Some(ENDED),
+        _ if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) => Some(ENDED),
         _ => None,
     }
 }
