@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Random, only_tested};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use keepcount::concert::{Concert, Setlist, Show, Status, Trend, Trends, Vote};
+use keepcount::concert::{Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
 use keepcount::{Batch, Date, Key, KeyBuf, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -53,7 +53,7 @@ const ARTISTS: u64 = 50;
 struct Counted<'l>(&'l Layout, i64, i64, i64);
 
 impl Record for Counted<'_> {
-    const COUNTERS: &'static [keepcount::Def] = Vote::<i64>::COUNTERS;
+    const COUNTERS: &'static [keepcount::Def] = Decaying::<i64, ThreeHalfLives>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         let Self(layout, setlist, user, at) = *self;
