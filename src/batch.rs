@@ -37,8 +37,8 @@ pub struct Batch {
     entries: Vec<Entry>,
     /// Positions in `entries`; empty while a linear search is faster.
     index: HashTable<u32>,
-    /// The sum of all amounts without their signs, up to 2^64: no delta is larger. The most, where the batch is to be refused: stores look at that
-    /// on the careful ways only, which batches so large take.
+    /// The sum of all amounts without their signs, up to 2^64: no delta is larger. The most, where the batch was applied or is to be refused: stores
+    /// look at that on the careful ways only, which batches so large take.
     bulk: u64,
     /// The position in `counters` of one to which a record adds that does not list it.
     undeclared: Option<u32>,
@@ -177,6 +177,7 @@ impl Batch {
     /// ```
     pub const fn spend(&mut self) {
         self.spent = true;
+        self.bulk = u64::MAX;
     }
 
     /// Whether applying this would change no total.
@@ -231,6 +232,16 @@ impl Batch {
     /// A bound of every delta's size.
     pub(crate) const fn bulk(&self) -> u64 {
         self.bulk
+    }
+
+    /// The only entry, with its counter and its hash, where nothing is larger than `most`, less than 2^64. One comparison says that the batch
+    /// was neither applied nor is to be refused.
+    #[inline]
+    pub(crate) fn single(&self, most: u64) -> Option<(&Named, &Entry, u64)> {
+        match (&*self.counters, &*self.entries, &*self.hashes) {
+            ([counter], [entry], [hash]) if self.bulk <= most => Some((counter, entry, *hash)),
+            _ => None,
+        }
     }
 
     pub(crate) fn counters(&self) -> &[Named] {
@@ -328,10 +339,11 @@ impl Batch {
     /// after the last entry's is tried first.
     #[inline]
     fn counter_index(&mut self, counter: Def) -> u32 {
-        let last = self.entries.last().map_or(0, |entry| entry.counter as usize);
-        for guess in [last + 1, last, 0] {
-            if self.counters.get(guess).is_some_and(|known| known.same(&counter)) {
-                return narrow(guess);
+        if let Some(last) = self.entries.last().map(|entry| entry.counter as usize) {
+            for guess in [last + 1, last, 0] {
+                if self.counters.get(guess).is_some_and(|known| known.same(&counter)) {
+                    return narrow(guess);
+                }
             }
         }
         self.counter_search(counter)

@@ -186,12 +186,10 @@ impl MemoryStore {
     pub fn apply(&self, batch: &mut Batch) -> Result<Applied> {
         self.note_bare();
         let began = observe::begin(observe::Place::Memory, batch);
-        if let ([counter], [entry], [hash], ..=SMALL) =
-            (batch.counters(), batch.entries(), batch.hashes(), batch.bulk())
-        {
+        if let Some((counter, entry, hash)) = batch.single(SMALL) {
             let position = self.layout.position_in(counter)?;
-            let spread = self.spread(position, &entry.key, *hash);
-            if let Some(totals) = self.apply_one((position, spread), entry, *hash, 0) {
+            let spread = self.spread(position, &entry.key, hash);
+            if let Some(totals) = self.apply_one((position, spread), entry, hash, 0) {
                 let applied = Applied::new(totals, 0);
                 observe::stored(observe::Place::Memory, began, batch, &applied);
                 batch.spend();

@@ -98,12 +98,10 @@ impl MemoryStore {
 
     #[inline]
     fn over(&self, batch: &Batch) -> Result<Over> {
-        if let ([counter], [entry], [hash], ..=SMALL) =
-            (batch.counters(), batch.entries(), batch.hashes(), batch.bulk())
-        {
+        if let Some((counter, entry, hash)) = batch.single(SMALL) {
             let position = self.layout.position_in(counter)?;
             if self.places.get(position).is_some_and(|place| !place.rollup) {
-                return Ok(Over::One { position, hash: self.spread(position, &entry.key, *hash) });
+                return Ok(Over::One { position, hash: self.spread(position, &entry.key, hash) });
             }
         }
         self.over_many(batch)
@@ -149,9 +147,8 @@ impl MemoryStore {
     #[inline]
     fn commit(&self, batch: &mut Batch, over: &Over) -> Result<Applied> {
         let began = observe::begin(observe::Place::Memory, batch);
-        if let (Over::One { position, hash }, [entry], [of_key], ..=SMALL) =
-            (over, batch.entries(), batch.hashes(), batch.bulk())
-            && let Some(totals) = self.apply_one((*position, *hash), entry, *of_key, 1)
+        if let (Over::One { position, hash }, Some((_, entry, of_key))) = (over, batch.single(SMALL))
+            && let Some(totals) = self.apply_one((*position, *hash), entry, of_key, 1)
         {
             let applied = Applied::new(totals, 0);
             observe::stored(observe::Place::Memory, began, batch, &applied);
