@@ -57,9 +57,13 @@ tokio:
 postgres:
     cargo test --quiet --test postgres_server a_server_to_play_with -- --ignored --nocapture
 
-# The oldest rusqlite of the declared range.
-oldest:
-    ./.ci/oldest
+# The oldest rusqlite of the declared range: `just oldest check` builds on all of them.
+oldest WHAT="":
+    ./.ci/oldest {{WHAT}}
+
+# Which rusqlite goes with sqlx, diesel and others in one build.
+resolve:
+    ./.ci/resolve
 
 # Seeds of the simulation that nobody has seen, until one fails or it is stopped: SECONDS=0 is for ever. It prints the command that replays a seed.
 simulate SECONDS="0":

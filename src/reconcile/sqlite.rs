@@ -157,11 +157,11 @@ impl<'a> SqliteAudit<'a> {
 
     /// In WAL mode each file has a snapshot of its own, so that several of them are read under their write locks, which a file that can only be read does not have.
     fn refuse_unlockable(&self, counter: &Def, files: &[(i64, String)]) -> Result<()> {
-        for (_, name) in files {
+        for (index, name) in files {
             let unlockable = || -> rusqlite::Result<bool> {
                 let mode = format!("PRAGMA {}.journal_mode", sql::quote(name));
                 let mode: String = self.conn.query_row(&mode, (), |row| row.get(0))?;
-                Ok(mode == "wal" && self.conn.is_readonly(name.as_str())?)
+                Ok(mode == "wal" && !self.locks(*index)?)
             };
             if unlockable().map_err(|error| failed_on("looking for the files of the source", counter, error))? {
                 let reason = format!(
@@ -172,6 +172,20 @@ impl<'a> SqliteAudit<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a transaction that locks takes a file's write lock. The driver's own question, `is_readonly`, takes another type up to rusqlite 0.35.
+    fn locks(&self, file: i64) -> rusqlite::Result<bool> {
+        let mut program = self.conn.prepare("EXPLAIN BEGIN IMMEDIATE")?;
+        let mut steps = program.raw_query();
+        while let Some(step) = steps.next()? {
+            if step.get_ref("opcode")?.as_str().is_ok_and(|opcode| opcode == "Transaction")
+                && step.get::<_, i64>("p1")? == file
+            {
+                return Ok(step.get::<_, i64>("p2")? != 0);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether SQLite would sort for this statement.
