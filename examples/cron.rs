@@ -87,9 +87,9 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
         Cli { backfill: true, .. } => Mode::Backfill,
         _ => Mode::Repair,
     };
-    let token = cli.token.clone().unwrap_or_else(|| db.with_added_extension(format!("{mode}-token")));
+    let token = cli.token.clone().unwrap_or_else(|| with_ending(db, &format!("{mode}-token")));
     // Held until this call ends. Two at once would do no harm to totals, but only one place can be kept.
-    let lock = File::create(token.with_added_extension("lock"))?;
+    let lock = File::create(with_ending(&token, "lock"))?;
     lock.try_lock().map_err(|error| format!("another call is at work: {error}"))?;
 
     let conn = if db.exists() { Connection::open(db)? } else { example_database(db)? };
@@ -136,12 +136,19 @@ fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Repor
     Ok(done?)
 }
 
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
 /// Writes the place beside its file and renames it, so that whoever is killed leaves the old place or the new one.
 fn keep(path: &Path, token: Option<Token>) -> std::io::Result<()> {
     let Some(token) = token else {
         return if path.exists() { fs::remove_file(path) } else { Ok(()) };
     };
-    let beside = path.with_added_extension("new");
+    let beside = with_ending(path, "new");
     let mut file = File::create(&beside)?;
     file.write_all(token.to_string().as_bytes())?;
     file.sync_all()?;

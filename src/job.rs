@@ -28,7 +28,7 @@
 //! # SqliteStore::new(&conn, &LAYOUT).create()?;
 //!
 //! let mut place = None;
-//! let job = Schedule::every(Duration::from_mins(10)).jitter_percent(10).spawn("repair", move |stop| {
+//! let job = Schedule::every(Duration::from_secs(10 * 60)).jitter_percent(10).spawn("repair", move |stop| {
 //!     let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
 //!     let votes = Source::table("votes", ["show_id"]);
 //!     audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote { show: row.get(0)? })))?;
@@ -75,12 +75,12 @@ use crate::error::{Cause, Error, Result, chain};
 ///
 /// use keepcount::job::Schedule;
 ///
-/// let hourly = Schedule::every(Duration::from_hours(1));
+/// let hourly = Schedule::every(Duration::from_secs(3600));
 /// assert_eq!(hourly.due(0), Duration::ZERO);
-/// assert_eq!(hourly.due(3), Duration::from_hours(3));
+/// assert_eq!(hourly.due(3), Duration::from_secs(3 * 3600));
 ///
 /// // A run of two and a half hours: what was due meanwhile is skipped.
-/// assert_eq!(hourly.next_after(Duration::from_mins(150)), 3);
+/// assert_eq!(hourly.next_after(Duration::from_secs(150 * 60)), 3);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
@@ -95,6 +95,7 @@ pub struct Schedule {
 const JITTER_MOST: u8 = 50;
 /// A job that keeps panicking takes one due time of this many.
 const SLOWED: u64 = 10;
+const SECOND: u128 = 1_000_000_000; // in nanoseconds
 
 impl Schedule {
     /// Work that is due every `interval`, at first at once, without jitter.
@@ -143,7 +144,8 @@ impl Schedule {
         let latest = interval.saturating_mul(u128::from(self.jitter_percent.min(JITTER_MOST))) / 100;
         let jitter = share_of(latest, splitmix64(self.seed, number));
         let nanos = self.first.as_nanos().saturating_add(interval.saturating_mul(number.into())).saturating_add(jitter);
-        Duration::from_nanos_u128(nanos.min(Duration::MAX.as_nanos()))
+        u64::try_from(nanos / SECOND)
+            .map_or(Duration::MAX, |seconds| Duration::new(seconds, u32::try_from(nanos % SECOND).unwrap_or_default()))
     }
 
     /// The number of the first due time that is later than this moment.
@@ -236,7 +238,7 @@ impl Schedule {
 ///
 /// use keepcount::job::Schedule;
 ///
-/// let hour = Duration::from_hours(1);
+/// let hour = Duration::from_secs(3600);
 /// let job = Schedule::every(hour).first_after(hour).spawn("nothing", |_| Ok(()))?;
 /// assert_eq!(job.status().next_due, Some(hour));
 /// assert_eq!(job.join().runs, 0); // at once: it sleeps
@@ -315,7 +317,7 @@ impl Drop for Job {
 /// /// For a health check: the last run failed, or none has ended for two hours.
 /// fn is_ill(status: &Status) -> bool {
 ///     let quiet = status.age.saturating_sub(status.last_ended.unwrap_or_default());
-///     status.failing || quiet > Duration::from_hours(2)
+///     status.failing || quiet > Duration::from_secs(2 * 3600)
 /// }
 /// assert!(!is_ill(&Status::default()));
 /// ```

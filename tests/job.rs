@@ -14,10 +14,10 @@ use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Outcome, Reconciler
 use keepcount::{Counter, Def, Error, Layout, MemoryStore, Record, Tally};
 use proptest::prelude::*;
 
-const HOUR: Duration = Duration::from_hours(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const MS: Duration = Duration::from_millis(1);
 /// Far less than the hour that a job sleeps which is not woken.
-const LONGEST: Duration = Duration::from_mins(1);
+const LONGEST: Duration = Duration::from_secs(60);
 
 fn schedules() -> impl Strategy<Value = Schedule> {
     (1..=u64::from(u32::MAX) * 1000, 0..=u64::from(u32::MAX) * 1000, 0..=50_u8, any::<u64>()).prop_map(

@@ -561,7 +561,10 @@ impl Subject for Memory {
     }
 
     fn close_shop(&mut self, shop: i64) -> Vec<Sale> {
-        self.rows.sales.extract_if(.., |_, sale| sale.shop == Some(shop)).map(|(_, sale)| sale).collect()
+        let gone = |sale: &Sale| sale.shop == Some(shop);
+        let sales = self.rows.sales.values().filter(|sale| gone(sale)).cloned().collect();
+        self.rows.sales.retain(|_, sale| !gone(sale));
+        sales
     }
 
     fn set_total(&mut self, name: &Name, total: Option<i64>) {

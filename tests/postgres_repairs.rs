@@ -179,7 +179,7 @@ async fn load(config: &Config, url: Option<&str>, sabotage: bool, time: Duration
         let before: Vec<_> = repairs.runs.try_iter().collect();
         runs.extend(before);
         let clean = (0..50).any(|_| {
-            let run = repairs.runs.recv_timeout(Duration::from_mins(1)).unwrap();
+            let run = repairs.runs.recv_timeout(Duration::from_secs(60)).unwrap();
             let clean = run.0 == 0;
             runs.push(run);
             clean

@@ -138,7 +138,7 @@ impl Traces {
     /// The folder goes last. PostgreSQL itself notices that its folder is gone, but only once a minute: the process has ended before that.
     #[track_caller]
     fn assert_gone(&self) {
-        within(Duration::from_mins(1), "the folder is left", || !self.folder.exists());
+        within(Duration::from_secs(60), "the folder is left", || !self.folder.exists());
         within(Duration::from_secs(10), "the process is left", || !runs(self.pid));
         assert!(TcpStream::connect(&self.address).is_err());
     }

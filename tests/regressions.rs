@@ -383,7 +383,7 @@ fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
             votes.borrow_mut().push(vote(0));
             drop(bracket);
         }));
-        let settling = Settling::after(Duration::from_hours(1)).tries(tries);
+        let settling = Settling::after(Duration::from_secs(3600)).tries(tries);
         let mut audit = MemoryAudit::live(&store, settling, cut_off);
         audit.add(VOTES, |_| votes.borrow().clone()).unwrap();
         let key = KeyBuf::of::<i64>(0);

@@ -45,7 +45,7 @@ impl fmt::Display for Mode {
 /// use std::time::Duration;
 /// use keepcount::reconcile::Options;
 ///
-/// let nightly = Options::default().duty_percent(25).max_time(Duration::from_hours(1));
+/// let nightly = Options::default().duty_percent(25).max_time(Duration::from_secs(3600));
 /// # let _ = nightly;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Default for Options {
             rows_per_second: None,
             duty_percent: 100,
             retries: 5,
-            stall_after: Duration::from_mins(5),
+            stall_after: Duration::from_secs(5 * 60),
         }
     }
 }

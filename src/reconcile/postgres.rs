@@ -65,7 +65,7 @@ impl<'a> PostgresAudit<'a> {
         refuse_transaction(client).await?;
         PostgresStore::new(client, layout).check().await?;
         let identity = Session::new(&*client, layout).identity().await?;
-        let (lock_timeout, statement_timeout) = (Duration::from_secs(5), Duration::from_mins(1));
+        let (lock_timeout, statement_timeout) = (Duration::from_secs(5), Duration::from_secs(60));
         Ok(Self { client, layout, identity, sources: Vec::new(), plan: None, lock_timeout, statement_timeout })
     }
 

@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// No command of these tests takes near as long, on any machine.
-pub const LONGEST: Duration = Duration::from_mins(2);
-const LONGEST_BUILD: Duration = Duration::from_mins(15);
+pub const LONGEST: Duration = Duration::from_secs(2 * 60);
+const LONGEST_BUILD: Duration = Duration::from_secs(15 * 60);
 
 #[allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that waits for processes may")]
 pub fn now() -> Instant {

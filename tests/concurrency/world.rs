@@ -59,7 +59,7 @@ impl Clock {
 }
 
 /// Keys of dropped brackets are left alone for so long.
-pub const SETTLE: Duration = Duration::from_hours(1);
+pub const SETTLE: Duration = Duration::from_secs(3600);
 /// A day after the clock began: what was dropped then is older than the settle time, by [`World::pass`].
 const BEGIN: u64 = 24 * 3600;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// What a child is to do: words, of which the last is the site's folder.
 const CHILD: &str = "KEEPCOUNT_CRASH_CHILD";
 /// No child needs as long on any machine.
-const LONGEST: Duration = Duration::from_mins(2);
+const LONGEST: Duration = Duration::from_secs(2 * 60);
 const SIGKILL: i32 = 9;
 
 /// What this process is to do as a child; none where it is a test.

@@ -276,7 +276,7 @@ impl Site {
 /// As an application opens it that cannot lose a commit; with a cache so small that pages go to the file before a commit, and checkpoints often.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
-    conn.busy_timeout(Duration::from_mins(1))?;
+    conn.busy_timeout(Duration::from_secs(60))?;
     conn.set_prepared_statement_cache_capacity(128);
     conn.execute_batch("PRAGMA synchronous = FULL; PRAGMA cache_size = 12; PRAGMA wal_autocheckpoint = 40")?;
     Ok(conn)

@@ -340,7 +340,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     replica.caught_up().await;
     let mut open = TokioLive::new()
         .gate(replay_lag_bytes(&asker, 100_000_000))
-        .gate(replay_lag(&asker, Duration::from_hours(1)))
+        .gate(replay_lag(&asker, Duration::from_secs(3600)))
         .gate(active_connections(&asker, 0));
     let busy = connect(&primary).await;
     let sleeping = tokio::spawn(async move { busy.batch_execute("SELECT pg_sleep(60)").await });

@@ -184,7 +184,9 @@ impl Rows {
     /// The rows that went, and those that came.
     pub fn change(&mut self, change: &Change) -> (Vec<Row>, Vec<Row>) {
         let take = |table: &mut BTreeMap<i64, Row>, is: &dyn Fn(&Row) -> bool| -> Vec<Row> {
-            table.extract_if(.., |_, row| is(row)).map(|(_, row)| row).collect()
+            let taken = table.values().filter(|row| is(row)).cloned().collect();
+            table.retain(|_, row| !is(row));
+            taken
         };
         let moves = |table: &mut BTreeMap<i64, Row>, new: &dyn Fn(&Row) -> Option<Row>| {
             let (mut old, mut came) = (Vec::new(), Vec::new());
