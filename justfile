@@ -2,7 +2,8 @@
 
 # The fast gates: format, lints, features, docs, tests of the library.
 check: fmt clippy features doc
-    cargo test --all-features --lib --test conformance --test marks --test mark_races --test keys --test model --test write_paths --test reconcile --test reconcile_sqlite --test regressions --test sources --test bad_input --test memory_store --test restore --test snapshot_file --test brackets --test concurrency --test decay --test dates --test monitoring --test ranges --test rollups --test prune --test job --test versions --test readiness --test lost --test deploy --test postgres_server --test postgres_conformance --test postgres_store --test postgres_audit
+    cargo test --all-features --lib --test counters --test reconcile --test concurrency --test monitoring
+    cargo test --all-features --test postgres -- --skip crash:: --skip races:: --skip repairs:: --skip write::
     cargo test --all-features --doc
 
 fmt:
@@ -31,7 +32,7 @@ test:
 
 # Kills at thousands of moments, and that every kind of moment was hit; disks that fail, pages that are damaged. Takes an hour or so.
 crash rounds="2000":
-    KEEPCOUNT_CRASH_ROUNDS={{rounds}} cargo test --test crash --test failing_disk --test sqlite_faults -- --nocapture
+    KEEPCOUNT_CRASH_ROUNDS={{rounds}} cargo test --test faults -- --nocapture kills:: failing_disk:: sqlite_faults::
 
 # A long hunt of one fuzz target, for an hour; `.ci/fuzz` alone runs each for some seconds.
 fuzz TARGET SECONDS="3600":
@@ -55,7 +56,7 @@ tokio:
 
 # A private PostgreSQL server to play with, until Ctrl-C.
 postgres:
-    cargo test --quiet --test postgres_server a_server_to_play_with -- --ignored --nocapture
+    cargo test --quiet --test postgres a_server_to_play_with -- --ignored --nocapture
 
 # The oldest rusqlite of the declared range: `just oldest check` builds on all of them.
 oldest WHAT="":
@@ -79,16 +80,16 @@ deny:
 
 # Sixteen writers, deadlocks, and repairs beside them, on a private PostgreSQL: SECONDS for each of their hunts.
 postgres-hunt SECONDS="120":
-    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_HUNT_SECONDS={{SECONDS}} cargo test --test postgres_races --test postgres_repairs -- --nocapture
+    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_HUNT_SECONDS={{SECONDS}} cargo test --test postgres -- --nocapture races:: repairs::
 
 # Connections cut and servers killed so many times while events are applied once.
 postgres-crash ROUNDS="200":
-    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CRASH_ROUNDS={{ROUNDS}} cargo test --test postgres_crash -- --nocapture
+    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CRASH_ROUNDS={{ROUNDS}} cargo test --test postgres -- --nocapture crash::
 
 # SQLite stopped at every step of every call, not only at some of each.
 interrupts MOMENTS="1000000":
-    KEEPCOUNT_MOMENTS={{MOMENTS}} cargo test --test sqlite_interrupts -- --nocapture
+    KEEPCOUNT_MOMENTS={{MOMENTS}} cargo test --test faults -- --nocapture sqlite_interrupts::
 
 # So many statements cancelled at random, of every call that writes.
 postgres-cancels CANCELS="10000":
-    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CANCELS={{CANCELS}} cargo test --test postgres_crash cancel -- --nocapture
+    KEEPCOUNT_REQUIRE_SERVERS=1 KEEPCOUNT_CANCELS={{CANCELS}} cargo test --test postgres -- --nocapture crash::cancels::

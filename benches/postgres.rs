@@ -1,5 +1,5 @@
 //! What a vote costs in PostgreSQL, counted by each way there is: 16 connections, each vote a transaction of its own that waits for the disk, for one hot show
-//! and for 1,000 shows by Zipf's law. A private server (tests/postgres_common); skipped where PostgreSQL is not installed.
+//! and for 1,000 shows by Zipf's law. A private server (tests/support/postgres); skipped where PostgreSQL is not installed.
 //!
 //! Every way has prepared statements and one round trip a vote, and takes the lock of the total as late as it can.
 
@@ -8,8 +8,8 @@
 #[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod common;
 #[cfg(unix)]
-#[path = "../tests/postgres_common/mod.rs"]
-mod postgres_common;
+#[path = "../tests/support/postgres/mod.rs"]
+mod postgres;
 
 #[cfg(unix)]
 fn main() {
@@ -33,7 +33,7 @@ mod postgres {
 
     use super::common::sides::{Side, interleaved, table};
     use super::common::{Random, only_tested};
-    use super::postgres_common::{DURABLE, Server, connect};
+    use super::postgres::{DURABLE, Server, connect};
 
     const CONNECTIONS: u64 = 16;
     const SHOWS: u64 = 1_000;

@@ -1,13 +1,13 @@
 //! Verifying totals in PostgreSQL: 10 million votes over 100,000 shows, by pages, by two parts side by side, by one GROUP BY with and without parallel
-//! workers, and by a COUNT for each show, as the replaced jobs did. A private server (tests/postgres_common); skipped where PostgreSQL is not installed.
+//! workers, and by a COUNT for each show, as the replaced jobs did. A private server (tests/support/postgres); skipped where PostgreSQL is not installed.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod common;
 #[cfg(unix)]
-#[path = "../tests/postgres_common/mod.rs"]
-mod postgres_common;
+#[path = "../tests/support/postgres/mod.rs"]
+mod postgres;
 
 #[cfg(unix)]
 fn main() {
@@ -30,7 +30,7 @@ mod verify {
 
     use super::common::only_tested;
     use super::common::sides::{Side, interleaved, table};
-    use super::postgres_common::{Server, connect};
+    use super::postgres::{Server, connect};
 
     const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);

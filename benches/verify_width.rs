@@ -1,13 +1,13 @@
 //! Verifying a rollup by suffix by how many keys one parent has: with ten children of the same days, with one child, and with as many children as keys;
-//! beside one GROUP BY of the same. On SQLite, and on a private PostgreSQL server (tests/postgres_common) where that is installed.
+//! beside one GROUP BY of the same. On SQLite, and on a private PostgreSQL server (tests/support/postgres) where that is installed.
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, missing_docs)]
 
 #[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod common;
 #[cfg(unix)]
-#[path = "../tests/postgres_common/mod.rs"]
-mod postgres_common;
+#[path = "../tests/support/postgres/mod.rs"]
+mod postgres;
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ mod postgres {
     use keepcount::reconcile::{PostgresAudit, TokioLive, run_async};
     use tokio::runtime::Builder;
 
-    use super::postgres_common::{Server, connect};
+    use super::postgres::{Server, connect};
     use super::{GROUP_BY, LAYOUT, SHAPES, check, least, line, reconciler, timed, widths};
 
     pub fn main() {

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::counters::{Setlist, Vote};
-use super::postgres_common::{connect, shared, wait_until};
+use super::postgres::{connect, shared, wait_until};
 use super::{App, apply};
 
 /// Each counter once more, in SQL that knows nothing of the crate: its table and columns, and the same out of the rows.

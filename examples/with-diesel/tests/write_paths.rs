@@ -1,8 +1,8 @@
 //! The write paths of the application with diesel, on private PostgreSQL servers.
 #![cfg(unix)]
 
-#[path = "../../../tests/postgres_common/mod.rs"]
-mod postgres_common;
+#[path = "../../../tests/support/postgres/mod.rs"]
+mod postgres;
 #[path = "../../votes/write_paths.rs"]
 mod write_paths;
 

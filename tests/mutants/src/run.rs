@@ -33,8 +33,9 @@ pub fn run(
     let begun = Instant::now();
     let mut child = Command::new("sh")
         .arg("-c")
-        .arg(format!("ulimit -v {MEMORY_KIB}; exec \"$0\""))
+        .arg(format!("ulimit -v {MEMORY_KIB}; exec \"$0\" \"$@\""))
         .arg(&suite.path)
+        .args(Some(&suite.within).filter(|within| !within.is_empty()))
         .current_dir(tree)
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .env("PROPTEST_MAX_SHRINK_ITERS", "0")

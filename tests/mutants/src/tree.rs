@@ -15,11 +15,13 @@ const SWITCH: &str = include_str!("switch.rs");
 /// So that a constant function can ask too, wherever it runs.
 const FEATURES: &str = "#![feature(core_intrinsics, const_eval_select)]\n#![allow(internal_features)]\n";
 
-/// A test binary.
+/// A test binary, or a module of one.
 #[derive(Debug, Clone)]
 pub struct Suite {
     pub name: String,
     pub path: PathBuf,
+    /// What the names of its tests begin with; empty where it is the whole binary.
+    pub within: String,
 }
 
 /// The faults that are not in the build.
@@ -130,10 +132,12 @@ fn culprits(error: &Value, planted: &BTreeMap<&str, Planted>) -> Vec<u32> {
     found.into_iter().next().map(|(_, ids)| ids).unwrap_or_default()
 }
 
-/// Builds the tests; gives their binaries.
+/// Builds the tests; gives the suites in their binaries.
 pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
+    let binary = |name: &str| name.split("::").next().unwrap_or(name).to_owned();
+    let binaries: BTreeSet<String> = suites.iter().map(|name| binary(name)).collect();
     let wanted: Vec<String> =
-        suites.iter().map(|name| if *name == "lib" { "--lib".to_owned() } else { format!("--test={name}") }).collect();
+        binaries.iter().map(|name| if name == "lib" { "--lib".to_owned() } else { format!("--test={name}") }).collect();
     let mut arguments = vec!["test", "--no-run", "--all-features"];
     arguments.extend(wanted.iter().map(String::as_str));
     let said = cargo(tree, &arguments)?;
@@ -141,14 +145,16 @@ pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
         let path = PathBuf::from(line["executable"].as_str()?);
         let kind = line["target"]["kind"][0].as_str()?;
         let name = if kind == "test" { line["target"]["name"].as_str()? } else { "lib" };
-        (line["profile"]["test"] == true).then(|| Suite { name: name.to_owned(), path })
+        (line["profile"]["test"] == true).then(|| (name.to_owned(), path))
     });
-    let built: Vec<Suite> = built.collect();
-    if built.len() == suites.len() {
-        Ok(built)
-    } else {
-        Err(io::Error::other(format!("the tests do not build: {built:?}")))
-    }
+    let built: BTreeMap<String, PathBuf> = built.collect();
+    let found = suites.iter().map(|name| {
+        let path = built.get(&binary(name))?.clone();
+        let within = name.split_once("::").map_or_else(String::new, |(_, module)| format!("{module}::"));
+        Some(Suite { name: (*name).to_owned(), path, within })
+    });
+    let found: Option<Vec<Suite>> = found.collect();
+    found.ok_or_else(|| io::Error::other(format!("the tests do not build: {built:?}")))
 }
 
 /// What cargo says, a line each. That it does not compile is no error here.

@@ -1,0 +1,196 @@
+//! Verify and repair need little memory however much there is: over 2 million votes with their rollups and trends, and over 300,000 orphan totals where there are no
+//! rows, their peak stays within 30 MB above that of a process that has hardly anything to do.
+#![cfg(target_os = "linux")] // where a process's peak can be read
+
+use std::fs;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::Duration;
+
+use keepcount::HalfLife;
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::support::concert::{Ran, Site, binary, finish, now, number, start};
+
+const MOST_ABOVE_IDLE: u64 = 30_000_000;
+/// Three times two million rows are read one by one, in a test's profile.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
+const VOTES: usize = 2_000_000;
+const ORPHANS: usize = 300_000;
+
+/// The peak of a process's resident memory in bytes, none when it is over.
+fn peak(child: &Child) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().unwrap();
+    Some(kilobytes * 1_024)
+}
+
+/// Runs a command to its end and says its peak: the last that was read before it ended, at most a millisecond earlier.
+fn run(site: &Site, words: &str) -> (Ran, u64) {
+    let mut command = Command::new(binary());
+    command.args(words.split(' ')).args(["--db", "site.db"]).current_dir(site.dir());
+    let started = now();
+    let mut child = start(&mut command);
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < LONGEST, "{words} comes to no end");
+        most = most.max(peak(&child).unwrap_or(0));
+        thread::sleep(Duration::from_micros(if started.elapsed().as_millis() < 50 { 20 } else { 1_000 }));
+    }
+    let ran = finish(child, LONGEST);
+    println!("{words}: {:.1} MB at its peak, {:.1?}", megabytes(most), started.elapsed());
+    (ran, most)
+}
+
+#[allow(clippy::cast_precision_loss)] // shown only
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// Of several, because so short a process may end between two looks at it. What is missed makes the test stricter.
+fn idle(site: &Site) -> u64 {
+    let peaks = (0..100).map(|_| run(site, "totals artist.shows")).map(|(ran, peak)| (ran.exits(0), peak).1);
+    peaks.filter(|peak| *peak > 0).take(5).max().expect("an idle process's memory could be read")
+}
+
+#[track_caller]
+fn stays_small(site: &Site, words: &str, idle: u64, code: i32) -> Value {
+    let (ran, peak) = run(site, words);
+    assert!(peak > idle / 2, "{words} ended before its memory could be read");
+    let above = peak.saturating_sub(idle);
+    println!("{words}: {:.1} MB above the idle process", megabytes(above));
+    assert!(above <= MOST_ABOVE_IDLE, "{words}: {above} bytes above the idle process's {idle}");
+    ran.exits(code).json()
+}
+
+fn counter<'a>(report: &'a Value, name: &str) -> &'a Value {
+    report["counters"].as_array().unwrap().iter().find(|counter| counter["name"] == name).unwrap()
+}
+
+fn orphans(table: &str, key: &str) -> String {
+    format!(
+        "INSERT INTO {table} WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {ORPHANS})
+         SELECT format('{key}', n), 1 + n % 9 FROM n;"
+    )
+}
+
+/// Makes a great many rows in a few seconds; the file is not to outlive a crash.
+const FAST: &str = "PRAGMA journal_mode = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -200000; \
+                    PRAGMA temp_store = MEMORY; BEGIN;";
+
+/// The first second of 2025.
+const SINCE: i64 = 1_735_689_600;
+
+/// Decayed votes of setlists, shows and artists: SQL knows no powers of two, and is told the weights.
+fn trends(conn: &Connection) {
+    for (name, half_life) in [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))] {
+        conn.execute_batch("CREATE TEMP TABLE weights (at INTEGER PRIMARY KEY, epoch INTEGER, weight INTEGER)")
+            .unwrap();
+        for at in (0..4).map(|day| SINCE + day * 86_400) {
+            let epoch = at.div_euclid(half_life.as_seconds());
+            conn.execute("INSERT INTO weights VALUES (?1, ?2, ?3)", (at, epoch, half_life.weight(at))).unwrap();
+        }
+        conn.execute_batch(&format!(
+            "INSERT INTO setlist_trend_{name} SELECT setlist_id, epoch, sum(weight) FROM votes JOIN weights ON at = created_at GROUP BY 1, 2;
+             INSERT INTO show_trend_{name} SELECT l.key_2, t.key_2, sum(t.total) FROM setlist_show AS l JOIN setlist_trend_{name} AS t USING (key_1) GROUP BY 1, 2;
+             INSERT INTO artist_trend_{name} SELECT l.key_2, t.key_2, sum(t.total) FROM show_artist AS l JOIN show_trend_{name} AS t USING (key_1) GROUP BY 1, 2;
+             DROP TABLE weights;"
+        ))
+        .unwrap();
+    }
+}
+
+#[test]
+fn two_million_votes_are_verified_in_little_memory() {
+    let site = Site::with(&[]);
+    let idle = idle(&site);
+    let started = now();
+    // One setlist has a quarter of all votes, and its show a third of all setlists; the others, and the users, are many. Votes were given in
+    // four seconds, each of another day.
+    let votes = format!(
+        "{FAST}
+         CREATE TEMP TABLE indices AS SELECT name, sql FROM sqlite_schema WHERE tbl_name = 'votes' AND sql IS NOT NULL AND type = 'index';
+         DROP INDEX votes_by_setlist; DROP INDEX votes_by_user;
+         INSERT INTO votes WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {VOTES})
+         SELECT format('vo%07d', n), iif(n % 4, 'se' || (1000000 + n % 60000), 'se1030000'),
+                'us' || (1000000 + n % 400000), iif(n % 5, 'up', 'down'), {SINCE} + n % 4 * 86400 FROM n;
+         INSERT INTO artists WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 9) SELECT 'ar' || n, 'n', n * 1000000, 9 FROM n;
+         INSERT INTO shows WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 4999)
+         SELECT 'sh' || n, 'ar' || (n % 10), '2025-06-01', 'completed' FROM n;
+         INSERT INTO setlists SELECT setlist_id, 'sh' || iif(n % 3, n % 5000, 7) FROM
+         (SELECT DISTINCT setlist_id, CAST(substr(setlist_id, 3) AS INTEGER) - 1000000 AS n FROM votes);"
+    );
+    let conn = site.open();
+    conn.execute_batch(&votes).unwrap();
+    let indices: Vec<String> = {
+        let mut all = conn.prepare("SELECT sql FROM indices").unwrap();
+        all.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+    };
+    assert_eq!(indices.len(), 2);
+    conn.execute_batch(&indices.join(";")).unwrap();
+    conn.execute_batch(
+        "INSERT INTO setlist_votes SELECT setlist_id, count(*) FROM votes GROUP BY 1;
+         INSERT INTO setlist_upvotes SELECT setlist_id, count(*) FROM votes WHERE kind = 'up' GROUP BY 1;
+         INSERT INTO setlist_score SELECT setlist_id, sum(iif(kind = 'up', 1, -1)) FROM votes GROUP BY 1;
+         INSERT INTO user_votes SELECT user_id, count(*) FROM votes GROUP BY 1;
+         INSERT INTO setlist_show SELECT id, show_id, 1 FROM setlists;
+         INSERT INTO show_setlists SELECT show_id, count(*) FROM setlists GROUP BY 1;
+         INSERT INTO show_artist SELECT id, artist_id, 1 FROM shows;
+         INSERT INTO artist_shows SELECT artist_id, count(*) FROM shows GROUP BY 1;
+         INSERT INTO artist_shows_ahead SELECT artist_id, date, count(*) FROM shows GROUP BY 1, 2;
+         INSERT INTO artist_listed SELECT id, 1 FROM artists;
+         INSERT INTO artist_fame SELECT id, followers / 1000000 FROM artists;
+         INSERT INTO show_votes SELECT key_2, sum(v.total) FROM setlist_show JOIN setlist_votes AS v ON v.key = key_1 GROUP BY 1;
+         INSERT INTO artist_votes SELECT key_2, sum(v.total) FROM show_artist JOIN show_votes AS v ON v.key = key_1 GROUP BY 1;",
+    )
+    .unwrap();
+    trends(&conn);
+    conn.execute_batch("COMMIT").unwrap();
+    assert_eq!(number(&conn, "SELECT count(*) FROM votes"), VOTES);
+    let setlists = number(&conn, "SELECT count(DISTINCT setlist_id) FROM votes");
+    println!("{VOTES} votes over {setlists} setlists, made in {:.1?}", started.elapsed());
+    let shows = number(&conn, "SELECT count(DISTINCT show_id) FROM setlists");
+    let artist_days = number(
+        &conn,
+        "SELECT count(DISTINCT artist_id || ' ' || created_at) FROM votes JOIN setlists ON setlists.id = setlist_id JOIN shows ON shows.id = show_id",
+    );
+    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    drop(conn);
+
+    let report = stays_small(&site, "verify --json", idle, 0);
+    assert_eq!(counter(&report, "setlist.votes")["keys"], setlists);
+    assert_eq!(counter(&report, "user.votes")["keys"], 400_000);
+    assert_eq!(counter(&report, "show.votes")["keys"], shows);
+    assert_eq!(counter(&report, "artist.trend_1d")["keys"], artist_days);
+    assert!(counter(&report, "setlist.trend_6h")["keys"].as_u64().unwrap() > 40_000);
+    // The largest page that may be asked for is large; it is still one page.
+    let report = stays_small(&site, "verify --json --page 100000", idle, 0);
+    assert_eq!(counter(&report, "user.votes")["keys"], 400_000);
+
+    // Orphans in the midst of the range of rows, where no rows are.
+    site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("user_votes", "us1200000 %06d")));
+    let report = stays_small(&site, "verify --json --counter user.votes --counter show.votes", idle, 2);
+    assert_eq!(counter(&report, "user.votes")["orphan"], ORPHANS);
+    assert_eq!(counter(&report, "user.votes")["keys"], 400_000 + ORPHANS);
+    // And of a rollup: totals of shows that are not there.
+    site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("show_votes", "sh2 %06d")));
+    let report = stays_small(&site, "verify --json --counter show.votes --counter artist.votes", idle, 2);
+    assert_eq!(counter(&report, "show.votes")["orphan"], ORPHANS);
+    assert_eq!(counter(&report, "artist.votes")["wrong"], 0, "no link leads to them");
+}
+
+#[test]
+fn orphans_without_any_rows_are_verified_and_mended_in_little_memory() {
+    let site = Site::with(&[]);
+    let idle = idle(&site);
+    site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("user_votes", "user %06d")));
+    let report = stays_small(&site, "verify --json", idle, 2);
+    assert_eq!(counter(&report, "user.votes")["orphan"], ORPHANS);
+    site.run("repair").fails(&["user.votes"]);
+    let report = stays_small(&site, "repair --force --json", idle, 0);
+    assert_eq!(counter(&report, "user.votes")["corrected"], ORPHANS);
+    assert_eq!(number(&site.open(), "SELECT count(*) FROM user_votes"), 0);
+    site.run("verify").exits(0);
+}

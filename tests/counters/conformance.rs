@@ -1,0 +1,502 @@
+//! Every store passes one suite: in memory, in SQLite inside and outside a transaction, and one that a third party might
+//! write; and the suite fails for stores that are wrong.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use keepcount::conformance::{self, Call, LAYOUT};
+use keepcount::{
+    Applied, Batch, Climb, Counter, Def, Error, KeyBuf, KeyRange, Mark, MemoryStore, Result, SqliteStore, Store,
+};
+use rusqlite::Connection;
+
+mod memory {
+    keepcount::conformance_tests!(|| keepcount::MemoryStore::new(&keepcount::conformance::LAYOUT));
+}
+
+mod memory_shared {
+    use keepcount::MemoryStore;
+
+    keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
+}
+
+/// What a function that takes `impl Store` gets from a caller who keeps the store.
+mod memory_lent {
+    use keepcount::MemoryStore;
+
+    keepcount::conformance_tests!(|| Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
+}
+
+mod sqlite_on_its_own {
+    keepcount::conformance_tests!(|| super::SqliteStore::new(super::tables(), &super::LAYOUT));
+}
+
+mod sqlite_in_a_transaction {
+    keepcount::conformance_tests!(super::InTransaction::new);
+}
+
+mod third_party {
+    keepcount::conformance_tests!(super::Naive::default);
+}
+
+/// A database of its own for each case; leaked, because a store borrows it.
+fn tables() -> &'static Connection {
+    let conn = Box::leak(Box::new(Connection::open_in_memory().unwrap()));
+    conn.set_prepared_statement_cache_capacity(64);
+    SqliteStore::new(conn, &LAYOUT).create().unwrap();
+    conn
+}
+
+/// A store in a caller's transaction: whatever is applied or refused, the transaction stays, with its rows; at the end it commits.
+struct InTransaction {
+    conn: &'static Connection,
+    store: SqliteStore<'static>,
+}
+
+impl InTransaction {
+    fn new() -> Self {
+        let conn = tables();
+        conn.execute_batch(
+            "CREATE TABLE votes (id INTEGER PRIMARY KEY); BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)",
+        )
+        .unwrap();
+        Self { conn, store: SqliteStore::new(conn, &LAYOUT) }
+    }
+}
+
+impl Store for InTransaction {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
+        let applied = self.store.apply(batch);
+        assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
+        applied
+    }
+
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let applied = self.store.apply_once(batch, mark);
+        assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
+        applied
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        self.store.mark(stream)
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        self.store.read(counter, keys)
+    }
+
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.store.range(counter, range, limit)
+    }
+}
+
+impl Drop for InTransaction {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.conn.execute_batch("COMMIT").unwrap();
+            assert_eq!(self.conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(1));
+        }
+    }
+}
+
+/// What somebody might write first: a map, copied before each batch; it keeps zeros, and shows them in pages.
+#[derive(Default)]
+struct Naive {
+    totals: BTreeMap<(&'static str, KeyBuf), i64>,
+    marks: BTreeMap<String, u64>,
+}
+
+impl Naive {
+    fn set_mark(&mut self, stream: &str, last: u64) {
+        self.marks.insert(stream.to_owned(), last);
+    }
+}
+
+impl Store for Naive {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
+        let mut totals = self.totals.clone();
+        let climbed = Climb::run(&LAYOUT, batch, |question| self.range(question.counter, &question.range, usize::MAX))?;
+        for (counter, key, delta) in climbed.deltas() {
+            LAYOUT.position(&counter)?;
+            let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
+            let delta = i64::try_from(delta).map_err(|_| overflow("delta"))?;
+            let total = totals.entry((counter.name(), key.clone())).or_default();
+            *total = total.checked_add(delta).ok_or_else(|| overflow("total"))?;
+        }
+        self.totals = totals;
+        let mut applied = Applied::default();
+        applied.totals = climbed.len() as u64;
+        batch.spend();
+        Ok(applied)
+    }
+
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+        if !mark.follows(self.mark(mark.stream())?)? {
+            batch.spend();
+            return Ok(Applied::skipped());
+        }
+        let applied = self.apply(batch)?;
+        self.set_mark(mark.stream(), mark.last());
+        Ok(applied)
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        Ok(self.marks.get(stream).copied().unwrap_or(0))
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        LAYOUT.position(&counter)?;
+        let total = |key: &KeyBuf| self.totals.get(&(counter.name(), key.clone())).copied().unwrap_or(0);
+        Ok(keys.iter().map(total).collect())
+    }
+
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        LAYOUT.position(&counter)?;
+        let of_counter = self.totals.iter().filter(|((name, _), _)| *name == counter.name());
+        let inside = of_counter.filter(|((_, key), _)| range.contains(key));
+        Ok(inside.take(limit).map(|((_, key), total)| (key.clone(), *total)).collect())
+    }
+}
+
+/// A store that is right but for one thing.
+struct Broken {
+    inner: Naive,
+    fault: Fault,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// The last delta of a batch of several is dropped.
+    DropsADelta,
+    /// Deltas before the one that overflows stay.
+    KeepsHalfABatch,
+    /// An overflow is no error.
+    SwallowsOverflow,
+    /// Totals below zero are read as zero.
+    HidesNegatives,
+    /// A page starts with the key that it should follow.
+    RepeatsAKey,
+    /// A page goes on when it is full.
+    IgnoresTheLimit,
+    /// Texts sort by their length first.
+    SortsOtherwise,
+    /// What is not known is taken for absent.
+    AcceptsUnknownCounters,
+    /// What a record adds to a counter that it does not list is applied.
+    IgnoresLists,
+    /// What it holds with another version is taken as its own.
+    IgnoresVersions,
+    /// An empty batch counts as a write.
+    CountsEmptyBatches,
+    /// Two counters share their keys.
+    MixesCounters,
+    /// A batch of one is not added but set.
+    AssignsSingles,
+    /// Totals come in the order of keys.
+    SortsTheQuestion,
+    /// The mark of a batch that is refused moves.
+    MovesMarksOfRefusals,
+    /// What was applied before is applied again.
+    AppliesRepeats,
+    /// What was applied before is not, but nobody is told.
+    HidesSkips,
+    /// What was skipped is told as if it had been written.
+    TellsSkippedDeltas,
+    /// A mark goes back to what is delivered again.
+    LowersMarks,
+    /// What leaves a gap is skipped.
+    SkipsGaps,
+    /// What leaves a gap is applied.
+    AppliesGaps,
+    /// What was applied in part is skipped.
+    SkipsOverlaps,
+    /// What was applied in part is applied.
+    AppliesOverlaps,
+    /// A mark moves only with totals.
+    ForgetsEmptyBatches,
+    /// A mark moves by one, however many events a batch stands for.
+    CountsBatches,
+    /// All streams share one mark.
+    SharesOneMark,
+    /// Streams are told apart by small letters.
+    FoldsStreams,
+    /// A batch without a mark moves marks too.
+    MarksEveryApply,
+    /// Whether a batch has room is looked at before its mark.
+    ClimbsBeforeItLooks,
+    /// A batch that was applied can be applied again.
+    KeepsAppliedBatches,
+    /// A batch that was skipped can be applied again.
+    KeepsSkippedBatches,
+    /// A batch that was refused is gone.
+    EmptiesRefusedBatches,
+    /// What was applied is forgotten before a ranking can follow it.
+    ClearsAppliedBatches,
+}
+
+impl Store for Broken {
+    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
+        let given = batch.clone();
+        let applied = self.apply_wrongly(batch);
+        match (self.fault, &applied) {
+            (Fault::KeepsAppliedBatches, Ok(_)) => *batch = given,
+            (Fault::ClearsAppliedBatches, Ok(_)) => batch.clear(),
+            (Fault::EmptiesRefusedBatches, Err(_)) | (_, Ok(_)) => batch.spend(),
+            _ => {}
+        }
+        applied
+    }
+
+    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let given = batch.clone();
+        let applied = self.apply_once_wrongly(batch, mark);
+        match &applied {
+            Ok(applied) if applied.skipped && self.fault == Fault::KeepsSkippedBatches => *batch = given,
+            Ok(_) => batch.spend(),
+            Err(_) => {}
+        }
+        applied
+    }
+
+    fn mark(&mut self, stream: &str) -> Result<u64> {
+        match self.fault {
+            Fault::SharesOneMark => self.inner.mark("all"),
+            Fault::FoldsStreams => self.inner.mark(&stream.to_lowercase()),
+            _ => self.inner.mark(stream),
+        }
+    }
+
+    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let mut totals = self.inner.read(counter, keys)?;
+        match self.fault {
+            Fault::HidesNegatives => totals.iter_mut().for_each(|total| *total = (*total).max(0)),
+            Fault::SortsTheQuestion => {
+                let mut keys = keys.to_vec();
+                keys.sort();
+                totals = self.inner.read(counter, &keys)?;
+            }
+            Fault::MixesCounters => {
+                let every = &self.inner.totals;
+                let sum = |key| every.iter().filter(|((_, known), _)| known == key).map(|(_, total)| *total).sum();
+                totals = keys.iter().map(sum).collect();
+            }
+            _ => {}
+        }
+        Ok(totals)
+    }
+
+    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.inner.range(counter, range, limit)
+    }
+
+    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        match self.fault {
+            Fault::RepeatsAKey => {
+                let all = self.inner.page(counter, None, usize::MAX)?.into_iter();
+                Ok(all.filter(|(key, _)| after.is_none_or(|after| key >= after)).take(limit).collect())
+            }
+            Fault::IgnoresTheLimit => self.inner.page(counter, after, usize::MAX),
+            Fault::SortsOtherwise => {
+                let mut all = self.inner.page(counter, None, usize::MAX)?;
+                all.sort_by_key(|(key, _)| (key.as_bytes().len(), key.clone()));
+                let at = after.and_then(|after| all.iter().position(|(key, _)| key == after)).map_or(0, |at| at + 1);
+                Ok(all.into_iter().skip(at).take(limit).collect())
+            }
+            _ => self.inner.page(counter, after, limit),
+        }
+    }
+}
+
+impl Broken {
+    fn apply_wrongly(&mut self, batch: &mut Batch) -> Result<Applied> {
+        let deltas: Vec<(Def, KeyBuf, i64)> = batch
+            .deltas()
+            .map(|(counter, key, delta)| (counter, key.clone(), i64::try_from(delta).unwrap_or(0)))
+            .collect();
+        let applied = match self.fault {
+            Fault::DropsADelta if deltas.len() > 2 => {
+                let applied = self.inner.apply(batch)?;
+                let (counter, key, delta) = &deltas[deltas.len() - 1];
+                *self.inner.totals.get_mut(&(counter.name(), key.clone())).unwrap() -= delta;
+                return Ok(applied);
+            }
+            Fault::AssignsSingles if deltas.len() == 1 => {
+                self.inner.totals.remove(&(deltas[0].0.name(), deltas[0].1.clone()));
+                self.inner.apply(batch)
+            }
+            Fault::MarksEveryApply => {
+                self.inner.marks.values_mut().for_each(|mark| *mark += 1);
+                self.inner.apply(batch)
+            }
+            _ => self.inner.apply(batch),
+        };
+        match (self.fault, applied) {
+            (Fault::KeepsHalfABatch, Err(error)) => {
+                for (counter, key, delta) in deltas {
+                    let total = self.inner.totals.entry((counter.name(), key)).or_default();
+                    let Some(sum) = total.checked_add(delta) else { break };
+                    *total = sum;
+                }
+                Err(error)
+            }
+            (Fault::SwallowsOverflow, Err(Error::Overflow { .. }))
+            | (Fault::AcceptsUnknownCounters, Err(Error::UnknownCounter { .. }))
+            | (Fault::IgnoresVersions, Err(Error::Conflict { .. }))
+            | (Fault::IgnoresLists, Err(Error::Undeclared { .. })) => Ok(Applied::default()),
+            (Fault::CountsEmptyBatches, Ok(mut applied)) => {
+                applied.totals = applied.totals.max(1);
+                Ok(applied)
+            }
+            (_, applied) => applied,
+        }
+    }
+
+    fn apply_once_wrongly(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+        let given = batch.clone();
+        let stream = match self.fault {
+            Fault::SharesOneMark => "all".to_owned(),
+            Fault::FoldsStreams => mark.stream().to_lowercase(),
+            _ => mark.stream().to_owned(),
+        };
+        let (first, last) = (mark.first(), mark.last());
+        let before = self.inner.mark(&stream)?;
+        if self.fault == Fault::ClimbsBeforeItLooks {
+            let inner = &mut self.inner;
+            Climb::run(&LAYOUT, batch, |question| inner.range(question.counter, &question.range, usize::MAX))?;
+        }
+        let applied = self.inner.apply_once(batch, &Mark::new(&stream, first, last)?);
+        match (self.fault, &applied) {
+            (Fault::MovesMarksOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_mark(&stream, last),
+            (Fault::ForgetsEmptyBatches, Ok(_)) if given.is_empty() => self.inner.set_mark(&stream, before),
+            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_mark(&stream, before + 1),
+            (Fault::LowersMarks, Ok(applied)) if applied.skipped => self.inner.set_mark(&stream, last),
+            (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => return self.inner.apply(&mut given.clone()),
+            (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
+            (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
+                let mut told = Applied::default();
+                (told.skipped, told.totals) = (true, 1);
+                return Ok(told);
+            }
+            (Fault::SkipsGaps, Err(Error::Gap { .. })) | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
+                return Ok(Applied::skipped());
+            }
+            (Fault::AppliesGaps, Err(Error::Gap { .. })) | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
+                self.inner.set_mark(&stream, last);
+                return self.inner.apply(&mut given.clone());
+            }
+            _ => {}
+        }
+        applied
+    }
+}
+
+/// What a case says to a store with this fault.
+fn failure(fault: Fault, case: &str) -> Option<String> {
+    let mut store = Broken { inner: Naive::default(), fault };
+    let panic = catch_unwind(AssertUnwindSafe(|| conformance::run(&conformance::case(case), &mut store))).err()?;
+    Some(panic.downcast_ref::<String>().expect("a message").clone())
+}
+
+#[test]
+fn the_suite_fails_for_every_fault() {
+    for (fault, case) in [
+        (Fault::DropsADelta, "a_batch_writes_all_counters"),
+        (Fault::DropsADelta, "random_batches_follow_a_model"),
+        (Fault::KeepsHalfABatch, "an_overflow_upwards_applies_nothing"),
+        (Fault::KeepsHalfABatch, "an_overflow_in_a_large_batch_applies_nothing"),
+        (Fault::SwallowsOverflow, "an_overflow_downwards_applies_nothing"),
+        (Fault::SwallowsOverflow, "a_delta_beyond_64_bits_applies_nothing"),
+        (Fault::HidesNegatives, "negative_totals_are_kept"),
+        (Fault::RepeatsAKey, "a_page_holds_at_most_its_limit"),
+        (Fault::RepeatsAKey, "a_page_starts_after_an_absent_key_too"),
+        (Fault::IgnoresTheLimit, "a_page_holds_at_most_its_limit"),
+        (Fault::SortsOtherwise, "text_keys_are_paged_in_order"),
+        (Fault::AcceptsUnknownCounters, "an_unknown_counter_is_refused"),
+        (Fault::IgnoresLists, "a_counter_that_its_record_does_not_list_is_refused"),
+        (Fault::IgnoresVersions, "another_version_is_refused"),
+        (Fault::IgnoresVersions, "another_key_is_refused"),
+        (Fault::CountsEmptyBatches, "an_empty_batch_writes_nothing"),
+        (Fault::CountsEmptyBatches, "plus_and_minus_one_are_nothing"),
+        (Fault::MixesCounters, "a_batch_writes_all_counters"),
+        (Fault::AssignsSingles, "one_delta_is_one_total"),
+        (Fault::SortsTheQuestion, "totals_are_read_in_the_order_of_the_question"),
+        (Fault::MovesMarksOfRefusals, "a_refused_batch_leaves_the_mark"),
+        (Fault::MovesMarksOfRefusals, "a_rollup_beyond_64_bits_leaves_the_mark"),
+        (Fault::AppliesRepeats, "events_are_applied_once"),
+        (Fault::AppliesRepeats, "a_repeat_is_skipped"),
+        (Fault::AppliesRepeats, "rollups_climb_once"),
+        (Fault::HidesSkips, "a_repeat_is_skipped"),
+        (Fault::TellsSkippedDeltas, "a_repeat_is_skipped"),
+        (Fault::LowersMarks, "a_part_of_what_was_applied_is_skipped"),
+        (Fault::SkipsGaps, "a_gap_applies_nothing"),
+        (Fault::AppliesGaps, "a_gap_applies_nothing"),
+        (Fault::SkipsOverlaps, "an_overlap_applies_nothing"),
+        (Fault::AppliesOverlaps, "an_overlap_applies_nothing"),
+        (Fault::AppliesOverlaps, "random_streams_follow_a_model"),
+        (Fault::ForgetsEmptyBatches, "an_empty_batch_moves_the_mark"),
+        (Fault::ForgetsEmptyBatches, "plus_and_minus_one_move_the_mark"),
+        (Fault::CountsBatches, "events_are_applied_once"),
+        (Fault::CountsBatches, "batches_of_every_kind_move_the_mark"),
+        (Fault::SharesOneMark, "streams_are_apart"),
+        (Fault::SharesOneMark, "random_streams_follow_a_model"),
+        (Fault::FoldsStreams, "streams_are_apart"),
+        (Fault::MarksEveryApply, "apply_leaves_marks_alone"),
+        (Fault::ClimbsBeforeItLooks, "a_repeat_is_skipped_where_it_has_no_room_any_more"),
+        (Fault::KeepsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
+        (Fault::EmptiesRefusedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
+        (Fault::ClearsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
+        (Fault::KeepsSkippedBatches, "a_repeat_is_skipped"),
+    ] {
+        assert_eq!(failure(Fault::None, case), None);
+        let message = failure(fault, case).unwrap_or_else(|| panic!("{fault:?} passes {case}"));
+        assert!(message.starts_with(&format!("conformance case {case}, step ")), "{message}");
+    }
+}
+
+#[test]
+fn a_failure_says_case_step_and_difference() {
+    assert_eq!(
+        failure(Fault::AssignsSingles, "one_delta_is_one_total").unwrap(),
+        "conformance case one_delta_is_one_total, step 5: conformance.number v1 (i64), key 7: 3 was read, not 5"
+    );
+}
+
+#[test]
+fn every_case_applies_and_looks_under_a_name_of_its_own() {
+    let cases = conformance::cases();
+    for case in &cases {
+        let is_apply = |call: &Call| matches!(call, Call::Apply(_) | Call::ApplyOnce { .. });
+        let applies = case.steps.iter().filter(|step| is_apply(&step.call)).count();
+        assert!(applies > 0 && applies < case.steps.len(), "{}", case.name);
+        assert_eq!(conformance::case(case.name).steps.len(), case.steps.len());
+    }
+    let mut names: Vec<_> = cases.iter().map(|case| case.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), cases.len());
+}
+
+/// `Store::totals` reads pages of 4,096 and leaves zeros out: the numbers around them are where it could end too early.
+#[test]
+fn totals_are_complete_around_the_size_of_a_page() {
+    const NUMBER: Counter<i64> = Counter::new("conformance.number");
+
+    fn all(mut store: impl Store) {
+        for (from, to) in [(0, 1), (1, 4_095), (4_095, 4_096), (4_096, 4_097), (4_097, 8_192), (8_192, 8_193)] {
+            let mut batch = Batch::new();
+            (from..to).for_each(|key| batch.add(NUMBER, key, key + 1));
+            store.apply(&mut batch).unwrap();
+            assert_eq!(store.totals(NUMBER).unwrap(), (0..to).map(|key| (key, key + 1)).collect::<Vec<_>>());
+            assert_eq!(store.total(NUMBER, to - 1).unwrap(), to);
+            assert_eq!(store.total(NUMBER, to).unwrap(), 0);
+        }
+        let mut batch = Batch::new();
+        (0..8_193).filter(|key| *key != 4_096).for_each(|key| batch.add(NUMBER, key, -key - 1));
+        store.apply(&mut batch).unwrap();
+        assert_eq!(store.totals(NUMBER).unwrap(), [(4_096, 4_097)]);
+    }
+    all(MemoryStore::new(&LAYOUT));
+    all(SqliteStore::new(tables(), &LAYOUT));
+    all(Naive::default());
+}

@@ -1,0 +1,1291 @@
+//! Every way in which an application writes rows, on SQLite with the ready-made concert counters: totals stay exact, and no statement
+//! is run that is not needed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use crate::support::world::{Kinds, Trace, run_whole};
+use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
+use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
+use keepcount::sql::{Dialect, Value};
+use keepcount::{
+    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Key, Layout, Mark, MemoryStore, Next, Record,
+    SqliteStore, Store, Tally,
+};
+use rusqlite::{Connection, OptionalExtension, Row};
+use tempfile::TempDir;
+
+type C = Concert<i64, HalfLives>;
+
+/// More than the one that is kept without a choice.
+struct HalfLives;
+
+impl<K: Key> Trends<K> for HalfLives {
+    const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
+}
+
+const TABLES: &str = "
+    CREATE TABLE artists (id INTEGER PRIMARY KEY, followers INTEGER NOT NULL, popularity INTEGER NOT NULL, name TEXT);
+    CREATE TABLE shows (id INTEGER PRIMARY KEY, artist INTEGER REFERENCES artists, status TEXT NOT NULL, date TEXT NOT NULL, title TEXT);
+    CREATE INDEX shows_by_artist ON shows (artist);
+    CREATE TABLE setlists (id INTEGER PRIMARY KEY, show INTEGER REFERENCES shows);
+    CREATE INDEX setlists_by_show ON setlists (show);
+    CREATE TABLE votes (id INTEGER PRIMARY KEY, setlist INTEGER REFERENCES setlists, user INTEGER, up INTEGER NOT NULL, at INTEGER NOT NULL);
+    CREATE INDEX votes_by_setlist ON votes (setlist);
+";
+
+/// Each counter once more, in plain SQL that knows nothing of the crate: its table, and each row's key and amount. A key that is null in a part
+/// is none.
+const RECOUNTS: [(&str, &str); 15] = [
+    ("artist_listed", "SELECT id, 1 FROM artists"),
+    ("artist_fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists"),
+    ("artist_shows", "SELECT artist, 1 FROM shows"),
+    ("artist_upcoming_shows", "SELECT artist, 1 FROM shows WHERE status = 'upcoming'"),
+    ("artist_shows_ahead", "SELECT artist, date, 1 FROM shows"),
+    ("show_upcoming", "SELECT date, id, 1 FROM shows WHERE status = 'upcoming'"),
+    ("show_artist", "SELECT id, artist, 1 FROM shows"),
+    ("show_setlists", "SELECT show, 1 FROM setlists"),
+    ("setlist_show", "SELECT id, show, 1 FROM setlists"),
+    ("setlist_votes", "SELECT setlist, 1 FROM votes"),
+    ("setlist_upvotes", "SELECT setlist, 1 FROM votes WHERE up"),
+    ("setlist_score", "SELECT setlist, iif(up, 1, -1) FROM votes"),
+    ("user_votes", "SELECT user, 1 FROM votes"),
+    ("show_votes", "SELECT show, 1 FROM votes JOIN setlists ON setlists.id = setlist"),
+    (
+        "artist_votes",
+        "SELECT artist, 1 FROM votes JOIN setlists ON setlists.id = setlist JOIN shows ON shows.id = show",
+    ),
+];
+
+/// Decayed votes: the keys of each level by vote; amounts are added up in Rust, since SQL has no powers of two.
+const TRENDS: [(&str, &str); 3] = [
+    ("setlist_trend", "SELECT setlist, at FROM votes"),
+    ("show_trend", "SELECT show, at FROM votes JOIN setlists ON setlists.id = setlist"),
+    (
+        "artist_trend",
+        "SELECT artist, at FROM votes JOIN setlists ON setlists.id = setlist JOIN shows ON shows.id = show",
+    ),
+];
+
+const HALF_LIVES: [(&str, HalfLife); 3] =
+    [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))];
+
+/// When the tests' votes are given, and when they are looked at.
+const AT: i64 = 1_750_000_000;
+const NOW: i64 = AT + 40 * 86_400;
+/// The first second of a week that begins after `AT`, and of a day, and of six hours.
+const AT_WEEK: i64 = 2_894 * 7 * 86_400;
+
+fn open(path: &PathBuf) -> Connection {
+    let conn = Connection::open(path).unwrap();
+    conn.busy_timeout(Duration::from_secs(20)).unwrap();
+    prepared(conn)
+}
+
+fn prepared(conn: Connection) -> Connection {
+    conn.set_prepared_statement_cache_capacity(512);
+    conn.execute_batch("PRAGMA foreign_keys = ON").unwrap();
+    conn
+}
+
+fn tables(conn: &Connection) {
+    conn.execute_batch(TABLES).unwrap();
+    store(conn).create().unwrap();
+}
+
+fn database() -> Connection {
+    let conn = prepared(Connection::open_in_memory().unwrap());
+    tables(&conn);
+    conn
+}
+
+fn file() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let conn = open(&path);
+    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    tables(&conn);
+    drop(conn);
+    (dir, path)
+}
+
+fn store(conn: &Connection) -> SqliteStore<'_> {
+    SqliteStore::new(conn, &C::LAYOUT)
+}
+
+type Totals = BTreeMap<Vec<String>, i128>;
+
+/// A query's rows added up: all columns but the last are the key, the last is the amount.
+fn sums(conn: &Connection, query: &str) -> Totals {
+    let mut statement = conn.prepare(query).unwrap();
+    let width = statement.column_count() - 1;
+    let mut rows = statement.query(()).unwrap();
+    let mut totals = Totals::new();
+    while let Some(row) = rows.next().unwrap() {
+        let part = |at: usize| {
+            row.get::<_, rusqlite::types::Value>(at).map(|part| match part {
+                rusqlite::types::Value::Null => None,
+                rusqlite::types::Value::Integer(part) => Some(part.to_string()),
+                rusqlite::types::Value::Text(part) => Some(part),
+                other => panic!("{other:?}"),
+            })
+        };
+        if let Some(key) = (0..width).map(|at| part(at).unwrap()).collect() {
+            *totals.entry(key).or_default() += i128::from(row.get::<_, i64>(width).unwrap());
+        }
+    }
+    totals.retain(|_, total| *total != 0);
+    totals
+}
+
+/// Every vote of a level in its epoch.
+fn trend(conn: &Connection, query: &str, half_life: HalfLife) -> Totals {
+    let mut totals = Totals::new();
+    let mut statement = conn.prepare(query).unwrap();
+    let rows = statement.query_map((), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?))).unwrap();
+    for (id, at) in rows.map(Result::unwrap) {
+        if let Some(id) = id {
+            let epoch = at.div_euclid(half_life.as_seconds());
+            *totals.entry(vec![id.to_string(), epoch.to_string()]).or_default() += i128::from(half_life.weight(at));
+        }
+    }
+    totals
+}
+
+/// Every table of totals and what should be in it.
+fn recounts(conn: &Connection) -> Vec<(String, Totals)> {
+    let mut all: Vec<(String, Totals)> =
+        RECOUNTS.iter().map(|(table, rows)| ((*table).to_owned(), sums(conn, rows))).collect();
+    for (table, votes) in TRENDS {
+        all.extend(HALF_LIVES.map(|(name, half_life)| (format!("{table}_{name}"), trend(conn, votes, half_life))));
+    }
+    assert_eq!(all.len(), C::LAYOUT.counters().len());
+    all
+}
+
+/// What differs between totals and rows.
+fn drift(conn: &Connection) -> Vec<String> {
+    let differing = |(table, truth): (String, Totals)| {
+        let stored = sums(conn, &format!("SELECT * FROM {table}"));
+        let keys: std::collections::BTreeSet<Vec<String>> = truth.keys().chain(stored.keys()).cloned().collect();
+        let total = |of: &Totals, key: &Vec<String>| of.get(key).copied().unwrap_or(0);
+        keys.into_iter()
+            .filter(|key| total(&stored, key) != total(&truth, key))
+            .map(|key| format!("{table} of {key:?}: {} for {}", total(&stored, &key), total(&truth, &key)))
+            .collect::<Vec<_>>()
+    };
+    recounts(conn).into_iter().flat_map(differing).collect()
+}
+
+#[track_caller]
+fn exact(conn: &Connection) {
+    assert_eq!(drift(conn), Vec::<String>::new());
+}
+
+fn total(conn: &Connection, counter: Counter<i64>, key: i64) -> i64 {
+    store(conn).total(counter, key).unwrap()
+}
+
+/// A transaction of the application: its writes, then apply as its last statement.
+fn write(conn: &Connection, writes: impl FnOnce(&mut Batch)) -> Applied {
+    let mut batch = Batch::new();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    writes(&mut batch);
+    let applied = store(conn).apply(&mut batch).unwrap();
+    conn.execute_batch("COMMIT").unwrap();
+    applied
+}
+
+/// Id, artist, status, date.
+type ShowRow = (i64, Option<i64>, String, String);
+/// Setlist, user, up, and when.
+type VoteRow = (Option<i64>, Option<i64>, bool, i64);
+
+const SHOW: &str = "id, artist, status, date";
+const VOTE: &str = "setlist, user, up, at";
+
+fn day(text: &str) -> Date {
+    text.parse().unwrap()
+}
+
+fn artist(row: (i64, i64, i64)) -> Artist<i64> {
+    Artist::new(row.0, row.1, row.2)
+}
+
+fn show(row: &ShowRow) -> Show<i64> {
+    Show::new(row.0, row.1, day(&row.3), row.2.parse().unwrap())
+}
+
+/// As it is stored; writes of the application go through `Vote::new`.
+fn vote(row: VoteRow) -> Decaying<i64, HalfLives> {
+    Vote::stored(row.0, row.1, row.2, row.3).decaying()
+}
+
+fn given(row: VoteRow) -> Decaying<i64, HalfLives> {
+    Vote::new(row.0, row.1, row.2, row.3, NOW).unwrap().decaying()
+}
+
+fn read_artist(row: &Row<'_>) -> rusqlite::Result<(i64, i64, i64)> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+fn read_show(row: &Row<'_>) -> rusqlite::Result<ShowRow> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn read_setlist(row: &Row<'_>) -> rusqlite::Result<(i64, Option<i64>)> {
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+fn read_vote(row: &Row<'_>) -> rusqlite::Result<VoteRow> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn insert_artist(conn: &Connection, batch: &mut Batch, id: i64, followers: i64, popularity: i64) {
+    conn.execute("INSERT INTO artists VALUES (?1, ?2, ?3, '')", (id, followers, popularity)).unwrap();
+    batch.insert(&Artist::new(id, followers, popularity));
+}
+
+fn insert_show(conn: &Connection, batch: &mut Batch, id: i64, artist: Option<i64>, status: Status) {
+    conn.execute("INSERT INTO shows VALUES (?1, ?2, ?3, '2025-06-01', '')", (id, artist, status.as_str())).unwrap();
+    batch.insert(&Show::new(id, artist, day("2025-06-01"), status));
+}
+
+fn insert_setlist(conn: &Connection, batch: &mut Batch, id: i64, of: Option<i64>) {
+    conn.execute("INSERT INTO setlists VALUES (?1, ?2)", (id, of)).unwrap();
+    batch.insert(&Setlist::new(id, of));
+}
+
+fn insert_vote(conn: &Connection, batch: &mut Batch, id: i64, row: (Option<i64>, Option<i64>, bool)) {
+    insert_vote_at(conn, batch, id, (row.0, row.1, row.2, AT));
+}
+
+fn insert_vote_at(conn: &Connection, batch: &mut Batch, id: i64, row: VoteRow) {
+    conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4, ?5)", (id, row.0, row.1, row.2, row.3)).unwrap();
+    batch.insert(&given(row));
+}
+
+fn update_artist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
+    let find = "SELECT id, followers, popularity FROM artists WHERE id = ?1";
+    let old = conn.query_row(find, [id], read_artist).unwrap();
+    let text = format!("UPDATE artists SET {set} WHERE id = ?1 RETURNING id, followers, popularity");
+    let new = conn.query_row(&text, [id], read_artist).unwrap();
+    batch.update(&artist(old), &artist(new));
+}
+
+fn update_show(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
+    let old = conn.query_row(&format!("SELECT {SHOW} FROM shows WHERE id = ?1"), [id], read_show).unwrap();
+    let text = format!("UPDATE shows SET {set} WHERE id = ?1 RETURNING {SHOW}");
+    let new = conn.query_row(&text, [id], read_show).unwrap();
+    batch.update(&show(&old), &show(&new));
+}
+
+fn update_setlist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
+    let old = conn.query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], read_setlist).unwrap();
+    let text = format!("UPDATE setlists SET {set} WHERE id = ?1 RETURNING id, show");
+    let new = conn.query_row(&text, [id], read_setlist).unwrap();
+    batch.update(&Setlist::new(old.0, old.1), &Setlist::new(new.0, new.1));
+}
+
+fn update_vote(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
+    let old = conn.query_row(&format!("SELECT {VOTE} FROM votes WHERE id = ?1"), [id], read_vote).unwrap();
+    let text = format!("UPDATE votes SET {set} WHERE id = ?1 RETURNING {VOTE}");
+    let new = conn.query_row(&text, [id], read_vote).unwrap();
+    batch.update(&vote(old), &given(new));
+}
+
+/// Whether there was such a vote.
+fn delete_vote(conn: &Connection, batch: &mut Batch, id: i64) -> bool {
+    let text = format!("DELETE FROM votes WHERE id = ?1 RETURNING {VOTE}");
+    let gone = conn.query_row(&text, [id], read_vote).optional().unwrap();
+    batch.delete(&gone.map(vote));
+    gone.is_some()
+}
+
+/// Deletes these rows, and counts each that went.
+fn delete_all<R: Record>(
+    conn: &Connection,
+    batch: &mut Batch,
+    rest: &str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<R>,
+) -> i64 {
+    let mut gone = 0;
+    let mut delete = conn.prepare(&format!("DELETE FROM {rest}")).unwrap();
+    for row in delete.query_map((), |row| read(row)).unwrap() {
+        batch.delete(&row.unwrap());
+        gone += 1;
+    }
+    gone
+}
+
+/// A show goes with its setlists and their votes, children first; gives how many votes went.
+fn delete_show(conn: &Connection, batch: &mut Batch, id: i64) -> i64 {
+    let votes = format!("votes WHERE setlist IN (SELECT id FROM setlists WHERE show = {id}) RETURNING {VOTE}");
+    let gone = delete_all(conn, batch, &votes, |row| read_vote(row).map(vote));
+    delete_all(conn, batch, &format!("setlists WHERE show = {id} RETURNING id, show"), |row| {
+        read_setlist(row).map(|row| Setlist::new(row.0, row.1))
+    });
+    let shows = format!("shows WHERE id = {id} RETURNING {SHOW}");
+    assert_eq!(delete_all(conn, batch, &shows, |row| read_show(row).map(|row| show(&row))), 1);
+    gone
+}
+
+/// Two artists, a show of each, two setlists of the first show, three votes.
+fn fill(conn: &Connection) {
+    write(conn, |batch| {
+        insert_artist(conn, batch, 1, 3_500_000, 47);
+        insert_artist(conn, batch, 2, 999_999, 9);
+        insert_show(conn, batch, 10, Some(1), Status::Upcoming);
+        insert_show(conn, batch, 11, Some(2), Status::Completed);
+        insert_setlist(conn, batch, 100, Some(10));
+        insert_setlist(conn, batch, 101, Some(10));
+        insert_vote(conn, batch, 1, (Some(100), Some(7), true));
+        insert_vote(conn, batch, 2, (Some(100), Some(8), false));
+        insert_vote(conn, batch, 3, (Some(101), Some(7), true));
+    });
+    exact(conn);
+}
+
+#[test]
+fn inserts_and_deletes_count_up_and_down() {
+    let conn = database();
+    fill(&conn);
+    assert_eq!(total(&conn, C::SETLIST_VOTES, 100), 2);
+    assert_eq!(total(&conn, C::SETLIST_SCORE, 100), 0);
+    assert_eq!(total(&conn, C::ARTIST_UPCOMING_SHOWS, 2), 0);
+    assert_eq!([10, 11].map(|show| total(&conn, C::SHOW_VOTES, show)), [3, 0]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_VOTES, artist)), [3, 0]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_FAME, artist)), [7, 0]);
+    for id in [3, 2, 1] {
+        write(&conn, |batch| assert!(delete_vote(&conn, batch, id)));
+        exact(&conn);
+    }
+    assert_eq!(store(&conn).totals(C::USER_VOTES).unwrap(), []);
+    assert_eq!(store(&conn).totals(C::SHOW_VOTES).unwrap(), []);
+    assert_eq!(store(&conn).totals(Trend::<i64>::WEEK.artists).unwrap(), []);
+    assert_eq!(total(&conn, C::SHOW_SETLISTS, 10), 2);
+}
+
+#[test]
+fn an_update_of_any_column_moves_what_it_must() {
+    for set in [
+        "artist = 2",
+        "status = 'completed'",
+        "status = 'cancelled'",
+        "artist = NULL",
+        // Condition and parent in one update, both ways.
+        "artist = 2, status = 'completed'",
+        "artist = NULL, status = 'cancelled'",
+        "id = 99",
+        "artist = 2, title = 'x'",
+        "date = '2025-06-02'",
+        "date = '2024-02-29', artist = 2, status = 'upcoming', id = 98",
+    ] {
+        for show in [10, 11] {
+            let conn = database();
+            conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+            fill(&conn);
+            write(&conn, |batch| update_show(&conn, batch, show, set));
+            exact(&conn);
+        }
+    }
+    for set in ["show = 11", "show = NULL", "id = 150", "id = 150, show = 11"] {
+        for setlist in [100, 101] {
+            let conn = database();
+            conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+            fill(&conn);
+            write(&conn, |batch| update_setlist(&conn, batch, setlist, set));
+            // Whoever renames a row moves its children too.
+            let renamed = format!("setlist = {}", if set.starts_with("id") { 150 } else { setlist });
+            let votes: Vec<i64> = if setlist == 100 { vec![1, 2] } else { vec![3] };
+            write(&conn, |batch| votes.iter().for_each(|id| update_vote(&conn, batch, *id, &renamed)));
+            exact(&conn);
+        }
+    }
+    for set in ["followers = 0", "popularity = popularity + 50", "followers = 9223372036854775807, popularity = 100"] {
+        let conn = database();
+        fill(&conn);
+        write(&conn, |batch| update_artist(&conn, batch, 1, set));
+        exact(&conn);
+    }
+    for set in [
+        "up = 1 - up",
+        "setlist = 101",
+        "user = 9",
+        "setlist = 101, user = 9, up = 1 - up",
+        "id = 50",
+        "at = at - 21600",
+        "at = -1",
+        "at = at + 40 * 86400, setlist = 100",
+    ] {
+        for id in [1, 2, 3] {
+            let conn = database();
+            fill(&conn);
+            write(&conn, |batch| update_vote(&conn, batch, id, set));
+            exact(&conn);
+        }
+    }
+}
+
+#[test]
+fn condition_and_parent_change_in_one_update() {
+    let conn = database();
+    fill(&conn);
+    let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2, status = 'completed'"));
+    // Of both artists shows, the date, the link, votes, three trends; of the old one the upcoming shows; and the show's place by date.
+    // Beside them, the old link is removed, and the old artist falls on the board.
+    assert_eq!(applied, Applied::new(2 * 7 + 2, 2 * 7 + 2 + 1 + 1));
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_SHOWS, artist)), [0, 2]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_UPCOMING_SHOWS, artist)), [0, 0]);
+    assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_VOTES, artist)), [0, 3]);
+    let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 1, status = 'upcoming'"));
+    assert_eq!(applied, Applied::new(16, 18));
+    exact(&conn);
+}
+
+#[test]
+fn a_parent_may_come_from_null_and_go_to_null() {
+    let conn = database();
+    fill(&conn);
+    let applied = write(&conn, |batch| insert_vote(&conn, batch, 4, (None, None, true)));
+    assert_eq!(applied, Applied::default(), "a vote on nothing of nobody");
+    // Up: votes, upvotes, score and three trends of the setlist; votes and three trends of the show, and of the artist.
+    let up = 6 + 4 + 4;
+    for (set, totals) in [
+        ("setlist = 101", up),
+        ("user = 7", 1),
+        ("setlist = NULL, up = 0", up),
+        ("setlist = 100, user = NULL", up - 1 + 1), // it is a vote down now, and loses its user
+        ("setlist = NULL", up - 1),
+        ("user = 8", 1),
+    ] {
+        let applied = write(&conn, |batch| update_vote(&conn, batch, 4, set));
+        assert_eq!(applied.totals, totals, "{set}");
+        exact(&conn);
+    }
+    write(&conn, |batch| update_show(&conn, batch, 10, "artist = NULL"));
+    exact(&conn);
+    assert_eq!([total(&conn, C::ARTIST_SHOWS, 1), total(&conn, C::ARTIST_VOTES, 1)], [0, 0]);
+    write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2"));
+    exact(&conn);
+    assert_eq!(total(&conn, C::ARTIST_VOTES, 2), 3);
+    write(&conn, |batch| update_setlist(&conn, batch, 100, "show = NULL"));
+    exact(&conn);
+    assert_eq!([total(&conn, C::SHOW_VOTES, 10), total(&conn, C::ARTIST_VOTES, 2)], [1, 1]);
+    write(&conn, |batch| update_setlist(&conn, batch, 100, "show = 10"));
+    exact(&conn);
+}
+
+#[test]
+fn a_vote_from_the_future_is_refused_before_it_counts() {
+    let refused = Vote::new(Some(100), Some(7), true, AT + 1, AT).unwrap_err();
+    assert_eq!((refused.created_at, refused.now), (AT + 1, AT));
+    assert_eq!(refused.to_string(), format!("created_at is {}, later than now, {AT}", AT + 1));
+    assert_eq!(Vote::new(Some(100), Some(7), true, AT, AT), Ok(Vote::stored(Some(100), Some(7), true, AT)));
+    // One that is stored already goes as it came.
+    let conn = database();
+    fill(&conn);
+    write(&conn, |batch| {
+        conn.execute("INSERT INTO votes VALUES (9, 100, 7, 1, ?1)", [NOW + 1]).unwrap();
+        batch.insert(&vote((Some(100), Some(7), true, NOW + 1)));
+    });
+    exact(&conn);
+    write(&conn, |batch| assert!(delete_vote(&conn, batch, 9)));
+    exact(&conn);
+}
+
+/// What a write path costs: totals written, statements that wrote (totals, links removed, lines of boards), statements that read.
+type Cost = (u64, u64, usize);
+
+/// The write amplification of each path, on a site of two artists with a show each. A trend is written once a half-life: where votes lie in
+/// several epochs, a move takes each epoch along.
+#[test]
+fn each_write_path_costs_so_many_totals_statements_and_reads() {
+    type Do = fn(&Connection, &mut Batch);
+    let paths: [(&str, Do, Cost); 25] = [
+        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three trends of show and artist. Three boards. It
+        // reads the setlist's links and the show's, and for each board the show's epochs and its line.
+        ("vote up", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), true)), (15, 18, 8)),
+        ("vote down", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), false)), (14, 17, 8)),
+        ("vote on a setlist of no show", |c, b| insert_vote(c, b, 9, (Some(102), Some(7), true)), (7, 7, 1)),
+        ("vote flipped", |c, b| update_vote(c, b, 1, "up = 0"), (2, 2, 0)),
+        ("vote of another user", |c, b| update_vote(c, b, 1, "user = 8"), (2, 2, 0)),
+        ("vote given again 6 hours later", |c, b| update_vote(c, b, 1, "at = at + 21600"), (12, 15, 8)),
+        ("vote moved within a show", |c, b| update_vote(c, b, 1, "setlist = 101"), (12, 12, 2)),
+        ("vote moved to another artist's show", |c, b| update_vote(c, b, 1, "setlist = 103"), (28, 34, 16)),
+        ("vote deleted", |c, b| assert!(delete_vote(c, b, 1)), (15, 18, 8)),
+        ("setlist posted", |c, b| insert_setlist(c, b, 109, Some(10)), (2, 2, 4)),
+        ("setlist without votes moved", |c, b| update_setlist(c, b, 104, "show = 11"), (4, 5, 4)),
+        // A link removed and one made; then what climbs: votes and three trends of both shows and both artists. It reads the setlist's votes and
+        // three trends, the shows' links, the boards.
+        ("setlist with 2 votes moved", |c, b| update_setlist(c, b, 100, "show = 11"), (20, 27, 18)),
+        // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: twice 1 + 40 + 10 + 2 of shows, and of artists.
+        ("setlist with 50 votes over 10 days moved", |c, b| update_setlist(c, b, 105, "show = 11"), (216, 223, 18)),
+        ("show announced", |c, b| insert_show(c, b, 19, Some(1), Status::Upcoming), (5, 6, 9)),
+        ("show of nobody announced", |c, b| insert_show(c, b, 19, None, Status::Upcoming), (1, 1, 0)),
+        ("show completed", |c, b| update_show(c, b, 10, "status = 'completed'"), (2, 3, 5)),
+        ("show put off", |c, b| update_show(c, b, 10, "date = '2025-07-01'"), (4, 4, 1)),
+        ("show renamed", |c, b| update_show(c, b, 10, "title = 'x'"), (0, 0, 0)),
+        ("show without votes moved", |c, b| update_show(c, b, 12, "artist = 2"), (8, 10, 13)),
+        // Shows, upcoming, date, link of both; votes, and trends of 41, 11, 3 epochs of both.
+        ("show with 53 votes moved", |c, b| update_show(c, b, 10, "artist = 2"), (120, 122, 13)),
+        ("artist signed", |c, b| insert_artist(c, b, 9, 1_000_000, 0), (2, 3, 4)),
+        ("artist's followers grow", |c, b| update_artist(c, b, 1, "followers = followers + 1000"), (0, 0, 0)),
+        ("artist's fame grows", |c, b| update_artist(c, b, 1, "followers = 4000000"), (1, 2, 4)),
+        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of 3, 3, 52 epochs; 8 users; 4 links and the
+        // show's setlists; 5 of the show. Then 56 of it, 56 of its artist. Five links are removed; three lines of the show go, one changes.
+        ("show with 53 votes deleted", |c, b| assert_eq!(delete_show(c, b, 10), 53), (196, 205, 35)),
+        ("show without votes deleted", |c, b| assert_eq!(delete_show(c, b, 12), 0), (5, 7, 9)),
+    ];
+    for (name, path, cost) in paths {
+        let mut conn = database();
+        fill(&conn);
+        write(&conn, |batch| {
+            insert_setlist(&conn, batch, 102, None);
+            insert_setlist(&conn, batch, 103, Some(11));
+            insert_setlist(&conn, batch, 104, Some(10));
+            insert_setlist(&conn, batch, 105, Some(10));
+            insert_show(&conn, batch, 12, Some(1), Status::Upcoming);
+            for id in 0..50 {
+                insert_vote_at(
+                    &conn,
+                    batch,
+                    1000 + id,
+                    (Some(105), Some(id % 6), true, AT_WEEK + id / 5 * 86_400 + id % 4 * 21_600),
+                );
+            }
+        });
+        let trace = Trace::on(&mut conn);
+        conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut batch = Batch::new();
+        path(&conn, &mut batch);
+        trace.take();
+        let applied = store(&conn).apply(&mut batch).unwrap();
+        let ran = trace.kinds();
+        conn.execute_batch("COMMIT").unwrap();
+        exact(&conn);
+        println!("{name:45} {:4} totals {:4} statements {:3} reads", applied.totals, applied.statements, ran.reads);
+        assert_eq!((applied.totals, applied.statements, ran.reads), cost, "{name}");
+        assert_eq!((ran.writes as u64, ran.others), (applied.statements, vec![]), "{name}: what is told is what ran");
+    }
+}
+
+/// Each half-life costs a vote three totals and a line of a board; without a choice there is one.
+#[test]
+fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
+    type One = Concert<i64>;
+    let mut conn = Connection::open_in_memory().unwrap();
+    let trace = Trace::on(&mut conn);
+    let mut store = SqliteStore::new(&conn, &One::LAYOUT);
+    store.create().unwrap();
+    assert_eq!((One::LAYOUT.counters().len(), C::LAYOUT.counters().len()), (18, 24));
+    let tables = One::LAYOUT.counters().iter().map(keepcount::Placed::table_name);
+    let trends: Vec<String> = tables.filter(|table| table.contains("trend")).collect();
+    assert_eq!(trends, ["setlist_trend_7d", "show_trend_7d", "artist_trend_7d"]);
+    let boards: Vec<&str> = One::LAYOUT.board_defs().iter().map(keepcount::BoardDef::name).collect();
+    assert_eq!(boards, ["artist.board", "show.trending_7d"]);
+
+    let mut batch = Batch::new();
+    batch.insert(&Show::new(10_i64, Some(1), day("2025-06-01"), Status::Upcoming));
+    batch.insert(&Setlist::new(100_i64, Some(10)));
+    batch.insert(&Vote::stored(Some(100_i64), Some(7), true, AT));
+    store.apply(&mut batch).unwrap();
+    trace.take();
+    batch.insert(&Vote::stored(Some(100_i64), Some(8), true, AT));
+    let applied = store.apply(&mut batch).unwrap();
+    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show and artist. One board. It reads two links, the
+    // show's epochs and its line.
+    assert_eq!((applied, trace.kinds().reads), (Applied::new(9, 10), 4));
+    let week = HalfLife::days(7);
+    assert_eq!(store.total(Trend::<i64>::WEEK.artists, (1_i64, week.epoch(AT))).unwrap(), 2 * week.weight(AT));
+    assert_eq!(store.top(Trend::<i64>::WEEK.board, 9).unwrap()[0].key, 10);
+    batch.insert(&vote((Some(100), Some(9), true, AT)));
+    assert!(matches!(store.apply(&mut batch), Err(Error::UnknownCounter { .. })), "half-lives that the layout lacks");
+}
+
+#[test]
+fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_child() {
+    let mut conn = database();
+    let trace = Trace::on(&mut conn);
+    let votes = 300;
+    write(&conn, |batch| {
+        insert_artist(&conn, batch, 1, 3_500_000, 47);
+        insert_show(&conn, batch, 10, Some(1), Status::Upcoming);
+        insert_setlist(&conn, batch, 100, Some(10));
+        insert_setlist(&conn, batch, 101, Some(10));
+        for id in 0..votes {
+            insert_vote(&conn, batch, id, (Some(100 + id % 2), Some(id % 3), id % 5 > 0));
+        }
+    });
+    exact(&conn);
+    trace.take();
+    let applied = write(&conn, |batch| {
+        // The parent is locked by BEGIN IMMEDIATE; then children first, each delete saying what it removed.
+        assert_eq!(delete_show(&conn, batch, 10), votes);
+    });
+    // Three counters, three trends and the link of each of two setlists; setlists, votes, three trends, link and place by date of the show;
+    // shows, upcoming shows, date, votes and three trends of the artist; one of each of three users.
+    let totals = 2 * 7 + 7 + 7 + 3;
+    // The links are removed, and so is the show's line on three boards; the artist falls on a fourth.
+    let statements = totals + 3 + 4;
+    assert_eq!(applied, Applied::new(totals, statements));
+    // Beside the application's three deletes.
+    assert_eq!(trace.kinds().writes as u64, statements + 3);
+    exact(&conn);
+    for (table, _) in recounts(&conn) {
+        let left = format!("SELECT count(*) FROM {table} WHERE total <> 0");
+        let artist = i64::from(["artist_listed", "artist_fame"].contains(&table.as_str())); // who lives on
+        assert_eq!(conn.query_row(&left, (), |row| row.get(0)), Ok(artist), "{table}");
+    }
+    for link in ["setlist_show", "show_artist"] {
+        // A link that is gone leaves no row behind, not even one of 0.
+        assert_eq!(conn.query_row(&format!("SELECT count(*) FROM {link}"), (), |row| row.get(0)), Ok(0), "{link}");
+    }
+}
+
+#[test]
+fn one_row_deleted_by_two_connections_counts_once() {
+    let (_dir, path) = file();
+    let conn = open(&path);
+    fill(&conn);
+    write(&conn, |batch| (0..40).for_each(|id| insert_vote(&conn, batch, 1000 + id, (Some(101), Some(id % 5), true))));
+    let worker = || {
+        let conn = open(&path);
+        (0..40)
+            .filter(|id| {
+                let mut found = false;
+                let applied = write(&conn, |batch| found = delete_vote(&conn, batch, 1000 + id));
+                assert_eq!(applied.totals, if found { 15 } else { 0 });
+                found
+            })
+            .count()
+    };
+    let deleted: usize = thread::scope(|scope| {
+        let threads = [scope.spawn(worker), scope.spawn(worker)];
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(deleted, 40);
+    exact(&conn);
+    assert_eq!(total(&conn, C::SETLIST_VOTES, 101), 1);
+
+    // One after the other, so that it is certain that both tried.
+    let other = open(&path);
+    write(&conn, |batch| assert!(delete_vote(&conn, batch, 3)));
+    write(&other, |batch| assert!(!delete_vote(&other, batch, 3)));
+    exact(&other);
+    assert_eq!(total(&other, C::SETLIST_VOTES, 101), 0);
+}
+
+/// Runs no statement at all on a total: SQLite's own trace says so.
+#[track_caller]
+fn touches_no_total(conn: &mut Connection, batch: &Batch) {
+    let changes = conn.total_changes();
+    let trace = Trace::on(conn);
+    assert!(batch.is_empty());
+    assert_eq!(store(conn).apply(&mut batch.clone()).unwrap(), Applied::default());
+    assert_eq!(trace.take(), Vec::<String>::new());
+    assert_eq!(conn.total_changes(), changes);
+}
+
+#[test]
+fn an_update_of_what_nobody_counts_runs_no_statement() {
+    let mut conn = database();
+    fill(&conn);
+    for set in ["title = 'encore'", "artist = 1", "id = id", "title = NULL, status = 'upcoming'", "date = '2025-06-01'"]
+    {
+        let mut batch = Batch::new();
+        conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+        update_show(&conn, &mut batch, 10, set);
+        touches_no_total(&mut conn, &batch);
+        conn.execute_batch("COMMIT").unwrap();
+        exact(&conn);
+    }
+    // Fame that moves by no million, and no ten.
+    for set in ["followers = followers + 1", "popularity = 40, followers = 3000000", "name = 'other'"] {
+        let mut batch = Batch::new();
+        update_artist(&conn, &mut batch, 1, set);
+        touches_no_total(&mut conn, &batch);
+    }
+    let mut batch = Batch::new();
+    update_setlist(&conn, &mut batch, 100, "show = 10");
+    touches_no_total(&mut conn, &batch);
+    // Completed to cancelled: neither is counted.
+    let mut batch = Batch::new();
+    update_show(&conn, &mut batch, 11, "status = 'cancelled'");
+    touches_no_total(&mut conn, &batch);
+}
+
+#[test]
+fn plus_one_and_minus_one_in_one_transaction_run_no_statement() {
+    let mut conn = database();
+    fill(&conn);
+    let mut batch = Batch::new();
+    insert_vote(&conn, &mut batch, 4, (Some(100), Some(7), false));
+    assert!(delete_vote(&conn, &mut batch, 4));
+    touches_no_total(&mut conn, &batch);
+
+    // A move, and back again.
+    let mut batch = Batch::new();
+    update_vote(&conn, &mut batch, 1, "setlist = 101, up = 0");
+    update_vote(&conn, &mut batch, 1, "setlist = 100, up = 1");
+    touches_no_total(&mut conn, &batch);
+    exact(&conn);
+}
+
+/// Not even a lock: another connection holds it meanwhile.
+#[test]
+fn an_empty_batch_waits_for_nobody() {
+    let (_dir, path) = file();
+    let (conn, writer) = (open(&path), open(&path));
+    conn.busy_timeout(Duration::ZERO).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(store(&conn).apply(&mut Batch::new()).unwrap(), Applied::default());
+    let mut one = Batch::new();
+    one.add(C::USER_VOTES, 7, 1);
+    assert_eq!(store(&conn).apply(&mut one).unwrap_err().next(), Next::Retry);
+}
+
+#[test]
+fn a_rollback_takes_rows_and_totals_back_together() {
+    let conn = database();
+    fill(&conn);
+    let before = store(&conn).totals(C::SETLIST_VOTES).unwrap();
+    let mut batch = Batch::new();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    insert_vote(&conn, &mut batch, 4, (Some(100), Some(7), true));
+    assert!(delete_vote(&conn, &mut batch, 3));
+    // Votes, upvotes, score and three trends of both setlists; user, show and artist have as many votes as before.
+    assert_eq!(store(&conn).apply(&mut batch).unwrap().totals, 12);
+    exact(&conn);
+    conn.execute_batch("ROLLBACK").unwrap();
+    exact(&conn);
+    assert_eq!(store(&conn).totals(C::SETLIST_VOTES).unwrap(), before);
+}
+
+#[test]
+fn a_savepoint_has_a_batch_of_its_own_dropped_with_it_or_merged() {
+    for release in [false, true] {
+        for early in [false, true] {
+            let conn = database();
+            fill(&conn);
+            write(&conn, |batch| {
+                insert_vote(&conn, batch, 4, (Some(100), Some(7), true));
+                conn.execute_batch("SAVEPOINT trial").unwrap();
+                let mut trial = Batch::new();
+                assert!(delete_vote(&conn, &mut trial, 4));
+                insert_vote(&conn, &mut trial, 5, (Some(101), Some(9), false));
+                if early {
+                    store(&conn).apply(&mut trial.clone()).unwrap();
+                }
+                if release {
+                    conn.execute_batch("RELEASE trial").unwrap();
+                    if !early {
+                        batch.merge(&mut trial.clone());
+                    }
+                } else {
+                    conn.execute_batch("ROLLBACK TO trial; RELEASE trial").unwrap();
+                }
+            });
+            exact(&conn);
+            assert_eq!(total(&conn, C::SETLIST_VOTES, 100), if release { 2 } else { 3 });
+            assert_eq!(total(&conn, C::USER_VOTES, 9), i64::from(release));
+        }
+    }
+}
+
+#[test]
+fn apply_leaves_the_last_insert_rowid_alone() {
+    let conn = database();
+    fill(&conn);
+    let mut batch = Batch::new();
+    insert_vote(&conn, &mut batch, 4711, (Some(100), Some(5), true));
+    assert_eq!(conn.last_insert_rowid(), 4711);
+    store(&conn).apply(&mut batch).unwrap();
+    assert_eq!(conn.last_insert_rowid(), 4711, "several totals, some of them new");
+    let mut one = Batch::new();
+    one.add(C::USER_VOTES, 99, 1);
+    store(&conn).apply(&mut one.clone()).unwrap();
+    assert_eq!(conn.last_insert_rowid(), 4711, "one new total");
+}
+
+#[test]
+fn several_records_of_one_transaction_write_each_total_once() {
+    let mut conn = database();
+    fill(&conn);
+    let trace = Trace::on(&mut conn);
+    let mut batch = Batch::new();
+    for at in 0..500_i64 {
+        batch.insert(&vote((Some(200 + at % 4), Some(at % 5), at % 2 == 0, AT)));
+        batch.insert(&Setlist::new(300 + at % 3, Some(10 + at % 3)));
+    }
+    // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203 have no upvotes. Three trends of each.
+    // Shows' setlists, and the links of these.
+    let keys = 4 + 2 + 4 + 3 * 4 + 5 + 3 + 3;
+    assert_eq!(batch.len(), keys);
+    let distinct = Applied::new(keys as u64, keys as u64);
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trace.take();
+    assert_eq!(store(&conn).apply(&mut batch.clone()).unwrap(), distinct);
+    // The links of four setlists; and of the three others votes and three trends, since their links change. What climbs is nothing.
+    let reads = 4 + 3 * 4;
+    assert_eq!(
+        trace.kinds(),
+        Kinds { writes: keys, reads, others: vec![] },
+        "in a transaction: none that begins or ends"
+    );
+    conn.execute_batch("ROLLBACK").unwrap();
+    trace.take();
+
+    assert_eq!(store(&conn).apply(&mut batch).unwrap(), distinct);
+    let own = |writes, reads| Kinds { writes, reads, others: vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()] };
+    assert_eq!(trace.kinds(), own(keys, reads), "outside one: one of its own");
+
+    let mut one = Batch::new();
+    one.add(C::USER_VOTES, 1, 1);
+    one.add(C::USER_VOTES, 1, 1);
+    assert_eq!(store(&conn).apply(&mut one).unwrap(), Applied::new(1, 1));
+    assert_eq!(trace.kinds(), own(1, 0));
+}
+
+/// Without rollups and boards, a transaction has the writes and nothing else.
+#[test]
+fn a_plain_layout_reads_nothing() {
+    let mut conn = three();
+    let mut batch = Batch::new();
+    for at in 0..500_i64 {
+        batch.add(FIRST, at % 7, 1);
+        batch.add(MIDDLE, (at % 3, "x"), -1);
+        batch.add(LAST, at % 2, 1);
+        batch.add(LAST, at % 2, -1);
+    }
+    let trace = Trace::on(&mut conn);
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trace.take();
+    assert_eq!(SqliteStore::new(&conn, &THREE).apply(&mut batch.clone()).unwrap(), Applied::new(10, 10));
+    assert_eq!(trace.kinds(), Kinds { writes: 10, ..Kinds::default() });
+    conn.execute_batch("COMMIT").unwrap();
+    trace.take();
+    SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
+    let others = vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()];
+    assert_eq!(trace.kinds(), Kinds { writes: 10, reads: 0, others });
+}
+
+/// The counters of concerts without boards, and with nothing to be pruned.
+const BOARDLESS: Layout = Layout::new(&[
+    C::ARTIST_SHOWS.table(),
+    C::ARTIST_UPCOMING_SHOWS.table(),
+    C::ARTIST_SHOWS_AHEAD.table(),
+    C::SHOW_UPCOMING.table(),
+    C::SHOW_ARTIST.table(),
+    C::SHOW_SETLISTS.table(),
+    C::SETLIST_SHOW.table(),
+    C::SETLIST_VOTES.table(),
+    C::SETLIST_UPVOTES.table(),
+    C::SETLIST_SCORE.table(),
+    Trend::<i64>::HOURS_6.setlists.table(),
+    Trend::<i64>::DAY.setlists.table(),
+    Trend::<i64>::WEEK.setlists.table(),
+    C::USER_VOTES.table(),
+    C::SHOW_VOTES.table(),
+    Trend::<i64>::HOURS_6.shows.table(),
+    Trend::<i64>::DAY.shows.table(),
+    Trend::<i64>::WEEK.shows.table(),
+    C::ARTIST_VOTES.table(),
+    Trend::<i64>::HOURS_6.artists.table(),
+    Trend::<i64>::DAY.artists.table(),
+    Trend::<i64>::WEEK.artists.table(),
+]);
+
+/// In the layout's order, and in key order: so that two writers on a server's tables never wait for each other in a circle.
+#[test]
+fn totals_are_written_in_layout_and_key_order() {
+    let mut conn = database();
+    let trace = Trace::on(&mut conn);
+    let mut batch = Batch::new();
+    for user in [9, -3, 4, i64::MIN, 0] {
+        let setlist = -user.saturating_add(1);
+        batch.insert(&vote((Some(setlist), Some(user), user > 0, AT + user.signum() * 86_400)));
+        batch.insert(&Setlist::new(setlist, Some(user)));
+        batch.insert(&Show::new(
+            user,
+            Some(user),
+            day("2025-06-01").plus(i32::from(user > 0)).unwrap(),
+            Status::Upcoming,
+        ));
+    }
+    let applied = store(&conn).apply(&mut batch.clone()).unwrap();
+    // Votes and three trends of five shows, and of as many artists, have climbed.
+    assert_eq!(applied.totals, batch.len() as u64 + 2 * 4 * 5);
+    let mut tables: Vec<String> = trace
+        .take()
+        .iter()
+        .filter(|text| text.starts_with("INSERT"))
+        .map(|text| text.split('"').nth(1).unwrap().to_owned())
+        .collect();
+    // Boards come last: five shows on three of them, and no artist, since none is listed.
+    let lines = tables.split_off(tables.len() - 3 * 5);
+    assert!(lines.iter().all(|table| table.starts_with("show_trending_")), "{lines:?}");
+    let layout: Vec<String> = C::LAYOUT.counters().iter().map(keepcount::Placed::table_name).collect();
+    let positions: Vec<usize> = tables.iter().map(|table| layout.iter().position(|t| t == table).unwrap()).collect();
+    assert!(positions.is_sorted() && positions.len() as u64 == applied.totals, "{tables:?}");
+
+    // An application that runs the statements itself gets them in the same order, from a layout without boards.
+    let mut climb = Climb::new(&BOARDLESS, &batch).unwrap();
+    while climb.next().unwrap().is_some() {} // there was nothing before
+    let statements = climb.statements(Dialect::Sqlite).unwrap();
+    let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
+    assert_eq!(rows as u64, applied.totals);
+    let position = |counter: &Def| BOARDLESS.counters().iter().position(|placed| placed.def() == *counter).unwrap();
+    assert!(statements.iter().map(|statement| position(&statement.counter)).is_sorted());
+    for statement in &statements {
+        let part = |part: &Value<'_>| match part {
+            Value::Integer(part) => (*part, String::new()),
+            Value::Text(part) => (0, part.to_string()),
+            other => panic!("{other:?}"),
+        };
+        let key = |row: &[Value<'_>]| row[..row.len() - 1].iter().map(part).collect::<Vec<_>>();
+        let keys: Vec<_> = statement.rows().map(key).collect();
+        assert!(keys.is_sorted(), "{keys:?}");
+    }
+}
+
+// Overflow.
+
+const FIRST: Counter<i64> = Counter::new("a.first");
+const MIDDLE: Counter<(i64, String)> = Counter::new("b.middle");
+const LAST: Counter<i64> = Counter::new("c.last");
+const THREE: Layout = Layout::new(&[FIRST.table(), MIDDLE.table(), LAST.table()]);
+
+fn three() -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)").unwrap();
+    SqliteStore::new(&conn, &THREE).create().unwrap();
+    conn
+}
+
+type All = (Vec<(i64, i64)>, Vec<((i64, String), i64)>, Vec<(i64, i64)>);
+
+fn all(conn: &Connection) -> All {
+    let mut store = SqliteStore::new(conn, &THREE);
+    (store.totals(FIRST).unwrap(), store.totals(MIDDLE).unwrap(), store.totals(LAST).unwrap())
+}
+
+#[track_caller]
+fn assert_overflow(error: &Error, wanted_counter: Counter<impl keepcount::Key>, wanted_key: &str, wanted_what: &str) {
+    match error {
+        Error::Overflow { counter, key, what } => {
+            assert_eq!((*counter, key.as_str(), *what), (wanted_counter.def().name(), wanted_key, wanted_what));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(error.next(), Next::Fix);
+    let text = error.to_string();
+    assert!(text.contains(wanted_counter.def().name()) && text.contains(wanted_key), "{text}");
+}
+
+/// The same batch, refused in a transaction that goes on and commits, and outside one.
+fn refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
+    for in_transaction in [true, false] {
+        let conn = three();
+        let mut start = Batch::new();
+        start.add(MIDDLE, (5, "e"), stored);
+        for (key, delta) in before_it {
+            start.add(FIRST, key, if *delta < 0 { i64::MAX } else { 3 });
+        }
+        SqliteStore::new(&conn, &THREE).apply(&mut start).unwrap();
+        let before = all(&conn);
+
+        let mut batch = Batch::new();
+        batch.add(LAST, 1, 1);
+        batch.add(MIDDLE, (9, "z"), 1);
+        batch.add(MIDDLE, (5, "e"), delta);
+        batch.add(MIDDLE, (1, "a"), 1);
+        for (key, delta) in before_it {
+            batch.add(FIRST, key, *delta);
+        }
+        if in_transaction {
+            conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO notes VALUES (1, 'kept')").unwrap();
+        }
+        let error = SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap_err();
+        assert_overflow(&error, MIDDLE, "5,e", "total");
+        assert_eq!(all(&conn), before, "{stored} {delta} {before_it:?}");
+        assert_eq!(conn.is_autocommit(), !in_transaction);
+        if in_transaction {
+            let mut fits = Batch::new();
+            fits.add(MIDDLE, (5, "e"), -delta.signum());
+            SqliteStore::new(&conn, &THREE).apply(&mut fits).unwrap();
+            conn.execute_batch("COMMIT").unwrap();
+            assert_eq!(conn.query_row("SELECT text FROM notes", (), |row| row.get(0)), Ok("kept".to_owned()));
+            let moved = SqliteStore::new(&conn, &THREE).total(MIDDLE, (5, "e")).unwrap();
+            assert_eq!(moved, stored - delta.signum());
+        }
+    }
+}
+
+#[test]
+fn a_total_beyond_64_bits_is_refused_with_the_whole_batch_and_the_transaction_goes_on() {
+    for (stored, delta) in [
+        (i64::MAX, 1),
+        (i64::MAX, i64::MAX),
+        (1, i64::MAX),
+        (i64::MIN, -1),
+        (i64::MIN, i64::MIN),
+        (-1, i64::MIN),
+        (i64::MIN + 4, -5),
+    ] {
+        refused(stored, delta, &[]);
+        refused(stored, delta, &[(1, 1), (2, -7)]);
+        // A delta without an opposite of 64 bits, done before the one that fails.
+        refused(stored, delta, &[(1, i64::MIN), (2, i64::MAX - 3), (3, 1)]);
+    }
+}
+
+#[test]
+fn in_memory_too_a_total_beyond_64_bits_is_refused_with_the_whole_batch() {
+    for (stored, delta) in [(i64::MAX, 1), (i64::MIN, -1), (-1, i64::MIN), (1, i64::MAX)] {
+        let mut store = MemoryStore::new(&THREE);
+        let mut start = Batch::new();
+        start.add(MIDDLE, (5, "e"), stored);
+        start.add(FIRST, 2, i64::MAX);
+        store.apply(&mut start).unwrap();
+        let mut batch = Batch::new();
+        for (key, delta) in [(1, i64::MIN), (2, -7), (3, i64::MAX)] {
+            batch.add(FIRST, key, delta);
+        }
+        batch.add(MIDDLE, (5, "e"), delta);
+        batch.add(LAST, 1, 1);
+        assert_overflow(&store.apply(&mut batch).unwrap_err(), MIDDLE, "5,e", "total");
+        assert_eq!(Store::totals(&mut store, FIRST).unwrap(), [(2, i64::MAX)]);
+        assert_eq!(Store::totals(&mut store, MIDDLE).unwrap(), [((5, "e".to_owned()), stored)]);
+        assert_eq!(Store::totals(&mut store, LAST).unwrap(), []);
+    }
+}
+
+/// Each of these fits alone; their sum does not.
+#[test]
+fn a_coalesced_delta_beyond_64_bits_is_refused_before_anything_is_written() {
+    for amounts in [[i64::MAX, 1], [i64::MIN, -1], [i64::MIN, i64::MIN]] {
+        let mut conn = three();
+        let mut batch = Batch::new();
+        batch.add(FIRST, 1, 1);
+        for amount in amounts {
+            batch.add(MIDDLE, (5, "e\t"), amount);
+        }
+        let trace = Trace::on(&mut conn);
+        let error = SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap_err();
+        assert_overflow(&error, MIDDLE, "5,e\\t", "delta");
+        assert_eq!(trace.take(), Vec::<String>::new());
+        assert_eq!(all(&conn), All::default());
+    }
+    // And back again before it is applied.
+    let conn = three();
+    let mut batch = Batch::new();
+    for amount in [i64::MAX, i64::MAX, -i64::MAX] {
+        batch.add(LAST, 1, amount);
+    }
+    SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
+    assert_eq!(SqliteStore::new(&conn, &THREE).total(LAST, 1).unwrap(), i64::MAX);
+}
+
+#[test]
+fn totals_reach_both_ends_of_64_bits_and_come_back() {
+    let conn = three();
+    for (delta, total) in [(i64::MAX, i64::MAX), (i64::MIN, -1), (i64::MIN + 1, i64::MIN), (i64::MAX, -1), (1, 0)] {
+        let mut batch = Batch::new();
+        batch.add(LAST, 1, delta);
+        batch.add(FIRST, 1, 1);
+        SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
+        assert_eq!(SqliteStore::new(&conn, &THREE).total(LAST, 1).unwrap(), total);
+    }
+}
+
+/// Outside a transaction of the caller's, a batch is one of its own: whole or not at all, also for other connections.
+#[test]
+fn apply_outside_a_transaction_is_atomic() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let conn = Connection::open(&path).unwrap();
+    SqliteStore::new(&conn, &THREE).create().unwrap();
+    let mut batch = Batch::new();
+    (0..50).for_each(|key| batch.add(FIRST, key, 1));
+    (0..50).for_each(|key| batch.add(LAST, key, -1));
+    SqliteStore::new(&conn, &THREE).apply(&mut batch.clone()).unwrap();
+    assert!(conn.is_autocommit());
+    let before = all(&conn);
+    batch.add(LAST, 49, i64::MIN + 1);
+    assert!(SqliteStore::new(&conn, &THREE).apply(&mut batch).is_err());
+    assert!(conn.is_autocommit());
+    drop(conn);
+    assert_eq!(all(&Connection::open(&path).unwrap()), before);
+}
+
+struct Payment(i64, i64);
+
+impl Record for Payment {
+    const COUNTERS: &'static [Def] = &[FIRST.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(FIRST, self.0, self.1);
+    }
+}
+
+#[test]
+fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
+    let conn = three();
+    conn.execute_batch(
+        "CREATE TABLE payments (account INTEGER, cents INTEGER); CREATE INDEX by_account ON payments (account)",
+    )
+    .unwrap();
+    let mut batch = Batch::new();
+    for payment in [Payment(1, -30), Payment(1, 5), Payment(2, 8)] {
+        conn.execute("INSERT INTO payments VALUES (?1, ?2)", (payment.0, payment.1)).unwrap();
+        batch.insert(&payment);
+    }
+    // A delete whose insert was never counted.
+    batch.delete(&Payment(3, 4));
+    batch.delete(&Payment(2, 10));
+    SqliteStore::new(&conn, &THREE).apply(&mut batch).unwrap();
+    assert_eq!(all(&conn).0, [(1, -25), (2, -2), (3, -4)]);
+
+    let mut audit = SqliteAudit::new(&conn, &THREE).unwrap();
+    let read = |row: &Row<'_>| Ok(Payment(row.get(0)?, row.get(1)?));
+    let source = Source::table("payments", ["account"]).amount("cents");
+    audit.add(FIRST, source.rows("account, cents", read)).unwrap();
+    audit.add(MIDDLE, Source::query("SELECT 1 AS a, '' AS b WHERE 0", ["a", "b"]).rows("a", |_| Ok(Nothing))).unwrap();
+    audit.add(LAST, Source::query("SELECT 1 AS a WHERE 0", ["a"]).rows("a", |_| Ok(Nothing))).unwrap();
+    let report = run_whole(Mode::Verify, &THREE, Options::default(), &mut audit).unwrap();
+    let first = &report.counters[0];
+    assert_eq!((first.keys, first.wrong, first.missing, first.orphan), (3, 1, 0, 1), "{}", report.table());
+    let samples: Vec<(i64, i64)> = first.samples.iter().map(|sample| (sample.stored, sample.truth)).collect();
+    assert_eq!(samples, [(-2, 8), (-4, 0)]);
+    assert_eq!(all(&conn).0, [(1, -25), (2, -2), (3, -4)], "nothing is clamped");
+    run_whole(Mode::Repair, &THREE, Options::default(), &mut audit).unwrap();
+    assert_eq!(all(&conn).0, [(1, -25), (2, 8)]);
+}
+
+/// Drives the two counters that have no rows here.
+struct Nothing;
+
+impl Record for Nothing {
+    const COUNTERS: &'static [Def] = &[MIDDLE.def(), LAST.def()];
+
+    fn tally(&self, _: &mut Tally<'_>) {}
+}
+
+const TAG_USES: Counter<i64> = Counter::new("tag.uses");
+const TAG_POSTS: Counter<i64> = Counter::new("tag.posts");
+const POST_TAGS: Counter<i64> = Counter::new("post.tags");
+const TAGS: Layout = Layout::new(&[TAG_USES.table(), TAG_POSTS.table()]);
+
+/// Its `tally` adds to the counter that it lists; to one that it does not, which posts drive; or to one that it lists and no store has.
+#[derive(Clone, Copy)]
+enum Use {
+    Listed,
+    OfAnother,
+    Unknown,
+}
+
+impl Record for Use {
+    const COUNTERS: &'static [Def] = &[TAG_USES.def(), POST_TAGS.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        match self {
+            Self::Listed => to.add(TAG_USES, 7, 1),
+            Self::OfAnother => to.add(TAG_POSTS, 7, 1),
+            Self::Unknown => to.add(POST_TAGS, 7, 1),
+        }
+    }
+}
+
+/// What another record drives has another truth: what is added to it by the wrong one is drift with every hook, which each repair takes away again.
+#[test]
+fn a_counter_that_a_record_does_not_list_or_no_store_has_is_refused_at_the_first_hook() {
+    let (memory, conn) = (MemoryStore::new(&TAGS), Connection::open_in_memory().unwrap());
+    let mut sqlite = SqliteStore::new(&conn, &TAGS);
+    sqlite.create().unwrap();
+    let mut inserted = Batch::new();
+    inserted.insert(&Use::OfAnother);
+    // What the batch holds of it beside, and that it comes to nothing, changes nothing.
+    let mut undone = Batch::new();
+    undone.add(TAG_POSTS, 7, 5);
+    undone.insert(&Use::Listed);
+    undone.insert(&vec![Some(Use::OfAnother), None]);
+    undone.delete(&vec![Some(Use::OfAnother), None]);
+    undone.add(TAG_POSTS, 7, -5);
+    let (mut released, mut savepoint) = (Batch::new(), inserted.clone());
+    released.insert(&Use::Listed);
+    released.merge(&mut savepoint);
+    assert!(savepoint.is_empty());
+    let mut unknown = Batch::new();
+    unknown.update(&Use::Listed, &Use::Unknown);
+    for (mut batch, counter) in
+        [(inserted, "tag.posts"), (undone, "tag.posts"), (released, "tag.posts"), (unknown, "post.tags")]
+    {
+        let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
+        for refused in [
+            memory.apply(&mut batch).map(drop),
+            memory.apply_once(&mut batch, &mark).map(drop),
+            memory.begin(&mut batch).map(drop),
+            sqlite.apply(&mut batch).map(drop),
+            sqlite.apply_once(&mut batch, &mark).map(drop),
+            keepcount::sql::apply(Dialect::Postgres, &TAGS, &batch).map(drop),
+            Climb::new(&TAGS, &batch).map(drop),
+            Climb::run(&TAGS, &batch, |_| unreachable!()).map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.next(), Next::Fix);
+            let (says, record) = (error.to_string(), "Use");
+            assert!(says.contains(counter) && says.contains(record), "{says}");
+        }
+    }
+    assert_eq!((memory.mark("imports"), sqlite.mark("imports").unwrap()), (0, 0));
+    // A batch that was refused may be used again once it is cleared.
+    let mut batch = Batch::new();
+    batch.insert(&Use::OfAnother);
+    batch.clear();
+    // What is added by hand is nobody's, and a record that lists it may add to it too.
+    batch.add(TAG_POSTS, 7, 1);
+    batch.add(TAG_USES, 7, 1);
+    batch.insert(&&Use::Listed);
+    batch.insert(&Some(Use::Listed));
+    assert_eq!(sqlite.apply(&mut batch.clone()).unwrap().totals, 2);
+    assert_eq!(memory.apply(&mut batch).unwrap().totals, 2);
+    assert_eq!((memory.total(TAG_USES, 7).unwrap(), sqlite.total(TAG_POSTS, 7).unwrap()), (3, 1));
+}
+
+trait Apply {
+    fn apply_event(&mut self, batch: &mut Batch, number: u64) -> Applied;
+}
+
+impl<S: Store> Apply for S {
+    fn apply_event(&mut self, batch: &mut Batch, number: u64) -> Applied {
+        self.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap()
+    }
+}
+
+/// A writer that uses one batch again: what it held before was told once more, where nothing came since.
+#[test]
+fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
+    const VOTES: Counter<i64> = Counter::new("votes");
+    const LINK: Counter<(i64, i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
+    const CLIMBING: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+    const PLAIN: Layout = Layout::new(&[VOTES.table()]);
+    for layout in [&PLAIN, &CLIMBING] {
+        let conn = Connection::open_in_memory().unwrap();
+        SqliteStore::new(&conn, layout).create().unwrap();
+        let (mut sqlite, mut memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
+        let stores: [&mut dyn Apply; 2] = [&mut sqlite, &mut memory];
+        for store in stores {
+            let mut batch = Batch::new();
+            batch.add(VOTES, 1, 3);
+            let told = [1, 2, 3].map(|number| {
+                let applied = store.apply_event(&mut batch, number);
+                (applied.totals, applied.deltas(&batch).count())
+            });
+            assert_eq!(told, [(1, 1), (0, 0), (0, 0)]);
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes and every commit on the disk: writers, repairs of planted
+//! drift beside a writer, and backfills beside one. After each kill, rows, totals of every level, marks and boards agree by a recount in plain SQL; then they go on.
+//! `just crash` runs thousands of rounds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::crash::child::{Phase, Running, Told, command, now, unfinished, words};
+use crate::support::crash::writer::{Writer, told_by};
+use crate::support::crash::{
+    Hits, Journal, LAYOUT, Model, Random, SHOWS, Site, Totals, assert_exact, assert_ready_exact, audit, check_writer,
+    drift, drift_inside, open, rounds,
+};
+use crate::support::test_of;
+use keepcount::SqliteStore;
+use keepcount::reconcile::{
+    Ask, Audit, Keep, Kept, Live, Look, Looked, Measured, Mend, Mended, Mode, Options, Ready, Reconciler, Report,
+    Token, run,
+};
+use rusqlite::Connection;
+
+/// How many rounds of each test, where nobody says.
+const ROUNDS: u64 = 40;
+/// From so many rounds on, every kind of moment must have been hit.
+const ROUNDS_MANY: u64 = 600;
+/// Rounds on one file; then comes a new one.
+const ROUNDS_A_SITE: u64 = 30;
+/// What a child does until it ends by itself, where nobody kills it.
+const FOR_EVER: u64 = 1_000_000;
+
+/// What a process of its own runs: this test, with what it is to do.
+#[test]
+fn a_child_that_is_killed() {
+    let Some(words) = words() else { return };
+    let [role, who, seed, turns, dir] = words.as_slice() else { panic!("{words:?}") };
+    let (seed, turns, dir) = (seed.parse().unwrap(), turns.parse().unwrap(), Path::new(dir));
+    match role.as_str() {
+        "write" => write(dir, who.parse().unwrap(), seed, turns, Duration::ZERO),
+        // Whoever waits for a lock looks for it every so often only; so that one is let in, another has to let go of it for a while.
+        "write-beside" => write(dir, who.parse().unwrap(), seed, turns, Duration::from_millis(3)),
+        "repair" => reconcile(Mode::Repair, dir, seed, turns),
+        _ => reconcile(Mode::Backfill, dir, seed, turns),
+    }
+}
+
+fn child(role: &str, who: i64, seed: u64, turns: u64, site: &Site) -> Running {
+    let dir = site.dir.path();
+    let told = if role.starts_with("write") { told_by(dir, who) } else { reconciler_told(dir) };
+    Told::open(&told).at(Phase::Starting);
+    let words = [role, &who.to_string(), &seed.to_string(), &turns.to_string()];
+    Running::start(command(&test_of(module_path!(), "a_child_that_is_killed"), &words, dir))
+}
+
+fn write(dir: &Path, who: i64, seed: u64, turns: u64, rest: Duration) {
+    let mut writer = Writer::start(dir, who, seed).unwrap();
+    for _ in 0..turns {
+        writer.turn().unwrap();
+        thread::sleep(rest);
+    }
+}
+
+/// A moment of no more than `most`.
+fn moment(random: &mut Random, most: Duration) -> Duration {
+    Duration::from_micros(random.below(u64::try_from(most.as_micros()).unwrap()))
+}
+
+/// How long a child runs that nobody kills.
+fn whole(running: Running, since: std::time::Instant) -> Duration {
+    running.finish();
+    now() - since
+}
+
+fn writers_are_killed(journal: Journal, wanted: &[&str]) {
+    let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(journal as u64), Hits::default());
+    let mut takes = Duration::MAX;
+    for seed in 0..3 {
+        let (site, since) = (Site::new(journal), now());
+        takes = takes.min(whole(child("write", 1, seed, 30, &site), since));
+        assert_exact(&site.open());
+    }
+    let (mut site, mut model, mut applied) = (Site::new(journal), Model::default(), 0);
+    for round in 0..rounds {
+        if round % ROUNDS_A_SITE == 0 {
+            (site, model) = (Site::new(journal), Model::default());
+        }
+        let writers: Vec<i64> = if random.below(3) == 0 { vec![1, 2] } else { vec![1 + random.int(0, 2)] };
+        let running: Vec<Running> =
+            writers.iter().map(|who| child("write", *who, random.below(1 << 40), FOR_EVER, &site)).collect();
+        for one in running {
+            thread::sleep(moment(&mut random, takes));
+            one.kill();
+        }
+        if let Some(left) = unfinished(&site.path()) {
+            hits.note(left);
+        }
+        let conn = site.open();
+        for who in writers {
+            let before = model.events(who);
+            hits.note(check_writer(&conn, &site, who, &mut model));
+            applied += model.events(who) - before;
+        }
+        assert_exact(&conn);
+        model.assert_in(&conn);
+    }
+    assert!(applied > rounds, "hardly anything was written: {applied} events in {rounds} rounds");
+    let what = format!("writers, {journal:?}, {applied} events, killed within {takes:.0?}, {rounds} rounds");
+    hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
+}
+
+const HIT_IN_WRITERS: [&str; 9] =
+    ["Starting", "Between", "Rows", "Apply", "Commit", "Commit, committed", "Alone", "Alone, committed", "Prune"];
+
+#[test]
+fn writers_that_are_killed_lose_nothing_and_leave_every_level_exact_with_a_log() {
+    let more = ["Checkpoint", "Reopen", "a log without a commit at its end"];
+    writers_are_killed(Journal::Wal, &[&HIT_IN_WRITERS[..], &more].concat());
+}
+
+#[test]
+fn writers_that_are_killed_lose_nothing_and_leave_every_level_exact_with_a_journal() {
+    writers_are_killed(Journal::Delete, &[&HIT_IN_WRITERS[..], &["a hot journal"]].concat());
+}
+
+// Repairs.
+
+/// An audit that says what it is doing.
+struct Telling<'a, A> {
+    audit: A,
+    told: &'a mut Told,
+}
+
+impl<A: Audit> Audit for Telling<'_, A> {
+    fn identity(&mut self) -> keepcount::Result<u64> {
+        self.audit.identity()
+    }
+
+    fn look(&mut self, ask: &Look) -> keepcount::Result<Looked> {
+        self.told.at(Phase::Measure);
+        self.audit.look(ask)
+    }
+
+    fn measure(&mut self, ask: &Ask) -> keepcount::Result<Measured> {
+        self.told.at(Phase::Measure);
+        self.audit.measure(ask)
+    }
+
+    fn mend(&mut self, ask: &Mend) -> keepcount::Result<Mended> {
+        self.told.at(Phase::Mend);
+        self.audit.mend(ask)
+    }
+
+    fn recall(&mut self, token: &Token) -> keepcount::Result<Option<Token>> {
+        self.audit.recall(token)
+    }
+
+    fn keep(&mut self, ask: &Keep) -> keepcount::Result<Kept> {
+        self.audit.keep(ask)
+    }
+
+    fn ready(&mut self, ask: &Ready) -> keepcount::Result<Kept> {
+        self.told.at(Phase::Ready);
+        self.audit.ready(ask)
+    }
+}
+
+fn token_in(dir: &Path) -> PathBuf {
+    dir.join("token")
+}
+
+/// One leg of a run as a job does it: goes on from the token that is there, and leaves the next one, or none when it is complete.
+fn leg(mode: Mode, conn: &Connection, dir: &Path, told: &mut Told, options: Options) -> Report {
+    let token = fs::read_to_string(token_in(dir)).ok().map(|text| text.parse::<Token>().expect("a whole token"));
+    let audit = audit(conn).unwrap();
+    let mut leg = match &token {
+        Some(token) => Reconciler::resume(mode, &LAYOUT, token, options),
+        None => Reconciler::scoped(mode, &LAYOUT, &audit.counters(), options.page(24)),
+    }
+    .unwrap();
+    let report = run(&mut leg, &mut Telling { audit, told }, &mut Live::new()).unwrap();
+    told.at(Phase::Token);
+    match &report.token {
+        Some(token) => {
+            let beside = dir.join("token.new");
+            fs::write(&beside, token.to_string()).unwrap();
+            fs::rename(beside, token_in(dir)).unwrap();
+        }
+        None if token.is_some() => fs::remove_file(token_in(dir)).unwrap(),
+        None => {}
+    }
+    report
+}
+
+fn reconciler_told(dir: &Path) -> PathBuf {
+    dir.join("reconciler.told")
+}
+
+/// Repairs or backfills in legs of some pages, so many times from the first key to the last.
+fn reconcile(mode: Mode, dir: &Path, seed: u64, times: u64) {
+    let mut told = Told::open(&reconciler_told(dir));
+    let (conn, mut random, mut complete) = (open(&dir.join("site.db")).unwrap(), Random(seed), 0);
+    while complete < times {
+        let report = leg(mode, &conn, dir, &mut told, Options::default().max_pages(1 + random.below(6)));
+        complete += u64::from(report.complete());
+        told.at(Phase::Between);
+    }
+}
+
+/// Tables of totals whose drift is planted, with their key columns; all but the feed's, which no rows drive.
+const PLANTED: [(&str, &str); 7] = [
+    ("setlist_votes", "key"),
+    ("setlist_days", "key_1, key_2"),
+    ("setlist_show", "key_1, key_2"),
+    ("show_artist", "key_1, key_2"),
+    ("show_votes", "key"),
+    ("show_days", "key_1, key_2"),
+    ("artist_votes", "key"),
+];
+
+/// Breaks some totals under the write lock, so that by how much each key is off afterwards is known exactly.
+/// Gives how many keys were mended before.
+fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mended = check_drift(&drift_inside(conn).unwrap(), off);
+    for _ in 0..6 {
+        let (table, key) = PLANTED[usize::try_from(random.below(7)).unwrap()];
+        let all: i64 = conn.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get(0)).unwrap();
+        let one = format!("SELECT {key} FROM {table} LIMIT 1 OFFSET {}", random.int(0, all.max(1)));
+        let text = match random.below(4) {
+            0 => format!("DELETE FROM {table} WHERE ({key}) = ({one})"),
+            1 if key == "key" => format!("INSERT OR REPLACE INTO {table} VALUES ({}, 7)", 90_000 + random.int(0, 40)),
+            1 => format!("INSERT OR REPLACE INTO {table} VALUES ({}, 80000, 7)", 90_000 + random.int(0, 40)),
+            2 if table.ends_with("votes") => format!("UPDATE {table} SET total = -total - 1 WHERE ({key}) = ({one})"),
+            _ => format!("UPDATE {table} SET total = total + 3 WHERE ({key}) = ({one})"),
+        };
+        conn.execute(&text, ()).unwrap();
+    }
+    *off = drift_inside(conn).unwrap();
+    conn.execute_batch("COMMIT").unwrap();
+    mended
+}
+
+/// A key that was off is off by the same, or mended; no other is off. Gives how many were mended.
+#[track_caller]
+fn check_drift(found: &Totals, off: &mut Totals) -> usize {
+    for (name, drift) in found {
+        assert_eq!(off.get(name), Some(drift), "{name:?} was mended by half, or broken");
+    }
+    let mended = off.len() - found.len();
+    off.clone_from(found);
+    mended
+}
+
+/// A repairer beside a writer, of whom one or both are killed in each round.
+fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
+    let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(40 + journal as u64), Hits::default());
+    let (mut mended, mut resumed) = (0, 0);
+    for first in (0..rounds).step_by(usize::try_from(ROUNDS_A_SITE).unwrap()) {
+        let site = Site::new(journal);
+        let dir = site.dir.path();
+        write(dir, 1, first, 60, Duration::ZERO);
+        let (conn, mut model, mut off) = (site.open(), Model::default(), Totals::new());
+        mended += plant(&conn, &mut random, &mut off);
+        let since = now();
+        let takes = whole(child("repair", 0, 0, 1, &site), since);
+        mended += check_drift(&drift(&conn).unwrap(), &mut off);
+        assert_eq!(off, Totals::new(), "a whole repair mends all");
+
+        let mut children = [("repair", 0), ("write-beside", 1)].map(|(role, who)| (role, who, None));
+        for _ in first..rounds.min(first + ROUNDS_A_SITE) {
+            mended += plant(&conn, &mut random, &mut off);
+            for (role, who, running) in &mut children {
+                if running.is_none() {
+                    *running = Some(child(role, *who, random.below(1 << 40), FOR_EVER, &site));
+                }
+            }
+            thread::sleep(moment(&mut random, takes));
+            let dies = 1 + random.below(3);
+            for (at, (_, _, running)) in children.iter_mut().enumerate() {
+                if dies >> at & 1 == 1 {
+                    running.take().unwrap().kill();
+                }
+            }
+            if dies == 3
+                && let Some(left) = unfinished(&site.path())
+            {
+                hits.note(left);
+            }
+            mended += check_drift(&drift(&conn).unwrap(), &mut off);
+            if dies & 1 == 1 {
+                let told = Told::open(&reconciler_told(dir));
+                hits.note(format!("repair: {:?}", told.phase()));
+                resumed += u64::from(token_in(dir).exists());
+            }
+            if dies & 2 == 2 {
+                hits.note(check_writer(&conn, &site, 1, &mut model));
+            }
+        }
+        for (_, _, running) in &mut children {
+            running.take().into_iter().for_each(Running::kill);
+        }
+        // What the last token has behind it is mended by the run after.
+        let mut told = Told::open(&reconciler_told(dir));
+        (0..3).for_each(|_| drop(leg(Mode::Repair, &conn, dir, &mut told, Options::default())));
+        mended += check_drift(&drift(&conn).unwrap(), &mut off);
+        assert_eq!(off, Totals::new());
+        // What was planted behind the hooks' back is not on the board, or still is.
+        SqliteStore::new(&conn, &LAYOUT).rebuild(SHOWS).unwrap();
+        hits.note(check_writer(&conn, &site, 1, &mut model));
+        assert_exact(&conn);
+        model.assert_in(&conn);
+    }
+    assert!(mended > 0 && resumed > 0, "{mended} keys mended, {resumed} repairs resumed");
+    let what = format!("repairs, {journal:?}, {mended} keys mended, {resumed} resumed from a token, {rounds} rounds");
+    hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
+}
+
+const HIT_IN_REPAIRS: [&str; 8] = [
+    "repair: Starting",
+    "repair: Measure",
+    "repair: Mend",
+    "repair: Token",
+    "Apply",
+    "Commit",
+    "Commit, committed",
+    "Alone",
+];
+
+#[test]
+fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_with_a_log() {
+    repairs_are_killed(Journal::Wal, &HIT_IN_REPAIRS);
+}
+
+#[test]
+fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_with_a_journal() {
+    repairs_are_killed(Journal::Delete, &HIT_IN_REPAIRS);
+}
+
+// Backfills.
+
+/// The rows of the older application, as many events as its writer wrote.
+const OLDER: u64 = 700;
+
+/// A backfill beside a writer, killed over and over until every counter is ready; in each round the writer may be killed too.
+fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
+    let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(90 + journal as u64), Hits::default());
+    let (mut round, mut sites, mut resumed) = (0, 0, 0);
+    while round < rounds {
+        let site = Site::over_rows(journal, OLDER);
+        let (dir, conn, mut model) = (site.dir.path(), site.open(), Model::default());
+        model.go_on(2, OLDER);
+        // A counter under a rollup is filled first; what climbs from it keeps the rollup as far off as it was, which is not at all.
+        let mut off = drift(&conn).unwrap();
+        assert!(
+            off.len() > 100
+                && off.keys().all(|(table, _)| !["show_votes", "show_days", "artist_votes"].contains(table))
+        );
+        let takes = {
+            let twin = Site::over_rows(journal, OLDER);
+            let since = now();
+            whole(child("backfill", 0, 0, 1, &twin), since)
+        };
+        let (mut ready, mut writer) = (0, None);
+        // All but the feed's, which has no rows.
+        while ready < LAYOUT.counters().len() - 1 {
+            round += 1;
+            assert!(round < rounds + 1_000, "no end of it: {ready} are ready");
+            let filler = child("backfill", 0, random.below(1 << 40), FOR_EVER, &site);
+            let written =
+                writer.take().unwrap_or_else(|| child("write-beside", 1, random.below(1 << 40), FOR_EVER, &site));
+            thread::sleep(moment(&mut random, takes / 2));
+            filler.kill();
+            let dies = random.below(3) == 0;
+            if dies {
+                written.kill();
+            } else {
+                writer = Some(written);
+            }
+            check_drift(&drift(&conn).unwrap(), &mut off);
+            let now_ready = assert_ready_exact(&conn);
+            assert!(now_ready >= ready, "what was ready is not any more");
+            ready = now_ready;
+            if dies {
+                hits.note(check_writer(&conn, &site, 1, &mut model));
+            }
+            hits.note(format!("backfill: {:?}", Told::open(&reconciler_told(dir)).phase()));
+            resumed += u64::from(token_in(dir).exists());
+        }
+        writer.into_iter().for_each(Running::kill);
+        assert_eq!(off, Totals::new(), "ready, and something is off");
+        SqliteStore::new(&conn, &LAYOUT).rebuild(SHOWS).unwrap();
+        hits.note(check_writer(&conn, &site, 1, &mut model));
+        assert_exact(&conn);
+        model.assert_in(&conn);
+        sites += 1;
+    }
+    assert!(resumed > 0, "no backfill had to go on from a token");
+    let what = format!("backfills, {journal:?}, {sites} made ready, {resumed} resumed from a token, {round} rounds");
+    hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
+}
+
+const HIT_IN_BACKFILLS: [&str; 5] =
+    ["backfill: Starting", "backfill: Measure", "backfill: Mend", "backfill: Ready", "backfill: Token"];
+
+#[test]
+fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_log() {
+    backfills_are_killed(Journal::Wal, &HIT_IN_BACKFILLS);
+}
+
+#[test]
+fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_journal() {
+    backfills_are_killed(Journal::Delete, &HIT_IN_BACKFILLS);
+}

@@ -1,0 +1,483 @@
+//! Rollups with and without tails, links that dangle, keys by epoch, and what was pruned.
+
+use keepcount::reconcile::{
+    Ask, AsyncAudit, Look, Mend, Mode, Options, PostgresAudit, PostgresSource, Reconciler, TokioLive, run_async,
+};
+use keepcount::{AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, PostgresStore, Record, Tally};
+use tokio_postgres::Client;
+
+use super::items::{connect_again, database, run_whole, text_of};
+use crate::support::postgres::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
+
+const DAY: i64 = 86_400;
+const VOTES: Counter<i64> = Counter::new("setlist.votes");
+const DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
+const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+const SHOW_ARTIST: Counter<(i64, String)> = Counter::new("show.artist");
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(DAYS, SETLIST_SHOW);
+const ARTIST_VOTES: Counter<String> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
+const ARTIST_DAYS: Counter<(String, i64)> = Counter::new("artist.days").sum_of_tail(SHOW_DAYS, SHOW_ARTIST);
+const LAYOUT: Layout = Layout::new(&[
+    VOTES.table(),
+    DAYS.table().prunable(),
+    SETLIST_SHOW.table(),
+    SHOW_ARTIST.table(),
+    SHOW_VOTES.table(),
+    SHOW_DAYS.table().prunable(),
+    ARTIST_VOTES.table(),
+    ARTIST_DAYS.table().prunable(),
+]);
+
+struct Vote {
+    setlist: i64,
+    at: i64,
+    amount: i64,
+}
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[VOTES.def(), DAYS.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(VOTES, self.setlist, self.amount);
+        to.add(DAYS, (self.setlist, self.at.div_euclid(DAY)), self.amount);
+    }
+}
+
+struct Setlist {
+    id: i64,
+    show: Option<i64>,
+}
+
+impl Record for Setlist {
+    const COUNTERS: &'static [Def] = &[SETLIST_SHOW.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        if let Some(show) = self.show {
+            to.add(SETLIST_SHOW, (self.id, show), 1);
+        }
+    }
+}
+
+struct Show {
+    id: i64,
+    artist: String,
+}
+
+impl Record for Show {
+    const COUNTERS: &'static [Def] = &[SHOW_ARTIST.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SHOW_ARTIST, (self.id, &self.artist), 1);
+    }
+}
+
+/// 150 setlists of 40 shows of 9 artists, with votes of days before 1970 and after; some setlists are of no show.
+const ROWS: &str = r#"
+    CREATE TABLE votes (setlist INT, at BIGINT, amount INT);
+    CREATE INDEX ON votes (setlist, at);
+    CREATE TABLE setlists (id INT PRIMARY KEY, show BIGINT);
+    CREATE UNIQUE INDEX ON setlists (id, show);
+    CREATE TABLE shows (id INT PRIMARY KEY, artist TEXT);
+    CREATE INDEX ON shows (id, artist COLLATE "C");
+    INSERT INTO votes SELECT i % 150, (i * 37 % 12 - 4) * 86400 + i % 3 - 1, i % 5 - 1 FROM generate_series(1, 2000) AS i;
+    INSERT INTO setlists SELECT i, nullif(i * 7 % 41, 0) FROM generate_series(0, 149) AS i;
+    INSERT INTO shows SELECT i, (ARRAY['a', 'B', 'c', 'É', 'é', 'Z', '-a', '_', 'ab'])[i % 9 + 1] FROM generate_series(1, 40) AS i;
+"#;
+
+/// Each counter's table, and the same totals by plain SQL.
+const TRUTHS: &[(&str, &str)] = &[
+    ("setlist_votes", "SELECT setlist, sum(amount) FROM votes GROUP BY 1"),
+    ("setlist_days", "SELECT setlist, floor(at / 86400.0)::int8, sum(amount) FROM votes GROUP BY 1, 2"),
+    ("setlist_show", "SELECT id, show, count(*) FROM setlists WHERE show IS NOT NULL GROUP BY 1, 2"),
+    ("show_artist", "SELECT id, artist, count(*) FROM shows GROUP BY 1, 2"),
+    (
+        "show_votes",
+        "SELECT show, sum(amount) FROM votes JOIN setlists ON id = setlist WHERE show IS NOT NULL GROUP BY 1",
+    ),
+    (
+        "show_days",
+        "SELECT show, floor(at / 86400.0)::int8, sum(amount) FROM votes JOIN setlists ON id = setlist
+         WHERE show IS NOT NULL GROUP BY 1, 2",
+    ),
+    (
+        "artist_votes",
+        "SELECT artist, sum(amount) FROM votes JOIN setlists ON id = setlist JOIN shows ON show = shows.id GROUP BY 1",
+    ),
+    (
+        "artist_days",
+        "SELECT artist, floor(at / 86400.0)::int8, sum(amount) FROM votes JOIN setlists ON id = setlist
+         JOIN shows ON show = shows.id GROUP BY 1, 2",
+    ),
+];
+
+/// How many totals are not right, of each table.
+async fn drift(client: &Client) -> Vec<i64> {
+    let mut all = Vec::new();
+    for (table, truth) in TRUTHS {
+        let columns = if truth.ends_with("1, 2") { "k, t, n" } else { "k, n" };
+        let text = format!(
+            "SELECT count(*) FROM ((SELECT * FROM {table} WHERE total <> 0 EXCEPT SELECT * FROM ({truth}) AS a ({columns}) WHERE n <> 0)
+             UNION ALL (SELECT * FROM ({truth}) AS a ({columns}) WHERE n <> 0 EXCEPT SELECT * FROM {table} WHERE total <> 0)) AS b"
+        );
+        all.push(client.query_one(&text, &[]).await.unwrap().get(0));
+    }
+    all
+}
+
+async fn audit(client: &mut Client) -> PostgresAudit<'_> {
+    let mut audit = PostgresAudit::new(client, &LAYOUT).await.unwrap();
+    let vote = |row: &tokio_postgres::Row| {
+        let (setlist, amount): (i32, i32) = (row.try_get(0)?, row.try_get(2)?);
+        Ok(Vote { setlist: setlist.into(), at: row.try_get(1)?, amount: amount.into() })
+    };
+    let votes = PostgresSource::table("votes", ["setlist"]).amount("amount");
+    audit.add(VOTES, votes.rows("setlist, at, amount", vote)).await.unwrap();
+    let days = PostgresSource::table("votes", ["setlist", "at"]).per(DAY).rows("setlist, at, amount", vote);
+    audit.add(DAYS, days.by_tally()).await.unwrap();
+    let setlists = PostgresSource::table("setlists", ["id", "show"]).parent("shows", ["id"]);
+    let setlists =
+        setlists.rows("id, show", |row| Ok(Setlist { id: row.try_get::<_, i32>(0)?.into(), show: row.try_get(1)? }));
+    audit.add(SETLIST_SHOW, setlists).await.unwrap();
+    let shows = PostgresSource::table("shows", ["id", "artist"]);
+    let shows =
+        shows.rows("id, artist", |row| Ok(Show { id: row.try_get::<_, i32>(0)?.into(), artist: row.try_get(1)? }));
+    audit.add(SHOW_ARTIST, shows).await.unwrap();
+    audit
+}
+
+async fn filled(server: &crate::support::postgres::Server) -> Client {
+    // Texts of keys sort by bytes, whatever the database does.
+    let mut client = connect(&server.database_of_language("en-US").await).await;
+    client.batch_execute(ROWS).await.unwrap();
+    PostgresStore::new(&mut client, &LAYOUT).create_over_rows().await.unwrap();
+    run_whole(Mode::Backfill, &LAYOUT, Options::default(), &mut audit(&mut client).await).await.unwrap();
+    client
+}
+
+#[tokio::test]
+async fn a_backfill_fills_every_level_and_makes_it_ready() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    assert_eq!(drift(&client).await, [0; 8]);
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    assert!(store.unready().await.unwrap().is_empty());
+    // And the hooks keep it.
+    let mut batch = Batch::new();
+    batch.insert(&Vote { setlist: 3, at: 5 * DAY, amount: 4 });
+    store.apply(&mut batch).await.unwrap();
+    client.batch_execute("INSERT INTO votes VALUES (3, 5 * 86400, 4)").await.unwrap();
+    assert_eq!(drift(&client).await, [0; 8]);
+    let audit = audit(&mut client).await;
+    assert_eq!(audit.counters().len(), 8);
+}
+
+#[tokio::test]
+async fn rollups_are_verified_and_mended_level_by_level_at_every_page() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    let reader = connect_again(&client, server).await;
+    for page in [1, 7, 1000] {
+        for (at, (table, truth)) in TRUTHS.iter().enumerate() {
+            if matches!(at, 2 | 3) {
+                // A link is there or not.
+                let orphan = if at == 2 { "SELECT 7, 900 + k, 1" } else { "SELECT k, 'nobody', 1" };
+                let text = format!(
+                    "DELETE FROM {table} WHERE key_1 % 5 = 2; INSERT INTO {table} {orphan} FROM generate_series(1, 3) AS k"
+                );
+                client.batch_execute(&text).await.unwrap();
+                continue;
+            }
+            let pair = truth.ends_with("1, 2");
+            let key = if table.starts_with("artist") { "'zz' || i" } else { "i" };
+            let orphans = if pair { format!("{key}, i % 7 - 3") } else { key.to_owned() };
+            let text = format!(
+                "UPDATE {table} SET total = total + 3 WHERE total % 4 = 1; DELETE FROM {table} WHERE total % 7 = 2;
+                 INSERT INTO {table} SELECT {orphans}, i FROM generate_series(901, 920) AS i"
+            );
+            client.batch_execute(&text).await.unwrap();
+        }
+        assert!(drift(&client).await.into_iter().all(|off| off > 3), "{:?}", drift(&client).await);
+        let options = Options::default().page(page);
+        let mut audit = audit(&mut client).await;
+        let report = run_whole(Mode::Repair, &LAYOUT, options, &mut audit).await.unwrap();
+        assert_eq!(drift(&reader).await, [0; 8], "{}", report.table());
+        assert!(report.complete());
+        let clean = run_whole(Mode::Verify, &LAYOUT, options, &mut audit).await.unwrap();
+        assert!(clean.counters.iter().all(|counter| counter.clean), "{}", clean.table());
+    }
+}
+
+/// The keys of a rollup are compared with what is stored a level below: each kind of damage is one drift, at its key.
+#[tokio::test]
+async fn a_rollup_with_a_tail_pages_through_the_tails_of_one_parent() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    let text = "DELETE FROM artist_days WHERE key_1 = 'ab' AND key_2 = 0; INSERT INTO artist_days VALUES ('ab', 77, 4)";
+    client.batch_execute(text).await.unwrap();
+    let wrong =
+        "UPDATE artist_days SET total = total + 1 WHERE key_1 = 'É' AND total <> -1 AND key_2 > 1 RETURNING key_2";
+    let mut wrong: Vec<i64> = client.query(wrong, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    wrong.sort_unstable();
+    assert!(wrong.len() > 1);
+    let wrong = wrong.into_iter().map(|day| ("É", day));
+    let wanted: Vec<(&str, i64)> = [("ab", 0), ("ab", 77)].into_iter().chain(wrong).collect();
+    let mut audit = audit(&mut client).await;
+    for keys in [1, 2, 5, 300] {
+        let (mut after, mut found, mut pages) = (None, Vec::new(), 0);
+        loop {
+            let ask = Ask { counter: ARTIST_DAYS.def(), after, until: None, keys };
+            let measured = audit.measure(&ask).await.unwrap();
+            assert!(measured.keys <= 2 * keys as u64);
+            found.extend(measured.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()));
+            after = measured.next;
+            pages += 1;
+            if after.is_none() {
+                break;
+            }
+        }
+        let found: Vec<(&str, i64)> = found.iter().map(|(artist, day)| (artist.as_str(), *day)).collect();
+        assert_eq!(found, wanted);
+        assert!(pages > 80 / keys, "{pages}");
+    }
+}
+
+#[tokio::test]
+async fn links_whose_parent_is_not_there_are_reported_as_dangling() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    client.batch_execute("DELETE FROM shows WHERE id IN (7, 12)").await.unwrap();
+    let wanted: i64 =
+        client.query_one("SELECT count(*) FROM setlists WHERE show IN (7, 12)", &[]).await.unwrap().get(0);
+    for page in [1, 10, 1000] {
+        let mut audit = audit(&mut client).await;
+        let options = Options::default().page(page);
+        let report = run_whole(Mode::Verify, &LAYOUT, options, &mut audit).await.unwrap();
+        let links = report.counters.iter().find(|counter| counter.counter == SETLIST_SHOW.def()).unwrap();
+        assert_eq!(i64::try_from(links.dangling).unwrap(), wanted);
+        let keys: Vec<(i64, i64)> = links.dangling_keys.iter().map(|key| key.decode().unwrap()).collect();
+        assert!(keys.is_sorted() && keys.iter().all(|(_, show)| matches!(show, 7 | 12)), "{keys:?}");
+    }
+}
+
+/// A run over a part of the links reported those behind its last key too, which are another's.
+#[tokio::test]
+async fn links_behind_the_last_key_that_is_asked_for_are_not_reported() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    client.batch_execute("DELETE FROM shows").await.unwrap();
+    let mut audit = audit(&mut client).await;
+    let until = Some(KeyBuf::of::<(i64, i64)>((20_i64, i64::MAX)));
+    let ask = Ask { counter: SETLIST_SHOW.def(), after: None, until: until.clone(), keys: 1000 };
+    let measured = audit.measure(&ask).await.unwrap();
+    assert!(measured.next.is_none() && measured.dangling.last() <= until.as_ref(), "{measured:?}");
+    assert_eq!(measured.dangling.len() as u64, measured.keys);
+}
+
+#[tokio::test]
+async fn what_was_pruned_is_counted_no_more_and_mended_away() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    assert!(store.prune(DAYS, 2).await.unwrap() > 100);
+    let all = "SELECT count(*)::text || ' ' || count(*) FILTER (WHERE key_2 < 2) FROM setlist_days";
+    let left = text_of(&client, all).await;
+    assert!(left.ends_with(" 0"), "{left}");
+    // Below the cut, with rows and without, and behind it.
+    let text =
+        "INSERT INTO setlist_days SELECT setlist, floor(at / 86400.0)::int8, 5 FROM votes WHERE at < 86400 LIMIT 1;
+         INSERT INTO setlist_days VALUES (3000, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
+    client.batch_execute(text).await.unwrap();
+    let reader = connect_again(&client, server).await;
+    for page in [1, 1000] {
+        let mut audit = audit(&mut client).await;
+        let report = run_whole(Mode::Repair, &LAYOUT, Options::default().page(page), &mut audit).await.unwrap();
+        assert_eq!(report.drift() > 0, page == 1, "{}", report.table());
+        let clean = run_whole(Mode::Verify, &LAYOUT, Options::default().page(page), &mut audit).await.unwrap();
+        assert_eq!(clean.drift(), 0, "{}", clean.table());
+        assert_eq!(text_of(&reader, all).await, left);
+    }
+}
+
+/// Whoever writes holds a child first, then its totals: a mend that held the total while it waits for the child would be a deadlock.
+#[tokio::test]
+async fn a_mend_holds_no_total_while_it_waits_for_the_child() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    let mut batch = Batch::new();
+    batch.insert(&Vote { setlist: 3, at: DAY, amount: 4 });
+    PostgresStore::new(&mut client, &LAYOUT).apply(&mut batch).await.unwrap();
+    client.batch_execute("INSERT INTO votes VALUES (3, 86400, 4)").await.unwrap();
+    client.batch_execute("UPDATE setlist_votes SET total = total + 1 WHERE key = 3").await.unwrap();
+    let (mut writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let held = writer.transaction().await.unwrap();
+    let locks =
+        held.query(r#"SELECT 1 FROM keepcount_locks WHERE "of" = 'setlist.show' FOR UPDATE"#, &[]).await.unwrap();
+    assert!(!locks.is_empty());
+    let stepping = async {
+        wait_until(&reader, A_LOCK_IS_WAITED_FOR).await;
+        let update = "SET LOCAL lock_timeout = '2s'; UPDATE setlist_votes SET total = total WHERE key = 3";
+        held.batch_execute(update).await.unwrap();
+        held.commit().await.unwrap();
+    };
+    let mut audit = audit(&mut client).await;
+    let mend = Mend { counter: VOTES.def(), keys: vec![KeyBuf::of::<i64>(3)] };
+    let (mended, ()) = tokio::join!(audit.mend(&mend), stepping);
+    assert_eq!(mended.unwrap().corrected, 1);
+    drop(audit);
+    assert_eq!(drift(&reader).await[0], 0);
+}
+
+#[tokio::test]
+async fn a_rollup_beyond_64_bits_names_its_key() {
+    let Some(server) = shared() else { return };
+    let mut client = filled(server).await;
+    let text =
+        "UPDATE setlist_votes SET total = 9223372036854775807 WHERE key IN (SELECT id FROM setlists WHERE show = 5)";
+    client.batch_execute(text).await.unwrap();
+    let mut audit = audit(&mut client).await;
+    let ask = Ask { counter: SHOW_VOTES.def(), after: None, until: None, keys: 1000 };
+    let error = audit.measure(&ask).await.unwrap_err();
+    assert!(matches!(&error, Error::Overflow { key, counter: "show.votes", .. } if key == "5"), "{error:?}");
+    let mend = Mend { counter: SHOW_VOTES.def(), keys: vec![KeyBuf::of::<i64>(5)] };
+    assert!(matches!(audit.mend(&mend).await, Err(Error::Overflow { .. })));
+}
+
+const ALL: Counter<()> = Counter::new("all").sum_of(FINER, TO_ALL);
+const FINER: Counter<i64> = Counter::new("finer");
+const TO_ALL: Counter<(i64, ())> = Counter::new("to.all");
+const ONE: Layout = Layout::new(&[FINER.table(), TO_ALL.table(), ALL.table()]);
+
+#[tokio::test]
+async fn a_rollup_of_one_key_is_mended() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    let mut store = PostgresStore::new(&mut client, &ONE);
+    store.create().await.unwrap();
+    let mut batch = Batch::new();
+    for child in 0..9 {
+        batch.add(FINER, child, child);
+        batch.add(TO_ALL, (child, ()), 1);
+    }
+    store.apply(&mut batch).await.unwrap();
+    assert_eq!(store.total(ALL, ()).await.unwrap(), 36);
+    client.batch_execute("UPDATE \"all\" SET total = 5").await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &ONE).await.unwrap();
+    let measured = audit.measure(&Ask { counter: ALL.def(), after: None, until: None, keys: 1 }).await.unwrap();
+    assert_eq!((measured.drifts[0].stored, measured.drifts[0].truth, measured.next), (5, 36, None));
+    let mend = Mend { counter: ALL.def(), keys: vec![measured.drifts[0].key.clone()] };
+    assert_eq!(audit.mend(&mend).await.unwrap().corrected, 1);
+    drop(audit);
+    assert_eq!(PostgresStore::new(&mut client, &ONE).total(ALL, ()).await.unwrap(), 36);
+}
+
+const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
+const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
+const WIDE: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+
+/// Parent 1 of so many children between two narrow ones, each child with so many days, the first of which is `first` of the child `c`.
+async fn wide(
+    server: &crate::support::postgres::Server,
+    children: i64,
+    days: i64,
+    first: &str,
+    stored: bool,
+) -> Client {
+    let mut client = database(server).await;
+    PostgresStore::new(&mut client, &WIDE).create().await.unwrap();
+    let text = format!(
+        "INSERT INTO child_parent VALUES (-1, 0, 1), (-2, 2, 1); INSERT INTO child_days VALUES (-1, 5, 1), (-2, 5, 1);
+         INSERT INTO child_parent SELECT c, 1, 1 FROM generate_series(0, {children} - 1) AS c;
+         INSERT INTO child_days SELECT c, {first} + n, 1 FROM generate_series(0, {children} - 1) AS c, generate_series(0, {days} - 1) AS n;"
+    );
+    client.batch_execute(&text).await.unwrap();
+    if stored {
+        let sums = "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1 GROUP BY 1, 2";
+        client.batch_execute(&format!("INSERT INTO parent_days {sums}")).await.unwrap();
+    }
+    client
+}
+
+/// How often the finer totals' index was searched, and what it gave, so far.
+async fn work(client: &Client, reader: &Client) -> i64 {
+    let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
+    if version < 150_000 {
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    } else {
+        client.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
+    }
+    let work =
+        "SELECT (idx_scan + idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE indexrelname = 'child_days_pkey'";
+    reader.query_one(work, &[]).await.unwrap().get(0)
+}
+
+/// A page read the rest of its parent again, so that the work of a wide parent grew with the square of its keys.
+#[tokio::test]
+async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
+    let Some(server) = shared() else { return };
+    let shapes = [
+        ("ten children of the same days", 10, 1, "0"),
+        ("one child", 1, 1, "0"),
+        ("fifty children, one after the other", 50, 50, "c * 1000"),
+        ("fifty children, the last first", 50, 50, "c * -1000"),
+    ];
+    for (what, children, distinct, first) in shapes {
+        for stored in [true, false] {
+            let mut costs = Vec::new();
+            for keys in [4_000, 8_000] {
+                let mut client = wide(server, children, keys / distinct, first, stored).await;
+                let reader = connect_again(&client, server).await;
+                let before = work(&client, &reader).await;
+                let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
+                let options = Options::default().page(500);
+                let run = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options);
+                let report = run_async(&mut run.unwrap(), &mut audit, &mut TokioLive::new()).await.unwrap();
+                drop(audit);
+                let wanted = if stored { 0 } else { keys.unsigned_abs() + 2 };
+                // What it sums has no rows here, and is left out.
+                let rollup = report.counters.last().unwrap();
+                assert_eq!(
+                    (rollup.counter, rollup.complete, rollup.drift()),
+                    (PARENT_DAYS.def(), true, wanted),
+                    "{what}"
+                );
+                costs.push(work(&client, &reader).await - before);
+            }
+            println!("{what}, totals {stored}: {costs:?} entries");
+            assert!(costs[1] * 2 <= costs[0] * 5, "{what}, totals {stored}: {costs:?} entries of 4,000 and 8,000 keys");
+            assert!(costs[1] <= 8_000 * children / distinct * 5, "{what}, totals {stored}: {costs:?}");
+        }
+    }
+}
+
+/// A mend looked up every key at every child of its parent, while it held their totals.
+#[tokio::test]
+async fn the_work_of_a_mend_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+    let Some(server) = shared() else { return };
+    let mut client = wide(server, 3_000, 1, "c", false).await;
+    let reader = connect_again(&client, server).await;
+    let before = work(&client, &reader).await;
+    let keys = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
+    let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
+    let mended = audit.mend(&Mend { counter: PARENT_DAYS.def(), keys }).await.unwrap();
+    drop(audit);
+    assert_eq!(mended.corrected, 256);
+    let done = work(&client, &reader).await - before;
+    println!("{done} entries for a mend of 256 keys of 3,000 children");
+    assert!(done <= 15_000, "{done}");
+    assert_eq!(text_of(&reader, "SELECT count(*) || ' ' || sum(total) FROM parent_days").await, "256 256");
+}
+
+#[tokio::test]
+async fn a_look_at_a_rollup_says_whether_it_sums_anything() {
+    let Some(server) = shared() else { return };
+    let mut client = wide(server, 200, 1, "c", true).await;
+    let reader = connect_again(&client, server).await;
+    let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
+    let ask = Look { counter: PARENT_DAYS.def(), totals: 100 };
+    assert!(!audit.look(&ask).await.unwrap().empty);
+    reader.batch_execute("DELETE FROM child_days").await.unwrap();
+    let looked = audit.look(&ask).await.unwrap();
+    assert!(looked.empty && looked.totals == 100);
+}

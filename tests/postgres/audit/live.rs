@@ -1,0 +1,265 @@
+//! Runs in parts, backfills, and repairs beside writers.
+
+use super::items::*;
+use crate::support::postgres::shared;
+use keepcount::reconcile::{
+    Ask, AsyncAudit, Look, Looked, Measured, Mend, Mended, Mode, Options, PostgresAudit, PostgresSource, Reconciler,
+    Token, TokioLive, run_async,
+};
+use keepcount::{AsyncStore, Batch, Error, KeyBuf, Next, PostgresStore, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio_postgres::Client;
+
+#[tokio::test]
+async fn a_run_of_many_parts_resumes_by_its_token_and_is_exact() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    damage::<Integer>(&client).await;
+    let planted = drift::<Integer>(&client).await;
+    let foreign = database(server).await;
+    let mut foreign = foreign;
+    fill::<Integer>(&mut foreign).await;
+    let options = Options::default().page(10).max_pages(4);
+    let (mut place, mut parts, mut found) = (None::<String>, 0, 0);
+    loop {
+        // Each part is a process of its own.
+        let mut audit = audit::<Integer>(&mut client).await;
+        let mut run = match &place {
+            Some(token) => {
+                let token: Token = token.parse().unwrap();
+                let mut run = Reconciler::resume(Mode::Repair, &Integer::LAYOUT, &token, options).unwrap();
+                let mut other = super::items::audit::<Integer>(&mut foreign).await;
+                let refused = run_async(&mut run, &mut other, &mut TokioLive::new()).await;
+                assert!(matches!(refused, Err(Error::Token { .. })), "{refused:?}");
+                Reconciler::resume(Mode::Repair, &Integer::LAYOUT, &token, options).unwrap()
+            }
+            None => Reconciler::new(Mode::Repair, &Integer::LAYOUT, options).unwrap(),
+        };
+        let report = run_async(&mut run, &mut audit, &mut TokioLive::new()).await.unwrap();
+        parts += 1;
+        found += report.drift();
+        match report.token {
+            Some(token) => place = Some(token.to_string()),
+            None => break,
+        }
+    }
+    assert!(parts > 5, "{parts}");
+    assert_eq!(found, planted.0 + planted.1 + planted.2);
+    assert_eq!(drift::<Integer>(&client).await, (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_backfill_makes_a_counter_ready_once_it_is_whole() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Text>(&mut client).await;
+    client.batch_execute("DROP TABLE of_text, keepcount_counters").await.unwrap();
+    PostgresStore::new(&mut client, &Text::LAYOUT).create_over_rows().await.unwrap();
+    let counter = Text::COUNTER.def();
+    let mut other = connect_again(&client, server).await;
+    let mut reader = PostgresStore::new(&mut other, &Text::LAYOUT);
+    assert!(matches!(reader.total(Text::COUNTER, "A-72").await, Err(Error::NotReady { .. })));
+    let options = Options::default().page(64).max_pages(2);
+    let mut audit = audit::<Text>(&mut client).await;
+    let mut report = run_whole(Mode::Backfill, &Text::LAYOUT, options, &mut audit).await.unwrap();
+    while let Some(token) = report.token {
+        assert!(!reader.is_ready(counter).await.unwrap());
+        let mut run = Reconciler::resume(Mode::Backfill, &Text::LAYOUT, &token, options).unwrap();
+        report = run_async(&mut run, &mut audit, &mut TokioLive::new()).await.unwrap();
+    }
+    assert!(reader.is_ready(counter).await.unwrap());
+    drop(audit);
+    assert_eq!(drift::<Text>(&client).await, (0, 0, 0));
+}
+
+/// Does something before each mend: what the measure saw is old by then.
+struct Before<A, F> {
+    audit: A,
+    act: F,
+}
+
+impl<A: AsyncAudit, F: AsyncFnMutSend> AsyncAudit for Before<A, F> {
+    async fn identity(&mut self) -> Result<u64> {
+        self.audit.identity().await
+    }
+
+    async fn look(&mut self, ask: &Look) -> Result<Looked> {
+        self.audit.look(ask).await
+    }
+
+    async fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+        self.audit.measure(ask).await
+    }
+
+    async fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+        self.act.act(ask).await;
+        self.audit.mend(ask).await
+    }
+}
+
+trait AsyncFnMutSend: Send {
+    fn act(&mut self, mend: &Mend) -> impl Future<Output = ()> + Send;
+}
+
+fn item(key: i64, amount: i64) -> Item<Integer> {
+    Item { key: Some(key), amount, counts: true }
+}
+
+/// A transaction with its hooks.
+async fn write(client: &mut Client, items: &[(i64, i32)]) {
+    let mut batch = Batch::new();
+    let tx = client.transaction().await.unwrap();
+    for &(key, amount) in items {
+        let insert = "INSERT INTO items (k, amount, spam) VALUES ($1::int8, $2, false)";
+        tx.execute(insert, &[&key, &amount]).await.unwrap();
+        batch.insert(&item(key, amount.into()));
+    }
+    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&mut batch).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+/// A transaction that takes away all rows of a key.
+async fn delete(client: &mut Client, key: i64) {
+    let mut batch = Batch::new();
+    let tx = client.transaction().await.unwrap();
+    let rows = tx.query("DELETE FROM items WHERE k = $1::int8 RETURNING amount, NOT spam", &[&key]).await.unwrap();
+    for row in rows {
+        batch.delete(&Item::<Integer> { key: Some(key), amount: row.get::<_, i32>(0).into(), counts: row.get(1) });
+    }
+    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&mut batch).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+struct Writes(Client, usize);
+
+impl AsyncFnMutSend for Writes {
+    async fn act(&mut self, mend: &Mend) {
+        for key in &mend.keys {
+            let key: i64 = key.decode().unwrap();
+            self.1 += 1;
+            match key.rem_euclid(3) {
+                0 => write(&mut self.0, &[(key, 7), (key, -2)]).await,
+                1 => delete(&mut self.0, key).await,
+                _ => write(&mut self.0, &[(key + 1, 1)]).await,
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_mend_is_right_whatever_was_written_since_the_measure() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    damage::<Integer>(&client).await;
+    let planted = drift::<Integer>(&client).await;
+    let (writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let mut live = Before { audit: audit::<Integer>(&mut client).await, act: Writes(writer, 0) };
+    let report = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default().page(9), &mut live).await.unwrap();
+    assert_eq!(live.act.1 as u64, report.drift());
+    // The writes moved truth and totals together, and so not one key more or less was off.
+    assert_eq!(report.counters[0].corrected, planted.0 + planted.1 + planted.2);
+    assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
+}
+
+/// Four writers, with open transactions across the mends' holds, and two repairs at once over few keys.
+#[tokio::test]
+async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    let mut writers = Vec::new();
+    for which in 0..4 {
+        let mut writer = connect_again(&client, server).await;
+        writers.push(tokio::spawn(async move {
+            let mut wrote = 0_i64;
+            while !STOP.load(Ordering::Relaxed) {
+                let key = (wrote * 7 + which * 3) % 12 - 39;
+                if wrote % 5 == which {
+                    delete(&mut writer, key).await;
+                } else {
+                    write(&mut writer, &[(key, 3), (key + 1, -1)]).await;
+                }
+                wrote += 1;
+            }
+            wrote
+        }));
+    }
+    let mut corrected = 0;
+    let (mut one, mut two) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    for round in 0..12 {
+        // In key order, as everybody.
+        let text = format!(
+            "BEGIN; SELECT 1 FROM of_integer WHERE key < 20 ORDER BY key FOR UPDATE;
+             UPDATE of_integer SET total = total + {} WHERE key < 20; COMMIT",
+            round + 1
+        );
+        client.batch_execute(&text).await.unwrap();
+        let (mut left, mut right) = (audit::<Integer>(&mut one).await, audit::<Integer>(&mut two).await);
+        let options = Options::default().page(16);
+        let (left, right) = tokio::join!(
+            run_whole(Mode::Repair, &Integer::LAYOUT, options, &mut left),
+            run_whole(Mode::Repair, &Integer::LAYOUT, options, &mut right)
+        );
+        corrected += left.unwrap().counters[0].corrected + right.unwrap().counters[0].corrected;
+    }
+    STOP.store(true, Ordering::Relaxed);
+    let mut wrote = 0;
+    for writer in writers {
+        wrote += writer.await.unwrap();
+    }
+    assert!(wrote > 100 && corrected > 12 * 40, "{wrote} transactions, {corrected} mends");
+    assert_eq!(drift::<Integer>(&client).await, (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_total_that_a_writer_holds_makes_the_mend_busy_and_nothing_is_mended() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key IN (3, 4)").await.unwrap();
+    let (mut holder, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let held = holder.transaction().await.unwrap();
+    held.batch_execute("UPDATE of_integer SET total = total WHERE key = 4").await.unwrap();
+    let mut patient = audit::<Integer>(&mut client).await.lock_timeout(Duration::from_millis(60));
+    let refused = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default().retries(1), &mut patient).await;
+    let error = refused.unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error:?}");
+    assert!(error.to_string().contains("of.integer"), "{error}");
+    assert_eq!(drift::<Integer>(&reader).await, (2, 0, 0));
+    held.rollback().await.unwrap();
+    run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut patient).await.unwrap();
+    assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
+}
+
+/// A mend that takes longer than it may is taken back whole.
+#[tokio::test]
+async fn a_statement_that_takes_too_long_makes_the_mend_busy() {
+    let Some(server) = shared() else { return };
+    let mut client = database(server).await;
+    fill::<Integer>(&mut client).await;
+    client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 3").await.unwrap();
+    let mut hasty = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    // A transaction that has written is the mend's.
+    let slow = PostgresSource::query(
+        "SELECT k, amount, spam FROM items WHERE k <> 3 OR pg_current_xact_id_if_assigned() IS NULL OR pg_sleep(5) IS NOT NULL",
+        ["k"],
+    );
+    let source = slow.amount("amount").filter("NOT spam").rows("k, amount, spam", |row| {
+        Ok(Item::<Integer> {
+            key: Some(row.try_get::<_, i32>(0)?.into()),
+            amount: row.try_get::<_, i32>(1)?.into(),
+            counts: !row.try_get::<_, bool>(2)?,
+        })
+    });
+    hasty.add(Integer::COUNTER, source).await.unwrap();
+    let mut hasty = hasty.statement_timeout(Duration::from_millis(80));
+    let keys = vec![KeyBuf::of::<i64>(3)];
+    let error = hasty.mend(&Mend { counter: Integer::COUNTER.def(), keys }).await.unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+    drop(hasty);
+    assert_eq!(drift::<Integer>(&client).await, (1, 0, 0));
+}

@@ -1,0 +1,70 @@
+//! Exact at pages of one key, a few, and all, for every kind of key.
+
+use super::items::*;
+use crate::support::postgres::{connect, shared};
+use keepcount::PostgresStore;
+use keepcount::reconcile::{Mode, Options, PostgresAudit};
+
+async fn exact_at_every_page<T: Kind>(by_tally: bool) {
+    let Some(server) = shared() else { return };
+    // The order of texts is the bytes', whatever the database's is.
+    let mut client = connect(&server.database_of_language("en-US").await).await;
+    fill::<T>(&mut client).await;
+    assert_eq!(drift::<T>(&client).await, (0, 0, 0));
+    for page in [1, 7, 1000] {
+        refill::<T>(&client).await;
+        damage::<T>(&client).await;
+        let planted = drift::<T>(&client).await;
+        if T::COLUMNS.is_empty() {
+            assert_eq!(planted.0 + planted.1, 1);
+        } else {
+            assert!(planted.0 > 20 && planted.1 > 20 && planted.2 > 20, "{planted:?}");
+        }
+        let options = Options::default().page(page).samples(1_000);
+        let mut other = connect_again(&client, server).await;
+        let mut audit = PostgresAudit::new(&mut client, &T::LAYOUT).await.unwrap();
+        let source = if by_tally { source::<T>().by_tally() } else { source::<T>() };
+        audit.add(T::COUNTER, source).await.unwrap();
+        let dry = run_whole(Mode::Verify, &T::LAYOUT, options, &mut audit).await.unwrap();
+        assert_eq!((kinds_of(&dry), dry.complete()), (planted, true));
+        assert_eq!(drift::<T>(&other).await, planted);
+        let wet = run_whole(Mode::Repair, &T::LAYOUT, options, &mut audit).await.unwrap();
+        assert_eq!(kinds_of(&wet), planted);
+        assert_eq!(wet.counters[0].samples, dry.counters[0].samples);
+        assert_eq!((wet.counters[0].keys, wet.rows), (dry.counters[0].keys, dry.rows));
+        assert_eq!(wet.counters[0].corrected, planted.0 + planted.1 + planted.2);
+        assert_eq!(drift::<T>(&other).await, (0, 0, 0));
+        let zeros = format!("SELECT count(*) FROM {} WHERE total = 0", T::COUNTER.def().name().replace('.', "_"));
+        assert_eq!(other.query_one(&zeros, &[]).await.unwrap().get::<_, i64>(0), 0);
+        let clean = run_whole(Mode::Verify, &T::LAYOUT, options, &mut audit).await.unwrap();
+        assert!(clean.counters[0].clean, "{clean}");
+        assert!(PostgresStore::new(&mut other, &T::LAYOUT).is_ready(T::COUNTER.def()).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn verify_and_repair_are_exact_for_integer_keys() {
+    exact_at_every_page::<Integer>(false).await;
+    exact_at_every_page::<Integer>(true).await;
+}
+
+#[tokio::test]
+async fn verify_and_repair_are_exact_for_text_keys() {
+    exact_at_every_page::<Text>(false).await;
+    exact_at_every_page::<Text>(true).await;
+}
+
+#[tokio::test]
+async fn verify_and_repair_are_exact_for_ids() {
+    exact_at_every_page::<Id>(false).await;
+    exact_at_every_page::<Bytes>(false).await;
+    exact_at_every_page::<Wide>(false).await;
+}
+
+#[tokio::test]
+async fn verify_and_repair_are_exact_for_pairs_and_for_the_one_key() {
+    exact_at_every_page::<Pair>(false).await;
+    exact_at_every_page::<Pair>(true).await;
+    exact_at_every_page::<Whole>(false).await;
+    exact_at_every_page::<Whole>(true).await;
+}

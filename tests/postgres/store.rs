@@ -1,0 +1,708 @@
+//! The store of PostgreSQL beside that of SQLite: boards and their lines, counters that come and go, readiness; and what is refused, with its reason: tables
+//! that are not what they should be, locks that are held, servers that do not write, keys and names that do not fit.
+
+use crate::support::postgres::{connect, shared};
+use crate::support::random::Random;
+use keepcount::{
+    AsyncStore, Batch, Board, Counter, Decayed, Error, HalfLife, KeyError, Layout, Mark, Next, PostgresStore,
+    PreparedStatements, SqliteStore, Store,
+};
+use rusqlite::Connection;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config, IsolationLevel};
+
+const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
+const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+const SHOW_FANS: Counter<String> = Counter::new("show.fans");
+const HOT: HalfLife = HalfLife::days(1);
+const SHOW_HEAT: Counter<(String, i64)> = Counter::new("show.heat");
+const SHOWS: Board<String> = Board::new("show.board", &[SHOW_VOTES.def(), SHOW_FANS.def()], |totals| {
+    Some(totals.iter().sum::<i64>()).filter(|sum| *sum != 0)
+});
+const HEAT: Board<String, Decayed> = Board::decayed("show.heat_board", SHOW_HEAT);
+const LAYOUT: Layout = Layout::new(&[
+    SETLIST_VOTES.table(),
+    SETLIST_SHOW.table(),
+    SHOW_VOTES.table(),
+    SHOW_FANS.table(),
+    SHOW_HEAT.table().prunable(),
+])
+.boards(&[SHOWS.def(), HEAT.def()]);
+
+async fn open(layout: &Layout) -> Option<(Config, Client)> {
+    let config = shared()?.database().await;
+    let mut client = connect(&config).await;
+    PostgresStore::new(&mut client, layout).create().await.unwrap();
+    Some((config, client))
+}
+
+fn batch(random: &mut Random) -> Batch {
+    let mut batch = Batch::new();
+    for _ in 0..=random.below(6) {
+        let show = ["a", "B", "\u{e9}", "", "b_1", "zz"][usize::try_from(random.below(6)).unwrap()];
+        match random.below(4) {
+            0 => batch.add(SETLIST_VOTES, random.int(0, 9), random.int(-3, 9)),
+            1 => batch.add(SETLIST_SHOW, (random.int(0, 9), show), random.int(-1, 2)),
+            2 => batch.add(SHOW_FANS, show, random.int(-2, 3)),
+            _ => {
+                let time = random.int(0, 40) * 43_200;
+                batch.add(SHOW_HEAT, (show, HOT.epoch(time)), HOT.weight(time));
+            }
+        }
+    }
+    batch
+}
+
+#[tokio::test]
+async fn boards_rollups_and_prunes_are_as_in_sqlite() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let conn = Connection::open_in_memory().unwrap();
+    let mut sqlite = SqliteStore::new(&conn, &LAYOUT);
+    sqlite.create().unwrap();
+    let (mut random, prepared) = (Random(4), PreparedStatements::new());
+    for turn in 0..150 {
+        let mut batch = batch(&mut random);
+        let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
+        let (ours, theirs) = (store.apply(&mut batch.clone()).await.unwrap(), sqlite.apply(&mut batch).unwrap());
+        assert_eq!(ours.totals, theirs.totals);
+        if turn % 40 == 39 {
+            let cut = i64::from(turn) / 10;
+            assert_eq!(store.prune(SHOW_HEAT, cut).await.unwrap(), sqlite.prune(SHOW_HEAT, cut).unwrap());
+        }
+        if turn % 10 != 9 {
+            continue;
+        }
+        assert_eq!(store.totals(SHOW_VOTES).await.unwrap(), sqlite.totals(SHOW_VOTES).unwrap());
+        assert_eq!(store.totals(SETLIST_SHOW).await.unwrap(), sqlite.totals(SETLIST_SHOW).unwrap());
+        assert_eq!(store.totals(SHOW_HEAT).await.unwrap(), sqlite.totals(SHOW_HEAT).unwrap());
+        let (top, heat) = (store.top(SHOWS, 100).await.unwrap(), store.top(HEAT, 100).await.unwrap());
+        assert_eq!((&top, &heat), (&sqlite.top(SHOWS, 100).unwrap(), &sqlite.top(HEAT, 100).unwrap()));
+        assert_eq!(store.listed(SHOWS).await.unwrap(), top.len() as u64);
+        for (at, line) in top.iter().enumerate() {
+            assert_eq!(store.rank(SHOWS, line.key.as_str()).await.unwrap().as_ref(), Some(line));
+            assert_eq!(
+                store.top_after(SHOWS, line, 2).await.unwrap(),
+                top[at + 1..].iter().take(2).cloned().collect::<Vec<_>>()
+            );
+        }
+        for (at, line) in heat.iter().enumerate() {
+            assert_eq!(store.rank(HEAT, line.key.as_str()).await.unwrap().as_ref(), Some(line));
+            assert_eq!(store.top_after(HEAT, line, 9).await.unwrap(), heat[at + 1..]);
+        }
+        assert_eq!(store.rank(SHOWS, "nobody").await.unwrap(), None);
+        // As a rebuild finds it.
+        assert_eq!(store.rebuild(SHOWS).await.unwrap(), 0);
+        assert_eq!(store.rebuild(HEAT).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_rebuild_mends_lines_that_somebody_damaged() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut one = Batch::new();
+    for show in ["a", "b", "c"] {
+        one.add(SHOW_FANS, show, 2);
+    }
+    PostgresStore::new(&mut client, &LAYOUT).apply(&mut one).await.unwrap();
+    client
+        .batch_execute(
+            "UPDATE show_board SET score = 7 WHERE key = 'a'; DELETE FROM show_board WHERE key = 'b';
+             INSERT INTO show_board VALUES ('nobody', 9)",
+        )
+        .await
+        .unwrap();
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    assert_eq!(store.rebuild(SHOWS).await.unwrap(), 3);
+    let top = store.top(SHOWS, 9).await.unwrap();
+    assert_eq!(
+        top.iter().map(|line| (line.key.as_str(), line.score)).collect::<Vec<_>>(),
+        [("a", 2), ("b", 2), ("c", 2)]
+    );
+}
+
+const VOTES: Counter<i64> = Counter::new("show.votes");
+const LINKED: Counter<(i64, i64)> = Counter::new("show.artist");
+const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, LINKED);
+const FIRST: Layout = Layout::new(&[VOTES.table()]);
+const SECOND: Layout = Layout::new(&[VOTES.table(), LINKED.table(), ARTIST.table()]);
+const RAISED: Layout = Layout::new(&[VOTES.version(2).table()]);
+
+#[tokio::test]
+async fn counters_come_unready_and_go_by_hand() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    assert!(store.is_ready(VOTES.def()).await.unwrap());
+    let mut later = PostgresStore::new(&mut client, &SECOND);
+    later.create().await.unwrap();
+    later.create().await.unwrap(); // leaves what is there
+    assert_eq!(later.unready().await.unwrap(), [ARTIST.def(), LINKED.def()]);
+    assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
+    assert!(matches!(later.sum(LINKED.def(), &keepcount::KeyRange::ALL).await, Err(Error::NotReady { .. })));
+    assert!(later.is_ready(VOTES.def()).await.unwrap() && !later.is_ready(ARTIST.def()).await.unwrap());
+    // It counts already.
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 5);
+    batch.add(LINKED, (1, 7), 1);
+    later.apply(&mut batch).await.unwrap();
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    let mut later = PostgresStore::new(&mut client, &SECOND);
+    assert_eq!(later.total(ARTIST, 7).await.unwrap(), 5);
+    // An older process must not start beside what it would not keep.
+    let mut older = PostgresStore::new(&mut client, &FIRST);
+    assert!(matches!(older.check().await, Err(Error::Schema { table, .. }) if table == "artist_votes"));
+    assert_eq!(older.lost().await.unwrap(), ["artist.votes", "show.artist"]);
+    assert!(matches!(older.forget("show.artist").await, Err(Error::Setting { .. })), "it is summed along");
+    older.forget("artist.votes").await.unwrap();
+    older.forget("show.artist").await.unwrap();
+    assert!(matches!(older.forget("show.artist").await, Err(Error::UnknownCounter { .. })));
+    older.check().await.unwrap();
+    let mut raised = PostgresStore::new(&mut client, &RAISED);
+    raised.create().await.unwrap();
+    assert_eq!(raised.lost().await.unwrap(), ["show.votes"]);
+}
+
+const LISTED: Board<i64> = Board::new("show.votes_board", &[VOTES.def()], |totals| totals.first().copied());
+
+/// A counter that becomes prunable, and a board of counters that are there, come into tables that are there.
+#[tokio::test]
+async fn what_a_counter_is_for_may_change() {
+    const KEPT: Layout = Layout::new(&[VOTES.table(), LINKED.table()]);
+    const PRUNED: Layout = Layout::new(&[VOTES.table(), LINKED.table().prunable()]);
+    const BOTH: Layout = Layout::new(&[VOTES.table(), LINKED.table().prunable()]).boards(&[LISTED.def()]);
+    let Some((_, mut client)) = open(&KEPT).await else { return };
+    for layout in [&PRUNED, &BOTH, &BOTH] {
+        PostgresStore::new(&mut client, layout).create().await.unwrap();
+    }
+    let mut store = PostgresStore::new(&mut client, &BOTH);
+    let (mut one, mut two) = (Batch::new(), Batch::new());
+    one.add(VOTES, 1, 5);
+    two.add(VOTES, 1, 1);
+    two.add(VOTES, 2, 1);
+    two.add(LINKED, (1, 7), 1);
+    // A statement for each counter, and a line for each key.
+    for (batch, totals, statements) in [(&one, 1, 2), (&two, 3, 4)] {
+        let applied = store.apply(&mut batch.clone()).await.unwrap();
+        assert_eq!((applied.totals, applied.statements), (totals, statements));
+    }
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &BOTH);
+    assert_eq!(store.listed(LISTED).await.unwrap(), 2);
+    assert_eq!(store.prune(LINKED, 8).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_child_of_no_parts_climbs() {
+    const FINER: Counter<()> = Counter::new("finer");
+    const LINK: Counter<((), i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(FINER, LINK);
+    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), SUM.table()]);
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    for (links, votes) in [(&[(7, 1)][..], 3), (&[(7, -1), (8, 2)], 2), (&[], -1)] {
+        let mut batch = Batch::new();
+        batch.add(FINER, (), votes);
+        for (parent, amount) in links {
+            batch.add(LINK, ((), *parent), *amount);
+        }
+        store.apply(&mut batch).await.unwrap();
+    }
+    assert_eq!((store.total(SUM, 7).await.unwrap(), store.total(SUM, 8).await.unwrap()), (0, 8));
+}
+
+#[tokio::test]
+async fn processes_that_create_at_once_all_succeed() {
+    let Some(server) = shared() else { return };
+    let config = server.database().await;
+    let mut creating = Vec::new();
+    for _ in 0..8 {
+        let mut client = connect(&config).await;
+        creating.push(tokio::spawn(async move { PostgresStore::new(&mut client, &LAYOUT).create().await }));
+    }
+    for created in creating {
+        created.await.unwrap().unwrap();
+    }
+}
+
+/// What `check` says of a table.
+async fn fault(client: &mut Client) -> (String, String) {
+    match PostgresStore::new(client, &LAYOUT).check().await {
+        Err(Error::Schema { table, reason }) => (table, reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
+    for (damage, table, says) in [
+        ("DROP TABLE setlist_votes", "setlist_votes", "absent"),
+        ("ALTER TABLE setlist_votes ALTER total TYPE int", "setlist_votes", "total integer NOT NULL"),
+        ("ALTER TABLE setlist_votes ALTER total DROP NOT NULL", "setlist_votes", "total bigint)"),
+        ("ALTER TABLE setlist_votes ADD note text", "setlist_votes", "note text"),
+        ("ALTER TABLE setlist_votes DROP CONSTRAINT setlist_votes_pkey", "setlist_votes", "PRIMARY KEY"),
+        ("ALTER TABLE show_fans ALTER key TYPE text COLLATE \"default\"", "show_fans", "COLLATE"),
+        ("CREATE RULE r AS ON INSERT TO show_fans DO INSTEAD NOTHING", "show_fans", "its rule r"),
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER t BEFORE INSERT ON show_fans FOR EACH ROW EXECUTE FUNCTION f()",
+            "show_fans",
+            "its trigger t",
+        ),
+        ("ALTER TABLE show_fans ENABLE ROW LEVEL SECURITY", "show_fans", "row security"),
+        ("DROP INDEX setlist_show_by_parent", "setlist_show", "index setlist_show_by_parent is absent"),
+        ("DROP INDEX show_board_order", "show_board", "index show_board_order is absent"),
+        ("DROP TABLE keepcount_marks", "keepcount_marks", "absent"),
+        ("ALTER TABLE keepcount_locks DROP turns", "keepcount_locks", "turns"),
+        ("DROP TABLE keepcount_counters", "keepcount_counters", "no keepcount tables yet"),
+        ("DELETE FROM keepcount_counters WHERE name = 'show.fans'", "show_fans", "not in the catalogue"),
+        ("UPDATE keepcount_counters SET key = 'i64' WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
+        ("UPDATE keepcount_counters SET version = -1 WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
+        ("ALTER TABLE keepcount_counters DROP identity CASCADE", "keepcount_counters", "not keepcount's catalogue"),
+    ] {
+        let Some((_, mut client)) = open(&LAYOUT).await else { return };
+        client.batch_execute(damage).await.unwrap();
+        let (name, reason) = fault(&mut client).await;
+        assert!(name == table && reason.contains(says), "{damage}: {name}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_of_somebody_elses_is_left_alone() {
+    let Some(server) = shared() else { return };
+    let mut client = connect(&server.database().await).await;
+    client.batch_execute("CREATE TABLE show_fans (mine int); INSERT INTO show_fans VALUES (7)").await.unwrap();
+    let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_fans"), "{error}");
+    let made = client.query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'keepcount%'", &[]).await.unwrap();
+    assert_eq!(made.get::<_, i64>(0), 0, "nothing was made");
+}
+
+#[tokio::test]
+async fn a_name_that_postgresql_would_cut_is_refused() {
+    const LINK: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
+    const LAYOUT: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+    const SHORTER: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
+    const FITS: Layout =
+        Layout::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
+    let Some(server) = shared() else { return };
+    let mut client = connect(&server.database().await).await;
+    let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { reason, .. } if reason.contains("63")), "{error}");
+    // An index with a name as long as may be.
+    PostgresStore::new(&mut client, &FITS).create().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
+    let Some((config, mut client)) = open(&FIRST).await else { return };
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 1);
+    let mut other = connect(&config).await;
+    let holder = other.transaction().await.unwrap();
+    PostgresStore::within(&holder, &FIRST).apply(&mut batch.clone()).await.unwrap();
+    client.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("counter show.votes"), "{error}");
+    client.batch_execute("SET lock_timeout = 0; SET statement_timeout = '50ms'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("statement_timeout"), "{error}");
+    client.batch_execute("SET statement_timeout = 0").await.unwrap();
+    let stale = client.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
+    stale.query("SELECT * FROM show_votes", &[]).await.unwrap();
+    holder.commit().await.unwrap();
+    let error = PostgresStore::within(&stale, &FIRST).apply(&mut batch).await.unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("again whole"), "{error}");
+    drop(stale);
+    assert_eq!(PostgresStore::new(&mut client, &FIRST).total(VOTES, 1).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_write_says_so_and_reads() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    client.batch_execute("SET default_transaction_read_only = on").await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 1);
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    let error = store.apply(&mut batch).await.unwrap_err();
+    assert!(
+        error.next() == Next::Fix && error.to_string().contains("cannot execute INSERT in a read-only transaction"),
+        "{error}"
+    );
+    assert_eq!(store.total(VOTES, 1).await.unwrap(), 0);
+    store.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_and_totals_that_do_not_fit_are_named() {
+    const LARGE: Counter<u64> = Counter::new("large");
+    const TEXT: Counter<String> = Counter::new("text");
+    const KEYS: Layout = Layout::new(&[LARGE.table(), TEXT.table()]);
+    let Some((_, mut client)) = open(&KEYS).await else { return };
+    let mut large = Batch::new();
+    large.add(LARGE, u64::MAX, 1);
+    let error = PostgresStore::new(&mut client, &KEYS).apply(&mut large.clone()).await.unwrap_err();
+    assert!(matches!(&error, Error::Key { counter: "large", cause: KeyError::Range { .. }, .. }), "{error}");
+    for text in ["x".repeat(1_025), "a\0b".to_owned()] {
+        let mut batch = Batch::new();
+        batch.add(TEXT, text.as_str(), 1);
+        let error = PostgresStore::new(&mut client, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
+        assert!(matches!(&error, Error::Key { counter: "text", .. }), "{error}");
+        let read = PostgresStore::new(&mut client, &KEYS).total(TEXT, text.as_str()).await;
+        assert!(matches!(read, Err(Error::Key { counter: "text", .. })));
+    }
+    let mut most = Batch::new();
+    (0..3_u64).for_each(|key| most.add(LARGE, key, i64::MAX));
+    PostgresStore::new(&mut client, &KEYS).apply(&mut most).await.unwrap();
+    let (mut one, mut many) = (Batch::new(), Batch::new());
+    one.add(LARGE, 1_u64, 1);
+    many.add(LARGE, 0_u64, -1);
+    many.add(LARGE, 2_u64, 1);
+    many.add(LARGE, 9_u64, 1);
+    let error = PostgresStore::new(&mut client, &KEYS).apply(&mut many.clone()).await.unwrap_err();
+    assert_eq!(error.to_string(), "counter large, key 2: the total leaves 64 bits");
+    // Within a transaction that the error has aborted nobody can look which it was, unless there is one.
+    for (batch, says) in [(&one, "key 1:"), (&many, "key 0 or another of 3:")] {
+        let tx = client.transaction().await.unwrap();
+        let error = PostgresStore::within(&tx, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
+        assert!(matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says), "{error}");
+    }
+    assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
+}
+
+/// Whatever the server says to a write: what the caller is to do, and to which counter or stream it was.
+#[tokio::test]
+async fn every_refusal_says_what_to_do() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let refuse = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+                  'BEGIN RAISE EXCEPTION USING ERRCODE = current_setting(''test.code''), MESSAGE = ''no \"such\" thing''; END';
+                  CREATE TRIGGER t BEFORE INSERT OR UPDATE ON show_votes FOR EACH ROW WHEN (NEW.key = 7) EXECUTE FUNCTION f();
+                  CREATE CONSTRAINT TRIGGER t AFTER INSERT OR UPDATE ON keepcount_marks DEFERRABLE INITIALLY DEFERRED
+                  FOR EACH ROW EXECUTE FUNCTION f()";
+    client.batch_execute(refuse).await.unwrap();
+    let (mut batch, mut other) = (Batch::new(), Batch::new());
+    batch.add(VOTES, 7, 1);
+    other.add(VOTES, 8, 1);
+    let busy = ["40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25P03", "53300", "53200"];
+    let schema = ["42P01", "42703", "42804", "42883"];
+    let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
+    for code in busy.into_iter().chain(schema).chain(["23514", "XX000"]) {
+        client.batch_execute(&format!("SET test.code = '{code}'")).await.unwrap();
+        let mut store = PostgresStore::new(&mut client, &FIRST);
+        for (error, says, deferred) in [
+            (store.apply(&mut batch.clone()).await.unwrap_err(), "writing totals of counter show.votes", false),
+            (store.apply_once(&mut Batch::new(), &mark).await.unwrap_err(), "moving the mark of stream imports", true),
+            (
+                store.apply_once(&mut other.clone(), &mark).await.unwrap_err(),
+                "writing totals of counter show.votes",
+                true,
+            ),
+        ] {
+            let text = error.to_string();
+            match &error {
+                Error::Busy { .. } => assert!(busy.contains(&code), "{code}: {text}"),
+                Error::Schema { table, .. } => {
+                    assert!(schema.contains(&code) && table == "show_votes", "{code}: {text}");
+                }
+                // Of a statement whose table is not named, or of the commit.
+                Error::Database { .. } => {
+                    let is_other = ["23514", "XX000", "42P01"].contains(&code) || deferred;
+                    assert!(is_other, "{code}: {text}");
+                }
+                _ => panic!("{code}: {text}"),
+            }
+            assert!(text.contains(says), "{code}: {text}");
+        }
+    }
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    assert_eq!((store.total(VOTES, 8).await.unwrap(), store.mark("imports").await.unwrap()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_column_that_became_another_type_is_named() {
+    let Some((_, mut client)) = open(&SECOND).await else { return };
+    let mut batch = Batch::new();
+    batch.add(LINKED, (1, 7), 1);
+    PostgresStore::new(&mut client, &SECOND).apply(&mut batch).await.unwrap();
+    client
+        .batch_execute("ALTER TABLE show_artist ALTER key_2 TYPE float8; UPDATE keepcount_counters SET ready = 1")
+        .await
+        .unwrap();
+    let error = PostgresStore::new(&mut client, &SECOND).page(LINKED.def(), None, 9).await.unwrap_err();
+    assert!(matches!(&error, Error::Key { counter: "show.artist", .. }), "{error:?}");
+    assert!(error.to_string().contains("a column of type float8"), "{error}");
+}
+
+#[tokio::test]
+async fn statements_that_are_prepared_are_run_as_they_are() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let prepared = PreparedStatements::new();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    for _ in 0..3 {
+        store(&mut client, Some(&prepared)).apply(&mut batch.clone()).await.unwrap();
+        store(&mut client, None).apply(&mut batch.clone()).await.unwrap();
+    }
+    let runs = "SELECT count(*), sum(generic_plans + custom_plans)::bigint FROM pg_prepared_statements
+                WHERE statement LIKE 'INSERT INTO \"show_votes\"%'";
+    let row = client.query_one(runs, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 3));
+}
+
+fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {
+    let store = PostgresStore::new(client, &FIRST);
+    match prepared {
+        Some(prepared) => store.prepared(prepared),
+        None => store,
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_is_committed() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let skip = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+                CREATE TRIGGER t BEFORE INSERT ON show_votes FOR EACH ROW EXECUTE FUNCTION f()";
+    client.batch_execute(skip).await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    let error = store(&mut client, None).apply(&mut batch.clone()).await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
+    for prepared in [None, Some(&PreparedStatements::new())] {
+        let error =
+            store(&mut client, prepared).write(&[("SELECT $1::text", &[&"a row"])], &mut batch).await.unwrap_err();
+        assert_eq!(error.next(), Next::Unknown, "{error}");
+    }
+    // Within the caller's transaction: what is written of it cannot be committed.
+    let tx = client.transaction().await.unwrap();
+    assert!(PostgresStore::within(&tx, &FIRST).apply(&mut batch).await.is_err());
+    assert!(tx.query("SELECT 1", &[]).await.is_err());
+}
+
+#[tokio::test]
+async fn prunes_and_rebuilds_see_what_is_committed_or_are_refused() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    let error = PostgresStore::new(&mut tx, &LAYOUT).prune(SHOW_HEAT, 3).await.unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: "transaction_isolation", .. }), "{error}");
+    let error = PostgresStore::new(&mut tx, &LAYOUT).rebuild(SHOWS).await.unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: "transaction_isolation", .. }), "{error}");
+}
+
+const HEAT_COUNTER: Counter<(i64, i64)> = Counter::new("setlist.heat");
+const HEAT_LINK: Counter<(i64, i64)> = Counter::new("setlist.of_show");
+const HEAT_SUM: Counter<(i64, i64)> = Counter::new("show.heat_sum").sum_of_tail(HEAT_COUNTER, HEAT_LINK);
+const COOL: Layout = Layout::new(&[HEAT_COUNTER.table().prunable(), HEAT_LINK.table()]);
+const WARM: Layout = Layout::new(&[HEAT_COUNTER.table().prunable(), HEAT_LINK.table(), HEAT_SUM.table().prunable()]);
+
+/// It came without a cut: a sum over what its finer counter had lost was a number, and not an error.
+#[tokio::test]
+async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
+    let Some((_, mut client)) = open(&COOL).await else { return };
+    PostgresStore::new(&mut client, &COOL).prune(HEAT_COUNTER, 5).await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &WARM);
+    store.create().await.unwrap();
+    client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
+    let mut store = PostgresStore::new(&mut client, &WARM);
+    assert!(matches!(store.sum(HEAT_SUM.def(), &HEAT_SUM.under(7)).await, Err(Error::Pruned { .. })));
+    let conn = Connection::open_in_memory().unwrap();
+    SqliteStore::new(&conn, &COOL).create().unwrap();
+    SqliteStore::new(&conn, &COOL).prune(HEAT_COUNTER, 5).unwrap();
+    SqliteStore::new(&conn, &WARM).create().unwrap();
+    conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
+    let mut sqlite = SqliteStore::new(&conn, &WARM);
+    assert!(matches!(sqlite.sum(HEAT_SUM.def(), &HEAT_SUM.under(7)), Err(Error::Pruned { .. })));
+}
+
+#[tokio::test]
+async fn a_create_that_finds_all_there_waits_for_no_writer() {
+    let Some((config, mut client)) = open(&SECOND).await else { return };
+    let mut other = connect(&config).await;
+    let writer = other.transaction().await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(LINKED, (1, 7), 1);
+    PostgresStore::within(&writer, &SECOND).apply(&mut batch).await.unwrap();
+    client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
+    PostgresStore::new(&mut client, &SECOND).create().await.unwrap();
+    writer.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_with_a_zero_byte_is_refused() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let mark = keepcount::Mark::new("a\0b", 1, 1).unwrap();
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    assert!(matches!(store.apply_once(&mut Batch::new(), &mark).await, Err(Error::Setting { setting: "stream", .. })));
+    assert!(matches!(store.mark("a\0b").await, Err(Error::Setting { setting: "stream", .. })));
+}
+
+#[tokio::test]
+async fn marks_are_listed_by_pages_and_forgotten() {
+    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    let mut sorted = vec![("a", 1), ("b", 2), ("b\u{1}", 3), ("ba", 4), ("\u{e9}", 5), ("Z", 6)];
+    for (stream, last) in &sorted {
+        let mark = Mark::new(stream, 1, *last).unwrap();
+        store.apply_once(&mut Batch::new(), &mark).await.unwrap();
+    }
+    sorted.sort_unstable();
+    for limit in [0, 1, 2, 100] {
+        for after in [None, Some(""), Some("a"), Some("b"), Some("c"), Some("\u{e9}")] {
+            let wanted: Vec<_> = sorted
+                .iter()
+                .filter(|(stream, _)| Some(*stream) > after)
+                .take(limit)
+                .map(|(stream, last)| ((*stream).to_owned(), *last))
+                .collect();
+            assert_eq!(store.marks(after, limit).await.unwrap(), wanted, "{after:?} {limit}");
+        }
+    }
+    assert_eq!(store.replay_from("b", 2).await.unwrap(), 3);
+    assert!(matches!(store.replay_from("b", 1).await, Err(Error::LogCut { applied: 2, end: 1, .. })));
+    assert_eq!((store.forget_mark("b").await.unwrap(), store.forget_mark("b").await.unwrap()), (2, 0));
+    assert_eq!((store.mark("b").await.unwrap(), store.marks(None, 100).await.unwrap().len()), (0, 5));
+    for error in [store.marks(Some("\0"), 1).await.unwrap_err(), store.forget_mark("\0").await.unwrap_err()] {
+        assert!(error.to_string().contains("zero byte"), "{error}");
+    }
+    client.batch_execute("UPDATE keepcount_marks SET last = -1 WHERE stream = 'a'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &LAYOUT).marks(None, 9).await.unwrap_err();
+    assert!(error.to_string().contains("the mark of stream a is -1, below 0"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_read_or_written_without_tables_says_so() {
+    let Some(server) = shared() else { return };
+    let mut client = connect(&server.database().await).await;
+    let mut batch = Batch::new();
+    batch.add(VOTES, 1, 1);
+    let mut store = PostgresStore::new(&mut client, &FIRST);
+    let total = store.total(VOTES, 1).await.unwrap_err();
+    assert!(total.to_string().contains("looking whether show.votes is ready"), "{total}");
+    for error in [
+        total,
+        store.apply(&mut batch.clone()).await.unwrap_err(),
+        store.mark("x").await.unwrap_err(),
+        store.check().await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, Error::Schema { .. }) && error.to_string().contains("create"), "{error}");
+    }
+}
+
+/// Text for migrations of one's own leaves what `create` leaves: tables, indexes, and what is ready.
+#[tokio::test]
+async fn text_for_migrations_leaves_what_create_leaves() {
+    const BOTH: Layout = SECOND.boards(&[LISTED.def()]);
+    const MADE: &str = "SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
+        SELECT concat_ws(' ', name, key, version, placement, encode(cut, 'hex'), ready) AS line FROM keepcount_counters
+        UNION ALL SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, collation_name) FROM information_schema.columns WHERE table_schema = 'public'
+        UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public') AS lines";
+    async fn made(client: &Client) -> String {
+        client.query_one(MADE, &[]).await.unwrap().get(0)
+    }
+    async fn run(client: &Client, statements: &[String]) {
+        client.batch_execute(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).await.unwrap();
+    }
+    let dialect = keepcount::sql::Dialect::Postgres;
+    for over_rows in [false, true] {
+        let Some(server) = shared() else { return };
+        let by_text = connect(&server.database().await).await;
+        let mut by_create = connect(&server.database().await).await;
+        let mut store = PostgresStore::new(&mut by_create, &FIRST);
+        if over_rows {
+            store.create_over_rows().await.unwrap();
+            run(&by_text, &FIRST.ddl_pending_backfill(dialect)).await;
+        } else {
+            store.create().await.unwrap();
+            run(&by_text, &FIRST.ddl(dialect)).await;
+        }
+        assert_eq!(made(&by_text).await, made(&by_create).await);
+        let before = made(&by_text).await;
+        let mut steps = vec![&FIRST];
+        for layout in [&SECOND, &BOTH] {
+            // The text of a new database is refused, and makes nothing of it ready.
+            assert!(by_text.batch_execute(&format!("BEGIN; {}", layout.ddl(dialect).join(";\n"))).await.is_err());
+            by_text.batch_execute("ROLLBACK").await.unwrap();
+            if steps.len() == 1 {
+                assert_eq!(made(&by_text).await, before);
+            }
+            PostgresStore::new(&mut by_create, layout).create().await.unwrap();
+            run(&by_text, &layout.migration(dialect, steps[steps.len() - 1]).unwrap().statements).await;
+            assert_eq!(made(&by_text).await, made(&by_create).await);
+            steps.push(layout);
+        }
+        // What is gone goes as `forget` lets it go.
+        let gone = FIRST.migration(dialect, &BOTH).unwrap();
+        assert!(gone.statements.is_empty());
+        for gone in gone.drops {
+            run(&by_text, &gone.statements).await;
+            PostgresStore::new(&mut by_create, &FIRST).forget(&gone.name).await.unwrap();
+            assert_eq!(made(&by_text).await, made(&by_create).await);
+        }
+    }
+}
+
+/// Whose statement it was decides: the first name in quotes of the server's message was taken for the table, whatever it named and in whatever language.
+#[tokio::test]
+async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_applications() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    client.batch_execute("CREATE TABLE notes (note TEXT)").await.unwrap();
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    let prepared = PreparedStatements::new();
+    for (text, names) in [
+        ("INSERT INTO notes (nota) VALUES ('a')", "\"nota\""),
+        ("INSERT INTO note VALUES ('a')", "\"note\""),
+        ("INSERT INTO notes VALUES (absent('a'))", "absent"),
+        ("INSERT INTO notes VALUES", "syntax"),
+    ] {
+        for prepared in [None, Some(&prepared)] {
+            let ok = ("INSERT INTO notes VALUES ('b')", &[][..]);
+            let error = store(&mut client, prepared).write(&[ok, (text, &[])], &mut batch).await.unwrap_err();
+            assert!(matches!(error, Error::Database { .. }) && error.next() == Next::Fix, "{error:?}");
+            let said = error.to_string();
+            assert!(said.contains("statement 2 of the application's own") && said.contains(names), "{said}");
+        }
+    }
+    // What fails only when it is run, by every way of a write; the same names in the server's message are another's.
+    let raise = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN RAISE EXCEPTION USING ERRCODE = NEW.note, MESSAGE = ''column \"show_votes\" is not there''; END';
+                 CREATE TRIGGER t BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION f()";
+    client.batch_execute(raise).await.unwrap();
+    let parameters = PreparedStatements::by_parameters();
+    for code in ["42P01", "42703", "42883"] {
+        for prepared in [None, Some(&prepared), Some(&parameters)] {
+            let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [("INSERT INTO notes VALUES ($1)", &[&code])];
+            let error = store(&mut client, prepared).write(&rows, &mut batch).await.unwrap_err();
+            assert!(matches!(error, Error::Database { .. }), "{error:?}");
+            assert!(error.to_string().contains("statement 1 of the application's own"), "{error}");
+        }
+    }
+    // A table of totals that lost its column, by every way.
+    client.batch_execute("DROP TRIGGER t ON notes; ALTER TABLE show_votes RENAME total TO sum").await.unwrap();
+    let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [("INSERT INTO notes VALUES ($1)", &[&"a"])];
+    let is_named = |error: &Error| matches!(error, Error::Schema { table, .. } if table == "show_votes");
+    for prepared in [None, Some(&prepared), Some(&parameters)] {
+        let errors = [
+            store(&mut client, prepared).write(&rows, &mut batch).await.unwrap_err(),
+            store(&mut client, prepared).apply(&mut batch).await.unwrap_err(),
+            store(&mut client, prepared).total(VOTES, 7).await.unwrap_err(),
+        ];
+        for error in errors {
+            assert!(is_named(&error) && error.to_string().contains("show.votes"), "{error:?}");
+        }
+    }
+    let notes = client.query_one("SELECT count(*) FROM notes", &[]).await.unwrap();
+    assert_eq!(notes.get::<_, i64>(0), 0);
+}
+
+/// It said "error deserializing column 1", and not why; the reason was in a source that no text had.
+#[tokio::test]
+async fn a_total_of_another_type_says_which_and_where() {
+    let Some((_, mut client)) = open(&FIRST).await else { return };
+    let mut batch = Batch::new();
+    batch.add(VOTES, 7, 1);
+    PostgresStore::new(&mut client, &FIRST).apply(&mut batch).await.unwrap();
+    client.batch_execute("ALTER TABLE show_votes ALTER total TYPE numeric").await.unwrap();
+    let error = PostgresStore::new(&mut client, &FIRST).total(VOTES, 7).await.unwrap_err();
+    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error:?}");
+    assert!(error.to_string().contains("numeric"), "{error}");
+}

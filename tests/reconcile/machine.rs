@@ -1,0 +1,940 @@
+//! What a run does step by step, in virtual time and over a scripted audit; its tokens and reports.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::support::world::{Clock, World, run_whole, through_text};
+use keepcount::reconcile::{
+    Ask, Audit, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Reconciler, Recount,
+    Report, Step, Token, merge, run,
+};
+use keepcount::{Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Next, Record, Result, Tally};
+use serde_json::json;
+use uuid::Uuid;
+
+const A: Counter<i64> = Counter::new("a.votes");
+const B: Counter<i64> = Counter::new("b.votes");
+/// Against the order of names.
+const TWO: Layout = Layout::new(&[B.table(), A.table()]);
+const ONE: Layout = Layout::new(&[A.table()]);
+const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
+const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
+const LEVELS: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
+
+/// Rows and totals of one counter: key, sum, number of rows; key, total.
+#[derive(Debug, Clone, Default)]
+struct Side {
+    rows: BTreeMap<i64, (i64, u64)>,
+    totals: BTreeMap<i64, i64>,
+}
+
+/// An audit in maps, which writes down what it is asked, takes the time that it is told to, and fails when it is told to.
+#[derive(Debug, Default)]
+struct Fake {
+    clock: Clock,
+    sides: BTreeMap<&'static str, Side>,
+    log: Vec<String>,
+    measure_takes: Duration,
+    mend_takes: Duration,
+    /// One for each call, as long as there are any.
+    errors: VecDeque<Option<Error>>,
+    /// What looks answer from the second of a counter on.
+    later: Option<Looked>,
+    identity: u64,
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn busy() -> Error {
+    Error::Busy { doing: "mending".to_owned(), reason: "somebody holds it", cause: "locked".into() }
+}
+
+fn broken() -> Error {
+    Error::Database { doing: "measuring".to_owned(), cause: "disk".into() }
+}
+
+impl Fake {
+    /// Counters with the keys `0..keys`, each of two rows and a total of 2.
+    fn clean(keys: i64) -> Self {
+        let side = Side {
+            rows: (0..keys).map(|key| (key, (2, 2))).collect(),
+            totals: (0..keys).map(|key| (key, 2)).collect(),
+        };
+        Self { sides: ["a.votes", "b.votes"].map(|name| (name, side.clone())).into(), ..Self::default() }
+    }
+
+    fn wrong(mut self, counter: Counter<i64>, keys: impl IntoIterator<Item = i64>) -> Self {
+        self.side(&counter.def()).totals.extend(keys.into_iter().map(|key| (key, 1)));
+        self
+    }
+
+    fn orphans(mut self, counter: Counter<i64>, count: i64) -> Self {
+        self.side(&counter.def()).totals.extend((0..count).map(|key| (1_000 + key, 1)));
+        self
+    }
+
+    fn emptied(mut self, counter: Counter<i64>) -> Self {
+        self.side(&counter.def()).rows.clear();
+        self
+    }
+
+    fn side(&mut self, counter: &Def) -> &mut Side {
+        self.sides.get_mut(counter.name()).unwrap()
+    }
+
+    fn begin(&mut self, line: String) -> Result<()> {
+        self.log.push(line);
+        self.errors.pop_front().flatten().map_or(Ok(()), Err)
+    }
+
+    fn count(&self, what: &str) -> usize {
+        self.log.iter().filter(|line| line.starts_with(what)).count()
+    }
+}
+
+fn number(key: &KeyBuf) -> i64 {
+    key.decode().unwrap()
+}
+
+impl Audit for Fake {
+    fn identity(&mut self) -> Result<u64> {
+        self.begin("identify".to_owned())?;
+        Ok(self.identity)
+    }
+
+    fn look(&mut self, ask: &Look) -> Result<Looked> {
+        self.begin(format!("look {}", ask.counter.name()))?;
+        let seen = self.count(&format!("look {}", ask.counter.name()));
+        if let (Some(later), 2..) = (self.later, seen) {
+            return Ok(later);
+        }
+        let side = self.side(&ask.counter);
+        let empty = side.rows.is_empty();
+        Ok(Looked { empty, totals: if empty { ask.totals.min(side.totals.len() as u64) } else { 0 } })
+    }
+
+    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+        let after = ask.after.as_ref().map(number);
+        let from = after.map_or_else(|| "the start".to_owned(), |key| key.to_string());
+        self.begin(format!("measure {} {} behind {from}", ask.counter.name(), ask.keys))?;
+        self.clock.pass(self.measure_takes);
+        let side = self.side(&ask.counter);
+        let behind = |key: i64| after.is_none_or(|after| key > after);
+        let rows = side.rows.iter().filter(|(key, _)| behind(**key)).take(ask.keys + 1);
+        let rows = rows.map(|(key, (total, rows))| Recount { key: KeyBuf::of::<i64>(key), total: *total, rows: *rows });
+        let totals = side.totals.iter().filter(|(key, _)| behind(**key)).take(ask.keys + 1);
+        let totals = totals.map(|(key, total)| (KeyBuf::of::<i64>(key), *total)).collect();
+        merge(ask, rows.collect(), totals)
+    }
+
+    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+        self.begin(format!("mend {} of {}", ask.keys.len(), ask.counter.name()))?;
+        self.clock.pass(self.mend_takes);
+        let side = self.side(&ask.counter);
+        let mut corrected = 0;
+        for key in ask.keys.iter().map(number) {
+            let truth = side.rows.get(&key).map_or(0, |(total, _)| *total);
+            corrected += u64::from(side.totals.insert(key, truth).unwrap_or(0) != truth);
+        }
+        Ok(Mended { corrected, unsettled: Vec::new() })
+    }
+}
+
+fn reconciler(mode: Mode, options: Options) -> Reconciler {
+    Reconciler::new(mode, &TWO, options).unwrap()
+}
+
+/// A run over a fake in its own time.
+fn go(fake: &mut Fake, mode: Mode, options: Options) -> (Result<Report>, World, Reconciler) {
+    let mut world = World::at(&fake.clock);
+    let mut reconciler = reconciler(mode, options);
+    (run(&mut reconciler, fake, &mut world), world, reconciler)
+}
+
+fn options() -> Options {
+    Options::default()
+}
+
+#[test]
+fn a_verify_only_measures_counter_by_counter_in_the_order_of_names() {
+    let mut fake = Fake::clean(3).wrong(A, [1]);
+    let report = go(&mut fake, Mode::Verify, options().page(2)).0.unwrap();
+    assert_eq!(
+        fake.log,
+        [
+            "identify",
+            "measure a.votes 2 behind the start",
+            "measure a.votes 2 behind 1",
+            "measure b.votes 2 behind the start",
+            "measure b.votes 2 behind 1",
+        ]
+    );
+    assert_eq!((report.pages, report.rows, report.drift(), report.complete()), (4, 12, 1, true));
+    assert_eq!(report.counters.iter().map(|counter| counter.corrected).sum::<u64>(), 0);
+}
+
+#[test]
+fn a_repair_looks_at_everything_before_its_first_page_and_mends_page_by_page() {
+    let mut fake = Fake::clean(3).wrong(A, [0, 1, 2]).wrong(B, [2]);
+    let report = go(&mut fake, Mode::Repair, options().page(2)).0.unwrap();
+    assert_eq!(
+        fake.log,
+        [
+            "identify",
+            "look a.votes",
+            "look b.votes",
+            "measure a.votes 2 behind the start",
+            "mend 2 of a.votes",
+            "measure a.votes 2 behind 1",
+            "mend 1 of a.votes",
+            "measure b.votes 2 behind the start",
+            "measure b.votes 2 behind 1",
+            "mend 1 of b.votes",
+        ]
+    );
+    assert_eq!(report.counters.iter().map(|counter| counter.corrected).collect::<Vec<_>>(), [3, 1]);
+}
+
+#[test]
+fn a_scope_is_looked_at_once_and_alone() {
+    const UNKNOWN: Counter<i64> = Counter::new("c.votes");
+
+    let mut fake = Fake::clean(1);
+    let mut scoped = Reconciler::scoped(Mode::Repair, &TWO, &[B.def(), B.def()], options()).unwrap();
+    let report = run(&mut scoped, &mut fake, &mut World::default()).unwrap();
+    assert_eq!(fake.log, ["identify", "look b.votes", "measure b.votes 1024 behind the start"]);
+    assert_eq!(report.counters.len(), 1);
+
+    let mut none = Reconciler::scoped(Mode::Repair, &TWO, &[], options()).unwrap();
+    let report = run(&mut none, &mut fake, &mut World::default()).unwrap();
+    assert!(report.complete() && report.token.is_none() && report.counters.is_empty());
+    let unknown = Reconciler::scoped(Mode::Verify, &TWO, &[UNKNOWN.def()], options());
+    assert!(matches!(unknown, Err(Error::UnknownCounter { .. })));
+    let other = Reconciler::scoped(Mode::Verify, &TWO, &[A.version(2).def()], options());
+    assert!(matches!(other, Err(Error::Conflict { .. })));
+}
+
+// Limits.
+
+#[test]
+fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
+    for (limit, pages, outcome) in [
+        (1, 1, Outcome::Limit("pages")),
+        (3, 3, Outcome::Limit("pages")),
+        (4, 4, Outcome::Complete),
+        (5, 4, Outcome::Complete),
+    ] {
+        let mut fake = Fake::clean(4);
+        let report = go(&mut fake, Mode::Verify, options().page(2).max_pages(limit)).0.unwrap();
+        assert_eq!((report.pages, &report.outcome), (pages, &outcome));
+        assert_eq!(report.token.is_none(), report.complete());
+        assert_eq!(fake.count("measure"), usize::try_from(pages).unwrap());
+        assert_eq!(report.counters.len(), 2, "reached or not");
+    }
+}
+
+#[test]
+fn rows_and_time_end_a_run_at_the_end_of_a_page() {
+    // Two keys a page, so four rows.
+    for (rows, pages) in [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)] {
+        let report = go(&mut Fake::clean(8), Mode::Verify, options().page(2).max_rows(rows)).0.unwrap();
+        assert_eq!((report.pages, report.outcome), (pages, Outcome::Limit("rows")), "{rows}");
+    }
+    for (time, pages) in [(1, 1), (10, 1), (11, 2), (30, 3)] {
+        let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(8) };
+        fake.clock.pass(millis(12_345));
+        let report = go(&mut fake, Mode::Verify, options().page(2).max_time(millis(time))).0.unwrap();
+        assert_eq!((report.pages, report.outcome), (pages, Outcome::Limit("time")), "{time}");
+    }
+    let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
+    let report = go(&mut fake, Mode::Verify, options().page(2).max_time(millis(40)).max_rows(16)).0.unwrap();
+    assert!(report.complete(), "limits reached with the last page are no stop: {report}");
+}
+
+#[test]
+fn a_stop_comes_between_pages_and_finishes_the_page_under_way() {
+    // Asked before each step: identify, look, look, measure, mend, measure ..
+    for (stop_at, log) in [(0, 1), (1, 1), (2, 2), (3, 3), (4, 5), (5, 5), (6, 7)] {
+        let mut fake = Fake::clean(6).wrong(A, 0..6);
+        let mut world = World { stop_at: Some(stop_at), ..World::at(&fake.clock) };
+        let mut repair = reconciler(Mode::Repair, options().page(2));
+        let report = run(&mut repair, &mut fake, &mut world).unwrap();
+        assert_eq!(report.outcome, Outcome::Stopped);
+        assert_eq!(fake.log.len(), log, "stopped at {stop_at}: {:?}", fake.log);
+        assert_eq!(report.counters[0].corrected, report.pages * 2);
+        let token = through_text(&report.token.unwrap());
+        let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
+        let rest = run(&mut rest, &mut fake, &mut World::default()).unwrap();
+        assert_eq!(rest.counters[0].corrected, 6 - report.counters[0].corrected);
+        assert!(rest.complete());
+    }
+}
+
+// Pace.
+
+#[test]
+fn a_duty_cycle_rests_as_long_as_its_share_says() {
+    for (duty, waits) in [(25, [30; 3]), (50, [10; 3]), (10, [90; 3])] {
+        let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
+        let (report, world, _) = go(&mut fake, Mode::Verify, options().page(2).duty_percent(duty));
+        assert!(report.unwrap().complete());
+        assert_eq!(world.waited(), waits, "no rest after the last page");
+        assert!(world.waits.iter().all(|(_, reason)| reason == "duty cycle"));
+    }
+    let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
+    assert!(go(&mut fake, Mode::Verify, options().page(2)).1.waits.is_empty());
+    // A mend is work too.
+    let mut fake = Fake { measure_takes: millis(10), mend_takes: millis(7), ..Fake::clean(4).wrong(A, [2]) };
+    let (_, world, _) = go(&mut fake, Mode::Repair, options().page(2).duty_percent(25));
+    assert_eq!(world.waited(), [30, 51, 30]);
+}
+
+#[test]
+fn a_rate_of_rows_is_kept_on_average() {
+    let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
+    fake.clock.pass(millis(777));
+    // Four rows a page: a page may begin every 40 ms.
+    let (_, world, _) = go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100));
+    assert_eq!(world.waits, vec![(30, "rows per second".to_owned()); 3]);
+    // The longer of two waits holds.
+    let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
+    let (_, world, _) = go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(50));
+    assert_eq!(world.waited(), [30; 3]);
+    let mut fake = Fake { measure_takes: millis(20), ..Fake::clean(4) };
+    let (_, world, _) = go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(25));
+    assert_eq!(world.waited(), [60; 3]);
+    // A slow page is caught up with.
+    let mut fake = Fake { measure_takes: millis(70), ..Fake::clean(4) };
+    assert!(go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100)).1.waits.is_empty());
+}
+
+#[test]
+fn a_shut_gate_holds_the_run_and_says_why() {
+    let mut fake = Fake::clean(4);
+    let mut world = World::at(&fake.clock);
+    world.gates = [None, Some("load 9"), Some("lag 3 s"), None, Some("load 8")].into();
+    let report = run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut world).unwrap();
+    assert!(report.complete());
+    assert_eq!(report.pages, 4);
+    let wait = |reason: &str| (250, reason.to_owned());
+    assert_eq!(world.waits, [wait("load 9"), wait("lag 3 s"), wait("load 8")]);
+}
+
+#[test]
+fn a_gate_that_stays_shut_ends_the_run_as_stalled() {
+    let mut fake = Fake::clean(4);
+    let mut world = World::at(&fake.clock);
+    // An open gate in between begins the time anew.
+    world.gates = [Some("lag"), Some("lag"), Some("lag"), None].into();
+    world.shut = Some("load");
+    let stall = options().page(2).stall_after(millis(1_000));
+    let report = run(&mut reconciler(Mode::Verify, stall), &mut fake, &mut world).unwrap();
+    assert_eq!(report.outcome, Outcome::Stalled("load".to_owned()));
+    assert_eq!(world.waited(), [250; 3 + 4]);
+    assert_eq!(report.pages, 1);
+    let token = report.token.unwrap();
+    let mut rest = Reconciler::resume(Mode::Verify, &TWO, &token, options()).unwrap();
+    assert!(run(&mut rest, &mut fake, &mut World::default()).unwrap().complete());
+}
+
+#[test]
+fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
+    let doubling = [50, 100, 200, 400, 800, 1_000, 1_000];
+    // Identify, look, look, measure: each step of its own may fail.
+    for before in 0..5 {
+        for retries in [0, 1, 5, 7] {
+            let mut fake = Fake::clean(4).wrong(A, [0, 2]);
+            fake.errors = (0..before).map(|_| None).chain((0..=retries).map(|_| Some(busy()))).collect();
+            let (result, world, repair) = go(&mut fake, Mode::Repair, options().page(2).retries(retries));
+            let error = result.unwrap_err();
+            assert_eq!(error.next(), Next::Retry);
+            assert_eq!(world.waited(), doubling[..retries as usize], "after {before} steps");
+            assert!(world.waits.iter().all(|(_, reason)| reason.contains("somebody holds it")), "{:?}", world.waits);
+            assert_eq!(fake.log.len(), before + 1 + retries as usize);
+            assert_eq!(repair.report().outcome, Outcome::Failed);
+        }
+    }
+    // One failure fewer is none, and a success makes the next failure the first again.
+    let mut fake = Fake::clean(4);
+    fake.errors = [Some(busy()), Some(busy()), None, Some(busy()), None, Some(busy()), Some(busy())].into();
+    let (result, world, _) = go(&mut fake, Mode::Verify, options().page(2).retries(2));
+    assert!(result.unwrap().complete());
+    assert_eq!(world.waited(), [50, 100, 50, 50, 100]);
+}
+
+#[test]
+fn an_error_that_no_retry_mends_ends_the_run_and_leaves_report_and_token() {
+    let mut fake = Fake::clean(6).wrong(A, 0..6);
+    fake.errors = (0..6).map(|_| None).chain([Some(broken())]).collect();
+    let (result, world, mut repair) = go(&mut fake, Mode::Repair, options().page(2));
+    assert_eq!(result.unwrap_err().to_string(), "measuring: disk");
+    assert!(world.waits.is_empty());
+    let report = repair.report();
+    assert_eq!((report.pages, report.counters[0].corrected, &report.outcome), (2, 2, &Outcome::Failed));
+    // The page whose mend failed is measured again, by this run or by one that resumes it.
+    let token = through_text(&report.token.unwrap());
+    let mut copy = Fake { clock: Clock::default(), sides: fake.sides.clone(), ..Fake::default() };
+    let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
+    let rest = run(&mut rest, &mut copy, &mut World::default()).unwrap();
+    assert_eq!(copy.log[3], "measure a.votes 2 behind 1");
+    assert_eq!((rest.counters[0].corrected, rest.complete()), (4, true));
+    let report = run(&mut repair, &mut fake, &mut World::default()).unwrap();
+    assert_eq!((report.counters[0].corrected, report.complete()), (6, true));
+}
+
+/// The pages of a run whose measures take so long.
+fn pages(options: Options, took: Duration, count: usize) -> Vec<usize> {
+    let mut verify = reconciler(Mode::Verify, options);
+    let mut now = Duration::ZERO;
+    let mut pages = Vec::new();
+    while pages.len() < count {
+        match verify.next(now) {
+            Step::Identify => verify.identified(0).unwrap(),
+            Step::Measure(ask) => {
+                pages.push(ask.keys);
+                now += took;
+                let next = Some(KeyBuf::of::<i64>(i64::try_from(pages.len()).unwrap()));
+                verify.measured(Measured { keys: 1, rows: 1, next, ..Measured::default() }, now).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    pages
+}
+
+#[test]
+fn pages_adapt_to_the_time_that_they_should_take_within_bounds() {
+    assert_eq!(pages(options(), Duration::ZERO, 6), [1024, 2048, 4096, 8192, 8192, 8192]);
+    assert_eq!(pages(options(), millis(50), 3), [1024, 1024, 1024]);
+    assert_eq!(pages(options(), millis(40), 3), [1024, 1280, 1600]);
+    assert_eq!(pages(options(), millis(1), 3), [1024, 2048, 4096]);
+    assert_eq!(pages(options(), millis(80), 3), [1024, 640, 400]);
+    assert_eq!(pages(options(), millis(60_000), 8), [1024, 512, 256, 128, 64, 32, 16, 16]);
+    assert_eq!(pages(options().page_time(millis(100)), millis(50), 2), [1024, 2048]);
+    assert_eq!(pages(options().page_time(Duration::ZERO), millis(1), 8), [1024, 512, 256, 128, 64, 32, 16, 16]);
+    assert_eq!(pages(options().page(7), millis(60_000), 3), [7, 7, 7]);
+}
+
+// Guards.
+
+#[test]
+fn an_emptied_source_refuses_the_whole_repair_before_its_first_mend() {
+    // The second counter is empty; of the first, something is wrong.
+    let fake = || Fake::clean(100).wrong(A, [1]).emptied(B);
+    let mut refused = fake();
+    let (result, _, mut repair) = go(&mut refused, Mode::Repair, options());
+    match result.unwrap_err() {
+        Error::Emptied { counter, totals } => assert_eq!((counter, totals), ("b.votes", 100)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(refused.log, ["identify", "look a.votes", "look b.votes"]);
+    assert_eq!(repair.report().pages, 0);
+    // Who goes on all the same, or resumes, gets no further.
+    let report = run(&mut repair, &mut refused, &mut World::default()).unwrap();
+    assert_eq!((report.outcome, report.pages), (Outcome::Refused, 0));
+    let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &report.token.unwrap(), options()).unwrap();
+    assert!(matches!(run(&mut resumed, &mut refused, &mut World::default()), Err(Error::Emptied { .. })));
+    assert_eq!(refused.count("me"), 0, "{:?}", refused.log);
+
+    let mut forced = fake();
+    let report = go(&mut forced, Mode::Repair, options().force(true)).0.unwrap();
+    assert_eq!((report.counters[1].orphan, report.counters[1].corrected), (100, 100));
+    let report = go(&mut fake(), Mode::Verify, options()).0.unwrap();
+    assert_eq!(report.counters[1].orphan, 100, "a verify may see it");
+
+    let mut few = Fake::clean(99).emptied(B);
+    assert_eq!(go(&mut few, Mode::Repair, options()).0.unwrap().counters[1].corrected, 99);
+}
+
+#[test]
+fn a_page_of_many_orphans_is_looked_at_again_before_its_mend() {
+    let again = |orphans: i64, later: Looked, force: bool| {
+        let mut fake = Fake { later: Some(later), ..Fake::clean(2).orphans(A, orphans) };
+        let result = go(&mut fake, Mode::Repair, options().force(force)).0;
+        let looks = fake.count("look a.votes");
+        (result, looks, fake.count("mend"))
+    };
+    let full = Looked { empty: false, totals: 0 };
+    let empty = Looked { empty: true, totals: 100 };
+    let (result, looks, mends) = again(99, empty, false);
+    assert_eq!((result.unwrap().counters[0].corrected, looks, mends), (99, 1, 1));
+    let (result, looks, mends) = again(100, full, false);
+    assert_eq!((result.unwrap().counters[0].corrected, looks, mends), (100, 2, 1));
+    let (result, looks, mends) = again(100, empty, false);
+    assert!(matches!(result, Err(Error::Emptied { counter: "a.votes", totals: 100 })));
+    assert_eq!((looks, mends), (2, 0));
+    let (result, looks, mends) = again(100, empty, true);
+    assert_eq!((result.unwrap().counters[0].corrected, looks, mends), (100, 1, 1));
+}
+
+#[test]
+fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
+    let mut fake = Fake::clean(2);
+    fake.sides.extend([("a.parent", Side::default()), ("sum.votes", Side::default())]);
+    // As if all children had lost their parents: to mend that is to follow totals that were looked at.
+    let mut fake = fake.orphans(SUM, 150);
+    let mut run_of_all = Reconciler::new(Mode::Repair, &LEVELS, options()).unwrap();
+    let mut world = World::at(&fake.clock);
+    let report = run(&mut run_of_all, &mut fake, &mut world).unwrap();
+    assert_eq!((report.counters[2].corrected, fake.count("mend 150 of sum.votes")), (150, 1));
+    let looks: Vec<_> = fake.log.iter().filter(|line| line.starts_with("look")).collect();
+    assert_eq!(looks, ["look a.parent", "look a.votes"]);
+
+    // Nor by a run that goes on in the middle of it.
+    let mut fake = fake.orphans(SUM, 150);
+    let part = options().page(100);
+    let mut first = Reconciler::new(Mode::Repair, &LEVELS, part.max_pages(3)).unwrap();
+    let token = run(&mut first, &mut fake, &mut world).unwrap().token.unwrap();
+    fake.log.clear();
+    let mut rest = Reconciler::resume(Mode::Repair, &LEVELS, &token, options()).unwrap();
+    assert_eq!(run(&mut rest, &mut fake, &mut world).unwrap().counters[2].corrected, 50);
+    assert_eq!(fake.log, ["identify", "measure sum.votes 100 behind 1099", "mend 50 of sum.votes"]);
+}
+
+#[test]
+fn parts_compare_and_mend_their_own_keys_and_no_others() {
+    let key = |key: i64| Some(KeyBuf::of::<i64>(key));
+    for page in [1, 2, 3, 100] {
+        let mut fake = Fake::clean(10).wrong(A, 0..10).orphans(A, 2);
+        let parts = [
+            (None, key(3), 4),
+            (key(3), key(6), 3),
+            (key(6), key(6), 0),
+            (key(6), key(1_000), 4),
+            (key(1_000), None, 1),
+        ];
+        for (done, (after, until, keys)) in (1..).zip(parts) {
+            let (after, until) = (after.as_ref(), until.as_ref());
+            let mut part = Reconciler::part(Mode::Repair, &TWO, A.def(), after, until, options().page(page)).unwrap();
+            let mut world = World::at(&fake.clock);
+            let report = run(&mut part, &mut fake, &mut world).unwrap();
+            let own = &report.counters[0];
+            assert_eq!((own.keys, own.drift(), own.corrected), (keys, keys, keys), "part {done} of pages of {page}");
+            assert!(report.complete() && report.counters.len() == 1);
+        }
+        assert_eq!(fake.count("look b.votes"), 0);
+        assert!(fake.side(&A.def()).totals.values().all(|total| *total == 2 || *total == 0));
+    }
+}
+
+#[test]
+fn parts_that_are_none_are_refused() {
+    let part = |mode, counter: Counter<i64>, until: &KeyBuf| {
+        Reconciler::part(mode, &LEVELS, counter.def(), None, Some(until), options())
+    };
+    let key = KeyBuf::of::<i64>(7);
+    for (mode, counter) in [(Mode::Backfill, A), (Mode::Repair, SUM), (Mode::Verify, SUM)] {
+        let error = part(mode, counter, &key).unwrap_err();
+        assert!(
+            matches!(&error, Error::Setting { setting: "part", reason } if reason.contains(counter.def().name())),
+            "{error}"
+        );
+    }
+    part(Mode::Verify, A, &key).unwrap();
+    let error = part(Mode::Verify, A, &KeyBuf::of::<String>("seven")).unwrap_err();
+    assert!(matches!(error, Error::Key { .. }), "{error}");
+    part(Mode::Repair, A, &key).unwrap();
+    let unknown = Reconciler::part(Mode::Verify, &LEVELS, B.def(), None, None, options());
+    assert!(matches!(unknown, Err(Error::UnknownCounter { .. })));
+}
+
+#[test]
+fn too_large_a_share_of_wrong_keys_is_not_mended() {
+    let go = |keys, wrong, mode, options: Options| {
+        let mut fake = Fake::clean(keys).wrong(B, 0..wrong);
+        let result = go(&mut fake, mode, options.max_wrong_percent(10)).0;
+        (result, fake.count("mend"))
+    };
+    let (result, mends) = go(100, 11, Mode::Repair, options());
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::TooWrong { counter: "b.votes", wrong: 11, keys: 100, limit: 10 }), "{error:?}");
+    assert_eq!((mends, error.next()), (0, Next::Fix));
+    assert_eq!(
+        error.to_string(),
+        "counter b.votes: 11 of 100 keys are wrong, over the limit of 10%; the page was not mended"
+    );
+    for (keys, wrong, options) in [(100, 10, options()), (99, 99, options()), (100, 100, options().force(true))] {
+        let (result, mends) = go(keys, wrong, Mode::Repair, options);
+        assert_eq!(
+            (result.unwrap().counters[1].corrected, mends),
+            (u64::try_from(wrong).unwrap(), 1),
+            "{keys} {wrong}"
+        );
+    }
+    assert_eq!(go(100, 100, Mode::Verify, options()).0.unwrap().drift(), 100);
+    // Zero percent allows none; all pages of the run count together.
+    let mut fake = Fake::clean(150).wrong(A, [149]);
+    let result = self::go(&mut fake, Mode::Repair, options().max_wrong_percent(0).page(60)).0;
+    assert!(matches!(result, Err(Error::TooWrong { wrong: 1, keys: 150, .. })), "{result:?}");
+}
+
+#[test]
+fn a_mend_holds_few_keys_and_few_rows() {
+    let mut fake = Fake::clean(600).wrong(A, 0..600);
+    let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
+    let mends: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
+    assert_eq!(mends, ["mend 256 of a.votes", "mend 256 of a.votes", "mend 88 of a.votes"]);
+    assert_eq!((report.pages, report.counters[0].corrected), (2, 600));
+
+    // 60,000 rows a key: two begin before 100,000 rows are held. One key that has more than all others goes alone.
+    let mut fake = Fake::clean(7);
+    let big = [60_000, 60_000, 60_000, 99_999, 1, 10_000_000, 5];
+    fake.side(&A.def()).rows = (0..).zip(big).map(|(key, rows)| (key, (1, rows))).collect();
+    let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
+    let mends: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
+    assert_eq!(mends, ["mend 2 of a.votes", "mend 2 of a.votes", "mend 2 of a.votes", "mend 1 of a.votes"]);
+    assert_eq!(report.counters[0].corrected, 7);
+
+    let mut fake = Fake::clean(3);
+    fake.side(&A.def()).rows = (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
+    go(&mut fake, Mode::Repair, options()).0.unwrap();
+    assert_eq!((fake.count("mend 2 of a.votes"), fake.count("mend 1 of a.votes")), (1, 1));
+}
+
+#[test]
+fn the_driver_stops_when_its_flag_is_set_also_while_a_gate_is_shut() {
+    let (stop, asked) = (AtomicBool::new(false), AtomicU32::new(0));
+    let mut live = Live::new().stop_flag(&stop).gate(|| None).gate(|| {
+        stop.store(asked.fetch_add(1, Ordering::Relaxed) == 2, Ordering::Relaxed);
+        None
+    });
+    let mut fake = Fake::clean(50);
+    let report = run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut live).unwrap();
+    assert_eq!((report.pages, &report.outcome), (3, &Outcome::Stopped));
+
+    let stop = AtomicBool::new(false);
+    let mut live = Live::new().stop_flag(&stop).gate(|| {
+        stop.store(true, Ordering::Relaxed);
+        Some("load".to_owned())
+    });
+    let report = run(&mut reconciler(Mode::Verify, options()), &mut fake, &mut live).unwrap();
+    assert_eq!((report.pages, report.outcome), (0, Outcome::Stopped));
+}
+
+/// What an audit in memory keeps from page to page serves no other run, which begins at the first key again.
+#[test]
+fn one_audit_in_memory_serves_run_after_run() {
+    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
+    struct Vote(i64);
+    impl Record for Vote {
+        const COUNTERS: &'static [Def] = &[A.def(), B.def()];
+        fn tally(&self, to: &mut Tally<'_>) {
+            to.add(A, self.0, 1);
+            to.add(B, self.0, 1);
+        }
+    }
+    struct Link(i64);
+    impl Record for Link {
+        const COUNTERS: &'static [Def] = &[PARENT.def()];
+        fn tally(&self, to: &mut Tally<'_>) {
+            to.add(PARENT, (self.0, self.0 / 4), 1);
+        }
+    }
+    let keys = 0..40_i64;
+    let mut store = MemoryStore::new(&LAYOUT);
+    let mut batch = Batch::new();
+    for key in keys.clone() {
+        batch.add(B, key, 1);
+        batch.add(PARENT, (key, key / 4), 1);
+    }
+    store.apply(&mut batch).unwrap();
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add(A, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
+    audit.add(B, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
+    audit.add(PARENT, |_| keys.clone().map(Link).collect::<Vec<_>>()).unwrap();
+    let mut of = |mode, counter: Counter<i64>, page| {
+        let mut run_of_one = Reconciler::scoped(mode, &LAYOUT, &[counter.def()], options().page(page)).unwrap();
+        let report = run(&mut run_of_one, &mut audit, &mut World::default()).unwrap();
+        let found = report.counters.iter().find(|found| found.counter == counter.def()).unwrap();
+        // A rollup's rows are the pairs of link and total that it sums, which are compared with it.
+        let below = if counter.def() == SUM.def() { 80 } else { 0 };
+        assert_eq!(report.rows, below + if below > 0 && found.keys == 0 { 0 } else { 40 });
+        (found.keys, found.drift(), found.corrected)
+    };
+    for page in [1, 3, 39, 40, 1_000] {
+        for _ in 0..2 {
+            assert_eq!(of(Mode::Verify, B, page), (40, 0, 0));
+        }
+        assert_eq!(of(Mode::Verify, A, page), (40, 40, 0));
+        assert_eq!(of(Mode::Verify, SUM, page), (0, 0, 0));
+    }
+    // The rollup climbs with what is mended, after its cut was taken.
+    assert_eq!(of(Mode::Repair, A, 7), (40, 40, 40));
+    assert_eq!(of(Mode::Verify, SUM, 7), (10, 0, 0));
+    assert_eq!((of(Mode::Verify, A, 7), of(Mode::Verify, B, 7)), ((40, 0, 0), (40, 0, 0)));
+}
+
+#[test]
+fn settings_out_of_bounds_are_refused_and_named() {
+    for (bad, name) in [
+        (options().page(0), "page: 0 is not within 1 to 100000"),
+        (options().page(100_001), "page: 100001 is not within 1 to 100000"),
+        (options().samples(100_001), "samples"),
+        (options().duty_percent(0), "duty percent"),
+        (options().duty_percent(101), "duty percent"),
+        (options().max_wrong_percent(101), "max wrong percent"),
+        (options().max_pages(0), "max pages: 0 is not 1 or more"),
+        (options().rows_per_second(0), "rows per second"),
+    ] {
+        let error = Reconciler::new(Mode::Verify, &TWO, bad).unwrap_err();
+        assert!(matches!(error, Error::Setting { .. }) && error.to_string().contains(name), "{error}");
+        assert_eq!(error.next(), Next::Fix);
+    }
+    for good in [options().page(1), options().page(100_000), options().samples(0), options().max_wrong_percent(0)] {
+        Reconciler::new(Mode::Verify, &TWO, good).unwrap();
+    }
+}
+
+// Tokens.
+
+/// A run of one page, and its token.
+fn stopped(mode: Mode, options: Options) -> Token {
+    go(&mut Fake { identity: 5, ..Fake::clean(6).wrong(B, [3]) }, mode, options.max_pages(1)).0.unwrap().token.unwrap()
+}
+
+#[track_caller]
+fn refused(result: Result<Reconciler>, reason: &str) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Token { .. }) && error.to_string().contains(reason), "{error}");
+    assert_eq!(error.next(), Next::Fix);
+}
+
+#[test]
+fn a_token_of_the_other_mode_or_of_other_counters_is_refused() {
+    const NEWER: Layout = Layout::new(&[B.table(), A.version(2).table()]);
+    const OTHER_KEY: Layout = Layout::new(&[Counter::<i32>::new("a.votes").table(), B.table()]);
+    const ORDERED: Layout = Layout::new(&[A.table(), B.table()]);
+
+    let (verify, repair) = (stopped(Mode::Verify, options()), stopped(Mode::Repair, options()));
+    refused(Reconciler::resume(Mode::Repair, &TWO, &verify, options()), "of a verify, and this run is none");
+    refused(Reconciler::resume(Mode::Verify, &TWO, &repair, options()), "of a repair, and this run is none");
+    for layout in [&ONE, &NEWER, &OTHER_KEY] {
+        refused(Reconciler::resume(Mode::Verify, layout, &verify, options()), "other counters, or other versions");
+    }
+    Reconciler::resume(Mode::Verify, &ORDERED, &verify, options()).unwrap();
+}
+
+#[test]
+fn a_token_of_another_database_is_refused_before_anything_is_read() {
+    let token = stopped(Mode::Repair, options().page(2));
+    let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
+    let mut other = Fake { identity: 6, ..Fake::clean(6) };
+    let error = run(&mut resumed, &mut other, &mut World::default()).unwrap_err();
+    assert!(matches!(error, Error::Token { .. }) && error.to_string().contains("another database"), "{error}");
+    assert_eq!(other.log, ["identify"]);
+    let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
+    let mut same = Fake { identity: 5, ..Fake::clean(6) };
+    assert!(run(&mut resumed, &mut same, &mut World::default()).unwrap().complete());
+}
+
+#[test]
+fn a_corrupt_token_is_refused() {
+    let text = stopped(Mode::Verify, options().page(2)).to_string();
+    assert!(text.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase()), "{text}");
+    assert!(text.len() < 100, "{text}");
+    for at in 0..text.len() {
+        let mut changed = text.clone().into_bytes();
+        changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
+        let error = String::from_utf8(changed).unwrap().parse::<Token>().unwrap_err();
+        assert!(matches!(error, Error::Token { .. }), "{error}");
+        assert!(text[..at].parse::<Token>().is_err());
+    }
+    for bad in ["", "resume", &text.to_uppercase(), &format!(" {text}"), &format!("{text}\n"), &text.repeat(2)] {
+        assert!(bad.parse::<Token>().is_err(), "{bad:?}");
+    }
+}
+
+/// Page, samples and force are the token's; what stands beside it gives limits and pace.
+#[test]
+fn a_token_knows_its_page_samples_force_and_scope() {
+    let mut fake = Fake::clean(300).wrong(A, 0..300).emptied(B);
+    let settings = options().page(3).samples(2).force(true);
+    let mut first = Reconciler::scoped(Mode::Repair, &TWO, &[B.def()], settings.max_pages(1)).unwrap();
+    let token = run(&mut first, &mut fake, &mut World::default()).unwrap().token.unwrap();
+    fake.log.clear();
+    let beside = options().page(50).samples(9).force(false).max_pages(2).retries(1);
+    let mut rest = Reconciler::resume(Mode::Repair, &TWO, &through_text(&token), beside).unwrap();
+    let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
+    let wanted =
+        ["identify", "look b.votes", "measure b.votes 3 behind 2", "mend 3 of b.votes", "measure b.votes 3 behind 5"];
+    assert_eq!(fake.log[..5], wanted);
+    assert_eq!((report.pages, report.outcome), (2, Outcome::Limit("pages")));
+    assert_eq!((report.counters.len(), report.counters[0].samples.len(), report.counters[0].orphan), (1, 2, 6));
+
+    // An adapting page stays one.
+    let token = go(&mut Fake::clean(3_000), Mode::Verify, options().max_pages(1)).0.unwrap().token.unwrap();
+    let mut fake = Fake::clean(3_000);
+    let mut rest = Reconciler::resume(Mode::Verify, &TWO, &token, options().page(5)).unwrap();
+    run(&mut rest, &mut fake, &mut World::default()).unwrap();
+    assert_eq!(fake.log[1], "measure a.votes 1024 behind 1023");
+}
+
+#[test]
+fn a_token_used_twice_or_late_is_harmless() {
+    let mut fake = Fake::clean(6).wrong(A, 0..6);
+    let token = go(&mut fake, Mode::Repair, options().page(2).max_pages(1)).0.unwrap().token.unwrap();
+    for corrected in [4, 0] {
+        let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
+        let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
+        assert_eq!(report.counters[0].corrected, corrected);
+    }
+}
+
+// Reports.
+
+#[test]
+fn a_report_is_one_line_a_table_and_json() {
+    let mut fake = Fake::clean(4).wrong(A, [1]).orphans(A, 2);
+    fake.side(&A.def()).totals.remove(&2);
+    fake.side(&B.def()).totals.insert(3, 0);
+    let report = go(&mut fake, Mode::Verify, options().samples(2)).0.unwrap();
+    assert_eq!(
+        report.to_string(),
+        "verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages, 16 rows; complete"
+    );
+    let wanted = "\
+counter      keys   wrong missing  orphan corrected
+a.votes         6       1       1       2         0
+b.votes         4       0       1       0         0
+  a.votes of 1: stored 1, true 2
+  a.votes of 2: stored 0, true 2
+  a.votes: 2 more
+  b.votes of 3: stored 0, true 2
+verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages, 16 rows; complete";
+    assert_eq!(report.table().to_string(), wanted);
+    let wanted = json!({
+        "counters": [
+            {"name": "a.votes", "keys": 6, "wrong": 1, "missing": 1, "orphan": 2, "corrected": 0, "samples": [
+                {"key": 1, "stored": 1, "true": 2}, {"key": 2, "stored": 0, "true": 2},
+            ]},
+            {"name": "b.votes", "keys": 4, "wrong": 0, "missing": 1, "orphan": 0, "corrected": 0, "samples": [
+                {"key": 3, "stored": 0, "true": 2},
+            ]},
+        ],
+        "pages": 2, "complete": true, "resume": null,
+    });
+    assert_eq!(serde_json::to_value(&report).unwrap(), wanted);
+    // Fields in this order, for those who read it with their eyes.
+    assert!(
+        serde_json::to_string(&report).unwrap().starts_with(r#"{"counters":[{"name":"a.votes","keys":6,"wrong":1,"#)
+    );
+
+    let report = go(&mut fake, Mode::Repair, options().page(1).max_pages(2)).0.unwrap();
+    assert_eq!(
+        report.to_string(),
+        "repair: 2 counters, 2 keys: 1 wrong, 0 missing, 0 orphan; 1 corrected; 2 pages, 4 rows; stopped at the limit of pages"
+    );
+    let value = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        (&value["complete"], &value["pages"], &value["counters"][1]["keys"]),
+        (&json!(false), &json!(2), &json!(0))
+    );
+    assert_eq!(value["resume"].as_str().unwrap().parse::<Token>().unwrap(), report.token.unwrap());
+
+    let mut fake = Fake::clean(1);
+    let mut one = Reconciler::scoped(Mode::Verify, &TWO, &[A.def()], options()).unwrap();
+    let report = run(&mut one, &mut fake, &mut World::default()).unwrap();
+    assert_eq!(
+        report.to_string(),
+        "verify: 1 counter, 1 key: 0 wrong, 0 missing, 0 orphan; 0 corrected; 1 page, 2 rows; complete"
+    );
+}
+
+#[test]
+fn samples_are_the_first_in_key_order_over_all_pages() {
+    for (page, samples) in [(1, 20), (7, 20), (1_000, 20), (3, 0), (1_000, 0), (4, 5)] {
+        let mut fake = Fake::clean(30).wrong(A, 5..30);
+        let report = go(&mut fake, Mode::Verify, options().page(page).samples(samples)).0.unwrap();
+        let keys: Vec<i64> = report.counters[0].samples.iter().map(|sample| number(&sample.key)).collect();
+        assert_eq!(keys, (5..).take(samples).collect::<Vec<_>>());
+        assert_eq!(report.counters[0].wrong, 25);
+    }
+    let report = go(&mut Fake::clean(30).wrong(A, 0..30), Mode::Verify, options()).0.unwrap();
+    assert_eq!(report.counters[0].samples.len(), 20, "by default");
+}
+
+#[test]
+fn keys_are_json_numbers_texts_lists_or_null() {
+    const UNIT: Counter<()> = Counter::new("a.unit");
+    const TEXT: Counter<String> = Counter::new("b.text");
+    const PAIR: Counter<(i64, String)> = Counter::new("c.pair");
+    const ID: Counter<Uuid> = Counter::new("d.id");
+    const BYTES: Counter<[u8; 16]> = Counter::new("e.bytes");
+    const WIDE: Counter<u64> = Counter::new("f.wide");
+    const WIDER: Counter<i128> = Counter::new("g.wider");
+    const NARROW: Counter<i8> = Counter::new("h.narrow");
+    const SINGLE: Counter<(String,)> = Counter::new("i.single");
+    const LAYOUT: Layout = Layout::new(&[
+        UNIT.table(),
+        TEXT.table(),
+        PAIR.table(),
+        ID.table(),
+        BYTES.table(),
+        WIDE.table(),
+        WIDER.table(),
+        NARROW.table(),
+        SINGLE.table(),
+    ]);
+    struct Any;
+    impl Record for Any {
+        const COUNTERS: &'static [Def] = &[
+            UNIT.def(),
+            TEXT.def(),
+            PAIR.def(),
+            ID.def(),
+            BYTES.def(),
+            WIDE.def(),
+            WIDER.def(),
+            NARROW.def(),
+            SINGLE.def(),
+        ];
+        fn tally(&self, _: &mut Tally<'_>) {}
+    }
+    let mut store = MemoryStore::new(&LAYOUT);
+    let mut batch = Batch::new();
+    batch.add(UNIT, (), 1);
+    batch.add(TEXT, "a\tb\\\u{e9}\0", 1);
+    batch.add(PAIR, (-7, "x\n"), 1);
+    batch.add(ID, Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef), 1);
+    batch.add(BYTES, [255; 16], 1);
+    batch.add(WIDE, u64::MAX, 1);
+    batch.add(WIDER, i128::MIN, 1);
+    batch.add(NARROW, -3_i8, i64::MIN);
+    batch.add(SINGLE, ("s",), 1);
+    store.apply(&mut batch).unwrap();
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add(UNIT, |_| Vec::<Any>::new()).unwrap();
+    audit.add(TEXT, |_| Vec::<Any>::new()).unwrap();
+    audit.add(PAIR, |_| Vec::<Any>::new()).unwrap();
+    audit.add(ID, |_| Vec::<Any>::new()).unwrap();
+    audit.add(BYTES, |_| Vec::<Any>::new()).unwrap();
+    audit.add(WIDE, |_| Vec::<Any>::new()).unwrap();
+    audit.add(WIDER, |_| Vec::<Any>::new()).unwrap();
+    audit.add(NARROW, |_| Vec::<Any>::new()).unwrap();
+    audit.add(SINGLE, |_| Vec::<Any>::new()).unwrap();
+    let report = run_whole(Mode::Verify, &LAYOUT, options(), &mut audit).unwrap();
+    let value = serde_json::to_value(&report).unwrap();
+    let keys: Vec<_> = value["counters"].as_array().unwrap().iter().map(|c| c["samples"][0]["key"].clone()).collect();
+    assert_eq!(
+        json!(keys),
+        json!([
+            null,
+            "a\tb\\\u{e9}\0",
+            [-7, "x\n"],
+            "01234567-89ab-cdef-0123-456789abcdef",
+            "ffffffffffffffffffffffffffffffff",
+            u64::MAX,
+            "-170141183460469231731687303715884105728",
+            -3,
+            "s",
+        ])
+    );
+    assert_eq!(value["counters"][7]["samples"][0]["stored"], json!(i64::MIN));
+    let table = report.table().to_string();
+    for line in ["a.unit of (): stored 1, true 0", "b.text of a\\tb\\\\\u{e9}", "c.pair of -7,x\\n: stored 1"] {
+        assert!(table.contains(line), "{table}");
+    }
+}

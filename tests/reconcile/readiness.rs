@@ -1,0 +1,978 @@
+//! Counters that come new to a database, or to a store in memory: they count, and nobody reads them until a backfill has made them whole.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::support::world::{Trace, World, run_whole, through_text};
+use keepcount::reconcile::{
+    Ask, Audit, Keep, Kept, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Ready,
+    Reconciler, Settling, Source, SqliteAudit, Step, Token, run,
+};
+use keepcount::{
+    Batch, Board, Counter, Def, Error, Key, KeyBuf, KeyRange, Layout, Mark, MemoryStore, Next, Record, Result,
+    SqliteStore, Store, Tally, sql,
+};
+use rusqlite::Connection;
+
+use crate::support::random::Random;
+
+// Setlists with votes, which the older layout counts; the newer one sums them by show, and ranks shows.
+
+const VOTES: Counter<i64> = Counter::new("setlist.votes");
+const LINK: Counter<(i64, i64)> = Counter::new("setlist.show");
+const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, LINK);
+const RANK: Board<i64> =
+    Board::new("show.board", &[SHOWS.def()], |totals| totals.first().copied().filter(|votes| *votes != 0));
+const OLD: Layout = Layout::new(&[VOTES.table()]);
+const SUMS: Layout = Layout::new(&[VOTES.table(), LINK.table(), SHOWS.table()]);
+const NEW: Layout = SUMS.boards(&[RANK.def()]);
+
+#[derive(Debug, Clone, Copy)]
+enum Row {
+    Vote { setlist: i64, weight: i64 },
+    Setlist { id: i64, show: i64 },
+}
+
+impl Record for Row {
+    const COUNTERS: &'static [Def] = &[VOTES.def(), LINK.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        match *self {
+            Self::Vote { setlist, weight } => to.add(VOTES, setlist, weight),
+            Self::Setlist { id, show } => to.add(LINK, (id, show), 1),
+        }
+    }
+}
+
+const TABLES: &str = "CREATE TABLE votes (setlist INTEGER NOT NULL, weight INTEGER NOT NULL);
+    CREATE INDEX votes_by_setlist ON votes (setlist, weight);
+    CREATE TABLE setlists (id INTEGER NOT NULL, show INTEGER NOT NULL);
+    CREATE INDEX setlists_by_id ON setlists (id, show)";
+
+/// Twelve setlists of four shows and their votes, of which no counter knows.
+fn rows() -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch(TABLES).unwrap();
+    conn.execute_batch(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 12)
+         INSERT INTO setlists SELECT n, n % 4 FROM n;
+         INSERT INTO votes SELECT id, id + show FROM setlists UNION ALL SELECT id, 1 FROM setlists WHERE id > 5",
+    )
+    .unwrap();
+    conn
+}
+
+/// The same, with the older layout's totals.
+fn counted() -> Connection {
+    let conn = rows();
+    store(&conn, &OLD).create().unwrap();
+    conn.execute_batch("INSERT INTO setlist_votes SELECT setlist, sum(weight) FROM votes GROUP BY setlist").unwrap();
+    conn
+}
+
+fn store<'c>(conn: &'c Connection, layout: &'c Layout) -> SqliteStore<'c> {
+    SqliteStore::new(conn, layout)
+}
+
+/// A row and its hooks, in one transaction.
+fn write(conn: &Connection, layout: &Layout, row: &Row) {
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut batch = Batch::new();
+    match *row {
+        Row::Vote { setlist, weight } => conn.execute("INSERT INTO votes VALUES (?1, ?2)", (setlist, weight)),
+        Row::Setlist { id, show } => conn.execute("INSERT INTO setlists VALUES (?1, ?2)", (id, show)),
+    }
+    .unwrap();
+    batch.insert(row);
+    let known = batch.deltas().all(|(counter, ..)| layout.position(&counter).is_ok());
+    if known {
+        store(conn, layout).apply(&mut batch).unwrap();
+    }
+    conn.execute_batch("COMMIT").unwrap();
+}
+
+fn audit<'a>(conn: &'a Connection, layout: &'a Layout) -> SqliteAudit<'a> {
+    let mut audit = SqliteAudit::new(conn, layout).unwrap();
+    let votes = Source::table("votes", ["setlist"]).amount("weight");
+    let votes = votes.rows("setlist, weight", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
+    audit.add(VOTES, votes).unwrap();
+    if layout.position(&LINK.def()).is_ok() {
+        let setlists = Source::table("setlists", ["id", "show"]);
+        let setlists = setlists.rows("id, show", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
+        audit.add(LINK, setlists).unwrap();
+    }
+    audit
+}
+
+/// What plain SQL says of shows.
+fn votes_of_shows(conn: &Connection) -> Vec<(i64, i64)> {
+    let text = "SELECT s.show, sum(v.weight) FROM votes AS v JOIN setlists AS s ON s.id = v.setlist
+                GROUP BY s.show HAVING sum(v.weight) <> 0 ORDER BY s.show";
+    let mut statement = conn.prepare(text).unwrap();
+    statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(rusqlite::Result::unwrap).collect()
+}
+
+fn exact(conn: &Connection) {
+    let mut store = store(conn, &SUMS);
+    assert_eq!(store.totals(SHOWS).unwrap(), votes_of_shows(conn));
+    let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut audit(conn, &SUMS)).unwrap();
+    assert!(report.complete() && report.drift() == 0, "{}", report.table());
+}
+
+/// That a call is refused because one of these is not ready.
+#[track_caller]
+fn not_ready<T: std::fmt::Debug>(answer: Result<T>, asked: &str, of: &[&str]) {
+    let error = answer.expect_err("what is not ready is not read");
+    let Error::NotReady { counter, unready } = &error else { panic!("{error}") };
+    assert!(*counter == asked && of.contains(&unready.as_str()), "{error}");
+    assert!(error.next() == Next::Fix && error.to_string().contains(unready.as_str()), "{error}");
+}
+
+fn backfill(conn: &Connection, layout: &Layout) {
+    let report = run_whole(Mode::Backfill, layout, Options::default(), &mut audit(conn, layout)).unwrap();
+    assert!(report.complete(), "{report}");
+}
+
+// Which are ready.
+
+#[test]
+fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
+    let conn = counted();
+    assert_eq!(store(&conn, &OLD).unready().unwrap(), []);
+    assert_eq!(store(&conn, &OLD).total(VOTES, 12).unwrap(), 13);
+    for _ in 0..2 {
+        let mut new = store(&conn, &NEW);
+        new.create().unwrap();
+        assert_eq!(new.unready().unwrap(), [LINK.def(), SHOWS.def()]);
+        assert_eq!([VOTES.def(), LINK.def(), SHOWS.def()].map(|def| new.is_ready(def).unwrap()), [true, false, false]);
+        assert_eq!(new.total(VOTES, 12).unwrap(), 13, "who reads what was there before goes on");
+        not_ready(new.total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+        not_ready(new.total(LINK, (1, 1)), "setlist.show", &["setlist.show"]);
+    }
+    let unknown = Counter::<i64>::new("show.comments").def();
+    assert!(matches!(store(&conn, &NEW).is_ready(unknown), Err(Error::UnknownCounter { .. })));
+    assert!(matches!(store(&conn, &NEW).is_ready(VOTES.version(2).def()), Err(Error::Conflict { .. })));
+
+    // At once, all are ready; by the statements of the first migration too.
+    for by_hand in [false, true] {
+        let conn = Connection::open_in_memory().unwrap();
+        if by_hand {
+            conn.execute_batch(&NEW.ddl(sql::Dialect::Sqlite).join(";\n")).unwrap();
+        } else {
+            store(&conn, &NEW).create().unwrap();
+        }
+        assert_eq!(store(&conn, &NEW).unready().unwrap(), []);
+        assert_eq!(store(&conn, &NEW).top(RANK, 3).unwrap(), []);
+    }
+}
+
+#[test]
+fn counters_over_rows_are_not_ready_in_a_new_database_either() {
+    let conn = rows();
+    conn.execute_batch("BEGIN").unwrap();
+    store(&conn, &OLD).create_over_rows().unwrap();
+    conn.execute_batch("ROLLBACK").unwrap();
+    let mut old = store(&conn, &OLD);
+    old.create_over_rows().unwrap();
+    old.create().unwrap();
+    assert_eq!(old.unready().unwrap(), [VOTES.def()]);
+    not_ready(old.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+    write(&conn, &OLD, &Row::Vote { setlist: 1, weight: 100 });
+    backfill(&conn, &OLD);
+    assert_eq!((old.unready().unwrap(), old.total(VOTES, 1).unwrap()), (vec![], 102));
+    // What is ready stays so.
+    old.create_over_rows().unwrap();
+    assert_eq!(old.total(VOTES, 1).unwrap(), 102);
+}
+
+#[test]
+fn a_catalogue_from_before_counters_could_be_unready_is_brought_up_to_date() {
+    let conn = counted();
+    conn.execute_batch("DROP INDEX keepcount_unready; ALTER TABLE keepcount_counters DROP COLUMN ready").unwrap();
+    let error = store(&conn, &OLD).check().unwrap_err();
+    assert!(
+        matches!(&error, Error::Schema { table, reason } if table == "keepcount_counters" && reason.contains("SqliteStore::create")),
+        "{error}"
+    );
+    store(&conn, &NEW).create().unwrap();
+    assert_eq!(store(&conn, &NEW).unready().unwrap(), [LINK.def(), SHOWS.def()]);
+    assert_eq!(store(&conn, &OLD).total(VOTES, 12).unwrap(), 13);
+}
+
+#[test]
+fn a_rollup_that_is_ready_is_refused_while_what_it_sums_is_not() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    backfill(&conn, &SUMS);
+    for (name, def) in [("setlist.votes", VOTES.def()), ("setlist.show", LINK.def())] {
+        let set = |ready: u8| {
+            conn.execute("UPDATE keepcount_counters SET ready = ?1 WHERE name = ?2", (ready, name)).unwrap();
+        };
+        set(0);
+        not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &[name]);
+        assert_eq!(store(&conn, &SUMS).unready().unwrap(), [def]);
+        set(1);
+    }
+    exact(&conn);
+}
+
+// What works meanwhile, and what does not.
+
+#[test]
+fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
+    let conn = counted();
+    let mut new = store(&conn, &NEW);
+    new.create().unwrap();
+    let (asked, of) = ("show.votes", &["show.votes", "setlist.show"][..]);
+    not_ready(new.total(SHOWS, 1), asked, of);
+    not_ready(new.totals(SHOWS), asked, of);
+    not_ready(new.read(SHOWS.def(), &[]), asked, of);
+    not_ready(new.range(SHOWS.def(), &KeyRange::ALL, 1), asked, of);
+    not_ready(new.page(SHOWS.def(), None, 1), asked, of);
+    not_ready(new.sum(SHOWS.def(), &KeyRange::ALL), asked, of);
+    not_ready(new.sum(LINK.def(), &LINK.under(1)), "setlist.show", &["setlist.show"]);
+    // In the caller's transaction too.
+    conn.execute_batch("BEGIN").unwrap();
+    not_ready(new.total(SHOWS, 1), asked, of);
+    conn.execute_batch("COMMIT").unwrap();
+
+    // It counts what hooks add, with all that climbs.
+    let mut batch = Batch::new();
+    batch.insert(&Row::Setlist { id: 100, show: 9 });
+    batch.insert(&Row::Vote { setlist: 100, weight: 7 });
+    let applied = new.apply_once(&mut batch, &Mark::new("site", 1, 1).unwrap()).unwrap();
+    assert_eq!((applied.totals, new.mark("site").unwrap()), (3, 1));
+    conn.execute_batch("INSERT INTO setlists VALUES (100, 9); INSERT INTO votes VALUES (100, 7)").unwrap();
+    let stored: i64 = conn.query_row("SELECT total FROM show_votes WHERE key = 9", (), |row| row.get(0)).unwrap();
+    assert_eq!(stored, 7);
+
+    // A verify and a repair see it as it is; only a backfill makes it ready.
+    let verified = run_whole(Mode::Verify, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
+    assert_eq!(verified.counters.iter().map(|counter| counter.missing).collect::<Vec<_>>(), [12, 0, 0]);
+    let repaired = run_whole(Mode::Repair, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
+    assert_eq!(repaired.counters.iter().map(|counter| counter.corrected).sum::<u64>(), 12);
+    not_ready(new.total(SHOWS, 1), asked, of);
+    let filled = run_whole(Mode::Backfill, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
+    assert_eq!(
+        filled.to_string(),
+        "backfill: 3 counters, 31 keys: 0 wrong, 0 missing, 0 orphan; 0 corrected; 3 pages, 46 rows; complete"
+    );
+    assert_eq!(new.total(SHOWS, 9).unwrap(), 7);
+    exact(&conn);
+}
+
+#[test]
+fn a_read_looks_once_and_begins_no_transaction() {
+    let mut conn = counted();
+    store(&conn, &NEW).create().unwrap();
+    backfill(&conn, &NEW);
+    store(&conn, &NEW).rebuild(RANK).unwrap();
+    let trace = Trace::on(&mut conn);
+    let mut new = store(&conn, &NEW);
+    let mut reads = |what: &str, read: &mut dyn FnMut(&mut SqliteStore<'_>), wanted: usize| {
+        read(&mut new);
+        let kinds = trace.kinds();
+        assert_eq!((kinds.reads, kinds.writes, kinds.others.len()), (1 + wanted, 0, 0), "{what}");
+    };
+    reads("a total", &mut |new| assert_eq!(new.total(VOTES, 12).unwrap(), 13), 1);
+    reads("a rollup's total", &mut |new| assert!(new.total(SHOWS, 1).unwrap() > 0), 1);
+    let keys: Vec<KeyBuf> = (0..7).map(KeyBuf::of::<i64>).collect();
+    reads("seven totals", &mut |new| assert_eq!(new.read(VOTES.def(), &keys).unwrap().len(), 7), 7);
+    reads("a sum", &mut |new| assert!(new.sum(VOTES.def(), &KeyRange::ALL).unwrap() > 0), 1);
+    reads("a page", &mut |new| assert_eq!(new.page(VOTES.def(), None, 3).unwrap().len(), 3), 1);
+    reads("a board", &mut |new| assert_eq!(new.top(RANK, 2).unwrap().len(), 2), 1);
+    reads("is_ready", &mut |new| assert!(new.is_ready(SHOWS.def()).unwrap()), 0);
+    let plan = format!("EXPLAIN QUERY PLAN {}", sql::unready(sql::Dialect::Sqlite));
+    let plan: String = conn.query_row(&plan, (), |row| row.get(3)).unwrap();
+    assert!(plan.contains("keepcount_unready"), "an index that is most often empty: {plan}");
+    trace.take();
+    // No hook looks.
+    let mut batch = Batch::new();
+    batch.insert(&Row::Vote { setlist: 1, weight: 1 });
+    new.apply(&mut batch).unwrap();
+    assert!(trace.take().iter().all(|text| !text.contains("ready")));
+}
+
+// Boards.
+
+#[test]
+fn a_board_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
+    let refused = |conn: &Connection, of: &[&str]| {
+        let new = store(conn, &NEW);
+        not_ready(new.top(RANK, 10), "show.board", of);
+        not_ready(new.rank(RANK, 1), "show.board", of);
+        not_ready(new.listed(RANK), "show.board", of);
+    };
+    for rebuilt_first in [false, true] {
+        let conn = counted();
+        store(&conn, &NEW).create().unwrap();
+        let all = ["show.board", "show.votes", "setlist.show"];
+        refused(&conn, &all);
+        if rebuilt_first {
+            // Of nothing yet; the mends of the backfill bring it along.
+            assert_eq!(store(&conn, &NEW).rebuild(RANK).unwrap(), 0);
+            refused(&conn, &all[1..]);
+            backfill(&conn, &NEW);
+        } else {
+            backfill(&conn, &NEW);
+            refused(&conn, &all[..1]);
+            // The mends have.
+            assert_eq!(store(&conn, &NEW).rebuild(RANK).unwrap(), 0);
+        }
+        let mut wanted = votes_of_shows(&conn);
+        wanted.sort_by_key(|(show, votes)| (-votes, *show));
+        let new = store(&conn, &NEW);
+        let top = new.top(RANK, 10).unwrap();
+        assert_eq!(top.iter().map(|line| (line.key, line.score)).collect::<Vec<_>>(), wanted);
+        assert_eq!(new.top_after(RANK, &top[1], 10).unwrap(), top[2..]);
+        assert_eq!((new.rank(RANK, top[2].key).unwrap().unwrap(), new.listed(RANK).unwrap()), (top[2].clone(), 4));
+    }
+}
+
+// The backfill.
+
+#[test]
+fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
+    for page in [1, 2, 5, 1000] {
+        let (conn, mut random) = (counted(), Random(page as u64 + 7));
+        store(&conn, &SUMS).create().unwrap();
+        let leg = Options::default().max_pages(1).max_wrong_percent(0);
+        let mut token: Option<Token> = None;
+        for legs in 0.. {
+            assert!(legs < 500, "it ends");
+            let mut run_of = match &token {
+                Some(token) => Reconciler::resume(Mode::Backfill, &SUMS, &through_text(token), leg).unwrap(),
+                None => Reconciler::new(Mode::Backfill, &SUMS, leg.page(page)).unwrap(),
+            };
+            let report = run(&mut run_of, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
+            let ready = [LINK.def(), SHOWS.def()].map(|def| store(&conn, &SUMS).is_ready(def).unwrap());
+            assert_eq!(ready[1], report.complete(), "by level: the rollup is the last");
+            if report.complete() {
+                break;
+            }
+            not_ready(store(&conn, &SUMS).totals(SHOWS), "show.votes", &["show.votes", "setlist.show"]);
+            // One leg in four is killed before it has noted where it came.
+            if random.below(4) > 0 {
+                token = report.token;
+            }
+            // Every writer runs the new hooks: votes and setlists, before and behind where the backfill stands.
+            let setlist = i64::try_from(random.below(14)).unwrap();
+            write(&conn, &SUMS, &Row::Vote { setlist, weight: 3 });
+            if random.below(5) == 0 {
+                let show = i64::try_from(random.below(6)).unwrap();
+                write(&conn, &SUMS, &Row::Setlist { id: setlist, show });
+            }
+        }
+        assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
+        exact(&conn);
+    }
+}
+
+/// The statement that a backfill asks for is needed: a writer without the hooks changes what was compared before.
+#[test]
+fn a_backfill_before_the_last_old_writer_is_gone_ends_wrong() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    let mut first = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(1).max_pages(3)).unwrap();
+    let report = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
+    assert_eq!(report.counters[0].keys, 3, "the first three setlists are linked");
+    // The older layout has no link, and lets nothing climb.
+    write(&conn, &OLD, &Row::Setlist { id: 1, show: 3 });
+    write(&conn, &OLD, &Row::Vote { setlist: 2, weight: 50 });
+    let token = report.token.unwrap();
+    let mut rest = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default()).unwrap();
+    assert!(run(&mut rest, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().complete());
+    // Another one, when everything is done.
+    write(&conn, &OLD, &Row::Vote { setlist: 4, weight: 1000 });
+    assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
+    let read: BTreeMap<i64, i64> = store(&conn, &SUMS).totals(SHOWS).unwrap().into_iter().collect();
+    let truth: BTreeMap<i64, i64> = votes_of_shows(&conn).into_iter().collect();
+    assert_ne!(read, truth, "it is read, and wrong");
+    assert_eq!(truth[&0] - read[&0], 1000);
+    assert_eq!(truth[&3] - read[&3], 2, "the setlist that nobody linked");
+    let report = run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
+    assert!(report.drift() > 0, "a repair finds it");
+    exact(&conn);
+}
+
+/// An audit that notes what is asked, and fails or leaves keys alone where it is told to.
+struct Noted<'a> {
+    audit: SqliteAudit<'a>,
+    notes: RefCell<Vec<String>>,
+    /// Errors that the next calls of `ready` give, the last first.
+    fails: Vec<Error>,
+    /// The same of `keep`.
+    places: Vec<Error>,
+    /// Keys of the links' first page, and of their mend, that are left alone.
+    unsettled: (Cell<usize>, Cell<usize>),
+}
+
+impl<'a> Noted<'a> {
+    fn of(conn: &'a Connection) -> Self {
+        let unsettled = (Cell::new(0), Cell::new(0));
+        Self { audit: audit(conn, &SUMS), notes: RefCell::default(), fails: Vec::new(), places: Vec::new(), unsettled }
+    }
+
+    fn note(&self, what: &str, counter: &Def) {
+        self.notes.borrow_mut().push(format!("{what} {}", counter.name()));
+    }
+}
+
+/// That many keys, once, of the links alone.
+fn left_alone(counter: &Def, keys: &Cell<usize>) -> Vec<KeyBuf> {
+    let keys = if *counter == LINK.def() { keys.take() } else { 0 };
+    (0..keys).map(|_| KeyBuf::of::<(i64, i64)>((1_i64, 1_i64))).collect()
+}
+
+impl Audit for Noted<'_> {
+    fn identity(&mut self) -> Result<u64> {
+        self.audit.identity()
+    }
+
+    fn look(&mut self, ask: &Look) -> Result<Looked> {
+        self.audit.look(ask)
+    }
+
+    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+        self.note("measure", &ask.counter);
+        let unsettled = left_alone(&ask.counter, &self.unsettled.0);
+        Ok(Measured { unsettled, ..self.audit.measure(ask)? })
+    }
+
+    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+        self.note("mend", &ask.counter);
+        let unsettled = left_alone(&ask.counter, &self.unsettled.1);
+        Ok(Mended { unsettled, ..self.audit.mend(ask)? })
+    }
+
+    fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
+        self.audit.recall(token)
+    }
+
+    fn keep(&mut self, ask: &Keep) -> Result<Kept> {
+        self.places.pop().map_or_else(|| self.audit.keep(ask), Err)
+    }
+
+    fn ready(&mut self, ask: &Ready) -> Result<Kept> {
+        self.note("ready", &ask.counter);
+        self.fails.pop().map_or_else(|| self.audit.ready(ask), Err)
+    }
+}
+
+fn busy() -> Error {
+    Error::Busy { doing: "a test".to_owned(), reason: "it is busy", cause: "busy".into() }
+}
+
+fn failed() -> Error {
+    Error::Database { doing: "a test".to_owned(), cause: "the disk is gone".into() }
+}
+
+#[test]
+fn a_counter_is_made_ready_once_it_is_mended_to_its_end_and_before_the_next_begins() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    let mut noted = Noted::of(&conn);
+    let report = run_whole(Mode::Backfill, &SUMS, Options::default().page(6), &mut noted).unwrap();
+    assert!(report.complete());
+    let measured =
+        |counter: &str| [format!("measure {counter}"), format!("measure {counter}"), format!("ready {counter}")];
+    let mended = |counter: &str| {
+        let [one, two, ready] = measured(counter);
+        [one, format!("mend {counter}"), two, format!("mend {counter}"), ready].to_vec()
+    };
+    let rollup = ["measure show.votes", "ready show.votes"].map(str::to_owned).to_vec(); // what it sums has climbed
+    let wanted = [mended("setlist.show"), measured("setlist.votes").to_vec(), rollup].concat();
+    assert_eq!(*noted.notes.borrow(), wanted);
+}
+
+#[test]
+fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    let zero = Duration::ZERO;
+    let mut killed = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(5)).unwrap();
+    let mut sources = audit(&conn, &SUMS);
+    let counter = loop {
+        match killed.next(zero) {
+            Step::Identify => killed.identified(sources.identity().unwrap()).unwrap(),
+            Step::Look(look) => killed.looked(sources.look(&look).unwrap(), zero).unwrap(),
+            Step::Measure(ask) => killed.measured(sources.measure(&ask).unwrap(), zero).unwrap(),
+            Step::Mend(mend) => killed.mended(&sources.mend(&mend).unwrap(), zero),
+            Step::Keep(keep) => killed.kept(sources.keep(&keep).unwrap(), zero),
+            Step::Ready(ready) => break ready.counter,
+            step => panic!("{step:?}"),
+        }
+    };
+    assert_eq!(counter, LINK.def());
+    // Who stops it now, or is at a limit, gets the step all the same: it is the end of the page.
+    killed.stop();
+    assert!(matches!(killed.next(zero), Step::Ready(Ready { counter, .. }) if counter == LINK.def()));
+    assert!(!killed.report().counters[0].complete, "not before it is ready");
+    let token = through_text(&killed.token().unwrap());
+    drop(killed);
+    assert!(!store(&conn, &SUMS).is_ready(LINK.def()).unwrap());
+
+    let mut noted = Noted::of(&conn);
+    let mut resumed = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().max_pages(1)).unwrap();
+    let report = run(&mut resumed, &mut noted, &mut World::default()).unwrap();
+    assert_eq!(*noted.notes.borrow(), ["measure setlist.show", "ready setlist.show"], "its last page once more");
+    assert!(report.counters[0].complete && store(&conn, &SUMS).is_ready(LINK.def()).unwrap());
+}
+
+#[test]
+fn a_counter_that_could_not_be_made_ready_is_tried_again() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    let mut noted = Noted::of(&conn);
+    // Busy twice; then an error that ends the run; then it goes on.
+    noted.fails = vec![failed(), busy(), busy()];
+    let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default()).unwrap();
+    let mut world = World::default();
+    let error = run(&mut backfill, &mut noted, &mut world).unwrap_err();
+    assert!(matches!(error, Error::Database { .. }), "{error}");
+    assert_eq!((world.waited(), backfill.report().outcome), (vec![50, 100], Outcome::Failed));
+    assert!(!store(&conn, &SUMS).is_ready(LINK.def()).unwrap() && !backfill.report().counters[0].complete);
+    assert!(run(&mut backfill, &mut noted, &mut world).unwrap().complete());
+    let calls = noted.notes.borrow().iter().filter(|note| *note == "ready setlist.show").count();
+    assert_eq!(calls, 4);
+    exact(&conn);
+}
+
+#[test]
+fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
+    for (measured, mended) in [(2, 0), (0, 1)] {
+        for max_pages in [1, 1000] {
+            let conn = counted();
+            store(&conn, &SUMS).create().unwrap();
+            let leg = Options::default().page(4).max_pages(max_pages);
+            let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
+            let mut noted = Noted::of(&conn);
+            noted.unsettled = (Cell::new(measured), Cell::new(mended));
+            // Also where other processes did the first page and the last.
+            while let Some(token) = run(&mut backfill, &mut noted, &mut World::default()).unwrap().token {
+                backfill = Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
+            }
+            let readied = noted.notes.take().into_iter().filter(|note| note.starts_with("ready")).collect::<Vec<_>>();
+            assert_eq!(readied, ["ready setlist.votes", "ready show.votes"]);
+            assert_eq!(store(&conn, &SUMS).unready().unwrap(), [LINK.def()]);
+            not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &["setlist.show"]);
+            // Another backfill, which settles them.
+            self::backfill(&conn, &SUMS);
+            exact(&conn);
+        }
+    }
+}
+
+#[test]
+fn the_guard_holds_for_a_backfill_and_the_share_of_wrong_keys_does_not() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    conn.execute_batch("INSERT INTO setlists SELECT s.id + 100 * t.id, s.show FROM setlists AS s, setlists AS t")
+        .unwrap();
+    let limited = Options::default().page(150).max_wrong_percent(1);
+    let refused = run_whole(Mode::Repair, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap_err();
+    assert!(matches!(refused, Error::TooWrong { counter: "setlist.show", .. }), "{refused}");
+    assert!(run_whole(Mode::Backfill, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap().complete());
+    exact(&conn);
+    conn.execute_batch("DELETE FROM setlists").unwrap();
+    let refused = run_whole(Mode::Backfill, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap_err();
+    assert!(matches!(refused, Error::Emptied { counter: "setlist.show", .. }), "{refused}");
+}
+
+#[test]
+fn a_token_of_another_mode_is_refused() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    let modes = [Mode::Verify, Mode::Repair, Mode::Backfill];
+    for mode in modes {
+        let options = Options::default().max_pages(1).page(2);
+        let mut first = Reconciler::new(mode, &SUMS, options).unwrap();
+        let token = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        for other in modes {
+            let resumed = Reconciler::resume(other, &SUMS, &through_text(&token), options);
+            if other == mode {
+                resumed.unwrap();
+                continue;
+            }
+            let error = resumed.unwrap_err();
+            assert!(matches!(error, Error::Token { .. }) && error.to_string().contains(&mode.to_string()), "{error}");
+        }
+    }
+}
+
+#[test]
+fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("site.db");
+    let open = || {
+        let conn = Connection::open(&path).unwrap();
+        conn.busy_timeout(Duration::ZERO).unwrap();
+        conn
+    };
+    let (conn, other) = (open(), open());
+    conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    conn.execute_batch(TABLES).unwrap();
+    store(&conn, &SUMS).create_over_rows().unwrap();
+    // Nothing is to be mended, so the first write is that of the catalogue.
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default().retries(2)).unwrap();
+    let mut sources = audit(&conn, &SUMS);
+    let error = run(&mut backfill, &mut sources, &mut World::default()).unwrap_err();
+    assert!(error.next() == Next::Retry && error.to_string().contains("setlist.show"), "{error}");
+    other.execute_batch("COMMIT").unwrap();
+    assert!(run(&mut backfill, &mut sources, &mut World::default()).unwrap().complete());
+    assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
+    // And a connection inside a transaction is refused, as for every step.
+    conn.execute_batch("BEGIN").unwrap();
+    assert!(matches!(sources.ready(&Ready { counter: LINK.def(), run: 1, kept: None }), Err(Error::Setting { .. })));
+}
+
+// In memory.
+
+fn of<K: Key>(counter: Counter<K>, rows: &[Row]) -> Vec<Row> {
+    let of = |row: &&Row| match row {
+        Row::Vote { .. } => counter.def() == VOTES.def(),
+        Row::Setlist { .. } => counter.def() == LINK.def(),
+    };
+    let mut rows: Vec<Row> = rows.iter().filter(of).copied().collect();
+    rows.sort_by_key(|row| match *row {
+        Row::Vote { setlist, .. } => (setlist, 0),
+        Row::Setlist { id, show } => (id, show),
+    });
+    rows
+}
+
+#[test]
+fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
+    let rows: Vec<Row> =
+        (0..40).flat_map(|id| [Row::Setlist { id, show: id % 3 }, Row::Vote { setlist: id, weight: id }]).collect();
+    for live in [false, true] {
+        let mut store = MemoryStore::over_rows(&SUMS);
+        let mut batch = Batch::new();
+        batch.insert(&Row::Vote { setlist: 1, weight: 1 });
+        batch.delete(&Row::Vote { setlist: 1, weight: 1 });
+        store.apply(&mut batch).unwrap();
+        not_ready(store.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+        not_ready(store.totals(SHOWS), "show.votes", &["show.votes", "setlist.show", "setlist.votes"]);
+        let mut token: Option<Token> = None;
+        for leg in 0.. {
+            assert!(leg < 100, "it ends");
+            let options = Options::default().page(7).max_pages(1);
+            let mut run_of = match &token {
+                Some(token) => Reconciler::resume(Mode::Backfill, &SUMS, token, options).unwrap(),
+                None => Reconciler::new(Mode::Backfill, &SUMS, options).unwrap(),
+            };
+            let mut audit = if live {
+                MemoryAudit::live(&store, Settling::after(Duration::ZERO), Live::new())
+            } else {
+                MemoryAudit::new(&mut store)
+            };
+            audit.add(VOTES, |_| of(VOTES, &rows)).unwrap();
+            audit.add(LINK, |_| of(LINK, &rows)).unwrap();
+            let report = run(&mut run_of, &mut audit, &mut World::default()).unwrap();
+            drop(audit);
+            if report.complete() {
+                break;
+            }
+            assert!(!store.is_ready(SHOWS.def()).unwrap());
+            token = report.token;
+        }
+        let sum = |show: i64| (0..40).filter(|id| id % 3 == show).sum::<i64>();
+        assert_eq!(store.totals(SHOWS).unwrap(), [(0, sum(0)), (1, sum(1)), (2, sum(2))]);
+    }
+}
+
+#[test]
+fn whoever_only_watches_makes_nothing_ready() {
+    let store = MemoryStore::over_rows(&OLD);
+    let mut audit = MemoryAudit::watching(&store, Duration::ZERO, Live::new());
+    audit.add(VOTES, |_| Vec::<Row>::new()).unwrap();
+    let error = run_whole(Mode::Backfill, &OLD, Options::default(), &mut audit).unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: "audit", .. }), "{error}");
+    drop(audit);
+    assert!(!store.is_ready(VOTES.def()).unwrap());
+}
+
+// Text for migrations of one's own.
+
+const RAISED: Layout = Layout::new(&[VOTES.table(), VOTES.version(2).table(), LINK.table()]);
+/// What both have is in another place of the layout, and a link that was a counter like any other gets its index.
+const APART: Layout = Layout::new(&[LINK.table(), VOTES.table()]);
+const OTHERS: Layout = Layout::new(&[LINK.table()]);
+const PRUNED: Layout = Layout::new(&[LINK.table().prunable(), VOTES.table()]);
+
+/// Tables, indexes and catalogue, without what is random.
+fn made(conn: &Connection) -> Vec<String> {
+    let of = |text: &str| -> Vec<String> {
+        let mut statement = conn.prepare(text).unwrap();
+        statement.query_map((), |row| row.get(0)).unwrap().map(rusqlite::Result::unwrap).collect()
+    };
+    let mut all =
+        of("SELECT name || ' ' || ifnull(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name");
+    all.extend(of(
+        "SELECT concat_ws(' ', name, key, version, placement, cut, ready) FROM keepcount_counters ORDER BY name",
+    ));
+    all
+}
+
+fn run_all(conn: &Connection, statements: &[String]) {
+    conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).unwrap();
+}
+
+/// `Layout::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
+#[test]
+fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
+    let text = sql::Dialect::Sqlite;
+    let conn = rows();
+    run_all(&conn, &OLD.ddl_pending_backfill(text));
+    store(&conn, &OLD).check().unwrap();
+    not_ready(store(&conn, &OLD).total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
+    backfill(&conn, &OLD);
+    assert_eq!(store(&conn, &OLD).total(VOTES, 1).unwrap(), 2);
+
+    run_all(&conn, &NEW.migration(text, &OLD).unwrap().statements);
+    store(&conn, &NEW).check().unwrap();
+    assert_eq!(store(&conn, &NEW).unready().unwrap(), [LINK.def(), SHOWS.def()]);
+    assert_eq!(store(&conn, &NEW).total(VOTES, 1).unwrap(), 2, "what was ready is");
+    not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+    backfill(&conn, &NEW);
+    not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board"]);
+    exact(&conn);
+    store(&conn, &NEW).rebuild(RANK).unwrap();
+    assert_eq!(store(&conn, &NEW).top(RANK, 9).unwrap().len(), votes_of_shows(&conn).len());
+    // Once more, it fails, and changes nothing.
+    let before = made(&conn);
+    for statement in NEW.migration(text, &OLD).unwrap().statements {
+        let _ = conn.execute_batch(&statement);
+    }
+    assert_eq!(made(&conn), before);
+}
+
+#[test]
+fn text_leaves_what_create_and_forget_leave() {
+    let text = sql::Dialect::Sqlite;
+    for (before, after) in [
+        (OLD, NEW),
+        (OLD, SUMS),
+        (SUMS, NEW),
+        (NEW, OLD),
+        (OLD, RAISED),
+        (RAISED, OLD),
+        (APART, SUMS),
+        (APART, PRUNED),
+        (NEW, NEW),
+    ] {
+        let (by_text, by_create) = (rows(), rows());
+        run_all(&by_text, &before.ddl(text));
+        store(&by_create, &before).create().unwrap();
+        assert_eq!(made(&by_text), made(&by_create));
+        let migration = after.migration(text, &before).unwrap();
+        run_all(&by_text, &migration.statements);
+        store(&by_create, &after)
+            .create_over_rows()
+            .unwrap_or_else(|error| assert!(matches!(error, Error::Schema { .. })));
+        if made(&by_text) != made(&by_create) {
+            // An older layout beside a newer rollup or version is refused, and has nothing to make.
+            assert!(migration.statements.is_empty() && !migration.drops.is_empty());
+        }
+        let mut lost: Vec<_> = migration.drops.iter().map(|gone| gone.name.clone()).collect();
+        for gone in &migration.drops {
+            run_all(&by_text, &gone.statements);
+            store(&by_create, &after).forget(&gone.name).unwrap();
+            assert_eq!(made(&by_text), made(&by_create), "{}", gone.name);
+        }
+        lost.sort_unstable();
+        assert_eq!(store(&by_text, &after).lost().unwrap(), Vec::<String>::new(), "{lost:?} is what was lost");
+        store(&by_text, &after).check().unwrap();
+    }
+    let other = Layout::new(const { &[Counter::<(i64, i64)>::new("setlist.votes").table()] });
+    assert!(matches!(other.migration(text, &OLD), Err(Error::Conflict { counter: "setlist.votes", .. })));
+    let conn = rows();
+    run_all(&conn, &OLD.ddl_pending_backfill(text));
+    let by_create = rows();
+    store(&by_create, &OLD).create_over_rows().unwrap();
+    assert_eq!(made(&conn), made(&by_create));
+}
+
+/// In whatever order and however often, by whoever goes on after an error.
+#[test]
+fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
+    let statements = NEW.ddl(sql::Dialect::Sqlite);
+    let conn = counted();
+    assert!(conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).is_err());
+    conn.execute_batch("ROLLBACK").unwrap();
+    for _ in 0..2 {
+        let failed = statements.iter().filter(|statement| conn.execute_batch(statement).is_err()).count();
+        assert!(failed >= 2, "the catalogue, and the table that is there");
+        not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
+        not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board", "show.votes", "setlist.show"]);
+        assert_eq!(store(&conn, &NEW).total(VOTES, 12).unwrap(), 13);
+    }
+    // Nor where no name is the same.
+    let conn = Connection::open_in_memory().unwrap();
+    for statement in OLD.ddl(sql::Dialect::Sqlite).iter().chain(&OTHERS.ddl(sql::Dialect::Sqlite)) {
+        let _ = conn.execute_batch(statement);
+    }
+    assert_eq!(store(&conn, &OLD).unready().unwrap(), []);
+    assert_eq!(store(&conn, &OTHERS).unready().unwrap(), [LINK.def()]);
+    // Half-way, and again.
+    for ran in 0..statements.len() {
+        let conn = Connection::open_in_memory().unwrap();
+        for statement in statements.iter().take(ran).chain(&statements) {
+            let _ = conn.execute_batch(statement);
+        }
+        store(&conn, &NEW).check().unwrap();
+        assert_eq!(store(&conn, &NEW).unready().unwrap(), []);
+    }
+}
+
+/// The database as it is now, in a file of its own.
+fn backup(conn: &Connection) -> (tempfile::TempDir, Connection) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("backup");
+    conn.execute("VACUUM INTO ?1", [file.to_str().unwrap()]).unwrap();
+    let restored = Connection::open(file).unwrap();
+    (folder, restored)
+}
+
+/// The place of a backfill was in its token alone: on a backup from before the leg, the first keys were never filled, and read as 0.
+#[test]
+fn a_backfill_resumed_on_a_restored_backup_fills_what_the_backup_lacks() {
+    let leg = Options::default().page(1).max_pages(5);
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    let mut backups = vec![backup(&conn)];
+    let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
+    loop {
+        let token = run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token;
+        let Some(token) = token else { break };
+        for (_folder, restored) in backups.drain(..) {
+            let mut rest =
+                Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), Options::default()).unwrap();
+            assert!(run(&mut rest, &mut audit(&restored, &SUMS), &mut World::default()).unwrap().complete());
+            assert_eq!(store(&restored, &SUMS).unready().unwrap(), []);
+            exact(&restored);
+        }
+        backups = vec![backup(&conn)];
+        backfill = Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
+    }
+    exact(&conn);
+}
+
+/// The totals beneath a run become older while it is under way: a standby took over.
+#[test]
+fn a_backfill_that_goes_on_over_older_totals_begins_where_they_are() {
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    for pages in [0, 3] {
+        let mut noted = Noted::of(&conn);
+        noted.fails = vec![failed()];
+        let leg = Options::default().page(2).max_pages(pages.max(1));
+        let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
+        let token = run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        let (_folder, older) = backup(&conn);
+        conn.execute_batch("DELETE FROM setlist_show; DELETE FROM show_votes").unwrap();
+        older.execute_batch("DELETE FROM setlist_show; DELETE FROM show_votes; DELETE FROM keepcount_runs").unwrap();
+        let mut rest = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().page(2)).unwrap();
+        let error = run(&mut rest, &mut noted, &mut World::default()).unwrap_err();
+        assert!(matches!(error, Error::Database { .. }), "{error}");
+        assert!(run(&mut rest, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete());
+        exact(&older);
+        assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
+    }
+}
+
+/// A run that was driven again kept its place beside totals that lacked the page before it: a standby had taken over in between.
+#[test]
+fn a_run_that_is_driven_again_after_an_error_asks_what_the_totals_have() {
+    let leg = Options::default().page(2).max_pages(1);
+    for pages in [0, 1] {
+        let conn = counted();
+        store(&conn, &SUMS).create().unwrap();
+        let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(2)).unwrap();
+        if pages > 0 {
+            let mut first = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
+            let token = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
+            backfill = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default()).unwrap();
+        }
+        let (_folder, older) = backup(&conn);
+        let mut noted = Noted::of(&conn);
+        noted.places = vec![failed()];
+        run(&mut backfill, &mut noted, &mut World::default()).unwrap_err();
+        assert!(run(&mut backfill, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete());
+        assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
+        exact(&older);
+    }
+
+    let conn = counted();
+    store(&conn, &SUMS).create().unwrap();
+    run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
+    let (_folder, older) = backup(&conn);
+    older.execute_batch("DELETE FROM setlist_show WHERE key_1 = (SELECT min(key_1) FROM setlist_show)").unwrap();
+    for (totals, clean) in [(&older, false), (&conn, false)] {
+        let mut noted = Noted::of(&conn);
+        noted.places = vec![failed()];
+        let mut verify = Reconciler::new(Mode::Verify, &SUMS, leg).unwrap();
+        run(&mut verify, &mut noted, &mut World::default()).unwrap_err();
+        let token = run(&mut verify, &mut audit(totals, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        let mut rest = Reconciler::resume(Mode::Verify, &SUMS, &token, Options::default()).unwrap();
+        let report = run(&mut rest, &mut audit(totals, &SUMS), &mut World::default()).unwrap();
+        assert_eq!((report.complete(), report.counters[0].clean), (true, clean), "nobody knows which totals these are");
+    }
+}
+
+/// Legs of a verify called a counter clean whose first keys they had compared before the backup was restored.
+#[test]
+fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
+    let conn = rows();
+    store(&conn, &OLD).create().unwrap();
+    let (_folder, older) = backup(&conn); // in which all totals are missing
+    assert!(run_whole(Mode::Repair, &OLD, Options::default(), &mut audit(&conn, &OLD)).unwrap().complete());
+    let leg = |conn: &Connection, token: Option<&Token>, pages| {
+        let options = Options::default().page(4).max_pages(pages);
+        let mut leg = match token {
+            Some(token) => Reconciler::resume(Mode::Verify, &OLD, &through_text(token), options).unwrap(),
+            None => Reconciler::new(Mode::Verify, &OLD, options).unwrap(),
+        };
+        run(&mut leg, &mut audit(conn, &OLD), &mut World::default()).unwrap()
+    };
+    let kept = |conn: &Connection| -> i64 {
+        conn.query_row("SELECT count(*) FROM keepcount_runs", (), |row| row.get(0)).unwrap()
+    };
+    let first = leg(&conn, None, 1).token.unwrap();
+    let second = leg(&conn, Some(&first), 1).token.unwrap();
+    assert_eq!(kept(&conn), 1);
+    // The last keys of the backup are as they should be, the first are not.
+    older
+        .execute_batch("INSERT INTO setlist_votes SELECT setlist, sum(weight) FROM votes WHERE setlist > 4 GROUP BY 1")
+        .unwrap();
+    for token in [&first, &second] {
+        let restored = leg(&older, Some(token), 100);
+        assert!(restored.complete() && restored.drift() == 0 && !restored.counters[0].clean);
+    }
+    assert!(!leg(&conn, Some(&first), 100).counters[0].clean, "another leg has gone on from there");
+    let last = leg(&conn, Some(&second), 100);
+    assert!(last.complete() && last.counters[0].clean);
+    assert!(!leg(&conn, Some(&second), 100).counters[0].clean, "the same once more");
+    assert_eq!(kept(&conn), 0, "what is complete is not kept");
+
+    // Where nothing can be written, a whole run may say so, and legs may not.
+    conn.execute_batch("PRAGMA query_only = 1").unwrap();
+    assert!(leg(&conn, None, 100).counters[0].clean);
+    let first = leg(&conn, None, 1).token.unwrap();
+    let last = leg(&conn, Some(&first), 100);
+    assert!(last.complete() && !last.counters[0].clean);
+}
+
+/// Runs that nobody goes on with do not pile up.
+#[test]
+fn no_more_than_256_runs_are_kept() {
+    let conn = counted();
+    for _ in 0..300 {
+        let mut first = Reconciler::new(Mode::Verify, &OLD, Options::default().page(4).max_pages(1)).unwrap();
+        run(&mut first, &mut audit(&conn, &OLD), &mut World::default()).unwrap();
+    }
+    let kept: i64 = conn.query_row("SELECT count(*) FROM keepcount_runs", (), |row| row.get(0)).unwrap();
+    assert_eq!(kept, 256);
+}

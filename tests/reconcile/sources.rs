@@ -1,0 +1,1059 @@
+//! Sources: pages come from an index, two ways to say one thing agree, what SQL and tally say differently is refused before any mend,
+//! and rows that cannot be counted are errors that name their key.
+
+use std::ops::Bound;
+
+use crate::support::world::{Trace, World, run_whole};
+use keepcount::reconcile::{
+    Ask, Audit, Measured, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, TypedSource,
+};
+use keepcount::{
+    Batch, Counter, Def, Error, Key, KeyBuf, Layout, MemoryStore, Next, Record, Result, SqliteStore, Store, Tally,
+};
+use rusqlite::{Connection, Row};
+
+/// The signed amounts of open sales, by shop.
+const SUM: Counter<i64> = Counter::new("shop.sum");
+const SUMS: Layout = Layout::new(&[SUM.table()]);
+
+#[derive(Debug, Clone, PartialEq)]
+struct Sale {
+    shop: Option<i64>,
+    amount: i64,
+    open: bool,
+}
+
+impl Record for Sale {
+    const COUNTERS: &'static [Def] = &[SUM.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        if let (Some(shop), true) = (self.shop, self.open) {
+            to.add(SUM, shop, self.amount);
+        }
+    }
+}
+
+fn read_sale(row: &Row<'_>) -> rusqlite::Result<Sale> {
+    Ok(Sale { shop: row.get(0)?, amount: row.get(1)?, open: row.get(2)? })
+}
+
+fn sales(source: Source) -> TypedSource<'static> {
+    source.rows("shop, amount, open", read_sale)
+}
+
+fn by_shop() -> Source {
+    Source::table("sales", ["shop"]).amount("amount").filter("open")
+}
+
+/// A database of these tables and rows, with tables of totals.
+fn database(layout: &Layout, ddl: &str) -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.set_prepared_statement_cache_capacity(64);
+    conn.execute_batch(ddl).unwrap();
+    SqliteStore::new(&conn, layout).create().unwrap();
+    conn
+}
+
+const SALES: &str = "CREATE TABLE sales (shop INTEGER, amount, open INTEGER);";
+const INDEX: &str = "CREATE INDEX sales_by_shop ON sales (shop);";
+
+fn sales_database(rows: &str) -> Connection {
+    let conn = database(&SUMS, &format!("{SALES} {INDEX}"));
+    if !rows.is_empty() {
+        conn.execute_batch(&format!("INSERT INTO sales VALUES {rows}")).unwrap();
+    }
+    conn
+}
+
+fn audit_of<'a, K: Key>(
+    conn: &'a Connection,
+    layout: &'a Layout,
+    counter: Counter<K>,
+    source: TypedSource<'a>,
+) -> Result<SqliteAudit<'a>> {
+    let mut audit = SqliteAudit::new(conn, layout).unwrap();
+    audit.add(counter, source).map(|()| audit)
+}
+
+fn added<K: Key>(conn: &Connection, layout: &Layout, counter: Counter<K>, source: TypedSource<'_>) -> Result<()> {
+    SqliteAudit::new(conn, layout).unwrap().add(counter, source)
+}
+
+fn run_over<K: Key>(
+    conn: &Connection,
+    layout: &Layout,
+    counter: Counter<K>,
+    source: TypedSource<'_>,
+    mode: Mode,
+    page: usize,
+) -> Result<Report> {
+    let mut audit = audit_of(conn, layout, counter, source)?;
+    run_whole(mode, layout, Options::default().page(page), &mut audit)
+}
+
+/// What a verify says each key's rows add up to, where the totals are empty: keys as text.
+fn truths<K: Key>(
+    conn: &Connection,
+    layout: &Layout,
+    counter: Counter<K>,
+    source: TypedSource<'_>,
+    page: usize,
+) -> Vec<(String, i64)> {
+    let report = run_over(conn, layout, counter, source, Mode::Verify, page).unwrap();
+    let samples = &report.counters[0].samples;
+    samples.iter().map(|sample| (counter.def().show(&sample.key), sample.truth)).collect()
+}
+
+#[track_caller]
+fn assert_source<T: std::fmt::Debug>(result: Result<T>, names: &[&str]) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Source { .. }), "{error:?}");
+    assert_eq!(error.next(), Next::Fix);
+    for name in names {
+        assert!(error.to_string().contains(name), "`{error}` does not name {name}");
+    }
+}
+
+// Plans.
+
+#[test]
+fn pages_come_from_an_index_on_the_key() {
+    let conn = database(&SUMS, SALES);
+    for typed in [sales(by_shop()), sales(by_shop()).by_tally(), sales(Source::table("sales", ["shop"]))] {
+        let made = added(&conn, &SUMS, SUM, typed);
+        assert_source(made, &["shop.sum", "CREATE INDEX", "\"sales\" (\"shop\")"]);
+    }
+    // Of other columns, of the key's later, of a part of the rows: none serves.
+    for index in ["(open)", "(amount, shop)", "(open, shop)", "(shop) WHERE amount > 5", "(shop COLLATE NOCASE)"] {
+        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}")).unwrap();
+        assert_source(added(&conn, &SUMS, SUM, sales(by_shop())), &["CREATE INDEX"]);
+    }
+    for index in ["(shop)", "(shop, open)", "(shop, open, amount)", "(shop DESC)"] {
+        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}")).unwrap();
+        added(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
+        added(&conn, &SUMS, SUM, sales(by_shop()).by_tally()).unwrap();
+    }
+}
+
+/// Rows of a source by key: how far the reading of a page goes.
+fn fill(conn: &Connection, shops: i64, each: i64) {
+    conn.execute(
+        "WITH RECURSIVE n (at) AS (SELECT 0 UNION ALL SELECT at + 1 FROM n WHERE at < ?1 * ?2 - 1)
+         INSERT INTO sales SELECT at % ?1, at % 7 * 2 - 7, at % 3 > 0 FROM n",
+        (shops, each),
+    )
+    .unwrap();
+}
+
+/// An index on the filter's column promises few rows, and would have every page sort all of them.
+#[test]
+fn an_index_on_the_filter_does_not_tempt_the_planner() {
+    for analyze in ["", "ANALYZE"] {
+        let conn = database(&SUMS, SALES);
+        fill(&conn, 200, 10);
+        conn.execute_batch("UPDATE sales SET open = (rowid % 50 = 0); CREATE INDEX sales_by_open ON sales (open)")
+            .unwrap();
+        conn.execute_batch(analyze).unwrap();
+        assert_source(added(&conn, &SUMS, SUM, sales(by_shop())), &["CREATE INDEX"]);
+        conn.execute_batch(INDEX).unwrap();
+        conn.execute_batch(analyze).unwrap();
+        for filter in ["open", "open = 1", "open = TRUE", "open AND amount <> 0"] {
+            let source = || Source::table("sales", ["shop"]).amount("amount").filter(filter);
+            added(&conn, &SUMS, SUM, sales(source())).unwrap();
+            assert_eq!(
+                truths(&conn, &SUMS, SUM, sales(source()), 7),
+                truths(&conn, &SUMS, SUM, sales(source()), 1_000),
+                "{filter}"
+            );
+        }
+    }
+}
+
+/// The plans of the statements that a run ran, which the audit knows alone: as SQLite's trace gives them.
+#[test]
+fn no_statement_of_a_run_sorts() {
+    for tally in [false, true] {
+        let mut conn = sales_database("");
+        fill(&conn, 60, 4);
+        conn.execute_batch("CREATE INDEX sales_by_open ON sales (open)").unwrap();
+        let trace = Trace::on(&mut conn);
+        let source = if tally { sales(by_shop()).by_tally() } else { sales(by_shop()) };
+        let mut audit = audit_of(&conn, &SUMS, SUM, source).unwrap();
+        trace.take();
+        run_whole(Mode::Repair, &SUMS, Options::default().page(9), &mut audit).unwrap();
+        let mut texts = trace.take();
+        // Whether there is a row at all is asked of the table.
+        texts.retain(|text| text.starts_with("SELECT") && text.contains("sales") && !text.starts_with("SELECT 1 "));
+        texts.sort_unstable();
+        texts.dedup();
+        assert!(texts.len() >= 3, "{texts:?}");
+        for text in texts {
+            let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
+            let lines: Vec<String> =
+                plan.raw_query().mapped(|row| row.get(3)).collect::<rusqlite::Result<_>>().unwrap();
+            assert!(lines.iter().all(|line| !line.contains("TEMP B-TREE")), "{text}: {lines:?}");
+            assert!(
+                lines.iter().any(|line| line.contains("USING") && line.contains("sales_by_shop")),
+                "{text}: {lines:?}"
+            );
+        }
+    }
+}
+
+const DAYS: Counter<(i64, String)> = Counter::new("shop.days");
+const NAMES: Counter<String> = Counter::new("tag.names");
+const TEXTS: Layout = Layout::new(&[DAYS.table(), NAMES.table()]);
+
+/// A row with a text and a tuple for a key.
+#[derive(Debug, Clone)]
+struct Tag {
+    name: Option<String>,
+    shop: Option<i64>,
+}
+
+impl Record for Tag {
+    const COUNTERS: &'static [Def] = &[DAYS.def(), NAMES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        if let Some(name) = &self.name {
+            to.add(NAMES, name, 1);
+            if let Some(shop) = self.shop {
+                to.add(DAYS, (shop, name), 1);
+            }
+        }
+    }
+}
+
+fn read_tag(row: &Row<'_>) -> rusqlite::Result<Tag> {
+    Ok(Tag { name: row.get(0)?, shop: row.get(1)? })
+}
+
+fn tags(source: Source) -> TypedSource<'static> {
+    source.rows("name, shop", read_tag)
+}
+
+fn pair() -> Source {
+    Source::table("tags", ["shop", "name"])
+}
+
+#[test]
+fn tuples_and_texts_page_from_their_index_too() {
+    let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER)");
+    let advice = "\"tags\" (\"shop\", \"name\" COLLATE BINARY)";
+    for index in ["", "(shop)", "(name)", "(name, shop)", "(shop, name COLLATE NOCASE)", "(shop, name DESC)"] {
+        conn.execute_batch("DROP INDEX IF EXISTS i").unwrap();
+        if !index.is_empty() {
+            conn.execute_batch(&format!("CREATE INDEX i ON tags {index}")).unwrap();
+        }
+        assert_source(added(&conn, &TEXTS, DAYS, tags(pair())), &["shop.days", advice]);
+    }
+    for index in ["(shop, name)", "(shop DESC, name DESC)"] {
+        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON tags {index}")).unwrap();
+        added(&conn, &TEXTS, DAYS, tags(pair())).unwrap();
+    }
+    let made = added(&conn, &TEXTS, NAMES, tags(Source::table("tags", ["name"])));
+    assert_source(made, &["\"tags\" (\"name\" COLLATE BINARY)"]);
+}
+
+/// A page behind the first begins where the one before ended, in the index: a text that carried its collation on the wrong side made every page
+/// read from the first row on.
+#[test]
+fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
+    for (ddl, tally) in [("name TEXT", false), ("name TEXT", true), ("name TEXT COLLATE NOCASE", false)] {
+        let ddl =
+            format!("CREATE TABLE tags ({ddl}, shop INTEGER); CREATE INDEX i ON tags (shop, name COLLATE BINARY)");
+        let mut conn = database(&TEXTS, &ddl);
+        conn.execute_batch("WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40) INSERT INTO tags SELECT 'n' || i, i % 3 FROM n")
+            .unwrap();
+        let trace = Trace::on(&mut conn);
+        let source = if tally { tags(pair()).by_tally() } else { tags(pair()) };
+        assert_eq!(scoped_to(&conn, DAYS, source, Mode::Verify, 9).unwrap().counters[0].keys, 40);
+        let mut texts = trace.take();
+        texts.retain(|text| text.starts_with("SELECT") && text.contains("\"tags\"") && text.contains(") > ("));
+        assert!(!texts.is_empty());
+        for text in texts {
+            let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
+            let lines: Vec<String> =
+                plan.raw_query().mapped(|row| row.get(3)).collect::<rusqlite::Result<_>>().unwrap();
+            assert!(
+                lines.iter().any(|line| line.contains("SEARCH") && line.contains("(shop,name)>(?,?)")),
+                "{text}: {lines:?}"
+            );
+        }
+    }
+}
+
+/// Not every failure while rows are summed is a sum that left 64 bits; and it is the source's, not the database's.
+#[test]
+fn an_amount_that_cannot_be_computed_is_the_sources_error() {
+    let conn = sales_database("(1, 'x', 1)");
+    let source = sales(Source::table("sales", ["shop"]).amount("json_extract(amount, '$')"));
+    let error = run_over(&conn, &SUMS, SUM, source, Mode::Verify, 9).unwrap_err();
+    assert!(matches!(error, Error::Source { .. }) && error.to_string().contains("malformed JSON"), "{error:?}");
+}
+
+/// A column that folds case would put two keys into one group, under either of their names.
+#[test]
+fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
+    let conn =
+        database(&TEXTS, "CREATE TABLE tags (name TEXT COLLATE NOCASE, shop INTEGER); CREATE INDEX i ON tags (name)");
+    let source = || Source::table("tags", ["name"]);
+    assert_source(added(&conn, &TEXTS, NAMES, tags(source())), &["tag.names", "CREATE INDEX"]);
+    conn.execute_batch(
+        "CREATE INDEX j ON tags (name COLLATE BINARY);
+         INSERT INTO tags VALUES ('a', 1), ('A', 1), ('b', 1), ('B', 1), ('a', 1), ('', 1), (NULL, 1)",
+    )
+    .unwrap();
+    let wanted = [("", 1), ("A", 1), ("B", 1), ("a", 2), ("b", 1)].map(|(key, total)| (key.to_owned(), total));
+    for page in [1, 2, 1_000] {
+        let only = |typed: TypedSource<'static>| truths_of_names(&conn, typed, page);
+        assert_eq!(only(tags(source())), wanted);
+        assert_eq!(only(tags(source()).by_tally()), wanted);
+    }
+    repair_names(&conn, tags(source())).unwrap();
+    let totals = SqliteStore::new(&conn, &TEXTS).totals(NAMES).unwrap();
+    assert_eq!(totals, wanted);
+    // A page of tuples that ends between two such keys.
+    conn.execute_batch("CREATE INDEX k ON tags (shop, name COLLATE BINARY)").unwrap();
+    for page in [1, 2, 1_000] {
+        for source in [tags(pair()), tags(pair()).by_tally()] {
+            let report = scoped_to(&conn, DAYS, source, Mode::Verify, page).unwrap();
+            let found: Vec<(String, i64)> = report.counters[0]
+                .samples
+                .iter()
+                .map(|sample| (sample.key.decode::<(i64, String)>().unwrap().1, sample.truth))
+                .collect();
+            assert_eq!(found, wanted, "page {page}");
+        }
+    }
+}
+
+/// The layout has another counter, which is left out.
+fn truths_of_names(conn: &Connection, source: TypedSource<'_>, page: usize) -> Vec<(String, i64)> {
+    let report = scoped_to(conn, NAMES, source, Mode::Verify, page).unwrap();
+    report.counters[0].samples.iter().map(|sample| (sample.key.decode().unwrap(), sample.truth)).collect()
+}
+
+fn repair_names(conn: &Connection, source: TypedSource<'_>) -> Result<Report> {
+    scoped_to(conn, NAMES, source, Mode::Repair, 2)
+}
+
+fn scoped_to<K: Key>(
+    conn: &Connection,
+    counter: Counter<K>,
+    source: TypedSource<'_>,
+    mode: Mode,
+    page: usize,
+) -> Result<Report> {
+    let mut audit = audit_of(conn, &TEXTS, counter, source)?;
+    let options = Options::default().page(page);
+    let mut run = keepcount::reconcile::Reconciler::scoped(mode, &TEXTS, &[counter.def()], options)?;
+    keepcount::reconcile::run(&mut run, &mut audit, &mut World::default())
+}
+
+#[test]
+fn null_in_any_part_of_a_key_counts_nowhere() {
+    let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (shop, name)");
+    conn.execute_batch(
+        "INSERT INTO tags VALUES ('a', 1), (NULL, 1), ('a', NULL), (NULL, NULL), ('', 1), ('b', 1), (NULL, 2), ('a', 2), ('', 2)",
+    )
+    .unwrap();
+    let wanted = ["1,", "1,a", "1,b", "2,", "2,a"].map(|key| (key.to_owned(), 1));
+    for page in [1, 2, 3, 1_000] {
+        for typed in [tags(pair()), tags(pair()).by_tally()] {
+            let report = scoped_to(&conn, DAYS, typed, Mode::Verify, page).unwrap();
+            let samples = report.counters[0].samples.iter();
+            let found: Vec<_> = samples.map(|sample| (DAYS.def().show(&sample.key), sample.truth)).collect();
+            assert_eq!(found, wanted, "page {page}");
+        }
+    }
+    assert_eq!(scoped_to(&conn, DAYS, tags(pair()), Mode::Repair, 2).unwrap().counters[0].corrected, 5);
+    assert_eq!(scoped_to(&conn, DAYS, tags(pair()), Mode::Verify, 2).unwrap().drift(), 0);
+}
+
+// Two ways to say one thing.
+
+#[test]
+fn recounts_by_sql_and_by_tally_are_equal() {
+    let conn = sales_database("(NULL, 5, 1), (NULL, 5, 0)");
+    fill(&conn, 41, 13);
+    let ask = |audit: &mut SqliteAudit<'_>, after: Option<i64>, keys| -> Measured {
+        audit.measure(&Ask { counter: SUM.def(), after: after.map(KeyBuf::of::<i64>), until: None, keys }).unwrap()
+    };
+    let mut by_sql = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
+    let mut by_tally = audit_of(&conn, &SUMS, SUM, sales(by_shop()).by_tally()).unwrap();
+    for keys in [1, 2, 7, 41, 1_000] {
+        for after in [None, Some(-1), Some(0), Some(17), Some(39), Some(40), Some(41), Some(i64::MAX)] {
+            assert_eq!(ask(&mut by_sql, after, keys), ask(&mut by_tally, after, keys), "{keys} behind {after:?}");
+        }
+    }
+    let whole = ask(&mut by_sql, None, 1_000);
+    let text = "SELECT count(*), sum(amount) FROM sales WHERE open AND shop IS NOT NULL";
+    let open: (i64, i64) = conn.query_row(text, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!((whole.rows.cast_signed(), whole.drifts.iter().map(|drift| drift.truth).sum::<i64>()), open);
+}
+
+const FRIENDS: Counter<i64> = Counter::new("user.friends");
+const FRIENDS_LAYOUT: Layout = Layout::new(&[FRIENDS.table()]);
+
+/// Adds to two keys of one counter: both friends have one more.
+#[derive(Debug, Clone, Copy)]
+struct Pair(i64, i64);
+
+impl Record for Pair {
+    const COUNTERS: &'static [Def] = &[FRIENDS.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(FRIENDS, self.0, 1);
+        to.add(FRIENDS, self.1, 1);
+    }
+}
+
+/// One end of it: what a source gives for each of its keys.
+#[derive(Debug, Clone, Copy)]
+struct End(i64);
+
+impl Record for End {
+    const COUNTERS: &'static [Def] = &[FRIENDS.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(FRIENDS, self.0, 1);
+    }
+}
+
+const FRIENDS_TABLE: &str = "CREATE TABLE friends (one INTEGER, two INTEGER);
+     CREATE INDEX by_one ON friends (one); CREATE INDEX by_two ON friends (two);
+     INSERT INTO friends VALUES (1, 2), (1, 3), (2, 3), (4, 4), (9, 1)";
+
+#[test]
+fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
+    let conn = database(&FRIENDS_LAYOUT, FRIENDS_TABLE);
+    let ends = || Source::query("SELECT one AS end FROM friends UNION ALL SELECT two FROM friends", ["end"]);
+    let read = |row: &Row<'_>| Ok(End(row.get(0)?));
+    let wanted = [("1", 3), ("2", 2), ("3", 2), ("4", 2), ("9", 1)].map(|(key, total)| (key.to_owned(), total));
+    for page in [1, 2, 100] {
+        assert_eq!(truths(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), page), wanted);
+        assert_eq!(truths(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read).by_tally(), page), wanted);
+    }
+    run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), Mode::Repair, 2).unwrap();
+    // The hooks meanwhile use the record that adds to both.
+    let mut batch = Batch::new();
+    conn.execute_batch("INSERT INTO friends VALUES (3, 9)").unwrap();
+    batch.insert(&Pair(3, 9));
+    SqliteStore::new(&conn, &FRIENDS_LAYOUT).apply(&mut batch).unwrap();
+    let report = run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), Mode::Verify, 2).unwrap();
+    assert_eq!((report.drift(), report.counters[0].keys), (0, 5));
+}
+
+#[test]
+fn a_row_that_adds_to_two_keys_is_refused_where_a_source_gives_it_once() {
+    let conn = database(&FRIENDS_LAYOUT, FRIENDS_TABLE);
+    let pairs = || Source::table("friends", ["one"]).rows("one, two", |row| Ok(Pair(row.get(0)?, row.get(1)?)));
+    let run = |typed, mode| run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, typed, mode, 10);
+    assert_source(run(pairs(), Mode::Repair), &["user.friends", "several keys"]);
+    assert_source(run(pairs().by_tally(), Mode::Repair), &["user.friends", "several keys"]);
+    assert_source(run(pairs().by_tally(), Mode::Verify), &["user.friends", "several keys"]);
+    assert_eq!(SqliteStore::new(&conn, &FRIENDS_LAYOUT).totals(FRIENDS).unwrap(), []);
+
+    let mut store = MemoryStore::new(&FRIENDS_LAYOUT);
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add(FRIENDS, |_| [Pair(1, 2), Pair(3, 4)]).unwrap();
+    for mode in [Mode::Verify, Mode::Repair] {
+        let result = run_whole(mode, &FRIENDS_LAYOUT, Options::default(), &mut audit);
+        assert_source(result, &["user.friends", "several keys"]);
+    }
+}
+
+// Amounts.
+
+#[test]
+fn null_amounts_add_nothing_and_no_key() {
+    let conn = sales_database("(1, NULL, 1), (1, 4, 1), (2, NULL, 1), (3, 0, 1), (4, 7, 0)");
+    let amounts = || by_shop().rows("shop, coalesce(amount, 0), open", read_sale);
+    for page in [1, 1_000] {
+        assert_eq!(truths(&conn, &SUMS, SUM, amounts(), page), [("1".to_owned(), 4)]);
+        assert_eq!(truths(&conn, &SUMS, SUM, amounts().by_tally(), page), [("1".to_owned(), 4)]);
+    }
+    let report = run_over(&conn, &SUMS, SUM, amounts(), Mode::Repair, 1).unwrap();
+    assert_eq!((report.counters[0].keys, report.counters[0].corrected), (1, 1));
+}
+
+#[test]
+fn amounts_that_are_no_integers_are_refused_and_their_key_named() {
+    for amount in ["2.5", "2.0", "1e300", "'many'", "'7.5'", "x'00'"] {
+        let conn = sales_database(&format!("(1, 1, 1), (2, {amount}, 1), (2, 1, 1), (3, 1, 1)"));
+        for mode in [Mode::Verify, Mode::Repair] {
+            let typed = || by_shop().rows("shop, 1, open", read_sale);
+            assert_source(run_over(&conn, &SUMS, SUM, typed(), mode, 10), &["shop.sum", "key 2", "integer"]);
+        }
+        assert_eq!(SqliteStore::new(&conn, &SUMS).totals(SUM).unwrap(), []);
+    }
+}
+
+#[test]
+fn a_recount_beyond_64_bits_names_its_key() {
+    let big = i64::MAX;
+    for (rows, key) in [
+        (format!("(1, 1, 1), (2, {big}, 1), (2, 1, 1), (3, 1, 1)"), "2"),
+        (format!("(1, 1, 1), (2, 1, 1), (5, -{big}, 1), (5, -{big}, 1)"), "5"),
+        // The sum fits; on the way it does not. SQLite's sum refuses it, and so does the tally's.
+        (format!("(7, {big}, 1), (7, 1, 1), (7, -1, 1)"), "7"),
+    ] {
+        let conn = sales_database(&rows);
+        for typed in [sales(by_shop()), sales(by_shop()).by_tally()] {
+            let tally = format!("{typed:?}").contains("by_tally: true");
+            for page in [1, 2, 1_000] {
+                let typed = if tally { sales(by_shop()).by_tally() } else { sales(by_shop()) };
+                let error = run_over(&conn, &SUMS, SUM, typed, Mode::Verify, page).unwrap_err();
+                match &error {
+                    Error::Overflow { counter, key: named, what } => {
+                        assert_eq!((*counter, named.as_str(), *what), ("shop.sum", key, "recount"));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        let error = run_over(&conn, &SUMS, SUM, sales(by_shop()), Mode::Repair, 1).unwrap_err();
+        assert!(matches!(error, Error::Overflow { .. }), "{error}");
+        // A mend of that key says the same.
+        let mut audit = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
+        let keys = vec![KeyBuf::of::<i64>(key.parse::<i64>().unwrap())];
+        let error = audit.mend(&keepcount::reconcile::Mend { counter: SUM.def(), keys }).unwrap_err();
+        assert!(matches!(&error, Error::Overflow { key: named, .. } if named == key), "{error}");
+        assert!(conn.is_autocommit());
+    }
+}
+
+// Skew.
+
+/// A source that counts otherwise than the hooks: refused by repair, and nothing has changed; verify says what it sees.
+#[track_caller]
+fn skewed(rows: &str, typed: impl Fn() -> TypedSource<'static>, says: &[&str]) {
+    let conn = sales_database(rows);
+    conn.execute_batch("INSERT INTO shop_sum VALUES (1, 99), (77, 5)").unwrap();
+    let changes = conn.total_changes();
+    for page in [1, 1_000] {
+        let error = run_over(&conn, &SUMS, SUM, typed(), Mode::Repair, page).unwrap_err();
+        assert!(matches!(error, Error::Skew { counter: "shop.sum", .. }), "{error:?}");
+        assert_eq!(error.next(), Next::Fix);
+        for said in says {
+            assert!(error.to_string().contains(said), "`{error}` does not say {said}");
+        }
+    }
+    assert_eq!(conn.total_changes(), changes);
+    let report = run_over(&conn, &SUMS, SUM, typed(), Mode::Verify, 10).unwrap();
+    assert!(report.complete() && report.drift() >= 2, "{report}");
+}
+
+const SOME: &str = "(1, 4, 1), (1, 5, 0), (2, -3, 1), (3, 1, 1)";
+
+#[test]
+fn a_filter_that_counts_other_rows_is_refused() {
+    let over = |filter: &'static str| move || sales(Source::table("sales", ["shop"]).amount("amount").filter(filter));
+    skewed(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
+    skewed(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
+    skewed(SOME, over("open AND amount > 0"), &["key 2", "SQL adds nothing", "-3 to key 2"]);
+    // What the hooks count, and SQL excludes because its condition is null.
+    skewed(SOME, over("open AND (amount <> 1 OR NULL)"), &["key 3", "SQL adds nothing", "1 to key 3"]);
+    skewed(SOME, || sales(Source::table("sales", ["shop"]).amount("amount")), &["5 to key 1"]);
+}
+
+#[test]
+fn an_amount_that_counts_otherwise_is_refused() {
+    let over = |amount: &'static str| move || sales(Source::table("sales", ["shop"]).amount(amount).filter("open"));
+    skewed(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
+    skewed(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
+    skewed(SOME, || sales(Source::table("sales", ["shop"]).filter("open")), &["adds 1 to key 1", "4 to key 1"]);
+}
+
+#[test]
+fn another_key_column_is_refused() {
+    let other = || {
+        let read = |row: &Row<'_>| Ok(Sale { shop: row.get(0)?, amount: row.get(1)?, open: row.get(2)? });
+        by_shop().rows("shop + 1, amount, open", read)
+    };
+    skewed(SOME, other, &["adds 4 to key 1", "4 to key 2"]);
+    // A row without a key in SQL, and one for the hooks.
+    let without = || by_shop().rows("coalesce(shop, 8), amount, open", read_sale);
+    skewed("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
+}
+
+/// The samples of a look are the first and the last rows; a mend looks at rows of its own keys as well.
+#[test]
+fn a_skew_in_the_middle_is_found_by_the_mend_of_its_key() {
+    let conn = sales_database("");
+    fill(&conn, 300, 3);
+    conn.execute_batch(
+        "UPDATE sales SET open = 1, amount = 1;
+         INSERT INTO shop_sum SELECT shop, count(*) FROM sales GROUP BY shop;
+         UPDATE sales SET amount = -1 WHERE shop = 150;
+         UPDATE shop_sum SET total = -3 WHERE key = 150",
+    )
+    .unwrap();
+    // SQL sees 3 where the hooks counted -3.
+    let typed = || sales(Source::table("sales", ["shop"]).amount("abs(amount)").filter("open"));
+    let changes = conn.total_changes();
+    let error = run_over(&conn, &SUMS, SUM, typed(), Mode::Repair, 1_000).unwrap_err();
+    assert!(matches!(&error, Error::Skew { key, .. } if key == "150"), "{error}");
+    assert_eq!(conn.total_changes(), changes + 1, "the line of the run is all that it wrote");
+    assert!(conn.is_autocommit());
+    // By tally nothing is said twice, and nothing is wrong.
+    assert_eq!(run_over(&conn, &SUMS, SUM, typed().by_tally(), Mode::Repair, 1_000).unwrap().drift(), 0);
+}
+
+// What a source may be made of.
+
+#[test]
+fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
+    const OTHER: Counter<i64> = Counter::new("shop.sum_other");
+    const BOTH: Layout = Layout::new(&[SUM.table(), OTHER.table()]);
+    let conn = database(&BOTH, &format!("{SALES} {INDEX}"));
+    assert_source(added(&conn, &BOTH, OTHER, sales(by_shop())), &["shop.sum_other", "Sale", "COUNTERS"]);
+    let typed = sales(Source::table("sales", ["shop", "open"]));
+    assert_source(added(&conn, &BOTH, SUM, typed), &["shop.sum", "2 key columns", "1 parts"]);
+    assert_source(added(&conn, &BOTH, SUM, sales(Source::table("sales", []))), &["shop.sum", "0 key columns"]);
+    for (typed, names) in [
+        (sales(Source::table("sold", ["shop"])), vec!["sold"]),
+        (sales(Source::table("sales", ["store"])), vec!["shop.sum", "store"]),
+        (sales(by_shop().filter("nonsense(")), vec!["shop.sum"]),
+        (sales(by_shop().amount("cents")), vec!["shop.sum", "cents"]),
+        (by_shop().rows("shop, cents", read_sale), vec!["shop.sum", "cents"]),
+    ] {
+        let error = added(&conn, &BOTH, SUM, typed).unwrap_err();
+        assert_eq!(error.next(), Next::Fix);
+        for name in names {
+            assert!(error.to_string().contains(name), "`{error}` does not name {name}");
+        }
+    }
+    let error = added(&conn, &BOTH, Counter::<i64>::new("shop.nowhere"), sales(by_shop())).unwrap_err();
+    assert!(matches!(error, Error::UnknownCounter { .. }), "{error}");
+    // A source that is not there, found when its turn comes.
+    let mut audit = audit_of(&conn, &BOTH, SUM, sales(by_shop())).unwrap();
+    for mode in [Mode::Verify, Mode::Repair] {
+        let report = run_whole(mode, &BOTH, Options::default(), &mut audit).unwrap();
+        assert!(report.counters[1].failure.as_ref().is_some_and(|why| why.contains("there is none")), "{report}");
+        assert_eq!((report.outcome, report.counters[0].complete), (Outcome::Incomplete, true));
+    }
+}
+
+const FIRST: Counter<i64> = Counter::new("a.n");
+const SECOND: Counter<i64> = Counter::new("b.n");
+const TWO: Layout = Layout::new(&[FIRST.table(), SECOND.table()]);
+
+struct One(i64);
+
+struct Other(i64);
+
+impl Record for One {
+    const COUNTERS: &'static [Def] = &[FIRST.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(FIRST, self.0, 1);
+    }
+}
+
+impl Record for Other {
+    const COUNTERS: &'static [Def] = &[SECOND.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SECOND, self.0, 1);
+    }
+}
+
+/// One such row ended a repair of all counters before its first page.
+#[test]
+fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
+    for (bad, says) in [
+        ("x'00ff'", "a blob of 2 bytes, 00ff"),
+        ("2.5", "2.5"),
+        ("'seven'", "seven"),
+        ("CAST(x'ff41' AS TEXT)", "a text of the bytes ff41"),
+    ] {
+        for by_tally in [false, true] {
+            let conn = Connection::open_in_memory().unwrap();
+            let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
+                INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1), (1), (3)";
+            conn.execute_batch(&format!("{rows}; INSERT INTO a VALUES ({bad})")).unwrap();
+            let store = SqliteStore::new(&conn, &TWO);
+            store.create_over_rows().unwrap();
+            let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
+            let read = |row: &Row<'_>| Ok(One(row.get(0)?));
+            let source = Source::table("a", ["k"]).rows("k", read);
+            audit
+                .add(FIRST, if by_tally { Source::table("a", ["k"]).rows("k", read).by_tally() } else { source })
+                .unwrap();
+            audit.add(SECOND, Source::table("b", ["k"]).rows("k", |row| Ok(Other(row.get(0)?)))).unwrap();
+            for (mode, found) in [(Mode::Verify, 2), (Mode::Backfill, 2), (Mode::Repair, 0)] {
+                let report = run_whole(mode, &TWO, Options::default(), &mut audit).unwrap();
+                let why = report.counters[0].failure.clone().unwrap_or_else(|| panic!("{bad}: {report}"));
+                assert!(why.contains("counter a.n, key") && why.contains(says), "{why}");
+                assert_eq!((report.outcome.clone(), report.complete()), (Outcome::Incomplete, false));
+                assert_eq!((report.counters[0].complete, report.counters[0].clean), (false, false));
+                assert_eq!((report.counters[1].drift(), report.counters[1].complete), (found, true));
+                assert!(
+                    report.to_string().contains("1 failed counter") && report.table().to_string().contains(says),
+                    "{}",
+                    report.table()
+                );
+            }
+            assert_eq!((store.is_ready(FIRST.def()).unwrap(), store.is_ready(SECOND.def()).unwrap()), (false, true));
+            let faulty = audit.faulty_rows(FIRST.def(), 9).unwrap();
+            let bad_row = faulty.iter().map(ToString::to_string).find(|row| row.contains(says));
+            assert!(bad_row.is_some(), "{faulty:?}");
+            assert_eq!(
+                (audit.faulty_rows(FIRST.def(), 1).unwrap().len(), audit.faulty_rows(SECOND.def(), 9).unwrap().len()),
+                (1, 0)
+            );
+            // A run of this counter alone says so as an error.
+            let mut alone = Reconciler::scoped(Mode::Repair, &TWO, &[FIRST.def()], Options::default()).unwrap();
+            let error =
+                keepcount::reconcile::run(&mut alone, &mut audit, &mut keepcount::reconcile::Live::new()).unwrap_err();
+            assert!(matches!(error, Error::Key { counter: "a.n", .. }), "{error:?}");
+            conn.execute_batch("DELETE FROM a WHERE typeof(k) NOT IN ('integer', 'null')").unwrap();
+            let report = run_whole(Mode::Backfill, &TWO, Options::default(), &mut audit).unwrap();
+            assert_eq!((report.complete(), report.counters[0].corrected), (true, 2));
+        }
+    }
+}
+
+/// Of the first counter.
+fn rows_of_which_one_cannot_be_read() -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
+        INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
+    conn.execute_batch(rows).unwrap();
+    conn
+}
+
+fn audit_of_two(conn: &Connection) -> SqliteAudit<'_> {
+    let mut audit = SqliteAudit::new(conn, &TWO).unwrap();
+    audit.add(FIRST, Source::table("a", ["k"]).rows("k", |row| Ok(One(row.get(0)?)))).unwrap();
+    audit.add(SECOND, Source::table("b", ["k"]).rows("k", |row| Ok(Other(row.get(0)?)))).unwrap();
+    audit
+}
+
+/// The last leg said that the run was complete.
+#[test]
+fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
+    let conn = rows_of_which_one_cannot_be_read();
+    SqliteStore::new(&conn, &TWO).create().unwrap();
+    let mut audit = audit_of_two(&conn);
+    let options = Options::default().page(1).max_pages(1);
+    let mut reports = Vec::new();
+    let mut run = Reconciler::new(Mode::Repair, &TWO, options).unwrap();
+    loop {
+        reports.push(keepcount::reconcile::run(&mut run, &mut audit, &mut keepcount::reconcile::Live::new()).unwrap());
+        // As the next process has it, from a file.
+        let Some(token) = run.token() else { break };
+        let token = token.to_string().parse().unwrap();
+        run = Reconciler::resume(Mode::Repair, &TWO, &token, options).unwrap();
+    }
+    assert!(reports.len() > 2, "{reports:?}");
+    for report in &reports {
+        assert!(!report.complete() && report.counters[0].failure.is_some(), "{report}");
+    }
+    let last = reports.last().unwrap();
+    assert_eq!((&last.outcome, last.counters[1].complete), (&Outcome::Incomplete, true));
+    assert!(last.counters[0].failure.as_ref().unwrap().contains("earlier leg"), "{last}");
+}
+
+/// It was passed over, although nothing was wrong with its rows any more.
+#[test]
+fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
+    let conn = rows_of_which_one_cannot_be_read();
+    let mut store = SqliteStore::new(&conn, &TWO);
+    store.create_over_rows().unwrap();
+    let mut audit = audit_of_two(&conn);
+    let options = Options::default().page(1).max_pages(1);
+    let mut run = Reconciler::new(Mode::Backfill, &TWO, options).unwrap();
+    let live = || keepcount::reconcile::Live::new();
+    assert!(keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap().counters[0].failure.is_some());
+    // A backup from before the leg, and the row is mended.
+    conn.execute_batch("DELETE FROM keepcount_runs; DELETE FROM a WHERE typeof(k) = 'blob'").unwrap();
+    let mut run = Reconciler::resume(Mode::Backfill, &TWO, &run.token().unwrap(), options.max_pages(99)).unwrap();
+    let report = keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap();
+    assert!(report.complete() && report.counters[0].failure.is_none(), "{report}");
+    assert_eq!((store.unready().unwrap(), store.total(FIRST, 1).unwrap()), (vec![], 1));
+}
+
+/// It was said that `SqliteStore::create` makes the table, and a name with its schema named none.
+#[test]
+fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
+    let conn = sales_database("(1, 1, 1)");
+    conn.execute_batch("ATTACH ':memory:' AS old; CREATE TABLE old.archive (shop INTEGER, amount, open INTEGER)")
+        .unwrap();
+    for (name, says) in [
+        ("slaes", "no table or view of this name is there; the source of counter shop.sum"),
+        ("main.slaes", "no table or view of this name is there"),
+        ("main.archive", "one is in old"),
+        ("public.sales", "one is in main"),
+    ] {
+        let error = added(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]))).unwrap_err();
+        assert!(matches!(&error, Error::Schema { table, .. } if table == name), "{error:?}");
+        assert!(error.to_string().contains(says) && !error.to_string().contains("SqliteStore"), "{error}");
+    }
+    for (typed, says) in [
+        (sales(Source::table("sales", ["store"])), "no such column: r.store"),
+        (sales(Source::query("SELECT * FROM slaes", ["shop"])), "no such table: slaes"),
+        (sales(by_shop().filter("open AND")), "syntax error"),
+        (sales(Source::table("main.", ["shop"])), "main. names no table"),
+        (
+            by_shop().rows("shop, amount, open", |row| Ok(Sale { shop: row.get("store")?, amount: 1, open: true })),
+            "store",
+        ),
+    ] {
+        let refused = run_over(&conn, &SUMS, SUM, typed, Mode::Repair, 9);
+        assert!(!format!("{refused:?}").contains("SqliteStore"), "{refused:?}");
+        assert_source(refused, &["source of counter shop.sum", says]);
+    }
+}
+
+#[test]
+fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
+    let conn = sales_database("(1, 5, 1), (2, 6, 1)");
+    let as_before = [("1".to_owned(), 5), ("2".to_owned(), 6)];
+    for name in ["sales", "main.sales", "MAIN.Sales", r#""main"."sales""#] {
+        assert_eq!(
+            truths(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]).amount("amount")), 9),
+            as_before,
+            "{name}"
+        );
+    }
+    conn.execute_batch(
+        r#"ATTACH ':memory:' AS old; CREATE TABLE old."of.sales" (shop INTEGER, amount, open INTEGER); CREATE INDEX old.i ON "of.sales" (shop);
+           INSERT INTO old."of.sales" VALUES (3, 7, 1); CREATE TEMP TABLE scratch (shop INTEGER, amount, open INTEGER);
+           CREATE INDEX temp.j ON scratch (shop)"#,
+    )
+    .unwrap();
+    let of = |name| sales(Source::table(name, ["shop"]).amount("amount"));
+    assert_eq!(truths(&conn, &SUMS, SUM, of(r#"old."of.sales""#), 9), [("3".to_owned(), 7)]);
+    assert_eq!(truths(&conn, &SUMS, SUM, of(r#""of.sales""#), 9), [("3".to_owned(), 7)]);
+    assert_eq!(truths(&conn, &SUMS, SUM, of("scratch"), 9), []);
+    // What a repair took for an empty source.
+    for hides in
+        ["TABLE sales (shop INTEGER, amount, open INTEGER)", "VIEW sales AS SELECT * FROM main.sales WHERE shop < 2"]
+    {
+        let mut before = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
+        conn.execute_batch(&format!("CREATE TEMP {hides}")).unwrap();
+        assert_source(added(&conn, &SUMS, SUM, sales(by_shop())), &["sales is in main and in temp", "main.sales"]);
+        assert_eq!(truths(&conn, &SUMS, SUM, of("main.sales"), 9), as_before);
+        // An audit goes on with what it found.
+        let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut before).unwrap();
+        assert_eq!(report.counters[0].missing, 2);
+        drop(before);
+        conn.execute_batch(&format!("DROP {} temp.sales", hides.split(' ').next().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_key_of_another_type_is_an_error_that_names_counter_and_value() {
+    for (value, names) in [
+        ("'seven'", ["shop.sum", "seven"]),
+        ("2.5", ["shop.sum", "2.5"]),
+        ("x'0102'", ["shop.sum", "a blob of 2 bytes"]),
+    ] {
+        let conn = sales_database(&format!("(1, 1, 1), ({value}, 1, 1)"));
+        let typed = || by_shop().rows("1, amount, open", read_sale);
+        let error = run_over(&conn, &SUMS, SUM, typed(), Mode::Verify, 10).unwrap_err();
+        assert!(matches!(error, Error::Key { .. }), "{error:?}");
+        for name in names {
+            assert!(error.to_string().contains(name), "`{error}` does not name {name}");
+        }
+    }
+    let conn = database(&TEXTS, "CREATE TABLE tags (name, shop INTEGER); CREATE INDEX i ON tags (name)");
+    conn.execute_batch("INSERT INTO tags VALUES ('a', 1), (5, 1)").unwrap();
+    let error = repair_names(&conn, Source::table("tags", ["name"]).rows("name || '', shop", read_tag)).unwrap_err();
+    assert!(matches!(error, Error::Key { counter: "tag.names", .. }), "{error:?}");
+    assert!(error.to_string().contains("key 5"), "{error}");
+}
+
+#[test]
+fn a_text_key_of_1025_bytes_in_a_row_is_an_error_and_one_of_1024_is_a_key() {
+    let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (name)");
+    let source = || Source::table("tags", ["name"]);
+    conn.execute("INSERT INTO tags VALUES (?1, 1), ('b', 1)", ["x".repeat(1024)]).unwrap();
+    assert_eq!(repair_names(&conn, tags(source())).unwrap().counters[0].corrected, 2);
+    conn.execute("INSERT INTO tags VALUES (?1, 1), ('c', 1)", ["x".repeat(1025)]).unwrap();
+    for typed in [tags(source()), tags(source()).by_tally()] {
+        let error = repair_names(&conn, typed).unwrap_err();
+        assert!(matches!(error, Error::Key { counter: "tag.names", .. }), "{error:?}");
+        assert!(error.to_string().contains("1025 bytes") && error.to_string().len() < 300, "{error}");
+    }
+    let totals = SqliteStore::new(&conn, &TEXTS).totals(NAMES).unwrap();
+    assert!(totals.iter().all(|(name, total)| name.len() <= 1024 && *total == 1), "{totals:?}");
+}
+
+#[test]
+fn a_database_in_utf_16_is_refused_where_keys_are_texts() {
+    for encoding in ["UTF-16le", "UTF-16be"] {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(&format!("PRAGMA encoding = '{encoding}'; CREATE TABLE tags (name TEXT)")).unwrap();
+        let error = SqliteStore::new(&conn, &TEXTS).create().unwrap_err();
+        assert!(matches!(error, Error::Schema { .. }) && error.to_string().contains(encoding), "{error}");
+        for statement in TEXTS.ddl(keepcount::sql::Dialect::Sqlite) {
+            conn.execute_batch(&statement).unwrap();
+        }
+        let error = SqliteStore::new(&conn, &TEXTS).check().unwrap_err();
+        assert!(matches!(error, Error::Schema { .. }) && error.to_string().contains(encoding), "{error}");
+        assert!(SqliteAudit::new(&conn, &TEXTS).is_err());
+        // Integers do not care.
+        SqliteStore::new(&conn, &SUMS).create().unwrap();
+    }
+}
+
+// In memory.
+
+fn sale(shop: i64, amount: i64) -> Sale {
+    Sale { shop: Some(shop), amount, open: true }
+}
+
+/// A store whose totals are the rows' and then some.
+fn drifted(rows: &[Sale]) -> MemoryStore {
+    let store = MemoryStore::new(&SUMS);
+    let mut batch = Batch::new();
+    batch.insert(rows);
+    batch.add(SUM, 2, 10);
+    batch.add(SUM, -7, 1);
+    batch.add(SUM, 500, -1);
+    store.apply(&mut batch).unwrap();
+    store
+}
+
+#[test]
+fn rows_in_memory_that_come_out_of_key_order_are_refused() {
+    for rows in [
+        vec![sale(2, 1), sale(1, 1)],
+        vec![sale(1, 1), sale(2, 1), sale(1, 1)],
+        vec![sale(i64::MAX, 1), sale(i64::MIN, 1)],
+    ] {
+        for page in [1, 1_000] {
+            let mut store = MemoryStore::new(&SUMS);
+            let mut audit = MemoryAudit::new(&mut store);
+            audit.add(SUM, |_| rows.iter()).unwrap();
+            let result = run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit);
+            assert_source(result, &["shop.sum", "out of key order"]);
+        }
+    }
+    // Rows that count nowhere may lie anywhere.
+    let rows =
+        [sale(1, 4), Sale { open: false, ..sale(-9, 1) }, sale(1, 5), Sale { shop: None, ..sale(0, 1) }, sale(2, 1)];
+    let mut store = drifted(&rows);
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add(SUM, |_| rows.iter()).unwrap();
+    let report = run_whole(Mode::Repair, &SUMS, Options::default().page(1), &mut audit).unwrap();
+    assert_eq!((report.counters[0].keys, report.counters[0].corrected), (4, 3));
+    drop(audit);
+    assert_eq!(Store::totals(&mut store, SUM).unwrap(), [(1, 9), (2, 1)]);
+}
+
+#[test]
+fn a_source_that_ignores_its_bound_is_still_right() {
+    let rows: Vec<Sale> = (0..60).map(|at| sale(at / 3, at % 4 + 1)).collect();
+    let whole = |page: usize, honour: bool| {
+        let mut store = drifted(&rows);
+        let (mut asked, mut read) = (0, 0);
+        let mut audit = MemoryAudit::new(&mut store);
+        audit
+            .add(SUM, |from: Bound<i64>| {
+                asked += 1;
+                let start = match from {
+                    Bound::Unbounded => 0,
+                    Bound::Included(from) => rows.partition_point(|row| row.shop.unwrap() < from),
+                    Bound::Excluded(from) => rows.partition_point(|row| row.shop.unwrap() <= from),
+                };
+                let rows = if honour { &rows[start..] } else { &rows[..] };
+                read += rows.len();
+                rows
+            })
+            .unwrap();
+        let report = run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit).unwrap();
+        drop(audit);
+        assert_eq!(asked, 1 + report.pages + report.counters[0].corrected, "a look, a page, a mended key");
+        assert!(read >= rows.len());
+        (report.to_string(), Store::totals(&mut store, SUM).unwrap())
+    };
+    for page in [1, 2, 7, 1_000] {
+        let (honest, other) = (whole(page, true), whole(page, false));
+        assert_eq!(honest, other);
+        assert_eq!(honest.1.len(), 20);
+        assert!(honest.0.contains("1 wrong, 0 missing, 2 orphan; 3 corrected"), "{}", honest.0);
+    }
+}
+
+#[test]
+fn an_error_of_a_row_in_memory_comes_through_with_its_cause() {
+    let good = drifted(&[sale(1, 1)]);
+    let mut store = good;
+    let before = Store::totals(&mut store, SUM).unwrap();
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add_fallible(SUM, |_| [Ok(sale(1, 1)), Err("the line is not JSON".into()), Ok(sale(2, 1))]).unwrap();
+    for mode in [Mode::Verify, Mode::Repair] {
+        let error = run_whole(mode, &SUMS, Options::default(), &mut audit).unwrap_err();
+        assert_eq!(error.to_string(), "reading rows of counter shop.sum: the line is not JSON");
+        let Error::Database { cause, .. } = error else { panic!("{error:?}") };
+        assert_eq!(cause.to_string(), "the line is not JSON");
+    }
+    drop(audit);
+    assert_eq!(Store::totals(&mut store, SUM).unwrap(), before);
+}
+
+#[test]
+fn a_counter_in_memory_without_a_source_or_of_another_record_is_named() {
+    let mut store = MemoryStore::new(&SUMS);
+    let mut audit = MemoryAudit::new(&mut store);
+    assert_source(audit.add(SUM, |_| [End(1)]), &["shop.sum", "End"]);
+    for mode in [Mode::Verify, Mode::Repair] {
+        assert_source(run_whole(mode, &SUMS, Options::default(), &mut audit), &["shop.sum", "there is none"]);
+    }
+    // A second source takes the first's place.
+    audit.add(SUM, |_| [sale(1, 5)]).unwrap();
+    audit.add(SUM, |_| [sale(1, 6)]).unwrap();
+    let report = run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap();
+    assert_eq!(report.counters[0].samples[0].truth, 6);
+}
+
+#[test]
+fn a_recount_in_memory_beyond_64_bits_names_its_key() {
+    let rows = [sale(1, 1), sale(3, i64::MIN), sale(3, -1)];
+    let mut store = MemoryStore::new(&SUMS);
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.add(SUM, |_| rows.iter()).unwrap();
+    let error = run_whole(Mode::Verify, &SUMS, Options::default(), &mut audit).unwrap_err();
+    assert!(matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "3"), "{error}");
+    audit.add(SUM, |_| [sale(3, i64::MIN), sale(4, i64::MAX)]).unwrap();
+    assert_eq!(run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap().counters[0].corrected, 2);
+}
+
+// Order.
+
+/// SQLite's groups come in order whatever the rows do; what a record says against it, and what an audit of somebody's own hands in, is
+/// checked.
+#[test]
+fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
+    let conn = sales_database("(3, 1, 1), (1, 1, 1), (2, 1, 1), (1, 1, 1)");
+    let query =
+        || sales(Source::query("SELECT * FROM sales ORDER BY shop DESC", ["shop"]).amount("amount").filter("open"));
+    let wanted = [("1", 2), ("2", 1), ("3", 1)].map(|(key, total)| (key.to_owned(), total));
+    for page in [1, 2, 10] {
+        assert_eq!(truths(&conn, &SUMS, SUM, query(), page), wanted);
+        assert_eq!(truths(&conn, &SUMS, SUM, query().by_tally(), page), wanted);
+    }
+    // By tally, rows whose record has another key than the column that orders them.
+    let lying = || by_shop().rows("-shop, amount, open", read_sale).by_tally();
+    for mode in [Mode::Verify, Mode::Repair] {
+        let result = run_over(&conn, &SUMS, SUM, lying(), mode, 10);
+        assert_source(result, &["shop.sum", "another key than its tally"]);
+    }
+    // An audit of somebody's own goes through `merge`, which checks the order of both lists.
+    let key = |key: i64| KeyBuf::of::<i64>(key);
+    let recount = |at: i64| keepcount::reconcile::Recount { key: key(at), total: 1, rows: 1 };
+    let ask = Ask { counter: SUM.def(), after: None, until: None, keys: 5 };
+    for pair in [[2, 1], [1, 1]] {
+        assert_source(
+            keepcount::reconcile::merge(&ask, pair.map(recount).to_vec(), Vec::new()),
+            &["rows", "key order"],
+        );
+        let totals = pair.map(|at| (key(at), 1)).to_vec();
+        assert_source(keepcount::reconcile::merge(&ask, Vec::new(), totals), &["totals", "key order"]);
+    }
+}

@@ -1,0 +1,829 @@
+//! Verify and repair live on SQLite: beside writers and other repairs, at the ends of 64 bits, and which statements they run.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
+use keepcount::reconcile::{
+    Ask, Audit, Control, Drift, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Reconciler, Report,
+    Source, SqliteAudit, Step, run,
+};
+use keepcount::{
+    Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Next, Record, Result, SqliteStore, Store, Tally,
+};
+use rusqlite::{Connection, OpenFlags, Row};
+
+const A: Counter<i64> = Counter::new("a.votes");
+const ONE: Layout = Layout::new(&[A.table()]);
+
+fn options() -> Options {
+    Options::default()
+}
+
+fn number(key: &KeyBuf) -> i64 {
+    key.decode().unwrap()
+}
+
+const VOTES: Counter<i64> = A;
+
+#[derive(Debug, Clone, Copy)]
+struct Vote {
+    show: i64,
+    stars: i64,
+}
+
+impl Record for Vote {
+    const COUNTERS: &'static [Def] = &[VOTES.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(VOTES, self.show, self.stars);
+    }
+}
+
+const TABLE: &str = "CREATE TABLE votes (id INTEGER PRIMARY KEY, show INTEGER NOT NULL, stars INTEGER NOT NULL);
+                     CREATE INDEX votes_by_show ON votes (show, stars);";
+
+fn insert(conn: &Connection, vote: Vote) {
+    conn.execute("INSERT INTO votes (show, stars) VALUES (?1, ?2)", (vote.show, vote.stars)).unwrap();
+}
+
+/// A transaction with its hooks.
+fn write(conn: &Connection, votes: &[Vote]) {
+    let mut batch = Batch::new();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for vote in votes {
+        insert(conn, *vote);
+        batch.insert(vote);
+    }
+    SqliteStore::new(conn, &ONE).apply(&mut batch).unwrap();
+    conn.execute_batch("COMMIT").unwrap();
+}
+
+fn delete_show(conn: &Connection, show: i64) {
+    let mut batch = Batch::new();
+    conn.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut delete = conn.prepare("DELETE FROM votes WHERE show = ?1 RETURNING show, stars").unwrap();
+    delete.query_map([show], read_vote).unwrap().for_each(|vote| batch.delete(&vote.unwrap()));
+    SqliteStore::new(conn, &ONE).apply(&mut batch).unwrap();
+    conn.execute_batch("COMMIT").unwrap();
+}
+
+fn read_vote(row: &Row<'_>) -> rusqlite::Result<Vote> {
+    Ok(Vote { show: row.get(0)?, stars: row.get(1)? })
+}
+
+fn database() -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch(TABLE).unwrap();
+    SqliteStore::new(&conn, &ONE).create().unwrap();
+    conn
+}
+
+fn open(path: &Path) -> Connection {
+    let conn = Connection::open(path).unwrap();
+    conn.busy_timeout(Duration::from_secs(20)).unwrap();
+    conn
+}
+
+/// A file in the given journal mode, and two connections.
+fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.db");
+    let conn = open(&path);
+    conn.execute_batch(&format!("PRAGMA journal_mode = {journal}; {TABLE}")).unwrap();
+    SqliteStore::new(&conn, &ONE).create().unwrap();
+    let other = open(&path);
+    (dir, conn, other)
+}
+
+fn audit(conn: &Connection) -> SqliteAudit<'_> {
+    let mut audit = SqliteAudit::new(conn, &ONE).unwrap();
+    let source = Source::table("votes", ["show"]).amount("stars");
+    audit.add(VOTES, source.rows("show, stars", read_vote)).unwrap();
+    audit
+}
+
+fn repair(conn: &Connection) -> Report {
+    run_whole(Mode::Repair, &ONE, options(), &mut audit(conn)).unwrap()
+}
+
+fn verify(conn: &Connection) -> Report {
+    run_whole(Mode::Verify, &ONE, options(), &mut audit(conn)).unwrap()
+}
+
+fn set_total(conn: &Connection, show: i64, total: i64) {
+    conn.execute("INSERT OR REPLACE INTO a_votes VALUES (?1, ?2)", (show, total)).unwrap();
+}
+
+/// Rows and totals, by plain SQL.
+#[track_caller]
+fn exact(conn: &Connection) {
+    let text = "SELECT group_concat(key || ': ' || n) FROM (SELECT key, sum(n) AS n FROM
+                (SELECT key, total AS n FROM a_votes UNION ALL SELECT show, -stars FROM votes) GROUP BY key HAVING sum(n) <> 0)";
+    assert_eq!(conn.query_row(text, (), |row| row.get::<_, Option<String>>(0)).unwrap(), None);
+}
+
+fn votes(shows: i64, each: i64) -> Vec<Vote> {
+    (0..shows * each).map(|at| Vote { show: at % shows, stars: at % 5 }).collect()
+}
+
+/// Does something before each mend: what the measure saw is old by then.
+struct Before<A, F> {
+    audit: A,
+    act: F,
+}
+
+impl<A: Audit, F: FnMut(&Mend)> Audit for Before<A, F> {
+    fn identity(&mut self) -> Result<u64> {
+        self.audit.identity()
+    }
+
+    fn look(&mut self, ask: &Look) -> Result<Looked> {
+        self.audit.look(ask)
+    }
+
+    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+        self.audit.measure(ask)
+    }
+
+    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+        (self.act)(ask);
+        self.audit.mend(ask)
+    }
+}
+
+#[test]
+fn a_mend_is_right_whatever_was_written_since_the_measure() {
+    for journal in ["WAL", "DELETE"] {
+        let (_dir, conn, writer) = file(journal);
+        write(&conn, &votes(20, 9));
+        for round in 0..4 {
+            (0..20).step_by(3).for_each(|show| set_total(&conn, show, 1_000 + show));
+            set_total(&conn, 77, 5);
+            set_total(&conn, 78, -5);
+            let drifting = verify(&conn).drift();
+            let mut wrote = 0;
+            let mut live = Before {
+                audit: audit(&conn),
+                act: |mend: &Mend| {
+                    wrote += 1;
+                    for key in &mend.keys {
+                        // More rows of a key that is about to be mended; all rows of one gone; the first row of an orphan.
+                        let show = number(key);
+                        match (show + round) % 3 {
+                            0 => write(&writer, &[Vote { show, stars: 7 }, Vote { show, stars: -2 }]),
+                            1 => delete_show(&writer, show),
+                            _ => write(&writer, &[Vote { show: show + 1, stars: 1 }]),
+                        }
+                    }
+                },
+            };
+            let report = run_whole(Mode::Repair, &ONE, options().page(4), &mut live).unwrap();
+            assert!(wrote > 2);
+            exact(&conn);
+            // The writes moved truth and totals together, and so not one key more or less was off.
+            assert_eq!((report.drift(), report.counters[0].corrected), (drifting, drifting), "{}", report.table());
+            write(&conn, &votes(20, 2));
+        }
+    }
+}
+
+/// What a mend reads before it holds the write lock may be old when it writes.
+#[test]
+fn a_mend_recounts_each_of_its_keys_under_the_write_lock() {
+    let mut conn = database();
+    write(&conn, &votes(9, 4));
+    for show in [2, 4, 6] {
+        set_total(&conn, show, -1);
+    }
+    let trace = Trace::on(&mut conn);
+    let mut audit = audit(&conn);
+    trace.take();
+    let keys = [2, 4, 6].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
+    assert_eq!(
+        audit.mend(&Mend { counter: VOTES.def(), keys }).unwrap(),
+        Mended { corrected: 3, unsettled: Vec::new() }
+    );
+    let ran = trace.take();
+    let hold = ran.iter().position(|text| text == "BEGIN IMMEDIATE").unwrap();
+    let (before, after) = ran.split_at(hold);
+    let recounts = |texts: &[String]| texts.iter().filter(|text| text.contains("sum(")).count();
+    assert_eq!((recounts(before), recounts(after)), (0, 3), "{ran:?}");
+    let last_recount = ran.iter().rposition(|text| text.contains("sum(")).unwrap();
+    assert!(last_recount < ran.iter().position(|text| text == "COMMIT").unwrap());
+}
+
+#[test]
+fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
+    let (dir, conn, _) = file("WAL");
+    let path = dir.path().join("app.db");
+    write(&conn, &votes(30, 3));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let conn = open(&path);
+            for round in 0..250 {
+                let show = round % 30;
+                match round % 5 {
+                    0 => delete_show(&conn, show),
+                    _ => write(&conn, &[Vote { show, stars: round }, Vote { show: 29 - show, stars: -1 }]),
+                }
+                // One total after the other is broken, so that there is always something to mend; from here on, nothing is.
+                if round < 200 {
+                    conn.execute("UPDATE a_votes SET total = total + 1000 WHERE key = ?1", [(round * 7) % 30]).unwrap();
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let (mut found, mut corrected) = (0, 0);
+        while !done.load(Ordering::Relaxed) {
+            let report = run_whole(Mode::Repair, &ONE, options().page(7), &mut audit(&conn)).unwrap();
+            found += report.drift();
+            corrected += report.counters[0].corrected;
+        }
+        // No other repair runs, and hooked writes move no drift: what was found off was off when it was mended.
+        assert_eq!(found, corrected);
+        let last = repair(&conn);
+        exact(&conn);
+        // Of 200 totals broken, some twice before a repair came by: a wrong mend would be one more to mend.
+        let (found, corrected) = (found + last.drift(), corrected + last.counters[0].corrected);
+        assert!(found == corrected && (1..=200).contains(&corrected), "{corrected} of {found}");
+    });
+}
+
+#[test]
+fn two_repairs_at_once_mend_every_key_once() {
+    let (dir, conn, _) = file("WAL");
+    let path = dir.path().join("app.db");
+    write(&conn, &votes(400, 2));
+    for page in [3, 50, 1_000] {
+        (0..400).for_each(|show| set_total(&conn, show, -show - 1));
+        (1_000..1_050).for_each(|show| set_total(&conn, show, 1));
+        let mender = || {
+            let conn = open(&path);
+            run_whole(Mode::Repair, &ONE, options().page(page), &mut audit(&conn)).unwrap().counters[0].corrected
+        };
+        let corrected: u64 = thread::scope(|scope| {
+            let menders = [scope.spawn(mender), scope.spawn(mender)];
+            menders.into_iter().map(|mender| mender.join().unwrap()).sum()
+        });
+        exact(&conn);
+        assert_eq!(corrected, 450, "page {page}");
+    }
+}
+
+#[test]
+fn a_drift_beyond_64_bits_is_mended() {
+    for (stored, truth) in [(i64::MAX, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (i64::MIN, 1), (i64::MIN, 0)] {
+        let conn = database();
+        write(&conn, &[Vote { show: 2, stars: 3 }]);
+        if truth != 0 {
+            insert(&conn, Vote { show: 1, stars: truth });
+        }
+        set_total(&conn, 1, stored);
+        let report = repair(&conn);
+        assert_eq!((report.counters[0].corrected, report.counters[0].samples[0].stored), (1, stored));
+        assert_eq!(SqliteStore::new(&conn, &ONE).total(VOTES, 1).unwrap(), truth);
+        assert_eq!(verify(&conn).drift(), 0);
+
+        let mut store = MemoryStore::new(&ONE);
+        let mut batch = Batch::new();
+        batch.add(VOTES, 1, stored);
+        store.apply(&mut batch).unwrap();
+        let rows: Vec<Vote> = (truth != 0).then_some(Vote { show: 1, stars: truth }).into_iter().collect();
+        let mut memory = MemoryAudit::new(&mut store);
+        memory.add(VOTES, |_| rows.iter()).unwrap();
+        assert_eq!(run_whole(Mode::Repair, &ONE, options(), &mut memory).unwrap().counters[0].corrected, 1);
+        drop(memory);
+        assert_eq!(store.total(VOTES, 1).unwrap(), truth);
+    }
+}
+
+const UNIT: Counter<()> = Counter::new("all.stars");
+const UNITS: Layout = Layout::new(&[UNIT.table()]);
+
+struct Star(i64);
+
+impl Record for Star {
+    const COUNTERS: &'static [Def] = &[UNIT.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(UNIT, (), self.0);
+    }
+}
+
+/// A counter of the key `()` has no key column in its source, but one in its table of totals: a mend failed on that.
+#[test]
+fn a_counter_of_one_total_is_mended_like_any_other() {
+    for tally in [false, true] {
+        for (rows, total) in [("(1, 4), (1, 5)", 9), ("(1, 4), (2, -4)", 0)] {
+            for stored in [None, Some(-3)] {
+                let conn = database();
+                SqliteStore::new(&conn, &UNITS).create().unwrap();
+                conn.execute_batch(&format!("INSERT INTO votes (show, stars) VALUES {rows}")).unwrap();
+                if let Some(stored) = stored {
+                    conn.execute("INSERT INTO all_stars VALUES (0, ?1)", [stored]).unwrap();
+                }
+                let mut audit = SqliteAudit::new(&conn, &UNITS).unwrap();
+                let typed = Source::table("votes", []).amount("stars").rows("stars", |row| Ok(Star(row.get(0)?)));
+                audit.add(UNIT, if tally { typed.by_tally() } else { typed }).unwrap();
+                let corrected = u64::from(total != stored.unwrap_or(0));
+                // It came new to the database, so it is read after a backfill.
+                for (mode, mended) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
+                    let report = run_whole(mode, &UNITS, options().page(1), &mut audit).unwrap();
+                    assert_eq!((report.drift(), report.counters[0].corrected), (mended, mended));
+                }
+                assert_eq!(SqliteStore::new(&conn, &UNITS).total(UNIT, ()).unwrap(), total);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_orphan_is_removed_and_leaves_no_row_of_zero() {
+    let conn = database();
+    write(&conn, &votes(3, 2));
+    (90..99).for_each(|show| set_total(&conn, show, show - 94));
+    let report = repair(&conn);
+    // The one of 0 is no drift, and stays.
+    assert_eq!((report.counters[0].orphan, report.counters[0].corrected), (8, 8));
+    let left: Vec<i64> = conn
+        .prepare("SELECT key FROM a_votes WHERE key >= 3")
+        .unwrap()
+        .query_map((), |row| row.get(0))
+        .unwrap()
+        .collect::<rusqlite::Result<_>>()
+        .unwrap();
+    assert_eq!(left, [94]);
+}
+
+#[test]
+fn a_connection_inside_a_transaction_is_refused() {
+    let conn = database();
+    write(&conn, &votes(3, 2));
+    set_total(&conn, 1, 99);
+    let mut audit = audit(&conn);
+    for begin in ["BEGIN", "BEGIN IMMEDIATE", "SAVEPOINT s"] {
+        conn.execute_batch(begin).unwrap();
+        for mode in [Mode::Verify, Mode::Repair] {
+            let error = run_whole(mode, &ONE, options(), &mut audit).unwrap_err();
+            assert!(error.to_string().contains("inside a transaction"), "{error}");
+            assert_eq!(error.next(), Next::Fix);
+        }
+        let mend = Mend { counter: VOTES.def(), keys: vec![KeyBuf::of::<i64>(1)] };
+        assert!(audit.mend(&mend).unwrap_err().to_string().contains("inside a transaction"));
+        let error = SqliteAudit::new(&conn, &ONE).unwrap_err();
+        assert!(error.to_string().contains("inside a transaction"), "{error}");
+        assert!(!conn.is_autocommit());
+        conn.execute_batch("ROLLBACK").unwrap();
+    }
+    assert_eq!(run_whole(Mode::Repair, &ONE, options(), &mut audit).unwrap().drift(), 1);
+}
+
+#[test]
+fn a_read_only_connection_verifies_and_says_why_it_does_not_repair() {
+    for journal in ["WAL", "DELETE"] {
+        let (dir, conn, other) = file(journal);
+        write(&conn, &votes(5, 2));
+        set_total(&conn, 1, 99);
+        // In DELETE mode, all others are closed, so that nobody's lock helps.
+        if journal == "DELETE" {
+            drop((conn, other));
+        }
+        let read = Connection::open_with_flags(dir.path().join("app.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        assert_eq!(verify(&read).drift(), 1);
+        let error = run_whole(Mode::Repair, &ONE, options(), &mut audit(&read)).unwrap_err();
+        assert!(error.to_string().contains("readonly") || error.to_string().contains("read-only"), "{error}");
+        assert_eq!(error.next(), Next::Fix);
+        assert!(read.is_autocommit());
+        assert_eq!(verify(&read).drift(), 1, "nothing was mended");
+    }
+}
+
+/// Lets a writer go after some waits.
+struct Releases<'a> {
+    world: World,
+    writer: &'a Connection,
+    after: usize,
+}
+
+impl Control for Releases<'_> {
+    fn now(&mut self) -> Duration {
+        self.world.now()
+    }
+
+    fn wait(&mut self, time: Duration, reason: &str) {
+        self.world.wait(time, reason);
+        if self.world.waits.len() == self.after {
+            self.writer.execute_batch("COMMIT").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_mend_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_that_says_so() {
+    let (_dir, conn, writer) = file("WAL");
+    conn.busy_timeout(Duration::ZERO).unwrap();
+    write(&conn, &votes(5, 2));
+    set_total(&conn, 1, 99);
+    set_total(&conn, 2, 99);
+
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut held = Reconciler::new(Mode::Repair, &ONE, options().retries(3)).unwrap();
+    let mut world = World::default();
+    let error = run(&mut held, &mut audit(&conn), &mut world).unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error}");
+    assert_eq!(world.waited(), [50, 100, 200]);
+    assert_eq!((held.report().pages, held.report().counters[0].corrected), (1, 0));
+    assert!(conn.is_autocommit());
+    assert_eq!(verify(&conn).drift(), 2, "a verify waits for nobody");
+
+    let mut control = Releases { world: World::default(), writer: &writer, after: 2 };
+    let mut patient = Reconciler::new(Mode::Repair, &ONE, options()).unwrap();
+    let report = run(&mut patient, &mut audit(&conn), &mut control).unwrap();
+    assert_eq!(control.world.waited(), [50, 100]);
+    assert_eq!((report.pages, report.counters[0].corrected), (1, 2));
+    exact(&conn);
+}
+
+#[test]
+fn a_token_of_one_database_is_refused_by_another_with_the_same_tables() {
+    let (one, other) = (database(), database());
+    for conn in [&one, &other] {
+        write(conn, &votes(9, 2));
+    }
+    let report = run_whole(Mode::Verify, &ONE, options().page(2).max_pages(1), &mut audit(&one)).unwrap();
+    let token = through_text(&report.token.unwrap());
+    let resume = |conn| {
+        let mut rest = Reconciler::resume(Mode::Verify, &ONE, &token, options()).unwrap();
+        run(&mut rest, &mut audit(conn), &mut World::default())
+    };
+    assert!(resume(&other).unwrap_err().to_string().contains("another database"));
+    let rest = resume(&one).unwrap();
+    assert_eq!((rest.complete(), rest.counters[0].keys + report.counters[0].keys), (true, 9));
+}
+
+// Rows in another file.
+
+/// Totals in one file, rows in another that is attached.
+fn two_files(dir: &Path, journal: &str) -> Connection {
+    let conn = open(&dir.join("totals.db"));
+    conn.execute("ATTACH ?1 AS rows", [dir.join("rows.db").to_str().unwrap()]).unwrap();
+    for schema in ["main", "rows"] {
+        let mode = format!("PRAGMA {schema}.journal_mode = {journal}; PRAGMA {schema}.synchronous = OFF");
+        conn.execute_batch(&mode).unwrap();
+    }
+    conn
+}
+
+/// In WAL mode each file has a snapshot of its own: of 1,319 verifies beside a writer, 1,085 listed drift that was not there.
+#[test]
+fn a_verify_of_rows_in_an_attached_file_lists_no_drift_beside_a_writer_and_a_repair_makes_none() {
+    for journal in ["WAL", "DELETE"] {
+        let dir = tempfile::tempdir().unwrap();
+        let conn = two_files(dir.path(), journal);
+        conn.execute_batch(&TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows.")).unwrap();
+        SqliteStore::new(&conn, &ONE).create().unwrap();
+        write(&conn, &votes(10, 3));
+        let done = AtomicBool::new(false);
+        let (mut verifies, mut wrong) = (0, 0);
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let conn = two_files(dir.path(), journal);
+                for round in (0..).take_while(|_| !done.load(Ordering::Relaxed)) {
+                    match round % 5 {
+                        0 => delete_show(&conn, round % 10),
+                        _ => write(&conn, &[Vote { show: round % 10, stars: round }]),
+                    }
+                    // Without a pause, nobody else gets the lock.
+                    thread::sleep(Duration::from_micros(500));
+                }
+            });
+            while verifies < 60 && !writer.is_finished() {
+                let found = if verifies % 8 == 7 { repair(&conn) } else { verify(&conn) };
+                verifies += 1;
+                wrong += u32::from(found.drift() > 0);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        println!("{journal}: {verifies} verifies, {wrong} list drift");
+        assert_eq!(wrong, 0, "{journal}: of {verifies}");
+        exact(&conn);
+    }
+}
+
+/// What can only be read cannot be locked.
+#[test]
+fn rows_in_an_attached_file_that_is_only_read_are_refused_in_wal_mode() {
+    for (journal, refused) in [("WAL", true), ("DELETE", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = two_files(dir.path(), journal);
+        writer
+            .execute_batch(&TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows."))
+            .unwrap();
+        SqliteStore::new(&writer, &ONE).create().unwrap();
+        write(&writer, &votes(10, 3));
+        let conn = open(&dir.path().join("totals.db"));
+        let rows = format!("file:{}?mode=ro", dir.path().join("rows.db").display());
+        conn.execute("ATTACH ?1 AS rows", [rows]).unwrap();
+        let mut audit = SqliteAudit::new(&conn, &ONE).unwrap();
+        let added = audit.add(VOTES, Source::table("votes", ["show"]).amount("stars").rows("show, stars", read_vote));
+        if refused {
+            let error = added.unwrap_err();
+            assert!(matches!(error, Error::Source { counter: "a.votes", .. }), "{error:?}");
+            assert!(error.to_string().contains("database rows"), "{error}");
+        } else {
+            added.unwrap();
+            assert_eq!(run_whole(Mode::Verify, &ONE, options(), &mut audit).unwrap().drift(), 0);
+        }
+    }
+}
+
+// Which work was done.
+
+#[test]
+fn a_verification_of_ten_pages_is_thirty_statements_that_read() {
+    let mut conn = database();
+    write(&conn, &(0..100).map(|show| Vote { show, stars: 1 }).collect::<Vec<_>>());
+    let trace = Trace::on(&mut conn);
+    let changes = conn.total_changes();
+    let mut audit = audit(&conn);
+    trace.take();
+    let report = run_whole(Mode::Verify, &ONE, options().page(10), &mut audit).unwrap();
+    assert_eq!((report.pages, report.rows), (10, 100));
+    let Kinds { reads, writes, others } = trace.kinds();
+    // One of each page holds its snapshot: there is no transaction to end, and never the write lock.
+    assert_eq!((reads, writes, others), (30, 0, vec![]));
+    assert_eq!(conn.total_changes(), changes);
+}
+
+#[test]
+fn a_repair_of_what_is_clean_takes_no_lock_and_writes_nothing() {
+    let mut conn = database();
+    write(&conn, &votes(50, 3));
+    let trace = Trace::on(&mut conn);
+    let changes = conn.total_changes();
+    let mut audit = audit(&conn);
+    trace.take();
+    assert_eq!(run_whole(Mode::Repair, &ONE, options().page(10), &mut audit).unwrap().drift(), 0);
+    let Kinds { writes, others, .. } = trace.kinds();
+    assert_eq!(writes, 0);
+    assert!(!others.iter().any(|text| text.contains("IMMEDIATE") || text.contains("COMMIT")), "{others:?}");
+    assert_eq!(conn.total_changes(), changes);
+}
+
+#[test]
+fn a_mend_touches_only_what_differs() {
+    let mut conn = database();
+    write(&conn, &votes(50, 3));
+    set_total(&conn, 7, 1_000);
+    set_total(&conn, 8, 1_000);
+    conn.execute("DELETE FROM a_votes WHERE key = 21", ()).unwrap();
+    set_total(&conn, 900, 1);
+    let trace = Trace::on(&mut conn);
+    let changes = conn.total_changes();
+    let mut audit = audit(&conn);
+    trace.take();
+    let report = run_whole(Mode::Repair, &ONE, options().page(10), &mut audit).unwrap();
+    let counter = &report.counters[0];
+    assert_eq!((counter.wrong, counter.missing, counter.orphan, counter.corrected), (2, 1, 1, 4));
+    // Four totals, and the orphan's row goes.
+    assert_eq!(conn.total_changes() - changes, 5);
+    let Kinds { writes, others, .. } = trace.kinds();
+    assert_eq!(writes, 5);
+    // The pages with 7 and 8, with 21, with 900: three mends.
+    assert_eq!(others.iter().filter(|text| *text == "BEGIN IMMEDIATE").count(), 3, "{others:?}");
+    exact(&conn);
+
+    // Asked to mend what is right: nothing to write.
+    let changes = conn.total_changes();
+    let keys = [7, 8, 9].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
+    assert_eq!(audit.mend(&Mend { counter: VOTES.def(), keys }).unwrap(), Mended::default());
+    assert_eq!(conn.total_changes(), changes);
+}
+
+/// A mend adds what lacks; nothing is ever taken from the measure. The measure here is made up.
+#[test]
+fn a_mend_believes_no_measure() {
+    let conn = database();
+    write(&conn, &[Vote { show: 1, stars: 4 }, Vote { show: 2, stars: 5 }]);
+    set_total(&conn, 2, 50);
+    let mut liar = Reconciler::new(Mode::Repair, &ONE, options()).unwrap();
+    let mut audit = audit(&conn);
+    let zero = Duration::ZERO;
+    loop {
+        match liar.next(zero) {
+            Step::Identify => liar.identified(0).unwrap(),
+            Step::Look(look) => liar.looked(audit.look(&look).unwrap(), zero).unwrap(),
+            Step::Measure(_) => {
+                let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, truth: 77, rows: 1 };
+                let drifts = vec![drift(1), drift(2), drift(3)];
+                liar.measured(Measured { keys: 3, rows: 3, drifts, ..Measured::default() }, zero).unwrap();
+            }
+            Step::Mend(mend) => liar.mended(&audit.mend(&mend).unwrap(), zero),
+            Step::Recall(token) => panic!("nothing is resumed: {token}"),
+            Step::Ready(ready) => panic!("a repair makes {ready:?} ready"),
+            Step::Keep(keep) => panic!("a whole run keeps {keep:?}"),
+            Step::End => break,
+            Step::Wait(time, reason) => panic!("a wait of {time:?}: {reason}"),
+        }
+    }
+    assert_eq!(liar.report().counters[0].corrected, 1);
+    exact(&conn);
+    assert_eq!(SqliteStore::new(&conn, &ONE).totals(VOTES).unwrap(), [(1, 4), (2, 5)]);
+}
+
+#[test]
+fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
+    let conn = database();
+    // Of which no total is 0.
+    write(&conn, &(0..300).map(|at| Vote { show: at % 100 + 1, stars: 1 }).collect::<Vec<_>>());
+    conn.execute_batch("UPDATE a_votes SET total = total + 1 WHERE key % 10 = 0").unwrap();
+    let bounds = [None, Some(1), Some(20), Some(55), Some(56), Some(80), None].map(|key| key.map(KeyBuf::of::<i64>));
+    for mode in [Mode::Verify, Mode::Repair] {
+        for page in [1, 7, 1000] {
+            let (mut keys, mut found) = (0, Vec::new());
+            for part in bounds.windows(2) {
+                let (after, until) = (part[0].as_ref(), part[1].as_ref());
+                let options = options().page(page).max_pages(2).samples(100);
+                let mut run = Reconciler::part(mode, &ONE, VOTES.def(), after, until, options).unwrap();
+                let report = loop {
+                    let report = keepcount::reconcile::run(&mut run, &mut audit(&conn), &mut World::default()).unwrap();
+                    let counter = &report.counters[0];
+                    assert!(!counter.begun && !counter.complete && !counter.clean);
+                    keys += counter.keys;
+                    found.extend(counter.samples.iter().map(|sample| number(&sample.key)));
+                    let Some(token) = &report.token else { break report };
+                    // As a later process goes on.
+                    run = Reconciler::resume(mode, &ONE, &through_text(token), options).unwrap();
+                };
+                assert!(report.complete(), "the part is done");
+            }
+            assert_eq!(keys, 100, "{mode:?}, pages of {page}");
+            assert_eq!(
+                found,
+                if mode == Mode::Repair && page > 1 { vec![] } else { (1..=10).map(|n| n * 10).collect() }
+            );
+        }
+    }
+    exact(&conn);
+}
+
+/// Setlists name their show, and some a show that is not there.
+#[test]
+fn links_whose_parent_is_not_there_are_reported_as_dangling() {
+    const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+    const LAYOUT: Layout = Layout::new(&[SHOW.table()]);
+    struct Setlist(i64, i64);
+    impl Record for Setlist {
+        const COUNTERS: &'static [Def] = &[SHOW.def()];
+
+        fn tally(&self, to: &mut Tally<'_>) {
+            to.add(SHOW, (self.0, self.1), 1);
+        }
+    }
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch(
+        "CREATE TABLE shows (id INTEGER PRIMARY KEY);
+         CREATE TABLE setlists (id INTEGER PRIMARY KEY, show INTEGER NOT NULL);
+         CREATE UNIQUE INDEX setlists_by_show ON setlists (id, show);
+         INSERT INTO shows VALUES (0), (1), (2);
+         WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20) INSERT INTO setlists SELECT i, i % 4 FROM n",
+    )
+    .unwrap();
+    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    let mut batch = Batch::new();
+    for id in 1..=20 {
+        batch.insert(&Setlist(id, id % 4));
+    }
+    SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
+
+    let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+    let source = Source::table("setlists", ["id", "show"]).parent("shows", ["id"]);
+    audit.add(SHOW, source.rows("id, show", |row| Ok(Setlist(row.get(0)?, row.get(1)?)))).unwrap();
+    assert_eq!(audit.counters(), [SHOW.def()]);
+    let keys = |ids: &[i64]| ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>();
+    for page in [1, 3, 4, 5, 100] {
+        let report = run_whole(Mode::Verify, &LAYOUT, options().page(page).samples(2), &mut audit).unwrap();
+        let links = &report.counters[0];
+        assert_eq!((links.keys, links.dangling, &links.dangling_keys), (20, 5, &keys(&[3, 7])), "page {page}");
+        assert!(report.to_string().ends_with("; 5 dangling links"), "{report}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!((&json["counters"][0]["dangling"], &json["counters"][0]["unsettled"]), (&5.into(), &().into()));
+        assert_eq!(report.table().to_string().matches("a link that dangles").count(), 2);
+    }
+    // What is behind the last key that is asked for is another part's.
+    let until = KeyBuf::of::<(i64, i64)>((9_i64, i64::MAX));
+    let ask = Ask { counter: SHOW.def(), after: None, until: Some(until), keys: 100 };
+    assert_eq!(audit.measure(&ask).unwrap().dangling, keys(&[3, 7]));
+}
+
+// What pages of a rollup cost.
+
+const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
+const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
+const WIDE: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+
+/// What the recount of a wide parent is made of, as one statement.
+const SUMS: &str =
+    "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
+                    GROUP BY l.key_2, f.key_2 ORDER BY l.key_2, f.key_2";
+
+/// Parent 1 of so many children, between a parent 0 and a parent 2 of one child each; each child of days of its own, which `first` begins with.
+fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (Connection, Work) {
+    let mut conn = Connection::open_in_memory().unwrap();
+    SqliteStore::new(&conn, &WIDE).create().unwrap();
+    conn.execute_batch(
+        "INSERT INTO child_parent VALUES (-1, 0, 1), (-2, 2, 1); INSERT INTO child_days VALUES (-1, 5, 1), (-2, 5, 1);",
+    )
+    .unwrap();
+    let fill =
+        "INSERT INTO child_days WITH RECURSIVE n (n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?3)
+                SELECT ?1, ?2 + n, 1 FROM n";
+    for child in 0..children {
+        conn.execute("INSERT INTO child_parent VALUES (?1, 1, 1)", [child]).unwrap();
+        conn.prepare_cached(fill).unwrap().execute([child, first(child), days]).unwrap();
+    }
+    if stored {
+        conn.execute_batch(&format!("INSERT INTO parent_days {SUMS}")).unwrap();
+    }
+    let work = Work::on(&mut conn);
+    (conn, work)
+}
+
+/// The steps of a verify of the rollup, and of one GROUP BY of the same; how many keys differed.
+fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
+    let mut audit = SqliteAudit::new(conn, &WIDE).unwrap();
+    let before = work.steps();
+    let mut verify = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options()).unwrap();
+    let report = run(&mut verify, &mut audit, &mut work.clone()).unwrap();
+    // What it sums has no rows here, and is left out.
+    let rollup = report.counters.last().unwrap();
+    assert!(rollup.counter == PARENT_DAYS.def() && rollup.complete, "{report}");
+    let verified = work.steps() - before;
+    conn.prepare(SUMS).unwrap().query_map((), |_| Ok(())).unwrap().for_each(drop);
+    (verified, work.steps() - before - verified, rollup.drift())
+}
+
+/// A page read the rest of its parent again, and took so long that pages shrank to 16 keys: 400,000 keys under one parent took hours.
+#[test]
+fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
+    type First = fn(i64, i64) -> i64;
+    let shapes: [(&str, i64, First); 6] = [
+        ("ten children of the same days", 10, |_, _| 0),
+        ("one child", 1, |_, _| 0),
+        ("as many children as keys", 0, |child, _| child),
+        ("as many children as keys, the last first", 0, |child, _| -child),
+        ("fifty children, one after the other", 50, |child, days| child * days),
+        ("fifty children, the last first", 50, |child, days| -child * days),
+    ];
+    for (what, children, first) in shapes {
+        for stored in [true, false] {
+            let cost = |keys: i64| {
+                let of = if children == 0 { keys } else { children };
+                let distinct = if children == 10 { 1 } else { of };
+                let days = keys / distinct;
+                let (verified, grouped, drift) = verify_wide(&wide(of, days, |child| first(child, days), stored));
+                assert_eq!(drift, if stored { 0 } else { keys.unsigned_abs() + 2 }, "{what}");
+                (verified, grouped)
+            };
+            let ((one, _), (two, grouped)) = (cost(5_000), cost(10_000));
+            println!("{what}, totals {stored}: {one} and {two} steps, GROUP BY {grouped}");
+            assert!(two * 2 <= one * 5, "{what}, totals {stored}: {one} steps of 5,000 keys, {two} of 10,000");
+            assert!(two <= grouped * 10, "{what}, totals {stored}: {two} steps, and {grouped} of a GROUP BY");
+        }
+    }
+}
+
+/// A mend looked up every key at every child of its parent, under the write lock.
+#[test]
+fn the_work_of_a_mend_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+    let cost = |children: i64| {
+        let (conn, work) = wide(children, 1, |child| child, false);
+        let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
+        let keys: Vec<KeyBuf> = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
+        let before = work.steps();
+        let mended = audit.mend(&Mend { counter: PARENT_DAYS.def(), keys }).unwrap();
+        assert_eq!(mended.corrected, 256);
+        work.steps() - before
+    };
+    let costs = [5_000, 10_000, 20_000].map(cost);
+    println!("steps of a mend of 256 keys: {costs:?}");
+    assert!(costs[2] < 20_000 * 40, "{costs:?}");
+}
+
+#[test]
+fn a_look_at_a_rollup_reads_one_pair_of_a_wide_parent() {
+    let (conn, work) = wide(5_000, 1, |child| child, true);
+    conn.execute_batch("DELETE FROM child_parent WHERE key_2 = 0").unwrap();
+    let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
+    let before = work.steps();
+    assert!(!audit.look(&Look { counter: PARENT_DAYS.def(), totals: 100 }).unwrap().empty);
+    assert!(work.steps() - before < 500, "{}", work.steps() - before);
+    conn.execute_batch("DELETE FROM child_days").unwrap();
+    let looked = audit.look(&Look { counter: PARENT_DAYS.def(), totals: 100 }).unwrap();
+    assert!(looked.empty && looked.totals == 100);
+}

@@ -1,0 +1,1066 @@
+//! What the end-to-end tests of the concert example share: the binary, built once a process; a temporary site to run it in; event
+//! streams; and three things written apart from the crate that say what is right: a model in maps, a recount in plain SQL (of decayed
+//! votes, in plain Rust over the rows), and the report that a verify must print.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use keepcount::{Date, HalfLife};
+use rusqlite::Connection;
+use rusqlite::types::ValueRef;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// No command of these tests takes near as long, on any machine.
+pub const LONGEST: Duration = Duration::from_secs(2 * 60);
+const LONGEST_BUILD: Duration = Duration::from_secs(15 * 60);
+
+#[allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that waits for processes may")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+// The binary.
+
+/// The example, in the profile of the tests.
+pub fn binary() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(build)
+}
+
+/// `cargo test --test ..` builds no examples. Cargo holds no lock while tests run, and its own lock orders test processes that build
+/// at once; what is fresh takes a fraction of a second.
+fn build() -> PathBuf {
+    let release = !cfg!(debug_assertions);
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--example", "concert"]);
+    cargo.args(release.then_some("--release"));
+    cargo.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    cargo.arg("--target-dir").arg(target_dir());
+    let ran = finish(start(&mut cargo), LONGEST_BUILD);
+    assert_eq!(ran.code, Some(0), "the example does not build: {}", ran.err);
+    let built = ran.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
+        let is_example = message["target"]["name"] == "concert" && message["target"]["kind"] == json!(["example"]);
+        message["executable"].as_str().filter(|_| is_example).map(PathBuf::from)
+    });
+    built.expect("cargo names the example's executable")
+}
+
+/// The target directory that this very test lies in (`TARGET/debug/deps/NAME`), so that nothing is built twice.
+fn target_dir() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    match exe.parent().filter(|dir| dir.ends_with("deps")).and_then(|deps| deps.ancestors().nth(2)) {
+        Some(dir) => dir.to_owned(),
+        None => std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from),
+    }
+}
+
+// Running it.
+
+/// How a process ended, and what it said.
+#[derive(Debug)]
+pub struct Ran {
+    /// None: killed.
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    /// Fails unless the process ended with this code; gives the output back, for further checks.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    /// A failure: exit 1, nothing on stdout, one message on stderr that names these.
+    #[track_caller]
+    pub fn fails(self, naming: &[&str]) -> Self {
+        let ran = self.exits(1);
+        assert_eq!(ran.out, "", "{ran:#?}");
+        assert!(!ran.err.is_empty() && !ran.err.contains("panicked"), "{ran:#?}");
+        for name in naming {
+            assert!(ran.err.contains(name), "{name:?} is not named: {ran:#?}");
+        }
+        ran
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        assert_eq!(self.out.lines().count(), 1, "one JSON object on one line: {self:#?}");
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+
+    /// The token of a stopped run, from its JSON or from its last line.
+    #[track_caller]
+    pub fn token(&self) -> String {
+        let last = self.out.lines().last().unwrap_or_default();
+        let token = match last.strip_prefix("resume ") {
+            Some(token) => token.to_owned(),
+            None => self.json()["resume"].as_str().unwrap_or_else(|| panic!("no token: {self:#?}")).to_owned(),
+        };
+        let fits = |char: char| char.is_ascii_digit() || char.is_ascii_lowercase();
+        assert!(!token.is_empty() && token.chars().all(fits), "no string of [0-9a-z]: {token:?}");
+        token
+    }
+}
+
+pub fn start(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A binary that this process has just copied is busy while a child of another test's thread, forked in the middle of the copy,
+    // has not got to its own exec yet.
+    for _ in 0..200 {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => thread::sleep(Duration::from_millis(10)),
+            started => return started.unwrap(),
+        }
+    }
+    panic!("busy for two seconds: {command:?}");
+}
+
+/// Waits for a process's end, but not for ever.
+#[track_caller]
+pub fn finish(mut child: Child, most: Duration) -> Ran {
+    let (out, err) = (read_all(child.stdout.take().unwrap()), read_all(child.stderr.take().unwrap()));
+    let until = now() + most;
+    let mut receive = |from: Receiver<Vec<u8>>| match from.recv_timeout(until.saturating_duration_since(now())) {
+        Ok(bytes) => String::from_utf8(bytes).unwrap(),
+        Err(error) => {
+            child.kill().unwrap();
+            panic!("the process did not end within {most:?}: {error}");
+        }
+    };
+    let (out, err) = (receive(out), receive(err));
+    Ran { code: child.wait().unwrap().code(), out, err }
+}
+
+fn read_all(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (send, receive) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        // Nobody listens any more when the test has failed meanwhile.
+        let _ = send.send(bytes);
+    });
+    receive
+}
+
+/// A directory of its own with a database `site.db`, in which commands run.
+pub struct Site {
+    dir: TempDir,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// With these events replayed, from `base.jsonl`.
+    #[track_caller]
+    pub fn with(lines: &[String]) -> Self {
+        let site = Self::new();
+        site.write("base.jsonl", lines);
+        site.run("replay base.jsonl").exits(0);
+        site
+    }
+
+    /// A site of its own with a copy of this one's database, which nobody may have open.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        assert!(!self.path("site.db-wal").exists(), "the database is still open");
+        fs::copy(self.path("site.db"), copy.path("site.db")).unwrap();
+        copy
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, lines: &[String]) {
+        fs::write(self.path(name), text(lines)).unwrap();
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(args).current_dir(self.dir()).env("TMPDIR", self.dir());
+        command
+    }
+
+    /// Runs the words of a command on `site.db`.
+    #[track_caller]
+    pub fn run(&self, words: &str) -> Ran {
+        finish(self.spawn(words), LONGEST)
+    }
+
+    #[track_caller]
+    pub fn run_args(&self, args: &[&str]) -> Ran {
+        finish(start(&mut self.command(args)), LONGEST)
+    }
+
+    pub fn spawn(&self, words: &str) -> Child {
+        let args: Vec<&str> = words.split_whitespace().chain(["--db", "site.db"]).collect();
+        start(&mut self.command(&args))
+    }
+
+    /// A connection that does what it likes: neither hooks nor foreign keys.
+    pub fn open(&self) -> Connection {
+        let conn = Connection::open(self.path("site.db")).unwrap();
+        conn.busy_timeout(Duration::from_secs(20)).unwrap();
+        conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA synchronous = OFF").unwrap();
+        conn
+    }
+
+    #[track_caller]
+    pub fn sql(&self, statements: &str) {
+        self.open().execute_batch(statements).unwrap_or_else(|error| panic!("{error}: {statements}"));
+    }
+
+    /// The names in the directory, in order.
+    pub fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir()).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Every row of every table, in one comparable value.
+    pub fn dump(&self) -> Vec<String> {
+        dump(&self.open())
+    }
+
+    /// Fails unless the totals are what the rows say, by a recount that knows nothing of the crate, and a verify agrees.
+    #[track_caller]
+    pub fn is_exact(&self) {
+        let conn = self.open();
+        assert_same(&non_zero(&stored(&conn)), &recount(&conn));
+        drop(conn);
+        let ran = self.run("verify --json").exits(0);
+        assert_eq!(ran.json()["complete"], true, "{ran:?}");
+    }
+}
+
+pub fn dump(conn: &Connection) -> Vec<String> {
+    let tables = ["artists", "shows", "setlists", "votes", "replay_prefix", "keepcount_marks", "keepcount_counters"];
+    let tables =
+        tables.map(str::to_owned).into_iter().chain(total_tables()).chain(BOARD_TABLES.into_iter().map(str::to_owned));
+    let mut rows = Vec::new();
+    for table in tables {
+        let mut all = conn.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
+        let width = all.column_count();
+        let mut found = all.query(()).unwrap();
+        while let Some(row) = found.next().unwrap() {
+            let cells: Vec<String> = (0..width).map(|at| format!("{:?}", row.get_ref(at).unwrap())).collect();
+            rows.push(format!("{table}: {}", cells.join(", ")));
+        }
+    }
+    rows
+}
+
+/// The tables of totals, in the order of their counters' names.
+pub fn total_tables() -> impl Iterator<Item = String> {
+    COUNTERS.iter().map(|counter| counter.replace('.', "_"))
+}
+
+pub const BOARD_TABLES: [&str; 4] = ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
+
+/// A number that a query finds.
+pub fn number(conn: &Connection, query: &str) -> usize {
+    let number: i64 = conn.query_row(query, (), |row| row.get(0)).unwrap();
+    usize::try_from(number).unwrap()
+}
+
+pub fn text(lines: &[String]) -> Vec<u8> {
+    lines.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect()
+}
+
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+// Events.
+
+pub fn artist(id: &str) -> Value {
+    json!({"op": "insert", "table": "artists", "row": {"id": id, "name": "n", "followers": 0, "popularity": 0}})
+}
+
+pub fn show(id: &str, artist: Option<&str>, status: &str) -> Value {
+    let row = json!({"id": id, "artist_id": artist, "date": "2025-06-01", "status": status});
+    json!({"op": "insert", "table": "shows", "row": row})
+}
+
+pub fn setlist(id: &str, show: Option<&str>) -> Value {
+    json!({"op": "insert", "table": "setlists", "row": {"id": id, "show_id": show}})
+}
+
+pub fn vote(id: &str, setlist: &str, user: &str, kind: &str) -> Value {
+    let row = json!({"id": id, "setlist_id": setlist, "user_id": user, "kind": kind, "created_at": NEW_YEAR});
+    json!({"op": "insert", "table": "votes", "row": row})
+}
+
+/// The event with the day on which it happened.
+pub fn at(mut event: Value, day: &str) -> Value {
+    event["at"] = json!(day);
+    event
+}
+
+/// The day of a time.
+pub fn day_of(seconds: i64) -> Date {
+    Date::from_days(i32::try_from(seconds.div_euclid(86_400)).unwrap()).unwrap()
+}
+
+pub fn delete(table: &str, id: &str) -> Value {
+    json!({"op": "delete", "table": table, "row": {"id": id}})
+}
+
+/// The same row, as an update.
+pub fn update(mut insert: Value) -> Value {
+    insert["op"] = json!("update");
+    insert
+}
+
+/// An event with one member of its row changed, or removed.
+pub fn but(mut event: Value, member: &str, value: Option<Value>) -> Value {
+    let row = event["row"].as_object_mut().unwrap();
+    match value {
+        Some(value) => row.insert(member.to_owned(), value),
+        None => row.remove(member),
+    };
+    event
+}
+
+pub fn lines(events: &[Value]) -> Vec<String> {
+    events.iter().map(Value::to_string).collect()
+}
+
+/// splitmix64.
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(end).unwrap()).unwrap()
+    }
+
+    pub fn one_in(&mut self, many: usize) -> bool {
+        self.below(many) == 0
+    }
+
+    /// Small numbers much more often than large ones.
+    pub fn skewed(&mut self, end: usize) -> usize {
+        let most = self.below(end) + 1;
+        let most = self.below(most) + 1;
+        self.below(most)
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        let at = self.skewed(from.len());
+        &from[at]
+    }
+}
+
+/// What the rows must be after some events: maps, and the rules of the event format, said once more.
+#[derive(Debug, Default, Clone)]
+pub struct Model {
+    /// Followers and popularity.
+    pub artists: BTreeMap<String, (i64, i64)>,
+    /// Artist, date, and whether it is upcoming.
+    pub shows: BTreeMap<String, (Option<String>, String, bool)>,
+    pub setlists: BTreeMap<String, Option<String>>,
+    /// Setlist, user, whether it is up, and when it was given.
+    pub votes: BTreeMap<String, (String, String, bool, i64)>,
+}
+
+impl Model {
+    pub fn of(lines: &[String]) -> Self {
+        let mut model = Self::default();
+        model.apply_lines(lines);
+        model
+    }
+
+    pub fn apply_lines(&mut self, lines: &[String]) {
+        for line in lines.iter().filter(|line| !line.trim().is_empty()) {
+            self.apply(&serde_json::from_str(line).unwrap());
+        }
+    }
+
+    pub fn apply(&mut self, event: &Value) {
+        let row = &event["row"];
+        let text = |name: &str| row[name].as_str().map(str::to_owned);
+        let id = text("id").unwrap();
+        match (event["table"].as_str().unwrap(), event["op"] == "delete") {
+            ("artists", false) => {
+                self.artists.insert(id, (row["followers"].as_i64().unwrap(), row["popularity"].as_i64().unwrap()));
+            }
+            ("shows", false) => {
+                let show = (text("artist_id"), text("date").unwrap(), row["status"] == "upcoming");
+                self.shows.insert(id, show);
+            }
+            ("setlists", false) => drop(self.setlists.insert(id, text("show_id"))),
+            ("votes", false) => {
+                let (setlist, user) = (text("setlist_id").unwrap(), text("user_id").unwrap());
+                let vote = (setlist, user, row["kind"] == "up", row["created_at"].as_i64().unwrap());
+                self.votes.insert(id, vote);
+            }
+            ("artists", true) => {
+                self.artists.remove(&id);
+                self.shows.retain(|_, (artist, ..)| artist.as_ref() != Some(&id));
+            }
+            ("shows", true) => drop(self.shows.remove(&id)),
+            ("setlists", true) => drop(self.setlists.remove(&id)),
+            ("votes", true) => drop(self.votes.remove(&id)),
+            other => panic!("{other:?}"),
+        }
+        if event["op"] == "delete" && event["table"] != "votes" {
+            // What has lost its parent goes with it.
+            self.setlists.retain(|_, show| show.as_ref().is_none_or(|show| self.shows.contains_key(show)));
+            self.votes.retain(|_, (setlist, ..)| self.setlists.contains_key(setlist));
+        }
+    }
+
+    /// Totals other than 0.
+    pub fn totals(&self) -> Totals {
+        let mut totals: Totals = COUNTERS.iter().map(|counter| (*counter, BTreeMap::new())).collect();
+        let mut add = |counter: &str, key: Key, amount: i64| {
+            *totals.get_mut(counter).unwrap().entry(key).or_default() += amount;
+        };
+        for (id, (followers, popularity)) in &self.artists {
+            add("artist.listed", key(id), 1);
+            add("artist.fame", key(id), followers / 1_000_000 + popularity / 10);
+        }
+        for (id, (artist, date, upcoming)) in &self.shows {
+            if *upcoming {
+                add("show.upcoming", pair(date, id), 1);
+            }
+            let Some(artist) = artist else { continue };
+            add("artist.shows", key(artist), 1);
+            add("artist.upcoming_shows", key(artist), i64::from(*upcoming));
+            add("artist.shows_ahead", pair(artist, date), 1);
+            add("show.artist", pair(id, artist), 1);
+        }
+        for (id, show) in &self.setlists {
+            let Some(show) = show else { continue };
+            add("show.setlists", key(show), 1);
+            add("setlist.show", pair(id, show), 1);
+        }
+        for (setlist, user, up, created_at) in self.votes.values() {
+            add("setlist.votes", key(setlist), 1);
+            add("setlist.upvotes", key(setlist), i64::from(*up));
+            add("setlist.score", key(setlist), if *up { 1 } else { -1 });
+            add("user.votes", key(user), 1);
+            let show = self.setlists[setlist].as_ref();
+            let artist = show.and_then(|show| self.shows[show].0.as_ref());
+            for (show, artist) in show.iter().map(|show| (show, artist)) {
+                add("show.votes", key(show), 1);
+                if let Some(artist) = artist {
+                    add("artist.votes", key(artist), 1);
+                }
+            }
+            for (half_life, of_setlist, of_show, of_artist) in TRENDS {
+                let (epoch, weight) = share(half_life, *created_at);
+                add(of_setlist, in_epoch(setlist, epoch), weight);
+                if let Some(show) = show {
+                    add(of_show, in_epoch(show, epoch), weight);
+                }
+                if let Some(artist) = artist {
+                    add(of_artist, in_epoch(artist, epoch), weight);
+                }
+            }
+        }
+        non_zero(&totals)
+    }
+
+    /// Fails unless the database has exactly these rows' ids and totals.
+    #[track_caller]
+    pub fn is_in(&self, conn: &Connection) {
+        assert_same(&recount(conn), &self.totals());
+        assert_same(&non_zero(&stored(conn)), &self.totals());
+        let ids = |table: &str| -> BTreeSet<String> {
+            let mut all = conn.prepare(&format!("SELECT id FROM {table}")).unwrap();
+            all.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+        };
+        assert!(ids("artists").iter().eq(self.artists.keys()), "artists differ");
+        assert!(ids("shows").iter().eq(self.shows.keys()), "shows differ");
+        assert!(ids("setlists").iter().eq(self.setlists.keys()), "setlists differ");
+        assert!(ids("votes").iter().eq(self.votes.keys()), "votes differ");
+    }
+}
+
+/// Makes valid events at random: parents from and to null, moves, flips, cascades, ids that need escapes.
+pub struct Writer {
+    pub random: Random,
+    pub model: Model,
+    /// Tells the ids of several writers apart.
+    prefix: &'static str,
+    made: usize,
+    pub deletes: bool,
+}
+
+impl Writer {
+    pub fn new(seed: u64, prefix: &'static str) -> Self {
+        Self { random: Random(seed), model: Model::default(), prefix, made: 0, deletes: true }
+    }
+
+    pub fn lines(&mut self, count: usize) -> Vec<String> {
+        (0..count).map(|_| self.event().to_string()).collect()
+    }
+
+    fn event(&mut self) -> Value {
+        let event = loop {
+            if let Some(event) = self.try_event() {
+                break event;
+            }
+        };
+        self.model.apply(&event);
+        event
+    }
+
+    fn new_id(&mut self) -> String {
+        const ODD: [&str; 8] =
+            ["\t", "\n", "\\", "\"'", "\u{e9}\u{10ffff}", "\u{1}", "%_", "a longer id than is kept inline"];
+        self.made += 1;
+        let odd = if self.random.one_in(5) { ODD[self.random.below(ODD.len())] } else { "" };
+        format!("{odd}{}{}", self.prefix, self.made)
+    }
+
+    fn any<T>(&mut self, from: &BTreeMap<String, T>) -> Option<String> {
+        if from.is_empty() { None } else { from.keys().nth(self.random.skewed(from.len())).cloned() }
+    }
+
+    fn parent(&mut self, from: Option<String>) -> Option<String> {
+        from.filter(|_| !self.random.one_in(6))
+    }
+
+    fn try_event(&mut self) -> Option<Value> {
+        let model = std::mem::take(&mut self.model);
+        let event = self.draw(&model).map(|event| self.varied(event, &model));
+        self.model = model;
+        event
+    }
+
+    fn draw(&mut self, model: &Model) -> Option<Value> {
+        let artists: Vec<&String> = model.artists.keys().collect();
+        let any_artist = |random: &mut Random| (!artists.is_empty()).then(|| (*random.pick(&artists)).clone());
+        let status = ["upcoming", "upcoming", "completed", "cancelled"][self.random.below(4)];
+        let kind = if self.random.one_in(3) { "down" } else { "up" };
+        let user = format!("u{}", self.random.skewed(40));
+        Some(match self.random.below(100) {
+            0..8 => artist(&self.new_id()),
+            8..20 => {
+                let parent = any_artist(&mut self.random);
+                show(&self.new_id(), self.parent(parent).as_deref(), status)
+            }
+            20..34 => {
+                let parent = self.any(&model.shows);
+                setlist(&self.new_id(), self.parent(parent).as_deref())
+            }
+            34..66 => vote(&self.new_id(), &self.any(&model.setlists)?, &user, kind),
+            66..68 => update(artist(&any_artist(&mut self.random)?)),
+            68..76 => {
+                let parent = any_artist(&mut self.random);
+                update(show(&self.any(&model.shows)?, self.parent(parent).as_deref(), status))
+            }
+            76..82 => {
+                let parent = self.any(&model.shows);
+                update(setlist(&self.any(&model.setlists)?, self.parent(parent).as_deref()))
+            }
+            82..91 => update(vote(&self.any(&model.votes)?, &self.any(&model.setlists)?, &user, kind)),
+            _ if !self.deletes => return None,
+            91..97 => delete("votes", &self.any(&model.votes)?),
+            97 => delete("setlists", &self.any(&model.setlists)?),
+            98 => delete("shows", &self.any(&model.shows)?),
+            _ => delete("artists", &any_artist(&mut self.random)?),
+        })
+    }
+
+    /// The same event with fame, a date, a time and perhaps a day of its own.
+    fn varied(&mut self, event: Value, model: &Model) -> Value {
+        const FOLLOWERS: [i64; 6] = [1_999_999, 0, 999_999, 1_000_000, 40_000_000, i64::MAX];
+        const DATES: [&str; 6] = ["2025-06-01", "2025-06-02", "2025-07-01", "2024-02-29", "0001-01-01", "9999-12-31"];
+        if event["op"] == "delete" {
+            return event;
+        }
+        match event["table"].as_str().unwrap() {
+            "artists" => {
+                let (followers, popularity) = (*self.random.pick(&FOLLOWERS), self.random.below(101));
+                but(but(event, "followers", Some(json!(followers))), "popularity", Some(json!(popularity)))
+            }
+            "shows" => but(event, "date", Some(json!(self.random.pick(&DATES)))),
+            "votes" => {
+                let old = model.votes.get(event["row"]["id"].as_str().unwrap()).map(|vote| vote.3);
+                self.timed(event, old)
+            }
+            _ => event,
+        }
+    }
+
+    /// Given in the first weeks of 2025, or long before; where its day is told, it is not later than that day's last second.
+    fn timed(&mut self, vote: Value, old: Option<i64>) -> Value {
+        let within = i64::try_from(self.random.below(20 * 86_400)).unwrap();
+        let new = match self.random.below(12) {
+            0 => -within, // before 1970
+            1 => NEW_YEAR + within / 86_400 * 86_400 + 86_399,
+            2 => NEW_YEAR + within / 21_600 * 21_600, // an epoch's first second
+            _ => NEW_YEAR + within,
+        };
+        // Most changes leave the time as it was.
+        let created_at = old.filter(|_| !self.random.one_in(3)).unwrap_or(new);
+        let vote = but(vote, "created_at", Some(json!(created_at)));
+        match self.random.below(3) {
+            0 => vote,
+            later => at(vote, &day_of(created_at).plus(i32::try_from(later).unwrap() - 1).unwrap().to_string()),
+        }
+    }
+}
+
+/// The first second of 2025.
+pub const NEW_YEAR: i64 = 1_735_689_600;
+
+/// The New York Philharmonic's history where the project's shared data are at hand, else a stand-in of the same shape.
+pub struct History {
+    pub path: PathBuf,
+    pub lines: Vec<String>,
+    pub is_real: bool,
+}
+
+pub fn history(site: &Site) -> History {
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/nyphil/events.jsonl.gz");
+    let is_real = real.is_file();
+    let path = if is_real { real } else { site.path("events.jsonl.gz") };
+    if !is_real {
+        fs::write(&path, gzip(&text(&made_up_history()))).unwrap();
+    }
+    println!("events: {} ({})", path.display(), if is_real { "the real ones" } else { "made up" });
+    let reader = BufReader::new(MultiGzDecoder::new(File::open(&path).unwrap()));
+    History { lines: reader.lines().collect::<Result<_, _>>().unwrap(), path, is_real }
+}
+
+/// Artists with skew; each show announced, given its setlist, and completed.
+fn made_up_history() -> Vec<String> {
+    const ARTISTS: usize = 80;
+    const SHOWS: usize = 2_500;
+    let mut random = Random(1842);
+    let mut events: Vec<(usize, Value)> = (0..ARTISTS).map(|at| (0, artist(&format!("ar{at}")))).collect();
+    for at in 0..SHOWS {
+        let (day, id, by) = (1 + at / 3, format!("sh{at}"), format!("ar{}", random.skewed(ARTISTS)));
+        events.push((day, show(&id, Some(&by), "upcoming")));
+        events.push((day + 30, setlist(&format!("se{at}"), Some(&id))));
+        events.push((day + 60, update(show(&id, Some(&by), "completed"))));
+    }
+    events.sort_by_key(|(day, _)| *day);
+    events.iter().map(|(_, event)| event.to_string()).collect()
+}
+
+/// Votes over these setlists, few of which get most; some toggled off again, some flipped, some moved.
+pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
+    let mut random = Random(seed);
+    let mut lines = Vec::new();
+    for at in 0..count {
+        let (id, user) = (format!("vo{seed}-{at}"), format!("us{}", random.skewed(count / 4 + 1)));
+        let (to, kind) = (random.pick(setlists), if random.one_in(5) { "down" } else { "up" });
+        // One vote follows the other over some days.
+        let created_at = NEW_YEAR + i64::try_from(at * 4 * 86_400 / count).unwrap();
+        let day = day_of(created_at).to_string();
+        let vote = |to: &str, kind: &str| {
+            self::at(but(self::vote(&id, to, &user, kind), "created_at", Some(json!(created_at))), &day)
+        };
+        lines.push(vote(to, kind).to_string());
+        match random.below(20) {
+            0 => lines.push(delete("votes", &id).to_string()),
+            1 => lines.push(update(vote(to, "down")).to_string()),
+            2 => lines.push(update(vote(random.pick::<String>(setlists), kind)).to_string()),
+            _ => {}
+        }
+    }
+    lines
+}
+
+// What is right.
+
+/// In the order of names.
+pub const COUNTERS: [&str; 24] = [
+    "artist.fame",
+    "artist.listed",
+    "artist.shows",
+    "artist.shows_ahead",
+    "artist.trend_1d",
+    "artist.trend_6h",
+    "artist.trend_7d",
+    "artist.upcoming_shows",
+    "artist.votes",
+    "setlist.score",
+    "setlist.show",
+    "setlist.trend_1d",
+    "setlist.trend_6h",
+    "setlist.trend_7d",
+    "setlist.upvotes",
+    "setlist.votes",
+    "show.artist",
+    "show.setlists",
+    "show.trend_1d",
+    "show.trend_6h",
+    "show.trend_7d",
+    "show.upcoming",
+    "show.votes",
+    "user.votes",
+];
+
+/// Decayed votes: the half-life, and the counters of setlists, shows, artists.
+pub const TRENDS: [(HalfLife, &str, &str, &str); 3] = [
+    (HalfLife::hours(6), "setlist.trend_6h", "show.trend_6h", "artist.trend_6h"),
+    (HalfLife::days(1), "setlist.trend_1d", "show.trend_1d", "artist.trend_1d"),
+    (HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d"),
+];
+
+/// What each rollup sums, over which links; the finer ones first.
+pub const ROLLUPS: [(&str, &str, &str); 8] = [
+    ("show.votes", "setlist.votes", "setlist.show"),
+    ("show.trend_6h", "setlist.trend_6h", "setlist.show"),
+    ("show.trend_1d", "setlist.trend_1d", "setlist.show"),
+    ("show.trend_7d", "setlist.trend_7d", "setlist.show"),
+    ("artist.votes", "show.votes", "show.artist"),
+    ("artist.trend_6h", "show.trend_6h", "show.artist"),
+    ("artist.trend_1d", "show.trend_1d", "show.artist"),
+    ("artist.trend_7d", "show.trend_7d", "show.artist"),
+];
+
+pub fn is_rollup(counter: &str) -> bool {
+    ROLLUPS.iter().any(|(rollup, ..)| *rollup == counter)
+}
+
+/// A part of a key; integers sort as they are, texts as their bytes do: that is key order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Int(i64),
+    Text(String),
+}
+
+pub type Key = Vec<Part>;
+
+pub fn key(text: &str) -> Key {
+    vec![Part::Text(text.to_owned())]
+}
+
+pub fn pair(one: &str, two: &str) -> Key {
+    [key(one), key(two)].concat()
+}
+
+pub fn in_epoch(text: &str, epoch: i64) -> Key {
+    [key(text), vec![Part::Int(epoch)]].concat()
+}
+
+/// A key as JSON has it: one part alone, several in a list.
+pub fn key_json(key: &Key) -> Value {
+    let part = |part: &Part| match part {
+        Part::Int(value) => json!(value),
+        Part::Text(text) => json!(text),
+    };
+    match key.as_slice() {
+        [one] => part(one),
+        many => many.iter().map(part).collect(),
+    }
+}
+
+/// The totals of every counter, by key.
+pub type Totals = BTreeMap<&'static str, BTreeMap<Key, i64>>;
+
+/// In which epoch a vote of this time counts, and what it weighs there.
+fn share(half_life: HalfLife, created_at: i64) -> (i64, i64) {
+    (created_at.div_euclid(half_life.as_seconds()), half_life.weight(created_at))
+}
+
+const VOTES_OF_SHOWS: &str = "votes JOIN setlists ON setlists.id = votes.setlist_id";
+
+/// What the totals should be, asked of the rows in plain SQL, of decayed votes in plain Rust; those of 0 left out.
+pub fn recount(conn: &Connection) -> Totals {
+    let votes_of_artists = format!("{VOTES_OF_SHOWS} JOIN shows ON shows.id = setlists.show_id");
+    let asked = [
+        ("artist.fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists".to_owned()),
+        ("artist.listed", "SELECT id, 1 FROM artists".to_owned()),
+        ("artist.shows", "SELECT artist_id, count(*) FROM shows GROUP BY 1".to_owned()),
+        ("artist.shows_ahead", "SELECT artist_id, date, count(*) FROM shows GROUP BY 1, 2".to_owned()),
+        ("artist.upcoming_shows", "SELECT artist_id, sum(status = 'upcoming') FROM shows GROUP BY 1".to_owned()),
+        ("artist.votes", format!("SELECT artist_id, count(*) FROM {votes_of_artists} GROUP BY 1")),
+        ("setlist.score", "SELECT setlist_id, 2 * sum(kind = 'up') - count(*) FROM votes GROUP BY 1".to_owned()),
+        ("setlist.show", "SELECT id, show_id, 1 FROM setlists".to_owned()),
+        ("setlist.upvotes", "SELECT setlist_id, count(*) FILTER (WHERE kind = 'up') FROM votes GROUP BY 1".to_owned()),
+        ("setlist.votes", "SELECT setlist_id, count(*) FROM votes GROUP BY 1".to_owned()),
+        ("show.artist", "SELECT id, artist_id, 1 FROM shows".to_owned()),
+        ("show.setlists", "SELECT show_id, count(*) FROM setlists GROUP BY 1".to_owned()),
+        ("show.upcoming", "SELECT date, id, count(*) FROM shows WHERE status = 'upcoming' GROUP BY 1, 2".to_owned()),
+        ("show.votes", format!("SELECT show_id, count(*) FROM {VOTES_OF_SHOWS} GROUP BY 1")),
+        ("user.votes", "SELECT user_id, count(*) FROM votes GROUP BY 1".to_owned()),
+    ];
+    let mut totals: Totals = asked.into_iter().map(|(counter, query)| (counter, keyed(conn, &query))).collect();
+    totals.extend(recount_trends(conn));
+    assert!(totals.keys().eq(COUNTERS.iter()));
+    non_zero(&totals)
+}
+
+fn recount_trends(conn: &Connection) -> Totals {
+    let mut totals: Totals = TRENDS
+        .into_iter()
+        .flat_map(|(_, one, two, three)| [one, two, three])
+        .map(|name| (name, BTreeMap::new()))
+        .collect();
+    let query = "SELECT votes.setlist_id, setlists.show_id, shows.artist_id, votes.created_at FROM votes
+                 LEFT JOIN setlists ON setlists.id = votes.setlist_id LEFT JOIN shows ON shows.id = setlists.show_id";
+    let mut all = conn.prepare(query).unwrap();
+    let mut rows = all.query(()).unwrap();
+    while let Some(row) = rows.next().unwrap() {
+        let id = |at: usize| row.get::<_, Option<String>>(at).unwrap();
+        let (of, created_at) = ([id(0), id(1), id(2)], row.get(3).unwrap());
+        for (half_life, setlists, shows, artists) in TRENDS {
+            let (epoch, weight) = share(half_life, created_at);
+            for (counter, id) in [setlists, shows, artists].into_iter().zip(&of) {
+                if let Some(id) = id {
+                    *totals.get_mut(counter).unwrap().entry(in_epoch(id, epoch)).or_default() += weight;
+                }
+            }
+        }
+    }
+    totals
+}
+
+/// What the totals are; those of 0 too.
+pub fn stored(conn: &Connection) -> Totals {
+    COUNTERS
+        .into_iter()
+        .zip(total_tables())
+        .map(|(name, table)| (name, keyed(conn, &format!("SELECT * FROM {table}"))))
+        .collect()
+}
+
+/// A query's rows: the key's columns, then the total. A key that is null in a part is none.
+fn keyed(conn: &Connection, query: &str) -> BTreeMap<Key, i64> {
+    let mut all = conn.prepare(query).unwrap();
+    let width = all.column_count() - 1;
+    let mut rows = all.query(()).unwrap();
+    let mut totals = BTreeMap::new();
+    while let Some(row) = rows.next().unwrap() {
+        let part = |at: usize| match row.get_ref(at).unwrap() {
+            ValueRef::Null => None,
+            ValueRef::Integer(value) => Some(Part::Int(value)),
+            ValueRef::Text(text) => Some(Part::Text(String::from_utf8(text.to_vec()).unwrap())),
+            other => panic!("{other:?}"),
+        };
+        if let Some(key) = (0..width).map(part).collect() {
+            assert_eq!(totals.insert(key, row.get(width).unwrap()), None, "{query}: a key twice");
+        }
+    }
+    totals
+}
+
+pub fn non_zero(totals: &Totals) -> Totals {
+    let kept = |totals: &BTreeMap<Key, i64>| {
+        totals.iter().filter(|(_, total)| **total != 0).map(|(key, total)| (key.clone(), *total)).collect()
+    };
+    totals.iter().map(|(counter, totals)| (*counter, kept(totals))).collect()
+}
+
+/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the finer level as it is stored.
+pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
+    let mut truth = rows.clone();
+    for (rollup, finer, link) in ROLLUPS {
+        truth.insert(rollup, rolled_up(&stored[finer], &stored[link]));
+    }
+    non_zero(&truth)
+}
+
+/// The sum over links (child, parent) of link times finer total (child, and what is behind it), at (parent, what is behind).
+fn rolled_up(finer: &BTreeMap<Key, i64>, links: &BTreeMap<Key, i64>) -> BTreeMap<Key, i64> {
+    let mut sums: BTreeMap<Key, i64> = BTreeMap::new();
+    for (link, weight) in links {
+        let [child, parent] = link.as_slice() else { panic!("{link:?}") };
+        for (key, total) in finer.range(vec![child.clone()]..).take_while(|(key, _)| key[0] == *child) {
+            let key = [std::slice::from_ref(parent), &key[1..]].concat();
+            *sums.entry(key).or_default() += weight * total;
+        }
+    }
+    sums
+}
+
+/// Equality that says only what differs: whole maps would fill the screen.
+#[track_caller]
+pub fn assert_same(found: &Totals, wanted: &Totals) {
+    for counter in COUNTERS {
+        let (found, wanted) = (&found[counter], &wanted[counter]);
+        let keys: BTreeSet<&Key> = found.keys().chain(wanted.keys()).collect();
+        let differs: Vec<_> = keys.into_iter().filter(|key| found.get(*key) != wanted.get(*key)).collect();
+        let first: Vec<_> = differs.iter().take(5).map(|key| (key, found.get(*key), wanted.get(*key))).collect();
+        assert!(differs.is_empty(), "{counter}: {} keys differ: (key, found, wanted) {first:?}", differs.len());
+    }
+}
+
+/// A key whose total differs from what it should be by definition: key, stored, true.
+pub type Drift = (Key, i64, i64);
+
+/// Every key that differs, in key order; of rollups, from the finer level as it is stored.
+pub fn drifts(conn: &Connection) -> BTreeMap<&'static str, Vec<Drift>> {
+    drifts_of(&recount(conn), &stored(conn))
+}
+
+pub fn drifts_of(rows: &Totals, stored: &Totals) -> BTreeMap<&'static str, Vec<Drift>> {
+    let truth = definition(rows, stored);
+    COUNTERS.into_iter().map(|counter| (counter, differing(&truth[counter], &stored[counter]))).collect()
+}
+
+fn differing(truth: &BTreeMap<Key, i64>, stored: &BTreeMap<Key, i64>) -> Vec<Drift> {
+    let keys: BTreeSet<&Key> = truth.keys().chain(stored.keys()).collect();
+    let both = keys.into_iter().map(|key| (key, stored.get(key).unwrap_or(&0), truth.get(key).unwrap_or(&0)));
+    both.filter(|(_, stored, truth)| stored != truth)
+        .map(|(key, stored, truth)| (key.clone(), *stored, *truth))
+        .collect()
+}
+
+/// What a repair meets: finer levels are mended first, and what it adds to them climbs; so when it comes to a rollup, truth is what the
+/// rows say, and what is stored is off by as much as the rollup was off from the finer level in the beginning.
+fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
+    let mut met = stored.clone();
+    for (counter, drifts) in drifts_of(rows, stored).into_iter().filter(|(counter, _)| is_rollup(counter)) {
+        let mut totals = rows[counter].clone();
+        for (key, stored, truth) in drifts {
+            *totals.entry(key).or_default() += stored - truth;
+        }
+        met.insert(counter, totals);
+    }
+    met
+}
+
+/// What `counters` of the JSON of a complete verify of these counters must be; `mended`: of a repair, which must be of the finer levels of
+/// its rollups too.
+pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, mended: bool) -> Value {
+    let (rows, stored) = (recount(conn), non_zero(&stored(conn)));
+    let (truth, stored) = if mended {
+        let met = non_zero(&met_by_a_repair(&rows, &stored));
+        (rows, met)
+    } else {
+        (definition(&rows, &stored), stored)
+    };
+    let one = |counter: &&'static str| {
+        let (truth, stored) = (&truth[counter], &stored[counter]);
+        let drifts = differing(truth, stored);
+        let of_kind = |kind: fn(&&Drift) -> bool| drifts.iter().filter(kind).count();
+        let listed = drifts.iter().take(samples);
+        let sample = |(key, stored, truth): &Drift| json!({"key": key_json(key), "stored": stored, "true": truth});
+        let keys: BTreeSet<&Key> = truth.keys().chain(stored.keys()).collect();
+        json!({
+            "name": counter,
+            "keys": keys.len(),
+            "wrong": of_kind(|(_, stored, truth)| *stored != 0 && *truth != 0),
+            "missing": of_kind(|(_, stored, _)| *stored == 0),
+            "orphan": of_kind(|(_, _, truth)| *truth == 0),
+            "corrected": if mended { drifts.len() } else { 0 },
+            "samples": listed.map(sample).collect::<Vec<_>>(),
+        })
+    };
+    counters.iter().map(one).collect()
+}
+
+/// What can happen behind the hooks' back: of every kind, in several counters. Each takes what there is.
+pub const SABOTAGE: [(&str, &str); 31] = [
+    ("wrong shows", "UPDATE artist_shows SET total = total + 7 WHERE key IN (SELECT key FROM artist_shows ORDER BY key LIMIT 3)"),
+    ("wrong votes", "UPDATE user_votes SET total = -total WHERE key IN (SELECT key FROM user_votes ORDER BY key DESC LIMIT 4)"),
+    ("wrong scores", "UPDATE setlist_score SET total = total - 1 WHERE key IN (SELECT key FROM setlist_score ORDER BY key LIMIT 5)"),
+    ("missing setlists", "DELETE FROM show_setlists WHERE key IN (SELECT key FROM show_setlists ORDER BY key DESC LIMIT 30)"),
+    ("missing votes", "DELETE FROM setlist_votes WHERE key IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 6)"),
+    ("zeroed upvotes", "UPDATE setlist_upvotes SET total = 0 WHERE key IN (SELECT key FROM setlist_upvotes ORDER BY key DESC LIMIT 7)"),
+    (
+        "orphan shows",
+        "INSERT INTO artist_upcoming_shows WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 30)
+         SELECT 'nobody ' || n, n - 40 FROM n",
+    ),
+    ("orphan users", "INSERT INTO user_votes VALUES ('', 1), (char(1114111), -9223372036854775807), ('nobody', 2)"),
+    ("orphan setlists", "INSERT INTO show_setlists VALUES ('sh nobody', 3), ('zzz', 4)"),
+    ("rows of votes deleted", "DELETE FROM votes WHERE id IN (SELECT id FROM votes ORDER BY id LIMIT 9)"),
+    (
+        "rows of votes moved",
+        "UPDATE votes SET setlist_id = (SELECT max(id) FROM setlists), user_id = 'somebody new', kind = 'down'
+         WHERE id IN (SELECT id FROM votes ORDER BY id DESC LIMIT 8)",
+    ),
+    ("rows of setlists deleted", "DELETE FROM setlists WHERE id IN (SELECT id FROM setlists ORDER BY id LIMIT 5)"),
+    (
+        "rows of setlists moved",
+        "UPDATE setlists SET show_id = iif(rowid % 2, NULL, (SELECT min(id) FROM shows))
+         WHERE id IN (SELECT id FROM setlists ORDER BY id DESC LIMIT 6)",
+    ),
+    (
+        "rows of shows moved",
+        "UPDATE shows SET artist_id = iif(rowid % 2, NULL, (SELECT max(id) FROM artists))
+         WHERE id IN (SELECT id FROM shows WHERE artist_id IS NOT NULL ORDER BY id LIMIT 8)",
+    ),
+    (
+        "rows of shows called on and off",
+        "UPDATE shows SET status = iif(status = 'upcoming', 'cancelled', 'upcoming')
+         WHERE id IN (SELECT id FROM shows WHERE artist_id IS NOT NULL ORDER BY id DESC LIMIT 10)",
+    ),
+    (
+        "rows of shows put off",
+        "UPDATE shows SET date = '2031-12-24' WHERE id IN (SELECT id FROM shows WHERE artist_id IS NOT NULL ORDER BY id LIMIT 3)",
+    ),
+    (
+        "rows of votes put back",
+        "UPDATE votes SET created_at = created_at - 700000 WHERE id IN (SELECT id FROM votes ORDER BY id LIMIT 5 OFFSET 12)",
+    ),
+    ("rows of artists grown famous", "UPDATE artists SET followers = followers / 2 + 7000000 WHERE id IN (SELECT id FROM artists ORDER BY id LIMIT 4)"),
+    ("rows of artists added", "INSERT INTO artists VALUES ('new to the hooks', 'n', 3000000, 10)"),
+    // Links.
+    ("wrong links", "UPDATE setlist_show SET total = 3 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 4 OFFSET 8)"),
+    ("missing links", "DELETE FROM setlist_show WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 5)"),
+    (
+        "orphan links",
+        "INSERT INTO show_artist SELECT key, 'nobody at all', 2 FROM show_votes WHERE total <> 0 ORDER BY key LIMIT 3;
+         INSERT INTO setlist_show VALUES ('no setlist', 'no show', 1)",
+    ),
+    // Finer levels, whose rollups agree no more.
+    ("wrong trends", "UPDATE setlist_trend_1d SET total = total + 5 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 6 OFFSET 3)"),
+    ("missing trends", "DELETE FROM setlist_trend_6h WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 4)"),
+    ("orphan trends", "INSERT INTO setlist_trend_7d SELECT key_1, -40, -9 FROM setlist_show ORDER BY 1 LIMIT 5"),
+    // Rollups themselves.
+    ("wrong rollups", "UPDATE show_votes SET total = total + 11 WHERE key IN (SELECT key FROM show_votes ORDER BY key LIMIT 4)"),
+    ("missing rollups", "DELETE FROM artist_votes WHERE key IN (SELECT key FROM artist_votes ORDER BY key LIMIT 3); DELETE FROM show_trend_7d"),
+    (
+        "orphan rollups",
+        "INSERT INTO artist_votes VALUES ('nobody voted', 5); INSERT INTO show_votes VALUES ('no show either', -5);
+         INSERT INTO artist_trend_1d VALUES ('nobody voted', -3, 1), ('nobody voted', 4, 1)",
+    ),
+    ("wrong dates", "UPDATE artist_shows_ahead SET total = total - 2 WHERE key_1 IN (SELECT key FROM artist_shows ORDER BY key DESC LIMIT 3)"),
+    (
+        "dates missing and orphan",
+        "DELETE FROM show_upcoming WHERE key_2 IN (SELECT id FROM shows WHERE status = 'upcoming' ORDER BY id LIMIT 6);
+         INSERT INTO show_upcoming SELECT '2030-01-01', id, 1 FROM shows ORDER BY id LIMIT 2",
+    ),
+    ("fame and lists", "UPDATE artist_fame SET total = total + 1; DELETE FROM artist_listed WHERE key IN (SELECT key FROM artist_listed ORDER BY key LIMIT 2)"),
+];
+
+/// Does all of it.
+pub fn sabotage(site: &Site) {
+    for (_, statement) in SABOTAGE {
+        site.sql(statement);
+    }
+}

@@ -1,0 +1,532 @@
+//! The site that is killed and starved: votes for setlists of shows of artists, the events that write their rows, their counters at three levels, and
+//! a recount of all of it in plain SQL that knows nothing of the crate.
+
+pub mod child;
+pub mod writer;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use super::random::Random;
+use child::{Phase, Told};
+use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
+use keepcount::{Batch, Board, Counter, Def, Layout, Mark, Placed, Record, SqliteStore, Tally};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params};
+use tempfile::TempDir;
+use writer::{FEED, ROWS, told_by};
+
+pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
+pub const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
+pub const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
+pub const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(SETLIST_DAYS, SETLIST_SHOW);
+const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
+/// Totals without rows: the numbers of a feed's events, summed up.
+pub const FEED_SUM: Counter<i64> = Counter::new("feed.sum");
+pub const SHOWS: Board<i64> =
+    Board::new("show.board", &[SHOW_VOTES.def()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+
+pub const LAYOUT: Layout = Layout::new(&[
+    SETLIST_VOTES.table(),
+    SETLIST_DAYS.table().prunable(),
+    SETLIST_SHOW.table(),
+    SHOW_ARTIST.table(),
+    SHOW_VOTES.table(),
+    SHOW_DAYS.table().prunable(),
+    ARTIST_VOTES.table(),
+    FEED_SUM.table(),
+])
+.boards(&[SHOWS.def()]);
+
+const TABLES: &str = "
+    CREATE TABLE votes (id INTEGER PRIMARY KEY, setlist INTEGER NOT NULL, stars INTEGER NOT NULL, day INTEGER NOT NULL);
+    CREATE INDEX votes_in_order ON votes (setlist, day, stars);
+    CREATE TABLE setlists (id INTEGER PRIMARY KEY, show INTEGER NOT NULL);
+    CREATE INDEX setlists_in_order ON setlists (id, show);
+    CREATE TABLE shows (id INTEGER PRIMARY KEY, artist INTEGER NOT NULL);
+    CREATE INDEX shows_in_order ON shows (id, artist);
+    CREATE TABLE events (stream TEXT NOT NULL, number INTEGER NOT NULL);";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    Vote { setlist: i64, stars: i64, day: i64 },
+    Setlist { id: i64, show: i64 },
+    Show { id: i64, artist: i64 },
+}
+
+impl Record for Row {
+    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), SETLIST_DAYS.def(), SETLIST_SHOW.def(), SHOW_ARTIST.def()];
+
+    fn tally(&self, to: &mut Tally<'_>) {
+        match *self {
+            Self::Vote { setlist, stars, day } => {
+                to.add(SETLIST_VOTES, setlist, stars);
+                to.add(SETLIST_DAYS, (setlist, day), stars);
+            }
+            Self::Setlist { id, show } => to.add(SETLIST_SHOW, (id, show), 1),
+            Self::Show { id, artist } => to.add(SHOW_ARTIST, (id, artist), 1),
+        }
+    }
+}
+
+fn read_vote(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    Ok(Row::Vote { setlist: row.get(0)?, stars: row.get(1)?, day: row.get(2)? })
+}
+
+fn read_setlist(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? })
+}
+
+fn read_show(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    Ok(Row::Show { id: row.get(0)?, artist: row.get(1)? })
+}
+
+pub fn audit(conn: &Connection) -> keepcount::Result<SqliteAudit<'_>> {
+    let mut audit = SqliteAudit::new(conn, &LAYOUT)?;
+    let (votes, days) = (Source::table("votes", ["setlist"]), Source::table("votes", ["setlist", "day"]));
+    audit.add(SETLIST_VOTES, votes.amount("stars").rows("setlist, stars, day", read_vote))?;
+    audit.add(SETLIST_DAYS, days.amount("stars").rows("setlist, stars, day", read_vote))?;
+    audit.add(SETLIST_SHOW, Source::table("setlists", ["id", "show"]).rows("id, show", read_setlist))?;
+    audit.add(SHOW_ARTIST, Source::table("shows", ["id", "artist"]).rows("id, artist", read_show))?;
+    Ok(audit)
+}
+
+/// A whole repair.
+pub fn repair(conn: &Connection) -> keepcount::Result<Report> {
+    let mut audit = audit(conn)?;
+    let mut repair = Reconciler::scoped(Mode::Repair, &LAYOUT, &audit.counters(), Options::default().page(200))?;
+    run(&mut repair, &mut audit, &mut Live::new())
+}
+
+/// What was broken on purpose is made good; then all is exact.
+#[track_caller]
+pub fn settle(conn: &Connection) {
+    assert!(repair(conn).unwrap().complete());
+    SqliteStore::new(conn, &LAYOUT).rebuild(SHOWS).unwrap();
+    assert_exact(conn);
+}
+
+// Events.
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    Votes,
+    Setlists,
+    Shows,
+}
+
+/// What an event does: one row is there afterwards, whatever was before, or is not.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    pub table: Table,
+    pub id: i64,
+    pub row: Option<Row>,
+}
+
+/// Writers own the rows that they write, each some; votes and setlists may hang on those of others.
+const OWN: i64 = 1_000;
+
+impl Event {
+    /// An event of a writer's stream; the same number is the same event for ever.
+    pub fn of(writer: i64, number: u64) -> Self {
+        let mut random = Random(writer.unsigned_abs() << 48 | number);
+        let own = |random: &mut Random, most| writer * OWN + random.int(0, most);
+        let any = |random: &mut Random, most| random.int(1, 3) * OWN + random.int(0, most);
+        let table = match random.below(16) {
+            0..12 => Table::Votes,
+            12..15 => Table::Setlists,
+            _ => Table::Shows,
+        };
+        let id = own(&mut random, [160, 40, 8][table as usize]);
+        let row = (random.below(5) > 0).then(|| match table {
+            Table::Votes => Row::Vote {
+                setlist: any(&mut random, 40),
+                stars: random.int(-2, 6),
+                day: (number.cast_signed() / 64 - random.int(0, 8)).max(0),
+            },
+            Table::Setlists => Row::Setlist { id, show: any(&mut random, 8) },
+            Table::Shows => Row::Show { id, artist: random.int(0, 4) },
+        });
+        Self { table, id, row }
+    }
+
+    /// Writes the row; gives the one that was there before, as the write itself found it.
+    fn write(self, conn: &Connection) -> rusqlite::Result<Option<Row>> {
+        let (delete, read): (_, fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row>) = match self.table {
+            Table::Votes => ("DELETE FROM votes WHERE id = ?1 RETURNING setlist, stars, day", read_vote),
+            Table::Setlists => ("DELETE FROM setlists WHERE id = ?1 RETURNING id, show", read_setlist),
+            Table::Shows => ("DELETE FROM shows WHERE id = ?1 RETURNING id, artist", read_show),
+        };
+        let mut delete = conn.prepare_cached(delete)?;
+        let old = delete.query_map([self.id], read)?.collect::<rusqlite::Result<Vec<Row>>>()?;
+        match self.row {
+            Some(Row::Vote { setlist, stars, day }) => conn
+                .prepare_cached("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![self.id, setlist, stars, day]),
+            Some(Row::Setlist { id, show }) => {
+                conn.prepare_cached("INSERT INTO setlists VALUES (?1, ?2)")?.execute([id, show])
+            }
+            Some(Row::Show { id, artist }) => {
+                conn.prepare_cached("INSERT INTO shows VALUES (?1, ?2)")?.execute([id, artist])
+            }
+            None => Ok(0),
+        }?;
+        Ok(old.into_iter().next())
+    }
+}
+
+/// The stream of the events that a writer writes rows of.
+pub fn rows_stream(writer: i64) -> String {
+    format!("rows {writer}")
+}
+
+/// The stream of a writer's events that are totals alone.
+pub fn feed_stream(writer: i64) -> String {
+    format!("feed {writer}")
+}
+
+pub fn mark(stream: &str, first: u64, last: u64) -> Mark<'_> {
+    Mark::new(stream, first, last).unwrap()
+}
+
+/// Writes the rows of some events in the caller's transaction; gives what they count.
+pub fn write_rows(conn: &Connection, writer: i64, first: u64, last: u64) -> rusqlite::Result<Batch> {
+    let (mut batch, stream) = (Batch::new(), rows_stream(writer));
+    for number in first..=last {
+        let event = Event::of(writer, number);
+        batch.update(&event.write(conn)?, &event.row);
+        conn.prepare_cached("INSERT INTO events VALUES (?1, ?2)")?.execute((&stream, number.cast_signed()))?;
+    }
+    Ok(batch)
+}
+
+/// What some events of a feed count.
+pub fn feed(writer: i64, first: u64, last: u64) -> Batch {
+    let mut batch = Batch::new();
+    (first..=last).for_each(|number| batch.add(FEED_SUM, writer, number.cast_signed()));
+    batch
+}
+
+// Files.
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Journal {
+    Wal,
+    Delete,
+}
+
+pub struct Site {
+    pub dir: TempDir,
+    pub journal: Journal,
+}
+
+impl Site {
+    /// Without rows; all totals are there.
+    pub fn new(journal: Journal) -> Self {
+        let site = Self::without_totals(journal);
+        SqliteStore::new(&site.open_quickly(), &LAYOUT).create().unwrap();
+        site
+    }
+
+    fn without_totals(journal: Journal) -> Self {
+        let site = Self { dir: tempfile::tempdir().unwrap(), journal };
+        let conn = Connection::open(site.path()).unwrap();
+        // Small pages, so that a few rows touch many.
+        conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA page_size = 1024").unwrap();
+        let mode = if journal == Journal::Wal { "WAL" } else { "DELETE" };
+        conn.execute_batch(&format!("PRAGMA journal_mode = {mode}; {TABLES}")).unwrap();
+        site
+    }
+
+    /// With the rows of an older application, writer 2, which counted nothing; no total is there yet, and none is ready to be read.
+    pub fn over_rows(journal: Journal, events: u64) -> Self {
+        let site = Self::without_totals(journal);
+        let conn = site.open_quickly();
+        conn.execute_batch("BEGIN").unwrap();
+        for number in 1..=events {
+            Event::of(2, number).write(&conn).unwrap();
+        }
+        conn.execute_batch("COMMIT").unwrap();
+        SqliteStore::new(&conn, &LAYOUT).create_over_rows().unwrap();
+        site
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("site.db")
+    }
+
+    pub fn open(&self) -> Connection {
+        open(&self.path()).unwrap()
+    }
+
+    /// Waits neither for the disk nor for others.
+    pub fn open_quickly(&self) -> Connection {
+        let conn = self.open();
+        conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA busy_timeout = 0").unwrap();
+        conn
+    }
+}
+
+/// As an application opens it that cannot lose a commit; with a cache so small that pages go to the file before a commit, and checkpoints often.
+pub fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(path)?;
+    conn.busy_timeout(Duration::from_secs(60))?;
+    conn.set_prepared_statement_cache_capacity(128);
+    conn.execute_batch("PRAGMA synchronous = FULL; PRAGMA cache_size = 12; PRAGMA wal_autocheckpoint = 40")?;
+    Ok(conn)
+}
+
+// The recount, in plain SQL.
+
+const CUT: &str = "(SELECT coalesce(max(cut), 0) FROM keepcount_counters WHERE name = 'setlist.days')";
+
+/// Of each counter: its table, what its totals are by the rows, and, of a rollup, by the totals that it sums.
+const TRUTHS: [(&str, &str, &str); 8] = [
+    ("setlist_votes", "SELECT setlist, sum(stars) FROM votes GROUP BY 1", ""),
+    ("setlist_days", "SELECT setlist, day, sum(stars) FROM votes WHERE day >= $CUT GROUP BY 1, 2", ""),
+    ("setlist_show", "SELECT id, show, 1 FROM setlists", ""),
+    ("show_artist", "SELECT id, artist, 1 FROM shows", ""),
+    (
+        "show_votes",
+        "SELECT show, sum(stars) FROM votes JOIN setlists ON setlists.id = setlist GROUP BY 1",
+        "SELECT l.key_2, sum(l.total * f.total) FROM setlist_show AS l JOIN setlist_votes AS f ON f.key = l.key_1 GROUP BY 1",
+    ),
+    (
+        "show_days",
+        "SELECT show, day, sum(stars) FROM votes JOIN setlists ON setlists.id = setlist WHERE day >= $CUT GROUP BY 1, 2",
+        "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM setlist_show AS l JOIN setlist_days AS f ON f.key_1 = l.key_1 GROUP BY 1, 2",
+    ),
+    (
+        "artist_votes",
+        "SELECT artist, sum(stars) FROM votes JOIN setlists ON setlists.id = setlist JOIN shows ON shows.id = show GROUP BY 1",
+        "SELECT l.key_2, sum(l.total * f.total) FROM show_artist AS l JOIN show_votes AS f ON f.key = l.key_1 GROUP BY 1",
+    ),
+    (
+        "feed_sum",
+        "SELECT substr(stream, 6) + 0, last * (last + 1) / 2 FROM keepcount_marks WHERE stream LIKE 'feed %'",
+        "",
+    ),
+];
+
+/// By table and key; what is 0 is not there.
+pub type Totals = BTreeMap<(&'static str, Vec<i64>), i64>;
+
+fn read_totals(conn: &Connection, table: &'static str, text: &str, to: &mut Totals) -> rusqlite::Result<()> {
+    let mut statement = conn.prepare(&text.replace("$CUT", CUT))?;
+    let width = statement.column_count() - 1;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let key = (0..width).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<i64>>>()?;
+        let total = row.get(width)?;
+        if total != 0 {
+            to.insert((table, key), total);
+        }
+    }
+    Ok(())
+}
+
+pub fn stored(conn: &Connection) -> rusqlite::Result<Totals> {
+    let mut totals = Totals::new();
+    for (table, ..) in TRUTHS {
+        read_totals(conn, table, &format!("SELECT * FROM {table}"), &mut totals)?;
+    }
+    Ok(totals)
+}
+
+/// What the totals are to be: by the rows alone, or each level by the one below as it is stored.
+fn truth(conn: &Connection, by_level: bool) -> rusqlite::Result<Totals> {
+    let mut totals = Totals::new();
+    for (table, rows, level) in TRUTHS {
+        read_totals(conn, table, if by_level && !level.is_empty() { level } else { rows }, &mut totals)?;
+    }
+    Ok(totals)
+}
+
+/// Stored minus true of every key that differs.
+fn difference(mut stored: Totals, truth: Totals) -> Totals {
+    for (name, total) in truth {
+        let off = stored.entry(name).or_insert(0);
+        *off = off.wrapping_sub(total); // a damaged total may be any
+    }
+    stored.retain(|_, total| *total != 0);
+    stored
+}
+
+/// How far each key is off, each level held against the one below as it is stored; in the caller's transaction.
+pub fn drift_inside(conn: &Connection) -> rusqlite::Result<Totals> {
+    Ok(difference(stored(conn)?, truth(conn, true)?))
+}
+
+/// As [`drift_inside`], in one snapshot.
+pub fn drift(conn: &Connection) -> rusqlite::Result<Totals> {
+    drift_inside(&*conn.unchecked_transaction()?)
+}
+
+/// Each counter that is ready to be read equals the rows; gives how many are.
+#[track_caller]
+pub fn assert_ready_exact(conn: &Connection) -> usize {
+    let snapshot = conn.unchecked_transaction().unwrap();
+    let store = SqliteStore::new(&snapshot, &LAYOUT);
+    let ready = LAYOUT.counters().iter().filter(|placed| store.is_ready(placed.def()).unwrap());
+    let ready: Vec<String> = ready.map(Placed::table_name).collect();
+    let mut off = difference(stored(&snapshot).unwrap(), truth(&snapshot, false).unwrap());
+    off.retain(|(table, _), _| ready.iter().any(|ready| ready == table));
+    assert_eq!(off, Totals::new(), "ready, and not right");
+    ready.len()
+}
+
+/// Rows, totals of every level, both cuts, and the board agree, in the caller's transaction or outside one.
+#[track_caller]
+pub fn assert_exact(conn: &Connection) {
+    let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
+    assert_eq!(difference(stored(conn).unwrap(), truth(conn, false).unwrap()), Totals::new(), "totals are off");
+    let board = |text| {
+        let mut lines = Totals::new();
+        read_totals(conn, "show_board", text, &mut lines).unwrap();
+        lines
+    };
+    assert_eq!(
+        board("SELECT key, score FROM show_board"),
+        board("SELECT key, total FROM show_votes WHERE total > 0"),
+        "the board is off"
+    );
+    let cuts =
+        "SELECT count(DISTINCT coalesce(cut, -1)) FROM keepcount_counters WHERE name IN ('setlist.days', 'show.days')";
+    assert_eq!(conn.query_row(cuts, (), |row| row.get(0)), Ok(1), "one counter was pruned, and not the other");
+    drop(snapshot);
+}
+
+/// All that counts: every row of every table, but for totals of 0 and what is random.
+pub fn dump(conn: &Connection) -> Vec<String> {
+    // How far runs have come is no total.
+    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'keepcount_runs' ORDER BY name";
+    let mut tables = conn.prepare(tables).unwrap();
+    let tables = tables.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<String>>>().unwrap();
+    let mut all = Vec::new();
+    for table in tables {
+        let mut statement = conn.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+        let is_totals = statement.column_names().any(|name| name == "total");
+        let width = statement.column_count();
+        let random = statement.column_index("identity").ok();
+        let mut rows = statement.query(()).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            if !is_totals || row.get_ref(width - 1).unwrap() != ValueRef::Integer(0) {
+                let cells = (0..width).filter(|at| Some(*at) != random).map(|at| row.get_ref(at).unwrap());
+                all.push(format!("{table} {:?}", cells.collect::<Vec<_>>()));
+            }
+        }
+    }
+    all
+}
+
+/// The last applied events of a writer's two streams. Of the first, as many rows of events are there, each once.
+#[track_caller]
+pub fn marks(conn: &Connection, writer: i64) -> [u64; 2] {
+    let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
+    let last = |stream: String| -> i64 {
+        let text = "SELECT coalesce(max(last), 0) FROM keepcount_marks WHERE stream = ?1";
+        conn.query_row(text, [stream], |row| row.get(0)).unwrap()
+    };
+    let text = "SELECT count(*), count(DISTINCT number), coalesce(max(number), 0) FROM events WHERE stream = ?1";
+    let rows = last(rows_stream(writer));
+    let events = conn.query_row(text, [rows_stream(writer)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+    assert_eq!(events, Ok((rows, rows, rows)), "the mark of writer {writer} is not the number of its events");
+    let both = [rows, last(feed_stream(writer))].map(i64::unsigned_abs);
+    drop(snapshot);
+    both
+}
+
+/// The rows that events have written, kept in a plain map.
+#[derive(Debug, Default)]
+pub struct Model {
+    rows: BTreeMap<(Table, i64), Row>,
+    events: BTreeMap<i64, u64>,
+}
+
+impl Model {
+    /// How many events of a writer are in it.
+    pub fn events(&self, writer: i64) -> u64 {
+        self.events.get(&writer).copied().unwrap_or(0)
+    }
+
+    /// Does what a writer's events do, up to this one.
+    pub fn go_on(&mut self, writer: i64, last: u64) {
+        let events = self.events(writer);
+        assert!(last >= events, "events of writer {writer} are gone: {last} of {events} are left");
+        for number in events + 1..=last {
+            let Event { table, id, row } = Event::of(writer, number);
+            match row {
+                Some(row) => self.rows.insert((table, id), row),
+                None => self.rows.remove(&(table, id)),
+            };
+        }
+        self.events.insert(writer, last);
+    }
+
+    /// The rows in the file are these.
+    #[track_caller]
+    pub fn assert_in(&self, conn: &Connection) {
+        let mut found = BTreeMap::new();
+        for (table, text) in [
+            (Table::Votes, "SELECT id, setlist, stars, day FROM votes"),
+            (Table::Setlists, "SELECT id, show, 0, 0 FROM setlists"),
+            (Table::Shows, "SELECT id, artist, 0, 0 FROM shows"),
+        ] {
+            let mut statement = conn.prepare(text).unwrap();
+            let mut rows = statement.query(()).unwrap();
+            while let Some(row) = rows.next().unwrap() {
+                let [id, parent, stars, day] = [0, 1, 2, 3].map(|at| row.get(at).unwrap());
+                let read = match table {
+                    Table::Votes => Row::Vote { setlist: parent, stars, day },
+                    Table::Setlists => Row::Setlist { id, show: parent },
+                    Table::Shows => Row::Show { id, artist: parent },
+                };
+                found.insert((table, id), read);
+            }
+        }
+        assert!(found == self.rows, "rows were lost: {} in the file, {} in the model", found.len(), self.rows.len());
+    }
+}
+
+/// How many rounds a test has: this many, where nobody says.
+pub fn rounds(least: u64) -> u64 {
+    std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(least, |rounds| rounds.parse().unwrap())
+}
+
+/// A writer that died or failed, held against the file: nothing that it knew to be applied is gone, nothing is there that it did not try. Says in the midst
+/// of what it ended.
+#[track_caller]
+pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Model) -> String {
+    let told = Told::open(&told_by(site.dir.path(), writer));
+    let found = marks(conn, writer);
+    for stream in [ROWS, FEED] {
+        let (known, tried) = (told.known(stream), told.tried(stream));
+        assert!(found[stream] == known || found[stream] == tried, "{:?}: {known} {found:?} {tried}", told.phase());
+    }
+    model.go_on(writer, found[ROWS]);
+    let commits = [(Phase::Commit, ROWS), (Phase::Alone, FEED)].into_iter().find(|(phase, _)| *phase == told.phase());
+    let stands = commits.is_some_and(|(_, stream)| found[stream] != told.known(stream));
+    format!("{:?}{}", told.phase(), if stands { ", committed" } else { "" })
+}
+
+/// How often what happened.
+#[derive(Default)]
+pub struct Hits(BTreeMap<String, u64>);
+
+impl Hits {
+    pub fn note(&mut self, what: impl Into<String>) {
+        *self.0.entry(what.into()).or_insert(0) += 1;
+    }
+
+    /// Prints the counts; each of these happened.
+    #[track_caller]
+    pub fn end(&self, test: &str, wanted: &[&str]) {
+        println!("{test}: {:?}", self.0);
+        for wanted in wanted {
+            assert!(self.0.contains_key(*wanted), "{test}: never `{wanted}`: {:?}", self.0);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The seeded generator of the integration tests: Splitmix64 (Steele, Lea, Flood).
+
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % most
+    }
+
+    pub fn int(&mut self, from: i64, to: i64) -> i64 {
+        from + i64::try_from(self.below(u64::try_from(to - from).unwrap())).unwrap()
+    }
+}

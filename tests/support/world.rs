@@ -1,0 +1,163 @@
+//! The world around a run: a clock that is turned by hand, and a list of the statements that SQLite ran.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use keepcount::Layout;
+use keepcount::reconcile::{Audit, Control, Mode, Options, Reconciler, Report, Token, run};
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use rusqlite::{Connection, StatementStatus};
+
+/// A clock that stands still until somebody turns it; clones are the same clock.
+#[derive(Debug, Clone, Default)]
+pub struct Clock(Rc<Cell<Duration>>);
+
+impl Clock {
+    pub fn now(&self) -> Duration {
+        self.0.get()
+    }
+
+    pub fn pass(&self, time: Duration) {
+        self.0.set(self.0.get() + time);
+    }
+}
+
+/// The world around a run, without a real clock: a wait turns the clock and is written down.
+#[derive(Debug, Default)]
+pub struct World {
+    pub clock: Clock,
+    pub waits: Vec<(u64, String)>,
+    /// What the gate says, one answer a page; open when they are used up.
+    pub gates: VecDeque<Option<&'static str>>,
+    /// The gate's answer when `gates` is used up.
+    pub shut: Option<&'static str>,
+    /// Stop when this many steps have been asked for.
+    pub stop_at: Option<u32>,
+    pub asked: u32,
+}
+
+impl World {
+    pub fn at(clock: &Clock) -> Self {
+        Self { clock: clock.clone(), ..Self::default() }
+    }
+
+    /// The waits in milliseconds.
+    pub fn waited(&self) -> Vec<u64> {
+        self.waits.iter().map(|(millis, _)| *millis).collect()
+    }
+}
+
+impl Control for World {
+    fn now(&mut self) -> Duration {
+        self.clock.now()
+    }
+
+    fn wait(&mut self, time: Duration, reason: &str) {
+        assert!(self.waits.len() < 10_000, "a run that waits for ever");
+        self.waits.push((u64::try_from(time.as_millis()).unwrap(), reason.to_owned()));
+        self.clock.pass(time);
+    }
+
+    fn stopped(&mut self) -> bool {
+        self.asked += 1;
+        self.stop_at.is_some_and(|at| self.asked > at)
+    }
+
+    fn gate(&mut self) -> Option<String> {
+        self.gates.pop_front().unwrap_or(self.shut).map(str::to_owned)
+    }
+}
+
+/// A whole run, or its error.
+pub fn run_whole(mode: Mode, layout: &Layout, options: Options, audit: &mut impl Audit) -> keepcount::Result<Report> {
+    let mut reconciler = Reconciler::new(mode, layout, options)?;
+    run(&mut reconciler, audit, &mut World::default())
+}
+
+/// The token as a later process gets it: through its text.
+pub fn through_text(token: &Token) -> Token {
+    token.to_string().parse().unwrap()
+}
+
+/// Every statement that a connection begins to run, as its text.
+#[derive(Debug, Clone, Default)]
+pub struct Trace(Arc<Mutex<Vec<String>>>);
+
+impl Trace {
+    pub fn on(conn: &mut Connection) -> Self {
+        let trace = Self::default();
+        let texts = Arc::clone(&trace.0);
+        let note = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Stmt(_, text) = event {
+                texts.lock().unwrap().push(text.to_owned());
+            }
+        };
+        conn.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note)).unwrap();
+        trace
+    }
+
+    /// What ran since the last call.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    /// What ran since the last call, by kind: reads, writes, and all that begins and ends transactions.
+    pub fn kinds(&self) -> Kinds {
+        let mut kinds = Kinds::default();
+        for text in self.take() {
+            match text.split([' ', ';']).next().unwrap() {
+                "SELECT" => kinds.reads += 1,
+                "INSERT" | "UPDATE" | "DELETE" => kinds.writes += 1,
+                _ => kinds.others.push(text),
+            }
+        }
+        kinds
+    }
+}
+
+/// What a connection's statements did, in steps of SQLite's virtual machine: the same in every run, and a clock too.
+#[derive(Debug, Clone, Default)]
+pub struct Work(Arc<Mutex<(u64, HashMap<String, u64>)>>);
+
+impl Work {
+    pub fn on(conn: &mut Connection) -> Self {
+        let work = Self::default();
+        let done = Arc::clone(&work.0);
+        let note = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Profile(statement, _) = event {
+                let steps = u64::try_from(statement.get_status(StatementStatus::VmStep)).unwrap();
+                let mut done = done.lock().unwrap();
+                let before = done.1.insert(statement.sql().into_owned(), steps).unwrap_or(0);
+                // A statement's count begins anew when it is prepared again.
+                done.0 += steps.checked_sub(before).unwrap_or(steps);
+            }
+        };
+        conn.trace_v2(TraceEventCodes::SQLITE_TRACE_PROFILE, Some(note)).unwrap();
+        work
+    }
+
+    /// All steps so far.
+    pub fn steps(&self) -> u64 {
+        self.0.lock().unwrap().0
+    }
+}
+
+/// Time is what has been done, about as long as it takes.
+impl Control for Work {
+    fn now(&mut self) -> Duration {
+        Duration::from_nanos(self.steps() * 20)
+    }
+
+    fn wait(&mut self, _: Duration, _: &str) {}
+}
+
+/// Statements by kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kinds {
+    pub reads: usize,
+    pub writes: usize,
+    pub others: Vec<String>,
+}
