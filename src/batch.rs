@@ -249,7 +249,7 @@ impl Batch {
     }
 
     /// The counters that it was added to.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn defs(&self) -> Vec<Def> {
         self.counters().iter().map(|counter| counter.def).collect()
     }

@@ -1,11 +1,7 @@
 //! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQL in an indexed table.
 
 mod order;
-#[cfg(feature = "postgres")]
-mod postgres;
 mod ranking;
-#[cfg(feature = "sqlite")]
-mod sqlite;
 mod standings;
 
 use std::collections::BTreeSet;
@@ -173,7 +169,7 @@ impl BoardDef {
     }
 
     /// The board's key in a key of one of its counters.
-    fn key_of(&self, counter: &Def, key: &KeyBuf) -> Result<KeyBuf> {
+    pub(crate) fn key_of(&self, counter: &Def, key: &KeyBuf) -> Result<KeyBuf> {
         rollup::split(counter, key, self.parts().len()).map(|(own, _)| own)
     }
 

@@ -90,6 +90,15 @@ pub(crate) enum Place {
     Postgres,
 }
 
+impl From<Dialect> for Place {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Sqlite => Self::Sqlite,
+            Dialect::Postgres => Self::Postgres,
+        }
+    }
+}
+
 /// When an apply began, where it is timed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Began {
@@ -144,10 +153,7 @@ pub(crate) fn stored(place: Place, began: Began, batch: &Batch, applied: &Applie
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub fn applied(dialect: Dialect, climb: &Climb<'_>, took: Duration) {
-    let place = match dialect {
-        Dialect::Sqlite => Place::Sqlite,
-        Dialect::Postgres => Place::Postgres,
-    };
+    let place = Place::from(dialect);
     let totals = climb.batch().len();
     if totals > 0 {
         metric!(counts::applied(place, Some(took), climb.batch().deltas()));

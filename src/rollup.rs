@@ -159,7 +159,7 @@ impl<'l> Climb<'l> {
     }
 
     /// As [`next`](Self::next), all questions that can be asked together: of one level and one link, in the order of children.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn next_all(&mut self) -> Result<Vec<Question>> {
         self.begin()?;
         self.asked = std::mem::take(&mut self.asks).into();
@@ -375,10 +375,14 @@ pub(crate) fn climb_where_room(
         climbed => climbed?,
     };
     for (counter, key, delta) in climbed.deltas().skip(batch.len()) {
-        let sum = delta.checked_add(i128::from(total(counter, key)?));
-        if sum.is_none_or(|sum| i64::try_from(sum).is_err()) {
+        if !has_room(total(counter, key)?, delta) {
             return Ok(batch);
         }
     }
     Ok(climbed)
+}
+
+/// Whether a total stays within 64 bits.
+pub(crate) fn has_room(total: i64, delta: i128) -> bool {
+    delta.checked_add(total.into()).is_some_and(|sum| i64::try_from(sum).is_ok())
 }

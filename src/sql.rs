@@ -2,6 +2,9 @@
 //! through a library of their own.
 
 mod ddl;
+pub(crate) mod inspect;
+mod keyed;
+mod query;
 mod sweep;
 pub(crate) mod value;
 
@@ -10,6 +13,8 @@ use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
 pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, MARKS, Migration, RUNS};
+pub(crate) use self::keyed::*;
+pub use self::query::Query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) use self::sweep::*;
 pub use self::sweep::{forget_mark, read_marks};
@@ -96,6 +101,13 @@ pub struct Statement<'a> {
 }
 
 impl<'a> Statement<'a> {
+    /// The same for an executor, which makes sure that each execution writes what it is to write.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn into_query(self) -> Query<'a> {
+        let query = Query::of_rows(self.text, self.values, self.width);
+        if self.adds { query.exact() } else { query }
+    }
+
     /// The rows of parameters, in key order: the key's columns, then the delta, if it is one that adds. In PostgreSQL a row may stand for many totals,
     /// with an array for each column.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Value<'a>]> {
@@ -218,21 +230,6 @@ fn upserts<'a>(
 /// A change from one 64-bit integer to another takes two steps at most; a mend's, from a sum that a batch adds to, one more.
 const STEPS_MOST: usize = 3;
 
-/// Appends rows of parameters: as they are, or many of them as one row of arrays.
-fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut Vec<Value<'a>>) {
-    if !arrays {
-        to.append(&mut rows);
-        return;
-    }
-    while !rows.is_empty() {
-        let rest = rows.split_off(rows.len().min(ARRAY_MOST * width));
-        to.extend(Value::columns(std::mem::replace(&mut rows, rest), width));
-    }
-}
-
-/// How many totals one execution of a statement of PostgreSQL's writes at most.
-pub(crate) const ARRAY_MOST: usize = 10_000;
-
 /// A link that is gone leaves no row behind: every climb of its child would read it.
 fn removals<'a>(
     dialect: Dialect,
@@ -246,47 +243,10 @@ fn removals<'a>(
     }
     let width = key_columns(counter.parts()).len();
     let arrays = dialect == Dialect::Postgres && rows.len() > width;
-    let text = if arrays { remove_zeros(placed) } else { remove_zero(dialect, placed) };
+    let text = if arrays { remove_zeros(dialect, placed) } else { remove_zero(dialect, placed) };
     let mut values = Vec::new();
     push_rows(arrays, rows, width, &mut values);
     Ok((!values.is_empty()).then_some(Statement { counter, text, values, width, adds: false }))
-}
-
-/// PostgreSQL's [`upsert`] of many totals: the parameters are arrays of each key column, and of the deltas.
-pub(crate) fn upsert_many(placed: &Placed) -> String {
-    let (keys, arrays) = (key_columns(placed.def().parts()).join(", "), arrays(placed.def().parts(), true));
-    format!(
-        r#"INSERT INTO "{}" AS t ({keys}, "total") SELECT * FROM unnest({arrays}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
-        placed.table_name()
-    )
-}
-
-/// PostgreSQL's [`remove_zero`] of many totals: the parameters are arrays of each key column.
-pub(crate) fn remove_zeros(placed: &Placed) -> String {
-    format!(
-        r#"DELETE FROM "{}" AS t USING {} AND t."total" = 0"#,
-        placed.table_name(),
-        among(placed.def().parts(), "WHERE")
-    )
-}
-
-/// PostgreSQL's parameters for many keys, an array for each column, and for a number beside each key.
-pub(crate) fn arrays(parts: KeyParts, and_number: bool) -> String {
-    let kinds = columns(Dialect::Postgres, parts).into_iter().map(|(_, kind)| kind);
-    let kinds = kinds.chain(and_number.then_some(column_kind(Dialect::Postgres, None)));
-    kinds.enumerate().map(|(at, kind)| array_param(at, kind)).collect::<Vec<_>>().join(", ")
-}
-
-/// PostgreSQL's parameter behind the first `at`, an array of this type.
-pub(crate) fn array_param(at: usize, kind: &str) -> String {
-    format!("${}::{}[]", at + 1, kind.split(' ').next().unwrap_or(kind))
-}
-
-/// PostgreSQL's table `k` of the keys in the parameters, and that `t` has one of them.
-pub(crate) fn among(parts: KeyParts, by: &str) -> String {
-    let keys = key_columns(parts);
-    let same: Vec<String> = keys.iter().map(|key| format!("t.{key} = k.{key}")).collect();
-    format!("unnest({}) AS k({}) {by} {}", arrays(parts, false), keys.join(", "), same.join(" AND "))
 }
 
 /// Adds one delta to one total; a total that is absent starts at 0.
@@ -313,15 +273,6 @@ pub fn read(dialect: Dialect, placed: &Placed) -> String {
     format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, placed.table_name(), key_is(dialect, placed))
 }
 
-/// A query with its parameters; what it returns, the function that makes it says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Query<'a> {
-    /// The query; its parameters are `?1`, `?2`, .., in PostgreSQL `$1`, `$2`, ..
-    pub text: String,
-    /// The parameters.
-    pub values: Vec<Value<'a>>,
-}
-
 /// Reads the first totals of a range in key order: the key's columns and the total.
 ///
 /// # Errors
@@ -339,7 +290,7 @@ pub fn range<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange, limit: 
     };
     let (table, condition) = (placed.table_name(), terms.condition());
     let text = format!(r#"SELECT {keys}, t."total" FROM "{table}" AS t{condition} ORDER BY {keys}{cut}"#);
-    Ok(Query { text, values: terms.values })
+    Ok(Query::new(text, terms.values))
 }
 
 /// Sums the totals of a range: null where there are none; in PostgreSQL a text, since it may leave 64 bits.
@@ -355,7 +306,7 @@ pub fn sum<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result
         Dialect::Postgres => r#"sum(t."total")::text"#,
     };
     let text = format!(r#"SELECT {sum} FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
-    Ok(Query { text, values: terms.values })
+    Ok(Query::new(text, terms.values))
 }
 
 /// Conditions on key columns, and their parameters.
@@ -469,7 +420,7 @@ pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Quer
         r#"INSERT INTO "{LOCKS}" AS l ("of", "level", "key", "turns") SELECT $1, $2, k, 1 FROM unnest($3::bytea[]) AS k ON CONFLICT ("of", "level", "key") DO UPDATE SET "turns" = l."turns" + 1"#
     );
     let level = i64::try_from(level).unwrap_or(i64::MAX);
-    Query { text, values: vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)] }
+    Query::new(text, vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)])
 }
 
 /// Says that the events of the stream `?1` are applied up to `?2`; run it in the transaction that applies them.

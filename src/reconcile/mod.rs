@@ -35,7 +35,7 @@
 //! ```
 
 mod asynchronous;
-mod audit;
+pub(crate) mod audit;
 mod drive;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod ends;
@@ -50,7 +50,7 @@ mod progress;
 mod recount;
 mod report;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod runs;
+pub(crate) mod runs;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod source;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -59,7 +59,7 @@ mod spans;
 mod sqlite;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod statements;
-mod token;
+pub(crate) mod token;
 #[cfg(feature = "postgres")]
 mod tokio_live;
 

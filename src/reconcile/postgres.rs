@@ -19,16 +19,16 @@ use self::sight::source_failed;
 pub use self::source::{PostgresSource, TypedPostgresSource};
 use super::asynchronous::AsyncAudit;
 use super::audit::{self, Ask, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready, Recount};
-use super::runs;
 use super::spans::{Plan, merge_up_to};
 use super::token::Token;
-use crate::batch::Batch;
 use crate::counter::{Counter, Def};
+use crate::drivers::tokio_postgres::{Postgres, commit_failed, settled};
+use crate::engine::rows::read_total;
+use crate::engine::{self, Whose, failed, failed_on, read, retention, write};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
-use crate::sql::{self, Dialect, Query, Value};
-use crate::store::postgres::{PostgresStore, Session, Whose, commit_failed, failed, failed_on, read_total, settled};
+use crate::sql::{self, Dialect, Query};
 
 /// A PostgreSQL database's rows and totals, over a client of its own.
 ///
@@ -63,8 +63,10 @@ impl<'a> PostgresAudit<'a> {
     /// [`Error::Setting`] when the client is inside a transaction, and what [`PostgresStore::check`] finds.
     pub async fn new(client: &'a mut Client, layout: &'a Layout) -> Result<Self> {
         refuse_transaction(client).await?;
-        PostgresStore::new(client, layout).check().await?;
-        let identity = Session::new(&*client, layout).identity().await?;
+        let mut executor = Postgres::own(&*client, None);
+        engine::schema::check(&mut executor, layout).await?;
+        let identity = engine::schema::identity(&mut executor, layout).await?;
+        drop(executor);
         let (lock_timeout, statement_timeout) = (Duration::from_secs(5), Duration::from_secs(60));
         Ok(Self { client, layout, identity, sources: Vec::new(), plan: None, lock_timeout, statement_timeout })
     }
@@ -101,7 +103,7 @@ impl<'a> PostgresAudit<'a> {
         source.target.check(self.layout, &counter, source.by_tally)?;
         (source.check_driven)(&counter)?;
         let tx = snapshot(self.client, &counter).await?;
-        let session = Session::new(&tx, self.layout);
+        let session = Postgres::within(&tx, None);
         for name in source.target.names() {
             sight::find(&session, &counter, name).await?;
         }
@@ -134,6 +136,7 @@ impl<'a> PostgresAudit<'a> {
                 Err(error) => return Err(source_failed("locking the source", &counter, error)),
             }
         }
+        drop(session);
         drop(tx);
         self.sources.retain(|known| known.counter != counter);
         self.sources.push(declared);
@@ -162,9 +165,9 @@ impl<'a> PostgresAudit<'a> {
     pub async fn faulty_rows(&mut self, counter: Def, most: usize) -> Result<Vec<Error>> {
         let opening = opening(&self.sources, &counter);
         let tx = snapshot(self.client, &counter).await?;
-        let session = Session::new(&tx, self.layout);
+        let mut session = Postgres::within(&tx, None);
         behind(&tx, &opening, &counter, async {
-            match truth(&session, &mut self.sources, &counter, false).await? {
+            match truth(&mut session, self.layout, &mut self.sources, &counter, false).await? {
                 Truth::Rows(declared) => declared.faults(&tx, most).await,
                 Truth::Totals(_) => Ok(Vec::new()),
             }
@@ -187,15 +190,15 @@ enum Truth<'s, 'a> {
 
 /// What a counter is recounted from, as far as it was pruned; with `hold`, it is pruned no further until the transaction ends.
 async fn truth<'s, 'a, C: GenericClient + Send + Sync>(
-    session: &Session<'_, C>,
+    session: &mut Postgres<'_, C>,
+    layout: &Layout,
     sources: &'s mut [Declared<'a>],
     counter: &Def,
     hold: bool,
 ) -> Result<Truth<'s, 'a>> {
-    let layout = session.layout;
     // What a mend lets climb must not be pruned meanwhile either.
-    let watched = if hold { session.read_with(vec![*counter]) } else { vec![*counter] };
-    let cut = session.cuts(&watched, hold).await?.into_iter().find(|(def, _)| def.same(counter));
+    let watched = if hold { retention::read_with(layout, vec![*counter]) } else { vec![*counter] };
+    let cut = retention::cuts(session, layout, &watched, hold).await?.into_iter().find(|(def, _)| def.same(counter));
     if let Some(rollup) = layout.placed(counter)?.rollup() {
         return Ok(Truth::Totals(Box::new(Joined::of(layout, *counter, rollup)?)));
     }
@@ -214,7 +217,7 @@ impl Truth<'_, '_> {
         plan: &mut Option<Plan>,
         ask: &Ask,
     ) -> Result<(Vec<Recount>, Totals, Option<KeyBuf>)> {
-        let (session, counter, limit) = (Session::new(tx, layout), &ask.counter, ask.keys.saturating_add(1));
+        let (session, counter, limit) = (Postgres::within(tx, None), &ask.counter, ask.keys.saturating_add(1));
         let failed = |error| failed_on("measuring totals", counter, error);
         let of_rows = |error| source_failed("measuring rows", counter, error);
         let range = crate::store::behind(counter, ask.after.as_ref())?;
@@ -260,17 +263,17 @@ impl Truth<'_, '_> {
         }
     }
 
-    async fn recount(&self, tx: &Transaction<'_>, layout: &Layout, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
+    async fn recount(&self, tx: &Transaction<'_>, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
         match self {
             Self::Rows(declared) => declared.recount(tx, keys).await,
-            Self::Totals(joined) => joined.recount(&Session::new(tx, layout), keys).await,
+            Self::Totals(joined) => joined.recount(&Postgres::within(tx, None), keys).await,
         }
     }
 
-    async fn is_empty(&self, tx: &Transaction<'_>, layout: &Layout) -> Result<bool> {
+    async fn is_empty(&self, tx: &Transaction<'_>) -> Result<bool> {
         match self {
             Self::Rows(declared) => declared.is_empty(tx).await,
-            Self::Totals(joined) => joined.is_empty(&Session::new(tx, layout)).await,
+            Self::Totals(joined) => joined.is_empty(&Postgres::within(tx, None)).await,
         }
     }
 }
@@ -285,17 +288,17 @@ impl AsyncAudit for PostgresAudit<'_> {
     async fn look(&mut self, ask: &Look) -> Result<Looked> {
         let (counter, layout) = (&ask.counter, self.layout);
         refuse_transaction(self.client).await?;
-        refuse_read_only(&Session::new(&*self.client, layout)).await?;
+        refuse_read_only(&Postgres::own(&*self.client, None)).await?;
         let opening = opening(&self.sources, counter);
         let tx = snapshot(self.client, counter).await?;
-        let session = Session::new(&tx, layout);
+        let mut session = Postgres::within(&tx, None);
         behind(&tx, &opening, counter, async {
-            let truth = truth(&session, &mut self.sources, counter, false).await?;
+            let truth = truth(&mut session, self.layout, &mut self.sources, counter, false).await?;
             if let Truth::Rows(declared) = &truth {
                 declared.check_sample(&session).await?;
             }
-            let empty = truth.is_empty(&tx, layout).await?;
-            let totals = if empty { count_non_zero(&session, counter, ask.totals).await? } else { 0 };
+            let empty = truth.is_empty(&tx).await?;
+            let totals = if empty { read::count_non_zero(&mut session, layout, counter, ask.totals).await? } else { 0 };
             Ok(Looked { empty, totals })
         })
         .await
@@ -307,10 +310,10 @@ impl AsyncAudit for PostgresAudit<'_> {
         // A counter's first page begins anew.
         let mut plan = self.plan.take().filter(|_| ask.after.is_some());
         let tx = snapshot(self.client, counter).await?;
-        let session = Session::new(&tx, layout);
+        let mut session = Postgres::within(&tx, None);
         let read = behind(&tx, &opening, counter, async {
             // The first query fixes the snapshot that the others read too.
-            let truth = truth(&session, &mut self.sources, counter, false).await?;
+            let truth = truth(&mut session, self.layout, &mut self.sources, counter, false).await?;
             let (recounts, totals, end) = truth.page(&tx, layout, &mut plan, ask).await?;
             let listed = recounts.get(..ask.keys).unwrap_or(&recounts);
             let dangling = match &truth {
@@ -328,10 +331,11 @@ impl AsyncAudit for PostgresAudit<'_> {
         });
         let (mut measured, mut dangling, kin) = read.await?;
         self.plan = plan;
+        drop(session);
         drop(tx);
         if let Some(kin) = kin {
             let tx = snapshot(self.client, counter).await?;
-            sight::refuse_change(&Session::new(&tx, layout), counter, &kin).await?;
+            sight::refuse_change(&Postgres::within(&tx, None), counter, &kin).await?;
         }
         dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         measured.dangling = dangling;
@@ -346,52 +350,32 @@ impl AsyncAudit for PostgresAudit<'_> {
         // At READ COMMITTED a statement sees what was committed when it began: after the totals are held, nobody else changes them.
         let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
         let tx = begin.start().await.map_err(failed)?;
-        let session = Session::new(&tx, layout);
+        let mut session = Postgres::within(&tx, None);
         session.query(&set_mending(timeouts)).await.map_err(failed)?;
-        let truth = truth(&session, &mut self.sources, counter, true).await?;
+        let truth = truth(&mut session, layout, &mut self.sources, counter, true).await?;
         if truth.has_index() {
             session.query(&set(LOOK_UP)).await.map_err(failed)?;
         }
-        session.hold_above(counter, &ask.keys).await?;
-        let held = session.hold(counter, &ask.keys).await?;
-        let truths = truth.recount(&tx, layout, &ask.keys).await?;
-        let (mut lacking, mut gone) = (Batch::new(), Vec::new());
-        for (key, stored) in ask.keys.iter().zip(held) {
-            let truth = truths.get(key).copied().unwrap_or(0);
-            lacking.add_raw(*counter, &mut key.clone(), i128::from(truth) - i128::from(stored));
-            gone.extend((truth == 0).then(|| key.clone()));
-        }
-        // An ordinary batch, which climbs as any other.
-        session.mend(&lacking).await?;
-        session.remove_zeros(counter, &gone).await?;
+        write::lock_above(&mut session, layout, counter, &ask.keys).await?;
+        let stored = write::lock_totals(&mut session, layout, counter, &ask.keys).await?;
+        let truths = truth.recount(&tx, &ask.keys).await?;
+        let mended = engine::audit::mend(&mut session, layout, counter, (&ask.keys, &stored), &truths).await?;
+        drop(session);
         let doing = format!("mending totals of counter {}", counter.full_name());
         if let Err(error) = tx.commit().await {
             return Err(settled(&*self.client, &doing, commit_failed(&doing, error)).await);
         }
-        Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+        Ok(mended)
     }
 
     async fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
         refuse_transaction(self.client).await?;
-        kept_of(&Session::new(&*self.client, self.layout), token.run()).await
+        engine::audit::kept_of(&mut Postgres::own(&*self.client, None), token.run()).await
     }
 
     async fn keep(&mut self, ask: &Keep) -> Result<Kept> {
         refuse_transaction(self.client).await?;
-        let session = Session::new(&*self.client, self.layout);
-        let Some(keep) = runs::keep(Dialect::Postgres, ask) else { return Ok(Kept::Here) };
-        match session.execute(&keep).await {
-            Ok(0) => return Ok(Kept::Lost),
-            Ok(_) if ask.from.is_none() => {
-                let forgotten = session.execute(&runs::forget(Dialect::Postgres)).await;
-                forgotten.map_err(|error| failed(Whose::Table(sql::RUNS), "forgetting old runs", error))?;
-            }
-            Ok(_) => {}
-            // A replica, or a role that may read alone: it can verify, and its token says less then.
-            Err(error) if is_read_only(&error) => return Ok(Kept::Nowhere),
-            Err(error) => return Err(failed(Whose::Table(sql::RUNS), "keeping how far a run has come", error)),
-        }
-        Ok(Kept::Here)
+        engine::audit::keep(&mut Postgres::own(&*self.client, None), ask).await
     }
 
     async fn ready(&mut self, ask: &Ready) -> Result<Kept> {
@@ -399,17 +383,14 @@ impl AsyncAudit for PostgresAudit<'_> {
         let failed = |error| failed_on("ending the backfill", counter, error);
         let begin = self.client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).read_only(false);
         let tx = begin.start().await.map_err(failed)?;
-        let session = Session::new(&tx, self.layout);
+        let mut session = Postgres::within(&tx, None);
         session.query(&set_mending([("lock_timeout", self.lock_timeout)])).await.map_err(failed)?;
-        session.lock_catalogue().await?;
-        if ask.kept.is_some() && kept_of(&session, ask.run).await? != ask.kept {
-            return Ok(Kept::Lost);
-        }
-        session.set_ready(counter).await?;
+        let kept = engine::audit::ready_in(&mut session, ask).await?;
+        drop(session);
         // Whether it came through or not, it may be said again.
         match tx.commit().await {
             Err(error) => Err(settled(&*self.client, "ending the backfill", failed(error)).await),
-            Ok(()) => Ok(Kept::Here),
+            Ok(()) => Ok(kept),
         }
     }
 }
@@ -419,9 +400,9 @@ impl PostgresAudit<'_> {
     async fn check_keys(&mut self, ask: &Mend) -> Result<()> {
         let opening = opening(&self.sources, &ask.counter);
         let tx = snapshot(self.client, &ask.counter).await?;
-        let session = Session::new(&tx, self.layout);
+        let mut session = Postgres::within(&tx, None);
         behind(&tx, &opening, &ask.counter, async {
-            match truth(&session, &mut self.sources, &ask.counter, false).await? {
+            match truth(&mut session, self.layout, &mut self.sources, &ask.counter, false).await? {
                 Truth::Rows(declared) => declared.check_keys(&session, &ask.keys).await,
                 Truth::Totals(_) => Ok(()),
             }
@@ -450,31 +431,6 @@ async fn behind<T>(
     let (opened, read) = join(opening, reading).await;
     opened.map_err(|error| source_failed("opening the source", counter, error))?;
     read
-}
-
-async fn kept_of<C: GenericClient + Send + Sync>(session: &Session<'_, C>, run: u64) -> Result<Option<Token>> {
-    let failed = |error| failed(Whose::Table(sql::RUNS), "reading how far a run has come", error);
-    let rows = session.query(&runs::recall(Dialect::Postgres, run)).await.map_err(failed)?;
-    let text = rows.first().map(|row| row.try_get::<_, String>(0)).transpose();
-    text.map(runs::read).map_err(failed)
-}
-
-fn is_read_only(error: &tokio_postgres::Error) -> bool {
-    let refused = [&SqlState::READ_ONLY_SQL_TRANSACTION, &SqlState::INSUFFICIENT_PRIVILEGE];
-    error.code().is_some_and(|code| refused.contains(&code))
-}
-
-async fn count_non_zero<C: GenericClient + Send + Sync>(
-    session: &Session<'_, C>,
-    counter: &Def,
-    most: u64,
-) -> Result<u64> {
-    let text = sql::count_non_zero(Dialect::Postgres, session.layout.placed(counter)?);
-    let query = Query { text, values: vec![Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))] };
-    let failed = |error| failed_on("counting totals", counter, error);
-    let rows = session.query(&query).await.map_err(failed)?;
-    let count = rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0)).map_err(failed)?;
-    Ok(count.unsigned_abs())
 }
 
 /// A transaction that reads, at any time, what was committed when its first query began; locks and settings come before. Dropped, it ends.
@@ -508,7 +464,7 @@ fn settings(settings: &[(&str, &str)]) -> String {
 /// Makes settings until the transaction ends.
 fn set(settings: &[(&str, &str)]) -> Query<'static> {
     let settings = settings.iter().map(|(name, value)| format!("set_config('{name}', '{value}', true)"));
-    Query { text: format!("SELECT {}", settings.collect::<Vec<_>>().join(", ")), values: Vec::new() }
+    Query::new(format!("SELECT {}", settings.collect::<Vec<_>>().join(", ")), Vec::new())
 }
 
 /// What a transaction that mends begins with.
@@ -543,10 +499,10 @@ async fn refuse_transaction(client: &Client) -> Result<()> {
     }
 }
 
-async fn refuse_read_only<C: GenericClient + Send + Sync>(session: &Session<'_, C>) -> Result<()> {
+async fn refuse_read_only<C: GenericClient + Send + Sync>(session: &Postgres<'_, C>) -> Result<()> {
     let text = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean".to_owned();
     let doing = |error| failed(Whose::Connection, "looking whether the server takes writes", error);
-    let rows = session.query(&Query { text, values: Vec::new() }).await.map_err(doing)?;
+    let rows = session.query(&Query::new(text, Vec::new())).await.map_err(doing)?;
     let Some(row) = rows.first() else { return Ok(()) };
     let reason = match (row.try_get(0).map_err(doing)?, row.try_get(1).map_err(doing)?) {
         (true, _) => "the server is a replica; it can verify, and a repair or backfill is for its primary",

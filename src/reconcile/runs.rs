@@ -8,13 +8,13 @@ use crate::sql::{Dialect, Query, RUNS, Value};
 const RUNS_MOST: usize = 256;
 
 /// What is kept of a run: its token's text.
-pub(super) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
+pub(crate) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
     let text = format!(r#"SELECT r."token" FROM "{RUNS}" AS r WHERE r."run" = {}"#, dialect.param(1));
-    Query { text, values: vec![number(run)] }
+    Query::new(text, vec![number(run)])
 }
 
 /// Writes one row, where what is kept is what is said to be; none where nothing is, and nothing is to be.
-pub(super) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
+pub(crate) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
     let [one, two, three] = [1, 2, 3].map(|at| dialect.param(at));
     let turn = format!(r#"(SELECT coalesce(max(m."turn"), 0) + 1 FROM "{RUNS}" AS m)"#);
     let text = match (&ask.from, &ask.to) {
@@ -28,20 +28,20 @@ pub(super) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
         (Some(_), None) => format!(r#"DELETE FROM "{RUNS}" AS r WHERE r."run" = {one} AND r."token" = {two}"#),
     };
     let tokens = ask.from.iter().chain(&ask.to).map(|token| Value::Text(token.to_string().into()));
-    Some(Query { text, values: std::iter::once(number(ask.run)).chain(tokens).collect() })
+    Some(Query::new(text, std::iter::once(number(ask.run)).chain(tokens).collect()))
 }
 
 /// Takes away what is too much, after a run that is new was kept.
-pub(super) fn forget(dialect: Dialect) -> Query<'static> {
+pub(crate) fn forget(dialect: Dialect) -> Query<'static> {
     let text = format!(
         r#"DELETE FROM "{RUNS}" AS r WHERE r."turn" < (SELECT m."turn" FROM "{RUNS}" AS m ORDER BY m."turn" DESC LIMIT 1 OFFSET {})"#,
         dialect.param(1)
     );
-    Query { text, values: vec![Value::Integer(i64::try_from(RUNS_MOST - 1).unwrap_or(i64::MAX))] }
+    Query::new(text, vec![Value::Integer(i64::try_from(RUNS_MOST - 1).unwrap_or(i64::MAX))])
 }
 
 /// What a row says; a text that is no token is somebody else's, and says nothing.
-pub(super) fn read(text: Option<String>) -> Option<Token> {
+pub(crate) fn read(text: Option<String>) -> Option<Token> {
     text.and_then(|text| text.parse().ok())
 }
 

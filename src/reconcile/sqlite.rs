@@ -7,24 +7,22 @@ mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter};
+use rusqlite::Connection;
 
 use self::declared::Declared;
 use self::joined::Joined;
 use self::sight::source_failed;
 pub use self::source::{Source, TypedSource};
 use super::audit::{self, Ask, Audit, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready};
-use super::runs;
 use super::spans::{Plan, merge_up_to};
 use super::token::Token;
-use crate::batch::Batch;
 use crate::counter::{Counter, Def};
+use crate::drivers::rusqlite::{Rusqlite, in_snapshot, under_lock};
+use crate::engine::{self, failed_on, now, read, retention, write};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::layout::Layout;
-use crate::sql::{self, Dialect, Query};
-use crate::store::sqlite::{Unready, failed, failed_on, transaction};
-use crate::store::{SqliteStore, Store};
+use crate::sql::{self, Dialect};
 
 /// A SQLite database's rows and totals.
 ///
@@ -49,9 +47,10 @@ impl<'a> SqliteAudit<'a> {
     /// [`Error::Setting`] when the connection is inside a transaction, and what [`SqliteStore::check`] finds.
     pub fn new(conn: &'a Connection, layout: &'a Layout) -> Result<Self> {
         refuse_transaction(conn)?;
-        let store = SqliteStore::new(conn, layout);
-        store.check()?;
-        Ok(Self { conn, layout, identity: store.identity()?, sources: Vec::new(), plan: None })
+        let mut executor = Rusqlite::new(conn);
+        now(engine::schema::check(&mut executor, layout))?;
+        let identity = now(engine::schema::identity(&mut executor, layout))?;
+        Ok(Self { conn, layout, identity, sources: Vec::new(), plan: None })
     }
 
     /// Where a counter's rows are; a second call for one counter takes the first's place.
@@ -209,7 +208,8 @@ impl<'a> SqliteAudit<'a> {
         if let Some(rollup) = placed.rollup() {
             return Ok(Truth::Totals(Box::new(Joined::of(self.layout, *counter, rollup)?)));
         }
-        let cut = SqliteStore::new(conn, self.layout).cut(counter)?;
+        let cuts = now(retention::cuts(&mut Rusqlite::new(conn), self.layout, &[*counter], false))?;
+        let cut = cuts.into_iter().next().map(|(_, cut)| cut);
         let found = self.sources.iter_mut().find(|declared| declared.counter == *counter);
         let declared = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
         declared.cut_at(cut)?;
@@ -255,7 +255,8 @@ impl Audit for SqliteAudit<'_> {
             declared.check_sample(conn)?;
         }
         let empty = truth.is_empty(conn)?;
-        let totals = if empty { SqliteStore::new(conn, layout).count_non_zero(&ask.counter, ask.totals)? } else { 0 };
+        let count = |executor: &mut Rusqlite<'_>| now(read::count_non_zero(executor, layout, &ask.counter, ask.totals));
+        let totals = if empty { count(&mut Rusqlite::new(conn))? } else { 0 };
         Ok(Looked { empty, totals })
     }
 
@@ -267,8 +268,8 @@ impl Audit for SqliteAudit<'_> {
         // A counter's first page begins anew.
         let mut plan = self.plan.take().filter(|_| ask.after.is_some());
         let read = || {
-            let mut store = Unready(SqliteStore::new(conn, layout));
-            let totals = store.page(ask.counter, ask.after.as_ref(), ask.keys.saturating_add(1))?;
+            let (behind, limit) = (crate::store::behind(&ask.counter, ask.after.as_ref())?, ask.keys.saturating_add(1));
+            let totals = now(read::range_unchecked(&mut Rusqlite::new(conn), layout, &ask.counter, &behind, limit))?;
             let truth = self.truth(conn, &ask.counter)?;
             let (recounts, end) = match &truth {
                 Truth::Rows(declared) => (declared.recounts(conn, ask)?, None),
@@ -280,11 +281,7 @@ impl Audit for SqliteAudit<'_> {
             };
             Ok((totals, recounts, end, dangling))
         };
-        let read = if own_file {
-            transaction::in_snapshot(conn, &doing, read)
-        } else {
-            transaction::under_lock(conn, doing, read)
-        };
+        let read = if own_file { in_snapshot(conn, &doing, read) } else { under_lock(conn, &doing, read) };
         let (totals, recounts, end, mut dangling) = read?;
         self.plan = plan;
         let mut measured = merge_up_to(ask, end, recounts, totals)?;
@@ -299,82 +296,39 @@ impl Audit for SqliteAudit<'_> {
         if let Truth::Rows(declared) = self.truth(conn, &ask.counter)? {
             declared.check_keys(conn, &ask.keys)?;
         }
-        let store = SqliteStore::new(conn, layout);
         let doing = format!("mending totals of counter {}", ask.counter.full_name());
-        transaction::commit_after(conn, doing, || {
-            let truth = self.truth(conn, &ask.counter)?;
-            let (mut lacking, mut gone) = (Batch::new(), Vec::new());
-            let truths = truth.recount(conn, &ask.keys)?;
-            for (key, stored) in ask.keys.iter().zip(Unready(store).read(ask.counter, &ask.keys)?) {
-                let true_total = truths.get(key).copied().unwrap_or(0);
-                lacking.add_raw(ask.counter, &mut key.clone(), i128::from(true_total) - i128::from(stored));
-                gone.extend((true_total == 0).then_some(key));
-            }
-            // An ordinary batch, which climbs as any other.
-            store.mend(&lacking)?;
-            for key in gone {
-                store.remove_zero(&ask.counter, key)?;
-            }
-            Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+        self.transact(&doing, |audit, executor| {
+            let truths = audit.truth(conn, &ask.counter)?.recount(conn, &ask.keys)?;
+            let stored = now(write::lock_totals(executor, layout, &ask.counter, &ask.keys))?;
+            now(engine::audit::mend(executor, layout, &ask.counter, (&ask.keys, &stored), &truths))
         })
     }
 
     fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
         refuse_transaction(self.conn)?;
-        self.kept_of(token.run())
+        now(engine::audit::kept_of(&mut Rusqlite::new(self.conn), token.run()))
     }
 
     fn keep(&mut self, ask: &Keep) -> Result<Kept> {
         refuse_transaction(self.conn)?;
-        let Some(keep) = runs::keep(Dialect::Sqlite, ask) else { return Ok(Kept::Here) };
-        let kept = transaction::commit_after(self.conn, "keeping how far a run has come".to_owned(), || {
-            if self.write(keep)? == 0 {
-                return Ok(Kept::Lost);
-            }
-            if ask.from.is_none() {
-                self.write(runs::forget(Dialect::Sqlite))?;
-            }
-            Ok(Kept::Here)
-        });
-        match kept {
-            // It can verify, and its token says less then.
-            Err(error) if is_read_only(&error) => Ok(Kept::Nowhere),
-            kept => kept,
-        }
+        now(engine::audit::keep(&mut Rusqlite::new(self.conn), ask))
     }
 
     fn ready(&mut self, ask: &Ready) -> Result<Kept> {
         refuse_transaction(self.conn)?;
         let doing = format!("ending the backfill of counter {}", ask.counter.full_name());
-        transaction::commit_after(self.conn, doing, || {
-            if ask.kept.is_some() && self.kept_of(ask.run)? != ask.kept {
-                return Ok(Kept::Lost);
-            }
-            SqliteStore::new(self.conn, self.layout).set_ready(&ask.counter)?;
-            Ok(Kept::Here)
-        })
+        self.transact(&doing, |_, executor| now(engine::audit::ready_in(executor, ask)))
     }
 }
 
-impl SqliteAudit<'_> {
-    fn kept_of(&self, run: u64) -> Result<Option<Token>> {
-        let Query { text, values } = runs::recall(Dialect::Sqlite, run);
-        let read = self.conn.prepare_cached(&text);
-        let read = read.and_then(|mut read| read.query_row(params_from_iter(values), |row| row.get(0)).optional());
-        read.map(runs::read).map_err(|error| failed("reading how far a run has come", error))
+impl<'a> SqliteAudit<'a> {
+    /// Runs `work` in a transaction with the write lock from its start, and commits it. The connection is in none.
+    fn transact<T>(&mut self, doing: &str, work: impl FnOnce(&mut Self, &mut Rusqlite<'a>) -> Result<T>) -> Result<T> {
+        let mut executor = Rusqlite::new(self.conn);
+        let nested = now(engine::begin(&mut executor, doing))?;
+        let done = work(self, &mut executor);
+        now(engine::end(&mut executor, nested, doing, done))
     }
-
-    fn write(&self, Query { text, values }: Query<'_>) -> Result<usize> {
-        let written = self.conn.prepare_cached(&text);
-        let written = written.and_then(|mut write| transaction::write(self.conn, &mut write, params_from_iter(values)));
-        written.map_err(|error| failed("keeping how far a run has come", error))
-    }
-}
-
-fn is_read_only(error: &Error) -> bool {
-    let Error::Database { cause, .. } = error else { return false };
-    let code = cause.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
-    code == Some(ErrorCode::ReadOnly)
 }
 
 fn refuse_transaction(conn: &Connection) -> Result<()> {

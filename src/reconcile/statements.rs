@@ -363,7 +363,7 @@ fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String 
 
 /// PostgreSQL's query for each of many keys, in one statement: it finds them one by one, whatever its planner thinks of the table.
 pub(super) fn of_each_key(parts: KeyParts, what: &str, of_key: &str) -> String {
-    let (arrays, names) = (sql::arrays(parts, false), names(parts.len()));
+    let (arrays, names) = (sql::arrays(parts), names(parts.len()));
     format!("SELECT {what} FROM unnest({arrays}) AS k({names}), LATERAL ({of_key}) AS o")
 }
 
@@ -402,7 +402,7 @@ fn parent(dialect: Dialect, counter: &Def, table: &Name, columns: &[String]) -> 
         Dialect::Postgres => {
             let names = names(parts.len());
             let found = is(&|at| format!("k.k_{}", first + at));
-            let arrays = sql::arrays(parts, false);
+            let arrays = sql::arrays(parts);
             format!("SELECT {names} FROM unnest({arrays}) AS k({names}) WHERE NOT EXISTS ({found})")
         }
     }
@@ -419,7 +419,9 @@ fn literal(dialect: Dialect, value: &Value<'_>) -> String {
         (Value::Blob(bytes), Dialect::Postgres) => format!("'\\x{:032x}'::bytea", u128::from_be_bytes(*bytes)),
         (Value::Uuid(bytes), Dialect::Postgres) => format!("'{:032x}'::uuid", u128::from_be_bytes(*bytes)),
         // A cut is one value.
-        (Value::Integers(_) | Value::Texts(_) | Value::Blobs(_) | Value::Uuids(_), _) => "NULL".to_owned(),
+        (Value::Bytes(_) | Value::Integers(_) | Value::Texts(_) | Value::Blobs(_) | Value::Uuids(_), _) => {
+            "NULL".to_owned()
+        }
     }
 }
 

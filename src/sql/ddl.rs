@@ -1,5 +1,7 @@
 //! The tables of totals, marks and locks, and the catalogue of them.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use super::inspect;
 use super::{Dialect, column_kind, columns, key_columns};
 use crate::board;
 use crate::counter::{Def, Placed};
@@ -217,7 +219,7 @@ fn conflict(counter: &'static str, found: String, wanted: String) -> Error {
 pub(crate) fn create_catalogue(dialect: Dialect) -> String {
     let text = dialect.text();
     let (integer, cut, random, ends) = match dialect {
-        Dialect::Sqlite => ("INTEGER", "ANY", "random()", " STRICT, WITHOUT ROWID"),
+        Dialect::Sqlite => ("INTEGER", "BLOB", "random()", " STRICT, WITHOUT ROWID"),
         Dialect::Postgres => ("BIGINT", "BYTEA", "hashtextextended(gen_random_uuid()::text, 0)", ""),
     };
     format!(
@@ -242,6 +244,22 @@ pub(crate) fn create_runs(dialect: Dialect) -> String {
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{RUNS}" ("run" {integer} NOT NULL PRIMARY KEY, "token" {text} NOT NULL, "turn" {integer} NOT NULL){ends}"#
     )
+}
+
+/// The tables of keepcount's own beside the catalogue, and their columns as [`inspect::column`] says them.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
+    let text = |name: &str, in_key| inspect::column(dialect, name, dialect.text(), in_key);
+    let number = |name: &str, in_key| inspect::column(dialect, name, column_kind(dialect, None), in_key);
+    let mut tables = vec![
+        (MARKS, vec![text("stream", Some(1)), number("last", None)]),
+        (RUNS, vec![number("run", Some(1)), text("token", None), number("turn", None)]),
+    ];
+    if dialect == Dialect::Postgres {
+        let key = inspect::column(dialect, "key", "BYTEA", Some(3));
+        tables.push((LOCKS, vec![text("of", Some(1)), number("level", Some(2)), key, number("turns", None)]));
+    }
+    tables
 }
 
 /// PostgreSQL's locks; SQLite has one for the whole database.

@@ -26,7 +26,7 @@ pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, placed: &Placed, range: &'a 
         Dialect::Sqlite => format!(r#"DELETE FROM "{table}" AS t{condition}"#),
         Dialect::Postgres => remove_seen(&table, &condition, &key_columns(placed.def().parts())),
     };
-    Ok(Query { text, values: terms.values })
+    Ok(Query::new(text, terms.values))
 }
 
 /// Removes rows that nobody holds and that no snapshot is older than. Waits for no row, so that whoever waits for one of these waits for nobody else.
@@ -47,7 +47,7 @@ pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Que
     let text = format!(
         r#"SELECT t."of", t."level", t."key" FROM "{LOCKS}" AS t WHERE {condition} ORDER BY t."of", t."level", t."key" LIMIT {limit}"#
     );
-    Query { text, values }
+    Query::new(text, values)
 }
 
 /// Removes locks behind one and up to another, of those that nobody holds and that no snapshot is older than: a transaction whose snapshot is
@@ -60,7 +60,7 @@ pub(crate) fn remove_locks<'a>(
     let params = lock_values(last, &mut values);
     let condition = format!(r#" WHERE {condition} AND (t."of", t."level", t."key") <= ({params})"#);
     let keys = [r#""of""#, r#""level""#, r#""key""#].map(str::to_owned);
-    Query { text: remove_seen(LOCKS, &condition, &keys), values }
+    Query::new(remove_seen(LOCKS, &condition, &keys), values)
 }
 
 fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, String) {
@@ -74,8 +74,8 @@ fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, Strin
 
 fn lock_values<'a>((of, level, key): &'a (String, i64, Vec<u8>), values: &mut Vec<Value<'a>>) -> String {
     let at = values.len();
-    values.extend([Value::Text(of.as_str().into()), Value::Integer(*level), Value::Blobs(vec![key.as_slice().into()])]);
-    format!("${}, ${}, (${}::bytea[])[1]", at + 1, at + 2, at + 3)
+    values.extend([Value::Text(of.as_str().into()), Value::Integer(*level), Value::Bytes(key.as_slice().into())]);
+    format!("${}, ${}, ${}", at + 1, at + 2, at + 3)
 }
 
 /// Reads the streams behind `?1` and their last events that were applied, in the order of their names' bytes, at most `?2`: every stream has a name, so
@@ -88,12 +88,8 @@ pub fn read_marks(dialect: Dialect) -> String {
     )
 }
 
-/// Forgets the mark of the stream `?1`, whose events count again from then on; in PostgreSQL gives what it was.
+/// Forgets the mark of the stream `?1`, whose events count again from then on.
 #[must_use]
 pub fn forget_mark(dialect: Dialect) -> String {
-    let gives = match dialect {
-        Dialect::Sqlite => "",
-        Dialect::Postgres => r#" RETURNING m."last""#,
-    };
-    format!(r#"DELETE FROM "{MARKS}" AS m WHERE m."stream" = {}{gives}"#, dialect.param(1))
+    format!(r#"DELETE FROM "{MARKS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
 }

@@ -21,6 +21,8 @@ pub enum Value<'a> {
     Blob([u8; 16]),
     /// A UUID: PostgreSQL's `uuid`, and 16 bytes in SQLite.
     Uuid([u8; 16]),
+    /// Bytes of any length, which are no key's: PostgreSQL's `bytea`.
+    Bytes(Cow<'a, [u8]>),
     /// A column of many rows, for PostgreSQL alone: `bigint[]`.
     Integers(Vec<i64>),
     /// The same of texts: `text[]`.
@@ -45,14 +47,14 @@ impl Value<'_> {
     }
 
     /// How many rows it has values of.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Integers(column) => column.len() as u64,
             Self::Texts(column) => column.len() as u64,
             Self::Blobs(column) => column.len() as u64,
             Self::Uuids(column) => column.len() as u64,
-            Self::Integer(_) | Self::Text(_) | Self::Blob(_) | Self::Uuid(_) => 1,
+            Self::Integer(_) | Self::Text(_) | Self::Blob(_) | Self::Uuid(_) | Self::Bytes(_) => 1,
         }
     }
 
@@ -62,6 +64,7 @@ impl Value<'_> {
             Self::Text(text) => Self::Texts(vec![text]),
             Self::Blob(bytes) => Self::Blobs(vec![Cow::Owned(bytes.to_vec())]),
             Self::Uuid(bytes) => Self::Uuids(vec![bytes]),
+            Self::Bytes(bytes) => Self::Blobs(vec![bytes]),
             column => column,
         }
     }
@@ -72,6 +75,7 @@ impl Value<'_> {
             (Self::Texts(column), Self::Text(text)) => column.push(text),
             (Self::Blobs(column), Self::Blob(bytes)) => column.push(Cow::Owned(bytes.to_vec())),
             (Self::Uuids(column), Self::Uuid(bytes)) => column.push(bytes),
+            (Self::Blobs(column), Self::Bytes(bytes)) => column.push(bytes),
             (column, value) => debug_assert!(false, "{value:?} in a column of {column:?}"),
         }
     }
@@ -155,6 +159,6 @@ pub fn push_key_part(part: KeyPart, value: &Value<'_>, to: &mut KeyBuf) -> Resul
         }
         (KeyPart::Unsigned(16), Value::Blob(bytes)) => part.push(&KeyValue::Unsigned(u128::from_be_bytes(*bytes)), to),
         (_, Value::Blob(bytes) | Value::Uuid(bytes)) => part.push(&KeyValue::Bytes16(*bytes), to),
-        (wanted, _) => Err(KeyError::Type { wanted, found: "an array".to_owned() }),
+        (wanted, _) => Err(KeyError::Type { wanted, found: "bytes, or an array".to_owned() }),
     }
 }

@@ -4,19 +4,11 @@ mod asynchronous;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod catalogue;
 pub(crate) mod memory;
-#[cfg(feature = "postgres")]
-pub(crate) mod postgres;
-#[cfg(feature = "sqlite")]
-pub(crate) mod sqlite;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod sweep;
 
 pub use asynchronous::AsyncStore;
 pub use memory::{Bracket, MemoryStore, Snapshot};
-#[cfg(feature = "postgres")]
-pub use postgres::{PostgresStore, PreparedStatements};
-#[cfg(feature = "sqlite")]
-pub use sqlite::SqliteStore;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use sweep::{Sweep, Swept};
 
@@ -194,7 +186,7 @@ impl<S: Store + ?Sized> Store for &mut S {
     }
 }
 
-const TOTALS_PAGE: usize = 4096;
+pub(crate) const TOTALS_PAGE: usize = 4096;
 
 /// The keys behind one, which must be a whole key: a beginning would stand for all that begin so.
 pub(crate) fn behind(counter: &Def, after: Option<&KeyBuf>) -> Result<KeyRange> {
@@ -226,7 +218,7 @@ fn sum_by_pages(store: &mut (impl Store + ?Sized), counter: Def, range: &KeyRang
     }
 }
 
-fn sum_overflow(counter: &Def) -> Error {
+pub(crate) fn sum_overflow(counter: &Def) -> Error {
     Error::Overflow { counter: counter.name(), key: "of a range".to_owned(), what: "sum" }
 }
 

@@ -5,11 +5,9 @@
 
 use super::TOTALS_PAGE;
 use crate::counter::Placed;
-use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
 use crate::range::KeyRange;
-use crate::sql;
 
 /// A clean-up of rows that mean nothing any more, a bounded part a call: the place of the next call, and how many rows one looks at.
 ///
@@ -155,15 +153,6 @@ impl Sweep {
     pub(crate) fn begin_anew(&mut self) {
         self.at = At::Totals(0, None);
     }
-}
-
-/// A mark as a row of its table has it.
-pub(crate) fn mark_row((stream, last): (String, i64)) -> Result<(String, u64)> {
-    let Ok(last) = u64::try_from(last) else {
-        let reason = format!("the mark of stream {stream} is {last}, below 0; somebody else wrote it");
-        return Err(Error::Schema { table: sql::MARKS.to_owned(), reason });
-    };
-    Ok((stream, last))
 }
 
 impl Default for Sweep {

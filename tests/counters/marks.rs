@@ -214,9 +214,9 @@ fn a_table_of_marks_that_is_absent_or_not_ours_is_named() {
             "collated NOCASE",
             "",
         ),
-        (holding("'three'"), "its columns are", "the mark of stream votes is Text, not an integer"),
-        (holding("3.5"), "its columns are", "the mark of stream votes is Real, not an integer"),
-        (holding("NULL"), "its columns are", "the mark of stream votes is Null, not an integer"),
+        (holding("'three'"), "its columns are", "the mark of stream votes is three, not an integer"),
+        (holding("3.5"), "its columns are", "the mark of stream votes is 3.5, not an integer"),
+        (holding("NULL"), "its columns are", "the mark of stream votes is null, not an integer"),
         ("UPDATE keepcount_marks SET last = -3".to_owned(), "", "the mark of stream votes is -3, below 0"),
         (
             "CREATE TEMP TABLE keepcount_marks (stream TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID"

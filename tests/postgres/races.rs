@@ -115,7 +115,7 @@ async fn apply_unlocked(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
     }
     for statement in climb.statements(Dialect::Postgres).unwrap() {
         for row in statement.rows() {
-            run(&Query { text: statement.text.clone(), values: row.to_vec() }).await;
+            run(&Query::new(statement.text.clone(), row.to_vec())).await;
         }
     }
 }

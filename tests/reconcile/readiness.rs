@@ -187,20 +187,6 @@ fn counters_over_rows_are_not_ready_in_a_new_database_either() {
 }
 
 #[test]
-fn a_catalogue_from_before_counters_could_be_unready_is_brought_up_to_date() {
-    let conn = counted();
-    conn.execute_batch("DROP INDEX keepcount_unready; ALTER TABLE keepcount_counters DROP COLUMN ready").unwrap();
-    let error = store(&conn, &OLD).check().unwrap_err();
-    assert!(
-        matches!(&error, Error::Schema { table, reason } if table == "keepcount_counters" && reason.contains("SqliteStore::create")),
-        "{error}"
-    );
-    store(&conn, &NEW).create().unwrap();
-    assert_eq!(store(&conn, &NEW).unready().unwrap(), [LINK.def(), SHOWS.def()]);
-    assert_eq!(store(&conn, &OLD).total(VOTES, 12).unwrap(), 13);
-}
-
-#[test]
 fn a_rollup_that_is_ready_is_refused_while_what_it_sums_is_not() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();

@@ -10,6 +10,9 @@ use super::sight::source_failed;
 use super::source::TypedPostgresSource;
 use crate::batch::Batch;
 use crate::counter::Def;
+use crate::drivers::tokio_postgres::{Postgres, params, typed};
+use crate::engine::failed_on;
+use crate::engine::rows::read_key;
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyPart};
 use crate::reconcile::audit::{Ask, Recount};
@@ -17,7 +20,6 @@ use crate::reconcile::recount::{SAMPLE, SumsByKey, of_row, same_key, sample_of_k
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::catalogue;
-use crate::store::postgres::{Session, failed_on, params, queries, read_key, typed};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl Declared<'_> {
         if !self.source.by_tally {
             values.push(Value::Integer(1024));
         }
-        Query { text: format!("{how} {}", self.page(behind)), values }
+        Query::new(format!("{how} {}", self.page(behind)), values)
     }
 
     /// What a page is read by, from the first key or behind another.
@@ -125,7 +127,7 @@ impl Declared<'_> {
         if !self.source.by_tally {
             values.push(Value::Integer(i64::try_from(ask.keys.saturating_add(1)).unwrap_or(i64::MAX)));
         }
-        Ok(Some(Query { text, values }))
+        Ok(Some(Query::new(text, values)))
     }
 
     /// Reads a sum as it came.
@@ -158,7 +160,7 @@ impl Declared<'_> {
         let failed = |error| source_failed("reading rows", counter, error);
         let kinds: Vec<Type> = query.values.iter().map(Value::kind).collect();
         let statement = tx.prepare_typed(&query.text, &kinds).await.map_err(failed)?;
-        let portal = tx.bind(&statement, &params(query)).await.map_err(failed)?;
+        let portal = tx.bind(&statement, &params(&query.values)).await.map_err(failed)?;
         let mut scratch = Batch::new();
         loop {
             let rows = tx.query_portal(&portal, ROWS).await.map_err(failed)?;
@@ -181,12 +183,12 @@ impl Declared<'_> {
         let counter = &self.counter;
         let (statements, values) = (&self.statements, self.key_arrays(keys)?);
         if !self.source.by_tally {
-            let query = Query { text: statements.sums_of_keys.clone(), values };
+            let query = Query::new(statements.sums_of_keys.clone(), values);
             let rows = query_in(tx, &query).await.map_err(|error| source_failed("recounting", counter, error))?;
             return by_key(rows.iter().map(|row| self.sum(row)));
         }
         let mut sums: BTreeMap<KeyBuf, i64> = BTreeMap::new();
-        let query = Query { text: statements.rows_of_keys.clone(), values };
+        let query = Query::new(statements.rows_of_keys.clone(), values);
         self.shares(tx, &query, |share| {
             if let Some((key, amount)) = share {
                 let overflow = Error::overflow(counter, &key, "recount");
@@ -202,7 +204,7 @@ impl Declared<'_> {
     /// The keys among some sums whose last parts name no row of the parents' table.
     pub(super) async fn dangling<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         sums: &[Recount],
     ) -> Result<Vec<KeyBuf>> {
         let Some(text) = &self.statements.parent else { return Ok(Vec::new()) };
@@ -210,7 +212,7 @@ impl Declared<'_> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let query = Query { text: text.clone(), values: self.key_arrays(&keys)? };
+        let query = Query::new(text.clone(), self.key_arrays(&keys)?);
         let rows = session.query(&query).await;
         let rows = rows.map_err(|error| source_failed("looking for parents", &self.counter, error))?;
         let mut dangling = rows.iter().map(|row| read_key(&self.counter, row, 0)).collect::<Result<Vec<KeyBuf>>>()?;
@@ -221,10 +223,10 @@ impl Declared<'_> {
     /// Whether no row counts.
     pub(super) async fn is_empty(&self, tx: &Transaction<'_>) -> Result<bool> {
         if self.source.by_tally {
-            let query = Query { text: self.statements.rows_first.clone(), values: Vec::new() };
+            let query = Query::new(self.statements.rows_first.clone(), Vec::new());
             return Ok(self.sums_by_tally(tx, &query, None, 1).await?.is_empty());
         }
-        let any = query_in(tx, &Query { text: self.statements.any.clone(), values: Vec::new() }).await;
+        let any = query_in(tx, &Query::new(self.statements.any.clone(), Vec::new())).await;
         Ok(any.map_err(|error| source_failed("looking for rows", &self.counter, error))?.is_empty())
     }
 
@@ -243,17 +245,17 @@ impl Declared<'_> {
 
     /// Holds a sample of the whole source against the rows' `tally`: its first rows, its last, and some without a key. Where the rows are
     /// recounted by `tally` anyway, only those without a key, which no page lists.
-    pub(super) async fn check_sample<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<()> {
+    pub(super) async fn check_sample<C: GenericClient + Send + Sync>(&self, session: &Postgres<'_, C>) -> Result<()> {
         let ends = [&self.statements.sample_first, &self.statements.sample_last];
         let ends = ends.into_iter().filter(|_| !self.source.by_tally).chain(&self.statements.sample_without_key);
-        let query = |text: &String| Query { text: text.clone(), values: vec![limit(SAMPLE)] };
+        let query = |text: &String| Query::new(text.clone(), vec![limit(SAMPLE)]);
         self.check_skew(session, &ends.map(query).collect::<Vec<_>>()).await
     }
 
     /// Holds rows of some keys against their `tally`.
     pub(super) async fn check_keys<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         keys: &[KeyBuf],
     ) -> Result<()> {
         if self.source.by_tally {
@@ -263,7 +265,7 @@ impl Declared<'_> {
         let query = |key| {
             let mut values = self.key_values(key)?;
             values.push(limit(most));
-            Ok(Query { text: self.statements.sample_of_key.clone(), values })
+            Ok(Query::new(self.statements.sample_of_key.clone(), values))
         };
         self.check_skew(session, &keys.iter().map(query).collect::<Result<Vec<_>>>()?).await
     }
@@ -271,7 +273,7 @@ impl Declared<'_> {
     /// Holds rows as SQL counts them against their `tally`.
     async fn check_skew<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         samples: &[Query<'_>],
     ) -> Result<()> {
         let counter = &self.counter;
@@ -370,12 +372,12 @@ fn integer(text: &str) -> Option<i64> {
 
 /// Keys as parameters, an array for each part, so none for `()`.
 pub(super) fn key_arrays<'k>(counter: &Def, keys: &'k [KeyBuf]) -> Result<Vec<Value<'k>>> {
-    if counter.parts().is_empty() { Ok(Vec::new()) } else { queries::key_arrays(counter, keys) }
+    if counter.parts().is_empty() { Ok(Vec::new()) } else { sql::key_arrays(counter, keys) }
 }
 
 /// Runs one query in a transaction.
 pub(super) async fn query_in(tx: &Transaction<'_>, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
-    tx.query_typed(&query.text, &typed(query)).await
+    tx.query_typed(&query.text, &typed(&query.values)).await
 }
 
 /// Reads a key, how many rows were added up, and, where they do not all add 1, their sum as text. None where no row was added up: a query without key

@@ -7,6 +7,9 @@ use tokio_postgres::{GenericClient, Row};
 
 use super::declared::{by_key, key_arrays, read_sum};
 use crate::counter::{Def, Rollup};
+use crate::drivers::tokio_postgres::Postgres;
+use crate::engine::failed_on;
+use crate::engine::rows::read_key;
 use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::layout::Layout;
@@ -15,7 +18,6 @@ use crate::reconcile::ends::Ends;
 use crate::reconcile::spans::{KeyColumns, LOOK_UPS_MOST, Plan, Span, bound};
 use crate::reconcile::statements::of_each_key;
 use crate::sql::{Dialect, Query, Value};
-use crate::store::postgres::{Session, failed_on, read_key};
 
 /// One rollup's sums over pairs of link and finer total.
 pub(super) struct Joined {
@@ -47,7 +49,7 @@ impl Joined {
     /// parent's; else where `plan` says.
     pub(super) async fn page<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         plan: &mut Option<Plan>,
         ask: &Ask,
         totals: &[(KeyBuf, i64)],
@@ -76,7 +78,7 @@ impl Joined {
     /// Where a page ends in the parent that it begins in, if no stored total says it.
     async fn planned<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         plan: &mut Option<Plan>,
         (after, until): (&KeyBuf, Option<&KeyBuf>),
         keys: usize,
@@ -90,7 +92,7 @@ impl Joined {
             plan => {
                 let rest = Span::Within { of: after, from: Bound::Excluded(after), until: None };
                 let (pairs, values) = self.pairs(&rest, usize::MAX)?;
-                let query = Query { text: self.columns.every_step(&pairs), values };
+                let query = Query::new(self.columns.every_step(&pairs), values);
                 let failed = |error| failed_on("planning pages", &self.counter, error);
                 let ends = session.read(&query, failed, |row| read_key(&self.counter, row, 0).map(Some)).await?;
                 plan.insert(Plan::new(&self.columns, after, ends)?)
@@ -122,7 +124,7 @@ impl Joined {
     /// The first sums of a stretch, of keys that are wanted.
     async fn sums<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         span: &Span<'_>,
         limit: usize,
         wanted: impl Fn(&KeyBuf) -> bool,
@@ -140,13 +142,13 @@ impl Joined {
             let key = read_key(&self.counter, row, 0)?;
             if wanted(&key) { read_sum(&self.counter, row, true) } else { Ok(None) }
         };
-        session.read(&Query { text, values }, failed, read).await
+        session.read(&Query::new(text, values), failed, read).await
     }
 
     /// Whether nothing is summed at any key.
-    pub(super) async fn is_empty<C: GenericClient + Send + Sync>(&self, session: &Session<'_, C>) -> Result<bool> {
+    pub(super) async fn is_empty<C: GenericClient + Send + Sync>(&self, session: &Postgres<'_, C>) -> Result<bool> {
         let (pairs, values) = self.pairs(&Span::Parents { after: None, until: None, through: true }, 1)?;
-        let query = Query { text: format!("SELECT 1 FROM {pairs} LIMIT 1"), values };
+        let query = Query::new(format!("SELECT 1 FROM {pairs} LIMIT 1"), values);
         let any = session.query(&query).await;
         Ok(any.map_err(|error| failed_on("looking for totals", &self.counter, error))?.is_empty())
     }
@@ -154,7 +156,7 @@ impl Joined {
     /// The sums of these keys; those without pairs are left out.
     pub(super) async fn recount<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         keys: &[KeyBuf],
     ) -> Result<BTreeMap<KeyBuf, i64>> {
         let (mut alone, mut sums) = (Vec::new(), Vec::new());
@@ -178,7 +180,7 @@ impl Joined {
     /// Whether the parent of a key has more links than so many.
     async fn has_more_children<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         key: &KeyBuf,
         most: u64,
     ) -> Result<bool> {
@@ -188,14 +190,14 @@ impl Joined {
         values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
         let (links, at) = (&self.links, Dialect::Postgres.param(values.len()));
         let text = format!(r#"SELECT 1 FROM {links} WHERE l."total" <> 0{parents} OFFSET {at} LIMIT 1"#);
-        let more = session.query(&Query { text, values }).await;
+        let more = session.query(&Query::new(text, values)).await;
         Ok(!more.map_err(|error| failed_on("recounting", &self.counter, error))?.is_empty())
     }
 
     /// The sums of these keys, each looked up at every child of its parent, in one statement.
     async fn each<C: GenericClient + Send + Sync>(
         &self,
-        session: &Session<'_, C>,
+        session: &Postgres<'_, C>,
         keys: &[KeyBuf],
     ) -> Result<BTreeMap<KeyBuf, i64>> {
         let Self { links, finers, joins, .. } = self;
@@ -207,7 +209,7 @@ impl Joined {
         );
         let parts = self.counter.parts();
         let text = if parts.is_empty() { sums } else { of_each_key(parts, "k.*, o.*", &sums) };
-        let query = Query { text, values: key_arrays(&self.counter, keys)? };
+        let query = Query::new(text, key_arrays(&self.counter, keys)?);
         let rows = session.query(&query).await.map_err(|error| failed_on("recounting", &self.counter, error))?;
         by_key(rows.iter().map(|row| read_sum(&self.counter, row, true)))
     }

@@ -4,10 +4,11 @@ use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{GenericClient, Row};
 
 use crate::counter::Def;
+use crate::drivers::tokio_postgres::Postgres;
+use crate::engine::failed_on;
 use crate::error::{Error, Result};
 use crate::reconcile::statements::Name;
 use crate::sql::{Query, Value};
-use crate::store::postgres::{Session, failed_on};
 
 /// Where there are relations of the name `$1`: the schema, whether a bare name reaches it, whether it is this session's for what is temporary; and
 /// whether the relation is a partition.
@@ -19,12 +20,12 @@ const NAMED: &str =
 
 /// Finds the one schema that a table's name stands for.
 pub(super) async fn find<C: GenericClient + Send + Sync>(
-    session: &Session<'_, C>,
+    session: &Postgres<'_, C>,
     counter: &Def,
     name: &mut Name,
 ) -> Result<()> {
     let failed = |error| failed_on("finding the tables of the source", counter, error);
-    let query = Query { text: NAMED.to_owned(), values: vec![Value::Text(name.table.clone().into())] };
+    let query = Query::new(NAMED.to_owned(), vec![Value::Text(name.table.clone().into())]);
     let (mut meant, mut others, mut is_part) = (Vec::new(), Vec::new(), false);
     for row in session.query(&query).await.map_err(failed)? {
         let place = |row: &Row| Ok((row.try_get::<_, String>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
@@ -48,7 +49,7 @@ pub(super) async fn find<C: GenericClient + Send + Sync>(
 
 /// Refuses a source of which the plan, as EXPLAIN VERBOSE gives it, reads what is not all there is, or is not of the snapshot.
 pub(super) async fn refuse_part<C: GenericClient + Send + Sync>(
-    session: &Session<'_, C>,
+    session: &Postgres<'_, C>,
     counter: &Def,
     plan: &[String],
 ) -> Result<()> {
@@ -69,24 +70,27 @@ pub(super) async fn refuse_part<C: GenericClient + Send + Sync>(
     let names = plan.iter().filter_map(|line| relation(line)).map(Into::into).collect();
     let text = "SELECT n FROM unnest($1::text[]) AS n JOIN pg_class AS c ON c.oid = to_regclass(n) WHERE c.relkind = 'm' LIMIT 1";
     let failed = |error| failed_on("looking at the tables of the source", counter, error);
-    let query = Query { text: text.to_owned(), values: vec![Value::Texts(names)] };
+    let query = Query::new(text.to_owned(), vec![Value::Texts(names)]);
     let Some(row) = session.query(&query).await.map_err(failed)?.into_iter().next() else { return Ok(()) };
     let name: String = row.try_get(0).map_err(failed)?;
     refused(format!("{name} is a materialized view, which has the rows of its last refresh"))
 }
 
 /// Which tables are partitions or children of which, in the snapshot; empty where there are none, nor any that may have some.
-pub(super) async fn kinship<C: GenericClient + Send + Sync>(session: &Session<'_, C>, counter: &Def) -> Result<String> {
+pub(super) async fn kinship<C: GenericClient + Send + Sync>(
+    session: &Postgres<'_, C>,
+    counter: &Def,
+) -> Result<String> {
     let text = "SELECT coalesce(string_agg(i.inhparent || '>' || i.inhrelid, ' ' ORDER BY i.inhparent, i.inhrelid),
         CASE WHEN EXISTS (SELECT FROM pg_class AS c WHERE c.relkind = 'p') THEN 'none' ELSE '' END) FROM pg_inherits AS i";
     let failed = |error| failed_on("looking at the tables of the source", counter, error);
-    let rows = session.query(&Query { text: text.to_owned(), values: Vec::new() }).await.map_err(failed)?;
+    let rows = session.query(&Query::new(text.to_owned(), Vec::new())).await.map_err(failed)?;
     rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)
 }
 
 /// Refuses to say that keys differ where a table's partitions or children do since the snapshot of the page, which was read from those that there were then.
 pub(super) async fn refuse_change<C: GenericClient + Send + Sync>(
-    session: &Session<'_, C>,
+    session: &Postgres<'_, C>,
     counter: &Def,
     before: &str,
 ) -> Result<()> {

@@ -9,14 +9,15 @@ use super::sight::source_failed;
 use super::source::TypedSource;
 use crate::batch::Batch;
 use crate::counter::Def;
+use crate::engine::rows::read_key;
 use crate::error::{Error, Result};
+use crate::executor::{DriverError as _, ErrorKind, Row as _};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::recount::{SAMPLE, of_row, same_key, sample_of_key, skew, sum_by_key};
 use crate::reconcile::statements::Statements;
 use crate::sql::{self, Dialect, Value};
 use crate::store::catalogue;
-use crate::store::sqlite::{overflowed, read_key, shown};
 
 /// One counter's source, ready to be read.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Declared<'_> {
     /// The error of a recount, with what it is if a sum left 64 bits.
     fn recount_failed(&self, failure: Failure, overflow: impl FnOnce(rusqlite::Error) -> Error) -> Error {
         match failure {
-            Failure::Sqlite(error) if overflowed(&error) => overflow(error),
+            Failure::Sqlite(error) if error.kind() == ErrorKind::Overflow => overflow(error),
             Failure::Sqlite(error) => source_failed("recounting", &self.counter, error),
             Failure::Known(error) => error,
         }
@@ -268,9 +269,9 @@ impl Declared<'_> {
             _ if !included => None,
             ValueRef::Null | ValueRef::Integer(0) => None,
             ValueRef::Integer(amount) => Some((read_key(counter, row, key_at)?, amount)),
-            other => {
+            _ => {
                 let key = read_key(counter, row, key_at)?;
-                let reason = format!("a row's amount is {}, not an integer", shown(other));
+                let reason = format!("a row's amount is {}, not an integer", row.column(key_at + width));
                 return Err(Error::source(counter, Some(&key), reason));
             }
         };

@@ -6,6 +6,8 @@ use std::ops::Bound;
 use rusqlite::{Connection, Row, params_from_iter};
 
 use crate::counter::{Def, Rollup};
+use crate::engine::failed_on;
+use crate::engine::rows::read_key;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::layout::Layout;
@@ -13,7 +15,6 @@ use crate::reconcile::audit::{Ask, Recount};
 use crate::reconcile::ends::Ends;
 use crate::reconcile::spans::{KeyColumns, LOOK_UPS_MOST, Plan, Span, bound};
 use crate::sql::{self, Dialect, Value};
-use crate::store::sqlite::{failed_on, read_key};
 
 /// One rollup's pairs of link and finer total: each with the rollup's key, and by parent.
 pub(super) struct Joined {

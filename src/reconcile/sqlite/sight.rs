@@ -3,9 +3,9 @@
 use rusqlite::{Connection, ErrorCode};
 
 use crate::counter::Def;
+use crate::engine::failed_on;
 use crate::error::{Error, Result, chain};
 use crate::reconcile::statements::Name;
-use crate::store::sqlite::failed_on;
 
 /// Finds the one schema that a table's name stands for: the file's own, an attached one, or what is temporary.
 pub(super) fn find(conn: &Connection, counter: &Def, name: &mut Name) -> Result<()> {

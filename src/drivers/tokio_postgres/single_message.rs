@@ -4,39 +4,40 @@
 use std::fmt::Write as _;
 use std::pin::pin;
 
+use futures_util::TryStreamExt;
 use futures_util::future::{join3, try_join_all};
-use futures_util::{FutureExt, TryStreamExt};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
-use super::session::{NAME, PIPELINE_MOST, PreparedStatements, end_transaction, is_refused, settled, unknown};
-use super::writing::{Failed, Writes, doing};
-use super::{Session, Whose, commit_failed, failed, literal, params};
+use super::prepared::{NAME, PreparedStatements};
+use super::{Execution, PIPELINE_MOST, Postgres, commit_failed, executions, is_refused, literal, params, unknown};
 use crate::batch::Batch;
+use crate::engine::write::{self, Failed, Writes, doing};
+use crate::engine::{Whose, begin, failed, still_open};
 use crate::error::{Cause, Error, Result};
+use crate::executor::{Executor as _, Stopped};
+use crate::layout::Layout;
+use crate::mark::Mark;
 use crate::sql::Value;
 use crate::store::Applied;
 
 /// The values of one statement.
-pub(super) type Values<'r> = [&'r (dyn ToSql + Sync)];
+type Values<'r> = [&'r (dyn ToSql + Sync)];
 
 /// A statement of the application's own, with its values.
-pub(super) type Given<'r> = (&'r str, &'r Values<'r>);
+pub(crate) type Given<'r> = (&'r str, &'r Values<'r>);
 
 /// The same, prepared.
-pub(super) struct Row<'r> {
+struct Row<'r> {
     text: &'r str,
     statement: Statement,
     values: &'r Values<'r>,
 }
 
 /// Runs the application's own statements, in one round trip.
-pub(super) async fn run_rows(
-    client: &impl GenericClient,
-    rows: &[Row<'_>],
-) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
+async fn run_rows(client: &impl GenericClient, rows: &[Row<'_>]) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
     try_join_all(rows.iter().enumerate().map(async |(at, row)| {
         let written = client.execute(&row.statement, row.values).await;
         written.map_err(|error| (at, error))
@@ -45,7 +46,7 @@ pub(super) async fn run_rows(
 }
 
 /// What the failure of a statement of the application's own means.
-pub(super) fn row_failed((at, error): (usize, tokio_postgres::Error)) -> Error {
+fn row_failed((at, error): (usize, tokio_postgres::Error)) -> Error {
     failed(Whose::Row(at), "writing rows", error)
 }
 
@@ -76,9 +77,9 @@ fn is_nameless(error: &tokio_postgres::Error) -> bool {
     said.is_some_and(|db| db.message().contains(NAME))
 }
 
-impl<C: GenericClient + Send + Sync> Session<'_, C> {
+impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
     /// Rows with their statements, known or prepared now.
-    pub(super) async fn rows<'r>(&self, rows: &[Given<'r>]) -> Result<Vec<Row<'r>>> {
+    async fn rows<'r>(&self, rows: &[Given<'r>]) -> Result<Vec<Row<'r>>> {
         let mut all = Vec::with_capacity(rows.len());
         for (at, (text, values)) in rows.iter().enumerate() {
             let doing = |error| failed(Whose::Row(at), "preparing rows", error);
@@ -88,26 +89,32 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     }
 
     /// Writes rows and their batch in one message or a few; none where totals have to be read first, or there is too much of it.
-    pub(super) async fn write_at_once(
-        &self,
+    async fn write_at_once(
+        &mut self,
+        layout: &Layout,
         rows: &[Given<'_>],
         batch: &Batch,
     ) -> Result<Option<(Vec<u64>, Applied)>, Failed> {
-        if !self.layout.is_plain() || !self.layout.board_defs().is_empty() {
+        if !write::is_plain(layout) {
             return Ok(None);
         }
-        let writes = self.writes(batch, false)?;
-        if writes.queries.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
+        let writes = Writes::of(Self::DIALECT, layout, batch, false)?;
+        let all = executions(&writes.queries);
+        if all.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
             return Ok(None);
         }
-        let (written, totals) = match self.by_message(rows, batch, &writes).await? {
+        let (written, totals) = match self.by_message(rows, batch, &writes, &all).await? {
             Some(written) => written,
-            None => self.by_pipeline(rows, batch, &writes).await?,
+            None => self.by_pipeline(rows, batch, &writes, &all).await?,
         };
-        // It is committed by now, all but what was skipped.
-        let skipped = |error: Error| Error::Unknown { doing: doing(batch, None), cause: error.into() };
-        writes.check(&totals).map_err(skipped)?;
-        Ok(Some((written, Applied::new(batch.len() as u64, writes.totals.len() as u64))))
+        for (execution, written) in all.iter().zip(totals) {
+            if let Err(skipped) = execution.check(written) {
+                // It is committed by now, all but what was skipped.
+                let error = writes.failed(batch, None, skipped).unnamed();
+                return Err(Error::Unknown { doing: doing(batch, None), cause: error.into() }.into());
+            }
+        }
+        Ok(Some((written, Applied::new(batch.len() as u64, all.len() as u64))))
     }
 
     /// How many rows each statement wrote, and how many totals; all in one message, which the server takes for one transaction. None where nothing
@@ -117,14 +124,15 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         rows: &[Given<'_>],
         batch: &Batch,
         writes: &Writes<'_>,
+        all: &[Execution<'_>],
     ) -> Result<Option<(Vec<u64>, Vec<u64>)>, Failed> {
         let Some(prepared) = self.prepared.filter(|prepared| prepared.has_names()) else { return Ok(None) };
         let rows = self.rows(rows).await?;
-        let Some(message) = self.message(prepared, &rows, writes).await? else { return Ok(None) };
+        let Some(message) = self.message(prepared, &rows, all).await? else { return Ok(None) };
         let (mut written, mut error) = self.send(&message).await;
         if error.as_ref().is_some_and(is_nameless) && prepared.lose_names() {
             // Forgotten, by DISCARD or DEALLOCATE: by their new names nothing is different.
-            let Some(message) = self.message(prepared, &rows, writes).await? else { return Ok(None) };
+            let Some(message) = self.message(prepared, &rows, all).await? else { return Ok(None) };
             (written, error) = self.send(&message).await;
         }
         match error {
@@ -139,8 +147,10 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
             // The first that was not done, or else the commit of all.
             Some(error) if is_refused(&error) => match written.len().checked_sub(rows.len()) {
                 None => Err(row_failed((written.len(), error)).into()),
-                Some(at) if at < writes.queries.len() => Err(writes.failed(at, batch, None, error)),
-                Some(_) => Err(commit_failed(&doing(batch, None), error).into()),
+                Some(at) => Err(match all.get(at) {
+                    Some(execution) => writes.failed(batch, None, execution.failed(error)),
+                    None => commit_failed(&doing(batch, None), error).into(),
+                }),
             },
             Some(error) => Err(unknown(&doing(batch, None), error).into()),
         }
@@ -168,12 +178,12 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         &self,
         prepared: &PreparedStatements,
         rows: &[Row<'_>],
-        writes: &Writes<'_>,
+        all: &[Execution<'_>],
     ) -> Result<Option<String>> {
         let mut message = String::new();
-        let own = writes.queries.iter().map(|query| {
-            let kinds = query.values.iter().map(Value::kind).collect::<Vec<_>>();
-            (query.text.as_str(), kinds, params(query))
+        let own = all.iter().map(|execution| {
+            let kinds = execution.values.iter().map(Value::kind).collect::<Vec<_>>();
+            (execution.of.text.as_str(), kinds, params(execution.values))
         });
         let rows = rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));
         for (text, kinds, values) in rows.chain(own) {
@@ -199,40 +209,40 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
     /// The same in several messages: BEGIN, and all that follows once that is answered, since without a transaction each would be committed by itself. What
     /// fails in the middle makes the server's COMMIT a rollback.
     async fn by_pipeline(
-        &self,
+        &mut self,
         rows: &[Given<'_>],
         batch: &Batch,
         writes: &Writes<'_>,
+        all: &[Execution<'_>],
     ) -> Result<(Vec<u64>, Vec<u64>), Failed> {
-        let mut open = Open { client: self.client, is_open: true };
-        let begun = self.client.batch_execute("BEGIN").await;
+        let begun = self.begin().await;
         let begun = begun.map_err(|error| Failed::from(failed(Whose::Connection, &doing(batch, None), error)));
         let rows = match begun {
             // Behind BEGIN, since a pooler may have another connection before, and before the rest, which would come behind COMMIT.
-            Ok(()) => self.prepare(rows, batch, writes).await,
+            Ok(()) => self.prepare(rows, batch, writes, all).await,
             Err(failed) => Err(failed),
         };
         let (written, totals, committed) = match rows {
             Ok(rows) => {
-                let (rows, totals) = (run_rows(self.client, &rows), self.execute_all(&writes.queries));
+                let (rows, totals) = (run_rows(self.client, &rows), self.written_by_all(all));
                 join3(rows, totals, self.client.batch_execute("COMMIT")).await
             }
-            Err(failed) => {
-                open.is_open = false;
-                return Err(self.ended(batch, failed).await);
-            }
+            Err(failed) => return Err(self.ended(batch, failed).await),
         };
-        open.is_open = false;
         let is_over = committed.is_ok();
+        self.is_open = !is_over;
         // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
-        let unless_refused = |(at, error): (usize, _), refused: &dyn Fn(usize, tokio_postgres::Error) -> Failed| {
-            if is_refused(&error) { refused(at, error) } else { unknown(&doing(batch, None), error).into() }
-        };
-        let written = written.map_err(|failed| unless_refused(failed, &|at, error| row_failed((at, error)).into()));
-        let totals =
-            totals.map_err(|failed| unless_refused(failed, &|at, error| writes.failed(at, batch, None, error)));
+        let unless_unknown = |error: &tokio_postgres::Error| is_refused(error);
+        let written = written.map_err(|(at, error)| match unless_unknown(&error) {
+            true => row_failed((at, error)).into(),
+            false => unknown(&doing(batch, None), error).into(),
+        });
+        let totals = totals.map_err(|stopped| match stopped {
+            Stopped::Failed { error, .. } if !unless_unknown(&error) => unknown(&doing(batch, None), error).into(),
+            stopped => writes.failed(batch, None, stopped),
+        });
         let committed = committed.map_err(|error| commit_failed(&doing(batch, None), error).into());
-        let failed = match (written, totals, committed) {
+        let failed: Failed = match (written, totals, committed) {
             (Ok(written), Ok(totals), Ok(())) => return Ok((written, totals)),
             (Err(failed), ..) | (_, Err(failed), _) | (.., Err(failed)) => failed,
         };
@@ -245,38 +255,85 @@ impl<C: GenericClient + Send + Sync> Session<'_, C> {
         rows: &[Given<'r>],
         batch: &Batch,
         writes: &Writes<'_>,
+        all: &[Execution<'_>],
     ) -> Result<Vec<Row<'r>>, Failed> {
         let rows = self.rows(rows).await?;
         check_rows(&rows)?;
-        let prepared = self.prepare_all(&writes.queries).await;
-        prepared.map_err(|(at, error)| writes.failed(at, batch, None, error))?;
+        self.prepare_all(all).await.map_err(|stopped| writes.failed(batch, None, stopped))?;
         Ok(rows)
     }
 
     /// The failure of a transaction, which is over then.
-    async fn ended(&self, batch: &Batch, failed: Failed) -> Failed {
+    async fn ended(&mut self, batch: &Batch, failed: Failed) -> Failed {
+        let is_over = self.roll_back().await;
         match failed {
-            Failed::Known(error) => settled(self.client, &doing(batch, None), error).await.into(),
-            Failed::Overflow(..) => {
-                // What stays open is refused to be read, which says so.
-                let _ = end_transaction(self.client).await;
-                failed
+            Failed::Known(error) if is_over => error.into(),
+            Failed::Known(error) => still_open(&doing(batch, None), error).into(),
+            // What stays open is refused to be read, which says so.
+            Failed::Overflow(..) => failed,
+        }
+    }
+}
+
+/// Writes rows and their batch in a transaction of its own, in as few messages as it can.
+pub(crate) async fn write_in_own<C: GenericClient + Send + Sync>(
+    executor: &mut Postgres<'_, C>,
+    layout: &Layout,
+    rows: &[Given<'_>],
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+) -> Result<(Vec<u64>, Applied)> {
+    let mut done = write_once(executor, layout, rows, batch, mark).await;
+    if let Err(error) = &done {
+        executor.note_cause(error);
+        if executor.may_run_again() {
+            done = write_once(executor, layout, rows, batch, mark).await;
+        }
+    }
+    done
+}
+
+async fn write_once<C: GenericClient + Send + Sync>(
+    executor: &mut Postgres<'_, C>,
+    layout: &Layout,
+    rows: &[Given<'_>],
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+) -> Result<(Vec<u64>, Applied)> {
+    if mark.is_none() {
+        match executor.write_at_once(layout, rows, batch).await {
+            Ok(None) => {}
+            Ok(Some(done)) => return Ok(done),
+            Err(Failed::Overflow(counter, batch)) => {
+                return Err(write::find_overflow(executor, layout, &counter, &batch).await);
             }
+            Err(failed) => return Err(failed.unnamed()),
         }
     }
+    let doing = || doing(batch, mark);
+    let nested = begin(executor, &doing()).await?;
+    let done = write_rows(executor, layout, rows, batch, mark).await;
+    write::finish(executor, layout, nested, doing, done).await
 }
 
-/// Rolls back when it is dropped: a future that nobody waits for any more may have begun a transaction, and said nothing else.
-struct Open<'c, C: GenericClient> {
-    client: &'c C,
-    is_open: bool,
-}
-
-impl<C: GenericClient> Drop for Open<'_, C> {
-    fn drop(&mut self) {
-        if self.is_open {
-            // It is sent when it is first polled.
-            let _ = self.client.batch_execute("ROLLBACK").now_or_never();
-        }
+/// Writes rows of the application's own, and applies their batch; neither where its events were applied before.
+async fn write_rows<C: GenericClient + Send + Sync>(
+    executor: &mut Postgres<'_, C>,
+    layout: &Layout,
+    rows: &[Given<'_>],
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+) -> Result<(Vec<u64>, Applied), Failed> {
+    // First: rows that are there already would be refused before it is seen that they are.
+    if let Some(mark) = mark
+        && !write::follows(executor, batch, mark).await?
+    {
+        return Ok((Vec::new(), Applied::skipped()));
     }
+    let rows = executor.rows(rows).await?;
+    let written = run_rows(executor.client, &rows).await.map_err(row_failed)?;
+    if batch.is_empty() && mark.is_none() {
+        return Ok((written, Applied::default()));
+    }
+    Ok((written, write::write_following(executor, layout, batch, mark, None).await?))
 }

@@ -1,0 +1,273 @@
+//! The driver over rusqlite, which blocks.
+//!
+//! After every error the connection is asked what became of a statement, never the error's code: SQLite asks a progress handler once more when a statement
+//! is through, and returns `SQLITE_INTERRUPT` for one whose effect stands; and it returns the error of a WAL hook, which runs behind a commit.
+
+use std::future::ready;
+
+use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Statement, ffi, params_from_iter};
+
+use crate::engine::{Whose, begin, failed, now, still_open};
+use crate::error::{Cause, Error, Result};
+use crate::executor::{Column, DriverError, ErrorKind, Executor, NotCommitted, Row, Stopped};
+use crate::sql::{Dialect, Query, Value};
+
+/// A connection, and the transaction that was begun on it here.
+pub(crate) struct Rusqlite<'c> {
+    conn: &'c Connection,
+    /// The statement that began a transaction here, which is open: it is needed to end it where every statement is stopped.
+    begun: Option<CachedStatement<'c>>,
+}
+
+const BEGIN: &str = "BEGIN IMMEDIATE";
+
+impl<'c> Rusqlite<'c> {
+    pub(crate) const fn new(conn: &'c Connection) -> Self {
+        Self { conn, begun: None }
+    }
+
+    /// Runs queries, each while what it was read from before is open, so that all are of one snapshot behind one that is single.
+    fn each_row(
+        &self,
+        queries: &[Query<'_>],
+        first: usize,
+        each: &mut dyn FnMut(usize, &rusqlite::Row<'_>) -> Result<()>,
+    ) -> Result<(), Stopped<rusqlite::Error>> {
+        for (at, query) in queries.iter().enumerate() {
+            let failed = |row| move |error| Stopped::Failed { query: first + at, row, error };
+            let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
+            for (row_at, params) in query.rows().enumerate() {
+                let failed = failed(row_at);
+                let mut rows = statement.query(params_from_iter(params)).map_err(failed)?;
+                if query.is_single() {
+                    if let Some(row) = rows.next().map_err(failed)? {
+                        each(first + at, row).map_err(Stopped::Refused)?;
+                    }
+                    return self.each_row(queries.get(at + 1..).unwrap_or_default(), first + at + 1, each);
+                }
+                while let Some(row) = rows.next().map_err(failed)? {
+                    each(first + at, row).map_err(Stopped::Refused)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_rows(&self, query: &Query<'_>, at: usize) -> Result<u64, Stopped<rusqlite::Error>> {
+        let failed = |row| move |error| Stopped::Failed { query: at, row, error };
+        let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
+        let mut all = 0;
+        for (row, params) in query.rows().enumerate() {
+            let written = write(self.conn, &mut statement, params_from_iter(params)).map_err(failed(row))? as u64;
+            if query.is_skipped(params, written) {
+                return Err(Stopped::Skipped { query: at, row });
+            }
+            all += written;
+        }
+        Ok(all)
+    }
+}
+
+impl Executor for Rusqlite<'_> {
+    const DIALECT: Dialect = Dialect::Sqlite;
+    type Row<'r> = rusqlite::Row<'r>;
+    type Error = rusqlite::Error;
+
+    fn is_nested(&self) -> bool {
+        self.begun.is_none() && !self.conn.is_autocommit()
+    }
+
+    fn fetch(
+        &mut self,
+        queries: &[Query<'_>],
+        mut each: impl FnMut(usize, &rusqlite::Row<'_>) -> Result<()> + Send,
+    ) -> impl Future<Output = Result<(), Stopped<rusqlite::Error>>> + Send {
+        ready(self.each_row(queries, 0, &mut each))
+    }
+
+    fn execute(
+        &mut self,
+        queries: &[Query<'_>],
+    ) -> impl Future<Output = Result<Vec<u64>, Stopped<rusqlite::Error>>> + Send {
+        ready(queries.iter().enumerate().map(|(at, query)| self.write_rows(query, at)).collect())
+    }
+
+    fn run(&mut self, script: &str) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
+        ready(self.conn.execute_batch(script))
+    }
+
+    /// Takes the write lock.
+    fn begin(&mut self) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
+        ready(self.conn.prepare_cached(BEGIN).and_then(|mut begin| {
+            let begun = begin.execute(());
+            // It is also begun where it was stopped when it had begun.
+            if begun.is_ok() || !self.conn.is_autocommit() {
+                self.begun = Some(begin);
+                return Ok(());
+            }
+            begun.map(drop)
+        }))
+    }
+
+    /// A commit that fails and leaves the transaction open, as one that meets a lock, did nothing. Of one that ends the transaction nobody can say: SQLite may have
+    /// been stopped behind it; a WAL hook may have failed; a disk that fails, or is full, may do so behind a commit that stands in the log: with `psow=0` SQLite
+    /// writes on, up to the next sector.
+    fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<rusqlite::Error>>> + Send {
+        let committed = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute(()));
+        let is_over = self.conn.is_autocommit();
+        if is_over {
+            self.begun = None;
+        }
+        ready(
+            committed
+                .map(drop)
+                .map_err(|error| if is_over { NotCommitted::Unknown(error) } else { NotCommitted::Refused(error) }),
+        )
+    }
+
+    fn roll_back(&mut self) -> impl Future<Output = bool> + Send {
+        let mut begin = self.begun.take().or_else(|| self.conn.prepare_cached(BEGIN).ok());
+        ready(rolled_back(self.conn, begin.as_deref_mut()))
+    }
+}
+
+impl Drop for Rusqlite<'_> {
+    fn drop(&mut self) {
+        // A panic passes through; it is all that can be said then.
+        if let Some(mut begin) = self.begun.take() {
+            rolled_back(self.conn, Some(&mut begin));
+        }
+    }
+}
+
+/// Executes a statement that writes, in a transaction; gives how many rows it changed. One that was stopped when it was through has done what it does, and
+/// so has one that returns a row (`PRAGMA count_changes`), which the driver takes for an error.
+fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) -> rusqlite::Result<usize> {
+    let before = conn.total_changes();
+    statement.execute(params).or_else(|error| {
+        let through = matches!(error, rusqlite::Error::ExecuteReturnedResults) || conn.total_changes() != before;
+        let changed = || usize::try_from(conn.changes()).unwrap_or(usize::MAX);
+        if through && !conn.is_autocommit() { Ok(changed()) } else { Err(error) }
+    })
+}
+
+/// Runs `work`, which only reads, while nobody writes any file of this connection. The connection is in no transaction.
+pub(crate) fn under_lock<T>(conn: &Connection, doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut executor = Rusqlite::new(conn);
+    now(begin(&mut executor, doing))?;
+    let done = work();
+    if now(executor.roll_back()) {
+        return done;
+    }
+    let reads_done = || Error::Database { doing: doing.to_owned(), cause: "its reads are done".into() };
+    Err(still_open(doing, done.err().unwrap_or_else(reads_done)))
+}
+
+/// Runs `work`, whose reads of the database's own file see one snapshot. The connection is in no transaction, and is in none in between: an open
+/// cursor holds the snapshot, which needs no end that could fail.
+pub(crate) fn in_snapshot<T>(conn: &Connection, doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let failed = |error| failed(Whose::Connection, doing, error);
+    let mut first = conn.prepare_cached("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").map_err(failed)?;
+    let mut rows = first.query(()).map_err(failed)?;
+    rows.next().map_err(failed)?;
+    work()
+}
+
+/// How often a rollback is tried: a handler may stop the first, before it did anything or when it was through.
+const ROLLBACKS: usize = 8;
+
+/// Ends the open transaction, if SQLite has not done so by itself, as it does when a disk is full or fails, or a statement that writes is stopped.
+///
+/// A handler that stops every statement stops ROLLBACK too, before it did anything. BEGIN IMMEDIATE counts as a statement that writes: SQLite rolls the
+/// transaction back when it is stopped, and when it is not, it is an error that changes nothing.
+fn rolled_back(conn: &Connection, mut begin: Option<&mut Statement<'_>>) -> bool {
+    for _ in 0..ROLLBACKS {
+        if conn.is_autocommit() {
+            return true;
+        }
+        let _ = conn.prepare_cached("ROLLBACK").and_then(|mut roll_back| roll_back.execute(()));
+        if let (false, Some(begin)) = (conn.is_autocommit(), &mut begin) {
+            let _ = begin.execute(());
+        }
+    }
+    conn.is_autocommit()
+}
+
+impl Row for rusqlite::Row<'_> {
+    fn len(&self) -> usize {
+        AsRef::<Statement<'_>>::as_ref(self).column_count()
+    }
+
+    fn column(&self, at: usize) -> Column<'_> {
+        match self.get_ref(at) {
+            Ok(ValueRef::Integer(value)) => Column::Integer(value),
+            Ok(ValueRef::Real(value)) => Column::Real(value),
+            Ok(ValueRef::Text(bytes)) => {
+                std::str::from_utf8(bytes).map_or(Column::NoText(bytes.into()), |text| Column::Text(text.into()))
+            }
+            Ok(ValueRef::Blob(bytes)) => Column::Bytes(bytes.into()),
+            Ok(ValueRef::Null) | Err(_) => Column::Null,
+        }
+    }
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Integer(value) => ValueRef::Integer(*value),
+            Self::Text(text) => ValueRef::Text(text.as_bytes()),
+            Self::Blob(bytes) | Self::Uuid(bytes) => ValueRef::Blob(bytes),
+            Self::Bytes(bytes) => ValueRef::Blob(bytes),
+            Self::Integers(_) | Self::Texts(_) | Self::Blobs(_) | Self::Uuids(_) => {
+                return Err(rusqlite::Error::ToSqlConversionFailure("an array is PostgreSQL's alone".into()));
+            }
+        }))
+    }
+}
+
+/// `SQLITE_CONSTRAINT_DATATYPE`, which the driver knows only where it brings its own SQLite: a sum beyond 64 bits turns REAL, which a STRICT column refuses.
+const CONSTRAINT_DATATYPE: i32 = ffi::SQLITE_CONSTRAINT | (12 << 8);
+
+impl DriverError for rusqlite::Error {
+    fn kind(&self) -> ErrorKind {
+        let extended = self.sqlite_error().map_or(0, |error| error.extended_code);
+        match self.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => ErrorKind::Busy(
+                "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
+                 transactions that write with BEGIN IMMEDIATE",
+            ),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Busy(
+                "the database is locked by another connection; roll back and try again, or set a busy timeout",
+            ),
+            Some(ErrorCode::ReadOnly) => ErrorKind::ReadOnly,
+            _ if extended == CONSTRAINT_DATATYPE => ErrorKind::Overflow,
+            code => self.kind_in_words(code),
+        }
+    }
+
+    fn into_cause(self) -> Cause {
+        self.into()
+    }
+}
+
+/// What SQLite says in words only.
+trait InWords {
+    fn kind_in_words(&self, code: Option<ErrorCode>) -> ErrorKind;
+}
+
+impl InWords for rusqlite::Error {
+    fn kind_in_words(&self, code: Option<ErrorCode>) -> ErrorKind {
+        let text = self.to_string();
+        if text.contains("integer overflow") {
+            return ErrorKind::Overflow;
+        }
+        if let Some((_, table)) = text.split_once("no such table: ") {
+            let table = table.split([' ', ',']).next().unwrap_or(table);
+            return ErrorKind::NoTable(Some(table.trim_start_matches("main.").to_owned()));
+        }
+        // A column that is not there, or holds something else; what the database says of itself is none of this.
+        let is_misfit = matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
+        if is_misfit { ErrorKind::Misfit } else { ErrorKind::Other }
+    }
+}

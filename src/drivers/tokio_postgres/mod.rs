@@ -1,0 +1,460 @@
+//! The driver over tokio-postgres: statements on the caller's client or transaction, one by one or many in one round trip.
+
+mod literal;
+mod prepared;
+mod single_message;
+mod values;
+
+use std::error::Error as _;
+
+use futures_util::future::{ready, try_join_all};
+use futures_util::{FutureExt, TryStreamExt};
+use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::types::{Type, WrongType};
+use tokio_postgres::{GenericClient, Row, Statement};
+
+pub use self::prepared::PreparedStatements;
+pub(crate) use self::single_message::write_in_own;
+pub(crate) use self::values::{params, typed};
+use crate::engine::{Whose, failed};
+use crate::error::{Cause, Error, Result};
+use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
+use crate::sql::{Dialect, Query, Value};
+
+/// A client or transaction, and the transaction or savepoint that was begun on it here.
+pub(crate) struct Postgres<'c, C: GenericClient> {
+    pub(crate) client: &'c C,
+    prepared: Option<&'c PreparedStatements>,
+    /// Whether transactions are begun here; else all is part of the caller's.
+    begins: bool,
+    is_open: bool,
+    /// Whether the server has forgotten what was prepared.
+    forgot: bool,
+}
+
+/// Statements that are sent in one go; the server runs them one after the other.
+const PIPELINE_MOST: usize = 16;
+/// The savepoint of a write in a transaction of the caller's.
+const SAVEPOINT: &str = "keepcount";
+
+/// One execution of a query: its position, which row of its parameters, and those.
+#[derive(Clone, Copy)]
+struct Execution<'q> {
+    query: usize,
+    row: usize,
+    of: &'q Query<'q>,
+    values: &'q [Value<'q>],
+}
+
+/// The executions of some queries, in order.
+fn executions<'q>(queries: &'q [Query<'q>]) -> Vec<Execution<'q>> {
+    let all = queries.iter().enumerate();
+    all.flat_map(|(query, of)| of.rows().enumerate().map(move |(row, values)| Execution { query, row, of, values }))
+        .collect()
+}
+
+impl Execution<'_> {
+    const fn failed(&self, error: tokio_postgres::Error) -> Stopped<tokio_postgres::Error> {
+        Stopped::Failed { query: self.query, row: self.row, error }
+    }
+
+    /// Refuses a number of written rows that is not what it was to write.
+    fn check(&self, written: u64) -> Result<(), Stopped<tokio_postgres::Error>> {
+        if self.of.is_skipped(self.values, written) {
+            return Err(Stopped::Skipped { query: self.query, row: self.row });
+        }
+        Ok(())
+    }
+}
+
+impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
+    /// Begins transactions, or savepoints where it is a transaction.
+    pub(crate) const fn own(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
+        Self { client, prepared, begins: true, is_open: false, forgot: false }
+    }
+
+    /// Executes in a transaction of the caller's.
+    pub(crate) const fn within(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
+        Self { client, prepared, begins: false, is_open: false, forgot: false }
+    }
+
+    async fn prepare_all(&self, all: &[Execution<'_>]) -> Result<(), Stopped<tokio_postgres::Error>> {
+        let Some(prepared) = self.prepared else { return Ok(()) };
+        for execution in all {
+            let text = &execution.of.text;
+            if prepared.known(text).is_none() && prepared.has_room() {
+                let kinds: Vec<Type> = execution.values.iter().map(Value::kind).collect();
+                let statement = self.client.prepare_typed(text, &kinds).await;
+                prepared.keep(text, statement.map_err(|error| execution.failed(error))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The statement of a text of the application's own: as it was prepared before, or now.
+    async fn statement(&self, text: &str) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(known) = self.prepared.and_then(|prepared| prepared.known(text)) {
+            return Ok(known);
+        }
+        let statement = self.client.prepare(text).await?;
+        if let Some(prepared) = self.prepared.filter(|prepared| prepared.has_room()) {
+            prepared.keep(text, statement.clone());
+        }
+        Ok(statement)
+    }
+
+    /// The statement of a query, if it was prepared.
+    fn known(&self, query: &Query<'_>) -> Option<Statement> {
+        self.prepared.and_then(|prepared| prepared.known(&query.text))
+    }
+
+    async fn rows_of(&self, execution: Execution<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        match self.known(execution.of) {
+            Some(statement) => self.client.query(&statement, &params(execution.values)).await,
+            None => self.client.query_typed(&execution.of.text, &typed(execution.values)).await,
+        }
+    }
+
+    async fn written_by(&self, execution: Execution<'_>) -> Result<u64, tokio_postgres::Error> {
+        match self.known(execution.of) {
+            Some(statement) => self.client.execute(&statement, &params(execution.values)).await,
+            None => self.client.execute_typed(&execution.of.text, &typed(execution.values)).await,
+        }
+    }
+
+    /// What `run` gives for each execution, in their order; or the first that failed, and why.
+    async fn run_all<'q, T, F: Future<Output = Result<T, tokio_postgres::Error>>>(
+        &self,
+        all: &[Execution<'q>],
+        run: impl Fn(Execution<'q>) -> F,
+    ) -> Result<Vec<T>, Stopped<tokio_postgres::Error>> {
+        self.prepare_all(all).await?;
+        let mut done = Vec::with_capacity(all.len());
+        for chunk in all.chunks(PIPELINE_MOST) {
+            let sent = chunk.iter().map(|execution| {
+                let answer = run(*execution);
+                async move { answer.await.map_err(|error| execution.failed(error)) }
+            });
+            done.extend(try_join_all(sent).await?);
+        }
+        Ok(done)
+    }
+
+    /// The rows of each execution.
+    async fn rows_of_all(&self, all: &[Execution<'_>]) -> Result<Vec<Vec<Row>>, Stopped<tokio_postgres::Error>> {
+        self.run_all(all, |execution| self.rows_of(execution)).await
+    }
+
+    async fn written_by_all(&self, all: &[Execution<'_>]) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
+        self.run_all(all, |execution| self.written_by(execution)).await
+    }
+
+    /// The rows of some queries, which change nothing where they fail.
+    async fn read_all(&mut self, all: &[Execution<'_>]) -> Result<Vec<Vec<Row>>, Stopped<tokio_postgres::Error>> {
+        let rows = self.rows_of_all(all).await;
+        let Err(Stopped::Failed { error, .. }) = &rows else { return rows };
+        self.note(error);
+        // On a client it was a transaction of its own, of which nothing is left.
+        if self.is_open || !is_client(self.client) {
+            return rows;
+        }
+        let forgot = std::mem::take(&mut self.forgot);
+        if forgot || (is_aborted(error) && end_transaction(self.client).await.is_ok()) {
+            return self.rows_of_all(all).await;
+        }
+        rows
+    }
+
+    /// Prepares all anew where the server has forgotten it.
+    fn note(&mut self, error: &tokio_postgres::Error) {
+        if let Some(prepared) = self.prepared.filter(|_| is_forgotten(error)) {
+            prepared.forget();
+            self.forgot = true;
+        }
+    }
+
+    /// As [`note`](Self::note), of an error that the driver's is the cause of.
+    fn note_cause(&mut self, error: &Error) {
+        if let Error::Busy { cause, .. } = error
+            && let Some(error) = cause.downcast_ref()
+        {
+            self.note(error);
+        }
+    }
+
+    /// The rows of one query.
+    pub(crate) async fn query(&self, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.query_all(std::slice::from_ref(query))
+            .await
+            .map_err(|(_, error)| error)
+            .map(|rows| rows.into_iter().flatten().collect())
+    }
+
+    /// The rows of each query, which is executed once; or the first that failed, and why.
+    pub(crate) async fn query_all(
+        &self,
+        queries: &[Query<'_>],
+    ) -> Result<Vec<Vec<Row>>, (usize, tokio_postgres::Error)> {
+        self.rows_of_all(&executions(queries)).await.map_err(failure)
+    }
+
+    /// What `read` makes of the rows of one query that is not prepared, without its nones. Rows are read as they come: the server goes on meanwhile,
+    /// and nobody holds them all as they were sent.
+    pub(crate) async fn read<T>(
+        &self,
+        query: &Query<'_>,
+        failed: impl Fn(tokio_postgres::Error) -> Error,
+        read: impl Fn(&Row) -> Result<Option<T>>,
+    ) -> Result<Vec<T>> {
+        let rows = self.client.query_typed_raw(&query.text, typed(&query.values)).await.map_err(&failed)?;
+        rows.map_err(failed).try_filter_map(|row| ready(read(&row))).try_collect().await
+    }
+}
+
+/// The driver's error, which is the only one that it stops for by itself.
+fn failure(stopped: Stopped<tokio_postgres::Error>) -> (usize, tokio_postgres::Error) {
+    match stopped {
+        Stopped::Failed { query, error, .. } => (query, error),
+        Stopped::Skipped { .. } | Stopped::Refused(_) => unreachable!("only the engine refuses rows"),
+    }
+}
+
+impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
+    const DIALECT: Dialect = Dialect::Postgres;
+    type Row<'r> = Row;
+    type Error = tokio_postgres::Error;
+
+    fn is_nested(&self) -> bool {
+        !self.begins
+    }
+
+    async fn fetch(
+        &mut self,
+        queries: &[Query<'_>],
+        mut each: impl FnMut(usize, &Row) -> Result<()> + Send,
+    ) -> Result<(), Stopped<tokio_postgres::Error>> {
+        let all = executions(queries);
+        let rows = self.read_all(&all).await?;
+        for (execution, rows) in all.iter().zip(rows) {
+            for row in rows {
+                each(execution.query, &row).map_err(Stopped::Refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, queries: &[Query<'_>]) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
+        let all = executions(queries);
+        let done = self.written_by_all(&all).await;
+        if let Err(Stopped::Failed { error, .. }) = &done {
+            self.note(error);
+        }
+        let mut written = vec![0; queries.len()];
+        for (execution, rows) in all.iter().zip(done?) {
+            execution.check(rows)?;
+            if let Some(written) = written.get_mut(execution.query) {
+                *written += rows;
+            }
+        }
+        Ok(written)
+    }
+
+    async fn run(&mut self, script: &str) -> Result<(), tokio_postgres::Error> {
+        self.client.batch_execute(script).await
+    }
+
+    async fn begin(&mut self) -> Result<(), tokio_postgres::Error> {
+        self.is_open = true;
+        let text = if is_client(self.client) { "BEGIN".to_owned() } else { format!("SAVEPOINT {SAVEPOINT}") };
+        let mut begun = self.client.batch_execute(&text).await;
+        // A future that was dropped, and a ROLLBACK that was cancelled, left the client in a transaction that is aborted.
+        if begun.as_ref().is_err_and(is_aborted) && is_client(self.client) && end_transaction(self.client).await.is_ok()
+        {
+            begun = self.client.batch_execute(&text).await;
+        }
+        begun
+    }
+
+    /// Unless the server itself says that it took the transaction back, nobody knows.
+    async fn commit(&mut self) -> Result<(), NotCommitted<tokio_postgres::Error>> {
+        let text = if is_client(self.client) { "COMMIT".to_owned() } else { format!("RELEASE SAVEPOINT {SAVEPOINT}") };
+        match self.client.batch_execute(&text).await {
+            Ok(()) => {
+                self.is_open = false;
+                Ok(())
+            }
+            Err(error) if is_refused(&error) => Err(NotCommitted::Refused(error)),
+            Err(error) => Err(NotCommitted::Unknown(error)),
+        }
+    }
+
+    async fn roll_back(&mut self) -> bool {
+        if !self.begins {
+            // Whoever commits the caller's transaction now rolls it back.
+            let _ = self.client.batch_execute("SELECT 1 / 0").await;
+            return true;
+        }
+        if !is_client(self.client) {
+            // A transaction of the caller's is left to the caller; where its savepoint cannot be gone back to, it is aborted.
+            let _ = self.client.batch_execute(&roll_back_to_savepoint()).await;
+            self.is_open = false;
+            return true;
+        }
+        let ended = end_transaction(self.client).await.is_ok();
+        self.is_open = false;
+        ended || self.client.client().is_closed()
+    }
+
+    fn may_run_again(&mut self) -> bool {
+        std::mem::take(&mut self.forgot) && self.begins
+    }
+}
+
+/// A future that nobody waits for any more may have begun a transaction, and said nothing else.
+impl<C: GenericClient> Drop for Postgres<'_, C> {
+    fn drop(&mut self) {
+        if self.is_open {
+            let text = if is_client(self.client) { "ROLLBACK".to_owned() } else { roll_back_to_savepoint() };
+            // It is sent when it is first polled.
+            let _ = self.client.batch_execute(&text).now_or_never();
+        }
+    }
+}
+
+fn roll_back_to_savepoint() -> String {
+    format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}")
+}
+
+/// Whether this is a client, and not a transaction of the caller's.
+fn is_client<C: GenericClient>(client: &C) -> bool {
+    std::ptr::addr_eq(client, client.client())
+}
+
+/// How often a ROLLBACK is tried that is cancelled.
+const ROLLBACKS_MOST: u32 = 8;
+
+/// Ends whatever transaction a client was left in. One of the caller's is left to the caller.
+async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postgres::Error> {
+    if !is_client(client) {
+        return Ok(());
+    }
+    let mut ended = client.batch_execute("ROLLBACK").await;
+    for _ in 1..ROLLBACKS_MOST {
+        // It is cancelled as any statement is, and then it has done nothing.
+        if !ended.as_ref().is_err_and(is_refused) {
+            break;
+        }
+        ended = client.batch_execute("ROLLBACK").await;
+    }
+    ended
+}
+
+/// Whether an earlier error has aborted the transaction, and nothing is done in it.
+fn is_aborted(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION)
+}
+
+/// Whether the server does not know a statement that was prepared, by the driver (s and a number) or by its name in SQL.
+fn is_forgotten(error: &tokio_postgres::Error) -> bool {
+    let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let is_ours = |word: &str| word.starts_with(prepared::NAME) || word.strip_prefix('s').is_some_and(is_number);
+    // Behind a pooler another connection may have one of the same name, too.
+    let codes = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT];
+    let said = error.as_db_error().filter(|db| codes.contains(db.code()));
+    said.is_some_and(|db| db.message().split(|c: char| !c.is_alphanumeric() && c != '_').any(is_ours))
+}
+
+/// Whether a table is not what a statement takes it for: it lacks a column, or has one of another type.
+fn is_misfit(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => {
+            let others = [SqlState::UNDEFINED_TABLE, SqlState::INSUFFICIENT_PRIVILEGE];
+            code.code().starts_with("42") && !others.contains(code)
+        }
+        None => error.source().is_some_and(<dyn std::error::Error>::is::<WrongType>),
+    }
+}
+
+const ENDED: &str = "the server ended the connection; open another, and try the whole transaction again";
+
+/// Why nothing was applied and a retry helps, if so. Whoever lost the connection before a commit applied nothing either.
+fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
+    let Some(db) = error.as_db_error() else {
+        let lost = error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+        return lost.then_some("the connection was lost; open another, and try the whole transaction again");
+    };
+    if is_forgotten(error) {
+        return Some(
+            "the server has forgotten what was prepared, which is prepared anew; roll back and try it again whole",
+        );
+    }
+    match *db.code() {
+        SqlState::IN_FAILED_SQL_TRANSACTION => {
+            Some("an earlier error has aborted the transaction; roll it back and try it again whole")
+        }
+        SqlState::T_R_SERIALIZATION_FAILURE => {
+            Some("another transaction changed what this one had read; roll it back and try it again whole")
+        }
+        SqlState::T_R_DEADLOCK_DETECTED => {
+            Some("it and another transaction waited for each other; roll it back and try it again whole")
+        }
+        SqlState::LOCK_NOT_AVAILABLE => {
+            Some("what it needs is held by another transaction for longer than lock_timeout")
+        }
+        SqlState::QUERY_CANCELED => Some("it was cancelled, or took longer than statement_timeout"),
+        SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => Some("the server has no room for it just now"),
+        SqlState::ADMIN_SHUTDOWN
+        | SqlState::CRASH_SHUTDOWN
+        | SqlState::CANNOT_CONNECT_NOW
+        | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Some(ENDED),
+        // Whatever it is, another of its timeouts say.
+        _ if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) => Some(ENDED),
+        _ => None,
+    }
+}
+
+/// What a commit's error means: unless the server itself says that it took the transaction back, nobody knows.
+pub(crate) fn commit_failed(doing: &str, error: tokio_postgres::Error) -> Error {
+    if is_refused(&error) { failed(Whose::Connection, doing, error) } else { unknown(doing, error) }
+}
+
+/// An error after which nobody knows whether it was applied.
+fn unknown(doing: &str, error: tokio_postgres::Error) -> Error {
+    Error::Unknown { doing: doing.to_owned(), cause: error.into() }
+}
+
+/// What a failed call says, after its client was brought out of any transaction: a BEGIN, COMMIT or ROLLBACK that is refused before it runs leaves it in an
+/// aborted one. Where that is not possible, the error says that the connection must go.
+pub(crate) async fn settled<C: GenericClient>(client: &C, doing: &str, error: Error) -> Error {
+    match end_transaction(client).await {
+        Err(_) if !client.client().is_closed() && !matches!(error, Error::Unknown { .. }) => {
+            Error::TransactionOpen { doing: doing.to_owned(), cause: error.into() }
+        }
+        _ => error,
+    }
+}
+
+/// Whether the server says so itself, and goes on: then what the statement belongs to is taken back.
+fn is_refused(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error))
+}
+
+impl DriverError for tokio_postgres::Error {
+    fn kind(&self) -> ErrorKind {
+        if let Some(reason) = busy(self) {
+            return ErrorKind::Busy(reason);
+        }
+        match self.code() {
+            Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE) => ErrorKind::Overflow,
+            // The server gives the name of a table that is absent in the message alone.
+            Some(&SqlState::UNDEFINED_TABLE) => ErrorKind::NoTable(None),
+            Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => ErrorKind::ReadOnly,
+            _ if is_misfit(self) => ErrorKind::Misfit,
+            _ => ErrorKind::Other,
+        }
+    }
+
+    fn into_cause(self) -> Cause {
+        self.into()
+    }
+}

@@ -1,0 +1,96 @@
+//! What audits write: repairs of totals, how far a run has come, and that a backfill has ended.
+
+use std::collections::BTreeMap;
+
+use super::rows::text;
+use super::{Whose, begin, end, failed, readiness, retention, write};
+use crate::batch::Batch;
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::executor::{DriverError as _, ErrorKind, Executor};
+use crate::key::KeyBuf;
+use crate::layout::Layout;
+use crate::reconcile::audit::{Keep, Kept, Mended, Ready};
+use crate::reconcile::runs;
+use crate::reconcile::token::Token;
+use crate::sql::{self, Query};
+
+/// Adds what these totals lack, which are locked, to what they are to be; those that are then 0 go.
+pub(crate) async fn mend<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    counter: &Def,
+    (keys, stored): (&[KeyBuf], &[i64]),
+    truths: &BTreeMap<KeyBuf, i64>,
+) -> Result<Mended> {
+    let (mut lacking, mut gone) = (Batch::new(), Vec::new());
+    for (key, stored) in keys.iter().zip(stored) {
+        let truth = truths.get(key).copied().unwrap_or(0);
+        lacking.add_raw(*counter, &mut key.clone(), i128::from(truth) - i128::from(*stored));
+        gone.extend((truth == 0).then(|| key.clone()));
+    }
+    // An ordinary batch, which climbs as any other.
+    write::mend(executor, layout, &lacking).await?;
+    write::remove_zeros(executor, layout, counter, &gone).await?;
+    Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+}
+
+/// What is kept of a run.
+pub(crate) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<Option<Token>> {
+    let mut kept = None;
+    let recall = [runs::recall(E::DIALECT, run)];
+    let read = executor
+        .fetch(&recall, |_, row| {
+            kept = text(row, 0, sql::RUNS)?;
+            Ok(())
+        })
+        .await;
+    let doing = "reading how far a run has come";
+    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::RUNS), doing, error)))?;
+    Ok(runs::read(kept))
+}
+
+/// Keeps how far a run has come.
+pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
+    let Some(keep) = runs::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
+    let doing = "keeping how far a run has come";
+    let kept = match begin(executor, doing).await {
+        Ok(nested) => {
+            let kept = keep_in(executor, ask, keep, doing).await;
+            end(executor, nested, doing, kept).await
+        }
+        Err(error) => Err(error),
+    };
+    match kept {
+        // A replica, or who may read alone: it can verify, and its token says less then.
+        Err(Error::Database { cause, .. }) if is_read_only::<E>(&cause) => Ok(Kept::Nowhere),
+        kept => kept,
+    }
+}
+
+async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: Query<'_>, doing: &str) -> Result<Kept> {
+    let failed = |error| failed(Whose::Connection, doing, error);
+    let kept = executor.execute(&[keep]).await.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
+    if kept.first() == Some(&0) {
+        return Ok(Kept::Lost);
+    }
+    if ask.from.is_none() {
+        let forgotten = executor.execute(&[runs::forget(E::DIALECT)]).await;
+        forgotten.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
+    }
+    Ok(Kept::Here)
+}
+
+fn is_read_only<E: Executor>(cause: &crate::error::Cause) -> bool {
+    cause.downcast_ref::<E::Error>().is_some_and(|error| error.kind() == ErrorKind::ReadOnly)
+}
+
+/// Says that a backfill has come to its last key, in the transaction at hand.
+pub(crate) async fn ready_in<E: Executor>(executor: &mut E, ask: &Ready) -> Result<Kept> {
+    retention::lock_catalogue(executor).await?;
+    if ask.kept.is_some() && kept_of(executor, ask.run).await? != ask.kept {
+        return Ok(Kept::Lost);
+    }
+    readiness::set_ready(executor, &ask.counter).await?;
+    Ok(Kept::Here)
+}

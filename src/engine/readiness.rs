@@ -1,0 +1,106 @@
+//! Which counters and leaderboards may be read: what the catalogue says of them and of all that they are made of.
+
+use std::borrow::Cow;
+
+use super::rows::{self, of_catalogue};
+use super::{after_reads, failed, schema};
+use crate::board::BoardDef;
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::executor::Executor;
+use crate::layout::Layout;
+use crate::sql::{self, Query, Value};
+
+/// What is read, and what has to be ready for it.
+pub(crate) enum Reading<'a> {
+    Counter(&'a Layout, Def),
+    Board(&'a Layout, &'a BoardDef),
+}
+
+impl Reading<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Counter(_, counter) => counter.name(),
+            Self::Board(_, board) => board.name(),
+        }
+    }
+
+    fn table(&self) -> String {
+        match self {
+            Self::Counter(_, counter) => counter.table_name(),
+            Self::Board(_, board) => board.table_name(),
+        }
+    }
+
+    /// The names of all that it needs.
+    fn needs(&self) -> Result<Vec<Cow<'static, str>>> {
+        let (layout, board, counters) = match self {
+            Self::Counter(layout, counter) => (layout, None, std::slice::from_ref(counter)),
+            Self::Board(layout, board) => (layout, Some(Cow::Borrowed(board.name())), board.counters()),
+        };
+        let counters = layout.with_finer(counters)?;
+        Ok(board.into_iter().chain(counters.iter().map(Def::full_name)).collect())
+    }
+}
+
+/// Runs some queries about a counter or leaderboard, if it may be read, and gives each row with the position of its query. What is ready stays ready:
+/// so it is looked for first, in the same round trip.
+pub(crate) async fn fetch<E: Executor>(
+    executor: &mut E,
+    reading: Reading<'_>,
+    queries: Vec<Query<'_>>,
+    mut each: impl FnMut(usize, &E::Row<'_>) -> Result<()> + Send,
+) -> Result<()> {
+    let look = Query::new(sql::unready(E::DIALECT), Vec::new()).single();
+    let all: Vec<Query<'_>> = std::iter::once(look).chain(queries).collect();
+    let nested = executor.is_nested();
+    let done = executor
+        .fetch(&all, |at, row| match at.checked_sub(1) {
+            Some(at) => each(at, row),
+            None => refuse_unready(&reading, rows::text(row, 0, sql::CATALOGUE)?.as_deref()),
+        })
+        .await;
+    let done = done.map_err(|stopped| {
+        stopped.or(|at, error| match at {
+            0 => failed(of_catalogue(), &format!("looking whether {} is ready", reading.name()), error),
+            _ => failed(super::Whose::Table(&reading.table()), &format!("reading {}", reading.name()), error),
+        })
+    });
+    after_reads(executor, nested, done)
+}
+
+fn refuse_unready(reading: &Reading<'_>, unready: Option<&str>) -> Result<()> {
+    let Some(unready) = unready else { return Ok(()) };
+    let is_unready = |name: &Cow<'_, str>| unready.split(',').any(|unready| unready == name);
+    match reading.needs()?.into_iter().find(is_unready) {
+        Some(unready) => Err(Error::NotReady { counter: reading.name(), unready: unready.into_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a counter, and all that it sums, may be read.
+pub(crate) async fn is_ready<E: Executor>(executor: &mut E, layout: &Layout, counter: Def) -> Result<bool> {
+    layout.position(&counter)?;
+    match fetch(executor, Reading::Counter(layout, counter), Vec::new(), |_, _| Ok(())).await {
+        Err(Error::NotReady { .. }) => Ok(false),
+        ready => ready.map(|()| true),
+    }
+}
+
+/// The counters of the layout that are to be backfilled, in the order of names.
+pub(crate) async fn unready<E: Executor>(executor: &mut E, layout: &Layout) -> Result<Vec<Def>> {
+    let nested = executor.is_nested();
+    let known = schema::catalogue(executor).await;
+    let known = after_reads(executor, nested, known)?;
+    let mut counters = layout.by_name();
+    counters.retain(|def| known.iter().any(|known| !known.ready && known.row.name == def.full_name()));
+    Ok(counters)
+}
+
+/// Says that a counter is ready from now on; in the transaction that is open.
+pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &Def) -> Result<()> {
+    let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
+    let doing = format!("ending the backfill of counter {}", counter.full_name());
+    let set = executor.execute(&[set]).await;
+    set.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &doing, error)))
+}

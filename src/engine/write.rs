@@ -1,0 +1,561 @@
+//! What one write does: leaves out what is pruned, climbs, writes totals in order, brings leaderboards along, moves the offset.
+//!
+//! In PostgreSQL locks come in one order for all: the stream's offset, cuts, the children of rollups by level and link, the keys of leaderboards, then
+//! totals by counter and key. So transactions that apply once never wait for each other in a circle. In SQLite one lock is the whole database's.
+
+use std::borrow::Cow;
+
+use super::leaderboard::Moved;
+use super::rows::read_total;
+use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, skipped};
+use crate::batch::Batch;
+use crate::board::BoardDef;
+use crate::counter::Def;
+use crate::error::{Error, Result};
+use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
+use crate::key::KeyBuf;
+use crate::layout::Layout;
+use crate::mark::Mark;
+use crate::observe;
+use crate::rollup::{self, Climb, Question};
+use crate::sql::{self, Dialect, Query, Value};
+use crate::store::{Applied, steps};
+
+/// Why nothing was written.
+pub(crate) enum Failed {
+    Known(Error),
+    /// A total of this counter would leave 64 bits; PostgreSQL does not say which of many. The batch has climbed.
+    Overflow(Def, Box<Batch>),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Known(error)
+    }
+}
+
+impl Failed {
+    /// Where the transaction is the caller's, nobody can look which total it is.
+    pub(crate) fn unnamed(self) -> Error {
+        match self {
+            Self::Known(error) => error,
+            Self::Overflow(counter, batch) => {
+                let keys: Vec<&KeyBuf> = of_counter(&batch, &counter).map(|(key, _)| key).collect();
+                match keys.as_slice() {
+                    [key] => Error::overflow(&counter, key, "total"),
+                    [first, ..] => {
+                        let key = format!("{} or another of {}", counter.show(first), keys.len());
+                        Error::Overflow { counter: counter.name(), key, what: "total" }
+                    }
+                    [] => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
+                }
+            }
+        }
+    }
+}
+
+fn of_counter<'b>(batch: &'b Batch, counter: &Def) -> impl Iterator<Item = (&'b KeyBuf, i128)> {
+    let counter = *counter;
+    batch.deltas().filter(move |(of, ..)| of.same(&counter)).map(|(_, key, delta)| (key, delta))
+}
+
+/// What applying a batch does, for errors.
+pub(crate) fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
+    match mark {
+        Some(mark) if batch.is_empty() => moving(mark),
+        _ => {
+            let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
+            names.sort_unstable();
+            names.dedup();
+            format!("writing totals of counter {}", names.join(", "))
+        }
+    }
+}
+
+fn moving(mark: &Mark<'_>) -> String {
+    format!("moving the mark of stream {}", mark.stream())
+}
+
+/// Applies a batch, once for the events of a mark; it is empty then.
+pub(crate) async fn apply<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    batch: &mut Batch,
+    mark: Option<&Mark<'_>>,
+) -> Result<Applied> {
+    layout.check_batch(batch)?;
+    if batch.is_empty() && mark.is_none() {
+        batch.spend();
+        return Ok(Applied::default());
+    }
+    let began = observe::begin(E::DIALECT.into(), batch);
+    let mut applied = apply_once(executor, layout, batch, mark).await;
+    if applied.is_err() && executor.may_run_again() {
+        applied = apply_once(executor, layout, batch, mark).await;
+    }
+    let applied = applied?;
+    if !applied.skipped {
+        observe::stored(E::DIALECT.into(), began, batch, &applied);
+    }
+    batch.spend();
+    Ok(applied)
+}
+
+async fn apply_once<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+) -> Result<Applied> {
+    // What cannot be written is refused before a transaction begins.
+    let writes = if is_plain(layout) { Some(Writes::of(E::DIALECT, layout, batch, false)?) } else { None };
+    let doing = || doing(batch, mark);
+    let nested = if executor.is_nested() { true } else { begin(executor, &doing()).await? };
+    let done = write(executor, layout, batch, mark, writes).await;
+    finish(executor, layout, nested, doing, done).await
+}
+
+/// Ends the transaction of a write, and then looks which total has no room, where nobody said so.
+pub(crate) async fn finish<E: Executor, T>(
+    executor: &mut E,
+    layout: &Layout,
+    nested: bool,
+    doing: impl Fn() -> String,
+    done: Result<T, Failed>,
+) -> Result<T> {
+    match done {
+        // A commit of which nothing is to be said needs no words.
+        Ok(done) if nested => Ok(done),
+        Ok(done) => end(executor, nested, &doing(), Ok(done)).await,
+        Err(Failed::Overflow(counter, batch)) if !nested => {
+            executor.roll_back().await;
+            Err(find_overflow(executor, layout, &counter, &batch).await)
+        }
+        Err(failed) => end(executor, nested, &doing(), Err(failed.unnamed())).await,
+    }
+}
+
+/// Whether a batch is all that is written: no counter is a rollup or prunable, and there is no leaderboard.
+pub(crate) const fn is_plain(layout: &Layout) -> bool {
+    layout.is_plain() && layout.board_defs().is_empty()
+}
+
+/// Writes a batch in the transaction at hand; does nothing where its events were applied before. That is asked first of all: what climbs from a batch
+/// that is delivered again may be beyond 64 bits by now.
+async fn write<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+    writes: Option<Writes<'_>>,
+) -> Result<Applied, Failed> {
+    if let Some(mark) = mark
+        && !follows(executor, batch, mark).await?
+    {
+        return Ok(Applied::skipped());
+    }
+    write_following(executor, layout, batch, mark, writes).await
+}
+
+/// Whether the events of a mark come next, and were not applied before. In PostgreSQL whoever applies the same stream waits here, and then sees
+/// what was applied.
+pub(crate) async fn follows<E: Executor>(executor: &mut E, batch: &Batch, mark: &Mark<'_>) -> Result<bool> {
+    let text = match E::DIALECT {
+        Dialect::Sqlite => sql::read_mark(Dialect::Sqlite),
+        Dialect::Postgres => sql::hold_mark(),
+    };
+    let query = Query::new(text, vec![Value::Text(mark.stream().into())]);
+    let last = read::offset_by(executor, query, mark.stream(), &doing(batch, Some(mark))).await?;
+    mark.follows(last)
+}
+
+/// Writes a batch whose events come next; `writes` are its statements, where it is all that is written.
+pub(crate) async fn write_following<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+    writes: Option<Writes<'_>>,
+) -> Result<Applied, Failed> {
+    if let Some(writes) = writes {
+        return write_all(executor, layout, batch, mark, (writes, &Vec::new())).await;
+    }
+    let kept = retention::above_cuts(executor, layout, batch).await?;
+    let climbed = climb(executor, layout, kept).await?;
+    let applied = write_climbed(executor, layout, &climbed, mark, false).await?;
+    Ok(applied.of(climbed))
+}
+
+async fn write_climbed<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    climbed: &Batch,
+    mark: Option<&Mark<'_>>,
+    far: bool,
+) -> Result<Applied, Failed> {
+    let moved = leaderboard::moved(layout, climbed)?;
+    let mut writes = Writes::of(E::DIALECT, layout, climbed, far)?;
+    writes.lock_first(board_locks(E::DIALECT, &moved));
+    write_all(executor, layout, climbed, mark, (writes, &moved)).await
+}
+
+/// Executes what writes a batch that has climbed: locks of leaderboards, totals, what leaderboards say then, and last of all the offset, so that what
+/// fails before has nothing but totals to take back.
+async fn write_all<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    batch: &Batch,
+    mark: Option<&Mark<'_>>,
+    (mut writes, moved): (Writes<'_>, &Moved),
+) -> Result<Applied, Failed> {
+    let set_mark = mark.map(set_mark::<E>);
+    let together = moved.is_empty();
+    if together {
+        writes.queries.extend(set_mark.clone());
+    }
+    let written = executor.execute(&writes.queries).await;
+    let error = match written {
+        Ok(written) => match follow(executor, layout, batch, (mark, set_mark.filter(|_| !together)), moved).await {
+            Ok(lines) => {
+                let statements = writes.statements(&written) + lines;
+                return Ok(Applied::new(batch.len() as u64, statements));
+            }
+            Err(error) => take_back(executor, layout, &writes, (usize::MAX, 0), moved, error).await,
+        },
+        Err(stopped) => {
+            let reached = reached(&stopped);
+            match writes.failed(batch, mark, stopped) {
+                Failed::Known(error) => take_back(executor, layout, &writes, reached, moved, error).await,
+                overflow @ Failed::Overflow(..) => return Err(overflow),
+            }
+        }
+    };
+    Err(error.into())
+}
+
+/// What comes behind totals.
+async fn follow<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    batch: &Batch,
+    (mark, set_mark): (Option<&Mark<'_>>, Option<Query<'_>>),
+    moved: &Moved,
+) -> Result<u64> {
+    let lines = leaderboard::follow(executor, layout, moved).await?;
+    if let Some(set) = set_mark {
+        let set = executor.execute(&[set]).await;
+        set.map_err(|stopped| offset_failed(batch, mark, stopped))?;
+    }
+    Ok(lines)
+}
+
+fn set_mark<'m, E: Executor>(mark: &Mark<'m>) -> Query<'m> {
+    let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
+    let values = vec![Value::Text(mark.stream().into()), Value::Integer(last)];
+    Query::new(sql::set_mark(E::DIALECT), values).exact()
+}
+
+fn offset_failed<E: DriverError>(batch: &Batch, mark: Option<&Mark<'_>>, stopped: Stopped<E>) -> Error {
+    match stopped {
+        Stopped::Skipped { .. } => skipped(sql::MARKS.to_owned()),
+        stopped => stopped.or(|_, error| {
+            let doing = mark.map_or_else(|| doing(batch, None), moving);
+            failed(Whose::Table(sql::MARKS), &doing, error)
+        }),
+    }
+}
+
+/// The query and the row of it where statements stopped.
+const fn reached<E>(stopped: &Stopped<E>) -> (usize, usize) {
+    match stopped {
+        Stopped::Failed { query, row, .. } | Stopped::Skipped { query, row } => (*query, *row),
+        Stopped::Refused(_) => (usize::MAX, 0),
+    }
+}
+
+/// Sees to it that nothing stays of a batch that failed inside the caller's transaction. PostgreSQL has aborted that transaction, or does now. In SQLite
+/// it may go on: what was written up to there is taken away again, which is as exact as a savepoint, and spares the copy that a savepoint makes of every
+/// page that a batch touches, which made batches of a few hundred totals slower than triggers. Where that fails too, the transaction is rolled back.
+#[cold]
+async fn take_back<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    writes: &Writes<'_>,
+    (query, row): (usize, usize),
+    moved: &Moved,
+    error: Error,
+) -> Error {
+    if !executor.is_nested() {
+        return error;
+    }
+    if E::DIALECT == Dialect::Sqlite {
+        let queries = writes.queries.iter().enumerate().take(query.saturating_add(1));
+        let undo: Vec<Query<'_>> = queries
+            .filter(|(at, _)| writes.totals_of(*at).is_some_and(|totals| totals.adds))
+            .map(|(at, done)| inverse(done, if at == query { row } else { usize::MAX }))
+            .collect();
+        let mut undone = executor.execute(&undo).await.is_ok();
+        if undone && executor.is_nested() {
+            undone = leaderboard::follow(executor, layout, moved).await.is_ok();
+        }
+        if undone || !executor.is_nested() {
+            return error;
+        }
+    }
+    if executor.roll_back().await { error } else { super::still_open("writing totals", error) }
+}
+
+/// Takes away what the first rows of an upsert added.
+fn inverse<'v>(done: &Query<'v>, rows: usize) -> Query<'v> {
+    let mut values = Vec::new();
+    let mut width = 1;
+    for row in done.rows().take(rows) {
+        let Some((Value::Integer(delta), key)) = row.split_last() else { continue };
+        width = row.len();
+        for step in steps(-i128::from(*delta)) {
+            values.extend(key.iter().cloned().chain([Value::Integer(step)]));
+        }
+    }
+    Query::of_rows(done.text.clone(), values, width).exact()
+}
+
+/// Statements that write totals, with what comes before and behind them.
+pub(crate) struct Writes<'b> {
+    pub(crate) queries: Vec<Query<'b>>,
+    /// How many of the queries come before those of totals.
+    before: usize,
+    totals: Vec<Totals>,
+}
+
+/// A statement on a table of totals.
+struct Totals {
+    counter: Def,
+    /// Whether it adds to totals; else it removes what is 0.
+    adds: bool,
+}
+
+impl<'b> Writes<'b> {
+    /// The statements that write a batch's totals.
+    pub(crate) fn of(dialect: Dialect, layout: &Layout, batch: &'b Batch, far: bool) -> Result<Self> {
+        let statements = sql::statements(dialect, layout, batch, far)?;
+        let totals = statements.iter().map(|statement| Totals { counter: statement.counter, adds: statement.adds });
+        let totals = totals.collect();
+        let queries = statements.into_iter().map(sql::Statement::into_query).collect();
+        Ok(Self { queries, before: 0, totals })
+    }
+
+    fn lock_first(&mut self, locks: Vec<Query<'b>>) {
+        self.before = locks.len();
+        self.queries.splice(0..0, locks);
+    }
+
+    fn totals_of(&self, query: usize) -> Option<&Totals> {
+        query.checked_sub(self.before).and_then(|at| self.totals.get(at))
+    }
+
+    /// How many executions wrote totals.
+    fn statements(&self, written: &[u64]) -> u64 {
+        let of_totals = self.queries.iter().zip(written).skip(self.before).take(self.totals.len());
+        of_totals.map(|(query, _)| query.rows().len() as u64).sum()
+    }
+
+    pub(crate) fn failed<E: DriverError>(&self, batch: &Batch, mark: Option<&Mark<'_>>, stopped: Stopped<E>) -> Failed {
+        let (query, row) = reached(&stopped);
+        match (self.totals_of(query), stopped) {
+            (Some(totals), Stopped::Failed { error, .. }) if error.kind() == ErrorKind::Overflow => {
+                match self.key_of(query, row, &totals.counter) {
+                    Some(key) => Error::overflow(&totals.counter, &key, "total").into(),
+                    None => Failed::Overflow(totals.counter, Box::new(batch.clone())),
+                }
+            }
+            (Some(totals), Stopped::Skipped { .. }) => skipped(totals.counter.table_name()).into(),
+            (Some(totals), stopped) => {
+                stopped.or(|_, error| failed_on("writing totals", &totals.counter, error)).into()
+            }
+            (None, Stopped::Failed { error, .. }) if query < self.before => {
+                failed(Whose::Table(sql::LOCKS), &doing(batch, mark), error).into()
+            }
+            (None, stopped) => offset_failed(batch, mark, stopped).into(),
+        }
+    }
+
+    /// The key of a row of parameters, where it is of one.
+    fn key_of(&self, query: usize, row: usize, counter: &Def) -> Option<KeyBuf> {
+        let row = self.queries.get(query)?.rows().nth(row)?;
+        let mut key = KeyBuf::new();
+        for (part, value) in counter.parts().as_slice().iter().zip(row) {
+            sql::push_key_part(*part, value, &mut key).ok()?;
+        }
+        Some(key)
+    }
+}
+
+/// In PostgreSQL who scores a key of a leaderboard waits until others who do are through: its score is made of totals that they change.
+fn board_locks<'m>(dialect: Dialect, moved: &'m [(BoardDef, std::collections::BTreeSet<KeyBuf>)]) -> Vec<Query<'m>> {
+    if dialect != Dialect::Postgres {
+        return Vec::new();
+    }
+    let lock = |(board, keys): &'m (BoardDef, std::collections::BTreeSet<KeyBuf>)| {
+        sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
+    };
+    moved.iter().map(lock).collect()
+}
+
+/// Carries a batch up to rollups. In PostgreSQL each child whose links or finer totals change is locked first, then read in a later statement: what was
+/// read stands still until the transaction ends.
+pub(crate) async fn climb<E: Executor>(executor: &mut E, layout: &Layout, batch: Batch) -> Result<Batch> {
+    if layout.is_plain() || rollup::first_fed(layout, &batch).is_none() {
+        return Ok(batch);
+    }
+    let mut climb = Climb::of(layout, batch);
+    loop {
+        let questions = climb.next_all()?;
+        let Some(first) = questions.first() else { return Ok(climb.into_batch()) };
+        let asked = asked(E::DIALECT, layout, &questions)?;
+        let mut queries = Vec::with_capacity(asked.len() + 1);
+        if E::DIALECT == Dialect::Postgres {
+            let mut children: Vec<&KeyBuf> = questions.iter().map(|question| &question.child).collect();
+            children.dedup();
+            let children = children.iter().map(|child| Cow::Borrowed(child.as_bytes())).collect();
+            queries.push(sql::lock(&first.link.full_name(), first.level, children));
+        }
+        let locks = queries.len();
+        let (counters, reads): (Vec<Def>, Vec<Query<'_>>) = asked.into_iter().unzip();
+        queries.extend(reads);
+        let of = |at: usize| at.checked_sub(locks).and_then(|at| counters.get(at));
+        let read = executor
+            .fetch(&queries, |at, row| match of(at) {
+                Some(counter) => {
+                    let (key, total) = read_total(counter, row)?;
+                    climb.take_of(counter, &key, total)
+                }
+                None => Ok(()),
+            })
+            .await;
+        read.map_err(|stopped| {
+            stopped.or(|at, error| match of(at) {
+                Some(counter) => failed_on("climbing by totals", counter, error),
+                None => failed(Whose::Table(sql::LOCKS), "climbing", error),
+            })
+        })?;
+    }
+}
+
+/// One query for each counter that is asked for.
+fn asked<'q>(dialect: Dialect, layout: &Layout, questions: &'q [Question]) -> Result<Vec<(Def, Query<'q>)>> {
+    let mut counters: Vec<(Def, Vec<&'q KeyBuf>)> = Vec::new();
+    for question in questions {
+        match counters.iter_mut().find(|(counter, _)| counter.same(&question.counter)) {
+            Some((_, children)) => children.push(&question.child),
+            None => counters.push((question.counter, vec![&question.child])),
+        }
+    }
+    let query = |(counter, children): (Def, Vec<&'q KeyBuf>)| {
+        let parts = questions.first().map_or(0, |question| question.child_parts);
+        Ok((counter, sql::read_under(dialect, layout.placed(&counter)?, parts, &children)?))
+    };
+    counters.into_iter().map(query).collect()
+}
+
+/// In PostgreSQL, takes the locks that a change of each of these keys would take above it, before any total is locked.
+pub(crate) async fn lock_above<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    counter: &Def,
+    keys: &[KeyBuf],
+) -> Result<()> {
+    if E::DIALECT != Dialect::Postgres {
+        return Ok(());
+    }
+    let mut any = Batch::new();
+    for key in keys {
+        any.add_raw(*counter, &mut key.clone(), 1);
+    }
+    let climbed = match climb(executor, layout, any.clone()).await {
+        // There is no room above, so the mend will not climb either.
+        Err(Error::Overflow { .. }) => any,
+        climbed => climbed?,
+    };
+    let moved = leaderboard::moved(layout, &climbed)?;
+    let locked = executor.execute(&board_locks(E::DIALECT, &moved)).await;
+    let doing = format!("mending totals of counter {}", counter.full_name());
+    locked.map(drop).map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &doing, error)))
+}
+
+/// Locks these totals until the transaction ends, in key order, and gives them. In PostgreSQL those that are absent are made.
+pub(crate) async fn lock_totals<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    counter: &Def,
+    keys: &[KeyBuf],
+) -> Result<Vec<i64>> {
+    if E::DIALECT != Dialect::Postgres {
+        return read::read_unchecked(executor, layout, counter, keys).await;
+    }
+    let query = sql::hold(layout.placed(counter)?, keys)?;
+    let mut totals = read::Totals::of(counter, keys);
+    let locked = executor.fetch(&[query], |_, row| totals.take(row)).await;
+    locked.map_err(|stopped| stopped.or(|_, error| failed_on("holding totals", counter, error)))?;
+    Ok(totals.in_order())
+}
+
+/// Writes what totals lack: also of rollups, of keys below a cut, and beyond 64 bits.
+pub(crate) async fn mend<E: Executor>(executor: &mut E, layout: &Layout, lacking: &Batch) -> Result<()> {
+    let climbed = match climb(executor, layout, lacking.clone()).await {
+        Err(Error::Overflow { .. }) => lacking.clone(),
+        climbed => with_room(executor, layout, climbed?, lacking).await?,
+    };
+    write_climbed(executor, layout, &climbed, None, true).await.map(drop).map_err(Failed::unnamed)
+}
+
+/// What has climbed, or the mend alone where a rollup has no room for it: it then differs from what it sums, as it did, and is mended on its own
+/// level.
+async fn with_room<E: Executor>(executor: &mut E, layout: &Layout, climbed: Batch, lacking: &Batch) -> Result<Batch> {
+    let above: Vec<(Def, KeyBuf, i128)> =
+        climbed.deltas().skip(lacking.len()).map(|(counter, key, delta)| (counter, key.clone(), delta)).collect();
+    for run in above.chunk_by(|one, two| one.0.same(&two.0)) {
+        let Some((counter, ..)) = run.first() else { continue };
+        let keys: Vec<KeyBuf> = run.iter().map(|(_, key, _)| key.clone()).collect();
+        let totals = read::read_unchecked(executor, layout, counter, &keys).await?;
+        if totals.into_iter().zip(run).any(|(total, (.., delta))| !rollup::has_room(total, *delta)) {
+            return Ok(lacking.clone());
+        }
+    }
+    Ok(climbed)
+}
+
+/// Removes those of these totals that are 0; they are locked.
+pub(crate) async fn remove_zeros<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    counter: &Def,
+    keys: &[KeyBuf],
+) -> Result<()> {
+    let placed = layout.placed(counter)?;
+    let rows = sql::key_rows(E::DIALECT, counter, keys)?;
+    let width = sql::key_columns(counter.parts()).len();
+    let query = sql::of_rows(E::DIALECT, sql::remove_zeros(E::DIALECT, placed), rows, width);
+    let removed = executor.execute(&[query]).await;
+    removed.map(drop).map_err(|stopped| stopped.or(|_, error| failed_on("writing totals", counter, error)))
+}
+
+/// Which total of a counter a batch would bring beyond 64 bits, as far as one can see now.
+pub(crate) async fn find_overflow<E: Executor>(
+    executor: &mut E,
+    layout: &Layout,
+    counter: &Def,
+    batch: &Batch,
+) -> Error {
+    let mut deltas: Vec<(KeyBuf, i128)> = of_counter(batch, counter).map(|(key, delta)| (key.clone(), delta)).collect();
+    deltas.sort_unstable();
+    let keys: Vec<KeyBuf> = deltas.iter().map(|(key, _)| key.clone()).collect();
+    let totals = match read::read_unchecked(executor, layout, counter, &keys).await {
+        Ok(totals) => totals,
+        Err(error) => return error,
+    };
+    let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| !rollup::has_room(*total, *delta));
+    match beyond.map(|((key, _), _)| key).or_else(|| keys.first()) {
+        Some(key) => Error::overflow(counter, key, "total"),
+        None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
+    }
+}

@@ -1,0 +1,199 @@
+//! Statements about many keys: in SQLite executed once for each of them, in PostgreSQL with an array for each column.
+
+use std::borrow::Cow;
+
+use super::{
+    CATALOGUE, Dialect, Query, Value, column_kind, columns, head_values, key_columns, own_key_columns, push_key_values,
+};
+use crate::counter::{Def, Placed};
+use crate::error::Result;
+use crate::key::{KeyBuf, KeyParts};
+
+/// How many rows one execution of a statement of PostgreSQL's reads or writes at most.
+pub(crate) const ARRAY_MOST: usize = 10_000;
+
+/// Appends rows of parameters: as they are, or many of them as one row of arrays.
+pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut Vec<Value<'a>>) {
+    if !arrays {
+        to.append(&mut rows);
+        return;
+    }
+    while !rows.is_empty() {
+        let rest = rows.split_off(rows.len().min(ARRAY_MOST * width));
+        to.extend(Value::columns(std::mem::replace(&mut rows, rest), width));
+    }
+}
+
+/// A query of some rows of parameters.
+pub(crate) fn of_rows(dialect: Dialect, text: String, rows: Vec<Value<'_>>, width: usize) -> Query<'_> {
+    let mut values = Vec::new();
+    push_rows(dialect == Dialect::Postgres, rows, width, &mut values);
+    Query::of_rows(text, values, width)
+}
+
+/// Keys as rows of parameters.
+pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
+    let mut rows = Vec::with_capacity(keys.len() * counter.parts().len());
+    for key in keys {
+        push_key_values(dialect, counter, key, &mut rows)?;
+    }
+    Ok(rows)
+}
+
+/// Keys as parameters of PostgreSQL's, an array for each column.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+pub(crate) fn key_arrays<'a>(counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
+    Ok(Value::columns(key_rows(Dialect::Postgres, counter, keys)?, key_columns(counter.parts()).len()))
+}
+
+/// Reads these keys: the key's columns and another, in any order.
+pub(crate) fn read_keys<'a>(
+    dialect: Dialect,
+    table: &str,
+    counter: &Def,
+    column: &str,
+    keys: &'a [KeyBuf],
+) -> Result<Query<'a>> {
+    let parts = counter.parts();
+    let (own, from) = (own_key_columns(parts).join(", "), from_keys(dialect, table, &columns(dialect, parts)));
+    let text = format!(r#"SELECT {own}, t."{column}" {from}"#);
+    Ok(of_rows(dialect, text, key_rows(dialect, counter, keys)?, key_columns(parts).len()))
+}
+
+/// Reads all totals under some beginnings of keys, of as many parts: the key's columns and the total, in any order.
+pub(crate) fn read_under<'a>(
+    dialect: Dialect,
+    placed: &Placed,
+    parts: usize,
+    heads: &[&'a KeyBuf],
+) -> Result<Query<'a>> {
+    let (def, table) = (placed.def(), placed.table_name());
+    let own = own_key_columns(def.parts()).join(", ");
+    let mut rows = Vec::with_capacity(heads.len() * parts);
+    for head in heads {
+        rows.extend(head_values(dialect, &def, head)?);
+    }
+    if parts == 0 {
+        return Ok(Query::new(format!(r#"SELECT {own}, t."total" FROM "{table}" AS t"#), Vec::new()));
+    }
+    let columns = columns(dialect, def.parts());
+    let from = from_keys(dialect, &table, columns.get(..parts).unwrap_or(&columns));
+    Ok(of_rows(dialect, format!(r#"SELECT {own}, t."total" {from}"#), rows, parts))
+}
+
+/// The rows of a table that have one of the keys in the parameters.
+fn from_keys(dialect: Dialect, table: &str, columns: &[(String, &'static str)]) -> String {
+    match dialect {
+        Dialect::Sqlite => format!(r#"FROM "{table}" AS t WHERE {}"#, same_as_params(columns)),
+        Dialect::Postgres => format!(r#"FROM {} JOIN "{table}" AS t ON {}"#, unnested(columns), same_as_k(columns)),
+    }
+}
+
+/// Deletes the rows that have one of the keys in the parameters.
+pub(crate) fn delete_keys(dialect: Dialect, table: &str, parts: KeyParts) -> String {
+    let columns = columns(dialect, parts);
+    match dialect {
+        Dialect::Sqlite => format!(r#"DELETE FROM "{table}" AS t WHERE {}"#, same_as_params(&columns)),
+        Dialect::Postgres => {
+            format!(r#"DELETE FROM "{table}" AS t USING {} WHERE {}"#, unnested(&columns), same_as_k(&columns))
+        }
+    }
+}
+
+fn same_as_params(columns: &[(String, &str)]) -> String {
+    let same = columns.iter().enumerate().map(|(at, (column, _))| format!("t.{column} = ?{}", at + 1));
+    same.collect::<Vec<_>>().join(" AND ")
+}
+
+fn same_as_k(columns: &[(String, &str)]) -> String {
+    let same = columns.iter().map(|(column, _)| format!("t.{column} = k.{column}"));
+    same.collect::<Vec<_>>().join(" AND ")
+}
+
+fn unnested(columns: &[(String, &str)]) -> String {
+    let names = columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    format!("unnest({}) AS k({names})", array_params(columns.iter().map(|(_, kind)| *kind)))
+}
+
+/// PostgreSQL's parameters for many keys, an array for each column.
+pub(crate) fn arrays(parts: KeyParts) -> String {
+    array_params(columns(Dialect::Postgres, parts).into_iter().map(|(_, kind)| kind))
+}
+
+fn array_params<'k>(kinds: impl Iterator<Item = &'k str>) -> String {
+    kinds.enumerate().map(|(at, kind)| array_param(at, kind)).collect::<Vec<_>>().join(", ")
+}
+
+/// PostgreSQL's parameter behind the first `at`, an array of this type.
+fn array_param(at: usize, kind: &str) -> String {
+    format!("${}::{}[]", at + 1, kind.split(' ').next().unwrap_or(kind))
+}
+
+/// Writes one column of the rows of the keys in the parameters, `set` where a row is there; the value is behind its key.
+pub(crate) fn write_keys(
+    dialect: Dialect,
+    table: &str,
+    parts: KeyParts,
+    (column, kind): (&str, &'static str),
+    set: &str,
+) -> String {
+    let (keys, mut kinds) = (key_columns(parts).join(", "), columns(dialect, parts));
+    kinds.push((String::new(), kind));
+    let rows = match dialect {
+        Dialect::Sqlite => format!("VALUES ({})", dialect.params(kinds.len())),
+        Dialect::Postgres => format!("SELECT * FROM unnest({})", array_params(kinds.iter().map(|(_, kind)| *kind))),
+    };
+    format!(
+        r#"INSERT INTO "{table}" AS t ({keys}, "{column}") {rows} ON CONFLICT ({keys}) DO UPDATE SET "{column}" = {set}"#
+    )
+}
+
+/// PostgreSQL's [`upsert`] of many totals: the parameters are arrays of each key column, and of the deltas.
+pub(crate) fn upsert_many(placed: &Placed) -> String {
+    let kind = ("total", column_kind(Dialect::Postgres, None));
+    write_keys(Dialect::Postgres, &placed.table_name(), placed.def().parts(), kind, r#"t."total" + excluded."total""#)
+}
+
+/// Removes those of some totals that are 0.
+pub(crate) fn remove_zeros(dialect: Dialect, placed: &Placed) -> String {
+    format!(r#"{} AND t."total" = 0"#, delete_keys(dialect, &placed.table_name(), placed.def().parts()))
+}
+
+/// A lock of these totals of PostgreSQL's, in key order, until the transaction ends; one that is absent is made, at 0. Gives the key's columns and
+/// the total.
+pub(crate) fn hold<'a>(placed: &Placed, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
+    let parts = placed.def().parts();
+    let mut rows = Vec::with_capacity(keys.len() * (parts.len() + 1));
+    for key in keys {
+        push_key_values(Dialect::Postgres, &placed.def(), key, &mut rows)?;
+        rows.push(Value::Integer(0));
+    }
+    let text = format!(r#"{} RETURNING {}, t."total""#, upsert_many(placed), own_key_columns(parts).join(", "));
+    Ok(of_rows(Dialect::Postgres, text, rows, key_columns(parts).len() + 1))
+}
+
+/// The cuts of some counters, with their names; in PostgreSQL in the order of names, and `hold` keeps them until the transaction ends.
+pub(crate) fn read_cuts(dialect: Dialect, names: Vec<Cow<'static, str>>, hold: bool) -> Query<'static> {
+    let read = format!(r#"SELECT c."name", c."cut" FROM "{CATALOGUE}" AS c WHERE c."name" ="#);
+    match dialect {
+        Dialect::Sqlite => Query::of_rows(format!("{read} ?1"), names.into_iter().map(Value::Text).collect(), 1),
+        Dialect::Postgres => {
+            let hold = if hold { " FOR SHARE" } else { "" };
+            Query::new(format!(r#"{read} ANY($1) ORDER BY c."name"{hold}"#), vec![Value::Texts(names)])
+        }
+    }
+}
+
+/// Sets the cut of a counter, which is the second parameter, where it is not as late yet.
+pub(crate) fn set_cut(dialect: Dialect) -> String {
+    let (cut, name) = (dialect.param(1), dialect.param(2));
+    format!(
+        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = {cut} WHERE c."name" = {name} AND (c."cut" IS NULL OR c."cut" < {cut})"#
+    )
+}
+
+/// Removes the totals whose last key column is before the parameter.
+pub(crate) fn prune(dialect: Dialect, placed: &Placed) -> String {
+    let last = own_key_columns(placed.def().parts()).pop().unwrap_or_default();
+    format!(r#"DELETE FROM "{}" AS t WHERE {last} < {}"#, placed.table_name(), dialect.param(1))
+}
