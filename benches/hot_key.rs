@@ -1,6 +1,6 @@
 //! One hot key under 1,000 writes a second while repairs run over and over beside it: what a writer waits for, and the longest wait.
 //!
-//! Rows are in an SQLite file (WAL). In memory: a bracket, the row's commit, the bracket's commit. In SQLite: row and total in one transaction, as the peer of
+//! Rows are in an SQLite file (WAL). In memory: a pending write, the row's commit, the pending write's commit. In SQLite: row and total in one transaction, as the peer of
 //! the same repairs. Each is measured without and with repairs, in turns within one run. A plain program: what counts is the longest wait, not a mean.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::disallowed_methods, missing_docs)]
@@ -11,12 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use keepcount::reconcile::{Audit, Live, MemoryAudit, Mode, Options, Reconciler, Settling, Source, SqliteAudit, run};
-use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use keepcount::reconcile::{
+    Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run,
+};
+use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 const SHOWS: i64 = 1_000;
 const HOT: i64 = 500;
 const PAGE: u16 = 100;
@@ -26,7 +28,7 @@ const EVERY: Duration = Duration::from_millis(1);
 struct Votes(i64, i64);
 
 impl Record for Votes {
-    const COUNTERS: &'static [Def] = &[VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.0, self.1);
@@ -44,7 +46,7 @@ fn fill(path: &Path, store: &MemoryStore) {
     let mut conn = open(path);
     conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL); CREATE INDEX votes_by_show ON votes (show_id)")
         .unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     let mut batch = Batch::new();
     for show in 0..SHOWS {
@@ -54,7 +56,7 @@ fn fill(path: &Path, store: &MemoryStore) {
         }
     }
     let mut same = batch.clone();
-    SqliteStore::new(&tx, &LAYOUT).apply(&mut same).unwrap();
+    SqliteStore::new(&tx, &SCHEMA).apply(&mut same).unwrap();
     tx.commit().unwrap();
     store.begin(&mut batch).unwrap().commit().unwrap();
 }
@@ -77,18 +79,18 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
         batch.clear();
         batch.insert(&Votes(HOT, 1));
         let begun = Instant::now();
-        let bracket = match memory {
+        let pending_write = match memory {
             Some(store) => Ok(store.begin(&mut batch).unwrap()),
             None => Err(&mut batch),
         };
         let entered = begun.elapsed();
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
         tx.prepare_cached("INSERT INTO votes (show_id) VALUES (?1)").unwrap().execute([HOT]).unwrap();
-        let bracket = bracket.map_err(|batch| SqliteStore::new(&tx, &LAYOUT).apply(batch).unwrap());
+        let pending_write = pending_write.map_err(|batch| SqliteStore::new(&tx, &SCHEMA).apply(batch).unwrap());
         tx.commit().unwrap();
         let committed = Instant::now();
-        if let Ok(bracket) = bracket {
-            bracket.commit().unwrap();
+        if let Ok(pending_write) = pending_write {
+            pending_write.commit().unwrap();
         }
         waits.whole.push(begun.elapsed());
         waits.totals.push(entered + committed.elapsed());
@@ -96,24 +98,24 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
     waits
 }
 
-/// Repairs over and over; drift is planted on the hot key before each, so that each mends.
-fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, mended: &AtomicU64) {
+/// Repairs over and over; drift is planted on the hot key before each, so that each repairs.
+fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired: &AtomicU64) {
     let (conn, rows) = (open(path), open(path));
     while !done.load(Ordering::Relaxed) {
         let lost = rows.execute("INSERT INTO votes (show_id) VALUES (?1)", [HOT]);
         let mut audit: Box<dyn Audit + '_> = if let Some(store) = memory {
-            let mut audit = MemoryAudit::live(store, Settling::after(Duration::from_secs(10)), Live::new());
+            let mut audit = MemoryAudit::live(store, GracePeriod::after(Duration::from_secs(10)), SystemRuntime::new());
             audit.add(VOTES, |from| read(&conn, from)).unwrap();
             Box::new(audit)
         } else {
-            let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+            let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
             let votes = Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Votes(row.get(0)?, 1)));
             audit.add(VOTES, votes).unwrap();
             Box::new(audit)
         };
-        let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().page(PAGE.into())).unwrap();
-        let report = run(&mut repair, audit.as_mut(), &mut Live::new()).unwrap();
-        mended.fetch_add(report.counters[0].corrected, Ordering::Relaxed);
+        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(PAGE.into())).unwrap();
+        let report = run(&mut repair, audit.as_mut(), &mut SystemRuntime::new()).unwrap();
+        repaired.fetch_add(report.counters[0].corrected, Ordering::Relaxed);
         assert!(lost.is_ok());
     }
 }
@@ -147,16 +149,16 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     for (kind, in_memory) in [("memory", true), ("SQLite", false)] {
         let path = folder.path().join(format!("{kind}.db"));
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         fill(&path, &store);
         let memory = in_memory.then_some(&store);
-        let mended = AtomicU64::new(0);
+        let repaired = AtomicU64::new(0);
         let mut with = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
         for _ in 0..rounds {
             for beside in [0, 1] {
                 let done = AtomicBool::new(beside == 0);
                 let waits = thread::scope(|scope| {
-                    scope.spawn(|| repair(&path, memory, &done, &mended));
+                    scope.spawn(|| repair(&path, memory, &done, &repaired));
                     let waits = write(&mut open(&path), time, memory);
                     done.store(true, Ordering::Relaxed);
                     waits
@@ -166,12 +168,12 @@ fn main() {
             }
         }
         let [alone, beside] = with;
-        println!("{kind}: {} writes, {} mends of the hot key", alone.0.len() + beside.0.len(), mended.into_inner());
+        println!("{kind}: {} writes, {} repairs of the hot key", alone.0.len() + beside.0.len(), repaired.into_inner());
         show("  a write, no repair", alone.0);
         show("  a write, repairs beside it", beside.0);
         if in_memory {
-            show("    of that bracket and totals, no repair", alone.1);
-            show("    of that bracket and totals, repairs", beside.1);
+            show("    of that pending write and totals, no repair", alone.1);
+            show("    of that pending write and totals, repairs", beside.1);
         }
     }
 }

@@ -24,7 +24,7 @@ mod postgres {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use keepcount::{AsyncStore, Batch, Counter, Layout, PostgresStore, PreparedStatements};
+    use keepcount::{AsyncStore, Batch, Counter, PostgresStore, PreparedStatements, Schema};
     use tokio::runtime::{Builder, Runtime};
     use tokio::sync::Mutex;
     use tokio::task::JoinSet;
@@ -55,7 +55,7 @@ mod postgres {
     const UPDATE: &str = "UPDATE show_votes SET total = total + 1 WHERE key = $1";
 
     const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
     /// How totals are kept.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +101,12 @@ mod postgres {
             if self.keeper == Keeper::Write {
                 let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [(INSERT, &key)];
                 let (written, _) =
-                    PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&rows, &mut batch).await.unwrap();
+                    PostgresStore::new(client, &SCHEMA).prepared(prepared).write(&rows, &mut batch).await.unwrap();
                 assert_eq!(written, [1]);
             } else if self.keeper == Keeper::Within {
                 let tx = client.transaction().await.unwrap();
                 assert_eq!(tx.execute(insert, &key).await.unwrap(), 1);
-                PostgresStore::within(&tx, &LAYOUT).prepared(prepared).apply(&mut batch).await.unwrap();
+                PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared).apply(&mut batch).await.unwrap();
                 tx.commit().await.unwrap();
             } else if self.keeper == Keeper::Update {
                 // Sent in this order, before the first answer is there.

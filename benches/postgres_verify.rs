@@ -22,9 +22,9 @@ mod verify {
     use std::time::{Duration, Instant};
 
     use keepcount::reconcile::{
-        Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioLive, run_async,
+        Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, run_async,
     };
-    use keepcount::{Counter, Def, KeyBuf, Layout, PostgresStore, Record, Tally};
+    use keepcount::{Counter, CounterId, KeyBuf, PostgresStore, Record, Schema, Tally};
     use tokio::runtime::{Builder, Runtime};
     use tokio_postgres::Client;
 
@@ -33,12 +33,12 @@ mod verify {
     use super::postgres::{Server, connect};
 
     const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
     struct Vote(i64);
 
     impl Record for Vote {
-        const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+        const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(SHOW_VOTES, self.0, 1);
@@ -47,14 +47,14 @@ mod verify {
 
     /// A part of all shows, compared.
     async fn verify(client: &mut Client, part: [Option<i64>; 2]) -> Report {
-        let mut audit = PostgresAudit::new(client, &LAYOUT).await.unwrap();
+        let mut audit = PostgresAudit::new(client, &SCHEMA).await.unwrap();
         let source = PostgresSource::table("votes", ["show_id"]);
         audit.add(SHOW_VOTES, source.rows("show_id", |row| Ok(Vote(row.try_get(0)?)))).await.unwrap();
         let options = Options::default();
         let [after, until] = part.map(|key| key.map(KeyBuf::of::<i64>));
-        let def = SHOW_VOTES.def();
-        let mut run = Reconciler::part(Mode::Verify, &LAYOUT, def, after.as_ref(), until.as_ref(), options).unwrap();
-        run_async(&mut run, &mut audit, &mut TokioLive::new()).await.unwrap()
+        let id = SHOW_VOTES.id();
+        let mut run = Reconciler::part(Mode::Verify, &SCHEMA, id, after.as_ref(), until.as_ref(), options).unwrap();
+        run_async(&mut run, &mut audit, &mut TokioRuntime::new()).await.unwrap()
     }
 
     fn keys(reports: &[Report]) -> u64 {
@@ -86,7 +86,7 @@ mod verify {
             )
             .await
             .unwrap();
-        PostgresStore::new(client, &LAYOUT).create().await.unwrap();
+        PostgresStore::new(client, &SCHEMA).create().await.unwrap();
         let text = "INSERT INTO votes (show_id) SELECT hashint8(n)::bigint & 2147483647 FROM generate_series(1, $1::bigint) AS n";
         let text =
             text.replace("hashint8(n)::bigint & 2147483647", &format!("(hashint8(n)::bigint & 2147483647) % {shows}"));

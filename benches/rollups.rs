@@ -1,5 +1,5 @@
 //! What rollups cost: votes with the counters of their own rows, with rollups over two levels, and with all that a concert site keeps (decayed
-//! votes at three levels, and boards), of one half-life and of three; in memory and in SQLite transactions of 1, 100 and 10,000 votes; and what reading costs.
+//! votes at three levels, and leaderboards), of one half-life and of three; in memory and in SQLite transactions of 1, 100 and 10,000 votes; and what reading costs.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Random, only_tested};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::concert::{Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
-use keepcount::{Batch, Date, Key, KeyBuf, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use keepcount::{Batch, Date, Key, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
 type C = Concert<i64>;
@@ -22,13 +22,13 @@ impl<K: Key> Trends<K> for ThreeHalfLives {
     const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
 }
 
-const OWN: Layout = Layout::new(&[
+const OWN: Schema = Schema::new(&[
     C::SETLIST_VOTES.table(),
     C::SETLIST_UPVOTES.table(),
     C::SETLIST_SCORE.table(),
     C::USER_VOTES.table(),
 ]);
-const ROLLED_UP: Layout = Layout::new(&[
+const ROLLED_UP: Schema = Schema::new(&[
     C::SETLIST_SHOW.table(),
     C::SHOW_ARTIST.table(),
     C::SETLIST_VOTES.table(),
@@ -38,28 +38,28 @@ const ROLLED_UP: Layout = Layout::new(&[
     C::SHOW_VOTES.table(),
     C::ARTIST_VOTES.table(),
 ]);
-const LAYOUTS: [(&str, &Layout); 4] = [
+const SCHEMAS: [(&str, &Schema); 4] = [
     ("own counters", &OWN),
     ("and two rollups", &ROLLED_UP),
-    ("all of a concert site", &C::LAYOUT),
-    ("with three half-lives", &Concert::<i64, ThreeHalfLives>::LAYOUT),
+    ("all of a concert site", &C::SCHEMA),
+    ("with three half-lives", &Concert::<i64, ThreeHalfLives>::SCHEMA),
 ];
 
 const SETLISTS: u64 = 2_000;
 const SHOWS: u64 = 500;
 const ARTISTS: u64 = 50;
 
-/// A vote of which only those counters are tallied that the layout has.
-struct Counted<'l>(&'l Layout, i64, i64, i64);
+/// A vote of which only those counters are tallied that the schema has.
+struct Counted<'l>(&'l Schema, i64, i64, i64);
 
 impl Record for Counted<'_> {
-    const COUNTERS: &'static [keepcount::Def] = Decaying::<i64, ThreeHalfLives>::COUNTERS;
+    const COUNTERS: &'static [keepcount::CounterId] = Decaying::<i64, ThreeHalfLives>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
-        let Self(layout, setlist, user, at) = *self;
-        if layout.position(&Trend::<i64>::DAY.setlists.def()).is_ok() {
+        let Self(schema, setlist, user, at) = *self;
+        if schema.position(&Trend::<i64>::DAY.setlists.id()).is_ok() {
             Vote::stored(Some(setlist), Some(user), true, at).decaying::<ThreeHalfLives>().tally(to);
-        } else if layout.position(&Trend::<i64>::WEEK.setlists.def()).is_ok() {
+        } else if schema.position(&Trend::<i64>::WEEK.setlists.id()).is_ok() {
             Vote::stored(Some(setlist), Some(user), true, at).tally(to);
         } else {
             to.add(C::SETLIST_VOTES, setlist, 1);
@@ -70,21 +70,21 @@ impl Record for Counted<'_> {
     }
 }
 
-fn votes(layout: &Layout, random: &mut Random, count: u64) -> Batch {
+fn votes(schema: &Schema, random: &mut Random, count: u64) -> Batch {
     let mut batch = Batch::new();
     for _ in 0..count {
         // Hot setlists first; votes of the last weeks.
         let setlist = (random.next() % SETLISTS) * (random.next() % SETLISTS) / SETLISTS;
         let at = 1_750_000_000 + (random.next() % 3_000_000).cast_signed();
-        batch.insert(&Counted(layout, setlist.cast_signed(), (random.next() % 10_000).cast_signed(), at));
+        batch.insert(&Counted(schema, setlist.cast_signed(), (random.next() % 10_000).cast_signed(), at));
     }
     batch
 }
 
-/// The links, and what else shows and setlists count for.
-fn site(layout: &Layout) -> Batch {
+/// The memberships, and what else shows and setlists count for.
+fn site(schema: &Schema) -> Batch {
     let mut batch = Batch::new();
-    if layout.position(&C::SETLIST_SHOW.def()).is_err() {
+    if schema.position(&C::SETLIST_SHOW.id()).is_err() {
         return batch;
     }
     let mut all = Batch::new();
@@ -95,11 +95,11 @@ fn site(layout: &Layout) -> Batch {
     for setlist in 0..SETLISTS.cast_signed() {
         all.insert(&Setlist::new(setlist, Some(setlist % SHOWS.cast_signed())));
     }
-    for (counter, key, delta) in all.deltas().filter(|(counter, ..)| layout.position(counter).is_ok()) {
+    for (counter, key, delta) in all.deltas().filter(|(counter, ..)| schema.position(counter).is_ok()) {
         let delta = i64::try_from(delta).unwrap();
-        if counter == C::SETLIST_SHOW.def() {
+        if counter == C::SETLIST_SHOW.id() {
             batch.add(C::SETLIST_SHOW, key.decode::<(i64, i64)>().unwrap(), delta);
-        } else if counter == C::SHOW_ARTIST.def() {
+        } else if counter == C::SHOW_ARTIST.id() {
             batch.add(C::SHOW_ARTIST, key.decode::<(i64, i64)>().unwrap(), delta);
         }
     }
@@ -111,13 +111,13 @@ fn memory(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("memory, batches of {size} votes"));
         group.sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
         group.throughput(Throughput::Elements(size));
-        for (name, layout) in LAYOUTS {
-            let store = MemoryStore::new(layout);
-            store.apply(&mut site(layout)).unwrap();
+        for (name, schema) in SCHEMAS {
+            let store = MemoryStore::new(schema);
+            store.apply(&mut site(schema)).unwrap();
             let mut random = Random(3);
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter_batched(
-                    || votes(layout, &mut random, size),
+                    || votes(schema, &mut random, size),
                     |mut batch| store.apply(&mut batch).unwrap(),
                     criterion::BatchSize::SmallInput,
                 );
@@ -133,22 +133,25 @@ fn sqlite(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("sqlite, transactions of {size} votes"));
         group.sample_size(10).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(200));
         group.throughput(Throughput::Elements(size));
-        for (at, (name, layout)) in (0..).zip(LAYOUTS) {
+        for (at, (name, schema)) in (0..).zip(SCHEMAS) {
             let mut conn = Connection::open(folder.path().join(format!("{at}.db"))).unwrap();
             conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL").unwrap();
             conn.set_prepared_statement_cache_capacity(512);
-            SqliteStore::new(&conn, layout).create().unwrap();
-            SqliteStore::new(&conn, layout).apply(&mut site(layout)).unwrap();
+            SqliteStore::new(&conn, schema).create().unwrap();
+            SqliteStore::new(&conn, schema).apply(&mut site(schema)).unwrap();
             let mut random = Random(5);
-            let mut filled = votes(layout, &mut random, if only_tested() { 100 } else { 20_000 });
-            SqliteStore::new(&conn, layout).apply(&mut filled).unwrap();
-            let one = SqliteStore::new(&conn, layout).apply(&mut votes(layout, &mut random, 1)).unwrap();
-            println!("{name}: one vote writes {} totals by {} statements, boards included", one.totals, one.statements);
+            let mut filled = votes(schema, &mut random, if only_tested() { 100 } else { 20_000 });
+            SqliteStore::new(&conn, schema).apply(&mut filled).unwrap();
+            let one = SqliteStore::new(&conn, schema).apply(&mut votes(schema, &mut random, 1)).unwrap();
+            println!(
+                "{name}: one vote writes {} totals by {} statements, leaderboards included",
+                one.totals, one.statements
+            );
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter(|| {
-                    let mut batch = votes(layout, &mut random, size);
+                    let mut batch = votes(schema, &mut random, size);
                     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-                    SqliteStore::new(&tx, layout).apply(&mut batch).unwrap();
+                    SqliteStore::new(&tx, schema).apply(&mut batch).unwrap();
                     tx.commit().unwrap();
                 });
             });
@@ -163,11 +166,11 @@ fn reads(c: &mut Criterion) {
     let conn = Connection::open(folder.path().join("site.db")).unwrap();
     conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     conn.set_prepared_statement_cache_capacity(512);
-    let mut store = SqliteStore::new(&conn, &C::LAYOUT);
+    let mut store = SqliteStore::new(&conn, &C::SCHEMA);
     store.create().unwrap();
-    store.apply(&mut site(&C::LAYOUT)).unwrap();
+    store.apply(&mut site(&C::SCHEMA)).unwrap();
     let mut random = Random(5);
-    store.apply(&mut votes(&C::LAYOUT, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
+    store.apply(&mut votes(&C::SCHEMA, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
     let page: Vec<KeyBuf> = (0..100_i64).map(KeyBuf::of::<i64>).collect();
     for (name, begin, end) in [("of its own", "", ""), ("around all", "BEGIN", "COMMIT")] {
         let mut group = c.benchmark_group(format!("sqlite, reads in a transaction {name}"));
@@ -176,8 +179,10 @@ fn reads(c: &mut Criterion) {
         let mut key = || (random.next() % SHOWS).cast_signed();
         group.bench_function("a total", |b| b.iter(|| store.total(C::SETLIST_VOTES, key()).unwrap()));
         group.bench_function("a rollup's total", |b| b.iter(|| store.total(C::SHOW_VOTES, key()).unwrap()));
-        group.bench_function("100 totals", |b| b.iter(|| store.read(C::SETLIST_VOTES.def(), &page).unwrap()));
-        group.bench_function("first 10 of a board", |b| b.iter(|| store.top(Trend::<i64>::WEEK.board, 10).unwrap()));
+        group.bench_function("100 totals", |b| b.iter(|| store.read(C::SETLIST_VOTES.id(), &page).unwrap()));
+        group.bench_function("first 10 of a leaderboard", |b| {
+            b.iter(|| store.top(Trend::<i64>::WEEK.leaderboard, 10).unwrap());
+        });
         group.finish();
         conn.execute_batch(end).unwrap();
     }

@@ -16,13 +16,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Random, only_tested};
-use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, run};
-use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Snapshot, Store, Tally};
+use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Snapshot, Store, Tally};
 
 const NUMBERS: Counter<u64> = Counter::new("bench.numbers");
 const TEXTS: Counter<String> = Counter::new("bench.texts");
 const PAIRS: Counter<(u64, u32)> = Counter::new("bench.pairs");
-const LAYOUT: Layout = Layout::new(&[NUMBERS.table(), TEXTS.table(), PAIRS.table()]);
+const SCHEMA: Schema = Schema::new(&[NUMBERS.table(), TEXTS.table(), PAIRS.table()]);
 
 fn add_number(batch: &mut Batch, key: u64) {
     batch.add(NUMBERS, key, 1);
@@ -86,21 +86,21 @@ struct Text(String);
 struct Pair(u64, u32);
 
 impl Record for Number {
-    const COUNTERS: &'static [Def] = &[NUMBERS.def()];
+    const COUNTERS: &'static [CounterId] = &[NUMBERS.id()];
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(NUMBERS, self.0, 1);
     }
 }
 
 impl Record for Text {
-    const COUNTERS: &'static [Def] = &[TEXTS.def()];
+    const COUNTERS: &'static [CounterId] = &[TEXTS.id()];
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(TEXTS, &self.0, 1);
     }
 }
 
 impl Record for Pair {
-    const COUNTERS: &'static [Def] = &[PAIRS.def()];
+    const COUNTERS: &'static [CounterId] = &[PAIRS.id()];
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(PAIRS, (self.0, self.1), 1);
     }
@@ -108,8 +108,8 @@ impl Record for Pair {
 
 /// Compares every total of the one form that has any with rows in key order.
 fn verify(store: &mut MemoryStore, keys: u64) {
-    let [numbers, texts, pairs] = [NUMBERS.def(), TEXTS.def(), PAIRS.def()]
-        .map(|counter| !Store::page(store, counter, None, 1).unwrap().is_empty());
+    let [numbers, texts, pairs] =
+        [NUMBERS.id(), TEXTS.id(), PAIRS.id()].map(|counter| !Store::page(store, counter, None, 1).unwrap().is_empty());
     let mut names: Vec<String> =
         if texts { (0..keys).map(|key| format!("setlist-{key}")).collect() } else { Vec::new() };
     names.sort_unstable();
@@ -136,7 +136,7 @@ fn verify(store: &mut MemoryStore, keys: u64) {
         .unwrap();
     audit
         .add(PAIRS, move |from| {
-            let at = |(head, tail): (u64, u32)| head * 30 + u64::from(tail);
+            let at = |(prefix, suffix): (u64, u32)| prefix * 30 + u64::from(suffix);
             let first = match from {
                 Bound::Unbounded => 0,
                 Bound::Included(key) => at(key),
@@ -145,8 +145,8 @@ fn verify(store: &mut MemoryStore, keys: u64) {
             (first..if pairs { keys } else { 0 }).map(|key| Pair(key / 30, u32::try_from(key % 30).unwrap()))
         })
         .unwrap();
-    let mut run_of = Reconciler::new(Mode::Verify, &LAYOUT, Options::default()).unwrap();
-    let report = run(&mut run_of, &mut audit, &mut Live::new()).unwrap();
+    let mut run_of = Reconciler::new(Mode::Verify, &SCHEMA, Options::default()).unwrap();
+    let report = run(&mut run_of, &mut audit, &mut SystemRuntime::new()).unwrap();
     assert_eq!(
         (report.drift(), report.counters.iter().map(|counter| counter.keys).sum::<u64>()),
         (0, keys),
@@ -156,7 +156,7 @@ fn verify(store: &mut MemoryStore, keys: u64) {
 
 fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
     let before = resident();
-    let mut store = MemoryStore::new(&LAYOUT);
+    let mut store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     let filled = timed(|| {
         for first in (0..keys).step_by(1_024) {
@@ -201,7 +201,7 @@ fn measure(form: &str, keys: u64, rounds: usize, add: fn(&mut Batch, u64)) {
     let encode = time(&|| drop(snapshot.to_bytes().unwrap()));
     let save = time(&|| snapshot.save(&path).unwrap());
     let load = time(&|| drop(Snapshot::load(&path).unwrap()));
-    let restore = time(&|| drop(MemoryStore::restore(&LAYOUT, &snapshot).unwrap()));
+    let restore = time(&|| drop(MemoryStore::restore(&SCHEMA, &snapshot).unwrap()));
     println!(
         "{keys} totals, {form}: a writer waits {:.1?} (median of the longest; worst {worst:.1?}; without a snapshot {:.1?}); \
          snapshot {:.0?}, encode {encode:.0?}, save {save:.0?}, load {load:.0?}, restore {restore:.0?}; {} KB",

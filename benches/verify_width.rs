@@ -12,14 +12,14 @@ mod postgres;
 use std::time::Duration;
 
 use common::only_tested;
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, SqliteAudit, run};
-use keepcount::{Counter, Layout, SqliteStore};
+use keepcount::reconcile::{Mode, Options, Reconciler, Report, SqliteAudit, SystemRuntime, run};
+use keepcount::{Counter, Schema, SqliteStore};
 use rusqlite::Connection;
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
-const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
-const LAYOUT: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
+const SCHEMA: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
 const GROUP_BY: &str =
     "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
@@ -44,14 +44,14 @@ fn widths() -> Vec<i64> {
 }
 
 fn reconciler() -> Reconciler {
-    Reconciler::scoped(Mode::Verify, &LAYOUT, &[PARENT_DAYS.def()], Options::default()).unwrap()
+    Reconciler::scoped(Mode::Verify, &SCHEMA, &[PARENT_DAYS.id()], Options::default()).unwrap()
 }
 
 fn check(report: &Report, keys: i64) {
     // What it sums has no rows here, and is left out.
     let rollup = report.counters.last().unwrap();
     let found = (rollup.counter, rollup.complete, rollup.drift(), rollup.keys);
-    assert_eq!(found, (PARENT_DAYS.def(), true, 0, keys.unsigned_abs()), "{report}");
+    assert_eq!(found, (PARENT_DAYS.id(), true, 0, keys.unsigned_abs()), "{report}");
 }
 
 /// The least of three times.
@@ -83,7 +83,7 @@ fn sqlite() {
             let conn = Connection::open(folder.path().join("width.db")).unwrap();
             conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536")
                 .unwrap();
-            SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+            SqliteStore::new(&conn, &SCHEMA).create().unwrap();
             let (children, days) = (shape.of)(keys);
             let (first, last) = (children - 1, days - 1);
             let series = |name: &str, last: i64| {
@@ -101,8 +101,8 @@ fn sqlite() {
             conn.execute_batch(&text).unwrap();
             let mut pages = 0;
             let verify = least(|| {
-                let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
-                let (time, report) = timed(|| run(&mut reconciler(), &mut audit, &mut Live::new()).unwrap());
+                let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
+                let (time, report) = timed(|| run(&mut reconciler(), &mut audit, &mut SystemRuntime::new()).unwrap());
                 check(&report, keys);
                 pages = report.pages;
                 time
@@ -119,11 +119,11 @@ fn sqlite() {
 #[cfg(unix)]
 mod postgres {
     use keepcount::PostgresStore;
-    use keepcount::reconcile::{PostgresAudit, TokioLive, run_async};
+    use keepcount::reconcile::{PostgresAudit, TokioRuntime, run_async};
     use tokio::runtime::Builder;
 
     use super::postgres::{Server, connect};
-    use super::{GROUP_BY, LAYOUT, SHAPES, check, least, line, reconciler, timed, widths};
+    use super::{GROUP_BY, SCHEMA, SHAPES, check, least, line, reconciler, timed, widths};
 
     pub fn main() {
         let Some(server) = Server::with(&[("shared_buffers", "512MB"), ("work_mem", "64MB")]) else { return };
@@ -140,15 +140,15 @@ mod postgres {
                     shape.first
                 );
                 runtime.block_on(async {
-                    PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap();
+                    PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap();
                     client.batch_execute(&text).await.unwrap();
                 });
                 let mut pages = 0;
                 let verify = least(|| {
                     let (time, report) = timed(|| {
                         runtime.block_on(async {
-                            let mut audit = PostgresAudit::new(&mut client, &LAYOUT).await.unwrap();
-                            run_async(&mut reconciler(), &mut audit, &mut TokioLive::new()).await.unwrap()
+                            let mut audit = PostgresAudit::new(&mut client, &SCHEMA).await.unwrap();
+                            run_async(&mut reconciler(), &mut audit, &mut TokioRuntime::new()).await.unwrap()
                         })
                     });
                     check(&report, keys);

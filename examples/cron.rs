@@ -17,17 +17,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use keepcount::reconcile::{Live, Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, Token, run};
-use keepcount::{Counter, Def, Layout, Record, SqliteStore, Sweep, Tally};
+use keepcount::reconcile::{
+    Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run,
+};
+use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
@@ -109,7 +111,7 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
     if mode == Mode::Repair && report.complete() {
         // Rows that mean nothing any more, a thousand at a time, beside writers.
         let mut sweep = Sweep::new();
-        while !SqliteStore::new(&conn, &LAYOUT).sweep(&mut sweep)?.complete {}
+        while !SqliteStore::new(&conn, &SCHEMA).sweep(&mut sweep)?.complete {}
     }
     Ok(match mode {
         // Before the limit: the calls that follow know nothing of this one's drift.
@@ -121,15 +123,15 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
 
 /// A bounded part of a run, from the place that is kept on, and to the place that is kept then.
 fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Report, Box<dyn Error>> {
-    let mut audit = SqliteAudit::new(conn, &LAYOUT)?;
+    let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
     audit.add(SHOW_VOTES, Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
     let options = Options::default().page(4).max_pages(pages); // the page so small for the demonstration only
     let mut reconciler = match fs::read(token) {
-        Ok(text) => Reconciler::resume(mode, &LAYOUT, &String::from_utf8_lossy(&text).parse::<Token>()?, options)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(mode, &LAYOUT, options)?,
+        Ok(text) => Reconciler::resume(mode, &SCHEMA, &String::from_utf8_lossy(&text).parse::<Token>()?, options)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(mode, &SCHEMA, options)?,
         Err(error) => return Err(error.into()),
     };
-    let done = run(&mut reconciler, &mut audit, &mut Live::new());
+    let done = run(&mut reconciler, &mut audit, &mut SystemRuntime::new());
     if !matches!(done, Err(keepcount::Error::Token { .. })) {
         keep(token, reconciler.token())?; // also after an error: the pages before it are done
     }
@@ -163,7 +165,7 @@ fn example_database(path: &Path) -> Result<Connection, Box<dyn Error>> {
          CREATE TABLE votes (show_id INTEGER NOT NULL);
          CREATE INDEX votes_by_show ON votes (show_id)",
     )?;
-    SqliteStore::new(&conn, &LAYOUT).create()?;
+    SqliteStore::new(&conn, &SCHEMA).create()?;
     conn.execute_batch(
         "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 300)
          INSERT INTO votes SELECT n % 30 FROM n;

@@ -6,7 +6,7 @@ use std::ptr;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 
@@ -50,22 +50,23 @@ pub struct Batch {
 /// A counter of a batch, and the record that adds to it; none where all of it was added by hand.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Named {
-    def: Def,
+    id: CounterId,
     by: Option<&'static Driver>,
 }
 
 impl Deref for Named {
-    type Target = Def;
+    type Target = CounterId;
 
-    fn deref(&self) -> &Def {
-        &self.def
+    fn deref(&self) -> &CounterId {
+        &self.id
     }
 }
 
 impl Named {
-    /// The error that a layout does not have this counter, with the record that adds to it.
+    /// The error that a schema does not have this counter, with the record that adds to it.
     pub(crate) fn blame(&self, mut error: Error) -> Error {
-        if let (Error::UnknownCounter { record, .. } | Error::Conflict { record, .. }, Some(by)) = (&mut error, self.by)
+        if let (Error::UnknownCounter { record, .. } | Error::DefinitionConflict { record, .. }, Some(by)) =
+            (&mut error, self.by)
         {
             *record = Some((by.name)());
         }
@@ -76,7 +77,7 @@ impl Named {
 /// What a record type says of itself: one of each type.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    pub(crate) counters: &'static [Def],
+    pub(crate) counters: &'static [CounterId],
     pub(crate) name: fn() -> &'static str,
 }
 
@@ -134,15 +135,15 @@ impl Batch {
         if !other.spent {
             for (entry, hash) in other.entries.iter_mut().zip(&other.hashes) {
                 if let Some(from) = other.counters.get(entry.counter as usize) {
-                    let counter = self.counter_index(from.def);
+                    let counter = self.counter_index(from.id);
                     self.add_hashed(counter, &mut entry.key, *hash, entry.delta);
                     if let (Some(to), Some(by)) = (self.counters.get_mut(counter as usize), from.by) {
                         to.by.get_or_insert(by);
                     }
                 }
             }
-            if let Some(Named { def, by: Some(by) }) = other.undeclared.and_then(|at| other.counters.get(at as usize)) {
-                let counter = self.counter_index(*def);
+            if let Some(Named { id, by: Some(by) }) = other.undeclared.and_then(|at| other.counters.get(at as usize)) {
+                let counter = self.counter_index(*id);
                 self.refuse(counter, by);
             }
         }
@@ -193,23 +194,23 @@ impl Batch {
     }
 
     /// The deltas that are not zero, in the order in which their keys were first mentioned: for a store of your own.
-    pub fn deltas(&self) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
+    pub fn deltas(&self) -> impl Iterator<Item = (CounterId, &KeyBuf, i128)> {
         self.deltas_of(self.entries())
     }
 
     /// The deltas that were applied, where a store has emptied the batch since if it is `spent`.
-    pub(crate) fn applied_deltas(&self, spent: bool) -> impl Iterator<Item = (Def, &KeyBuf, i128)> {
+    pub(crate) fn applied_deltas(&self, spent: bool) -> impl Iterator<Item = (CounterId, &KeyBuf, i128)> {
         self.deltas_of(if spent { &self.entries } else { self.entries() })
     }
 
-    fn deltas_of<'b>(&'b self, entries: &'b [Entry]) -> impl Iterator<Item = (Def, &'b KeyBuf, i128)> {
+    fn deltas_of<'b>(&'b self, entries: &'b [Entry]) -> impl Iterator<Item = (CounterId, &'b KeyBuf, i128)> {
         entries.iter().filter(|entry| entry.delta != 0).filter_map(|entry| {
-            self.counters.get(entry.counter as usize).map(|counter| (counter.def, &entry.key, entry.delta))
+            self.counters.get(entry.counter as usize).map(|counter| (counter.id, &entry.key, entry.delta))
         })
     }
 
     /// The same deltas without those that `keep` refuses.
-    pub(crate) fn filtered(&self, mut keep: impl FnMut(&Def, &KeyBuf) -> bool) -> Self {
+    pub(crate) fn filtered(&self, mut keep: impl FnMut(&CounterId, &KeyBuf) -> bool) -> Self {
         let mut kept = Self::new();
         for (counter, key, delta) in self.deltas() {
             if keep(&counter, key) {
@@ -250,15 +251,15 @@ impl Batch {
 
     /// The counters that it was added to.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    pub(crate) fn defs(&self) -> Vec<Def> {
-        self.counters().iter().map(|counter| counter.def).collect()
+    pub(crate) fn ids(&self) -> Vec<CounterId> {
+        self.counters().iter().map(|counter| counter.id).collect()
     }
 
     /// Refuses a batch that holds what a record added to a counter which it does not list.
     pub(crate) fn check_declared(&self) -> Result<()> {
         match self.undeclared.and_then(|at| self.counters.get(at as usize)) {
-            Some(Named { def, by: Some(by) }) if !self.spent => {
-                Err(Error::Undeclared { counter: def.name(), record: (by.name)() })
+            Some(Named { id, by: Some(by) }) if !self.spent => {
+                Err(Error::Undeclared { counter: id.name(), record: (by.name)() })
             }
             _ => Ok(()),
         }
@@ -277,7 +278,7 @@ impl Batch {
     pub(crate) fn add_key<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, delta: i128) {
         let mut raw = KeyBuf::new();
         key.encode(&mut raw);
-        self.add_raw(counter.def(), &mut raw, delta);
+        self.add_raw(counter.id(), &mut raw, delta);
     }
 
     /// As [`add_key`](Self::add_key), for a record's `tally`.
@@ -291,7 +292,7 @@ impl Batch {
     ) {
         let mut raw = KeyBuf::new();
         key.encode(&mut raw);
-        let counter = self.add_raw(counter.def(), &mut raw, delta);
+        let counter = self.add_raw(counter.id(), &mut raw, delta);
         // One record type has one driver, most often at one address; another one is looked at anew.
         if self.counters.get(counter as usize).is_none_or(|known| !known.by.is_some_and(|known| ptr::eq(known, by))) {
             self.drive(counter, by);
@@ -302,7 +303,7 @@ impl Batch {
     #[inline(never)]
     fn drive(&mut self, counter: u32, by: &'static Driver) {
         let Some(known) = self.counters.get_mut(counter as usize) else { return };
-        if by.counters.iter().any(|listed| listed.same(&known.def)) {
+        if by.counters.iter().any(|listed| listed.same(&known.id)) {
             if self.undeclared != Some(counter) {
                 known.by = Some(by);
             }
@@ -325,7 +326,7 @@ impl Batch {
     /// Adds to one delta, and takes the key if it is new. It is borrowed so that it is hashed and compared where it was written: bytes that
     /// were just moved are slow to read back.
     #[inline]
-    pub(crate) fn add_raw(&mut self, counter: Def, key: &mut KeyBuf, delta: i128) -> u32 {
+    pub(crate) fn add_raw(&mut self, counter: CounterId, key: &mut KeyBuf, delta: i128) -> u32 {
         if self.spent {
             self.clear();
         }
@@ -338,7 +339,7 @@ impl Batch {
     /// The position of a counter in this batch. A record tallies its counters in one order again and again, so the one
     /// after the last entry's is tried first.
     #[inline]
-    fn counter_index(&mut self, counter: Def) -> u32 {
+    fn counter_index(&mut self, counter: CounterId) -> u32 {
         if let Some(last) = self.entries.last().map(|entry| entry.counter as usize) {
             for guess in [last + 1, last, 0] {
                 if self.counters.get(guess).is_some_and(|known| known.same(&counter)) {
@@ -349,10 +350,10 @@ impl Batch {
         self.counter_search(counter)
     }
 
-    fn counter_search(&mut self, counter: Def) -> u32 {
+    fn counter_search(&mut self, counter: CounterId) -> u32 {
         let found = self.counters.iter().position(|known| known.same(&counter));
         narrow(found.unwrap_or_else(|| {
-            self.counters.push(Named { def: counter, by: None });
+            self.counters.push(Named { id: counter, by: None });
             self.counters.len() - 1
         }))
     }
@@ -423,6 +424,6 @@ fn mix(hash: u64, counter: u32) -> u64 {
 /// Positions are 32 bits wide: four thousand million keys of 64 bytes come after 256 GiB.
 #[inline]
 #[allow(clippy::expect_used)]
-fn narrow(at: usize) -> u32 {
-    u32::try_from(at).expect("a batch holds fewer than 2^32 keys")
+fn narrow(index: usize) -> u32 {
+    u32::try_from(index).expect("a batch holds fewer than 2^32 keys")
 }

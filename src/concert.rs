@@ -12,13 +12,13 @@ use std::str::FromStr;
 pub use self::shows::{ShowScore, ShowStanding};
 use self::trends::Listed;
 pub use self::trends::{Decaying, Trend, Trends, Week};
-use crate::board::{Board, BoardDef};
-use crate::counter::{Counter, Def, Placed};
+use crate::counter::{Counter, CounterId, CounterSpec};
 use crate::date::Date;
 use crate::error::Result;
 use crate::key::{AsKey, Key};
-use crate::layout::Layout;
+use crate::leaderboard::{Leaderboard, LeaderboardId};
 use crate::record::{Record, Tally};
+use crate::schema::Schema;
 use crate::store::Store;
 
 /// A type of id, in the form in which a row lends it: integers, 16-byte ids and UUIDs as they are, texts as `&str`.
@@ -44,7 +44,7 @@ impl Id for &str {
     type Key = String;
 }
 
-/// The counters and boards over keys of type `K`, and their layout.
+/// The counters and leaderboards over keys of type `K`, and their schema.
 ///
 /// Votes decay with one half-life, of 7 days ([`Week`]), unless [`Trends`] of your own are given as `T`.
 ///
@@ -56,7 +56,7 @@ impl Id for &str {
 ///
 /// type C = Concert<String>;
 ///
-/// let store = MemoryStore::new(&C::LAYOUT);
+/// let store = MemoryStore::new(&C::SCHEMA);
 /// let mut batch = Batch::new();
 /// let now = 1_750_000_000; // seconds since 1970
 /// batch.insert(&Setlist::new("se1", Some("sh1")));
@@ -106,19 +106,19 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     pub const SHOW_UPCOMING: Counter<(Date, K)> = Counter::new("show.upcoming");
     /// 1 for every artist.
     pub const ARTIST_LISTED: Counter<K> = Counter::new("artist.listed");
-    /// What followers and popularity are worth on the board of artists.
+    /// What followers and popularity are worth on the leaderboard of artists.
     pub const ARTIST_FAME: Counter<K> = Counter::new("artist.fame");
 
-    /// The half-lives that votes decay with, each with its counters and its board of shows.
+    /// The half-lives that votes decay with, each with its counters and its leaderboard of shows.
     pub const TRENDS: &'static [Trend<K>] = T::TRENDS;
 
     /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity / 10)), ties by id.
-    pub const ARTISTS: Board<K> = Board::new("artist.board", Self::ARTIST_SCORE_OF, artist_score);
-    const ARTIST_SCORE_OF: &'static [Def] =
-        &[Self::ARTIST_LISTED.def(), Self::ARTIST_UPCOMING_SHOWS.def(), Self::ARTIST_FAME.def()];
+    pub const ARTISTS: Leaderboard<K> = Leaderboard::new("artist.board", Self::ARTIST_SCORE_OF, artist_score);
+    const ARTIST_SCORE_OF: &'static [CounterId] =
+        &[Self::ARTIST_LISTED.id(), Self::ARTIST_UPCOMING_SHOWS.id(), Self::ARTIST_FAME.id()];
 
-    const PLACED: &'static Listed<Placed> = &{
-        let mut placed = Listed::of(&[
+    const SPEC: &'static Listed<CounterSpec> = &{
+        let mut spec = Listed::of(&[
             Self::ARTIST_LISTED.table(),
             Self::ARTIST_FAME.table(),
             Self::ARTIST_SHOWS.table(),
@@ -134,35 +134,35 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
         ]);
         let mut trends = T::TRENDS;
         while let [trend, rest @ ..] = trends {
-            placed.push(trend.setlists.table());
+            spec.push(trend.setlists.table());
             trends = rest;
         }
-        placed.extend(&[Self::USER_VOTES.table(), Self::SHOW_VOTES.table()]);
+        spec.extend(&[Self::USER_VOTES.table(), Self::SHOW_VOTES.table()]);
         trends = T::TRENDS;
         while let [trend, rest @ ..] = trends {
-            placed.push(trend.shows.table());
+            spec.push(trend.shows.table());
             trends = rest;
         }
-        placed.push(Self::ARTIST_VOTES.table());
+        spec.push(Self::ARTIST_VOTES.table());
         trends = T::TRENDS;
         while let [trend, rest @ ..] = trends {
-            placed.push(trend.artists.table());
+            spec.push(trend.artists.table());
             trends = rest;
         }
-        placed
+        spec
     };
-    const BOARDS: &'static Listed<BoardDef> = &{
-        let mut boards = Listed::of(&[Self::ARTISTS.def()]);
+    const LEADERBOARDS: &'static Listed<LeaderboardId> = &{
+        let mut leaderboards = Listed::of(&[Self::ARTISTS.id()]);
         let mut trends = T::TRENDS;
         while let [trend, rest @ ..] = trends {
-            boards.push(trend.board.def());
+            leaderboards.push(trend.leaderboard.id());
             trends = rest;
         }
-        boards
+        leaderboards
     };
 
-    /// All of these counters, each in a table of its own, and the boards.
-    pub const LAYOUT: Layout = Layout::new(Self::PLACED.as_slice()).boards(Self::BOARDS.as_slice());
+    /// All of these counters, each in a table of its own, and the leaderboards.
+    pub const SCHEMA: Schema = Schema::new(Self::SPEC.as_slice()).leaderboards(Self::LEADERBOARDS.as_slice());
 
     /// How many shows an artist has on this day and after it, whatever their status. No write is needed when a day passes.
     ///
@@ -170,11 +170,11 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     ///
     /// As [`Store::sum`].
     pub fn shows_ahead(store: &mut impl Store, artist: impl AsKey<K>, at: Date) -> Result<i64> {
-        store.sum(Self::ARTIST_SHOWS_AHEAD.def(), &Self::ARTIST_SHOWS_AHEAD.tails(artist, at..))
+        store.sum(Self::ARTIST_SHOWS_AHEAD.id(), &Self::ARTIST_SHOWS_AHEAD.suffixes(artist, at..))
     }
 }
 
-/// What the board of artists is by, from listed, upcoming shows and fame.
+/// What the leaderboard of artists is by, from listed, upcoming shows and fame.
 fn artist_score(totals: &[i64]) -> Option<i64> {
     match totals {
         [listed, upcoming, fame] if *listed > 0 => Some(upcoming.saturating_add(*fame).max(1)),
@@ -251,7 +251,8 @@ impl<I: Id> Artist<I> {
 }
 
 impl<I: Id> Record for Artist<I> {
-    const COUNTERS: &'static [Def] = &[Concert::<I::Key>::ARTIST_LISTED.def(), Concert::<I::Key>::ARTIST_FAME.def()];
+    const COUNTERS: &'static [CounterId] =
+        &[Concert::<I::Key>::ARTIST_LISTED.id(), Concert::<I::Key>::ARTIST_FAME.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(Concert::<I::Key>::ARTIST_LISTED, &self.id, 1);
@@ -281,12 +282,12 @@ impl<I: Id> Show<I> {
 }
 
 impl<I: Id> Record for Show<I> {
-    const COUNTERS: &'static [Def] = &[
-        Concert::<I::Key>::ARTIST_SHOWS.def(),
-        Concert::<I::Key>::ARTIST_UPCOMING_SHOWS.def(),
-        Concert::<I::Key>::ARTIST_SHOWS_AHEAD.def(),
-        Concert::<I::Key>::SHOW_ARTIST.def(),
-        Concert::<I::Key>::SHOW_UPCOMING.def(),
+    const COUNTERS: &'static [CounterId] = &[
+        Concert::<I::Key>::ARTIST_SHOWS.id(),
+        Concert::<I::Key>::ARTIST_UPCOMING_SHOWS.id(),
+        Concert::<I::Key>::ARTIST_SHOWS_AHEAD.id(),
+        Concert::<I::Key>::SHOW_ARTIST.id(),
+        Concert::<I::Key>::SHOW_UPCOMING.id(),
     ];
 
     fn tally(&self, to: &mut Tally<'_>) {
@@ -323,7 +324,8 @@ impl<I: Id> Setlist<I> {
 }
 
 impl<I: Id> Record for Setlist<I> {
-    const COUNTERS: &'static [Def] = &[Concert::<I::Key>::SHOW_SETLISTS.def(), Concert::<I::Key>::SETLIST_SHOW.def()];
+    const COUNTERS: &'static [CounterId] =
+        &[Concert::<I::Key>::SHOW_SETLISTS.id(), Concert::<I::Key>::SETLIST_SHOW.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = &self.show {
@@ -377,7 +379,7 @@ pub struct FutureVote {
 }
 
 impl<I: Id> Record for Vote<I> {
-    const COUNTERS: &'static [Def] = Decaying::<I, Week>::COUNTERS;
+    const COUNTERS: &'static [CounterId] = Decaying::<I, Week>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         self.tally_with(<Week as Trends<I::Key>>::TRENDS, to);

@@ -8,20 +8,20 @@
 mod cases;
 
 use crate::batch::Batch;
-use crate::counter::Def;
-use crate::error::{Error, Next, Result};
+use crate::counter::CounterId;
+use crate::error::{Error, Recovery, Result};
 use crate::key::KeyBuf;
-use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::offset::StreamRange;
 use crate::range::KeyRange;
+use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Store};
 use cases::{
-    CHILD, DAYS, ID, LARGE, LINK, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS, SMALL, Script, TEXT, TOP,
-    TOP_LINK, TRIPLE, WIDE, WIDEST, Write,
+    CHILD, DAYS, ID, LARGE, MEMBERSHIP, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS, SMALL, Script, TEXT,
+    TOP, TOP_MEMBERSHIP, TRIPLE, WIDE, WIDEST, Write,
 };
 
 /// The counters that the cases use; a store under test has these and no others, and no totals.
-pub const LAYOUT: Layout = Layout::new(&[
+pub const SCHEMA: Schema = Schema::new(&[
     NUMBER.table(),
     TEXT.table(),
     SMALL.table(),
@@ -33,8 +33,8 @@ pub const LAYOUT: Layout = Layout::new(&[
     WIDE.table(),
     WIDEST.table(),
     OTHER.table(),
-    LINK.table(),
-    TOP_LINK.table(),
+    MEMBERSHIP.table(),
+    TOP_MEMBERSHIP.table(),
     CHILD.table(),
     DAYS.table(),
     PARENT.table(),
@@ -64,8 +64,8 @@ pub struct Step {
 pub enum Call {
     /// [`Store::apply`].
     Apply(Batch),
-    /// [`Store::apply_once`], with the [`Mark`] of these.
-    ApplyOnce {
+    /// [`Store::apply_idempotent`], with the [`StreamRange`] of these.
+    ApplyIdempotent {
         /// The batch.
         batch: Batch,
         /// The stream.
@@ -75,14 +75,14 @@ pub enum Call {
         /// The last of them.
         last: u64,
     },
-    /// [`Store::mark`] of this stream.
-    Mark(String),
+    /// [`Store::offset`] of this stream.
+    Offset(String),
     /// [`Store::read`].
-    Read(Def, Vec<KeyBuf>),
+    Read(CounterId, Vec<KeyBuf>),
     /// [`Store::page`].
     Page {
         /// The counter.
-        counter: Def,
+        counter: CounterId,
         /// The key before the page, if any.
         after: Option<KeyBuf>,
         /// How many totals, at most.
@@ -91,23 +91,23 @@ pub enum Call {
     /// [`Store::range`].
     Range {
         /// The counter.
-        counter: Def,
+        counter: CounterId,
         /// The range.
         range: KeyRange,
         /// How many totals, at most.
         limit: usize,
     },
     /// [`Store::sum`].
-    Sum(Def, KeyRange),
+    Sum(CounterId, KeyRange),
 }
 
 /// What a store answered to a [`Call`].
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// To [`Call::Apply`] and [`Call::ApplyOnce`].
+    /// To [`Call::Apply`] and [`Call::ApplyIdempotent`].
     Applied(Applied),
-    /// To [`Call::Mark`].
-    Mark(u64),
+    /// To [`Call::Offset`].
+    Offset(u64),
     /// To [`Call::Read`].
     Read(Vec<i64>),
     /// To [`Call::Page`] and [`Call::Range`].
@@ -124,23 +124,23 @@ enum Expect {
     Gap(u64),
     /// Some of the call's events were applied, up to this one.
     Overlap(u64),
-    Mark(u64),
+    Offset(u64),
     Read(Vec<i64>),
     /// The totals other than 0 behind the page's start, as many as its limit; the page shows fewer of them if it shows zeros.
     Following(Vec<(KeyBuf, i64)>),
     Sum(i64),
-    SumOverflow(Def),
-    Rollup(Def),
-    Overflow(Def, KeyBuf, &'static str),
-    UnknownCounter(Def),
-    Undeclared(Def),
-    Conflict(Def),
+    SumOverflow(CounterId),
+    Rollup(CounterId),
+    Overflow(CounterId, KeyBuf, &'static str),
+    UnknownCounter(CounterId),
+    Undeclared(CounterId),
+    DefinitionConflict(CounterId),
 }
 
 impl Call {
     /// Whether it applies these events, as an error names them.
     fn is_of(&self, named: &str, from: u64, to: Option<u64>) -> bool {
-        matches!(self, Self::ApplyOnce { stream, first, last, .. }
+        matches!(self, Self::ApplyIdempotent { stream, first, last, .. }
             if stream == named && *first == from && to.is_none_or(|to| to == *last))
     }
 }
@@ -158,12 +158,12 @@ impl Step {
             {
                 Ok(())
             }
-            (Expect::Skipped, Call::ApplyOnce { batch, .. }, Ok(Answer::Applied(applied)))
+            (Expect::Skipped, Call::ApplyIdempotent { batch, .. }, Ok(Answer::Applied(applied)))
                 if applied.skipped && applied.totals == 0 && applied.deltas(batch).next().is_none() =>
             {
                 Ok(())
             }
-            (Expect::Mark(last), _, Ok(Answer::Mark(found))) if last == found => Ok(()),
+            (Expect::Offset(last), _, Ok(Answer::Offset(found))) if last == found => Ok(()),
             (Expect::Read(totals), Call::Read(counter, keys), Ok(Answer::Read(read))) => {
                 check_read(counter, keys, totals, read)
             }
@@ -183,14 +183,14 @@ impl Step {
         }
     }
 
-    /// Compares what a store left of the batch of [`Call::Apply`] or [`Call::ApplyOnce`] with what it must: nothing where it was applied or
+    /// Compares what a store left of the batch of [`Call::Apply`] or [`Call::ApplyIdempotent`] with what it must: nothing where it was applied or
     /// skipped, all of it where it was refused. [`Applied::deltas`] still says what was applied.
     ///
     /// # Errors
     ///
     /// What differs, in words.
     pub fn check_batch(&self, left: &Batch, answer: &Result<Answer>) -> Result<(), String> {
-        let (Call::Apply(batch) | Call::ApplyOnce { batch, .. }) = &self.call else { return Ok(()) };
+        let (Call::Apply(batch) | Call::ApplyIdempotent { batch, .. }) = &self.call else { return Ok(()) };
         match answer {
             Ok(_) if !left.is_empty() => Err(format!("{} deltas are left in a batch that was applied", left.len())),
             Ok(Answer::Applied(applied)) if !applied.skipped && applied.deltas(left).count() < batch.len() => {
@@ -205,7 +205,7 @@ impl Step {
 }
 
 /// Every delta, in an order of its own.
-fn sorted<'b>(deltas: impl Iterator<Item = (Def, &'b KeyBuf, i128)>) -> Vec<(&'static str, &'b KeyBuf, i128)> {
+fn sorted<'b>(deltas: impl Iterator<Item = (CounterId, &'b KeyBuf, i128)>) -> Vec<(&'static str, &'b KeyBuf, i128)> {
     let mut all: Vec<_> = deltas.map(|(counter, key, delta)| (counter.name(), key, delta)).collect();
     all.sort_unstable();
     all
@@ -220,21 +220,21 @@ impl Expect {
             (Self::Overlap(known), Error::Overlap { stream, first, last, applied }) => {
                 applied == known && call.is_of(stream, *first, Some(*last))
             }
-            (Self::Overflow(def, raw, sum), Error::Overflow { counter, key, what }) => {
-                *counter == def.name() && *key == def.show(raw) && what == sum
+            (Self::Overflow(id, raw, sum), Error::Overflow { counter, key, what }) => {
+                *counter == id.name() && *key == id.show(raw) && what == sum
             }
-            (Self::SumOverflow(def), Error::Overflow { counter, what, .. }) => *counter == def.name() && *what == "sum",
-            (Self::UnknownCounter(def), Error::UnknownCounter { counter, .. }) => counter == def.name(),
-            (Self::Rollup(def), Error::Rollup { counter, .. })
-            | (Self::Undeclared(def), Error::Undeclared { counter, .. })
-            | (Self::Conflict(def), Error::Conflict { counter, .. }) => *counter == def.name(),
+            (Self::SumOverflow(id), Error::Overflow { counter, what, .. }) => *counter == id.name() && *what == "sum",
+            (Self::UnknownCounter(id), Error::UnknownCounter { counter, .. }) => counter == id.name(),
+            (Self::Rollup(id), Error::Rollup { counter, .. })
+            | (Self::Undeclared(id), Error::Undeclared { counter, .. })
+            | (Self::DefinitionConflict(id), Error::DefinitionConflict { counter, .. }) => *counter == id.name(),
             _ => false,
         };
-        named && error.next() == Next::Fix
+        named && error.recovery() == Recovery::Permanent
     }
 }
 
-fn check_read(counter: &Def, keys: &[KeyBuf], expected: &[i64], read: &[i64]) -> Result<(), String> {
+fn check_read(counter: &CounterId, keys: &[KeyBuf], expected: &[i64], read: &[i64]) -> Result<(), String> {
     if read.len() != keys.len() {
         return Err(format!("{} totals of {counter:?} for {} keys", read.len(), keys.len()));
     }
@@ -245,7 +245,7 @@ fn check_read(counter: &Def, keys: &[KeyBuf], expected: &[i64], read: &[i64]) ->
 }
 
 fn check_page(
-    counter: &Def,
+    counter: &CounterId,
     after: Option<&KeyBuf>,
     limit: usize,
     following: &[(KeyBuf, i64)],
@@ -285,7 +285,7 @@ fn check_page(
 /// use keepcount::{MemoryStore, conformance};
 ///
 /// for case in conformance::cases() {
-///     conformance::run(&case, &mut MemoryStore::new(&conformance::LAYOUT));
+///     conformance::run(&case, &mut MemoryStore::new(&conformance::SCHEMA));
 /// }
 /// ```
 #[must_use]
@@ -310,7 +310,7 @@ fn build((name, write): (&'static str, Write)) -> Case {
     Case { name, steps: script.into_steps() }
 }
 
-/// Runs a case on a store of [`LAYOUT`] without totals.
+/// Runs a case on a store of [`SCHEMA`] without totals.
 ///
 /// # Panics
 ///
@@ -323,12 +323,14 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
                 left.clone_from(batch);
                 store.apply(&mut left).map(Answer::Applied)
             }
-            Call::ApplyOnce { batch, stream, first, last } => {
+            Call::ApplyIdempotent { batch, stream, first, last } => {
                 left.clone_from(batch);
-                let mark = Mark::new(stream, *first, *last);
-                mark.and_then(|mark| store.apply_once(&mut left, &mark)).map(Answer::Applied)
+                let stream_range = StreamRange::new(stream, *first, *last);
+                stream_range
+                    .and_then(|stream_range| store.apply_idempotent(&mut left, &stream_range))
+                    .map(Answer::Applied)
             }
-            Call::Mark(stream) => store.mark(stream).map(Answer::Mark),
+            Call::Offset(stream) => store.offset(stream).map(Answer::Offset),
             Call::Read(counter, keys) => store.read(*counter, keys).map(Answer::Read),
             Call::Page { counter, after, limit } => store.page(*counter, after.as_ref(), *limit).map(Answer::Page),
             Call::Range { counter, range, limit } => store.range(*counter, range, *limit).map(Answer::Page),
@@ -351,14 +353,14 @@ pub async fn run_async<S: AsyncStore>(case: &Case, store: &mut S) {
                 left.clone_from(batch);
                 store.apply(&mut left).await.map(Answer::Applied)
             }
-            Call::ApplyOnce { batch, stream, first, last } => {
+            Call::ApplyIdempotent { batch, stream, first, last } => {
                 left.clone_from(batch);
-                match Mark::new(stream, *first, *last) {
-                    Ok(mark) => store.apply_once(&mut left, &mark).await.map(Answer::Applied),
+                match StreamRange::new(stream, *first, *last) {
+                    Ok(stream_range) => store.apply_idempotent(&mut left, &stream_range).await.map(Answer::Applied),
                     Err(error) => Err(error),
                 }
             }
-            Call::Mark(stream) => store.mark(stream).await.map(Answer::Mark),
+            Call::Offset(stream) => store.offset(stream).await.map(Answer::Offset),
             Call::Read(counter, keys) => store.read(*counter, keys).await.map(Answer::Read),
             Call::Page { counter, after, limit } => {
                 store.page(*counter, after.as_ref(), *limit).await.map(Answer::Page)
@@ -379,7 +381,7 @@ impl Case {
     }
 }
 
-/// Makes a `#[test]` of each conformance case. Its argument makes a store of [`LAYOUT`](crate::conformance::LAYOUT) without
+/// Makes a `#[test]` of each conformance case. Its argument makes a store of [`SCHEMA`](crate::conformance::SCHEMA) without
 /// totals: a function, or a closure.
 ///
 /// # Examples
@@ -387,7 +389,7 @@ impl Case {
 /// ```
 /// mod memory {
 ///     fn empty() -> keepcount::MemoryStore {
-///         keepcount::MemoryStore::new(&keepcount::conformance::LAYOUT)
+///         keepcount::MemoryStore::new(&keepcount::conformance::SCHEMA)
 ///     }
 ///
 ///     keepcount::conformance_tests!(empty);
@@ -398,10 +400,10 @@ impl Case {
 ///
 /// ```
 /// mod memory {
-///     use keepcount::conformance::{Case, LAYOUT, run};
+///     use keepcount::conformance::{Case, SCHEMA, run};
 ///
 ///     fn runs(case: &Case) {
-///         run(case, &mut keepcount::MemoryStore::new(&LAYOUT));
+///         run(case, &mut keepcount::MemoryStore::new(&SCHEMA));
 ///     }
 ///
 ///     keepcount::conformance_tests!(each runs);
@@ -431,7 +433,7 @@ macro_rules! conformance_tests {
             plus_and_minus_one_are_nothing
             negative_totals_are_kept
             zero_and_absent_are_the_same
-            totals_are_read_in_the_order_of_the_question
+            totals_are_read_in_the_order_of_the_request
             signed_keys_are_paged_in_order
             unsigned_keys_are_paged_in_order
             text_keys_are_paged_in_order
@@ -461,8 +463,8 @@ macro_rules! conformance_tests {
             a_sum_is_that_of_its_range
             a_sum_beyond_64_bits_is_refused
             a_rollup_follows_what_it_sums
-            a_rollup_follows_its_links
-            a_rollup_by_tail_keeps_the_tail
+            a_rollup_follows_its_memberships
+            a_rollup_by_suffix_keeps_the_suffix
             a_rollup_is_nobody_s_to_add_to
             an_overflow_of_a_rollup_applies_nothing
             events_are_applied_once
@@ -470,14 +472,14 @@ macro_rules! conformance_tests {
             a_part_of_what_was_applied_is_skipped
             a_gap_applies_nothing
             an_overlap_applies_nothing
-            an_empty_batch_moves_the_mark
-            plus_and_minus_one_move_the_mark
+            an_empty_batch_moves_the_offset
+            plus_and_minus_one_move_the_offset
             streams_are_apart
-            batches_of_every_kind_move_the_mark
-            a_refused_batch_leaves_the_mark
-            a_rollup_beyond_64_bits_leaves_the_mark
+            batches_of_every_kind_move_the_offset
+            a_refused_batch_leaves_the_offset
+            a_rollup_beyond_64_bits_leaves_the_offset
             a_repeat_is_skipped_where_it_has_no_room_any_more
-            apply_leaves_marks_alone
+            apply_leaves_offsets_alone
             rollups_climb_once
             random_streams_follow_a_model
             random_batches_follow_a_model

@@ -1,4 +1,4 @@
-//! A counter's handle: typed as `Counter<K>`, without its type as `Def`, with its place as `Placed`; and what a rollup sums.
+//! A counter's handle: typed as `Counter<K>`, without its type as `CounterId`, with its place as `CounterSpec`; and what a rollup sums.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::range::KeyRange;
 /// use keepcount::Counter;
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// assert_eq!(SHOW_VOTES.def().name(), "show.votes");
+/// assert_eq!(SHOW_VOTES.id().name(), "show.votes");
 /// ```
 ///
 /// A name that is none does not compile:
@@ -26,7 +26,7 @@ use crate::range::KeyRange;
 /// const SHOW_VOTES: Counter<i64> = Counter::new("Show Votes");
 /// ```
 pub struct Counter<K> {
-    def: Def,
+    id: CounterId,
     rollup: Option<Rollup>,
     key: PhantomData<fn() -> K>,
 }
@@ -41,7 +41,7 @@ impl<K> Copy for Counter<K> {}
 
 impl<K> fmt::Debug for Counter<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.def.fmt(f)
+        self.id.fmt(f)
     }
 }
 
@@ -62,55 +62,59 @@ impl<K: Key> Counter<K> {
             );
             rest = more;
         }
-        let (id, parts) = (fnv1a(FNV_OFFSET, name.as_bytes()), K::PARTS);
-        Self { def: Def { name, id, version: 1, parts, code: parts.code() }, rollup: None, key: PhantomData }
+        let (name_hash, parts) = (fnv1a(FNV_OFFSET, name.as_bytes()), K::PARTS);
+        Self {
+            id: CounterId { name, name_hash, version: 1, parts, code: parts.code() },
+            rollup: None,
+            key: PhantomData,
+        }
     }
 
     /// The same counter with another version; raise it when the meaning of the tally changes, since code cannot be
     /// compared.
     ///
-    /// Versions of one name are counters of their own, each with its totals: while both are listed in a [`Layout`](crate::Layout), records
+    /// Versions of one name are counters of their own, each with its totals: while both are listed in a [`Schema`](crate::Schema), records
     /// tally to both, and the new one is backfilled beside the old (docs/deploy.md).
     ///
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Counter, Layout};
+    /// use keepcount::{Counter, Schema};
     ///
     /// const OLD: Counter<i64> = Counter::new("show.votes");
     /// const NEW: Counter<i64> = OLD.version(2);
-    /// const LAYOUT: Layout = Layout::new(&[OLD.table(), NEW.table()]);
-    /// assert_eq!(NEW.def().full_name(), "show.votes.v2");
+    /// const SCHEMA: Schema = Schema::new(&[OLD.table(), NEW.table()]);
+    /// assert_eq!(NEW.id().full_name(), "show.votes.v2");
     /// assert_eq!(NEW.table().table_name(), "show_votes_v2");
     /// ```
     #[must_use]
     pub const fn version(mut self, version: u32) -> Self {
-        self.def.version = version;
+        self.id.version = version;
         self
     }
 
-    /// The same counter as a rollup: for each parent the sum of `finer` over its children, which `link` names.
+    /// The same counter as a rollup: for each parent the sum of `base` over its children, which `membership` names.
     ///
-    /// `link` is an ordinary counter keyed (child, parent) that the child's record tallies with 1; with 2 the child would count twice. A rollup's
-    /// total is always the sum of the *stored* totals of the finer counter, so it is verified and mended after it. Nobody adds to it: it
-    /// climbs with each change of the finer counter or of the link, in the same apply. That costs a read of the child's links and a
-    /// write for each parent, or for a link that changes, a read of the child's total.
+    /// `membership` is an ordinary counter keyed (child, parent) that the child's record tallies with 1; with 2 the child would count twice. A rollup's
+    /// total is always the sum of the *stored* totals of the base counter, so it is verified and repaired after it. Nobody adds to it: it
+    /// climbs with each change of the base counter or of the membership, in the same apply. That costs a read of the child's memberships and a
+    /// write for each parent, or for a membership that changes, a read of the child's total.
     ///
     /// # Panics
     ///
-    /// When `finer` has 64 levels of rollups below it already; in a `const` that is a compile error.
+    /// When `base` has 64 levels of rollups below it already; in a `const` that is a compile error.
     ///
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, Layout, MemoryStore};
+    /// use keepcount::{Batch, Counter, MemoryStore, Schema};
     ///
     /// const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
     /// const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-    /// const LAYOUT: Layout = Layout::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table()]);
     ///
-    /// let store = MemoryStore::new(&LAYOUT);
+    /// let store = MemoryStore::new(&SCHEMA);
     /// let mut batch = Batch::new();
     /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), 1); // setlist 1 belongs to show 70: from the setlist's tally
     /// batch.add(SETLIST_VOTES, 1_i64, 5);
@@ -125,21 +129,21 @@ impl<K: Key> Counter<K> {
     /// # Ok::<(), keepcount::Error>(())
     /// ```
     #[must_use]
-    pub const fn sum_of<C: Key>(mut self, finer: Counter<C>, link: Counter<(C, K)>) -> Self {
-        self.rollup = Some(Rollup::over(finer, link.def, C::PARTS.len(), false));
+    pub const fn sum_of<C: Key>(mut self, base: Counter<C>, membership: Counter<(C, K)>) -> Self {
+        self.rollup = Some(Rollup::over(base, membership.id, C::PARTS.len(), false));
         self
     }
 
     /// The counter without its key's type.
     #[must_use]
-    pub const fn def(self) -> Def {
-        self.def
+    pub const fn id(self) -> CounterId {
+        self.id
     }
 
-    /// This counter, placed in a table of its own, for a [`Layout`](crate::Layout).
+    /// This counter, placed in a table of its own, for a [`Schema`](crate::Schema).
     #[must_use]
-    pub const fn table(self) -> Placed {
-        Placed { def: self.def, rollup: self.rollup, prunable: false }
+    pub const fn table(self) -> CounterSpec {
+        CounterSpec { id: self.id, rollup: self.rollup, prunable: false }
     }
 }
 
@@ -148,75 +152,75 @@ impl<K: Key> Counter<K> {
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Date, Layout, MemoryStore};
+/// use keepcount::{Batch, Counter, Date, MemoryStore, Schema};
 ///
 /// const ARTIST_DATES: Counter<(i64, Date)> = Counter::new("artist.dates");
-/// const LAYOUT: Layout = Layout::new(&[ARTIST_DATES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[ARTIST_DATES.table()]);
 ///
-/// let store = MemoryStore::new(&LAYOUT);
+/// let store = MemoryStore::new(&SCHEMA);
 /// let mut batch = Batch::new();
 /// for date in ["2026-05-01", "2026-06-01", "2026-06-02"] {
 ///     batch.add(ARTIST_DATES, (7_i64, date.parse::<Date>()?), 1);
 /// }
 /// store.apply(&mut batch)?;
 /// let today: Date = "2026-06-01".parse()?;
-/// assert_eq!(store.sum(ARTIST_DATES.def(), &ARTIST_DATES.tails(7_i64, today..))?, 2);
+/// assert_eq!(store.sum(ARTIST_DATES.id(), &ARTIST_DATES.suffixes(7_i64, today..))?, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 impl<H: Key, T: Key> Counter<(H, T)> {
-    /// The same counter as a rollup that keeps the end of the key: for each parent and end the sum of `finer` over the parent's children.
+    /// The same counter as a rollup that keeps the end of the key: for each parent and end the sum of `base` over the parent's children.
     ///
-    /// For totals by day or by epoch; otherwise as [`sum_of`](Self::sum_of). A link that changes takes all totals of its child along.
+    /// For totals by day or by epoch; otherwise as [`sum_of`](Self::sum_of). A membership that changes takes all totals of its child along.
     ///
     /// # Panics
     ///
     /// As [`sum_of`](Self::sum_of).
     #[must_use]
-    pub const fn sum_of_tail<C: Key>(mut self, finer: Counter<(C, T)>, link: Counter<(C, H)>) -> Self {
-        self.rollup = Some(Rollup::over(finer, link.def, C::PARTS.len(), true));
+    pub const fn sum_of_suffix<C: Key>(mut self, base: Counter<(C, T)>, membership: Counter<(C, H)>) -> Self {
+        self.rollup = Some(Rollup::over(base, membership.id, C::PARTS.len(), true));
         self
     }
 
-    /// All keys that begin with `head`.
+    /// All keys that begin with `prefix`.
     #[must_use]
-    pub fn under(self, head: impl AsKey<H>) -> KeyRange {
-        KeyRange::under(KeyBuf::of::<H>(head))
+    pub fn under(self, prefix: impl AsKey<H>) -> KeyRange {
+        KeyRange::under(KeyBuf::of::<H>(prefix))
     }
 
-    /// The keys that begin with `head` and end in this range.
+    /// The keys that begin with `prefix` and end in this range.
     #[must_use]
-    pub fn tails<X: AsKey<T>>(self, head: impl AsKey<H>, tails: impl RangeBounds<X>) -> KeyRange {
-        KeyRange::tails::<H, T, X>(&head, &tails)
+    pub fn suffixes<X: AsKey<T>>(self, prefix: impl AsKey<H>, suffixes: impl RangeBounds<X>) -> KeyRange {
+        KeyRange::suffixes::<H, T, X>(&prefix, &suffixes)
     }
 
     /// The keys whose beginning is in this range.
     #[must_use]
-    pub fn heads<X: AsKey<H>>(self, heads: impl RangeBounds<X>) -> KeyRange {
-        KeyRange::of::<H, X>(heads)
+    pub fn prefixes<X: AsKey<H>>(self, prefixes: impl RangeBounds<X>) -> KeyRange {
+        KeyRange::of::<H, X>(prefixes)
     }
 }
 
-/// What a counter is the sum of: a finer counter, along a link.
+/// What a counter is the sum of: a base counter, along a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollup {
-    finer: Def,
-    link: Def,
+    base: CounterId,
+    membership: CounterId,
     child: usize,
-    tail: bool,
+    suffix: bool,
     level: usize,
 }
 
 /// How many levels of rollups are above rows at most. Each change of a row climbs through all of them, each with a read and a write.
-const LEVELS_MOST: usize = 64;
+const MAX_LEVELS: usize = 64;
 
 impl Rollup {
-    const fn over<F: Key>(finer: Counter<F>, link: Def, child: usize, tail: bool) -> Self {
-        let below = match &finer.rollup {
+    const fn over<F: Key>(base: Counter<F>, membership: CounterId, child: usize, suffix: bool) -> Self {
+        let below = match &base.rollup {
             Some(rollup) => rollup.level,
             None => 0,
         };
-        assert!(below < LEVELS_MOST, "a rollup has at most 64 levels: what it sums is a rollup of level 64 already");
-        Self { finer: finer.def, link, child, tail, level: below + 1 }
+        assert!(below < MAX_LEVELS, "a rollup has at most 64 levels: what it sums is a rollup of level 64 already");
+        Self { base: base.id, membership, child, suffix, level: below + 1 }
     }
 
     /// How many levels of rollups are below, this one included.
@@ -226,48 +230,48 @@ impl Rollup {
 
     /// The counter that is summed.
     #[must_use]
-    pub const fn finer(&self) -> Def {
-        self.finer
+    pub const fn base(&self) -> CounterId {
+        self.base
     }
 
     /// The counter keyed (child, parent).
     #[must_use]
-    pub const fn link(&self) -> Def {
-        self.link
+    pub const fn membership(&self) -> CounterId {
+        self.membership
     }
 
-    /// How many parts of the link's key are the child.
+    /// How many parts of the membership's key are the child.
     #[must_use]
     pub const fn child_parts(&self) -> usize {
         self.child
     }
 
-    /// Whether the end of the finer counter's key, behind the child, is the end of the rollup's too.
+    /// Whether the end of the base counter's key, behind the child, is the end of the rollup's too.
     #[must_use]
-    pub const fn keeps_tail(&self) -> bool {
-        self.tail
+    pub const fn keeps_suffix(&self) -> bool {
+        self.suffix
     }
 }
 
 /// What identifies a counter: its name, version, and the parts of its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Def {
+pub struct CounterId {
     name: &'static str,
-    id: u64,
+    name_hash: u64,
     version: u32,
     parts: KeyParts,
     /// `parts.code()`.
     code: u64,
 }
 
-impl Def {
+impl CounterId {
     /// The counter's name, which its versions share.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The name that tells it from every other counter of a layout: its own, of version 1 (`show.votes`), else with the version behind it
+    /// The name that tells it from every other counter of a schema: its own, of version 1 (`show.votes`), else with the version behind it
     /// (`show.votes.v2`). The catalogue, reports and metrics have it.
     #[must_use]
     pub fn full_name(&self) -> Cow<'static, str> {
@@ -277,10 +281,10 @@ impl Def {
         }
     }
 
-    /// A 64-bit hash of the name, the same in every process; a [`Layout`](crate::Layout) refuses two names with one hash.
+    /// A 64-bit hash of the name, the same in every process; a [`Schema`](crate::Schema) refuses two names with one hash.
     #[must_use]
-    pub const fn id(&self) -> u64 {
-        self.id
+    pub const fn name_hash(&self) -> u64 {
+        self.name_hash
     }
 
     /// The version that the counter's author gave it.
@@ -308,7 +312,7 @@ impl Def {
     /// Whether both are one counter, declared alike; as `==`, without comparing names.
     #[inline]
     pub(crate) const fn same(&self, other: &Self) -> bool {
-        self.id == other.id && self.version == other.version && self.code == other.code
+        self.name_hash == other.name_hash && self.version == other.version && self.code == other.code
     }
 
     /// A key as text for people: parts joined by commas, `()` for the empty key. Tabs, newlines and backslashes are
@@ -323,7 +327,7 @@ impl Def {
     }
 }
 
-impl fmt::Debug for Def {
+impl fmt::Debug for CounterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} v{} ({})", self.name, self.version, self.parts)
     }
@@ -331,17 +335,17 @@ impl fmt::Debug for Def {
 
 /// A counter and the place of its totals, made by [`Counter::table`](crate::Counter::table).
 #[derive(Debug, Clone, Copy)]
-pub struct Placed {
-    def: Def,
+pub struct CounterSpec {
+    id: CounterId,
     rollup: Option<Rollup>,
     prunable: bool,
 }
 
-impl Placed {
+impl CounterSpec {
     /// The counter.
     #[must_use]
-    pub const fn def(&self) -> Def {
-        self.def
+    pub const fn id(&self) -> CounterId {
+        self.id
     }
 
     /// The same, of a counter whose key ends in a time: what is before a day or epoch can be forgotten by `prune`. Costs a read for each
@@ -352,7 +356,7 @@ impl Placed {
     /// When the key has a single part, or none; in a `const` that is a compile error.
     #[must_use]
     pub const fn prunable(mut self) -> Self {
-        assert!(self.def.parts.len() > 1, "a counter is pruned by the last of at least two parts of its key");
+        assert!(self.id.parts.len() > 1, "a counter is pruned by the last of at least two parts of its key");
         self.prunable = true;
         self
     }
@@ -371,21 +375,21 @@ impl Placed {
 
     /// Where the totals live and what feeds them, as the catalogue and the fingerprint say it.
     #[must_use]
-    pub fn place(&self) -> String {
+    pub fn storage_clause(&self) -> String {
         let prunable = if self.prunable { ", prunable" } else { "" };
         match &self.rollup {
             None => format!("table{prunable}"),
-            Some(Rollup { finer, link, tail, .. }) => {
-                let tails = if *tail { " by tail" } else { "" };
-                format!("table, sum{tails} of {} along {}{prunable}", finer.full_name(), link.full_name())
+            Some(Rollup { base, membership, suffix, .. }) => {
+                let suffixes = if *suffix { " by suffix" } else { "" };
+                format!("table, sum{suffixes} of {} along {}{prunable}", base.full_name(), membership.full_name())
             }
         }
     }
 
-    /// The table's name: the counter's [full name](Def::full_name), with underscores for dots.
+    /// The table's name: the counter's [full name](CounterId::full_name), with underscores for dots.
     #[must_use]
     pub fn table_name(&self) -> String {
-        self.def.table_name()
+        self.id.table_name()
     }
 }
 

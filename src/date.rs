@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::error::brief;
+use crate::error::shortened;
 use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts};
 
 /// A day of the proleptic Gregorian calendar, from 0001-01-01 to 9999-12-31.
@@ -127,7 +127,7 @@ impl FromStr for Date {
     type Err = NoDate;
 
     fn from_str(text: &str) -> Result<Self, NoDate> {
-        parse(text).ok_or_else(|| NoDate(brief(text)))
+        parse(text).ok_or_else(|| NoDate(shortened(text)))
     }
 }
 

@@ -2,14 +2,14 @@
 //!
 //! Time is cut into epochs of one half-life. An event at time t adds `2^(fraction of its epoch)` at the key's total for that epoch, as fixed
 //! point: an ordinary amount, so it is added, taken back and recounted as any other, in any order. A decayed sum is then
-//! `sum(total x 2^epoch)`, whatever the time is: later, all sums have shrunk by the same factor. So boards change only where events happen.
+//! `sum(total x 2^epoch)`, whatever the time is: later, all sums have shrunk by the same factor. So leaderboards change only where events happen.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::{Error, Result, brief};
+use crate::error::{Error, Result, shortened};
 
 /// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for 2^32 - 1 events of one key in one epoch.
 pub const SCALE_BITS: u32 = 30;
@@ -120,8 +120,8 @@ impl FromStr for HalfLife {
             (seconds > 0).then_some(Self(seconds))
         };
         parse().ok_or_else(|| {
-            let text = brief(text);
-            Error::setting("half-life", format!("{text:?} is not a number above 0 with s, h or d behind it, as 6h"))
+            let text = shortened(text);
+            Error::invalid_use("half-life", format!("{text:?} is not a number above 0 with s, h or d behind it, as 6h"))
         })
     }
 }
@@ -138,8 +138,8 @@ const DIGITS: [[u64; 16]; 8] = digits();
 const fn digits() -> [[u64; 16]; 8] {
     let mut table = [[1 << POWER_BITS; 16]; 8];
     let mut root: u128 = 2 << POWER_BITS;
-    let mut place = 0;
-    while place < 8 {
+    let mut position = 0;
+    while position < 8 {
         let mut bit = 4;
         while bit > 0 {
             bit -= 1;
@@ -147,27 +147,27 @@ const fn digits() -> [[u64; 16]; 8] {
             let mut value = 0;
             while value < 16 {
                 if value & (1 << bit) != 0 {
-                    table[place][value] = times(table[place][value] as u128, root) as u64;
+                    table[position][value] = times(table[position][value] as u128, root) as u64;
                 }
                 value += 1;
             }
         }
-        place += 1;
+        position += 1;
     }
     table
 }
 
 /// The product of two fixed-point numbers below 4, to the nearest.
-const fn times(one: u128, two: u128) -> u128 {
-    (one * two + (1 << (POWER_BITS - 1))) >> POWER_BITS
+const fn times(a: u128, b: u128) -> u128 {
+    (a * b + (1 << (POWER_BITS - 1))) >> POWER_BITS
 }
 
 /// 2^(part / whole) as fixed point of 62 bits, for a part below the whole; its relative error is below 2^-57.
 fn power_of_two(part: u64, whole: u64) -> u128 {
     let exponent = (u128::from(part) << 64) / u128::from(whole.max(1));
     let mut power = 1_u128 << POWER_BITS;
-    for (place, powers) in DIGITS.iter().enumerate() {
-        let digit = exponent >> (60 - 4 * place) & 15;
+    for (position, powers) in DIGITS.iter().enumerate() {
+        let digit = exponent >> (60 - 4 * position) & 15;
         power =
             times(power, powers.get(usize::try_from(digit).unwrap_or(0)).copied().map_or(1 << POWER_BITS, u128::from));
     }
@@ -207,23 +207,23 @@ impl Decayed {
     /// The sum of these totals, each given with its epoch, in any order; an epoch may come several times.
     #[must_use]
     pub fn sum(totals: impl IntoIterator<Item = (i64, i64)>) -> Self {
-        let mut places: BTreeMap<i64, i128> = BTreeMap::new();
+        let mut positions: BTreeMap<i64, i128> = BTreeMap::new();
         for (epoch, total) in totals {
-            let place = epoch.div_euclid(i64::from(DIGIT_BITS));
+            let position = epoch.div_euclid(i64::from(DIGIT_BITS));
             // At most 2^94 each: room for 2^33 of them.
-            let sum = places.entry(place).or_default();
+            let sum = positions.entry(position).or_default();
             *sum = sum.saturating_add(i128::from(total) << epoch.rem_euclid(i64::from(DIGIT_BITS)));
         }
         let mut digits = Vec::new();
-        while let Some((place, sum)) = places.pop_first() {
+        while let Some((position, sum)) = positions.pop_first() {
             #[allow(clippy::cast_possible_truncation)] // the low 32 bits, as a number around 0
             let digit = sum as i32;
             let carry = (sum - i128::from(digit)) >> DIGIT_BITS;
             if carry != 0 {
-                *places.entry(place + 1).or_default() += carry;
+                *positions.entry(position + 1).or_default() += carry;
             }
             if digit != 0 {
-                digits.push((place, digit));
+                digits.push((position, digit));
             }
         }
         digits.reverse();
@@ -243,9 +243,9 @@ impl Decayed {
         let Some((top, _)) = self.digits.first() else { return Some(0) };
         // The highest three digits: what is behind them is below 2^-62 of the whole.
         let base = top - 2;
-        let leading = self.digits.iter().take_while(|(place, _)| *place >= base);
+        let leading = self.digits.iter().take_while(|(position, _)| *position >= base);
         let sum: i128 =
-            leading.map(|(place, digit)| i128::from(*digit) << (i64::from(DIGIT_BITS) * (place - base))).sum();
+            leading.map(|(position, digit)| i128::from(*digit) << (i64::from(DIGIT_BITS) * (position - base))).sum();
         let mut exponent = i128::from(base) * i128::from(DIGIT_BITS) - i128::from(SCALE_BITS);
 
         // 2^(-at / H) = 2^(-epoch) / 2^(fraction) = 2^(-epoch - 1) x 2^(1 - fraction).
@@ -270,15 +270,15 @@ impl Decayed {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.digits.len() * 13 + 1);
-        for (place, digit) in &self.digits {
+        for (position, digit) in &self.digits {
             // More than nothing at a higher place is more; less than nothing at a higher place is less.
-            let place = (place.cast_unsigned() ^ 1 << 63).to_be_bytes();
+            let position = (position.cast_unsigned() ^ 1 << 63).to_be_bytes();
             if *digit > 0 {
                 bytes.push(MORE);
-                bytes.extend(place);
+                bytes.extend(position);
             } else {
                 bytes.push(LESS);
-                bytes.extend(place.map(|byte| !byte));
+                bytes.extend(position.map(|byte| !byte));
             }
             bytes.extend((digit.cast_unsigned() ^ 1 << 31).to_be_bytes());
         }
@@ -293,16 +293,16 @@ impl Decayed {
         let (entries, []) = entries.as_chunks::<13>() else { return None };
         let mut digits: Vec<(i64, i32)> = Vec::with_capacity(entries.len());
         for [sign, entry @ ..] in entries {
-            let (place, digit) = entry.split_first_chunk::<8>()?;
-            let place = if *sign == MORE { *place } else { place.map(|byte| !byte) };
-            let place = (u64::from_be_bytes(place) ^ 1 << 63).cast_signed();
+            let (position, digit) = entry.split_first_chunk::<8>()?;
+            let position = if *sign == MORE { *position } else { position.map(|byte| !byte) };
+            let position = (u64::from_be_bytes(position) ^ 1 << 63).cast_signed();
             let digit = (u32::from_be_bytes(*digit.first_chunk()?) ^ 1 << 31).cast_signed();
             let signed = (*sign == MORE && digit > 0) || (*sign == LESS && digit < 0);
-            let falling = digits.last().is_none_or(|(before, _)| place < *before);
-            if !signed || !falling || !(PLACE_LEAST..=PLACE_MOST).contains(&place) {
+            let falling = digits.last().is_none_or(|(before, _)| position < *before);
+            if !signed || !falling || !(MIN_POSITION..=MAX_POSITION).contains(&position) {
                 return None;
             }
-            digits.push((place, digit));
+            digits.push((position, digit));
         }
         (*end == END).then_some(Self { digits })
     }
@@ -312,8 +312,8 @@ const LESS: u8 = 0;
 const END: u8 = 1;
 const MORE: u8 = 2;
 /// Places that epochs of 64 bits, and carries from them, can reach.
-const PLACE_LEAST: i64 = i64::MIN / 32;
-const PLACE_MOST: i64 = i64::MAX / 32 + 4;
+const MIN_POSITION: i64 = i64::MIN / 32;
+const MAX_POSITION: i64 = i64::MAX / 32 + 4;
 
 /// Drops low bits until so many are left.
 fn shorten(size: &mut u128, bits: u32, exponent: &mut i128) {
@@ -340,12 +340,12 @@ fn round_half_up(negative: bool, size: u128, exponent: i128) -> Option<i128> {
 impl Ord for Decayed {
     fn cmp(&self, other: &Self) -> Ordering {
         let mut others = other.digits.iter();
-        for (place, digit) in &self.digits {
+        for (position, digit) in &self.digits {
             match others.next() {
-                Some((known, other)) if known == place && other == digit => {}
-                Some((known, other)) if known == place => return digit.cmp(other),
+                Some((known, other)) if known == position && other == digit => {}
+                Some((known, other)) if known == position => return digit.cmp(other),
                 // One of the two has a digit where the other has 0.
-                Some((known, other)) if known > place => return 0.cmp(other),
+                Some((known, other)) if known > position => return 0.cmp(other),
                 _ => return digit.cmp(&0),
             }
         }

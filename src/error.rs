@@ -1,6 +1,6 @@
 //! The crate's one error type, split by what the caller does next.
 
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::key::{KeyBuf, KeyError};
 
 /// A result of this crate.
@@ -11,17 +11,17 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the caller of a failed call does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing was applied, and the same call fails again until something is mended: data, schema, code or disk.
-    Fix,
+pub enum Recovery {
+    /// Nothing was applied, and the same call fails again until something is repaired: data, schema, code or disk.
+    Permanent,
     /// Nothing was applied; roll back, and try the whole transaction again.
     Retry,
-    /// The commit may or may not have happened; look before trying again. [`Store::apply_once`](crate::Store::apply_once) may be tried
+    /// The commit may or may not have happened; look before trying again. [`Store::apply_idempotent`](crate::Store::apply_idempotent) may be tried
     /// again as it is: it looks.
-    Unknown,
+    Indeterminate,
 }
 
-/// Everything that can go wrong; [`Error::next`] says what to do about it.
+/// Everything that can go wrong; [`Error::recovery`] says what to do about it.
 ///
 /// An error's text has its whole chain of causes, each once. So [`source`](std::error::Error::source) gives nothing: whoever prints an error with its
 /// sources would print them twice. The driver's own error is the field `cause`.
@@ -29,10 +29,10 @@ pub enum Next {
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Error, Next};
+/// use keepcount::{Error, Recovery};
 ///
 /// fn again(error: &Error) -> bool {
-///     error.next() == Next::Retry
+///     error.recovery() == Recovery::Retry
 /// }
 /// # assert!(!again(&Error::UnknownCounter { counter: "x".into(), record: None }));
 /// ```
@@ -59,8 +59,8 @@ pub enum Error {
         /// What is wrong with it.
         cause: KeyError,
     },
-    /// A counter that the layout does not have.
-    #[error("counter {counter}{} is not in the layout", added_by(*record))]
+    /// A counter that the schema does not have.
+    #[error("counter {counter}{} is not in the schema", added_by(*record))]
     UnknownCounter {
         /// The counter's name.
         counter: String,
@@ -75,14 +75,14 @@ pub enum Error {
         /// The record's type.
         record: &'static str,
     },
-    /// A counter that the layout has with another key or version.
-    #[error("counter {counter}{} is {found} here, but {wanted} in the layout", added_by(*record))]
-    Conflict {
+    /// A counter that the schema has with another key or version.
+    #[error("counter {counter}{} is {found} here, but {wanted} in the schema", added_by(*record))]
+    DefinitionConflict {
         /// The counter's name.
         counter: &'static str,
         /// How the caller declares it.
         found: String,
-        /// How the layout declares it.
+        /// How the schema declares it.
         wanted: String,
         /// The type of the record whose `tally` added to it, where one did.
         record: Option<&'static str>,
@@ -95,10 +95,10 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of; or a board that came new.
-    #[error("{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a board rebuilt")]
+    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of; or a leaderboard that came new.
+    #[error("{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a leaderboard rebuilt")]
     NotReady {
-        /// The name of the counter or board that was asked for.
+        /// The name of the counter or leaderboard that was asked for.
         counter: &'static str,
         /// What is not ready, by its full name: this, or a counter that it is made of.
         unready: String,
@@ -130,7 +130,7 @@ pub enum Error {
     #[error(
         "stream {stream}: events up to {applied} were applied, and its log ends at {end}; restore an older snapshot or begin with an empty store, and replay, or number new events from {applied} + 1 on"
     )]
-    LogCut {
+    LogTruncated {
         /// The stream's name.
         stream: String,
         /// The last event that was applied.
@@ -139,16 +139,16 @@ pub enum Error {
         end: u64,
     },
     /// A sum over what was pruned, in part.
-    #[error("counter {counter}: it was pruned before {cut}; ask under one head, from there on")]
+    #[error("counter {counter}: it was pruned before {cutoff}; ask under one head, from there on")]
     Pruned {
         /// The counter's name.
         counter: &'static str,
         /// The last part of the keys at which totals begin, as text.
-        cut: String,
+        cutoff: String,
     },
-    /// A table that is absent, or not what the layout wants.
+    /// A table that is absent, or not what the schema wants.
     #[error("table {table}: {reason}")]
-    Schema {
+    SchemaMismatch {
         /// The table's name.
         table: String,
         /// What is wrong with it.
@@ -168,9 +168,9 @@ pub enum Error {
     },
     /// A row that the source's SQL counts otherwise than its `tally`; no recount of it may be trusted.
     #[error(
-        "counter {counter}, key {key}: of one row the source's SQL adds {sql}, its tally {tally}; amount, filter or key of the source say otherwise than the record, so it is not mended"
+        "counter {counter}, key {key}: of one row the source's SQL adds {sql}, its tally {tally}; amount, filter or key of the source say otherwise than the record, so it is not repaired"
     )]
-    Skew {
+    DefinitionMismatch {
         /// The counter's name.
         counter: &'static str,
         /// The key concerned, as text.
@@ -182,17 +182,19 @@ pub enum Error {
     },
     /// The source is empty while many totals are not zero: more likely a broken source than a true one.
     #[error(
-        "counter {counter}: the source is empty while {totals} or more totals are not zero; they are not mended unless the repair is forced"
+        "counter {counter}: the source is empty while {totals} or more totals are not zero; they are not repaired unless the repair is forced"
     )]
-    Emptied {
+    SourceEmpty {
         /// The counter's name.
         counter: &'static str,
         /// How many totals that are not zero were seen before counting stopped.
         totals: u64,
     },
-    /// More keys are wrong than the run was allowed to mend.
-    #[error("counter {counter}: {wrong} of {keys} keys are wrong, over the limit of {limit}%; the page was not mended")]
-    TooWrong {
+    /// More keys are wrong than the run was allowed to repair.
+    #[error(
+        "counter {counter}: {wrong} of {keys} keys are wrong, over the limit of {limit}%; the page was not repaired"
+    )]
+    DriftLimit {
         /// The counter's name.
         counter: &'static str,
         /// Keys found wrong in this run so far.
@@ -215,57 +217,57 @@ pub enum Error {
         reason: String,
     },
     /// A setting that cannot be used.
-    #[error("{setting}: {reason}")]
-    Setting {
+    #[error("{what}: {reason}")]
+    InvalidUse {
         /// The setting's name.
-        setting: &'static str,
+        what: &'static str,
         /// Why.
         reason: String,
     },
     /// Another connection holds what this call needs.
-    #[error("{doing}: {}; {reason}", chain_of(cause))]
+    #[error("{operation}: {}; {reason}", chain_of(cause))]
     Busy {
         /// What was being done, and on which counter or table.
-        doing: String,
+        operation: String,
         /// What to do about it.
         reason: &'static str,
         /// The driver's error.
         cause: Cause,
     },
     /// The database, or the disk of a snapshot, failed otherwise: read-only, full, no database, a failing disk, no such file.
-    #[error("{doing}: {}", chain_of(cause))]
+    #[error("{operation}: {}", chain_of(cause))]
     Database {
         /// What was being done, and on which counter or table.
-        doing: String,
+        operation: String,
         /// The driver's error.
         cause: Cause,
     },
     /// The database failed in the middle of a call, and the caller's whole transaction was rolled back, the application's rows too. The
     /// connection is outside a transaction now: do not go on writing what belonged to it.
-    #[error("{doing}: {}; the whole transaction was rolled back", chain_of(cause))]
+    #[error("{operation}: {}; the whole transaction was rolled back", chain_of(cause))]
     TransactionLost {
         /// What was being done, and on which counter or table.
-        doing: String,
+        operation: String,
         /// The driver's error.
         cause: Cause,
     },
     /// What a call had done before it failed could neither be taken back nor rolled back: its transaction is still open, with some of it inside. Roll it
     /// back, or close the connection, before anything else; what is applied on this connection until then is part of that transaction.
     #[error(
-        "{doing}: {}; its transaction could not be rolled back and is still open: roll it back, or close the connection",
+        "{operation}: {}; its transaction could not be rolled back and is still open: roll it back, or close the connection",
         chain_of(cause)
     )]
     TransactionOpen {
         /// What was being done, and on which counter or table.
-        doing: String,
+        operation: String,
         /// The driver's error.
         cause: Cause,
     },
     /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
-    #[error("{doing}: {}; whether it was committed is not known", chain_of(cause))]
-    Unknown {
+    #[error("{operation}: {}; whether it was committed is not known", chain_of(cause))]
+    Indeterminate {
         /// What was being done.
-        doing: String,
+        operation: String,
         /// The driver's error.
         cause: Cause,
     },
@@ -274,34 +276,34 @@ pub enum Error {
 impl Error {
     /// What to do next.
     #[must_use]
-    pub fn next(&self) -> Next {
+    pub fn recovery(&self) -> Recovery {
         match self {
-            Self::Busy { .. } => Next::Retry,
-            Self::Unknown { .. } => Next::Unknown,
-            _ => Next::Fix,
+            Self::Busy { .. } => Recovery::Retry,
+            Self::Indeterminate { .. } => Recovery::Indeterminate,
+            _ => Recovery::Permanent,
         }
     }
 
     /// An [`Error::Overflow`] of a counter's key: for a store of your own.
     #[must_use]
-    pub fn overflow(counter: &Def, key: &KeyBuf, what: &'static str) -> Self {
-        Self::Overflow { counter: counter.name(), key: brief(&counter.show(key)), what }
+    pub fn overflow(counter: &CounterId, key: &KeyBuf, what: &'static str) -> Self {
+        Self::Overflow { counter: counter.name(), key: shortened(&counter.show(key)), what }
     }
 
     /// An [`Error::Key`] of a counter's key: for a store of your own.
     #[must_use]
-    pub fn key(counter: &Def, key: &KeyBuf, cause: KeyError) -> Self {
-        Self::Key { counter: counter.name(), key: brief(&counter.show(key)), cause }
+    pub fn key(counter: &CounterId, key: &KeyBuf, cause: KeyError) -> Self {
+        Self::Key { counter: counter.name(), key: shortened(&counter.show(key)), cause }
     }
 
-    pub(crate) fn source(counter: &Def, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
-        let (counter, key) = (counter.name(), key.map(|key| brief(&counter.show(key))));
+    pub(crate) fn source(counter: &CounterId, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
+        let (counter, key) = (counter.name(), key.map(|key| shortened(&counter.show(key))));
         Self::Source { counter, key, reason: reason.into(), cause: None }
     }
 
     /// As [`source`](Self::source), for a cause that its reason says.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    pub(crate) fn source_of(counter: &Def, reason: String, cause: impl Into<Cause>) -> Self {
+    pub(crate) fn source_of(counter: &CounterId, reason: String, cause: impl Into<Cause>) -> Self {
         Self::Source { counter: counter.name(), key: None, reason, cause: Some(cause.into()) }
     }
 
@@ -310,8 +312,8 @@ impl Error {
         matches!(self, Self::Source { .. } | Self::Key { .. } | Self::Overflow { what: "recount", .. })
     }
 
-    pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Self {
-        Self::Setting { setting, reason: reason.into() }
+    pub(crate) fn invalid_use(what: &'static str, reason: impl Into<String>) -> Self {
+        Self::InvalidUse { what, reason: reason.into() }
     }
 }
 
@@ -359,7 +361,7 @@ fn at_key(key: Option<&str>) -> String {
 }
 
 /// A key's text, cut where it would swamp the message.
-pub(crate) fn brief(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(KEY_SHOWN) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
@@ -377,9 +379,9 @@ mod tests {
 
     /// An error that hides its source, or says it.
     #[derive(Debug)]
-    struct Link(&'static str, bool, Option<Cause>);
+    struct Hop(&'static str, bool, Option<Cause>);
 
-    impl fmt::Display for Link {
+    impl fmt::Display for Hop {
         fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
             match &self.2 {
                 Some(source) if self.1 => write!(to, "{}: {source}", self.0),
@@ -388,7 +390,7 @@ mod tests {
         }
     }
 
-    impl std::error::Error for Link {
+    impl std::error::Error for Hop {
         fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
             self.2.as_ref().map(|source| &**source as _)
         }
@@ -397,15 +399,14 @@ mod tests {
     #[test]
     fn an_error_says_each_of_its_causes_once() {
         for says in [false, true] {
-            let cause =
-                || -> Cause { Link("outer", says, Some(Link("inner", false, Some("why".into())).into())).into() };
-            let doing = || "writing".to_owned();
+            let cause = || -> Cause { Hop("outer", says, Some(Hop("inner", false, Some("why".into())).into())).into() };
+            let operation = || "writing".to_owned();
             let errors = [
-                Error::Database { doing: doing(), cause: cause() },
-                Error::Busy { doing: doing(), reason: "try again", cause: cause() },
-                Error::TransactionLost { doing: doing(), cause: cause() },
-                Error::TransactionOpen { doing: doing(), cause: cause() },
-                Error::Unknown { doing: doing(), cause: cause() },
+                Error::Database { operation: operation(), cause: cause() },
+                Error::Busy { operation: operation(), reason: "try again", cause: cause() },
+                Error::TransactionLost { operation: operation(), cause: cause() },
+                Error::TransactionOpen { operation: operation(), cause: cause() },
+                Error::Indeterminate { operation: operation(), cause: cause() },
             ];
             for error in errors {
                 let printed = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::error::{Cause, Error, Result, brief};
+use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
 
 /// One connection or transaction of the application's, as the engine uses it.
@@ -119,7 +119,7 @@ pub trait Row {
     }
 
     /// A column, from 0 on; [`Column::Null`] where there is none.
-    fn column(&self, at: usize) -> Column<'_>;
+    fn column(&self, index: usize) -> Column<'_>;
 }
 
 /// A column of a row.
@@ -146,12 +146,13 @@ pub enum Column<'r> {
 /// As a message shows it: what is no text as its bytes.
 impl fmt::Display for Column<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = |bytes: &[u8]| brief(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat());
+        let hex =
+            |bytes: &[u8]| shortened(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat());
         match self {
             Self::Null => f.write_str("null"),
             Self::Integer(value) => value.fmt(f),
             Self::Real(value) => value.fmt(f),
-            Self::Text(text) => f.write_str(&brief(&text.escape_debug().to_string())),
+            Self::Text(text) => f.write_str(&shortened(&text.escape_debug().to_string())),
             Self::NoText(bytes) => write!(f, "a text of the bytes {}", hex(bytes)),
             Self::Bytes(bytes) => write!(f, "a blob of {} bytes, {}", bytes.len(), hex(bytes)),
             Self::Uuid(bytes) => crate::key::KeyValue::Uuid(*bytes).fmt(f),

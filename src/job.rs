@@ -14,30 +14,30 @@
 //! use std::time::Duration;
 //!
 //! use keepcount::job::Schedule;
-//! use keepcount::reconcile::{Live, Mode, Options, Outcome, Reconciler, Source, SqliteAudit, run};
-//! # use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+//! use keepcount::reconcile::{Mode, Options, Outcome, Reconciler, Source, SqliteAudit, SystemRuntime, run};
+//! # use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
 //! # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-//! # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+//! # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 //! # struct Vote { show: i64 }
 //! # impl Record for Vote {
-//! #     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+//! #     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 //! #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.show, 1); }
 //! # }
 //! # let conn = rusqlite::Connection::open_in_memory()?;
 //! # conn.execute_batch("CREATE TABLE votes (show_id INTEGER); CREATE INDEX votes_by_show ON votes (show_id)")?;
-//! # SqliteStore::new(&conn, &LAYOUT).create()?;
+//! # SqliteStore::new(&conn, &SCHEMA).create()?;
 //!
 //! let mut place = None;
 //! let job = Schedule::every(Duration::from_secs(10 * 60)).jitter_percent(10).spawn("repair", move |stop| {
-//!     let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+//!     let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
 //!     let votes = Source::table("votes", ["show_id"]);
 //!     audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote { show: row.get(0)? })))?;
 //!     let options = Options::default().max_pages(100);
 //!     let mut repair = match &place {
-//!         Some(token) => Reconciler::resume(Mode::Repair, &LAYOUT, token, options)?,
-//!         None => Reconciler::new(Mode::Repair, &LAYOUT, options)?,
+//!         Some(token) => Reconciler::resume(Mode::Repair, &SCHEMA, token, options)?,
+//!         None => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
 //!     };
-//!     let done = run(&mut repair, &mut audit, &mut Live::new().stop_flag(stop));
+//!     let done = run(&mut repair, &mut audit, &mut SystemRuntime::new().stop_flag(stop));
 //!     place = repair.token(); // also after an error: the pages before it are done
 //!     let report = done?;
 //!     println!("{}", report.table());
@@ -92,7 +92,7 @@ pub struct Schedule {
 }
 
 /// So that two due times are never nearer than half an interval.
-const JITTER_MOST: u8 = 50;
+const MAX_JITTER: u8 = 50;
 /// A job that keeps panicking takes one due time of this many.
 const SLOWED: u64 = 10;
 const SECOND: u128 = 1_000_000_000; // in nanoseconds
@@ -141,7 +141,7 @@ impl Schedule {
     #[must_use]
     pub fn due(&self, number: u64) -> Duration {
         let interval = self.interval_nanos();
-        let latest = interval.saturating_mul(u128::from(self.jitter_percent.min(JITTER_MOST))) / 100;
+        let latest = interval.saturating_mul(u128::from(self.jitter_percent.min(MAX_JITTER))) / 100;
         let jitter = share_of(latest, splitmix64(self.seed, number));
         let nanos = self.first.as_nanos().saturating_add(interval.saturating_mul(number.into())).saturating_add(jitter);
         u64::try_from(nanos / SECOND)
@@ -160,13 +160,13 @@ impl Schedule {
     /// Starts a thread of this name that does the work whenever it is due, one run at a time, until the job is stopped.
     ///
     /// The flag that the work is handed becomes true when the job is to stop: it is what
-    /// [`Live::stop_flag`](crate::reconcile::Live::stop_flag) takes, and work that takes long should look at it. Work
+    /// [`SystemRuntime::stop_flag`](crate::reconcile::SystemRuntime::stop_flag) takes, and work that takes long should look at it. Work
     /// that sets it ends its own job. An error or a panic is kept in the [`Status`], and the work is done again when it
     /// is next due; where panics abort, the process ends as it would anywhere.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when the interval is zero, the jitter is over 50 percent, the name has a NUL in it, or the
+    /// [`Error::InvalidUse`] when the interval is zero, the jitter is over 50 percent, the name has a NUL in it, or the
     /// system gives no thread.
     ///
     /// # Examples
@@ -193,7 +193,7 @@ impl Schedule {
         self.check()?;
         let name = name.into();
         if name.contains('\0') {
-            return Err(Error::setting("job name", "it has a NUL in it"));
+            return Err(Error::invalid_use("job name", "it has a NUL in it"));
         }
         let shared = Arc::new(Shared {
             schedule: self,
@@ -205,17 +205,17 @@ impl Schedule {
         });
         let threads = Arc::clone(&shared);
         let thread = thread::Builder::new().name(name).spawn(move || threads.run(work));
-        let thread = thread.map_err(|error| Error::setting("job", format!("it gets no thread: {error}")))?;
+        let thread = thread.map_err(|error| Error::invalid_use("job", format!("it gets no thread: {error}")))?;
         Ok(Job { shared, thread: Some(thread) })
     }
 
     fn check(&self) -> Result<()> {
         if self.interval.is_zero() {
-            return Err(Error::setting("interval", "it is zero"));
+            return Err(Error::invalid_use("interval", "it is zero"));
         }
-        if self.jitter_percent > JITTER_MOST {
-            let reason = format!("{} is not within 0 to {JITTER_MOST}", self.jitter_percent);
-            return Err(Error::setting("jitter percent", reason));
+        if self.jitter_percent > MAX_JITTER {
+            let reason = format!("{} is not within 0 to {MAX_JITTER}", self.jitter_percent);
+            return Err(Error::invalid_use("jitter percent", reason));
         }
         Ok(())
     }

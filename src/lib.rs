@@ -3,7 +3,6 @@
 #![warn(missing_docs, missing_debug_implementations)]
 
 mod batch;
-mod board;
 mod clock;
 pub mod concert;
 pub mod conformance;
@@ -19,18 +18,19 @@ mod error;
 pub mod executor;
 pub mod job;
 mod key;
-mod layout;
-mod mark;
+mod leaderboard;
 pub mod observe;
+mod offset;
 #[cfg(feature = "postgres")]
 mod postgres;
-mod prune;
 mod range;
 pub mod reconcile;
 mod record;
 #[doc(hidden)]
 pub mod replay;
-mod rollup;
+mod retention;
+mod rollup_update;
+mod schema;
 pub mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -38,24 +38,24 @@ mod store;
 mod sync;
 
 pub use batch::Batch;
-pub use board::{Board, BoardDef, Ranked, Ranking, Score};
-pub use counter::{Counter, Def, Placed, Rollup};
+pub use counter::{Counter, CounterId, CounterSpec, Rollup};
 pub use date::{Date, NoDate};
 pub use decay::{Decayed, HalfLife, SCALE_BITS};
 #[cfg(feature = "postgres")]
 pub use drivers::tokio_postgres::PreparedStatements;
-pub use error::{Cause, Error, Next, Result};
+pub use error::{Cause, Error, Recovery, Result};
 pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
-pub use layout::Layout;
-pub use mark::Mark;
+pub use leaderboard::{Leaderboard, LeaderboardId, MemoryLeaderboard, Ranked, Score};
+pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 pub use range::KeyRange;
 pub use record::{Record, Tally};
-pub use rollup::{Climb, Question};
+pub use rollup_update::{RollupUpdate, TotalsRequest};
+pub use schema::Schema;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
-pub use store::{Applied, AsyncStore, Bracket, MemoryStore, Snapshot, Store};
+pub use store::{Applied, AsyncStore, MemoryStore, PendingWrite, Snapshot, Store};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use store::{Sweep, Swept};
 

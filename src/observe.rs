@@ -14,10 +14,10 @@
 //! | `keepcount_keys_verified_total` | counter | `counter` | keys compared |
 //! | `keepcount_rows_verified_total` | counter | `counter` | rows added up for that |
 //! | `keepcount_drift_total` | counter | `counter`, `kind` | keys that differed: `wrong`, `missing` or `orphan` |
-//! | `keepcount_mends_total` | counter | `counter` | totals mended |
+//! | `keepcount_repairs_total` | counter | `counter` | totals repaired |
 //! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
 //!
-//! `counter` is a counter's [full name](Def::full_name); `store` is `memory`, `sqlite` or `postgres`, through whatever library: a batch that is applied by
+//! `counter` is a counter's [full name](CounterId::full_name); `store` is `memory`, `sqlite` or `postgres`, through whatever library: a batch that is applied by
 //! statements of [`sql`](crate::sql) is told of by [`applied`]. It counts when it was applied; whether the transaction around it then commits is the
 //! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
 //! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
@@ -32,9 +32,9 @@
 //! | trace | a batch was applied | `store`, `totals`, `statements` |
 //! | debug | a page was compared | `counter`, `keys`, `rows`, `drift` |
 //! | warn | a page had drift | `counter`, `wrong`, `missing`, `orphan` |
-//! | info | totals were mended | `counter`, `corrected` |
+//! | info | totals were repaired | `counter`, `corrected` |
 //! | info | a counter is ready | `counter` |
-//! | warn | a step failed | `counter`, `error` (its kind), `next` (`retry`, `fix` or `unknown`), `ends` (whether the run does) |
+//! | warn | a step failed | `counter`, `error` (its kind), `recovery` (`retry`, `permanent` or `indeterminate`), `ends` (whether the run does) |
 //! | info | a run ended | `outcome`, `pages`, `keys`, `rows`, `drift`, `corrected` |
 //!
 //! # Examples
@@ -51,10 +51,10 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::batch::Batch;
-use crate::counter::Def;
-use crate::error::{Error, Next};
-use crate::reconcile::{Drift, Measured, Mended, Mode, Report};
-use crate::rollup::Climb;
+use crate::counter::CounterId;
+use crate::error::{Error, Recovery};
+use crate::reconcile::{Drift, Mode, PageDiff, Repaired, Report};
+use crate::rollup_update::RollupUpdate;
 use crate::sql::Dialect;
 use crate::store::Applied;
 
@@ -84,13 +84,13 @@ pub fn describe() {
 /// Which store applied a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(all(feature = "sqlite", feature = "postgres")), allow(dead_code))]
-pub(crate) enum Place {
+pub(crate) enum Backend {
     Memory,
     Sqlite,
     Postgres,
 }
 
-impl From<Dialect> for Place {
+impl From<Dialect> for Backend {
     fn from(dialect: Dialect) -> Self {
         match dialect {
             Dialect::Sqlite => Self::Sqlite,
@@ -108,21 +108,21 @@ pub(crate) struct Began {
 
 /// Before a batch is applied.
 #[inline]
-pub(crate) fn begin(place: Place, batch: &Batch) -> Began {
+pub(crate) fn begin(backend: Backend, batch: &Batch) -> Began {
     Began {
         #[cfg(feature = "metrics")]
-        at: counts::begin(place, batch),
+        at: counts::begin(backend, batch),
     }
 }
 
 /// After a store applied a batch.
 #[inline]
-pub(crate) fn stored(place: Place, began: Began, batch: &Batch, applied: &Applied) {
+pub(crate) fn stored(backend: Backend, began: Began, batch: &Batch, applied: &Applied) {
     if applied.totals > 0 {
-        metric!(counts::applied(place, began.at.map(|at| at.elapsed()), applied.deltas(batch)));
+        metric!(counts::applied(backend, began.at.map(|at| at.elapsed()), applied.deltas(batch)));
         event!(
             TRACE,
-            store = place.name(),
+            store = backend.name(),
             totals = applied.totals,
             statements = applied.statements,
             "a batch was applied"
@@ -131,34 +131,34 @@ pub(crate) fn stored(place: Place, began: Began, batch: &Batch, applied: &Applie
 }
 
 /// Tells of a batch whose statements an application ran through a library of its own, as stores tell of theirs, and how long they took: call it once
-/// behind the last of a [`Climb`]'s statements. Without the features `metrics` and `tracing` it does nothing.
+/// behind the last of a [`RollupUpdate`]'s statements. Without the features `metrics` and `tracing` it does nothing.
 ///
 /// # Examples
 ///
 /// ```
 /// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, Climb, Counter, Layout, observe};
+/// use keepcount::{Batch, Counter, RollupUpdate, Schema, observe};
 ///
 /// const VOTES: Counter<i64> = Counter::new("votes");
-/// const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 ///
 /// let mut batch = Batch::new();
 /// batch.add(VOTES, 1, 3);
 /// let began = std::time::Instant::now();
-/// let climb = Climb::new(&LAYOUT, &batch)?;
-/// for statement in climb.statements(Dialect::Postgres)? {
+/// let update = RollupUpdate::new(&SCHEMA, &batch)?;
+/// for statement in update.statements(Dialect::Postgres)? {
 ///     // Run it, once for each of its rows.
 /// }
-/// observe::applied(Dialect::Postgres, &climb, began.elapsed());
+/// observe::applied(Dialect::Postgres, &update, began.elapsed());
 /// # Ok::<(), keepcount::Error>(())
 /// ```
-pub fn applied(dialect: Dialect, climb: &Climb<'_>, took: Duration) {
-    let place = Place::from(dialect);
-    let totals = climb.batch().len();
+pub fn applied(dialect: Dialect, update: &RollupUpdate<'_>, took: Duration) {
+    let backend = Backend::from(dialect);
+    let totals = update.batch().len();
     if totals > 0 {
-        metric!(counts::applied(place, Some(took), climb.batch().deltas()));
-        let statements = || climb.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum());
-        event!(TRACE, store = place.name(), totals, statements = statements(), "a batch was applied");
+        metric!(counts::applied(backend, Some(took), update.batch().deltas()));
+        let statements = || update.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum());
+        event!(TRACE, store = backend.name(), totals, statements = statements(), "a batch was applied");
     }
 }
 
@@ -188,45 +188,45 @@ fn span(mode: Mode) -> tracing::Span {
 }
 
 /// After a page was compared. One warning a page says what drifted, however much it is.
-pub(crate) fn measured(counter: &Def, measured: &Measured) {
-    let [wrong, missing, orphan] = kinds(&measured.drifts);
-    metric!(counts::measured(counter, measured, [wrong, missing, orphan]));
+pub(crate) fn compared(counter: &CounterId, diff: &PageDiff) {
+    let [wrong, missing, orphan] = kinds(&diff.drifts);
+    metric!(counts::compared(counter, diff, [wrong, missing, orphan]));
     let name = counter.full_name();
     event!(
         DEBUG,
         counter = &*name,
-        keys = measured.keys,
-        rows = measured.rows,
-        drift = measured.drifts.len(),
+        keys = diff.keys,
+        rows = diff.rows,
+        drift = diff.drifts.len(),
         "a page was compared"
     );
-    if !measured.drifts.is_empty() {
+    if !diff.drifts.is_empty() {
         event!(WARN, counter = &*name, wrong, missing, orphan, "a page had drift");
     }
 }
 
-/// After a mend.
-pub(crate) fn mended(counter: &Def, mended: &Mended) {
-    if mended.corrected > 0 {
-        metric!(counts::mended(counter, mended.corrected));
-        event!(INFO, counter = &*counter.full_name(), corrected = mended.corrected, "totals were mended");
+/// After a repair.
+pub(crate) fn repaired(counter: &CounterId, repaired: &Repaired) {
+    if repaired.corrected > 0 {
+        metric!(counts::repaired(counter, repaired.corrected));
+        event!(INFO, counter = &*counter.full_name(), corrected = repaired.corrected, "totals were repaired");
     }
 }
 
 /// After a backfill made a counter ready to be read.
-pub(crate) fn readied(counter: &Def) {
+pub(crate) fn readied(counter: &CounterId) {
     event!(INFO, counter = &*counter.full_name(), "a counter is ready");
 }
 
 /// After a step failed, be it tried again or not. The error's text stays away: it may hold a key.
-pub(crate) fn failed(counter: Option<Def>, error: &'static str, next: Next, ends: bool) {
+pub(crate) fn failed(counter: Option<CounterId>, error: &'static str, recovery: Recovery, ends: bool) {
     let counter = counter.map_or(Cow::Borrowed(""), |counter| counter.full_name());
-    let next = match next {
-        Next::Fix => "fix",
-        Next::Retry => "retry",
-        Next::Unknown => "unknown",
+    let recovery = match recovery {
+        Recovery::Permanent => "permanent",
+        Recovery::Retry => "retry",
+        Recovery::Indeterminate => "indeterminate",
     };
-    event!(WARN, counter = &*counter, error, next, ends, "a step failed");
+    event!(WARN, counter = &*counter, error, recovery, ends, "a step failed");
 }
 
 /// After the last step of a run.
@@ -249,38 +249,38 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::Key { .. } => "key",
         Error::UnknownCounter { .. } => "unknown counter",
         Error::Undeclared { .. } => "undeclared counter",
-        Error::Conflict { .. } => "conflict",
+        Error::DefinitionConflict { .. } => "definition conflict",
         Error::Rollup { .. } => "rollup",
         Error::Pruned { .. } => "pruned",
-        Error::Schema { .. } => "schema",
+        Error::SchemaMismatch { .. } => "schema mismatch",
         Error::Source { .. } => "source",
-        Error::Skew { .. } => "skew",
-        Error::Emptied { .. } => "emptied",
-        Error::TooWrong { .. } => "too wrong",
+        Error::DefinitionMismatch { .. } => "definition mismatch",
+        Error::SourceEmpty { .. } => "source empty",
+        Error::DriftLimit { .. } => "drift limit",
         Error::Token { .. } => "token",
         Error::Snapshot { .. } => "snapshot",
-        Error::Setting { .. } => "setting",
+        Error::InvalidUse { .. } => "invalid use",
         Error::Busy { .. } => "busy",
         Error::Database { .. } => "database",
         Error::TransactionLost { .. } => "transaction lost",
         Error::TransactionOpen { .. } => "transaction open",
-        Error::Unknown { .. } => "unknown outcome",
+        Error::Indeterminate { .. } => "indeterminate",
         Error::NotReady { .. } => "not ready",
         Error::Gap { .. } => "gap",
         Error::Overlap { .. } => "overlap",
-        Error::LogCut { .. } => "log cut",
+        Error::LogTruncated { .. } => "log truncated",
     }
 }
 
 /// How many are wrong, missing, orphan: as reports tell them apart.
 fn kinds(drifts: &[Drift]) -> [u64; 3] {
     let count = |is: fn(&Drift) -> bool| drifts.iter().filter(|drift| is(drift)).count() as u64;
-    let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.truth == 0));
+    let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.expected == 0));
     [drifts.len() as u64 - missing - orphan, missing, orphan]
 }
 
 #[cfg(feature = "tracing")]
-impl Place {
+impl Backend {
     const fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -301,11 +301,11 @@ mod counts {
         histogram, with_recorder,
     };
 
-    use super::Place;
+    use super::Backend;
     use crate::batch::Batch;
-    use crate::counter::Def;
+    use crate::counter::CounterId;
     use crate::key::KeyBuf;
-    use crate::reconcile::Measured;
+    use crate::reconcile::PageDiff;
 
     const DELTAS: &str = "keepcount_deltas_applied_total";
     const BATCHES: &str = "keepcount_batches_applied_total";
@@ -314,7 +314,7 @@ mod counts {
     const KEYS: &str = "keepcount_keys_verified_total";
     const ROWS: &str = "keepcount_rows_verified_total";
     const DRIFT: &str = "keepcount_drift_total";
-    const MENDS: &str = "keepcount_mends_total";
+    const REPAIRS: &str = "keepcount_repairs_total";
     const AGE: &str = "keepcount_verification_age_seconds";
 
     /// One single delta in memory of so many is timed.
@@ -338,7 +338,7 @@ mod counts {
         describe_counter!(KEYS, Unit::Count, "Keys compared with their rows.");
         describe_counter!(ROWS, Unit::Count, "Rows added up for comparing.");
         describe_counter!(DRIFT, Unit::Count, "Keys whose total differed from their rows, by kind.");
-        describe_counter!(MENDS, Unit::Count, "Totals mended.");
+        describe_counter!(REPAIRS, Unit::Count, "Totals repaired.");
         describe_gauge!(
             AGE,
             Unit::Seconds,
@@ -347,28 +347,28 @@ mod counts {
     }
 
     #[allow(clippy::disallowed_methods)] // how long something took is measured, not decided upon
-    pub(super) fn begin(place: Place, batch: &Batch) -> Option<Instant> {
-        let single = place == Place::Memory && batch.entries().len() == 1;
+    pub(super) fn begin(backend: Backend, batch: &Batch) -> Option<Instant> {
+        let single = backend == Backend::Memory && batch.entries().len() == 1;
         let timed = !single || SINGLES.with(|count| count.replace((count.get() + 1) % TIMED)) == 0;
         timed.then(Instant::now)
     }
 
     pub(super) fn applied<'a>(
-        place: Place,
+        backend: Backend,
         took: Option<Duration>,
-        deltas: impl Iterator<Item = (Def, &'a KeyBuf, i128)>,
+        deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
     ) {
-        match place {
-            Place::Memory => counter!(BATCHES, "store" => "memory"),
-            Place::Sqlite => counter!(BATCHES, "store" => "sqlite"),
-            Place::Postgres => counter!(BATCHES, "store" => "postgres"),
+        match backend {
+            Backend::Memory => counter!(BATCHES, "store" => "memory"),
+            Backend::Sqlite => counter!(BATCHES, "store" => "sqlite"),
+            Backend::Postgres => counter!(BATCHES, "store" => "postgres"),
         }
         .increment(1);
         if let Some(took) = took {
-            match place {
-                Place::Memory => histogram!(SECONDS, "store" => "memory"),
-                Place::Sqlite => histogram!(SECONDS, "store" => "sqlite"),
-                Place::Postgres => histogram!(SECONDS, "store" => "postgres"),
+            match backend {
+                Backend::Memory => histogram!(SECONDS, "store" => "memory"),
+                Backend::Sqlite => histogram!(SECONDS, "store" => "sqlite"),
+                Backend::Postgres => histogram!(SECONDS, "store" => "postgres"),
             }
             .record(took);
         }
@@ -384,7 +384,7 @@ mod counts {
         }
     }
 
-    fn add_deltas(counter: &Def, count: u64) {
+    fn add_deltas(counter: &CounterId, count: u64) {
         static METADATA: Metadata<'_> = Metadata::new("keepcount", Level::INFO, Some(module_path!()));
         let add = |key: &Key| with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(count));
         let key = || Key::from_parts(DELTAS, vec![Label::new("counter", counter.full_name())]);
@@ -395,19 +395,19 @@ mod counts {
         });
     }
 
-    pub(super) fn measured(counter: &Def, measured: &Measured, [wrong, missing, orphan]: [u64; 3]) {
+    pub(super) fn compared(counter: &CounterId, diff: &PageDiff, [wrong, missing, orphan]: [u64; 3]) {
         let name = || counter.full_name();
         counter!(PAGES, "counter" => name()).increment(1);
-        counter!(KEYS, "counter" => name()).increment(measured.keys);
-        counter!(ROWS, "counter" => name()).increment(measured.rows);
+        counter!(KEYS, "counter" => name()).increment(diff.keys);
+        counter!(ROWS, "counter" => name()).increment(diff.rows);
         // At 0 too: an alert on an increase needs the series to be there before it increases.
         for (kind, count) in [("wrong", wrong), ("missing", missing), ("orphan", orphan)] {
             counter!(DRIFT, "counter" => name(), "kind" => kind).increment(count);
         }
     }
 
-    pub(super) fn mended(counter: &Def, corrected: u64) {
-        counter!(MENDS, "counter" => counter.full_name()).increment(corrected);
+    pub(super) fn repaired(counter: &CounterId, corrected: u64) {
+        counter!(REPAIRS, "counter" => counter.full_name()).increment(corrected);
     }
 
     pub(super) fn verification_age(counter: &str, age: Option<Duration>) {

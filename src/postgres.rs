@@ -6,23 +6,23 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient};
 
 use crate::batch::Batch;
-use crate::board::{Board, Ranked, Score};
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::drivers::tokio_postgres::{Postgres, PreparedStatements, write_in_own};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::leaderboard::{Leaderboard, Ranked, Score};
 use crate::observe;
+use crate::offset::StreamRange;
 use crate::range::KeyRange;
+use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Sweep, Swept};
 
 /// Totals in tables beside the application's rows; borrows its client or transaction, so it is made where it is used.
 ///
 /// [`new`](Self::new) takes whatever can begin a transaction, a client or a transaction, and applies in a transaction or savepoint of its own: a
 /// batch that fails leaves the caller's transaction as it was, unless the end of its savepoint is cancelled too: then the transaction is aborted, and
-/// commits nothing. [`within`](Self::within) takes a transaction and applies in it, which spares two round trips;
+/// commits nothing. [`in_transaction`](Self::in_transaction) takes a transaction and applies in it, which spares two round trips;
 /// after an apply that failed, or whose future was dropped before it was ready, roll the transaction back. Apply once a transaction, as its last
 /// statement before the commit: then rows are locked for the shortest time, in one order for all, and own tables do not deadlock.
 ///
@@ -32,28 +32,28 @@ use crate::store::{Applied, AsyncStore, Sweep, Swept};
 /// # Examples
 ///
 /// ```no_run
-/// use keepcount::{AsyncStore, Batch, Counter, Layout, PostgresStore};
+/// use keepcount::{AsyncStore, Batch, Counter, PostgresStore, Schema};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
 /// # async fn vote(mut client: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
-/// PostgresStore::new(&mut client, &LAYOUT).create().await?;
+/// PostgresStore::new(&mut client, &SCHEMA).create().await?;
 ///
 /// let tx = client.transaction().await?;
 /// let mut batch = Batch::new();
 /// tx.execute("INSERT INTO votes (show_id) VALUES (7)", &[]).await?;
 /// batch.add(SHOW_VOTES, 7, 1);
-/// PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await?;
+/// PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await?;
 /// tx.commit().await?;
 ///
-/// assert_eq!(PostgresStore::new(&mut client, &LAYOUT).total(SHOW_VOTES, 7).await?, 1);
+/// assert_eq!(PostgresStore::new(&mut client, &SCHEMA).total(SHOW_VOTES, 7).await?, 1);
 /// # Ok(())
 /// # }
 /// ```
 pub struct PostgresStore<'c, C> {
     conn: Conn<'c, C>,
-    layout: &'c Layout,
+    schema: &'c Schema,
     prepared: Option<&'c PreparedStatements>,
 }
 
@@ -66,15 +66,15 @@ enum Conn<'c, C> {
 
 impl<C> fmt::Debug for PostgresStore<'_, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresStore").field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("PostgresStore").field("schema", &self.schema).finish_non_exhaustive()
     }
 }
 
 impl<'c, 't> PostgresStore<'c, tokio_postgres::Transaction<'t>> {
     /// The store of these counters in a transaction: what is applied commits, or rolls back, with it. Does no I/O.
     #[must_use]
-    pub const fn within(tx: &'c tokio_postgres::Transaction<'t>, layout: &'c Layout) -> Self {
-        Self { conn: Conn::Within(tx), layout, prepared: None }
+    pub const fn in_transaction(tx: &'c tokio_postgres::Transaction<'t>, schema: &'c Schema) -> Self {
+        Self { conn: Conn::Within(tx), schema, prepared: None }
     }
 }
 
@@ -85,8 +85,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// A client on which a transaction was begun by a statement, and not by `Client::transaction`, looks as one without, and is not for a store: what it commits
     /// would be that one's.
     #[must_use]
-    pub const fn new(client: &'c mut C, layout: &'c Layout) -> Self {
-        Self { conn: Conn::Own(client), layout, prepared: None }
+    pub const fn new(client: &'c mut C, schema: &'c Schema) -> Self {
+        Self { conn: Conn::Own(client), schema, prepared: None }
     }
 
     /// Keeps prepared statements in what stands beside the connection.
@@ -107,18 +107,18 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// call it at once come one after the other.
     ///
     /// In a database without a catalogue every counter is ready to be read at once, as there are no rows yet; where there are, call
-    /// [`create_over_rows`](Self::create_over_rows). Where the catalogue is there already, a counter that comes new is not ready: there may be
-    /// rows from before, and processes that do not know it may still write. (A counter with many totals that becomes a link gets its index while its writers
-    /// wait; make it CONCURRENTLY before, by the statement in [`Layout::ddl`](crate::Layout::ddl).) From now on it counts, and once every writer runs its hooks, a
-    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A board that comes new is empty and not ready until it is
+    /// [`create_pending_backfill`](Self::create_pending_backfill). Where the catalogue is there already, a counter that comes new is not ready: there may be
+    /// rows from before, and processes that do not know it may still write. (A counter with many totals that becomes a membership gets its index while its writers
+    /// wait; make it CONCURRENTLY before, by the statement in [`Schema::ddl`](crate::Schema::ddl).) From now on it counts, and once every writer runs its hooks, a
+    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A leaderboard that comes new is empty and not ready until it is
     /// [rebuilt](Self::rebuild). docs/deploy.md has the steps.
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
+    /// [`Error::SchemaMismatch`] when a table of a counter's name is there and is not in the catalogue, or is not what the schema
     /// wants, or a name is longer than PostgreSQL's, or the catalogue is in another schema than the first of `search_path`; nothing is made then.
     pub async fn create(&mut self) -> Result<()> {
-        engine::schema::create(&mut self.executor(), self.layout, false).await
+        engine::schema::create(&mut self.executor(), self.schema, false).await
     }
 
     /// As [`create`](Self::create), for counters of rows that are there already: no counter that comes new is ready, in a database without a
@@ -127,73 +127,73 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// As [`create`](Self::create).
-    pub async fn create_over_rows(&mut self) -> Result<()> {
-        engine::schema::create(&mut self.executor(), self.layout, true).await
+    pub async fn create_pending_backfill(&mut self) -> Result<()> {
+        engine::schema::create(&mut self.executor(), self.schema, true).await
     }
 
-    /// Compares catalogue and tables with the layout.
+    /// Compares catalogue and tables with the schema.
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`], naming the table, when one is absent, has other columns or another primary key, has triggers, rules, row security or children, is
-    /// temporary or unlogged or in another schema than the catalogue, sorts texts otherwise than by bytes, or holds another version or key than the layout says.
+    /// [`Error::SchemaMismatch`], naming the table, when one is absent, has other columns or another primary key, has triggers, rules, row security or children, is
+    /// temporary or unlogged or in another schema than the catalogue, sorts texts otherwise than by bytes, or holds another version or key than the schema says.
     pub async fn check(&mut self) -> Result<()> {
-        engine::schema::check(&mut self.executor(), self.layout).await
+        engine::schema::check(&mut self.executor(), self.schema).await
     }
 
-    /// The counters and boards of this database that the layout does not have, by their full names: those that an older layout had, and, seen from
-    /// an older layout, those that are new. Nobody who writes by this layout keeps their totals.
+    /// The counters and leaderboards of this database that the schema does not have, by their full names: those that an older schema had, and, seen from
+    /// an older schema, those that are new. Nobody who writes by this schema keeps their totals.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub async fn lost(&mut self) -> Result<Vec<String>> {
-        engine::schema::lost(&mut self.executor(), self.layout).await
+    pub async fn orphaned(&mut self) -> Result<Vec<String>> {
+        engine::schema::lost(&mut self.executor(), self.schema).await
     }
 
-    /// Drops the table of a counter or board that is [lost](Self::lost), and its row in the catalogue, in one transaction. A process that still has
+    /// Drops the table of a counter or leaderboard that is [lost](Self::orphaned), and its row in the catalogue, in one transaction. A process that still has
     /// it fails from then on with each write to it: call it by hand, once the last of them is gone.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] when the database has none of this name, [`Error::Setting`] when the layout has it, or a rollup or board is made of
+    /// [`Error::UnknownCounter`] when the database has none of this name, [`Error::InvalidUse`] when the schema has it, or a rollup or leaderboard is made of
     /// it, which is to be dropped first; and what the database says. Nothing is dropped then.
-    pub async fn forget(&mut self, name: &str) -> Result<()> {
-        engine::schema::forget(&mut self.executor(), self.layout, name).await
+    pub async fn drop_counter(&mut self, name: &str) -> Result<()> {
+        engine::schema::forget(&mut self.executor(), self.schema, name).await
     }
 
     /// Whether a counter may be read: it, and all that it sums, are ready.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not the layout's, and what the database says.
-    pub async fn is_ready(&mut self, counter: Def) -> Result<bool> {
-        engine::readiness::is_ready(&mut self.executor(), self.layout, counter).await
+    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that is not the schema's, and what the database says.
+    pub async fn is_ready(&mut self, counter: CounterId) -> Result<bool> {
+        engine::readiness::is_ready(&mut self.executor(), self.schema, counter).await
     }
 
-    /// The counters of the layout that are to be backfilled, in the order of names; for
+    /// The counters of the schema that are to be backfilled, in the order of names; for
     /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped). A rollup above them may be ready itself, and is refused to readers
     /// until they are.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub async fn unready(&mut self) -> Result<Vec<Def>> {
-        engine::readiness::unready(&mut self.executor(), self.layout).await
+    pub async fn unready(&mut self) -> Result<Vec<CounterId>> {
+        engine::readiness::unready(&mut self.executor(), self.schema).await
     }
 
-    /// Forgets the totals of a counter, and of the rollups by its tail, whose last part is before `before`; from now on hooks and audits
-    /// leave such keys alone. The cut-off never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    /// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before `before`; from now on hooks and audits
+    /// leave such keys alone. The cutoff never goes back; an earlier one than before changes nothing. Gives how many totals went.
     ///
     /// One transaction, whose cost grows with the counter's totals; writers of the counter wait for it.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when the counter is not placed as [`prunable`](crate::Placed::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
+    /// [`Error::InvalidUse`] when the counter is not placed as [`prunable`](crate::CounterSpec::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
     /// database says.
     pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
-        let cut = KeyBuf::of::<T>(before);
-        engine::retention::prune(&mut self.executor(), self.layout, counter.def(), T::PARTS, &cut).await
+        let cutoff = KeyBuf::of::<T>(before);
+        engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff).await
     }
 
     /// The streams behind one, in the order of their names' bytes, at most `limit`, each with its last event that was applied; from the first where
@@ -201,31 +201,35 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// # Errors
     ///
-    /// What the database says, and [`Error::Schema`](crate::Error::Schema) for a mark that somebody else wrote.
-    pub async fn marks(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
+    /// What the database says, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an offset that somebody else wrote.
+    pub async fn offsets(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
         engine::read::offsets(&mut self.executor(), after, limit).await
     }
 
-    /// Forgets the mark of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are. Whoever applies the stream just now
+    /// Forgets the offset of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are. Whoever applies the stream just now
     /// is waited for.
     ///
-    /// A store without a mark takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
+    /// A store without an offset takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
     ///
     /// # Errors
     ///
-    /// As [`marks`](Self::marks); the mark stays then.
-    pub async fn forget_mark(&mut self, stream: &str) -> Result<u64> {
+    /// As [`offsets`](Self::offsets); the offset stays then.
+    pub async fn forget_offset(&mut self, stream: &str) -> Result<u64> {
         engine::sweep::forget_offset(&mut self.executor(), stream).await
     }
 
-    /// The first lines of a board: one range of its index.
+    /// The first lines of a leaderboard: one range of its index.
     ///
     /// # Errors
     ///
-    /// What the database says; [`Error::Key`] for a key that is none of the board's type; [`Error::NotReady`] while the board came new and is
+    /// What the database says; [`Error::Key`] for a key that is none of the leaderboard's type; [`Error::NotReady`] while the leaderboard came new and is
     /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
-    pub async fn top<K: Key, S: Score>(&mut self, board: Board<K, S>, limit: usize) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top(&mut self.executor(), self.layout, board, limit).await
+    pub async fn top<K: Key, S: Score>(
+        &mut self,
+        leaderboard: Leaderboard<K, S>,
+        limit: usize,
+    ) -> Result<Vec<Ranked<K, S>>> {
+        engine::leaderboard::top(&mut self.executor(), self.schema, leaderboard, limit).await
     }
 
     /// The lines behind one that was read before: ranks go on from its rank, whatever has changed meanwhile.
@@ -235,11 +239,11 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// As [`top`](Self::top).
     pub async fn top_after<K: Key + AsKey<K>, S: Score>(
         &mut self,
-        board: Board<K, S>,
+        leaderboard: Leaderboard<K, S>,
         after: &Ranked<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top_after(&mut self.executor(), self.layout, board, after, limit).await
+        engine::leaderboard::top_after(&mut self.executor(), self.schema, leaderboard, after, limit).await
     }
 
     /// The line of one key; none where it is not listed. Counts the lines before it: costs O(rank).
@@ -249,39 +253,39 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// As [`top`](Self::top).
     pub async fn rank<K: Key, S: Score>(
         &mut self,
-        board: Board<K, S>,
+        leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
     ) -> Result<Option<Ranked<K, S>>> {
         let key = KeyBuf::of::<K>(key);
-        engine::leaderboard::rank(&mut self.executor(), self.layout, board, &key).await
+        engine::leaderboard::rank(&mut self.executor(), self.schema, leaderboard, &key).await
     }
 
-    /// How many keys a board lists.
+    /// How many keys a leaderboard lists.
     ///
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub async fn listed<K: Key, S: Score>(&mut self, board: Board<K, S>) -> Result<u64> {
-        engine::leaderboard::listed(&mut self.executor(), self.layout, &board.def()).await
+    pub async fn listed<K: Key, S: Score>(&mut self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
+        engine::leaderboard::listed(&mut self.executor(), self.schema, &leaderboard.id()).await
     }
 
-    /// Makes every score of a board anew from totals, in one transaction, and the board ready to be read; says how many lines were not as they should
-    /// be. Needed once for a board that came new to a database, after a board's version was raised, which it writes into the catalogue, and after
-    /// totals were changed behind keepcount's back. Writers of the board's counters wait for it.
+    /// Makes every score of a leaderboard anew from totals, in one transaction, and the leaderboard ready to be read; says how many lines were not as they should
+    /// be. Needed once for a leaderboard that came new to a database, after a leaderboard's version was raised, which it writes into the catalogue, and after
+    /// totals were changed behind keepcount's back. Writers of the leaderboard's counters wait for it.
     ///
-    /// Whoever calls it states that every process which writes has this board in its layout by now: one that has not leaves lines as they are.
+    /// Whoever calls it states that every process which writes has this leaderboard in its schema by now: one that has not leaves lines as they are.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub async fn rebuild<K: Key, S: Score>(&mut self, board: Board<K, S>) -> Result<u64> {
-        engine::leaderboard::rebuild(&mut self.executor(), self.layout, &board.def()).await
+    pub async fn rebuild<K: Key, S: Score>(&mut self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
+        engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()).await
     }
 }
 
 impl PostgresStore<'_, Client> {
     /// Writes rows of the application's own and applies their batch in one transaction. With [`prepared`](Self::prepared) statements that takes one round trip or two, once
-    /// they are known, where no total has to be read first: where the layout has no rollup, board or prunable counter. So totals are locked for no longer
+    /// they are known, where no total has to be read first: where the schema has no rollup, leaderboard or prunable counter. So totals are locked for no longer
     /// than the commit takes. Gives how many rows each statement wrote.
     ///
     /// It is one round trip of a single message, up to a mebibyte, where values are booleans, integers, floats, texts, bytes, days and moments from the year 1 to 9999, UUIDs, JSON, enums, or
@@ -295,19 +299,19 @@ impl PostgresStore<'_, Client> {
     ///
     /// # Errors
     ///
-    /// As [`apply`](AsyncStore::apply), and what the database says of the rows; nothing is written then, unless it is [`Error::Unknown`].
+    /// As [`apply`](AsyncStore::apply), and what the database says of the rows; nothing is written then, unless it is [`Error::Indeterminate`].
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// # use keepcount::{Batch, Counter, Layout, PostgresStore, PreparedStatements};
+    /// # use keepcount::{Batch, Counter, PostgresStore, PreparedStatements, Schema};
     /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
     /// # async fn vote(client: &mut tokio_postgres::Client, prepared: &PreparedStatements) -> Result<(), Box<dyn std::error::Error>> {
     /// let insert = "INSERT INTO votes (show_id) VALUES ($1)";
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 1);
-    /// PostgresStore::new(client, &LAYOUT).prepared(prepared).write(&[(insert, &[&7_i64])], &mut batch).await?;
+    /// PostgresStore::new(client, &SCHEMA).prepared(prepared).write(&[(insert, &[&7_i64])], &mut batch).await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -319,67 +323,67 @@ impl PostgresStore<'_, Client> {
         self.write_with(rows, batch, None).await
     }
 
-    /// As [`write`](Self::write), and moves a stream's mark in the same transaction: events that were applied before write neither rows nor totals. So a write
-    /// whose outcome is [unknown](Error::Unknown) is given again as it is, and is written or [skipped](Applied::skipped). Takes two round trips more, as the mark is looked at
+    /// As [`write`](Self::write), and moves a stream's offset in the same transaction: events that were applied before write neither rows nor totals. So a write
+    /// whose outcome is [unknown](Error::Indeterminate) is given again as it is, and is written or [skipped](Applied::skipped). Takes two round trips more, as the offset is looked at
     /// first.
     ///
     /// # Errors
     ///
-    /// As [`apply_once`](AsyncStore::apply_once), and what the database says of the rows; nothing is written then, unless it is [`Error::Unknown`].
+    /// As [`apply_idempotent`](AsyncStore::apply_idempotent), and what the database says of the rows; nothing is written then, unless it is [`Error::Indeterminate`].
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// # use keepcount::{Batch, Counter, Error, Layout, Mark, PostgresStore};
+    /// # use keepcount::{Batch, Counter, Error, PostgresStore, Schema, StreamRange};
     /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
     /// # async fn vote(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 1);
     /// let rows: [(&str, &[&(dyn tokio_postgres::types::ToSql + Sync)]); 1] =
     ///     [("INSERT INTO votes (show_id) VALUES ($1)", &[&7_i64])];
-    /// let mark = Mark::new("votes", 1, 1)?;
-    /// let (_, applied) = PostgresStore::new(client, &LAYOUT).write_once(&rows, &mut batch, &mark).await?;
+    /// let stream_range = StreamRange::new("votes", 1, 1)?;
+    /// let (_, applied) = PostgresStore::new(client, &SCHEMA).write_idempotent(&rows, &mut batch, &stream_range).await?;
     /// println!("{}", if applied.skipped { "it was there" } else { "written" });
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn write_once(
+    pub async fn write_idempotent(
         &mut self,
         rows: &[(&str, &[&(dyn ToSql + Sync)])],
         batch: &mut Batch,
-        mark: &Mark<'_>,
+        stream_range: &StreamRange<'_>,
     ) -> Result<(Vec<u64>, Applied)> {
-        self.write_with(rows, batch, Some(mark)).await
+        self.write_with(rows, batch, Some(stream_range)).await
     }
 
     async fn write_with(
         &mut self,
         rows: &[(&str, &[&(dyn ToSql + Sync)])],
         batch: &mut Batch,
-        mark: Option<&Mark<'_>>,
+        stream_range: Option<&StreamRange<'_>>,
     ) -> Result<(Vec<u64>, Applied)> {
-        self.layout.check_batch(batch)?;
+        self.schema.check_batch(batch)?;
         let Conn::Own(client) = &self.conn else {
-            return Err(Error::setting("write", "it begins a transaction, and the store is within one"));
+            return Err(Error::invalid_use("write", "it begins a transaction, and the store is within one"));
         };
         if client.is_closed() {
             // Nothing was sent, so nothing is in doubt.
             let reason = "the connection was lost before; open another";
             let cause = "connection closed".into();
-            return Err(Error::Busy { doing: engine::write::doing(batch, mark), reason, cause });
+            return Err(Error::Busy { operation: engine::write::operation(batch, stream_range), reason, cause });
         }
-        let began = observe::begin(observe::Place::Postgres, batch);
-        let (written, applied) = write_in_own(&mut self.executor(), self.layout, rows, batch, mark).await?;
+        let began = observe::begin(observe::Backend::Postgres, batch);
+        let (written, applied) = write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
         if !applied.skipped {
-            observe::stored(observe::Place::Postgres, began, batch, &applied);
+            observe::stored(observe::Backend::Postgres, began, batch, &applied);
         }
         batch.spend();
         Ok((written, applied))
     }
 
-    /// Removes rows of totals that are 0, and locks of children and of keys of boards, a bounded part a call, beside writers: they read as absent ones do,
-    /// so no total, board or report changes. Call it from the job that repairs until it is [complete](Swept::complete).
+    /// Removes rows of totals that are 0, and locks of children and of keys of leaderboards, a bounded part a call, beside writers: they read as absent ones do,
+    /// so no total, leaderboard or report changes. Call it from the job that repairs until it is [complete](Swept::complete).
     ///
     /// One transaction a page, which waits for no row that another holds, and leaves that one for a later sweep; so nobody deadlocks with it. What the
     /// oldest transaction that runs may not have seen stays too, one that reads in this database or writes in any of the server's: a transaction above
@@ -390,32 +394,32 @@ impl PostgresStore<'_, Client> {
     ///
     /// What the database says; what was removed before stays removed, and the next call goes on there.
     pub async fn sweep(&mut self, sweep: &mut Sweep) -> Result<Swept> {
-        engine::sweep::sweep(&mut self.executor(), self.layout, sweep).await
+        engine::sweep::sweep(&mut self.executor(), self.schema, sweep).await
     }
 }
 
 impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
     async fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        engine::write::apply(&mut self.executor(), self.layout, batch, None).await
+        engine::write::apply(&mut self.executor(), self.schema, batch, None).await
     }
 
-    async fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
-        engine::write::apply(&mut self.executor(), self.layout, batch, Some(mark)).await
+    async fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        engine::write::apply(&mut self.executor(), self.schema, batch, Some(stream_range)).await
     }
 
-    async fn mark(&mut self, stream: &str) -> Result<u64> {
+    async fn offset(&mut self, stream: &str) -> Result<u64> {
         engine::read::offset(&mut self.executor(), stream).await
     }
 
-    async fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        engine::read::read(&mut self.executor(), self.layout, counter, keys).await
+    async fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        engine::read::read(&mut self.executor(), self.schema, counter, keys).await
     }
 
-    async fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        engine::read::range(&mut self.executor(), self.layout, counter, range, limit).await
+    async fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        engine::read::range(&mut self.executor(), self.schema, counter, range, limit).await
     }
 
-    async fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
-        engine::read::sum(&mut self.executor(), self.layout, counter, range).await
+    async fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+        engine::read::sum(&mut self.executor(), self.schema, counter, range).await
     }
 }

@@ -8,7 +8,7 @@ use crate::key::{AsKey, Key, KeyBuf};
 /// A range of a counter's keys.
 ///
 /// A bound may be the beginning of a key, of fewer parts: then it stands for all keys that begin so. [`Counter`](crate::Counter) makes the
-/// typed ones: [`under`](crate::Counter::under), [`tails`](crate::Counter::tails), [`heads`](crate::Counter::heads).
+/// typed ones: [`under`](crate::Counter::under), [`suffixes`](crate::Counter::suffixes), [`prefixes`](crate::Counter::prefixes).
 ///
 /// # Examples
 ///
@@ -16,7 +16,7 @@ use crate::key::{AsKey, Key, KeyBuf};
 /// use keepcount::{Counter, KeyBuf};
 ///
 /// const VISITS: Counter<(String, i64)> = Counter::new("page.visits");
-/// let range = VISITS.tails("home", 10..20);
+/// let range = VISITS.suffixes("home", 10..20);
 /// assert!(range.contains(&KeyBuf::of::<(String, i64)>(("home", 10))));
 /// assert!(!range.contains(&KeyBuf::of::<(String, i64)>(("home", 20))));
 /// ```
@@ -38,8 +38,8 @@ impl KeyRange {
 
     /// The keys that begin with these encoded parts; one key, where they are all of its parts.
     #[must_use]
-    pub fn under(head: KeyBuf) -> Self {
-        Self { start: Bound::Included(head.clone()), end: Bound::Included(head) }
+    pub fn under(prefix: KeyBuf) -> Self {
+        Self { start: Bound::Included(prefix.clone()), end: Bound::Included(prefix) }
     }
 
     /// The keys in a range; `K` is the counter's key, or the first of its parts.
@@ -49,18 +49,21 @@ impl KeyRange {
         Self { start: bound(keys.start_bound()), end: bound(keys.end_bound()) }
     }
 
-    pub(crate) fn tails<H: Key, T: Key, X: AsKey<T>>(head: &impl AsKey<H>, tails: &impl RangeBounds<X>) -> Self {
-        let head = KeyBuf::of::<H>(head);
-        let whole = |tail: &X| {
-            let mut key = head.clone();
-            tail.encode(&mut key);
+    pub(crate) fn suffixes<H: Key, T: Key, X: AsKey<T>>(
+        prefix: &impl AsKey<H>,
+        suffixes: &impl RangeBounds<X>,
+    ) -> Self {
+        let prefix = KeyBuf::of::<H>(prefix);
+        let whole = |suffix: &X| {
+            let mut key = prefix.clone();
+            suffix.encode(&mut key);
             key
         };
         let bound = |bound: Bound<&X>| match bound.map(whole) {
-            Bound::Unbounded => Bound::Included(head.clone()),
+            Bound::Unbounded => Bound::Included(prefix.clone()),
             bound => bound,
         };
-        Self { start: bound(tails.start_bound()), end: bound(tails.end_bound()) }
+        Self { start: bound(suffixes.start_bound()), end: bound(suffixes.end_bound()) }
     }
 
     /// The same keys, but only those behind this one: for the next page.
@@ -82,7 +85,7 @@ impl KeyRange {
     /// Whether a key is in it.
     #[must_use]
     pub fn contains(&self, key: &KeyBuf) -> bool {
-        let begins = |bound: &KeyBuf| head_cmp(key, bound);
+        let begins = |bound: &KeyBuf| prefix_cmp(key, bound);
         !self.starts_after(key)
             && match &self.end {
                 Bound::Unbounded => true,
@@ -94,8 +97,8 @@ impl KeyRange {
     fn starts_after(&self, key: &KeyBuf) -> bool {
         match &self.start {
             Bound::Unbounded => false,
-            Bound::Included(start) => head_cmp(key, start) == Ordering::Less,
-            Bound::Excluded(start) => head_cmp(key, start) != Ordering::Greater,
+            Bound::Included(start) => prefix_cmp(key, start) == Ordering::Less,
+            Bound::Excluded(start) => prefix_cmp(key, start) != Ordering::Greater,
         }
     }
 
@@ -143,7 +146,7 @@ impl KeyRange {
 }
 
 /// Compares a key's beginning, as long as the bound, with the bound.
-fn head_cmp(key: &KeyBuf, bound: &KeyBuf) -> Ordering {
+fn prefix_cmp(key: &KeyBuf, bound: &KeyBuf) -> Ordering {
     let (key, bound) = (key.as_bytes(), bound.as_bytes());
     key.get(..bound.len()).unwrap_or(key).cmp(bound)
 }
@@ -163,18 +166,18 @@ fn successor(key: &KeyBuf) -> Option<KeyBuf> {
 mod tests {
     use super::*;
 
-    fn pair(one: i8, two: i8) -> KeyBuf {
-        KeyBuf::of::<(i8, i8)>((one, two))
+    fn pair(a: i8, b: i8) -> KeyBuf {
+        KeyBuf::of::<(i8, i8)>((a, b))
     }
 
     fn bounds() -> Vec<Bound<KeyBuf>> {
-        let mut heads = vec![KeyBuf::new()];
+        let mut prefixes = vec![KeyBuf::new()];
         for one in [-128, -1, 0, 127] {
-            heads.push(KeyBuf::of::<i8>(one));
-            heads.extend([-128, 0, 127].map(|two| pair(one, two)));
+            prefixes.push(KeyBuf::of::<i8>(one));
+            prefixes.extend([-128, 0, 127].map(|two| pair(one, two)));
         }
-        let bound = |head: &KeyBuf| [Bound::Included(head.clone()), Bound::Excluded(head.clone())];
-        heads.iter().flat_map(bound).chain([Bound::Unbounded]).collect()
+        let bound = |prefix: &KeyBuf| [Bound::Included(prefix.clone()), Bound::Excluded(prefix.clone())];
+        prefixes.iter().flat_map(bound).chain([Bound::Unbounded]).collect()
     }
 
     #[test]

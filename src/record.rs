@@ -4,7 +4,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 
 use crate::batch::{Batch, Driver};
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::key::{AsKey, Key};
 
 /// A row that counts: `tally` says what it adds, and hooks and recount share it.
@@ -16,7 +16,7 @@ use crate::key::{AsKey, Key};
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Counter, Def, Record, Tally};
+/// use keepcount::{Counter, CounterId, Record, Tally};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 /// const USER_VOTES: Counter<String> = Counter::new("user.votes");
@@ -28,7 +28,7 @@ use crate::key::{AsKey, Key};
 /// }
 ///
 /// impl Record for Vote {
-///     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def(), USER_VOTES.def()];
+///     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id(), USER_VOTES.id()];
 ///
 ///     fn tally(&self, to: &mut Tally<'_>) {
 ///         if !self.spam {
@@ -42,14 +42,14 @@ use crate::key::{AsKey, Key};
 /// ```
 pub trait Record {
     /// The counters that rows of this type drive.
-    const COUNTERS: &'static [Def];
+    const COUNTERS: &'static [CounterId];
 
     /// Adds what this row counts for, and nothing else.
     fn tally(&self, to: &mut Tally<'_>);
 }
 
 impl<R: Record + ?Sized> Record for &R {
-    const COUNTERS: &'static [Def] = R::COUNTERS;
+    const COUNTERS: &'static [CounterId] = R::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         (**self).tally(to);
@@ -57,7 +57,7 @@ impl<R: Record + ?Sized> Record for &R {
 }
 
 impl<R: Record> Record for Option<R> {
-    const COUNTERS: &'static [Def] = R::COUNTERS;
+    const COUNTERS: &'static [CounterId] = R::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(row) = self {
@@ -67,7 +67,7 @@ impl<R: Record> Record for Option<R> {
 }
 
 impl<R: Record> Record for [R] {
-    const COUNTERS: &'static [Def] = R::COUNTERS;
+    const COUNTERS: &'static [CounterId] = R::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         for row in self {
@@ -77,7 +77,7 @@ impl<R: Record> Record for [R] {
 }
 
 impl<R: Record> Record for Vec<R> {
-    const COUNTERS: &'static [Def] = R::COUNTERS;
+    const COUNTERS: &'static [CounterId] = R::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         self.as_slice().tally(to);

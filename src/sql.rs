@@ -12,21 +12,21 @@ use std::borrow::Cow;
 use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
-pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, MARKS, Migration, RUNS};
+pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS};
 pub(crate) use self::keyed::*;
 pub use self::query::Query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) use self::sweep::*;
-pub use self::sweep::{forget_mark, read_marks};
-pub use self::value::{TEXT_MOST, Value, key_values, push_key_part};
-pub(crate) use self::value::{head_values, push_key_values};
+pub use self::sweep::{forget_offset, read_offsets};
+pub use self::value::{MAX_TEXT, Value, key_values, push_key_part};
+pub(crate) use self::value::{prefix_values, push_key_values};
 use crate::batch::Batch;
-use crate::counter::{Def, Placed};
+use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyPart, KeyParts};
-use crate::layout::Layout;
 use crate::range::KeyRange;
-use crate::rollup;
+use crate::rollup_update;
+use crate::schema::Schema;
 use crate::store::steps;
 
 /// Which database's SQL is wanted.
@@ -41,10 +41,10 @@ pub enum Dialect {
 
 impl Dialect {
     /// The text of the parameter at this place, from 1 on.
-    pub(crate) fn param(self, at: usize) -> String {
+    pub(crate) fn param(self, index: usize) -> String {
         match self {
-            Self::Sqlite => format!("?{at}"),
-            Self::Postgres => format!("${at}"),
+            Self::Sqlite => format!("?{index}"),
+            Self::Postgres => format!("${index}"),
         }
     }
 
@@ -57,7 +57,7 @@ impl Dialect {
     }
 
     /// What ends the declaration of a table whose rows are looked up and updated.
-    pub(crate) const fn table_ends(self) -> &'static str {
+    pub(crate) const fn table_options(self) -> &'static str {
         match self {
             Self::Sqlite => " STRICT, WITHOUT ROWID",
             Self::Postgres => " WITH (fillfactor = 80)",
@@ -91,7 +91,7 @@ impl Dialect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statement<'a> {
     /// The counter whose totals it writes.
-    pub counter: Def,
+    pub counter: CounterId,
     /// The statement; its parameters are `?1`, `?2`, .., in PostgreSQL `$1`, `$2`, ..
     pub text: String,
     values: Vec<Value<'a>>,
@@ -115,56 +115,59 @@ impl<'a> Statement<'a> {
     }
 }
 
-/// The statements that apply a batch: one for each counter, in the layout's order; nothing for an empty batch.
+/// The statements that apply a batch: one for each counter, in the schema's order; nothing for an empty batch.
 ///
-/// Run them as the last statements of the transaction that wrote the rows. Where counters of the batch feed a rollup, let a [`Climb`](crate::Climb) make
-/// the statements: it has to ask the database first. Boards and prunable counters are kept by `SqliteStore` and `PostgresStore` alone.
+/// Run them as the last statements of the transaction that wrote the rows. Where counters of the batch feed a rollup, let a [`RollupUpdate`](crate::RollupUpdate) make
+/// the statements: it has to ask the database first. Leaderboards and prunable counters are kept by `SqliteStore` and `PostgresStore` alone.
 ///
 /// # Errors
 ///
 /// [`Error::Key`] for a key that SQL cannot hold, [`Error::Overflow`] for a delta beyond 64 bits, [`Error::Rollup`] where a counter of the
-/// batch feeds a rollup, [`Error::Setting`] where one is prunable or moves a board, and what [`Layout::check_batch`] says.
+/// batch feeds a rollup, [`Error::InvalidUse`] where one is prunable or moves a leaderboard, and what [`Schema::check_batch`] says.
 ///
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Layout, sql};
+/// use keepcount::{Batch, Counter, Schema, sql};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 2);
-/// for statement in sql::apply(sql::Dialect::Sqlite, &LAYOUT, &batch)? {
+/// for statement in sql::apply(sql::Dialect::Sqlite, &SCHEMA, &batch)? {
 ///     for row in statement.rows() {
 ///         println!("{} {row:?}", statement.text);
 ///     }
 /// }
 /// # Ok::<(), keepcount::Error>(())
 /// ```
-pub fn apply<'a>(dialect: Dialect, layout: &Layout, batch: &'a Batch) -> Result<Vec<Statement<'a>>> {
-    layout.check_batch(batch)?;
-    if let Some((counter, rollup)) = rollup::first_fed(layout, batch) {
-        let reason = "a Climb reads what it needs and makes the statements";
+pub fn apply<'a>(dialect: Dialect, schema: &Schema, batch: &'a Batch) -> Result<Vec<Statement<'a>>> {
+    schema.check_batch(batch)?;
+    if let Some((counter, rollup)) = rollup_update::first_fed(schema, batch) {
+        let reason = "a RollupUpdate reads what it needs and makes the statements";
         return Err(Error::Rollup {
             counter: counter.name(),
             reason: format!("it feeds {}; {reason}", rollup.full_name()),
         });
     }
-    check_text_alone(layout, batch)?;
-    statements(dialect, layout, batch, false)
+    check_text_alone(schema, batch)?;
+    statements(dialect, schema, batch, false)
 }
 
 /// Refuses counters that statements alone do not keep right.
-pub(crate) fn check_text_alone(layout: &Layout, batch: &Batch) -> Result<()> {
+pub(crate) fn check_text_alone(schema: &Schema, batch: &Batch) -> Result<()> {
     for counter in batch.counters() {
-        let boards = layout.board_defs().iter().find(|board| board.counters().iter().any(|known| known.same(counter)));
-        let reason = match boards {
-            Some(board) => format!("counter {} moves board {}", counter.full_name(), board.name()),
-            None if layout.placed(counter)?.is_prunable() => format!("counter {} is prunable", counter.full_name()),
+        let leaderboards = schema
+            .leaderboard_ids()
+            .iter()
+            .find(|leaderboard| leaderboard.counters().iter().any(|known| known.same(counter)));
+        let reason = match leaderboards {
+            Some(leaderboard) => format!("counter {} moves leaderboard {}", counter.full_name(), leaderboard.name()),
+            None if schema.spec(counter)?.is_prunable() => format!("counter {} is prunable", counter.full_name()),
             None => continue,
         };
-        return Err(Error::setting(
+        return Err(Error::invalid_use(
             "statements",
             format!("{reason}, which only SqliteStore and PostgresStore look after"),
         ));
@@ -172,15 +175,15 @@ pub(crate) fn check_text_alone(layout: &Layout, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
-/// As [`apply`], for a batch that has climbed. With `far`, a delta beyond 64 bits becomes two steps: what one total lacks may be that much.
+/// As [`apply`], for a batch that has climbed. With `split`, a delta beyond 64 bits becomes two steps: what one total lacks may be that much.
 pub(crate) fn statements<'a>(
     dialect: Dialect,
-    layout: &Layout,
+    schema: &Schema,
     batch: &'a Batch,
-    far: bool,
+    split: bool,
 ) -> Result<Vec<Statement<'a>>> {
     let positions =
-        batch.counters().iter().map(|counter| layout.position_in(counter)).collect::<Result<Vec<usize>>>()?;
+        batch.counters().iter().map(|counter| schema.position_in(counter)).collect::<Result<Vec<usize>>>()?;
     let mut deltas: Vec<(usize, &KeyBuf, i128)> = batch
         .entries()
         .iter()
@@ -190,10 +193,10 @@ pub(crate) fn statements<'a>(
     deltas.sort_unstable_by(|one, two| (one.0, one.1).cmp(&(two.0, two.1)));
     let mut statements = Vec::new();
     for run in deltas.chunk_by(|one, two| one.0 == two.0) {
-        let Some(placed) = run.first().and_then(|(at, ..)| layout.counters().get(*at)) else { continue };
-        statements.push(upserts(dialect, placed, run, far)?);
-        if layout.child_parts(&placed.def()).is_some() {
-            statements.extend(removals(dialect, placed, run)?);
+        let Some(spec) = run.first().and_then(|(at, ..)| schema.counters().get(*at)) else { continue };
+        statements.push(upserts(dialect, spec, run, split)?);
+        if schema.child_parts(&spec.id()).is_some() {
+            statements.extend(removals(dialect, spec, run)?);
         }
     }
     Ok(statements)
@@ -201,19 +204,19 @@ pub(crate) fn statements<'a>(
 
 fn upserts<'a>(
     dialect: Dialect,
-    placed: &Placed,
+    spec: &CounterSpec,
     deltas: &[(usize, &'a KeyBuf, i128)],
-    far: bool,
+    split: bool,
 ) -> Result<Statement<'a>> {
-    let counter = placed.def();
+    let counter = spec.id();
     let width = key_columns(counter.parts()).len() + 1;
     let arrays = dialect == Dialect::Postgres && deltas.len() > 1;
     let mut values = Vec::with_capacity(deltas.len() * width);
     // One statement of PostgreSQL's writes a total once.
-    for round in 0..if far { STEPS_MOST } else { 1 } {
+    for round in 0..if split { MAX_STEPS } else { 1 } {
         let mut rows = Vec::new();
         for (_, key, delta) in deltas {
-            if !far && i64::try_from(*delta).is_err() {
+            if !split && i64::try_from(*delta).is_err() {
                 return Err(Error::overflow(&counter, key, "delta"));
             }
             if let Some(step) = steps(*delta).nth(round) {
@@ -223,27 +226,27 @@ fn upserts<'a>(
         }
         push_rows(arrays, rows, width, &mut values);
     }
-    let text = if arrays { upsert_many(placed) } else { upsert(dialect, placed) };
+    let text = if arrays { upsert_many(spec) } else { upsert(dialect, spec) };
     Ok(Statement { counter, text, values, width, adds: true })
 }
 
-/// A change from one 64-bit integer to another takes two steps at most; a mend's, from a sum that a batch adds to, one more.
-const STEPS_MOST: usize = 3;
+/// A change from one 64-bit integer to another takes two steps at most; a repair's, from a sum that a batch adds to, one more.
+const MAX_STEPS: usize = 3;
 
-/// A link that is gone leaves no row behind: every climb of its child would read it.
+/// A membership that is gone leaves no row behind: every climb of its child would read it.
 fn removals<'a>(
     dialect: Dialect,
-    placed: &Placed,
+    spec: &CounterSpec,
     deltas: &[(usize, &'a KeyBuf, i128)],
 ) -> Result<Option<Statement<'a>>> {
-    let counter = placed.def();
+    let counter = spec.id();
     let mut rows = Vec::new();
     for (_, key, _) in deltas.iter().filter(|(.., delta)| *delta < 0) {
         push_key_values(dialect, &counter, key, &mut rows)?;
     }
     let width = key_columns(counter.parts()).len();
     let arrays = dialect == Dialect::Postgres && rows.len() > width;
-    let text = if arrays { remove_zeros(dialect, placed) } else { remove_zero(dialect, placed) };
+    let text = if arrays { remove_zeros(dialect, spec) } else { remove_zero(dialect, spec) };
     let mut values = Vec::new();
     push_rows(arrays, rows, width, &mut values);
     Ok((!values.is_empty()).then_some(Statement { counter, text, values, width, adds: false }))
@@ -251,26 +254,26 @@ fn removals<'a>(
 
 /// Adds one delta to one total; a total that is absent starts at 0.
 #[must_use]
-pub fn upsert(dialect: Dialect, placed: &Placed) -> String {
-    let columns = key_columns(placed.def().parts());
+pub fn upsert(dialect: Dialect, spec: &CounterSpec) -> String {
+    let columns = key_columns(spec.id().parts());
     let keys = columns.join(", ");
     let params = dialect.params(columns.len() + 1);
     format!(
         r#"INSERT INTO "{}" AS t ({keys}, "total") VALUES ({params}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
-        placed.table_name()
+        spec.table_name()
     )
 }
 
 /// Removes one total if it is 0.
 #[must_use]
-pub fn remove_zero(dialect: Dialect, placed: &Placed) -> String {
-    format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, placed.table_name(), key_is(dialect, placed))
+pub fn remove_zero(dialect: Dialect, spec: &CounterSpec) -> String {
+    format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, spec.table_name(), key_is(dialect, spec))
 }
 
 /// Reads one total: no row where it is absent.
 #[must_use]
-pub fn read(dialect: Dialect, placed: &Placed) -> String {
-    format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, placed.table_name(), key_is(dialect, placed))
+pub fn read(dialect: Dialect, spec: &CounterSpec) -> String {
+    format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, spec.table_name(), key_is(dialect, spec))
 }
 
 /// Reads the first totals of a range in key order: the key's columns and the total.
@@ -278,18 +281,18 @@ pub fn read(dialect: Dialect, placed: &Placed) -> String {
 /// # Errors
 ///
 /// As [`key_values`], of a bound.
-pub fn range<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange, limit: usize) -> Result<Query<'a>> {
-    let mut terms = Terms::of(dialect, placed, range)?;
-    let keys = own_key_columns(placed.def().parts()).join(", ");
+pub fn range<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange, limit: usize) -> Result<Query<'a>> {
+    let mut terms = Terms::of(dialect, spec, range)?;
+    let keys = own_key_columns(spec.id().parts()).join(", ");
     // SQLite plans a statement anew whenever a parameter of its LIMIT is bound: without a limit there is none.
-    let cut = if let Ok(limit) = i64::try_from(limit) {
+    let limit_clause = if let Ok(limit) = i64::try_from(limit) {
         terms.values.push(Value::Integer(limit));
         format!(" LIMIT {}", dialect.param(terms.values.len()))
     } else {
         String::new()
     };
-    let (table, condition) = (placed.table_name(), terms.condition());
-    let text = format!(r#"SELECT {keys}, t."total" FROM "{table}" AS t{condition} ORDER BY {keys}{cut}"#);
+    let (table, condition) = (spec.table_name(), terms.condition());
+    let text = format!(r#"SELECT {keys}, t."total" FROM "{table}" AS t{condition} ORDER BY {keys}{limit_clause}"#);
     Ok(Query::new(text, terms.values))
 }
 
@@ -298,14 +301,14 @@ pub fn range<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange, limit: 
 /// # Errors
 ///
 /// As [`range`].
-pub fn sum<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Query<'a>> {
-    let terms = Terms::of(dialect, placed, range)?;
+pub fn sum<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Result<Query<'a>> {
+    let terms = Terms::of(dialect, spec, range)?;
     let sum = match dialect {
         Dialect::Sqlite => r#"sum(t."total")"#,
         // What leaves 64 bits would be an error, which aborts the caller's transaction.
         Dialect::Postgres => r#"sum(t."total")::text"#,
     };
-    let text = format!(r#"SELECT {sum} FROM "{}" AS t{}"#, placed.table_name(), terms.condition());
+    let text = format!(r#"SELECT {sum} FROM "{}" AS t{}"#, spec.table_name(), terms.condition());
     Ok(Query::new(text, terms.values))
 }
 
@@ -317,13 +320,13 @@ struct Terms<'a> {
 
 impl<'a> Terms<'a> {
     /// Parts on which both bounds agree become equalities, so that the range is one of the index's.
-    fn of(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Self> {
-        let def = placed.def();
-        let columns = own_key_columns(def.parts());
+    fn of(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Result<Self> {
+        let id = spec.id();
+        let columns = own_key_columns(id.parts());
         let parts = |bound: &'a Bound<KeyBuf>| match bound {
             Bound::Unbounded => Ok(None),
-            Bound::Included(head) => head_values(dialect, &def, head).map(|values| Some((values, true))),
-            Bound::Excluded(head) => head_values(dialect, &def, head).map(|values| Some((values, false))),
+            Bound::Included(prefix) => prefix_values(dialect, &id, prefix).map(|values| Some((values, true))),
+            Bound::Excluded(prefix) => prefix_values(dialect, &id, prefix).map(|values| Some((values, false))),
         };
         let (start, end) = (parts(range.start())?, parts(range.end())?);
         let mut terms = Self { texts: Vec::new(), values: Vec::new() };
@@ -376,13 +379,13 @@ impl<'a> Terms<'a> {
 
 /// Looks whether there are as many totals other than 0 as `?1` says: their number, counted up to there.
 #[must_use]
-pub fn count_non_zero(dialect: Dialect, placed: &Placed) -> String {
-    let (table, most) = (placed.table_name(), dialect.param(1));
+pub fn count_non_zero(dialect: Dialect, spec: &CounterSpec) -> String {
+    let (table, most) = (spec.table_name(), dialect.param(1));
     format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most}) AS n"#)
 }
 
-/// Says which counters and boards are not ready to be read: one row of their full names with commas between, or null where all are ready. A
-/// counter needs what it sums too, a board what it is made of.
+/// Says which counters and leaderboards are not ready to be read: one row of their full names with commas between, or null where all are ready. A
+/// counter needs what it sums too, a leaderboard what it is made of.
 #[must_use]
 pub fn unready(dialect: Dialect) -> String {
     let names = match dialect {
@@ -392,7 +395,7 @@ pub fn unready(dialect: Dialect) -> String {
     format!(r#"SELECT {names} FROM "{CATALOGUE}" AS c WHERE c."ready" = 0"#)
 }
 
-/// Says that the counter or board `?1` is ready to be read from now on.
+/// Says that the counter or leaderboard `?1` is ready to be read from now on.
 #[must_use]
 pub fn set_ready(dialect: Dialect) -> String {
     let name = dialect.param(1);
@@ -401,15 +404,15 @@ pub fn set_ready(dialect: Dialect) -> String {
 
 /// Reads the last event of the stream `?1` that was applied: no row where there was none.
 #[must_use]
-pub fn read_mark(dialect: Dialect) -> String {
-    format!(r#"SELECT m."last" FROM "{MARKS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
+pub fn read_offset(dialect: Dialect) -> String {
+    format!(r#"SELECT m."last" FROM "{OFFSETS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
 }
 
-/// Holds a stream's mark until the transaction ends, and reads it: `$1` is the stream; PostgreSQL's alone.
+/// Holds a stream's offset until the transaction ends, and reads it: `$1` is the stream; PostgreSQL's alone.
 #[must_use]
-pub fn hold_mark() -> String {
+pub fn lock_offset() -> String {
     format!(
-        r#"INSERT INTO "{MARKS}" AS m ("stream", "last") VALUES ($1, 0) ON CONFLICT ("stream") DO UPDATE SET "last" = m."last" RETURNING m."last""#
+        r#"INSERT INTO "{OFFSETS}" AS m ("stream", "last") VALUES ($1, 0) ON CONFLICT ("stream") DO UPDATE SET "last" = m."last" RETURNING m."last""#
     )
 }
 
@@ -425,9 +428,9 @@ pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Quer
 
 /// Says that the events of the stream `?1` are applied up to `?2`; run it in the transaction that applies them.
 #[must_use]
-pub fn set_mark(dialect: Dialect) -> String {
+pub fn set_offset(dialect: Dialect) -> String {
     format!(
-        r#"INSERT INTO "{MARKS}" ("stream", "last") VALUES ({}) ON CONFLICT ("stream") DO UPDATE SET "last" = excluded."last""#,
+        r#"INSERT INTO "{OFFSETS}" ("stream", "last") VALUES ({}) ON CONFLICT ("stream") DO UPDATE SET "last" = excluded."last""#,
         dialect.params(2)
     )
 }
@@ -468,8 +471,8 @@ pub(crate) fn own_key_columns(parts: KeyParts) -> Vec<String> {
     key_columns(parts).iter().map(|column| format!("t.{column}")).collect()
 }
 
-fn key_is(dialect: Dialect, placed: &Placed) -> String {
-    let columns = own_key_columns(placed.def().parts());
+fn key_is(dialect: Dialect, spec: &CounterSpec) -> String {
+    let columns = own_key_columns(spec.id().parts());
     let terms = columns.iter().enumerate().map(|(at, column)| format!("{column} = {}", dialect.param(at + 1)));
     terms.collect::<Vec<_>>().join(" AND ")
 }

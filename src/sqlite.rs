@@ -3,15 +3,15 @@
 use rusqlite::Connection;
 
 use crate::batch::Batch;
-use crate::board::{Board, Ranked, Score};
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::drivers::rusqlite::Rusqlite;
 use crate::engine::{self, now};
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::leaderboard::{Leaderboard, Ranked, Score};
+use crate::offset::StreamRange;
 use crate::range::KeyRange;
+use crate::schema::Schema;
 use crate::store::{Applied, Store, Sweep, Swept};
 
 /// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.
@@ -24,37 +24,37 @@ use crate::store::{Applied, Store, Sweep, Swept};
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Layout, SqliteStore, Store};
+/// use keepcount::{Batch, Counter, Schema, SqliteStore, Store};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
 /// let mut conn = rusqlite::Connection::open_in_memory()?;
 /// conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)")?;
-/// SqliteStore::new(&conn, &LAYOUT).create()?;
+/// SqliteStore::new(&conn, &SCHEMA).create()?;
 ///
 /// let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
 /// let mut batch = Batch::new();
 /// tx.execute("INSERT INTO votes (show_id) VALUES (7)", ())?;
 /// batch.add(SHOW_VOTES, 7, 1);
-/// SqliteStore::new(&tx, &LAYOUT).apply(&mut batch)?;
+/// SqliteStore::new(&tx, &SCHEMA).apply(&mut batch)?;
 /// tx.commit()?;
 ///
-/// assert_eq!(SqliteStore::new(&conn, &LAYOUT).total(SHOW_VOTES, 7)?, 1);
+/// assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(SHOW_VOTES, 7)?, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct SqliteStore<'c> {
     conn: &'c Connection,
-    layout: &'c Layout,
+    schema: &'c Schema,
 }
 
 impl<'c> SqliteStore<'c> {
     /// The store of these counters over a connection; a transaction or savepoint is one too. Does no I/O: call
     /// [`check`](Self::check) once at start.
     #[must_use]
-    pub const fn new(conn: &'c Connection, layout: &'c Layout) -> Self {
-        Self { conn, layout }
+    pub const fn new(conn: &'c Connection, schema: &'c Schema) -> Self {
+        Self { conn, schema }
     }
 
     const fn executor(&self) -> Rusqlite<'c> {
@@ -64,17 +64,17 @@ impl<'c> SqliteStore<'c> {
     /// Makes the catalogue and the tables that are not there yet, and checks those that are.
     ///
     /// In a database without a catalogue every counter is ready to be read at once, as there are no rows yet; where there are, call
-    /// [`create_over_rows`](Self::create_over_rows). Where the catalogue is there already, a counter that comes new is not ready: there may be
+    /// [`create_pending_backfill`](Self::create_pending_backfill). Where the catalogue is there already, a counter that comes new is not ready: there may be
     /// rows from before, and processes that do not know it may still write. From now on it counts, and once every writer runs its hooks, a
-    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A board that comes new is empty and not ready until it is
+    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A leaderboard that comes new is empty and not ready until it is
     /// [rebuilt](Self::rebuild). docs/deploy.md has the steps.
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`] when a table of a counter's name is there and is not in the catalogue, or is not what the layout
+    /// [`Error::SchemaMismatch`] when a table of a counter's name is there and is not in the catalogue, or is not what the schema
     /// wants; nothing is made then, unless the caller is in a transaction, which is to be rolled back.
     pub fn create(&self) -> Result<()> {
-        now(engine::schema::create(&mut self.executor(), self.layout, false))
+        now(engine::schema::create(&mut self.executor(), self.schema, false))
     }
 
     /// As [`create`](Self::create), for counters of rows that are there already: no counter that comes new is ready, in a database without a
@@ -87,110 +87,110 @@ impl<'c> SqliteStore<'c> {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, Error, Layout, SqliteStore, Store};
+    /// use keepcount::{Batch, Counter, Error, Schema, SqliteStore, Store};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// conn.execute_batch("CREATE TABLE votes (show_id INTEGER NOT NULL); INSERT INTO votes VALUES (7), (7), (8)")?;
-    /// let mut store = SqliteStore::new(&conn, &LAYOUT);
-    /// store.create_over_rows()?;
-    /// assert!(!store.is_ready(SHOW_VOTES.def())?);
+    /// let mut store = SqliteStore::new(&conn, &SCHEMA);
+    /// store.create_pending_backfill()?;
+    /// assert!(!store.is_ready(SHOW_VOTES.id())?);
     /// assert!(matches!(store.total(SHOW_VOTES, 7), Err(Error::NotReady { .. })));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn create_over_rows(&self) -> Result<()> {
-        now(engine::schema::create(&mut self.executor(), self.layout, true))
+    pub fn create_pending_backfill(&self) -> Result<()> {
+        now(engine::schema::create(&mut self.executor(), self.schema, true))
     }
 
-    /// Compares catalogue and tables with the layout.
+    /// Compares catalogue and tables with the schema.
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`], naming the table, when one is absent, has other columns, is not STRICT or not WITHOUT ROWID, has a trigger, sorts
-    /// texts otherwise than by bytes, or holds another version or key than the layout says; [`Error::Setting`] when the connection keeps no
+    /// [`Error::SchemaMismatch`], naming the table, when one is absent, has other columns, is not STRICT or not WITHOUT ROWID, has a trigger, sorts
+    /// texts otherwise than by bytes, or holds another version or key than the schema says; [`Error::InvalidUse`] when the connection keeps no
     /// journal (`PRAGMA journal_mode = OFF`), without which nothing can be rolled back.
     pub fn check(&self) -> Result<()> {
-        now(engine::schema::check(&mut self.executor(), self.layout))
+        now(engine::schema::check(&mut self.executor(), self.schema))
     }
 
-    /// The counters and boards of this database that the layout does not have, by their full names: those that an older layout had, and, seen from
-    /// an older layout, those that are new. Nobody who writes by this layout keeps their totals.
+    /// The counters and leaderboards of this database that the schema does not have, by their full names: those that an older schema had, and, seen from
+    /// an older schema, those that are new. Nobody who writes by this schema keeps their totals.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub fn lost(&self) -> Result<Vec<String>> {
-        now(engine::schema::lost(&mut self.executor(), self.layout))
+    pub fn orphaned(&self) -> Result<Vec<String>> {
+        now(engine::schema::lost(&mut self.executor(), self.schema))
     }
 
-    /// Drops the table of a counter or board that is [lost](Self::lost), and its row in the catalogue, in one transaction. A process that still has
+    /// Drops the table of a counter or leaderboard that is [lost](Self::orphaned), and its row in the catalogue, in one transaction. A process that still has
     /// it fails from then on with each write to it: call it by hand, once the last of them is gone.
     ///
     /// # Errors
     ///
-    /// [`UnknownCounter`](crate::Error::UnknownCounter) when the database has none of this name, [`Setting`](crate::Error::Setting) when the layout
-    /// has it, or a rollup or board is made of it, which is to be dropped first; and what the database says. Nothing is dropped then; inside a caller's
+    /// [`UnknownCounter`](crate::Error::UnknownCounter) when the database has none of this name, [`InvalidUse`](crate::Error::InvalidUse) when the schema
+    /// has it, or a rollup or leaderboard is made of it, which is to be dropped first; and what the database says. Nothing is dropped then; inside a caller's
     /// transaction it is to be rolled back.
     ///
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Counter, Layout, SqliteStore};
+    /// use keepcount::{Counter, Schema, SqliteStore};
     ///
     /// const VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const BEFORE: Layout = Layout::new(&[VOTES.table()]);
-    /// const NOW: Layout = Layout::new(&[VOTES.version(2).table()]);
+    /// const BEFORE: Schema = Schema::new(&[VOTES.table()]);
+    /// const NOW: Schema = Schema::new(&[VOTES.version(2).table()]);
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// SqliteStore::new(&conn, &BEFORE).create()?;
     /// let store = SqliteStore::new(&conn, &NOW);
     /// store.create()?;
-    /// assert_eq!(store.lost()?, ["show.votes"]);
-    /// store.forget("show.votes")?;
-    /// assert!(store.lost()?.is_empty());
+    /// assert_eq!(store.orphaned()?, ["show.votes"]);
+    /// store.drop_counter("show.votes")?;
+    /// assert!(store.orphaned()?.is_empty());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn forget(&self, name: &str) -> Result<()> {
-        now(engine::schema::forget(&mut self.executor(), self.layout, name))
+    pub fn drop_counter(&self, name: &str) -> Result<()> {
+        now(engine::schema::forget(&mut self.executor(), self.schema, name))
     }
 
     /// Whether a counter may be read: it, and all that it sums, are ready.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not the layout's, and what the database says.
-    pub fn is_ready(&self, counter: Def) -> Result<bool> {
-        now(engine::readiness::is_ready(&mut self.executor(), self.layout, counter))
+    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that is not the schema's, and what the database says.
+    pub fn is_ready(&self, counter: CounterId) -> Result<bool> {
+        now(engine::readiness::is_ready(&mut self.executor(), self.schema, counter))
     }
 
-    /// The counters of the layout that are to be backfilled, in the order of names; for
+    /// The counters of the schema that are to be backfilled, in the order of names; for
     /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped). A rollup above them may be ready itself, and is refused to readers
     /// until they are.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub fn unready(&self) -> Result<Vec<Def>> {
-        now(engine::readiness::unready(&mut self.executor(), self.layout))
+    pub fn unready(&self) -> Result<Vec<CounterId>> {
+        now(engine::readiness::unready(&mut self.executor(), self.schema))
     }
 
-    /// Forgets the totals of a counter, and of the rollups by its tail, whose last part is before `before`; from now on hooks and audits
-    /// leave such keys alone. The cut-off never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    /// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before `before`; from now on hooks and audits
+    /// leave such keys alone. The cutoff never goes back; an earlier one than before changes nothing. Gives how many totals went.
     ///
     /// One transaction, whose cost grows with the counter's totals.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when the counter is not placed as [`prunable`](Placed::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
+    /// [`Error::InvalidUse`] when the counter is not placed as [`prunable`](CounterSpec::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
     /// database says; inside a caller's transaction, which is then to be rolled back.
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
-        let cut = KeyBuf::of::<T>(before);
-        now(engine::retention::prune(&mut self.executor(), self.layout, counter.def(), T::PARTS, &cut))
+        let cutoff = KeyBuf::of::<T>(before);
+        now(engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff))
     }
 
-    /// Removes rows of totals that are 0, a bounded part a call, beside writers: they read as absent totals do, so no total, board or report changes.
+    /// Removes rows of totals that are 0, a bounded part a call, beside writers: they read as absent totals do, so no total, leaderboard or report changes.
     /// Call it from the job that repairs until it is [complete](Swept::complete).
     ///
     /// Reads a page without the write lock, and takes that only where there is something to remove: one transaction a page. In the caller's
@@ -201,7 +201,7 @@ impl<'c> SqliteStore<'c> {
     /// What the database says, [`Error::Busy`](crate::Error::Busy) while another connection writes; what was removed before stays removed, and the
     /// next call goes on there.
     pub fn sweep(&self, sweep: &mut Sweep) -> Result<Swept> {
-        now(engine::sweep::sweep(&mut self.executor(), self.layout, sweep))
+        now(engine::sweep::sweep(&mut self.executor(), self.schema, sweep))
     }
 
     /// The streams behind one, in the order of their names' bytes, at most `limit`, each with its last event that was applied; from the first where
@@ -209,40 +209,40 @@ impl<'c> SqliteStore<'c> {
     ///
     /// # Errors
     ///
-    /// What the database says, and [`Error::Schema`](crate::Error::Schema) for a mark that somebody else wrote.
-    pub fn marks(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
+    /// What the database says, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an offset that somebody else wrote.
+    pub fn offsets(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
         now(engine::read::offsets(&mut self.executor(), after, limit))
     }
 
-    /// Forgets the mark of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are.
+    /// Forgets the offset of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are.
     ///
-    /// A store without a mark takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
+    /// A store without an offset takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
     ///
     /// # Errors
     ///
-    /// As [`marks`](Self::marks); the mark stays then.
-    pub fn forget_mark(&self, stream: &str) -> Result<u64> {
+    /// As [`offsets`](Self::offsets); the offset stays then.
+    pub fn forget_offset(&self, stream: &str) -> Result<u64> {
         now(engine::sweep::forget_offset(&mut self.executor(), stream))
     }
 
-    /// The first lines of a board: one range of its index.
+    /// The first lines of a leaderboard: one range of its index.
     ///
     /// # Errors
     ///
-    /// What the database says; [`Error::Key`] for a key that is none of the board's type; [`Error::NotReady`] while the board came new and is
+    /// What the database says; [`Error::Key`] for a key that is none of the leaderboard's type; [`Error::NotReady`] while the leaderboard came new and is
     /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
     ///
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Board, Counter, Layout, SqliteStore, Store};
+    /// use keepcount::{Batch, Counter, Leaderboard, Schema, SqliteStore, Store};
     ///
     /// const VOTES: Counter<i64> = Counter::new("song.votes");
-    /// const SONGS: Board<i64> = Board::new("song.board", &[VOTES.def()], |totals| totals.first().copied().filter(|votes| *votes > 0));
-    /// const LAYOUT: Layout = Layout::new(&[VOTES.table()]).boards(&[SONGS.def()]);
+    /// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", &[VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+    /// const SCHEMA: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[SONGS.id()]);
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
-    /// let mut store = SqliteStore::new(&conn, &LAYOUT);
+    /// let mut store = SqliteStore::new(&conn, &SCHEMA);
     /// store.create()?;
     /// let mut batch = Batch::new();
     /// batch.add(VOTES, 7_i64, 2);
@@ -253,8 +253,8 @@ impl<'c> SqliteStore<'c> {
     /// assert_eq!(store.rank(SONGS, 7_i64)?.map(|line| line.rank), Some(2));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn top<K: Key, S: Score>(&self, board: Board<K, S>, limit: usize) -> Result<Vec<Ranked<K, S>>> {
-        now(engine::leaderboard::top(&mut self.executor(), self.layout, board, limit))
+    pub fn top<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>, limit: usize) -> Result<Vec<Ranked<K, S>>> {
+        now(engine::leaderboard::top(&mut self.executor(), self.schema, leaderboard, limit))
     }
 
     /// The lines behind one that was read before: ranks go on from its rank, whatever has changed meanwhile.
@@ -264,11 +264,11 @@ impl<'c> SqliteStore<'c> {
     /// As [`top`](Self::top).
     pub fn top_after<K: Key + AsKey<K>, S: Score>(
         &self,
-        board: Board<K, S>,
+        leaderboard: Leaderboard<K, S>,
         after: &Ranked<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        now(engine::leaderboard::top_after(&mut self.executor(), self.layout, board, after, limit))
+        now(engine::leaderboard::top_after(&mut self.executor(), self.schema, leaderboard, after, limit))
     }
 
     /// The line of one key; none where it is not listed. Counts the lines before it: costs O(rank).
@@ -276,55 +276,59 @@ impl<'c> SqliteStore<'c> {
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub fn rank<K: Key, S: Score>(&self, board: Board<K, S>, key: impl AsKey<K>) -> Result<Option<Ranked<K, S>>> {
-        now(engine::leaderboard::rank(&mut self.executor(), self.layout, board, &KeyBuf::of::<K>(key)))
+    pub fn rank<K: Key, S: Score>(
+        &self,
+        leaderboard: Leaderboard<K, S>,
+        key: impl AsKey<K>,
+    ) -> Result<Option<Ranked<K, S>>> {
+        now(engine::leaderboard::rank(&mut self.executor(), self.schema, leaderboard, &KeyBuf::of::<K>(key)))
     }
 
-    /// How many keys a board lists.
+    /// How many keys a leaderboard lists.
     ///
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub fn listed<K: Key, S: Score>(&self, board: Board<K, S>) -> Result<u64> {
-        now(engine::leaderboard::listed(&mut self.executor(), self.layout, &board.def()))
+    pub fn listed<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
+        now(engine::leaderboard::listed(&mut self.executor(), self.schema, &leaderboard.id()))
     }
 
-    /// Makes every score of a board anew from totals, in one transaction, and the board ready to be read; says how many lines were not as they should
-    /// be. Needed once for a board that came new to a database, after a board's version was raised, which it writes into the catalogue, and after
+    /// Makes every score of a leaderboard anew from totals, in one transaction, and the leaderboard ready to be read; says how many lines were not as they should
+    /// be. Needed once for a leaderboard that came new to a database, after a leaderboard's version was raised, which it writes into the catalogue, and after
     /// totals were changed behind keepcount's back.
     ///
-    /// Whoever calls it states that every process which writes has this board in its layout by now: one that has not leaves lines as they are.
+    /// Whoever calls it states that every process which writes has this leaderboard in its schema by now: one that has not leaves lines as they are.
     ///
     /// # Errors
     ///
     /// What the database says.
-    pub fn rebuild<K: Key, S: Score>(&self, board: Board<K, S>) -> Result<u64> {
-        now(engine::leaderboard::rebuild(&mut self.executor(), self.layout, &board.def()))
+    pub fn rebuild<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
+        now(engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()))
     }
 }
 
 impl Store for SqliteStore<'_> {
     fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        now(engine::write::apply(&mut self.executor(), self.layout, batch, None))
+        now(engine::write::apply(&mut self.executor(), self.schema, batch, None))
     }
 
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
-        now(engine::write::apply(&mut self.executor(), self.layout, batch, Some(mark)))
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        now(engine::write::apply(&mut self.executor(), self.schema, batch, Some(stream_range)))
     }
 
-    fn mark(&mut self, stream: &str) -> Result<u64> {
+    fn offset(&mut self, stream: &str) -> Result<u64> {
         now(engine::read::offset(&mut self.executor(), stream))
     }
 
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        now(engine::read::read(&mut self.executor(), self.layout, counter, keys))
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        now(engine::read::read(&mut self.executor(), self.schema, counter, keys))
     }
 
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        now(engine::read::range(&mut self.executor(), self.layout, counter, range, limit))
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        now(engine::read::range(&mut self.executor(), self.schema, counter, range, limit))
     }
 
-    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
-        now(engine::read::sum(&mut self.executor(), self.layout, counter, range))
+    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+        now(engine::read::sum(&mut self.executor(), self.schema, counter, range))
     }
 }

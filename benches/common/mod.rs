@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use hashbrown::HashMap;
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
-use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run};
+use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -68,7 +68,7 @@ pub fn rounds<T>(
 
 /// The counter of the benches in memory.
 pub const TOTAL: Counter<u64> = Counter::new("bench.total");
-const LAYOUT: Layout = Layout::new(&[TOTAL.table()]);
+const SCHEMA: Schema = Schema::new(&[TOTAL.table()]);
 
 /// A store and its peers, with the same keys in them.
 pub struct Peers {
@@ -79,7 +79,7 @@ pub struct Peers {
 
 impl Peers {
     pub fn filled(keys: u64) -> Self {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let all: Vec<u64> = (0..keys).collect();
         store.apply(&mut batch(&all)).unwrap();
         let map = all.iter().map(|key| (*key, 1)).collect();
@@ -121,8 +121,8 @@ const SETLIST_UPVOTES: Counter<String> = Counter::new("setlist.upvotes");
 const SETLIST_SCORE: Counter<String> = Counter::new("setlist.score");
 const USER_VOTES: Counter<String> = Counter::new("user.votes");
 /// The counters that a trigger can keep too: no rollups.
-const VOTES: Layout =
-    Layout::new(&[SETLIST_VOTES.table(), SETLIST_UPVOTES.table(), SETLIST_SCORE.table(), USER_VOTES.table()]);
+const VOTES: Schema =
+    Schema::new(&[SETLIST_VOTES.table(), SETLIST_UPVOTES.table(), SETLIST_SCORE.table(), USER_VOTES.table()]);
 
 pub struct VoteRow {
     pub id: String,
@@ -132,8 +132,8 @@ pub struct VoteRow {
 }
 
 impl Record for VoteRow {
-    const COUNTERS: &'static [Def] =
-        &[SETLIST_VOTES.def(), SETLIST_UPVOTES.def(), SETLIST_SCORE.def(), USER_VOTES.def()];
+    const COUNTERS: &'static [CounterId] =
+        &[SETLIST_VOTES.id(), SETLIST_UPVOTES.id(), SETLIST_SCORE.id(), USER_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, &self.setlist_id, 1);
@@ -243,9 +243,9 @@ impl Votes {
             Ok(VoteRow { id: row.get(0)?, setlist_id: row.get(1)?, user_id: row.get(2)?, up: row.get(3)? })
         });
         audit.add(SETLIST_VOTES, source).unwrap();
-        let scope = [SETLIST_VOTES.def()];
+        let scope = [SETLIST_VOTES.id()];
         let mut verify = Reconciler::scoped(Mode::Verify, &VOTES, &scope, options).unwrap();
-        run(&mut verify, &mut audit, &mut Live::new()).unwrap()
+        run(&mut verify, &mut audit, &mut SystemRuntime::new()).unwrap()
     }
 }
 

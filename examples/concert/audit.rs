@@ -71,7 +71,7 @@ macro_rules! declare_sources {
 pub(crate) use declare_sources;
 
 pub fn sources<T: Trends<String>>(conn: &Connection) -> Result<SqliteAudit<'_>> {
-    let mut audit = SqliteAudit::new(conn, &Concert::<String, T>::LAYOUT)?;
+    let mut audit = SqliteAudit::new(conn, &Concert::<String, T>::SCHEMA)?;
     declare_sources!(audit, Source, read, T::TRENDS);
     Ok(audit)
 }
@@ -98,7 +98,7 @@ fn reconciler(mode: Mode, scope: &Scope) -> Result<Reconciler> {
     }
     if let Some(token) = &scope.resume {
         let token: Token = token.parse()?;
-        return Ok(Reconciler::resume(mode, &C::LAYOUT, &token, options)?);
+        return Ok(Reconciler::resume(mode, &C::SCHEMA, &token, options)?);
     }
     if let Some(keys) = scope.page {
         options = options.page(keys as usize);
@@ -107,10 +107,10 @@ fn reconciler(mode: Mode, scope: &Scope) -> Result<Reconciler> {
         options = options.samples(keys as usize);
     }
     if scope.counters.is_empty() {
-        return Ok(Reconciler::new(mode, &C::LAYOUT, options)?);
+        return Ok(Reconciler::new(mode, &C::SCHEMA, options)?);
     }
-    let counters = scope.counters.iter().map(|name| C::LAYOUT.find(name)).collect::<keepcount::Result<Vec<_>>>()?;
-    Ok(Reconciler::scoped(mode, &C::LAYOUT, &counters, options)?)
+    let counters = scope.counters.iter().map(|name| C::SCHEMA.find(name)).collect::<keepcount::Result<Vec<_>>>()?;
+    Ok(Reconciler::scoped(mode, &C::SCHEMA, &counters, options)?)
 }
 
 /// Prints a report: for programs, or for people.

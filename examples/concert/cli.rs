@@ -85,7 +85,7 @@ enum Command {
         #[command(flatten)]
         audit: AuditArgs,
     },
-    /// Compare totals with the rows that they count, and mend those that differ
+    /// Compare totals with the rows that they count, and repair those that differ
     Repair {
         #[command(flatten)]
         audit: AuditArgs,
@@ -225,7 +225,7 @@ fn stream_name(events: &Path) -> Result<String> {
 }
 
 fn print_totals(out: &mut impl Write, counter: &str, db: &impl Database, at: Option<Date>) -> Result<Outcome> {
-    let counter = C::LAYOUT.find(counter)?;
+    let counter = C::SCHEMA.find(counter)?;
     let mut site = db.open_to_read()?;
     totals::print(out, &mut site.moment()?.store(), counter, at)?;
     Ok(Outcome::Clean)

@@ -14,7 +14,7 @@ use crate::worked::{DayCost, Runs, Worked};
 /// How many times as large a site gets.
 const GROWTH: [u32; 2] = [10, 100];
 /// More rows than these are not made for a demonstration.
-const ROWS_MOST: u64 = 2_500_000;
+const MAX_ROWS: u64 = 2_500_000;
 /// Events that nobody counts are applied so many at once.
 const EVENTS_AT_ONCE: usize = 1_000;
 
@@ -63,7 +63,7 @@ fn detailed(day: &DayCost) -> Table {
     }
     table.row(cells("the replaced system", "", &day.replaced()));
     table.row(cells("keepcount, the hooks of its events", &format!("{}x", number(day.day.events)), &day.hooks));
-    table.row(cells("  of which boards", "", &Cost { time: Duration::ZERO, ..day.boards }));
+    table.row(cells("  of which boards", "", &Cost { time: Duration::ZERO, ..day.leaderboards }));
     table.row(cells("a full verification, when wanted", "1x", &day.verification));
     table
 }
@@ -95,7 +95,7 @@ fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
             out,
             "  From 1x to {times}x, the jobs grow with the rows: {}.\n  \
              The hooks grow with the events alone: {}.\n  \
-             What keepcount does is SQLite's own count of statements on totals, links and boards, and the read of each updated row's old\n  \
+             What keepcount does is SQLite's own count of statements on totals, memberships and leaderboards, and the read of each updated row's old\n  \
              state; its time is that of these statements, a job's is all of it, and nobody waits for the disk. At 1x each of the {} runs\n  \
              was run; at 10x and 100x each job ran once, and its figures are multiplied by its runs a day. A full verification reads\n  \
              every row and total and so grows with the rows too. Totals are right without it; the one after each day found no drift.",
@@ -146,7 +146,7 @@ impl Study {
             for _ in 0..day.events {
                 waiting.extend(events.next_event()?.map(|(_, event)| event));
             }
-            if is_mean && site.rows()? * 100 <= ROWS_MOST {
+            if is_mean && site.rows()? * 100 <= MAX_ROWS {
                 for times in GROWTH {
                     let path = folder.path().join(format!("{times}.db"));
                     grown.push((times, site.grown(&path, times)?.work(day, &waiting, Runs::Once)?));

@@ -73,15 +73,15 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
     writeln!(out, "{from}: {} events replayed in {seconds:.1} s, each with its hooks\n", number(done.events))?;
     writeln!(out, "{}", rows(&conn)?)?;
     let today = last_day(&conn)?;
-    let lists = lists::side_by_side(&mut SqliteStore::new(&conn, &C::LAYOUT), today, 3)?;
+    let lists = lists::side_by_side(&mut SqliteStore::new(&conn, &C::SCHEMA), today, 3)?;
     writeln!(out, "The first of the lists on {today}\n\n{lists}")?;
 
     writeln!(out, "Broken behind the hooks' back, by SQL alone\n\n{}", break_it(&conn)?)?;
     let found = reconcile(out, &mut conn, Mode::Verify)?;
-    let mended = reconcile(out, &mut conn, Mode::Repair)?;
+    let repaired = reconcile(out, &mut conn, Mode::Repair)?;
     let verified = reconcile(out, &mut conn, Mode::Verify)?;
-    if mended.drift() != found.drift() || verified.drift() > 0 {
-        return Err(Error::said("the repair did not mend what the verify had found"));
+    if repaired.drift() != found.drift() || verified.drift() > 0 {
+        return Err(Error::said("the repair did not repair what the verify had found"));
     }
 
     writeln!(

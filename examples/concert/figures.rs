@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use keepcount::{Date, Placed};
+use keepcount::{CounterSpec, Date};
 
 use crate::clock::now;
 use crate::error::Result;
@@ -52,7 +52,7 @@ impl Figures {
     pub fn new() -> Self {
         Self {
             lines: Gauge::default(),
-            counters: C::LAYOUT.counters().iter().map(Counted::new).collect(),
+            counters: C::SCHEMA.counters().iter().map(Counted::new).collect(),
             next: 0,
             lists: Table::new([]),
             lists_of: None,
@@ -90,8 +90,8 @@ impl Figures {
 }
 
 impl Counted {
-    fn new(placed: &Placed) -> Self {
-        Self { name: placed.def().name(), table: placed.table_name(), keys: None, sum: Gauge::default(), of: None }
+    fn new(spec: &CounterSpec) -> Self {
+        Self { name: spec.id().name(), table: spec.table_name(), keys: None, sum: Gauge::default(), of: None }
     }
 
     fn count(&mut self, moment: &mut impl Moment, version: &str) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::progress::Progress;
 
 /// A longer line is refused, so that a file that is no event file does not fill the memory.
-const LINE_MOST: u64 = 1 << 20;
+const MAX_LINE: u64 = 1 << 20;
 
 /// How far a file was read, and a hash over every line up to there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,7 +116,7 @@ impl Lines {
     fn read(&mut self) -> Result<bool, Refused> {
         let refused = |reason| Refused { line: self.at.lines + 1, reason };
         self.line.clear();
-        let mut limited = (&mut self.input).take(LINE_MOST + 1);
+        let mut limited = (&mut self.input).take(MAX_LINE + 1);
         if let Err(error) = limited.read_until(b'\n', &mut self.line) {
             return Err(refused(format!("the file is broken or cut off here: {error}")));
         }
@@ -125,8 +125,8 @@ impl Lines {
         }
         if self.line.last() == Some(&b'\n') {
             self.line.pop();
-        } else if self.line.len() as u64 > LINE_MOST {
-            return Err(refused(format!("it is longer than {LINE_MOST} bytes")));
+        } else if self.line.len() as u64 > MAX_LINE {
+            return Err(refused(format!("it is longer than {MAX_LINE} bytes")));
         }
         let hash = Sha256::new().chain_update(self.at.hash).chain_update(&self.line).finalize();
         self.at = Position { lines: self.at.lines + 1, hash: hash.into() };

@@ -1,12 +1,12 @@
-//! The three lists that `top`, `rank` and `watch` print: artists and trending from boards, shows by their formula at a day.
+//! The three lists that `top`, `rank` and `watch` print: artists and trending from leaderboards, shows by their formula at a day.
 
 use clap::ValueEnum;
 use keepcount::concert::{ShowStanding, Trend};
-use keepcount::{Date, Decayed, Def, HalfLife, KeyBuf, Ranked, Store};
+use keepcount::{CounterId, Date, Decayed, HalfLife, KeyBuf, Ranked, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::C;
-use crate::site::Boards;
+use crate::site::Leaderboards;
 use crate::text::Table;
 
 /// A list, as it is named on the command line.
@@ -66,28 +66,28 @@ impl List {
         }
     }
 
-    pub fn top(&self, store: &mut (impl Store + Boards), at: Date, limit: usize) -> Result<Vec<Line>> {
+    pub fn top(&self, store: &mut (impl Store + Leaderboards), at: Date, limit: usize) -> Result<Vec<Line>> {
         Ok(match self {
             Self::Artists => store.top(C::ARTISTS, limit)?.iter().map(artist).collect(),
             Self::Shows => C::top_shows(store, at, limit)?.iter().map(show).collect(),
             Self::Trending(of) => {
-                store.top(of.board, limit)?.iter().map(|line| trending(line, of.half_life, at)).collect()
+                store.top(of.leaderboard, limit)?.iter().map(|line| trending(line, of.half_life, at)).collect()
             }
         })
     }
 
     /// The line of one id, as `top` has it; none where it is not listed.
-    pub fn rank(&self, store: &mut (impl Store + Boards), at: Date, id: &str) -> Result<Option<Line>> {
+    pub fn rank(&self, store: &mut (impl Store + Leaderboards), at: Date, id: &str) -> Result<Option<Line>> {
         Ok(match self {
             Self::Artists => store.rank(C::ARTISTS, id)?.as_ref().map(artist),
             Self::Shows => C::rank_of_show(store, at, id)?.as_ref().map(show),
-            Self::Trending(of) => store.rank(of.board, id)?.map(|line| trending(&line, of.half_life, at)),
+            Self::Trending(of) => store.rank(of.leaderboard, id)?.map(|line| trending(&line, of.half_life, at)),
         })
     }
 }
 
 /// The first lines of all three lists side by side.
-pub fn side_by_side(store: &mut (impl Store + Boards), at: Date, limit: usize) -> Result<Table> {
+pub fn side_by_side(store: &mut (impl Store + Leaderboards), at: Date, limit: usize) -> Result<Table> {
     let mut columns = Vec::new();
     for list in [List::Artists, List::Shows, List::trending(List::HALF_LIFE)?] {
         columns.push(list.top(store, at, limit)?.into_iter());
@@ -106,11 +106,11 @@ pub fn side_by_side(store: &mut (impl Store + Boards), at: Date, limit: usize) -
 }
 
 fn artist(line: &Ranked<String, i64>) -> Line {
-    Line { rank: line.rank, id: shown(C::ARTIST_LISTED.def(), &line.key), score: line.score.to_string() }
+    Line { rank: line.rank, id: shown(C::ARTIST_LISTED.id(), &line.key), score: line.score.to_string() }
 }
 
 fn show(line: &ShowStanding<String>) -> Line {
-    Line { rank: line.rank, id: shown(C::SHOW_VOTES.def(), &line.show), score: line.score.to_string() }
+    Line { rank: line.rank, id: shown(C::SHOW_VOTES.id(), &line.show), score: line.score.to_string() }
 }
 
 fn trending(line: &Ranked<String, Decayed>, half_life: HalfLife, at: Date) -> Line {
@@ -120,10 +120,10 @@ fn trending(line: &Ranked<String, Decayed>, half_life: HalfLife, at: Date) -> Li
         None if line.score < Decayed::sum([]) => format!("<{}", thousandths(i128::MIN)),
         None => format!(">{}", thousandths(i128::MAX)),
     };
-    Line { rank: line.rank, id: shown(C::SHOW_VOTES.def(), &line.key), score }
+    Line { rank: line.rank, id: shown(C::SHOW_VOTES.id(), &line.key), score }
 }
 
-fn shown(counter: Def, id: &str) -> String {
+fn shown(counter: CounterId, id: &str) -> String {
     counter.show(&KeyBuf::of::<String>(id))
 }
 

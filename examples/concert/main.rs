@@ -1,6 +1,6 @@
 //! A concert site on an embedded SQLite file or on PostgreSQL, whose counters keepcount keeps; here only exit codes.
 //!
-//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `sqlite.rs` (rows, totals and the mark in one
+//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `sqlite.rs` (rows, totals and the offset in one
 //! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order; then what differs in `postgres/`.
 
 mod app;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,
         Ok(Outcome::Drift) => ExitCode::from(2),
         Ok(Outcome::Stopped) => ExitCode::from(3),
-        // `totals | head`: the reader has seen enough.
+        // `totals | prefix`: the reader has seen enough.
         Err(Error::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");

@@ -1,6 +1,6 @@
-//! How far each stream was applied: the mark of its last line, and a hash of the lines up to there, by which a file that has changed is known.
+//! How far each stream was applied: the offset of its last line, and a hash of the lines up to there, by which a file that has changed is known.
 
-use keepcount::{Batch, Mark, SqliteStore, Store as _};
+use keepcount::{Batch, SqliteStore, Store as _, StreamRange};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::{Error, Result};
@@ -14,36 +14,36 @@ pub const TABLE: &str = "
     ) STRICT;
 ";
 
-/// Where positions were before there were marks.
+/// Where positions were before there were offsets.
 pub const OLD_TABLE: &str = "replay_position";
 pub const OLD_COLUMNS: &str = "stream, lines, hash";
 
 /// Whether this can be the name of a stream.
 pub fn check_name(stream: &str) -> Result<()> {
-    let named = Mark::new(stream, 1, 1).map(drop);
+    let named = StreamRange::new(stream, 1, 1).map(drop);
     named.map_err(|error| Error::said(format!("stream {stream:?}: {error}; give another as --stream NAME")))
 }
 
-/// In a transaction, since mark and hash must be of one moment.
+/// In a transaction, since offset and hash must be of one moment.
 pub fn read(conn: &Connection, stream: &str) -> Result<Position> {
-    let last = SqliteStore::new(conn, &C::LAYOUT).mark(stream)?;
+    let last = SqliteStore::new(conn, &C::SCHEMA).offset(stream)?;
     let mut find = conn.prepare_cached("SELECT hash FROM replay_prefix WHERE stream = ?1")?;
     of(stream, last, find.query_row([stream], |row| row.get(0)).optional()?)
 }
 
-/// What a stream's mark and hash say together.
+/// What a stream's offset and hash say together.
 pub fn of(stream: &str, last: u64, hash: Option<[u8; 32]>) -> Result<Position> {
     match (i64::try_from(last), hash) {
         (Ok(0), None) => Ok(Position::default()),
         (Ok(lines @ 1..), Some(hash)) => Ok(Position { lines, hash }),
         (_, hash) => Err(Error::Foreign(format!(
-            "table replay_prefix has {} of stream {stream}, whose mark is {last}: somebody else wrote one of them",
+            "table replay_prefix has {} of stream {stream}, whose offset is {last}: somebody else wrote one of them",
             if hash.is_some() { "a hash" } else { "no hash" }
         ))),
     }
 }
 
-/// The mark moves with the totals.
+/// The offset moves with the totals.
 pub fn set_hash(conn: &Connection, stream: &str, position: &Position) -> Result<()> {
     let text = "INSERT INTO replay_prefix (stream, hash) VALUES (?1, ?2)
                 ON CONFLICT (stream) DO UPDATE SET hash = excluded.hash";
@@ -54,15 +54,15 @@ pub fn set_hash(conn: &Connection, stream: &str, position: &Position) -> Result<
 /// Lines of all streams.
 pub fn lines(conn: &Connection) -> Result<i128> {
     let mut streams = conn.prepare_cached("SELECT stream FROM replay_prefix")?;
-    let mut store = SqliteStore::new(conn, &C::LAYOUT);
+    let mut store = SqliteStore::new(conn, &C::SCHEMA);
     let mut lines = 0;
     for stream in streams.query_map((), |row| row.get::<_, String>(0))? {
-        lines += i128::from(store.mark(&stream?)?);
+        lines += i128::from(store.offset(&stream?)?);
     }
     Ok(lines)
 }
 
-/// Makes marks of the positions of an older database, and drops their table.
+/// Makes offsets of the positions of an older database, and drops their table.
 pub fn take_over(tx: &Connection) -> Result<()> {
     let read = || -> rusqlite::Result<Vec<(String, Position)>> {
         let mut find = tx.prepare(&format!("SELECT {OLD_COLUMNS} FROM {OLD_TABLE} WHERE lines > 0"))?;
@@ -70,14 +70,15 @@ pub fn take_over(tx: &Connection) -> Result<()> {
         rows.collect()
     };
     let positions = read().map_err(|error| Error::Foreign(format!("table {OLD_TABLE}: {error}")))?;
-    let mut store = SqliteStore::new(tx, &C::LAYOUT);
+    let mut store = SqliteStore::new(tx, &C::SCHEMA);
     for (stream, position) in positions {
         let refused =
             |why: &dyn std::fmt::Display| Error::Foreign(format!("table {OLD_TABLE}, stream {stream:?}: {why}"));
         // What its lines count is in the totals already.
-        let mark = Mark::new(&stream, 1, position.lines.unsigned_abs()).map_err(|error| refused(&error))?;
-        if store.apply_once(&mut Batch::new(), &mark).map_err(|error| refused(&error))?.skipped {
-            return Err(refused(&"it has a mark already"));
+        let stream_range =
+            StreamRange::new(&stream, 1, position.lines.unsigned_abs()).map_err(|error| refused(&error))?;
+        if store.apply_idempotent(&mut Batch::new(), &stream_range).map_err(|error| refused(&error))?.skipped {
+            return Err(refused(&"it has an offset already"));
         }
         set_hash(tx, &stream, &position)?;
     }

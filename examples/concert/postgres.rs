@@ -32,7 +32,7 @@ use crate::site::{Database, Moment, Site};
 pub struct Url(Config);
 
 impl Url {
-    const CONNECT_MOST: Duration = Duration::from_secs(10);
+    const MAX_CONNECT: Duration = Duration::from_secs(10);
 
     /// None where this is a file's path.
     pub fn of(db: &Path) -> Result<Option<Self>> {
@@ -42,7 +42,7 @@ impl Url {
         };
         let mut config: Config = text.parse().map_err(|error| Error::Postgres(error).in_db("--db"))?;
         if config.get_connect_timeout().is_none() {
-            config.connect_timeout(Self::CONNECT_MOST);
+            config.connect_timeout(Self::MAX_CONNECT);
         }
         if config.get_application_name().is_none() {
             config.application_name("concert");
@@ -77,14 +77,14 @@ impl Database for Url {
     type Site = Connection;
 
     fn create(&self) -> Result<Connection> {
-        let mut site = Connection::open(self, LOCK_MOST)?;
+        let mut site = Connection::open(self, MAX_LOCK)?;
         let Connection { runtime, client, .. } = &mut site;
         runtime.block_on(schema::create(client))?;
         Ok(site)
     }
 
     fn open(&self) -> Result<Connection> {
-        let mut site = Connection::open(self, LOCK_MOST)?;
+        let mut site = Connection::open(self, MAX_LOCK)?;
         let Connection { runtime, client, .. } = &mut site;
         runtime.block_on(schema::check(client))?;
         Ok(site)
@@ -102,7 +102,7 @@ impl Database for Url {
 }
 
 /// How long a statement waits for what another transaction holds.
-const LOCK_MOST: Duration = Duration::from_secs(10);
+const MAX_LOCK: Duration = Duration::from_secs(10);
 
 /// An open database.
 pub struct Connection {
@@ -157,7 +157,7 @@ impl Site for Connection {
 /// have been a yes.
 fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Count(error) => error.next() != keepcount::Next::Fix,
+        Error::Count(error) => error.recovery() != keepcount::Recovery::Permanent,
         Error::Postgres(error) => match error.code() {
             // Classes: connection, resources, rolled back, lock_timeout among others, an operator's intervention.
             Some(code) => ["08", "53", "40", "55", "57"].iter().any(|class| code.code().starts_with(class)),

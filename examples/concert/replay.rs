@@ -1,7 +1,7 @@
-//! Events into the database: rows, totals and the mark of the last line, in one transaction each time.
+//! Events into the database: rows, totals and the offset of the last line, in one transaction each time.
 //!
 //! Killed at any moment, a replay goes on after its last commit and counts nothing twice. An event's number is that of its line; blank lines
-//! before it are part of its mark.
+//! before it are part of its offset.
 
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -19,7 +19,7 @@ pub struct Done {
     pub lines_before: u64,
     pub events: u64,
     pub commits: u64,
-    /// Statements that wrote totals and lines of boards.
+    /// Statements that wrote totals and lines of leaderboards.
     pub statements: u64,
 }
 
@@ -28,7 +28,7 @@ pub trait Target {
     /// How far an earlier replay of the stream has come.
     fn applied(&mut self, stream: &str) -> Result<Position>;
 
-    /// Applies events and moves the mark, in one transaction; counts what it did. A refused event ends it early: what came before stays.
+    /// Applies events and moves the offset, in one transaction; counts what it did. A refused event ends it early: what came before stays.
     fn commit(
         &mut self,
         stream: &str,

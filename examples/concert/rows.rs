@@ -1,7 +1,7 @@
 //! The application's own rows, and what each counts for.
 
 use keepcount::concert::{Artist, Decaying, FutureVote, Setlist, Show, Status, Trend, Trends, Vote};
-use keepcount::{Date, Def, Key, Record, Tally};
+use keepcount::{CounterId, Date, Key, Record, Tally};
 
 #[derive(Debug)]
 pub struct ArtistRow {
@@ -45,7 +45,7 @@ impl<K: Key> Trends<K> for HalfLives {
 // What counts: the hooks of `app.rs` and the recount of `audit.rs` both ask here.
 
 impl Record for ArtistRow {
-    const COUNTERS: &'static [Def] = Artist::<&str>::COUNTERS;
+    const COUNTERS: &'static [CounterId] = Artist::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         Artist::new(self.id.as_str(), self.followers, self.popularity).tally(to);
@@ -53,7 +53,7 @@ impl Record for ArtistRow {
 }
 
 impl Record for ShowRow {
-    const COUNTERS: &'static [Def] = Show::<&str>::COUNTERS;
+    const COUNTERS: &'static [CounterId] = Show::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         Show::new(self.id.as_str(), self.artist_id.as_deref(), self.date, self.status).tally(to);
@@ -61,7 +61,7 @@ impl Record for ShowRow {
 }
 
 impl Record for SetlistRow {
-    const COUNTERS: &'static [Def] = Setlist::<&str>::COUNTERS;
+    const COUNTERS: &'static [CounterId] = Setlist::<&str>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         Setlist::new(self.id.as_str(), self.show_id.as_deref()).tally(to);
@@ -69,7 +69,7 @@ impl Record for SetlistRow {
 }
 
 impl Record for VoteRow {
-    const COUNTERS: &'static [Def] = Decaying::<&str, HalfLives>::COUNTERS;
+    const COUNTERS: &'static [CounterId] = Decaying::<&str, HalfLives>::COUNTERS;
 
     fn tally(&self, to: &mut Tally<'_>) {
         self.decaying::<HalfLives>().tally(to);

@@ -58,7 +58,7 @@ pub fn create(path: &Path) -> Result<Connection> {
         tx.execute_batch(position::TABLE)?;
         check_rows(&tx)?;
         tx.execute_batch(INDICES)?;
-        SqliteStore::new(&tx, &C::LAYOUT).create()?;
+        SqliteStore::new(&tx, &C::SCHEMA).create()?;
         if is_old(&tx)? {
             check_table(&tx, position::OLD_TABLE, position::OLD_COLUMNS)?;
             position::take_over(&tx)?;
@@ -76,10 +76,10 @@ pub fn open(path: &Path) -> Result<Connection> {
     let open = || {
         let conn = connect(path, OpenFlags::empty())?;
         if is_old(&conn)? {
-            let reason = "is from before there were marks: a replay into this database takes it over";
+            let reason = "is from before there were offsets: a replay into this database takes it over";
             return Err(Error::Foreign(format!("table {} {reason}", position::OLD_TABLE)));
         }
-        SqliteStore::new(&conn, &C::LAYOUT).check()?;
+        SqliteStore::new(&conn, &C::SCHEMA).check()?;
         check_rows(&conn)?;
         Ok(conn)
     };
@@ -114,7 +114,7 @@ fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     Ok(conn)
 }
 
-/// Whether positions are where they were before there were marks.
+/// Whether positions are where they were before there were offsets.
 fn is_old(conn: &Connection) -> Result<bool> {
     Ok(conn.table_exists(None, position::OLD_TABLE)?)
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use keepcount::reconcile::{Reconciler, Report};
-use keepcount::{AsKey, Board, Key, Ranked, Score, Store};
+use keepcount::{AsKey, Key, Leaderboard, Ranked, Score, Store};
 
 use crate::error::Result;
 use crate::lines::Lines;
@@ -45,7 +45,7 @@ pub trait Site {
 
 /// A database as it was at one moment.
 pub trait Moment {
-    fn store(&mut self) -> impl Store + Boards;
+    fn store(&mut self) -> impl Store + Leaderboards;
 
     /// Another one whenever somebody has written.
     fn version(&mut self) -> Result<String>;
@@ -60,13 +60,17 @@ pub trait Moment {
     fn count(&mut self, table: &str) -> Result<(i64, i128)>;
 }
 
-/// The boards beside a store's totals.
-pub trait Boards {
-    fn top<K: Key, S: Score>(&mut self, board: Board<K, S>, limit: usize) -> keepcount::Result<Vec<Ranked<K, S>>>;
+/// The leaderboards beside a store's totals.
+pub trait Leaderboards {
+    fn top<K: Key, S: Score>(
+        &mut self,
+        leaderboard: Leaderboard<K, S>,
+        limit: usize,
+    ) -> keepcount::Result<Vec<Ranked<K, S>>>;
 
     fn rank<K: Key, S: Score>(
         &mut self,
-        board: Board<K, S>,
+        leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
     ) -> keepcount::Result<Option<Ranked<K, S>>>;
 }

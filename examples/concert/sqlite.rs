@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use keepcount::reconcile::{self, Live, Reconciler, Report};
-use keepcount::{AsKey, Batch, Board, Key, Mark, Ranked, Score, SqliteStore, Store};
+use keepcount::reconcile::{self, Reconciler, Report, SystemRuntime};
+use keepcount::{AsKey, Batch, Key, Leaderboard, Ranked, Score, SqliteStore, Store, StreamRange};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::replay::{self, Done, Target};
 use crate::rows::HalfLives;
 use crate::schema::{self, C};
-use crate::site::{Boards, Database, Moment, Site};
+use crate::site::{Database, Leaderboards, Moment, Site};
 use crate::{app, audit, position, verified};
 
 pub struct File(pub PathBuf);
@@ -57,7 +57,7 @@ impl Site for Connection {
 
     fn audit(&mut self, run: &mut Reconciler) -> Result<Report> {
         let mut audit = audit::sources::<HalfLives>(self)?;
-        let done = reconcile::run(run, &mut audit, &mut Live::new());
+        let done = reconcile::run(run, &mut audit, &mut SystemRuntime::new());
         audit::ended(run, done)
     }
 
@@ -67,8 +67,8 @@ impl Site for Connection {
 }
 
 impl Moment for Transaction<'_> {
-    fn store(&mut self) -> impl Store + Boards {
-        SqliteStore::new(self, &C::LAYOUT)
+    fn store(&mut self) -> impl Store + Leaderboards {
+        SqliteStore::new(self, &C::SCHEMA)
     }
 
     fn version(&mut self) -> Result<String> {
@@ -97,17 +97,21 @@ impl Moment for Transaction<'_> {
     }
 }
 
-impl Boards for SqliteStore<'_> {
-    fn top<K: Key, S: Score>(&mut self, board: Board<K, S>, limit: usize) -> keepcount::Result<Vec<Ranked<K, S>>> {
-        SqliteStore::top(self, board, limit)
+impl Leaderboards for SqliteStore<'_> {
+    fn top<K: Key, S: Score>(
+        &mut self,
+        leaderboard: Leaderboard<K, S>,
+        limit: usize,
+    ) -> keepcount::Result<Vec<Ranked<K, S>>> {
+        SqliteStore::top(self, leaderboard, limit)
     }
 
     fn rank<K: Key, S: Score>(
         &mut self,
-        board: Board<K, S>,
+        leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
     ) -> keepcount::Result<Option<Ranked<K, S>>> {
-        SqliteStore::rank(self, board, key)
+        SqliteStore::rank(self, leaderboard, key)
     }
 }
 
@@ -190,8 +194,8 @@ impl Target for Writes<'_> {
 /// stay.
 fn write_totals(tx: &Connection, batch: &mut Batch, stream: &str, before: i64, last: i64) -> Result<u64> {
     let first = before + 1;
-    let once = Mark::new(stream, first.unsigned_abs(), last.unsigned_abs())
-        .and_then(|mark| SqliteStore::new(tx, &C::LAYOUT).apply_once(batch, &mark));
+    let once = StreamRange::new(stream, first.unsigned_abs(), last.unsigned_abs())
+        .and_then(|stream_range| SqliteStore::new(tx, &C::SCHEMA).apply_idempotent(batch, &stream_range));
     match once {
         Ok(applied) if applied.skipped => Err(replay::overtaken(stream)),
         Ok(applied) => Ok(applied.statements),

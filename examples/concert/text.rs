@@ -42,8 +42,8 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new<'a>(head: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { rows: vec![head.into_iter().map(str::to_owned).collect()] }
+    pub fn new<'a>(prefix: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { rows: vec![prefix.into_iter().map(str::to_owned).collect()] }
     }
 
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use keepcount::{Date, Def, KeyBuf, Store};
+use keepcount::{CounterId, Date, KeyBuf, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::C;
@@ -11,8 +11,8 @@ use crate::schema::C;
 const PAGE: usize = 4096;
 
 /// Key TAB total, in key order, zeros left out. The counter of dates is read at a day, others at none.
-pub fn print(out: &mut impl Write, store: &mut impl Store, counter: Def, at: Option<Date>) -> Result<()> {
-    let ahead = C::ARTIST_SHOWS_AHEAD.def();
+pub fn print(out: &mut impl Write, store: &mut impl Store, counter: CounterId, at: Option<Date>) -> Result<()> {
+    let ahead = C::ARTIST_SHOWS_AHEAD.id();
     match at {
         Some(at) if counter == ahead => shows_ahead(out, store, at),
         Some(_) => Err(Error::said(format!(
@@ -29,8 +29,8 @@ pub fn print(out: &mut impl Write, store: &mut impl Store, counter: Def, at: Opt
 
 /// Artist TAB shows from this day on. In key order an artist's dates stand together, so that one sum is held at a time.
 fn shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result<()> {
-    let counter = C::ARTIST_SHOWS_AHEAD.def();
-    let artists = C::ARTIST_SHOWS.def();
+    let counter = C::ARTIST_SHOWS_AHEAD.id();
+    let artists = C::ARTIST_SHOWS.id();
     let mut print = |artist: &str, shows: i128| match shows {
         0 => Ok(()),
         _ => writeln!(out, "{}\t{shows}", artists.show(&KeyBuf::of::<String>(artist))),
@@ -53,7 +53,11 @@ fn shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result
 }
 
 /// Calls `each` with every total other than 0, in key order.
-fn each_total(store: &mut impl Store, counter: Def, mut each: impl FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
+fn each_total(
+    store: &mut impl Store,
+    counter: CounterId,
+    mut each: impl FnMut(&KeyBuf, i64) -> Result<()>,
+) -> Result<()> {
     let mut after = None;
     loop {
         let page = store.page(counter, after.as_ref(), PAGE)?;

@@ -1,4 +1,4 @@
-//! What keepcount asks the database, as SQLite itself tells it: every statement on a table of totals or of a board, and its rows.
+//! What keepcount asks the database, as SQLite itself tells it: every statement on a table of totals or of a leaderboard, and its rows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +13,10 @@ use crate::schema::C;
 /// What was counted.
 #[derive(Debug, Clone, Default)]
 pub struct Traced {
-    /// On totals and boards.
+    /// On totals and leaderboards.
     pub all: Cost,
-    /// Of these, on boards.
-    pub boards: Cost,
+    /// Of these, on leaderboards.
+    pub leaderboards: Cost,
     /// Every statement, the application's included.
     pub statements: u64,
 }
@@ -57,8 +57,8 @@ pub fn trace<R>(
             (true, true) => Cost { statements: 1, rows_read: 1, rows_written: 1, ..Cost::default() },
         };
         counts.all = counts.all.plus(&cost);
-        if statement.of_board {
-            counts.boards = counts.boards.plus(&cost);
+        if statement.of_leaderboard {
+            counts.leaderboards = counts.leaderboards.plus(&cost);
         }
     };
     let events = match tell {
@@ -76,16 +76,17 @@ pub fn trace<R>(
 #[derive(Debug, Clone, Copy)]
 struct Statement {
     writes: bool,
-    of_board: bool,
+    of_leaderboard: bool,
 }
 
 impl Statement {
     /// keepcount quotes the names of its tables; the application does not.
     fn of(text: &str) -> Option<Self> {
         let names = |table: &str| text.contains(&format!("\"{table}\""));
-        let of_board = C::LAYOUT.board_defs().iter().any(|board| names(&board.name().replace('.', "_")));
-        let total = C::LAYOUT.counters().iter().any(|placed| names(&placed.table_name()));
-        let ours = of_board || total || names("keepcount_counters");
-        ours.then(|| Self { writes: !text.starts_with("SELECT"), of_board })
+        let of_leaderboard =
+            C::SCHEMA.leaderboard_ids().iter().any(|leaderboard| names(&leaderboard.name().replace('.', "_")));
+        let total = C::SCHEMA.counters().iter().any(|spec| names(&spec.table_name()));
+        let ours = of_leaderboard || total || names("keepcount_counters");
+        ours.then(|| Self { writes: !text.starts_with("SELECT"), of_leaderboard })
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keepcount::concert::{Concert, Week};
-use keepcount::reconcile::{self, Live, Mode, Options, Reconciler};
+use keepcount::reconcile::{self, Mode, Options, Reconciler, SystemRuntime};
 use keepcount::{Batch, Date, SqliteStore, Store as _};
 use rusqlite::{Connection, TransactionBehavior, params};
 
@@ -38,8 +38,8 @@ pub struct DayCost {
     /// In the order of [`JOBS`], all runs of the day.
     pub jobs: Vec<Cost>,
     pub hooks: Cost,
-    /// Of the hooks, what was of boards.
-    pub boards: Cost,
+    /// Of the hooks, what was of leaderboards.
+    pub leaderboards: Cost,
     /// One, after the day; not of a day whose jobs are run once.
     pub verification: Cost,
     /// Artists, shows, setlists and votes, after the day.
@@ -75,7 +75,7 @@ impl Worked {
         conn.set_prepared_statement_cache_capacity(512);
         conn.execute_batch(TABLES)?;
         conn.execute_batch(COLUMNS)?;
-        SqliteStore::new(&conn, &C::LAYOUT).create()?;
+        SqliteStore::new(&conn, &C::SCHEMA).create()?;
         Ok(Self { conn, path: path.to_owned() })
     }
 
@@ -97,9 +97,9 @@ impl Worked {
         for (table, ids, others) in rows {
             grown.copy(table, ids, others)?;
         }
-        let totals = C::LAYOUT.counters().iter().map(keepcount::Placed::table_name);
-        let boards = C::LAYOUT.board_defs().iter().map(|board| board.name().replace('.', "_"));
-        for table in totals.chain(boards) {
+        let totals = C::SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name);
+        let leaderboards = C::SCHEMA.leaderboard_ids().iter().map(|leaderboard| leaderboard.name().replace('.', "_"));
+        for table in totals.chain(leaderboards) {
             let columns: Vec<String> = grown.columns(&table)?;
             let is_id = |column: &str| column.starts_with("key") && !DATES.contains(&(&table, column));
             let (ids, others): (Vec<&str>, Vec<&str>) =
@@ -138,7 +138,7 @@ impl Worked {
         for event in events {
             app::apply::<Week>(&tx, event, &mut batch)?;
         }
-        SqliteStore::new(&tx, &C::LAYOUT).apply(&mut batch)?;
+        SqliteStore::new(&tx, &C::SCHEMA).apply(&mut batch)?;
         Ok(tx.commit()?)
     }
 
@@ -149,7 +149,7 @@ impl Worked {
             day,
             jobs: vec![Cost::default(); JOBS.len()],
             hooks: Cost::default(),
-            boards: Cost::default(),
+            leaderboards: Cost::default(),
             verification: Cost::default(),
             rows: 0,
         };
@@ -186,7 +186,7 @@ impl Worked {
                 let mut batch = Batch::new();
                 app::apply::<Week>(&tx, event, &mut batch)?;
                 let started = now();
-                SqliteStore::new(&tx, &C::LAYOUT).apply(&mut batch)?;
+                SqliteStore::new(&tx, &C::SCHEMA).apply(&mut batch)?;
                 time += started.elapsed();
                 tx.commit()?;
             }
@@ -196,7 +196,7 @@ impl Worked {
         let updates = events.iter().filter(|event| matches!(event, Event::Update(_))).count() as u64;
         let old_rows = Cost { statements: updates, rows_read: updates, time, ..Cost::default() };
         done.hooks = done.hooks.plus(&traced.all).plus(&old_rows);
-        done.boards = done.boards.plus(&traced.boards);
+        done.leaderboards = done.leaderboards.plus(&traced.leaderboards);
         Ok(())
     }
 
@@ -204,16 +204,16 @@ impl Worked {
     fn verified(&mut self) -> Result<Cost> {
         let started = now();
         let (report, traced) = trace(&mut self.conn, Tell::Statements, |conn| {
-            let mut run = Reconciler::new(Mode::Verify, &C::LAYOUT, Options::default())?;
-            Ok(reconcile::run(&mut run, &mut audit::sources::<Week>(conn)?, &mut Live::new())?)
+            let mut run = Reconciler::new(Mode::Verify, &C::SCHEMA, Options::default())?;
+            Ok(reconcile::run(&mut run, &mut audit::sources::<Week>(conn)?, &mut SystemRuntime::new())?)
         })?;
         let time = started.elapsed();
         if report.drift() > 0 || !report.complete() {
             return Err(Error::said(format!("after a day, totals are not what rows say: {report}")));
         }
         let mut totals = 0;
-        for placed in C::LAYOUT.counters() {
-            totals += self.count(&placed.table_name())?;
+        for spec in C::SCHEMA.counters() {
+            totals += self.count(&spec.table_name())?;
         }
         Ok(Cost { statements: traced.statements, rows_read: report.rows + totals, rows_written: 0, time })
     }

@@ -1,17 +1,17 @@
 //! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and `with-sea-orm` write with a library each.
 
-use keepcount::{Counter, Date, Def, Layout, Record, Tally};
+use keepcount::{Counter, CounterId, Date, Record, Schema, Tally};
 use uuid::Uuid;
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const USER_VOTES: Counter<Uuid> = Counter::new("user.votes");
 pub const DAY_VOTES: Counter<Date> = Counter::new("day.votes");
-/// The link: which show a setlist is of.
+/// The membership: which show a setlist is of.
 pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
 /// The rollup: a show's votes are those of its setlists, and follow a setlist that moves.
 pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
 
-pub const LAYOUT: Layout = Layout::new(&[
+pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     USER_VOTES.table(),
     DAY_VOTES.table(),
@@ -19,7 +19,7 @@ pub const LAYOUT: Layout = Layout::new(&[
     SHOW_VOTES.table(),
 ]);
 
-/// The application's own tables; those of the counters are `LAYOUT.ddl(..)`.
+/// The application's own tables; those of the counters are `SCHEMA.ddl(..)`.
 pub const TABLES: &str = "
     CREATE TABLE shows (slug TEXT PRIMARY KEY);
     CREATE TABLE setlists (id BIGINT PRIMARY KEY, show_slug TEXT NOT NULL REFERENCES shows);
@@ -41,7 +41,7 @@ pub struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), USER_VOTES.def(), DAY_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id(), USER_VOTES.id(), DAY_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, self.setlist, 1);
@@ -57,7 +57,7 @@ pub struct Setlist {
 }
 
 impl Record for Setlist {
-    const COUNTERS: &'static [Def] = &[SETLIST_SHOW.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_SHOW, (self.id, self.show.as_str()), 1);

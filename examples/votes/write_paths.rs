@@ -1,7 +1,7 @@
 //! The write paths of the application, whichever library they are written with: after each, every total equals a plain SQL recount.
 
 use keepcount::sql::Dialect;
-use keepcount::{Batch, Counter, Date, Layout};
+use keepcount::{Batch, Counter, Date, Schema};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -134,7 +134,7 @@ fn a_setlist_that_moves_takes_its_votes_to_the_other_show() {
         assert!(app.move_setlist(1, "b").await.unwrap());
         assert!(!app.move_setlist(9, "b").await.unwrap());
         assert_eq!(votes(db).await, ([2, 1, 0], [1, 2]));
-        // Its link is followed from now on.
+        // Its membership is followed from now on.
         app.vote(&vote(1, 9, "2026-06-01")).await.unwrap();
         assert_eq!(votes(db).await, ([3, 1, 0], [1, 3]));
     });
@@ -246,7 +246,7 @@ fn votes_of_a_feed_count_once_however_often_they_are_delivered() {
         assert_eq!(votes(db).await, ([2, 0, 0], [2, 0]));
         let both =
             (async { one.deliver(3, &feed[2..]).await.unwrap() }, async { two.deliver(3, &feed[2..]).await.unwrap() });
-        let delivered = at_once(db, "SELECT FROM keepcount_marks FOR UPDATE", both).await;
+        let delivered = at_once(db, "SELECT FROM keepcount_offsets FOR UPDATE", both).await;
         assert!(delivered.0 ^ delivered.1, "{delivered:?}");
         assert_eq!(votes(db).await, ([4, 0, 0], [4, 0]));
     });
@@ -257,7 +257,7 @@ type Work = (String, u128, [u8; 16], u8);
 const TRACK: Counter<Track> = Counter::new("track.plays");
 const TRACK_WORK: Counter<(Track, Work)> = Counter::new("track.work");
 const WORK: Counter<Work> = Counter::new("work.plays").sum_of(TRACK, TRACK_WORK);
-const EVERY_TYPE: Layout = Layout::new(&[TRACK.table(), TRACK_WORK.table(), WORK.table()]);
+const EVERY_TYPE: Schema = Schema::new(&[TRACK.table(), TRACK_WORK.table(), WORK.table()]);
 
 #[test]
 fn keys_of_every_type_are_written_and_read() {
@@ -269,7 +269,7 @@ fn keys_of_every_type_are_written_and_read() {
         db.batch_execute(&EVERY_TYPE.ddl(Dialect::Postgres).join(";")).await.unwrap();
         let tracks = [(Uuid::from_u128(1), -1_i128), (Uuid::from_u128(2), i128::MAX)];
         let works = [("one", 1_u128, [1_u8; 16], 1_u8), ("two", u128::MAX, [2; 16], 2)];
-        // Values alone, then arrays of them; each asks for the links of what is played.
+        // Values alone, then arrays of them; each asks for the memberships of what is played.
         for (tracks, works) in [(&tracks[..1], &works[..1]), (&tracks[1..], &works[1..])] {
             let mut batch = Batch::new();
             batch.add(TRACK_WORK, (tracks[0], works[0]), 1);

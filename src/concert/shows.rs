@@ -80,7 +80,7 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     ///
     /// type C = Concert<String>;
     ///
-    /// let mut store = MemoryStore::new(&C::LAYOUT);
+    /// let mut store = MemoryStore::new(&C::SCHEMA);
     /// let (today, then): (Date, Date) = ("2026-06-01".parse()?, "2026-06-11".parse()?);
     /// let mut batch = Batch::new();
     /// batch.insert(&Show::new("sh1", None, then, Status::Upcoming));
@@ -122,7 +122,7 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
 }
 
 fn standing<K: Key>(rank: u64, (score, Reverse(key)): Place) -> Result<ShowStanding<K>> {
-    let counter = Concert::<K>::SHOW_UPCOMING.def();
+    let counter = Concert::<K>::SHOW_UPCOMING.id();
     let (date, show) = key.decode::<(Date, K)>().map_err(|cause| Error::key(&counter, &key, cause))?;
     Ok(ShowStanding { rank, show, date, score })
 }
@@ -130,14 +130,14 @@ fn standing<K: Key>(rank: u64, (score, Reverse(key)): Place) -> Result<ShowStand
 /// Calls `each` with every show that has a score: a range of the counter by date.
 fn each_candidate<K: Key>(store: &mut impl Store, at: Date, mut each: impl FnMut(Place)) -> Result<()> {
     let upcoming = Concert::<K>::SHOW_UPCOMING;
-    let mut range = at.plus(WINDOW - 1).map_or(KeyRange::ALL, |last| upcoming.heads(..=last));
+    let mut range = at.plus(WINDOW - 1).map_or(KeyRange::ALL, |last| upcoming.prefixes(..=last));
     loop {
-        let page = store.range(upcoming.def(), &range, PAGE)?;
+        let page = store.range(upcoming.id(), &range, PAGE)?;
         let shows: Vec<KeyBuf> = page.iter().map(|(key, _)| KeyBuf::from_bytes(id_of(key))).collect();
-        let votes = store.read(Concert::<K>::SHOW_VOTES.def(), &shows)?;
-        let setlists = store.read(Concert::<K>::SHOW_SETLISTS.def(), &shows)?;
+        let votes = store.read(Concert::<K>::SHOW_VOTES.id(), &shows)?;
+        let setlists = store.read(Concert::<K>::SHOW_SETLISTS.id(), &shows)?;
         for (((key, listed), votes), setlists) in page.iter().zip(votes).zip(setlists) {
-            let (date, _) = key.decode::<(Date, K)>().map_err(|cause| Error::key(&upcoming.def(), key, cause))?;
+            let (date, _) = key.decode::<(Date, K)>().map_err(|cause| Error::key(&upcoming.id(), key, cause))?;
             let exact = ShowScore::new(date, at, votes, setlists);
             if *listed > 0 && exact.0 > 0 {
                 each((exact, Reverse(key.clone())));
@@ -152,6 +152,6 @@ fn each_candidate<K: Key>(store: &mut impl Store, at: Date, mut each: impl FnMut
 
 /// The show in an encoded (date, show).
 fn id_of(key: &KeyBuf) -> &[u8] {
-    let len = Concert::<()>::SHOW_UPCOMING.def().parts().head_len(key.as_bytes(), 1);
+    let len = Concert::<()>::SHOW_UPCOMING.id().parts().prefix_len(key.as_bytes(), 1);
     len.and_then(|len| key.as_bytes().get(len..)).unwrap_or_default()
 }

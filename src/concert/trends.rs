@@ -4,15 +4,15 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use super::{Concert, Id, Vote};
-use crate::board::Board;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::decay::{Decayed, HalfLife};
 use crate::key::Key;
+use crate::leaderboard::Leaderboard;
 use crate::record::{Record, Tally};
 
 /// The half-lives that a site's votes decay with. [`Week`] is the default; implement it for a type of your own to choose others.
 ///
-/// Each half-life costs each vote a total of its setlist, its show and its artist, and a line of a board.
+/// Each half-life costs each vote a total of its setlist, its show and its artist, and a line of a leaderboard.
 ///
 /// # Examples
 ///
@@ -31,13 +31,13 @@ use crate::record::{Record, Tally};
 ///
 /// type C = Concert<String, DayAndMonth>;
 ///
-/// let store = MemoryStore::new(&C::LAYOUT);
+/// let store = MemoryStore::new(&C::SCHEMA);
 /// let mut batch = Batch::new();
 /// batch.insert(&Setlist::new("se1", Some("sh1")));
 /// batch.insert(&Vote::stored(Some("se1"), Some("ann"), true, 1_750_000_000).decaying::<DayAndMonth>());
 /// store.apply(&mut batch)?;
 /// for trend in C::TRENDS {
-///     assert_eq!(store.page(trend.shows.def(), None, 10)?.len(), 1);
+///     assert_eq!(store.page(trend.shows.id(), None, 10)?.len(), 1);
 /// }
 /// # Ok::<(), keepcount::Error>(())
 /// ```
@@ -54,7 +54,7 @@ impl<K: Key> Trends<K> for Week {
     const TRENDS: &'static [Trend<K>] = &[Trend::WEEK];
 }
 
-/// Votes that decay with one half-life: their counters, and the board of shows by them.
+/// Votes that decay with one half-life: their counters, and the leaderboard of shows by them.
 #[non_exhaustive]
 pub struct Trend<K> {
     /// After this time a vote weighs half.
@@ -66,7 +66,7 @@ pub struct Trend<K> {
     /// Decayed votes on the setlists of an artist's shows.
     pub artists: Counter<(K, i64)>,
     /// Shows by decayed votes.
-    pub board: Board<K, Decayed>,
+    pub leaderboard: Leaderboard<K, Decayed>,
 }
 
 impl<K: Key> Trend<K> {
@@ -80,7 +80,7 @@ impl<K: Key> Trend<K> {
     pub const WEEK: Self =
         Self::new(HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d", "show.trending_7d");
 
-    /// A half-life, the names of its counters of setlists, shows and artists, and that of its board.
+    /// A half-life, the names of its counters of setlists, shows and artists, and that of its leaderboard.
     ///
     /// # Panics
     ///
@@ -91,12 +91,12 @@ impl<K: Key> Trend<K> {
         setlists: &'static str,
         shows: &'static str,
         artists: &'static str,
-        board: &'static str,
+        leaderboard: &'static str,
     ) -> Self {
         let setlists = Counter::new(setlists);
-        let shows = Counter::<(K, i64)>::new(shows).sum_of_tail(setlists, Concert::<K>::SETLIST_SHOW);
-        let artists = Counter::<(K, i64)>::new(artists).sum_of_tail(shows, Concert::<K>::SHOW_ARTIST);
-        Self { half_life, setlists, shows, artists, board: Board::decayed(board, shows) }
+        let shows = Counter::<(K, i64)>::new(shows).sum_of_suffix(setlists, Concert::<K>::SETLIST_SHOW);
+        let artists = Counter::<(K, i64)>::new(artists).sum_of_suffix(shows, Concert::<K>::SHOW_ARTIST);
+        Self { half_life, setlists, shows, artists, leaderboard: Leaderboard::decayed(leaderboard, shows) }
     }
 }
 
@@ -127,16 +127,16 @@ impl<I: fmt::Debug, T> fmt::Debug for Decaying<I, T> {
 }
 
 impl<I: Id, T: Trends<I::Key>> Decaying<I, T> {
-    const DRIVEN: &'static Listed<Def> = &{
+    const DRIVEN: &'static Listed<CounterId> = &{
         let mut all = Listed::of(&[
-            Concert::<I::Key>::SETLIST_VOTES.def(),
-            Concert::<I::Key>::SETLIST_UPVOTES.def(),
-            Concert::<I::Key>::SETLIST_SCORE.def(),
-            Concert::<I::Key>::USER_VOTES.def(),
+            Concert::<I::Key>::SETLIST_VOTES.id(),
+            Concert::<I::Key>::SETLIST_UPVOTES.id(),
+            Concert::<I::Key>::SETLIST_SCORE.id(),
+            Concert::<I::Key>::USER_VOTES.id(),
         ]);
         let mut trends = T::TRENDS;
         while let [trend, rest @ ..] = trends {
-            all.push(trend.setlists.def());
+            all.push(trend.setlists.id());
             trends = rest;
         }
         all
@@ -144,7 +144,7 @@ impl<I: Id, T: Trends<I::Key>> Decaying<I, T> {
 }
 
 impl<I: Id, T: Trends<I::Key>> Record for Decaying<I, T> {
-    const COUNTERS: &'static [Def] = Self::DRIVEN.as_slice();
+    const COUNTERS: &'static [CounterId] = Self::DRIVEN.as_slice();
 
     fn tally(&self, to: &mut Tally<'_>) {
         self.vote.tally_with(T::TRENDS, to);
@@ -152,25 +152,25 @@ impl<I: Id, T: Trends<I::Key>> Record for Decaying<I, T> {
 }
 
 /// The counters without half-lives, and three for each of 16.
-const MOST: usize = 64;
+const MAX: usize = 64;
 
 /// A list that the compiler puts together; it has room for the longest.
 #[derive(Clone, Copy)]
 pub(super) struct Listed<X> {
-    all: [X; MOST],
+    all: [X; MAX],
     len: usize,
 }
 
 #[allow(clippy::indexing_slicing)] // const fn: no iterators
 impl<X: Copy> Listed<X> {
     pub(super) const fn of(first: &[X]) -> Self {
-        let mut list = Self { all: [first[0]; MOST], len: 0 };
+        let mut list = Self { all: [first[0]; MAX], len: 0 };
         list.extend(first);
         list
     }
 
     pub(super) const fn push(&mut self, one: X) {
-        assert!(self.len < MOST, "there are too many half-lives");
+        assert!(self.len < MAX, "there are too many half-lives");
         self.all[self.len] = one;
         self.len += 1;
     }

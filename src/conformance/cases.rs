@@ -1,20 +1,20 @@
 //! The cases, in the order of [`conformance_tests!`](crate::conformance_tests), which lists their names.
 
-mod marks;
+mod offsets;
 
 use std::collections::BTreeMap;
 
-use marks::{
-    a_gap_applies_nothing, a_part_of_what_was_applied_is_skipped, a_refused_batch_leaves_the_mark, a_repeat_is_skipped,
-    a_repeat_is_skipped_where_it_has_no_room_any_more, a_rollup_beyond_64_bits_leaves_the_mark,
-    an_empty_batch_moves_the_mark, an_overlap_applies_nothing, apply_leaves_marks_alone,
-    batches_of_every_kind_move_the_mark, events_are_applied_once, plus_and_minus_one_move_the_mark,
+use offsets::{
+    a_gap_applies_nothing, a_part_of_what_was_applied_is_skipped, a_refused_batch_leaves_the_offset,
+    a_repeat_is_skipped, a_repeat_is_skipped_where_it_has_no_room_any_more, a_rollup_beyond_64_bits_leaves_the_offset,
+    an_empty_batch_moves_the_offset, an_overlap_applies_nothing, apply_leaves_offsets_alone,
+    batches_of_every_kind_move_the_offset, events_are_applied_once, plus_and_minus_one_move_the_offset,
     random_streams_follow_a_model, rollups_climb_once, streams_are_apart,
 };
 
 use super::{Call, Expect, Step};
 use crate::batch::Batch;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::range::KeyRange;
 use crate::record::{Record, Tally};
@@ -31,14 +31,14 @@ pub(super) const ONE: Counter<()> = Counter::new("conformance.one");
 pub(super) const WIDE: Counter<i128> = Counter::new("conformance.wide");
 pub(super) const WIDEST: Counter<u128> = Counter::new("conformance.widest");
 /// Children with their parents, and parents with the top.
-pub(super) const LINK: Counter<(i64, String)> = Counter::new("conformance.link");
-pub(super) const TOP_LINK: Counter<(String, ())> = Counter::new("conformance.top_link");
+pub(super) const MEMBERSHIP: Counter<(i64, String)> = Counter::new("conformance.link");
+pub(super) const TOP_MEMBERSHIP: Counter<(String, ())> = Counter::new("conformance.top_link");
 pub(super) const CHILD: Counter<i64> = Counter::new("conformance.child");
 pub(super) const DAYS: Counter<(i64, i32)> = Counter::new("conformance.days");
-pub(super) const PARENT: Counter<String> = Counter::new("conformance.parent").sum_of(CHILD, LINK);
+pub(super) const PARENT: Counter<String> = Counter::new("conformance.parent").sum_of(CHILD, MEMBERSHIP);
 pub(super) const PARENT_DAYS: Counter<(String, i32)> =
-    Counter::<(String, i32)>::new("conformance.parent_days").sum_of_tail(DAYS, LINK);
-pub(super) const TOP: Counter<()> = Counter::new("conformance.top").sum_of(PARENT, TOP_LINK);
+    Counter::<(String, i32)>::new("conformance.parent_days").sum_of_suffix(DAYS, MEMBERSHIP);
+pub(super) const TOP: Counter<()> = Counter::new("conformance.top").sum_of(PARENT, TOP_MEMBERSHIP);
 
 /// What writes a case's steps.
 pub(super) type Write = fn(&mut Script);
@@ -72,7 +72,7 @@ impl Script {
 
     /// A counter is refused by `read` and `page`.
     fn refuse_reading<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, expect: &Expect) {
-        let counter = counter.def();
+        let counter = counter.id();
         self.call(Call::Read(counter, vec![KeyBuf::of::<K>(key)]), expect.clone());
         self.call(Call::Page { counter, after: None, limit: 1 }, expect.clone());
     }
@@ -80,14 +80,14 @@ impl Script {
     /// Reading these keys gives these totals.
     fn read<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, totals: &[(A, i64)]) {
         let (keys, totals) = totals.iter().map(|(key, total)| (KeyBuf::of::<K>(key), total)).unzip();
-        self.call(Call::Read(counter.def(), keys), Expect::Read(totals));
+        self.call(Call::Read(counter.id(), keys), Expect::Read(totals));
     }
 
     /// A page shows as many of these totals, which are all behind its start, as its limit allows.
     fn page<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, after: Option<A>, limit: usize, all: &[(A, i64)]) {
         let first = all.iter().take(limit).map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
         let after = after.map(KeyBuf::of::<K>);
-        self.call(Call::Page { counter: counter.def(), after, limit }, Expect::Following(first));
+        self.call(Call::Page { counter: counter.id(), after, limit }, Expect::Following(first));
     }
 
     /// A counter has these totals, given in key order, and no others.
@@ -101,9 +101,9 @@ impl Script {
         let totals: Vec<_> = all.iter().map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
         for limit in [0, 1, totals.len(), totals.len() + 1, usize::MAX] {
             let expect = Expect::Following(totals.iter().take(limit).cloned().collect());
-            self.call(Call::Range { counter: counter.def(), range: range.clone(), limit }, expect);
+            self.call(Call::Range { counter: counter.id(), range: range.clone(), limit }, expect);
         }
-        self.call(Call::Sum(counter.def(), range.clone()), Expect::Sum(all.iter().map(|(_, total)| total).sum()));
+        self.call(Call::Sum(counter.id(), range.clone()), Expect::Sum(all.iter().map(|(_, total)| total).sum()));
     }
 
     /// Pages of one size, from the first to the empty one behind the last, show these totals.
@@ -206,7 +206,7 @@ fn batch(fill: impl FnOnce(&mut Batch)) -> Batch {
 }
 
 fn overflow<K: Key>(counter: Counter<K>, key: impl AsKey<K>, what: &'static str) -> Expect {
-    Expect::Overflow(counter.def(), KeyBuf::of::<K>(key), what)
+    Expect::Overflow(counter.id(), KeyBuf::of::<K>(key), what)
 }
 
 fn an_empty_batch_writes_nothing(script: &mut Script) {
@@ -311,7 +311,7 @@ fn zero_and_absent_are_the_same(script: &mut Script) {
     script.holds::<i64, i64>(NUMBER, &[]);
 }
 
-fn totals_are_read_in_the_order_of_the_question(script: &mut Script) {
+fn totals_are_read_in_the_order_of_the_request(script: &mut Script) {
     script.read::<i64, i64>(NUMBER, &[]);
     script.read(NUMBER, &[(1, 0)]);
     script.read(ONE, &[((), 0)]);
@@ -518,14 +518,14 @@ fn is_refused(script: &mut Script, counter: Counter<i64>, expect: &Expect) {
 
 fn an_unknown_counter_is_refused(script: &mut Script) {
     let unknown = Counter::new("conformance.unknown");
-    is_refused(script, unknown, &Expect::UnknownCounter(unknown.def()));
+    is_refused(script, unknown, &Expect::UnknownCounter(unknown.id()));
 }
 
-/// Lists one counter, and adds to another, which is the layout's.
+/// Lists one counter, and adds to another, which is the schema's.
 struct Stray(i64);
 
 impl Record for Stray {
-    const COUNTERS: &'static [Def] = &[NUMBER.def()];
+    const COUNTERS: &'static [CounterId] = &[NUMBER.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(NUMBER, self.0, 1);
@@ -537,12 +537,12 @@ impl Record for Stray {
 
 fn a_counter_that_its_record_does_not_list_is_refused(script: &mut Script) {
     script.apply(1, |batch| batch.insert(&Stray(7)));
-    script.refuse(Expect::Undeclared(OTHER.def()), |batch| batch.insert(&Stray(8)));
-    script.refuse(Expect::Undeclared(OTHER.def()), |batch| {
+    script.refuse(Expect::Undeclared(OTHER.id()), |batch| batch.insert(&Stray(8)));
+    script.refuse(Expect::Undeclared(OTHER.id()), |batch| {
         batch.insert(&Stray(8));
         batch.delete(&Stray(8));
     });
-    script.refuse(Expect::Undeclared(OTHER.def()), |batch| {
+    script.refuse(Expect::Undeclared(OTHER.id()), |batch| {
         (0..20).for_each(|key| batch.add(OTHER, key, 1));
         batch.insert(&Stray(8));
     });
@@ -551,11 +551,11 @@ fn a_counter_that_its_record_does_not_list_is_refused(script: &mut Script) {
 }
 
 fn another_version_is_refused(script: &mut Script) {
-    is_refused(script, NUMBER.version(2), &Expect::Conflict(NUMBER.def()));
+    is_refused(script, NUMBER.version(2), &Expect::DefinitionConflict(NUMBER.id()));
 }
 
 fn another_key_is_refused(script: &mut Script) {
-    is_refused(script, Counter::new(LARGE.def().name()), &Expect::Conflict(LARGE.def()));
+    is_refused(script, Counter::new(LARGE.id().name()), &Expect::DefinitionConflict(LARGE.id()));
 }
 
 fn merged_batches_are_one(script: &mut Script) {
@@ -616,19 +616,21 @@ fn a_range_is_what_lies_between_its_bounds(script: &mut Script) {
         script.range(PAIR, &range, &wanted);
     };
     check(KeyRange::ALL, &|_| true);
-    for head in ["", "a", "a\u{1}", "aa", "c"] {
-        check(PAIR.under(head), &|(text, _)| *text == head);
-        for tail in [i64::MIN, -1, 3, i64::MAX] {
-            check(PAIR.tails(head, tail..), &|(text, number)| *text == head && *number >= tail);
-            check(PAIR.tails(head, ..tail), &|(text, number)| *text == head && *number < tail);
-            check(PAIR.tails(head, -1..=tail), &|(text, number)| *text == head && (-1..=tail).contains(number));
+    for prefix in ["", "a", "a\u{1}", "aa", "c"] {
+        check(PAIR.under(prefix), &|(text, _)| *text == prefix);
+        for suffix in [i64::MIN, -1, 3, i64::MAX] {
+            check(PAIR.suffixes(prefix, suffix..), &|(text, number)| *text == prefix && *number >= suffix);
+            check(PAIR.suffixes(prefix, ..suffix), &|(text, number)| *text == prefix && *number < suffix);
+            check(PAIR.suffixes(prefix, -1..=suffix), &|(text, number)| {
+                *text == prefix && (-1..=suffix).contains(number)
+            });
         }
-        check(PAIR.heads(head..), &|(text, _)| *text >= head);
-        check(PAIR.heads(..head), &|(text, _)| *text < head);
-        check(PAIR.heads(..=head), &|(text, _)| *text <= head);
-        check(PAIR.heads(head.."b"), &|(text, _)| (head.."b").contains(text));
-        let key = KeyBuf::of::<(String, i64)>((head, -1));
-        check(KeyRange::after(Some(&key)), &|key| *key > (head, -1));
+        check(PAIR.prefixes(prefix..), &|(text, _)| *text >= prefix);
+        check(PAIR.prefixes(..prefix), &|(text, _)| *text < prefix);
+        check(PAIR.prefixes(..=prefix), &|(text, _)| *text <= prefix);
+        check(PAIR.prefixes(prefix.."b"), &|(text, _)| (prefix.."b").contains(text));
+        let key = KeyBuf::of::<(String, i64)>((prefix, -1));
+        check(KeyRange::after(Some(&key)), &|key| *key > (prefix, -1));
     }
 }
 
@@ -638,7 +640,7 @@ fn a_range_holds_at_most_its_limit(script: &mut Script) {
     let numbers: Vec<(i64, i64)> = (100..200).map(|number| (number, 1)).collect();
     script.range(NUMBER, &KeyRange::of::<i64, _>(100..200), &numbers);
     let pairs: Vec<((&str, i64), i64)> = (100..200).map(|number| (("a", number), 1)).collect();
-    script.range(PAIR, &PAIR.tails("a", 100..200), &pairs);
+    script.range(PAIR, &PAIR.suffixes("a", 100..200), &pairs);
 }
 
 fn a_sum_is_that_of_its_range(script: &mut Script) {
@@ -646,7 +648,7 @@ fn a_sum_is_that_of_its_range(script: &mut Script) {
     script.apply(4, |batch| {
         add_all(batch, NUMBER, &[(1, i64::MAX), (2, i64::MAX), (3, -i64::MAX), (4, -i64::MAX)]);
     });
-    script.call(Call::Sum(NUMBER.def(), KeyRange::of::<i64, _>(2..=3)), Expect::Sum(0));
+    script.call(Call::Sum(NUMBER.id(), KeyRange::of::<i64, _>(2..=3)), Expect::Sum(0));
     script.range::<(), ()>(ONE, &KeyRange::ALL, &[]);
     script.apply(1, |batch| batch.add(ONE, (), -7));
     script.range(ONE, &KeyRange::ALL, &[((), -7)]);
@@ -654,19 +656,19 @@ fn a_sum_is_that_of_its_range(script: &mut Script) {
 
 fn a_sum_beyond_64_bits_is_refused(script: &mut Script) {
     script.apply(2, |batch| add_all(batch, NUMBER, &[(1, i64::MAX), (2, i64::MAX)]));
-    script.call(Call::Sum(NUMBER.def(), KeyRange::ALL), Expect::SumOverflow(NUMBER.def()));
-    script.call(Call::Sum(NUMBER.def(), KeyRange::of::<i64, _>(2..)), Expect::Sum(i64::MAX));
+    script.call(Call::Sum(NUMBER.id(), KeyRange::ALL), Expect::SumOverflow(NUMBER.id()));
+    script.call(Call::Sum(NUMBER.id(), KeyRange::of::<i64, _>(2..)), Expect::Sum(i64::MAX));
 }
 
 fn a_rollup_follows_what_it_sums(script: &mut Script) {
-    script.apply(3, |batch| add_all(batch, LINK, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 1)]));
+    script.apply(3, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 1)]));
     script.holds::<String, &str>(PARENT, &[]);
     script.apply(6, |batch| add_all(batch, CHILD, &[(1, 5), (2, 7), (3, -1), (4, 9)]));
     script.holds(PARENT, &[("a", 12), ("b", -1)]);
     script.apply(2, |batch| add_all(batch, CHILD, &[(1, -5), (2, 5)]));
     script.holds(PARENT, &[("a", 12), ("b", -1)]);
     script.apply(4, |batch| {
-        batch.add(TOP_LINK, ("a", ()), 1);
+        batch.add(TOP_MEMBERSHIP, ("a", ()), 1);
         batch.add(CHILD, 2_i64, 100);
     });
     script.holds(TOP, &[((), 112)]);
@@ -674,37 +676,37 @@ fn a_rollup_follows_what_it_sums(script: &mut Script) {
     script.holds(TOP, &[((), 113)]);
 }
 
-fn a_rollup_follows_its_links(script: &mut Script) {
+fn a_rollup_follows_its_memberships(script: &mut Script) {
     script.apply(4, |batch| {
-        add_all(batch, LINK, &[((1, "a"), 1), ((2, "b"), 1)]);
-        add_all(batch, TOP_LINK, &[(("a", ()), 1), (("b", ()), 1)]);
+        add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "b"), 1)]);
+        add_all(batch, TOP_MEMBERSHIP, &[(("a", ()), 1), (("b", ()), 1)]);
     });
     script.apply(5, |batch| add_all(batch, CHILD, &[(1, 5), (2, 7)]));
     // One moves, and what it takes along changes in the same batch.
     script.apply(6, |batch| {
-        batch.add(LINK, (1_i64, "a"), -1);
-        batch.add(LINK, (1_i64, "b"), 1);
+        batch.add(MEMBERSHIP, (1_i64, "a"), -1);
+        batch.add(MEMBERSHIP, (1_i64, "b"), 1);
         batch.add(CHILD, 1_i64, 10);
     });
     script.holds(PARENT, &[("b", 22)]);
     script.holds(TOP, &[((), 22)]);
     // With two parents, or twice under one, it counts twice; its parent goes, and it stays.
-    script.apply(3, |batch| batch.add(LINK, (2_i64, "b"), 1));
+    script.apply(3, |batch| batch.add(MEMBERSHIP, (2_i64, "b"), 1));
     script.holds(PARENT, &[("b", 29)]);
-    script.apply(2, |batch| batch.add(TOP_LINK, ("b", ()), -1));
+    script.apply(2, |batch| batch.add(TOP_MEMBERSHIP, ("b", ()), -1));
     script.holds::<(), ()>(TOP, &[]);
-    script.apply(2, |batch| batch.add(LINK, (2_i64, "b"), -2));
+    script.apply(2, |batch| batch.add(MEMBERSHIP, (2_i64, "b"), -2));
     script.holds(PARENT, &[("b", 15)]);
-    script.holds(LINK, &[((1_i64, "b"), 1)]);
+    script.holds(MEMBERSHIP, &[((1_i64, "b"), 1)]);
 }
 
-fn a_rollup_by_tail_keeps_the_tail(script: &mut Script) {
-    script.apply(2, |batch| add_all(batch, LINK, &[((1, "a"), 1), ((2, "a"), 1)]));
+fn a_rollup_by_suffix_keeps_the_suffix(script: &mut Script) {
+    script.apply(2, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1)]));
     script.apply(5, |batch| add_all(batch, DAYS, &[((1, -3), 4), ((1, 8), 4), ((2, 8), 4)]));
     script.holds(PARENT_DAYS, &[(("a", -3), 4), (("a", 8), 8)]);
     script.apply(6, |batch| {
-        batch.add(LINK, (1_i64, "a"), -1);
-        batch.add(LINK, (1_i64, "b"), 1);
+        batch.add(MEMBERSHIP, (1_i64, "a"), -1);
+        batch.add(MEMBERSHIP, (1_i64, "b"), 1);
         batch.add(DAYS, (1_i64, -3), -4);
     });
     // At ("b", -3) nothing arrives: it was taken away in the same batch.
@@ -713,10 +715,10 @@ fn a_rollup_by_tail_keeps_the_tail(script: &mut Script) {
 
 fn a_rollup_is_nobody_s_to_add_to(script: &mut Script) {
     script.apply(3, |batch| {
-        batch.add(LINK, (1_i64, "a"), 1);
+        batch.add(MEMBERSHIP, (1_i64, "a"), 1);
         batch.add(CHILD, 1_i64, 3);
     });
-    script.refuse(Expect::Rollup(PARENT.def()), |batch| {
+    script.refuse(Expect::Rollup(PARENT.id()), |batch| {
         batch.add(CHILD, 1_i64, 1);
         batch.add(PARENT, "a", 1);
     });
@@ -725,7 +727,7 @@ fn a_rollup_is_nobody_s_to_add_to(script: &mut Script) {
 }
 
 fn an_overflow_of_a_rollup_applies_nothing(script: &mut Script) {
-    script.apply(3, |batch| add_all(batch, LINK, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 2)]));
+    script.apply(3, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 2)]));
     script.apply(2, |batch| batch.add(CHILD, 1_i64, i64::MAX));
     script.refuse(overflow(PARENT, "a", "total"), |batch| {
         batch.add(CHILD, 1_i64, -1);
@@ -733,10 +735,10 @@ fn an_overflow_of_a_rollup_applies_nothing(script: &mut Script) {
         batch.add(NUMBER, 7, 1);
     });
     script.refuse(overflow(PARENT, "b", "delta"), |batch| batch.add(CHILD, 3_i64, i64::MAX));
-    script.refuse(overflow(PARENT, "a", "delta"), |batch| batch.add(LINK, (1_i64, "a"), 9));
+    script.refuse(overflow(PARENT, "a", "delta"), |batch| batch.add(MEMBERSHIP, (1_i64, "a"), 9));
     script.holds(CHILD, &[(1, i64::MAX)]);
     script.holds(PARENT, &[("a", i64::MAX)]);
-    script.holds(LINK, &[((1_i64, "a"), 1), ((2_i64, "a"), 1), ((3_i64, "b"), 2)]);
+    script.holds(MEMBERSHIP, &[((1_i64, "a"), 1), ((2_i64, "a"), 1), ((3_i64, "b"), 2)]);
     script.holds::<i64, i64>(NUMBER, &[]);
 }
 

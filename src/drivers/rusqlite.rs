@@ -153,21 +153,21 @@ fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) 
 }
 
 /// Runs `work`, which only reads, while nobody writes any file of this connection. The connection is in no transaction.
-pub(crate) fn under_lock<T>(conn: &Connection, doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn under_lock<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut executor = Rusqlite::new(conn);
-    now(begin(&mut executor, doing))?;
+    now(begin(&mut executor, operation))?;
     let done = work();
     if now(executor.roll_back()) {
         return done;
     }
-    let reads_done = || Error::Database { doing: doing.to_owned(), cause: "its reads are done".into() };
-    Err(still_open(doing, done.err().unwrap_or_else(reads_done)))
+    let reads_done = || Error::Database { operation: operation.to_owned(), cause: "its reads are done".into() };
+    Err(still_open(operation, done.err().unwrap_or_else(reads_done)))
 }
 
 /// Runs `work`, whose reads of the database's own file see one snapshot. The connection is in no transaction, and is in none in between: an open
 /// cursor holds the snapshot, which needs no end that could fail.
-pub(crate) fn in_snapshot<T>(conn: &Connection, doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let failed = |error| failed(Whose::Connection, doing, error);
+pub(crate) fn in_snapshot<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let failed = |error| failed(Whose::Connection, operation, error);
     let mut first = conn.prepare_cached("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").map_err(failed)?;
     let mut rows = first.query(()).map_err(failed)?;
     rows.next().map_err(failed)?;
@@ -199,8 +199,8 @@ impl Row for rusqlite::Row<'_> {
         AsRef::<Statement<'_>>::as_ref(self).column_count()
     }
 
-    fn column(&self, at: usize) -> Column<'_> {
-        match self.get_ref(at) {
+    fn column(&self, index: usize) -> Column<'_> {
+        match self.get_ref(index) {
             Ok(ValueRef::Integer(value)) => Column::Integer(value),
             Ok(ValueRef::Real(value)) => Column::Real(value),
             Ok(ValueRef::Text(bytes)) => {

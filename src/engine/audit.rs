@@ -5,34 +5,34 @@ use std::collections::BTreeMap;
 use super::rows::text;
 use super::{Whose, begin, end, failed, readiness, retention, write};
 use crate::batch::Batch;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{DriverError as _, ErrorKind, Executor};
 use crate::key::KeyBuf;
-use crate::layout::Layout;
-use crate::reconcile::audit::{Keep, Kept, Mended, Ready};
+use crate::reconcile::audit::{Keep, Kept, Ready, Repaired};
 use crate::reconcile::runs;
 use crate::reconcile::token::Token;
+use crate::schema::Schema;
 use crate::sql::{self, Query};
 
 /// Adds what these totals lack, which are locked, to what they are to be; those that are then 0 go.
-pub(crate) async fn mend<E: Executor>(
+pub(crate) async fn repair<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     (keys, stored): (&[KeyBuf], &[i64]),
-    truths: &BTreeMap<KeyBuf, i64>,
-) -> Result<Mended> {
+    expected_all: &BTreeMap<KeyBuf, i64>,
+) -> Result<Repaired> {
     let (mut lacking, mut gone) = (Batch::new(), Vec::new());
     for (key, stored) in keys.iter().zip(stored) {
-        let truth = truths.get(key).copied().unwrap_or(0);
-        lacking.add_raw(*counter, &mut key.clone(), i128::from(truth) - i128::from(*stored));
-        gone.extend((truth == 0).then(|| key.clone()));
+        let expected = expected_all.get(key).copied().unwrap_or(0);
+        lacking.add_raw(*counter, &mut key.clone(), i128::from(expected) - i128::from(*stored));
+        gone.extend((expected == 0).then(|| key.clone()));
     }
     // An ordinary batch, which climbs as any other.
-    write::mend(executor, layout, &lacking).await?;
-    write::remove_zeros(executor, layout, counter, &gone).await?;
-    Ok(Mended { corrected: lacking.len() as u64, unsettled: Vec::new() })
+    write::repair(executor, schema, &lacking).await?;
+    write::remove_zeros(executor, schema, counter, &gone).await?;
+    Ok(Repaired { corrected: lacking.len() as u64, unsettled: Vec::new() })
 }
 
 /// What is kept of a run.
@@ -45,19 +45,19 @@ pub(crate) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
             Ok(())
         })
         .await;
-    let doing = "reading how far a run has come";
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::RUNS), doing, error)))?;
+    let operation = "reading how far a run has come";
+    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::RUNS), operation, error)))?;
     Ok(runs::read(kept))
 }
 
 /// Keeps how far a run has come.
 pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
     let Some(keep) = runs::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
-    let doing = "keeping how far a run has come";
-    let kept = match begin(executor, doing).await {
+    let operation = "keeping how far a run has come";
+    let kept = match begin(executor, operation).await {
         Ok(nested) => {
-            let kept = keep_in(executor, ask, keep, doing).await;
-            end(executor, nested, doing, kept).await
+            let kept = keep_in(executor, ask, keep, operation).await;
+            end(executor, nested, operation, kept).await
         }
         Err(error) => Err(error),
     };
@@ -68,8 +68,8 @@ pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Ke
     }
 }
 
-async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: Query<'_>, doing: &str) -> Result<Kept> {
-    let failed = |error| failed(Whose::Connection, doing, error);
+async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: Query<'_>, operation: &str) -> Result<Kept> {
+    let failed = |error| failed(Whose::Connection, operation, error);
     let kept = executor.execute(&[keep]).await.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
     if kept.first() == Some(&0) {
         return Ok(Kept::Lost);

@@ -6,106 +6,111 @@ use super::readiness::{self, Reading};
 use super::rows::{integer, of_catalogue, read_parts, read_total};
 use super::{Whose, failed, failed_on, read, retention};
 use crate::batch::Batch;
-use crate::board::{self, Board, BoardDef, Cell, Ranked, Score};
-use crate::counter::{Def, Placed};
+use crate::counter::{CounterId, CounterSpec};
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::executor::{Column, DriverError, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::layout::Layout;
+use crate::leaderboard::{self, Cell, Leaderboard, LeaderboardId, Ranked, Score};
 use crate::range::KeyRange;
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 
 /// Keys that are scored at once.
 const KEYS_PAGE: usize = 1024;
 
-/// Which keys of which leaderboards a batch may move, in an order that is the same for processes with other layouts; those alone of which it may move any.
-pub(crate) type Moved = Vec<(BoardDef, BTreeSet<KeyBuf>)>;
+/// Which keys of which leaderboards a batch may move, in an order that is the same for processes with other schemas; those alone of which it may move any.
+pub(crate) type Moved = Vec<(LeaderboardId, BTreeSet<KeyBuf>)>;
 
-pub(crate) fn moved(layout: &Layout, batch: &Batch) -> Result<Moved> {
+pub(crate) fn moved(schema: &Schema, batch: &Batch) -> Result<Moved> {
     let mut moved = Vec::new();
-    for board in layout.board_defs() {
-        let keys = board.changed(batch.deltas())?;
+    for leaderboard in schema.leaderboard_ids() {
+        let keys = leaderboard.changed(batch.deltas())?;
         if !keys.is_empty() {
-            moved.push((*board, keys));
+            moved.push((*leaderboard, keys));
         }
     }
-    moved.sort_unstable_by_key(|(board, _): &(BoardDef, _)| board.name());
+    moved.sort_unstable_by_key(|(leaderboard, _): &(LeaderboardId, _)| leaderboard.name());
     Ok(moved)
 }
 
 /// The first lines of a leaderboard: one range of its index.
 pub(crate) async fn top<E: Executor, K: Key, S: Score>(
     executor: &mut E,
-    layout: &Layout,
-    board: Board<K, S>,
+    schema: &Schema,
+    leaderboard: Leaderboard<K, S>,
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
-    let query = lines(E::DIALECT, &board.def(), "", Vec::new(), limit);
-    ranked(executor, layout, board, 0, vec![query], limit).await
+    let query = lines(E::DIALECT, &leaderboard.id(), "", Vec::new(), limit);
+    ranked(executor, schema, leaderboard, 0, vec![query], limit).await
 }
 
 /// The lines behind one that was read before.
 pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     executor: &mut E,
-    layout: &Layout,
-    board: Board<K, S>,
+    schema: &Schema,
+    leaderboard: Leaderboard<K, S>,
     after: &Ranked<K, S>,
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
-    let def = board.def();
+    let id = leaderboard.id();
     let (key, score) = (KeyBuf::of::<K>(&after.key), score_value(&after.score.to_cell()));
     // Those of its score behind its key, then those of lower scores: each a range of the index.
     let mut values = vec![score.clone()];
-    values.extend(sql::key_values(E::DIALECT, def.id(), &key)?);
-    let (own, params) = own_keys(E::DIALECT, &def, 2);
+    values.extend(sql::key_values(E::DIALECT, id.counter_id(), &key)?);
+    let (own, params) = own_keys(E::DIALECT, &id, 2);
     let first = E::DIALECT.param(1);
     let tied = format!(r#"WHERE t."score" = {first} AND ({own}) > ({params})"#);
     let lower = format!(r#"WHERE t."score" < {first}"#);
     let queries =
-        vec![lines(E::DIALECT, &def, &tied, values, limit), lines(E::DIALECT, &def, &lower, vec![score], limit)];
-    ranked(executor, layout, board, after.rank, queries, limit).await
+        vec![lines(E::DIALECT, &id, &tied, values, limit), lines(E::DIALECT, &id, &lower, vec![score], limit)];
+    ranked(executor, schema, leaderboard, after.rank, queries, limit).await
 }
 
 /// The line of one key; none where it is not listed. Counts the lines before it.
 pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
     executor: &mut E,
-    layout: &Layout,
-    board: Board<K, S>,
+    schema: &Schema,
+    leaderboard: Leaderboard<K, S>,
     key: &KeyBuf,
 ) -> Result<Option<Ranked<K, S>>> {
-    let def = board.def();
-    let (own, params) = own_keys(E::DIALECT, &def, 1);
-    let (keys, table) = (own.replace("t.", "s."), def.table_name());
+    let id = leaderboard.id();
+    let (own, params) = own_keys(E::DIALECT, &id, 1);
+    let (keys, table) = (own.replace("t.", "s."), id.table_name());
     let text = format!(
         r#"SELECT s."score", (SELECT count(*) FROM "{table}" AS t WHERE t."score" > s."score")
             + (SELECT count(*) FROM "{table}" AS t WHERE t."score" = s."score" AND ({own}) < ({params}))
         FROM "{table}" AS s WHERE ({keys}) = ({params})"#
     );
-    let query = Query::new(text, sql::key_values(E::DIALECT, def.id(), key)?);
+    let query = Query::new(text, sql::key_values(E::DIALECT, id.counter_id(), key)?);
     let mut found = None;
-    readiness::fetch(executor, Reading::Board(layout, &def), vec![query], |_, row| {
-        let score = cell(row, 0).ok_or_else(|| foreign(&def))?;
+    readiness::fetch(executor, Reading::Leaderboard(schema, &id), vec![query], |_, row| {
+        let score = cell(row, 0).ok_or_else(|| foreign(&id))?;
         found = Some((integer(row, 1, &table)?.unsigned_abs(), score));
         Ok(())
     })
     .await?;
     let Some((before, score)) = found else { return Ok(None) };
-    Ok(Some(line(board, before + 1, key, score)?))
+    Ok(Some(line(leaderboard, before + 1, key, score)?))
 }
 
-fn line<K: Key, S: Score>(board: Board<K, S>, rank: u64, raw: &KeyBuf, score: Cell) -> Result<Ranked<K, S>> {
-    let def = board.def();
-    let key = raw.decode().map_err(|cause| Error::key(def.id(), raw, cause))?;
-    Ok(Ranked { rank, key, score: S::from_cell(score).ok_or_else(|| foreign(&def))? })
+fn line<K: Key, S: Score>(
+    leaderboard: Leaderboard<K, S>,
+    rank: u64,
+    raw: &KeyBuf,
+    score: Cell,
+) -> Result<Ranked<K, S>> {
+    let id = leaderboard.id();
+    let key = raw.decode().map_err(|cause| Error::key(id.counter_id(), raw, cause))?;
+    Ok(Ranked { rank, key, score: S::from_cell(score).ok_or_else(|| foreign(&id))? })
 }
 
 /// How many keys a leaderboard lists.
-pub(crate) async fn listed<E: Executor>(executor: &mut E, layout: &Layout, board: &BoardDef) -> Result<u64> {
-    let table = board.table_name();
+pub(crate) async fn listed<E: Executor>(executor: &mut E, schema: &Schema, leaderboard: &LeaderboardId) -> Result<u64> {
+    let table = leaderboard.table_name();
     let query = Query::new(format!(r#"SELECT count(*) FROM "{table}""#), Vec::new());
     let mut count = 0;
-    readiness::fetch(executor, Reading::Board(layout, board), vec![query], |_, row| {
+    readiness::fetch(executor, Reading::Leaderboard(schema, leaderboard), vec![query], |_, row| {
         count = integer(row, 0, &table)?.unsigned_abs();
         Ok(())
     })
@@ -116,16 +121,16 @@ pub(crate) async fn listed<E: Executor>(executor: &mut E, layout: &Layout, board
 /// The query of a leaderboard's lines under a condition, whose parameters are `values`.
 fn lines<'a>(
     dialect: Dialect,
-    board: &BoardDef,
+    leaderboard: &LeaderboardId,
     condition: &str,
     mut values: Vec<Value<'a>>,
     limit: usize,
 ) -> Query<'a> {
-    let own = own_keys(dialect, board, 1).0;
+    let own = own_keys(dialect, leaderboard, 1).0;
     values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
     let text = format!(
         r#"SELECT {own}, t."score" FROM "{}" AS t {condition} ORDER BY t."score" DESC, {own} LIMIT {}"#,
-        board.table_name(),
+        leaderboard.table_name(),
         dialect.param(values.len())
     );
     Query::new(text, values)
@@ -133,81 +138,95 @@ fn lines<'a>(
 
 async fn ranked<E: Executor, K: Key, S: Score>(
     executor: &mut E,
-    layout: &Layout,
-    board: Board<K, S>,
+    schema: &Schema,
+    leaderboard: Leaderboard<K, S>,
     rank: u64,
     queries: Vec<Query<'_>>,
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
-    let def = board.def();
+    let id = leaderboard.id();
     let mut ranked: Vec<(KeyBuf, Cell)> = Vec::new();
-    readiness::fetch(executor, Reading::Board(layout, &def), queries, |_, row| {
+    readiness::fetch(executor, Reading::Leaderboard(schema, &id), queries, |_, row| {
         if ranked.len() < limit {
-            let key = read_parts(def.name(), def.parts().as_slice(), row, 0)?;
-            ranked.push((key, cell(row, row.len().saturating_sub(1)).ok_or_else(|| foreign(&def))?));
+            let key = read_parts(id.name(), id.parts().as_slice(), row, 0)?;
+            ranked.push((key, cell(row, row.len().saturating_sub(1)).ok_or_else(|| foreign(&id))?));
         }
         Ok(())
     })
     .await?;
     let ranks = rank + 1..;
-    ranks.zip(ranked).map(|(rank, (raw, cell))| line(board, rank, &raw, cell)).collect()
+    ranks.zip(ranked).map(|(rank, (raw, cell))| line(leaderboard, rank, &raw, cell)).collect()
 }
 
 /// Makes every score anew from totals, and the leaderboard ready to be read; gives how many lines were not as they should be.
-pub(crate) async fn rebuild<E: Executor>(executor: &mut E, layout: &Layout, board: &BoardDef) -> Result<u64> {
-    let doing = format!("rebuilding board {}", board.name());
-    let nested = super::begin(executor, &doing).await?;
-    let changed = rebuild_in(executor, layout, board, &doing).await;
-    super::end(executor, nested, &doing, changed).await
+pub(crate) async fn rebuild<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    leaderboard: &LeaderboardId,
+) -> Result<u64> {
+    let operation = format!("rebuilding leaderboard {}", leaderboard.name());
+    let nested = super::begin(executor, &operation).await?;
+    let changed = rebuild_in(executor, schema, leaderboard, &operation).await;
+    super::end(executor, nested, &operation, changed).await
 }
 
-async fn rebuild_in<E: Executor>(executor: &mut E, layout: &Layout, board: &BoardDef, doing: &str) -> Result<u64> {
-    lock(executor, layout, &[*board]).await?;
+async fn rebuild_in<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    leaderboard: &LeaderboardId,
+    operation: &str,
+) -> Result<u64> {
+    lock(executor, schema, &[*leaderboard]).await?;
     retention::refuse_snapshot(executor).await?;
-    let changed = rescore_all(executor, layout, board).await?;
-    let enlisted = executor.execute(&[Query::new(board::enlist_anew(board, true), Vec::new())]).await;
-    enlisted.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), doing, error)))?;
+    let changed = rescore_all(executor, schema, leaderboard).await?;
+    let enlisted = executor.execute(&[Query::new(leaderboard::enlist_anew(leaderboard, true), Vec::new())]).await;
+    enlisted.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
     Ok(changed)
 }
 
 /// Makes writers of these leaderboards' counters wait until the transaction ends; in SQLite all writers wait anyhow.
-pub(crate) async fn lock<E: Executor>(executor: &mut E, layout: &Layout, boards: &[BoardDef]) -> Result<()> {
-    if boards.is_empty() || E::DIALECT != Dialect::Postgres {
+pub(crate) async fn lock<E: Executor>(executor: &mut E, schema: &Schema, leaderboards: &[LeaderboardId]) -> Result<()> {
+    if leaderboards.is_empty() || E::DIALECT != Dialect::Postgres {
         return Ok(());
     }
     // In the order in which batches write them.
-    let is_of = |def: &Def| boards.iter().any(|board| board.counters().iter().any(|of| of.same(def)));
-    let counters = layout.counters().iter().map(Placed::def).filter(is_of).map(|def| def.table_name());
-    let mut lines: Vec<String> = boards.iter().map(BoardDef::table_name).collect();
+    let is_of =
+        |id: &CounterId| leaderboards.iter().any(|leaderboard| leaderboard.counters().iter().any(|of| of.same(id)));
+    let counters = schema.counters().iter().map(CounterSpec::id).filter(is_of).map(|id| id.table_name());
+    let mut lines: Vec<String> = leaderboards.iter().map(LeaderboardId::table_name).collect();
     lines.sort_unstable();
     for table in counters.chain(lines) {
         let lock = format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", sql::quote(&table));
         let locked = executor.run(&lock).await;
-        locked.map_err(|error| failed(Whose::Table(&table), "locking boards", error))?;
+        locked.map_err(|error| failed(Whose::Table(&table), "locking leaderboards", error))?;
     }
     Ok(())
 }
 
 /// Scores every key that has a total or a line, a page at a time; the leaderboard is locked.
-pub(crate) async fn rescore_all<E: Executor>(executor: &mut E, layout: &Layout, board: &BoardDef) -> Result<u64> {
+pub(crate) async fn rescore_all<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    leaderboard: &LeaderboardId,
+) -> Result<u64> {
     // Lines first: those whose totals are gone come up nowhere else.
     let mut changed = 0;
     let mut after: Option<KeyBuf> = None;
     loop {
-        let page = listed_keys(executor, board, after.as_ref()).await?;
+        let page = listed_keys(executor, leaderboard, after.as_ref()).await?;
         let full = page.len() == KEYS_PAGE;
-        changed += rescore(executor, layout, board, &page).await?;
+        changed += rescore(executor, schema, leaderboard, &page).await?;
         after = page.into_iter().next_back();
         if !full {
             break;
         }
     }
-    for counter in board.counters() {
+    for counter in leaderboard.counters() {
         let mut range = KeyRange::ALL;
         loop {
-            let page = read::range_unchecked(executor, layout, counter, &range, KEYS_PAGE).await?;
-            let keys = page.iter().map(|(key, _)| board.key_of(counter, key)).collect::<Result<BTreeSet<_>>>()?;
-            changed += rescore(executor, layout, board, &Vec::from_iter(keys)).await?;
+            let page = read::range_unchecked(executor, schema, counter, &range, KEYS_PAGE).await?;
+            let keys = page.iter().map(|(key, _)| leaderboard.key_of(counter, key)).collect::<Result<BTreeSet<_>>>()?;
+            changed += rescore(executor, schema, leaderboard, &Vec::from_iter(keys)).await?;
             match page.last() {
                 Some((last, _)) if page.len() == KEYS_PAGE => range = KeyRange::after(Some(last)),
                 _ => break,
@@ -217,71 +236,80 @@ pub(crate) async fn rescore_all<E: Executor>(executor: &mut E, layout: &Layout, 
     Ok(changed)
 }
 
-async fn listed_keys<E: Executor>(executor: &mut E, board: &BoardDef, after: Option<&KeyBuf>) -> Result<Vec<KeyBuf>> {
-    let (own, params) = own_keys(E::DIALECT, board, 1);
+async fn listed_keys<E: Executor>(
+    executor: &mut E,
+    leaderboard: &LeaderboardId,
+    after: Option<&KeyBuf>,
+) -> Result<Vec<KeyBuf>> {
+    let (own, params) = own_keys(E::DIALECT, leaderboard, 1);
     let behind = if after.is_some() { format!("WHERE ({own}) > ({params})") } else { String::new() };
-    let table = board.table_name();
+    let table = leaderboard.table_name();
     let text = format!(r#"SELECT {own} FROM "{table}" AS t {behind} ORDER BY {own} LIMIT {KEYS_PAGE}"#);
-    let values = after.map_or(Ok(Vec::new()), |after| sql::key_values(E::DIALECT, board.id(), after))?;
+    let values = after.map_or(Ok(Vec::new()), |after| sql::key_values(E::DIALECT, leaderboard.counter_id(), after))?;
     let mut keys = Vec::new();
     let read = executor
         .fetch(&[Query::new(text, values)], |_, row| {
-            keys.push(read_parts(board.name(), board.parts().as_slice(), row, 0)?);
+            keys.push(read_parts(leaderboard.name(), leaderboard.parts().as_slice(), row, 0)?);
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| reading(board, error)))?;
+    read.map_err(|stopped| stopped.or(|_, error| reading(leaderboard, error)))?;
     Ok(keys)
 }
 
 /// Brings leaderboards along with a batch that was written, whose keys are locked; gives how many lines changed.
-pub(crate) async fn follow<E: Executor>(executor: &mut E, layout: &Layout, moved: &Moved) -> Result<u64> {
+pub(crate) async fn follow<E: Executor>(executor: &mut E, schema: &Schema, moved: &Moved) -> Result<u64> {
     let mut changed = 0;
-    for (board, keys) in moved {
+    for (leaderboard, keys) in moved {
         let keys: Vec<KeyBuf> = keys.iter().cloned().collect();
         for keys in keys.chunks(KEYS_PAGE) {
-            changed += rescore(executor, layout, board, keys).await?;
+            changed += rescore(executor, schema, leaderboard, keys).await?;
         }
     }
     Ok(changed)
 }
 
 /// Compares stored scores with what totals say, and writes where they differ.
-async fn rescore<E: Executor>(executor: &mut E, layout: &Layout, board: &BoardDef, keys: &[KeyBuf]) -> Result<u64> {
+async fn rescore<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    leaderboard: &LeaderboardId,
+    keys: &[KeyBuf],
+) -> Result<u64> {
     if keys.is_empty() {
         return Ok(0);
     }
-    let table = board.table_name();
-    let heads: Vec<&KeyBuf> = keys.iter().collect();
-    let mut queries = vec![sql::read_keys(E::DIALECT, &table, board.id(), "score", keys)?];
-    for counter in board.counters() {
-        queries.push(sql::read_under(E::DIALECT, layout.placed(counter)?, board.parts().len(), &heads)?);
+    let table = leaderboard.table_name();
+    let prefixes: Vec<&KeyBuf> = keys.iter().collect();
+    let mut queries = vec![sql::read_keys(E::DIALECT, &table, leaderboard.counter_id(), "score", keys)?];
+    for counter in leaderboard.counters() {
+        queries.push(sql::read_under(E::DIALECT, schema.spec(counter)?, leaderboard.parts().len(), &prefixes)?);
     }
     // A cell that is none of this leaderboard's is none here, and is written over.
     let mut lines: BTreeMap<KeyBuf, Option<Cell>> = BTreeMap::new();
-    let mut totals: Vec<BTreeMap<KeyBuf, i64>> = vec![BTreeMap::new(); board.counters().len()];
+    let mut totals: Vec<BTreeMap<KeyBuf, i64>> = vec![BTreeMap::new(); leaderboard.counters().len()];
     let read = executor
         .fetch(&queries, |at, row| {
-            let counter = at.checked_sub(1).and_then(|at| board.counters().get(at).zip(totals.get_mut(at)));
+            let counter = at.checked_sub(1).and_then(|at| leaderboard.counters().get(at).zip(totals.get_mut(at)));
             if let Some((counter, totals)) = counter {
                 let (key, total) = read_total(counter, row)?;
                 totals.insert(key, total);
             } else {
-                let key = read_parts(board.name(), board.parts().as_slice(), row, 0)?;
+                let key = read_parts(leaderboard.name(), leaderboard.parts().as_slice(), row, 0)?;
                 lines.insert(key, cell(row, row.len().saturating_sub(1)));
             }
             Ok(())
         })
         .await;
     read.map_err(|stopped| {
-        stopped.or(|at, error| match at.checked_sub(1).and_then(|at| board.counters().get(at)) {
+        stopped.or(|at, error| match at.checked_sub(1).and_then(|at| leaderboard.counters().get(at)) {
             Some(counter) => failed_on("reading totals", counter, error),
-            None => reading(board, error),
+            None => reading(leaderboard, error),
         })
     })?;
     let (mut written, mut gone) = (Vec::new(), Vec::new());
     for key in keys {
-        let score = board.score_of(key, &totals_at(board, key, &totals))?;
+        let score = leaderboard.score_of(key, &totals_at(leaderboard, key, &totals))?;
         match (score, lines.get(key)) {
             (Some(score), Some(Some(line))) if score == *line => {}
             (Some(score), _) => written.push((key, score)),
@@ -289,31 +317,31 @@ async fn rescore<E: Executor>(executor: &mut E, layout: &Layout, board: &BoardDe
             (None, None) => {}
         }
     }
-    write_lines(executor, board, &written, &gone).await?;
+    write_lines(executor, leaderboard, &written, &gone).await?;
     Ok((written.len() + gone.len()) as u64)
 }
 
 async fn write_lines<E: Executor>(
     executor: &mut E,
-    board: &BoardDef,
+    leaderboard: &LeaderboardId,
     written: &[(&KeyBuf, Cell)],
     gone: &[KeyBuf],
 ) -> Result<()> {
-    let (table, parts) = (board.table_name(), board.parts());
+    let (table, parts) = (leaderboard.table_name(), leaderboard.parts());
     let width = sql::key_columns(parts).len();
     let mut queries = Vec::new();
     if !written.is_empty() {
         let mut rows = Vec::with_capacity(written.len() * (width + 1));
         for (key, score) in written {
-            rows.extend(sql::key_values(E::DIALECT, board.id(), key)?);
+            rows.extend(sql::key_values(E::DIALECT, leaderboard.counter_id(), key)?);
             rows.push(score_value(score));
         }
-        let column = ("score", board::score_column(E::DIALECT, board));
+        let column = ("score", leaderboard::score_column(E::DIALECT, leaderboard));
         let text = sql::write_keys(E::DIALECT, &table, parts, column, r#"excluded."score""#);
         queries.push(sql::of_rows(E::DIALECT, text, rows, width + 1));
     }
     if !gone.is_empty() {
-        let rows = sql::key_rows(E::DIALECT, board.id(), gone)?;
+        let rows = sql::key_rows(E::DIALECT, leaderboard.counter_id(), gone)?;
         queries.push(sql::of_rows(E::DIALECT, sql::delete_keys(E::DIALECT, &table, parts), rows, width));
     }
     if queries.is_empty() {
@@ -321,13 +349,14 @@ async fn write_lines<E: Executor>(
     }
     let done = executor.execute(&queries).await;
     done.map(drop).map_err(|stopped| {
-        stopped.or(|_, error| failed(Whose::Table(&table), &format!("writing board {}", board.name()), error))
+        stopped
+            .or(|_, error| failed(Whose::Table(&table), &format!("writing leaderboard {}", leaderboard.name()), error))
     })
 }
 
 /// What a key's score is made of.
-fn totals_at(board: &BoardDef, key: &KeyBuf, totals: &[BTreeMap<KeyBuf, i64>]) -> Vec<(KeyBuf, i64)> {
-    if board.has_epochs() {
+fn totals_at(leaderboard: &LeaderboardId, key: &KeyBuf, totals: &[BTreeMap<KeyBuf, i64>]) -> Vec<(KeyBuf, i64)> {
+    if leaderboard.has_epochs() {
         let under = totals.iter().flat_map(|totals| totals.range(key.clone()..));
         let under = under.take_while(|(whole, _)| whole.as_bytes().starts_with(key.as_bytes()));
         return under.map(|(whole, total)| (whole.clone(), *total)).collect();
@@ -336,8 +365,8 @@ fn totals_at(board: &BoardDef, key: &KeyBuf, totals: &[BTreeMap<KeyBuf, i64>]) -
 }
 
 /// The key columns with their table's name, and parameters for them from `first` on.
-fn own_keys(dialect: Dialect, board: &BoardDef, first: usize) -> (String, String) {
-    let columns = sql::own_key_columns(board.parts());
+fn own_keys(dialect: Dialect, leaderboard: &LeaderboardId, first: usize) -> (String, String) {
+    let columns = sql::own_key_columns(leaderboard.parts());
     let params: Vec<String> = (first..first + columns.len()).map(|at| dialect.param(at)).collect();
     (columns.join(", "), params.join(", "))
 }
@@ -350,18 +379,21 @@ fn score_value(score: &Cell) -> Value<'static> {
 }
 
 /// A score; none where it is none of a leaderboard's.
-fn cell(row: &impl Row, at: usize) -> Option<Cell> {
-    match row.column(at) {
+fn cell(row: &impl Row, index: usize) -> Option<Cell> {
+    match row.column(index) {
         Column::Integer(score) => Some(Cell::Integer(score)),
         Column::Bytes(bytes) => Decayed::from_bytes(&bytes).map(Cell::Decayed),
         _ => None,
     }
 }
 
-fn foreign(board: &BoardDef) -> Error {
-    Error::Schema { table: board.table_name(), reason: "a score in it is none of this board's; rebuild it".to_owned() }
+fn foreign(leaderboard: &LeaderboardId) -> Error {
+    Error::SchemaMismatch {
+        table: leaderboard.table_name(),
+        reason: "a score in it is none of this leaderboard's; rebuild it".to_owned(),
+    }
 }
 
-fn reading<E: DriverError>(board: &BoardDef, error: E) -> Error {
-    failed(Whose::Table(&board.table_name()), &format!("reading board {}", board.name()), error)
+fn reading<E: DriverError>(leaderboard: &LeaderboardId, error: E) -> Error {
+    failed(Whose::Table(&leaderboard.table_name()), &format!("reading leaderboard {}", leaderboard.name()), error)
 }

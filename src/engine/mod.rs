@@ -18,7 +18,7 @@ mod scripted;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result, chain};
 use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
 
@@ -43,31 +43,31 @@ pub(crate) enum Whose<'a> {
 }
 
 /// What a driver's error means to the caller, other than one of a commit.
-pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, doing: &str, error: E) -> Error {
-    let doing = match whose {
-        Whose::Row(at) => format!("{doing}, statement {} of the application's own", at + 1),
-        _ => doing.to_owned(),
+pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E) -> Error {
+    let operation = match whose {
+        Whose::Row(at) => format!("{operation}, statement {} of the application's own", at + 1),
+        _ => operation.to_owned(),
     };
     let (kind, cause) = (error.kind(), error.into_cause());
     let said = chain(&*cause);
-    let absent = |table: String| Error::Schema {
+    let absent = |table: String| Error::SchemaMismatch {
         table,
-        reason: format!("it is absent ({doing}: {said}); the store's create() makes the tables of totals"),
+        reason: format!("it is absent ({operation}: {said}); the store's create() makes the tables of totals"),
     };
     match (whose, kind) {
-        (_, ErrorKind::Busy(reason)) => Error::Busy { doing, reason, cause },
+        (_, ErrorKind::Busy(reason)) => Error::Busy { operation, reason, cause },
         (Whose::Table(_), ErrorKind::NoTable(Some(table))) => absent(table),
         // In whatever language a message is, a name is in it as it is.
         (Whose::Table(table), ErrorKind::NoTable(None)) if said.contains(table) => absent(table.to_owned()),
         (Whose::Table(table), ErrorKind::Misfit) => {
-            Error::Schema { table: table.to_owned(), reason: format!("{said} ({doing})") }
+            Error::SchemaMismatch { table: table.to_owned(), reason: format!("{said} ({operation})") }
         }
-        _ => Error::Database { doing, cause },
+        _ => Error::Database { operation, cause },
     }
 }
 
 /// What a driver's error means to the caller, who was doing something to the totals of a counter.
-pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &Def, error: E) -> Error {
+pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &CounterId, error: E) -> Error {
     failed(Whose::Table(&counter.table_name()), &format!("{what} of counter {}", counter.full_name()), error)
 }
 
@@ -85,25 +85,30 @@ impl<E: DriverError> Stopped<E> {
 /// The error of a write that wrote nothing.
 pub(crate) fn skipped(table: String) -> Error {
     let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
-    Error::Schema { table, reason }
+    Error::SchemaMismatch { table, reason }
 }
 
 /// Begins a transaction, unless one of the caller's is open; gives whether one is.
-pub(crate) async fn begin<E: Executor>(executor: &mut E, doing: &str) -> Result<bool> {
+pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: &str) -> Result<bool> {
     if executor.is_nested() {
         return Ok(true);
     }
     match executor.begin().await {
         Ok(()) => Ok(false),
         Err(error) => {
-            let error = failed(Whose::Connection, doing, error);
-            Err(if executor.roll_back().await { error } else { still_open(doing, error) })
+            let error = failed(Whose::Connection, operation, error);
+            Err(if executor.roll_back().await { error } else { still_open(operation, error) })
         }
     }
 }
 
 /// Ends what was begun, with a commit where it is done. In a transaction of the caller's it only looks whether that is still there.
-pub(crate) async fn end<E: Executor, T>(executor: &mut E, is_nested: bool, doing: &str, done: Result<T>) -> Result<T> {
+pub(crate) async fn end<E: Executor, T>(
+    executor: &mut E,
+    is_nested: bool,
+    operation: &str,
+    done: Result<T>,
+) -> Result<T> {
     if is_nested {
         return done.map_err(|error| if executor.is_nested() { error } else { lost(error) });
     }
@@ -111,15 +116,15 @@ pub(crate) async fn end<E: Executor, T>(executor: &mut E, is_nested: bool, doing
         Err(error) => error,
         Ok(done) => match executor.commit().await {
             Ok(()) => return Ok(done),
-            Err(NotCommitted::Refused(error)) => failed(Whose::Connection, doing, error),
+            Err(NotCommitted::Refused(error)) => failed(Whose::Connection, operation, error),
             Err(NotCommitted::Unknown(error)) => {
-                let error = Error::Unknown { doing: doing.to_owned(), cause: error.into_cause() };
+                let error = Error::Indeterminate { operation: operation.to_owned(), cause: error.into_cause() };
                 executor.roll_back().await;
                 return Err(error);
             }
         },
     };
-    Err(if executor.roll_back().await { error } else { still_open(doing, error) })
+    Err(if executor.roll_back().await { error } else { still_open(operation, error) })
 }
 
 /// Looks, after reads that failed, whether the caller's transaction went with them: SQLite rolls back by itself when a disk is full or fails, also
@@ -131,17 +136,21 @@ pub(crate) fn after_reads<E: Executor, T>(executor: &E, was_nested: bool, done: 
 /// An error after which the caller's transaction is gone.
 fn lost(error: Error) -> Error {
     match error {
-        Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => Error::TransactionLost { doing, cause },
+        Error::Database { operation, cause } | Error::Busy { operation, cause, .. } => {
+            Error::TransactionLost { operation, cause }
+        }
         lost @ (Error::TransactionLost { .. } | Error::TransactionOpen { .. }) => lost,
-        other => Error::TransactionLost { doing: "writing totals".to_owned(), cause: other.into() },
+        other => Error::TransactionLost { operation: "writing totals".to_owned(), cause: other.into() },
     }
 }
 
 /// An error after which a transaction that was begun here is open still.
-pub(crate) fn still_open(doing: &str, error: Error) -> Error {
+pub(crate) fn still_open(operation: &str, error: Error) -> Error {
     match error {
-        Error::Database { doing, cause } | Error::Busy { doing, cause, .. } => Error::TransactionOpen { doing, cause },
-        unknown @ Error::Unknown { .. } => unknown,
-        other => Error::TransactionOpen { doing: doing.to_owned(), cause: other.into() },
+        Error::Database { operation, cause } | Error::Busy { operation, cause, .. } => {
+            Error::TransactionOpen { operation, cause }
+        }
+        unknown @ Error::Indeterminate { .. } => unknown,
+        other => Error::TransactionOpen { operation: operation.to_owned(), cause: other.into() },
     }
 }

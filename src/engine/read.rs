@@ -5,58 +5,58 @@ use std::collections::BTreeMap;
 use super::readiness::{self, Reading};
 use super::rows::{integer, read_total, text};
 use super::{Whose, after_reads, failed, failed_on, retention};
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{Column, Executor, Row as _};
 use crate::key::KeyBuf;
-use crate::layout::Layout;
-use crate::prune;
 use crate::range::KeyRange;
+use crate::retention::check_range;
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::{TOTALS_PAGE, sum_overflow};
 
 /// The totals of these keys, in their order; 0 where there is none.
 pub(crate) async fn read<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: Def,
+    schema: &Schema,
+    counter: CounterId,
     keys: &[KeyBuf],
 ) -> Result<Vec<i64>> {
-    let query = of_keys(E::DIALECT, layout, &counter, keys)?;
+    let query = of_keys(E::DIALECT, schema, &counter, keys)?;
     let mut totals = Totals::of(&counter, keys);
-    readiness::fetch(executor, Reading::Counter(layout, counter), vec![query], |_, row| totals.take(row)).await?;
+    readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| totals.take(row)).await?;
     Ok(totals.in_order())
 }
 
 /// The same, ready or not.
 pub(crate) async fn read_unchecked<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<Vec<i64>> {
-    let query = of_keys(E::DIALECT, layout, counter, keys)?;
+    let query = of_keys(E::DIALECT, schema, counter, keys)?;
     let mut totals = Totals::of(counter, keys);
     let read = executor.fetch(&[query], |_, row| totals.take(row)).await;
     read.map_err(|stopped| stopped.or(|_, error| failed_on("reading totals", counter, error)))?;
     Ok(totals.in_order())
 }
 
-fn of_keys<'k>(dialect: Dialect, layout: &Layout, counter: &Def, keys: &'k [KeyBuf]) -> Result<Query<'k>> {
-    let table = layout.placed(counter)?.table_name();
+fn of_keys<'k>(dialect: Dialect, schema: &Schema, counter: &CounterId, keys: &'k [KeyBuf]) -> Result<Query<'k>> {
+    let table = schema.spec(counter)?.table_name();
     sql::read_keys(dialect, &table, counter, "total", keys)
 }
 
 /// Totals that come in any order, in that of their keys.
 pub(crate) struct Totals<'k> {
-    counter: &'k Def,
+    counter: &'k CounterId,
     keys: &'k [KeyBuf],
     one: i64,
     many: BTreeMap<KeyBuf, i64>,
 }
 
 impl<'k> Totals<'k> {
-    pub(crate) const fn of(counter: &'k Def, keys: &'k [KeyBuf]) -> Self {
+    pub(crate) const fn of(counter: &'k CounterId, keys: &'k [KeyBuf]) -> Self {
         Self { counter, keys, one: 0, many: BTreeMap::new() }
     }
 
@@ -81,14 +81,14 @@ impl<'k> Totals<'k> {
 /// The first totals of a range, in key order.
 pub(crate) async fn range<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: Def,
+    schema: &Schema,
+    counter: CounterId,
     range: &KeyRange,
     limit: usize,
 ) -> Result<Vec<(KeyBuf, i64)>> {
-    let query = sql::range(E::DIALECT, layout.placed(&counter)?, range, limit)?;
+    let query = sql::range(E::DIALECT, schema.spec(&counter)?, range, limit)?;
     let mut page = Vec::new();
-    readiness::fetch(executor, Reading::Counter(layout, counter), vec![query], |_, row| {
+    readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
         page.push(read_total(&counter, row)?);
         Ok(())
     })
@@ -99,12 +99,12 @@ pub(crate) async fn range<E: Executor>(
 /// The same, ready or not.
 pub(crate) async fn range_unchecked<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     range: &KeyRange,
     limit: usize,
 ) -> Result<Vec<(KeyBuf, i64)>> {
-    let query = sql::range(E::DIALECT, layout.placed(counter)?, range, limit)?;
+    let query = sql::range(E::DIALECT, schema.spec(counter)?, range, limit)?;
     let mut page = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
@@ -117,17 +117,22 @@ pub(crate) async fn range_unchecked<E: Executor>(
 }
 
 /// The sum of the totals of a range.
-pub(crate) async fn sum<E: Executor>(executor: &mut E, layout: &Layout, counter: Def, range: &KeyRange) -> Result<i64> {
-    let query = sql::sum(E::DIALECT, layout.placed(&counter)?, range)?;
+pub(crate) async fn sum<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    counter: CounterId,
+    range: &KeyRange,
+) -> Result<i64> {
+    let query = sql::sum(E::DIALECT, schema.spec(&counter)?, range)?;
     let mut sum = None;
-    let summed = readiness::fetch(executor, Reading::Counter(layout, counter), vec![query], |_, row| {
+    let summed = readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
         sum = Some(match row.column(0) {
             Column::Null => 0,
             Column::Integer(sum) => sum,
             Column::Text(text) => text.parse().map_err(|_| sum_overflow(&counter))?,
             other => {
                 return Err(Error::Database {
-                    doing: format!("summing totals of counter {}", counter.full_name()),
+                    operation: format!("summing totals of counter {}", counter.full_name()),
                     cause: format!("the sum is {other}").into(),
                 });
             }
@@ -139,15 +144,15 @@ pub(crate) async fn sum<E: Executor>(executor: &mut E, layout: &Layout, counter:
         Ok(()) => sum.unwrap_or(0),
         // It may have left 64 bits on the way only.
         Err(Error::Database { cause, .. }) if E::DIALECT == Dialect::Sqlite && is_overflow(&cause) => {
-            sum_by_pages(executor, layout, counter, range).await?
+            sum_by_pages(executor, schema, counter, range).await?
         }
         Err(error) => return Err(error),
     };
-    // Afterwards: a cut never goes back, so what it spares now was spared all along.
+    // Afterwards: a cutoff never goes back, so what it spares now was spared all along.
     let nested = executor.is_nested();
-    let cuts = retention::cuts(executor, layout, &[counter], false).await;
-    let cuts = after_reads(executor, nested, cuts)?;
-    prune::check_range(&counter, range, cuts.first().map(|(_, cut)| cut))?;
+    let cutoffs = retention::cutoffs(executor, schema, &[counter], false).await;
+    let cutoffs = after_reads(executor, nested, cutoffs)?;
+    check_range(&counter, range, cutoffs.first().map(|(_, cutoff)| cutoff))?;
     Ok(sum)
 }
 
@@ -156,10 +161,15 @@ fn is_overflow(cause: &crate::error::Cause) -> bool {
     cause.to_string().contains("integer overflow")
 }
 
-async fn sum_by_pages<E: Executor>(executor: &mut E, layout: &Layout, counter: Def, over: &KeyRange) -> Result<i64> {
+async fn sum_by_pages<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    counter: CounterId,
+    over: &KeyRange,
+) -> Result<i64> {
     let (mut sum, mut over) = (0_i128, over.clone());
     loop {
-        let page = range(executor, layout, counter, &over, TOTALS_PAGE).await?;
+        let page = range(executor, schema, counter, &over, TOTALS_PAGE).await?;
         sum += page.iter().map(|(_, total)| i128::from(*total)).sum::<i128>();
         match page.last() {
             Some((last, _)) if page.len() == TOTALS_PAGE => over = over.behind(last),
@@ -171,11 +181,11 @@ async fn sum_by_pages<E: Executor>(executor: &mut E, layout: &Layout, counter: D
 /// How many totals are not 0, counted up to `most`.
 pub(crate) async fn count_non_zero<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     most: u64,
 ) -> Result<u64> {
-    let text = sql::count_non_zero(E::DIALECT, layout.placed(counter)?);
+    let text = sql::count_non_zero(E::DIALECT, schema.spec(counter)?);
     let query = Query::new(text, vec![Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))]);
     let mut count = 0;
     let counted = executor
@@ -191,7 +201,7 @@ pub(crate) async fn count_non_zero<E: Executor>(
 /// Refuses a stream's name that the database cannot hold.
 pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
     if dialect == Dialect::Postgres && stream.contains('\0') {
-        return Err(Error::setting("stream", format!("{stream:?} has a zero byte, which PostgreSQL cannot hold")));
+        return Err(Error::invalid_use("stream", format!("{stream:?} has a zero byte, which PostgreSQL cannot hold")));
     }
     Ok(())
 }
@@ -199,8 +209,8 @@ pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
 /// A stream's offset as a column has it.
 pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
     let foreign = |what: String| {
-        let reason = format!("the mark of stream {stream} is {what}; somebody else wrote it");
-        Err(Error::Schema { table: sql::MARKS.to_owned(), reason })
+        let reason = format!("the offset of stream {stream} is {what}; somebody else wrote it");
+        Err(Error::SchemaMismatch { table: sql::OFFSETS.to_owned(), reason })
     };
     match column {
         Column::Integer(last) => u64::try_from(*last).or_else(|_| foreign(format!("{last}, below 0"))),
@@ -211,8 +221,8 @@ pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
 /// The last event of a stream that was applied; 0 where there was none.
 pub(crate) async fn offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
     let nested = executor.is_nested();
-    let query = Query::new(sql::read_mark(E::DIALECT), vec![Value::Text(stream.into())]);
-    let read = offset_by(executor, query, stream, &format!("reading the mark of stream {stream}")).await;
+    let query = Query::new(sql::read_offset(E::DIALECT), vec![Value::Text(stream.into())]);
+    let read = offset_by(executor, query, stream, &format!("reading the offset of stream {stream}")).await;
     after_reads(executor, nested, read)
 }
 
@@ -221,7 +231,7 @@ pub(crate) async fn offset_by<E: Executor>(
     executor: &mut E,
     query: Query<'_>,
     stream: &str,
-    doing: &str,
+    operation: &str,
 ) -> Result<u64> {
     check_stream(E::DIALECT, stream)?;
     let mut last = 0;
@@ -231,7 +241,7 @@ pub(crate) async fn offset_by<E: Executor>(
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::MARKS), doing, error)))?;
+    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error)))?;
     Ok(last)
 }
 
@@ -244,17 +254,18 @@ pub(crate) async fn offsets<E: Executor>(
     check_stream(E::DIALECT, after.unwrap_or_default())?;
     let nested = executor.is_nested();
     let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
-    let query = Query::new(sql::read_marks(E::DIALECT), vec![Value::Text(after.unwrap_or_default().into()), limit]);
+    let query = Query::new(sql::read_offsets(E::DIALECT), vec![Value::Text(after.unwrap_or_default().into()), limit]);
     let mut all = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
-            let stream = text(row, 0, sql::MARKS)?.unwrap_or_default();
+            let stream = text(row, 0, sql::OFFSETS)?.unwrap_or_default();
             let last = offset_of(&stream, &row.column(1))?;
             all.push((stream, last));
             Ok(())
         })
         .await;
-    let read = read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::MARKS), "reading marks", error)));
+    let read =
+        read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), "reading offsets", error)));
     after_reads(executor, nested, read)?;
     Ok(all)
 }

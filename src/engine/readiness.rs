@@ -4,42 +4,44 @@ use std::borrow::Cow;
 
 use super::rows::{self, of_catalogue};
 use super::{after_reads, failed, schema};
-use crate::board::BoardDef;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::Executor;
-use crate::layout::Layout;
+use crate::leaderboard::LeaderboardId;
+use crate::schema::Schema;
 use crate::sql::{self, Query, Value};
 
 /// What is read, and what has to be ready for it.
 pub(crate) enum Reading<'a> {
-    Counter(&'a Layout, Def),
-    Board(&'a Layout, &'a BoardDef),
+    Counter(&'a Schema, CounterId),
+    Leaderboard(&'a Schema, &'a LeaderboardId),
 }
 
 impl Reading<'_> {
     fn name(&self) -> &'static str {
         match self {
             Self::Counter(_, counter) => counter.name(),
-            Self::Board(_, board) => board.name(),
+            Self::Leaderboard(_, leaderboard) => leaderboard.name(),
         }
     }
 
     fn table(&self) -> String {
         match self {
             Self::Counter(_, counter) => counter.table_name(),
-            Self::Board(_, board) => board.table_name(),
+            Self::Leaderboard(_, leaderboard) => leaderboard.table_name(),
         }
     }
 
     /// The names of all that it needs.
     fn needs(&self) -> Result<Vec<Cow<'static, str>>> {
-        let (layout, board, counters) = match self {
-            Self::Counter(layout, counter) => (layout, None, std::slice::from_ref(counter)),
-            Self::Board(layout, board) => (layout, Some(Cow::Borrowed(board.name())), board.counters()),
+        let (schema, leaderboard, counters) = match self {
+            Self::Counter(schema, counter) => (schema, None, std::slice::from_ref(counter)),
+            Self::Leaderboard(schema, leaderboard) => {
+                (schema, Some(Cow::Borrowed(leaderboard.name())), leaderboard.counters())
+            }
         };
-        let counters = layout.with_finer(counters)?;
-        Ok(board.into_iter().chain(counters.iter().map(Def::full_name)).collect())
+        let counters = schema.with_bases(counters)?;
+        Ok(leaderboard.into_iter().chain(counters.iter().map(CounterId::full_name)).collect())
     }
 }
 
@@ -79,28 +81,28 @@ fn refuse_unready(reading: &Reading<'_>, unready: Option<&str>) -> Result<()> {
 }
 
 /// Whether a counter, and all that it sums, may be read.
-pub(crate) async fn is_ready<E: Executor>(executor: &mut E, layout: &Layout, counter: Def) -> Result<bool> {
-    layout.position(&counter)?;
-    match fetch(executor, Reading::Counter(layout, counter), Vec::new(), |_, _| Ok(())).await {
+pub(crate) async fn is_ready<E: Executor>(executor: &mut E, schema: &Schema, counter: CounterId) -> Result<bool> {
+    schema.position(&counter)?;
+    match fetch(executor, Reading::Counter(schema, counter), Vec::new(), |_, _| Ok(())).await {
         Err(Error::NotReady { .. }) => Ok(false),
         ready => ready.map(|()| true),
     }
 }
 
-/// The counters of the layout that are to be backfilled, in the order of names.
-pub(crate) async fn unready<E: Executor>(executor: &mut E, layout: &Layout) -> Result<Vec<Def>> {
+/// The counters of the schema that are to be backfilled, in the order of names.
+pub(crate) async fn unready<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<CounterId>> {
     let nested = executor.is_nested();
     let known = schema::catalogue(executor).await;
     let known = after_reads(executor, nested, known)?;
-    let mut counters = layout.by_name();
-    counters.retain(|def| known.iter().any(|known| !known.ready && known.row.name == def.full_name()));
+    let mut counters = schema.by_name();
+    counters.retain(|id| known.iter().any(|known| !known.ready && known.row.name == id.full_name()));
     Ok(counters)
 }
 
 /// Says that a counter is ready from now on; in the transaction that is open.
-pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &Def) -> Result<()> {
+pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId) -> Result<()> {
     let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
-    let doing = format!("ending the backfill of counter {}", counter.full_name());
+    let operation = format!("ending the backfill of counter {}", counter.full_name());
     let set = executor.execute(&[set]).await;
-    set.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &doing, error)))
+    set.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))
 }

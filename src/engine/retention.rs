@@ -3,127 +3,139 @@
 use super::rows::{of_catalogue, text};
 use super::{Whose, failed, failed_on, leaderboard};
 use crate::batch::Batch;
-use crate::board::BoardDef;
-use crate::counter::{Def, Placed};
+use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::executor::{Column, Executor, Row as _};
 use crate::key::{KeyBuf, KeyParts};
-use crate::layout::Layout;
-use crate::prune;
+use crate::leaderboard::LeaderboardId;
+use crate::retention;
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::catalogue;
 
 /// The encoded last parts below which these counters were pruned; `hold` keeps them from being pruned until the transaction ends.
-pub(crate) async fn cuts<E: Executor>(
+pub(crate) async fn cutoffs<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counters: &[Def],
+    schema: &Schema,
+    counters: &[CounterId],
     hold: bool,
-) -> Result<Vec<(Def, KeyBuf)>> {
-    let prunable = counters.iter().filter(|def| layout.placed(def).is_ok_and(Placed::is_prunable));
-    let prunable: Vec<Def> = prunable.copied().collect();
+) -> Result<Vec<(CounterId, KeyBuf)>> {
+    let prunable = counters.iter().filter(|id| schema.spec(id).is_ok_and(CounterSpec::is_prunable));
+    let prunable: Vec<CounterId> = prunable.copied().collect();
     if prunable.is_empty() {
         return Ok(Vec::new());
     }
-    let query = sql::read_cuts(E::DIALECT, prunable.iter().map(Def::full_name).collect(), hold);
-    let mut cuts = Vec::new();
+    let query = sql::read_cutoffs(E::DIALECT, prunable.iter().map(CounterId::full_name).collect(), hold);
+    let mut cutoffs = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
             let name = text(row, 0, sql::CATALOGUE)?;
-            let Some(def) = prunable.iter().find(|def| name.as_deref() == Some(&*def.full_name())) else {
+            let Some(id) = prunable.iter().find(|id| name.as_deref() == Some(&*id.full_name())) else {
                 return Ok(());
             };
-            let cut = match row.column(1) {
+            let cutoff = match row.column(1) {
                 Column::Null => return Ok(()),
-                Column::Bytes(cut) => KeyBuf::from_bytes(&cut),
+                Column::Bytes(cutoff) => KeyBuf::from_bytes(&cutoff),
                 other => {
-                    let reason = format!("the cut of {} is {other}; somebody else wrote it", def.full_name());
-                    return Err(Error::Schema { table: sql::CATALOGUE.to_owned(), reason });
+                    let reason = format!("the cutoff of {} is {other}; somebody else wrote it", id.full_name());
+                    return Err(Error::SchemaMismatch { table: sql::CATALOGUE.to_owned(), reason });
                 }
             };
-            // A cut that is no last part would let anything through, or nothing.
-            catalogue::tail_value(E::DIALECT, def, &cut)?;
-            cuts.push((*def, cut));
+            // A cutoff that is no last part would let anything through, or nothing.
+            catalogue::suffix_value(E::DIALECT, id, &cutoff)?;
+            cutoffs.push((*id, cutoff));
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), "reading cuts", error)))?;
-    Ok(cuts)
+    read.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), "reading cutoffs", error)))?;
+    Ok(cutoffs)
 }
 
 /// These counters, all that they feed, and what else the leaderboards that they move are made of.
-pub(crate) fn read_with(layout: &Layout, counters: Vec<Def>) -> Vec<Def> {
-    let mut all = layout.with_fed(counters);
-    let is_moved = |board: &&BoardDef| board.counters().iter().any(|of| all.iter().any(|def| def.same(of)));
-    let moved: Vec<Def> =
-        layout.board_defs().iter().filter(is_moved).flat_map(|board| board.counters().to_vec()).collect();
+pub(crate) fn read_with(schema: &Schema, counters: Vec<CounterId>) -> Vec<CounterId> {
+    let mut all = schema.with_fed(counters);
+    let is_moved =
+        |leaderboard: &&LeaderboardId| leaderboard.counters().iter().any(|of| all.iter().any(|id| id.same(of)));
+    let moved: Vec<CounterId> = schema
+        .leaderboard_ids()
+        .iter()
+        .filter(is_moved)
+        .flat_map(|leaderboard| leaderboard.counters().to_vec())
+        .collect();
     all.extend(moved);
     all
 }
 
-/// The batch without what is below a cut; reads nothing where no counter is prunable that it reaches. In PostgreSQL those that it feeds are
-/// looked at too: a link that moves takes totals along, which must not be pruned meanwhile.
-pub(crate) async fn above_cuts<E: Executor>(executor: &mut E, layout: &Layout, batch: &Batch) -> Result<Batch> {
-    let own = batch.defs();
-    let counters = if E::DIALECT == Dialect::Postgres { read_with(layout, own) } else { own };
-    let cuts = cuts(executor, layout, &counters, true).await?;
-    if cuts.is_empty() {
+/// The batch without what is below a cutoff; reads nothing where no counter is prunable that it reaches. In PostgreSQL those that it feeds are
+/// looked at too: a membership that moves takes totals along, which must not be pruned meanwhile.
+pub(crate) async fn above_cutoffs<E: Executor>(executor: &mut E, schema: &Schema, batch: &Batch) -> Result<Batch> {
+    let own = batch.ids();
+    let counters = if E::DIALECT == Dialect::Postgres { read_with(schema, own) } else { own };
+    let cutoffs = cutoffs(executor, schema, &counters, true).await?;
+    if cutoffs.is_empty() {
         return Ok(batch.clone());
     }
-    let cut_of = |counter: &Def| cuts.iter().find(|(known, _)| known.same(counter)).map(|(_, cut)| cut);
-    Ok(batch.filtered(|counter, key| cut_of(counter).is_none_or(|cut| prune::keeps(counter, key, cut))))
+    let cutoff_of =
+        |counter: &CounterId| cutoffs.iter().find(|(known, _)| known.same(counter)).map(|(_, cutoff)| cutoff);
+    Ok(batch.filtered(|counter, key| cutoff_of(counter).is_none_or(|cutoff| retention::keeps(counter, key, cutoff))))
 }
 
-/// Forgets the totals of a counter, and of the rollups by its tail, whose last part is before a cut; gives how many went.
+/// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before a cutoff; gives how many went.
 pub(crate) async fn prune<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: Def,
+    schema: &Schema,
+    counter: CounterId,
     time: KeyParts,
-    cut: &KeyBuf,
+    cutoff: &KeyBuf,
 ) -> Result<u64> {
-    let family = prune::family(layout, &counter, time)?;
-    let doing = format!("pruning counter {}", counter.full_name());
-    let nested = super::begin(executor, &doing).await?;
-    let gone = prune_family(executor, layout, &family, cut).await;
-    super::end(executor, nested, &doing, gone).await
+    let family = retention::family(schema, &counter, time)?;
+    let operation = format!("pruning counter {}", counter.full_name());
+    let nested = super::begin(executor, &operation).await?;
+    let gone = prune_family(executor, schema, &family, cutoff).await;
+    super::end(executor, nested, &operation, gone).await
 }
 
-async fn prune_family<E: Executor>(executor: &mut E, layout: &Layout, family: &[Def], cut: &KeyBuf) -> Result<u64> {
+async fn prune_family<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    family: &[CounterId],
+    cutoff: &KeyBuf,
+) -> Result<u64> {
     lock_catalogue(executor).await?;
     let mut moved = Vec::new();
-    for def in family {
+    for id in family {
         // Of a part that the counter has.
-        catalogue::tail_value(E::DIALECT, def, cut)?;
+        catalogue::suffix_value(E::DIALECT, id, cutoff)?;
         let set = Query::new(
-            sql::set_cut(E::DIALECT),
-            vec![Value::Bytes(cut.as_bytes().into()), Value::Text(def.full_name())],
+            sql::set_cutoff(E::DIALECT),
+            vec![Value::Bytes(cutoff.as_bytes().into()), Value::Text(id.full_name())],
         );
-        let doing = format!("pruning totals of counter {}", def.full_name());
+        let operation = format!("pruning totals of counter {}", id.full_name());
         let set = executor.execute(&[set]).await;
-        let set = set.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &doing, error)))?;
+        let set = set.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
         if set.first() > Some(&0) {
-            moved.push(*def);
+            moved.push(*id);
         }
     }
-    let is_made_of = |board: &&BoardDef| board.counters().iter().any(|of| moved.iter().any(|def| def.same(of)));
-    let boards: Vec<BoardDef> = layout.board_defs().iter().filter(is_made_of).copied().collect();
-    leaderboard::lock(executor, layout, &boards).await?;
+    let is_made_of =
+        |leaderboard: &&LeaderboardId| leaderboard.counters().iter().any(|of| moved.iter().any(|id| id.same(of)));
+    let leaderboards: Vec<LeaderboardId> = schema.leaderboard_ids().iter().filter(is_made_of).copied().collect();
+    leaderboard::lock(executor, schema, &leaderboards).await?;
     let mut gone = 0;
-    for def in &moved {
-        let last = vec![catalogue::tail_value(E::DIALECT, def, cut)?];
-        let delete = Query::new(sql::prune(E::DIALECT, layout.placed(def)?), last);
+    for id in &moved {
+        let last = vec![catalogue::suffix_value(E::DIALECT, id, cutoff)?];
+        let delete = Query::new(sql::prune(E::DIALECT, schema.spec(id)?), last);
         let deleted = executor.execute(&[delete]).await;
-        let deleted = deleted.map_err(|stopped| stopped.or(|_, error| failed_on("pruning totals", def, error)))?;
+        let deleted = deleted.map_err(|stopped| stopped.or(|_, error| failed_on("pruning totals", id, error)))?;
         gone += deleted.first().copied().unwrap_or(0);
     }
-    for board in &boards {
-        leaderboard::rescore_all(executor, layout, board).await?;
+    for leaderboard in &leaderboards {
+        leaderboard::rescore_all(executor, schema, leaderboard).await?;
     }
     Ok(gone)
 }
 
-/// In PostgreSQL, waits for all who hold cuts, and keeps others from it until the transaction ends. Who waits for a row beside ever new sharers may
+/// In PostgreSQL, waits for all who hold cutoffs, and keeps others from it until the transaction ends. Who waits for a row beside ever new sharers may
 /// wait for ever; for a table there is a queue. What a transaction that is older than this read may be wrong by now, so it must see what is committed.
 pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E) -> Result<()> {
     if E::DIALECT != Dialect::Postgres {
@@ -151,7 +163,7 @@ pub(crate) async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()>
     read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, "looking at the transaction", error)))?;
     match isolation.unwrap_or_default().as_str() {
         "read committed" | "read uncommitted" => Ok(()),
-        isolation => Err(Error::setting(
+        isolation => Err(Error::invalid_use(
             "transaction_isolation",
             format!("it is {isolation}; prunes and rebuilds need read committed"),
         )),

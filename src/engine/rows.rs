@@ -1,14 +1,14 @@
 //! Reads what rows say: keys, totals and texts.
 
 use super::Whose;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{Column, Row};
 use crate::key::{KeyBuf, KeyError, KeyPart};
 use crate::sql::{self, Value};
 
 /// Reads a key's columns, the first of them at `first`.
-pub(crate) fn read_key(counter: &Def, row: &impl Row, first: usize) -> Result<KeyBuf> {
+pub(crate) fn read_key(counter: &CounterId, row: &impl Row, first: usize) -> Result<KeyBuf> {
     read_parts(counter.name(), counter.parts().as_slice(), row, first)
 }
 
@@ -42,22 +42,22 @@ fn raw_text(row: &impl Row, first: usize, parts: usize) -> String {
 }
 
 /// Reads a key and, in the last column, its total.
-pub(crate) fn read_total(counter: &Def, row: &impl Row) -> Result<(KeyBuf, i64)> {
+pub(crate) fn read_total(counter: &CounterId, row: &impl Row) -> Result<(KeyBuf, i64)> {
     let key = read_key(counter, row, 0)?;
     Ok((key, integer(row, row.len().saturating_sub(1), &counter.table_name())?))
 }
 
 /// An integer of a table of keepcount's.
-pub(crate) fn integer(row: &impl Row, at: usize, table: &str) -> Result<i64> {
-    match row.column(at) {
+pub(crate) fn integer(row: &impl Row, index: usize, table: &str) -> Result<i64> {
+    match row.column(index) {
         Column::Integer(value) => Ok(value),
         other => Err(foreign(table, &other)),
     }
 }
 
 /// A text of a table of keepcount's, or none.
-pub(crate) fn text(row: &impl Row, at: usize, table: &str) -> Result<Option<String>> {
-    match row.column(at) {
+pub(crate) fn text(row: &impl Row, index: usize, table: &str) -> Result<Option<String>> {
+    match row.column(index) {
         Column::Null => Ok(None),
         Column::Text(text) => Ok(Some(text.into_owned())),
         other => Err(foreign(table, &other)),
@@ -65,7 +65,10 @@ pub(crate) fn text(row: &impl Row, at: usize, table: &str) -> Result<Option<Stri
 }
 
 fn foreign(table: &str, found: &Column<'_>) -> Error {
-    Error::Schema { table: table.to_owned(), reason: format!("it has {found} where keepcount writes something else") }
+    Error::SchemaMismatch {
+        table: table.to_owned(),
+        reason: format!("it has {found} where keepcount writes something else"),
+    }
 }
 
 /// Keeps the last thing that was asked for in the query at hand.

@@ -1,80 +1,82 @@
-//! Makes the catalogue and the tables of totals, compares them with the layout, and drops what the layout lost.
+//! Makes the catalogue and the tables of totals, compares them with the schema, and drops what the schema lost.
 
 use super::rows::{integer, of_catalogue, text};
 use super::{Whose, after_reads, begin, end, failed};
-use crate::board::{self, BoardDef};
 use crate::error::{Error, Result};
 use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyParts;
-use crate::layout::Layout;
+use crate::leaderboard::{self, LeaderboardId};
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value, inspect};
 use crate::store::catalogue::{self, CatalogueRow, Known};
 
-/// The longest name of a table or index of PostgreSQL's, which cuts longer ones.
-const NAME_MOST: usize = 63;
+/// The longest name of a table or index of PostgreSQL's, which cutoffs longer ones.
+const MAX_NAME: usize = 63;
 
 /// Makes what is not there yet, and checks what is. With `rows` that are there already, nothing that comes new is ready.
-pub(crate) async fn create<E: Executor>(executor: &mut E, layout: &Layout, rows: bool) -> Result<()> {
+pub(crate) async fn create<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
     let nested = executor.is_nested();
     let journal = check_journal(executor).await;
     after_reads(executor, nested, journal)?;
-    let doing = "making tables";
-    let nested = begin(executor, doing).await?;
-    let made = create_all(executor, layout, rows).await;
-    end(executor, nested, doing, made).await
+    let operation = "making tables";
+    let nested = begin(executor, operation).await?;
+    let made = create_all(executor, schema, rows).await;
+    end(executor, nested, operation, made).await
 }
 
-async fn create_all<E: Executor>(executor: &mut E, layout: &Layout, rows: bool) -> Result<()> {
-    check_names(E::DIALECT, layout)?;
+async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
+    check_names(E::DIALECT, schema)?;
     if E::DIALECT == Dialect::Postgres {
         // "IF NOT EXISTS" of two transactions at once fails in the second; one number for all that keepcount makes.
         make(executor, "SELECT pg_advisory_xact_lock(7809644625271157621)").await?;
     }
     let fresh = kind_of(executor, sql::CATALOGUE).await?.is_none();
     if let Some(reason) = elsewhere(executor).await? {
-        return match check_all(executor, layout).await {
-            Err(Error::Schema { .. }) => Err(Error::Schema { table: sql::CATALOGUE.to_owned(), reason }),
+        return match check_all(executor, schema).await {
+            Err(Error::SchemaMismatch { .. }) => {
+                Err(Error::SchemaMismatch { table: sql::CATALOGUE.to_owned(), reason })
+            }
             nothing_is_missing => nothing_is_missing,
         };
     }
-    let own = [sql::create_catalogue, sql::create_marks, sql::create_runs].map(|create| create(E::DIALECT));
+    let own = [sql::create_catalogue, sql::create_offsets, sql::create_runs].map(|create| create(E::DIALECT));
     for text in own.into_iter().chain(sql::create_locks(E::DIALECT)).chain([sql::create_unready(E::DIALECT)]) {
         make(executor, &text).await?;
     }
     let known = catalogue(executor).await?;
-    for placed in layout.counters() {
-        if let Some(known) = known.iter().find(|known| known.row.name == placed.def().full_name()) {
-            if format!("{}, prunable", known.row.placement) == placed.place() {
+    for spec in schema.counters() {
+        if let Some(known) = known.iter().find(|known| known.row.name == spec.id().full_name()) {
+            if format!("{}, prunable", known.row.placement) == spec.storage_clause() {
                 // Only what apply looks for is new.
-                make(executor, &sql::replace(placed)).await?;
+                make(executor, &sql::replace(spec)).await?;
             }
             continue;
         }
-        refuse_foreign(executor, &placed.table_name(), "counter").await?;
-        make(executor, &sql::create(E::DIALECT, placed)).await?;
-        make(executor, &sql::enlist(placed, fresh && !rows)).await?;
-        if let Some(text) = sql::take_over_cut(placed) {
+        refuse_foreign(executor, &spec.table_name(), "counter").await?;
+        make(executor, &sql::create(E::DIALECT, spec)).await?;
+        make(executor, &sql::enlist(spec, fresh && !rows)).await?;
+        if let Some(text) = sql::take_over_cutoff(spec) {
             make(executor, &text).await?;
         }
     }
-    for placed in layout.counters() {
-        // Also of a counter that was there before it became a link.
+    for spec in schema.counters() {
+        // Also of a counter that was there before it became a membership.
         // Where it is there, not even to look: that alone would make writers of PostgreSQL's wait for one another.
-        let child = layout.child_parts(&placed.def());
-        if let (Some(child), None) = (child, kind_of(executor, &sql::by_parent(placed)).await?) {
-            make(executor, &sql::create_by_parent(E::DIALECT, placed, child)).await?;
+        let child = schema.child_parts(&spec.id());
+        if let (Some(child), None) = (child, kind_of(executor, &sql::by_parent(spec)).await?) {
+            make(executor, &sql::create_by_parent(E::DIALECT, spec, child)).await?;
         }
     }
-    for board in layout.board_defs() {
-        if known.iter().any(|known| known.row.name == board.name()) {
+    for leaderboard in schema.leaderboard_ids() {
+        if known.iter().any(|known| known.row.name == leaderboard.name()) {
             continue;
         }
-        refuse_foreign(executor, &board.table_name(), "board").await?;
-        for text in board::ddl(E::DIALECT, board, fresh) {
+        refuse_foreign(executor, &leaderboard.table_name(), "board").await?;
+        for text in leaderboard::ddl(E::DIALECT, leaderboard, fresh) {
             make(executor, &text).await?;
         }
     }
-    check_all(executor, layout).await
+    check_all(executor, schema).await
 }
 
 async fn make<E: Executor>(executor: &mut E, text: &str) -> Result<()> {
@@ -84,65 +86,71 @@ async fn make<E: Executor>(executor: &mut E, text: &str) -> Result<()> {
 async fn refuse_foreign<E: Executor>(executor: &mut E, table: &str, whose: &str) -> Result<()> {
     match kind_of(executor, table).await? {
         None => Ok(()),
-        Some(_) => Err(Error::Schema {
+        Some(_) => Err(Error::SchemaMismatch {
             table: table.to_owned(),
             reason: format!("it is there already, and is not one of keepcount's; rename it or the {whose}"),
         }),
     }
 }
 
-/// Compares catalogue and tables with the layout.
-pub(crate) async fn check<E: Executor>(executor: &mut E, layout: &Layout) -> Result<()> {
+/// Compares catalogue and tables with the schema.
+pub(crate) async fn check<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()> {
     let nested = executor.is_nested();
-    let checked = check_all(executor, layout).await;
+    let checked = check_all(executor, schema).await;
     after_reads(executor, nested, checked)
 }
 
-async fn check_all<E: Executor>(executor: &mut E, layout: &Layout) -> Result<()> {
-    check_names(E::DIALECT, layout)?;
+async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()> {
+    check_names(E::DIALECT, schema)?;
     check_journal(executor).await?;
     if kind_of(executor, sql::CATALOGUE).await?.is_none() {
-        return Err(Error::Schema {
+        return Err(Error::SchemaMismatch {
             table: sql::CATALOGUE.to_owned(),
             reason: "it is absent: this database has no keepcount tables yet; make them with the store's create() or \
-                     the statements of Layout::ddl"
+                     the statements of Schema::ddl"
                 .to_owned(),
         });
     }
     refuse_faults(executor, sql::CATALOGUE, true).await?;
     let known = catalogue(executor).await?;
-    for placed in layout.counters() {
-        let def = placed.def();
-        let table = placed.table_name();
-        check_row(&known, &CatalogueRow::of(placed), &table)?;
-        check_keyed(executor, &table, def.parts(), ("total", sql::column_kind(E::DIALECT, None))).await?;
-        if layout.child_parts(&def).is_some() {
-            check_index(executor, table, &sql::by_parent(placed)).await?;
+    for spec in schema.counters() {
+        let id = spec.id();
+        let table = spec.table_name();
+        check_row(&known, &CatalogueRow::of(spec), &table)?;
+        check_keyed(executor, &table, id.parts(), ("total", sql::column_kind(E::DIALECT, None))).await?;
+        if schema.child_parts(&id).is_some() {
+            check_index(executor, table, &sql::by_parent(spec)).await?;
         }
     }
     for (table, columns) in sql::own_tables(E::DIALECT) {
         check_table(executor, table, &columns, true).await?;
     }
-    catalogue::check_others(layout, &known, "the store's forget()")?;
-    for board in layout.board_defs() {
-        let table = board.table_name();
-        check_row(&known, &CatalogueRow::of_board(board), &table)?;
-        check_keyed(executor, &table, board.parts(), ("score", board::score_column(E::DIALECT, board))).await?;
+    catalogue::check_others(schema, &known, "the store's forget()")?;
+    for leaderboard in schema.leaderboard_ids() {
+        let table = leaderboard.table_name();
+        check_row(&known, &CatalogueRow::of_leaderboard(leaderboard), &table)?;
+        check_keyed(
+            executor,
+            &table,
+            leaderboard.parts(),
+            ("score", leaderboard::score_column(E::DIALECT, leaderboard)),
+        )
+        .await?;
         let index = format!("{table}_order");
         check_index(executor, table, &index).await?;
     }
     Ok(())
 }
 
-/// Compares what the catalogue says of a counter or leaderboard with what the layout says.
+/// Compares what the catalogue says of a counter or leaderboard with what the schema says.
 fn check_row(known: &[Known], wanted: &CatalogueRow, table: &str) -> Result<()> {
-    let schema = |reason: String| Err(Error::Schema { table: table.to_owned(), reason });
+    let schema = |reason: String| Err(Error::SchemaMismatch { table: table.to_owned(), reason });
     match known.iter().find(|known| known.row.name == wanted.name) {
         None => {
             let (name, catalogue) = (&wanted.name, sql::CATALOGUE);
             schema(format!("{name} is not in the catalogue {catalogue}; the store's create() adds it"))
         }
-        Some(Known { row, .. }) if row != wanted => schema(format!("the catalogue says {row}, the layout {wanted}")),
+        Some(Known { row, .. }) if row != wanted => schema(format!("the catalogue says {row}, the schema {wanted}")),
         Some(_) => Ok(()),
     }
 }
@@ -151,7 +159,7 @@ async fn check_index<E: Executor>(executor: &mut E, table: String, index: &str) 
     if kind_of(executor, index).await?.as_deref() == Some("index") {
         return Ok(());
     }
-    Err(Error::Schema { table, reason: format!("its index {index} is absent; the store's create() makes it") })
+    Err(Error::SchemaMismatch { table, reason: format!("its index {index} is absent; the store's create() makes it") })
 }
 
 async fn check_keyed<E: Executor>(executor: &mut E, table: &str, parts: KeyParts, last: (&str, &str)) -> Result<()> {
@@ -160,7 +168,7 @@ async fn check_keyed<E: Executor>(executor: &mut E, table: &str, parts: KeyParts
 
 /// Refuses a table that has not just these columns, or that could write otherwise than it is told.
 async fn check_table<E: Executor>(executor: &mut E, table: &str, wanted: &[String], texts: bool) -> Result<()> {
-    let schema = |reason: String| Err(Error::Schema { table: table.to_owned(), reason });
+    let schema = |reason: String| Err(Error::SchemaMismatch { table: table.to_owned(), reason });
     match kind_of(executor, table).await?.as_deref() {
         Some("table") => {}
         Some(other) => return schema(format!("it is a {other}, not a table")),
@@ -176,7 +184,7 @@ async fn check_table<E: Executor>(executor: &mut E, table: &str, wanted: &[Strin
 async fn refuse_faults<E: Executor>(executor: &mut E, table: &str, texts: bool) -> Result<()> {
     for query in inspect::faults(E::DIALECT, table, texts) {
         if let Some(reason) = said(executor, query).await?.into_iter().next() {
-            return Err(Error::Schema { table: table.to_owned(), reason });
+            return Err(Error::SchemaMismatch { table: table.to_owned(), reason });
         }
     }
     Ok(())
@@ -190,25 +198,26 @@ async fn check_journal<E: Executor>(executor: &mut E) -> Result<()> {
     let mode = said(executor, Query::new("PRAGMA main.journal_mode", Vec::new())).await?;
     if mode.iter().any(|mode| mode.eq_ignore_ascii_case("off")) {
         let reason = "it is OFF, so that nothing can be rolled back; choose another before this connection writes";
-        return Err(Error::setting("journal_mode", reason));
+        return Err(Error::invalid_use("journal_mode", reason));
     }
     Ok(())
 }
 
 /// Refuses names that PostgreSQL would cut: two of them could become one.
-fn check_names(dialect: Dialect, layout: &Layout) -> Result<()> {
+fn check_names(dialect: Dialect, schema: &Schema) -> Result<()> {
     if dialect != Dialect::Postgres {
         return Ok(());
     }
-    let counters = layout.counters().iter().map(|placed| match layout.child_parts(&placed.def()) {
-        Some(_) => sql::by_parent(placed),
-        None => placed.table_name(),
+    let counters = schema.counters().iter().map(|spec| match schema.child_parts(&spec.id()) {
+        Some(_) => sql::by_parent(spec),
+        None => spec.table_name(),
     });
-    let boards = layout.board_defs().iter().map(|board| format!("{}_order", BoardDef::table_name(board)));
-    let long = counters.chain(boards).find(|name| name.len() > NAME_MOST);
+    let leaderboards =
+        schema.leaderboard_ids().iter().map(|leaderboard| format!("{}_order", LeaderboardId::table_name(leaderboard)));
+    let long = counters.chain(leaderboards).find(|name| name.len() > MAX_NAME);
     long.map_or(Ok(()), |table| {
-        let reason = format!("its name has {} bytes, PostgreSQL's have at most {NAME_MOST}", table.len());
-        Err(Error::Schema { table, reason })
+        let reason = format!("its name has {} bytes, PostgreSQL's have at most {MAX_NAME}", table.len());
+        Err(Error::SchemaMismatch { table, reason })
     })
 }
 
@@ -242,7 +251,7 @@ async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<Str
 pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known>> {
     let query = Query::new(
         format!(
-            r#"SELECT c."name", c."key", c."version", c."placement", c."identity", c."ready", c."cut" FROM "{}" AS c ORDER BY c."name""#,
+            r#"SELECT c."name", c."key", c."version", c."placement", c."identity", c."ready", c."cutoff" FROM "{}" AS c ORDER BY c."name""#,
             sql::CATALOGUE
         ),
         Vec::new(),
@@ -260,7 +269,7 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
         })
         .await;
     read.map_err(|stopped| match stopped {
-        Stopped::Failed { error, .. } if is_foreign(&error) => Error::Schema {
+        Stopped::Failed { error, .. } if is_foreign(&error) => Error::SchemaMismatch {
             table: sql::CATALOGUE.to_owned(),
             reason: format!("it is not keepcount's catalogue: {}", crate::error::chain(&*error.into_cause())),
         },
@@ -275,32 +284,32 @@ fn is_foreign<E: DriverError>(error: &E) -> bool {
 }
 
 /// What tells this database's totals from another's.
-pub(crate) async fn identity<E: Executor>(executor: &mut E, layout: &Layout) -> Result<u64> {
-    Ok(catalogue::identity(layout, &catalogue(executor).await?))
+pub(crate) async fn identity<E: Executor>(executor: &mut E, schema: &Schema) -> Result<u64> {
+    Ok(catalogue::identity(schema, &catalogue(executor).await?))
 }
 
-/// The counters and leaderboards of this database that the layout does not have, by their full names.
-pub(crate) async fn lost<E: Executor>(executor: &mut E, layout: &Layout) -> Result<Vec<String>> {
+/// The counters and leaderboards of this database that the schema does not have, by their full names.
+pub(crate) async fn lost<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<String>> {
     let nested = executor.is_nested();
     let known = catalogue(executor).await;
     let known = after_reads(executor, nested, known)?.into_iter().map(|known| known.row.name);
-    Ok(known.filter(|name| !catalogue::has(layout, name)).collect())
+    Ok(known.filter(|name| !catalogue::has(schema, name)).collect())
 }
 
 /// Drops the table of a counter or leaderboard that is lost, and its row in the catalogue.
-pub(crate) async fn forget<E: Executor>(executor: &mut E, layout: &Layout, name: &str) -> Result<()> {
-    let doing = format!("forgetting {name}");
-    let nested = begin(executor, &doing).await?;
-    let forgotten = drop_lost(executor, layout, name, &doing).await;
-    end(executor, nested, &doing, forgotten).await
+pub(crate) async fn forget<E: Executor>(executor: &mut E, schema: &Schema, name: &str) -> Result<()> {
+    let operation = format!("forgetting {name}");
+    let nested = begin(executor, &operation).await?;
+    let forgotten = drop_lost(executor, schema, name, &operation).await;
+    end(executor, nested, &operation, forgotten).await
 }
 
-async fn drop_lost<E: Executor>(executor: &mut E, layout: &Layout, name: &str, doing: &str) -> Result<()> {
+async fn drop_lost<E: Executor>(executor: &mut E, schema: &Schema, name: &str, operation: &str) -> Result<()> {
     let known = catalogue(executor).await?;
-    let table = catalogue::lost(layout, &known, name)?.table_name();
+    let table = catalogue::orphaned(schema, &known, name)?.table_name();
     let dropped = executor.run(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await;
-    dropped.map_err(|error| failed(Whose::Connection, doing, error))?;
+    dropped.map_err(|error| failed(Whose::Connection, operation, error))?;
     let text = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#, sql::CATALOGUE, E::DIALECT.param(1));
     let gone = executor.execute(&[Query::new(text, vec![Value::Text(name.into())])]).await;
-    gone.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), doing, error)))
+    gone.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))
 }

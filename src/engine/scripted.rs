@@ -6,20 +6,21 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use super::{leaderboard, now, read, schema, sweep, write};
-use crate::board::Board;
 use crate::error::{Cause, Error, Result};
 use crate::executor::{Column, DriverError, ErrorKind, Executor, NotCommitted, Row, Stopped};
+use crate::leaderboard::Leaderboard;
 use crate::sql::{Dialect, Query};
 use crate::store::Sweep;
-use crate::{Batch, Counter, KeyBuf, Layout, Mark};
+use crate::{Batch, Counter, KeyBuf, Schema, StreamRange};
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
 const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SHOW);
-const PLAIN: Layout = Layout::new(&[VOTES.table()]);
-const SUMMED: Layout = Layout::new(&[VOTES.table(), SHOW.table(), SHOWS.table()]);
-const TOP: Board<i64> = Board::new("setlist.top", &[VOTES.def()], |totals| totals.first().copied().filter(|n| *n > 0));
-const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[TOP.def()]);
+const PLAIN: Schema = Schema::new(&[VOTES.table()]);
+const SUMMED: Schema = Schema::new(&[VOTES.table(), SHOW.table(), SHOWS.table()]);
+const TOP: Leaderboard<i64> =
+    Leaderboard::new("setlist.top", &[VOTES.id()], |totals| totals.first().copied().filter(|n| *n > 0));
+const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[TOP.id()]);
 
 #[derive(Debug, Clone)]
 struct Refused(ErrorKind);
@@ -49,8 +50,8 @@ impl Row for Line {
         self.0.len()
     }
 
-    fn column(&self, at: usize) -> Column<'_> {
-        self.0.get(at).cloned().unwrap_or(Column::Null)
+    fn column(&self, index: usize) -> Column<'_> {
+        self.0.get(index).cloned().unwrap_or(Column::Null)
     }
 }
 
@@ -183,17 +184,17 @@ fn an_empty_batch_and_one_that_is_nested_begin_nothing() {
 #[test]
 fn an_offset_is_read_first_and_moved_last() {
     let last = |last: i64| vec![vec![Column::Integer(last)]];
-    let mark = Mark::new("votes", 4, 5).unwrap();
+    let stream_range = StreamRange::new("votes", 4, 5).unwrap();
     let mut script = Script::<false>::answering([("SELECT m.\"last\"", Ok(last(3)))]);
-    assert!(!now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&mark))).unwrap().skipped);
+    assert!(!now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&stream_range))).unwrap().skipped);
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "INSERT", "SELECT", "SELECT", "INSERT", "COMMIT"]);
-    assert!(script.ran.iter().rev().nth(1).unwrap().contains("keepcount_marks"), "{:?}", script.ran);
+    assert!(script.ran.iter().rev().nth(1).unwrap().contains("keepcount_offsets"), "{:?}", script.ran);
     let mut script = Script::<false>::answering([("SELECT m.\"last\"", Ok(last(5)))]);
     let mut batch = votes([7]);
-    assert!(now(write::apply(&mut script, &RANKED, &mut batch, Some(&mark))).unwrap().skipped);
+    assert!(now(write::apply(&mut script, &RANKED, &mut batch, Some(&stream_range))).unwrap().skipped);
     assert_eq!((script.verbs(), batch.is_empty()), (vec!["BEGIN", "SELECT", "COMMIT"], true));
     let mut script = Script::<false>::answering([("SELECT m.\"last\"", Ok(last(1)))]);
-    let error = now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&mark))).unwrap_err();
+    let error = now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&stream_range))).unwrap_err();
     assert!(matches!(error, Error::Gap { applied: 1, .. }));
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "ROLLBACK"]);
 }
@@ -231,7 +232,7 @@ fn an_error_says_what_stands() {
         script.cannot_roll_back = !rolls_back;
         let error = now(write::apply(&mut script, &PLAIN, &mut votes([7]), None)).unwrap_err();
         match (commit, rolls_back) {
-            (false, _) => assert!(matches!(error, Error::Unknown { .. }), "{error:?}"),
+            (false, _) => assert!(matches!(error, Error::Indeterminate { .. }), "{error:?}"),
             (true, true) => assert!(matches!(error, Error::Busy { .. }), "{error:?}"),
             (true, false) => assert!(matches!(error, Error::TransactionOpen { .. }), "{error:?}"),
         }
@@ -260,7 +261,7 @@ fn what_fails_within_the_caller_s_transaction_cannot_be_committed() {
 fn a_write_that_is_skipped_is_an_error_that_names_the_table() {
     let mut script = Script::<false>::answering([("INSERT", Ok(vec![Vec::new()]))]);
     let error = now(write::apply(&mut script, &PLAIN, &mut votes([7]), None)).unwrap_err();
-    assert!(matches!(&error, Error::Schema { table, .. } if table == "setlist_votes"), "{error:?}");
+    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "setlist_votes"), "{error:?}");
 }
 
 #[test]
@@ -283,11 +284,11 @@ fn a_total_without_room_is_named_by_its_row_or_looked_for() {
 fn readiness_is_looked_for_in_the_same_fetch_as_what_is_read() {
     let total = vec![vec![Column::Integer(7), Column::Integer(3)]];
     let mut script = Script::<true>::answering([("SELECT t.\"key\"", Ok(total))]);
-    assert_eq!(now(read::read(&mut script, &PLAIN, VOTES.def(), &[KeyBuf::of::<i64>(7)])).unwrap(), [3]);
+    assert_eq!(now(read::read(&mut script, &PLAIN, VOTES.id(), &[KeyBuf::of::<i64>(7)])).unwrap(), [3]);
     assert_eq!(script.ran.len(), 2);
     let unready = vec![vec![Column::Text("setlist.show,other".into())]];
     let mut script = Script::<true>::answering([("SELECT string_agg", Ok(unready))]);
-    let read = now(read::read(&mut script, &SUMMED, SHOWS.def(), &[KeyBuf::of::<i64>(7)]));
+    let read = now(read::read(&mut script, &SUMMED, SHOWS.id(), &[KeyBuf::of::<i64>(7)]));
     assert!(matches!(read, Err(Error::NotReady { unready, .. }) if unready == "setlist.show"));
     assert_eq!(script.ran.len(), 1, "nothing is read that may not be");
 }
@@ -326,7 +327,7 @@ fn a_sweep_writes_only_where_there_is_something_to_remove() {
 fn a_check_only_reads() {
     for nested in [false, true] {
         let mut script = Script::<true> { nested, ..Script::default() };
-        assert!(matches!(now(schema::check(&mut script, &PLAIN)), Err(Error::Schema { .. })));
+        assert!(matches!(now(schema::check(&mut script, &PLAIN)), Err(Error::SchemaMismatch { .. })));
         assert!(script.verbs().iter().all(|verb| *verb == "SELECT"), "{:?}", script.ran);
     }
 }

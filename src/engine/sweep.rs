@@ -4,17 +4,17 @@ use super::{Whose, after_reads, begin, end, failed, read};
 use crate::error::{Error, Result};
 use crate::executor::{Column, Executor, Row as _};
 use crate::key::KeyBuf;
-use crate::layout::Layout;
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::sweep::{LockKey, Page, Sweep, Swept};
 
 /// Removes a bounded part of what means nothing any more.
-pub(crate) async fn sweep<E: Executor>(executor: &mut E, layout: &Layout, sweep: &mut Sweep) -> Result<Swept> {
+pub(crate) async fn sweep<E: Executor>(executor: &mut E, schema: &Schema, sweep: &mut Sweep) -> Result<Swept> {
     let mut swept = Swept::default();
-    while let Some(page) = sweep.totals(layout, &swept) {
-        let counter = page.placed.def();
+    while let Some(page) = sweep.totals(schema, &swept) {
+        let counter = page.spec.id();
         let nested = executor.is_nested();
-        let totals = read::range_unchecked(executor, layout, &counter, &page.range, page.rows).await;
+        let totals = read::range_unchecked(executor, schema, &counter, &page.range, page.rows).await;
         let totals = after_reads(executor, nested, totals)?;
         let last = totals.last().map(|(key, _)| key);
         if totals.iter().any(|(_, total)| *total == 0) {
@@ -23,16 +23,16 @@ pub(crate) async fn sweep<E: Executor>(executor: &mut E, layout: &Layout, sweep:
         swept.looked += totals.len() as u64;
         sweep.passed(&page, totals.len(), last);
     }
-    swept.complete = sweep.is_through(layout) && E::DIALECT == Dialect::Sqlite;
-    while sweep.is_through(layout) && !swept.complete {
+    swept.complete = sweep.is_through(schema) && E::DIALECT == Dialect::Sqlite;
+    while sweep.is_through(schema) && !swept.complete {
         let Some((after, limit)) = sweep.locks(&swept) else { break };
         let after = after.cloned();
         let locks = locks(executor, after.as_ref(), limit).await?;
         swept.looked += locks.len() as u64;
         swept.complete = locks.len() < limit;
         if let Some(last) = locks.into_iter().next_back() {
-            let (query, doing) = (sql::remove_locks(after.as_ref(), &last), "removing locks");
-            swept.locks += remove(executor, query, sql::LOCKS, doing).await?;
+            let (query, operation) = (sql::remove_locks(after.as_ref(), &last), "removing locks");
+            swept.locks += remove(executor, query, sql::LOCKS, operation).await?;
             sweep.passed_locks(last);
         }
     }
@@ -46,9 +46,9 @@ pub(crate) async fn sweep<E: Executor>(executor: &mut E, layout: &Layout, sweep:
 async fn remove_zeros_of<E: Executor>(executor: &mut E, page: &Page, last: Option<&KeyBuf>) -> Result<u64> {
     let Some(last) = last else { return Ok(0) };
     let range = page.range.clone().up_to(last);
-    let query = sql::remove_zeros_of(E::DIALECT, page.placed, &range)?;
-    let doing = format!("removing totals of 0 of counter {}", page.placed.def().full_name());
-    remove(executor, query, &page.placed.table_name(), &doing).await
+    let query = sql::remove_zeros_of(E::DIALECT, page.spec, &range)?;
+    let operation = format!("removing totals of 0 of counter {}", page.spec.id().full_name());
+    remove(executor, query, &page.spec.table_name(), &operation).await
 }
 
 async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: usize) -> Result<Vec<LockKey>> {
@@ -60,7 +60,10 @@ async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: us
                 locks.push((of.into_owned(), level, key.into_owned()));
                 Ok(())
             }
-            _ => Err(Error::Schema { table: sql::LOCKS.to_owned(), reason: "it has a row of another kind".to_owned() }),
+            _ => Err(Error::SchemaMismatch {
+                table: sql::LOCKS.to_owned(),
+                reason: "it has a row of another kind".to_owned(),
+            }),
         })
         .await;
     read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), "reading locks", error)))?;
@@ -69,41 +72,41 @@ async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: us
 
 /// Removes rows of one page, in a transaction that sees what is committed, whatever the session's default is: above READ COMMITTED a row that another
 /// changed meanwhile would fail it.
-async fn remove<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, doing: &str) -> Result<u64> {
-    let nested = begin(executor, doing).await?;
-    let gone = remove_in(executor, query, table, doing).await;
-    end(executor, nested, doing, gone).await
+async fn remove<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, operation: &str) -> Result<u64> {
+    let nested = begin(executor, operation).await?;
+    let gone = remove_in(executor, query, table, operation).await;
+    end(executor, nested, operation, gone).await
 }
 
-async fn remove_in<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, doing: &str) -> Result<u64> {
+async fn remove_in<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, operation: &str) -> Result<u64> {
     if E::DIALECT == Dialect::Postgres {
         let set = executor.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
-        set.map_err(|error| failed(Whose::Connection, doing, error))?;
+        set.map_err(|error| failed(Whose::Connection, operation, error))?;
     }
     let gone = executor.execute(&[query]).await;
-    let gone = gone.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(table), doing, error)))?;
+    let gone = gone.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(table), operation, error)))?;
     Ok(gone.first().copied().unwrap_or(0))
 }
 
 /// Forgets the offset of a stream that ended; gives what it was.
 pub(crate) async fn forget_offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
     read::check_stream(E::DIALECT, stream)?;
-    let doing = format!("forgetting the mark of stream {stream}");
-    let nested = begin(executor, &doing).await?;
-    let forgotten = forget_in(executor, stream, &doing).await;
-    end(executor, nested, &doing, forgotten).await
+    let operation = format!("forgetting the offset of stream {stream}");
+    let nested = begin(executor, &operation).await?;
+    let forgotten = forget_in(executor, stream, &operation).await;
+    end(executor, nested, &operation, forgotten).await
 }
 
-async fn forget_in<E: Executor>(executor: &mut E, stream: &str, doing: &str) -> Result<u64> {
+async fn forget_in<E: Executor>(executor: &mut E, stream: &str, operation: &str) -> Result<u64> {
     // Looked at first: one that somebody else wrote is left alone.
     let text = match E::DIALECT {
-        Dialect::Sqlite => sql::read_mark(Dialect::Sqlite),
+        Dialect::Sqlite => sql::read_offset(Dialect::Sqlite),
         // Whoever applies the stream is waited for.
-        Dialect::Postgres => format!("{} FOR UPDATE", sql::read_mark(Dialect::Postgres)),
+        Dialect::Postgres => format!("{} FOR UPDATE", sql::read_offset(Dialect::Postgres)),
     };
     let stream_value = || vec![Value::Text(stream.into())];
-    let last = read::offset_by(executor, Query::new(text, stream_value()), stream, doing).await?;
-    let forgotten = executor.execute(&[Query::new(sql::forget_mark(E::DIALECT), stream_value())]).await;
-    forgotten.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::MARKS), doing, error)))?;
+    let last = read::offset_by(executor, Query::new(text, stream_value()), stream, operation).await?;
+    let forgotten = executor.execute(&[Query::new(sql::forget_offset(E::DIALECT), stream_value())]).await;
+    forgotten.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error)))?;
     Ok(last)
 }

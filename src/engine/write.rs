@@ -1,6 +1,6 @@
 //! What one write does: leaves out what is pruned, climbs, writes totals in order, brings leaderboards along, moves the offset.
 //!
-//! In PostgreSQL locks come in one order for all: the stream's offset, cuts, the children of rollups by level and link, the keys of leaderboards, then
+//! In PostgreSQL locks come in one order for all: the stream's offset, cutoffs, the children of rollups by level and membership, the keys of leaderboards, then
 //! totals by counter and key. So transactions that apply once never wait for each other in a circle. In SQLite one lock is the whole database's.
 
 use std::borrow::Cow;
@@ -9,15 +9,15 @@ use super::leaderboard::Moved;
 use super::rows::read_total;
 use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, skipped};
 use crate::batch::Batch;
-use crate::board::BoardDef;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyBuf;
-use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::leaderboard::LeaderboardId;
 use crate::observe;
-use crate::rollup::{self, Climb, Question};
+use crate::offset::StreamRange;
+use crate::rollup_update::{self, RollupUpdate, TotalsRequest};
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::{Applied, steps};
 
@@ -25,7 +25,7 @@ use crate::store::{Applied, steps};
 pub(crate) enum Failed {
     Known(Error),
     /// A total of this counter would leave 64 bits; PostgreSQL does not say which of many. The batch has climbed.
-    Overflow(Def, Box<Batch>),
+    Overflow(CounterId, Box<Batch>),
 }
 
 impl From<Error> for Failed {
@@ -54,15 +54,15 @@ impl Failed {
     }
 }
 
-fn of_counter<'b>(batch: &'b Batch, counter: &Def) -> impl Iterator<Item = (&'b KeyBuf, i128)> {
+fn of_counter<'b>(batch: &'b Batch, counter: &CounterId) -> impl Iterator<Item = (&'b KeyBuf, i128)> {
     let counter = *counter;
     batch.deltas().filter(move |(of, ..)| of.same(&counter)).map(|(_, key, delta)| (key, delta))
 }
 
 /// What applying a batch does, for errors.
-pub(crate) fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
-    match mark {
-        Some(mark) if batch.is_empty() => moving(mark),
+pub(crate) fn operation(batch: &Batch, stream_range: Option<&StreamRange<'_>>) -> String {
+    match stream_range {
+        Some(stream_range) if batch.is_empty() => moving(stream_range),
         _ => {
             let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
             names.sort_unstable();
@@ -72,26 +72,26 @@ pub(crate) fn doing(batch: &Batch, mark: Option<&Mark<'_>>) -> String {
     }
 }
 
-fn moving(mark: &Mark<'_>) -> String {
-    format!("moving the mark of stream {}", mark.stream())
+fn moving(stream_range: &StreamRange<'_>) -> String {
+    format!("moving the offset of stream {}", stream_range.stream())
 }
 
-/// Applies a batch, once for the events of a mark; it is empty then.
+/// Applies a batch, once for the events of an offset; it is empty then.
 pub(crate) async fn apply<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     batch: &mut Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
 ) -> Result<Applied> {
-    layout.check_batch(batch)?;
-    if batch.is_empty() && mark.is_none() {
+    schema.check_batch(batch)?;
+    if batch.is_empty() && stream_range.is_none() {
         batch.spend();
         return Ok(Applied::default());
     }
     let began = observe::begin(E::DIALECT.into(), batch);
-    let mut applied = apply_once(executor, layout, batch, mark).await;
+    let mut applied = apply_idempotent(executor, schema, batch, stream_range).await;
     if applied.is_err() && executor.may_run_again() {
-        applied = apply_once(executor, layout, batch, mark).await;
+        applied = apply_idempotent(executor, schema, batch, stream_range).await;
     }
     let applied = applied?;
     if !applied.skipped {
@@ -101,131 +101,137 @@ pub(crate) async fn apply<E: Executor>(
     Ok(applied)
 }
 
-async fn apply_once<E: Executor>(
+async fn apply_idempotent<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
 ) -> Result<Applied> {
     // What cannot be written is refused before a transaction begins.
-    let writes = if is_plain(layout) { Some(Writes::of(E::DIALECT, layout, batch, false)?) } else { None };
-    let doing = || doing(batch, mark);
-    let nested = if executor.is_nested() { true } else { begin(executor, &doing()).await? };
-    let done = write(executor, layout, batch, mark, writes).await;
-    finish(executor, layout, nested, doing, done).await
+    let writes = if is_plain(schema) { Some(Writes::of(E::DIALECT, schema, batch, false)?) } else { None };
+    let operation = || operation(batch, stream_range);
+    let nested = if executor.is_nested() { true } else { begin(executor, &operation()).await? };
+    let done = write(executor, schema, batch, stream_range, writes).await;
+    finish(executor, schema, nested, operation, done).await
 }
 
 /// Ends the transaction of a write, and then looks which total has no room, where nobody said so.
 pub(crate) async fn finish<E: Executor, T>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     nested: bool,
-    doing: impl Fn() -> String,
+    operation: impl Fn() -> String,
     done: Result<T, Failed>,
 ) -> Result<T> {
     match done {
         // A commit of which nothing is to be said needs no words.
         Ok(done) if nested => Ok(done),
-        Ok(done) => end(executor, nested, &doing(), Ok(done)).await,
+        Ok(done) => end(executor, nested, &operation(), Ok(done)).await,
         Err(Failed::Overflow(counter, batch)) if !nested => {
             executor.roll_back().await;
-            Err(find_overflow(executor, layout, &counter, &batch).await)
+            Err(find_overflow(executor, schema, &counter, &batch).await)
         }
-        Err(failed) => end(executor, nested, &doing(), Err(failed.unnamed())).await,
+        Err(failed) => end(executor, nested, &operation(), Err(failed.unnamed())).await,
     }
 }
 
 /// Whether a batch is all that is written: no counter is a rollup or prunable, and there is no leaderboard.
-pub(crate) const fn is_plain(layout: &Layout) -> bool {
-    layout.is_plain() && layout.board_defs().is_empty()
+pub(crate) const fn is_plain(schema: &Schema) -> bool {
+    schema.is_plain() && schema.leaderboard_ids().is_empty()
 }
 
 /// Writes a batch in the transaction at hand; does nothing where its events were applied before. That is asked first of all: what climbs from a batch
 /// that is delivered again may be beyond 64 bits by now.
 async fn write<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
     writes: Option<Writes<'_>>,
 ) -> Result<Applied, Failed> {
-    if let Some(mark) = mark
-        && !follows(executor, batch, mark).await?
+    if let Some(stream_range) = stream_range
+        && !follows(executor, batch, stream_range).await?
     {
         return Ok(Applied::skipped());
     }
-    write_following(executor, layout, batch, mark, writes).await
+    write_following(executor, schema, batch, stream_range, writes).await
 }
 
-/// Whether the events of a mark come next, and were not applied before. In PostgreSQL whoever applies the same stream waits here, and then sees
+/// Whether the events of an offset come next, and were not applied before. In PostgreSQL whoever applies the same stream waits here, and then sees
 /// what was applied.
-pub(crate) async fn follows<E: Executor>(executor: &mut E, batch: &Batch, mark: &Mark<'_>) -> Result<bool> {
+pub(crate) async fn follows<E: Executor>(
+    executor: &mut E,
+    batch: &Batch,
+    stream_range: &StreamRange<'_>,
+) -> Result<bool> {
     let text = match E::DIALECT {
-        Dialect::Sqlite => sql::read_mark(Dialect::Sqlite),
-        Dialect::Postgres => sql::hold_mark(),
+        Dialect::Sqlite => sql::read_offset(Dialect::Sqlite),
+        Dialect::Postgres => sql::lock_offset(),
     };
-    let query = Query::new(text, vec![Value::Text(mark.stream().into())]);
-    let last = read::offset_by(executor, query, mark.stream(), &doing(batch, Some(mark))).await?;
-    mark.follows(last)
+    let query = Query::new(text, vec![Value::Text(stream_range.stream().into())]);
+    let last = read::offset_by(executor, query, stream_range.stream(), &operation(batch, Some(stream_range))).await?;
+    stream_range.follows(last)
 }
 
 /// Writes a batch whose events come next; `writes` are its statements, where it is all that is written.
 pub(crate) async fn write_following<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
     writes: Option<Writes<'_>>,
 ) -> Result<Applied, Failed> {
     if let Some(writes) = writes {
-        return write_all(executor, layout, batch, mark, (writes, &Vec::new())).await;
+        return write_all(executor, schema, batch, stream_range, (writes, &Vec::new())).await;
     }
-    let kept = retention::above_cuts(executor, layout, batch).await?;
-    let climbed = climb(executor, layout, kept).await?;
-    let applied = write_climbed(executor, layout, &climbed, mark, false).await?;
-    Ok(applied.of(climbed))
+    let kept = retention::above_cutoffs(executor, schema, batch).await?;
+    let expanded = update(executor, schema, kept).await?;
+    let applied = write_climbed(executor, schema, &expanded, stream_range, false).await?;
+    Ok(applied.of(expanded))
 }
 
 async fn write_climbed<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    climbed: &Batch,
-    mark: Option<&Mark<'_>>,
-    far: bool,
+    schema: &Schema,
+    expanded: &Batch,
+    stream_range: Option<&StreamRange<'_>>,
+    split: bool,
 ) -> Result<Applied, Failed> {
-    let moved = leaderboard::moved(layout, climbed)?;
-    let mut writes = Writes::of(E::DIALECT, layout, climbed, far)?;
-    writes.lock_first(board_locks(E::DIALECT, &moved));
-    write_all(executor, layout, climbed, mark, (writes, &moved)).await
+    let moved = leaderboard::moved(schema, expanded)?;
+    let mut writes = Writes::of(E::DIALECT, schema, expanded, split)?;
+    writes.lock_first(leaderboard_locks(E::DIALECT, &moved));
+    write_all(executor, schema, expanded, stream_range, (writes, &moved)).await
 }
 
 /// Executes what writes a batch that has climbed: locks of leaderboards, totals, what leaderboards say then, and last of all the offset, so that what
 /// fails before has nothing but totals to take back.
 async fn write_all<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
     (mut writes, moved): (Writes<'_>, &Moved),
 ) -> Result<Applied, Failed> {
-    let set_mark = mark.map(set_mark::<E>);
+    let set_offset = stream_range.map(set_offset::<E>);
     let together = moved.is_empty();
     if together {
-        writes.queries.extend(set_mark.clone());
+        writes.queries.extend(set_offset.clone());
     }
     let written = executor.execute(&writes.queries).await;
     let error = match written {
-        Ok(written) => match follow(executor, layout, batch, (mark, set_mark.filter(|_| !together)), moved).await {
-            Ok(lines) => {
-                let statements = writes.statements(&written) + lines;
-                return Ok(Applied::new(batch.len() as u64, statements));
+        Ok(written) => {
+            match follow(executor, schema, batch, (stream_range, set_offset.filter(|_| !together)), moved).await {
+                Ok(lines) => {
+                    let statements = writes.statements(&written) + lines;
+                    return Ok(Applied::new(batch.len() as u64, statements));
+                }
+                Err(error) => take_back(executor, schema, &writes, (usize::MAX, 0), moved, error).await,
             }
-            Err(error) => take_back(executor, layout, &writes, (usize::MAX, 0), moved, error).await,
-        },
+        }
         Err(stopped) => {
             let reached = reached(&stopped);
-            match writes.failed(batch, mark, stopped) {
-                Failed::Known(error) => take_back(executor, layout, &writes, reached, moved, error).await,
+            match writes.failed(batch, stream_range, stopped) {
+                Failed::Known(error) => take_back(executor, schema, &writes, reached, moved, error).await,
                 overflow @ Failed::Overflow(..) => return Err(overflow),
             }
         }
@@ -236,31 +242,31 @@ async fn write_all<E: Executor>(
 /// What comes behind totals.
 async fn follow<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     batch: &Batch,
-    (mark, set_mark): (Option<&Mark<'_>>, Option<Query<'_>>),
+    (stream_range, set_offset): (Option<&StreamRange<'_>>, Option<Query<'_>>),
     moved: &Moved,
 ) -> Result<u64> {
-    let lines = leaderboard::follow(executor, layout, moved).await?;
-    if let Some(set) = set_mark {
+    let lines = leaderboard::follow(executor, schema, moved).await?;
+    if let Some(set) = set_offset {
         let set = executor.execute(&[set]).await;
-        set.map_err(|stopped| offset_failed(batch, mark, stopped))?;
+        set.map_err(|stopped| offset_failed(batch, stream_range, stopped))?;
     }
     Ok(lines)
 }
 
-fn set_mark<'m, E: Executor>(mark: &Mark<'m>) -> Query<'m> {
-    let last = i64::try_from(mark.last()).unwrap_or(i64::MAX); // `Mark::new` refuses more
-    let values = vec![Value::Text(mark.stream().into()), Value::Integer(last)];
-    Query::new(sql::set_mark(E::DIALECT), values).exact()
+fn set_offset<'m, E: Executor>(stream_range: &StreamRange<'m>) -> Query<'m> {
+    let last = i64::try_from(stream_range.last()).unwrap_or(i64::MAX); // `StreamRange::new` refuses more
+    let values = vec![Value::Text(stream_range.stream().into()), Value::Integer(last)];
+    Query::new(sql::set_offset(E::DIALECT), values).exact()
 }
 
-fn offset_failed<E: DriverError>(batch: &Batch, mark: Option<&Mark<'_>>, stopped: Stopped<E>) -> Error {
+fn offset_failed<E: DriverError>(batch: &Batch, stream_range: Option<&StreamRange<'_>>, stopped: Stopped<E>) -> Error {
     match stopped {
-        Stopped::Skipped { .. } => skipped(sql::MARKS.to_owned()),
+        Stopped::Skipped { .. } => skipped(sql::OFFSETS.to_owned()),
         stopped => stopped.or(|_, error| {
-            let doing = mark.map_or_else(|| doing(batch, None), moving);
-            failed(Whose::Table(sql::MARKS), &doing, error)
+            let operation = stream_range.map_or_else(|| operation(batch, None), moving);
+            failed(Whose::Table(sql::OFFSETS), &operation, error)
         }),
     }
 }
@@ -279,7 +285,7 @@ const fn reached<E>(stopped: &Stopped<E>) -> (usize, usize) {
 #[cold]
 async fn take_back<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
+    schema: &Schema,
     writes: &Writes<'_>,
     (query, row): (usize, usize),
     moved: &Moved,
@@ -296,7 +302,7 @@ async fn take_back<E: Executor>(
             .collect();
         let mut undone = executor.execute(&undo).await.is_ok();
         if undone && executor.is_nested() {
-            undone = leaderboard::follow(executor, layout, moved).await.is_ok();
+            undone = leaderboard::follow(executor, schema, moved).await.is_ok();
         }
         if undone || !executor.is_nested() {
             return error;
@@ -329,15 +335,15 @@ pub(crate) struct Writes<'b> {
 
 /// A statement on a table of totals.
 struct Totals {
-    counter: Def,
+    counter: CounterId,
     /// Whether it adds to totals; else it removes what is 0.
     adds: bool,
 }
 
 impl<'b> Writes<'b> {
     /// The statements that write a batch's totals.
-    pub(crate) fn of(dialect: Dialect, layout: &Layout, batch: &'b Batch, far: bool) -> Result<Self> {
-        let statements = sql::statements(dialect, layout, batch, far)?;
+    pub(crate) fn of(dialect: Dialect, schema: &Schema, batch: &'b Batch, split: bool) -> Result<Self> {
+        let statements = sql::statements(dialect, schema, batch, split)?;
         let totals = statements.iter().map(|statement| Totals { counter: statement.counter, adds: statement.adds });
         let totals = totals.collect();
         let queries = statements.into_iter().map(sql::Statement::into_query).collect();
@@ -359,7 +365,12 @@ impl<'b> Writes<'b> {
         of_totals.map(|(query, _)| query.rows().len() as u64).sum()
     }
 
-    pub(crate) fn failed<E: DriverError>(&self, batch: &Batch, mark: Option<&Mark<'_>>, stopped: Stopped<E>) -> Failed {
+    pub(crate) fn failed<E: DriverError>(
+        &self,
+        batch: &Batch,
+        stream_range: Option<&StreamRange<'_>>,
+        stopped: Stopped<E>,
+    ) -> Failed {
         let (query, row) = reached(&stopped);
         match (self.totals_of(query), stopped) {
             (Some(totals), Stopped::Failed { error, .. }) if error.kind() == ErrorKind::Overflow => {
@@ -373,14 +384,14 @@ impl<'b> Writes<'b> {
                 stopped.or(|_, error| failed_on("writing totals", &totals.counter, error)).into()
             }
             (None, Stopped::Failed { error, .. }) if query < self.before => {
-                failed(Whose::Table(sql::LOCKS), &doing(batch, mark), error).into()
+                failed(Whose::Table(sql::LOCKS), &operation(batch, stream_range), error).into()
             }
-            (None, stopped) => offset_failed(batch, mark, stopped).into(),
+            (None, stopped) => offset_failed(batch, stream_range, stopped).into(),
         }
     }
 
     /// The key of a row of parameters, where it is of one.
-    fn key_of(&self, query: usize, row: usize, counter: &Def) -> Option<KeyBuf> {
+    fn key_of(&self, query: usize, row: usize, counter: &CounterId) -> Option<KeyBuf> {
         let row = self.queries.get(query)?.rows().nth(row)?;
         let mut key = KeyBuf::new();
         for (part, value) in counter.parts().as_slice().iter().zip(row) {
@@ -391,43 +402,46 @@ impl<'b> Writes<'b> {
 }
 
 /// In PostgreSQL who scores a key of a leaderboard waits until others who do are through: its score is made of totals that they change.
-fn board_locks<'m>(dialect: Dialect, moved: &'m [(BoardDef, std::collections::BTreeSet<KeyBuf>)]) -> Vec<Query<'m>> {
+fn leaderboard_locks<'m>(
+    dialect: Dialect,
+    moved: &'m [(LeaderboardId, std::collections::BTreeSet<KeyBuf>)],
+) -> Vec<Query<'m>> {
     if dialect != Dialect::Postgres {
         return Vec::new();
     }
-    let lock = |(board, keys): &'m (BoardDef, std::collections::BTreeSet<KeyBuf>)| {
-        sql::lock(board.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
+    let lock = |(leaderboard, keys): &'m (LeaderboardId, std::collections::BTreeSet<KeyBuf>)| {
+        sql::lock(leaderboard.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
     };
     moved.iter().map(lock).collect()
 }
 
-/// Carries a batch up to rollups. In PostgreSQL each child whose links or finer totals change is locked first, then read in a later statement: what was
+/// Carries a batch up to rollups. In PostgreSQL each child whose memberships or base totals change is locked first, then read in a later statement: what was
 /// read stands still until the transaction ends.
-pub(crate) async fn climb<E: Executor>(executor: &mut E, layout: &Layout, batch: Batch) -> Result<Batch> {
-    if layout.is_plain() || rollup::first_fed(layout, &batch).is_none() {
+pub(crate) async fn update<E: Executor>(executor: &mut E, schema: &Schema, batch: Batch) -> Result<Batch> {
+    if schema.is_plain() || rollup_update::first_fed(schema, &batch).is_none() {
         return Ok(batch);
     }
-    let mut climb = Climb::of(layout, batch);
+    let mut update = RollupUpdate::of(schema, batch);
     loop {
-        let questions = climb.next_all()?;
-        let Some(first) = questions.first() else { return Ok(climb.into_batch()) };
-        let asked = asked(E::DIALECT, layout, &questions)?;
+        let requests = update.next_all()?;
+        let Some(first) = requests.first() else { return Ok(update.into_batch()) };
+        let asked = asked(E::DIALECT, schema, &requests)?;
         let mut queries = Vec::with_capacity(asked.len() + 1);
         if E::DIALECT == Dialect::Postgres {
-            let mut children: Vec<&KeyBuf> = questions.iter().map(|question| &question.child).collect();
+            let mut children: Vec<&KeyBuf> = requests.iter().map(|request| &request.child).collect();
             children.dedup();
             let children = children.iter().map(|child| Cow::Borrowed(child.as_bytes())).collect();
-            queries.push(sql::lock(&first.link.full_name(), first.level, children));
+            queries.push(sql::lock(&first.membership.full_name(), first.level, children));
         }
         let locks = queries.len();
-        let (counters, reads): (Vec<Def>, Vec<Query<'_>>) = asked.into_iter().unzip();
+        let (counters, reads): (Vec<CounterId>, Vec<Query<'_>>) = asked.into_iter().unzip();
         queries.extend(reads);
         let of = |at: usize| at.checked_sub(locks).and_then(|at| counters.get(at));
         let read = executor
             .fetch(&queries, |at, row| match of(at) {
                 Some(counter) => {
                     let (key, total) = read_total(counter, row)?;
-                    climb.take_of(counter, &key, total)
+                    update.take_of(counter, &key, total)
                 }
                 None => Ok(()),
             })
@@ -442,17 +456,17 @@ pub(crate) async fn climb<E: Executor>(executor: &mut E, layout: &Layout, batch:
 }
 
 /// One query for each counter that is asked for.
-fn asked<'q>(dialect: Dialect, layout: &Layout, questions: &'q [Question]) -> Result<Vec<(Def, Query<'q>)>> {
-    let mut counters: Vec<(Def, Vec<&'q KeyBuf>)> = Vec::new();
-    for question in questions {
-        match counters.iter_mut().find(|(counter, _)| counter.same(&question.counter)) {
-            Some((_, children)) => children.push(&question.child),
-            None => counters.push((question.counter, vec![&question.child])),
+fn asked<'q>(dialect: Dialect, schema: &Schema, requests: &'q [TotalsRequest]) -> Result<Vec<(CounterId, Query<'q>)>> {
+    let mut counters: Vec<(CounterId, Vec<&'q KeyBuf>)> = Vec::new();
+    for request in requests {
+        match counters.iter_mut().find(|(counter, _)| counter.same(&request.counter)) {
+            Some((_, children)) => children.push(&request.child),
+            None => counters.push((request.counter, vec![&request.child])),
         }
     }
-    let query = |(counter, children): (Def, Vec<&'q KeyBuf>)| {
-        let parts = questions.first().map_or(0, |question| question.child_parts);
-        Ok((counter, sql::read_under(dialect, layout.placed(&counter)?, parts, &children)?))
+    let query = |(counter, children): (CounterId, Vec<&'q KeyBuf>)| {
+        let parts = requests.first().map_or(0, |request| request.child_parts);
+        Ok((counter, sql::read_under(dialect, schema.spec(&counter)?, parts, &children)?))
     };
     counters.into_iter().map(query).collect()
 }
@@ -460,8 +474,8 @@ fn asked<'q>(dialect: Dialect, layout: &Layout, questions: &'q [Question]) -> Re
 /// In PostgreSQL, takes the locks that a change of each of these keys would take above it, before any total is locked.
 pub(crate) async fn lock_above<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<()> {
     if E::DIALECT != Dialect::Postgres {
@@ -471,70 +485,70 @@ pub(crate) async fn lock_above<E: Executor>(
     for key in keys {
         any.add_raw(*counter, &mut key.clone(), 1);
     }
-    let climbed = match climb(executor, layout, any.clone()).await {
-        // There is no room above, so the mend will not climb either.
+    let expanded = match update(executor, schema, any.clone()).await {
+        // There is no room above, so the repair will not climb either.
         Err(Error::Overflow { .. }) => any,
-        climbed => climbed?,
+        expanded => expanded?,
     };
-    let moved = leaderboard::moved(layout, &climbed)?;
-    let locked = executor.execute(&board_locks(E::DIALECT, &moved)).await;
-    let doing = format!("mending totals of counter {}", counter.full_name());
-    locked.map(drop).map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &doing, error)))
+    let moved = leaderboard::moved(schema, &expanded)?;
+    let locked = executor.execute(&leaderboard_locks(E::DIALECT, &moved)).await;
+    let operation = format!("repairing totals of counter {}", counter.full_name());
+    locked.map(drop).map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &operation, error)))
 }
 
 /// Locks these totals until the transaction ends, in key order, and gives them. In PostgreSQL those that are absent are made.
 pub(crate) async fn lock_totals<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<Vec<i64>> {
     if E::DIALECT != Dialect::Postgres {
-        return read::read_unchecked(executor, layout, counter, keys).await;
+        return read::read_unchecked(executor, schema, counter, keys).await;
     }
-    let query = sql::hold(layout.placed(counter)?, keys)?;
+    let query = sql::hold(schema.spec(counter)?, keys)?;
     let mut totals = read::Totals::of(counter, keys);
     let locked = executor.fetch(&[query], |_, row| totals.take(row)).await;
     locked.map_err(|stopped| stopped.or(|_, error| failed_on("holding totals", counter, error)))?;
     Ok(totals.in_order())
 }
 
-/// Writes what totals lack: also of rollups, of keys below a cut, and beyond 64 bits.
-pub(crate) async fn mend<E: Executor>(executor: &mut E, layout: &Layout, lacking: &Batch) -> Result<()> {
-    let climbed = match climb(executor, layout, lacking.clone()).await {
+/// Writes what totals lack: also of rollups, of keys below a cutoff, and beyond 64 bits.
+pub(crate) async fn repair<E: Executor>(executor: &mut E, schema: &Schema, lacking: &Batch) -> Result<()> {
+    let expanded = match update(executor, schema, lacking.clone()).await {
         Err(Error::Overflow { .. }) => lacking.clone(),
-        climbed => with_room(executor, layout, climbed?, lacking).await?,
+        expanded => with_room(executor, schema, expanded?, lacking).await?,
     };
-    write_climbed(executor, layout, &climbed, None, true).await.map(drop).map_err(Failed::unnamed)
+    write_climbed(executor, schema, &expanded, None, true).await.map(drop).map_err(Failed::unnamed)
 }
 
-/// What has climbed, or the mend alone where a rollup has no room for it: it then differs from what it sums, as it did, and is mended on its own
+/// What has climbed, or the repair alone where a rollup has no room for it: it then differs from what it sums, as it did, and is repaired on its own
 /// level.
-async fn with_room<E: Executor>(executor: &mut E, layout: &Layout, climbed: Batch, lacking: &Batch) -> Result<Batch> {
-    let above: Vec<(Def, KeyBuf, i128)> =
-        climbed.deltas().skip(lacking.len()).map(|(counter, key, delta)| (counter, key.clone(), delta)).collect();
-    for run in above.chunk_by(|one, two| one.0.same(&two.0)) {
+async fn with_room<E: Executor>(executor: &mut E, schema: &Schema, expanded: Batch, lacking: &Batch) -> Result<Batch> {
+    let above: Vec<(CounterId, KeyBuf, i128)> =
+        expanded.deltas().skip(lacking.len()).map(|(counter, key, delta)| (counter, key.clone(), delta)).collect();
+    for run in above.chunk_by(|a, b| a.0.same(&b.0)) {
         let Some((counter, ..)) = run.first() else { continue };
         let keys: Vec<KeyBuf> = run.iter().map(|(_, key, _)| key.clone()).collect();
-        let totals = read::read_unchecked(executor, layout, counter, &keys).await?;
-        if totals.into_iter().zip(run).any(|(total, (.., delta))| !rollup::has_room(total, *delta)) {
+        let totals = read::read_unchecked(executor, schema, counter, &keys).await?;
+        if totals.into_iter().zip(run).any(|(total, (.., delta))| !rollup_update::has_room(total, *delta)) {
             return Ok(lacking.clone());
         }
     }
-    Ok(climbed)
+    Ok(expanded)
 }
 
 /// Removes those of these totals that are 0; they are locked.
 pub(crate) async fn remove_zeros<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     keys: &[KeyBuf],
 ) -> Result<()> {
-    let placed = layout.placed(counter)?;
+    let spec = schema.spec(counter)?;
     let rows = sql::key_rows(E::DIALECT, counter, keys)?;
     let width = sql::key_columns(counter.parts()).len();
-    let query = sql::of_rows(E::DIALECT, sql::remove_zeros(E::DIALECT, placed), rows, width);
+    let query = sql::of_rows(E::DIALECT, sql::remove_zeros(E::DIALECT, spec), rows, width);
     let removed = executor.execute(&[query]).await;
     removed.map(drop).map_err(|stopped| stopped.or(|_, error| failed_on("writing totals", counter, error)))
 }
@@ -542,18 +556,18 @@ pub(crate) async fn remove_zeros<E: Executor>(
 /// Which total of a counter a batch would bring beyond 64 bits, as far as one can see now.
 pub(crate) async fn find_overflow<E: Executor>(
     executor: &mut E,
-    layout: &Layout,
-    counter: &Def,
+    schema: &Schema,
+    counter: &CounterId,
     batch: &Batch,
 ) -> Error {
     let mut deltas: Vec<(KeyBuf, i128)> = of_counter(batch, counter).map(|(key, delta)| (key.clone(), delta)).collect();
     deltas.sort_unstable();
     let keys: Vec<KeyBuf> = deltas.iter().map(|(key, _)| key.clone()).collect();
-    let totals = match read::read_unchecked(executor, layout, counter, &keys).await {
+    let totals = match read::read_unchecked(executor, schema, counter, &keys).await {
         Ok(totals) => totals,
         Err(error) => return error,
     };
-    let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| !rollup::has_room(*total, *delta));
+    let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| !rollup_update::has_room(*total, *delta));
     match beyond.map(|((key, _), _)| key).or_else(|| keys.first()) {
         Some(key) => Error::overflow(counter, key, "total"),
         None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },

@@ -5,15 +5,15 @@ use std::borrow::Cow;
 use super::{KeyBuf, KeyError, KeyPart};
 
 pub(super) fn take_array<const N: usize>(raw: &mut &[u8]) -> Result<[u8; N], KeyError> {
-    let (head, rest) = raw.split_first_chunk::<N>().ok_or(KeyError::Malformed)?;
+    let (prefix, rest) = raw.split_first_chunk::<N>().ok_or(KeyError::Malformed)?;
     *raw = rest;
-    Ok(*head)
+    Ok(*prefix)
 }
 
 pub(super) fn take_unsigned(raw: &mut &[u8], bytes: u8) -> Result<u128, KeyError> {
-    let (head, rest) = raw.split_at_checked(usize::from(bytes)).ok_or(KeyError::Malformed)?;
+    let (prefix, rest) = raw.split_at_checked(usize::from(bytes)).ok_or(KeyError::Malformed)?;
     *raw = rest;
-    Ok(head.iter().fold(0, |value, byte| value << 8 | u128::from(*byte)))
+    Ok(prefix.iter().fold(0, |value, byte| value << 8 | u128::from(*byte)))
 }
 
 pub(super) fn push_unsigned(to: &mut KeyBuf, bytes: u8, value: u128) -> Result<(), KeyError> {

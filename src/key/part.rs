@@ -40,14 +40,14 @@ impl fmt::Display for KeyPart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyParts {
     len: u8,
-    parts: [KeyPart; Self::MOST],
+    parts: [KeyPart; Self::MAX],
 }
 
 impl KeyParts {
-    const MOST: usize = 8;
+    const MAX: usize = 8;
 
     /// The parts of `()`.
-    pub const NONE: Self = Self { len: 0, parts: [KeyPart::Text; Self::MOST] };
+    pub const NONE: Self = Self { len: 0, parts: [KeyPart::Text; Self::MAX] };
 
     /// A key of one part.
     ///
@@ -57,7 +57,7 @@ impl KeyParts {
     #[must_use]
     pub const fn one(part: KeyPart) -> Self {
         assert!(part.has_width(), "an integer has 1, 2, 4, 8 or 16 bytes");
-        Self { len: 1, parts: [part; Self::MOST] }
+        Self { len: 1, parts: [part; Self::MAX] }
     }
 
     /// These parts, then `more`.
@@ -68,7 +68,7 @@ impl KeyParts {
     #[must_use]
     #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // const fn: neither iterators nor try_from
     pub const fn and(mut self, more: Self) -> Self {
-        assert!(self.len as usize + more.len as usize <= Self::MOST, "a key has at most eight parts");
+        assert!(self.len as usize + more.len as usize <= Self::MAX, "a key has at most eight parts");
         let mut at = 0;
         while at < more.len as usize {
             self.parts[self.len as usize] = more.parts[at];
@@ -113,7 +113,7 @@ impl KeyParts {
 
     /// How many bytes the first `parts` parts of an encoded key take; the key may end behind them. None where it is too short, or is no
     /// key of these parts.
-    pub(crate) fn head_len(&self, key: &[u8], parts: usize) -> Option<usize> {
+    pub(crate) fn prefix_len(&self, key: &[u8], parts: usize) -> Option<usize> {
         let mut rest = key;
         for part in self.as_slice().get(..parts)? {
             part.skip(&mut rest).ok()?;
@@ -122,8 +122,8 @@ impl KeyParts {
     }
 
     /// The values of a key's beginning: of as many parts as it has.
-    pub(crate) fn values_of_head<'a>(&self, head: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
-        let mut raw = head.as_bytes();
+    pub(crate) fn values_of_prefix<'a>(&self, prefix: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
+        let mut raw = prefix.as_bytes();
         let mut values = Vec::new();
         for part in self.as_slice() {
             if raw.is_empty() {

@@ -3,10 +3,10 @@
 use std::future::Future;
 use std::time::Duration;
 
-use super::audit::{Ask, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready};
-use super::drive::{Answer, counter_of, ended, take};
-use super::machine::{Reconciler, Step};
+use super::audit::{Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
+use super::driver::{Answer, counter_of, ended, take};
 use super::progress::Progress;
+use super::reconciler::{Reconciler, Step};
 use super::report::Report;
 use super::token::Token;
 use crate::error::Result;
@@ -23,26 +23,26 @@ pub trait AsyncAudit: Send {
     /// What the database says.
     fn identity(&mut self) -> impl Future<Output = Result<u64>> + Send;
 
-    /// As [`Audit::look`](super::Audit::look).
+    /// As [`Audit::probe`](super::Audit::probe).
     ///
     /// # Errors
     ///
-    /// As [`Audit::look`](super::Audit::look).
-    fn look(&mut self, ask: &Look) -> impl Future<Output = Result<Looked>> + Send;
+    /// As [`Audit::probe`](super::Audit::probe).
+    fn probe(&mut self, ask: &Probe) -> impl Future<Output = Result<ProbeResult>> + Send;
 
-    /// As [`Audit::measure`](super::Audit::measure).
+    /// As [`Audit::compare`](super::Audit::compare).
     ///
     /// # Errors
     ///
-    /// As [`Audit::measure`](super::Audit::measure).
-    fn measure(&mut self, ask: &Ask) -> impl Future<Output = Result<Measured>> + Send;
+    /// As [`Audit::compare`](super::Audit::compare).
+    fn compare(&mut self, ask: &PageRequest) -> impl Future<Output = Result<PageDiff>> + Send;
 
-    /// As [`Audit::mend`](super::Audit::mend): in a database, all of the keys or none.
+    /// As [`Audit::repair`](super::Audit::repair): in a database, all of the keys or none.
     ///
     /// # Errors
     ///
-    /// As [`Audit::mend`](super::Audit::mend).
-    fn mend(&mut self, ask: &Mend) -> impl Future<Output = Result<Mended>> + Send;
+    /// As [`Audit::repair`](super::Audit::repair).
+    fn repair(&mut self, ask: &RepairRequest) -> impl Future<Output = Result<Repaired>> + Send;
 
     /// As [`Audit::recall`](super::Audit::recall).
     ///
@@ -75,8 +75,8 @@ pub trait AsyncAudit: Send {
     }
 }
 
-/// The world around a run that waits; what [`Control`](super::Control) is for one that blocks. A gate may ask the database.
-pub trait AsyncControl: Send {
+/// The world around a run that waits; what [`Runtime`](super::Runtime) is for one that blocks. A throttle may ask the database.
+pub trait AsyncRuntime: Send {
     /// The time since some moment; never goes back.
     fn now(&mut self) -> Duration;
 
@@ -89,11 +89,11 @@ pub trait AsyncControl: Send {
     }
 
     /// Why no page may be measured just now, if so: a load, a lag.
-    fn gate(&mut self) -> impl Future<Output = Option<String>> + Send {
+    fn throttle(&mut self) -> impl Future<Output = Option<String>> + Send {
         async { None }
     }
 
-    /// Told what [`Control::progress`](super::Control::progress) is told.
+    /// Told what [`Runtime::progress`](super::Runtime::progress) is told.
     fn progress(&mut self, progress: &Progress) {
         let _ = progress;
     }
@@ -105,45 +105,45 @@ pub trait AsyncControl: Send {
 ///
 /// # Errors
 ///
-/// The first error that no retry mends; [`Reconciler::report`] then says how far the run came, and from where to go on.
+/// The first error that no retry repairs; [`Reconciler::report`] then says how far the run came, and from where to go on.
 pub async fn run_async(
     run: &mut Reconciler,
     audit: &mut impl AsyncAudit,
-    control: &mut impl AsyncControl,
+    runtime: &mut impl AsyncRuntime,
 ) -> Result<Report> {
-    observe::run_async(run.mode(), drive(run, audit, control)).await
+    observe::run_async(run.mode(), drive(run, audit, runtime)).await
 }
 
-async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, control: &mut impl AsyncControl) -> Result<Report> {
+async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, runtime: &mut impl AsyncRuntime) -> Result<Report> {
     loop {
-        if control.stopped() {
+        if runtime.stopped() {
             run.stop();
         }
-        let step = run.next(control.now());
+        let step = run.next(runtime.now());
         let counter = counter_of(&step);
         let answer = match step {
             Step::Identify => audit.identity().await.map(Answer::Identity),
             Step::Recall(token) => audit.recall(&token).await.map(Answer::Recalled),
-            Step::Look(look) => audit.look(&look).await.map(Answer::Looked),
-            Step::Measure(ask) => {
-                if let Some(reason) = control.gate().await {
-                    run.held(reason, control.now());
+            Step::Probe(probe) => audit.probe(&probe).await.map(Answer::Probed),
+            Step::Compare(ask) => {
+                if let Some(reason) = runtime.throttle().await {
+                    run.throttled(reason, runtime.now());
                     continue;
                 }
-                run.passed(control.now());
-                audit.measure(&ask).await.map(Answer::Measured)
+                run.passed(runtime.now());
+                audit.compare(&ask).await.map(Answer::Compared)
             }
-            Step::Mend(mend) => audit.mend(&mend).await.map(Answer::Mended),
+            Step::Repair(repair) => audit.repair(&repair).await.map(Answer::Repaired),
             Step::Ready(ready) => audit.ready(&ready).await.map(Answer::Ready),
             Step::Keep(keep) => audit.keep(&keep).await.map(Answer::Kept),
             Step::Wait(time, reason) => {
-                control.wait(time, &reason).await;
+                runtime.wait(time, &reason).await;
                 continue;
             }
             Step::End => return Ok(ended(run)),
         };
-        match take(run, counter, answer, control.now()) {
-            Ok(progress) => progress.iter().for_each(|progress| control.progress(progress)),
+        match take(run, counter, answer, runtime.now()) {
+            Ok(progress) => progress.iter().for_each(|progress| runtime.progress(progress)),
             Err(error) => {
                 if let Some(keep) = run.keep_now()
                     && let Ok(kept) = audit.keep(&keep).await
@@ -163,7 +163,7 @@ mod tests {
     /// What every control must have, and no more.
     struct Plain;
 
-    impl AsyncControl for Plain {
+    impl AsyncRuntime for Plain {
         fn now(&mut self) -> Duration {
             Duration::ZERO
         }
@@ -172,8 +172,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_control_neither_stops_nor_holds_unless_it_says_so() {
+    async fn a_runtime_neither_stops_nor_holds_unless_it_says_so() {
         assert!(!Plain.stopped());
-        assert_eq!(Plain.gate().await, None);
+        assert_eq!(Plain.throttle().await, None);
     }
 }

@@ -1,15 +1,15 @@
 //! What the reconciler asks of rows and totals, and the one function that compares them.
 
 use super::token::Token;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-use crate::layout::Layout;
+use crate::schema::Schema;
 
 /// Rows and totals in one value, so that both can be read in one consistent cut.
 pub trait Audit {
-    /// What tells this set of totals from another of the same layout, so that a token of one is refused by the other; 0
+    /// What tells this set of totals from another of the same schema, so that a token of one is refused by the other; 0
     /// where nothing does.
     ///
     /// # Errors
@@ -21,9 +21,9 @@ pub trait Audit {
     ///
     /// # Errors
     ///
-    /// [`Error::Skew`] when a sampled row's tally is not what the source counts for it; [`Error::Source`] when there is
+    /// [`Error::DefinitionMismatch`] when a sampled row's tally is not what the source counts for it; [`Error::Source`] when there is
     /// no source.
-    fn look(&mut self, ask: &Look) -> Result<Looked>;
+    fn probe(&mut self, ask: &Probe) -> Result<ProbeResult>;
 
     /// Compares the next keys of rows and totals, read in one cut.
     ///
@@ -31,15 +31,15 @@ pub trait Audit {
     ///
     /// [`Error::Source`], [`Error::Key`] and [`Error::Overflow`] for rows or totals that cannot be compared; what the
     /// database says.
-    fn measure(&mut self, ask: &Ask) -> Result<Measured>;
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff>;
 
     /// Holds the totals of some keys, measures those keys again, and adds what they lack.
     ///
     /// # Errors
     ///
-    /// As [`measure`](Self::measure), and [`Error::Skew`]. What was mended before the error came stays mended: in memory keys are mended one by
+    /// As [`compare`](Self::compare), and [`Error::DefinitionMismatch`]. What was repaired before the error came stays repaired: in memory keys are repaired one by
     /// one, in a database all or none.
-    fn mend(&mut self, ask: &Mend) -> Result<Mended>;
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired>;
 
     /// What [`keep`](Self::keep) was told last of a token's [run](Token::run), in these totals' own place: it is as old as they are, also where a
     /// backup was restored. None where nothing is kept, which is the default: then a backfill that is resumed begins anew, and a verify or
@@ -53,7 +53,7 @@ pub trait Audit {
         Ok(None)
     }
 
-    /// Keeps how far a run has come, beside the totals. A backfill asks for it after each page, when all of the page is mended; a verify or repair when it
+    /// Keeps how far a run has come, beside the totals. A backfill asks for it after each page, when all of the page is repaired; a verify or repair when it
     /// ends before its last key. Nothing is kept by default.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ pub struct Keep {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ready {
     /// The counter.
-    pub counter: Def,
+    pub counter: CounterId,
     /// The number of the run.
     pub run: u64,
     /// What was kept of it last, if anything.
@@ -111,16 +111,16 @@ pub enum Kept {
 
 /// A look at one counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct Probe {
     /// The counter.
-    pub counter: Def,
+    pub counter: CounterId,
     /// Up to how many totals other than 0 to count, where the source is empty.
     pub totals: u64,
 }
 
 /// What a look saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Looked {
+pub struct ProbeResult {
     /// Whether the source has no row that counts for any key.
     pub empty: bool,
     /// How many totals are not 0, counted up to the number asked; 0 where the source is not empty.
@@ -129,9 +129,9 @@ pub struct Looked {
 
 /// A measure of one page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
+pub struct PageRequest {
     /// The counter.
-    pub counter: Def,
+    pub counter: CounterId,
     /// The last key that was compared before.
     pub after: Option<KeyBuf>,
     /// The last key that is to be compared; none: all behind `after`.
@@ -148,19 +148,19 @@ pub struct Drift {
     /// Its stored total; 0 where there is none.
     pub stored: i64,
     /// What its rows add up to; 0 where there are none.
-    pub truth: i64,
+    pub expected: i64,
     /// How many rows were added up.
     pub rows: u64,
 }
 
 /// What a measure found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Measured {
+pub struct PageDiff {
     /// Keys compared whose total or sum of rows is not 0.
     pub keys: u64,
     /// Rows added up.
     pub rows: u64,
-    /// The keys that disagree, in key order; where totals are audited beside writers, suspects before them.
+    /// The keys that disagree, in key order; where totals are audited beside writers, unresolved keys before them.
     pub drifts: Vec<Drift>,
     /// The last key compared, where there may be more behind it.
     pub next: Option<KeyBuf>,
@@ -170,21 +170,21 @@ pub struct Measured {
     pub unsettled: Vec<KeyBuf>,
 }
 
-/// A mend of some keys, in key order.
+/// A repair of some keys, in key order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mend {
+pub struct RepairRequest {
     /// The counter.
-    pub counter: Def,
+    pub counter: CounterId,
     /// The keys.
     pub keys: Vec<KeyBuf>,
 }
 
-/// What a mend did.
+/// What a repair did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Mended {
-    /// How many totals were corrected; the others had been mended meanwhile.
+pub struct Repaired {
+    /// How many totals were corrected; the others had been repaired meanwhile.
     pub corrected: u64,
-    /// Keys that were left alone; see [`Measured::unsettled`].
+    /// Keys that were left alone; see [`PageDiff::unsettled`].
     pub unsettled: Vec<KeyBuf>,
 }
 
@@ -208,7 +208,7 @@ pub struct Recount {
 /// # Errors
 ///
 /// [`Error::Source`] when the keys of a list do not rise from `ask.after` on.
-pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64)>) -> Result<Measured> {
+pub fn merge(ask: &PageRequest, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64)>) -> Result<PageDiff> {
     let unordered = |key: &KeyBuf, what: &str| {
         Err(Error::source(&ask.counter, Some(key), format!("the {what} come out of key order, or a key comes twice")))
     };
@@ -218,12 +218,12 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
     if let Some(key) = not_rising(ask.after.as_ref(), totals.iter().map(|(key, _)| key)) {
         return unordered(key, "totals");
     }
-    let cut_rows = recounts.len() > ask.keys;
-    let cut_totals = totals.len() > ask.keys;
+    let truncated_rows = recounts.len() > ask.keys;
+    let truncated_totals = totals.len() > ask.keys;
     recounts.truncate(ask.keys);
     totals.truncate(ask.keys);
-    let last_row = recounts.last().filter(|_| cut_rows).map(|recount| recount.key.clone());
-    let last_total = totals.last().filter(|_| cut_totals).map(|(key, _)| key.clone());
+    let last_row = recounts.last().filter(|_| truncated_rows).map(|recount| recount.key.clone());
+    let last_total = totals.last().filter(|_| truncated_totals).map(|(key, _)| key.clone());
     let next = match (last_row, last_total) {
         (Some(row), Some(total)) => Some(row.min(total)),
         (row, total) => row.or(total),
@@ -232,7 +232,7 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
     let end = ask.until.as_ref().filter(|until| next.as_ref().is_none_or(|next| next >= *until));
     let inside = |key: &KeyBuf| end.or(next.as_ref()).is_none_or(|last| key <= last);
 
-    let mut measured = Measured::default();
+    let mut diff = PageDiff::default();
     let mut recounts = recounts.into_iter().take_while(|recount| inside(&recount.key)).peekable();
     let mut totals = totals.into_iter().take_while(|(key, _)| inside(key)).peekable();
     loop {
@@ -244,34 +244,34 @@ pub fn merge(ask: &Ask, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64
             (Some(_), _) => both(recounts.next(), None),
         };
         let Some(drift) = drift else { break };
-        measured.rows += drift.rows;
-        measured.keys += u64::from(drift.stored != 0 || drift.truth != 0);
-        if drift.stored != drift.truth {
-            measured.drifts.push(drift);
+        diff.rows += drift.rows;
+        diff.keys += u64::from(drift.stored != 0 || drift.expected != 0);
+        if drift.stored != drift.expected {
+            diff.drifts.push(drift);
         }
     }
-    measured.next = if end.is_some() { None } else { next };
-    Ok(measured)
+    diff.next = if end.is_some() { None } else { next };
+    Ok(diff)
 }
 
 /// Counters that have a source, and the rollups of them.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(super) fn with_rollups(layout: &Layout, mut known: Vec<Def>) -> Vec<Def> {
+pub(super) fn with_rollups(schema: &Schema, mut known: Vec<CounterId>) -> Vec<CounterId> {
     // A rollup stands behind what it sums.
-    for placed in layout.counters() {
-        let feeds = |def: &Def| known.iter().any(|known| known.same(def));
-        if placed.rollup().is_some_and(|rollup| feeds(&rollup.finer()) && feeds(&rollup.link())) {
-            known.push(placed.def());
+    for spec in schema.counters() {
+        let feeds = |id: &CounterId| known.iter().any(|known| known.same(id));
+        if spec.rollup().is_some_and(|rollup| feeds(&rollup.base()) && feeds(&rollup.membership())) {
+            known.push(spec.id());
         }
     }
     known
 }
 
 fn both(recount: Option<Recount>, total: Option<(KeyBuf, i64)>) -> Option<Drift> {
-    let (truth, rows) = recount.as_ref().map_or((0, 0), |recount| (recount.total, recount.rows));
+    let (expected, rows) = recount.as_ref().map_or((0, 0), |recount| (recount.total, recount.rows));
     let stored = total.as_ref().map_or(0, |(_, total)| *total);
     let key = recount.map(|recount| recount.key).or_else(|| total.map(|(key, _)| key))?;
-    Some(Drift { key, stored, truth, rows })
+    Some(Drift { key, stored, expected, rows })
 }
 
 /// The first key that is not greater than the one before it.
@@ -293,8 +293,8 @@ mod tests {
 
     const VOTES: Counter<i64> = Counter::new("votes");
 
-    fn ask(after: Option<i64>, keys: usize) -> Ask {
-        Ask { counter: VOTES.def(), after: after.map(KeyBuf::of::<i64>), until: None, keys }
+    fn ask(after: Option<i64>, keys: usize) -> PageRequest {
+        PageRequest { counter: VOTES.id(), after: after.map(KeyBuf::of::<i64>), until: None, keys }
     }
 
     fn rows(list: &[(i64, i64)]) -> Vec<Recount> {
@@ -305,8 +305,8 @@ mod tests {
         list.iter().map(|&(key, total)| (KeyBuf::of::<i64>(key), total)).collect()
     }
 
-    fn drifts(measured: &Measured) -> Vec<(i64, i64, i64)> {
-        measured.drifts.iter().map(|drift| (drift.key.decode().unwrap(), drift.stored, drift.truth)).collect()
+    fn drifts(diff: &PageDiff) -> Vec<(i64, i64, i64)> {
+        diff.drifts.iter().map(|drift| (drift.key.decode().unwrap(), drift.stored, drift.expected)).collect()
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_ends_where_the_shorter_reaching_list_was_cut() {
+    fn the_page_ends_where_the_shorter_reaching_list_was_shortened() {
         let found = merge(&ask(None, 2), rows(&[(1, 1), (9, 1), (10, 1)]), totals(&[(2, 1), (3, 1), (4, 1)])).unwrap();
         assert_eq!(found.next.unwrap().decode::<i64>().unwrap(), 3);
         assert_eq!(found.keys, 3);
@@ -329,7 +329,7 @@ mod tests {
         for (until, keys, differing, next) in
             [(5, 3, 3, None), (4, 3, 2, None), (9, 2, 3, Some(5)), (5, 2, 3, None), (0, 2, 0, None)]
         {
-            let ask = Ask { until: Some(KeyBuf::of::<i64>(until)), ..ask(None, keys) };
+            let ask = PageRequest { until: Some(KeyBuf::of::<i64>(until)), ..ask(None, keys) };
             let found = merge(&ask, rows.clone(), totals.clone()).unwrap();
             let at = found.next.as_ref().map(|key| key.decode::<i64>().unwrap());
             assert_eq!((found.drifts.len(), at), (differing, next), "until {until}, {keys} keys");
@@ -357,11 +357,11 @@ mod tests {
         const VOTES: Counter<i64> = Counter::new("setlist.votes");
         const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
         const SUM: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SHOW);
-        const LAYOUT: Layout = Layout::new(&[VOTES.table(), SHOW.table(), SUM.table()]);
-        for alone in [VOTES.def(), SHOW.def()] {
-            assert_eq!(with_rollups(&LAYOUT, vec![alone]), [alone]);
+        const SCHEMA: Schema = Schema::new(&[VOTES.table(), SHOW.table(), SUM.table()]);
+        for alone in [VOTES.id(), SHOW.id()] {
+            assert_eq!(with_rollups(&SCHEMA, vec![alone]), [alone]);
         }
-        let both = vec![SHOW.def(), VOTES.def()];
-        assert_eq!(with_rollups(&LAYOUT, both), [SHOW.def(), VOTES.def(), SUM.def()]);
+        let both = vec![SHOW.id(), VOTES.id()];
+        assert_eq!(with_rollups(&SCHEMA, both), [SHOW.id(), VOTES.id(), SUM.id()]);
     }
 }

@@ -6,15 +6,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::report::{CounterReport, Report};
-use crate::counter::{Def, Placed};
-use crate::layout::Layout;
+use crate::counter::{CounterId, CounterSpec};
 use crate::observe;
+use crate::schema::Schema;
 
-/// When each counter of a layout was last verified from its first key to its last without a difference.
+/// When each counter of a schema was last verified from its first key to its last without a difference.
 ///
 /// **The one figure to alert on.** Its age grows when drift is found, when the job stops running, when its runs fail or stall, and when
 /// they never get to a counter's end: whatever is wrong, nobody has lately seen that the counter is right. A repair that had to
-/// mend something is no clean verification; the next run over that counter is, if it finds nothing. A rollup is clean only
+/// repair something is no clean verification; the next run over that counter is, if it finds nothing. A rollup is clean only
 /// together with all that it sums.
 ///
 /// Drift outlives every run that began before it was found, whichever run found it, and whichever ends later. A leg that resumes a run counts for the time at
@@ -22,40 +22,40 @@ use crate::observe;
 ///
 /// Time is handed in, in Unix seconds. A verification that is more than a minute ahead of the clock has no age, since one of both clocks was wrong;
 /// nor has a run that began ahead of it. Keep the value over restarts by serde, and give it
-/// back to the layout by [`resume`](Self::resume).
+/// back to the schema by [`resume`](Self::resume).
 ///
 /// # Examples
 ///
 /// ```
 /// use keepcount::reconcile::{Freshness, Report};
-/// # use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, run};
-/// # use keepcount::{Counter, Def, Layout, MemoryStore, Record, Tally};
+/// # use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+/// # use keepcount::{Counter, CounterId, MemoryStore, Record, Schema, Tally};
 /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 /// # struct Vote;
 /// # impl Record for Vote {
-/// #     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+/// #     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 /// #     fn tally(&self, _: &mut Tally<'_>) {}
 /// # }
 ///
 /// /// After each run; `saved` is what the last one gave.
 /// fn after(report: &Report, saved: Option<&str>, now: i64) -> serde_json::Result<String> {
 ///     let mut freshness = match saved {
-///         Some(json) => Freshness::resume(&LAYOUT, &serde_json::from_str(json)?),
-///         None => Freshness::new(&LAYOUT),
+///         Some(json) => Freshness::resume(&SCHEMA, &serde_json::from_str(json)?),
+///         None => Freshness::new(&SCHEMA),
 ///     };
 ///     freshness.observe(report, now);
 ///     freshness.publish(now);
 ///     serde_json::to_string(&freshness)
 /// }
-/// # let mut store = MemoryStore::new(&LAYOUT);
+/// # let mut store = MemoryStore::new(&SCHEMA);
 /// # let mut audit = MemoryAudit::new(&mut store);
 /// # audit.add(SHOW_VOTES, |_| [].iter() as std::slice::Iter<'_, Vote>)?;
-/// # let mut verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default())?;
-/// # let report = run(&mut verify, &mut audit, &mut Live::new())?;
+/// # let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default())?;
+/// # let report = run(&mut verify, &mut audit, &mut SystemRuntime::new())?;
 ///
 /// let json = after(&report, None, 1_764_000_000)?;
-/// assert!(json.starts_with(r#"[{"counter":"show.votes","version":1,"key":"i64","place":"table","clean_at":1764000000"#));
+/// assert!(json.starts_with(r#"[{"counter":"show.votes","version":1,"key":"i64","storage_clause":"table","clean_at":1764000000"#));
 /// # assert_eq!(after(&verify.report(), Some(&json), 1_764_000_000)?, json);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -86,7 +86,7 @@ struct Entry {
     counter: String,
     version: u32,
     key: String,
-    place: String,
+    storage_clause: String,
     /// When the first key was compared of what was found clean.
     clean_at: Option<i64>,
     /// The same of each run that has found no drift in it so far, the last of them last.
@@ -98,27 +98,27 @@ struct Entry {
 }
 
 /// Runs whose beginning is known; one more forgets the first.
-const RUNS_MOST: usize = 16;
+const MAX_RUNS: usize = 16;
 /// What two clocks may be apart.
-const SKEW_SECONDS: i64 = 60;
+const MISMATCH_SECONDS: i64 = 60;
 
 impl Freshness {
-    /// Every counter of the layout, none of them ever verified.
+    /// Every counter of the schema, none of them ever verified.
     #[must_use]
-    pub fn new(layout: &Layout) -> Self {
-        let mut placed: Vec<&Placed> = layout.counters().iter().collect();
-        placed.sort_unstable_by_key(|placed| placed.def().order());
-        Self(placed.into_iter().map(Entry::new).collect())
+    pub fn new(schema: &Schema) -> Self {
+        let mut spec: Vec<&CounterSpec> = schema.counters().iter().collect();
+        spec.sort_unstable_by_key(|spec| spec.id().order());
+        Self(spec.into_iter().map(Entry::new).collect())
     }
 
-    /// What was saved, for the layout as it is now: a counter that left it is forgotten; one that is new, or has another version, key or
+    /// What was saved, for the schema as it is now: a counter that left it is forgotten; one that is new, or has another version, key or
     /// place, was never verified.
     #[must_use]
-    pub fn resume(layout: &Layout, saved: &Self) -> Self {
-        let mut entries = Self::new(layout);
+    pub fn resume(schema: &Schema, saved: &Self) -> Self {
+        let mut entries = Self::new(schema);
         for entry in &mut entries.0 {
             if let Some(known) = saved.0.iter().find(|known| known.is_declared_as(entry)) {
-                let runs = known.begun.get(known.begun.len().saturating_sub(RUNS_MOST)..).unwrap_or_default();
+                let runs = known.begun.get(known.begun.len().saturating_sub(MAX_RUNS)..).unwrap_or_default();
                 (entry.clean_at, entry.begun, entry.drift_at) = (known.clean_at, runs.to_vec(), known.drift_at);
             }
         }
@@ -147,21 +147,21 @@ impl Freshness {
 
     /// When this run began the counter, or the first of what it sums; none where that is not known of all.
     fn since(&self, counter: &CounterReport, run: u64) -> Option<i64> {
-        let begun = |def: &Def| {
-            let entry = self.0.iter().find(|entry| entry.is(def))?;
+        let begun = |id: &CounterId| {
+            let entry = self.0.iter().find(|entry| entry.is(id))?;
             entry.begun.iter().find(|(known, _)| *known == run).map(|(_, at)| *at)
         };
         let all = std::iter::once(&counter.counter).chain(&counter.sums).map(begun);
         all.collect::<Option<Vec<i64>>>()?.into_iter().min()
     }
 
-    /// How long ago a counter was found clean; none when it never was, or is not of the layout.
+    /// How long ago a counter was found clean; none when it never was, or is not of the schema.
     #[must_use]
-    pub fn age(&self, counter: &Def, now: i64) -> Option<Duration> {
+    pub fn age(&self, counter: &CounterId, now: i64) -> Option<Duration> {
         self.0.iter().find(|entry| entry.is(counter))?.age(now)
     }
 
-    /// The counter that was clean longest ago, and how long: one that never was comes first. None where the layout is empty.
+    /// The counter that was clean longest ago, and how long: one that never was comes first. None where the schema is empty.
     #[must_use]
     pub fn oldest(&self, now: i64) -> Option<(&str, Option<Duration>)> {
         let first = self.0.iter().min_by_key(|entry| entry.age(now).map(Reverse))?;
@@ -182,13 +182,13 @@ impl Freshness {
 }
 
 impl Entry {
-    fn new(placed: &Placed) -> Self {
-        let def = placed.def();
+    fn new(spec: &CounterSpec) -> Self {
+        let id = spec.id();
         Self {
-            counter: def.full_name().into_owned(),
-            version: def.version(),
-            key: def.parts().to_string(),
-            place: placed.place(),
+            counter: id.full_name().into_owned(),
+            version: id.version(),
+            key: id.parts().to_string(),
+            storage_clause: spec.storage_clause(),
             clean_at: None,
             begun: Vec::new(),
             drift_at: None,
@@ -196,14 +196,15 @@ impl Entry {
     }
 
     fn is_declared_as(&self, other: &Self) -> bool {
-        let declared = |entry: &Self| (entry.counter.clone(), entry.version, entry.key.clone(), entry.place.clone());
+        let declared =
+            |entry: &Self| (entry.counter.clone(), entry.version, entry.key.clone(), entry.storage_clause.clone());
         declared(self) == declared(other)
     }
 
     /// Forgets what is said to have been later than now: the clock that said so was wrong, and by how much nobody knows. When drift was found
     /// is not forgotten.
     fn set_back(&mut self, now: i64) {
-        let latest = now.saturating_add(SKEW_SECONDS);
+        let latest = now.saturating_add(MISMATCH_SECONDS);
         self.clean_at = self.clean_at.filter(|at| *at <= latest);
         self.begun.retain(|(_, at)| *at <= latest);
         self.drift_at = self.drift_at.map(|at| at.min(now));
@@ -223,18 +224,18 @@ impl Entry {
             if self.drift_at.is_none_or(|drift| least > drift) {
                 self.begun.retain(|(known, _)| *known != run);
                 self.begun.push((run, at));
-                let over = self.begun.len().saturating_sub(RUNS_MOST);
+                let over = self.begun.len().saturating_sub(MAX_RUNS);
                 self.begun.drain(..over);
             }
         }
     }
 
-    fn is(&self, def: &Def) -> bool {
-        self.counter == def.full_name() && self.version == def.version() && self.key == def.parts().to_string()
+    fn is(&self, id: &CounterId) -> bool {
+        self.counter == id.full_name() && self.version == id.version() && self.key == id.parts().to_string()
     }
 
     fn age(&self, now: i64) -> Option<Duration> {
-        let at = self.clean_at.filter(|at| *at <= now.saturating_add(SKEW_SECONDS))?;
+        let at = self.clean_at.filter(|at| *at <= now.saturating_add(MISMATCH_SECONDS))?;
         Some(Duration::from_secs(if now > at { now.abs_diff(at) } else { 0 }))
     }
 }
@@ -249,14 +250,14 @@ mod tests {
         const A: Counter<i64> = Counter::new("a");
         const B: Counter<i64> = Counter::new("b").version(2);
         const C: Counter<i64> = Counter::new("c");
-        const LAYOUT: Layout = Layout::new(&[C.table(), A.table(), B.table()]);
-        let mut saved = Freshness::new(&LAYOUT);
+        const SCHEMA: Schema = Schema::new(&[C.table(), A.table(), B.table()]);
+        let mut saved = Freshness::new(&SCHEMA);
         let begun = |runs: u64| (0..runs).map(|run| (run, 9)).collect::<Vec<_>>();
         for (entry, times) in saved.0.iter_mut().zip([(Some(5), 1, None), (Some(7), 0, Some(6)), (None, 16, Some(8))]) {
             (entry.clean_at, entry.begun, entry.drift_at) = (times.0, begun(times.1), times.2);
         }
-        assert_eq!(Freshness::resume(&LAYOUT, &saved), saved);
-        let seconds = |counter: Counter<i64>| saved.age(&counter.def(), 10).map(|age| age.as_secs());
+        assert_eq!(Freshness::resume(&SCHEMA, &saved), saved);
+        let seconds = |counter: Counter<i64>| saved.age(&counter.id(), 10).map(|age| age.as_secs());
         assert_eq!([A, B, C, B.version(1)].map(seconds), [Some(5), Some(3), None, None]);
     }
 }

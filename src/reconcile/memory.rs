@@ -1,54 +1,56 @@
 //! The audit of a memory store: rows come from closures of the application, totals from the store, alone or beside writers.
 
-mod bracketed;
-mod settling;
-mod unbracketed;
+mod grace_period;
+mod guarded;
+mod unguarded;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Bound;
 use std::time::Duration;
 
-use self::bracketed::Bracketed;
-pub use self::settling::Settling;
-use self::unbracketed::Unbracketed;
-use super::audit::{Ask, Audit, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready, Recount, merge};
-use super::drive::Control;
+pub use self::grace_period::GracePeriod;
+use self::guarded::Guarded;
+use self::unguarded::Unguarded;
+use super::audit::{
+    Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
+};
+use super::driver::Runtime;
 use super::recount::{check_driven, share, sum_by_key};
 use super::token::Token;
 use crate::batch::Batch;
-use crate::counter::{Counter, Def, Rollup};
+use crate::counter::{Counter, CounterId, Rollup};
 use crate::error::{Cause, Error, Result};
 use crate::key::{Key, KeyBuf};
-use crate::prune;
 use crate::record::Record;
+use crate::retention;
 use crate::store::MemoryStore;
-use crate::store::memory::{Before, Lone, RollupCut};
+use crate::store::memory::{Before, Lone, RollupSnapshot};
 
 /// A [`MemoryStore`] and the rows it counts.
 ///
 /// - [`new`](Self::new): the store is borrowed for itself alone, and no hook runs until the audit is dropped.
-/// - [`live`](Self::live): every writer brackets its writes ([`MemoryStore::begin`]); totals are measured exactly and mended meanwhile.
-/// - [`watching`](Self::watching): hooks run without brackets; totals are verified only.
+/// - [`live`](Self::live): every writer guards its writes ([`MemoryStore::begin`]); totals are measured exactly and repaired meanwhile.
+/// - [`watching`](Self::watching): hooks run without pending writes; totals are verified only.
 pub struct MemoryAudit<'a> {
     store: &'a MemoryStore,
     sources: Sources<'a>,
     writers: Writers<'a>,
     window: Window,
     /// The rollup that is compared just now.
-    rollup: Option<RollupCut>,
+    rollup: Option<RollupSnapshot>,
 }
 
 /// Who may write while the audit lives.
 enum Writers<'a> {
     Nobody,
-    Bracketed(Bracketed<'a>),
-    Unbracketed(Unbracketed<'a>),
+    Guarded(Guarded<'a>),
+    Unguarded(Unguarded<'a>),
 }
 
 /// Where each counter's rows come from.
 #[derive(Default)]
-struct Sources<'a>(Vec<(Def, Rows<'a>)>);
+struct Sources<'a>(Vec<(CounterId, Rows<'a>)>);
 
 /// What each row adds, from a key on.
 type Rows<'a> = Box<dyn FnMut(Bound<&KeyBuf>) -> Result<Shares<'a>> + 'a>;
@@ -57,7 +59,7 @@ type Shares<'a> = Box<dyn Iterator<Item = Result<Option<(KeyBuf, i64)>>> + 'a>;
 /// The next totals in key order, fetched many pages at once: finding the smallest keys of a hash table costs a pass over all of it.
 #[derive(Debug, Default)]
 struct Window {
-    counter: Option<Def>,
+    counter: Option<CounterId>,
     after: Option<KeyBuf>,
     totals: VecDeque<(KeyBuf, i64)>,
     whole: bool,
@@ -65,8 +67,8 @@ struct Window {
 
 /// A window holds this share of a counter's totals beside a page's: so a run makes about that many passes at most.
 const WINDOWS: usize = 16;
-/// A mend of a rollup takes a new cut this often, where other mends and prunes come between.
-const CUTS_MOST: usize = 8;
+/// A repair of a rollup takes a new cut this often, where other repairs and prunes come between.
+const MAX_SNAPSHOTS: usize = 8;
 
 impl<'a> MemoryAudit<'a> {
     /// An audit while nobody writes, without sources; add one for each counter in scope.
@@ -74,67 +76,67 @@ impl<'a> MemoryAudit<'a> {
         Self::of(store, Writers::Nobody)
     }
 
-    /// An audit beside writers that bracket all their writes, of every key that the audit may mend, since before it was made. `control` gives the
-    /// time and the waits; [`Live`](super::Live) is the real one.
+    /// An audit beside writers that pending write all their writes, of every key that the audit may repair, since before it was made. `runtime` gives the
+    /// time and the waits; [`SystemRuntime`](super::SystemRuntime) is the real one.
     ///
-    /// What is measured, a verify's report too, is exact; a key that is not let go of, or whose bracket was dropped less than the settle time ago, is listed as
-    /// unsettled. For that it may make the writers of a few keys wait, at the gate of their stripe, for the recount of one key.
+    /// What is measured, a verify's report too, is exact; a key that is not let go of, or whose pending write was dropped less than the grace period ago, is listed as
+    /// unsettled. For that it may make the writers of a few keys wait, at the barrier of their stripe, for the recount of one key.
     ///
     /// Over a store that was [restored](MemoryStore::restore), the audit is made when the streams have been replayed, and no commit from before the
-    /// crash is still on its way: what is replayed after it was mended counts twice.
+    /// crash is still on its way: what is replayed after it was repaired counts twice.
     ///
     /// The closures that read rows must begin to read when they are called, and see what is committed by then: no transaction from before, no
-    /// replica that lags. They must not need a connection that a writer at the gate may hold: give the audit one of its own.
+    /// replica that lags. They must not need a connection that a writer at the barrier may hold: give the audit one of its own.
     ///
     /// # Examples
     ///
     /// ```
     /// use std::sync::Mutex;
     /// use std::time::Duration;
-    /// use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, Settling, run};
-    /// use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Tally};
+    /// use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+    /// use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Tally};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
     ///
     /// #[derive(Clone)]
     /// struct Vote(i64);
     /// # impl Record for Vote {
-    /// #     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    /// #     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
     /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.0, 1); }
     /// # }
     ///
     /// let votes = Mutex::new(vec![Vote(1)]); // stands for a database: this row was written behind the hooks' back
-    /// let store = MemoryStore::new(&LAYOUT);
+    /// let store = MemoryStore::new(&SCHEMA);
     /// std::thread::scope(|scope| {
     ///     scope.spawn(|| -> keepcount::Result<()> {
     ///         for _ in 0..100 {
     ///             let mut batch = Batch::new();
     ///             batch.insert(&Vote(1));
-    ///             let bracket = store.begin(&mut batch)?;
+    ///             let pending_write = store.begin(&mut batch)?;
     ///             votes.lock().unwrap().push(Vote(1)); // visible to everybody from here on
-    ///             bracket.commit()?;
+    ///             pending_write.commit()?;
     ///         }
     ///         Ok(())
     ///     });
-    ///     let mut audit = MemoryAudit::live(&store, Settling::after(Duration::from_secs(10)), Live::new());
+    ///     let mut audit = MemoryAudit::live(&store, GracePeriod::after(Duration::from_secs(10)), SystemRuntime::new());
     ///     audit.add(SHOW_VOTES, |_| votes.lock().unwrap().clone())?;
-    ///     let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default())?;
-    ///     run(&mut repair, &mut audit, &mut Live::new())
+    ///     let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default())?;
+    ///     run(&mut repair, &mut audit, &mut SystemRuntime::new())
     /// })?;
     /// assert_eq!(store.total(SHOW_VOTES, 1)?, 101);
     /// # Ok::<(), keepcount::Error>(())
     /// ```
-    pub fn live(store: &'a MemoryStore, settling: Settling, control: impl Control + 'a) -> Self {
-        Self::of(store, Writers::Bracketed(Bracketed::new(store, settling, Box::new(control))))
+    pub fn live(store: &'a MemoryStore, grace_period: GracePeriod, runtime: impl Runtime + 'a) -> Self {
+        Self::of(store, Writers::Guarded(Guarded::new(store, grace_period, Box::new(runtime))))
     }
 
-    /// An audit beside writers without brackets, to verify only: a difference is listed when it is there twice, further apart than
+    /// An audit beside writers without pending writes, to verify only: a difference is listed when it is there twice, further apart than
     /// `longest_delay`, the longest time from a row's commit to the end of its `apply`. Every page with a difference waits that long.
     ///
     /// A key that is written all the time may be listed as unsettled, or, by chance, as drift.
-    pub fn watching(store: &'a MemoryStore, longest_delay: Duration, control: impl Control + 'a) -> Self {
-        Self::of(store, Writers::Unbracketed(Unbracketed::new(longest_delay, Box::new(control))))
+    pub fn watching(store: &'a MemoryStore, longest_delay: Duration, runtime: impl Runtime + 'a) -> Self {
+        Self::of(store, Writers::Unguarded(Unguarded::new(longest_delay, Box::new(runtime))))
     }
 
     fn of(store: &'a MemoryStore, writers: Writers<'a>) -> Self {
@@ -144,7 +146,7 @@ impl<'a> MemoryAudit<'a> {
     /// Where a counter's rows come from: anything iterable, in key order, each row adding to one key at most.
     ///
     /// `rows` is told from which key on rows are wanted, and may start earlier, even at the first row; it is called once a page and
-    /// once a mended key.
+    /// once a repaired key.
     ///
     /// # Errors
     ///
@@ -172,53 +174,55 @@ impl<'a> MemoryAudit<'a> {
         I: IntoIterator<Item = Result<R, Cause>>,
         I::IntoIter: 'a,
     {
-        let def = counter.def();
-        if let Some(rollup) = self.store.layout().placed(&def)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().name());
-            return Err(Error::source(&def, None, reason));
+        let id = counter.id();
+        if let Some(rollup) = self.store.schema().spec(&id)?.rollup() {
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().name());
+            return Err(Error::source(&id, None, reason));
         }
-        check_driven::<R>(&def)?;
+        check_driven::<R>(&id)?;
         let shares = move |from: Bound<&KeyBuf>| {
             let from = match from {
                 Bound::Unbounded => Bound::Unbounded,
-                Bound::Included(key) => Bound::Included(decode(&def, key)?),
-                Bound::Excluded(key) => Bound::Excluded(decode(&def, key)?),
+                Bound::Included(key) => Bound::Included(decode(&id, key)?),
+                Bound::Excluded(key) => Bound::Excluded(decode(&id, key)?),
             };
             let mut scratch = Batch::new();
             let shares = rows(from).into_iter().map(move |row| match row {
-                Ok(row) => share(&def, &row, &mut scratch),
-                Err(cause) => Err(Error::Database { doing: format!("reading rows of counter {}", def.name()), cause }),
+                Ok(row) => share(&id, &row, &mut scratch),
+                Err(cause) => {
+                    Err(Error::Database { operation: format!("reading rows of counter {}", id.name()), cause })
+                }
             });
             Ok(Box::new(shares) as Shares<'a>)
         };
-        self.sources.0.retain(|(known, _)| *known != def);
-        self.sources.0.push((def, Box::new(shares)));
+        self.sources.0.retain(|(known, _)| *known != id);
+        self.sources.0.push((id, Box::new(shares)));
         Ok(())
     }
 
     /// What a rollup's totals are and should be, from one cut for all of its pages.
-    fn measure_rollup(&mut self, ask: &Ask, rollup: &Rollup) -> Result<Measured> {
-        let kept = self.rollup.take().filter(|cut| cut.is_of(&ask.counter) && ask.after.is_some());
-        let cut = kept.map_or_else(|| self.store.rollup_cut(&ask.counter, rollup), Ok)?;
+    fn compare_rollup(&mut self, ask: &PageRequest, rollup: &Rollup) -> Result<PageDiff> {
+        let kept = self.rollup.take().filter(|snapshot| snapshot.is_of(&ask.counter) && ask.after.is_some());
+        let snapshot = kept.map_or_else(|| self.store.rollup_snapshot(&ask.counter, rollup), Ok)?;
         let wanted = ask.keys.saturating_add(1);
-        let truths = cut.truths(ask.after.as_ref(), wanted)?.into_iter();
-        let recounts = truths.map(|(key, total, rows)| Recount { key, total, rows }).collect();
-        let measured = merge(ask, recounts, cut.totals(ask.after.as_ref(), wanted));
-        self.rollup = Some(cut);
-        measured
+        let expected_all = snapshot.expected_all(ask.after.as_ref(), wanted)?.into_iter();
+        let recounts = expected_all.map(|(key, total, rows)| Recount { key, total, rows }).collect();
+        let diff = merge(ask, recounts, snapshot.totals(ask.after.as_ref(), wanted));
+        self.rollup = Some(snapshot);
+        diff
     }
 
-    fn mend_rollup(&mut self, ask: &Mend, rollup: &Rollup) -> Result<Mended> {
-        let mut cut = self.rollup.take().filter(|cut| cut.is_of(&ask.counter));
-        for _ in 0..CUTS_MOST {
-            let mut of = cut.map_or_else(|| self.store.rollup_cut(&ask.counter, rollup), Ok)?;
-            if let Some(corrected) = self.store.mend_rollup(&mut of, &ask.keys)? {
+    fn repair_rollup(&mut self, ask: &RepairRequest, rollup: &Rollup) -> Result<Repaired> {
+        let mut snapshot = self.rollup.take().filter(|snapshot| snapshot.is_of(&ask.counter));
+        for _ in 0..MAX_SNAPSHOTS {
+            let mut of = snapshot.map_or_else(|| self.store.rollup_snapshot(&ask.counter, rollup), Ok)?;
+            if let Some(corrected) = self.store.repair_rollup(&mut of, &ask.keys)? {
                 self.rollup = Some(of);
-                return Ok(Mended { corrected, unsettled: Vec::new() });
+                return Ok(Repaired { corrected, unsettled: Vec::new() });
             }
-            cut = None;
+            snapshot = None;
         }
-        Ok(Mended { corrected: 0, unsettled: ask.keys.clone() })
+        Ok(Repaired { corrected: 0, unsettled: ask.keys.clone() })
     }
 }
 
@@ -227,15 +231,15 @@ impl Sources<'_> {
     fn recount(
         &mut self,
         store: &MemoryStore,
-        counter: &Def,
+        counter: &CounterId,
         from: Bound<&KeyBuf>,
         limit: usize,
     ) -> Result<Vec<Recount>> {
-        let cut = store.cut(store.layout().position(counter)?);
+        let cutoff = store.cutoff(store.schema().position(counter)?);
         let source = self.0.iter_mut().find(|(known, _)| known == counter);
         let (_, rows) = source.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
         let kept = |share: Option<(KeyBuf, i64)>| {
-            share.filter(|(key, _)| cut.as_ref().is_none_or(|cut| prune::keeps(counter, key, cut)))
+            share.filter(|(key, _)| cutoff.as_ref().is_none_or(|cutoff| retention::keeps(counter, key, cutoff)))
         };
         sum_by_key(counter, from, limit, rows(from)?.map(|share| share.map(kept)))
     }
@@ -250,7 +254,7 @@ impl Sources<'_> {
 
 impl Window {
     /// The next totals behind `ask.after`: one more than a page has.
-    fn totals(&mut self, store: &MemoryStore, ask: &Ask) -> Result<Vec<(KeyBuf, i64)>> {
+    fn totals(&mut self, store: &MemoryStore, ask: &PageRequest) -> Result<Vec<(KeyBuf, i64)>> {
         let wanted = ask.keys.saturating_add(1);
         if !self.has(ask, wanted) {
             self.fetch(store, ask, wanted + store.len(ask.counter)? / WINDOWS)?;
@@ -259,12 +263,12 @@ impl Window {
     }
 
     /// Whether what was fetched before serves for this page.
-    fn has(&mut self, ask: &Ask, wanted: usize) -> bool {
+    fn has(&mut self, ask: &PageRequest, wanted: usize) -> bool {
         self.pass(&ask.counter, ask.after.as_ref());
         self.counter == Some(ask.counter) && (self.whole || self.totals.len() >= wanted)
     }
 
-    fn fetch(&mut self, store: &MemoryStore, ask: &Ask, size: usize) -> Result<()> {
+    fn fetch(&mut self, store: &MemoryStore, ask: &PageRequest, size: usize) -> Result<()> {
         self.totals = store.page_unready(&ask.counter, ask.after.as_ref(), size)?.into();
         self.whole = self.totals.len() < size;
         self.counter = Some(ask.counter);
@@ -273,7 +277,7 @@ impl Window {
     }
 
     /// Drops what is not behind `after`; whoever goes back, or to another counter, finds no window.
-    fn pass(&mut self, counter: &Def, after: Option<&KeyBuf>) {
+    fn pass(&mut self, counter: &CounterId, after: Option<&KeyBuf>) {
         if self.counter != Some(*counter) || self.after.as_ref() > after {
             self.counter = None;
             return;
@@ -290,26 +294,26 @@ impl Audit for MemoryAudit<'_> {
         Ok(self.store.identity())
     }
 
-    fn look(&mut self, ask: &Look) -> Result<Looked> {
-        if let Writers::Unbracketed(_) = self.writers {
-            return Err(unbracketed::refuse_mending(&ask.counter));
+    fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
+        if let Writers::Unguarded(_) = self.writers {
+            return Err(unguarded::refuse_repairing(&ask.counter));
         }
-        let empty = match self.store.layout().placed(&ask.counter)?.rollup() {
-            Some(rollup) => self.store.rollup_cut(&ask.counter, rollup)?.truths(None, 1)?.is_empty(),
+        let empty = match self.store.schema().spec(&ask.counter)?.rollup() {
+            Some(rollup) => self.store.rollup_snapshot(&ask.counter, rollup)?.expected_all(None, 1)?.is_empty(),
             None => self.sources.recount(self.store, &ask.counter, Bound::Unbounded, 1)?.is_empty(),
         };
         let totals = if empty { self.store.len(ask.counter)? as u64 } else { 0 };
-        Ok(Looked { empty, totals: totals.min(ask.totals) })
+        Ok(ProbeResult { empty, totals: totals.min(ask.totals) })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
-        if let Some(rollup) = self.store.layout().placed(&ask.counter)?.rollup() {
-            return self.measure_rollup(ask, rollup);
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
+        if let Some(rollup) = self.store.schema().spec(&ask.counter)?.rollup() {
+            return self.compare_rollup(ask, rollup);
         }
         match &mut self.writers {
             Writers::Nobody => compare_pages(self.store, &mut self.sources, &mut self.window, ask),
-            Writers::Bracketed(live) => live.measure(self.store, &mut self.sources, &mut self.window, ask),
-            Writers::Unbracketed(watch) => {
+            Writers::Guarded(live) => live.compare(self.store, &mut self.sources, &mut self.window, ask),
+            Writers::Unguarded(watch) => {
                 // No window that is kept: a total must not be older than its rows.
                 let once = compare_pages(self.store, &mut self.sources, &mut Window::default(), ask)?;
                 watch.look_again(self.store, &mut self.sources, ask, once)
@@ -317,15 +321,15 @@ impl Audit for MemoryAudit<'_> {
         }
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
-        if let Some(rollup) = self.store.layout().placed(&ask.counter)?.rollup() {
-            return self.mend_rollup(ask, rollup);
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
+        if let Some(rollup) = self.store.schema().spec(&ask.counter)?.rollup() {
+            return self.repair_rollup(ask, rollup);
         }
         self.window.pass(&ask.counter, ask.keys.last());
         match &mut self.writers {
-            Writers::Nobody => mend_alone(self.store, &mut self.sources, ask),
-            Writers::Bracketed(live) => live.mend(self.store, &mut self.sources, ask),
-            Writers::Unbracketed(_) => Err(unbracketed::refuse_mending(&ask.counter)),
+            Writers::Nobody => repair_alone(self.store, &mut self.sources, ask),
+            Writers::Guarded(live) => live.repair(self.store, &mut self.sources, ask),
+            Writers::Unguarded(_) => Err(unguarded::refuse_repairing(&ask.counter)),
         }
     }
 
@@ -339,37 +343,42 @@ impl Audit for MemoryAudit<'_> {
     }
 
     fn ready(&mut self, ask: &Ready) -> Result<Kept> {
-        if let Writers::Unbracketed(_) = &self.writers {
-            return Err(unbracketed::refuse_mending(&ask.counter));
+        if let Writers::Unguarded(_) = &self.writers {
+            return Err(unguarded::refuse_repairing(&ask.counter));
         }
-        self.store.set_ready(self.store.layout().position(&ask.counter)?, true);
+        self.store.set_ready(self.store.schema().position(&ask.counter)?, true);
         Ok(Kept::Here)
     }
 }
 
 /// A page of rows beside a page of totals.
-fn compare_pages(store: &MemoryStore, sources: &mut Sources<'_>, window: &mut Window, ask: &Ask) -> Result<Measured> {
+fn compare_pages(
+    store: &MemoryStore,
+    sources: &mut Sources<'_>,
+    window: &mut Window,
+    ask: &PageRequest,
+) -> Result<PageDiff> {
     let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
     let recounts = sources.recount(store, &ask.counter, from, ask.keys.saturating_add(1))?;
     merge(ask, recounts, window.totals(store, ask)?)
 }
 
 /// Nobody writes: every recount comes first, so that one that fails leaves all totals as they were.
-fn mend_alone(store: &MemoryStore, sources: &mut Sources<'_>, ask: &Mend) -> Result<Mended> {
-    let position = store.layout().position(&ask.counter)?;
+fn repair_alone(store: &MemoryStore, sources: &mut Sources<'_>, ask: &RepairRequest) -> Result<Repaired> {
+    let position = store.schema().position(&ask.counter)?;
     let lone = |key| Lone { counter: ask.counter, position, key };
-    let truths = ask.keys.iter().map(|key| Ok(sources.recount_one(store, &lone(key))?.total));
-    let truths = truths.collect::<Result<Vec<i64>>>()?;
-    let cut = store.cut(position);
-    let mut mended = Mended::default();
-    for (key, truth) in ask.keys.iter().zip(truths) {
-        let stored = store.compare(&lone(key), Before::Shut, (truth, cut.as_ref()), true)?;
-        mended.corrected += u64::from(stored.is_some_and(|stored| stored != truth));
+    let expected_all = ask.keys.iter().map(|key| Ok(sources.recount_one(store, &lone(key))?.total));
+    let expected_all = expected_all.collect::<Result<Vec<i64>>>()?;
+    let cutoff = store.cutoff(position);
+    let mut repaired = Repaired::default();
+    for (key, expected) in ask.keys.iter().zip(expected_all) {
+        let stored = store.compare(&lone(key), Before::Shut, (expected, cutoff.as_ref()), true)?;
+        repaired.corrected += u64::from(stored.is_some_and(|stored| stored != expected));
     }
-    Ok(mended)
+    Ok(repaired)
 }
 
-fn decode<K: Key>(counter: &Def, key: &KeyBuf) -> Result<K> {
+fn decode<K: Key>(counter: &CounterId, key: &KeyBuf) -> Result<K> {
     key.decode().map_err(|cause| Error::key(counter, key, cause))
 }
 

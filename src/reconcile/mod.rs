@@ -1,20 +1,20 @@
-//! The reconciler: compares totals with the source rows page by page, and mends drift by adding, while writes go on.
+//! The reconciler: compares totals with the source rows page by page, and repairs drift by adding, while writes go on.
 //!
 //! [`run`] drives a [`Reconciler`], which decides, over an [`Audit`], which owns rows and totals.
 //!
 //! # Examples
 //!
 //! ```
-//! use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, run};
-//! use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Tally};
+//! use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+//! use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Tally};
 //!
 //! const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-//! const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+//! const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 //!
 //! struct Vote(i64);
 //!
 //! impl Record for Vote {
-//!     const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+//!     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 //!
 //!     fn tally(&self, to: &mut Tally<'_>) {
 //!         to.add(SHOW_VOTES, self.0, 1);
@@ -22,12 +22,12 @@
 //! }
 //!
 //! let votes = [Vote(1), Vote(1), Vote(2)]; // in key order
-//! let mut store = MemoryStore::new(&LAYOUT);
+//! let mut store = MemoryStore::new(&SCHEMA);
 //!
 //! let mut audit = MemoryAudit::new(&mut store);
 //! audit.add(SHOW_VOTES, |_| votes.iter())?;
-//! let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default())?;
-//! let report = run(&mut repair, &mut audit, &mut Live::new())?;
+//! let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default())?;
+//! let report = run(&mut repair, &mut audit, &mut SystemRuntime::new())?;
 //! assert_eq!(report.to_string(), "repair: 1 counter, 2 keys: 0 wrong, 2 missing, 0 orphan; 2 corrected; 1 page, 3 rows; complete");
 //! drop(audit);
 //! assert_eq!(store.total(SHOW_VOTES, 1)?, 2);
@@ -36,19 +36,19 @@
 
 mod asynchronous;
 pub(crate) mod audit;
-mod drive;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod ends;
+mod driver;
 mod freshness;
-mod machine;
 mod memory;
 mod options;
 mod pages;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod progress;
+mod reconciler;
 mod recount;
 mod report;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod rollup_join;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod runs;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -61,21 +61,23 @@ mod sqlite;
 mod statements;
 pub(crate) mod token;
 #[cfg(feature = "postgres")]
-mod tokio_live;
+mod tokio_runtime;
 
-pub use asynchronous::{AsyncAudit, AsyncControl, run_async};
-pub use audit::{Ask, Audit, Drift, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready, Recount, merge};
-pub use drive::{Control, Live, run};
+pub use asynchronous::{AsyncAudit, AsyncRuntime, run_async};
+pub use audit::{
+    Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
+};
+pub use driver::{Runtime, SystemRuntime, run};
 pub use freshness::Freshness;
-pub use machine::{Reconciler, Step};
-pub use memory::{MemoryAudit, Settling};
+pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresAudit, PostgresSource, TypedPostgresSource};
 pub use progress::Progress;
+pub use reconciler::{Reconciler, Step};
 pub use report::{CounterReport, Outcome, Report, Sample, Table};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};
 pub use token::Token;
 #[cfg(feature = "postgres")]
-pub use tokio_live::{GateAnswer, TokioLive, active_connections, replay_lag, replay_lag_bytes};
+pub use tokio_runtime::{ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes};

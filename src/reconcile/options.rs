@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Whether a run only looks, mends, or fills counters that are new.
+/// Whether a run only looks, repairs, or fills counters that are new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Measure and report; what a grouped source says in SQL is taken as it is.
     Verify,
-    /// Measure, report, and mend what differs.
+    /// Measure, report, and repair what differs.
     Repair,
     /// As a repair, and each counter that was compared from its first key to its last, without a key that is unsettled, is ready to be read from
     /// then on.
@@ -22,7 +22,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub(super) const fn mends(self) -> bool {
+    pub(super) const fn repairs(self) -> bool {
         !matches!(self, Self::Verify)
     }
 }
@@ -65,9 +65,9 @@ pub struct Options {
 }
 
 /// The largest page, in keys.
-pub(super) const PAGE_MOST: usize = 100_000;
+pub(super) const MAX_PAGE: usize = 100_000;
 /// The most samples of drift that a counter's report holds.
-pub(super) const SAMPLES_MOST: usize = 100_000;
+pub(super) const MAX_SAMPLES: usize = 100_000;
 
 impl Default for Options {
     fn default() -> Self {
@@ -139,7 +139,7 @@ impl Options {
         self
     }
 
-    /// Refuses to mend a counter when more than this share of its keys is wrong, once 100 or more were compared in this run; unlimited by
+    /// Refuses to repair a counter when more than this share of its keys is wrong, once 100 or more were compared in this run; unlimited by
     /// default. Forced runs and backfills ignore it.
     #[must_use]
     pub const fn max_wrong_percent(mut self, percent: u8) -> Self {
@@ -169,7 +169,7 @@ impl Options {
         self
     }
 
-    /// Ends the run as stalled when gates have held it this long; 5 minutes by default.
+    /// Ends the run as stalled when throttles have held it this long; 5 minutes by default.
     #[must_use]
     pub const fn stall_after(mut self, time: Duration) -> Self {
         self.stall_after = time;
@@ -183,13 +183,13 @@ impl Options {
             } else {
                 let bounds =
                     if most == u64::MAX { format!("{least} or more") } else { format!("within {least} to {most}") };
-                Err(Error::setting(setting, format!("{value} is not {bounds}")))
+                Err(Error::invalid_use(setting, format!("{value} is not {bounds}")))
             }
         };
         if let Some(page) = self.page {
-            within("page", page as u64, 1, PAGE_MOST as u64)?;
+            within("page", page as u64, 1, MAX_PAGE as u64)?;
         }
-        within("samples", self.samples as u64, 0, SAMPLES_MOST as u64)?;
+        within("samples", self.samples as u64, 0, MAX_SAMPLES as u64)?;
         within("duty percent", u64::from(self.duty_percent), 1, 100)?;
         within("max wrong percent", u64::from(self.max_wrong_percent.unwrap_or(0)), 0, 100)?;
         within("max pages", self.max_pages.unwrap_or(1), 1, u64::MAX)?;

@@ -15,8 +15,8 @@ pub(super) struct Pages {
 }
 
 /// Bounds of a page.
-const LEAST: usize = 16;
-const MOST: usize = 8192;
+const MIN: usize = 16;
+const MAX: usize = 8192;
 
 impl Pages {
     pub(super) const fn new(keys: usize) -> Self {
@@ -25,7 +25,7 @@ impl Pages {
 
     /// The next counter costs otherwise.
     pub(super) fn next_counter(&mut self) {
-        *self = Self::new(self.keys.min(MOST));
+        *self = Self::new(self.keys.min(MAX));
     }
 
     /// Learns from a page of so many keys and rows: the next goes towards the target, by at most a factor of two. What a page costs anyway (a wide
@@ -39,8 +39,8 @@ impl Pages {
             if pays_to_grow && 2 * fixed > took { (took - fixed, fixed, 4) } else { (took, target.max(2 * fixed), 2) };
         let wanted = (self.keys as u128 * to).checked_div(of);
         let wanted = wanted.map_or(usize::MAX, |wanted| usize::try_from(wanted).unwrap_or(usize::MAX));
-        let most = if pays_to_grow { options::PAGE_MOST } else { MOST };
-        self.keys = wanted.clamp(self.keys / 2, self.keys * step).clamp(LEAST, most);
+        let most = if pays_to_grow { options::MAX_PAGE } else { MAX };
+        self.keys = wanted.clamp(self.keys / 2, self.keys * step).clamp(MIN, most);
     }
 
     /// A line through this page and the last; where both did as much, what is saved was not fixed.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::options::Mode;
-use crate::counter::Def;
+use crate::counter::CounterId;
 
 /// How far a run has come, from [`Reconciler::progress`](super::Reconciler::progress); counts cover this run alone, not the
 /// runs that it resumes.
@@ -17,24 +17,24 @@ use crate::counter::Def;
 ///
 /// ```
 /// use std::time::Duration;
-/// use keepcount::reconcile::{Audit, Live, Mode, Options, Reconciler, Report, run};
-/// # use keepcount::{Counter, Layout};
+/// use keepcount::reconcile::{Audit, Mode, Options, Reconciler, Report, SystemRuntime, run};
+/// # use keepcount::{Counter, Schema};
 /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// # const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
 /// fn nightly(audit: &mut impl Audit, last: &Report) -> keepcount::Result<Report> {
-///     let mut verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default())?;
+///     let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default())?;
 ///     for counter in &last.counters {
 ///         verify.expect(&counter.counter, counter.keys);
 ///     }
 ///     let mut shown = Duration::ZERO;
-///     let mut control = Live::new().on_progress(|progress| {
+///     let mut runtime = SystemRuntime::new().on_progress(|progress| {
 ///         if progress.elapsed >= shown + Duration::from_secs(10) {
 ///             eprintln!("{progress}");
 ///             shown = progress.elapsed;
 ///         }
 ///     });
-///     run(&mut verify, audit, &mut control)
+///     run(&mut verify, audit, &mut runtime)
 /// }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +43,7 @@ pub struct Progress {
     /// Verify, repair or backfill.
     pub mode: Mode,
     /// The counter at hand; none when all are done.
-    pub counter: Option<Def>,
+    pub counter: Option<CounterId>,
     /// Counters that are done, those included that the runs before this one had done.
     pub counters_done: usize,
     /// Counters in scope.
@@ -56,7 +56,7 @@ pub struct Progress {
     pub rows: u64,
     /// Keys that differed, of every kind.
     pub drift: u64,
-    /// Totals that were mended.
+    /// Totals that were repaired.
     pub corrected: u64,
     /// The time since the run's first step.
     pub elapsed: Duration,

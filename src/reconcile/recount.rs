@@ -3,9 +3,9 @@
 use std::ops::Bound;
 
 use crate::batch::Batch;
-use crate::counter::Def;
+use crate::counter::CounterId;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-use crate::error::brief;
+use crate::error::shortened;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::record::Record;
@@ -15,11 +15,15 @@ use super::audit::Recount;
 /// What a row adds to one counter, by its `tally`: nothing, or an amount at one key.
 ///
 /// `scratch` is any batch; it is cleared first, so that one serves for many rows.
-pub(super) fn share<R: Record + ?Sized>(counter: &Def, row: &R, scratch: &mut Batch) -> Result<Option<(KeyBuf, i64)>> {
+pub(super) fn share<R: Record + ?Sized>(
+    counter: &CounterId,
+    row: &R,
+    scratch: &mut Batch,
+) -> Result<Option<(KeyBuf, i64)>> {
     scratch.clear();
     scratch.insert(row);
     scratch.check_declared()?;
-    let mut deltas = scratch.deltas().filter(|(def, ..)| def == counter);
+    let mut deltas = scratch.deltas().filter(|(id, ..)| id == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {
         let reason = "its tally adds to several keys of this counter; let the source give one row for each of them";
@@ -30,7 +34,7 @@ pub(super) fn share<R: Record + ?Sized>(counter: &Def, row: &R, scratch: &mut Ba
 }
 
 /// Refuses a record type that does not drive the counter.
-pub(super) fn check_driven<R: Record>(counter: &Def) -> Result<()> {
+pub(super) fn check_driven<R: Record>(counter: &CounterId) -> Result<()> {
     if R::COUNTERS.contains(counter) {
         return Ok(());
     }
@@ -40,10 +44,10 @@ pub(super) fn check_driven<R: Record>(counter: &Def) -> Result<()> {
 
 /// The error of a row whose key is known by now.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(super) fn of_row(error: Error, counter: &Def, row: Option<&KeyBuf>) -> Error {
+pub(super) fn of_row(error: Error, counter: &CounterId, row: Option<&KeyBuf>) -> Error {
     match error {
         Error::Source { counter: name, key: None, reason, cause } => {
-            Error::Source { counter: name, key: row.map(|row| brief(&counter.show(row))), reason, cause }
+            Error::Source { counter: name, key: row.map(|row| shortened(&counter.show(row))), reason, cause }
         }
         other => other,
     }
@@ -52,7 +56,7 @@ pub(super) fn of_row(error: Error, counter: &Def, row: Option<&KeyBuf>) -> Error
 /// Sums rows in key order up to `limit` keys; stops reading at the first row of the next. Rows before `from` are passed over, so
 /// that a source may start too early.
 pub(super) fn sum_by_key(
-    counter: &Def,
+    counter: &CounterId,
     from: Bound<&KeyBuf>,
     limit: usize,
     rows: impl Iterator<Item = Result<Option<(KeyBuf, i64)>>>,
@@ -68,7 +72,7 @@ pub(super) fn sum_by_key(
 
 /// Sums of rows that come in key order; see [`sum_by_key`].
 pub(super) struct SumsByKey<'k> {
-    counter: &'k Def,
+    counter: &'k CounterId,
     from: Bound<&'k KeyBuf>,
     limit: usize,
     before: Option<KeyBuf>,
@@ -76,7 +80,7 @@ pub(super) struct SumsByKey<'k> {
 }
 
 impl<'k> SumsByKey<'k> {
-    pub(super) const fn new(counter: &'k Def, from: Bound<&'k KeyBuf>, limit: usize) -> Self {
+    pub(super) const fn new(counter: &'k CounterId, from: Bound<&'k KeyBuf>, limit: usize) -> Self {
         Self { counter, from, limit, before: None, sums: Vec::new() }
     }
 
@@ -109,19 +113,23 @@ impl<'k> SumsByKey<'k> {
 
 /// The error of a row that SQL counts otherwise than its tally.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(super) fn skew(counter: &Def, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
-    let show = |key: &KeyBuf| brief(&counter.show(key));
+pub(super) fn mismatch(counter: &CounterId, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
+    let show = |key: &KeyBuf| shortened(&counter.show(key));
     let key = tally.or(sql).map_or_else(String::new, |(key, _)| show(key));
     let text = |share: Option<&(KeyBuf, i64)>| match share {
         Some((key, amount)) => format!("{amount} to key {}", show(key)),
         None => "nothing".to_owned(),
     };
-    Error::Skew { counter: counter.name(), key, sql: text(sql), tally: text(tally) }
+    Error::DefinitionMismatch { counter: counter.name(), key, sql: text(sql), tally: text(tally) }
 }
 
 /// Refuses a row that a source lists under another key than its tally says.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(super) fn same_key(counter: &Def, tally: Option<(KeyBuf, i64)>, listed: &KeyBuf) -> Result<Option<(KeyBuf, i64)>> {
+pub(super) fn same_key(
+    counter: &CounterId,
+    tally: Option<(KeyBuf, i64)>,
+    listed: &KeyBuf,
+) -> Result<Option<(KeyBuf, i64)>> {
     match tally {
         Some((key, _)) if key != *listed => {
             Err(Error::source(counter, Some(&key), "the source lists the row under another key than its tally"))
@@ -130,17 +138,17 @@ pub(super) fn same_key(counter: &Def, tally: Option<(KeyBuf, i64)>, listed: &Key
     }
 }
 
-/// How many rows of each end of a source are held against their `tally`; and how many of the keys of a mend: all rows of each key, or as
+/// How many rows of each end of a source are held against their `tally`; and how many of the keys of a repair: all rows of each key, or as
 /// many as this budget gives each, and no fewer than at the ends.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) const SAMPLE: usize = 64;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-const SAMPLE_OF_MEND: usize = 10_000;
+const SAMPLE_OF_REPAIR: usize = 10_000;
 
-/// How many rows of each key of a mend are held against their `tally`, of so many keys.
+/// How many rows of each key of a repair are held against their `tally`, of so many keys.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn sample_of_key(keys: usize) -> usize {
-    SAMPLE.max(SAMPLE_OF_MEND / keys.max(1))
+    SAMPLE.max(SAMPLE_OF_REPAIR / keys.max(1))
 }
 
 #[cfg(test)]
@@ -152,20 +160,20 @@ mod tests {
 
     #[test]
     fn no_row_is_read_behind_the_first_of_a_key_too_many() {
-        let def = Counter::<i64>::new("votes").def();
+        let id = Counter::<i64>::new("votes").id();
         let mut read = Vec::new();
         let rows = [1_i64, 1, 2, 3, 3, 4, 5].into_iter().map(|key| {
             read.push(key);
             Ok(Some((KeyBuf::of::<i64>(key), 1)))
         });
-        let sums = sum_by_key(&def, Bound::Excluded(&KeyBuf::of::<i64>(1)), 2, rows).unwrap();
+        let sums = sum_by_key(&id, Bound::Excluded(&KeyBuf::of::<i64>(1)), 2, rows).unwrap();
         let sums: Vec<(i64, i64)> = sums.iter().map(|sum| (sum.key.decode().unwrap(), sum.total)).collect();
         assert_eq!((sums, read), (vec![(2, 1), (3, 2)], vec![1, 1, 2, 3, 3, 4]));
     }
 
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     #[test]
-    fn a_mend_of_many_keys_looks_at_few_rows_of_each() {
+    fn a_repair_of_many_keys_looks_at_few_rows_of_each() {
         assert_eq!([0, 1, 10, 156, 157, 256].map(sample_of_key), [10_000, 10_000, 1_000, 64, SAMPLE, SAMPLE]);
     }
 }

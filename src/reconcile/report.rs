@@ -6,15 +6,15 @@ use std::time::Duration;
 use serde::ser::{SerializeSeq, SerializeStruct};
 use serde::{Serialize, Serializer};
 
-use super::audit::{Drift, Measured};
+use super::audit::{Drift, PageDiff};
 use super::options::Mode;
 use super::token::Token;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::key::KeyBuf;
 
 /// What a run found and did; counts cover this run alone, not the runs that it resumed.
 ///
-/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has links that
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has memberships that
 /// dangle, `unsettled` where some keys were left alone, and `failure` where it could not be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -51,7 +51,7 @@ pub enum Outcome {
     Stopped,
     /// A gate held it too long, for this reason.
     Stalled(String),
-    /// It refused to mend what the run's error says.
+    /// It refused to repair what the run's error says.
     Refused,
     /// An error ended it; driven again, it goes on where the error came, as far as what was [kept](super::Audit::keep) says that these are still the
     /// totals that it knows.
@@ -67,18 +67,18 @@ impl fmt::Display for Outcome {
             Self::Limit(limit) => write!(f, "stopped at the limit of {limit}"),
             Self::Stopped => f.write_str("stopped"),
             Self::Stalled(reason) => write!(f, "stalled: {reason}"),
-            Self::Refused => f.write_str("refused to mend"),
+            Self::Refused => f.write_str("refused to repair"),
             Self::Failed => f.write_str("failed"),
         }
     }
 }
 
-/// What a run found of one counter; of a rollup, its difference from the finer level as that is stored.
+/// What a run found of one counter; of a rollup, its difference from the base level as that is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CounterReport {
     /// The counter.
-    pub counter: Def,
+    pub counter: CounterId,
     /// Keys compared whose total or sum of rows is not 0.
     pub keys: u64,
     /// Keys whose total and true total are both not 0, and differ.
@@ -87,11 +87,11 @@ pub struct CounterReport {
     pub missing: u64,
     /// Keys that have a total other than 0 where the true one is 0.
     pub orphan: u64,
-    /// Totals that were mended.
+    /// Totals that were repaired.
     pub corrected: u64,
     /// The first keys that differ, in key order.
     pub samples: Vec<Sample>,
-    /// Keys of a link whose parent is not there, as far as the source says where parents are. They are no drift: the total is what the rows
+    /// Keys of a membership whose parent is not there, as far as the source says where parents are. They are no drift: the total is what the rows
     /// say, and what they sum up to stands under a parent that nobody will ask for.
     pub dangling: u64,
     /// The first of them, in key order; as many as there may be samples.
@@ -106,8 +106,8 @@ pub struct CounterReport {
     pub begun: bool,
     /// Where it did: how long before this report that was.
     pub(super) begun_ago: Duration,
-    /// What a rollup sums, and its links, all the way down.
-    pub(super) sums: Vec<Def>,
+    /// What a rollup sums, and its memberships, all the way down.
+    pub(super) sums: Vec<CounterId>,
     /// Whether the run came to its last key.
     pub complete: bool,
     /// Whether it did, and nothing differed or was unsettled from the first key to the last, in the runs that this one resumed either; of a
@@ -118,17 +118,17 @@ pub struct CounterReport {
 /// A key whose total differs from its rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    counter: Def,
+    counter: CounterId,
     /// The key.
     pub key: KeyBuf,
     /// Its stored total.
     pub stored: i64,
     /// What its rows add up to.
-    pub truth: i64,
+    pub expected: i64,
 }
 
 impl Sample {
-    /// The key as text for people, as [`Def::show`] gives it.
+    /// The key as text for people, as [`CounterId::show`] gives it.
     #[must_use]
     pub fn key_text(&self) -> String {
         self.counter.show(&self.key)
@@ -136,7 +136,7 @@ impl Sample {
 }
 
 impl CounterReport {
-    pub(super) const fn new(counter: Def, sums: Vec<Def>) -> Self {
+    pub(super) const fn new(counter: CounterId, sums: Vec<CounterId>) -> Self {
         Self {
             counter,
             sums,
@@ -158,26 +158,26 @@ impl CounterReport {
         }
     }
 
-    pub(super) fn add(&mut self, measured: &Measured, samples: usize) {
-        self.keys += measured.keys;
-        for drift in &measured.drifts {
+    pub(super) fn add(&mut self, diff: &PageDiff, samples: usize) {
+        self.keys += diff.keys;
+        for drift in &diff.drifts {
             *match drift {
                 Drift { stored: 0, .. } => &mut self.missing,
-                Drift { truth: 0, .. } => &mut self.orphan,
+                Drift { expected: 0, .. } => &mut self.orphan,
                 _ => &mut self.wrong,
             } += 1;
         }
-        self.dangling += measured.dangling.len() as u64;
+        self.dangling += diff.dangling.len() as u64;
         let room = samples.saturating_sub(self.dangling_keys.len());
-        self.dangling_keys.extend(measured.dangling.iter().take(room).cloned());
-        self.leave_alone(&measured.unsettled, samples);
+        self.dangling_keys.extend(diff.dangling.iter().take(room).cloned());
+        self.leave_alone(&diff.unsettled, samples);
         let room = samples.saturating_sub(self.samples.len());
         let counter = self.counter;
-        self.samples.extend(measured.drifts.iter().take(room).map(|drift| Sample {
+        self.samples.extend(diff.drifts.iter().take(room).map(|drift| Sample {
             counter,
             key: drift.key.clone(),
             stored: drift.stored,
-            truth: drift.truth,
+            expected: drift.expected,
         }));
     }
 
@@ -239,7 +239,7 @@ impl fmt::Display for Report {
             self.outcome
         )?;
         for (keys, what) in [
-            (self.sum(|counter| counter.dangling), "dangling link"),
+            (self.sum(|counter| counter.dangling), "dangling membership"),
             (self.sum(|counter| counter.unsettled), "unsettled key"),
             (self.sum(|counter| counter.failure.is_some().into()), "failed counter"),
         ] {
@@ -280,11 +280,11 @@ impl fmt::Display for Table<'_> {
             let name = counter.counter.full_name();
             for sample in &counter.samples {
                 let key = sample.key_text();
-                writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.truth)?;
+                writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.expected)?;
             }
             for key in &counter.dangling_keys {
                 let key = counter.counter.show(key);
-                writeln!(f, "  {name} of {key}: a link that dangles: its parent is not there")?;
+                writeln!(f, "  {name} of {key}: a membership that dangles: its parent is not there")?;
             }
             for key in &counter.unsettled_keys {
                 let key = counter.counter.show(key);
@@ -340,7 +340,7 @@ impl Serialize for Sample {
         let mut sample = serializer.serialize_struct("Sample", 3)?;
         sample.serialize_field("key", &SampleKey(self))?;
         sample.serialize_field("stored", &self.stored)?;
-        sample.serialize_field("true", &self.truth)?;
+        sample.serialize_field("true", &self.expected)?;
         sample.end()
     }
 }

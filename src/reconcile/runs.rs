@@ -1,11 +1,11 @@
-//! The statements that keep how far runs have come beside the totals that they compare and mend, so that both are always of one age.
+//! The statements that keep how far runs have come beside the totals that they compare and repair, so that both are always of one age.
 
 use super::audit::Keep;
 use super::token::Token;
 use crate::sql::{Dialect, Query, RUNS, Value};
 
 /// Runs that are kept. Of more, those go of which nothing was written for longest: they begin anew, or call nothing clean that they did not see.
-const RUNS_MOST: usize = 256;
+const MAX_RUNS: usize = 256;
 
 /// What is kept of a run: its token's text.
 pub(crate) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
@@ -37,7 +37,7 @@ pub(crate) fn forget(dialect: Dialect) -> Query<'static> {
         r#"DELETE FROM "{RUNS}" AS r WHERE r."turn" < (SELECT m."turn" FROM "{RUNS}" AS m ORDER BY m."turn" DESC LIMIT 1 OFFSET {})"#,
         dialect.param(1)
     );
-    Query::new(text, vec![Value::Integer(i64::try_from(RUNS_MOST - 1).unwrap_or(i64::MAX))])
+    Query::new(text, vec![Value::Integer(i64::try_from(MAX_RUNS - 1).unwrap_or(i64::MAX))])
 }
 
 /// What a row says; a text that is no token is somebody else's, and says nothing.

@@ -35,8 +35,8 @@ macro_rules! builder {
                 self
             }
 
-            /// The last parts of the key, as many as there are columns here, name a row of this table: of a link, the parent. A verify then reports
-            /// links that dangle, whose parent is not there.
+            /// The last parts of the key, as many as there are columns here, name a row of this table: of a membership, the parent. A verify then reports
+            /// memberships that dangle, whose parent is not there.
             #[must_use]
             pub fn parent<const N: usize>(mut self, table: &str, columns: [&str; N]) -> Self {
                 self.0.parent = Some((Name::new(table), columns.map(str::to_owned).to_vec()));

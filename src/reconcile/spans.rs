@@ -3,20 +3,20 @@
 
 use std::ops::Bound;
 
-use super::audit::{Ask, Measured, Recount, merge};
-use crate::counter::Def;
+use super::audit::{PageDiff, PageRequest, Recount, merge};
+use crate::counter::CounterId;
 use crate::error::Result;
 use crate::key::KeyBuf;
-use crate::rollup;
+use crate::rollup_update;
 use crate::sql::{self, Dialect, Value};
 
 /// The columns of a rollup's key, as the pairs that it sums have them.
 pub(super) struct KeyColumns {
     pub(super) dialect: Dialect,
-    pub(super) counter: Def,
-    /// The link's parent.
+    pub(super) counter: CounterId,
+    /// The membership's parent.
     pub(super) parent: Vec<String>,
-    /// What is behind the child in the finer counter's key.
+    /// What is behind the child in the base counter's key.
     pub(super) suffix: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ impl KeyColumns {
 
     /// The parent of a key.
     pub(super) fn parent_of(&self, key: &KeyBuf) -> Result<KeyBuf> {
-        rollup::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
+        rollup_update::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
     }
 
     pub(super) fn is_same_parent(&self, one: &KeyBuf, other: &KeyBuf) -> Result<bool> {
@@ -116,13 +116,13 @@ impl KeyColumns {
     }
 
     pub(super) fn parent_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        let mut values = sql::head_values(self.dialect, &self.counter, key)?;
+        let mut values = sql::prefix_values(self.dialect, &self.counter, key)?;
         values.truncate(self.parent.len());
         Ok(values)
     }
 
     pub(super) fn suffix_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        Ok(sql::head_values(self.dialect, &self.counter, key)?.split_off(self.parent.len()))
+        Ok(sql::prefix_values(self.dialect, &self.counter, key)?.split_off(self.parent.len()))
     }
 
     /// The query that plans one parent: every [`STEP`]th key of what `pairs` says behind FROM.
@@ -156,9 +156,9 @@ impl KeyColumns {
     }
 }
 
-/// A mend looks up at most so many pairs one by one: as many as it may read rows. Where a parent has so many children that it would be more, it
+/// A repair looks up at most so many pairs one by one: as many as it may read rows. Where a parent has so many children that it would be more, it
 /// passes once over them.
-pub(super) const LOOK_UPS_MOST: u64 = 100_000;
+pub(super) const MAX_LOOK_UPS: u64 = 100_000;
 
 /// A plan has every so manieth key of a parent.
 pub(super) const STEP: usize = 64;
@@ -167,7 +167,7 @@ pub(super) const STEP: usize = 64;
 /// stored totals say it. For planning alone: each page compares what is there in its own snapshot.
 #[derive(Debug)]
 pub(super) struct Plan {
-    counter: Def,
+    counter: CounterId,
     /// The key that it was made behind.
     after: KeyBuf,
     parent: KeyBuf,
@@ -192,22 +192,22 @@ impl Plan {
 }
 
 /// The last key that a page can compare because its totals were cut there, and so were its rows.
-pub(super) fn bound<'t>(ask: &Ask, totals: &'t [(KeyBuf, i64)]) -> Option<&'t KeyBuf> {
+pub(super) fn bound<'t>(ask: &PageRequest, totals: &'t [(KeyBuf, i64)]) -> Option<&'t KeyBuf> {
     let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
     last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key)
 }
 
 /// As [`merge`], of a page that ends at `end` although there may be more behind it.
 pub(super) fn merge_up_to(
-    ask: &Ask,
+    ask: &PageRequest,
     end: Option<KeyBuf>,
     recounts: Vec<Recount>,
     totals: Vec<(KeyBuf, i64)>,
-) -> Result<Measured> {
+) -> Result<PageDiff> {
     let Some(end) = end.filter(|end| ask.until.as_ref().is_none_or(|until| end < until)) else {
         return merge(ask, recounts, totals);
     };
-    let mut measured = merge(&Ask { until: Some(end.clone()), ..ask.clone() }, recounts, totals)?;
-    measured.next.get_or_insert(end);
-    Ok(measured)
+    let mut diff = merge(&PageRequest { until: Some(end.clone()), ..ask.clone() }, recounts, totals)?;
+    diff.next.get_or_insert(end);
+    Ok(diff)
 }

@@ -1,7 +1,7 @@
-//! The audit of a SQLite database, live: rows and totals in one snapshot, mends under the write lock.
+//! The audit of a SQLite database, live: rows and totals in one snapshot, repairs under the write lock.
 
-mod declared;
-mod joined;
+mod rollup_source;
+mod row_source;
 mod sight;
 mod source;
 
@@ -9,32 +9,34 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
-use self::declared::Declared;
-use self::joined::Joined;
+use self::rollup_source::RollupSource;
+use self::row_source::RowSource;
 use self::sight::source_failed;
 pub use self::source::{Source, TypedSource};
-use super::audit::{self, Ask, Audit, Keep, Kept, Look, Looked, Measured, Mend, Mended, Ready};
+use super::audit::{
+    self, Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use super::spans::{Plan, merge_up_to};
 use super::token::Token;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::drivers::rusqlite::{Rusqlite, in_snapshot, under_lock};
 use crate::engine::{self, failed_on, now, read, retention, write};
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
-use crate::layout::Layout;
+use crate::schema::Schema;
 use crate::sql::{self, Dialect};
 
 /// A SQLite database's rows and totals.
 ///
 /// A measure reads both in one snapshot and blocks nobody in WAL mode; where rows are in another file, which is attached, it holds the write locks of all
-/// files instead, since each has a snapshot of its own. A mend takes the write lock, measures its keys
+/// files instead, since each has a snapshot of its own. A repair takes the write lock, measures its keys
 /// again, adds what they lack, and commits.
 #[derive(Debug)]
 pub struct SqliteAudit<'a> {
     conn: &'a Connection,
-    layout: &'a Layout,
+    schema: &'a Schema,
     identity: u64,
-    sources: Vec<Declared<'a>>,
+    sources: Vec<RowSource<'a>>,
     /// Of the rollup whose pages are compared just now.
     plan: Option<Plan>,
 }
@@ -44,25 +46,25 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when the connection is inside a transaction, and what [`SqliteStore::check`] finds.
-    pub fn new(conn: &'a Connection, layout: &'a Layout) -> Result<Self> {
+    /// [`Error::InvalidUse`] when the connection is inside a transaction, and what [`SqliteStore::check`] finds.
+    pub fn new(conn: &'a Connection, schema: &'a Schema) -> Result<Self> {
         refuse_transaction(conn)?;
         let mut executor = Rusqlite::new(conn);
-        now(engine::schema::check(&mut executor, layout))?;
-        let identity = now(engine::schema::identity(&mut executor, layout))?;
-        Ok(Self { conn, layout, identity, sources: Vec::new(), plan: None })
+        now(engine::schema::check(&mut executor, schema))?;
+        let identity = now(engine::schema::identity(&mut executor, schema))?;
+        Ok(Self { conn, schema, identity, sources: Vec::new(), plan: None })
     }
 
     /// Where a counter's rows are; a second call for one counter takes the first's place.
     ///
     /// # Errors
     ///
-    /// [`Error::Schema`] when the table is absent; [`Error::Source`] when records of this type do not drive the counter, the key has another number of
+    /// [`Error::SchemaMismatch`] when the table is absent; [`Error::Source`] when records of this type do not drive the counter, the key has another number of
     /// columns, the rows of a table do not come out of an index in key order, several schemas have the table, as where a temporary one hides it, rows are in an
     /// attached file that can only be read, in WAL mode, or SQLite refuses the SQL.
     pub fn add<K: Key>(&mut self, counter: Counter<K>, mut source: TypedSource<'a>) -> Result<()> {
-        let counter = counter.def();
-        source.target.check(self.layout, &counter, source.by_tally)?;
+        let counter = counter.id();
+        source.target.check(self.schema, &counter, source.by_tally)?;
         (source.check_driven)(&counter)?;
         source.target.names().try_for_each(|name| sight::find(self.conn, &counter, name))?;
         let statements = source.target.statements(Dialect::Sqlite, &counter, None)?;
@@ -83,12 +85,12 @@ impl<'a> SqliteAudit<'a> {
             self.refuse_unlockable(&counter, &files)?;
         }
         self.sources.retain(|known| known.counter != counter);
-        self.sources.push(Declared { counter, source, statements, cut: None, own_file });
+        self.sources.push(RowSource { counter, source, statements, cutoff: None, own_file });
         Ok(())
     }
 
     /// The rows of a counter's source that cannot be counted, or that SQL counts otherwise than their tally: an error each, which names the key and what is the
-    /// matter, up to `most`; to mend them by hand. Reads every row.
+    /// matter, up to `most`; to repair them by hand. Reads every row.
     ///
     /// # Errors
     ///
@@ -98,44 +100,44 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// ```
     /// use keepcount::reconcile::{Source, SqliteAudit};
-    /// use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+    /// use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
     ///
     /// const VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
     ///
     /// struct Vote(i64);
     /// # impl Record for Vote {
-    /// #     const COUNTERS: &'static [Def] = &[VOTES.def()];
+    /// #     const COUNTERS: &'static [CounterId] = &[VOTES.id()];
     /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(VOTES, self.0, 1); }
     /// # }
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// conn.execute_batch("CREATE TABLE votes (show); CREATE INDEX i ON votes (show); INSERT INTO votes VALUES (7), (x'07'), ('7')")?;
-    /// SqliteStore::new(&conn, &LAYOUT).create()?;
-    /// let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+    /// SqliteStore::new(&conn, &SCHEMA).create()?;
+    /// let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
     /// audit.add(VOTES, Source::table("votes", ["show"]).rows("show", |row| Ok(Vote(row.get(0)?))))?;
-    /// for row in audit.faulty_rows(VOTES.def(), 100)? {
+    /// for row in audit.faulty_rows(VOTES.id(), 100)? {
     ///     eprintln!("{row}");
     /// }
-    /// # assert_eq!(audit.faulty_rows(VOTES.def(), 100)?.len(), 2);
+    /// # assert_eq!(audit.faulty_rows(VOTES.id(), 100)?.len(), 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn faulty_rows(&mut self, counter: Def, most: usize) -> Result<Vec<Error>> {
+    pub fn faulty_rows(&mut self, counter: CounterId, most: usize) -> Result<Vec<Error>> {
         let conn = self.conn;
-        match self.truth(conn, &counter)? {
-            Truth::Rows(declared) => declared.faults(conn, most),
-            Truth::Totals(_) => Ok(Vec::new()),
+        match self.expected(conn, &counter)? {
+            Expected::Rows(row_source) => row_source.faults(conn, most),
+            Expected::Totals(_) => Ok(Vec::new()),
         }
     }
 
     /// The counters that have a source, and the rollups of them, for [`Reconciler::scoped`](super::Reconciler::scoped).
     #[must_use]
-    pub fn counters(&self) -> Vec<Def> {
-        audit::with_rollups(self.layout, self.sources.iter().map(|declared| declared.counter).collect())
+    pub fn counters(&self) -> Vec<CounterId> {
+        audit::with_rollups(self.schema, self.sources.iter().map(|row_source| row_source.counter).collect())
     }
 
     /// The files that statements read, and that of the totals: the index and the name of each database. What is temporary is this connection's alone.
-    fn files<'t>(&self, counter: &Def, texts: impl Iterator<Item = &'t String>) -> Result<Vec<(i64, String)>> {
+    fn files<'t>(&self, counter: &CounterId, texts: impl Iterator<Item = &'t String>) -> Result<Vec<(i64, String)>> {
         let read = || -> rusqlite::Result<Vec<(i64, String)>> {
             let mut read = BTreeSet::from([0]);
             for text in texts {
@@ -155,7 +157,7 @@ impl<'a> SqliteAudit<'a> {
     }
 
     /// In WAL mode each file has a snapshot of its own, so that several of them are read under their write locks, which a file that can only be read does not have.
-    fn refuse_unlockable(&self, counter: &Def, files: &[(i64, String)]) -> Result<()> {
+    fn refuse_unlockable(&self, counter: &CounterId, files: &[(i64, String)]) -> Result<()> {
         for (index, name) in files {
             let unlockable = || -> rusqlite::Result<bool> {
                 let mode = format!("PRAGMA {}.journal_mode", sql::quote(name));
@@ -188,7 +190,7 @@ impl<'a> SqliteAudit<'a> {
     }
 
     /// Whether SQLite would sort for this statement.
-    fn sorts(&self, counter: &Def, text: &str) -> Result<bool> {
+    fn sorts(&self, counter: &CounterId, text: &str) -> Result<bool> {
         let plan = || -> rusqlite::Result<bool> {
             let mut plan = self.conn.prepare(&format!("EXPLAIN QUERY PLAN {text}"))?;
             let mut rows = plan.raw_query();
@@ -203,41 +205,41 @@ impl<'a> SqliteAudit<'a> {
     }
 
     /// What a counter is recounted from, as far as it was pruned.
-    fn truth(&mut self, conn: &Connection, counter: &Def) -> Result<Truth<'_, 'a>> {
-        let placed = self.layout.placed(counter)?;
-        if let Some(rollup) = placed.rollup() {
-            return Ok(Truth::Totals(Box::new(Joined::of(self.layout, *counter, rollup)?)));
+    fn expected(&mut self, conn: &Connection, counter: &CounterId) -> Result<Expected<'_, 'a>> {
+        let spec = self.schema.spec(counter)?;
+        if let Some(rollup) = spec.rollup() {
+            return Ok(Expected::Totals(Box::new(RollupSource::of(self.schema, *counter, rollup)?)));
         }
-        let cuts = now(retention::cuts(&mut Rusqlite::new(conn), self.layout, &[*counter], false))?;
-        let cut = cuts.into_iter().next().map(|(_, cut)| cut);
-        let found = self.sources.iter_mut().find(|declared| declared.counter == *counter);
-        let declared = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
-        declared.cut_at(cut)?;
-        Ok(Truth::Rows(declared))
+        let cutoffs = now(retention::cutoffs(&mut Rusqlite::new(conn), self.schema, &[*counter], false))?;
+        let cutoff = cutoffs.into_iter().next().map(|(_, cutoff)| cutoff);
+        let found = self.sources.iter_mut().find(|row_source| row_source.counter == *counter);
+        let row_source = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
+        row_source.cutoff_at(cutoff)?;
+        Ok(Expected::Rows(row_source))
     }
 }
 
 /// What a counter is recounted from: its rows, or the totals that a rollup sums.
-enum Truth<'s, 'a> {
-    Rows(&'s Declared<'a>),
-    Totals(Box<Joined>),
+enum Expected<'s, 'a> {
+    Rows(&'s RowSource<'a>),
+    Totals(Box<RollupSource>),
 }
 
-impl Truth<'_, '_> {
+impl Expected<'_, '_> {
     /// The sums of some keys; 0 for those that are left out.
     fn recount(&self, conn: &Connection, keys: &[KeyBuf]) -> Result<BTreeMap<KeyBuf, i64>> {
         match self {
-            Self::Rows(declared) => {
-                keys.iter().map(|key| Ok((key.clone(), declared.recount_one(conn, key)?))).collect()
+            Self::Rows(row_source) => {
+                keys.iter().map(|key| Ok((key.clone(), row_source.recount_one(conn, key)?))).collect()
             }
-            Self::Totals(joined) => joined.recount(conn, keys),
+            Self::Totals(rollup_source) => rollup_source.recount(conn, keys),
         }
     }
 
     fn is_empty(&self, conn: &Connection) -> Result<bool> {
         match self {
-            Self::Rows(declared) => declared.is_empty(conn),
-            Self::Totals(joined) => joined.is_empty(conn),
+            Self::Rows(row_source) => row_source.is_empty(conn),
+            Self::Totals(rollup_source) => rollup_source.is_empty(conn),
         }
     }
 }
@@ -247,60 +249,62 @@ impl Audit for SqliteAudit<'_> {
         Ok(self.identity)
     }
 
-    fn look(&mut self, ask: &Look) -> Result<Looked> {
+    fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
         refuse_transaction(self.conn)?;
-        let (conn, layout) = (self.conn, self.layout);
-        let truth = self.truth(conn, &ask.counter)?;
-        if let Truth::Rows(declared) = &truth {
-            declared.check_sample(conn)?;
+        let (conn, schema) = (self.conn, self.schema);
+        let expected = self.expected(conn, &ask.counter)?;
+        if let Expected::Rows(row_source) = &expected {
+            row_source.check_sample(conn)?;
         }
-        let empty = truth.is_empty(conn)?;
-        let count = |executor: &mut Rusqlite<'_>| now(read::count_non_zero(executor, layout, &ask.counter, ask.totals));
+        let empty = expected.is_empty(conn)?;
+        let count = |executor: &mut Rusqlite<'_>| now(read::count_non_zero(executor, schema, &ask.counter, ask.totals));
         let totals = if empty { count(&mut Rusqlite::new(conn))? } else { 0 };
-        Ok(Looked { empty, totals })
+        Ok(ProbeResult { empty, totals })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         refuse_transaction(self.conn)?;
-        let (conn, layout) = (self.conn, self.layout);
-        let doing = format!("measuring counter {}", ask.counter.full_name());
-        let own_file = self.sources.iter().all(|declared| declared.counter != ask.counter || declared.own_file);
+        let (conn, schema) = (self.conn, self.schema);
+        let operation = format!("measuring counter {}", ask.counter.full_name());
+        let own_file = self.sources.iter().all(|row_source| row_source.counter != ask.counter || row_source.own_file);
         // A counter's first page begins anew.
         let mut plan = self.plan.take().filter(|_| ask.after.is_some());
         let read = || {
             let (behind, limit) = (crate::store::behind(&ask.counter, ask.after.as_ref())?, ask.keys.saturating_add(1));
-            let totals = now(read::range_unchecked(&mut Rusqlite::new(conn), layout, &ask.counter, &behind, limit))?;
-            let truth = self.truth(conn, &ask.counter)?;
-            let (recounts, end) = match &truth {
-                Truth::Rows(declared) => (declared.recounts(conn, ask)?, None),
-                Truth::Totals(joined) => joined.page(conn, &mut plan, ask, &totals)?,
+            let totals = now(read::range_unchecked(&mut Rusqlite::new(conn), schema, &ask.counter, &behind, limit))?;
+            let expected = self.expected(conn, &ask.counter)?;
+            let (recounts, end) = match &expected {
+                Expected::Rows(row_source) => (row_source.recounts(conn, ask)?, None),
+                Expected::Totals(rollup_source) => rollup_source.page(conn, &mut plan, ask, &totals)?,
             };
-            let dangling = match &truth {
-                Truth::Rows(declared) => declared.dangling(conn, recounts.get(..ask.keys).unwrap_or(&recounts))?,
-                Truth::Totals(_) => Vec::new(),
+            let dangling = match &expected {
+                Expected::Rows(row_source) => {
+                    row_source.dangling(conn, recounts.get(..ask.keys).unwrap_or(&recounts))?
+                }
+                Expected::Totals(_) => Vec::new(),
             };
             Ok((totals, recounts, end, dangling))
         };
-        let read = if own_file { in_snapshot(conn, &doing, read) } else { under_lock(conn, &doing, read) };
+        let read = if own_file { in_snapshot(conn, &operation, read) } else { under_lock(conn, &operation, read) };
         let (totals, recounts, end, mut dangling) = read?;
         self.plan = plan;
-        let mut measured = merge_up_to(ask, end, recounts, totals)?;
-        dangling.retain(|key| measured.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
-        measured.dangling = dangling;
-        Ok(measured)
+        let mut diff = merge_up_to(ask, end, recounts, totals)?;
+        dangling.retain(|key| diff.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
+        diff.dangling = dangling;
+        Ok(diff)
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         refuse_transaction(self.conn)?;
-        let (conn, layout) = (self.conn, self.layout);
-        if let Truth::Rows(declared) = self.truth(conn, &ask.counter)? {
-            declared.check_keys(conn, &ask.keys)?;
+        let (conn, schema) = (self.conn, self.schema);
+        if let Expected::Rows(row_source) = self.expected(conn, &ask.counter)? {
+            row_source.check_keys(conn, &ask.keys)?;
         }
-        let doing = format!("mending totals of counter {}", ask.counter.full_name());
-        self.transact(&doing, |audit, executor| {
-            let truths = audit.truth(conn, &ask.counter)?.recount(conn, &ask.keys)?;
-            let stored = now(write::lock_totals(executor, layout, &ask.counter, &ask.keys))?;
-            now(engine::audit::mend(executor, layout, &ask.counter, (&ask.keys, &stored), &truths))
+        let operation = format!("repairing totals of counter {}", ask.counter.full_name());
+        self.transact(&operation, |audit, executor| {
+            let expected_all = audit.expected(conn, &ask.counter)?.recount(conn, &ask.keys)?;
+            let stored = now(write::lock_totals(executor, schema, &ask.counter, &ask.keys))?;
+            now(engine::audit::repair(executor, schema, &ask.counter, (&ask.keys, &stored), &expected_all))
         })
     }
 
@@ -316,18 +320,22 @@ impl Audit for SqliteAudit<'_> {
 
     fn ready(&mut self, ask: &Ready) -> Result<Kept> {
         refuse_transaction(self.conn)?;
-        let doing = format!("ending the backfill of counter {}", ask.counter.full_name());
-        self.transact(&doing, |_, executor| now(engine::audit::ready_in(executor, ask)))
+        let operation = format!("ending the backfill of counter {}", ask.counter.full_name());
+        self.transact(&operation, |_, executor| now(engine::audit::ready_in(executor, ask)))
     }
 }
 
 impl<'a> SqliteAudit<'a> {
     /// Runs `work` in a transaction with the write lock from its start, and commits it. The connection is in none.
-    fn transact<T>(&mut self, doing: &str, work: impl FnOnce(&mut Self, &mut Rusqlite<'a>) -> Result<T>) -> Result<T> {
+    fn transact<T>(
+        &mut self,
+        operation: &str,
+        work: impl FnOnce(&mut Self, &mut Rusqlite<'a>) -> Result<T>,
+    ) -> Result<T> {
         let mut executor = Rusqlite::new(self.conn);
-        let nested = now(engine::begin(&mut executor, doing))?;
+        let nested = now(engine::begin(&mut executor, operation))?;
         let done = work(self, &mut executor);
-        now(engine::end(&mut executor, nested, doing, done))
+        now(engine::end(&mut executor, nested, operation, done))
     }
 }
 
@@ -335,5 +343,5 @@ fn refuse_transaction(conn: &Connection) -> Result<()> {
     if conn.is_autocommit() {
         return Ok(());
     }
-    Err(Error::setting("connection", "it is inside a transaction; an audit needs one of its own"))
+    Err(Error::invalid_use("connection", "it is inside a transaction; an audit needs one of its own"))
 }

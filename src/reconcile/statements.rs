@@ -1,9 +1,9 @@
 //! The SQL of a source: pages of sums from an index in key order, rows, keys, samples; pure text.
 
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::{KeyPart, KeyParts};
-use crate::layout::Layout;
+use crate::schema::Schema;
 use crate::sql::{self, Dialect, Value, quote};
 
 /// What a source reads, as its author said it.
@@ -41,7 +41,7 @@ impl Target {
     }
 
     /// The index that pages of a table are read from, as one would make it.
-    pub(super) fn wanted_index(&self, dialect: Dialect, counter: &Def) -> Option<String> {
+    pub(super) fn wanted_index(&self, dialect: Dialect, counter: &CounterId) -> Option<String> {
         let parts = counter.parts();
         let columns = self.key.iter().zip(parts.as_slice());
         let keys = columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
@@ -58,9 +58,9 @@ impl Target {
     }
 
     /// Refuses a source that cannot be this counter's.
-    pub(super) fn check(&self, layout: &Layout, counter: &Def, by_tally: bool) -> Result<()> {
-        if let Some(rollup) = layout.placed(counter)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.finer().full_name());
+    pub(super) fn check(&self, schema: &Schema, counter: &CounterId, by_tally: bool) -> Result<()> {
+        if let Some(rollup) = schema.spec(counter)?.rollup() {
+            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().full_name());
             return Err(Error::source(counter, None, reason));
         }
         if self.per.is_some() && !by_tally {
@@ -90,8 +90,13 @@ impl Target {
     ///
     /// Every use of a text column names the collation that sorts bytes: a column declared otherwise would fold keys together, or sort them as a
     /// language does. The filter is wrapped in IS TRUE, which makes null false, and keeps SQLite from reading by an index on the filter and
-    /// sorting each page. Rows whose last part is before `cut` are as rows without a key.
-    pub(super) fn statements(&self, dialect: Dialect, counter: &Def, cut: Option<&Value<'_>>) -> Result<Statements> {
+    /// sorting each page. Rows whose last part is before `cutoff` are as rows without a key.
+    pub(super) fn statements(
+        &self,
+        dialect: Dialect,
+        counter: &CounterId,
+        cutoff: Option<&Value<'_>>,
+    ) -> Result<Statements> {
         let (parts, yes) = (counter.parts(), dialect.everything());
         let (ordered, keys) = self.key_columns(dialect, counter)?;
         let (key, order) = (keys.join(", "), ordered.join(", "));
@@ -103,14 +108,14 @@ impl Target {
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
         let sums = Self::sums(dialect, self.amount.as_deref());
 
-        let uncut = cut.zip(keys.last()).map(|(cut, last)| format!("{last} >= {}", literal(dialect, cut)));
+        let is_kept = cutoff.zip(keys.last()).map(|(cutoff, last)| format!("{last} >= {}", literal(dialect, cutoff)));
         let not_null = |key: &String| format!("{key} IS NOT NULL");
-        let has_key = all(dialect, ordered.iter().map(not_null).chain(uncut.clone()));
+        let has_key = all(dialect, ordered.iter().map(not_null).chain(is_kept.clone()));
         let counts_of_row = all(dialect, [counts.clone()].into_iter().chain(ordered.iter().map(not_null)));
         let lacks_key = ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
         // What is behind a value is not null; to say so once more costs PostgreSQL a third of a page's time.
         let said = usize::from(dialect == Dialect::Postgres);
-        let rest = ordered.iter().skip(said).map(not_null).chain(uncut.clone());
+        let rest = ordered.iter().skip(said).map(not_null).chain(is_kept.clone());
         let behind = all(dialect, self.behind(dialect, &ordered).into_iter().chain(rest));
         let is_key = self.is_key(dialect, &ordered, |at| dialect.param(at));
         let (selected, grouped, sorted) = if keys.is_empty() {
@@ -136,12 +141,12 @@ impl Target {
         };
         let (sums_of_keys, rows_of_keys) = if many {
             let is_key = self.is_key(dialect, &ordered, |at| format!("k.k_{at}"));
-            let by_key = all(dialect, [is_key].into_iter().chain(uncut));
+            let by_key = all(dialect, [is_key].into_iter().chain(is_kept));
             let sums = format!("SELECT {sums} FROM {from} WHERE {by_key} AND {counts}");
             let rows = format!("SELECT {row} FROM {from} WHERE {by_key} OFFSET 0");
             (of_each_key(parts, "k.*, o.*", &sums), of_each_key(parts, "o.*", &rows))
         } else {
-            let by_key = all(dialect, [is_key.clone()].into_iter().chain(uncut));
+            let by_key = all(dialect, [is_key.clone()].into_iter().chain(is_kept));
             let sums = format!("SELECT {selected}{sums} FROM {from} WHERE {by_key} AND {counts}{grouped}");
             (sums, format!("SELECT {row} FROM {from} WHERE {by_key}"))
         };
@@ -167,7 +172,7 @@ impl Target {
     }
 
     /// What an index has in order; and the key's parts, of which the last may be made of its column.
-    fn key_columns(&self, dialect: Dialect, counter: &Def) -> Result<(Vec<String>, Vec<String>)> {
+    fn key_columns(&self, dialect: Dialect, counter: &CounterId) -> Result<(Vec<String>, Vec<String>)> {
         let parts = counter.parts();
         if parts.len() != self.key.len() {
             let reason = format!(
@@ -209,7 +214,7 @@ impl Target {
             Dialect::Sqlite if self.is_text(at, ordered) => format!("{} COLLATE BINARY", dialect.param(at)),
             _ => dialect.param(at),
         };
-        let (last, heads) = ordered.split_last()?;
+        let (last, prefixes) = ordered.split_last()?;
         let at = ordered.len();
         let mut params: Vec<String> = (1..at).map(param).collect();
         let columns = match dialect {
@@ -217,7 +222,7 @@ impl Target {
             Dialect::Postgres => ordered.join(", "),
         };
         Some(match (self.per, dialect) {
-            (None, _) if heads.is_empty() => format!("{last} > {}", dialect.param(1)),
+            (None, _) if prefixes.is_empty() => format!("{last} > {}", dialect.param(1)),
             (None, _) => {
                 params.push(param(at));
                 format!("({columns}) > ({})", params.join(", "))
@@ -233,8 +238,8 @@ impl Target {
         })
     }
 
-    fn is_text(&self, at: usize, ordered: &[String]) -> bool {
-        self.key.get(at - 1) != ordered.get(at - 1)
+    fn is_text(&self, index: usize, ordered: &[String]) -> bool {
+        self.key.get(index - 1) != ordered.get(index - 1)
     }
 
     /// That the parts of the key are these values.
@@ -326,7 +331,7 @@ impl Name {
     }
 
     /// The error of a name that nothing has, or several; `schemas` are those that have it and a bare name reaches, `others` the rest that have it.
-    pub(super) fn find(&mut self, counter: &Def, schemas: &[String], others: &[String]) -> Result<()> {
+    pub(super) fn find(&mut self, counter: &CounterId, schemas: &[String], others: &[String]) -> Result<()> {
         let (text, whose) = (&self.text, format!("source of counter {}", counter.full_name()));
         match schemas {
             [schema] => {
@@ -339,7 +344,7 @@ impl Name {
                     others => format!("; one is in {}", others.join(", ")),
                 };
                 let reason = format!("no table or view of this name is there{elsewhere}; the {whose} names it");
-                Err(Error::Schema { table: text.clone(), reason })
+                Err(Error::SchemaMismatch { table: text.clone(), reason })
             }
             [first, ..] => {
                 let reason = format!(
@@ -390,7 +395,7 @@ fn second(epoch: &str, per: i64, which: Second) -> String {
 
 /// Looks for the row that the last parts of a key name. SQLite: finds it, by the parts as parameters. PostgreSQL: of many keys, gives those that name
 /// none.
-fn parent(dialect: Dialect, counter: &Def, table: &Name, columns: &[String]) -> String {
+fn parent(dialect: Dialect, counter: &CounterId, table: &Name, columns: &[String]) -> String {
     let parts = counter.parts();
     let first = parts.len().saturating_sub(columns.len()) + 1;
     let is = |value: &dyn Fn(usize) -> String| {
@@ -418,7 +423,7 @@ fn literal(dialect: Dialect, value: &Value<'_>) -> String {
         }
         (Value::Blob(bytes), Dialect::Postgres) => format!("'\\x{:032x}'::bytea", u128::from_be_bytes(*bytes)),
         (Value::Uuid(bytes), Dialect::Postgres) => format!("'{:032x}'::uuid", u128::from_be_bytes(*bytes)),
-        // A cut is one value.
+        // A cutoff is one value.
         (Value::Bytes(_) | Value::Integers(_) | Value::Texts(_) | Value::Blobs(_) | Value::Uuids(_), _) => {
             "NULL".to_owned()
         }

@@ -32,11 +32,11 @@ pub struct Token {
     /// The fixed page; 0 for one that adapts.
     pub(super) page: u32,
     pub(super) samples: u32,
-    pub(super) layout: u64,
+    pub(super) schema: u64,
     pub(super) identity: u64,
     /// What tells the run, in all of its legs, from every other.
     pub(super) run: u64,
-    /// The counters in scope, as positions among the layout's counters by name.
+    /// The counters in scope, as positions among the schema's counters by name.
     pub(super) scope: Vec<u16>,
     /// The position in `scope`.
     pub(super) at: u16,
@@ -81,7 +81,7 @@ impl Token {
         let mut bytes = vec![VERSION, flags];
         bytes.extend(self.page.to_be_bytes());
         bytes.extend(self.samples.to_be_bytes());
-        bytes.extend(self.layout.to_be_bytes());
+        bytes.extend(self.schema.to_be_bytes());
         bytes.extend(self.identity.to_be_bytes());
         bytes.extend(self.at.to_be_bytes());
         bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
@@ -118,7 +118,7 @@ impl Token {
         }
         let page = u32::from_be_bytes(take(&mut raw)?);
         let samples = u32::from_be_bytes(take(&mut raw)?);
-        let layout = u64::from_be_bytes(take(&mut raw)?);
+        let schema = u64::from_be_bytes(take(&mut raw)?);
         let identity = u64::from_be_bytes(take(&mut raw)?);
         let at = u16::from_be_bytes(take(&mut raw)?);
         let scope_len = u16::from_be_bytes(take(&mut raw)?);
@@ -149,7 +149,7 @@ impl Token {
             force: flags & 2 != 0,
             page,
             samples,
-            layout,
+            schema,
             identity,
             run,
             scope,
@@ -229,9 +229,9 @@ fn digit(bits: u32) -> Option<char> {
 }
 
 fn take<const N: usize>(raw: &mut &[u8]) -> Option<[u8; N]> {
-    let (head, rest) = raw.split_first_chunk::<N>()?;
+    let (prefix, rest) = raw.split_first_chunk::<N>()?;
     *raw = rest;
-    Some(*head)
+    Some(*prefix)
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 4] {
@@ -251,7 +251,7 @@ mod tests {
             force: true,
             page: 7,
             samples: 20,
-            layout: 0x0123_4567_89ab_cdef,
+            schema: 0x0123_4567_89ab_cdef,
             identity: u64::MAX,
             run: 0xfedc_ba98_7654_3210,
             scope: vec![0, 2, 5],

@@ -1,48 +1,48 @@
-//! The tables of totals, marks and locks, and the catalogue of them.
+//! The tables of totals, offsets and locks, and the catalogue of them.
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use super::inspect;
 use super::{Dialect, column_kind, columns, key_columns};
-use crate::board;
-use crate::counter::{Def, Placed};
+use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
-use crate::layout::Layout;
+use crate::leaderboard;
+use crate::schema::Schema;
 
 /// The catalogue of the counters that a database has, by their full names. Its column `identity` is random, so that a resume token of one
 /// database is known in another; `ready` is 0 while a counter's totals lack rows from before its hooks ran everywhere.
 pub const CATALOGUE: &str = "keepcount_counters";
 
 /// The table of the last event of each stream that was applied.
-pub const MARKS: &str = "keepcount_marks";
+pub const OFFSETS: &str = "keepcount_offsets";
 
 /// The table of the reconciler's runs that are to be gone on with: how far each has come, as its token, which is as old as the totals beside it, also where a
 /// backup was restored.
 pub const RUNS: &str = "keepcount_runs";
 
-/// The table of PostgreSQL's locks: who changes what a rollup or board is made of holds a row of it until the transaction ends.
+/// The table of PostgreSQL's locks: who changes what a rollup or leaderboard is made of holds a row of it until the transaction ends.
 pub const LOCKS: &str = "keepcount_locks";
 
-/// What a release changes in a database, as [`Layout::migration`] says it.
+/// What a release changes in a database, as [`Schema::migration`] says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Migration {
     /// The statements that make what is new, in order; run them in one transaction.
     pub statements: Vec<String>,
-    /// What the layout has no more, in an order in which it can be dropped. Run these once no process of the release before is left.
+    /// What the schema has no more, in an order in which it can be dropped. Run these once no process of the release before is left.
     pub drops: Vec<DropTotals>,
 }
 
-/// How the totals of a counter, or the lines of a board, are dropped.
+/// How the totals of a counter, or the lines of a leaderboard, are dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DropTotals {
-    /// The full name of the counter or board.
+    /// The full name of the counter or leaderboard.
     pub name: String,
     /// The statements, to be run in one transaction.
     pub statements: Vec<String>,
 }
 
-impl Layout {
+impl Schema {
     /// The statements that make the catalogue and every counter's table **in a new database**, whose rows all come after it; run them in one
     /// transaction. All counters are ready to be read then. In a database that has keepcount's tables the first statement fails, and none of the
     /// others makes a counter ready.
@@ -54,11 +54,11 @@ impl Layout {
     ///
     /// ```
     /// use keepcount::sql::Dialect;
-    /// use keepcount::{Counter, Layout};
+    /// use keepcount::{Counter, Schema};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
-    /// let script = LAYOUT.ddl(Dialect::Postgres).join(";\n");
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// let script = SCHEMA.ddl(Dialect::Postgres).join(";\n");
     /// assert!(script.contains(r#"CREATE TABLE "show_votes""#));
     /// ```
     #[must_use]
@@ -73,11 +73,11 @@ impl Layout {
     ///
     /// ```
     /// use keepcount::sql::Dialect;
-    /// use keepcount::{Counter, Layout};
+    /// use keepcount::{Counter, Schema};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
-    /// let [ready, pending] = [LAYOUT.ddl(Dialect::Sqlite), LAYOUT.ddl_pending_backfill(Dialect::Sqlite)];
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// let [ready, pending] = [SCHEMA.ddl(Dialect::Sqlite), SCHEMA.ddl_pending_backfill(Dialect::Sqlite)];
     /// assert_ne!(ready, pending);
     /// ```
     #[must_use]
@@ -86,14 +86,16 @@ impl Layout {
     }
 
     fn ddl_where(&self, dialect: Dialect, ready: bool) -> Vec<String> {
-        let tables = self.counters().iter().flat_map(|placed| {
-            let index = self.child_parts(&placed.def()).map(|child| create_by_parent(dialect, placed, child));
-            [create(dialect, placed)].into_iter().chain(index)
+        let tables = self.counters().iter().flat_map(|spec| {
+            let index = self.child_parts(&spec.id()).map(|child| create_by_parent(dialect, spec, child));
+            [create(dialect, spec)].into_iter().chain(index)
         });
-        let boards = self.board_defs().iter().flat_map(|board| board::create(dialect, board));
-        let counters = self.counters().iter().map(|placed| listed(placed, ready));
-        // A board is empty, as is what it ranks; a backfill brings it along.
-        let lines = counters.chain(self.board_defs().iter().map(|board| board::listed(board, true)));
+        let leaderboards =
+            self.leaderboard_ids().iter().flat_map(|leaderboard| leaderboard::create(dialect, leaderboard));
+        let counters = self.counters().iter().map(|spec| listed(spec, ready));
+        // A leaderboard is empty, as is what it ranks; a backfill brings it along.
+        let lines =
+            counters.chain(self.leaderboard_ids().iter().map(|leaderboard| leaderboard::listed(leaderboard, true)));
         let lines = lines.collect::<Vec<_>>();
         // Where anything is listed already, this makes none of them ready; new tables are then listed as what they are: nobody knows of which rows.
         let all = (!lines.is_empty()).then(|| enlist_first(&lines));
@@ -103,87 +105,84 @@ impl Layout {
         let catalogue = create_catalogue(dialect).replacen("IF NOT EXISTS ", "", 1);
         std::iter::once(catalogue)
             .chain(tables)
-            .chain(boards)
-            .chain([create_marks(dialect), create_runs(dialect), create_unready(dialect)])
+            .chain(leaderboards)
+            .chain([create_offsets(dialect), create_runs(dialect), create_unready(dialect)])
             .chain(create_locks(dialect))
             .chain(all)
             .chain(pending)
             .collect()
     }
 
-    /// The statements **for a release** that adds, raises or drops counters or boards, in a database of the layout `before`. What is new
-    /// is not ready: a counter is to be [backfilled](crate::reconcile::Mode::Backfill), a board rebuilt (docs/deploy.md). What is gone is
-    /// listed apart, since it is dropped later, if at all. In a database that is not of the layout before, or where they ran already, a
+    /// The statements **for a release** that adds, raises or drops counters or leaderboards, in a database of the schema `before`. What is new
+    /// is not ready: a counter is to be [backfilled](crate::reconcile::Mode::Backfill), a leaderboard rebuilt (docs/deploy.md). What is gone is
+    /// listed apart, since it is dropped later, if at all. In a database that is not of the schema before, or where they ran already, a
     /// statement fails.
     ///
-    /// Keep each release's layout beside its migration.
+    /// Keep each release's schema beside its migration.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] for a counter or board that both layouts have with different keys, or in different places: it needs another name or
+    /// [`Error::DefinitionConflict`] for a counter or leaderboard that both schemas have with different keys, or in different places: it needs another name or
     /// version. That a counter becomes prunable is no such difference.
     ///
     /// # Examples
     ///
     /// ```
     /// use keepcount::sql::Dialect;
-    /// use keepcount::{Counter, Layout};
+    /// use keepcount::{Counter, Schema};
     ///
     /// const VOTES: Counter<i64> = Counter::new("show.votes");
     /// const STARS: Counter<i64> = Counter::new("show.stars");
-    /// const BEFORE: Layout = Layout::new(&[VOTES.table()]);
-    /// const LAYOUT: Layout = Layout::new(&[VOTES.version(2).table(), STARS.table()]);
+    /// const BEFORE: Schema = Schema::new(&[VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[VOTES.version(2).table(), STARS.table()]);
     ///
-    /// let migration = LAYOUT.migration(Dialect::Postgres, &BEFORE)?;
+    /// let migration = SCHEMA.migration(Dialect::Postgres, &BEFORE)?;
     /// assert_eq!(migration.statements.len(), 4); // a table and a line of the catalogue for each of both
     /// assert_eq!(migration.drops[0].name, "show.votes");
     /// # Ok::<(), keepcount::Error>(())
     /// ```
     pub fn migration(&self, dialect: Dialect, before: &Self) -> Result<Migration> {
         let mut statements = Vec::new();
-        for placed in self.counters() {
-            let name = placed.def().full_name();
-            match before.counters().iter().find(|known| known.def().full_name() == name) {
+        for spec in self.counters() {
+            let name = spec.id().full_name();
+            match before.counters().iter().find(|known| known.id().full_name() == name) {
                 None => {
-                    statements.push(create(dialect, placed));
-                    statements.push(enlist(placed, false));
-                    statements.extend(take_over_cut(placed));
+                    statements.push(create(dialect, spec));
+                    statements.push(enlist(spec, false));
+                    statements.extend(take_over_cutoff(spec));
                 }
-                Some(known) if !known.def().same(&placed.def()) => {
-                    return Err(conflict(
-                        placed.def().name(),
-                        format!("{:?}", placed.def()),
-                        format!("{:?}", known.def()),
-                    ));
+                Some(known) if !known.id().same(&spec.id()) => {
+                    return Err(conflict(spec.id().name(), format!("{:?}", spec.id()), format!("{:?}", known.id())));
                 }
-                Some(known) if format!("{}, prunable", known.place()) == placed.place() => {
+                Some(known) if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() => {
                     // Only what apply looks for is new.
-                    statements.push(replace(placed));
+                    statements.push(replace(spec));
                 }
-                Some(known) if known.place() != placed.place() => {
-                    return Err(conflict(placed.def().name(), placed.place(), known.place()));
+                Some(known) if known.storage_clause() != spec.storage_clause() => {
+                    return Err(conflict(spec.id().name(), spec.storage_clause(), known.storage_clause()));
                 }
                 Some(_) => {}
             }
         }
-        for placed in self.counters() {
-            // Also of a counter that was there before it became a link.
-            let child = self.child_parts(&placed.def()).filter(|_| before.child_parts(&placed.def()).is_none());
-            statements.extend(child.map(|child| create_by_parent(dialect, placed, child)));
+        for spec in self.counters() {
+            // Also of a counter that was there before it became a membership.
+            let child = self.child_parts(&spec.id()).filter(|_| before.child_parts(&spec.id()).is_none());
+            statements.extend(child.map(|child| create_by_parent(dialect, spec, child)));
         }
-        for board in self.board_defs() {
-            match before.board_defs().iter().find(|known| known.name() == board.name()) {
+        for leaderboard in self.leaderboard_ids() {
+            match before.leaderboard_ids().iter().find(|known| known.name() == leaderboard.name()) {
                 None => {
-                    statements.extend(board::create(dialect, board));
-                    statements.push(enlist_all(&[board::listed(board, false)]));
+                    statements.extend(leaderboard::create(dialect, leaderboard));
+                    statements.push(enlist_all(&[leaderboard::listed(leaderboard, false)]));
                 }
-                Some(known) if board::create(dialect, known) != board::create(dialect, board) => {
-                    let [wanted, found] = [known, board].map(|board| board::create(dialect, board).concat());
-                    return Err(conflict(board.name(), found, wanted));
+                Some(known) if leaderboard::create(dialect, known) != leaderboard::create(dialect, leaderboard) => {
+                    let [wanted, found] =
+                        [known, leaderboard].map(|leaderboard| leaderboard::create(dialect, leaderboard).concat());
+                    return Err(conflict(leaderboard.name(), found, wanted));
                 }
                 // Its lines are of another score until it is rebuilt.
-                Some(known) if board::listed(known, false) != board::listed(board, false) => {
-                    statements.push(board::enlist_anew(board, false));
+                Some(known) if leaderboard::listed(known, false) != leaderboard::listed(leaderboard, false) => {
+                    statements.push(leaderboard::enlist_anew(leaderboard, false));
                 }
                 Some(_) => {}
             }
@@ -191,16 +190,19 @@ impl Layout {
         Ok(Migration { statements, drops: self.drops(before) })
     }
 
-    /// Boards first, then rollups before what they sum.
+    /// Leaderboards first, then rollups before what they sum.
     fn drops(&self, before: &Self) -> Vec<DropTotals> {
-        let boards = before.board_defs().iter().map(|board| (board.name().to_owned(), board.table_name()));
+        let leaderboards = before
+            .leaderboard_ids()
+            .iter()
+            .map(|leaderboard| (leaderboard.name().to_owned(), leaderboard.table_name()));
         let counters = before.counters().iter().rev();
-        let counters = counters.map(|placed| (placed.def().full_name().into_owned(), placed.table_name()));
+        let counters = counters.map(|spec| (spec.id().full_name().into_owned(), spec.table_name()));
         let has = |name: &str| {
-            self.counters().iter().any(|placed| placed.def().full_name() == name)
-                || self.board_defs().iter().any(|board| board.name() == name)
+            self.counters().iter().any(|spec| spec.id().full_name() == name)
+                || self.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
         };
-        let gone = boards.chain(counters).filter(|(name, _)| !has(name));
+        let gone = leaderboards.chain(counters).filter(|(name, _)| !has(name));
         gone.map(|(name, table)| {
             let statements = vec![
                 format!(r#"DROP TABLE "{table}""#),
@@ -213,17 +215,17 @@ impl Layout {
 }
 
 fn conflict(counter: &'static str, found: String, wanted: String) -> Error {
-    Error::Conflict { counter, found, wanted, record: None }
+    Error::DefinitionConflict { counter, found, wanted, record: None }
 }
 
 pub(crate) fn create_catalogue(dialect: Dialect) -> String {
     let text = dialect.text();
-    let (integer, cut, random, ends) = match dialect {
+    let (integer, cutoff, random, options) = match dialect {
         Dialect::Sqlite => ("INTEGER", "BLOB", "random()", " STRICT, WITHOUT ROWID"),
         Dialect::Postgres => ("BIGINT", "BYTEA", "hashtextextended(gen_random_uuid()::text, 0)", ""),
     };
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" {text} NOT NULL PRIMARY KEY, "key" {text} NOT NULL, "version" {integer} NOT NULL, "placement" {text} NOT NULL, "identity" {integer} NOT NULL DEFAULT ({random}), "cut" {cut}, "ready" {integer} NOT NULL DEFAULT 1){ends}"#
+        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" {text} NOT NULL PRIMARY KEY, "key" {text} NOT NULL, "version" {integer} NOT NULL, "placement" {text} NOT NULL, "identity" {integer} NOT NULL DEFAULT ({random}), "cut" {cutoff}, "ready" {integer} NOT NULL DEFAULT 1){options}"#
     )
 }
 
@@ -232,17 +234,17 @@ pub(crate) fn create_unready(_: Dialect) -> String {
     format!(r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#)
 }
 
-pub(crate) fn create_marks(dialect: Dialect) -> String {
-    let (text, integer, ends) = (dialect.text(), column_kind(dialect, None), dialect.table_ends());
+pub(crate) fn create_offsets(dialect: Dialect) -> String {
+    let (text, integer, options) = (dialect.text(), column_kind(dialect, None), dialect.table_options());
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{MARKS}" ("stream" {text} NOT NULL PRIMARY KEY, "last" {integer} NOT NULL){ends}"#
+        r#"CREATE TABLE IF NOT EXISTS "{OFFSETS}" ("stream" {text} NOT NULL PRIMARY KEY, "last" {integer} NOT NULL){options}"#
     )
 }
 
 pub(crate) fn create_runs(dialect: Dialect) -> String {
-    let (text, integer, ends) = (dialect.text(), column_kind(dialect, None), dialect.table_ends());
+    let (text, integer, options) = (dialect.text(), column_kind(dialect, None), dialect.table_options());
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{RUNS}" ("run" {integer} NOT NULL PRIMARY KEY, "token" {text} NOT NULL, "turn" {integer} NOT NULL){ends}"#
+        r#"CREATE TABLE IF NOT EXISTS "{RUNS}" ("run" {integer} NOT NULL PRIMARY KEY, "token" {text} NOT NULL, "turn" {integer} NOT NULL){options}"#
     )
 }
 
@@ -252,7 +254,7 @@ pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
     let text = |name: &str, in_key| inspect::column(dialect, name, dialect.text(), in_key);
     let number = |name: &str, in_key| inspect::column(dialect, name, column_kind(dialect, None), in_key);
     let mut tables = vec![
-        (MARKS, vec![text("stream", Some(1)), number("last", None)]),
+        (OFFSETS, vec![text("stream", Some(1)), number("last", None)]),
         (RUNS, vec![number("run", Some(1)), text("token", None), number("turn", None)]),
     ];
     if dialect == Dialect::Postgres {
@@ -272,44 +274,44 @@ pub(crate) fn create_locks(dialect: Dialect) -> Option<String> {
 
 /// In SQLite WITHOUT ROWID: a key is stored once, and writing totals leaves the application's `last_insert_rowid()` alone. In PostgreSQL with room in
 /// its pages, so that a total that changes stays in its page and leaves the index alone.
-pub(crate) fn create(dialect: Dialect, placed: &Placed) -> String {
-    let columns = columns(dialect, placed.def().parts());
+pub(crate) fn create(dialect: Dialect, spec: &CounterSpec) -> String {
+    let columns = columns(dialect, spec.id().parts());
     let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
-    let keys = key_columns(placed.def().parts()).join(", ");
-    let (table, total, ends) = (placed.table_name(), column_kind(dialect, None), dialect.table_ends());
-    format!(r#"CREATE TABLE "{table}" ({columns}, "total" {total} NOT NULL, PRIMARY KEY ({keys})){ends}"#)
+    let keys = key_columns(spec.id().parts()).join(", ");
+    let (table, total, options) = (spec.table_name(), column_kind(dialect, None), dialect.table_options());
+    format!(r#"CREATE TABLE "{table}" ({columns}, "total" {total} NOT NULL, PRIMARY KEY ({keys})){options}"#)
 }
 
-/// The name of the index of a link's table by parent, from which a rollup is recounted.
-pub(crate) fn by_parent(placed: &Placed) -> String {
-    format!("{}_by_parent", placed.table_name())
+/// The name of the index of a membership's table by parent, from which a rollup is recounted.
+pub(crate) fn by_parent(spec: &CounterSpec) -> String {
+    format!("{}_by_parent", spec.table_name())
 }
 
-/// The link's key from its other end, and its total: all that a recount reads of it.
-pub(crate) fn create_by_parent(_: Dialect, placed: &Placed, child: usize) -> String {
-    let columns = key_columns(placed.def().parts());
+/// The membership's key from its other end, and its total: all that a recount reads of it.
+pub(crate) fn create_by_parent(_: Dialect, spec: &CounterSpec, child: usize) -> String {
+    let columns = key_columns(spec.id().parts());
     let (child, parent) = columns.split_at_checked(child).unwrap_or_default();
     let columns = [parent, child].concat().join(", ");
-    format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(placed), placed.table_name())
+    format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(spec), spec.table_name())
 }
 
 /// Writes a counter into the catalogue.
-pub(crate) fn enlist(placed: &Placed, ready: bool) -> String {
-    enlist_all(&[listed(placed, ready)])
+pub(crate) fn enlist(spec: &CounterSpec, ready: bool) -> String {
+    enlist_all(&[listed(spec, ready)])
 }
 
 /// The catalogue's values for a counter.
-fn listed(placed: &Placed, ready: bool) -> String {
-    listed_as(&placed.def().full_name(), &placed.def(), &placed.place(), ready)
+fn listed(spec: &CounterSpec, ready: bool) -> String {
+    listed_as(&spec.id().full_name(), &spec.id(), &spec.storage_clause(), ready)
 }
 
-/// The catalogue's values for a counter or board. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
-pub(crate) fn listed_as(name: &str, def: &Def, placement: &str, ready: bool) -> String {
-    let (key, version, ready) = (def.parts(), def.version(), i64::from(ready));
+/// The catalogue's values for a counter or leaderboard. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
+pub(crate) fn listed_as(name: &str, id: &CounterId, placement: &str, ready: bool) -> String {
+    let (key, version, ready) = (id.parts(), id.version(), i64::from(ready));
     format!("('{name}', '{key}', {version}, '{placement}', {ready})")
 }
 
-/// Writes counters and boards into the catalogue.
+/// Writes counters and leaderboards into the catalogue.
 pub(crate) fn enlist_all(lines: &[String]) -> String {
     format!(r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES {}"#, lines.join(", "))
 }
@@ -320,17 +322,17 @@ fn enlist_first(lines: &[String]) -> String {
         + &format!(r#") AS l WHERE NOT EXISTS (SELECT 1 FROM "{CATALOGUE}")"#)
 }
 
-/// Where a new rollup is prunable, gives it the cut of what it sums: below it there is nothing to sum any more.
-pub(crate) fn take_over_cut(placed: &Placed) -> Option<String> {
-    let rollup = placed.rollup().filter(|_| placed.is_prunable())?;
-    let (name, finer) = (placed.def().full_name(), rollup.finer().full_name());
+/// Where a new rollup is prunable, gives it the cutoff of what it sums: below it there is nothing to sum any more.
+pub(crate) fn take_over_cutoff(spec: &CounterSpec) -> Option<String> {
+    let rollup = spec.rollup().filter(|_| spec.is_prunable())?;
+    let (name, base) = (spec.id().full_name(), rollup.base().full_name());
     Some(format!(
-        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = (SELECT f."cut" FROM "{CATALOGUE}" AS f WHERE f."name" = '{finer}') WHERE c."name" = '{name}'"#
+        r#"UPDATE "{CATALOGUE}" AS c SET "cutoff" = (SELECT f."cutoff" FROM "{CATALOGUE}" AS f WHERE f."name" = '{base}') WHERE c."name" = '{name}'"#
     ))
 }
 
 /// Writes where a counter lives anew into the catalogue.
-pub(crate) fn replace(placed: &Placed) -> String {
-    let (place, name) = (placed.place(), placed.def().full_name());
-    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{place}' WHERE c."name" = '{name}'"#)
+pub(crate) fn replace(spec: &CounterSpec) -> String {
+    let (storage_clause, name) = (spec.storage_clause(), spec.id().full_name());
+    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{storage_clause}' WHERE c."name" = '{name}'"#)
 }

@@ -124,7 +124,7 @@ const SQLITE_FAULTS: &[(bool, &str)] = &[
         true,
         // Streams and runs are looked up and not sorted.
         "SELECT 'the database is encoded in ' || encoding || ', where texts do not sort as UTF-8'
-         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 NOT IN ('keepcount_marks', 'keepcount_runs')",
+         FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 NOT IN ('keepcount_offsets', 'keepcount_runs')",
     ),
 ];
 

@@ -3,14 +3,15 @@
 use std::borrow::Cow;
 
 use super::{
-    CATALOGUE, Dialect, Query, Value, column_kind, columns, head_values, key_columns, own_key_columns, push_key_values,
+    CATALOGUE, Dialect, Query, Value, column_kind, columns, key_columns, own_key_columns, prefix_values,
+    push_key_values,
 };
-use crate::counter::{Def, Placed};
+use crate::counter::{CounterId, CounterSpec};
 use crate::error::Result;
 use crate::key::{KeyBuf, KeyParts};
 
 /// How many rows one execution of a statement of PostgreSQL's reads or writes at most.
-pub(crate) const ARRAY_MOST: usize = 10_000;
+pub(crate) const MAX_ARRAY: usize = 10_000;
 
 /// Appends rows of parameters: as they are, or many of them as one row of arrays.
 pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut Vec<Value<'a>>) {
@@ -19,7 +20,7 @@ pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize
         return;
     }
     while !rows.is_empty() {
-        let rest = rows.split_off(rows.len().min(ARRAY_MOST * width));
+        let rest = rows.split_off(rows.len().min(MAX_ARRAY * width));
         to.extend(Value::columns(std::mem::replace(&mut rows, rest), width));
     }
 }
@@ -32,7 +33,7 @@ pub(crate) fn of_rows(dialect: Dialect, text: String, rows: Vec<Value<'_>>, widt
 }
 
 /// Keys as rows of parameters.
-pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
+pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &CounterId, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
     let mut rows = Vec::with_capacity(keys.len() * counter.parts().len());
     for key in keys {
         push_key_values(dialect, counter, key, &mut rows)?;
@@ -42,7 +43,7 @@ pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &Def, keys: &'a [KeyBuf]) 
 
 /// Keys as parameters of PostgreSQL's, an array for each column.
 #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
-pub(crate) fn key_arrays<'a>(counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
+pub(crate) fn key_arrays<'a>(counter: &CounterId, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
     Ok(Value::columns(key_rows(Dialect::Postgres, counter, keys)?, key_columns(counter.parts()).len()))
 }
 
@@ -50,7 +51,7 @@ pub(crate) fn key_arrays<'a>(counter: &Def, keys: &'a [KeyBuf]) -> Result<Vec<Va
 pub(crate) fn read_keys<'a>(
     dialect: Dialect,
     table: &str,
-    counter: &Def,
+    counter: &CounterId,
     column: &str,
     keys: &'a [KeyBuf],
 ) -> Result<Query<'a>> {
@@ -63,20 +64,20 @@ pub(crate) fn read_keys<'a>(
 /// Reads all totals under some beginnings of keys, of as many parts: the key's columns and the total, in any order.
 pub(crate) fn read_under<'a>(
     dialect: Dialect,
-    placed: &Placed,
+    spec: &CounterSpec,
     parts: usize,
-    heads: &[&'a KeyBuf],
+    prefixes: &[&'a KeyBuf],
 ) -> Result<Query<'a>> {
-    let (def, table) = (placed.def(), placed.table_name());
-    let own = own_key_columns(def.parts()).join(", ");
-    let mut rows = Vec::with_capacity(heads.len() * parts);
-    for head in heads {
-        rows.extend(head_values(dialect, &def, head)?);
+    let (id, table) = (spec.id(), spec.table_name());
+    let own = own_key_columns(id.parts()).join(", ");
+    let mut rows = Vec::with_capacity(prefixes.len() * parts);
+    for prefix in prefixes {
+        rows.extend(prefix_values(dialect, &id, prefix)?);
     }
     if parts == 0 {
         return Ok(Query::new(format!(r#"SELECT {own}, t."total" FROM "{table}" AS t"#), Vec::new()));
     }
-    let columns = columns(dialect, def.parts());
+    let columns = columns(dialect, id.parts());
     let from = from_keys(dialect, &table, columns.get(..parts).unwrap_or(&columns));
     Ok(of_rows(dialect, format!(r#"SELECT {own}, t."total" {from}"#), rows, parts))
 }
@@ -125,8 +126,8 @@ fn array_params<'k>(kinds: impl Iterator<Item = &'k str>) -> String {
 }
 
 /// PostgreSQL's parameter behind the first `at`, an array of this type.
-fn array_param(at: usize, kind: &str) -> String {
-    format!("${}::{}[]", at + 1, kind.split(' ').next().unwrap_or(kind))
+fn array_param(index: usize, kind: &str) -> String {
+    format!("${}::{}[]", index + 1, kind.split(' ').next().unwrap_or(kind))
 }
 
 /// Writes one column of the rows of the keys in the parameters, `set` where a row is there; the value is behind its key.
@@ -149,32 +150,32 @@ pub(crate) fn write_keys(
 }
 
 /// PostgreSQL's [`upsert`] of many totals: the parameters are arrays of each key column, and of the deltas.
-pub(crate) fn upsert_many(placed: &Placed) -> String {
+pub(crate) fn upsert_many(spec: &CounterSpec) -> String {
     let kind = ("total", column_kind(Dialect::Postgres, None));
-    write_keys(Dialect::Postgres, &placed.table_name(), placed.def().parts(), kind, r#"t."total" + excluded."total""#)
+    write_keys(Dialect::Postgres, &spec.table_name(), spec.id().parts(), kind, r#"t."total" + excluded."total""#)
 }
 
 /// Removes those of some totals that are 0.
-pub(crate) fn remove_zeros(dialect: Dialect, placed: &Placed) -> String {
-    format!(r#"{} AND t."total" = 0"#, delete_keys(dialect, &placed.table_name(), placed.def().parts()))
+pub(crate) fn remove_zeros(dialect: Dialect, spec: &CounterSpec) -> String {
+    format!(r#"{} AND t."total" = 0"#, delete_keys(dialect, &spec.table_name(), spec.id().parts()))
 }
 
 /// A lock of these totals of PostgreSQL's, in key order, until the transaction ends; one that is absent is made, at 0. Gives the key's columns and
 /// the total.
-pub(crate) fn hold<'a>(placed: &Placed, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
-    let parts = placed.def().parts();
+pub(crate) fn hold<'a>(spec: &CounterSpec, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
+    let parts = spec.id().parts();
     let mut rows = Vec::with_capacity(keys.len() * (parts.len() + 1));
     for key in keys {
-        push_key_values(Dialect::Postgres, &placed.def(), key, &mut rows)?;
+        push_key_values(Dialect::Postgres, &spec.id(), key, &mut rows)?;
         rows.push(Value::Integer(0));
     }
-    let text = format!(r#"{} RETURNING {}, t."total""#, upsert_many(placed), own_key_columns(parts).join(", "));
+    let text = format!(r#"{} RETURNING {}, t."total""#, upsert_many(spec), own_key_columns(parts).join(", "));
     Ok(of_rows(Dialect::Postgres, text, rows, key_columns(parts).len() + 1))
 }
 
-/// The cuts of some counters, with their names; in PostgreSQL in the order of names, and `hold` keeps them until the transaction ends.
-pub(crate) fn read_cuts(dialect: Dialect, names: Vec<Cow<'static, str>>, hold: bool) -> Query<'static> {
-    let read = format!(r#"SELECT c."name", c."cut" FROM "{CATALOGUE}" AS c WHERE c."name" ="#);
+/// The cutoffs of some counters, with their names; in PostgreSQL in the order of names, and `hold` keeps them until the transaction ends.
+pub(crate) fn read_cutoffs(dialect: Dialect, names: Vec<Cow<'static, str>>, hold: bool) -> Query<'static> {
+    let read = format!(r#"SELECT c."name", c."cutoff" FROM "{CATALOGUE}" AS c WHERE c."name" ="#);
     match dialect {
         Dialect::Sqlite => Query::of_rows(format!("{read} ?1"), names.into_iter().map(Value::Text).collect(), 1),
         Dialect::Postgres => {
@@ -184,16 +185,16 @@ pub(crate) fn read_cuts(dialect: Dialect, names: Vec<Cow<'static, str>>, hold: b
     }
 }
 
-/// Sets the cut of a counter, which is the second parameter, where it is not as late yet.
-pub(crate) fn set_cut(dialect: Dialect) -> String {
-    let (cut, name) = (dialect.param(1), dialect.param(2));
+/// Sets the cutoff of a counter, which is the second parameter, where it is not as late yet.
+pub(crate) fn set_cutoff(dialect: Dialect) -> String {
+    let (cutoff, name) = (dialect.param(1), dialect.param(2));
     format!(
-        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = {cut} WHERE c."name" = {name} AND (c."cut" IS NULL OR c."cut" < {cut})"#
+        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = {cutoff} WHERE c."name" = {name} AND (c."cut" IS NULL OR c."cut" < {cutoff})"#
     )
 }
 
 /// Removes the totals whose last key column is before the parameter.
-pub(crate) fn prune(dialect: Dialect, placed: &Placed) -> String {
-    let last = own_key_columns(placed.def().parts()).pop().unwrap_or_default();
-    format!(r#"DELETE FROM "{}" AS t WHERE {last} < {}"#, placed.table_name(), dialect.param(1))
+pub(crate) fn prune(dialect: Dialect, spec: &CounterSpec) -> String {
+    let last = own_key_columns(spec.id().parts()).pop().unwrap_or_default();
+    format!(r#"DELETE FROM "{}" AS t WHERE {last} < {}"#, spec.table_name(), dialect.param(1))
 }

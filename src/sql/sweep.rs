@@ -1,10 +1,10 @@
-//! What a clean-up removes: totals of 0 and, in PostgreSQL, locks that nobody's snapshot can miss; and marks, listed and forgotten.
+//! What a clean-up removes: totals of 0 and, in PostgreSQL, locks that nobody's snapshot can miss; and offsets, listed and forgotten.
 
-// Without a database marks alone are read, through another library.
+// Without a database offsets alone are read, through another library.
 #![cfg_attr(not(feature = "postgres"), allow(dead_code, unused_imports))]
 
-use super::{Dialect, LOCKS, MARKS, Query, Terms, Value, key_columns};
-use crate::counter::Placed;
+use super::{Dialect, LOCKS, OFFSETS, Query, Terms, Value, key_columns};
+use crate::counter::CounterSpec;
 use crate::error::Result;
 use crate::range::KeyRange;
 
@@ -18,13 +18,13 @@ const OLDEST: &str = "(SELECT greatest(max(age(a.backend_xmin)), age(pg_snapshot
 
 /// Removes the totals of 0 of a range. In PostgreSQL those that nobody holds, and that no snapshot is older than: a transaction above READ
 /// COMMITTED that read such a total before it became 0 must meet the row when it writes, and fail to serialize.
-pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, placed: &Placed, range: &'a KeyRange) -> Result<Query<'a>> {
-    let mut terms = Terms::of(dialect, placed, range)?;
+pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Result<Query<'a>> {
+    let mut terms = Terms::of(dialect, spec, range)?;
     terms.texts.push(r#"t."total" = 0"#.to_owned());
-    let (table, condition) = (placed.table_name(), terms.condition());
+    let (table, condition) = (spec.table_name(), terms.condition());
     let text = match dialect {
         Dialect::Sqlite => format!(r#"DELETE FROM "{table}" AS t{condition}"#),
-        Dialect::Postgres => remove_seen(&table, &condition, &key_columns(placed.def().parts())),
+        Dialect::Postgres => remove_seen(&table, &condition, &key_columns(spec.id().parts())),
     };
     Ok(Query::new(text, terms.values))
 }
@@ -81,15 +81,15 @@ fn lock_values<'a>((of, level, key): &'a (String, i64, Vec<u8>), values: &mut Ve
 /// Reads the streams behind `?1` and their last events that were applied, in the order of their names' bytes, at most `?2`: every stream has a name, so
 /// they begin behind the empty one.
 #[must_use]
-pub fn read_marks(dialect: Dialect) -> String {
+pub fn read_offsets(dialect: Dialect) -> String {
     let (after, limit) = (dialect.param(1), dialect.param(2));
     format!(
-        r#"SELECT m."stream", m."last" FROM "{MARKS}" AS m WHERE m."stream" > {after} ORDER BY m."stream" LIMIT {limit}"#
+        r#"SELECT m."stream", m."last" FROM "{OFFSETS}" AS m WHERE m."stream" > {after} ORDER BY m."stream" LIMIT {limit}"#
     )
 }
 
-/// Forgets the mark of the stream `?1`, whose events count again from then on.
+/// Forgets the offset of the stream `?1`, whose events count again from then on.
 #[must_use]
-pub fn forget_mark(dialect: Dialect) -> String {
-    format!(r#"DELETE FROM "{MARKS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
+pub fn forget_offset(dialect: Dialect) -> String {
+    format!(r#"DELETE FROM "{OFFSETS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
 }

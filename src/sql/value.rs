@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use super::Dialect;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyPart, KeyValue};
 
 /// The longest text key of SQL stores, in bytes.
-pub const TEXT_MOST: usize = 1024;
+pub const MAX_TEXT: usize = 1024;
 
 /// A parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,9 +85,9 @@ impl Value<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::Key`] for an unsigned integer above `i64::MAX`, a text over [`TEXT_MOST`] bytes or, in PostgreSQL, with a zero byte, or bytes that are
+/// [`Error::Key`] for an unsigned integer above `i64::MAX`, a text over [`MAX_TEXT`] bytes or, in PostgreSQL, with a zero byte, or bytes that are
 /// no key of this counter.
-pub fn key_values<'a>(dialect: Dialect, counter: &Def, key: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
+pub fn key_values<'a>(dialect: Dialect, counter: &CounterId, key: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
     let mut values = Vec::with_capacity(counter.parts().len() + 1);
     push_key_values(dialect, counter, key, &mut values)?;
     Ok(values)
@@ -95,7 +95,7 @@ pub fn key_values<'a>(dialect: Dialect, counter: &Def, key: &'a KeyBuf) -> Resul
 
 pub(crate) fn push_key_values<'a>(
     dialect: Dialect,
-    counter: &Def,
+    counter: &CounterId,
     key: &'a KeyBuf,
     to: &mut Vec<Value<'a>>,
 ) -> Result<()> {
@@ -111,12 +111,12 @@ pub(crate) fn push_key_values<'a>(
 }
 
 /// The beginning of a key as parameters, one for each part that it has.
-pub(crate) fn head_values<'a>(dialect: Dialect, counter: &Def, head: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
+pub(crate) fn prefix_values<'a>(dialect: Dialect, counter: &CounterId, prefix: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
     let parts = counter.parts();
-    let values = parts.values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
+    let values = parts.values_of_prefix(prefix).map_err(|cause| Error::key(counter, prefix, cause))?;
     let columns = parts.as_slice().iter().zip(values);
     columns
-        .map(|(part, value)| column_value(dialect, *part, value).map_err(|cause| Error::key(counter, head, cause)))
+        .map(|(part, value)| column_value(dialect, *part, value).map_err(|cause| Error::key(counter, prefix, cause)))
         .collect()
 }
 
@@ -128,8 +128,8 @@ pub(crate) fn column_value(dialect: Dialect, part: KeyPart, value: KeyValue<'_>)
         KeyValue::Unsigned(value) if part == KeyPart::Unsigned(16) => Value::Blob(value.to_be_bytes()),
         KeyValue::Signed(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
         KeyValue::Unsigned(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
-        KeyValue::Text(text) if text.len() > TEXT_MOST => {
-            return Err(KeyError::TooLong { bytes: text.len(), most: TEXT_MOST });
+        KeyValue::Text(text) if text.len() > MAX_TEXT => {
+            return Err(KeyError::TooLong { bytes: text.len(), most: MAX_TEXT });
         }
         KeyValue::Text(text) if dialect == Dialect::Postgres && text.contains('\0') => return Err(KeyError::ZeroByte),
         KeyValue::Text(text) => Value::Text(text),
@@ -146,12 +146,10 @@ fn wide(value: &impl ToString) -> KeyError {
 ///
 /// # Errors
 ///
-/// [`KeyError`] when the value does not fit the part, or is a text over [`TEXT_MOST`] bytes.
+/// [`KeyError`] when the value does not fit the part, or is a text over [`MAX_TEXT`] bytes.
 pub fn push_key_part(part: KeyPart, value: &Value<'_>, to: &mut KeyBuf) -> Result<(), KeyError> {
     match (part, value) {
-        (_, Value::Text(text)) if text.len() > TEXT_MOST => {
-            Err(KeyError::TooLong { bytes: text.len(), most: TEXT_MOST })
-        }
+        (_, Value::Text(text)) if text.len() > MAX_TEXT => Err(KeyError::TooLong { bytes: text.len(), most: MAX_TEXT }),
         (_, Value::Integer(value)) => part.push(&KeyValue::Signed(i128::from(*value)), to),
         (_, Value::Text(text)) => part.push(&KeyValue::Text(Cow::Borrowed(text)), to),
         (KeyPart::Signed(16), Value::Blob(bytes)) => {

@@ -4,16 +4,16 @@ use std::future::Future;
 
 use super::{Applied, TOTALS_PAGE, behind};
 use crate::batch::Batch;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::mark::{self, Mark};
+use crate::offset::{self, StreamRange};
 use crate::range::KeyRange;
 
 /// A place where totals live that is asked over a connection; [`Store`](super::Store) says what each method does and how it fails.
 ///
 /// Run [`conformance`](crate::conformance) over a store of your own. A future that is dropped before it is ready may have applied or not, as a
-/// commit whose answer was lost; [`apply_once`](Self::apply_once) may be tried again as it is. Within a caller's transaction it may have applied a part: roll that back.
+/// commit whose answer was lost; [`apply_idempotent`](Self::apply_idempotent) may be tried again as it is. Within a caller's transaction it may have applied a part: roll that back.
 pub trait AsyncStore: Send {
     /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing. The batch is empty afterwards;
     /// after an error, and where the future is dropped, it is as it was.
@@ -27,15 +27,19 @@ pub trait AsyncStore: Send {
     ///
     /// # Errors
     ///
-    /// As [`Store::apply_once`](super::Store::apply_once).
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> impl Future<Output = Result<Applied>> + Send;
+    /// As [`Store::apply_idempotent`](super::Store::apply_idempotent).
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> impl Future<Output = Result<Applied>> + Send;
 
     /// The last event of a stream that was applied; 0 where there was none.
     ///
     /// # Errors
     ///
     /// What the database says.
-    fn mark(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send;
+    fn offset(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send;
 
     /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`.
     ///
@@ -43,7 +47,7 @@ pub trait AsyncStore: Send {
     ///
     /// As [`Store::replay_from`](super::Store::replay_from).
     fn replay_from(&mut self, stream: &str, end: u64) -> impl Future<Output = Result<u64>> + Send {
-        async move { mark::replay_from(stream, self.mark(stream).await?, end) }
+        async move { offset::replay_from(stream, self.offset(stream).await?, end) }
     }
 
     /// The totals of these keys, in their order; 0 where there is none.
@@ -51,7 +55,7 @@ pub trait AsyncStore: Send {
     /// # Errors
     ///
     /// As [`Store::read`](super::Store::read).
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send;
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send;
 
     /// The first totals of a range, in key order, at most `limit` of them. Totals of 0 may be among them.
     ///
@@ -60,7 +64,7 @@ pub trait AsyncStore: Send {
     /// As [`read`](Self::read).
     fn range(
         &mut self,
-        counter: Def,
+        counter: CounterId,
         range: &KeyRange,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send;
@@ -70,7 +74,7 @@ pub trait AsyncStore: Send {
     /// # Errors
     ///
     /// As [`Store::sum`](super::Store::sum).
-    fn sum(&mut self, counter: Def, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send;
+    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send;
 
     /// The next totals after a key, in key order, at most `limit` of them; from the first when `after` is none.
     ///
@@ -79,7 +83,7 @@ pub trait AsyncStore: Send {
     /// As [`read`](Self::read).
     fn page(
         &mut self,
-        counter: Def,
+        counter: CounterId,
         after: Option<&KeyBuf>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send {
@@ -93,8 +97,8 @@ pub trait AsyncStore: Send {
     ///
     /// As [`read`](Self::read).
     fn total<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>) -> impl Future<Output = Result<i64>> + Send {
-        let (def, key) = (counter.def(), [KeyBuf::of::<K>(key)]);
-        async move { Ok(self.read(def, &key).await?.first().copied().unwrap_or(0)) }
+        let (id, key) = (counter.id(), [KeyBuf::of::<K>(key)]);
+        async move { Ok(self.read(id, &key).await?.first().copied().unwrap_or(0)) }
     }
 
     /// All totals other than 0, in key order; for small counters and tests: it takes memory for all of them.
@@ -103,16 +107,16 @@ pub trait AsyncStore: Send {
     ///
     /// As [`page`](Self::page).
     fn totals<K: Key + Send>(&mut self, counter: Counter<K>) -> impl Future<Output = Result<Vec<(K, i64)>>> + Send {
-        let def = counter.def();
+        let id = counter.id();
         async move {
             let mut all = Vec::new();
             let mut after = None;
             loop {
-                let page = self.page(def, after.as_ref(), TOTALS_PAGE).await?;
+                let page = self.page(id, after.as_ref(), TOTALS_PAGE).await?;
                 let full = page.len() == TOTALS_PAGE;
                 after = page.last().map(|(key, _)| key.clone());
                 for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
-                    all.push((key.decode().map_err(|cause| Error::key(&def, key, cause))?, *total));
+                    all.push((key.decode().map_err(|cause| Error::key(&id, key, cause))?, *total));
                 }
                 if !full {
                     return Ok(all);

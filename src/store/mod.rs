@@ -8,29 +8,29 @@ pub(crate) mod memory;
 pub(crate) mod sweep;
 
 pub use asynchronous::AsyncStore;
-pub use memory::{Bracket, MemoryStore, Snapshot};
+pub use memory::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use sweep::{Sweep, Swept};
 
 use crate::batch::Batch;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::mark::{self, Mark};
+use crate::offset::{self, StreamRange};
 use crate::range::KeyRange;
 
 /// A place where totals live.
 ///
-/// Five methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own, and let [`Climb::run`](crate::Climb::run)
+/// Five methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own, and let [`RollupUpdate::run`](crate::RollupUpdate::run)
 /// find what a batch means for rollups.
 ///
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Layout, MemoryStore, Store};
+/// use keepcount::{Batch, Counter, MemoryStore, Schema, Store};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
 /// fn vote(store: &mut impl Store, show: i64) -> keepcount::Result<i64> {
 ///     let mut batch = Batch::new();
@@ -38,7 +38,7 @@ use crate::range::KeyRange;
 ///     store.apply(&mut batch)?;
 ///     store.total(SHOW_VOTES, show)
 /// }
-/// assert_eq!(vote(&mut MemoryStore::new(&LAYOUT), 7)?, 1);
+/// assert_eq!(vote(&mut MemoryStore::new(&SCHEMA), 7)?, 1);
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub trait Store {
@@ -51,42 +51,42 @@ pub trait Store {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::Conflict`] for a counter that is not this store's; [`Error::Rollup`] for a delta on a rollup;
+    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that is not this store's; [`Error::Rollup`] for a delta on a rollup;
     /// [`Error::Overflow`] when a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its
-    /// database says. [`Error::next`] tells them apart.
+    /// database says. [`Error::recovery`] tells them apart.
     fn apply(&mut self, batch: &mut Batch) -> Result<Applied>;
 
     /// As [`apply`](Self::apply), once for the events that the batch stands for: where all of them were applied before, it does nothing
-    /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too; the batch is empty then too. The mark moves in the same
+    /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too; the batch is empty then too. The offset moves in the same
     /// transaction as the totals, also with a batch that counts nothing; so an outcome that is not known can always be tried again.
     ///
-    /// A caller whose rows cannot be written twice asks [`mark`](Self::mark) before it writes them, under the same lock: in SQLite, in a
+    /// A caller whose rows cannot be written twice asks [`offset`](Self::offset) before it writes them, under the same lock: in SQLite, in a
     /// transaction that began with BEGIN IMMEDIATE.
     ///
     /// # Errors
     ///
-    /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as [`Mark::follows`] says; nothing is applied then, and the mark
+    /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as [`StreamRange::follows`] says; nothing is applied then, and the offset
     /// stays. Where several apply one stream, a gap may be what another is just about to fill.
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied>;
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied>;
 
     /// The last event of a stream that was applied; 0 where there was none.
     ///
     /// # Errors
     ///
     /// What the database says.
-    fn mark(&mut self, stream: &str) -> Result<u64>;
+    fn offset(&mut self, stream: &str) -> Result<u64>;
 
     /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`: the one behind the
-    /// [mark](Self::mark). Ask before the first event is delivered, for every stream with a mark, and for those whose log is gone with an `end` of 0.
+    /// [offset](Self::offset). Ask before the first event is delivered, for every stream with an offset, and for those whose log is gone with an `end` of 0.
     ///
     /// A log that loses its last events (it was not synced when the power went) and a store that keeps them do not fit: events that come next get
     /// numbers that were applied, and would be skipped one by one, without an error. So a log must be on the disk before what names its position is.
     ///
     /// # Errors
     ///
-    /// [`Error::LogCut`] when the mark is ahead of the log's end, and as [`mark`](Self::mark).
+    /// [`Error::LogTruncated`] when the offset is ahead of the log's end, and as [`offset`](Self::offset).
     fn replay_from(&mut self, stream: &str, end: u64) -> Result<u64> {
-        mark::replay_from(stream, self.mark(stream)?, end)
+        offset::replay_from(stream, self.offset(stream)?, end)
     }
 
     /// The totals of these keys, in their order; 0 where there is none.
@@ -94,14 +94,14 @@ pub trait Store {
     /// # Errors
     ///
     /// As [`apply`](Self::apply), without overflow; [`Error::NotReady`] while the counter, or one that it sums, is to be backfilled.
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>>;
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>>;
 
     /// The first totals of a range, in key order, at most `limit` of them. Totals of 0 may be among them.
     ///
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
 
     /// The next totals after a key, in key order, at most `limit` of them; from the first when `after` is none. Totals of 0
     /// may be among them.
@@ -109,7 +109,7 @@ pub trait Store {
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn page(&mut self, counter: CounterId, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         self.range(counter, &behind(&counter, after)?, limit)
     }
 
@@ -118,7 +118,7 @@ pub trait Store {
     /// # Errors
     ///
     /// As [`read`](Self::read), [`Error::Overflow`] where the sum leaves 64 bits, and [`Error::Pruned`] where some of the range was pruned.
-    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         sum_by_pages(self, counter, range)
     }
 
@@ -131,7 +131,7 @@ pub trait Store {
     where
         Self: Sized,
     {
-        Ok(self.read(counter.def(), &[KeyBuf::of::<K>(key)])?.first().copied().unwrap_or(0))
+        Ok(self.read(counter.id(), &[KeyBuf::of::<K>(key)])?.first().copied().unwrap_or(0))
     }
 
     /// All totals other than 0, in key order; for small counters and tests: it takes memory for all of them.
@@ -143,15 +143,15 @@ pub trait Store {
     where
         Self: Sized,
     {
-        let def = counter.def();
+        let id = counter.id();
         let mut all = Vec::new();
         let mut after = None;
         loop {
-            let page = self.page(def, after.as_ref(), TOTALS_PAGE)?;
+            let page = self.page(id, after.as_ref(), TOTALS_PAGE)?;
             let full = page.len() == TOTALS_PAGE;
             after = page.last().map(|(key, _)| key.clone());
             for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
-                all.push((key.decode().map_err(|cause| Error::key(&def, key, cause))?, *total));
+                all.push((key.decode().map_err(|cause| Error::key(&id, key, cause))?, *total));
             }
             if !full {
                 return Ok(all);
@@ -165,23 +165,23 @@ impl<S: Store + ?Sized> Store for &mut S {
         (**self).apply(batch)
     }
 
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
-        (**self).apply_once(batch, mark)
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        (**self).apply_idempotent(batch, stream_range)
     }
 
-    fn mark(&mut self, stream: &str) -> Result<u64> {
-        (**self).mark(stream)
+    fn offset(&mut self, stream: &str) -> Result<u64> {
+        (**self).offset(stream)
     }
 
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         (**self).read(counter, keys)
     }
 
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         (**self).range(counter, range, limit)
     }
 
-    fn sum(&mut self, counter: Def, range: &KeyRange) -> Result<i64> {
+    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         (**self).sum(counter, range)
     }
 }
@@ -189,7 +189,7 @@ impl<S: Store + ?Sized> Store for &mut S {
 pub(crate) const TOTALS_PAGE: usize = 4096;
 
 /// The keys behind one, which must be a whole key: a beginning would stand for all that begin so.
-pub(crate) fn behind(counter: &Def, after: Option<&KeyBuf>) -> Result<KeyRange> {
+pub(crate) fn behind(counter: &CounterId, after: Option<&KeyBuf>) -> Result<KeyRange> {
     if let Some(after) = after {
         counter.parts().values(after).map_err(|cause| Error::key(counter, after, cause))?;
     }
@@ -205,7 +205,7 @@ impl PartialEq for Applied {
 
 impl Eq for Applied {}
 
-fn sum_by_pages(store: &mut (impl Store + ?Sized), counter: Def, range: &KeyRange) -> Result<i64> {
+fn sum_by_pages(store: &mut (impl Store + ?Sized), counter: CounterId, range: &KeyRange) -> Result<i64> {
     let mut sum = 0_i128;
     let mut range = range.clone();
     loop {
@@ -218,7 +218,7 @@ fn sum_by_pages(store: &mut (impl Store + ?Sized), counter: Def, range: &KeyRang
     }
 }
 
-pub(crate) fn sum_overflow(counter: &Def) -> Error {
+pub(crate) fn sum_overflow(counter: &CounterId) -> Error {
     Error::Overflow { counter: counter.name(), key: "of a range".to_owned(), what: "sum" }
 }
 
@@ -228,7 +228,7 @@ pub(crate) fn sum_overflow(counter: &Def) -> Error {
 pub struct Applied {
     /// Totals that were written, those of rollups included.
     pub totals: u64,
-    /// Statements on tables of totals that wrote, once for each total in SQLite and each counter in PostgreSQL, and lines of boards; 0 in memory.
+    /// Statements on tables of totals that wrote, once for each total in SQLite and each counter in PostgreSQL, and lines of leaderboards; 0 in memory.
     pub statements: u64,
     /// Whether the batch's events were applied before, so that nothing was done now; the caller's rows of them are to be rolled back.
     pub skipped: bool,
@@ -258,7 +258,7 @@ impl Applied {
 
     /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them. Ask before
     /// anything is added to the batch, or it is cleared.
-    pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (Def, &'a KeyBuf, i128)> {
+    pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (CounterId, &'a KeyBuf, i128)> {
         let (written, spent) = self.expanded.as_deref().map_or((batch, true), |expanded| (expanded, false));
         // Where nothing was written, what the batch holds was told by an apply before.
         let most = if self.totals == 0 { 0 } else { usize::MAX };
@@ -283,10 +283,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::Layout;
+    use crate::Schema;
 
     const VOTES: Counter<i64> = Counter::new("votes");
-    const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+    const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 
     /// A store that has nothing but what every store must: totals of 1, and how many pages of them were read.
     struct Plain(BTreeMap<KeyBuf, i64>, usize);
@@ -303,20 +303,20 @@ mod tests {
             unreachable!("nobody writes")
         }
 
-        fn apply_once(&mut self, _: &mut Batch, _: &Mark<'_>) -> Result<Applied> {
+        fn apply_idempotent(&mut self, _: &mut Batch, _: &StreamRange<'_>) -> Result<Applied> {
             unreachable!("nobody writes")
         }
 
-        fn mark(&mut self, _: &str) -> Result<u64> {
+        fn offset(&mut self, _: &str) -> Result<u64> {
             Ok(0)
         }
 
-        fn read(&mut self, _: Def, _: &[KeyBuf]) -> Result<Vec<i64>> {
+        fn read(&mut self, _: CounterId, _: &[KeyBuf]) -> Result<Vec<i64>> {
             unreachable!("only ranges are read")
         }
 
-        fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-            LAYOUT.position(&counter)?;
+        fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+            SCHEMA.position(&counter)?;
             self.1 += 1;
             let inside = self.0.iter().filter(|(key, _)| range.contains(key));
             Ok(inside.take(limit).map(|(key, total)| (key.clone(), *total)).collect())
@@ -327,7 +327,7 @@ mod tests {
     fn what_is_not_read_in_one_page_is_summed_and_listed_whole() {
         for (totals, pages) in [(0, 1), (1, 1), (TOTALS_PAGE - 1, 1), (TOTALS_PAGE, 2), (2 * TOTALS_PAGE + 7, 3)] {
             let mut store = Plain::of(totals);
-            assert_eq!(store.sum(VOTES.def(), &KeyRange::after(None)).unwrap(), i64::try_from(totals).unwrap());
+            assert_eq!(store.sum(VOTES.id(), &KeyRange::after(None)).unwrap(), i64::try_from(totals).unwrap());
             assert_eq!(store.1, pages);
             let listed = store.totals(VOTES).unwrap();
             assert!(listed.into_iter().eq((0..).take(totals).map(|key| (key, 1))));

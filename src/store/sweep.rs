@@ -4,30 +4,30 @@
 #![cfg_attr(not(feature = "postgres"), allow(dead_code))]
 
 use super::TOTALS_PAGE;
-use crate::counter::Placed;
+use crate::counter::CounterSpec;
 use crate::key::KeyBuf;
-use crate::layout::Layout;
 use crate::range::KeyRange;
+use crate::schema::Schema;
 
 /// A clean-up of rows that mean nothing any more, a bounded part a call: the place of the next call, and how many rows one looks at.
 ///
-/// What goes: totals of 0, which read as absent totals do; and in PostgreSQL, locks of children and of keys of boards. The rows that are
+/// What goes: totals of 0, which read as absent totals do; and in PostgreSQL, locks of children and of keys of leaderboards. The rows that are
 /// left are those of totals other than 0, so a table grows with what there is and not with what there ever was.
 ///
-/// It belongs to one store and layout. Keep it between calls: a new one begins at the first row, and one a call would come to the same rows
+/// It belongs to one store and schema. Keep it between calls: a new one begins at the first row, and one a call would come to the same rows
 /// each time.
 ///
 /// # Examples
 ///
 /// ```
 /// # #[cfg(feature = "sqlite")] {
-/// use keepcount::{Batch, Counter, Layout, SqliteStore, Store, Sweep};
+/// use keepcount::{Batch, Counter, Schema, SqliteStore, Store, Sweep};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
 /// let conn = rusqlite::Connection::open_in_memory()?;
-/// let mut store = SqliteStore::new(&conn, &LAYOUT);
+/// let mut store = SqliteStore::new(&conn, &SCHEMA);
 /// store.create()?;
 /// for delta in [1, -1] {
 ///     let mut batch = Batch::new();
@@ -57,7 +57,7 @@ pub struct Sweep {
 /// The table that is next, and the last key of it that was looked at.
 #[derive(Debug, Clone)]
 enum At {
-    /// The counter's position in the layout.
+    /// The counter's position in the schema.
     Totals(usize, Option<KeyBuf>),
     Locks(LockKey),
 }
@@ -81,7 +81,7 @@ pub struct Swept {
 
 /// Rows of one table that are looked at together, behind a key.
 pub(crate) struct Page {
-    pub(crate) placed: &'static Placed,
+    pub(crate) spec: &'static CounterSpec,
     pub(crate) range: KeyRange,
     pub(crate) rows: usize,
 }
@@ -104,10 +104,10 @@ impl Sweep {
     }
 
     /// The next page of totals, where this call may look at more rows and there are more tables.
-    pub(crate) fn totals(&self, layout: &Layout, swept: &Swept) -> Option<Page> {
+    pub(crate) fn totals(&self, schema: &Schema, swept: &Swept) -> Option<Page> {
         let At::Totals(position, after) = &self.at else { return None };
-        let placed = layout.counters().get(*position)?;
-        Some(Page { placed, range: KeyRange::after(after.as_ref()), rows: self.left(swept)? })
+        let spec = schema.counters().get(*position)?;
+        Some(Page { spec, range: KeyRange::after(after.as_ref()), rows: self.left(swept)? })
     }
 
     /// The next page of locks: behind which, and how many rows.
@@ -137,9 +137,9 @@ impl Sweep {
     }
 
     /// Whether every table of totals is behind.
-    pub(crate) fn is_through(&self, layout: &Layout) -> bool {
+    pub(crate) fn is_through(&self, schema: &Schema) -> bool {
         match &self.at {
-            At::Totals(position, _) => *position >= layout.counters().len(),
+            At::Totals(position, _) => *position >= schema.counters().len(),
             At::Locks(_) => true,
         }
     }

@@ -114,7 +114,7 @@ fn wrong_usage_exits_1_says_why_on_stderr_and_touches_nothing() {
         site.run_args(&args).fails(&[]);
     }
     assert_eq!(site.files(), before.1);
-    assert_ne!(dump, before.0, "the one page of repair has mended nothing");
+    assert_ne!(dump, before.0, "the one page of repair has repaired nothing");
     site.run(&resumed("verify", &verify, "--json")).exits(2);
     site.run(&resumed("repair", &repair, "--max-pages 100000 --json")).exits(0);
 }
@@ -183,7 +183,7 @@ fn drift_in_one_counter_is_no_drift_of_another() {
     site.is_exact();
 }
 
-/// A rollup's line is its difference from the finer level as it is stored, whatever is wrong there; so a repair of it takes that in too.
+/// A rollup's line is its difference from the base level as it is stored, whatever is wrong there; so a repair of it takes that in too.
 #[test]
 fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let site = clean_site();
@@ -203,7 +203,7 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let wanted = expected(&site.open(), &family, 20, true);
     let repair = site.run("repair --json --counter show.votes").exits(0).json();
     assert_eq!((names(&repair), &repair["counters"]), (family.map(str::to_owned).to_vec(), &wanted));
-    // What is above was right before, and not the sum of this; what was mended here has climbed, and it still is not.
+    // What is above was right before, and not the sum of this; what was repaired here has climbed, and it still is not.
     let left: Vec<&str> =
         drifts(&site.open()).into_iter().filter(|(_, left)| !left.is_empty()).map(|(name, _)| name).collect();
     assert_eq!(left, ["artist.votes"]);
@@ -225,7 +225,7 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let wanted = expected(&site.open(), &family, 20, true);
     let repair = site.run("repair --json --counter show.votes").exits(0).json();
     assert_eq!(repair["counters"], wanted);
-    assert_eq!(repair["counters"][2]["corrected"], 0, "what was added to the finer level has climbed");
+    assert_eq!(repair["counters"][2]["corrected"], 0, "what was added to the base level has climbed");
     let after = concert::non_zero(&stored(&site.open()));
     assert_eq!((&after["show.votes"], &after["setlist.votes"]), (&rows["show.votes"], &rows["setlist.votes"]));
 
@@ -409,7 +409,7 @@ fn tokens_that_are_corrupt_or_of_another_database_are_refused() {
                 format!("{}{other}{}", &token[..at], &token[at + 1..])
             })
             .collect();
-        corrupt.extend((1..4).map(|cut| token[..token.len() - cut].to_owned()));
+        corrupt.extend((1..4).map(|cutoff| token[..token.len() - cutoff].to_owned()));
         corrupt.extend([
             format!("{token}0"),
             format!("0{token}"),
@@ -532,7 +532,7 @@ fn an_emptied_source_is_not_repaired_without_force() {
         "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100) SELECT 'l' || n, 1 FROM n";
     site.sql(&format!("DELETE FROM votes; DELETE FROM setlist_votes; INSERT INTO setlist_votes {insert}"));
     let before = site.dump();
-    assert!(!drifts(&site.open())["artist.shows"].is_empty(), "something else to mend, which comes first");
+    assert!(!drifts(&site.open())["artist.shows"].is_empty(), "something else to repair, which comes first");
     for words in ["repair", "repair --json", "repair --counter setlist.votes", "repair --page 1 --max-pages 1"] {
         site.run(words).fails(&["setlist.votes", "site.db"]);
         assert_eq!(site.dump(), before, "{words}");
@@ -564,7 +564,7 @@ fn a_source_emptied_between_two_runs_is_refused_by_the_second() {
 }
 
 #[test]
-fn a_few_totals_of_an_empty_source_are_mended_as_ever() {
+fn a_few_totals_of_an_empty_source_are_repaired_as_ever() {
     let site = Site::with(&[]);
     site.sql("INSERT INTO user_votes WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 99) SELECT n, n FROM n");
     site.run("repair").exits(0);
@@ -679,7 +679,7 @@ fn a_database_without_the_tables_is_named_and_left_alone() {
 }
 
 #[test]
-fn tables_of_another_layout_are_refused() {
+fn tables_of_another_schema_are_refused() {
     let like = "(key TEXT NOT NULL PRIMARY KEY, total INTEGER NOT NULL)";
     let remade = |columns: &str| format!("DROP TABLE user_votes; CREATE TABLE user_votes {columns}");
     let changes = [
@@ -716,7 +716,7 @@ fn a_foreign_table_of_the_same_name_is_refused_and_left_alone() {
         ("shows", "CREATE VIEW shows AS SELECT 1 AS id"),
         ("replay_prefix", "CREATE TABLE replay_prefix (at INTEGER)"),
         ("replay_position", "CREATE TABLE replay_position (at INTEGER)"),
-        ("keepcount_marks", "CREATE TABLE keepcount_marks (stream TEXT PRIMARY KEY, last)"),
+        ("keepcount_offsets", "CREATE TABLE keepcount_offsets (stream TEXT PRIMARY KEY, last)"),
         ("artist_shows", "CREATE TABLE artist_shows (key TEXT PRIMARY KEY, total INTEGER)"),
         (
             "artist_shows",
@@ -745,7 +745,7 @@ fn a_foreign_table_of_the_same_name_is_refused_and_left_alone() {
 /// As root, who may write everything, the command runs as nobody.
 #[cfg(unix)]
 #[test]
-fn a_file_that_may_not_be_written_is_read_and_not_mended() {
+fn a_file_that_may_not_be_written_is_read_and_not_repaired() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     use std::os::unix::process::CommandExt as _;
 

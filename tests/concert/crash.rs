@@ -1,4 +1,4 @@
-//! Nothing is counted twice and nothing is mended wrongly when processes are killed at any moment, and when a writer and repairs
+//! Nothing is counted twice and nothing is repaired wrongly when processes are killed at any moment, and when a writer and repairs
 //! work on one file at once.
 #![cfg(unix)]
 
@@ -12,8 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::support::concert::{
-    self, BOARD_TABLES, Key, LONGEST, Model, Part, ROLLUPS, Random, Site, Totals, Writer, drifts_of, dump, finish,
-    non_zero, now, number, recount, stored, total_tables, votes,
+    self, Key, LEADERBOARD_TABLES, LONGEST, Model, Part, ROLLUPS, Random, Site, Totals, Writer, drifts_of, dump,
+    finish, non_zero, now, number, recount, stored, total_tables, votes,
 };
 
 /// How many rounds there are, where `KEEPCOUNT_CRASH_ROUNDS` does not say.
@@ -93,15 +93,15 @@ fn shortest(mut run: impl FnMut()) -> Duration {
 fn check_prefix(site: &Site, events: &[String]) -> bool {
     let conn = site.open();
     // It may have been killed before there were tables.
-    if number(&conn, "SELECT count(*) FROM sqlite_schema WHERE name = 'keepcount_marks'") == 0 {
+    if number(&conn, "SELECT count(*) FROM sqlite_schema WHERE name = 'keepcount_offsets'") == 0 {
         return false;
     }
-    let applied = number(&conn, "SELECT coalesce(max(last), 0) FROM keepcount_marks");
+    let applied = number(&conn, "SELECT coalesce(max(last), 0) FROM keepcount_offsets");
     Model::of(&events[..applied]).is_in(&conn);
     (1..events.len()).contains(&applied)
 }
 
-/// Thousands of totals that are wrong, missing or orphans, in every kind of counter: of rows, of links, of rollups.
+/// Thousands of totals that are wrong, missing or orphans, in every kind of counter: of rows, of memberships, of rollups.
 fn break_much(conn: &Connection) {
     conn.execute_batch(
         "UPDATE setlist_votes SET total = total + 3;
@@ -153,8 +153,8 @@ fn voted_site() -> Site {
     Site::with(&events)
 }
 
-/// Truth minus stored of every key that differs; the truth of a rollup is the sum of the finer level as it is stored. So no hooked write
-/// changes it, and no mend of another key either, whose climb changes a rollup as it changes its truth.
+/// Truth minus stored of every key that differs; the truth of a rollup is the sum of the base level as it is stored. So no hooked write
+/// changes it, and no repair of another key either, whose climb changes a rollup as it changes its truth.
 type Lacks = BTreeMap<(&'static str, Key), i64>;
 
 fn lacks(conn: &Connection) -> Lacks {
@@ -165,7 +165,7 @@ fn lacks_of(rows: &Totals, stored: &Totals) -> Lacks {
     let drifts = drifts_of(rows, stored).into_iter();
     drifts
         .flat_map(|(counter, drifts)| {
-            drifts.into_iter().map(move |(key, stored, truth)| ((counter, key), truth - stored))
+            drifts.into_iter().map(move |(key, stored, expected)| ((counter, key), expected - stored))
         })
         .collect()
 }
@@ -202,7 +202,7 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
             kills += 1;
             let left = lacks(&site.open());
             for (key, lack) in &left {
-                assert_eq!(planted.get(key), Some(lack), "{key:?} was mended by half, or broken");
+                assert_eq!(planted.get(key), Some(lack), "{key:?} was repaired by half, or broken");
             }
             inside += usize::from(!left.is_empty() && left.len() < planted.len());
         }
@@ -214,22 +214,22 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
         site.is_exact();
     }
     println!(
-        "repair of {} totals (whole: {takes:.0?}): {hit} kills hit in {} rounds, {inside} of them between mends; {missed} too late",
+        "repair of {} totals (whole: {takes:.0?}): {hit} kills hit in {} rounds, {inside} of them between repairs; {missed} too late",
         planted.len(),
         rounds()
     );
-    assert!(inside > 0, "no kill came between the first mend and the last");
+    assert!(inside > 0, "no kill came between the first repair and the last");
 }
 
 /// Statements that bring the totals of another site back.
 fn restore(broken: &Site) -> String {
-    let tables = total_tables().chain(BOARD_TABLES.map(str::to_owned));
+    let tables = total_tables().chain(LEADERBOARD_TABLES.map(str::to_owned));
     let copies = tables.map(|table| format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM broken.{table};"));
     format!("ATTACH '{}' AS broken; {}", broken.path("site.db").display(), copies.collect::<String>())
 }
 
 fn rows(conn: &Connection) -> Vec<String> {
-    let tables = ["artists:", "shows:", "setlists:", "votes:", "replay_prefix:", "keepcount_marks:"];
+    let tables = ["artists:", "shows:", "setlists:", "votes:", "replay_prefix:", "keepcount_offsets:"];
     dump(conn).into_iter().filter(|row| tables.iter().any(|table| row.starts_with(table))).collect()
 }
 
@@ -241,20 +241,20 @@ fn corrected(report: &serde_json::Value) -> usize {
 // A writer and repairs at once.
 
 #[test]
-fn a_repair_over_and_over_mends_nothing_wrongly_while_a_writer_replays() {
+fn a_repair_over_and_over_repairs_nothing_wrongly_while_a_writer_replays() {
     let repairs: usize = (0..4).map(|seed| write_and_repair(seed, 1, false).runs).sum();
     // A writer that hardly ever lets go of the lock may keep one round's repair waiting to its end, but not every round's.
     assert!(repairs > 1, "the writer was too quick: {repairs} repairs");
 }
 
 #[test]
-fn two_repairs_at_once_mend_each_total_once_while_a_writer_replays() {
+fn two_repairs_at_once_repair_each_total_once_while_a_writer_replays() {
     let repairs: usize = (10..12).map(|seed| write_and_repair(seed, 2, false).runs).sum();
     assert!(repairs > 0, "the writer was too quick: {repairs} repairs");
 }
 
 #[test]
-fn repairs_that_are_killed_while_a_writer_replays_mend_nothing_wrongly() {
+fn repairs_that_are_killed_while_a_writer_replays_repair_nothing_wrongly() {
     // Whether a kill hits a repair at work is up to the machine: over all rounds some do.
     let rounds: Vec<Beside> = (20..23).map(|seed| write_and_repair(seed, 2, true)).collect();
     assert!(rounds.iter().any(|round| round.kills > 0), "no repair was killed at work");
@@ -286,7 +286,7 @@ struct Repaired {
 
 /// A writer replays thousands of votes in one process. Others repair without pause until it has ended. All the while, the test breaks
 /// totals by known amounts, each key once: then at any moment what a key lacks is that amount or nothing, whatever is written, and
-/// every one of them is mended exactly once. A mend that is wrong by one would show in the middle and at the end.
+/// every one of them is repaired exactly once. A repair that is wrong by one would show in the middle and at the end.
 fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     let site = voted_site();
     let setlists: Vec<String> = (0..400).map(|at| format!("se{at}")).collect();
@@ -345,17 +345,17 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     let last = corrected(&site.run("repair --json").exits(0).json());
     assert_eq!(last, left.len());
     let sum = |count: fn(&Repaired) -> usize| repaired.iter().map(count).sum::<usize>();
-    let (runs, kills, mended) = (sum(|one| one.runs), sum(|one| one.kills), sum(|one| one.corrected) + last);
+    let (runs, kills, repaired) = (sum(|one| one.runs), sum(|one| one.kills), sum(|one| one.corrected) + last);
     println!(
         "seed {seed}: {runs} repairs and {kills} kills beside the writer, {looks} looks at {seen_drift} lacking totals; \
-         {} planted, {mended} reported as mended",
+         {} planted, {repaired} reported as repaired",
         planted.len()
     );
     if kill {
-        // A repair that is killed does not tell what it has mended.
-        assert!(mended <= planted.len(), "seed {seed}: a total was mended twice");
+        // A repair that is killed does not tell what it has repaired.
+        assert!(repaired <= planted.len(), "seed {seed}: a total was repaired twice");
     } else {
-        assert_eq!(mended, planted.len(), "seed {seed}: each total is mended once");
+        assert_eq!(repaired, planted.len(), "seed {seed}: each total is repaired once");
     }
     assert!(looks > 0);
     model.is_in(&site.open());
@@ -367,7 +367,7 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
     let mut random = Random(seed);
     let mut all = Repaired::default();
     while !done.load(Ordering::SeqCst) {
-        // Pages of all sizes, so that rows change between a measure and its mend.
+        // Pages of all sizes, so that rows change between a measure and its repair.
         let page = *random.pick(&["", "--page 50", "--page 7"]);
         let repair = site.spawn(&format!("repair --json {page}"));
         if kill && random.one_in(2) {
@@ -380,7 +380,7 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
     all
 }
 
-/// What is broken while a writer is at work: counters of rows, finer levels, links, rollups in the middle and at the top.
+/// What is broken while a writer is at work: counters of rows, base levels, memberships, rollups in the middle and at the top.
 const PLANTED: [&str; 9] = [
     "setlist.votes",
     "setlist.score",
@@ -426,7 +426,7 @@ fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
             .filter(|(key, lack)| before.get(*key) != Some(*lack))
             .map(|(key, lack)| (key.clone(), *lack))
             .collect();
-        // Each key is broken once: also what is above a link, which is one key for each epoch.
+        // Each key is broken once: also what is above a membership, which is one key for each epoch.
         if before.keys().any(|key| !after.contains_key(key)) || changed.keys().any(|key| planted.contains_key(key)) {
             continue;
         }
@@ -451,11 +451,11 @@ fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
 
 /// Which totals sum this one, one level up: the truth of those changes with it.
 fn parents(counter: &str, key: &Key, totals: &Totals) -> Vec<(&'static str, Key)> {
-    let above = ROLLUPS.iter().filter(|(_, finer, _)| *finer == counter);
+    let above = ROLLUPS.iter().filter(|(_, base, _)| *base == counter);
     above
-        .flat_map(|(rollup, _, link)| {
-            let links = totals[link].keys().filter(|link| link[0] == key[0]);
-            links.map(|link| (*rollup, [&link[1..], &key[1..]].concat()))
+        .flat_map(|(rollup, _, membership)| {
+            let memberships = totals[membership].keys().filter(|membership| membership[0] == key[0]);
+            memberships.map(|membership| (*rollup, [&membership[1..], &key[1..]].concat()))
         })
         .collect()
 }

@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use keepcount::concert::{Artist, Concert, Setlist, Show, ShowStanding, Status, Trend, Trends, Vote};
-use keepcount::{Batch, Date, Decayed, HalfLife, Key, MemoryStore, Ranked, Ranking, SqliteStore};
+use keepcount::{Batch, Date, Decayed, HalfLife, Key, MemoryLeaderboard, MemoryStore, Ranked, SqliteStore};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ fn made_up_history() -> Vec<String> {
     let mut events: Vec<(i32, Value)> = (0..70).map(|id| (-800, concert::artist(&format!("ar{id}")))).collect();
     for number in 0..SHOWS {
         let day = i32::try_from(number * 3 / 4).unwrap() - 700; // over both sides of 1970
-        let (id, by) = (format!("sh{number}"), format!("ar{}", random.skewed(70)));
+        let (id, by) = (format!("sh{number}"), format!("ar{}", random.mismatched(70)));
         let show = |status| {
             let date = Date::from_days(day + 60).unwrap().to_string();
             but(concert::show(&id, Some(&by), status), "date", Some(json!(date)))
@@ -139,7 +139,7 @@ impl Writer {
             0 => 0,
             1 => edge[self.random.below(edge.len())],
             2 => self.random.below(200_000_000),
-            _ => self.random.skewed(8_000_000),
+            _ => self.random.mismatched(8_000_000),
         };
         event["row"]["followers"] = json!(followers);
         event["row"]["popularity"] = json!(self.random.below(101));
@@ -149,16 +149,16 @@ impl Writer {
     fn some_setlist(&mut self) -> String {
         let there = self.setlists.len();
         let at = if self.random.one_in(3) {
-            self.random.skewed(there)
+            self.random.mismatched(there)
         } else {
-            there - 1 - self.random.skewed(there.min(60))
+            there - 1 - self.random.mismatched(there.min(60))
         };
         self.setlists[at].clone()
     }
 
     /// Mostly a new vote, of this day or a few days ago; some go, some move, some change their mind.
     fn vote(&mut self, day: &str, past: usize) {
-        for _ in 0..=self.random.skewed(4) {
+        for _ in 0..=self.random.mismatched(4) {
             let kind = if self.random.one_in(5) { "down" } else { "up" };
             let to = self.some_setlist();
             match self.random.below(12) {
@@ -184,7 +184,7 @@ impl Writer {
                         1 => self.random.below(past),
                         _ => self.random.below(86_400),
                     };
-                    let user = format!("us{}", self.random.skewed(500));
+                    let user = format!("us{}", self.random.mismatched(500));
                     let vote = vote(&format!("vo{}", self.made), &to, &user, kind);
                     let vote = but(vote, "created_at", Some(json!(ends - i64::try_from(before).unwrap())));
                     self.put(vote.clone(), day);
@@ -364,16 +364,16 @@ fn exact_comparison_by_hand() {
 
 // The comparisons.
 
-/// A store in memory with all rows of the database, and its boards.
+/// A store in memory with all rows of the database, and its leaderboards.
 struct Memory {
     store: MemoryStore,
-    artists: Ranking<String>,
-    trending: Vec<Ranking<String, Decayed>>,
+    artists: MemoryLeaderboard<String>,
+    trending: Vec<MemoryLeaderboard<String, Decayed>>,
 }
 
 impl Memory {
     fn of(conn: &Connection) -> Self {
-        let store = MemoryStore::new(&C::LAYOUT);
+        let store = MemoryStore::new(&C::SCHEMA);
         let mut batch = Batch::new();
         let optional = |row: &rusqlite::Row<'_>, at: usize| row.get::<_, Option<String>>(at);
         for (id, followers, popularity) in rows(conn, "SELECT id, followers, popularity FROM artists", |row| {
@@ -401,10 +401,10 @@ impl Memory {
             batch.insert(&vote.decaying::<HalfLives>());
         }
         store.apply(&mut batch).unwrap();
-        let mut artists = Ranking::new(C::ARTISTS);
+        let mut artists = MemoryLeaderboard::new(C::ARTISTS);
         artists.rebuild(&mut &store).unwrap();
         let ranked = C::TRENDS.iter().map(|trend| {
-            let mut ranking = Ranking::new(trend.board);
+            let mut ranking = MemoryLeaderboard::new(trend.leaderboard);
             ranking.rebuild(&mut &store).unwrap();
             ranking
         });
@@ -425,7 +425,7 @@ fn artists_are_right(site: &Site, conn: &Connection, memory: &Memory, day: Date)
         assert!(ranks.iter().copied().eq(1..=lines.len() as u64));
         lines.into_iter().map(|line| (line.key, line.score)).collect()
     };
-    let store = SqliteStore::new(conn, &C::LAYOUT);
+    let store = SqliteStore::new(conn, &C::SCHEMA);
     assert_eq!(lines(store.top(C::ARTISTS, usize::MAX).unwrap()), wanted);
     assert_eq!(lines(memory.artists.top(usize::MAX).unwrap()), wanted);
     for (rank, (id, score)) in (1..).zip(&wanted) {
@@ -461,7 +461,7 @@ fn shows_are_right(
     };
     let wanted: Vec<(u64, String, ShowLine)> =
         (1..).zip(wanted).map(|(rank, line)| (rank, decimals(line.0), line)).collect();
-    let (mut store, mut other) = (SqliteStore::new(conn, &C::LAYOUT), &memory.store);
+    let (mut store, mut other) = (SqliteStore::new(conn, &C::SCHEMA), &memory.store);
     assert!(lines(C::top_shows(&mut store, day, usize::MAX).unwrap()) == wanted, "{day}");
     assert!(lines(C::top_shows(&mut other, day, usize::MAX).unwrap()) == wanted, "{day}, in memory");
     for limit in if prints { vec![0, 1, 10] } else { vec![7] } {
@@ -495,11 +495,11 @@ fn shows_are_right(
 
 fn trending_is_right(site: &Site, conn: &Connection, memory: &Memory, days: &[Date]) {
     let votes = votes(conn);
-    let store = SqliteStore::new(conn, &C::LAYOUT);
+    let store = SqliteStore::new(conn, &C::SCHEMA);
     for (trend, ranking) in C::TRENDS.iter().zip(&memory.trending) {
         let half_life = trend.half_life;
         let wanted = trending(half_life, &votes);
-        let found = store.top(trend.board, usize::MAX).unwrap();
+        let found = store.top(trend.leaderboard, usize::MAX).unwrap();
         assert!(found.iter().map(|line| &line.key).eq(&wanted), "{half_life}");
         assert!(found.iter().map(|line| line.rank).eq(1..=wanted.len() as u64));
         assert!(ranking.top(usize::MAX).unwrap() == found, "{half_life}: in memory");
@@ -548,7 +548,7 @@ fn trending_is_right(site: &Site, conn: &Connection, memory: &Memory, days: &[Da
 /// On each of these days, for every artist.
 fn shows_ahead_are_right(conn: &Connection, memory: &Memory, days: &[Date]) {
     let ids: Vec<String> = rows(conn, "SELECT id FROM artists", |row| row.get(0));
-    let mut store = SqliteStore::new(conn, &C::LAYOUT);
+    let mut store = SqliteStore::new(conn, &C::SCHEMA);
     let mut recount = conn
         .prepare("SELECT artist_id, count(*) FROM shows WHERE date >= ?1 AND artist_id IS NOT NULL GROUP BY 1")
         .unwrap();

@@ -178,11 +178,11 @@ fn two_million_votes_are_verified_in_little_memory() {
     site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("show_votes", "sh2 %06d")));
     let report = stays_small(&site, "verify --json --counter show.votes --counter artist.votes", idle, 2);
     assert_eq!(counter(&report, "show.votes")["orphan"], ORPHANS);
-    assert_eq!(counter(&report, "artist.votes")["wrong"], 0, "no link leads to them");
+    assert_eq!(counter(&report, "artist.votes")["wrong"], 0, "no membership leads to them");
 }
 
 #[test]
-fn orphans_without_any_rows_are_verified_and_mended_in_little_memory() {
+fn orphans_without_any_rows_are_verified_and_repaired_in_little_memory() {
     let site = Site::with(&[]);
     let idle = idle(&site);
     site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("user_votes", "user %06d")));

@@ -78,8 +78,8 @@ impl Remote {
         self.runtime.block_on(client.query_one(query, &[])).unwrap_or_else(|error| panic!("{error:?}: {query}")).get(0)
     }
 
-    fn mark(&self, stream: &str) -> i64 {
-        self.number(&format!("SELECT coalesce((SELECT last FROM keepcount_marks WHERE stream = '{stream}'), 0)"))
+    fn offset(&self, stream: &str) -> i64 {
+        self.number(&format!("SELECT coalesce((SELECT last FROM keepcount_offsets WHERE stream = '{stream}'), 0)"))
     }
 
     /// Fails unless a verify, and a site on SQLite with the same events, agree.
@@ -198,7 +198,7 @@ fn a_long_history_counts_what_it_counts_on_sqlite() {
 }
 
 #[test]
-fn damage_is_found_and_mended_as_on_sqlite() {
+fn damage_is_found_and_repaired_as_on_sqlite() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     remote.replays_as(&files, "one.jsonl", &Writer::new(7, "x").lines(1_500));
@@ -222,7 +222,7 @@ fn damage_is_found_and_mended_as_on_sqlite() {
     remote.is_exactly(&files);
 }
 
-/// The audit looked for the parents of no links with no parameters, where the statement has two: a site without setlists could not be verified.
+/// The audit looked for the parents of no memberships with no parameters, where the statement has two: a site without setlists could not be verified.
 #[test]
 fn a_site_that_has_only_just_begun_is_verified() {
     let Some(server) = shared() else { return };
@@ -257,7 +257,7 @@ fn an_emptied_source_is_not_repaired_without_force_as_on_sqlite() {
 }
 
 #[test]
-fn repairs_beside_a_replay_mend_nothing_that_is_right() {
+fn repairs_beside_a_replay_repair_nothing_that_is_right() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
     let mut writer = Writer::new(51, "x");
@@ -326,11 +326,11 @@ fn a_line_that_does_not_fit_ends_the_replay_as_on_sqlite_and_leaves_what_came_be
         remote.replays_as(&files, &name, &events);
         let again = remote.run(&format!("replay {name}")).fails(&["line 31: "]);
         assert_eq!(Some(again.err.lines().last()), Some(files.run(&format!("replay {name}")).err.lines().last()));
-        assert_eq!(remote.mark(&name), 30, "{bad}");
+        assert_eq!(remote.offset(&name), 30, "{bad}");
     }
     assert_eq!(remote.number("SELECT count(*) FROM votes"), 2);
     remote.is_exactly(&files);
-    // Mended, it goes on from there.
+    // Repaired, it goes on from there.
     let mut events: Vec<String> = (0..30).map(|id| artist(&format!("{id} 0")).to_string()).collect();
     events.push(artist("mended").to_string());
     remote.replays_as(&files, "bad0.jsonl", &events);
@@ -348,7 +348,7 @@ fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key_as_on_sql
     let more: Vec<Value> = ["a", "u", "z"].map(|user| vote(&format!("of {user}"), "l", user, "up")).into();
     remote.replays_as(&files, "more.jsonl", &lines(&more));
     remote.run("replay more.jsonl").fails(&["counter user.votes, key u: ", "none of lines 1 to 3 is applied"]);
-    assert_eq!((remote.mark("more.jsonl"), remote.number("SELECT count(*) FROM votes")), (0, 2));
+    assert_eq!((remote.offset("more.jsonl"), remote.number("SELECT count(*) FROM votes")), (0, 2));
     remote.run("repair").exits(0);
     files.run("repair").exits(0);
     remote.replays_as(&files, "more.jsonl", &lines(&more));
@@ -373,7 +373,7 @@ fn what_postgresql_cannot_store_is_refused_by_line() {
     for (name, event, reason) in events {
         remote.site.write(name, &lines(&[update(artist("a")), event, delete("votes", "v")]));
         remote.run(&format!("replay {name}")).fails(&["line 2: ", reason]);
-        assert_eq!(remote.mark(name), 1);
+        assert_eq!(remote.offset(name), 1);
     }
     assert_eq!(remote.number("SELECT count(*) FROM votes"), 2);
     remote.run("verify").exits(0);
@@ -449,7 +449,7 @@ fn replays_that_meet_in_a_circle_come_again_and_count_each_event_once() {
     }
     let circles = "SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = current_database()";
     remote.runtime.block_on(wait_until(&watcher, circles));
-    assert_eq!((remote.mark("forth.jsonl"), remote.mark("back.jsonl")), (2_100, 2_100));
+    assert_eq!((remote.offset("forth.jsonl"), remote.offset("back.jsonl")), (2_100, 2_100));
     assert_eq!(remote.number("SELECT sum(total)::bigint FROM artist_fame"), 3 * 700);
     remote.run("verify").exits(0);
 }
@@ -468,7 +468,7 @@ fn two_replays_of_one_stream_apply_it_once() {
     remote.run("replay one.jsonl").exits(0);
     files.write("one.jsonl", &events);
     files.run("replay one.jsonl").exits(0);
-    assert_eq!(remote.mark("one.jsonl"), 4_000);
+    assert_eq!(remote.offset("one.jsonl"), 4_000);
     remote.is_exactly(&files);
 }
 
@@ -496,7 +496,7 @@ fn replays_that_are_killed_go_on_where_they_were() {
     assert!(killed > 2, "{killed}: they were too fast to be killed");
     for (name, _) in &streams {
         remote.run(&format!("replay {name}")).exits(0);
-        assert_eq!(remote.mark(name), 6_000);
+        assert_eq!(remote.offset(name), 6_000);
     }
     remote.is_exactly(&files);
 }
@@ -511,7 +511,7 @@ fn a_replay_outlives_its_server() {
     for wanted in [1, 6_000] {
         let reached = (0..600).any(|_| {
             thread::sleep(Duration::from_millis(20));
-            is_table(&remote, "keepcount_marks") && remote.mark("one.jsonl") >= wanted
+            is_table(&remote, "keepcount_offsets") && remote.offset("one.jsonl") >= wanted
         });
         assert!(reached);
         server.crash();

@@ -1,5 +1,5 @@
 //! Replays through the concert example are exact: on a long real history, on random events, on files that are broken, changed or
-//! read by two at once; and what is then broken behind the hooks' back, verify reports and repair mends, that and nothing else.
+//! read by two at once; and what is then broken behind the hooks' back, verify reports and repair repairs, that and nothing else.
 #![allow(clippy::format_collect)] // what a command prints is written down as its lines are
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::support::concert::{
 
 /// How many lines of a stream are applied.
 fn applied(conn: &Connection, stream: &str) -> usize {
-    number(conn, &format!("SELECT coalesce((SELECT last FROM keepcount_marks WHERE stream = '{stream}'), 0)"))
+    number(conn, &format!("SELECT coalesce((SELECT last FROM keepcount_offsets WHERE stream = '{stream}'), 0)"))
 }
 
 /// The history, and votes over its setlists as a second stream; the model of both.
@@ -83,7 +83,7 @@ fn a_long_history_counts_what_plain_sql_recounts() {
 }
 
 #[test]
-fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_mends_exactly_that() {
+fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_repairs_exactly_that() {
     let (whole, _) = replayed_history();
     sabotage(&whole);
     let of_kind = |counters: &Value, kind: &str| {
@@ -94,12 +94,12 @@ fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_mends_exa
         assert!(of_kind(&wanted, kind) >= 3, "the sabotage is too tame: {kind} in {wanted}");
     }
     for page in [1, 7, 1_000] {
-        finds_and_mends_exactly(&whole.copy(), page);
+        finds_and_repairs_exactly(&whole.copy(), page);
     }
 }
 
 #[test]
-fn each_kind_of_damage_is_reported_alone_and_mended_alone() {
+fn each_kind_of_damage_is_reported_alone_and_repaired_alone() {
     let whole = Site::with(&Writer::new(7, "x").lines(900));
     for (kind, statement) in SABOTAGE {
         for page in [1, 7, 1_000] {
@@ -107,16 +107,16 @@ fn each_kind_of_damage_is_reported_alone_and_mended_alone() {
             site.sql(statement);
             assert!(drifts(&site.open()).values().any(|drifts| !drifts.is_empty()), "{kind} breaks nothing");
             println!("{kind}, page {page}");
-            finds_and_mends_exactly(&site, page);
+            finds_and_repairs_exactly(&site, page);
         }
     }
 }
 
 #[track_caller]
-fn finds_and_mends_exactly(site: &Site, page: usize) {
+fn finds_and_repairs_exactly(site: &Site, page: usize) {
     let conn = site.open();
-    let (before, truth, broken) = (stored(&conn), recount(&conn), drifts(&conn));
-    let wanted = |samples, mended| expected(&conn, &COUNTERS, samples, mended);
+    let (before, true_totals, broken) = (stored(&conn), recount(&conn), drifts(&conn));
+    let wanted = |samples, repaired| expected(&conn, &COUNTERS, samples, repaired);
 
     let untouched = dump(&conn);
     let verify = site.run(&format!("verify --json --page {page} --samples 100000")).exits(2).json();
@@ -124,14 +124,14 @@ fn finds_and_mends_exactly(site: &Site, page: usize) {
     assert_eq!((&verify["complete"], &verify["resume"]), (&json!(true), &Value::Null));
     assert_eq!(dump(&conn), untouched, "a verify has written");
 
-    let mended = wanted(20, true);
+    let repaired = wanted(20, true);
     let repair = site.run(&format!("repair --json --page {page}")).exits(0).json();
-    assert_eq!(repair["counters"], mended, "page {page}");
+    assert_eq!(repair["counters"], repaired, "page {page}");
     let after = stored(&conn);
-    assert_eq!(recount(&conn), truth, "a repair has written rows");
-    assert_eq!(non_zero(&after), truth);
+    assert_eq!(recount(&conn), true_totals, "a repair has written rows");
+    assert_eq!(non_zero(&after), true_totals);
     for counter in COUNTERS.into_iter().filter(|counter| !is_rollup(counter)) {
-        // Also what is 0 is as it was, where it was right. (What is added to a finer level climbs: rollups follow it.)
+        // Also what is 0 is as it was, where it was right. (What is added to a base level climbs: rollups follow it.)
         let broken: BTreeSet<&Key> = broken[counter].iter().map(|(key, ..)| key).collect();
         let right = |totals: &BTreeMap<Key, i64>| {
             let kept = totals.iter().filter(|(key, _)| !broken.contains(key));
@@ -160,7 +160,7 @@ fn ladder() -> Site {
     Site::with(&lines(&events))
 }
 
-/// Each of these lies on one line of the report: a rollup is compared with the finer level as it is stored.
+/// Each of these lies on one line of the report: a rollup is compared with the base level as it is stored.
 #[test]
 fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it() {
     type Line = (&'static str, Value, i64, i64);
@@ -189,7 +189,7 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
                 "user.votes",
             ],
         ),
-        // A finer total is wrong, so that the rollup does not sum it any more; the rollup's rollup does.
+        // A base total is wrong, so that the rollup does not sum it any more; the rollup's rollup does.
         (
             "UPDATE setlist_votes SET total = 7",
             vec![("setlist.votes", l, 7, 5), ("show.votes", s.clone(), 5, 7)],
@@ -235,20 +235,20 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
         let site = whole.copy();
         site.sql(damage);
         let report = site.run("verify --json").exits(2).json();
-        for (counter, key, stored, truth) in wanted {
+        for (counter, key, stored, expected) in wanted {
             let found = reported(&report, counter);
-            assert!(found.contains(&(key, stored, truth)), "{damage}: {counter}: {found:?}");
+            assert!(found.contains(&(key, stored, expected)), "{damage}: {counter}: {found:?}");
         }
         let found: Vec<&str> = COUNTERS.into_iter().filter(|counter| !reported(&report, counter).is_empty()).collect();
         assert_eq!(found, counters, "{damage}");
-        finds_and_mends_exactly(&site, 7);
+        finds_and_repairs_exactly(&site, 7);
         if !damage.contains("votes WHERE id") {
             assert_eq!(non_zero(&stored(&site.open())), totals, "{damage}");
         }
     }
 }
 
-/// The whole law on both sides: links and finer totals move while what sums them is broken.
+/// The whole law on both sides: memberships and base totals move while what sums them is broken.
 #[test]
 fn hooked_writes_leave_the_drift_of_rollups_as_it_is() {
     let mut writer = Writer::new(77, "h");
@@ -259,7 +259,7 @@ fn hooked_writes_leave_the_drift_of_rollups_as_it_is() {
         drifts
             .into_iter()
             .map(|(counter, drifts)| {
-                (counter, drifts.into_iter().map(|(key, stored, truth)| (key, truth - stored)).collect())
+                (counter, drifts.into_iter().map(|(key, stored, expected)| (key, expected - stored)).collect())
             })
             .collect()
     };
@@ -268,7 +268,7 @@ fn hooked_writes_leave_the_drift_of_rollups_as_it_is() {
     site.write("more.jsonl", &writer.lines(800));
     site.run("replay more.jsonl").exits(0);
     assert_eq!(lacks(&site), before);
-    finds_and_mends_exactly(&site, 50);
+    finds_and_repairs_exactly(&site, 50);
     writer.model.is_in(&site.open());
 }
 
@@ -487,7 +487,7 @@ fn invalid() -> Vec<(Vec<u8>, &'static str)> {
         (valid.replace('x', "a\tb").into_bytes(), "JSON"),
         (valid.replace('x', r"\ud800").into_bytes(), "id"),
         (valid.replace("\"followers\":0", "\"followers\":1e2").into_bytes(), "followers"),
-        ([b"\xef\xbb\xbf", valid.as_bytes()].concat(), "JSON"), // a byte order mark
+        ([b"\xef\xbb\xbf", valid.as_bytes()].concat(), "JSON"), // a byte order offset
         (valid.bytes().map(|byte| if byte == b'x' { 0xff } else { byte }).collect(), "UTF-8"),
     ]);
     invalid
@@ -640,7 +640,7 @@ fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key() {
 // Files that are broken, changed, or read by two.
 
 #[test]
-fn a_gzip_that_is_cut_off_or_corrupt_ends_at_its_line_and_a_whole_one_continues() {
+fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_continues() {
     let events: Vec<String> = {
         let mut random = Random(9); // names that do not compress
         let name = |random: &mut Random| (0..8).map(|_| format!("{:x}", random.below(1 << 30))).collect::<String>();
@@ -655,8 +655,8 @@ fn a_gzip_that_is_cut_off_or_corrupt_ends_at_its_line_and_a_whole_one_continues(
     corrupt[whole.len() / 2] ^= 0xff;
     let mut bad_checksum = whole.clone();
     bad_checksum[whole.len() - 6] ^= 1;
-    let cuts = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3].map(|at| whole[..at].to_vec());
-    for broken in cuts.into_iter().chain([corrupt, bad_checksum]) {
+    let cutoffs = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3].map(|at| whole[..at].to_vec());
+    for broken in cutoffs.into_iter().chain([corrupt, bad_checksum]) {
         fs::write(site.path("events.jsonl.gz"), &broken).unwrap();
         let ran = site.run("replay events.jsonl.gz").fails(&["line "]);
         let conn = site.open();
@@ -745,17 +745,17 @@ fn a_stream_without_a_name_or_with_one_that_is_too_long_is_refused_before_anythi
     site.run("replay .gz --stream other").fails(&["line 1: "]);
 }
 
-/// A database whose positions are where they were before there were marks.
+/// A database whose positions are where they were before there were offsets.
 fn with_old_positions(site: &Site) {
     site.sql(
         "CREATE TABLE replay_position (stream TEXT NOT NULL PRIMARY KEY, lines INTEGER NOT NULL, hash BLOB NOT NULL) STRICT;
-         INSERT INTO replay_position SELECT stream, last, hash FROM keepcount_marks JOIN replay_prefix USING (stream);
-         DROP TABLE keepcount_marks; DROP TABLE replay_prefix",
+         INSERT INTO replay_position SELECT stream, last, hash FROM keepcount_offsets JOIN replay_prefix USING (stream);
+         DROP TABLE keepcount_offsets; DROP TABLE replay_prefix",
     );
 }
 
 #[test]
-fn positions_from_before_there_were_marks_are_taken_over_by_a_replay() {
+fn positions_from_before_there_were_offsets_are_taken_over_by_a_replay() {
     let site = Site::with(&base());
     site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming")]));
     site.run("replay two.jsonl --stream second").exits(0);
@@ -764,7 +764,7 @@ fn positions_from_before_there_were_marks_are_taken_over_by_a_replay() {
 
     let old = fs::read(site.path("site.db")).unwrap();
     for words in ["totals artist.shows", "verify", "repair"] {
-        site.run(words).fails(&["site.db", "replay_position", "before there were marks"]);
+        site.run(words).fails(&["site.db", "replay_position", "before there were offsets"]);
         assert!(fs::read(site.path("site.db")).unwrap() == old, "{words} has written");
     }
     assert!(site.run("replay base.jsonl").exits(0).out.contains(" 0 events applied"));
@@ -780,7 +780,7 @@ fn positions_from_before_there_were_marks_are_taken_over_by_a_replay() {
 }
 
 #[test]
-fn old_positions_that_cannot_be_marks_are_refused_and_left_alone() {
+fn old_positions_that_cannot_be_offsets_are_refused_and_left_alone() {
     let long = "s".repeat(257);
     for (change, names) in [
         ("UPDATE replay_position SET stream = ''".to_owned(), "1 to 256 bytes"),
@@ -788,10 +788,10 @@ fn old_positions_that_cannot_be_marks_are_refused_and_left_alone() {
         ("UPDATE replay_position SET hash = x'00'".to_owned(), "32 byte"),
         // An older version of the example came back, after a newer one had replayed the stream.
         (
-            "CREATE TABLE keepcount_marks (stream TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-             INSERT INTO keepcount_marks VALUES ('base.jsonl', 9)"
+            "CREATE TABLE keepcount_offsets (stream TEXT NOT NULL PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+             INSERT INTO keepcount_offsets VALUES ('base.jsonl', 9)"
                 .to_owned(),
-            "it has a mark already",
+            "it has an offset already",
         ),
     ] {
         let site = Site::with(&base());
@@ -804,13 +804,13 @@ fn old_positions_that_cannot_be_marks_are_refused_and_left_alone() {
 }
 
 #[test]
-fn a_mark_without_the_hash_of_its_lines_is_refused() {
+fn an_offset_without_the_hash_of_its_lines_is_refused() {
     for (change, names) in [
-        ("DELETE FROM replay_prefix", "no hash of stream base.jsonl, whose mark is 7"),
-        ("DELETE FROM keepcount_marks", "a hash of stream base.jsonl, whose mark is 0"),
-        ("UPDATE keepcount_marks SET last = 6", "lines 1 to 6"),
-        ("UPDATE keepcount_marks SET last = 8", "8 lines"),
-        ("UPDATE keepcount_marks SET last = -1", "the mark of stream base.jsonl is -1"),
+        ("DELETE FROM replay_prefix", "no hash of stream base.jsonl, whose offset is 7"),
+        ("DELETE FROM keepcount_offsets", "a hash of stream base.jsonl, whose offset is 0"),
+        ("UPDATE keepcount_offsets SET last = 6", "lines 1 to 6"),
+        ("UPDATE keepcount_offsets SET last = 8", "8 lines"),
+        ("UPDATE keepcount_offsets SET last = -1", "the offset of stream base.jsonl is -1"),
     ] {
         let site = Site::with(&base());
         site.sql(change);
@@ -820,9 +820,9 @@ fn a_mark_without_the_hash_of_its_lines_is_refused() {
     }
 }
 
-/// An event's mark begins behind the event before, so that blank lines between leave no gap; those at the end belong to the next event.
+/// An event's offset begins behind the event before, so that blank lines between leave no gap; those at the end belong to the next event.
 #[test]
-fn blank_lines_are_part_of_the_next_event_s_mark() {
+fn blank_lines_are_part_of_the_next_event_s_offset() {
     let spaced: Vec<String> = base().into_iter().flat_map(|line| [String::new(), " \t".to_owned(), line]).collect();
     let last = [spaced.clone(), vec![String::new(); 4]].concat();
     let site = Site::with(&last);
@@ -833,7 +833,7 @@ fn blank_lines_are_part_of_the_next_event_s_mark() {
     assert_eq!(applied(&site.open(), "base.jsonl"), 26);
     site.is_exact();
 
-    // With a mark for each event.
+    // With an offset for each event.
     site.write("spaced.jsonl", &spaced);
     let files = site.files();
     site.run_args(&["--events", "spaced.jsonl"]).exits(0);

@@ -1,15 +1,15 @@
-//! Brackets that are dropped: until the settle time is over nobody mends their keys, or calls them clean; then they are seen to first.
+//! Pending writes that are dropped: until the grace period is over nobody repairs their keys, or calls them clean; then they are seen to first.
 
 use keepcount::reconcile::Mode;
 
-use super::brackets::assert_mended;
+use super::pending_writes::assert_repaired;
 use super::threads::{check, thread};
-use super::world::{Keys, SETTLE, VOTES, World, keys, unsettled, with_batch};
+use super::world::{GRACE, Keys, VOTES, World, keys, unsettled, with_batch};
 
-/// Whoever dropped a bracket finds out that its row is there, and counts it in a new one: had a repair mended it meanwhile, it would count twice. It
-/// once did, where the bracket was dropped after the repair had looked for suspects and before it had the key to itself.
+/// Whoever dropped a pending write finds out that its row is there, and counts it in a new one: had a repair repaired it meanwhile, it would count twice. It
+/// once did, where the pending write was dropped after the repair had looked for unresolved keys and before it had the key to itself.
 #[test]
-fn a_bracket_that_is_dropped_and_made_good_counts_once() {
+fn a_pending_write_that_is_dropped_and_made_good_counts_once() {
     let Keys { here, there, .. } = keys();
     for tries in [2, 0] {
         check(move || {
@@ -18,9 +18,9 @@ fn a_bracket_that_is_dropped_and_made_good_counts_once() {
             let (rows, mut batch) = with_batch([(here, 1), (there, 1)]);
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    let bracket = world.begin(&mut batch);
+                    let pending_write = world.begin(&mut batch);
                     world.show(&rows);
-                    drop(bracket);
+                    drop(pending_write);
                     world.begin(&mut batch).commit().unwrap();
                 });
                 scope.spawn(|| world.repair(tries));
@@ -29,17 +29,17 @@ fn a_bracket_that_is_dropped_and_made_good_counts_once() {
             for key in [here, there] {
                 assert!([None, Some(&7)].contains(&drifts.get(&key)), "{drifts:?}");
             }
-            world.pass(2 * SETTLE);
+            world.pass(2 * GRACE);
             let report = world.repair(tries);
-            assert_mended(&world, &report, &[]);
+            assert_repaired(&world, &report, &[]);
             assert_eq!(unsettled(&report), []);
         });
     }
 }
 
-/// The row becomes visible long after its bracket was dropped: the commit was under way.
+/// The row becomes visible long after its pending write was dropped: the commit was under way.
 #[test]
-fn a_row_that_comes_after_its_bracket_was_dropped_is_mended_when_it_is_settled() {
+fn a_row_that_comes_after_its_pending_write_was_dropped_is_repaired_when_it_is_settled() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let planted = [(there, 1)];
@@ -54,13 +54,13 @@ fn a_row_that_comes_after_its_bracket_was_dropped_is_mended_when_it_is_settled()
             (world.store.total(VOTES, here).unwrap(), report)
         });
         assert!(report.complete());
-        assert_eq!(before, 0, "mended before it was settled");
-        // Seen before the bracket began or left alone, and never clean behind it.
+        assert_eq!(before, 0, "repaired before it was settled");
+        // Seen before the pending write began or left alone, and never clean behind it.
         let verify = world.run(Mode::Verify, 1).unwrap();
         assert_eq!(unsettled(&verify).len(), 2, "{verify}");
-        world.pass(2 * SETTLE);
+        world.pass(2 * GRACE);
         let report = world.repair(1);
-        assert_mended(&world, &report, &[]);
+        assert_repaired(&world, &report, &[]);
         assert_eq!(unsettled(&report), []);
     });
 }

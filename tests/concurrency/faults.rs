@@ -1,12 +1,12 @@
-//! Brackets that are used wrongly, each in one point: the checker finds what comes of it, so it would find it in the store too.
+//! Pending writes that are used wrongly, each in one point: the checker finds what comes of it, so it would find it in the store too.
 
 use std::ops::Bound;
 
 use keepcount::reconcile::Mode;
 
-use super::brackets::assert_mended;
+use super::pending_writes::assert_repaired;
 use super::threads::{finds, thread};
-use super::world::{Keys, SETTLE, VOTES, World, keys, settling, with_batch};
+use super::world::{GRACE, Keys, VOTES, World, grace_period, keys, with_batch};
 
 /// A repair beside one writer.
 fn repair_beside(write: impl Fn(&World) + Sync) {
@@ -18,12 +18,12 @@ fn repair_beside(write: impl Fn(&World) + Sync) {
     });
     // An audit that notices refuses: that is no failure.
     if let Ok(report) = report {
-        assert_mended(&world, &report, &[]);
+        assert_repaired(&world, &report, &[]);
     }
 }
 
 #[test]
-fn a_bracket_that_begins_after_its_rows_are_visible() {
+fn a_pending_write_that_begins_after_its_rows_are_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -35,7 +35,7 @@ fn a_bracket_that_begins_after_its_rows_are_visible() {
 }
 
 #[test]
-fn a_bracket_that_is_committed_before_its_rows_are_visible() {
+fn a_pending_write_that_is_committed_before_its_rows_are_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -47,7 +47,7 @@ fn a_bracket_that_is_committed_before_its_rows_are_visible() {
 }
 
 #[test]
-fn a_bracket_that_is_aborted_although_its_rows_become_visible() {
+fn a_pending_write_that_is_aborted_although_its_rows_become_visible() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -59,9 +59,9 @@ fn a_bracket_that_is_aborted_although_its_rows_become_visible() {
     });
 }
 
-/// The audit notices it, unless the hook runs between its last look and its mend.
+/// The audit notices it, unless the hook runs between its last look and its repair.
 #[test]
-fn a_hook_without_a_bracket() {
+fn a_hook_without_a_pending_write() {
     let Keys { here, .. } = keys();
     finds(move || {
         repair_beside(|world| {
@@ -80,28 +80,28 @@ fn rows_that_were_read_before_they_were_asked_for() {
         let world = World::planted([(here, 1)]);
         let report = thread::scope(|scope| {
             scope.spawn(|| world.write([(here, 1)]));
-            let mut audit = world.audit(settling(1));
+            let mut audit = world.audit(grace_period(1));
             let stale = world.read(Bound::Unbounded);
             audit.add(VOTES, move |_| stale.clone()).unwrap();
             world.run_of(Mode::Repair, &mut audit).unwrap()
         });
-        assert_mended(&world, &report, &[]);
+        assert_repaired(&world, &report, &[]);
     });
 }
 
-/// A settle time that is over before it is known what became of the rows: whoever finds out, and counts them, counts them twice.
+/// A grace period that is over before it is known what became of the rows: whoever finds out, and counts them, counts them twice.
 #[test]
-fn a_dropped_bracket_that_is_made_good_after_the_settle_time() {
+fn a_dropped_pending_write_that_is_made_good_after_the_settle_time() {
     let Keys { here, .. } = keys();
     finds(move || {
         let world = World::new();
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (rows, mut batch) = with_batch([(here, 1)]);
-                let bracket = world.begin(&mut batch);
+                let pending_write = world.begin(&mut batch);
                 world.show(&rows);
-                drop(bracket);
-                world.pass(2 * SETTLE);
+                drop(pending_write);
+                world.pass(2 * GRACE);
                 world.begin(&mut batch).commit().unwrap();
             });
             world.repair(1)

@@ -1,4 +1,4 @@
-//! Asynchronous callers, without a runtime: a bracket lives across an await, moves with its task, and is dropped with it.
+//! Asynchronous callers, without a runtime: a pending write lives across an await, moves with its task, and is dropped with it.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -8,7 +8,7 @@ use keepcount::reconcile::Mode;
 use keepcount::{Batch, KeyBuf, MemoryStore};
 
 use super::threads::once;
-use super::world::{Keys, Row, SETTLE, World, keys, unsettled, with_batch};
+use super::world::{GRACE, Keys, Row, World, keys, unsettled, with_batch};
 
 /// Pending once, then ready: a database that takes its time.
 fn database() -> impl Future<Output = ()> + Send {
@@ -18,19 +18,19 @@ fn database() -> impl Future<Output = ()> + Send {
 
 /// A handler as applications write it.
 async fn handle(world: &World, rows: &[Row], batch: &mut Batch) -> keepcount::Result<()> {
-    let bracket = world.store.begin(batch)?;
+    let pending_write = world.store.begin(batch)?;
     database().await;
     world.show(rows);
-    bracket.commit()?;
+    pending_write.commit()?;
     Ok(())
 }
 
 /// A handler of a task that must not block its thread: it looks, and looks again later.
 async fn handle_in_turns(store: &MemoryStore, batch: &mut Batch) -> keepcount::Result<()> {
     loop {
-        if let Some(bracket) = store.try_begin(batch)? {
+        if let Some(pending_write) = store.try_begin(batch)? {
             database().await;
-            bracket.commit()?;
+            pending_write.commit()?;
             return Ok(());
         }
         database().await;
@@ -47,7 +47,7 @@ fn is_send<T: Send>(of: T) -> T {
 }
 
 #[test]
-fn a_bracket_lives_across_an_await_and_moves_between_threads() {
+fn a_pending_write_lives_across_an_await_and_moves_between_threads() {
     let Keys { here, .. } = keys();
     once(move || {
         let world = World::new();
@@ -65,7 +65,7 @@ fn a_bracket_lives_across_an_await_and_moves_between_threads() {
 
 /// A client that hangs up: its future is dropped where it waits.
 #[test]
-fn a_future_that_is_dropped_at_its_await_leaves_its_keys_as_suspects() {
+fn a_future_that_is_dropped_at_its_await_leaves_its_keys_as_unresolved() {
     let Keys { here, there, .. } = keys();
     once(move || {
         let world = World::new();
@@ -74,15 +74,15 @@ fn a_future_that_is_dropped_at_its_await_leaves_its_keys_as_suspects() {
         let mut future = Box::pin(is_send(handle(&world, &rows, &mut batch)));
         assert!(poll(future.as_mut()).is_pending());
         drop(future);
-        let mut suspects = [here, there].map(KeyBuf::of::<i64>).to_vec();
-        suspects.sort();
+        let mut unresolved = [here, there].map(KeyBuf::of::<i64>).to_vec();
+        unresolved.sort();
         let report = world.run(Mode::Verify, 1).unwrap();
-        assert_eq!((report.drift(), unsettled(&report)), (0, suspects.clone()));
+        assert_eq!((report.drift(), unsettled(&report)), (0, unresolved.clone()));
         // The transaction came through all the same.
         world.show(&rows);
         let report = world.repair(1);
-        assert_eq!((report.drift(), unsettled(&report)), (0, suspects));
-        world.pass(2 * SETTLE);
+        assert_eq!((report.drift(), unsettled(&report)), (0, unresolved));
+        world.pass(2 * GRACE);
         let report = world.repair(1);
         assert_eq!((report.drift(), unsettled(&report)), (2, vec![]));
         assert_eq!(world.drifts(), [].into());

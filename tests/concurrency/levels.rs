@@ -1,24 +1,24 @@
 //! Rollups that climb beside a repair of what they sum and of themselves, and prunes beside a repair.
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, Report, run};
-use keepcount::{Batch, Counter, Def, Layout, MemoryStore, Record, Snapshot, Tally};
+use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Snapshot, Tally};
 
 use super::threads::{Mutex, check, once, thread};
-use super::world::{World, settling, unsettled};
+use super::world::{World, grace_period, unsettled};
 
 const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
 const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days");
-const LAYOUT: Layout =
-    Layout::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table(), SHOW_DAYS.table().prunable()]);
+const SCHEMA: Schema =
+    Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table(), SHOW_DAYS.table().prunable()]);
 
 /// A vote for a setlist.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, self.0, 1);
@@ -30,7 +30,7 @@ impl Record for Vote {
 struct Setlist(i64, i64);
 
 impl Record for Setlist {
-    const COUNTERS: &'static [Def] = &[SETLIST_SHOW.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_SHOW, (self.0, self.1), 1);
@@ -42,7 +42,7 @@ impl Record for Setlist {
 struct Day(i64, i64);
 
 impl Record for Day {
-    const COUNTERS: &'static [Def] = &[SHOW_DAYS.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_DAYS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_DAYS, (self.0, self.1), 1);
@@ -64,7 +64,7 @@ struct Levels {
 
 impl Levels {
     fn new(rows: Rows, planted: impl FnOnce(&mut Batch)) -> Self {
-        let levels = Self { store: MemoryStore::new(&LAYOUT), rows: Mutex::new(Rows::default()), world: World::new() };
+        let levels = Self { store: MemoryStore::new(&SCHEMA), rows: Mutex::new(Rows::default()), world: World::new() };
         let mut batch = Batch::new();
         batch.insert(rows.votes.as_slice());
         batch.insert(rows.setlists.as_slice());
@@ -79,9 +79,9 @@ impl Levels {
     fn write(&self, change: impl FnOnce(&mut Rows), hooks: impl FnOnce(&mut Batch)) {
         let mut batch = Batch::new();
         hooks(&mut batch);
-        let bracket = self.store.begin(&mut batch).unwrap();
+        let pending_write = self.store.begin(&mut batch).unwrap();
         change(&mut self.rows.lock());
-        bracket.commit().unwrap();
+        pending_write.commit().unwrap();
     }
 
     fn vote(&self, setlist: i64) {
@@ -108,15 +108,15 @@ impl Levels {
         audit.add(SHOW_DAYS, |_| self.sorted(|rows| &rows.days)).unwrap();
     }
 
-    fn run(&self, mode: Mode, counters: &[Def], tries: u32) -> Report {
-        let mut audit = MemoryAudit::live(&self.store, settling(tries), self.world.waits());
+    fn run(&self, mode: Mode, counters: &[CounterId], tries: u32) -> Report {
+        let mut audit = MemoryAudit::live(&self.store, grace_period(tries), self.world.waits());
         self.add_rows(&mut audit);
-        let mut reconciler = Reconciler::scoped(mode, &LAYOUT, counters, Options::default().page(2)).unwrap();
+        let mut reconciler = Reconciler::scoped(mode, &SCHEMA, counters, Options::default().page(2)).unwrap();
         run(&mut reconciler, &mut audit, &mut self.world.waits()).unwrap()
     }
 
     /// A repair of a counter, and of what it sums.
-    fn repair(&self, counter: Def, tries: u32) {
+    fn repair(&self, counter: CounterId, tries: u32) {
         let report = self.run(Mode::Repair, &[counter], tries);
         assert!(report.complete(), "{report}");
         assert_eq!(unsettled(&report), [], "{report}");
@@ -125,7 +125,7 @@ impl Levels {
     /// Nothing differs, while nobody writes.
     #[track_caller]
     fn assert_exact(&self) {
-        let report = self.run(Mode::Verify, &LAYOUT.by_name(), 0);
+        let report = self.run(Mode::Verify, &SCHEMA.by_name(), 0);
         assert_eq!((report.drift(), unsettled(&report)), (0, vec![]), "{}", report.table());
         let rows = self.rows.lock();
         for show in [70, 71] {
@@ -152,7 +152,7 @@ fn votes_climb_beside_a_repair_of_all_levels() {
         thread::scope(|scope| {
             scope.spawn(|| levels.vote(1));
             scope.spawn(|| levels.vote(2));
-            levels.repair(SHOW_VOTES.def(), 1);
+            levels.repair(SHOW_VOTES.id(), 1);
         });
         levels.assert_exact();
     });
@@ -165,7 +165,7 @@ fn a_setlist_moves_beside_a_repair_of_all_levels() {
         thread::scope(|scope| {
             scope.spawn(|| levels.take_to(1, 70, 71));
             scope.spawn(|| levels.vote(1));
-            levels.repair(SHOW_VOTES.def(), 1);
+            levels.repair(SHOW_VOTES.id(), 1);
         });
         levels.assert_exact();
     });
@@ -183,30 +183,30 @@ fn broken() -> Snapshot {
 }
 
 #[test]
-fn a_rollup_is_mended_beside_mends_of_what_it_sums() {
+fn a_rollup_is_repaired_beside_repairs_of_what_it_sums() {
     let broken = broken();
     check(move || {
-        let levels = Levels { store: MemoryStore::restore(&LAYOUT, &broken).unwrap(), ..drifting() };
+        let levels = Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
         thread::scope(|scope| {
-            scope.spawn(|| levels.repair(SETLIST_VOTES.def(), 1));
-            scope.spawn(|| levels.repair(SETLIST_SHOW.def(), 1));
+            scope.spawn(|| levels.repair(SETLIST_VOTES.id(), 1));
+            scope.spawn(|| levels.repair(SETLIST_SHOW.id(), 1));
             scope.spawn(|| levels.vote(2));
-            levels.repair(SHOW_VOTES.def(), 1);
+            levels.repair(SHOW_VOTES.id(), 1);
         });
         levels.assert_exact();
     });
 }
 
-/// Two repairs of one rollup, each by a cut of its own: what the first has added is not added again.
+/// Two repairs of one rollup, each by a cutoff of its own: what the first has added is not added again.
 #[test]
-fn two_repairs_of_one_rollup_mend_it_once() {
+fn two_repairs_of_one_rollup_repair_it_once() {
     let broken = broken();
     check(move || {
-        let levels = Levels { store: MemoryStore::restore(&LAYOUT, &broken).unwrap(), ..drifting() };
+        let levels = Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
         thread::scope(|scope| {
-            scope.spawn(|| levels.repair(SHOW_VOTES.def(), 1));
+            scope.spawn(|| levels.repair(SHOW_VOTES.id(), 1));
             scope.spawn(|| levels.take_to(1, 70, 71));
-            levels.repair(SHOW_VOTES.def(), 1);
+            levels.repair(SHOW_VOTES.id(), 1);
         });
         levels.assert_exact();
     });
@@ -227,7 +227,7 @@ fn a_prune_beside_a_repair_and_writers_takes_away_what_is_below_and_nothing_else
                 day(20);
             });
             scope.spawn(|| levels.store.prune(SHOW_DAYS, 15).unwrap());
-            levels.repair(SHOW_DAYS.def(), 1);
+            levels.repair(SHOW_DAYS.id(), 1);
         });
         levels.assert_exact();
         assert_eq!(levels.store.totals(SHOW_DAYS).unwrap(), [((7, 20), 2)]);

@@ -1,4 +1,4 @@
-//! What threads do to one memory store at once: writers, brackets, gates, audits, snapshots, prunes. Every body is written once and run twice: natively,
+//! What threads do to one memory store at once: writers, pending writes, gates, audits, snapshots, prunes. Every body is written once and run twice: natively,
 //! on the machine's threads, some hundred times; and under a model checker (shuttle), which runs the threads one at a time and chooses, at every
 //! lock and atomic, who is next: `just concurrency`.
 //!
@@ -6,13 +6,13 @@
 //! on an order, the comment there argues for it (`src/store/memory/stripe.rs`, `audited.rs`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-mod brackets;
+mod barriers;
 mod dropped;
 #[cfg(keepcount_shuttle)]
 mod faults;
 mod futures;
-mod gates;
 mod levels;
+mod pending_writes;
 mod ready;
 mod threads;
 mod world;

@@ -1,21 +1,21 @@
 //! Counters that become ready beside writers and readers: who may read one sees all of its rows.
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, run};
-use keepcount::{Batch, Counter, Def, Error, Layout, MemoryStore, Record, Tally};
+use keepcount::{Batch, Counter, CounterId, Error, MemoryStore, Record, Schema, Tally};
 
 use super::threads::{Mutex, check, thread};
-use super::world::{World, settling, unsettled};
+use super::world::{World, grace_period, unsettled};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
 const FANS: Counter<i64> = Counter::new("artist.fans");
-const LAYOUT: Layout = Layout::new(&[VOTES.table(), FANS.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table(), FANS.table()]);
 
 /// A vote of a fan.
 #[derive(Clone, Copy)]
 struct Vote;
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[VOTES.def(), FANS.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id(), FANS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, 1, 1);
@@ -27,12 +27,13 @@ impl Record for Vote {
 fn two_counters_become_ready_at_once_beside_a_writer_and_a_reader() {
     const BEFORE: usize = 3;
     check(|| {
-        let (world, store, rows) = (World::new(), MemoryStore::over_rows(&LAYOUT), Mutex::new(vec![Vote; BEFORE]));
+        let (world, store, rows) =
+            (World::new(), MemoryStore::pending_backfill(&SCHEMA), Mutex::new(vec![Vote; BEFORE]));
         let backfill = |counter: Counter<i64>| {
-            let mut audit = MemoryAudit::live(&store, settling(1), world.waits());
+            let mut audit = MemoryAudit::live(&store, grace_period(1), world.waits());
             audit.add(counter, |_| rows.lock().clone()).unwrap();
             let mut backfill =
-                Reconciler::scoped(Mode::Backfill, &LAYOUT, &[counter.def()], Options::default().page(2)).unwrap();
+                Reconciler::scoped(Mode::Backfill, &SCHEMA, &[counter.id()], Options::default().page(2)).unwrap();
             let report = run(&mut backfill, &mut audit, &mut world.waits()).unwrap();
             assert_eq!((report.complete(), unsettled(&report)), (true, vec![]), "{report}");
         };
@@ -46,14 +47,14 @@ fn two_counters_become_ready_at_once_beside_a_writer_and_a_reader() {
             scope.spawn(|| {
                 let mut batch = Batch::new();
                 batch.insert(&Vote);
-                let bracket = store.begin(&mut batch).unwrap();
+                let pending_write = store.begin(&mut batch).unwrap();
                 rows.lock().push(Vote);
-                bracket.commit().unwrap();
+                pending_write.commit().unwrap();
             });
             read(VOTES, 1);
             read(FANS, 2);
         });
         assert_eq!([store.total(VOTES, 1).unwrap(), store.total(FANS, 2).unwrap()], [4, 4]);
-        assert!([VOTES, FANS].iter().all(|counter| store.is_ready(counter.def()).unwrap()));
+        assert!([VOTES, FANS].iter().all(|counter| store.is_ready(counter.id()).unwrap()));
     });
 }

@@ -56,7 +56,7 @@ mod checked {
     /// How often the priorities of threads change: bugs of two threads need one to three times.
     const TURNS: usize = 3;
     /// A body that [`check_all`] runs has fewer schedules than this.
-    const ALL_MOST: usize = 200_000;
+    const MAX_ALL: usize = 200_000;
     /// A fault is found within this many schedules of some kind, the same every time.
     const FOUND_WITHIN: usize = 5_000;
     const SEED: u64 = 1;
@@ -102,8 +102,8 @@ mod checked {
 
     /// Runs a small body over all of its schedules.
     pub fn check_all(body: impl Fn() + Send + Sync + 'static) {
-        let all = run(DfsScheduler::new(Some(ALL_MOST), false), body);
-        assert!(all < ALL_MOST, "a smaller body, or check");
+        let all = run(DfsScheduler::new(Some(MAX_ALL), false), body);
+        assert!(all < MAX_ALL, "a smaller body, or check");
         say(&format!("all {all} schedules"));
     }
 

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use keepcount::reconcile::{Control, MemoryAudit, Mode, Options, Reconciler, Report, Settling, run};
-use keepcount::{Batch, Bracket, Counter, Def, KeyBuf, Layout, MemoryStore, Record, Result, Tally};
+use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, run};
+use keepcount::{Batch, Counter, CounterId, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema, Tally};
 
 use super::threads::{Mutex, once, thread};
 
 pub const VOTES: Counter<i64> = Counter::new("votes");
-pub const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+pub const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 
 /// A row that adds an amount to one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ pub struct Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.key, self.amount);
@@ -58,16 +58,16 @@ impl Clock {
     }
 }
 
-/// Keys of dropped brackets are left alone for so long.
-pub const SETTLE: Duration = Duration::from_secs(3600);
-/// A day after the clock began: what was dropped then is older than the settle time, by [`World::pass`].
+/// Keys of dropped pending writes are left alone for so long.
+pub const GRACE: Duration = Duration::from_secs(3600);
+/// A day after the clock began: what was dropped then is older than the grace period, by [`World::pass`].
 const BEGIN: u64 = 24 * 3600;
 
 impl World {
     pub fn new() -> Self {
         let clock = Clock::default();
         clock.0.store(BEGIN, Ordering::SeqCst);
-        let store = MemoryStore::new(&LAYOUT).with_clock({
+        let store = MemoryStore::new(&SCHEMA).with_clock({
             let clock = clock.clone();
             move || clock.now()
         });
@@ -93,12 +93,12 @@ impl World {
     /// Begins, makes rows visible, commits: as it should be.
     pub fn write<const N: usize>(&self, of: [(i64, i64); N]) {
         let (rows, mut batch) = with_batch(of);
-        let bracket = self.begin(&mut batch);
+        let pending_write = self.begin(&mut batch);
         self.show(&rows);
-        bracket.commit().unwrap();
+        pending_write.commit().unwrap();
     }
 
-    pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> Bracket<'a> {
+    pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> PendingWrite<'a> {
         self.store.begin(batch).unwrap()
     }
 
@@ -115,8 +115,8 @@ impl World {
     }
 
     /// An audit beside writers, without rows.
-    pub fn audit(&self, settling: Settling) -> MemoryAudit<'_> {
-        MemoryAudit::live(&self.store, settling, self.waits())
+    pub fn audit(&self, grace_period: GracePeriod) -> MemoryAudit<'_> {
+        MemoryAudit::live(&self.store, grace_period, self.waits())
     }
 
     pub fn waits(&self) -> Waits {
@@ -125,13 +125,13 @@ impl World {
 
     /// A whole run of an audit beside writers, which tries so often before it shuts a gate.
     pub fn run(&self, mode: Mode, tries: u32) -> Result<Report> {
-        let mut audit = self.audit(settling(tries));
+        let mut audit = self.audit(grace_period(tries));
         audit.add(VOTES, |from| self.read(from))?;
         self.run_of(mode, &mut audit)
     }
 
     pub fn run_of(&self, mode: Mode, audit: &mut MemoryAudit<'_>) -> Result<Report> {
-        let mut reconciler = Reconciler::new(mode, &LAYOUT, Options::default().page(2))?;
+        let mut reconciler = Reconciler::new(mode, &SCHEMA, Options::default().page(2))?;
         run(&mut reconciler, audit, &mut self.waits())
     }
 
@@ -157,8 +157,8 @@ pub fn with_batch<const N: usize>(of: [(i64, i64); N]) -> ([Row; N], Batch) {
 }
 
 /// So many tries before a gate is shut, which then stays shut for as long as it takes.
-pub fn settling(tries: u32) -> Settling {
-    Settling::after(SETTLE).gate_time(SETTLE).tries(tries)
+pub fn grace_period(tries: u32) -> GracePeriod {
+    GracePeriod::after(GRACE).barrier_time(GRACE).tries(tries)
 }
 
 /// Time that passes for whoever waits, who lets the others go on.
@@ -167,7 +167,7 @@ pub struct Waits {
     waited: Duration,
 }
 
-impl Control for Waits {
+impl Runtime for Waits {
     fn now(&mut self) -> Duration {
         self.clock.now() + self.waited
     }
@@ -201,21 +201,21 @@ pub fn keys() -> Keys {
 
 fn find_keys() -> Keys {
     const HERE: i64 = 1;
-    const MOST: i64 = 20_000;
+    const MAX: i64 = 20_000;
     let world = World::planted([(HERE, 1)]);
     let waits = |key| {
         let mut batch = batch(&rows([(key, 1)]));
         let begun = world.store.try_begin(&mut batch).unwrap();
-        begun.map(Bracket::abort).is_none()
+        begun.map(PendingWrite::abort).is_none()
     };
     let (mut found, mut calls) = (None, 0);
-    let mut audit = world.audit(settling(0));
+    let mut audit = world.audit(grace_period(0));
     audit
         .add(VOTES, |_| {
             calls += 1;
             // First for the page; then for its one suspect, while the gate is shut.
             if calls == 2 {
-                let other = |is: bool| (HERE + 1..MOST).find(|key| waits(*key) == is).unwrap();
+                let other = |is: bool| (HERE + 1..MAX).find(|key| waits(*key) == is).unwrap();
                 found = Some(Keys { here: HERE, beside: other(true), there: other(false) });
             }
             Vec::<Row>::new()

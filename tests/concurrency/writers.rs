@@ -1,15 +1,15 @@
-//! Writers of one store beside each other and beside who looks: every delta counts once, a batch is seen whole or not at all, and so is its mark.
+//! Writers of one store beside each other and beside who looks: every delta counts once, a batch is seen whole or not at all, and so is its offset.
 
 use std::collections::BTreeMap;
 
-use keepcount::{Error, Mark, MemoryStore, Snapshot};
+use keepcount::{Error, MemoryStore, Snapshot, StreamRange};
 
 use super::threads::{check, check_all, thread};
-use super::world::{Keys, LAYOUT, VOTES, batch, keys, rows};
+use super::world::{Keys, SCHEMA, VOTES, batch, keys, rows};
 
 /// What was there at the moment of a snapshot.
 fn restored(snapshot: &Snapshot) -> MemoryStore {
-    MemoryStore::restore(&LAYOUT, snapshot).unwrap()
+    MemoryStore::restore(&SCHEMA, snapshot).unwrap()
 }
 
 fn totals(store: &MemoryStore) -> BTreeMap<i64, i64> {
@@ -19,7 +19,7 @@ fn totals(store: &MemoryStore) -> BTreeMap<i64, i64> {
 #[test]
 fn two_writers_of_one_key_count_both() {
     check_all(|| {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let write = || store.apply(&mut batch(&rows([(1, 1)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(write);
@@ -33,7 +33,7 @@ fn two_writers_of_one_key_count_both() {
 fn three_writers_of_keys_here_and_there_count_all() {
     let Keys { here, beside, there } = keys();
     check(move || {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let write = |of: &[_]| {
             store.apply(&mut batch(of)).unwrap();
             store.apply(&mut batch(of)).unwrap();
@@ -51,7 +51,7 @@ fn three_writers_of_keys_here_and_there_count_all() {
 fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
     let Keys { here, there, .. } = keys();
     check(move || {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let write = |amount| store.apply(&mut batch(&rows([(here, amount), (there, -amount)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| write(1));
@@ -71,7 +71,7 @@ fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
 fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
     let Keys { here, beside, there } = keys();
     check(move || {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         store.apply(&mut batch(&rows([(beside, i64::MAX)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -95,7 +95,7 @@ fn batches_that_fill_a_total_beside_others_count_all() {
     const ROOM: i64 = 1 << 62;
     let Keys { here, there, .. } = keys();
     check(move || {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         store.apply(&mut batch(&rows([(here, ROOM)]))).unwrap();
         let write = |of: &[_]| store.apply(&mut batch(of)).unwrap();
         thread::scope(|scope| {
@@ -111,17 +111,20 @@ fn batches_that_fill_a_total_beside_others_count_all() {
 }
 
 #[test]
-fn appliers_of_one_stream_count_each_event_once_and_its_mark_is_of_the_same_moment() {
+fn appliers_of_one_stream_count_each_event_once_and_its_offset_is_of_the_same_moment() {
     const EVENTS: u64 = 2;
     let Keys { here, there, .. } = keys();
     check(move || {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let deliver = || {
             for event in 1..=EVENTS {
                 // Delivered twice, and by both.
                 for _ in 0..2 {
                     store
-                        .apply_once(&mut batch(&rows([(here, 1), (there, 1)])), &Mark::new("s", event, event).unwrap())
+                        .apply_idempotent(
+                            &mut batch(&rows([(here, 1), (there, 1)])),
+                            &StreamRange::new("s", event, event).unwrap(),
+                        )
                         .unwrap();
                 }
             }
@@ -132,14 +135,14 @@ fn appliers_of_one_stream_count_each_event_once_and_its_mark_is_of_the_same_mome
             scope.spawn(|| {
                 let moment = restored(&store.snapshot());
                 // Mark and totals of one moment, whichever it is.
-                let events = moment.mark("s");
+                let events = moment.offset("s");
                 let each = i64::try_from(events).unwrap();
                 let expected = [(here, each), (there, each)].into_iter().filter(|_| events > 0);
                 assert_eq!(totals(&moment), expected.collect(), "event {events}");
             });
         });
         assert_eq!(totals(&store), [(here, 2), (there, 2)].into());
-        assert_eq!(store.mark("s"), EVENTS);
+        assert_eq!(store.offset("s"), EVENTS);
     });
 }
 
@@ -147,17 +150,19 @@ fn appliers_of_one_stream_count_each_event_once_and_its_mark_is_of_the_same_mome
 #[test]
 fn a_stream_goes_on_behind_events_that_count_nothing_or_leave_a_gap() {
     check(|| {
-        let store = MemoryStore::new(&LAYOUT);
-        let apply = |of: &[_], first, last| store.apply_once(&mut batch(of), &Mark::new("s", first, last).unwrap());
+        let store = MemoryStore::new(&SCHEMA);
+        let apply = |of: &[_], first, last| {
+            store.apply_idempotent(&mut batch(of), &StreamRange::new("s", first, last).unwrap())
+        };
         thread::scope(|scope| {
             scope.spawn(|| apply(&[], 1, 1).unwrap());
             scope.spawn(|| match apply(&rows([(1, 1)]), 2, 3) {
-                Ok(_) => assert_eq!(store.mark("s"), 3),
+                Ok(_) => assert_eq!(store.offset("s"), 3),
                 Err(error) => assert!(matches!(error, Error::Gap { applied: 0, .. }), "{error}"),
             });
         });
         let applied = apply(&rows([(1, 1)]), 2, 3).unwrap();
         assert_eq!(totals(&store), [(1, 1)].into(), "{applied:?}");
-        assert_eq!(store.mark("s"), 3);
+        assert_eq!(store.offset("s"), 3);
     });
 }

@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use keepcount::{Batch, Counter, Error, Key, KeyBuf, KeyError, Layout, MemoryStore, Next, Result, SqliteStore, Store};
+use keepcount::{
+    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
+};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
@@ -13,13 +15,13 @@ const VOTES: Counter<i64> = Counter::new("show.votes");
 const USES: Counter<String> = Counter::new("tag.uses");
 const LIKES: Counter<u64> = Counter::new("user.likes");
 const PAIRS: Counter<(String, u8)> = Counter::new("tag.pairs");
-const LAYOUT: Layout = Layout::new(&[VOTES.table(), USES.table(), LIKES.table(), PAIRS.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table(), USES.table(), LIKES.table(), PAIRS.table()]);
 const TABLES: [&str; 4] = ["show_votes", "tag_uses", "user_likes", "tag_pairs"];
 
 /// An application's database: a table of its own, and totals that must stay as they are.
 fn fill(conn: &Connection) {
     conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY)").unwrap();
-    SqliteStore::new(conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(conn, &SCHEMA).create().unwrap();
     store(conn).apply(&mut batch(&[(1, 10), (2, 20), (3, 30)], &["rock", "pop"])).unwrap();
 }
 
@@ -53,7 +55,7 @@ impl File {
 }
 
 fn store(conn: &Connection) -> SqliteStore<'_> {
-    SqliteStore::new(conn, &LAYOUT)
+    SqliteStore::new(conn, &SCHEMA)
 }
 
 fn batch(votes: &[(i64, i64)], tags: &[&str]) -> Batch {
@@ -104,10 +106,10 @@ fn dump(conn: &Connection) -> String {
 }
 
 #[track_caller]
-fn assert_error<T: std::fmt::Debug>(result: Result<T>, next: Next, names: &[&str]) -> Error {
+fn assert_error<T: std::fmt::Debug>(result: Result<T>, next: Recovery, names: &[&str]) -> Error {
     let error = result.unwrap_err();
     let text = error.to_string();
-    assert_eq!(error.next(), next, "{error:?}");
+    assert_eq!(error.recovery(), next, "{error:?}");
     for name in names {
         assert!(text.contains(name), "`{text}` does not name {name}");
     }
@@ -117,27 +119,27 @@ fn assert_error<T: std::fmt::Debug>(result: Result<T>, next: Next, names: &[&str
 
 #[track_caller]
 fn assert_schema<T: std::fmt::Debug>(result: Result<T>, wanted: &str, names: &[&str]) {
-    match assert_error(result, Next::Fix, names) {
-        Error::Schema { table, .. } => assert_eq!(table, wanted),
+    match assert_error(result, Recovery::Permanent, names) {
+        Error::SchemaMismatch { table, .. } => assert_eq!(table, wanted),
         other => panic!("{other:?}"),
     }
 }
 
 #[track_caller]
 fn assert_database<T: std::fmt::Debug>(result: Result<T>, names: &[&str]) {
-    let error = assert_error(result, Next::Fix, names);
+    let error = assert_error(result, Recovery::Permanent, names);
     assert!(matches!(error, Error::Database { .. }), "{error:?}");
 }
 
 #[track_caller]
 fn assert_busy<T: std::fmt::Debug>(result: Result<T>, names: &[&str]) {
-    let error = assert_error(result, Next::Retry, names);
+    let error = assert_error(result, Recovery::Retry, names);
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
 }
 
 #[track_caller]
 fn assert_lost<T: std::fmt::Debug>(result: Result<T>, names: &[&str]) {
-    let error = assert_error(result, Next::Fix, names);
+    let error = assert_error(result, Recovery::Permanent, names);
     assert!(matches!(error, Error::TransactionLost { .. }), "{error:?}");
 }
 
@@ -155,12 +157,12 @@ fn an_unknown_counter_is_named() {
         let mut with_unknown = several();
         with_unknown.add(UNKNOWN, 7, 1);
         let unknown = |error: Error| assert!(matches!(error, Error::UnknownCounter { .. }), "{error:?}");
-        let names = ["counter show.comments", "not in the layout"];
-        unknown(assert_error(store.apply(&mut with_unknown), Next::Fix, &names));
-        unknown(assert_error(store.read(UNKNOWN.def(), &[]), Next::Fix, &names));
-        unknown(assert_error(store.page(UNKNOWN.def(), None, 1), Next::Fix, &names));
-        unknown(assert_error(store.total(UNKNOWN, 7), Next::Fix, &names));
-        unknown(assert_error(store.totals(UNKNOWN), Next::Fix, &names));
+        let names = ["counter show.comments", "not in the schema"];
+        unknown(assert_error(store.apply(&mut with_unknown), Recovery::Permanent, &names));
+        unknown(assert_error(store.read(UNKNOWN.id(), &[]), Recovery::Permanent, &names));
+        unknown(assert_error(store.page(UNKNOWN.id(), None, 1), Recovery::Permanent, &names));
+        unknown(assert_error(store.total(UNKNOWN, 7), Recovery::Permanent, &names));
+        unknown(assert_error(store.totals(UNKNOWN), Recovery::Permanent, &names));
     }
     let conn = database();
     let before = dump(&conn);
@@ -171,10 +173,10 @@ fn an_unknown_counter_is_named() {
     conn.execute_batch("COMMIT").unwrap();
     assert_eq!(dump(&conn), before);
 
-    let mut memory = MemoryStore::new(&LAYOUT);
+    let mut memory = MemoryStore::new(&SCHEMA);
     refused(&mut memory);
     assert!(memory.totals(VOTES).unwrap().is_empty());
-    assert_error(LAYOUT.find("show.comments"), Next::Fix, &["show.comments"]);
+    assert_error(SCHEMA.find("show.comments"), Recovery::Permanent, &["show.comments"]);
 }
 
 /// A batch with a key that SQL cannot hold among good ones is refused before anything is written, in and outside a transaction.
@@ -188,16 +190,16 @@ fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
     let conn = database();
     let before = dump(&conn);
     let check = |error: Error| match error {
-        Error::Key { counter: name, cause: found, .. } => assert_eq!((name, &found), (counter.def().name(), cause)),
+        Error::Key { counter: name, cause: found, .. } => assert_eq!((name, &found), (counter.id().name(), cause)),
         other => panic!("{other:?}"),
     };
     let mut with_key = several();
     with_key.add(counter, key, 1);
-    check(assert_error(store(&conn).apply(&mut with_key.clone()), Next::Fix, names));
-    check(assert_error(store(&conn).total(counter, key), Next::Fix, names));
-    check(assert_error(store(&conn).page(counter.def(), Some(&KeyBuf::of::<K>(key)), 1), Next::Fix, names));
+    check(assert_error(store(&conn).apply(&mut with_key.clone()), Recovery::Permanent, names));
+    check(assert_error(store(&conn).total(counter, key), Recovery::Permanent, names));
+    check(assert_error(store(&conn).page(counter.id(), Some(&KeyBuf::of::<K>(key)), 1), Recovery::Permanent, names));
     conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
-    check(assert_error(store(&conn).apply(&mut with_key), Next::Fix, names));
+    check(assert_error(store(&conn).apply(&mut with_key), Recovery::Permanent, names));
     conn.execute_batch("DELETE FROM votes; COMMIT").unwrap();
     assert_eq!(dump(&conn), before);
 }
@@ -243,7 +245,11 @@ fn an_overflow_in_a_transaction_names_counter_and_key_and_the_transaction_goes_o
     beyond.add(USES, "pop\t", i64::MAX);
     store(&conn).apply(&mut beyond.clone()).unwrap();
     let before = dump(&conn);
-    let error = assert_error(store(&conn).apply(&mut beyond), Next::Fix, &["counter tag.uses, key pop\\t", "64 bits"]);
+    let error = assert_error(
+        store(&conn).apply(&mut beyond),
+        Recovery::Permanent,
+        &["counter tag.uses, key pop\\t", "64 bits"],
+    );
     assert!(matches!(error, Error::Overflow { what: "total", .. }));
     assert_eq!(dump(&conn), before);
     conn.execute_batch("COMMIT").unwrap();
@@ -253,14 +259,14 @@ fn an_overflow_in_a_transaction_names_counter_and_key_and_the_transaction_goes_o
 #[test]
 fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
     for (insert, counter, names) in [
-        ("INSERT INTO user_likes VALUES (-1, 5)", LIKES.def(), ["user.likes", "-1"]),
-        ("INSERT INTO tag_pairs VALUES ('rock', 300, 5)", PAIRS.def(), ["tag.pairs", "300"]),
-        ("INSERT INTO tag_uses VALUES (CAST(x'ff61' AS TEXT), 5)", USES.def(), ["tag.uses", "UTF-8"]),
-        ("INSERT INTO tag_uses VALUES (printf('%.1025c', 'x'), 5)", USES.def(), ["tag.uses", "1025 bytes"]),
+        ("INSERT INTO user_likes VALUES (-1, 5)", LIKES.id(), ["user.likes", "-1"]),
+        ("INSERT INTO tag_pairs VALUES ('rock', 300, 5)", PAIRS.id(), ["tag.pairs", "300"]),
+        ("INSERT INTO tag_uses VALUES (CAST(x'ff61' AS TEXT), 5)", USES.id(), ["tag.uses", "UTF-8"]),
+        ("INSERT INTO tag_uses VALUES (printf('%.1025c', 'x'), 5)", USES.id(), ["tag.uses", "1025 bytes"]),
     ] {
         let conn = database();
         conn.execute_batch(insert).unwrap();
-        let error = assert_error(store(&conn).page(counter, None, 100), Next::Fix, &names);
+        let error = assert_error(store(&conn).page(counter, None, 100), Recovery::Permanent, &names);
         assert!(matches!(error, Error::Key { .. }), "{error:?}");
         assert_eq!(store(&conn).total(VOTES, 1).unwrap(), 10, "other counters are readable");
     }
@@ -271,7 +277,7 @@ fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
 #[test]
 fn a_database_without_the_tables_says_how_to_make_them() {
     let conn = Connection::open_in_memory().unwrap();
-    assert_schema(store(&conn).check(), "keepcount_counters", &["SqliteStore::create", "Layout::ddl"]);
+    assert_schema(store(&conn).check(), "keepcount_counters", &["SqliteStore::create", "Schema::ddl"]);
     assert_schema(store(&conn).apply(&mut single()), "show_votes", &["absent", "show.votes"]);
     assert_schema(store(&conn).apply(&mut several()), "show_votes", &["absent", "show.votes"]);
     assert_schema(store(&conn).total(USES, "rock"), "keepcount_counters", &["absent", "tag.uses"]);
@@ -317,7 +323,7 @@ fn a_file_that_is_no_database_is_left_alone() {
 const ANOTHER_TABLE: &str = "DROP TABLE show_votes; CREATE TABLE show_votes";
 
 #[test]
-fn tables_of_another_layout_are_refused_and_left_alone() {
+fn tables_of_another_schema_are_refused_and_left_alone() {
     for (alter, names) in [
         (
             format!("{ANOTHER_TABLE} (key TEXT NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT, WITHOUT ROWID"),
@@ -504,8 +510,8 @@ fn a_dropped_totals_table_is_named_and_what_was_written_before_is_taken_back() {
     }
     let conn = database();
     conn.execute_batch("DROP TABLE show_votes").unwrap();
-    assert_schema(store(&conn).read(VOTES.def(), &[KeyBuf::of::<i64>(1)]), "show_votes", &["show.votes", "absent"]);
-    assert_schema(store(&conn).page(VOTES.def(), None, 1), "show_votes", &["show.votes", "absent"]);
+    assert_schema(store(&conn).read(VOTES.id(), &[KeyBuf::of::<i64>(1)]), "show_votes", &["show.votes", "absent"]);
+    assert_schema(store(&conn).page(VOTES.id(), None, 1), "show_votes", &["show.votes", "absent"]);
     assert_eq!(store(&conn).total(USES, "rock").unwrap(), 1);
 }
 
@@ -795,8 +801,8 @@ fn a_table_of_totals_with_a_trigger_is_refused_by_check() {
     let conn = database();
     store(&conn).check().unwrap();
     conn.execute_batch(&format!("{} (FAIL, 'not this one'); END", REFUSALS[1].0)).unwrap();
-    let error = assert_error(store(&conn).check(), Next::Fix, &["tag_uses", "trigger"]);
-    assert!(matches!(error, Error::Schema { .. }), "{error:?}");
+    let error = assert_error(store(&conn).check(), Recovery::Permanent, &["tag_uses", "trigger"]);
+    assert!(matches!(error, Error::SchemaMismatch { .. }), "{error:?}");
 }
 
 /// SQLite takes a quoted name that is no column for a text: a read would find no key, and answer 0.
@@ -806,10 +812,10 @@ fn reading_a_table_of_other_columns_is_an_error_and_not_zero() {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(&format!("CREATE TABLE show_votes ({columns}); INSERT INTO show_votes VALUES (1, 2)"))
             .unwrap();
-        assert_error(store(&conn).total(VOTES, 1), Next::Fix, &["show.votes"]);
-        assert_error(store(&conn).total(VOTES, 5), Next::Fix, &["show.votes"]);
-        assert_error(store(&conn).totals(VOTES), Next::Fix, &["show.votes"]);
-        assert_error(store(&conn).apply(&mut single()), Next::Fix, &["show.votes"]);
+        assert_error(store(&conn).total(VOTES, 1), Recovery::Permanent, &["show.votes"]);
+        assert_error(store(&conn).total(VOTES, 5), Recovery::Permanent, &["show.votes"]);
+        assert_error(store(&conn).totals(VOTES), Recovery::Permanent, &["show.votes"]);
+        assert_error(store(&conn).apply(&mut single()), Recovery::Permanent, &["show.votes"]);
         assert_eq!(conn.query_row("SELECT count(*) FROM show_votes", (), |row| row.get(0)), Ok(1));
     }
 }

@@ -4,31 +4,32 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use keepcount::conformance::{self, Call, LAYOUT};
+use keepcount::conformance::{self, Call, SCHEMA};
 use keepcount::{
-    Applied, Batch, Climb, Counter, Def, Error, KeyBuf, KeyRange, Mark, MemoryStore, Result, SqliteStore, Store,
+    Applied, Batch, Counter, CounterId, Error, KeyBuf, KeyRange, MemoryStore, Result, RollupUpdate, SqliteStore, Store,
+    StreamRange,
 };
 use rusqlite::Connection;
 
 mod memory {
-    keepcount::conformance_tests!(|| keepcount::MemoryStore::new(&keepcount::conformance::LAYOUT));
+    keepcount::conformance_tests!(|| keepcount::MemoryStore::new(&keepcount::conformance::SCHEMA));
 }
 
 mod memory_shared {
     use keepcount::MemoryStore;
 
-    keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
+    keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::SCHEMA))));
 }
 
 /// What a function that takes `impl Store` gets from a caller who keeps the store.
 mod memory_lent {
     use keepcount::MemoryStore;
 
-    keepcount::conformance_tests!(|| Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::LAYOUT))));
+    keepcount::conformance_tests!(|| Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::SCHEMA))));
 }
 
 mod sqlite_on_its_own {
-    keepcount::conformance_tests!(|| super::SqliteStore::new(super::tables(), &super::LAYOUT));
+    keepcount::conformance_tests!(|| super::SqliteStore::new(super::tables(), &super::SCHEMA));
 }
 
 mod sqlite_in_a_transaction {
@@ -43,7 +44,7 @@ mod third_party {
 fn tables() -> &'static Connection {
     let conn = Box::leak(Box::new(Connection::open_in_memory().unwrap()));
     conn.set_prepared_statement_cache_capacity(64);
-    SqliteStore::new(conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(conn, &SCHEMA).create().unwrap();
     conn
 }
 
@@ -60,7 +61,7 @@ impl InTransaction {
             "CREATE TABLE votes (id INTEGER PRIMARY KEY); BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)",
         )
         .unwrap();
-        Self { conn, store: SqliteStore::new(conn, &LAYOUT) }
+        Self { conn, store: SqliteStore::new(conn, &SCHEMA) }
     }
 }
 
@@ -71,21 +72,21 @@ impl Store for InTransaction {
         applied
     }
 
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
-        let applied = self.store.apply_once(batch, mark);
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        let applied = self.store.apply_idempotent(batch, stream_range);
         assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
         applied
     }
 
-    fn mark(&mut self, stream: &str) -> Result<u64> {
-        self.store.mark(stream)
+    fn offset(&mut self, stream: &str) -> Result<u64> {
+        self.store.offset(stream)
     }
 
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         self.store.read(counter, keys)
     }
 
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         self.store.range(counter, range, limit)
     }
 }
@@ -103,21 +104,22 @@ impl Drop for InTransaction {
 #[derive(Default)]
 struct Naive {
     totals: BTreeMap<(&'static str, KeyBuf), i64>,
-    marks: BTreeMap<String, u64>,
+    offsets: BTreeMap<String, u64>,
 }
 
 impl Naive {
-    fn set_mark(&mut self, stream: &str, last: u64) {
-        self.marks.insert(stream.to_owned(), last);
+    fn set_offset(&mut self, stream: &str, last: u64) {
+        self.offsets.insert(stream.to_owned(), last);
     }
 }
 
 impl Store for Naive {
     fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         let mut totals = self.totals.clone();
-        let climbed = Climb::run(&LAYOUT, batch, |question| self.range(question.counter, &question.range, usize::MAX))?;
-        for (counter, key, delta) in climbed.deltas() {
-            LAYOUT.position(&counter)?;
+        let expanded =
+            RollupUpdate::run(&SCHEMA, batch, |request| self.range(request.counter, &request.range, usize::MAX))?;
+        for (counter, key, delta) in expanded.deltas() {
+            SCHEMA.position(&counter)?;
             let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
             let delta = i64::try_from(delta).map_err(|_| overflow("delta"))?;
             let total = totals.entry((counter.name(), key.clone())).or_default();
@@ -125,33 +127,33 @@ impl Store for Naive {
         }
         self.totals = totals;
         let mut applied = Applied::default();
-        applied.totals = climbed.len() as u64;
+        applied.totals = expanded.len() as u64;
         batch.spend();
         Ok(applied)
     }
 
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
-        if !mark.follows(self.mark(mark.stream())?)? {
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        if !stream_range.follows(self.offset(stream_range.stream())?)? {
             batch.spend();
             return Ok(Applied::skipped());
         }
         let applied = self.apply(batch)?;
-        self.set_mark(mark.stream(), mark.last());
+        self.set_offset(stream_range.stream(), stream_range.last());
         Ok(applied)
     }
 
-    fn mark(&mut self, stream: &str) -> Result<u64> {
-        Ok(self.marks.get(stream).copied().unwrap_or(0))
+    fn offset(&mut self, stream: &str) -> Result<u64> {
+        Ok(self.offsets.get(stream).copied().unwrap_or(0))
     }
 
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        LAYOUT.position(&counter)?;
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        SCHEMA.position(&counter)?;
         let total = |key: &KeyBuf| self.totals.get(&(counter.name(), key.clone())).copied().unwrap_or(0);
         Ok(keys.iter().map(total).collect())
     }
 
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        LAYOUT.position(&counter)?;
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        SCHEMA.position(&counter)?;
         let of_counter = self.totals.iter().filter(|((name, _), _)| *name == counter.name());
         let inside = of_counter.filter(|((_, key), _)| range.contains(key));
         Ok(inside.take(limit).map(|((_, key), total)| (key.clone(), *total)).collect())
@@ -194,17 +196,17 @@ enum Fault {
     /// A batch of one is not added but set.
     AssignsSingles,
     /// Totals come in the order of keys.
-    SortsTheQuestion,
-    /// The mark of a batch that is refused moves.
-    MovesMarksOfRefusals,
+    SortsTheRequest,
+    /// The offset of a batch that is refused moves.
+    MovesOffsetsOfRefusals,
     /// What was applied before is applied again.
     AppliesRepeats,
     /// What was applied before is not, but nobody is told.
     HidesSkips,
     /// What was skipped is told as if it had been written.
     TellsSkippedDeltas,
-    /// A mark goes back to what is delivered again.
-    LowersMarks,
+    /// An offset goes back to what is delivered again.
+    LowersOffsets,
     /// What leaves a gap is skipped.
     SkipsGaps,
     /// What leaves a gap is applied.
@@ -213,18 +215,18 @@ enum Fault {
     SkipsOverlaps,
     /// What was applied in part is applied.
     AppliesOverlaps,
-    /// A mark moves only with totals.
+    /// An offset moves only with totals.
     ForgetsEmptyBatches,
-    /// A mark moves by one, however many events a batch stands for.
+    /// An offset moves by one, however many events a batch stands for.
     CountsBatches,
-    /// All streams share one mark.
-    SharesOneMark,
+    /// All streams share one offset.
+    SharesOneOffset,
     /// Streams are told apart by small letters.
     FoldsStreams,
-    /// A batch without a mark moves marks too.
-    MarksEveryApply,
-    /// Whether a batch has room is looked at before its mark.
-    ClimbsBeforeItLooks,
+    /// A batch without an offset moves offsets too.
+    MovesOffsetsOfEveryApply,
+    /// Whether a batch has room is looked at before its offset.
+    UpdatesRollupsBeforeItLooks,
     /// A batch that was applied can be applied again.
     KeepsAppliedBatches,
     /// A batch that was skipped can be applied again.
@@ -248,9 +250,9 @@ impl Store for Broken {
         applied
     }
 
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
         let given = batch.clone();
-        let applied = self.apply_once_wrongly(batch, mark);
+        let applied = self.apply_idempotent_wrongly(batch, stream_range);
         match &applied {
             Ok(applied) if applied.skipped && self.fault == Fault::KeepsSkippedBatches => *batch = given,
             Ok(_) => batch.spend(),
@@ -259,19 +261,19 @@ impl Store for Broken {
         applied
     }
 
-    fn mark(&mut self, stream: &str) -> Result<u64> {
+    fn offset(&mut self, stream: &str) -> Result<u64> {
         match self.fault {
-            Fault::SharesOneMark => self.inner.mark("all"),
-            Fault::FoldsStreams => self.inner.mark(&stream.to_lowercase()),
-            _ => self.inner.mark(stream),
+            Fault::SharesOneOffset => self.inner.offset("all"),
+            Fault::FoldsStreams => self.inner.offset(&stream.to_lowercase()),
+            _ => self.inner.offset(stream),
         }
     }
 
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         let mut totals = self.inner.read(counter, keys)?;
         match self.fault {
             Fault::HidesNegatives => totals.iter_mut().for_each(|total| *total = (*total).max(0)),
-            Fault::SortsTheQuestion => {
+            Fault::SortsTheRequest => {
                 let mut keys = keys.to_vec();
                 keys.sort();
                 totals = self.inner.read(counter, &keys)?;
@@ -286,11 +288,11 @@ impl Store for Broken {
         Ok(totals)
     }
 
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         self.inner.range(counter, range, limit)
     }
 
-    fn page(&mut self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn page(&mut self, counter: CounterId, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         match self.fault {
             Fault::RepeatsAKey => {
                 let all = self.inner.page(counter, None, usize::MAX)?.into_iter();
@@ -310,7 +312,7 @@ impl Store for Broken {
 
 impl Broken {
     fn apply_wrongly(&mut self, batch: &mut Batch) -> Result<Applied> {
-        let deltas: Vec<(Def, KeyBuf, i64)> = batch
+        let deltas: Vec<(CounterId, KeyBuf, i64)> = batch
             .deltas()
             .map(|(counter, key, delta)| (counter, key.clone(), i64::try_from(delta).unwrap_or(0)))
             .collect();
@@ -325,8 +327,8 @@ impl Broken {
                 self.inner.totals.remove(&(deltas[0].0.name(), deltas[0].1.clone()));
                 self.inner.apply(batch)
             }
-            Fault::MarksEveryApply => {
-                self.inner.marks.values_mut().for_each(|mark| *mark += 1);
+            Fault::MovesOffsetsOfEveryApply => {
+                self.inner.offsets.values_mut().for_each(|offset| *offset += 1);
                 self.inner.apply(batch)
             }
             _ => self.inner.apply(batch),
@@ -342,7 +344,7 @@ impl Broken {
             }
             (Fault::SwallowsOverflow, Err(Error::Overflow { .. }))
             | (Fault::AcceptsUnknownCounters, Err(Error::UnknownCounter { .. }))
-            | (Fault::IgnoresVersions, Err(Error::Conflict { .. }))
+            | (Fault::IgnoresVersions, Err(Error::DefinitionConflict { .. }))
             | (Fault::IgnoresLists, Err(Error::Undeclared { .. })) => Ok(Applied::default()),
             (Fault::CountsEmptyBatches, Ok(mut applied)) => {
                 applied.totals = applied.totals.max(1);
@@ -352,25 +354,25 @@ impl Broken {
         }
     }
 
-    fn apply_once_wrongly(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> Result<Applied> {
+    fn apply_idempotent_wrongly(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
         let given = batch.clone();
         let stream = match self.fault {
-            Fault::SharesOneMark => "all".to_owned(),
-            Fault::FoldsStreams => mark.stream().to_lowercase(),
-            _ => mark.stream().to_owned(),
+            Fault::SharesOneOffset => "all".to_owned(),
+            Fault::FoldsStreams => stream_range.stream().to_lowercase(),
+            _ => stream_range.stream().to_owned(),
         };
-        let (first, last) = (mark.first(), mark.last());
-        let before = self.inner.mark(&stream)?;
-        if self.fault == Fault::ClimbsBeforeItLooks {
+        let (first, last) = (stream_range.first(), stream_range.last());
+        let before = self.inner.offset(&stream)?;
+        if self.fault == Fault::UpdatesRollupsBeforeItLooks {
             let inner = &mut self.inner;
-            Climb::run(&LAYOUT, batch, |question| inner.range(question.counter, &question.range, usize::MAX))?;
+            RollupUpdate::run(&SCHEMA, batch, |request| inner.range(request.counter, &request.range, usize::MAX))?;
         }
-        let applied = self.inner.apply_once(batch, &Mark::new(&stream, first, last)?);
+        let applied = self.inner.apply_idempotent(batch, &StreamRange::new(&stream, first, last)?);
         match (self.fault, &applied) {
-            (Fault::MovesMarksOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_mark(&stream, last),
-            (Fault::ForgetsEmptyBatches, Ok(_)) if given.is_empty() => self.inner.set_mark(&stream, before),
-            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_mark(&stream, before + 1),
-            (Fault::LowersMarks, Ok(applied)) if applied.skipped => self.inner.set_mark(&stream, last),
+            (Fault::MovesOffsetsOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_offset(&stream, last),
+            (Fault::ForgetsEmptyBatches, Ok(_)) if given.is_empty() => self.inner.set_offset(&stream, before),
+            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_offset(&stream, before + 1),
+            (Fault::LowersOffsets, Ok(applied)) if applied.skipped => self.inner.set_offset(&stream, last),
             (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => return self.inner.apply(&mut given.clone()),
             (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
             (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
@@ -382,7 +384,7 @@ impl Broken {
                 return Ok(Applied::skipped());
             }
             (Fault::AppliesGaps, Err(Error::Gap { .. })) | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
-                self.inner.set_mark(&stream, last);
+                self.inner.set_offset(&stream, last);
                 return self.inner.apply(&mut given.clone());
             }
             _ => {}
@@ -420,29 +422,29 @@ fn the_suite_fails_for_every_fault() {
         (Fault::CountsEmptyBatches, "plus_and_minus_one_are_nothing"),
         (Fault::MixesCounters, "a_batch_writes_all_counters"),
         (Fault::AssignsSingles, "one_delta_is_one_total"),
-        (Fault::SortsTheQuestion, "totals_are_read_in_the_order_of_the_question"),
-        (Fault::MovesMarksOfRefusals, "a_refused_batch_leaves_the_mark"),
-        (Fault::MovesMarksOfRefusals, "a_rollup_beyond_64_bits_leaves_the_mark"),
+        (Fault::SortsTheRequest, "totals_are_read_in_the_order_of_the_request"),
+        (Fault::MovesOffsetsOfRefusals, "a_refused_batch_leaves_the_offset"),
+        (Fault::MovesOffsetsOfRefusals, "a_rollup_beyond_64_bits_leaves_the_offset"),
         (Fault::AppliesRepeats, "events_are_applied_once"),
         (Fault::AppliesRepeats, "a_repeat_is_skipped"),
         (Fault::AppliesRepeats, "rollups_climb_once"),
         (Fault::HidesSkips, "a_repeat_is_skipped"),
         (Fault::TellsSkippedDeltas, "a_repeat_is_skipped"),
-        (Fault::LowersMarks, "a_part_of_what_was_applied_is_skipped"),
+        (Fault::LowersOffsets, "a_part_of_what_was_applied_is_skipped"),
         (Fault::SkipsGaps, "a_gap_applies_nothing"),
         (Fault::AppliesGaps, "a_gap_applies_nothing"),
         (Fault::SkipsOverlaps, "an_overlap_applies_nothing"),
         (Fault::AppliesOverlaps, "an_overlap_applies_nothing"),
         (Fault::AppliesOverlaps, "random_streams_follow_a_model"),
-        (Fault::ForgetsEmptyBatches, "an_empty_batch_moves_the_mark"),
-        (Fault::ForgetsEmptyBatches, "plus_and_minus_one_move_the_mark"),
+        (Fault::ForgetsEmptyBatches, "an_empty_batch_moves_the_offset"),
+        (Fault::ForgetsEmptyBatches, "plus_and_minus_one_move_the_offset"),
         (Fault::CountsBatches, "events_are_applied_once"),
-        (Fault::CountsBatches, "batches_of_every_kind_move_the_mark"),
-        (Fault::SharesOneMark, "streams_are_apart"),
-        (Fault::SharesOneMark, "random_streams_follow_a_model"),
+        (Fault::CountsBatches, "batches_of_every_kind_move_the_offset"),
+        (Fault::SharesOneOffset, "streams_are_apart"),
+        (Fault::SharesOneOffset, "random_streams_follow_a_model"),
         (Fault::FoldsStreams, "streams_are_apart"),
-        (Fault::MarksEveryApply, "apply_leaves_marks_alone"),
-        (Fault::ClimbsBeforeItLooks, "a_repeat_is_skipped_where_it_has_no_room_any_more"),
+        (Fault::MovesOffsetsOfEveryApply, "apply_leaves_offsets_alone"),
+        (Fault::UpdatesRollupsBeforeItLooks, "a_repeat_is_skipped_where_it_has_no_room_any_more"),
         (Fault::KeepsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
         (Fault::EmptiesRefusedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
         (Fault::ClearsAppliedBatches, "an_applied_batch_is_empty_and_a_refused_one_is_kept"),
@@ -466,7 +468,7 @@ fn a_failure_says_case_step_and_difference() {
 fn every_case_applies_and_looks_under_a_name_of_its_own() {
     let cases = conformance::cases();
     for case in &cases {
-        let is_apply = |call: &Call| matches!(call, Call::Apply(_) | Call::ApplyOnce { .. });
+        let is_apply = |call: &Call| matches!(call, Call::Apply(_) | Call::ApplyIdempotent { .. });
         let applies = case.steps.iter().filter(|step| is_apply(&step.call)).count();
         assert!(applies > 0 && applies < case.steps.len(), "{}", case.name);
         assert_eq!(conformance::case(case.name).steps.len(), case.steps.len());
@@ -496,7 +498,7 @@ fn totals_are_complete_around_the_size_of_a_page() {
         store.apply(&mut batch).unwrap();
         assert_eq!(store.totals(NUMBER).unwrap(), [(4_096, 4_097)]);
     }
-    all(MemoryStore::new(&LAYOUT));
-    all(SqliteStore::new(tables(), &LAYOUT));
+    all(MemoryStore::new(&SCHEMA));
+    all(SqliteStore::new(tables(), &SCHEMA));
     all(Naive::default());
 }

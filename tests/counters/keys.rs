@@ -72,11 +72,11 @@ fn sql_order(one: &[Value<'_>], two: &[Value<'_>]) -> Ordering {
 
 /// A key as parameters, which read back give the same key; none for a key that SQL cannot hold.
 fn through_sql<K: Key>(raw: &KeyBuf) -> Option<Vec<Value<'_>>> {
-    let def = Counter::<K>::new("c").def();
-    let values = match sql::key_values(sql::Dialect::Sqlite, &def, raw) {
+    let id = Counter::<K>::new("c").id();
+    let values = match sql::key_values(sql::Dialect::Sqlite, &id, raw) {
         Ok(values) => values,
         Err(Error::Key { counter: "c", key, cause: KeyError::Range { .. } | KeyError::TooLong { .. } }) => {
-            assert_eq!(key, def.show(raw));
+            assert_eq!(key, id.show(raw));
             return None;
         }
         Err(other) => panic!("{other}"),
@@ -183,15 +183,15 @@ proptest! {
         fn decode<K: Key + AsKey<K>>(bytes: &[u8]) {
             let mut raw = KeyBuf::new();
             raw.push(bytes);
-            let def = Counter::<K>::new("c").def();
-            let _ = def.show(&raw);
+            let id = Counter::<K>::new("c").id();
+            let _ = id.show(&raw);
             let typed = raw.decode::<K>();
             assert_eq!(typed.is_ok(), K::PARTS.values(&raw).is_ok());
             match typed {
                 Ok(key) => assert_eq!(KeyBuf::of::<K>(key).as_bytes(), bytes),
                 Err(error) => {
                     assert_eq!(error, KeyError::Malformed);
-                    let refused = sql::key_values(sql::Dialect::Sqlite, &def, &raw);
+                    let refused = sql::key_values(sql::Dialect::Sqlite, &id, &raw);
                     assert!(matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })));
                 }
             }
@@ -237,8 +237,8 @@ proptest! {
     /// A key's text is for people: one line, one column.
     #[test]
     fn shown_keys_have_no_tab_or_newline(text in text(20), number in any::<i8>()) {
-        let def = Counter::<(String, i8)>::new("c").def();
-        let shown = def.show(&KeyBuf::of::<(String, i8)>((format!("{text}\t\n\\"), number)));
+        let id = Counter::<(String, i8)>::new("c").id();
+        let shown = id.show(&KeyBuf::of::<(String, i8)>((format!("{text}\t\n\\"), number)));
         prop_assert!(!shown.contains(['\t', '\n']));
         prop_assert!(shown.ends_with(&format!("\\t\\n\\\\,{number}")), "{}", shown);
     }
@@ -286,13 +286,13 @@ fn encodings_are_what_they_were() {
 /// 1,024 bytes are the longest text of SQL stores, counted in bytes and before escaping.
 #[test]
 fn the_longest_text_of_sql_is_measured_in_its_own_bytes() {
-    let def = Counter::<(u8, String)>::new("c").def();
+    let id = Counter::<(u8, String)>::new("c").id();
     for one in ["x", "\0", "\u{e9}", "\u{10ffff}"] {
         let longest = one.repeat(1024 / one.len());
         let fits = KeyBuf::of::<(u8, String)>((1, &longest));
         assert_eq!(through_sql::<(u8, String)>(&fits).unwrap()[1], Value::Text(longest.as_str().into()));
         let beyond = KeyBuf::of::<(u8, String)>((1, longest + "x"));
-        let error = sql::key_values(sql::Dialect::Sqlite, &def, &beyond).unwrap_err();
+        let error = sql::key_values(sql::Dialect::Sqlite, &id, &beyond).unwrap_err();
         assert!(matches!(error, Error::Key { cause: KeyError::TooLong { bytes: 1025, most: 1024 }, .. }), "{error}");
     }
     let mut to = KeyBuf::new();

@@ -1,16 +1,16 @@
-//! What is counted, and how it is kept and read: keys, ranges, dates, decayed values; batches, marks, rollups, boards, prunes; in memory, in
+//! What is counted, and how it is kept and read: keys, ranges, dates, decayed values; batches, offsets, rollups, leaderboards, prunes; in memory, in
 //! snapshots of it, and in SQLite.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod bad_input;
-mod boards;
 mod conformance;
 mod dates;
 mod decay;
 mod keys;
-mod mark_races;
-mod marks;
+mod leaderboards;
 mod memory_store;
+mod offset_races;
+mod offsets;
 mod prune;
 mod ranges;
 mod regressions;

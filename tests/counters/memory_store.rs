@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use keepcount::{Batch, Counter, Error, KeyBuf, Layout, Mark, MemoryStore, Next, Snapshot};
+use keepcount::{Batch, Counter, Error, KeyBuf, MemoryStore, Recovery, Schema, Snapshot, StreamRange};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
 const USES: Counter<String> = Counter::new("tag.uses");
-const LAYOUT: Layout = Layout::new(&[VOTES.table(), USES.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table(), USES.table()]);
 
 /// Marsaglia's xorshift64.
 struct Random(u64);
@@ -37,13 +37,13 @@ fn votes(store: &MemoryStore) -> Vec<(i64, i64)> {
 }
 
 fn restored(snapshot: &Snapshot) -> MemoryStore {
-    MemoryStore::restore(&LAYOUT, snapshot).unwrap()
+    MemoryStore::restore(&SCHEMA, snapshot).unwrap()
 }
 
 #[test]
 fn threads_share_keys_and_lose_nothing() {
     for (size, rounds) in [(1, 20_000), (6, 5_000), (1_024, 60)] {
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let write = |seed: u64| {
             let mut random = Random(seed);
             let mut sums: BTreeMap<i64, i64> = BTreeMap::new();
@@ -94,7 +94,7 @@ enum Beside {
 /// middle, of which not even for a moment anything may be seen.
 fn moments(beside: Beside) {
     const FULL: i64 = -1;
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     let start = if beside == Beside::Full { i64::MAX } else { 1 };
     store.apply(&mut batch([(FULL, start)])).unwrap();
     let done = AtomicBool::new(false);
@@ -161,7 +161,7 @@ fn a_snapshot_sees_batches_whole_or_not_at_all() {
 #[test]
 fn refused_batches_leave_nothing_among_writers() {
     const FULL: [i64; 2] = [5_000, 5_001];
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     store.apply(&mut batch([(FULL[0], i64::MAX), (FULL[1], i64::MIN)])).unwrap();
     let write = |seed| {
         let mut random = Random(seed);
@@ -181,7 +181,7 @@ fn refused_batches_leave_nothing_among_writers() {
             let refused = store.apply(&mut large).unwrap_err();
             let key = FULL[usize::from(round % 2 != 0)];
             assert_eq!(refused.to_string(), format!("counter show.votes, key {key}: the total leaves 64 bits"));
-            assert_eq!(refused.next(), Next::Fix);
+            assert_eq!(refused.recovery(), Recovery::Permanent);
         }
     };
     thread::scope(|scope| {
@@ -195,8 +195,8 @@ fn refused_batches_leave_nothing_among_writers() {
 
 #[test]
 fn totals_at_zero_leave_the_memory() {
-    let store = MemoryStore::new(&LAYOUT);
-    let len = || store.len(VOTES.def()).unwrap();
+    let store = MemoryStore::new(&SCHEMA);
+    let len = || store.len(VOTES.id()).unwrap();
     store.apply(&mut batch((0..1_000).map(|key| (key, 3)))).unwrap();
     assert_eq!(len(), 1_000);
     store.apply(&mut batch([(1, -3)])).unwrap();
@@ -207,12 +207,12 @@ fn totals_at_zero_leave_the_memory() {
     store.apply(&mut batch([(0, i64::MAX - 3)])).unwrap();
     assert!(store.apply(&mut batch((0..500).map(|key| (key, 1)))).is_err());
     assert_eq!(len(), 1);
-    assert_eq!(store.len(USES.def()).unwrap(), 0);
-    assert!(matches!(store.len(VOTES.version(2).def()), Err(Error::Conflict { counter: "show.votes", .. })));
+    assert_eq!(store.len(USES.id()).unwrap(), 0);
+    assert!(matches!(store.len(VOTES.version(2).id()), Err(Error::DefinitionConflict { counter: "show.votes", .. })));
 }
 
 fn sample() -> MemoryStore {
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     let mut batch = batch([(7, 1), (-7, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN)]);
     for tag in ["", "\0", "\u{1}", "a long text that lives on the heap", "\u{10ffff}"] {
         batch.add(USES, tag, 5);
@@ -232,7 +232,7 @@ fn a_snapshot_comes_back_through_json() {
     assert_eq!(back.snapshot(), snapshot);
     assert_eq!(votes(&back), [(i64::MIN, i64::MAX), (-7, -2), (7, 1), (i64::MAX, i64::MIN)]);
     assert_eq!(back.total(USES, "\0").unwrap(), 5);
-    assert_eq!(restored(&MemoryStore::new(&LAYOUT).snapshot()).len(VOTES.def()).unwrap(), 0);
+    assert_eq!(restored(&MemoryStore::new(&SCHEMA).snapshot()).len(VOTES.id()).unwrap(), 0);
     // A snapshot is a copy: what is written later is not in it.
     store.apply(&mut batch([(7, 1)])).unwrap();
     assert_ne!(store.snapshot(), snapshot);
@@ -240,7 +240,7 @@ fn a_snapshot_comes_back_through_json() {
 
 #[test]
 fn equal_stores_give_equal_snapshots() {
-    let (one, two) = (MemoryStore::new(&LAYOUT), MemoryStore::new(&LAYOUT));
+    let (one, two) = (MemoryStore::new(&SCHEMA), MemoryStore::new(&SCHEMA));
     one.apply(&mut batch((0..2_000).map(|key| (key, key)))).unwrap();
     for key in (0..2_000).rev() {
         two.apply(&mut batch([(key, key + 1)])).unwrap();
@@ -260,22 +260,22 @@ fn changed(change: impl FnOnce(&mut Value)) -> Option<Snapshot> {
 
 #[track_caller]
 fn refused(change: impl FnOnce(&mut Value), names: &[&str]) {
-    let restored = MemoryStore::restore(&LAYOUT, &changed(change).expect("it can be read"));
+    let restored = MemoryStore::restore(&SCHEMA, &changed(change).expect("it can be read"));
     let error = restored.err().unwrap_or_else(|| panic!("a snapshot is restored that should name {names:?}"));
     assert!(matches!(error, Error::Snapshot { .. }), "{error:?}");
-    assert_eq!(error.next(), Next::Fix);
+    assert_eq!(error.recovery(), Recovery::Permanent);
     for name in names {
         assert!(error.to_string().contains(name), "{error} does not name {name}");
     }
 }
 
-const TURNED: Layout = Layout::new(&[USES.table(), VOTES.table()]);
+const TURNED: Schema = Schema::new(&[USES.table(), VOTES.table()]);
 
-/// Format 1 had a hash of the layout in place of each counter's declaration, and no marks.
+/// Format 1 had a hash of the schema in place of each counter's declaration, and no offsets.
 #[test]
 fn snapshots_of_another_format_are_refused() {
-    assert!(MemoryStore::restore(&LAYOUT, &changed(|_| {}).unwrap()).is_ok());
-    let old = json!({ "format": 1, "layout": 5, "counters": [{ "name": "show.votes", "totals": [] }] });
+    assert!(MemoryStore::restore(&SCHEMA, &changed(|_| {}).unwrap()).is_ok());
+    let old = json!({ "format": 1, "schema": 5, "counters": [{ "name": "show.votes", "totals": [] }] });
     for text in [old.to_string(), serde_json::to_string_pretty(&old).unwrap()] {
         let error = serde_json::from_str::<Snapshot>(&text).unwrap_err();
         assert!(error.to_string().contains("its format is 1, not 2"), "{error}");
@@ -286,10 +286,10 @@ fn snapshots_of_another_format_are_refused() {
         let error = serde_json::from_value::<Snapshot>(json).unwrap_err();
         assert!(error.to_string().contains(&format!("its format is {format}, not 2")), "{error}");
     }
-    for field in ["format", "counters", "marks"] {
+    for field in ["format", "counters", "offsets"] {
         assert!(changed(|json| drop(json.as_object_mut().unwrap().remove(field))).is_none(), "{field}");
     }
-    // The order of writing is no part of what a layout means.
+    // The order of writing is no part of what a schema means.
     assert_eq!(MemoryStore::restore(&TURNED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(), -2);
 }
 
@@ -329,54 +329,57 @@ fn a_key_that_is_none_of_its_counter_is_refused() {
 fn a_counter_that_a_snapshot_lacks_is_not_read() {
     let lacking = changed(|json| drop(json["counters"].as_array_mut().unwrap().pop())).unwrap();
     let store = restored(&lacking);
-    assert!(store.is_ready(VOTES.def()).unwrap() && !store.is_ready(USES.def()).unwrap());
+    assert!(store.is_ready(VOTES.id()).unwrap() && !store.is_ready(USES.id()).unwrap());
     let refused = store.total(USES, "\0").unwrap_err();
     assert!(matches!(&refused, Error::NotReady { unready, .. } if unready == "tag.uses"), "{refused}");
-    assert_eq!((votes(&store).len(), store.len(USES.def()).unwrap()), (4, 0));
+    assert_eq!((votes(&store).len(), store.len(USES.id()).unwrap()), (4, 0));
     // What was not ready is so after the next snapshot too.
     let again = restored(&store.snapshot());
-    assert!(again.is_ready(VOTES.def()).unwrap() && !again.is_ready(USES.def()).unwrap());
+    assert!(again.is_ready(VOTES.id()).unwrap() && !again.is_ready(USES.id()).unwrap());
 }
 
 #[test]
-fn marks_come_back_with_the_totals() {
-    let store = MemoryStore::new(&LAYOUT);
+fn offsets_come_back_with_the_totals() {
+    let store = MemoryStore::new(&SCHEMA);
     for (stream, first, last) in [("a", 1, 3), ("b", 1, 9), ("a", 4, 4)] {
-        store.apply_once(&mut batch([(7, 1)]), &Mark::new(stream, first, last).unwrap()).unwrap();
+        store.apply_idempotent(&mut batch([(7, 1)]), &StreamRange::new(stream, first, last).unwrap()).unwrap();
     }
-    store.apply_once(&mut batch([]), &Mark::new("of nothing", 1, 2).unwrap()).unwrap();
-    assert!(store.apply_once(&mut batch([]), &Mark::new("ahead", 2, 2).unwrap()).is_err());
+    store.apply_idempotent(&mut batch([]), &StreamRange::new("of nothing", 1, 2).unwrap()).unwrap();
+    assert!(store.apply_idempotent(&mut batch([]), &StreamRange::new("ahead", 2, 2).unwrap()).is_err());
     let json = serde_json::to_value(store.snapshot()).unwrap();
-    assert_eq!(json["marks"], json!({ "a": 4, "b": 9, "of nothing": 2 }));
+    assert_eq!(json["offsets"], json!({ "a": 4, "b": 9, "of nothing": 2 }));
     let back = restored(&serde_json::from_value(json).unwrap());
-    assert_eq!(["a", "b", "of nothing", "ahead"].map(|stream| back.mark(stream)), [4, 9, 2, 0]);
-    assert!(back.apply_once(&mut batch([(7, 1)]), &Mark::new("a", 3, 4).unwrap()).unwrap().skipped);
-    assert!(matches!(back.apply_once(&mut batch([]), &Mark::new("b", 11, 11).unwrap()), Err(Error::Gap { .. })));
+    assert_eq!(["a", "b", "of nothing", "ahead"].map(|stream| back.offset(stream)), [4, 9, 2, 0]);
+    assert!(back.apply_idempotent(&mut batch([(7, 1)]), &StreamRange::new("a", 3, 4).unwrap()).unwrap().skipped);
+    assert!(matches!(
+        back.apply_idempotent(&mut batch([]), &StreamRange::new("b", 11, 11).unwrap()),
+        Err(Error::Gap { .. })
+    ));
     assert_eq!(back.total(VOTES, 7).unwrap(), 3);
 
     for (stream, last) in [("", 1), ("a", 0), ("a", u64::MAX), (&"s".repeat(300), 1)] {
-        refused(|json| json["marks"] = json!({ stream: last }), &["mark"]);
+        refused(|json| json["offsets"] = json!({ stream: last }), &["stream range"]);
     }
 }
 
 /// Keys come as bytes, so one of another type may be asked for: it has no total, and must not be taken for one that has.
 #[test]
 fn keys_of_another_width_are_nobody_elses() {
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     store.apply(&mut batch([(0, 5), (0x100, 6)])).unwrap();
     let zero = KeyBuf::of::<i64>(0);
-    for cut in 0..zero.as_bytes().len() {
+    for cutoff in 0..zero.as_bytes().len() {
         let mut short = KeyBuf::new();
-        short.push(&zero.as_bytes()[..cut]);
+        short.push(&zero.as_bytes()[..cutoff]);
         let mut long = KeyBuf::new();
-        long.push(&vec![0; 8 - cut]);
+        long.push(&vec![0; 8 - cutoff]);
         long.push(zero.as_bytes());
         for foreign in [short, long, KeyBuf::of::<(i64, u8)>((0, 0)), KeyBuf::of::<i128>(0)] {
-            match store.read(VOTES.def(), std::slice::from_ref(&foreign)) {
+            match store.read(VOTES.id(), std::slice::from_ref(&foreign)) {
                 Ok(totals) => assert_eq!(totals, [0], "{foreign:?}"),
                 Err(error) => assert!(matches!(error, Error::Key { counter: "show.votes", .. }), "{error}"),
             }
-            if let Ok(page) = store.page(VOTES.def(), Some(&foreign), 10) {
+            if let Ok(page) = store.page(VOTES.id(), Some(&foreign), 10) {
                 let all = [(zero.clone(), 5), (KeyBuf::of::<i64>(0x100), 6)];
                 assert_eq!(page, all.into_iter().filter(|(key, _)| *key > foreign).collect::<Vec<_>>(), "{foreign:?}");
             }
@@ -388,18 +391,18 @@ fn keys_of_another_width_are_nobody_elses() {
 #[test]
 fn keys_that_are_chosen_against_the_hash_cost_no_more_than_others() {
     const IDS: Counter<[u8; 16]> = Counter::new("ids");
-    const LAYOUT: Layout = Layout::new(&[IDS.table()]);
+    const SCHEMA: Schema = Schema::new(&[IDS.table()]);
     let known = 0x082e_fa98_ec4e_6c89_u64.rotate_right(16).to_le_bytes();
     let time = |first: [u8; 8]| {
         let began = Instant::now();
-        let store = MemoryStore::new(&LAYOUT);
+        let store = MemoryStore::new(&SCHEMA);
         let mut batch = Batch::new();
         for n in 0..30_000_u64 {
             let key: [u8; 16] = [first, n.to_be_bytes()].concat().try_into().unwrap();
             batch.add(IDS, key, 1);
         }
         store.apply(&mut batch).unwrap();
-        assert_eq!(store.len(IDS.def()).unwrap(), 30_000);
+        assert_eq!(store.len(IDS.id()).unwrap(), 30_000);
         began.elapsed()
     };
     let (chosen, other) = (time(known), time(*b"anything"));
@@ -419,16 +422,16 @@ fn resident() -> f64 {
 fn many_streams_are_kept_listed_and_forgotten() {
     let streams: u32 = std::env::var("KEEPCOUNT_STREAMS").map_or(100_000, |streams| streams.parse().unwrap());
     let name = |stream: u32| format!("device {stream:012}");
-    let (store, before) = (MemoryStore::new(&LAYOUT), resident());
+    let (store, before) = (MemoryStore::new(&SCHEMA), resident());
     let began = Instant::now();
     for stream in 0..streams {
-        store.apply_once(&mut Batch::new(), &Mark::new(&name(stream), 1, 1).unwrap()).unwrap();
+        store.apply_idempotent(&mut Batch::new(), &StreamRange::new(&name(stream), 1, 1).unwrap()).unwrap();
     }
-    println!("{:?} for the marks of {streams} streams", began.elapsed());
+    println!("{:?} for the offsets of {streams} streams", began.elapsed());
     println!("{:.0} bytes a stream", (resident() - before) / f64::from(streams));
     let (began, mut listed) = (Instant::now(), Vec::new());
     loop {
-        let page = store.marks(listed.last().map(|(last, _): &(String, u64)| last.as_str()), 1_000);
+        let page = store.offsets(listed.last().map(|(last, _): &(String, u64)| last.as_str()), 1_000);
         if page.is_empty() {
             break;
         }
@@ -436,6 +439,6 @@ fn many_streams_are_kept_listed_and_forgotten() {
     }
     println!("{:?} to list them by pages of 1,000", began.elapsed());
     assert!(listed.into_iter().eq((0..streams).map(|stream| (name(stream), 1))));
-    assert!((0..streams).all(|stream| store.forget_mark(&name(stream)) == 1));
-    assert_eq!(store.marks(None, 1), []);
+    assert!((0..streams).all(|stream| store.forget_offset(&name(stream)) == 1));
+    assert_eq!(store.offsets(None, 1), []);
 }

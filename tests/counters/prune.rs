@@ -1,4 +1,4 @@
-//! Totals that nobody asks for any more, in both stores: what is below a cut goes and stays away, what is at it or above is as a plain recount
+//! Totals that nobody asks for any more, in both stores: what is below a cutoff goes and stays away, what is at it or above is as a plain recount
 //! says, through hooks, audits, snapshots, reopening, and writers at the same moment.
 
 use std::collections::BTreeMap;
@@ -9,8 +9,8 @@ use std::thread;
 use crate::support::world::run_whole;
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Report, Source, SqliteAudit};
 use keepcount::{
-    Batch, Board, Counter, Def, Error, KeyBuf, KeyRange, Layout, MemoryStore, Next, Ranking, Record, Snapshot,
-    SqliteStore, Store, Sweep, Swept, Tally,
+    Batch, Counter, CounterId, Error, KeyBuf, KeyRange, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery,
+    Schema, Snapshot, SqliteStore, Store, Sweep, Swept, Tally,
 };
 use proptest::collection::vec;
 use proptest::option::weighted;
@@ -19,16 +19,16 @@ use rusqlite::{Connection, params};
 
 const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
-const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(SETLIST_DAYS, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
-const TRENDING: Board<i64, keepcount::Decayed> = Board::decayed("show.trending", SHOW_DAYS);
-const LAYOUT: Layout = Layout::new(&[
+const TRENDING: Leaderboard<i64, keepcount::Decayed> = Leaderboard::decayed("show.trending", SHOW_DAYS);
+const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_DAYS.table().prunable(),
     SETLIST_SHOW.table(),
     SHOW_DAYS.table().prunable(),
 ])
-.boards(&[TRENDING.def()]);
+.leaderboards(&[TRENDING.id()]);
 
 #[derive(Debug, Clone, PartialEq)]
 enum Row {
@@ -37,7 +37,7 @@ enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[SETLIST_DAYS.def(), SETLIST_SHOW.def(), SETLIST_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_DAYS.id(), SETLIST_SHOW.id(), SETLIST_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match self {
@@ -61,14 +61,14 @@ struct Rows {
 }
 
 impl Rows {
-    /// Every counter, without what is below a cut.
-    fn recount(&self, cut: Option<i64>) -> Totals {
+    /// Every counter, without what is below a cutoff.
+    fn recount(&self, cutoff: Option<i64>) -> Totals {
         let mut totals = Totals::new();
-        let mut add = |name, head, tail, amount| *totals.entry((name, head, tail)).or_insert(0) += amount;
+        let mut add = |name, prefix, suffix, amount| *totals.entry((name, prefix, suffix)).or_insert(0) += amount;
         for row in self.votes.values() {
             let Row::Vote { setlist, day, amount } = row else { continue };
             add("setlist.votes", *setlist, None, *amount);
-            if cut.is_some_and(|cut| *day < cut) {
+            if cutoff.is_some_and(|cutoff| *day < cutoff) {
                 continue;
             }
             add("setlist.days", *setlist, Some(*day), *amount);
@@ -95,7 +95,7 @@ enum Op {
     Prune(i64),
     /// Kept and brought back: a snapshot, or the file opened again.
     Reopen,
-    /// Totals at and above the cut changed behind the hooks.
+    /// Totals at and above the cutoff changed behind the hooks.
     Break,
 }
 
@@ -127,20 +127,20 @@ trait Subject {
     fn reopen(&mut self);
     fn store(&mut self) -> Box<dyn Store + '_>;
     fn reconcile(&mut self, mode: Mode, options: Options, other: bool) -> Report;
-    /// The board as it is kept, and made anew.
-    fn boards(&mut self) -> [Vec<(u64, i64)>; 2];
+    /// The leaderboard as it is kept, and made anew.
+    fn leaderboards(&mut self) -> [Vec<(u64, i64)>; 2];
 }
 
 fn totals(store: &mut dyn Store) -> Totals {
     let mut totals = Totals::new();
-    for placed in LAYOUT.counters() {
-        let def = placed.def();
-        for (key, total) in store.page(def, None, 10_000).unwrap() {
-            let name = if def == SETLIST_VOTES.def() {
-                (def.name(), key.decode::<i64>().unwrap(), None)
+    for spec in SCHEMA.counters() {
+        let id = spec.id();
+        for (key, total) in store.page(id, None, 10_000).unwrap() {
+            let name = if id == SETLIST_VOTES.id() {
+                (id.name(), key.decode::<i64>().unwrap(), None)
             } else {
-                let (head, tail) = key.decode::<(i64, i64)>().unwrap();
-                (def.name(), head, Some(tail))
+                let (prefix, suffix) = key.decode::<(i64, i64)>().unwrap();
+                (id.name(), prefix, Some(suffix))
             };
             totals.insert(name, total);
         }
@@ -156,7 +156,7 @@ struct Memory {
 
 impl Subject for Memory {
     fn new() -> Self {
-        Self { store: MemoryStore::new(&LAYOUT), rows: Rows::default() }
+        Self { store: MemoryStore::new(&SCHEMA), rows: Rows::default() }
     }
 
     fn put(&mut self, id: i64, row: Option<&Row>) -> Option<Row> {
@@ -177,7 +177,7 @@ impl Subject for Memory {
 
     fn reopen(&mut self) {
         let json = serde_json::to_string(&self.store.snapshot()).unwrap();
-        self.store = MemoryStore::restore(&LAYOUT, &serde_json::from_str::<Snapshot>(&json).unwrap()).unwrap();
+        self.store = MemoryStore::restore(&SCHEMA, &serde_json::from_str::<Snapshot>(&json).unwrap()).unwrap();
     }
 
     fn store(&mut self) -> Box<dyn Store + '_> {
@@ -192,11 +192,11 @@ impl Subject for Memory {
         audit.add(SETLIST_VOTES, |_: Bound<i64>| votes.clone()).unwrap();
         audit.add(SETLIST_DAYS, |_: Bound<(i64, i64)>| votes.clone()).unwrap();
         audit.add(SETLIST_SHOW, |_: Bound<(i64, i64)>| setlists.clone()).unwrap();
-        run_whole(mode, &LAYOUT, options, &mut audit).unwrap()
+        run_whole(mode, &SCHEMA, options, &mut audit).unwrap()
     }
 
-    fn boards(&mut self) -> [Vec<(u64, i64)>; 2] {
-        let mut ranking = Ranking::new(TRENDING);
+    fn leaderboards(&mut self) -> [Vec<(u64, i64)>; 2] {
+        let mut ranking = MemoryLeaderboard::new(TRENDING);
         ranking.rebuild(&mut &self.store).unwrap();
         let lines: Vec<(u64, i64)> = ranking.top(9).unwrap().iter().map(|line| (line.rank, line.key)).collect();
         [lines.clone(), lines]
@@ -227,7 +227,7 @@ impl Subject for Sqlite {
              CREATE INDEX setlists_by_id ON setlists (id, show);",
         )
         .unwrap();
-        SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+        SqliteStore::new(&conn, &SCHEMA).create().unwrap();
         Self { conn, dir }
     }
 
@@ -261,20 +261,20 @@ impl Subject for Sqlite {
     }
 
     fn apply(&mut self, batch: &Batch) {
-        SqliteStore::new(&self.conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
+        SqliteStore::new(&self.conn, &SCHEMA).apply(&mut batch.clone()).unwrap();
     }
 
     fn prune(&mut self, before: i64) -> u64 {
-        SqliteStore::new(&self.conn, &LAYOUT).prune(SETLIST_DAYS, before).unwrap()
+        SqliteStore::new(&self.conn, &SCHEMA).prune(SETLIST_DAYS, before).unwrap()
     }
 
     fn reopen(&mut self) {
         self.conn = Self::open(&self.dir);
-        SqliteStore::new(&self.conn, &LAYOUT).create().unwrap();
+        SqliteStore::new(&self.conn, &SCHEMA).create().unwrap();
     }
 
     fn store(&mut self) -> Box<dyn Store + '_> {
-        Box::new(SqliteStore::new(&self.conn, &LAYOUT))
+        Box::new(SqliteStore::new(&self.conn, &SCHEMA))
     }
 
     fn reconcile(&mut self, mode: Mode, options: Options, other: bool) -> Report {
@@ -284,28 +284,28 @@ impl Subject for Sqlite {
             let typed = source.amount("amount").rows("setlist, day, amount", read_vote);
             if other { typed.by_tally() } else { typed }
         };
-        let mut audit = SqliteAudit::new(&self.conn, &LAYOUT).unwrap();
+        let mut audit = SqliteAudit::new(&self.conn, &SCHEMA).unwrap();
         audit.add(SETLIST_VOTES, votes(Source::table("votes", ["setlist"]))).unwrap();
         audit.add(SETLIST_DAYS, votes(Source::table("votes", ["setlist", "day"]))).unwrap();
         let setlists = Source::table("setlists", ["id", "show"]);
         let read = |row: &rusqlite::Row<'_>| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? });
         audit.add(SETLIST_SHOW, setlists.rows("id, show", read)).unwrap();
-        run_whole(mode, &LAYOUT, options, &mut audit).unwrap()
+        run_whole(mode, &SCHEMA, options, &mut audit).unwrap()
     }
 
-    fn boards(&mut self) -> [Vec<(u64, i64)>; 2] {
-        let store = SqliteStore::new(&self.conn, &LAYOUT);
+    fn leaderboards(&mut self) -> [Vec<(u64, i64)>; 2] {
+        let store = SqliteStore::new(&self.conn, &SCHEMA);
         let lines = |store: &SqliteStore<'_>| {
             store.top(TRENDING, 9).unwrap().iter().map(|line| (line.rank, line.key)).collect()
         };
         let kept = lines(&store);
-        assert_eq!(store.rebuild(TRENDING).unwrap(), 0, "lines of the board that a prune left behind");
+        assert_eq!(store.rebuild(TRENDING).unwrap(), 0, "lines of the leaderboard that a prune left behind");
         [kept, lines(&store)]
     }
 }
 
 fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
-    let (mut subject, mut rows, mut cut) = (S::new(), Rows::default(), None::<i64>);
+    let (mut subject, mut rows, mut cutoff) = (S::new(), Rows::default(), None::<i64>);
     let options = Options::default().page(page).samples(100);
     for op in ops {
         match op {
@@ -324,19 +324,19 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
             }
             Op::Prune(before) => {
                 let below = |name: &(&str, i64, Option<i64>)| name.0.ends_with("days") && name.2 < Some(*before);
-                let going = rows.recount(cut).keys().filter(|name| below(name)).count() as u64;
+                let going = rows.recount(cutoff).keys().filter(|name| below(name)).count() as u64;
                 let gone = subject.prune(*before);
                 // Rows of 0 may be among those that go in SQLite.
-                assert!(gone >= going && (cut < Some(*before) || gone == 0), "{gone} went, not {going}, by {op:?}");
-                cut = cut.max(Some(*before));
+                assert!(gone >= going && (cutoff < Some(*before) || gone == 0), "{gone} went, not {going}, by {op:?}");
+                cutoff = cutoff.max(Some(*before));
                 assert_eq!(subject.prune(*before), 0, "once more");
             }
             Op::Reopen => subject.reopen(),
             Op::Break => {
                 let mut batch = Batch::new();
-                for (name, head, tail) in rows.recount(cut).keys() {
-                    if let ("setlist.days", Some(day)) = (*name, tail) {
-                        batch.add(SETLIST_DAYS, (head, day), 3);
+                for (name, prefix, suffix) in rows.recount(cutoff).keys() {
+                    if let ("setlist.days", Some(day)) = (*name, suffix) {
+                        batch.add(SETLIST_DAYS, (prefix, day), 3);
                     }
                 }
                 subject.apply(&batch);
@@ -346,25 +346,25 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
                 assert_eq!(repair.drift(), drift, "{repair}");
             }
         }
-        assert_eq!(totals(&mut *subject.store()), rows.recount(cut), "cut at {cut:?}, after {op:?}");
-        for head in 0..4 {
-            let from = cut.unwrap_or(i64::MIN);
+        assert_eq!(totals(&mut *subject.store()), rows.recount(cutoff), "cut at {cutoff:?}, after {op:?}");
+        for prefix in 0..4 {
+            let from = cutoff.unwrap_or(i64::MIN);
             let sum: i64 = rows
                 .recount(None)
                 .iter()
-                .filter(|(name, _)| name.0 == "show.days" && name.1 == head && name.2 >= Some(from))
+                .filter(|(name, _)| name.0 == "show.days" && name.1 == prefix && name.2 >= Some(from))
                 .map(|(_, total)| total)
                 .sum();
-            assert_eq!(subject.store().sum(SHOW_DAYS.def(), &SHOW_DAYS.tails(head, from..)).unwrap(), sum);
+            assert_eq!(subject.store().sum(SHOW_DAYS.id(), &SHOW_DAYS.suffixes(prefix, from..)).unwrap(), sum);
         }
-        let [kept, anew] = subject.boards();
+        let [kept, anew] = subject.leaderboards();
         assert_eq!(kept, anew, "after {op:?}");
     }
     for mode in [Mode::Verify, Mode::Repair] {
         let report = subject.reconcile(mode, options, other);
         assert_eq!((report.drift(), report.complete()), (0, true), "{}", report.table());
     }
-    assert_eq!(totals(&mut *subject.store()), rows.recount(cut), "audits leave all as it is");
+    assert_eq!(totals(&mut *subject.store()), rows.recount(cutoff), "audits leave all as it is");
     assert_eq!(subject.put(0, None), rows.votes.get(&0).cloned(), "and the rows");
 }
 
@@ -376,14 +376,14 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn in_memory_what_is_below_a_cut_stays_away_and_the_rest_is_right(
+    fn in_memory_what_is_below_a_cutoff_stays_away_and_the_rest_is_right(
         ops in vec(op(), 0..14), page in prop_oneof![Just(1_usize), Just(2), Just(1000)]
     ) {
         check::<Memory>(&ops, page, false);
     }
 
     #[test]
-    fn on_sqlite_what_is_below_a_cut_stays_away_and_the_rest_is_right(
+    fn on_sqlite_what_is_below_a_cutoff_stays_away_and_the_rest_is_right(
         ops in vec(op(), 0..14), page in prop_oneof![Just(1_usize), Just(2), Just(1000)], other in any::<bool>()
     ) {
         check::<Sqlite>(&ops, page, other);
@@ -392,14 +392,14 @@ proptest! {
 
 #[test]
 fn only_a_prunable_counter_that_rows_drive_is_pruned() {
-    let memory = MemoryStore::new(&LAYOUT);
+    let memory = MemoryStore::new(&SCHEMA);
     let sqlite = Sqlite::new();
-    let store = SqliteStore::new(&sqlite.conn, &LAYOUT);
+    let store = SqliteStore::new(&sqlite.conn, &SCHEMA);
     for refused in [memory.prune(SHOW_DAYS, 3), store.prune(SHOW_DAYS, 3)] {
         assert!(matches!(refused, Err(Error::Rollup { counter: "show.days", .. })), "{refused:?}");
     }
     for refused in [memory.prune(SETLIST_SHOW, 3), store.prune(SETLIST_SHOW, 3)] {
-        assert!(matches!(refused, Err(Error::Setting { setting: "prune", .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::InvalidUse { what: "prune", .. })), "{refused:?}");
     }
     let unknown = Counter::<(i64, i64)>::new("unknown");
     for refused in [memory.prune(unknown, 3), store.prune(unknown, 3)] {
@@ -408,10 +408,10 @@ fn only_a_prunable_counter_that_rows_drive_is_pruned() {
 }
 
 #[test]
-fn what_moves_over_the_cut_counts_on_its_side_only() {
-    let memory = MemoryStore::new(&LAYOUT);
+fn what_moves_over_the_cutoff_counts_on_its_side_only() {
+    let memory = MemoryStore::new(&SCHEMA);
     let sqlite = Sqlite::new();
-    let mut store = SqliteStore::new(&sqlite.conn, &LAYOUT);
+    let mut store = SqliteStore::new(&sqlite.conn, &SCHEMA);
     let vote = |day| Row::Vote { setlist: 1, day, amount: 5 };
     let mut steps: Vec<(Batch, i64)> = Vec::new();
     let mut step = |old: Option<Row>, new: Option<Row>, left: i64| {
@@ -433,17 +433,21 @@ fn what_moves_over_the_cut_counts_on_its_side_only() {
         for applied in &applied {
             let below = applied
                 .deltas(batch)
-                .filter(|(def, key, _)| *def == SETLIST_DAYS.def() && key.decode::<(i64, i64)>().unwrap().1 < 10);
-            assert_eq!(below.count(), 0, "what is below the cut is not written");
+                .filter(|(id, key, _)| *id == SETLIST_DAYS.id() && key.decode::<(i64, i64)>().unwrap().1 < 10);
+            assert_eq!(below.count(), 0, "what is below the cutoff is not written");
         }
-        let (left_days, all) = (SHOW_DAYS.tails(7, 10..), SHOW_DAYS.under(7));
-        let sums = [memory.sum(SHOW_DAYS.def(), &left_days), store.sum(SHOW_DAYS.def(), &left_days)];
+        let (left_days, all) = (SHOW_DAYS.suffixes(7, 10..), SHOW_DAYS.under(7));
+        let sums = [memory.sum(SHOW_DAYS.id(), &left_days), store.sum(SHOW_DAYS.id(), &left_days)];
         assert_eq!(sums.map(Result::unwrap), [*left, *left]);
-        // What reaches below the cut would be a guess.
-        for range in
-            [&all, &SHOW_DAYS.tails(7, 9..), &SHOW_DAYS.tails(7, ..20), &SHOW_DAYS.heads(7..=7), &KeyRange::ALL]
-        {
-            for refused in [memory.sum(SHOW_DAYS.def(), range), store.sum(SHOW_DAYS.def(), range)] {
+        // What reaches below the cutoff would be a guess.
+        for range in [
+            &all,
+            &SHOW_DAYS.suffixes(7, 9..),
+            &SHOW_DAYS.suffixes(7, ..20),
+            &SHOW_DAYS.prefixes(7..=7),
+            &KeyRange::ALL,
+        ] {
+            for refused in [memory.sum(SHOW_DAYS.id(), range), store.sum(SHOW_DAYS.id(), range)] {
                 assert!(matches!(refused, Err(Error::Pruned { counter: "show.days", .. })), "{range:?}: {refused:?}");
             }
         }
@@ -452,12 +456,12 @@ fn what_moves_over_the_cut_counts_on_its_side_only() {
 
 /// A key whose time has two parts: a day and an hour.
 #[test]
-fn a_cut_in_a_time_of_two_parts_means_the_same_in_both_stores() {
+fn a_cutoff_in_a_time_of_two_parts_means_the_same_in_both_stores() {
     const HOURS: Counter<(i64, (i64, i64))> = Counter::new("hours");
-    const LAYOUT: Layout = Layout::new(&[HOURS.table().prunable()]);
-    let memory = MemoryStore::new(&LAYOUT);
+    const SCHEMA: Schema = Schema::new(&[HOURS.table().prunable()]);
+    let memory = MemoryStore::new(&SCHEMA);
     let conn = Connection::open_in_memory().unwrap();
-    let mut store = SqliteStore::new(&conn, &LAYOUT);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     store.create().unwrap();
     let mut batch = Batch::new();
     for (day, hour) in [(1, 20), (2, 5), (2, 6), (2, 7), (3, 1)] {
@@ -467,7 +471,7 @@ fn a_cut_in_a_time_of_two_parts_means_the_same_in_both_stores() {
     store.apply(&mut batch).unwrap();
     let pruned = [memory.prune(HOURS, (2_i64, 6_i64)), store.prune(HOURS, (2_i64, 6_i64))];
     let left = |store: &mut dyn Store| -> Vec<(i64, i64)> {
-        let page = store.page(HOURS.def(), None, 9).unwrap();
+        let page = store.page(HOURS.id(), None, 9).unwrap();
         page.iter().map(|(key, _)| key.decode::<(i64, (i64, i64))>().unwrap().1).collect()
     };
     let mut in_memory = &memory;
@@ -480,9 +484,9 @@ fn a_cut_in_a_time_of_two_parts_means_the_same_in_both_stores() {
     }
 }
 
-/// Writes behind the hooks below a cut, which nothing of the crate does.
+/// Writes behind the hooks below a cutoff, which nothing of the crate does.
 #[test]
-fn a_total_planted_below_the_cut_is_the_same_to_both_audits() {
+fn a_total_planted_below_the_cutoff_is_the_same_to_both_audits() {
     let (mut memory, mut sqlite) = (Memory::new(), Sqlite::new());
     let options = Options::default();
     let mut found = Vec::new();
@@ -494,7 +498,7 @@ fn a_total_planted_below_the_cut_is_the_same_to_both_audits() {
             let counter =
                 json["counters"].as_array_mut().unwrap().iter_mut().find(|known| known["name"] == "setlist.days");
             counter.unwrap()["totals"] = serde_json::json!([[KeyBuf::of::<(i64, i64)>((1_i64, 3_i64)), 9]]);
-            memory.store = MemoryStore::restore(&LAYOUT, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
+            memory.store = MemoryStore::restore(&SCHEMA, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
             sqlite.conn.execute("INSERT INTO setlist_days VALUES (1, 3, 9)", ()).unwrap();
         }
         let reports = [memory.reconcile(mode, options, false), sqlite.reconcile(mode, options, false)];
@@ -505,10 +509,10 @@ fn a_total_planted_below_the_cut_is_the_same_to_both_audits() {
     assert_eq!(found[2], 0, "a repair leaves nothing that a verify reports: {found:?}");
 }
 
-/// A mend counted the rows of its key without looking at the cut, while the measure leaves out those below: a total planted there, where rows still are,
+/// A repair counted the rows of its key without looking at the cutoff, while the measure leaves out those below: a total planted there, where rows still are,
 /// came back with each repair.
 #[test]
-fn on_sqlite_a_total_planted_below_the_cut_beside_its_rows_is_mended_away() {
+fn on_sqlite_a_total_planted_below_the_cutoff_beside_its_rows_is_repaired_away() {
     for by_tally in [false, true] {
         let mut sqlite = Sqlite::new();
         let vote = Row::Vote { setlist: 1, day: 3, amount: 4 };
@@ -523,10 +527,10 @@ fn on_sqlite_a_total_planted_below_the_cut_beside_its_rows_is_mended_away() {
     }
 }
 
-/// Nothing was pruned while a batch of it was half applied, nor comes back below the cut.
+/// Nothing was pruned while a batch of it was half applied, nor comes back below the cutoff.
 #[test]
-fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cut() {
-    let store = MemoryStore::new(&LAYOUT);
+fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
+    let store = MemoryStore::new(&SCHEMA);
     let threads = 4_i64;
     thread::scope(|scope| {
         for at in 0..threads {
@@ -548,8 +552,8 @@ fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cut() {
                 }
             });
         }
-        for cut in 0..15 {
-            store.prune(SETLIST_DAYS, cut).unwrap();
+        for cutoff in 0..15 {
+            store.prune(SETLIST_DAYS, cutoff).unwrap();
             thread::yield_now();
         }
     });
@@ -569,16 +573,16 @@ fn shared_file(folder: &Path) -> Connection {
 }
 
 #[test]
-fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
+fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
     let dir = tempfile::tempdir().unwrap();
     let open = || shared_file(dir.path());
     let conn = open();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
-    let mut links = Batch::new();
-    links.insert(
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
+    let mut memberships = Batch::new();
+    memberships.insert(
         &[Row::Setlist { id: 0, show: 5 }, Row::Setlist { id: 1, show: 5 }, Row::Setlist { id: 2, show: 6 }][..],
     );
-    SqliteStore::new(&conn, &LAYOUT).apply(&mut links).unwrap();
+    SqliteStore::new(&conn, &SCHEMA).apply(&mut memberships).unwrap();
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
@@ -589,16 +593,16 @@ fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
                 }
                 for _ in 0..40 {
                     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-                    SqliteStore::new(&conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
+                    SqliteStore::new(&conn, &SCHEMA).apply(&mut batch.clone()).unwrap();
                     conn.execute_batch("COMMIT").unwrap();
                 }
             });
         }
-        for cut in 0..15 {
-            SqliteStore::new(&conn, &LAYOUT).prune(SETLIST_DAYS, cut).unwrap();
+        for cutoff in 0..15 {
+            SqliteStore::new(&conn, &SCHEMA).prune(SETLIST_DAYS, cutoff).unwrap();
         }
     });
-    let found = totals(&mut SqliteStore::new(&conn, &LAYOUT));
+    let found = totals(&mut SqliteStore::new(&conn, &SCHEMA));
     let wanted: BTreeMap<i64, i64> = (14..20).map(|day| (day, 120)).collect();
     for counter in ["setlist.days", "show.days"] {
         let days: BTreeMap<i64, i64> = found
@@ -609,13 +613,13 @@ fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cut() {
         assert_eq!(days, wanted, "{counter}");
     }
     let key = KeyBuf::of::<(i64, i64)>((5_i64, 15_i64));
-    assert_eq!(SqliteStore::new(&conn, &LAYOUT).read(SHOW_DAYS.def(), &[key]).unwrap(), [120]);
+    assert_eq!(SqliteStore::new(&conn, &SCHEMA).read(SHOW_DAYS.id(), &[key]).unwrap(), [120]);
 }
 
 const ALL_VOTES: Counter<()> = Counter::new("all.votes");
 const USER_SHOW: Counter<(String, i64)> = Counter::new("user.show");
 const SMALL: Counter<i8> = Counter::new("small");
-const FORUM: Layout = Layout::new(&[
+const FORUM: Schema = Schema::new(&[
     ALL_VOTES.table(),
     SETLIST_VOTES.table(),
     USER_SHOW.table(),
@@ -624,7 +628,7 @@ const FORUM: Layout = Layout::new(&[
     SETLIST_SHOW.table(),
     SHOW_DAYS.table().prunable(),
 ])
-.boards(&[TRENDING.def()]);
+.leaderboards(&[TRENDING.id()]);
 
 /// What comes and goes again: most totals end at 0.
 fn forum(store: &mut SqliteStore<'_>) {
@@ -648,7 +652,7 @@ fn rows_of(conn: &Connection) -> Vec<(i64, i64)> {
         let text = format!("SELECT count(*), count(*) FILTER (WHERE total = 0) FROM {table}");
         conn.query_row(&text, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
     };
-    FORUM.counters().iter().map(|placed| count(placed.table_name())).collect()
+    FORUM.counters().iter().map(|spec| count(spec.table_name())).collect()
 }
 
 /// All that can be read.
@@ -710,7 +714,7 @@ fn a_sweep_takes_the_write_lock_only_for_what_there_is_to_remove() {
     // A page without a total of 0.
     assert_eq!(store.sweep(&mut sweep).unwrap().totals, 0);
     let error = store.sweep(&mut sweep).unwrap_err();
-    assert_eq!(error.next(), Next::Retry, "{error}");
+    assert_eq!(error.recovery(), Recovery::Retry, "{error}");
     assert!(error.to_string().starts_with("removing totals of 0 of counter small: "), "{error}");
     other.execute_batch("COMMIT").unwrap();
     let swept = store.sweep(&mut sweep).unwrap();

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, Counter, Def, Error, KeyBuf, KeyError, KeyRange, Layout, MemoryStore, SqliteStore, Store};
+use keepcount::{
+    Batch, Counter, CounterId, Error, KeyBuf, KeyError, KeyRange, MemoryStore, Schema, SqliteStore, Store,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rusqlite::{Connection, params_from_iter};
@@ -16,7 +18,7 @@ const TWO: Counter<(String, i64)> = Counter::new("two");
 const THREE: Counter<(i8, (String, i64))> = Counter::new("three");
 const FAR: Counter<((i8, String), i64)> = Counter::new("far");
 const ALL: Counter<()> = Counter::new("all");
-const LAYOUT: Layout = Layout::new(&[ONE.table(), WORD.table(), TWO.table(), THREE.table(), FAR.table(), ALL.table()]);
+const SCHEMA: Schema = Schema::new(&[ONE.table(), WORD.table(), TWO.table(), THREE.table(), FAR.table(), ALL.table()]);
 
 /// A part of a key, without the crate's types; sorts as the crate must sort it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,16 +32,16 @@ type Ends = (Bound<Parts>, Bound<Parts>);
 
 /// Whether a key is within bounds that may be the beginnings of keys: such a beginning stands for all keys that begin so.
 fn within(key: &Parts, (start, end): &Ends) -> bool {
-    let head = |bound: &Parts| key[..bound.len()].cmp(bound.as_slice());
+    let prefix = |bound: &Parts| key[..bound.len()].cmp(bound.as_slice());
     let starts = match start {
         Bound::Unbounded => true,
-        Bound::Included(bound) => head(bound).is_ge(),
-        Bound::Excluded(bound) => head(bound).is_gt(),
+        Bound::Included(bound) => prefix(bound).is_ge(),
+        Bound::Excluded(bound) => prefix(bound).is_gt(),
     };
     let ends = match end {
         Bound::Unbounded => true,
-        Bound::Included(bound) => head(bound).is_le(),
-        Bound::Excluded(bound) => head(bound).is_lt(),
+        Bound::Included(bound) => prefix(bound).is_le(),
+        Bound::Excluded(bound) => prefix(bound).is_lt(),
     };
     starts && ends
 }
@@ -57,7 +59,7 @@ fn small<T: TryFrom<i64>>(part: &Part) -> T {
 }
 
 /// The key, or the beginning of one, as the crate encodes it.
-fn encoded(counter: Def, parts: &[Part]) -> KeyBuf {
+fn encoded(counter: CounterId, parts: &[Part]) -> KeyBuf {
     match (counter.name(), parts) {
         (_, []) => KeyBuf::new(),
         ("one", [one]) => KeyBuf::of::<i16>(small::<i16>(one)),
@@ -96,7 +98,7 @@ fn ints(bounds: &'static [i64]) -> impl Strategy<Value = Part> {
 const WIDE: &[i64] = &[i64::MIN, i64::MIN + 1, -256, -1, 0, 1, 255, 256, i64::MAX - 1, i64::MAX];
 
 /// A whole key of a counter.
-fn key(counter: Def) -> BoxedStrategy<Parts> {
+fn key(counter: CounterId) -> BoxedStrategy<Parts> {
     match counter.name() {
         "one" => ints(&[-32768, -32767, -256, -1, 0, 1, 255, 32766, 32767]).prop_map(|one| vec![one]).boxed(),
         "word" => texts().prop_map(|one| vec![one]).boxed(),
@@ -108,7 +110,7 @@ fn key(counter: Def) -> BoxedStrategy<Parts> {
     }
 }
 
-fn bound(counter: Def) -> impl Strategy<Value = Bound<Parts>> {
+fn bound(counter: CounterId) -> impl Strategy<Value = Bound<Parts>> {
     (key(counter), 0..4_usize, 0..5_u8).prop_map(|(mut key, parts, kind)| {
         key.truncate(parts.max(usize::from(kind < 3)));
         match kind {
@@ -119,9 +121,9 @@ fn bound(counter: Def) -> impl Strategy<Value = Bound<Parts>> {
     })
 }
 
-fn ends(counter: Def) -> impl Strategy<Value = Ends> {
-    // Often one beginning with two tails, as ranges over time are.
-    let heads =
+fn ends(counter: CounterId) -> impl Strategy<Value = Ends> {
+    // Often one beginning with two suffixes, as ranges over time are.
+    let prefixes =
         (key(counter), key(counter), 0..3_usize, 0..5_u8, 0..5_u8).prop_map(|(one, mut two, same, start, end)| {
             let same = same.min(one.len());
             two[..same].clone_from_slice(&one[..same]);
@@ -134,10 +136,10 @@ fn ends(counter: Def) -> impl Strategy<Value = Ends> {
             };
             (bound(&one, start), bound(&two, end))
         });
-    prop_oneof![(bound(counter), bound(counter)), heads]
+    prop_oneof![(bound(counter), bound(counter)), prefixes]
 }
 
-fn range_of(counter: Def, ends: &Ends) -> KeyRange {
+fn range_of(counter: CounterId, ends: &Ends) -> KeyRange {
     // `KeyRange::of` takes a type; what is encoded already goes in as it is.
     let raw = |bound: &Bound<Parts>| bound.clone().map(|parts| Raw(encoded(counter, &parts)));
     KeyRange::of::<Raw, Raw>((raw(&ends.0), raw(&ends.1)))
@@ -170,23 +172,23 @@ impl Stores {
     fn new() -> Self {
         let conn = Connection::open_in_memory().unwrap();
         conn.set_prepared_statement_cache_capacity(128);
-        SqliteStore::new(&conn, &LAYOUT).create().unwrap();
-        Self { memory: MemoryStore::new(&LAYOUT), conn }
+        SqliteStore::new(&conn, &SCHEMA).create().unwrap();
+        Self { memory: MemoryStore::new(&SCHEMA), conn }
     }
 
     fn apply(&self, batch: &Batch) {
         self.memory.apply(&mut batch.clone()).unwrap();
-        SqliteStore::new(&self.conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
+        SqliteStore::new(&self.conn, &SCHEMA).apply(&mut batch.clone()).unwrap();
     }
 
     /// The same of both.
     fn each(&self, mut check: impl FnMut(&str, &mut dyn Store)) {
         check("in memory", &mut &self.memory);
-        check("in SQLite", &mut SqliteStore::new(&self.conn, &LAYOUT));
+        check("in SQLite", &mut SqliteStore::new(&self.conn, &SCHEMA));
     }
 }
 
-fn add(batch: &mut Batch, counter: Def, key: &Parts, amount: i64) {
+fn add(batch: &mut Batch, counter: CounterId, key: &Parts, amount: i64) {
     match (counter.name(), key.as_slice()) {
         ("one", [one]) => batch.add(ONE, small::<i16>(one), amount),
         ("word", [one]) => batch.add(WORD, text(one), amount),
@@ -199,13 +201,13 @@ fn add(batch: &mut Batch, counter: Def, key: &Parts, amount: i64) {
 
 #[derive(Debug, Clone)]
 struct Case {
-    counter: Def,
+    counter: CounterId,
     totals: Vec<(Parts, i64)>,
     asks: Vec<(Ends, usize)>,
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let counters = [ONE.def(), WORD.def(), TWO.def(), THREE.def(), FAR.def(), ALL.def()];
+    let counters = [ONE.id(), WORD.id(), TWO.id(), THREE.id(), FAR.id(), ALL.id()];
     (0..counters.len()).prop_flat_map(move |at| {
         let counter = counters[at];
         let limit = prop_oneof![0..5_usize, Just(1000), Just(usize::MAX)];
@@ -238,8 +240,8 @@ proptest! {
             let sum: i64 = wanted.iter().map(|(_, total)| total).sum();
             stores.each(|store_is, store| {
                 let all = store.range(counter, &range, usize::MAX).unwrap();
-                let cut = store.range(counter, &range, *limit).unwrap();
-                assert_eq!(cut, all[..all.len().min(*limit)], "{store_is}: {ends:?} up to {limit}");
+                let cutoff = store.range(counter, &range, *limit).unwrap();
+                assert_eq!(cutoff, all[..all.len().min(*limit)], "{store_is}: {ends:?} up to {limit}");
                 let found: Vec<(KeyBuf, i64)> = all.into_iter().filter(|(_, total)| *total != 0).collect();
                 assert_eq!(found, wanted, "{store_is}: {ends:?}");
                 assert_eq!(store.sum(counter, &range).unwrap(), sum, "{store_is}: {ends:?}");
@@ -256,10 +258,10 @@ fn pairs() -> (Stores, Vec<(String, i64)>) {
     let stores = Stores::new();
     let mut batch = Batch::new();
     let mut keys = Vec::new();
-    for head in ["", "\0", "a", "a\0", "a\0\u{1}", "a\u{1}", "b"] {
-        for tail in WIDE {
-            batch.add(TWO, (head, *tail), 1);
-            keys.push((head.to_owned(), *tail));
+    for prefix in ["", "\0", "a", "a\0", "a\0\u{1}", "a\u{1}", "b"] {
+        for suffix in WIDE {
+            batch.add(TWO, (prefix, *suffix), 1);
+            keys.push((prefix.to_owned(), *suffix));
         }
     }
     stores.apply(&batch);
@@ -269,52 +271,53 @@ fn pairs() -> (Stores, Vec<(String, i64)>) {
 
 fn check_pairs(range: &KeyRange, is: impl Fn(&str, i64) -> bool) {
     let (stores, keys) = pairs();
-    let wanted: Vec<(String, i64)> = keys.into_iter().filter(|(head, tail)| is(head, *tail)).collect();
+    let wanted: Vec<(String, i64)> = keys.into_iter().filter(|(prefix, suffix)| is(prefix, *suffix)).collect();
     stores.each(|store_is, store| {
-        let found = store.range(TWO.def(), range, usize::MAX).unwrap();
+        let found = store.range(TWO.id(), range, usize::MAX).unwrap();
         let found: Vec<(String, i64)> = found.iter().map(|(key, _)| key.decode().unwrap()).collect();
         assert_eq!(found, wanted, "{store_is}: {range:?}");
-        assert_eq!(store.sum(TWO.def(), range).unwrap(), i64::try_from(wanted.len()).unwrap(), "{store_is}: {range:?}");
+        assert_eq!(store.sum(TWO.id(), range).unwrap(), i64::try_from(wanted.len()).unwrap(), "{store_is}: {range:?}");
     });
 }
 
 #[test]
 fn typed_ranges_are_what_they_say() {
-    check_pairs(&TWO.under("a"), |head, _| head == "a");
-    check_pairs(&TWO.under("a\0"), |head, _| head == "a\0");
+    check_pairs(&TWO.under("a"), |prefix, _| prefix == "a");
+    check_pairs(&TWO.under("a\0"), |prefix, _| prefix == "a\0");
     check_pairs(&TWO.under("not there"), |_, _| false);
-    check_pairs(&TWO.tails("a", 0..), |head, tail| head == "a" && tail >= 0);
-    check_pairs(&TWO.tails("a", ..0), |head, tail| head == "a" && tail < 0);
-    check_pairs(&TWO.tails("a", ..=0), |head, tail| head == "a" && tail <= 0);
-    check_pairs(&TWO.tails("a", -1..=1), |head, tail| head == "a" && (-1..=1).contains(&tail));
-    check_pairs(&TWO.tails("a", i64::MIN..=i64::MAX), |head, _| head == "a");
-    check_pairs(&TWO.tails("a", i64::MIN..i64::MAX), |head, tail| head == "a" && tail != i64::MAX);
-    check_pairs(&TWO.tails::<i64>("", ..), |head, _| head.is_empty());
+    check_pairs(&TWO.suffixes("a", 0..), |prefix, suffix| prefix == "a" && suffix >= 0);
+    check_pairs(&TWO.suffixes("a", ..0), |prefix, suffix| prefix == "a" && suffix < 0);
+    check_pairs(&TWO.suffixes("a", ..=0), |prefix, suffix| prefix == "a" && suffix <= 0);
+    check_pairs(&TWO.suffixes("a", -1..=1), |prefix, suffix| prefix == "a" && (-1..=1).contains(&suffix));
+    check_pairs(&TWO.suffixes("a", i64::MIN..=i64::MAX), |prefix, _| prefix == "a");
+    check_pairs(&TWO.suffixes("a", i64::MIN..i64::MAX), |prefix, suffix| prefix == "a" && suffix != i64::MAX);
+    check_pairs(&TWO.suffixes::<i64>("", ..), |prefix, _| prefix.is_empty());
     let after = (Bound::Excluded(i64::MAX), Bound::Unbounded);
-    check_pairs(&TWO.tails::<i64>("a", after), |_, _| false);
+    check_pairs(&TWO.suffixes::<i64>("a", after), |_, _| false);
     let between = (Bound::Excluded(-256), Bound::Excluded(255));
-    check_pairs(&TWO.tails::<i64>("b", between), |head, tail| head == "b" && -256 < tail && tail < 255);
+    check_pairs(&TWO.suffixes::<i64>("b", between), |prefix, suffix| prefix == "b" && -256 < suffix && suffix < 255);
     #[allow(clippy::reversed_empty_ranges)]
-    check_pairs(&TWO.tails("a", 1..0), |_, _| false);
-    check_pairs(&TWO.tails("a", 1..1), |_, _| false);
-    check_pairs(&TWO.heads("a".."b"), |head, _| ("a".."b").contains(&head));
-    check_pairs(&TWO.heads("a"..="a\0"), |head, _| head == "a" || head == "a\0");
-    check_pairs(&TWO.heads("a\u{1}"..), |head, _| head >= "a\u{1}");
-    check_pairs(&TWO.heads::<&str>(..), |_, _| true);
+    check_pairs(&TWO.suffixes("a", 1..0), |_, _| false);
+    check_pairs(&TWO.suffixes("a", 1..1), |_, _| false);
+    check_pairs(&TWO.prefixes("a".."b"), |prefix, _| ("a".."b").contains(&prefix));
+    check_pairs(&TWO.prefixes("a"..="a\0"), |prefix, _| prefix == "a" || prefix == "a\0");
+    check_pairs(&TWO.prefixes("a\u{1}"..), |prefix, _| prefix >= "a\u{1}");
+    check_pairs(&TWO.prefixes::<&str>(..), |_, _| true);
     let behind: (Bound<&str>, Bound<&str>) = (Bound::Excluded("a"), Bound::Unbounded);
-    check_pairs(&TWO.heads::<&str>(behind), |head, _| head > "a");
+    check_pairs(&TWO.prefixes::<&str>(behind), |prefix, _| prefix > "a");
     check_pairs(&KeyRange::ALL, |_, _| true);
 }
 
 #[test]
 fn a_range_goes_on_behind_a_key_page_by_page() {
     let (stores, keys) = pairs();
-    let start = TWO.heads("\0"..="a\0");
-    let wanted: Vec<&(String, i64)> = keys.iter().filter(|(head, _)| ("\0"..="a\0").contains(&head.as_str())).collect();
+    let start = TWO.prefixes("\0"..="a\0");
+    let wanted: Vec<&(String, i64)> =
+        keys.iter().filter(|(prefix, _)| ("\0"..="a\0").contains(&prefix.as_str())).collect();
     stores.each(|store_is, store| {
         let (mut range, mut found) = (start.clone(), Vec::new());
         loop {
-            let page = store.range(TWO.def(), &range, 3).unwrap();
+            let page = store.range(TWO.id(), &range, 3).unwrap();
             let Some((last, _)) = page.last() else { break };
             range = range.behind(last);
             found.extend(page.iter().map(|(key, _)| key.decode::<(String, i64)>().unwrap()));
@@ -328,17 +331,17 @@ fn a_bound_that_is_no_beginning_of_a_key_is_refused() {
     let stores = Stores::new();
     let no_text = KeyBuf::of::<u16>(0x6162_u16);
     let too_many = KeyBuf::of::<((String, i64), i64)>((("a", 1_i64), 2_i64));
-    for head in [no_text, too_many] {
-        for range in [KeyRange::under(head.clone()), KeyRange::after(Some(&head))] {
+    for prefix in [no_text, too_many] {
+        for range in [KeyRange::under(prefix.clone()), KeyRange::after(Some(&prefix))] {
             stores.each(|store_is, store| {
-                let refused = store.range(TWO.def(), &range, 9);
+                let refused = store.range(TWO.id(), &range, 9);
                 assert!(matches!(refused, Err(Error::Key { counter: "two", .. })), "{store_is}: {refused:?}");
-                let refused = store.sum(TWO.def(), &range);
+                let refused = store.sum(TWO.id(), &range);
                 assert!(matches!(refused, Err(Error::Key { counter: "two", .. })), "{store_is}: {refused:?}");
             });
         }
     }
-    let unknown = Counter::<i64>::new("unknown").def();
+    let unknown = Counter::<i64>::new("unknown").id();
     stores.each(|store_is, store| {
         let refused = store.sum(unknown, &KeyRange::ALL);
         assert!(matches!(refused, Err(Error::UnknownCounter { .. })), "{store_is}: {refused:?}");
@@ -354,7 +357,7 @@ fn sums(totals: &[i64]) -> Vec<keepcount::Result<i64>> {
     batch.add(TWO, ("b", 0), 1);
     stores.apply(&batch);
     let mut sums = Vec::new();
-    stores.each(|_, store| sums.push(store.sum(TWO.def(), &TWO.under("a"))));
+    stores.each(|_, store| sums.push(store.sum(TWO.id(), &TWO.under("a"))));
     sums
 }
 
@@ -384,17 +387,17 @@ fn a_sum_that_leaves_64_bits_only_on_the_way_is_the_same_in_both_stores() {
 fn an_empty_range_sums_to_nothing() {
     let stores = Stores::new();
     stores.each(|store_is, store| {
-        for counter in [ONE.def(), WORD.def(), TWO.def(), THREE.def(), ALL.def()] {
+        for counter in [ONE.id(), WORD.id(), TWO.id(), THREE.id(), ALL.id()] {
             assert_eq!(store.sum(counter, &KeyRange::ALL).unwrap(), 0, "{store_is}");
             assert_eq!(store.range(counter, &KeyRange::ALL, 9).unwrap(), [], "{store_is}");
         }
     });
 }
 
-fn plan(counter: Def, range: &KeyRange) -> [String; 2] {
+fn plan(counter: CounterId, range: &KeyRange) -> [String; 2] {
     let stores = Stores::new();
-    let placed = LAYOUT.placed(&counter).unwrap();
-    [sql::range(Dialect::Sqlite, placed, range, 10).unwrap(), sql::sum(Dialect::Sqlite, placed, range).unwrap()].map(
+    let spec = SCHEMA.spec(&counter).unwrap();
+    [sql::range(Dialect::Sqlite, spec, range, 10).unwrap(), sql::sum(Dialect::Sqlite, spec, range).unwrap()].map(
         |query| {
             let mut plan = stores.conn.prepare(&format!("EXPLAIN QUERY PLAN {}", query.text)).unwrap();
             let values = query.values.iter().map(|value| match value {
@@ -412,27 +415,27 @@ fn plan(counter: Def, range: &KeyRange) -> [String; 2] {
 #[test]
 fn sqlite_searches_the_index_for_a_range_and_sorts_nothing() {
     for (counter, range, searched) in [
-        (TWO.def(), TWO.under("a"), "(key_1=?)"),
-        (TWO.def(), TWO.tails("a", 3..), "(key_1=? AND key_2>?)"),
-        (TWO.def(), TWO.tails("a", ..9), "(key_1=? AND key_2<?)"),
-        (TWO.def(), TWO.tails("a", 3..=9), "(key_1=? AND key_2>? AND key_2<?)"),
+        (TWO.id(), TWO.under("a"), "(key_1=?)"),
+        (TWO.id(), TWO.suffixes("a", 3..), "(key_1=? AND key_2>?)"),
+        (TWO.id(), TWO.suffixes("a", ..9), "(key_1=? AND key_2<?)"),
+        (TWO.id(), TWO.suffixes("a", 3..=9), "(key_1=? AND key_2>? AND key_2<?)"),
         (
-            TWO.def(),
-            TWO.tails("a", 3..9).behind(&KeyBuf::of::<(String, i64)>(("a", 4))),
+            TWO.id(),
+            TWO.suffixes("a", 3..9).behind(&KeyBuf::of::<(String, i64)>(("a", 4))),
             "(key_1=? AND key_2>? AND key_2<?)",
         ),
-        (TWO.def(), TWO.heads("a".."b"), "(key_1>? AND key_1<?)"),
-        (FAR.def(), FAR.tails((1_i8, "a"), 3..), "(key_1=? AND key_2=? AND key_3>?)"),
-        (FAR.def(), FAR.under((1_i8, "a")), "(key_1=? AND key_2=?)"),
-        (THREE.def(), THREE.under(1_i8), "(key_1=?)"),
-        (ONE.def(), KeyRange::of::<i16, i16>(3..9), "(key>? AND key<?)"),
+        (TWO.id(), TWO.prefixes("a".."b"), "(key_1>? AND key_1<?)"),
+        (FAR.id(), FAR.suffixes((1_i8, "a"), 3..), "(key_1=? AND key_2=? AND key_3>?)"),
+        (FAR.id(), FAR.under((1_i8, "a")), "(key_1=? AND key_2=?)"),
+        (THREE.id(), THREE.under(1_i8), "(key_1=?)"),
+        (ONE.id(), KeyRange::of::<i16, i16>(3..9), "(key>? AND key<?)"),
     ] {
         for plan in plan(counter, &range) {
             assert!(plan.contains("SEARCH") && plan.contains(searched), "{range:?}: {plan}");
             assert!(!plan.contains("TEMP B-TREE") && !plan.contains("SCAN"), "{range:?}: {plan}");
         }
     }
-    for plan in plan(TWO.def(), &KeyRange::ALL) {
+    for plan in plan(TWO.id(), &KeyRange::ALL) {
         assert!(!plan.contains("TEMP B-TREE"), "{plan}");
     }
 }

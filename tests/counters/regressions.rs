@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Ask, Audit, Control, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Reconciler,
-    Recount, Report, Settling, Source, SqliteAudit, Step, merge, run,
+    Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
+    Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, Step, SystemRuntime, merge, run,
 };
 use keepcount::{
-    Batch, Board, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Record, Result, SqliteStore, Store, Tally,
+    Batch, Counter, CounterId, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store,
+    Tally,
 };
 use rusqlite::{Connection, TransactionBehavior};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
 const ALL: Counter<()> = Counter::new("all.votes");
-const LAYOUT: Layout = Layout::new(&[VOTES.table(), ALL.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table(), ALL.table()]);
 
 #[derive(Debug, Clone)]
 struct Vote {
@@ -25,7 +26,7 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[VOTES.def(), ALL.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id(), ALL.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.show, self.amount);
@@ -42,10 +43,10 @@ fn vote(show: i64) -> Vote {
 struct Virtual {
     now: Duration,
     waits: Vec<String>,
-    gate_takes: Duration,
+    throttle_takes: Duration,
 }
 
-impl Control for Virtual {
+impl Runtime for Virtual {
     fn now(&mut self) -> Duration {
         self.now
     }
@@ -55,14 +56,14 @@ impl Control for Virtual {
         self.waits.push(reason.to_owned());
     }
 
-    fn gate(&mut self) -> Option<String> {
-        self.now += self.gate_takes;
+    fn throttle(&mut self) -> Option<String> {
+        self.now += self.throttle_takes;
         None
     }
 }
 
 fn filled(shows: i64) -> MemoryStore {
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     batch.insert(&(0..shows).map(vote).collect::<Vec<_>>());
     store.apply(&mut batch).unwrap();
@@ -73,12 +74,12 @@ fn database() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
     conn.execute_batch("CREATE TABLE votes (show_id INTEGER, amount INTEGER); CREATE INDEX by_show ON votes (show_id)")
         .unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     conn
 }
 
 fn scoped<K: keepcount::Key>(mode: Mode, counter: Counter<K>, options: Options) -> Reconciler {
-    Reconciler::scoped(mode, &LAYOUT, &[counter.def()], options).unwrap()
+    Reconciler::scoped(mode, &SCHEMA, &[counter.id()], options).unwrap()
 }
 
 fn repair_in<K: keepcount::Key>(
@@ -87,7 +88,7 @@ fn repair_in<K: keepcount::Key>(
     source: Source,
     by_tally: bool,
 ) -> Result<Report> {
-    let mut audit = SqliteAudit::new(conn, &LAYOUT)?;
+    let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
     let read =
         |row: &rusqlite::Row<'_>| Ok(Vote { show: row.get::<_, Option<i64>>(0)?.unwrap_or(0), amount: row.get(1)? });
     let source = source.rows("show_id, amount", read);
@@ -95,7 +96,7 @@ fn repair_in<K: keepcount::Key>(
     run(&mut scoped(Mode::Repair, counter, Options::default()), &mut audit, &mut Virtual::default())
 }
 
-/// The key `()` has a column among the totals and none among the rows; a mend gave the rows' statement a parameter too many, so that
+/// The key `()` has a column among the totals and none among the rows; a repair gave the rows' statement a parameter too many, so that
 /// such a counter could be verified and never repaired.
 #[test]
 fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
@@ -104,7 +105,7 @@ fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
         conn.execute_batch("INSERT INTO votes VALUES (1, 1), (2, 1)").unwrap();
         let report = repair_in(&conn, ALL, Source::table("votes", []), by_tally).unwrap();
         assert_eq!((report.counters[0].missing, report.counters[0].corrected), (1, 1));
-        assert_eq!(SqliteStore::new(&conn, &LAYOUT).total(ALL, ()).unwrap(), 2);
+        assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(ALL, ()).unwrap(), 2);
         conn.execute_batch("DELETE FROM votes").unwrap();
         let report = repair_in(&conn, ALL, Source::table("votes", []), by_tally).unwrap();
         assert_eq!((report.counters[0].orphan, report.counters[0].corrected), (1, 1));
@@ -128,14 +129,14 @@ fn a_source_emptied_in_the_middle_is_noticed_at_any_page_size() {
             .unwrap();
         let mut repair = scoped(Mode::Repair, VOTES, Options::default().page(page));
         let error = run(&mut repair, &mut audit, &mut Virtual::default()).unwrap_err();
-        assert!(matches!(error, Error::Emptied { counter: "show.votes", totals: 100 }), "{error}");
+        assert!(matches!(error, Error::SourceEmpty { counter: "show.votes", totals: 100 }), "{error}");
         assert_eq!(repair.report().outcome, Outcome::Refused);
         drop(audit);
-        assert!(store.len(VOTES.def()).unwrap() > 900, "page {page}: {} left", store.len(VOTES.def()).unwrap());
+        assert!(store.len(VOTES.id()).unwrap() > 900, "page {page}: {} left", store.len(VOTES.id()).unwrap());
     }
 }
 
-/// Rows without a key are on no page; summed by tally, what their tally counts was taken for drift and mended away.
+/// Rows without a key are on no page; summed by tally, what their tally counts was taken for drift and repaired away.
 #[test]
 fn rows_without_a_key_that_count_are_refused_by_tally_too() {
     for by_tally in [false, true] {
@@ -143,11 +144,11 @@ fn rows_without_a_key_that_count_are_refused_by_tally_too() {
         conn.execute_batch("INSERT INTO votes VALUES (NULL, 1), (NULL, 1), (3, 1)").unwrap();
         let mut batch = Batch::new();
         batch.insert(&[vote(0), vote(0), vote(3)][..]);
-        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
+        SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
         let error =
             repair_in(&conn, VOTES, Source::table("votes", ["show_id"]).amount("amount"), by_tally).unwrap_err();
-        assert!(matches!(error, Error::Skew { counter: "show.votes", .. }), "{error}");
-        assert_eq!(SqliteStore::new(&conn, &LAYOUT).total(VOTES, 0).unwrap(), 2);
+        assert!(matches!(error, Error::DefinitionMismatch { counter: "show.votes", .. }), "{error}");
+        assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(VOTES, 0).unwrap(), 2);
     }
 }
 
@@ -161,12 +162,12 @@ fn a_measure_takes_no_lock_whatever_the_connection_s_default() {
         "PRAGMA journal_mode = WAL; CREATE TABLE votes (show_id INTEGER); CREATE INDEX i ON votes (show_id)",
     )
     .unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     conn.busy_timeout(Duration::ZERO).unwrap();
     conn.set_transaction_behavior(TransactionBehavior::Immediate);
     let writer = Connection::open(&file).unwrap();
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+    let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
     audit.add(VOTES, Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(vote(row.get(0)?)))).unwrap();
     let report =
         run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut Virtual::default()).unwrap();
@@ -180,10 +181,10 @@ fn a_run_that_is_at_its_limit_does_not_wait_first() {
     let rows: Vec<Vote> = (0..100).map(vote).collect();
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(VOTES, |_| rows.iter()).unwrap();
-    let mut control = Virtual::default();
+    let mut runtime = Virtual::default();
     let options = Options::default().page(50).max_pages(1).rows_per_second(1);
-    let report = run(&mut scoped(Mode::Verify, VOTES, options), &mut audit, &mut control).unwrap();
-    assert_eq!((report.outcome, control.waits.len()), (Outcome::Limit("pages"), 0));
+    let report = run(&mut scoped(Mode::Verify, VOTES, options), &mut audit, &mut runtime).unwrap();
+    assert_eq!((report.outcome, runtime.waits.len()), (Outcome::Limit("pages"), 0));
 }
 
 /// Time limits ran from the first look on: a repair whose looks took longer ended without a page, again and again.
@@ -193,10 +194,10 @@ fn a_run_measures_a_page_at_least() {
     let mut repair = scoped(Mode::Repair, VOTES, options);
     assert_eq!(repair.next(Duration::ZERO), Step::Identify);
     repair.identified(0).unwrap();
-    assert!(matches!(repair.next(Duration::ZERO), Step::Look(_)));
-    repair.looked(Looked { empty: false, totals: 0 }, Duration::from_secs(11)).unwrap();
-    assert!(matches!(repair.next(Duration::from_secs(11)), Step::Measure(_)));
-    assert!(Reconciler::new(Mode::Verify, &LAYOUT, Options::default().max_rows(0)).is_err());
+    assert!(matches!(repair.next(Duration::ZERO), Step::Probe(_)));
+    repair.probed(ProbeResult { empty: false, totals: 0 }, Duration::from_secs(11)).unwrap();
+    assert!(matches!(repair.next(Duration::from_secs(11)), Step::Compare(_)));
+    assert!(Reconciler::new(Mode::Verify, &SCHEMA, Options::default().max_rows(0)).is_err());
 }
 
 /// A run that was stopped before its first step had no token, although it was not complete.
@@ -207,13 +208,13 @@ fn a_run_that_is_stopped_before_it_begins_can_be_resumed() {
     audit.add(VOTES, |_| [vote(0), vote(1), vote(2)]).unwrap();
     let stop = AtomicBool::new(true);
     let mut verify = scoped(Mode::Verify, VOTES, Options::default());
-    let report = run(&mut verify, &mut audit, &mut Live::new().stop_flag(&stop)).unwrap();
+    let report = run(&mut verify, &mut audit, &mut SystemRuntime::new().stop_flag(&stop)).unwrap();
     assert_eq!((&report.outcome, report.pages), (&Outcome::Stopped, 0));
-    let mut rest = Reconciler::resume(Mode::Verify, &LAYOUT, &report.token.unwrap(), Options::default()).unwrap();
+    let mut rest = Reconciler::resume(Mode::Verify, &SCHEMA, &report.token.unwrap(), Options::default()).unwrap();
     assert!(run(&mut rest, &mut audit, &mut Virtual::default()).unwrap().complete());
 }
 
-/// An audit with one missing key, whose mends always meet a lock and whose stop flag is set by the first.
+/// An audit with one missing key, whose repairs always meet a lock and whose stop flag is set by the first.
 struct Locked<'a>(&'a AtomicBool);
 
 impl Audit for Locked<'_> {
@@ -221,25 +222,25 @@ impl Audit for Locked<'_> {
         Ok(0)
     }
 
-    fn look(&mut self, _: &Look) -> Result<Looked> {
-        Ok(Looked { empty: false, totals: 0 })
+    fn probe(&mut self, _: &Probe) -> Result<ProbeResult> {
+        Ok(ProbeResult { empty: false, totals: 0 })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         merge(ask, vec![Recount { key: KeyBuf::of::<i64>(1), total: 1, rows: 1 }], Vec::new())
     }
 
-    fn mend(&mut self, _: &Mend) -> Result<Mended> {
+    fn repair(&mut self, _: &RepairRequest) -> Result<Repaired> {
         self.0.store(true, Ordering::Relaxed);
-        Err(Error::Busy { doing: "mending".into(), reason: "locked", cause: "test".into() })
+        Err(Error::Busy { operation: "mending".into(), reason: "locked", cause: "test".into() })
     }
 }
 
-/// Stopped while a mend waited for its retry, the driver asked for the same wait again and again without sleeping.
+/// Stopped while a repair waited for its retry, the driver asked for the same wait again and again without sleeping.
 #[test]
 fn a_stop_in_a_retry_s_wait_does_not_spin() {
-    struct Counted<'a>(Live<'a>, u32);
-    impl Control for Counted<'_> {
+    struct Counted<'a>(SystemRuntime<'a>, u32);
+    impl Runtime for Counted<'_> {
         fn now(&mut self) -> Duration {
             self.0.now()
         }
@@ -254,21 +255,21 @@ fn a_stop_in_a_retry_s_wait_does_not_spin() {
         }
     }
     let stop = AtomicBool::new(false);
-    let mut control = Counted(Live::new().stop_flag(&stop), 0);
+    let mut runtime = Counted(SystemRuntime::new().stop_flag(&stop), 0);
     let mut repair = scoped(Mode::Repair, VOTES, Options::default().retries(2));
-    assert!(run(&mut repair, &mut Locked(&stop), &mut control).is_err());
-    assert!(control.1 < 20, "{} waits", control.1);
+    assert!(run(&mut repair, &mut Locked(&stop), &mut runtime).is_err());
+    assert!(runtime.1 < 20, "{} waits", runtime.1);
 }
 
 /// What a gate took to answer counted as the measure's time, and shrank the pages.
 #[test]
-fn a_slow_gate_does_not_shrink_the_pages() {
+fn a_slow_barrier_does_not_shrink_the_pages() {
     let mut store = filled(5000);
     let rows: Vec<Vote> = (0..5000).map(vote).collect();
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(VOTES, |_| rows.iter()).unwrap();
-    let mut control = Virtual { gate_takes: Duration::from_secs(1), ..Virtual::default() };
-    let report = run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut control).unwrap();
+    let mut runtime = Virtual { throttle_takes: Duration::from_secs(1), ..Virtual::default() };
+    let report = run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut runtime).unwrap();
     assert_eq!(report.pages, 3, "1,024, 2,048, and the rest");
 }
 
@@ -277,7 +278,7 @@ fn a_slow_gate_does_not_shrink_the_pages() {
 fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
     let conn = database();
     conn.execute_batch("INSERT INTO votes VALUES (1, 0), (2, 0), (3, 0), (4, 9223372036854775807), (4, 1)").unwrap();
-    let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+    let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
     let source = Source::table("votes", ["show_id"]).amount("amount").filter("amount <> 0");
     audit
         .add(VOTES, source.rows("show_id, amount", |row| Ok(Vote { show: row.get(0)?, amount: row.get(1)? })))
@@ -293,11 +294,11 @@ fn a_page_that_ends_where_it_began_is_an_error() {
     let mut verify = scoped(Mode::Verify, VOTES, Options::default());
     let _ = verify.next(Duration::ZERO);
     verify.identified(0).unwrap();
-    let page = || Measured { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..Measured::default() };
+    let page = || PageDiff { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..PageDiff::default() };
     let _ = verify.next(Duration::ZERO);
-    verify.measured(page(), Duration::ZERO).unwrap();
+    verify.compared(page(), Duration::ZERO).unwrap();
     let _ = verify.next(Duration::ZERO);
-    assert!(matches!(verify.measured(page(), Duration::ZERO), Err(Error::Source { .. })));
+    assert!(matches!(verify.compared(page(), Duration::ZERO), Err(Error::Source { .. })));
 }
 
 /// Batches merged with themselves left 128 bits: a panic, or a wrong sum.
@@ -309,13 +310,13 @@ fn merging_cannot_overflow() {
         let mut same = batch.clone();
         batch.merge(&mut same);
     }
-    assert!(matches!(MemoryStore::new(&LAYOUT).apply(&mut batch), Err(Error::Overflow { what: "delta", .. })));
+    assert!(matches!(MemoryStore::new(&SCHEMA).apply(&mut batch), Err(Error::Overflow { what: "delta", .. })));
 }
 
-/// Of a key to be mended, 64 rows were held against their tally, and of the keys of a mend 16: a row that SQL counts and the tally does
+/// Of a key to be repaired, 64 rows were held against their tally, and of the keys of a repair 16: a row that SQL counts and the tally does
 /// not, further on in a hot key or in another key, let the repair spoil right totals.
 #[test]
-fn every_row_of_the_keys_to_be_mended_is_held_against_its_tally() {
+fn every_row_of_the_keys_to_be_repaired_is_held_against_its_tally() {
     // Show 5 has 1,000 votes, one of them of amount 0, which the tally does not count, but count(*) does; the total is right.
     for odd in [1, 500, 1000] {
         let conn = database();
@@ -328,8 +329,8 @@ fn every_row_of_the_keys_to_be_mended_is_held_against_its_tally() {
         .unwrap();
         conn.execute_batch("INSERT INTO show_votes SELECT show_id, sum(amount) FROM votes GROUP BY show_id").unwrap();
         let error = repair_in(&conn, VOTES, Source::table("votes", ["show_id"]), false).unwrap_err();
-        assert!(matches!(&error, Error::Skew { key, .. } if key == "5"), "{error}");
-        assert_eq!(SqliteStore::new(&conn, &LAYOUT).total(VOTES, 5).unwrap(), 999);
+        assert!(matches!(&error, Error::DefinitionMismatch { key, .. } if key == "5"), "{error}");
+        assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(VOTES, 5).unwrap(), 999);
     }
 }
 
@@ -341,8 +342,8 @@ fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
         conn.execute_batch("CREATE TABLE votes (show_id INTEGER, amount); CREATE INDEX by_show ON votes (show_id)")
             .unwrap();
         conn.execute_batch(&format!("INSERT INTO votes VALUES (1, 1), (2, 3), (2, {amount})")).unwrap();
-        SqliteStore::new(&conn, &LAYOUT).create().unwrap();
-        let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+        SqliteStore::new(&conn, &SCHEMA).create().unwrap();
+        let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
         let source = Source::table("votes", ["show_id"]).amount("amount");
         audit.add(VOTES, source.rows("show_id", |row| Ok(vote(row.get(0)?)))).unwrap();
         let mut verify = scoped(Mode::Verify, VOTES, Options::default());
@@ -355,7 +356,7 @@ fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
 /// Lets something happen in its first wait.
 struct Meanwhile<F>(Option<F>);
 
-impl<F: FnOnce()> Control for Meanwhile<F> {
+impl<F: FnOnce()> Runtime for Meanwhile<F> {
     fn now(&mut self) -> Duration {
         Duration::ZERO
     }
@@ -367,37 +368,37 @@ impl<F: FnOnce()> Control for Meanwhile<F> {
     }
 }
 
-/// Whether a key's bracket had been dropped was asked once, before a mend waited for the key's stripe. A bracket that was open then, and dropped during
-/// the wait, held nobody: the mend added its row, and the writer, who found out in time that it was committed, added it once more.
+/// Whether a key's pending write had been dropped was asked once, before a repair waited for the key's stripe. A pending write that was open then, and dropped during
+/// the wait, held nobody: the repair added its row, and the writer, who found out in time that it was committed, added it once more.
 #[test]
-fn a_bracket_that_is_dropped_while_a_mend_waits_for_it_holds_the_mend() {
+fn a_pending_write_that_is_dropped_while_a_repair_waits_for_it_holds_the_repair() {
     for tries in [8, 0] {
         let (store, votes) = (filled(1), RefCell::new(vec![vote(0)]));
         let mut batch = Batch::new();
         batch.insert(&vote(0));
         let mut written = batch.clone();
-        let bracket = store.begin(&mut written).unwrap();
+        let pending_write = store.begin(&mut written).unwrap();
         let cut_off = Meanwhile(Some(|| {
             votes.borrow_mut().push(vote(0));
-            drop(bracket);
+            drop(pending_write);
         }));
-        let settling = Settling::after(Duration::from_secs(3600)).tries(tries);
-        let mut audit = MemoryAudit::live(&store, settling, cut_off);
+        let grace_period = GracePeriod::after(Duration::from_secs(3600)).tries(tries);
+        let mut audit = MemoryAudit::live(&store, grace_period, cut_off);
         audit.add(VOTES, |_| votes.borrow().clone()).unwrap();
         let key = KeyBuf::of::<i64>(0);
-        let mended = audit.mend(&Mend { counter: VOTES.def(), keys: vec![key.clone()] }).unwrap();
-        assert_eq!(mended, Mended { corrected: 0, unsettled: vec![key] });
+        let repaired = audit.repair(&RepairRequest { counter: VOTES.id(), keys: vec![key.clone()] }).unwrap();
+        assert_eq!(repaired, Repaired { corrected: 0, unsettled: vec![key] });
         store.begin(&mut batch).unwrap().commit().unwrap();
         assert_eq!(store.total(VOTES, 0).unwrap(), 2);
     }
 }
 
-/// Keys whose brackets were dropped long ago are measured before their page. Where the page could not be read then, the error was all that came out,
+/// Keys whose pending writes were dropped long ago are measured before their page. Where the page could not be read then, the error was all that came out,
 /// and whoever asked again was told nothing of these keys: they were taken for reported, and their counter for clean.
 #[test]
-fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
+fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
     let (store, votes) = (filled(3), vec![vote(0), vote(1), vote(2), vote(2)]);
-    let mut audit = MemoryAudit::live(&store, Settling::after(Duration::ZERO), Live::new());
+    let mut audit = MemoryAudit::live(&store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
     let mut failures = 1;
     let rows = move |from: Bound<i64>| {
         let fails = matches!(from, Bound::Excluded(_)) && failures > 0;
@@ -406,25 +407,25 @@ fn what_was_found_of_dropped_brackets_is_found_again_after_an_error() {
         failed.into_iter().chain(votes.clone().into_iter().map(Ok))
     };
     audit.add_fallible::<i64, Vote, _>(VOTES, rows).unwrap();
-    let next = audit.measure(&Ask { counter: VOTES.def(), after: None, until: None, keys: 1 }).unwrap().next;
+    let next = audit.compare(&PageRequest { counter: VOTES.id(), after: None, until: None, keys: 1 }).unwrap().next;
     let mut batch = Batch::new();
     batch.insert(&vote(2));
     drop(store.begin(&mut batch).unwrap());
-    let ask = Ask { counter: VOTES.def(), after: next, until: None, keys: 10 };
-    assert!(matches!(audit.measure(&ask), Err(Error::Database { .. })));
-    let found = audit.measure(&ask).unwrap().drifts;
+    let ask = PageRequest { counter: VOTES.id(), after: next, until: None, keys: 10 };
+    assert!(matches!(audit.compare(&ask), Err(Error::Database { .. })));
+    let found = audit.compare(&ask).unwrap().drifts;
     let keys: Vec<i64> = found.iter().map(|drift| drift.key.decode().unwrap()).collect();
-    assert_eq!((keys, found[0].stored, found[0].truth), (vec![2], 1, 2));
+    assert_eq!((keys, found[0].stored, found[0].expected), (vec![2], 1, 2));
 }
 
-const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[SHOWS.def()]);
-const SHOWS: Board<i64> = Board::new("show.board", &[VOTES.def()], |totals| totals.first().copied());
+const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[SHOWS.id()]);
+const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", &[VOTES.id()], |totals| totals.first().copied());
 
 /// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that only reads too. Only what wrote totals said so: where a
-/// board was rebuilt in the caller's transaction, or a mark read, the error was an ordinary one, and whoever went on wrote what belonged to the
+/// leaderboard was rebuilt in the caller's transaction, or an offset read, the error was an ordinary one, and whoever went on wrote what belonged to the
 /// transaction without one.
 #[test]
-fn a_transaction_that_is_lost_while_a_board_is_rebuilt_says_so() {
+fn a_transaction_that_is_lost_while_a_leaderboard_is_rebuilt_says_so() {
     let conn = Connection::open_in_memory().unwrap();
     conn.execute_batch("CREATE TABLE votes (show)").unwrap();
     let mut store = SqliteStore::new(&conn, &RANKED);
@@ -445,24 +446,24 @@ fn a_transaction_that_is_lost_while_a_board_is_rebuilt_says_so() {
     assert_eq!(conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(0));
 }
 
-/// A token of a run on a memory store was taken by a store that was restored from an older snapshot. What the run had mended before was not in that one;
+/// A token of a run on a memory store was taken by a store that was restored from an older snapshot. What the run had repaired before was not in that one;
 /// a verify that went on there called the counter clean, and a backfill made it ready.
 #[test]
 fn a_token_of_a_store_is_refused_by_one_restored_from_its_snapshot() {
     let votes = [vote(0), vote(1)];
-    let store = MemoryStore::over_rows(&LAYOUT);
+    let store = MemoryStore::pending_backfill(&SCHEMA);
     let snapshot = store.snapshot();
     let leg = |store: &MemoryStore, mut backfill: Reconciler| {
-        let mut audit = MemoryAudit::live(store, Settling::after(Duration::ZERO), Live::new());
+        let mut audit = MemoryAudit::live(store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
         audit.add(VOTES, |_| votes.iter()).unwrap();
-        run(&mut backfill, &mut audit, &mut Live::new()).map(|report| report.token)
+        run(&mut backfill, &mut audit, &mut SystemRuntime::new()).map(|report| report.token)
     };
     let token = leg(&store, scoped(Mode::Backfill, VOTES, Options::default().page(1).max_pages(1))).unwrap().unwrap();
-    let rest = || Reconciler::resume(Mode::Backfill, &LAYOUT, &token, Options::default()).unwrap();
+    let rest = || Reconciler::resume(Mode::Backfill, &SCHEMA, &token, Options::default()).unwrap();
 
-    let restored = MemoryStore::restore(&LAYOUT, &snapshot).unwrap();
+    let restored = MemoryStore::restore(&SCHEMA, &snapshot).unwrap();
     assert!(matches!(leg(&restored, rest()), Err(Error::Token { .. })));
-    assert!(!restored.is_ready(VOTES.def()).unwrap());
+    assert!(!restored.is_ready(VOTES.id()).unwrap());
 
     assert_eq!(leg(&store, rest()).unwrap(), None);
     assert_eq!((store.total(VOTES, 0).unwrap(), store.total(VOTES, 1).unwrap()), (1, 1));

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::rollups::subjects::{BILLING, SETLIST, TABLES, VOTE, audit, change_in_sqlite, rows_of};
-use crate::support::rollups::{Change, LAYOUT, Model, Name, Random, Row, Rows, Totals, difference, totals_of};
+use crate::support::rollups::{Change, Model, Name, Random, Row, Rows, SCHEMA, Totals, difference, totals_of};
 use crate::support::test_of;
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, run};
+use keepcount::reconcile::{Mode, Options, Reconciler, SystemRuntime, run};
 use keepcount::{Batch, MemoryStore, SqliteStore, Store as _};
 use rusqlite::Connection;
 
@@ -60,7 +60,7 @@ fn unsummed(stored: Totals) -> Totals {
 
 #[test]
 fn threads_on_one_memory_store_leave_every_level_exact() {
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     let done = AtomicBool::new(false);
     let rows: Vec<Rows> = thread::scope(|scope| {
         let writers: Vec<_> = (0..4_u64)
@@ -71,10 +71,10 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
                     for turn in 0..1_500 {
                         batch.clear();
                         for _ in 0..=random.below(3) {
-                            // Mostly votes alone, which go beside each other; links go one after the other.
+                            // Mostly votes alone, which go beside each other; memberships go one after the other.
                             let change = change(&mut random, 0);
-                            let link = !matches!(change, Change::Put(_, Row::Vote { .. }) | Change::DropVote(_));
-                            if link && turn % 3 > 0 {
+                            let membership = !matches!(change, Change::Put(_, Row::Vote { .. }) | Change::DropVote(_));
+                            if membership && turn % 3 > 0 {
                                 continue;
                             }
                             let (old, new) = rows.change(&change);
@@ -90,7 +90,7 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
             let mut looks = 0;
             while !done.load(Ordering::Relaxed) {
                 // A snapshot sees each batch at all levels, or at none.
-                let mut seen = MemoryStore::restore(&LAYOUT, &store.snapshot()).unwrap();
+                let mut seen = MemoryStore::restore(&SCHEMA, &store.snapshot()).unwrap();
                 assert_eq!(unsummed(totals_of(&mut seen)), Totals::new());
                 looks += 1;
             }
@@ -124,7 +124,7 @@ fn create(dir: &tempfile::TempDir) -> std::path::PathBuf {
     let conn = open(&path);
     conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     conn.execute_batch(TABLES).unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     path
 }
 
@@ -139,7 +139,7 @@ fn write(path: &Path, seed: u64, turns: usize) {
             let (old, new) = change_in_sqlite(&conn, &change(&mut random, first));
             batch.update(&old, &new);
         }
-        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
+        SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
         conn.execute_batch(if random.below(8) == 0 { "ROLLBACK" } else { "COMMIT" }).unwrap();
         if random.below(4) == 0 {
             thread::sleep(Duration::from_micros(random.below(800)));
@@ -155,7 +155,7 @@ fn load(conn: &Connection) -> Model {
 /// Every value that a key's drift has had since somebody planted some.
 type Planted = BTreeMap<Name, BTreeSet<i64>>;
 
-/// A key's drift changes when somebody plants some, and by a mend, to nothing: never by a hook, nor by what climbs.
+/// A key's drift changes when somebody plants some, and by a repair, to nothing: never by a hook, nor by what climbs.
 fn assert_planted(drift: &Totals, planted: &Planted) {
     for (name, drift) in drift {
         assert!(
@@ -167,13 +167,13 @@ fn assert_planted(drift: &Totals, planted: &Planted) {
 
 /// Breaks a total of any level, under the write lock.
 fn plant(conn: &Connection, random: &mut Random, planted: &mut Planted) {
-    let counter = LAYOUT.counters()[usize::try_from(random.below(8)).unwrap()];
-    let (table, link) = (counter.table_name(), ["setlist.show", "show.artist"].contains(&counter.def().name()));
+    let counter = SCHEMA.counters()[usize::try_from(random.below(8)).unwrap()];
+    let (table, membership) = (counter.table_name(), ["setlist.show", "show.artist"].contains(&counter.id().name()));
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let before = load_inside(conn);
     assert_planted(&before.drift(), planted);
     let change = match random.below(3) {
-        0 if !link => format!("UPDATE {table} SET total = total + 1000"),
+        0 if !membership => format!("UPDATE {table} SET total = total + 1000"),
         0 => format!("UPDATE {table} SET total = total + 1"),
         1 => format!("DELETE FROM {table}"),
         _ => format!("UPDATE {table} SET total = -total"),
@@ -197,20 +197,20 @@ fn load_inside(conn: &Connection) -> Model {
         setlists: table(SETLIST, "setlists"),
         billings: table(BILLING, "billings"),
     };
-    Model { rows, stored: totals_of(&mut SqliteStore::new(conn, &LAYOUT)) }
+    Model { rows, stored: totals_of(&mut SqliteStore::new(conn, &SCHEMA)) }
 }
 
 fn repair(conn: &Connection, page: usize) -> u64 {
-    let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().page(page).force(true)).unwrap();
-    let report = run(&mut repair, &mut audit(conn, page == 3), &mut Live::new()).unwrap();
+    let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(page).force(true)).unwrap();
+    let report = run(&mut repair, &mut audit(conn, page == 3), &mut SystemRuntime::new()).unwrap();
     assert!(report.complete(), "{report}");
     report.counters.iter().map(|counter| counter.corrected).sum()
 }
 
 /// More keys than this are planted on.
-const PLANTED_LEAST: usize = 8;
+const MIN_PLANTED: usize = 8;
 
-/// Repairs over and over, with drift planted meanwhile, until the writers have ended; then what is left is mended too.
+/// Repairs over and over, with drift planted meanwhile, until the writers have ended; then what is left is repaired too.
 fn repair_beside(path: &Path, planting: bool, mut writing: impl FnMut() -> bool) {
     let done = AtomicBool::new(false);
     let mut planted = Planted::new();
@@ -227,7 +227,7 @@ fn repair_beside(path: &Path, planting: bool, mut writing: impl FnMut() -> bool)
         let ended = SetOnDrop(&done);
         let (conn, mut random) = (open(path), Random(77));
         // On a busy machine the writers may end before much is planted.
-        while writing() || (planting && planted.len() <= PLANTED_LEAST) {
+        while writing() || (planting && planted.len() <= MIN_PLANTED) {
             assert_planted(&load(&conn).drift(), &planted);
             if planting {
                 plant(&conn, &mut random, &mut planted);
@@ -237,16 +237,16 @@ fn repair_beside(path: &Path, planting: bool, mut writing: impl FnMut() -> bool)
         drop(ended);
         repairer.join().unwrap()
     });
-    println!("{repairs} repairs mended {corrected} of {} planted keys", planted.len());
+    println!("{repairs} repairs repaired {corrected} of {} planted keys", planted.len());
     let conn = open(path);
     let end = load(&conn);
     assert_planted(&end.drift(), &planted);
     assert!(repairs > 0);
     if planting {
-        assert!(corrected > 0 && planted.len() > PLANTED_LEAST, "{repairs} repairs of {} keys", planted.len());
+        assert!(corrected > 0 && planted.len() > MIN_PLANTED, "{repairs} repairs of {} keys", planted.len());
         assert_eq!(repair(&conn, 3), end.drift().len() as u64);
     } else {
-        assert_eq!(corrected, 0, "there was nothing to mend");
+        assert_eq!(corrected, 0, "there was nothing to repair");
     }
     let end = load(&conn);
     assert_eq!(difference(&end.stored, &end.rows.recount()), Totals::new(), "every level equals the rows");
@@ -277,7 +277,7 @@ fn threads_beside_repairs(planting: bool, turns: usize) {
 }
 
 #[test]
-fn threads_on_one_file_leave_every_level_exact_and_repairs_beside_them_mend_nothing() {
+fn threads_on_one_file_leave_every_level_exact_and_repairs_beside_them_repair_nothing() {
     threads_beside_repairs(false, 400);
 }
 

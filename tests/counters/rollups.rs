@@ -5,15 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::support::rollups::cases::{Case, Op, act, case, change, op, write};
 use crate::support::rollups::shapes::{Shape, check_shape};
-use crate::support::rollups::subjects::{Memory, Sqlite, Subject, climb_by_hand, dump};
+use crate::support::rollups::subjects::{Memory, Sqlite, Subject, dump, update_by_hand};
 use crate::support::rollups::{
-    self, ARTIST_DAYS, Change, Found, LAYOUT, Model, Name, Part, Row, Rows, SETLIST_VOTES, SHOW_VOTES, add_by_name,
-    batch_of, billing, link, totals_of, votes,
+    self, ARTIST_DAYS, Change, Found, Model, Name, Part, Row, Rows, SCHEMA, SETLIST_VOTES, SHOW_VOTES, add_by_name,
+    batch_of, billing, membership, totals_of, votes,
 };
 use crate::support::world::through_text;
 use keepcount::reconcile::{Mode, Options, Reconciler, Report};
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Climb, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Placed, Snapshot, SqliteStore, Store};
+use keepcount::{
+    Batch, Counter, CounterId, CounterSpec, Error, KeyBuf, MemoryStore, RollupUpdate, Schema, Snapshot, SqliteStore,
+    Store,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -26,7 +29,7 @@ fn check_hooks<S: Subject>(case: &Case) {
         act(op, &mut subject, &mut model);
         assert_eq!(subject.totals(), model.rows.recount(), "after {op:?}");
     }
-    let verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default().page(case.page));
+    let verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default().page(case.page));
     let report = subject.reconcile(&mut verify.unwrap(), case.by_tally);
     assert_eq!((report.drift(), report.complete()), (0, true), "{report}");
 }
@@ -35,19 +38,19 @@ fn found(report: &Report) -> Vec<Found> {
     report.counters.iter().map(Found::of).collect()
 }
 
-fn expected(model: &Model, counters: &[Def], samples: usize) -> Vec<Found> {
-    counters.iter().map(|def| model.expected(def.name(), samples)).collect()
+fn expected(model: &Model, counters: &[CounterId], samples: usize) -> Vec<Found> {
+    counters.iter().map(|id| model.expected(id.name(), samples)).collect()
 }
 
-/// What a repair of these counters must find, each when the levels below it have been mended.
-fn repaired(model: &mut Model, scope: &[Def], samples: usize) -> Vec<Found> {
+/// What a repair of these counters must find, each when the levels below it have been repaired.
+fn repaired(model: &mut Model, scope: &[CounterId], samples: usize) -> Vec<Found> {
     let mut in_order = scope.to_vec();
-    in_order.sort_by_key(|def| (LAYOUT.level(def), def.name()));
+    in_order.sort_by_key(|id| (SCHEMA.level(id), id.name()));
     let mut all: Vec<Found> = in_order
         .iter()
-        .map(|def| {
-            let found = model.expected(def.name(), samples);
-            model.mend(def.name());
+        .map(|id| {
+            let found = model.expected(id.name(), samples);
+            model.repair(id.name());
             found
         })
         .collect();
@@ -55,42 +58,42 @@ fn repaired(model: &mut Model, scope: &[Def], samples: usize) -> Vec<Found> {
     all
 }
 
-/// A whole repair finds each level's drift once the finer ones are right; a scoped one takes in the finer levels and leaves the others.
+/// A whole repair finds each level's drift once the base ones are right; a scoped one takes in the base levels and leaves the others.
 fn check_whole<S: Subject>(case: &Case) {
     let (mut subject, mut model) = planted::<S>(case);
     let options = Options::default().page(case.page).samples(case.samples);
-    let all = LAYOUT.by_name();
-    let report = subject.reconcile(&mut Reconciler::new(Mode::Verify, &LAYOUT, options).unwrap(), case.by_tally);
+    let all = SCHEMA.by_name();
+    let report = subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.by_tally);
     assert_eq!(found(&report), expected(&model, &all, case.samples), "a verify of everything");
 
-    let rollup = LAYOUT.find(ROLLUPS[case.scope]).unwrap();
+    let rollup = SCHEMA.find(ROLLUPS[case.scope]).unwrap();
     let mut scope = vec![rollup];
     let mut at = 0;
-    while let Some(def) = scope.get(at) {
-        let sums = LAYOUT.placed(def).unwrap().rollup();
-        scope.extend(sums.into_iter().flat_map(|rollup| [rollup.finer(), rollup.link()]));
+    while let Some(id) = scope.get(at) {
+        let sums = SCHEMA.spec(id).unwrap().rollup();
+        scope.extend(sums.into_iter().flat_map(|rollup| [rollup.base(), rollup.membership()]));
         at += 1;
     }
-    let mut verify = Reconciler::scoped(Mode::Verify, &LAYOUT, &[rollup], options).unwrap();
+    let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[rollup], options).unwrap();
     let report = subject.reconcile(&mut verify, case.by_tally);
-    let in_scope: Vec<Def> = all.iter().filter(|def| scope.contains(def)).copied().collect();
+    let in_scope: Vec<CounterId> = all.iter().filter(|id| scope.contains(id)).copied().collect();
     assert_eq!(found(&report), expected(&model, &in_scope, case.samples), "a verify of a rollup and what is below it");
     let clean = report.counters.iter().find(|found| found.counter == rollup).unwrap().clean;
     assert_eq!(clean, report.drift() == 0, "it is clean where all that it sums is");
     assert_eq!(subject.totals(), model.stored, "a verify writes nothing");
-    let repair = Reconciler::scoped(Mode::Repair, &LAYOUT, &[rollup], options);
+    let repair = Reconciler::scoped(Mode::Repair, &SCHEMA, &[rollup], options);
     let report = subject.reconcile(&mut repair.unwrap(), case.by_tally);
     assert_eq!(found(&report), repaired(&mut model, &scope, case.samples), "a repair of a rollup and what is below it");
     assert_eq!(subject.totals(), model.stored, "a scoped repair leaves the others' drift");
-    let truth = model.rows.recount();
-    for (name, drift) in rollups::difference(&model.stored, &truth) {
-        assert!(scope.iter().all(|def| def.name() != name.0), "{name:?} is off the rows by {drift} after its repair");
+    let true_totals = model.rows.recount();
+    for (name, drift) in rollups::difference(&model.stored, &true_totals) {
+        assert!(scope.iter().all(|id| id.name() != name.0), "{name:?} is off the rows by {drift} after its repair");
     }
 
-    let report = subject.reconcile(&mut Reconciler::new(Mode::Repair, &LAYOUT, options).unwrap(), !case.by_tally);
+    let report = subject.reconcile(&mut Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap(), !case.by_tally);
     assert_eq!(found(&report), repaired(&mut model, &all, case.samples), "a repair of everything");
     assert_eq!(report.counters.iter().map(|counter| counter.corrected).sum::<u64>(), report.drift());
-    assert_eq!(subject.totals(), truth, "every level equals the rows");
+    assert_eq!(subject.totals(), true_totals, "every level equals the rows");
 }
 
 fn planted<S: Subject>(case: &Case) -> (S, Model) {
@@ -111,7 +114,7 @@ fn check_in_legs<S: Subject>(case: &Case) {
     let (mut subject, mut model) = planted::<S>(case);
     let drifting = model.drift().len() as u64;
     let limits = Options::default().max_pages(case.leg);
-    let mut reconciler = Reconciler::new(Mode::Repair, &LAYOUT, limits.page(case.page)).unwrap();
+    let mut reconciler = Reconciler::new(Mode::Repair, &SCHEMA, limits.page(case.page)).unwrap();
     let (mut drift, mut corrected, mut between) = (0, 0, case.between.iter());
     loop {
         let report = subject.reconcile(&mut reconciler, case.by_tally);
@@ -122,11 +125,11 @@ fn check_in_legs<S: Subject>(case: &Case) {
         if let Some(changes) = between.next() {
             act(&Op::Write { changes: changes.clone(), commit: true }, &mut subject, &mut model);
         }
-        reconciler = Reconciler::resume(Mode::Repair, &LAYOUT, &through_text(&token), limits).unwrap();
+        reconciler = Reconciler::resume(Mode::Repair, &SCHEMA, &through_text(&token), limits).unwrap();
     }
     assert_eq!((drift, corrected), (drifting, drifting), "each key that drifted, once");
     assert_eq!(subject.totals(), model.rows.recount(), "every level equals the rows");
-    let verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default());
+    let verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default());
     assert_eq!(subject.reconcile(&mut verify.unwrap(), !case.by_tally).drift(), 0);
 }
 
@@ -148,12 +151,12 @@ proptest! {
     }
 
     #[test]
-    fn on_sqlite_drift_at_every_level_is_reported_as_defined_and_mended(case in case(op())) {
+    fn on_sqlite_drift_at_every_level_is_reported_as_defined_and_repaired(case in case(op())) {
         check_whole::<Sqlite>(&case);
     }
 
     #[test]
-    fn in_memory_drift_at_every_level_is_reported_as_defined_and_mended(case in case(op())) {
+    fn in_memory_drift_at_every_level_is_reported_as_defined_and_repaired(case in case(op())) {
         check_whole::<Memory>(&case);
     }
 
@@ -170,7 +173,7 @@ proptest! {
     #[test]
     fn a_climb_driven_by_hand_leaves_the_tables_that_the_store_leaves(case in case(op())) {
         let (mut subject, other, mut rows) = (Sqlite::new(), Connection::open_in_memory().unwrap(), Rows::default());
-        for text in LAYOUT.ddl(Dialect::Sqlite) {
+        for text in SCHEMA.ddl(Dialect::Sqlite) {
             other.execute_batch(&text).unwrap();
         }
         for op in &case.ops {
@@ -188,18 +191,18 @@ proptest! {
             }
             subject.store().apply(&mut batch.clone()).unwrap();
             other.execute_batch("BEGIN IMMEDIATE").unwrap();
-            climb_by_hand(&other, &batch);
+            update_by_hand(&other, &batch);
             other.execute_batch("COMMIT").unwrap();
             prop_assert_eq!(dump(&subject.0), dump(&other), "after {:?}", op);
         }
-        prop_assert_eq!(subject.totals(), totals_of(&mut SqliteStore::new(&other, &LAYOUT)));
+        prop_assert_eq!(subject.totals(), totals_of(&mut SqliteStore::new(&other, &SCHEMA)));
     }
 
     #[test]
     fn a_memory_store_with_rollups_outlives_its_snapshot(case in case(op()), more in vec(change(), 0..6)) {
         let (mut subject, mut model) = planted::<Memory>(&case);
         let json = serde_json::to_string(&subject.store.snapshot()).unwrap();
-        let restored = MemoryStore::restore(&LAYOUT, &serde_json::from_str::<Snapshot>(&json).unwrap()).unwrap();
+        let restored = MemoryStore::restore(&SCHEMA, &serde_json::from_str::<Snapshot>(&json).unwrap()).unwrap();
         prop_assert_eq!(restored.snapshot(), subject.store.snapshot());
         subject.store = restored;
         prop_assert_eq!(&subject.totals(), &model.stored);
@@ -210,27 +213,28 @@ proptest! {
 
 /// The same on both stores, each fresh.
 fn on_both(
-    layout: &'static Layout,
+    schema: &'static Schema,
     check: impl Fn(&mut dyn FnMut(&mut Batch) -> keepcount::Result<()>, &dyn Fn() -> Vec<i64>),
-    reads: &[(Def, KeyBuf)],
+    reads: &[(CounterId, KeyBuf)],
 ) {
-    let memory = MemoryStore::new(layout);
-    let read = |store: &mut dyn FnMut(Def, &KeyBuf) -> i64| reads.iter().map(|(def, key)| store(*def, key)).collect();
+    let memory = MemoryStore::new(schema);
+    let read =
+        |store: &mut dyn FnMut(CounterId, &KeyBuf) -> i64| reads.iter().map(|(id, key)| store(*id, key)).collect();
     check(&mut |batch| memory.apply(batch).map(drop), &|| {
-        read(&mut |def, key| memory.read(def, std::slice::from_ref(key)).unwrap()[0])
+        read(&mut |id, key| memory.read(id, std::slice::from_ref(key)).unwrap()[0])
     });
     let conn = Connection::open_in_memory().unwrap();
-    SqliteStore::new(&conn, layout).create().unwrap();
+    SqliteStore::new(&conn, schema).create().unwrap();
     let read_all =
-        || read(&mut |def, key| SqliteStore::new(&conn, layout).read(def, std::slice::from_ref(key)).unwrap()[0]);
-    check(&mut |batch| SqliteStore::new(&conn, layout).apply(batch).map(drop), &read_all);
+        || read(&mut |id, key| SqliteStore::new(&conn, schema).read(id, std::slice::from_ref(key)).unwrap()[0]);
+    check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
     // And inside a caller's transaction, which goes on after a refusal.
     let conn = Connection::open_in_memory().unwrap();
-    SqliteStore::new(&conn, layout).create().unwrap();
+    SqliteStore::new(&conn, schema).create().unwrap();
     conn.execute_batch("BEGIN").unwrap();
     let read_all =
-        || read(&mut |def, key| SqliteStore::new(&conn, layout).read(def, std::slice::from_ref(key)).unwrap()[0]);
-    check(&mut |batch| SqliteStore::new(&conn, layout).apply(batch).map(drop), &read_all);
+        || read(&mut |id, key| SqliteStore::new(&conn, schema).read(id, std::slice::from_ref(key)).unwrap()[0]);
+    check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
     conn.execute_batch("COMMIT").unwrap();
 }
 
@@ -240,40 +244,41 @@ type Refused = (&'static str, Vec<(Name, i64)>, &'static str, &'static str);
 #[test]
 fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
     let most = i64::MAX;
-    let base = [(votes(1), most - 5), (votes(2), 5), (link(1, "a"), 1), (link(2, "b"), 1), (billing("a", 7), 1)];
+    let base =
+        [(votes(1), most - 5), (votes(2), 5), (membership(1, "a"), 1), (membership(2, "b"), 1), (billing("a", 7), 1)];
     let refused: [Refused; 6] = [
         ("a sum at level 2", vec![(billing("b", 7), 2)], "artist.votes", "total"),
         ("the same by votes", vec![(votes(1), 6)], "setlist.votes", "total"),
-        ("a product at level 1", vec![(link(1, "b"), 3)], "show.votes", "delta"),
+        ("a product at level 1", vec![(membership(1, "b"), 3)], "show.votes", "delta"),
         ("a product at level 2", vec![(billing("a", 8), -3)], "artist.votes", "delta"),
-        ("a sum at level 1", vec![(link(2, "a"), 2)], "show.votes", "total"),
-        ("both sides at once", vec![(votes(3), 1 << 40), (link(3, "c"), 1 << 40)], "show.votes", "delta"),
+        ("a sum at level 1", vec![(membership(2, "a"), 2)], "show.votes", "total"),
+        ("both sides at once", vec![(votes(3), 1 << 40), (membership(3, "c"), 1 << 40)], "show.votes", "delta"),
     ];
-    let reads: Vec<(Def, KeyBuf)> = [
+    let reads: Vec<(CounterId, KeyBuf)> = [
         votes(1),
         votes(2),
         votes(3),
         votes(9),
-        link(1, "a"),
-        link(2, "a"),
-        link(3, "c"),
-        link(9, "z"),
+        membership(1, "a"),
+        membership(2, "a"),
+        membership(3, "c"),
+        membership(9, "z"),
         billing("b", 7),
         billing("a", 8),
     ]
     .into_iter()
     .chain(["a", "b", "c", "z"].map(|show| Name("show.votes", vec![Part::Text(show.to_owned())])))
     .chain([7, 8].map(|artist| Name("artist.votes", vec![Part::Int(artist)])))
-    .map(|name| (LAYOUT.find(name.0).unwrap(), name.key()))
+    .map(|name| (SCHEMA.find(name.0).unwrap(), name.key()))
     .collect();
     for (what, changes, counter, sum) in &refused {
         on_both(
-            &LAYOUT,
+            &SCHEMA,
             |apply, read| {
                 apply(&mut batch_of(&base)).unwrap();
                 let before = read();
                 // Others of the batch are written before what is refused, and would climb.
-                let others = [(votes(9), 4), (link(9, "z"), 1), (billing("z", 8), 2)];
+                let others = [(votes(9), 4), (membership(9, "z"), 1), (billing("z", 8), 2)];
                 let whole = [&others, changes.as_slice()].concat();
                 for batch in [batch_of(changes), batch_of(&whole)] {
                     match apply(&mut batch.clone()) {
@@ -297,14 +302,14 @@ fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
 fn deltas_beyond_128_bits_on_the_way_never_pass_for_a_total() {
     // 3 * 2^126 up and 3 * 2^126 down at one show: exactly 0, or refused.
     let least = i64::MIN;
-    let links: Vec<(Name, i64)> = (0..9).map(|at| (link(at, "a"), least)).collect();
+    let memberships: Vec<(Name, i64)> = (0..9).map(|at| (membership(at, "a"), least)).collect();
     let up = (0..3).map(|at| (votes(at), least));
     let votes: Vec<(Name, i64)> = up.chain((3..9).map(|at| (votes(at), 1 << 62))).collect();
-    let show = (SHOW_VOTES.def(), KeyBuf::of::<String>("a"));
+    let show = (SHOW_VOTES.id(), KeyBuf::of::<String>("a"));
     on_both(
-        &LAYOUT,
+        &SCHEMA,
         |apply, read| {
-            apply(&mut batch_of(&links)).unwrap();
+            apply(&mut batch_of(&memberships)).unwrap();
             let refused = apply(&mut batch_of(&votes));
             assert!(matches!(refused, Ok(()) | Err(Error::Overflow { .. })), "{refused:?}");
             assert_eq!(read(), [0]);
@@ -315,9 +320,9 @@ fn deltas_beyond_128_bits_on_the_way_never_pass_for_a_total() {
     let votes: Vec<(Name, i64)> =
         votes.into_iter().filter(|(name, _)| !matches!(name.1[0], Part::Int(2 | 7 | 8))).collect();
     on_both(
-        &LAYOUT,
+        &SCHEMA,
         |apply, read| {
-            apply(&mut batch_of(&links)).unwrap();
+            apply(&mut batch_of(&memberships)).unwrap();
             drop(apply(&mut batch_of(&votes)));
             assert_eq!(read(), [0]);
         },
@@ -329,13 +334,13 @@ fn deltas_beyond_128_bits_on_the_way_never_pass_for_a_total() {
 fn check_recount_beyond_128_bits<S: Subject>() {
     let mut subject = S::new();
     for at in 0..6 {
-        subject.plant(&link(at, "a"), Some(i64::MIN));
+        subject.plant(&membership(at, "a"), Some(i64::MIN));
         subject.plant(&votes(at), Some(if at < 2 { i64::MIN } else { 1 << 62 }));
     }
-    let mut verify = Reconciler::scoped(Mode::Verify, &LAYOUT, &[SHOW_VOTES.def()], Options::default()).unwrap();
+    let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[SHOW_VOTES.id()], Options::default()).unwrap();
     // An error says that it is beyond what fits; a report may not guess.
     if let Ok(report) = catch_unwind(AssertUnwindSafe(|| subject.reconcile(&mut verify, false))) {
-        let rollup = report.counters.iter().find(|found| found.counter == SHOW_VOTES.def()).unwrap();
+        let rollup = report.counters.iter().find(|found| found.counter == SHOW_VOTES.id()).unwrap();
         assert_eq!(rollup.drift(), 0, "{}", report.table());
     }
 }
@@ -350,8 +355,8 @@ fn on_sqlite_a_recount_beyond_128_bits_on_the_way_is_no_guess() {
     check_recount_beyond_128_bits::<Sqlite>();
 }
 
-/// A mend whose climb does not fit leaves every total as it was, and says so.
-fn check_mend_that_overflows<S: Subject>() {
+/// A repair whose climb does not fit leaves every total as it was, and says so.
+fn check_repair_that_overflows<S: Subject>() {
     let show = Name("show.votes", vec![Part::Text("a".to_owned())]);
     let (mut subject, mut model) = (S::new(), Model::default());
     let rows = [
@@ -359,28 +364,28 @@ fn check_mend_that_overflows<S: Subject>() {
         Change::Put(1, Row::Setlist { id: 1, show: Some("a".to_owned()) }),
     ];
     act(&Op::Write { changes: rows.to_vec(), commit: true }, &mut subject, &mut model);
-    // What the finer total lacks are two steps of 64 bits; the first of them still fits above.
+    // What the base total lacks are two steps of 64 bits; the first of them still fits above.
     for (name, total) in [(votes(1), i64::MIN), (show, 0)] {
         subject.plant(&name, Some(total));
         model.set_total(&name, Some(total));
     }
-    let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default()).unwrap();
+    let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default()).unwrap();
     let run = catch_unwind(AssertUnwindSafe(|| subject.reconcile(&mut repair, false)));
     if run.is_err() {
-        assert_eq!(subject.totals(), model.stored, "the mend failed, and left something");
+        assert_eq!(subject.totals(), model.stored, "the repair failed, and left something");
     } else {
         assert_eq!(subject.totals(), model.rows.recount());
     }
 }
 
 #[test]
-fn in_memory_a_mend_that_overflows_above_leaves_all_as_it_was() {
-    check_mend_that_overflows::<Memory>();
+fn in_memory_a_repair_that_overflows_above_leaves_all_as_it_was() {
+    check_repair_that_overflows::<Memory>();
 }
 
 #[test]
-fn on_sqlite_a_mend_that_overflows_above_leaves_all_as_it_was() {
-    check_mend_that_overflows::<Sqlite>();
+fn on_sqlite_a_repair_that_overflows_above_leaves_all_as_it_was() {
+    check_repair_that_overflows::<Sqlite>();
 }
 
 #[test]
@@ -390,57 +395,57 @@ fn nobody_adds_to_a_rollup() {
         batch.add(SETLIST_VOTES, 1, 1);
         batch.add(ARTIST_DAYS, (1_i16, 2_i8), amount);
         on_both(
-            &LAYOUT,
+            &SCHEMA,
             |apply, read| {
                 assert!(matches!(apply(&mut batch.clone()), Err(Error::Rollup { counter: "artist.days", .. })));
                 assert_eq!(read(), [0]);
             },
-            &[(SETLIST_VOTES.def(), KeyBuf::of::<i64>(1))],
+            &[(SETLIST_VOTES.id(), KeyBuf::of::<i64>(1))],
         );
         assert!(matches!(
-            sql::apply(Dialect::Sqlite, &LAYOUT, &batch),
+            sql::apply(Dialect::Sqlite, &SCHEMA, &batch),
             Err(Error::Rollup { counter: "artist.days", .. })
         ));
-        assert!(matches!(Climb::new(&LAYOUT, &batch), Err(Error::Rollup { counter: "artist.days", .. })));
+        assert!(matches!(RollupUpdate::new(&SCHEMA, &batch), Err(Error::Rollup { counter: "artist.days", .. })));
     }
-    for feeds in [votes(1), link(1, "a"), billing("a", 1)] {
+    for feeds in [votes(1), membership(1, "a"), billing("a", 1)] {
         let batch = batch_of(&[(feeds.clone(), 1)]);
-        let refused = sql::apply(Dialect::Sqlite, &LAYOUT, &batch);
+        let refused = sql::apply(Dialect::Sqlite, &SCHEMA, &batch);
         assert!(matches!(refused, Err(Error::Rollup { counter, .. }) if counter == feeds.0), "{refused:?}");
     }
-    assert_eq!(sql::apply(Dialect::Sqlite, &LAYOUT, &Batch::new()).unwrap(), []);
+    assert_eq!(sql::apply(Dialect::Sqlite, &SCHEMA, &Batch::new()).unwrap(), []);
 }
 
 #[test]
-fn layouts_that_no_rollup_can_live_in_panic() {
-    const LINK: Counter<(i64, i64)> = Counter::new("link");
+fn schemas_that_no_rollup_can_live_in_panic() {
+    const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("link");
     const A: Counter<i64> = Counter::new("a");
-    const B: Counter<i64> = Counter::new("b").sum_of(A, LINK);
-    let refuses = |what: &str, placed: Vec<Placed>, says: &str| {
-        let panic = catch_unwind(|| Layout::new(Box::leak(placed.into_boxed_slice()))).expect_err(what);
+    const B: Counter<i64> = Counter::new("b").sum_of(A, MEMBERSHIP);
+    let refuses = |what: &str, spec: Vec<CounterSpec>, says: &str| {
+        let panic = catch_unwind(|| Schema::new(Box::leak(spec.into_boxed_slice()))).expect_err(what);
         let text = panic.downcast_ref::<&str>().copied().unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
         assert!(text.contains(says), "{what}: {text}");
     };
     let before = "stand before it";
-    refuses("before its finer", vec![LINK.table(), B.table(), A.table()], before);
-    refuses("before its link", vec![A.table(), B.table(), LINK.table()], before);
-    refuses("without its link", vec![A.table(), B.table()], before);
-    let circle = Counter::<i64>::new("a").sum_of(B, LINK);
-    refuses("a circle", vec![LINK.table(), circle.table(), B.table()], before);
-    refuses("a circle, the other way", vec![LINK.table(), B.table(), circle.table()], before);
-    let own = Counter::<i64>::new("a").sum_of(A, LINK);
-    refuses("a sum of itself", vec![LINK.table(), own.table()], before);
-    refuses("another version of its finer", vec![LINK.table(), A.version(2).table(), B.table()], before);
+    refuses("before its base", vec![MEMBERSHIP.table(), B.table(), A.table()], before);
+    refuses("before its membership", vec![A.table(), B.table(), MEMBERSHIP.table()], before);
+    refuses("without its membership", vec![A.table(), B.table()], before);
+    let circle = Counter::<i64>::new("a").sum_of(B, MEMBERSHIP);
+    refuses("a circle", vec![MEMBERSHIP.table(), circle.table(), B.table()], before);
+    refuses("a circle, the other way", vec![MEMBERSHIP.table(), B.table(), circle.table()], before);
+    let own = Counter::<i64>::new("a").sum_of(A, MEMBERSHIP);
+    refuses("a sum of itself", vec![MEMBERSHIP.table(), own.table()], before);
+    refuses("another version of its base", vec![MEMBERSHIP.table(), A.version(2).table(), B.table()], before);
     let summed =
-        Counter::<(i64, i64)>::new("link").sum_of_tail(Counter::<(i64, i64)>::new("pairs"), Counter::new("other"));
+        Counter::<(i64, i64)>::new("link").sum_of_suffix(Counter::<(i64, i64)>::new("pairs"), Counter::new("other"));
     let other = Counter::<(i64, i64)>::new("other").table();
     let pairs = Counter::<(i64, i64)>::new("pairs").table();
-    refuses("a link that is a rollup", vec![A.table(), pairs, other, summed.table(), B.table()], "no rollup");
+    refuses("a membership that is a rollup", vec![A.table(), pairs, other, summed.table(), B.table()], "no rollup");
     let twice = "share a name";
-    refuses("two of one name", vec![LINK.table(), A.table(), B.table(), B.table()], twice);
+    refuses("two of one name", vec![MEMBERSHIP.table(), A.table(), B.table(), B.table()], twice);
     refuses(
         "two definitions of one name",
-        vec![LINK.table(), A.table(), Counter::<i64>::new("b").table(), B.table()],
+        vec![MEMBERSHIP.table(), A.table(), Counter::<i64>::new("b").table(), B.table()],
         twice,
     );
     refuses(
@@ -448,11 +453,11 @@ fn layouts_that_no_rollup_can_live_in_panic() {
         vec![Counter::<i64>::new("a.b").table(), Counter::<i64>::new("a_b").table()],
         "share a table",
     );
-    refuses("a prunable link", vec![A.table(), LINK.table().prunable(), B.table()], "not prunable");
+    refuses("a prunable membership", vec![A.table(), MEMBERSHIP.table().prunable(), B.table()], "not prunable");
     refuses(
-        "a prunable finer without its time",
+        "a prunable base without its time",
         vec![
-            LINK.table(),
+            MEMBERSHIP.table(),
             pairs.prunable(),
             Counter::<i64>::new("s")
                 .sum_of(Counter::<(i64, i64)>::new("pairs"), Counter::<((i64, i64), i64)>::new("far"))
@@ -467,16 +472,16 @@ const TEXTS: [&str; 2] = ["a", "a\0\u{1}"];
 
 #[test]
 fn a_child_and_a_parent_of_several_parts() {
-    const FINER: Counter<(i64, String)> = Counter::new("finer");
-    const LINK: Counter<((i64, String), (String, i64))> = Counter::new("link");
-    const SUM: Counter<(String, i64)> = Counter::new("sum").sum_of(FINER, LINK);
-    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), SUM.table()]);
+    const BASE: Counter<(i64, String)> = Counter::new("finer");
+    const MEMBERSHIP: Counter<((i64, String), (String, i64))> = Counter::new("link");
+    const SUM: Counter<(String, i64)> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[BASE.table(), MEMBERSHIP.table(), SUM.table()]);
     check_shape(&Shape {
-        layout: LAYOUT,
-        rollup: SUM.def(),
-        finer: |batch, child, _, amount| batch.add(FINER, (NUMBERS[0], TEXTS[child]), amount),
-        link: |batch, child, parent, amount| {
-            batch.add(LINK, ((NUMBERS[0], TEXTS[child]), (TEXTS[0], NUMBERS[parent])), amount);
+        schema: SCHEMA,
+        rollup: SUM.id(),
+        base: |batch, child, _, amount| batch.add(BASE, (NUMBERS[0], TEXTS[child]), amount),
+        membership: |batch, child, parent, amount| {
+            batch.add(MEMBERSHIP, ((NUMBERS[0], TEXTS[child]), (TEXTS[0], NUMBERS[parent])), amount);
         },
         key: |parent, _| KeyBuf::of::<(String, i64)>((TEXTS[0], NUMBERS[parent])),
         sizes: [2, 2, 1],
@@ -484,32 +489,32 @@ fn a_child_and_a_parent_of_several_parts() {
 }
 
 #[test]
-fn a_tail_of_several_parts() {
-    const FINER: Counter<(String, (i64, String))> = Counter::new("finer");
-    const LINK: Counter<(String, i64)> = Counter::new("link");
-    const SUM: Counter<(i64, (i64, String))> = Counter::new("sum").sum_of_tail(FINER, LINK);
-    const LAYOUT: Layout = Layout::new(&[LINK.table(), FINER.table(), SUM.table()]);
+fn a_suffix_of_several_parts() {
+    const BASE: Counter<(String, (i64, String))> = Counter::new("finer");
+    const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
+    const SUM: Counter<(i64, (i64, String))> = Counter::new("sum").sum_of_suffix(BASE, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[MEMBERSHIP.table(), BASE.table(), SUM.table()]);
     check_shape(&Shape {
-        layout: LAYOUT,
-        rollup: SUM.def(),
-        finer: |batch, child, tail, amount| batch.add(FINER, (TEXTS[child], (NUMBERS[0], TEXTS[tail])), amount),
-        link: |batch, child, parent, amount| batch.add(LINK, (TEXTS[child], NUMBERS[parent]), amount),
-        key: |parent, tail| KeyBuf::of::<(i64, (i64, String))>((NUMBERS[parent], (NUMBERS[0], TEXTS[tail]))),
+        schema: SCHEMA,
+        rollup: SUM.id(),
+        base: |batch, child, suffix, amount| batch.add(BASE, (TEXTS[child], (NUMBERS[0], TEXTS[suffix])), amount),
+        membership: |batch, child, parent, amount| batch.add(MEMBERSHIP, (TEXTS[child], NUMBERS[parent]), amount),
+        key: |parent, suffix| KeyBuf::of::<(i64, (i64, String))>((NUMBERS[parent], (NUMBERS[0], TEXTS[suffix]))),
         sizes: [2, 2, 2],
     });
 }
 
 #[test]
 fn a_parent_of_no_parts_is_the_grand_total() {
-    const FINER: Counter<i64> = Counter::new("finer");
-    const LINK: Counter<(i64, ())> = Counter::new("link");
-    const SUM: Counter<()> = Counter::new("sum").sum_of(FINER, LINK);
-    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), SUM.table()]);
+    const BASE: Counter<i64> = Counter::new("finer");
+    const MEMBERSHIP: Counter<(i64, ())> = Counter::new("link");
+    const SUM: Counter<()> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[BASE.table(), MEMBERSHIP.table(), SUM.table()]);
     check_shape(&Shape {
-        layout: LAYOUT,
-        rollup: SUM.def(),
-        finer: |batch, child, _, amount| batch.add(FINER, NUMBERS[child], amount),
-        link: |batch, child, _, amount| batch.add(LINK, (NUMBERS[child], ()), amount),
+        schema: SCHEMA,
+        rollup: SUM.id(),
+        base: |batch, child, _, amount| batch.add(BASE, NUMBERS[child], amount),
+        membership: |batch, child, _, amount| batch.add(MEMBERSHIP, (NUMBERS[child], ()), amount),
         key: |_, _| KeyBuf::of::<()>(()),
         sizes: [2, 1, 1],
     });
@@ -517,51 +522,53 @@ fn a_parent_of_no_parts_is_the_grand_total() {
 
 #[test]
 fn a_child_of_no_parts() {
-    const FINER: Counter<()> = Counter::new("finer");
-    const LINK: Counter<((), i64)> = Counter::new("link");
-    const SUM: Counter<i64> = Counter::new("sum").sum_of(FINER, LINK);
-    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), SUM.table()]);
+    const BASE: Counter<()> = Counter::new("finer");
+    const MEMBERSHIP: Counter<((), i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[BASE.table(), MEMBERSHIP.table(), SUM.table()]);
     check_shape(&Shape {
-        layout: LAYOUT,
-        rollup: SUM.def(),
-        finer: |batch, _, _, amount| batch.add(FINER, (), amount),
-        link: |batch, _, parent, amount| batch.add(LINK, ((), NUMBERS[parent]), amount),
+        schema: SCHEMA,
+        rollup: SUM.id(),
+        base: |batch, _, _, amount| batch.add(BASE, (), amount),
+        membership: |batch, _, parent, amount| batch.add(MEMBERSHIP, ((), NUMBERS[parent]), amount),
         key: |parent, _| KeyBuf::of::<i64>(NUMBERS[parent]),
         sizes: [1, 2, 1],
     });
 }
 
 #[test]
-fn a_link_that_is_also_what_another_link_sums() {
-    const FINER: Counter<(String, i64)> = Counter::new("finer");
-    const LINK: Counter<(String, i64)> = Counter::new("link");
-    const COUNT: Counter<(String, i64)> = Counter::new("count").sum_of_tail(LINK, Counter::new("other"));
+fn a_membership_that_is_also_what_another_membership_sums() {
+    const BASE: Counter<(String, i64)> = Counter::new("finer");
+    const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
+    const COUNT: Counter<(String, i64)> = Counter::new("count").sum_of_suffix(MEMBERSHIP, Counter::new("other"));
     const OTHER: Counter<(String, String)> = Counter::new("other");
-    const SUM: Counter<(i64, i64)> = Counter::new("sum").sum_of_tail(FINER, LINK);
-    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), OTHER.table(), COUNT.table(), SUM.table()]);
+    const SUM: Counter<(i64, i64)> = Counter::new("sum").sum_of_suffix(BASE, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[BASE.table(), MEMBERSHIP.table(), OTHER.table(), COUNT.table(), SUM.table()]);
     check_shape(&Shape {
-        layout: LAYOUT,
-        rollup: SUM.def(),
-        finer: |batch, child, tail, amount| {
-            batch.add(FINER, (TEXTS[child], NUMBERS[tail]), amount);
-            batch.add(OTHER, (TEXTS[child], TEXTS[tail]), amount);
+        schema: SCHEMA,
+        rollup: SUM.id(),
+        base: |batch, child, suffix, amount| {
+            batch.add(BASE, (TEXTS[child], NUMBERS[suffix]), amount);
+            batch.add(OTHER, (TEXTS[child], TEXTS[suffix]), amount);
         },
-        link: |batch, child, parent, amount| batch.add(LINK, (TEXTS[child], NUMBERS[parent]), amount),
-        key: |parent, tail| KeyBuf::of::<(i64, i64)>((NUMBERS[parent], NUMBERS[tail])),
+        membership: |batch, child, parent, amount| batch.add(MEMBERSHIP, (TEXTS[child], NUMBERS[parent]), amount),
+        key: |parent, suffix| KeyBuf::of::<(i64, i64)>((NUMBERS[parent], NUMBERS[suffix])),
         sizes: [2, 2, 2],
     });
 }
 
 #[test]
-fn a_link_summed_along_itself_is_right_or_refused() {
-    const LINK: Counter<(String, i64)> = Counter::new("link");
+fn a_membership_summed_along_itself_is_right_or_refused() {
+    const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
     // How many children two parents share.
-    const SUM: Counter<(i64, i64)> = Counter::new("sum").sum_of_tail(LINK, LINK);
-    let Ok(layout) = catch_unwind(|| Layout::new(Box::leak(Box::new([LINK.table(), SUM.table()])))) else { return };
-    let store = MemoryStore::new(&layout);
+    const SUM: Counter<(i64, i64)> = Counter::new("sum").sum_of_suffix(MEMBERSHIP, MEMBERSHIP);
+    let Ok(schema) = catch_unwind(|| Schema::new(Box::leak(Box::new([MEMBERSHIP.table(), SUM.table()])))) else {
+        return;
+    };
+    let store = MemoryStore::new(&schema);
     let mut batch = Batch::new();
-    batch.add(LINK, ("a", 1_i64), 1);
-    batch.add(LINK, ("a", 2_i64), 1);
+    batch.add(MEMBERSHIP, ("a", 1_i64), 1);
+    batch.add(MEMBERSHIP, ("a", 2_i64), 1);
     if store.apply(&mut batch).is_ok() {
         assert_eq!(store.totals(SUM).unwrap(), [((1, 1), 1), ((1, 2), 1), ((2, 1), 1), ((2, 2), 1)]);
     }
@@ -569,18 +576,18 @@ fn a_link_summed_along_itself_is_right_or_refused() {
 
 /// The compiler gives up on a constant that takes it more than two million steps: each counter was compared with each, byte by byte.
 #[test]
-fn a_layout_of_hundreds_of_counters_compiles() {
+fn a_schema_of_hundreds_of_counters_compiles() {
     macro_rules! row {
         ($first:literal: $($second:literal)*) => { [$(Counter::<i64>::new(concat!("counter.", $first, ".", $second)).table()),*] };
     }
     macro_rules! rows {
         ($($first:literal)*) => { [$(row!($first: "a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" "n" "o" "p" "q" "r" "s" "t")),*] };
     }
-    static ROWS: [[Placed; 20]; 20] =
+    static ROWS: [[CounterSpec; 20]; 20] =
         rows!("a" "b" "c" "d" "e" "f" "g" "h" "i" "j" "k" "l" "m" "n" "o" "p" "q" "r" "s" "t");
-    const LARGE: Layout = Layout::new(ROWS.as_flattened());
+    const LARGE: Schema = Schema::new(ROWS.as_flattened());
     assert_eq!(LARGE.counters().len(), 400);
-    assert_eq!(LARGE.position(&Counter::<i64>::new("counter.t.t").def()).unwrap(), 399);
+    assert_eq!(LARGE.position(&Counter::<i64>::new("counter.t.t").id()).unwrap(), 399);
 }
 
 fn leaked(name: String) -> &'static str {
@@ -589,33 +596,33 @@ fn leaked(name: String) -> &'static str {
 
 type Link = Counter<(i64, i64)>;
 
-/// A chain of so many rollups, each along a link of its own.
-fn chain(levels: usize) -> (Layout, Vec<Counter<i64>>, Vec<Link>) {
+/// A chain of so many rollups, each along a membership of its own.
+fn chain(levels: usize) -> (Schema, Vec<Counter<i64>>, Vec<Link>) {
     let mut votes = vec![Counter::<i64>::new("votes.0")];
-    let (mut links, mut placed) = (Vec::new(), vec![votes[0].table()]);
+    let (mut memberships, mut spec) = (Vec::new(), vec![votes[0].table()]);
     for level in 1..=levels {
-        let link = Link::new(leaked(format!("link.{level}")));
-        let rollup = Counter::new(leaked(format!("votes.{level}"))).sum_of(votes[level - 1], link);
-        placed.extend([link.table(), rollup.table()]);
-        links.push(link);
+        let membership = Link::new(leaked(format!("membership.{level}")));
+        let rollup = Counter::new(leaked(format!("votes.{level}"))).sum_of(votes[level - 1], membership);
+        spec.extend([membership.table(), rollup.table()]);
+        memberships.push(membership);
         votes.push(rollup);
     }
-    (Layout::new(Box::leak(placed.into_boxed_slice())), votes, links)
+    (Schema::new(Box::leak(spec.into_boxed_slice())), votes, memberships)
 }
 
 /// 400 levels took half a minute to compile, and 149 ms a vote.
 #[test]
 fn a_chain_of_64_levels_climbs_and_a_longer_one_is_refused() {
-    let (layout, votes, links) = chain(64);
-    assert_eq!((layout.level(&votes[0].def()), layout.level(&links[63].def())), (0, 0));
-    assert_eq!((layout.level(&votes[1].def()), layout.level(&votes[64].def())), (1, 64));
+    let (schema, votes, memberships) = chain(64);
+    assert_eq!((schema.level(&votes[0].id()), schema.level(&memberships[63].id())), (0, 0));
+    assert_eq!((schema.level(&votes[1].id()), schema.level(&votes[64].id())), (1, 64));
     let conn = Connection::open_in_memory().unwrap();
-    let (memory, mut sqlite) = (MemoryStore::new(&layout), SqliteStore::new(&conn, &layout));
+    let (memory, mut sqlite) = (MemoryStore::new(&schema), SqliteStore::new(&conn, &schema));
     sqlite.create().unwrap();
     let mut batch = Batch::new();
     batch.add(votes[0], 1, 5);
-    for link in &links {
-        batch.add(*link, (1_i64, 1_i64), 1);
+    for membership in &memberships {
+        batch.add(*membership, (1_i64, 1_i64), 1);
     }
     memory.apply(&mut batch.clone()).unwrap();
     sqlite.apply(&mut batch).unwrap();
@@ -629,10 +636,15 @@ fn a_chain_of_64_levels_climbs_and_a_longer_one_is_refused() {
 
 /// What a level is says the handle; one of the same name that sums nothing is another declaration.
 #[test]
-fn a_rollup_of_a_handle_that_is_not_the_layouts_is_refused() {
-    const LINK: Counter<(i64, i64)> = Counter::new("link");
+fn a_rollup_of_a_handle_that_is_not_the_schemas_is_refused() {
+    const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("link");
     let (a, b) = (Counter::<i64>::new("a"), Counter::<i64>::new("b"));
-    let placed = [LINK.table(), a.table(), b.sum_of(a, LINK).table(), Counter::<i64>::new("c").sum_of(b, LINK).table()];
-    let panic = catch_unwind(|| Layout::new(Box::leak(Box::new(placed)))).expect_err("a bare handle");
-    assert!(panic.downcast_ref::<&str>().unwrap().contains("as the layout lists it"));
+    let spec = [
+        MEMBERSHIP.table(),
+        a.table(),
+        b.sum_of(a, MEMBERSHIP).table(),
+        Counter::<i64>::new("c").sum_of(b, MEMBERSHIP).table(),
+    ];
+    let panic = catch_unwind(|| Schema::new(Box::leak(Box::new(spec)))).expect_err("a bare handle");
+    assert!(panic.downcast_ref::<&str>().unwrap().contains("as the schema lists it"));
 }

@@ -1,4 +1,4 @@
-//! Snapshots in real files: every key type comes back, every damage is refused with its reason, replay from the marks is exact, and a
+//! Snapshots in real files: every key type comes back, every damage is refused with its reason, replay from the offsets is exact, and a
 //! process that is killed while it saves leaves a whole file. `src/store/memory/snapshot/faults.rs` has the disk that fails.
 #![allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that prints a figure may")]
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keepcount::{Batch, Counter, Date, Error, Layout, Mark, MemoryStore, Next, Snapshot, key};
+use keepcount::{Batch, Counter, Date, Error, MemoryStore, Recovery, Schema, Snapshot, StreamRange, key};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -18,19 +18,19 @@ use uuid::Uuid;
 use crate::support::random::Random;
 use crate::support::test_of;
 
-fn restored(layout: &Layout, path: &Path) -> MemoryStore {
-    MemoryStore::restore(layout, &Snapshot::load(path).unwrap()).unwrap()
+fn restored(schema: &Schema, path: &Path) -> MemoryStore {
+    MemoryStore::restore(schema, &Snapshot::load(path).unwrap()).unwrap()
 }
 
 #[derive(Debug, Clone, PartialEq)]
 struct Slug(String);
 key!(Slug(String), str);
 
-/// A counter of each key type, their layout, what fills them, and what compares them.
+/// A counter of each key type, their schema, what fills them, and what compares them.
 macro_rules! keys {
     ($($counter:ident $name:literal $key:ty: $($value:expr),+;)+) => {
         $(const $counter: Counter<$key> = Counter::new($name);)+
-        const EVERY_KEY: Layout = Layout::new(&[$($counter.table()),+]);
+        const EVERY_KEY: Schema = Schema::new(&[$($counter.table()),+]);
 
         fn fill(batch: &mut Batch) {
             $(for (total, key) in (-2..).zip([$($value),+]) {
@@ -41,7 +41,7 @@ macro_rules! keys {
         fn assert_same(one: &MemoryStore, two: &MemoryStore) {
             $(
                 assert_eq!(one.totals($counter).unwrap(), two.totals($counter).unwrap());
-                assert_eq!(one.len($counter.def()).unwrap(), [$($value),+].len());
+                assert_eq!(one.len($counter.id()).unwrap(), [$($value),+].len());
             )+
         }
     };
@@ -86,24 +86,24 @@ fn every_key_type_comes_back_from_a_file() {
 }
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
-const LINK: Counter<(i64, i64)> = Counter::new("setlist.show");
-const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, LINK);
+const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
 const USERS: Counter<String> = Counter::new("user.votes");
 const DAYS: Counter<(i64, i32)> = Counter::new("setlist.days");
 const LIKES: Counter<Uuid> = Counter::new("setlist.likes").version(2);
-const SITE: Layout = Layout::new(&[
+const SITE: Schema = Schema::new(&[
     VOTES.table(),
-    LINK.table(),
+    MEMBERSHIP.table(),
     SHOW_VOTES.table(),
     USERS.table(),
     DAYS.table().prunable(),
     LIKES.table(),
 ]);
 
-/// A store with something of everything: a rollup, texts, a cut, a counter of version 2 that is not ready, marks.
+/// A store with something of everything: a rollup, texts, a cutoff, a counter of version 2 that is not ready, offsets.
 fn fixture() -> MemoryStore {
     let mut young = MemoryStore::new(&SITE).snapshot();
-    young.forget("setlist.likes.v2").unwrap();
+    young.drop_counter("setlist.likes.v2").unwrap();
     let store = MemoryStore::restore(&SITE, &young).unwrap();
     let mut batch = Batch::new();
     for event in 1..=20 {
@@ -112,8 +112,8 @@ fn fixture() -> MemoryStore {
     batch.add(USERS, "", i64::MIN);
     batch.add(USERS, "a user whose name is too long to live inline", i64::MAX);
     batch.add(LIKES, Uuid::from_u128(7), -1);
-    store.apply_once(&mut batch, &Mark::new("one", 1, 20).unwrap()).unwrap();
-    store.apply_once(&mut Batch::new(), &Mark::new("two", 1, 300).unwrap()).unwrap();
+    store.apply_idempotent(&mut batch, &StreamRange::new("one", 1, 20).unwrap()).unwrap();
+    store.apply_idempotent(&mut Batch::new(), &StreamRange::new("two", 1, 300).unwrap()).unwrap();
     store.prune(DAYS, 3).unwrap();
     store
 }
@@ -123,8 +123,8 @@ fn add_event(batch: &mut Batch, stream: &str, event: u64) {
     let mut random = Random(event << 8 | stream.len() as u64);
     let setlist = random.int(0, 40);
     if random.below(10) == 0 {
-        batch.add(LINK, (setlist, random.int(0, 7)), -1);
-        batch.add(LINK, (setlist, random.int(0, 7)), 1);
+        batch.add(MEMBERSHIP, (setlist, random.int(0, 7)), -1);
+        batch.add(MEMBERSHIP, (setlist, random.int(0, 7)), 1);
     } else {
         batch.add(VOTES, setlist, 1);
         batch.add(USERS, format!("user-{}", random.below(30)), 1);
@@ -146,8 +146,8 @@ fn the_file_of_0_1_0_is_read_and_still_written_so() {
     assert_eq!(Snapshot::load(&kept).unwrap(), snapshot);
 
     let store = restored(&SITE, &kept);
-    assert_eq!((store.mark("one"), store.mark("two")), (20, 300));
-    assert!(store.is_ready(SHOW_VOTES.def()).unwrap() && !store.is_ready(LIKES.def()).unwrap());
+    assert_eq!((store.offset("one"), store.offset("two")), (20, 300));
+    assert!(store.is_ready(SHOW_VOTES.id()).unwrap() && !store.is_ready(LIKES.id()).unwrap());
     assert_eq!(store.total(USERS, "").unwrap(), i64::MIN);
     assert!(store.totals(DAYS).unwrap().iter().all(|((_, day), _)| *day >= 3));
 }
@@ -155,7 +155,7 @@ fn the_file_of_0_1_0_is_read_and_still_written_so() {
 #[track_caller]
 fn reason(bytes: &[u8]) -> String {
     let error = Snapshot::from_bytes(bytes).expect_err("it is read");
-    assert!(matches!(error, Error::Snapshot { .. }) && error.next() == Next::Fix, "{error:?}");
+    assert!(matches!(error, Error::Snapshot { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
     error.to_string().strip_prefix("snapshot: ").unwrap().to_owned()
 }
 
@@ -177,7 +177,7 @@ const HEAD: usize = 28;
 const SEAL: usize = 8;
 
 #[test]
-fn every_changed_byte_every_cut_and_every_byte_more_is_refused() {
+fn every_changed_byte_every_cutoff_and_every_byte_more_is_refused() {
     let whole = fixture().snapshot().to_bytes().unwrap();
     assert_eq!(whole, file_of(&whole[HEAD..whole.len() - SEAL]));
     let mut bytes = whole.clone();
@@ -244,7 +244,9 @@ fn try_out(bytes: &[u8]) -> bool {
         Ok(snapshot) => {
             assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), snapshot);
             match MemoryStore::restore(&SITE, &snapshot) {
-                Ok(store) => assert!(snapshot.lost(&SITE).is_empty() && store.snapshot().lost(&SITE).is_empty()),
+                Ok(store) => {
+                    assert!(snapshot.orphaned(&SITE).is_empty() && store.snapshot().orphaned(&SITE).is_empty());
+                }
                 Err(error) => assert!(matches!(error, Error::Snapshot { .. }), "{error:?}"),
             }
             true
@@ -289,9 +291,9 @@ fn errors_name_the_file_and_what_was_there_stays() {
     let folder = tempfile::tempdir().unwrap();
     let snapshot = fixture().snapshot();
     let at = |name: &str| folder.path().join(name);
-    let failed = |error: Error, doing: &str, path: &Path| {
+    let failed = |error: Error, operation: &str, path: &Path| {
         assert!(matches!(error, Error::Database { .. }), "{error:?}");
-        assert!(error.to_string().starts_with(&format!("{doing} snapshot {}: ", path.display())), "{error}");
+        assert!(error.to_string().starts_with(&format!("{operation} snapshot {}: ", path.display())), "{error}");
     };
     failed(Snapshot::load(at("nothing")).unwrap_err(), "loading", &at("nothing"));
     failed(Snapshot::load(folder.path()).unwrap_err(), "loading", folder.path());
@@ -299,13 +301,13 @@ fn errors_name_the_file_and_what_was_there_stays() {
     fs::create_dir(at("taken")).unwrap();
     failed(snapshot.save(at("taken")).unwrap_err(), "saving", &at("taken"));
     for path in ["..", "/", ""] {
-        assert!(matches!(snapshot.save(path), Err(Error::Setting { .. })), "{path}");
+        assert!(matches!(snapshot.save(path), Err(Error::InvalidUse { .. })), "{path}");
     }
     assert_eq!(names(folder.path()), ["taken"]);
 
-    fs::write(at("cut"), &snapshot.to_bytes().unwrap()[..99]).unwrap();
-    let error = Snapshot::load(at("cut")).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("snapshot: {}: it is cut off: 99 of ", at("cut").display())), "{error}");
+    fs::write(at("cutoff"), &snapshot.to_bytes().unwrap()[..99]).unwrap();
+    let error = Snapshot::load(at("cutoff")).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("snapshot: {}: it is cut off: 99 of ", at("cutoff").display())), "{error}");
     fs::write(at("foreign"), "SQLite format 3\0").unwrap();
     let error = Snapshot::load(at("foreign")).unwrap_err().to_string();
     assert_eq!(error, format!("snapshot: {}: it is no snapshot of keepcount", at("foreign").display()));
@@ -365,24 +367,29 @@ fn threads_that_save_to_one_file_leave_one_of_theirs() {
 const EVENTS: u64 = 6_000;
 const STREAMS: [&str; 3] = ["a", "bb", "ccc"];
 
-/// Applies a stream's events from its mark on, in groups of different sizes.
+/// Applies a stream's events from its offset on, in groups of different sizes.
 fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
     let mut batch = Batch::new();
-    let mut last = store.mark(stream);
+    let mut last = store.offset(stream);
     while last < EVENTS {
         let first = last + 1;
         last = EVENTS.min(first + Random(first ^ seed << 32).below(9));
         batch.clear();
         (first..=last).for_each(|event| add_event(&mut batch, stream, event));
-        assert!(!store.apply_once(&mut batch.clone(), &Mark::new(stream, first, last).unwrap()).unwrap().skipped);
+        assert!(
+            !store
+                .apply_idempotent(&mut batch.clone(), &StreamRange::new(stream, first, last).unwrap())
+                .unwrap()
+                .skipped
+        );
         done(last);
     }
 }
 
-/// Snapshots are saved while three streams are applied, links that move among them; whichever of the files is restored after a crash, a
-/// replay from its marks on ends where the streams themselves do.
+/// Snapshots are saved while three streams are applied, memberships that move among them; whichever of the files is restored after a crash, a
+/// replay from its offsets on ends where the streams themselves do.
 #[test]
-fn a_restored_file_and_a_replay_from_its_marks_are_exact() {
+fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
     let folder = tempfile::tempdir().unwrap();
     let store = MemoryStore::new(&SITE);
     store.prune(DAYS, 2).unwrap();
@@ -407,7 +414,7 @@ fn a_restored_file_and_a_replay_from_its_marks_are_exact() {
     let mut midway = 0;
     for (at, file) in files.iter().enumerate() {
         let back = restored(&SITE, file);
-        midway += usize::from(STREAMS.iter().all(|stream| (1..EVENTS).contains(&back.mark(stream))));
+        midway += usize::from(STREAMS.iter().all(|stream| (1..EVENTS).contains(&back.offset(stream))));
         for stream in STREAMS {
             replay(&back, stream, at as u64, |_| ());
         }
@@ -460,18 +467,20 @@ fn a_saver_in_a_process_of_its_own() {
         for stream in STREAMS {
             let store = &store;
             scope.spawn(move || {
-                let (mut batch, mut random) = (Batch::new(), Random(store.mark(stream)));
-                for event in store.mark(stream) + 1.. {
+                let (mut batch, mut random) = (Batch::new(), Random(store.offset(stream)));
+                for event in store.offset(stream) + 1.. {
                     batch.clear();
                     for key in LOCKSTEP {
                         batch.add(USERS, format!("{key} {stream}"), 1);
                     }
                     batch.add(VOTES, random.int(0, 5_000), 1);
-                    store.apply_once(&mut batch.clone(), &Mark::new(stream, event, event).unwrap()).unwrap();
+                    store
+                        .apply_idempotent(&mut batch.clone(), &StreamRange::new(stream, event, event).unwrap())
+                        .unwrap();
                 }
             });
         }
-        let counted = || STREAMS.map(|stream| store.mark(stream)).iter().sum::<u64>();
+        let counted = || STREAMS.map(|stream| store.offset(stream)).iter().sum::<u64>();
         let (start, mut told) = (counted(), false);
         // Far more than until it is killed; a test that is broken off leaves no process for ever.
         for _ in 0..20_000 {
@@ -486,14 +495,14 @@ fn a_saver_in_a_process_of_its_own() {
     });
 }
 
-/// The totals that move together, each as its stream's mark; and that mark.
+/// The totals that move together, each as its stream's offset; and that offset.
 fn in_step(store: &MemoryStore) -> u64 {
     let mut sum = 0;
     for stream in STREAMS {
         let totals = LOCKSTEP.map(|key| store.total(USERS, format!("{key} {stream}")).unwrap());
-        let mark = store.mark(stream);
-        assert_eq!(totals.map(|total| u64::try_from(total).unwrap()), [mark; 2], "{stream}");
-        sum += mark;
+        let offset = store.offset(stream);
+        assert_eq!(totals.map(|total| u64::try_from(total).unwrap()), [offset; 2], "{stream}");
+        sum += offset;
     }
     let votes: i64 = store.totals(VOTES).unwrap().iter().map(|(_, total)| total).sum();
     assert_eq!(u64::try_from(votes).unwrap(), sum);

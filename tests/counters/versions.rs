@@ -1,61 +1,61 @@
-//! Versions of one name side by side: which layouts hold them, and that nothing takes one for another, in memory and in SQLite.
+//! Versions of one name side by side: which schemas hold them, and that nothing takes one for another, in memory and in SQLite.
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
 use crate::support::world::{run_whole, through_text};
 use keepcount::reconcile::{
-    CounterReport, Freshness, Live, MemoryAudit, Mode, Options, Reconciler, Report, Source, SqliteAudit, run,
+    CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run,
 };
 use keepcount::{
-    Batch, Board, BoardDef, Climb, Counter, Def, Error, Layout, MemoryStore, Next, Placed, Record, SqliteStore, Store,
-    Tally, sql,
+    Batch, Counter, CounterId, CounterSpec, Error, Leaderboard, LeaderboardId, MemoryStore, Record, Recovery,
+    RollupUpdate, Schema, SqliteStore, Store, Tally, sql,
 };
 use rusqlite::Connection;
 
-// Which layouts there are.
+// Which schemas there are.
 
 #[test]
 fn two_counters_are_refused_exactly_where_they_are_one_or_share_a_table() {
     const NAMES: [&str; 10] = ["a", "a.v2", "a_v2", "a.v2.v3", "a.v23", "a.b", "a_b", "a.v", "b", "a.v2.v2"];
-    let counters: Vec<Placed> = NAMES
+    let counters: Vec<CounterSpec> = NAMES
         .iter()
         .flat_map(|name| [0, 1, 2, 3, 23].map(|version| Counter::<i64>::new(name).version(version).table()))
         .collect();
     let mut refused = 0;
     for one in &counters {
         for two in &counters {
-            let made = catch_unwind(|| Layout::new(Box::leak(Box::new([*one, *two]))));
-            let suffix = |def: Def| if def.version() == 1 { String::new() } else { format!("_v{}", def.version()) };
-            let table = |def: Def| def.name().replace('.', "_") + &suffix(def);
-            let shared = table(one.def()) == table(two.def());
+            let made = catch_unwind(|| Schema::new(Box::leak(Box::new([*one, *two]))));
+            let suffix = |id: CounterId| if id.version() == 1 { String::new() } else { format!("_v{}", id.version()) };
+            let table = |id: CounterId| id.name().replace('.', "_") + &suffix(id);
+            let shared = table(one.id()) == table(two.id());
             assert_eq!(made.is_err(), shared, "{one:?} and {two:?}");
-            assert_eq!(one.table_name(), table(one.def()));
+            assert_eq!(one.table_name(), table(one.id()));
             refused += u32::from(shared);
         }
     }
     assert!(refused > 60, "{refused} pairs share a table");
 }
 
-fn alone(name: &'static str, version: u32) -> Layout {
-    Layout::new(Box::leak(Box::new([Counter::<i64>::new(name).version(version).table()])))
+fn alone(name: &'static str, version: u32) -> Schema {
+    Schema::new(Box::leak(Box::new([Counter::<i64>::new(name).version(version).table()])))
 }
 
-const BOTH: &[Placed] = &[VOTES.table(), VOTES_2.table()];
-const OF_SECOND: &[Def] = &[VOTES_2.def()];
+const BOTH: &[CounterSpec] = &[VOTES.table(), VOTES_2.table()];
+const OF_SECOND: &[CounterId] = &[VOTES_2.id()];
 
-const fn board(name: &'static str) -> BoardDef {
-    Board::<i64>::new(name, OF_SECOND, |_| None).def()
+const fn leaderboard(name: &'static str) -> LeaderboardId {
+    Leaderboard::<i64>::new(name, OF_SECOND, |_| None).id()
 }
 
 #[test]
-fn the_version_counts_for_reserved_names_and_for_boards() {
-    const TAKEN: &[BoardDef] = &[board("setlist.votes.v2")];
-    const INDEX: &[BoardDef] = &[board("rank"), board("rank.order")];
-    const THIRD: &[BoardDef] = &[Board::<i64>::new("rank", &[VOTES.version(3).def()], |_| None).def()];
-    const FREE: &[BoardDef] = &[board("rank")];
-    let fails = |what: &str, layout: fn() -> Layout, says: &str| {
-        let panic = catch_unwind(layout).expect_err(what);
+fn the_version_counts_for_reserved_names_and_for_leaderboards() {
+    const TAKEN: &[LeaderboardId] = &[leaderboard("setlist.votes.v2")];
+    const INDEX: &[LeaderboardId] = &[leaderboard("rank"), leaderboard("rank.order")];
+    const THIRD: &[LeaderboardId] = &[Leaderboard::<i64>::new("rank", &[VOTES.version(3).id()], |_| None).id()];
+    const FREE: &[LeaderboardId] = &[leaderboard("rank")];
+    let fails = |what: &str, schema: fn() -> Schema, says: &str| {
+        let panic = catch_unwind(schema).expect_err(what);
         let text = panic.downcast_ref::<&str>().copied().unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
         assert!(text.contains(says), "{what}: {text}");
     };
@@ -64,31 +64,31 @@ fn the_version_counts_for_reserved_names_and_for_boards() {
         assert!(reserved, "version 2 of {name} has the table {name}_v2");
         assert_eq!(alone(name, 1).counters()[0].table_name(), name);
     }
-    fails("a counter's table", || Layout::new(BOTH).boards(TAKEN), "share a table");
-    fails("another board's index", || Layout::new(BOTH).boards(INDEX), "index");
-    fails("of a version that is not there", || Layout::new(BOTH).boards(THIRD), "not in the layout");
+    fails("a counter's table", || Schema::new(BOTH).leaderboards(TAKEN), "share a table");
+    fails("another leaderboard's index", || Schema::new(BOTH).leaderboards(INDEX), "index");
+    fails("of a version that is not there", || Schema::new(BOTH).leaderboards(THIRD), "not in the schema");
     fails(
         "one version twice",
-        || Layout::new(Box::leak(Box::new([VOTES_2.table(), VOTES_2.table()]))),
+        || Schema::new(Box::leak(Box::new([VOTES_2.table(), VOTES_2.table()]))),
         "a name and a version",
     );
-    assert_eq!(Layout::new(BOTH).boards(FREE).board_defs().len(), 1);
+    assert_eq!(Schema::new(BOTH).leaderboards(FREE).leaderboard_ids().len(), 1);
 }
 
 // Votes of setlists of shows; version 2 leaves spam out and weighs the rest.
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
 const VOTES_2: Counter<i64> = VOTES.version(2);
-const LINK: Counter<(i64, i64)> = Counter::new("setlist.show");
-const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, LINK);
-const SHOWS_2: Counter<i64> = Counter::new("show.votes").version(2).sum_of(VOTES_2, LINK);
+const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
+const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
+const SHOWS_2: Counter<i64> = Counter::new("show.votes").version(2).sum_of(VOTES_2, MEMBERSHIP);
 const DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 const DAYS_2: Counter<(i64, i64)> = DAYS.version(2);
 /// In no order of names or versions.
-const LAYOUT: Layout = Layout::new(&[
+const SCHEMA: Schema = Schema::new(&[
     DAYS_2.table().prunable(),
     VOTES_2.table(),
-    LINK.table(),
+    MEMBERSHIP.table(),
     VOTES.table(),
     SHOWS_2.table(),
     SHOWS.table(),
@@ -102,7 +102,7 @@ enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[VOTES.def(), VOTES_2.def(), LINK.def(), DAYS.def(), DAYS_2.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id(), VOTES_2.id(), MEMBERSHIP.id(), DAYS.id(), DAYS_2.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
@@ -114,7 +114,7 @@ impl Record for Row {
                     to.add(DAYS_2, (setlist, day), weight);
                 }
             }
-            Self::Setlist { id, show } => to.add(LINK, (id, show), 1),
+            Self::Setlist { id, show } => to.add(MEMBERSHIP, (id, show), 1),
         }
     }
 }
@@ -125,7 +125,7 @@ type Totals = BTreeMap<(String, i64), i64>;
 fn totals_of(store: &mut impl Store) -> Totals {
     let mut all = Totals::new();
     for counter in [VOTES, VOTES_2, SHOWS, SHOWS_2] {
-        let name = counter.def().full_name();
+        let name = counter.id().full_name();
         all.extend(store.totals(counter).unwrap().into_iter().map(|(key, total)| ((name.to_string(), key), total)));
     }
     all
@@ -174,7 +174,7 @@ impl Random {
 
 fn database() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     conn.execute_batch(
         "CREATE TABLE votes (setlist INTEGER, weight INTEGER, spam INTEGER, day INTEGER);
          CREATE INDEX votes_by_setlist ON votes (setlist, day);
@@ -189,7 +189,7 @@ fn database() -> Connection {
 fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
     for seed in 1..6 {
         let mut random = Random(seed);
-        let (memory, conn) = (MemoryStore::new(&LAYOUT), database());
+        let (memory, conn) = (MemoryStore::new(&SCHEMA), database());
         let mut rows = Vec::new();
         for _ in 0..150 {
             let mut batch = Batch::new();
@@ -212,12 +212,12 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
                 }
             }
             memory.apply(&mut batch.clone()).unwrap();
-            SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
+            SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
         }
         let wanted = recount(&rows);
         assert!(wanted.len() > 12, "{wanted:?}");
         assert_eq!(totals_of(&mut &memory), wanted);
-        assert_eq!(totals_of(&mut SqliteStore::new(&conn, &LAYOUT)), wanted);
+        assert_eq!(totals_of(&mut SqliteStore::new(&conn, &SCHEMA)), wanted);
     }
 }
 
@@ -226,10 +226,10 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
 fn a_climb_asks_once_for_each_version() {
     let mut batch = Batch::new();
     batch.update(&Row::Setlist { id: 1, show: 10 }, &Row::Setlist { id: 1, show: 20 });
-    let mut climb = Climb::new(&LAYOUT, &batch).unwrap();
+    let mut update = RollupUpdate::new(&SCHEMA, &batch).unwrap();
     let mut asked = Vec::new();
-    while let Some(question) = climb.next().unwrap() {
-        asked.push(question.counter.full_name());
+    while let Some(request) = update.next().unwrap() {
+        asked.push(request.counter.full_name());
     }
     asked.sort();
     assert_eq!(asked, ["setlist.votes", "setlist.votes.v2"]);
@@ -241,13 +241,13 @@ fn each_version_is_pruned_by_itself() {
     for day in 0..4 {
         batch.insert(&Row::Vote { setlist: 1, weight: 5, spam: false, day });
     }
-    let memory = MemoryStore::new(&LAYOUT);
+    let memory = MemoryStore::new(&SCHEMA);
     memory.apply(&mut batch.clone()).unwrap();
     assert_eq!(memory.prune(DAYS_2, 3_i64).unwrap(), 3);
-    assert_eq!((memory.len(DAYS.def()).unwrap(), memory.len(DAYS_2.def()).unwrap()), (4, 1));
+    assert_eq!((memory.len(DAYS.id()).unwrap(), memory.len(DAYS_2.id()).unwrap()), (4, 1));
 
     let conn = database();
-    let mut store = SqliteStore::new(&conn, &LAYOUT);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     store.apply(&mut batch).unwrap();
     assert_eq!(store.prune(DAYS_2, 3_i64).unwrap(), 3);
     for _ in 0..2 {
@@ -266,8 +266,8 @@ fn each_version_is_pruned_by_itself() {
 
 // Names.
 
-fn names(counters: &[Def]) -> Vec<String> {
-    counters.iter().map(|def| def.full_name().into_owned()).collect()
+fn names(counters: &[CounterId]) -> Vec<String> {
+    counters.iter().map(|id| id.full_name().into_owned()).collect()
 }
 
 const ORDER: [&str; 7] = [
@@ -282,32 +282,32 @@ const ORDER: [&str; 7] = [
 
 #[test]
 fn a_counter_is_found_by_its_full_name_or_else_as_the_highest_version() {
-    const LATER: Layout = Layout::new(&[VOTES.version(12).table(), VOTES.version(3).table(), VOTES_2.table()]);
-    assert_eq!(names(&LAYOUT.by_name()), ORDER);
+    const LATER: Schema = Schema::new(&[VOTES.version(12).table(), VOTES.version(3).table(), VOTES_2.table()]);
+    assert_eq!(names(&SCHEMA.by_name()), ORDER);
     for name in ORDER {
-        assert_eq!(LAYOUT.find(name).unwrap().full_name(), name);
+        assert_eq!(SCHEMA.find(name).unwrap().full_name(), name);
     }
     assert_eq!(names(&LATER.by_name()), ["setlist.votes.v2", "setlist.votes.v3", "setlist.votes.v12"]);
-    assert_eq!(LATER.find("setlist.votes").unwrap(), VOTES.version(12).def());
-    assert_eq!(LATER.find("setlist.votes.v3").unwrap(), VOTES.version(3).def());
+    assert_eq!(LATER.find("setlist.votes").unwrap(), VOTES.version(12).id());
+    assert_eq!(LATER.find("setlist.votes.v3").unwrap(), VOTES.version(3).id());
     for name in ["setlist.votes.v1", "setlist.votes.v4", "setlist", "setlist.votes.v", ""] {
         assert!(matches!(LATER.find(name), Err(Error::UnknownCounter { counter, .. }) if counter == name));
     }
 }
 
 #[test]
-fn a_version_that_the_layout_has_not_is_a_conflict_that_names_those_it_has() {
-    let (mut memory, conn) = (MemoryStore::new(&LAYOUT), database());
-    let mut sqlite = SqliteStore::new(&conn, &LAYOUT);
+fn a_version_that_the_schema_has_not_is_a_conflict_that_names_those_it_has() {
+    let (mut memory, conn) = (MemoryStore::new(&SCHEMA), database());
+    let mut sqlite = SqliteStore::new(&conn, &SCHEMA);
     for store in [&mut memory as &mut dyn Store, &mut sqlite] {
         let mut batch = Batch::new();
         batch.add(VOTES.version(3), 1, 1);
         let error = store.apply(&mut batch).unwrap_err();
-        assert!(matches!(error, Error::Conflict { counter: "setlist.votes", .. }), "{error}");
+        assert!(matches!(error, Error::DefinitionConflict { counter: "setlist.votes", .. }), "{error}");
         for part in ["setlist.votes v3 (i64)", "setlist.votes v1 (i64)", "setlist.votes v2 (i64)"] {
             assert!(error.to_string().contains(part), "{error}");
         }
-        assert_eq!(error.next(), Next::Fix);
+        assert_eq!(error.recovery(), Recovery::Permanent);
     }
 }
 
@@ -323,13 +323,13 @@ fn catalogue_tables_and_statements_have_the_full_names() {
         places,
         ["table, sum of setlist.votes along setlist.show", "table, sum of setlist.votes.v2 along setlist.show"]
     );
-    let texts = sql::upsert(sql::Dialect::Sqlite, LAYOUT.placed(&VOTES_2.def()).unwrap());
+    let texts = sql::upsert(sql::Dialect::Sqlite, SCHEMA.spec(&VOTES_2.id()).unwrap());
     assert!(texts.starts_with(r#"INSERT INTO "setlist_votes_v2" "#), "{texts}");
 
-    // What the layout prints makes the same tables.
+    // What the schema prints makes the same tables.
     let other = Connection::open_in_memory().unwrap();
-    other.execute_batch(&LAYOUT.ddl(sql::Dialect::Sqlite).join(";\n")).unwrap();
-    SqliteStore::new(&other, &LAYOUT).check().unwrap();
+    other.execute_batch(&SCHEMA.ddl(sql::Dialect::Sqlite).join(";\n")).unwrap();
+    SqliteStore::new(&other, &SCHEMA).check().unwrap();
 }
 
 // Reports.
@@ -342,13 +342,13 @@ fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
     let votes = || Source::table("votes", ["setlist"]);
     let days = || Source::table("votes", ["setlist", "day"]);
     let setlists = Source::table("setlists", ["id", "show"]);
-    let mut audit = SqliteAudit::new(conn, &LAYOUT).unwrap();
+    let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
     audit.add(VOTES, votes().rows(all, vote)).unwrap();
     audit.add(VOTES_2, votes().amount("weight").filter("NOT spam").rows(all, vote)).unwrap();
     audit.add(DAYS, days().rows(all, vote)).unwrap();
     audit.add(DAYS_2, days().amount("weight").filter("NOT spam").rows(all, vote)).unwrap();
     let setlist = |row: &rusqlite::Row<'_>| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? });
-    audit.add(LINK, setlists.rows("id, show", setlist)).unwrap();
+    audit.add(MEMBERSHIP, setlists.rows("id, show", setlist)).unwrap();
     audit
 }
 
@@ -368,26 +368,26 @@ fn found(report: &Report) -> Vec<(String, u64)> {
 fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
     let conn = database();
     written(&conn);
-    let whole = run_whole(Mode::Repair, &LAYOUT, Options::default(), &mut sqlite_audit(&conn)).unwrap();
+    let whole = run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
     assert_eq!(names(&whole.counters.iter().map(|counter| counter.counter).collect::<Vec<_>>()), ORDER);
-    let mut store = SqliteStore::new(&conn, &LAYOUT);
+    let mut store = SqliteStore::new(&conn, &SCHEMA);
     assert_eq!(store.totals(SHOWS).unwrap(), [(10, 2), (20, 1)]);
     assert_eq!(store.totals(SHOWS_2).unwrap(), [(10, 5), (20, 3)]);
 
     conn.execute_batch("UPDATE setlist_votes_v2 SET total = 6 WHERE key = 1").unwrap();
-    let mut verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default().page(1).max_pages(1)).unwrap();
+    let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default().page(1).max_pages(1)).unwrap();
     let mut all = Vec::new();
     for leg in 0.. {
         assert!(leg < 40, "it ends");
-        let report = run(&mut verify, &mut sqlite_audit(&conn), &mut Live::new()).unwrap();
+        let report = run(&mut verify, &mut sqlite_audit(&conn), &mut SystemRuntime::new()).unwrap();
         all.extend(found(&report));
         let Some(token) = report.token else { break };
         verify =
-            Reconciler::resume(Mode::Verify, &LAYOUT, &through_text(&token), Options::default().max_pages(1)).unwrap();
+            Reconciler::resume(Mode::Verify, &SCHEMA, &through_text(&token), Options::default().max_pages(1)).unwrap();
     }
     assert_eq!(all, [("setlist.votes.v2".to_owned(), 1), ("show.votes.v2".to_owned(), 1)]);
 
-    let report = run_whole(Mode::Verify, &LAYOUT, Options::default(), &mut sqlite_audit(&conn)).unwrap();
+    let report = run_whole(Mode::Verify, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
     let table = report.table().to_string();
     assert!(table.contains("\n  setlist.votes.v2 of 1: stored 6, true 5\n"), "{table}");
     assert!(table.lines().any(|line| line.starts_with("setlist.votes.v2 ")), "{table}");
@@ -400,12 +400,12 @@ fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
 #[test]
 fn freshness_is_each_version_s_own() {
     let conn = database();
-    let mut freshness = Freshness::new(&LAYOUT);
-    let mut verify = Reconciler::scoped(Mode::Verify, &LAYOUT, &[VOTES_2.def()], Options::default()).unwrap();
-    freshness.observe(&run(&mut verify, &mut sqlite_audit(&conn), &mut Live::new()).unwrap(), 100);
-    assert_eq!((freshness.age(&VOTES.def(), 100), freshness.age(&VOTES_2.def(), 100).unwrap().as_secs()), (None, 0));
+    let mut freshness = Freshness::new(&SCHEMA);
+    let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[VOTES_2.id()], Options::default()).unwrap();
+    freshness.observe(&run(&mut verify, &mut sqlite_audit(&conn), &mut SystemRuntime::new()).unwrap(), 100);
+    assert_eq!((freshness.age(&VOTES.id(), 100), freshness.age(&VOTES_2.id(), 100).unwrap().as_secs()), (None, 0));
     let saved: Freshness = serde_json::from_str(&serde_json::to_string(&freshness).unwrap()).unwrap();
-    let resumed = Freshness::resume(&LAYOUT, &saved);
+    let resumed = Freshness::resume(&SCHEMA, &saved);
     let clean: Vec<_> = resumed.iter().filter(|(_, at)| at.is_some()).collect();
     assert_eq!(clean, [("setlist.votes.v2", Some(100))]);
 }
@@ -413,15 +413,15 @@ fn freshness_is_each_version_s_own() {
 #[test]
 fn a_memory_store_is_repaired_version_by_version() {
     let rows = [Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 }, Row::Setlist { id: 1, show: 10 }];
-    let mut store = MemoryStore::new(&LAYOUT);
+    let mut store = MemoryStore::new(&SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(VOTES, |_| rows).unwrap();
     audit.add(VOTES_2, |_| rows).unwrap();
-    audit.add(LINK, |_| rows).unwrap();
-    let scope = [SHOWS_2.def()];
-    let mut repair = Reconciler::scoped(Mode::Repair, &LAYOUT, &scope, Options::default()).unwrap();
-    let report = run(&mut repair, &mut audit, &mut Live::new()).unwrap();
-    let scope: Vec<Def> = report.counters.iter().map(|counter| counter.counter).collect();
+    audit.add(MEMBERSHIP, |_| rows).unwrap();
+    let scope = [SHOWS_2.id()];
+    let mut repair = Reconciler::scoped(Mode::Repair, &SCHEMA, &scope, Options::default()).unwrap();
+    let report = run(&mut repair, &mut audit, &mut SystemRuntime::new()).unwrap();
+    let scope: Vec<CounterId> = report.counters.iter().map(|counter| counter.counter).collect();
     assert_eq!(names(&scope), ["setlist.show", "setlist.votes.v2", "show.votes.v2"]);
     drop(audit);
     assert_eq!((store.total(SHOWS_2, 10).unwrap(), store.total(SHOWS, 10).unwrap()), (5, 0));

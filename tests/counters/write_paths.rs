@@ -11,8 +11,8 @@ use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    Applied, Batch, Climb, Counter, Date, Def, Error, HalfLife, Key, Layout, Mark, MemoryStore, Next, Record,
-    SqliteStore, Store, Tally,
+    Applied, Batch, Counter, CounterId, Date, Error, HalfLife, Key, MemoryStore, Record, Recovery, RollupUpdate,
+    Schema, SqliteStore, Store, StreamRange, Tally,
 };
 use rusqlite::{Connection, OptionalExtension, Row};
 use tempfile::TempDir;
@@ -112,7 +112,7 @@ fn file() -> (TempDir, PathBuf) {
 }
 
 fn store(conn: &Connection) -> SqliteStore<'_> {
-    SqliteStore::new(conn, &C::LAYOUT)
+    SqliteStore::new(conn, &C::SCHEMA)
 }
 
 type Totals = BTreeMap<Vec<String>, i128>;
@@ -161,19 +161,19 @@ fn recounts(conn: &Connection) -> Vec<(String, Totals)> {
     for (table, votes) in TRENDS {
         all.extend(HALF_LIVES.map(|(name, half_life)| (format!("{table}_{name}"), trend(conn, votes, half_life))));
     }
-    assert_eq!(all.len(), C::LAYOUT.counters().len());
+    assert_eq!(all.len(), C::SCHEMA.counters().len());
     all
 }
 
 /// What differs between totals and rows.
 fn drift(conn: &Connection) -> Vec<String> {
-    let differing = |(table, truth): (String, Totals)| {
+    let differing = |(table, expected): (String, Totals)| {
         let stored = sums(conn, &format!("SELECT * FROM {table}"));
-        let keys: std::collections::BTreeSet<Vec<String>> = truth.keys().chain(stored.keys()).cloned().collect();
+        let keys: std::collections::BTreeSet<Vec<String>> = expected.keys().chain(stored.keys()).cloned().collect();
         let total = |of: &Totals, key: &Vec<String>| of.get(key).copied().unwrap_or(0);
         keys.into_iter()
-            .filter(|key| total(&stored, key) != total(&truth, key))
-            .map(|key| format!("{table} of {key:?}: {} for {}", total(&stored, &key), total(&truth, &key)))
+            .filter(|key| total(&stored, key) != total(&expected, key))
+            .map(|key| format!("{table} of {key:?}: {} for {}", total(&stored, &key), total(&expected, &key)))
             .collect::<Vec<_>>()
     };
     recounts(conn).into_iter().flat_map(differing).collect()
@@ -434,8 +434,8 @@ fn condition_and_parent_change_in_one_update() {
     let conn = database();
     fill(&conn);
     let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2, status = 'completed'"));
-    // Of both artists shows, the date, the link, votes, three trends; of the old one the upcoming shows; and the show's place by date.
-    // Beside them, the old link is removed, and the old artist falls on the board.
+    // Of both artists shows, the date, the membership, votes, three trends; of the old one the upcoming shows; and the show's place by date.
+    // Beside them, the old membership is removed, and the old artist falls on the leaderboard.
     assert_eq!(applied, Applied::new(2 * 7 + 2, 2 * 7 + 2 + 1 + 1));
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_SHOWS, artist)), [0, 2]);
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_UPCOMING_SHOWS, artist)), [0, 0]);
@@ -496,7 +496,7 @@ fn a_vote_from_the_future_is_refused_before_it_counts() {
     exact(&conn);
 }
 
-/// What a write path costs: totals written, statements that wrote (totals, links removed, lines of boards), statements that read.
+/// What a write path costs: totals written, statements that wrote (totals, memberships removed, lines of leaderboards), statements that read.
 type Cost = (u64, u64, usize);
 
 /// The write amplification of each path, on a site of two artists with a show each. A trend is written once a half-life: where votes lie in
@@ -505,8 +505,8 @@ type Cost = (u64, u64, usize);
 fn each_write_path_costs_so_many_totals_statements_and_reads() {
     type Do = fn(&Connection, &mut Batch);
     let paths: [(&str, Do, Cost); 25] = [
-        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three trends of show and artist. Three boards. It
-        // reads the setlist's links and the show's, and for each board the show's epochs and its line.
+        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three trends of show and artist. Three leaderboards. It
+        // reads the setlist's memberships and the show's, and for each leaderboard the show's epochs and its line.
         ("vote up", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), true)), (15, 18, 8)),
         ("vote down", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), false)), (14, 17, 8)),
         ("vote on a setlist of no show", |c, b| insert_vote(c, b, 9, (Some(102), Some(7), true)), (7, 7, 1)),
@@ -518,8 +518,8 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         ("vote deleted", |c, b| assert!(delete_vote(c, b, 1)), (15, 18, 8)),
         ("setlist posted", |c, b| insert_setlist(c, b, 109, Some(10)), (2, 2, 4)),
         ("setlist without votes moved", |c, b| update_setlist(c, b, 104, "show = 11"), (4, 5, 4)),
-        // A link removed and one made; then what climbs: votes and three trends of both shows and both artists. It reads the setlist's votes and
-        // three trends, the shows' links, the boards.
+        // A membership removed and one made; then what climbs: votes and three trends of both shows and both artists. It reads the setlist's votes and
+        // three trends, the shows' memberships, the leaderboards.
         ("setlist with 2 votes moved", |c, b| update_setlist(c, b, 100, "show = 11"), (20, 27, 18)),
         // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: twice 1 + 40 + 10 + 2 of shows, and of artists.
         ("setlist with 50 votes over 10 days moved", |c, b| update_setlist(c, b, 105, "show = 11"), (216, 223, 18)),
@@ -529,13 +529,13 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         ("show put off", |c, b| update_show(c, b, 10, "date = '2025-07-01'"), (4, 4, 1)),
         ("show renamed", |c, b| update_show(c, b, 10, "title = 'x'"), (0, 0, 0)),
         ("show without votes moved", |c, b| update_show(c, b, 12, "artist = 2"), (8, 10, 13)),
-        // Shows, upcoming, date, link of both; votes, and trends of 41, 11, 3 epochs of both.
+        // Shows, upcoming, date, membership of both; votes, and trends of 41, 11, 3 epochs of both.
         ("show with 53 votes moved", |c, b| update_show(c, b, 10, "artist = 2"), (120, 122, 13)),
         ("artist signed", |c, b| insert_artist(c, b, 9, 1_000_000, 0), (2, 3, 4)),
         ("artist's followers grow", |c, b| update_artist(c, b, 1, "followers = followers + 1000"), (0, 0, 0)),
         ("artist's fame grows", |c, b| update_artist(c, b, 1, "followers = 4000000"), (1, 2, 4)),
-        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of 3, 3, 52 epochs; 8 users; 4 links and the
-        // show's setlists; 5 of the show. Then 56 of it, 56 of its artist. Five links are removed; three lines of the show go, one changes.
+        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of 3, 3, 52 epochs; 8 users; 4 memberships and the
+        // show's setlists; 5 of the show. Then 56 of it, 56 of its artist. Five memberships are removed; three lines of the show go, one changes.
         ("show with 53 votes deleted", |c, b| assert_eq!(delete_show(c, b, 10), 53), (196, 205, 35)),
         ("show without votes deleted", |c, b| assert_eq!(delete_show(c, b, 12), 0), (5, 7, 9)),
     ];
@@ -572,20 +572,20 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
     }
 }
 
-/// Each half-life costs a vote three totals and a line of a board; without a choice there is one.
+/// Each half-life costs a vote three totals and a line of a leaderboard; without a choice there is one.
 #[test]
 fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
     type One = Concert<i64>;
     let mut conn = Connection::open_in_memory().unwrap();
     let trace = Trace::on(&mut conn);
-    let mut store = SqliteStore::new(&conn, &One::LAYOUT);
+    let mut store = SqliteStore::new(&conn, &One::SCHEMA);
     store.create().unwrap();
-    assert_eq!((One::LAYOUT.counters().len(), C::LAYOUT.counters().len()), (18, 24));
-    let tables = One::LAYOUT.counters().iter().map(keepcount::Placed::table_name);
+    assert_eq!((One::SCHEMA.counters().len(), C::SCHEMA.counters().len()), (18, 24));
+    let tables = One::SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name);
     let trends: Vec<String> = tables.filter(|table| table.contains("trend")).collect();
     assert_eq!(trends, ["setlist_trend_7d", "show_trend_7d", "artist_trend_7d"]);
-    let boards: Vec<&str> = One::LAYOUT.board_defs().iter().map(keepcount::BoardDef::name).collect();
-    assert_eq!(boards, ["artist.board", "show.trending_7d"]);
+    let leaderboards: Vec<&str> = One::SCHEMA.leaderboard_ids().iter().map(keepcount::LeaderboardId::name).collect();
+    assert_eq!(leaderboards, ["artist.board", "show.trending_7d"]);
 
     let mut batch = Batch::new();
     batch.insert(&Show::new(10_i64, Some(1), day("2025-06-01"), Status::Upcoming));
@@ -595,14 +595,14 @@ fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
     trace.take();
     batch.insert(&Vote::stored(Some(100_i64), Some(8), true, AT));
     let applied = store.apply(&mut batch).unwrap();
-    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show and artist. One board. It reads two links, the
+    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show and artist. One leaderboard. It reads two memberships, the
     // show's epochs and its line.
     assert_eq!((applied, trace.kinds().reads), (Applied::new(9, 10), 4));
     let week = HalfLife::days(7);
     assert_eq!(store.total(Trend::<i64>::WEEK.artists, (1_i64, week.epoch(AT))).unwrap(), 2 * week.weight(AT));
-    assert_eq!(store.top(Trend::<i64>::WEEK.board, 9).unwrap()[0].key, 10);
+    assert_eq!(store.top(Trend::<i64>::WEEK.leaderboard, 9).unwrap()[0].key, 10);
     batch.insert(&vote((Some(100), Some(9), true, AT)));
-    assert!(matches!(store.apply(&mut batch), Err(Error::UnknownCounter { .. })), "half-lives that the layout lacks");
+    assert!(matches!(store.apply(&mut batch), Err(Error::UnknownCounter { .. })), "half-lives that the schema lacks");
 }
 
 #[test]
@@ -625,10 +625,10 @@ fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_chi
         // The parent is locked by BEGIN IMMEDIATE; then children first, each delete saying what it removed.
         assert_eq!(delete_show(&conn, batch, 10), votes);
     });
-    // Three counters, three trends and the link of each of two setlists; setlists, votes, three trends, link and place by date of the show;
+    // Three counters, three trends and the membership of each of two setlists; setlists, votes, three trends, membership and place by date of the show;
     // shows, upcoming shows, date, votes and three trends of the artist; one of each of three users.
     let totals = 2 * 7 + 7 + 7 + 3;
-    // The links are removed, and so is the show's line on three boards; the artist falls on a fourth.
+    // The memberships are removed, and so is the show's line on three leaderboards; the artist falls on a fourth.
     let statements = totals + 3 + 4;
     assert_eq!(applied, Applied::new(totals, statements));
     // Beside the application's three deletes.
@@ -639,9 +639,13 @@ fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_chi
         let artist = i64::from(["artist_listed", "artist_fame"].contains(&table.as_str())); // who lives on
         assert_eq!(conn.query_row(&left, (), |row| row.get(0)), Ok(artist), "{table}");
     }
-    for link in ["setlist_show", "show_artist"] {
-        // A link that is gone leaves no row behind, not even one of 0.
-        assert_eq!(conn.query_row(&format!("SELECT count(*) FROM {link}"), (), |row| row.get(0)), Ok(0), "{link}");
+    for membership in ["setlist_show", "show_artist"] {
+        // A membership that is gone leaves no row behind, not even one of 0.
+        assert_eq!(
+            conn.query_row(&format!("SELECT count(*) FROM {membership}"), (), |row| row.get(0)),
+            Ok(0),
+            "{membership}"
+        );
     }
 }
 
@@ -744,7 +748,7 @@ fn an_empty_batch_waits_for_nobody() {
     assert_eq!(store(&conn).apply(&mut Batch::new()).unwrap(), Applied::default());
     let mut one = Batch::new();
     one.add(C::USER_VOTES, 7, 1);
-    assert_eq!(store(&conn).apply(&mut one).unwrap_err().next(), Next::Retry);
+    assert_eq!(store(&conn).apply(&mut one).unwrap_err().recovery(), Recovery::Retry);
 }
 
 #[test]
@@ -821,14 +825,14 @@ fn several_records_of_one_transaction_write_each_total_once() {
         batch.insert(&Setlist::new(300 + at % 3, Some(10 + at % 3)));
     }
     // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203 have no upvotes. Three trends of each.
-    // Shows' setlists, and the links of these.
+    // Shows' setlists, and the memberships of these.
     let keys = 4 + 2 + 4 + 3 * 4 + 5 + 3 + 3;
     assert_eq!(batch.len(), keys);
     let distinct = Applied::new(keys as u64, keys as u64);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
     assert_eq!(store(&conn).apply(&mut batch.clone()).unwrap(), distinct);
-    // The links of four setlists; and of the three others votes and three trends, since their links change. What climbs is nothing.
+    // The memberships of four setlists; and of the three others votes and three trends, since their memberships change. What climbs is nothing.
     let reads = 4 + 3 * 4;
     assert_eq!(
         trace.kinds(),
@@ -849,9 +853,9 @@ fn several_records_of_one_transaction_write_each_total_once() {
     assert_eq!(trace.kinds(), own(1, 0));
 }
 
-/// Without rollups and boards, a transaction has the writes and nothing else.
+/// Without rollups and leaderboards, a transaction has the writes and nothing else.
 #[test]
-fn a_plain_layout_reads_nothing() {
+fn a_plain_schema_reads_nothing() {
     let mut conn = three();
     let mut batch = Batch::new();
     for at in 0..500_i64 {
@@ -872,8 +876,8 @@ fn a_plain_layout_reads_nothing() {
     assert_eq!(trace.kinds(), Kinds { writes: 10, reads: 0, others });
 }
 
-/// The counters of concerts without boards, and with nothing to be pruned.
-const BOARDLESS: Layout = Layout::new(&[
+/// The counters of concerts without leaderboards, and with nothing to be pruned.
+const LEADERBOARDLESS: Schema = Schema::new(&[
     C::ARTIST_SHOWS.table(),
     C::ARTIST_UPCOMING_SHOWS.table(),
     C::ARTIST_SHOWS_AHEAD.table(),
@@ -898,9 +902,9 @@ const BOARDLESS: Layout = Layout::new(&[
     Trend::<i64>::WEEK.artists.table(),
 ]);
 
-/// In the layout's order, and in key order: so that two writers on a server's tables never wait for each other in a circle.
+/// In the schema's order, and in key order: so that two writers on a server's tables never wait for each other in a circle.
 #[test]
-fn totals_are_written_in_layout_and_key_order() {
+fn totals_are_written_in_schema_and_key_order() {
     let mut conn = database();
     let trace = Trace::on(&mut conn);
     let mut batch = Batch::new();
@@ -924,20 +928,21 @@ fn totals_are_written_in_layout_and_key_order() {
         .filter(|text| text.starts_with("INSERT"))
         .map(|text| text.split('"').nth(1).unwrap().to_owned())
         .collect();
-    // Boards come last: five shows on three of them, and no artist, since none is listed.
+    // Leaderboards come last: five shows on three of them, and no artist, since none is listed.
     let lines = tables.split_off(tables.len() - 3 * 5);
     assert!(lines.iter().all(|table| table.starts_with("show_trending_")), "{lines:?}");
-    let layout: Vec<String> = C::LAYOUT.counters().iter().map(keepcount::Placed::table_name).collect();
-    let positions: Vec<usize> = tables.iter().map(|table| layout.iter().position(|t| t == table).unwrap()).collect();
+    let schema: Vec<String> = C::SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name).collect();
+    let positions: Vec<usize> = tables.iter().map(|table| schema.iter().position(|t| t == table).unwrap()).collect();
     assert!(positions.is_sorted() && positions.len() as u64 == applied.totals, "{tables:?}");
 
-    // An application that runs the statements itself gets them in the same order, from a layout without boards.
-    let mut climb = Climb::new(&BOARDLESS, &batch).unwrap();
-    while climb.next().unwrap().is_some() {} // there was nothing before
-    let statements = climb.statements(Dialect::Sqlite).unwrap();
+    // An application that runs the statements itself gets them in the same order, from a schema without leaderboards.
+    let mut update = RollupUpdate::new(&LEADERBOARDLESS, &batch).unwrap();
+    while update.next().unwrap().is_some() {} // there was nothing before
+    let statements = update.statements(Dialect::Sqlite).unwrap();
     let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
     assert_eq!(rows as u64, applied.totals);
-    let position = |counter: &Def| BOARDLESS.counters().iter().position(|placed| placed.def() == *counter).unwrap();
+    let position =
+        |counter: &CounterId| LEADERBOARDLESS.counters().iter().position(|spec| spec.id() == *counter).unwrap();
     assert!(statements.iter().map(|statement| position(&statement.counter)).is_sorted());
     for statement in &statements {
         let part = |part: &Value<'_>| match part {
@@ -956,7 +961,7 @@ fn totals_are_written_in_layout_and_key_order() {
 const FIRST: Counter<i64> = Counter::new("a.first");
 const MIDDLE: Counter<(i64, String)> = Counter::new("b.middle");
 const LAST: Counter<i64> = Counter::new("c.last");
-const THREE: Layout = Layout::new(&[FIRST.table(), MIDDLE.table(), LAST.table()]);
+const THREE: Schema = Schema::new(&[FIRST.table(), MIDDLE.table(), LAST.table()]);
 
 fn three() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
@@ -976,13 +981,13 @@ fn all(conn: &Connection) -> All {
 fn assert_overflow(error: &Error, wanted_counter: Counter<impl keepcount::Key>, wanted_key: &str, wanted_what: &str) {
     match error {
         Error::Overflow { counter, key, what } => {
-            assert_eq!((*counter, key.as_str(), *what), (wanted_counter.def().name(), wanted_key, wanted_what));
+            assert_eq!((*counter, key.as_str(), *what), (wanted_counter.id().name(), wanted_key, wanted_what));
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(error.next(), Next::Fix);
+    assert_eq!(error.recovery(), Recovery::Permanent);
     let text = error.to_string();
-    assert!(text.contains(wanted_counter.def().name()) && text.contains(wanted_key), "{text}");
+    assert!(text.contains(wanted_counter.id().name()) && text.contains(wanted_key), "{text}");
 }
 
 /// The same batch, refused in a transaction that goes on and commits, and outside one.
@@ -1124,7 +1129,7 @@ fn apply_outside_a_transaction_is_atomic() {
 struct Payment(i64, i64);
 
 impl Record for Payment {
-    const COUNTERS: &'static [Def] = &[FIRST.def()];
+    const COUNTERS: &'static [CounterId] = &[FIRST.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(FIRST, self.0, self.1);
@@ -1158,7 +1163,7 @@ fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
     let report = run_whole(Mode::Verify, &THREE, Options::default(), &mut audit).unwrap();
     let first = &report.counters[0];
     assert_eq!((first.keys, first.wrong, first.missing, first.orphan), (3, 1, 0, 1), "{}", report.table());
-    let samples: Vec<(i64, i64)> = first.samples.iter().map(|sample| (sample.stored, sample.truth)).collect();
+    let samples: Vec<(i64, i64)> = first.samples.iter().map(|sample| (sample.stored, sample.expected)).collect();
     assert_eq!(samples, [(-2, 8), (-4, 0)]);
     assert_eq!(all(&conn).0, [(1, -25), (2, -2), (3, -4)], "nothing is clamped");
     run_whole(Mode::Repair, &THREE, Options::default(), &mut audit).unwrap();
@@ -1169,7 +1174,7 @@ fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
 struct Nothing;
 
 impl Record for Nothing {
-    const COUNTERS: &'static [Def] = &[MIDDLE.def(), LAST.def()];
+    const COUNTERS: &'static [CounterId] = &[MIDDLE.id(), LAST.id()];
 
     fn tally(&self, _: &mut Tally<'_>) {}
 }
@@ -1177,7 +1182,7 @@ impl Record for Nothing {
 const TAG_USES: Counter<i64> = Counter::new("tag.uses");
 const TAG_POSTS: Counter<i64> = Counter::new("tag.posts");
 const POST_TAGS: Counter<i64> = Counter::new("post.tags");
-const TAGS: Layout = Layout::new(&[TAG_USES.table(), TAG_POSTS.table()]);
+const TAGS: Schema = Schema::new(&[TAG_USES.table(), TAG_POSTS.table()]);
 
 /// Its `tally` adds to the counter that it lists; to one that it does not, which posts drive; or to one that it lists and no store has.
 #[derive(Clone, Copy)]
@@ -1188,7 +1193,7 @@ enum Use {
 }
 
 impl Record for Use {
-    const COUNTERS: &'static [Def] = &[TAG_USES.def(), POST_TAGS.def()];
+    const COUNTERS: &'static [CounterId] = &[TAG_USES.id(), POST_TAGS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match self {
@@ -1223,24 +1228,24 @@ fn a_counter_that_a_record_does_not_list_or_no_store_has_is_refused_at_the_first
     for (mut batch, counter) in
         [(inserted, "tag.posts"), (undone, "tag.posts"), (released, "tag.posts"), (unknown, "post.tags")]
     {
-        let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
+        let stream_range = keepcount::StreamRange::new("imports", 1, 1).unwrap();
         for refused in [
             memory.apply(&mut batch).map(drop),
-            memory.apply_once(&mut batch, &mark).map(drop),
+            memory.apply_idempotent(&mut batch, &stream_range).map(drop),
             memory.begin(&mut batch).map(drop),
             sqlite.apply(&mut batch).map(drop),
-            sqlite.apply_once(&mut batch, &mark).map(drop),
+            sqlite.apply_idempotent(&mut batch, &stream_range).map(drop),
             keepcount::sql::apply(Dialect::Postgres, &TAGS, &batch).map(drop),
-            Climb::new(&TAGS, &batch).map(drop),
-            Climb::run(&TAGS, &batch, |_| unreachable!()).map(drop),
+            RollupUpdate::new(&TAGS, &batch).map(drop),
+            RollupUpdate::run(&TAGS, &batch, |_| unreachable!()).map(drop),
         ] {
             let error = refused.unwrap_err();
-            assert_eq!(error.next(), Next::Fix);
+            assert_eq!(error.recovery(), Recovery::Permanent);
             let (says, record) = (error.to_string(), "Use");
             assert!(says.contains(counter) && says.contains(record), "{says}");
         }
     }
-    assert_eq!((memory.mark("imports"), sqlite.mark("imports").unwrap()), (0, 0));
+    assert_eq!((memory.offset("imports"), sqlite.offset("imports").unwrap()), (0, 0));
     // A batch that was refused may be used again once it is cleared.
     let mut batch = Batch::new();
     batch.insert(&Use::OfAnother);
@@ -1261,7 +1266,7 @@ trait Apply {
 
 impl<S: Store> Apply for S {
     fn apply_event(&mut self, batch: &mut Batch, number: u64) -> Applied {
-        self.apply_once(batch, &Mark::new("votes", number, number).unwrap()).unwrap()
+        self.apply_idempotent(batch, &StreamRange::new("votes", number, number).unwrap()).unwrap()
     }
 }
 
@@ -1269,14 +1274,14 @@ impl<S: Store> Apply for S {
 #[test]
 fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
     const VOTES: Counter<i64> = Counter::new("votes");
-    const LINK: Counter<(i64, i64)> = Counter::new("link");
-    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
-    const CLIMBING: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
-    const PLAIN: Layout = Layout::new(&[VOTES.table()]);
-    for layout in [&PLAIN, &CLIMBING] {
+    const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, MEMBERSHIP);
+    const ROLLUP_WRITES: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SUM.table()]);
+    const PLAIN: Schema = Schema::new(&[VOTES.table()]);
+    for schema in [&PLAIN, &ROLLUP_WRITES] {
         let conn = Connection::open_in_memory().unwrap();
-        SqliteStore::new(&conn, layout).create().unwrap();
-        let (mut sqlite, mut memory) = (SqliteStore::new(&conn, layout), MemoryStore::new(layout));
+        SqliteStore::new(&conn, schema).create().unwrap();
+        let (mut sqlite, mut memory) = (SqliteStore::new(&conn, schema), MemoryStore::new(schema));
         let stores: [&mut dyn Apply; 2] = [&mut sqlite, &mut memory];
         for store in stores {
             let mut batch = Batch::new();

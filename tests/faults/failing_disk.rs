@@ -1,5 +1,5 @@
 //! A disk that fails at any write of what a SQLite file has: in its log, in its journal, in itself. Each error says what became of the call; what nobody
-//! knows the outcome of is delivered again with the same mark, and ends applied once.
+//! knows the outcome of is delivered again with the same offset, and ends applied once.
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +7,10 @@ use std::path::Path;
 use crate::support::crash::child::{Phase, Running, limited, words};
 use crate::support::crash::writer::{FEED, Failure, Writer};
 use crate::support::crash::{
-    Hits, Journal, Model, Random, Site, Totals, assert_exact, check_writer, drift, marks, repair, rounds, settle,
+    Hits, Journal, Model, Random, Site, Totals, assert_exact, check_writer, drift, offsets, repair, rounds, settle,
 };
 use crate::support::test_of;
-use keepcount::{Error, Next};
+use keepcount::{Error, Recovery};
 use rusqlite::ErrorCode;
 
 /// How many children fail, where nobody says.
@@ -41,7 +41,7 @@ fn apply_until_it_fails(dir: &Path, seed: u64) {
     let mut writer = start(dir, seed).unwrap();
     writer.conn.execute_batch("PRAGMA wal_autocheckpoint = 0").unwrap();
     let failure = (0..100).find_map(|_| writer.totals_alone().err());
-    assert!(matches!(failure, Some(Failure::Ours(Error::Unknown { .. }))), "{failure:?}");
+    assert!(matches!(failure, Some(Failure::Ours(Error::Indeterminate { .. }))), "{failure:?}");
     std::mem::forget(writer);
 }
 
@@ -58,10 +58,10 @@ impl Starved<'_> {
     fn work(&mut self, seed: u64) {
         let Ok(mut writer) = start(self.dir, seed) else { return self.hit("opening") };
         for _ in 0..40 {
-            let turned = if writer.random.below(5) == 0 { self.mend(&mut writer) } else { writer.turn() };
+            let turned = if writer.random.below(5) == 0 { self.repair(&mut writer) } else { writer.turn() };
             let Err(failure) = turned else { continue };
-            let doing = judge(&writer, &failure);
-            self.hit(&doing);
+            let operation = judge(&writer, &failure);
+            self.hit(&operation);
             if writer.random.below(4) == 0 {
                 // The process ends here, and closes nothing.
                 std::mem::forget(writer);
@@ -73,7 +73,7 @@ impl Starved<'_> {
             let Ok(found) = drift(&writer.conn) else { return self.hit("reading") };
             assert!(
                 found.iter().all(|(name, drift)| self.off.get(name) == Some(drift)),
-                "{doing}: {found:?} {:?}",
+                "{operation}: {found:?} {:?}",
                 self.off
             );
             self.off = found;
@@ -85,14 +85,14 @@ impl Starved<'_> {
     }
 
     /// Breaks a total, and repairs.
-    fn mend(&mut self, writer: &mut Writer) -> std::result::Result<(), Failure> {
+    fn repair(&mut self, writer: &mut Writer) -> std::result::Result<(), Failure> {
         writer.told.at(Phase::Between);
         let one = format!("(SELECT key FROM setlist_votes LIMIT 1 OFFSET {})", writer.random.below(30));
         let broken =
             writer.conn.execute(&format!("UPDATE setlist_votes SET total = total + 1000 WHERE key = {one}"), ());
         self.off = drift(&writer.conn)?;
         broken?;
-        writer.told.at(Phase::Mend);
+        writer.told.at(Phase::Repair);
         repair(&writer.conn)?;
         self.off.clear();
         Ok(())
@@ -117,14 +117,14 @@ fn judge(writer: &Writer, failure: &Failure) -> String {
                     assert!(writer.conn.is_autocommit(), "{phase:?}: {error}");
                     "TransactionLost"
                 }
-                Error::Unknown { .. } => {
-                    assert!(phase != Phase::Apply && error.next() == Next::Unknown, "{phase:?}: {error}");
+                Error::Indeterminate { .. } => {
+                    assert!(phase != Phase::Apply && error.recovery() == Recovery::Indeterminate, "{phase:?}: {error}");
                     "Unknown"
                 }
                 Error::Database { .. } => {
                     let lost = phase == Phase::Apply && writer.conn.is_autocommit();
                     assert!(!lost, "the transaction is gone, and the error does not say so: {error}");
-                    assert_eq!(error.next(), Next::Fix);
+                    assert_eq!(error.recovery(), Recovery::Permanent);
                     "Database"
                 }
                 other => panic!("{phase:?}: {other:?}"),
@@ -162,7 +162,7 @@ fn disks_that_fail(journal: Journal) {
         unknown += u64::from(check_writer(&conn, &site, 1, &mut model).contains("committed"));
         model.assert_in(&conn);
         settle(&conn);
-        // What nobody knows the outcome of is delivered again, with the same marks.
+        // What nobody knows the outcome of is delivered again, with the same offsets.
         let mut writer = Writer::start(site.dir.path(), 1, round).unwrap();
         (0..12).for_each(|_| writer.turn().unwrap());
         check_writer(&conn, &site, 1, &mut model);
@@ -184,7 +184,7 @@ fn a_disk_that_fails_under_a_journal_leaves_every_total_exact_or_says_so() {
 
 /// The limit moves on by half a page, so that it falls before a commit in the log, into it, and behind it.
 #[test]
-fn a_commit_that_failed_may_stand_and_is_delivered_again_with_its_mark() {
+fn a_commit_that_failed_may_stand_and_is_delivered_again_with_its_offset() {
     let (mut stands, mut gone) = (0, 0);
     for blocks in 70..100 {
         let site = Site::new(Journal::Wal);
@@ -204,7 +204,7 @@ fn a_commit_that_failed_may_stand_and_is_delivered_again_with_its_mark() {
         let tried = writer.told.tried(FEED);
         assert!(tried > writer.told.known(FEED), "its outcome is not known");
         writer.totals_alone().unwrap();
-        assert_eq!((writer.told.known(FEED), marks(&conn, 1)[FEED]), (tried, tried));
+        assert_eq!((writer.told.known(FEED), offsets(&conn, 1)[FEED]), (tried, tried));
         assert_exact(&conn);
     }
     println!("failing commits: {stands} stand, {gone} are gone");

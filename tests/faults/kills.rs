@@ -1,5 +1,5 @@
 //! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes and every commit on the disk: writers, repairs of planted
-//! drift beside a writer, and backfills beside one. After each kill, rows, totals of every level, marks and boards agree by a recount in plain SQL; then they go on.
+//! drift beside a writer, and backfills beside one. After each kill, rows, totals of every level, offsets and leaderboards agree by a recount in plain SQL; then they go on.
 //! `just crash` runs thousands of rounds.
 
 use std::fs;
@@ -10,14 +10,14 @@ use std::time::Duration;
 use crate::support::crash::child::{Phase, Running, Told, command, now, unfinished, words};
 use crate::support::crash::writer::{Writer, told_by};
 use crate::support::crash::{
-    Hits, Journal, LAYOUT, Model, Random, SHOWS, Site, Totals, assert_exact, assert_ready_exact, audit, check_writer,
+    Hits, Journal, Model, Random, SCHEMA, SHOWS, Site, Totals, assert_exact, assert_ready_exact, audit, check_writer,
     drift, drift_inside, open, rounds,
 };
 use crate::support::test_of;
 use keepcount::SqliteStore;
 use keepcount::reconcile::{
-    Ask, Audit, Keep, Kept, Live, Look, Looked, Measured, Mend, Mended, Mode, Options, Ready, Reconciler, Report,
-    Token, run,
+    Audit, Keep, Kept, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Ready, Reconciler, RepairRequest,
+    Repaired, Report, SystemRuntime, Token, run,
 };
 use rusqlite::Connection;
 
@@ -136,19 +136,19 @@ impl<A: Audit> Audit for Telling<'_, A> {
         self.audit.identity()
     }
 
-    fn look(&mut self, ask: &Look) -> keepcount::Result<Looked> {
-        self.told.at(Phase::Measure);
-        self.audit.look(ask)
+    fn probe(&mut self, ask: &Probe) -> keepcount::Result<ProbeResult> {
+        self.told.at(Phase::Compare);
+        self.audit.probe(ask)
     }
 
-    fn measure(&mut self, ask: &Ask) -> keepcount::Result<Measured> {
-        self.told.at(Phase::Measure);
-        self.audit.measure(ask)
+    fn compare(&mut self, ask: &PageRequest) -> keepcount::Result<PageDiff> {
+        self.told.at(Phase::Compare);
+        self.audit.compare(ask)
     }
 
-    fn mend(&mut self, ask: &Mend) -> keepcount::Result<Mended> {
-        self.told.at(Phase::Mend);
-        self.audit.mend(ask)
+    fn repair(&mut self, ask: &RepairRequest) -> keepcount::Result<Repaired> {
+        self.told.at(Phase::Repair);
+        self.audit.repair(ask)
     }
 
     fn recall(&mut self, token: &Token) -> keepcount::Result<Option<Token>> {
@@ -174,11 +174,11 @@ fn leg(mode: Mode, conn: &Connection, dir: &Path, told: &mut Told, options: Opti
     let token = fs::read_to_string(token_in(dir)).ok().map(|text| text.parse::<Token>().expect("a whole token"));
     let audit = audit(conn).unwrap();
     let mut leg = match &token {
-        Some(token) => Reconciler::resume(mode, &LAYOUT, token, options),
-        None => Reconciler::scoped(mode, &LAYOUT, &audit.counters(), options.page(24)),
+        Some(token) => Reconciler::resume(mode, &SCHEMA, token, options),
+        None => Reconciler::scoped(mode, &SCHEMA, &audit.counters(), options.page(24)),
     }
     .unwrap();
-    let report = run(&mut leg, &mut Telling { audit, told }, &mut Live::new()).unwrap();
+    let report = run(&mut leg, &mut Telling { audit, told }, &mut SystemRuntime::new()).unwrap();
     told.at(Phase::Token);
     match &report.token {
         Some(token) => {
@@ -219,10 +219,10 @@ const PLANTED: [(&str, &str); 7] = [
 ];
 
 /// Breaks some totals under the write lock, so that by how much each key is off afterwards is known exactly.
-/// Gives how many keys were mended before.
+/// Gives how many keys were repaired before.
 fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mended = check_drift(&drift_inside(conn).unwrap(), off);
+    let repaired = check_drift(&drift_inside(conn).unwrap(), off);
     for _ in 0..6 {
         let (table, key) = PLANTED[usize::try_from(random.below(7)).unwrap()];
         let all: i64 = conn.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get(0)).unwrap();
@@ -238,38 +238,38 @@ fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
     }
     *off = drift_inside(conn).unwrap();
     conn.execute_batch("COMMIT").unwrap();
-    mended
+    repaired
 }
 
-/// A key that was off is off by the same, or mended; no other is off. Gives how many were mended.
+/// A key that was off is off by the same, or repaired; no other is off. Gives how many were repaired.
 #[track_caller]
 fn check_drift(found: &Totals, off: &mut Totals) -> usize {
     for (name, drift) in found {
-        assert_eq!(off.get(name), Some(drift), "{name:?} was mended by half, or broken");
+        assert_eq!(off.get(name), Some(drift), "{name:?} was repaired by half, or broken");
     }
-    let mended = off.len() - found.len();
+    let repaired = off.len() - found.len();
     off.clone_from(found);
-    mended
+    repaired
 }
 
 /// A repairer beside a writer, of whom one or both are killed in each round.
 fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
     let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(40 + journal as u64), Hits::default());
-    let (mut mended, mut resumed) = (0, 0);
+    let (mut repaired, mut resumed) = (0, 0);
     for first in (0..rounds).step_by(usize::try_from(ROUNDS_A_SITE).unwrap()) {
         let site = Site::new(journal);
         let dir = site.dir.path();
         write(dir, 1, first, 60, Duration::ZERO);
         let (conn, mut model, mut off) = (site.open(), Model::default(), Totals::new());
-        mended += plant(&conn, &mut random, &mut off);
+        repaired += plant(&conn, &mut random, &mut off);
         let since = now();
         let takes = whole(child("repair", 0, 0, 1, &site), since);
-        mended += check_drift(&drift(&conn).unwrap(), &mut off);
-        assert_eq!(off, Totals::new(), "a whole repair mends all");
+        repaired += check_drift(&drift(&conn).unwrap(), &mut off);
+        assert_eq!(off, Totals::new(), "a whole repair repairs all");
 
         let mut children = [("repair", 0), ("write-beside", 1)].map(|(role, who)| (role, who, None));
         for _ in first..rounds.min(first + ROUNDS_A_SITE) {
-            mended += plant(&conn, &mut random, &mut off);
+            repaired += plant(&conn, &mut random, &mut off);
             for (role, who, running) in &mut children {
                 if running.is_none() {
                     *running = Some(child(role, *who, random.below(1 << 40), FOR_EVER, &site));
@@ -287,7 +287,7 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
             {
                 hits.note(left);
             }
-            mended += check_drift(&drift(&conn).unwrap(), &mut off);
+            repaired += check_drift(&drift(&conn).unwrap(), &mut off);
             if dies & 1 == 1 {
                 let told = Told::open(&reconciler_told(dir));
                 hits.note(format!("repair: {:?}", told.phase()));
@@ -300,26 +300,27 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
         for (_, _, running) in &mut children {
             running.take().into_iter().for_each(Running::kill);
         }
-        // What the last token has behind it is mended by the run after.
+        // What the last token has behind it is repaired by the run after.
         let mut told = Told::open(&reconciler_told(dir));
         (0..3).for_each(|_| drop(leg(Mode::Repair, &conn, dir, &mut told, Options::default())));
-        mended += check_drift(&drift(&conn).unwrap(), &mut off);
+        repaired += check_drift(&drift(&conn).unwrap(), &mut off);
         assert_eq!(off, Totals::new());
-        // What was planted behind the hooks' back is not on the board, or still is.
-        SqliteStore::new(&conn, &LAYOUT).rebuild(SHOWS).unwrap();
+        // What was planted behind the hooks' back is not on the leaderboard, or still is.
+        SqliteStore::new(&conn, &SCHEMA).rebuild(SHOWS).unwrap();
         hits.note(check_writer(&conn, &site, 1, &mut model));
         assert_exact(&conn);
         model.assert_in(&conn);
     }
-    assert!(mended > 0 && resumed > 0, "{mended} keys mended, {resumed} repairs resumed");
-    let what = format!("repairs, {journal:?}, {mended} keys mended, {resumed} resumed from a token, {rounds} rounds");
+    assert!(repaired > 0 && resumed > 0, "{repaired} keys repaired, {resumed} repairs resumed");
+    let what =
+        format!("repairs, {journal:?}, {repaired} keys repaired, {resumed} resumed from a token, {rounds} rounds");
     hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
 }
 
 const HIT_IN_REPAIRS: [&str; 8] = [
     "repair: Starting",
     "repair: Measure",
-    "repair: Mend",
+    "repair: Repair",
     "repair: Token",
     "Apply",
     "Commit",
@@ -347,7 +348,7 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
     let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(90 + journal as u64), Hits::default());
     let (mut round, mut sites, mut resumed) = (0, 0, 0);
     while round < rounds {
-        let site = Site::over_rows(journal, OLDER);
+        let site = Site::pending_backfill(journal, OLDER);
         let (dir, conn, mut model) = (site.dir.path(), site.open(), Model::default());
         model.go_on(2, OLDER);
         // A counter under a rollup is filled first; what climbs from it keeps the rollup as far off as it was, which is not at all.
@@ -357,13 +358,13 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
                 && off.keys().all(|(table, _)| !["show_votes", "show_days", "artist_votes"].contains(table))
         );
         let takes = {
-            let twin = Site::over_rows(journal, OLDER);
+            let twin = Site::pending_backfill(journal, OLDER);
             let since = now();
             whole(child("backfill", 0, 0, 1, &twin), since)
         };
         let (mut ready, mut writer) = (0, None);
         // All but the feed's, which has no rows.
-        while ready < LAYOUT.counters().len() - 1 {
+        while ready < SCHEMA.counters().len() - 1 {
             round += 1;
             assert!(round < rounds + 1_000, "no end of it: {ready} are ready");
             let filler = child("backfill", 0, random.below(1 << 40), FOR_EVER, &site);
@@ -389,7 +390,7 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
         }
         writer.into_iter().for_each(Running::kill);
         assert_eq!(off, Totals::new(), "ready, and something is off");
-        SqliteStore::new(&conn, &LAYOUT).rebuild(SHOWS).unwrap();
+        SqliteStore::new(&conn, &SCHEMA).rebuild(SHOWS).unwrap();
         hits.note(check_writer(&conn, &site, 1, &mut model));
         assert_exact(&conn);
         model.assert_in(&conn);
@@ -401,7 +402,7 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
 }
 
 const HIT_IN_BACKFILLS: [&str; 5] =
-    ["backfill: Starting", "backfill: Measure", "backfill: Mend", "backfill: Ready", "backfill: Token"];
+    ["backfill: Starting", "backfill: Measure", "backfill: Repair", "backfill: Ready", "backfill: Token"];
 
 #[test]
 fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_log() {

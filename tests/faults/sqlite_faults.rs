@@ -7,11 +7,13 @@ use std::sync::OnceLock;
 
 use crate::support::crash::writer::Writer;
 use crate::support::crash::{
-    Hits, Journal, LAYOUT, Random, Row, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact, audit, drift, dump,
-    mark, repair, rounds, settle,
+    Hits, Journal, Random, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact, audit, drift, dump,
+    repair, rounds, settle, stream_range,
 };
-use keepcount::reconcile::{Audit as _, Live, Mend, Mode, Options, Reconciler, run};
-use keepcount::{Batch, Board, Counter, Error, KeyBuf, Layout, Next, Placed, Result, SqliteStore, Store as _};
+use keepcount::reconcile::{Audit as _, Mode, Options, Reconciler, RepairRequest, SystemRuntime, run};
+use keepcount::{
+    Batch, Counter, CounterSpec, Error, KeyBuf, Leaderboard, Recovery, Result, Schema, SqliteStore, Store as _,
+};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 // What is done while SQLite fails.
@@ -30,14 +32,15 @@ const CALLS: [Call; 6] = [
     Call {
         names: "totals of counter",
         rows: |conn| write_crowd(conn, 1),
-        run: |conn| SqliteStore::new(conn, &LAYOUT).apply(&mut crowd(1)).map(drop),
+        run: |conn| SqliteStore::new(conn, &SCHEMA).apply(&mut crowd(1)).map(drop),
         inside: true,
     },
     Call {
         names: "totals of counter",
         rows: |conn| write_crowd(conn, 2),
         run: |conn| {
-            let applied = SqliteStore::new(conn, &LAYOUT).apply_once(&mut crowd(2), &mark("crowd", 1, 9))?;
+            let applied =
+                SqliteStore::new(conn, &SCHEMA).apply_idempotent(&mut crowd(2), &stream_range("crowd", 1, 9))?;
             assert!(!applied.skipped, "it was not applied before");
             Ok(())
         },
@@ -46,14 +49,14 @@ const CALLS: [Call; 6] = [
     Call {
         names: "counter setlist.days",
         rows: |_| (),
-        run: |conn| SqliteStore::new(conn, &LAYOUT).prune(SETLIST_DAYS, 20_i64).map(drop),
+        run: |conn| SqliteStore::new(conn, &SCHEMA).prune(SETLIST_DAYS, 20_i64).map(drop),
         inside: true,
     },
     Call { names: "making tables", rows: |_| (), run: |conn| SqliteStore::new(conn, &WIDER).create(), inside: true },
     Call {
-        names: "board show.board",
+        names: "leaderboard show.leaderboard",
         rows: |_| (),
-        run: |conn| SqliteStore::new(conn, &LAYOUT).rebuild(SHOWS).map(drop),
+        run: |conn| SqliteStore::new(conn, &SCHEMA).rebuild(SHOWS).map(drop),
         inside: true,
     },
     Call {
@@ -61,8 +64,8 @@ const CALLS: [Call; 6] = [
         rows: |_| (),
         run: |conn| {
             let keys = (0..MANY).map(KeyBuf::of::<i64>).collect();
-            let mended = audit(conn)?.mend(&Mend { counter: SETLIST_VOTES.def(), keys })?;
-            assert_eq!(mended.corrected, 200, "each that is off");
+            let repaired = audit(conn)?.repair(&RepairRequest { counter: SETLIST_VOTES.id(), keys })?;
+            assert_eq!(repaired.corrected, 200, "each that is off");
             Ok(())
         },
         inside: false,
@@ -104,25 +107,26 @@ fn write_crowd(conn: &Connection, crowd: i64) {
 
 const NEW: [Counter<(i64, String)>; 4] =
     [Counter::new("new.a"), Counter::new("new.b"), Counter::new("new.c"), Counter::new("new.d")];
-const MORE: [Placed; 12] = [
-    LAYOUT.counters()[0],
-    LAYOUT.counters()[1],
-    LAYOUT.counters()[2],
-    LAYOUT.counters()[3],
-    LAYOUT.counters()[4],
-    LAYOUT.counters()[5],
-    LAYOUT.counters()[6],
-    LAYOUT.counters()[7],
+const MORE: [CounterSpec; 12] = [
+    SCHEMA.counters()[0],
+    SCHEMA.counters()[1],
+    SCHEMA.counters()[2],
+    SCHEMA.counters()[3],
+    SCHEMA.counters()[4],
+    SCHEMA.counters()[5],
+    SCHEMA.counters()[6],
+    SCHEMA.counters()[7],
     NEW[0].table(),
     NEW[1].table(),
     NEW[2].table(),
     NEW[3].table(),
 ];
-const NEW_BOARD: Board<(i64, String)> = Board::new("new.board", &[NEW[0].def()], |totals| totals.first().copied());
-/// The layout of a newer application.
-const WIDER: Layout = Layout::new(&MORE).boards(&[SHOWS.def(), NEW_BOARD.def()]);
+const NEW_LEADERBOARD: Leaderboard<(i64, String)> =
+    Leaderboard::new("new.board", &[NEW[0].id()], |totals| totals.first().copied());
+/// The schema of a newer application.
+const WIDER: Schema = Schema::new(&MORE).leaderboards(&[SHOWS.id(), NEW_LEADERBOARD.id()]);
 
-/// A file in which each call has much to do: a crowd whose totals are gone, a board without lines, votes of days that are to be pruned. No page is free.
+/// A file in which each call has much to do: a crowd whose totals are gone, a leaderboard without lines, votes of days that are to be pruned. No page is free.
 fn ready_file() -> &'static [u8] {
     static FILE: OnceLock<Vec<u8>> = OnceLock::new();
     FILE.get_or_init(|| {
@@ -132,7 +136,7 @@ fn ready_file() -> &'static [u8] {
         (0..150).for_each(|_| writer.turn().unwrap());
         let conn = site.open();
         write_crowd(&conn, 0);
-        SqliteStore::new(&conn, &LAYOUT).apply(&mut crowd(0)).unwrap();
+        SqliteStore::new(&conn, &SCHEMA).apply(&mut crowd(0)).unwrap();
         assert_exact(&conn);
         conn.execute_batch("DELETE FROM setlist_votes WHERE key < 200; DELETE FROM show_board; VACUUM").unwrap();
         fs::read(site.path()).unwrap()
@@ -170,10 +174,10 @@ fn calls() -> impl Iterator<Item = (&'static Call, bool)> {
 #[track_caller]
 fn assert_busy(error: &Error, call: &Call, says: &str) {
     let text = error.to_string();
-    assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error:?}");
+    assert!(matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry, "{error:?}");
     assert!(text.contains(says), "{text}");
     // What reads before it writes names what it reads.
-    assert!(text.contains(call.names) || text.contains("mark of stream") || text.contains("reading"), "{text}");
+    assert!(text.contains(call.names) || text.contains("offset of stream") || text.contains("reading"), "{text}");
 }
 
 // Other connections.
@@ -297,7 +301,7 @@ fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
             hits.note(format!("enough: {room} pages"));
             return;
         };
-        assert!(error.to_string().contains("full") && error.next() == Next::Fix, "{error:?}");
+        assert!(error.to_string().contains("full") && error.recovery() == Recovery::Permanent, "{error:?}");
         match error {
             Error::Database { .. } if !inside => {
                 hits.note("alone");
@@ -350,7 +354,10 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
                     conn.execute_batch("BEGIN").unwrap();
                 }
                 let error = (it.run)(&conn).unwrap_err();
-                assert!(matches!(error, Error::Database { .. }) && error.next() == Next::Fix, "{error:?}");
+                assert!(
+                    matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent,
+                    "{error:?}"
+                );
                 assert!(error.to_string().contains("readonly"), "{error}");
                 hits.note(format!("{journal:?}"));
                 assert_eq!(conn.is_autocommit(), !inside);
@@ -359,8 +366,8 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
                 }
             }
             let mut audit = audit(&conn).unwrap();
-            let verify = Reconciler::scoped(Mode::Verify, &LAYOUT, &audit.counters(), Options::default());
-            let report = run(&mut verify.unwrap(), &mut audit, &mut Live::new());
+            let verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &audit.counters(), Options::default());
+            let report = run(&mut verify.unwrap(), &mut audit, &mut SystemRuntime::new());
             assert!(report.unwrap().drift() >= 200);
             assert_eq!(dump(&conn), before);
         }
@@ -386,7 +393,7 @@ fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_lef
                 conn.execute_batch("BEGIN").unwrap();
             }
             let error = (it.run)(&conn).unwrap_err();
-            assert!(matches!(error, Error::Database { .. }) && error.next() == Next::Fix, "{error:?}");
+            assert!(matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
             assert!(error.to_string().contains("readonly"), "{error}");
             hits.note(if replaced { "replaced" } else { "gone" });
             assert_eq!(conn.is_autocommit(), !inside);
@@ -435,20 +442,20 @@ fn above(table: &str) -> &'static [&'static str] {
 }
 
 #[test]
-fn damaged_totals_are_mended_or_an_error_and_never_mended_wrongly() {
+fn damaged_totals_are_repaired_or_an_error_and_never_repaired_wrongly() {
     let (mut random, mut hits) = (Random(8), Hits::default());
     for round in 0..rounds(DAMAGES) {
         let site = ready_site(Journal::Delete);
-        let table = LAYOUT.counters()[usize::try_from(round % 7).unwrap()].table_name();
+        let table = SCHEMA.counters()[usize::try_from(round % 7).unwrap()].table_name();
         damage(&site, &table, &mut random);
         let conn = site.open_quickly();
         let found: String = conn.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
         let off = drift(&conn);
         let repaired = repair(&conn);
         hits.note(match (found == "ok", &repaired) {
-            (true, Ok(_)) => "not seen by SQLite: mended",
+            (true, Ok(_)) => "not seen by SQLite: repaired",
             (true, Err(error)) => panic!("{error}"),
-            (false, Ok(_)) => "seen by SQLite, not where a repair looked: mended",
+            (false, Ok(_)) => "seen by SQLite, not where a repair looked: repaired",
             (false, Err(_)) => "an error",
         });
         if found == "ok" {
@@ -456,12 +463,12 @@ fn damaged_totals_are_mended_or_an_error_and_never_mended_wrongly() {
             continue;
         }
         if let Err(error) = &repaired {
-            assert_eq!(error.next(), Next::Fix, "{found}: {error:?}");
+            assert_eq!(error.recovery(), Recovery::Permanent, "{found}: {error:?}");
         }
         if let (Ok(off), Ok(left)) = (off, drift(&conn)) {
             // What sums a table that cannot be searched is as wrong as that one.
             for (name, drift) in left.iter().filter(|(name, _)| name.0 != table && !above(&table).contains(&name.0)) {
-                assert_eq!(off.get(name), Some(drift), "{name:?} was mended wrongly; {found}, {repaired:?}");
+                assert_eq!(off.get(name), Some(drift), "{name:?} was repaired wrongly; {found}, {repaired:?}");
             }
         }
         // Made anew, it is as good as ever.
@@ -469,9 +476,9 @@ fn damaged_totals_are_mended_or_an_error_and_never_mended_wrongly() {
         let made: String = conn.query_row(made, [&table], |row| row.get(0)).unwrap();
         if conn.execute_batch(&format!("BEGIN; DROP TABLE {table}; {made}; COMMIT")).is_ok() {
             hits.note("made anew");
-            SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+            SqliteStore::new(&conn, &SCHEMA).create().unwrap();
             settle(&conn);
         }
     }
-    hits.end("damaged totals", &["an error", "made anew", "not seen by SQLite: mended"]);
+    hits.end("damaged totals", &["an error", "made anew", "not seen by SQLite: repaired"]);
 }

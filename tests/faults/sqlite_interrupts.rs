@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use crate::support::crash::{
-    FEED_SUM, Hits, Journal, LAYOUT, Row, SETLIST_DAYS, SETLIST_VOTES, SHOW_ARTIST, SHOWS, Site, Totals, assert_exact,
-    assert_ready_exact, audit, drift, dump, feed, mark,
+    FEED_SUM, Hits, Journal, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOW_ARTIST, SHOWS, Site, Totals, assert_exact,
+    assert_ready_exact, audit, drift, dump, feed, stream_range,
 };
-use keepcount::reconcile::{Ask, Audit as _, Live, Look, Mend, Mode, Options, Ready, Reconciler, run};
+use keepcount::reconcile::{
+    Audit as _, Mode, Options, PageRequest, Probe, Ready, Reconciler, RepairRequest, SystemRuntime, run,
+};
 use keepcount::{
-    Batch, Counter, Error, KeyBuf, KeyRange, Layout, Next, Placed, Result, SqliteStore, Store as _, Sweep,
+    Batch, Counter, CounterSpec, Error, KeyBuf, KeyRange, Recovery, Result, Schema, SqliteStore, Store as _, Sweep,
 };
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
@@ -116,31 +118,31 @@ impl Call {
     }
 }
 
-const PLAIN: Layout = Layout::new(&[FEED_SUM.table()]);
+const PLAIN: Schema = Schema::new(&[FEED_SUM.table()]);
 
 const NEW: Counter<(i64, String)> = Counter::new("new.a");
-const MORE: [Placed; 9] = [
-    LAYOUT.counters()[0],
-    LAYOUT.counters()[1],
-    LAYOUT.counters()[2],
-    LAYOUT.counters()[3],
-    LAYOUT.counters()[4],
-    LAYOUT.counters()[5],
-    LAYOUT.counters()[6],
-    LAYOUT.counters()[7],
+const MORE: [CounterSpec; 9] = [
+    SCHEMA.counters()[0],
+    SCHEMA.counters()[1],
+    SCHEMA.counters()[2],
+    SCHEMA.counters()[3],
+    SCHEMA.counters()[4],
+    SCHEMA.counters()[5],
+    SCHEMA.counters()[6],
+    SCHEMA.counters()[7],
     NEW.table(),
 ];
-const WIDER: Layout = Layout::new(&MORE).boards(&[SHOWS.def()]);
-const FEWER: [Placed; 7] = [
-    LAYOUT.counters()[0],
-    LAYOUT.counters()[1],
-    LAYOUT.counters()[2],
-    LAYOUT.counters()[3],
-    LAYOUT.counters()[4],
-    LAYOUT.counters()[5],
-    LAYOUT.counters()[7],
+const WIDER: Schema = Schema::new(&MORE).leaderboards(&[SHOWS.id()]);
+const FEWER: [CounterSpec; 7] = [
+    SCHEMA.counters()[0],
+    SCHEMA.counters()[1],
+    SCHEMA.counters()[2],
+    SCHEMA.counters()[3],
+    SCHEMA.counters()[4],
+    SCHEMA.counters()[5],
+    SCHEMA.counters()[7],
 ];
-const NARROWER: Layout = Layout::new(&FEWER).boards(&[SHOWS.def()]);
+const NARROWER: Schema = Schema::new(&FEWER).leaderboards(&[SHOWS.id()]);
 
 /// A setlist that moves to another show, and a vote more.
 fn move_and_vote() -> Batch {
@@ -160,7 +162,7 @@ const WHOLE: [Call; 16] = [
     }),
     Call::new("apply, climbing", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &LAYOUT).apply(&mut move_and_vote()).map(drop)
+        SqliteStore::new(conn, &SCHEMA).apply(&mut move_and_vote()).map(drop)
     }),
     Call {
         fails: true,
@@ -179,32 +181,32 @@ const WHOLE: [Call; 16] = [
             let mut batch = move_and_vote();
             batch.add(FEED_SUM, 7, i64::MAX);
             arm();
-            SqliteStore::new(conn, &LAYOUT).apply(&mut batch).map(drop)
+            SqliteStore::new(conn, &SCHEMA).apply(&mut batch).map(drop)
         })
     },
     Call::new("apply once", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &PLAIN).apply_once(&mut feed(1, 4, 5), &mark("feed 1", 4, 5)).map(drop)
+        SqliteStore::new(conn, &PLAIN).apply_idempotent(&mut feed(1, 4, 5), &stream_range("feed 1", 4, 5)).map(drop)
     }),
     Call::new("apply once, a new stream, climbing", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &LAYOUT).apply_once(&mut move_and_vote(), &mark("moves", 1, 2)).map(drop)
+        SqliteStore::new(conn, &SCHEMA).apply_idempotent(&mut move_and_vote(), &stream_range("moves", 1, 2)).map(drop)
     }),
     Call::new("sweep", Rest::Nothing, |conn, arm| {
         arm();
         SqliteStore::new(conn, &PLAIN).sweep(&mut Sweep::new()).map(|swept| assert_eq!(swept.totals, 1))
     }),
-    Call::new("forget a mark", Rest::Nothing, |conn, arm| {
+    Call::new("forget an offset", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &LAYOUT).forget_mark("feed 1").map(|last| assert_eq!(last, 3))
+        SqliteStore::new(conn, &SCHEMA).forget_offset("feed 1").map(|last| assert_eq!(last, 3))
     }),
     Call::new("prune", Rest::Some, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &LAYOUT).prune(SETLIST_DAYS, 20_i64).map(drop)
+        SqliteStore::new(conn, &SCHEMA).prune(SETLIST_DAYS, 20_i64).map(drop)
     }),
     Call::new("rebuild", Rest::Some, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &LAYOUT).rebuild(SHOWS).map(drop)
+        SqliteStore::new(conn, &SCHEMA).rebuild(SHOWS).map(drop)
     }),
     Call::new("create", Rest::Some, |conn, arm| {
         arm();
@@ -212,35 +214,35 @@ const WHOLE: [Call; 16] = [
     }),
     Call::new("forget", Rest::Some, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &NARROWER).forget("artist.votes")
+        SqliteStore::new(conn, &NARROWER).drop_counter("artist.votes")
     }),
     Call::new("mend", Rest::Outside, |conn, arm| {
         let keys = (0..5).map(KeyBuf::of::<i64>).collect();
         let mut audit = audit(conn)?;
         arm();
-        audit.mend(&Mend { counter: SETLIST_VOTES.def(), keys }).map(drop)
+        audit.repair(&RepairRequest { counter: SETLIST_VOTES.id(), keys }).map(drop)
     }),
     Call::new("end of a backfill", Rest::Outside, |conn, arm| {
         let mut audit = audit(conn)?;
         arm();
-        audit.ready(&Ready { counter: SHOW_ARTIST.def(), run: 1, kept: None }).map(drop)
+        audit.ready(&Ready { counter: SHOW_ARTIST.id(), run: 1, kept: None }).map(drop)
     }),
     Call::new("look and measure", Rest::Outside, |conn, arm| {
         let mut audit = audit(conn)?;
         arm();
-        audit.look(&Look { counter: SETLIST_VOTES.def(), totals: 9 })?;
-        audit.measure(&Ask { counter: SETLIST_VOTES.def(), after: None, until: None, keys: 3 }).map(drop)
+        audit.probe(&Probe { counter: SETLIST_VOTES.id(), totals: 9 })?;
+        audit.compare(&PageRequest { counter: SETLIST_VOTES.id(), after: None, until: None, keys: 3 }).map(drop)
     }),
     Call::new("reads", Rest::Nothing, |conn, arm| {
-        let mut store = SqliteStore::new(conn, &LAYOUT);
+        let mut store = SqliteStore::new(conn, &SCHEMA);
         arm();
         store.total(SETLIST_VOTES, 1)?;
-        store.sum(SETLIST_VOTES.def(), &KeyRange::after(None))?;
-        store.range(SETLIST_VOTES.def(), &KeyRange::after(None), 9)?;
-        store.mark("feed 1")?;
+        store.sum(SETLIST_VOTES.id(), &KeyRange::after(None))?;
+        store.range(SETLIST_VOTES.id(), &KeyRange::after(None), 9)?;
+        store.offset("feed 1")?;
         store.top(SHOWS, 3)?;
         store.rank(SHOWS, 1_i64)?;
-        store.lost()?;
+        store.orphaned()?;
         store.check()
     }),
 ];
@@ -250,17 +252,17 @@ const RUNS: [(&str, Mode); 3] = [("verify", Mode::Verify), ("repair", Mode::Repa
 
 fn reconcile(conn: &Connection, mode: Mode, arm: &dyn Fn()) -> Result<()> {
     let mut audit = audit(conn)?;
-    let mut reconciler = Reconciler::scoped(mode, &LAYOUT, &audit.counters(), Options::default().page(3))?;
+    let mut reconciler = Reconciler::scoped(mode, &SCHEMA, &audit.counters(), Options::default().page(3))?;
     arm();
-    run(&mut reconciler, &mut audit, &mut Live::new()).map(drop)
+    run(&mut reconciler, &mut audit, &mut SystemRuntime::new()).map(drop)
 }
 
 // Files.
 
-/// Some rows and their totals, in few pages, with drift in two counters and a line of the board that is wrong; one counter is near the end of its range,
+/// Some rows and their totals, in few pages, with drift in two counters and a line of the leaderboard that is wrong; one counter is near the end of its range,
 /// another not ready.
 fn ready_file(rows_first: bool) -> Vec<u8> {
-    let site = if rows_first { Site::over_rows(Journal::Delete, 40) } else { Site::new(Journal::Delete) };
+    let site = if rows_first { Site::pending_backfill(Journal::Delete, 40) } else { Site::new(Journal::Delete) };
     let conn = site.open_quickly();
     if !rows_first {
         let mut rows = Vec::new();
@@ -280,9 +282,9 @@ fn ready_file(rows_first: bool) -> Vec<u8> {
             }
             .unwrap();
         }
-        let mut store = SqliteStore::new(&conn, &LAYOUT);
+        let mut store = SqliteStore::new(&conn, &SCHEMA);
         store.apply(&mut batch).unwrap();
-        store.apply_once(&mut feed(1, 1, 3), &mark("feed 1", 1, 3)).unwrap();
+        store.apply_idempotent(&mut feed(1, 1, 3), &stream_range("feed 1", 1, 3)).unwrap();
         conn.execute_batch("COMMIT").unwrap();
         assert_exact(&conn);
         conn.execute_batch(
@@ -297,7 +299,7 @@ fn ready_file(rows_first: bool) -> Vec<u8> {
 }
 
 static READY: LazyLock<Vec<u8>> = LazyLock::new(|| ready_file(false));
-static OVER_ROWS: LazyLock<Vec<u8>> = LazyLock::new(|| ready_file(true));
+static PENDING_BACKFILL: LazyLock<Vec<u8>> = LazyLock::new(|| ready_file(true));
 
 /// A folder in which each point finds the file as it was.
 struct Place {
@@ -472,8 +474,10 @@ impl Stages {
         let found = dump(other);
         match done {
             Ok(()) => same(&found, &self.after, "it is not there").map(|()| "done"),
-            Err(error) if error.next() == Next::Unknown && found == self.before => Ok("unknown, not there"),
-            Err(error) if error.next() == Next::Unknown => {
+            Err(error) if error.recovery() == Recovery::Indeterminate && found == self.before => {
+                Ok("unknown, not there")
+            }
+            Err(error) if error.recovery() == Recovery::Indeterminate => {
                 same(&found, &self.after, "half of it is there").map(|()| "unknown, there")
             }
             Err(error) => {
@@ -496,7 +500,10 @@ impl Stages {
                 ensure(says, "the transaction is gone").map(|()| "transaction lost")
             }
             Err(error) => {
-                ensure(!matches!(error, Error::TransactionLost { .. } | Error::Unknown { .. }), "it is still open")?;
+                ensure(
+                    !matches!(error, Error::TransactionLost { .. } | Error::Indeterminate { .. }),
+                    "it is still open",
+                )?;
                 let left = if call.rest == Rest::Nothing {
                     same(&dump(conn), &self.begun, "some of it is there")
                 } else {
@@ -618,7 +625,7 @@ fn calls_stopped_under_other_settings_say_what_became_of_them() {
 fn a_run_stopped_at_every_step_leaves_every_page_as_it_was_or_as_it_is_to_be() {
     let mut points = Points::default();
     for (name, mode) in RUNS {
-        let place = Place::new(Journal::Wal, if mode == Mode::Backfill { &OVER_ROWS } else { &READY });
+        let place = Place::new(Journal::Wal, if mode == Mode::Backfill { &PENDING_BACKFILL } else { &READY });
         let call = move |conn: &Connection, arm: &dyn Fn()| reconcile(conn, mode, arm);
         let (before, planted) = {
             let (_, untouched) = place.renew();
@@ -644,7 +651,7 @@ fn a_run_stopped_at_every_step_leaves_every_page_as_it_was_or_as_it_is_to_be() {
                     if mode != Mode::Verify {
                         let mut off = drift(&other).unwrap();
                         off.retain(|(table, _), _| *table != "feed_sum");
-                        ensure(off == Totals::new(), &format!("not mended: {off:?}"))?;
+                        ensure(off == Totals::new(), &format!("not repaired: {off:?}"))?;
                     }
                     goes_on(&conn, &other).map(|()| if done.is_ok() { "done" } else { "an error" })
                 };
@@ -671,7 +678,7 @@ fn what_is_applied_under_a_deadline_is_seen_by_others_as_often_as_it_says() {
         batch.add(FEED_SUM, 50, 1);
         match SqliteStore::new(&conn, &PLAIN).apply(&mut batch) {
             Ok(_) => done += 1,
-            Err(error) if error.next() == Next::Unknown => unknown += 1,
+            Err(error) if error.recovery() == Recovery::Indeterminate => unknown += 1,
             Err(_) => refused += 1,
         }
         assert!(conn.is_autocommit());
@@ -684,20 +691,21 @@ fn what_is_applied_under_a_deadline_is_seen_by_others_as_often_as_it_says() {
     assert!(done > 100 && refused > 100);
 }
 
-/// What nobody knows the outcome of is delivered again with its mark, and counts once, wherever its commit was stopped.
+/// What nobody knows the outcome of is delivered again with its offset, and counts once, wherever its commit was stopped.
 #[test]
-fn an_unknown_commit_delivered_again_with_its_mark_counts_once() {
+fn an_unknown_commit_delivered_again_with_its_offset_counts_once() {
     let place = Place::new(Journal::Wal, &READY);
     let mut unknown = 0;
     for at in 1..200 {
         let (mut conn, other) = place.renew();
-        let apply =
-            |conn: &Connection| SqliteStore::new(conn, &PLAIN).apply_once(&mut feed(1, 4, 5), &mark("feed 1", 4, 5));
+        let apply = |conn: &Connection| {
+            SqliteStore::new(conn, &PLAIN).apply_idempotent(&mut feed(1, 4, 5), &stream_range("feed 1", 4, 5))
+        };
         let (done, ..) = Point { ..PLAINLY }.run(&mut conn, at, &|conn, arm| {
             arm();
             apply(conn).map(drop)
         });
-        unknown += u64::from(done.is_err_and(|error| error.next() == Next::Unknown));
+        unknown += u64::from(done.is_err_and(|error| error.recovery() == Recovery::Indeterminate));
         apply(&conn).unwrap();
         assert_eq!(other.query_row("SELECT total FROM feed_sum WHERE key = 1", (), |row| row.get(0)), Ok(15), "{at}");
     }
@@ -714,7 +722,7 @@ fn a_commit_behind_which_a_wal_hook_fails_is_unknown() {
     let mut batch = Batch::new();
     batch.add(FEED_SUM, 50, 1);
     let error = SqliteStore::new(&conn, &PLAIN).apply(&mut batch).unwrap_err();
-    assert_eq!(error.next(), Next::Unknown, "{error:?}");
+    assert_eq!(error.recovery(), Recovery::Indeterminate, "{error:?}");
     assert!(error.to_string().contains("counter feed.sum"), "{error}");
     assert_eq!(other.query_row("SELECT total FROM feed_sum WHERE key = 50", (), |row| row.get(0)), Ok(1));
 }
@@ -747,7 +755,7 @@ fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
     assert!(matches!(overflows(&conn), Error::Overflow { .. }));
     stop_those(&mut conn, |text| text == "ROLLBACK");
     let error = overflows(&conn);
-    assert!(matches!(error, Error::TransactionOpen { .. }) && error.next() == Next::Fix, "{error:?}");
+    assert!(matches!(error, Error::TransactionOpen { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
     let text = error.to_string();
     assert!(text.contains("feed.sum, key 7") && text.contains("still open: roll it back"), "{text}");
     assert!(!conn.is_autocommit());
@@ -760,17 +768,16 @@ fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
 /// A batch that failed in the caller's transaction is taken back; where that is stopped too, the transaction is rolled back, or said to be open.
 #[test]
 fn a_batch_that_cannot_be_taken_back_takes_its_transaction_along_or_says_that_it_is_open() {
-    let reads_board: fn(&str) -> bool = |text| text.starts_with("SELECT") && text.contains("t.\"score\"");
-    let rollback_too: fn(&str) -> bool = |text| {
-        text == "ROLLBACK" || text.starts_with("SELECT") && text.contains("t.\"score\"")
-    };
-    for (stops, open) in [(reads_board, false), (rollback_too, true)] {
+    let reads_leaderboard: fn(&str) -> bool = |text| text.starts_with("SELECT") && text.contains("t.\"score\"");
+    let rollback_too: fn(&str) -> bool =
+        |text| text == "ROLLBACK" || text.starts_with("SELECT") && text.contains("t.\"score\"");
+    for (stops, open) in [(reads_leaderboard, false), (rollback_too, true)] {
         let place = Place::new(Journal::Wal, &READY);
         let (mut conn, other) = place.renew();
         let before = dump(&other);
         stop_those(&mut conn, stops);
         conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO events VALUES ('around', 1)").unwrap();
-        let error = SqliteStore::new(&conn, &LAYOUT).apply(&mut move_and_vote()).unwrap_err();
+        let error = SqliteStore::new(&conn, &SCHEMA).apply(&mut move_and_vote()).unwrap_err();
         assert_eq!(matches!(error, Error::TransactionOpen { .. }), open, "{error:?}");
         assert_eq!(matches!(error, Error::TransactionLost { .. }), !open, "{error:?}");
         assert_eq!(conn.is_autocommit(), !open);
@@ -792,7 +799,7 @@ fn a_connection_without_a_journal_is_refused() {
     conn.query_row("PRAGMA journal_mode = OFF", (), |_| Ok(())).unwrap();
     let store = SqliteStore::new(&conn, &WIDER);
     for error in [store.check().unwrap_err(), store.create().unwrap_err(), audit(&conn).unwrap_err()] {
-        assert!(matches!(error, Error::Setting { setting: "journal_mode", .. }), "{error:?}");
+        assert!(matches!(error, Error::InvalidUse { what: "journal_mode", .. }), "{error:?}");
     }
     assert_eq!(dump(&other), before, "nothing is made");
     conn.query_row("PRAGMA journal_mode = MEMORY", (), |_| Ok(())).unwrap();

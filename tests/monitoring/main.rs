@@ -15,13 +15,14 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Ask, Audit, Control, Freshness, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome,
-    Progress, Reconciler, Recount, Report, Source, SqliteAudit, Token, merge, run,
+    Audit, Freshness, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Progress,
+    Reconciler, Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, SystemRuntime, Token, merge,
+    run,
 };
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    AsyncStore, Batch, Climb, Counter, Def, Error, KeyBuf, Layout, Mark, MemoryStore, PostgresStore, Record, Result,
-    SqliteStore, Store, Tally, observe,
+    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record, Result, RollupUpdate,
+    Schema, SqliteStore, Store, StreamRange, Tally, observe,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rusqlite::{Connection, Row};
@@ -32,7 +33,7 @@ use tracing::{Event, Subscriber};
 
 const USER_VOTES: Counter<String> = Counter::new("user.votes");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[USER_VOTES.table(), SHOW_VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[USER_VOTES.table(), SHOW_VOTES.table()]);
 
 /// In every key of the first tests, and in nothing else.
 const SECRET: &str = "7340033";
@@ -43,7 +44,7 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[USER_VOTES.def(), SHOW_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[USER_VOTES.id(), SHOW_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(USER_VOTES, &self.user, 1);
@@ -64,11 +65,11 @@ fn vote(name: &str, number: i64) -> Vote {
 }
 
 fn verify(audit: &mut impl Audit) -> Report {
-    run_whole(Mode::Verify, &LAYOUT, Options::default(), audit).unwrap()
+    run_whole(Mode::Verify, &SCHEMA, Options::default(), audit).unwrap()
 }
 
 fn repair(audit: &mut impl Audit) -> Report {
-    run_whole(Mode::Repair, &LAYOUT, Options::default(), audit).unwrap()
+    run_whole(Mode::Repair, &SCHEMA, Options::default(), audit).unwrap()
 }
 
 // What a recorder and a subscriber are told.
@@ -260,7 +261,7 @@ fn database() -> Connection {
          CREATE INDEX votes_by_show ON votes (show);",
     )
     .unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     conn
 }
 
@@ -270,7 +271,7 @@ fn insert(conn: &Connection, votes: &[Vote]) -> Result<()> {
         conn.execute("INSERT INTO votes (user, show) VALUES (?1, ?2)", (&vote.user, vote.show)).unwrap();
         batch.insert(vote);
     }
-    SqliteStore::new(conn, &LAYOUT).apply(&mut batch).map(drop)
+    SqliteStore::new(conn, &SCHEMA).apply(&mut batch).map(drop)
 }
 
 fn read_vote(row: &Row<'_>) -> rusqlite::Result<Vote> {
@@ -278,7 +279,7 @@ fn read_vote(row: &Row<'_>) -> rusqlite::Result<Vote> {
 }
 
 fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
-    let mut audit = SqliteAudit::new(conn, &LAYOUT).unwrap();
+    let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
     audit.add(USER_VOTES, Source::table("votes", ["user"]).rows("user, show", read_vote)).unwrap();
     audit.add(SHOW_VOTES, Source::table("votes", ["show"]).rows("user, show", read_vote)).unwrap();
     audit
@@ -296,7 +297,7 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
         conn.execute("DELETE FROM user_votes WHERE key = ?1", [user("bob")]).unwrap();
         conn.execute("INSERT INTO user_votes VALUES (?1, 3)", [user("eve")]).unwrap();
 
-        let mut freshness = Freshness::new(&LAYOUT);
+        let mut freshness = Freshness::new(&SCHEMA);
         freshness.observe(&repair(&mut sqlite_audit(&conn)), 1_000);
         freshness.publish(1_060);
         assert_eq!(verify(&mut sqlite_audit(&conn)).drift(), 0);
@@ -316,7 +317,7 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
             r#"keepcount_drift_total{counter="user.votes",kind="wrong"} 1"#,
             r#"keepcount_keys_verified_total{counter="show.votes"} 4"#,
             r#"keepcount_keys_verified_total{counter="user.votes"} 7"#,
-            r#"keepcount_mends_total{counter="user.votes"} 3"#,
+            r#"keepcount_repairs_total{counter="user.votes"} 3"#,
             r#"keepcount_pages_verified_total{counter="show.votes"} 2"#,
             r#"keepcount_pages_verified_total{counter="user.votes"} 2"#,
             r#"keepcount_rows_verified_total{counter="show.votes"} 8"#,
@@ -333,7 +334,7 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
             r#"DEBUG reconcile{mode=repair} a page was compared: counter="show.votes" keys=2 rows=4 drift=0"#,
             r#"DEBUG reconcile{mode=repair} a page was compared: counter="user.votes" keys=4 rows=4 drift=3"#,
             r#"WARN reconcile{mode=repair} a page had drift: counter="user.votes" wrong=1 missing=1 orphan=1"#,
-            r#"INFO reconcile{mode=repair} totals were mended: counter="user.votes" corrected=3"#,
+            r#"INFO reconcile{mode=repair} totals were repaired: counter="user.votes" corrected=3"#,
             r"INFO reconcile{mode=repair} a run ended: outcome=complete pages=2 keys=6 rows=8 drift=3 corrected=3",
             r#"DEBUG reconcile{mode=verify} a page was compared: counter="show.votes" keys=2 rows=4 drift=0"#,
             r#"DEBUG reconcile{mode=verify} a page was compared: counter="user.votes" keys=3 rows=4 drift=0"#,
@@ -347,8 +348,8 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
 const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_SUM: Counter<i64> = Counter::new("show.sum").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-const LEVELS: Layout =
-    Layout::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_SUM.table(), SHOW_VOTES.table()]);
+const LEVELS: Schema =
+    Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_SUM.table(), SHOW_VOTES.table()]);
 
 #[test]
 fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
@@ -392,9 +393,9 @@ fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
                 return drop(SqliteStore::new(&conn, &LEVELS).apply(&mut batch.clone()).unwrap());
             }
             for batch in [&batch, &Batch::new()] {
-                let mut climb = Climb::new(&LEVELS, batch).unwrap();
-                while climb.next().unwrap().is_some() {} // no total was there before
-                for statement in climb.statements(Dialect::Sqlite).unwrap() {
+                let mut update = RollupUpdate::new(&LEVELS, batch).unwrap();
+                while update.next().unwrap().is_some() {} // no total was there before
+                for statement in update.statements(Dialect::Sqlite).unwrap() {
                     for row in statement.rows() {
                         let values = row.iter().map(|value| match value {
                             Value::Integer(number) => *number,
@@ -403,7 +404,7 @@ fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
                         conn.execute(&statement.text, rusqlite::params_from_iter(values)).unwrap();
                     }
                 }
-                observe::applied(Dialect::Sqlite, &climb, Duration::from_millis(3));
+                observe::applied(Dialect::Sqlite, &update, Duration::from_millis(3));
             }
             assert_eq!(SqliteStore::new(&conn, &LEVELS).total(SHOW_SUM, show(2)).unwrap(), 3);
         })
@@ -418,7 +419,7 @@ fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
 struct Newer(i64);
 
 impl Record for Newer {
-    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def(), SHOW_VOTES.version(2).def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id(), SHOW_VOTES.version(2).id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
@@ -428,9 +429,9 @@ impl Record for Newer {
 
 #[test]
 fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
-    const BOTH: Layout = Layout::new(&[SHOW_VOTES.table(), SHOW_VOTES.version(2).table()]);
+    const BOTH: Schema = Schema::new(&[SHOW_VOTES.table(), SHOW_VOTES.version(2).table()]);
     let rows = || [Newer(show(1)), Newer(show(2))];
-    let mut store = MemoryStore::over_rows(&BOTH);
+    let mut store = MemoryStore::pending_backfill(&BOTH);
     let ((), metrics, events) = watched(|| {
         let mut batch = Batch::new();
         batch.insert(&rows()[0]);
@@ -479,11 +480,11 @@ fn batches_that_fail_are_not_counted() {
         let mut batch = Batch::new();
         batch.add(SHOW_VOTES, show(1), i64::MAX);
         batch.add(USER_VOTES, user("ann"), 1);
-        let (memory, conn) = (MemoryStore::new(&LAYOUT), database());
+        let (memory, conn) = (MemoryStore::new(&SCHEMA), database());
         memory.apply(&mut batch.clone()).unwrap();
-        SqliteStore::new(&conn, &LAYOUT).apply(&mut batch.clone()).unwrap();
+        SqliteStore::new(&conn, &SCHEMA).apply(&mut batch.clone()).unwrap();
         assert!(matches!(memory.apply(&mut batch.clone()), Err(Error::Overflow { .. })));
-        assert!(matches!(SqliteStore::new(&conn, &LAYOUT).apply(&mut batch), Err(Error::Overflow { .. })));
+        assert!(matches!(SqliteStore::new(&conn, &SCHEMA).apply(&mut batch), Err(Error::Overflow { .. })));
     });
     for store in ["memory", "sqlite"] {
         assert_eq!(metrics.count(&format!(r#"keepcount_batches_applied_total{{store="{store}"}}"#)), 1);
@@ -502,12 +503,12 @@ fn batches_in_postgresql_are_counted_once_for_their_events() {
     let ((), metrics, events) = watched(|| {
         runtime.block_on(async {
             let mut client = support::postgres::connect(&server.database().await).await;
-            let mut store = PostgresStore::new(&mut client, &LAYOUT);
+            let mut store = PostgresStore::new(&mut client, &SCHEMA);
             store.create().await.unwrap();
-            let (mut batch, mark) = (Batch::new(), Mark::new("votes", 1, 1).unwrap());
+            let (mut batch, stream_range) = (Batch::new(), StreamRange::new("votes", 1, 1).unwrap());
             batch.add(SHOW_VOTES, show(1), 1);
             for skipped in [false, true] {
-                assert_eq!(store.apply_once(&mut batch.clone(), &mark).await.unwrap().skipped, skipped);
+                assert_eq!(store.apply_idempotent(&mut batch.clone(), &stream_range).await.unwrap().skipped, skipped);
             }
             store.write(&[], &mut batch.clone()).await.unwrap();
             batch.add(SHOW_VOTES, show(1), i64::MAX - 1);
@@ -536,7 +537,7 @@ fn every_metric_is_described_by_its_name_and_unit() {
             "counter keepcount_keys_verified_total count",
             "counter keepcount_rows_verified_total count",
             "counter keepcount_drift_total count",
-            "counter keepcount_mends_total count",
+            "counter keepcount_repairs_total count",
             "gauge keepcount_verification_age_seconds seconds",
         ]
     );
@@ -549,24 +550,24 @@ fn errors_are_told_by_kind_without_the_key_that_they_name() {
     conn.execute("UPDATE user_votes SET total = 5 WHERE key = ?1", [user("ann")]).unwrap();
     let ((), metrics, events) = watched(|| {
         // A source that counts another amount than the record does.
-        let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
-        let skewed = Source::table("votes", ["user"]).amount("2").rows("user, show", read_vote);
-        audit.add(USER_VOTES, skewed).unwrap();
+        let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
+        let mismatched = Source::table("votes", ["user"]).amount("2").rows("user, show", read_vote);
+        audit.add(USER_VOTES, mismatched).unwrap();
         audit.add(SHOW_VOTES, Source::table("votes", ["show"]).rows("user, show", read_vote)).unwrap();
-        let error = run_whole(Mode::Repair, &LAYOUT, Options::default(), &mut audit).unwrap_err();
-        assert!(matches!(error, Error::Skew { .. }));
+        let error = run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut audit).unwrap_err();
+        assert!(matches!(error, Error::DefinitionMismatch { .. }));
         assert!(error.to_string().contains(SECRET), "the caller is told: {error}");
         // A database that is held.
         let mut audit = Busy(2);
-        run_whole(Mode::Verify, &LAYOUT, Options::default(), &mut audit).unwrap();
+        run_whole(Mode::Verify, &SCHEMA, Options::default(), &mut audit).unwrap();
     });
     assert_eq!(
         events,
         [
-            r#"WARN reconcile{mode=repair} a step failed: counter="user.votes" error="skew" next="fix" ends=true"#,
+            r#"WARN reconcile{mode=repair} a step failed: counter="user.votes" error="definition mismatch" recovery="permanent" ends=true"#,
             r"INFO reconcile{mode=repair} a run ended: outcome=failed pages=0 keys=0 rows=0 drift=0 corrected=0",
-            r#"WARN reconcile{mode=verify} a step failed: counter="show.votes" error="busy" next="retry" ends=false"#,
-            r#"WARN reconcile{mode=verify} a step failed: counter="show.votes" error="busy" next="retry" ends=false"#,
+            r#"WARN reconcile{mode=verify} a step failed: counter="show.votes" error="busy" recovery="retry" ends=false"#,
+            r#"WARN reconcile{mode=verify} a step failed: counter="show.votes" error="busy" recovery="retry" ends=false"#,
             r#"DEBUG reconcile{mode=verify} a page was compared: counter="show.votes" keys=0 rows=0 drift=0"#,
             r#"DEBUG reconcile{mode=verify} a page was compared: counter="user.votes" keys=0 rows=0 drift=0"#,
             r"INFO reconcile{mode=verify} a run ended: outcome=complete pages=2 keys=0 rows=0 drift=0 corrected=0",
@@ -583,32 +584,32 @@ impl Audit for Busy {
         Ok(0)
     }
 
-    fn look(&mut self, _: &Look) -> Result<Looked> {
-        Ok(Looked { empty: false, totals: 0 })
+    fn probe(&mut self, _: &Probe) -> Result<ProbeResult> {
+        Ok(ProbeResult { empty: false, totals: 0 })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         if self.0 > 0 {
             self.0 -= 1;
-            let doing = format!("measuring {}", user("ann"));
-            return Err(Error::Busy { doing, reason: "somebody holds it", cause: "locked".into() });
+            let operation = format!("measuring {}", user("ann"));
+            return Err(Error::Busy { operation, reason: "somebody holds it", cause: "locked".into() });
         }
         merge(ask, vec![], vec![])
     }
 
-    fn mend(&mut self, _: &Mend) -> Result<Mended> {
-        Ok(Mended::default())
+    fn repair(&mut self, _: &RepairRequest) -> Result<Repaired> {
+        Ok(Repaired::default())
     }
 }
 
 // Freshness.
 
-const ONE: Layout = Layout::new(&[SHOW_VOTES.table()]);
+const ONE: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
 struct Show(i64);
 
 impl Record for Show {
-    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
@@ -646,13 +647,13 @@ fn part(mode: Mode, store: &mut MemoryStore, token: Option<&Token>) -> Report {
     run(&mut reconciler, &mut audit, &mut World::default()).unwrap()
 }
 
-fn verify_of(layout: &Layout, audit: &mut impl Audit) -> Report {
-    let mut verify = Reconciler::new(Mode::Verify, layout, Options::default()).unwrap();
+fn verify_of(schema: &Schema, audit: &mut impl Audit) -> Report {
+    let mut verify = Reconciler::new(Mode::Verify, schema, Options::default()).unwrap();
     run(&mut verify, audit, &mut World::default()).unwrap()
 }
 
 fn age(freshness: &Freshness, now: i64) -> Option<u64> {
-    freshness.age(&SHOW_VOTES.def(), now).map(|age| age.as_secs())
+    freshness.age(&SHOW_VOTES.id(), now).map(|age| age.as_secs())
 }
 
 #[test]
@@ -686,7 +687,7 @@ fn a_counter_that_several_runs_did_is_clean_when_all_of_its_parts_were() {
 }
 
 #[test]
-fn what_a_repair_mends_is_clean_after_the_next_run() {
+fn what_a_repair_repairs_is_clean_after_the_next_run() {
     let mut store = shows();
     let mut freshness = Freshness::new(&ONE);
     let whole = |store: &mut MemoryStore, freshness: &mut Freshness, now| {
@@ -699,7 +700,7 @@ fn what_a_repair_mends_is_clean_after_the_next_run() {
     assert_eq!(age(&freshness, 100), None);
     assert_eq!(freshness.oldest(100), Some(("show.votes", None)));
     whole(&mut store, &mut freshness, 200);
-    assert_eq!(age(&freshness, 200), Some(0), "a repair with nothing to mend verifies as well");
+    assert_eq!(age(&freshness, 200), Some(0), "a repair with nothing to repair verifies as well");
 }
 
 /// A leg that was stopped knew nothing of an audit beside it, whose drift was forgotten when the legs came to their end.
@@ -755,7 +756,7 @@ enum Leaf {
 }
 
 impl Record for Leaf {
-    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), SETLIST_SHOW.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id(), SETLIST_SHOW.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match self {
@@ -781,7 +782,7 @@ fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
     store.apply(&mut batch).unwrap();
     let mut freshness = Freshness::new(&LEVELS);
     let verify = |store: &mut MemoryStore, votes| {
-        let mut verify = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.def()], Options::default()).unwrap();
+        let mut verify = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.id()], Options::default()).unwrap();
         run(&mut verify, &mut leaves(store, votes), &mut World::default()).unwrap()
     };
     let report = verify(&mut store, 500); // 500 votes were written without hooks
@@ -789,55 +790,55 @@ fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
         report.counters.iter().map(|found| (found.counter.name(), found.drift(), found.clean)).collect();
     assert_eq!(found, [("setlist.show", 0, true), ("setlist.votes", 1, false), ("show.sum", 0, false)]);
     freshness.observe(&report, 100);
-    assert_eq!(freshness.age(&SHOW_SUM.def(), 100), None, "it says 0 where 500 is right");
+    assert_eq!(freshness.age(&SHOW_SUM.id(), 100), None, "it says 0 where 500 is right");
     let report = verify(&mut store, 0);
     assert!(report.counters.iter().all(|found| found.clean));
     freshness.observe(&report, 200);
-    assert_eq!(freshness.age(&SHOW_SUM.def(), 200), Some(Duration::ZERO));
-    assert_eq!(freshness.age(&SETLIST_VOTES.def(), 200), Some(Duration::ZERO));
+    assert_eq!(freshness.age(&SHOW_SUM.id(), 200), Some(Duration::ZERO));
+    assert_eq!(freshness.age(&SETLIST_VOTES.id(), 200), Some(Duration::ZERO));
 
     // Also over legs: the drift was in a level that an earlier leg has done.
     let legs = Options::default().max_pages(1);
-    let mut leg = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.def()], legs).unwrap();
+    let mut leg = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.id()], legs).unwrap();
     loop {
         let report = run(&mut leg, &mut leaves(&mut store, 500), &mut World::default()).unwrap();
-        assert!(report.counters.iter().all(|found| found.counter != SHOW_SUM.def() || !found.clean));
+        assert!(report.counters.iter().all(|found| found.counter != SHOW_SUM.id() || !found.clean));
         let Some(token) = report.token else { break };
         leg = Reconciler::resume(Mode::Verify, &LEVELS, &through_text(&token), legs).unwrap();
     }
 }
 
 #[test]
-fn freshness_survives_a_restart_and_follows_the_layout() {
-    const LATER: Layout = Layout::new(&[SHOW_VOTES.version(2).table(), SETLIST_VOTES.table(), USER_VOTES.table()]);
+fn freshness_survives_a_restart_and_follows_the_schema() {
+    const LATER: Schema = Schema::new(&[SHOW_VOTES.version(2).table(), SETLIST_VOTES.table(), USER_VOTES.table()]);
 
     let conn = database();
     insert(&conn, &[vote("ann", 1)]).unwrap();
-    let mut freshness = Freshness::new(&LAYOUT);
-    let scoped = |counter: &Def| {
-        let mut verify = Reconciler::scoped(Mode::Verify, &LAYOUT, &[*counter], Options::default()).unwrap();
+    let mut freshness = Freshness::new(&SCHEMA);
+    let scoped = |counter: &CounterId| {
+        let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[*counter], Options::default()).unwrap();
         run(&mut verify, &mut sqlite_audit(&conn), &mut World::default()).unwrap()
     };
-    freshness.observe(&scoped(&USER_VOTES.def()), -50);
-    freshness.observe(&scoped(&SHOW_VOTES.def()), 1_000);
+    freshness.observe(&scoped(&USER_VOTES.id()), -50);
+    freshness.observe(&scoped(&SHOW_VOTES.id()), 1_000);
     assert_eq!(freshness.oldest(1_000), Some(("user.votes", Some(Duration::from_secs(1_050)))));
 
     let json = serde_json::to_string(&freshness).unwrap();
     // Behind each stands when its runs began, by their random numbers.
     for entry in [
-        r#"{"counter":"show.votes","version":1,"key":"i64","place":"table","clean_at":1000,"begun":["#,
-        r#"{"counter":"user.votes","version":1,"key":"text","place":"table","clean_at":-50,"begun":["#,
+        r#"{"counter":"show.votes","version":1,"key":"i64","storage_clause":"table","clean_at":1000,"begun":["#,
+        r#"{"counter":"user.votes","version":1,"key":"text","storage_clause":"table","clean_at":-50,"begun":["#,
     ] {
         assert!(json.contains(entry), "{json}");
     }
     let saved: Freshness = serde_json::from_str(&json).unwrap();
-    assert_eq!(Freshness::resume(&LAYOUT, &saved), freshness);
+    assert_eq!(Freshness::resume(&SCHEMA, &saved), freshness);
 
     let later = Freshness::resume(&LATER, &saved);
     let all: Vec<_> = later.iter().collect();
     assert_eq!(all, [("setlist.votes", None), ("show.votes.v2", None), ("user.votes", Some(-50))]);
     assert_eq!(later.oldest(0), Some(("setlist.votes", None)));
-    assert_eq!(later.age(&SHOW_VOTES.def(), 2_000), None, "not a counter of this layout");
+    assert_eq!(later.age(&SHOW_VOTES.id(), 2_000), None, "not a counter of this schema");
     assert_eq!(Freshness::resume(&ONE, &later).iter().collect::<Vec<_>>(), [("show.votes", None)]);
 }
 
@@ -895,14 +896,14 @@ fn no_clock_makes_freshness_panic() {
             assert_eq!(age(&freshness, now), wanted.then_some(if now > at { now.abs_diff(at) } else { 0 }));
         }
     }
-    assert_eq!(Freshness::new(&Layout::new(&[])).oldest(0), None);
+    assert_eq!(Freshness::new(&Schema::new(&[])).oldest(0), None);
 }
 
 // Progress.
 
 const A: Counter<i64> = Counter::new("a.votes");
 const B: Counter<i64> = Counter::new("b.votes");
-const TWO: Layout = Layout::new(&[A.table(), B.table()]);
+const TWO: Schema = Schema::new(&[A.table(), B.table()]);
 
 /// Two counters of so many keys, each of two rows; a page takes its time by the keys in it. Every hundredth key is wrong.
 struct Slow {
@@ -922,24 +923,24 @@ impl Audit for Slow {
         Ok(0)
     }
 
-    fn look(&mut self, _: &Look) -> Result<Looked> {
-        Ok(Looked { empty: false, totals: 0 })
+    fn probe(&mut self, _: &Probe) -> Result<ProbeResult> {
+        Ok(ProbeResult { empty: false, totals: 0 })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         let first = ask.after.as_ref().map_or(0, |key| key.decode::<i64>().unwrap() + 1);
         let keys = || (first..self.keys).take(ask.keys + 1);
         let wrong = |key: i64| i64::from(key % 100 == 50);
         let rows = keys().map(|key| Recount { key: KeyBuf::of::<i64>(key), total: 2, rows: 2 });
         let totals = keys().map(|key| (KeyBuf::of::<i64>(key), 2 + wrong(key)));
-        let measured = merge(ask, rows.collect(), totals.collect())?;
-        self.clock.pass(Duration::from_millis(self.millis_a_key * measured.keys));
-        Ok(measured)
+        let diff = merge(ask, rows.collect(), totals.collect())?;
+        self.clock.pass(Duration::from_millis(self.millis_a_key * diff.keys));
+        Ok(diff)
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         self.clock.pass(Duration::from_millis(1));
-        Ok(Mended { corrected: ask.keys.len() as u64, unsettled: Vec::new() })
+        Ok(Repaired { corrected: ask.keys.len() as u64, unsettled: Vec::new() })
     }
 }
 
@@ -949,7 +950,7 @@ struct Watcher {
     told: Vec<Progress>,
 }
 
-impl Control for Watcher {
+impl Runtime for Watcher {
     fn now(&mut self) -> Duration {
         self.world.now()
     }
@@ -989,9 +990,9 @@ fn progress_is_told_after_each_page_with_rate_fraction_and_eta() {
     let mut audit = Slow::new(1_000, 10);
     audit.clock.pass(Duration::from_secs(77)); // any clock
     let mut verify = reconciler(Mode::Verify, Options::default().page(100));
-    verify.expect(&A.def(), 1_000);
-    verify.expect(&B.def(), 1_000);
-    verify.expect(&SHOW_VOTES.def(), 5); // not in scope
+    verify.expect(&A.id(), 1_000);
+    verify.expect(&B.id(), 1_000);
+    verify.expect(&SHOW_VOTES.id(), 5); // not in scope
     let told = watch(&mut verify, &mut audit);
     assert_eq!(told.len(), 20);
     never_back(&told);
@@ -1030,7 +1031,7 @@ fn progress_is_told_after_each_page_with_rate_fraction_and_eta() {
 #[test]
 fn a_fraction_needs_an_expectation_of_every_counter_that_is_left() {
     let mut verify = reconciler(Mode::Verify, Options::default().page(100));
-    verify.expect(&B.def(), 500);
+    verify.expect(&B.id(), 500);
     assert_eq!(verify.progress(Duration::from_secs(9)).fraction, None);
     assert_eq!(verify.progress(Duration::from_secs(9)).elapsed, Duration::ZERO, "it has not begun");
     let told = watch(&mut verify, &mut Slow::new(500, 10));
@@ -1044,8 +1045,8 @@ fn a_fraction_needs_an_expectation_of_every_counter_that_is_left() {
 fn a_wrong_expectation_is_never_done_early_and_never_goes_back() {
     for expected in [0, 1, 350, 5_000] {
         let mut verify = reconciler(Mode::Verify, Options::default().page(100));
-        verify.expect(&A.def(), expected);
-        verify.expect(&B.def(), expected);
+        verify.expect(&A.id(), expected);
+        verify.expect(&B.id(), expected);
         let told = watch(&mut verify, &mut Slow::new(1_000, 10));
         never_back(&told);
         let (last, before) = told.split_last().unwrap();
@@ -1058,7 +1059,7 @@ fn a_wrong_expectation_is_never_done_early_and_never_goes_back() {
 }
 
 #[test]
-fn waits_and_mends_are_in_the_rate_and_a_mend_is_told_too() {
+fn waits_and_repairs_are_in_the_rate_and_a_repair_is_told_too() {
     let mut repair = reconciler(Mode::Repair, Options::default().page(100).duty_percent(50));
     let told = watch(&mut repair, &mut Slow::new(1_000, 10));
     assert_eq!(told.len(), 40);
@@ -1075,7 +1076,7 @@ fn a_resumed_run_tells_of_itself_and_expects_what_is_left() {
     watch(&mut first, &mut audit);
     let token = first.token().unwrap();
     let mut second = Reconciler::resume(Mode::Verify, &TWO, &through_text(&token), Options::default()).unwrap();
-    second.expect(&B.def(), 500);
+    second.expect(&B.id(), 500);
     let told = watch(&mut second, &mut audit);
     assert_eq!(told.len(), 5);
     for (at, progress) in (1_u32..).zip(&told) {
@@ -1085,12 +1086,12 @@ fn a_resumed_run_tells_of_itself_and_expects_what_is_left() {
 }
 
 #[test]
-fn the_live_control_shows_progress() {
+fn the_live_runtime_shows_progress() {
     let mut lines = Vec::new();
     let mut verify = reconciler(Mode::Verify, Options::default().page(100));
-    let mut control = Live::new().on_progress(|progress| lines.push(progress.to_string()));
-    let report = run(&mut verify, &mut Slow::new(100, 10), &mut control).unwrap();
-    drop(control);
+    let mut runtime = SystemRuntime::new().on_progress(|progress| lines.push(progress.to_string()));
+    let report = run(&mut verify, &mut Slow::new(100, 10), &mut runtime).unwrap();
+    drop(runtime);
     assert_eq!(report.outcome, Outcome::Complete);
     assert_eq!(lines.len(), 2);
     assert!(lines[1].starts_with("verify: 2 of 2 counters done; 2 pages, 200 keys"), "{lines:?}");

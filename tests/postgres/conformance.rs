@@ -2,7 +2,7 @@
 //! or not; and what this store refuses for reasons of its own.
 
 use crate::support::postgres::{connect, shared};
-use keepcount::conformance::{Call, Case, LAYOUT, run_async};
+use keepcount::conformance::{Call, Case, SCHEMA, run_async};
 use keepcount::{AsyncStore, Error, KeyError, PostgresStore, PreparedStatements};
 use tokio_postgres::Client;
 
@@ -12,7 +12,7 @@ fn with_tables(work: impl AsyncFnOnce(Client)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut client = connect(&server.database().await).await;
-        PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap();
+        PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap();
         work(client).await;
     });
 }
@@ -38,7 +38,7 @@ mod over_a_client {
     use super::*;
 
     fn runs(case: &Case) {
-        with_tables(async |mut client| follows(case, &mut PostgresStore::new(&mut client, &LAYOUT)).await);
+        with_tables(async |mut client| follows(case, &mut PostgresStore::new(&mut client, &SCHEMA)).await);
     }
 
     keepcount::conformance_tests!(each runs);
@@ -52,7 +52,7 @@ mod in_savepoints {
             let prepared = PreparedStatements::new();
             let mut tx = client.transaction().await.unwrap();
             tx.batch_execute("CREATE TABLE votes (id BIGINT); INSERT INTO votes VALUES (7)").await.unwrap();
-            follows(case, &mut PostgresStore::new(&mut tx, &LAYOUT).prepared(&prepared)).await;
+            follows(case, &mut PostgresStore::new(&mut tx, &SCHEMA).prepared(&prepared)).await;
             // Whatever was applied or refused, the transaction stays, with its rows.
             let rows = tx.query("SELECT id FROM votes", &[]).await.unwrap();
             assert_eq!(rows.len(), 1);

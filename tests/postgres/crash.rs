@@ -1,6 +1,6 @@
 //! Connections cut and servers killed while events are applied once: whatever a writer was told, nothing is lost and nothing counts twice.
 //!
-//! `KEEPCOUNT_CRASH_ROUNDS` says how many cuts there are (`just postgres-crash`); some in `cargo test`.
+//! `KEEPCOUNT_CRASH_ROUNDS` says how many cutoffs there are (`just postgres-crash`); some in `cargo test`.
 
 mod attacks;
 mod cancels;
@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::support::postgres::{DURABLE, Server, connect, shared};
-use crate::support::postgres_app::{self, Change, LAYOUT, assert_exact, create, differences, write};
+use crate::support::postgres_app::{self, Change, SCHEMA, assert_exact, create, differences, write};
 use crate::support::random::Random;
-use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Mark, PostgresStore, PreparedStatements};
+use keepcount::{AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Schema, StreamRange};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::types::ToSql;
@@ -56,7 +56,7 @@ async fn open(config: &Config) -> Option<Client> {
     Some(client)
 }
 
-/// Delivers a stream's events until told to stop, each time from behind its mark on: rows, totals and mark in one transaction.
+/// Delivers a stream's events until told to stop, each time from behind its offset on: rows, totals and offset in one transaction.
 async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
     let name = format!("stream {stream}");
     let mut random = Random(stream);
@@ -67,8 +67,8 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
             continue;
         };
         // What is known for sure is what the database says.
-        let Ok(applied) = PostgresStore::new(&mut client, &LAYOUT).mark(&name).await else { continue };
-        assert!(applied >= last, "{name}: {last} was committed, the mark says {applied}");
+        let Ok(applied) = PostgresStore::new(&mut client, &SCHEMA).offset(&name).await else { continue };
+        assert!(applied >= last, "{name}: {last} was committed, the offset says {applied}");
         let mut next = applied + 1;
         while !ends.done.load(Ordering::Relaxed) {
             let until = next + random.below(3);
@@ -80,8 +80,8 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                     continue 'connect;
                 }
             }
-            let mark = Mark::new(&name, next, until).unwrap();
-            match PostgresStore::within(&tx, &LAYOUT).apply_once(&mut batch, &mark).await {
+            let stream_range = StreamRange::new(&name, next, until).unwrap();
+            match PostgresStore::in_transaction(&tx, &SCHEMA).apply_idempotent(&mut batch, &stream_range).await {
                 Ok(done) => assert!(!done.skipped),
                 Err(Error::Busy { .. }) => {
                     ends.retried.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +97,7 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                 Err(error) => panic!("{error:?}"),
             }
             if tx.commit().await.is_err() {
-                // It may have happened; the mark will say.
+                // It may have happened; the offset will say.
                 ends.unknown.fetch_add(1, Ordering::Relaxed);
                 continue 'connect;
             }
@@ -120,14 +120,14 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
         loop {
             let mut batch = Batch::new();
             batch.add(postgres_app::SHOW_ARTIST, (1_000_000, 1_000_000), 1);
-            let mark = Mark::new("counted", next, next).unwrap();
-            match PostgresStore::new(&mut client, &LAYOUT).apply_once(&mut batch, &mark).await {
+            let stream_range = StreamRange::new("counted", next, next).unwrap();
+            match PostgresStore::new(&mut client, &SCHEMA).apply_idempotent(&mut batch, &stream_range).await {
                 Ok(done) => {
                     ends.skipped.fetch_add(done.skipped.into(), Ordering::Relaxed);
                     sure = next;
                     next += 1;
                 }
-                Err(Error::Unknown { .. }) => {
+                Err(Error::Indeterminate { .. }) => {
                     ends.unknown.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
@@ -142,7 +142,7 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
     sure
 }
 
-/// Writes rows and totals in one round trip, without marks: what is busy is written again as it is, what is not known is looked for.
+/// Writes rows and totals in one round trip, without offsets: what is busy is written again as it is, what is not known is looked for.
 async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
     let mut next = 1_i64;
     'connect: while !ends.done.load(Ordering::Relaxed) {
@@ -163,7 +163,7 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
             let (way, values): (usize, [&(dyn ToSql + Sync); 2]) = (usize::from(next % 2 == 0), [&next, &HOME]);
             match store.write(&[(CAST[way], &values[..=way])], &mut batch).await {
                 Ok(_) => next += 1,
-                Err(Error::Unknown { .. }) => {
+                Err(Error::Indeterminate { .. }) => {
                     ends.unknown.fetch_add(1, Ordering::Relaxed);
                     continue 'connect;
                 }
@@ -186,16 +186,16 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
     next
 }
 
-/// What is written in one round trip: no rollup, no board.
+/// What is written in one round trip: no rollup, no leaderboard.
 const BALLOTS: Counter<()> = Counter::new("ballots.all");
-const PLAIN: Layout = Layout::new(&[BALLOTS.table()]);
+const PLAIN: Schema = Schema::new(&[BALLOTS.table()]);
 const BOX: &str = "CREATE TABLE ballots (id BIGINT PRIMARY KEY, address INET)";
 /// Sent in one message; and in several, since an address has no text in keepcount.
 const CAST: [&str; 2] = ["INSERT INTO ballots VALUES ($1)", "INSERT INTO ballots VALUES ($1, $2)"];
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
+async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
     let Some(mut server) = Server::with(DURABLE) else { return };
     let config = server.database().await;
     let mut client = connect(&config).await;
@@ -210,7 +210,7 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     let counting = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
     let voting = tokio::spawn(ballots(config.clone(), Arc::clone(&ends)));
     let mut random = Random(11);
-    let (mut cuts, mut crashes) = (0_i64, 0);
+    let (mut cutoffs, mut crashes) = (0_i64, 0);
     for round in 1..=rounds() {
         tokio::time::sleep(Duration::from_millis(20 + random.below(80))).await;
         if round % 6 == 0 {
@@ -221,21 +221,21 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
             let killer = connect(&config).await;
             let text = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                         WHERE datname = current_database() AND pid <> pg_backend_pid()";
-            cuts += killer.query_one(text, &[]).await.unwrap().get::<_, i64>(0);
+            cutoffs += killer.query_one(text, &[]).await.unwrap().get::<_, i64>(0);
         }
     }
     ends.done.store(true, Ordering::Relaxed);
     let mut client = connect(&config).await;
     for (stream, writer) in (1..=4_u64).zip(writers) {
         let last = writer.await.unwrap();
-        let mark = PostgresStore::new(&mut client, &LAYOUT).mark(&format!("stream {stream}")).await.unwrap();
-        assert!(mark >= last, "stream {stream}: {last} was committed, the mark says {mark}");
-        // Rows and mark are of one transaction: the votes that are there are those up to the mark.
+        let offset = PostgresStore::new(&mut client, &SCHEMA).offset(&format!("stream {stream}")).await.unwrap();
+        assert!(offset >= last, "stream {stream}: {last} was committed, the offset says {offset}");
+        // Rows and offset are of one transaction: the votes that are there are those up to the offset.
         let first = i64::try_from(stream * 1_000_000).unwrap();
-        let wanted = (1..=mark).filter(|number| {
+        let wanted = (1..=offset).filter(|number| {
             matches!(event(stream, *number), Change::Vote(..))
                 && event(stream, number + 1) != Change::Unvote(first + i64::try_from(*number).unwrap())
-                || *number == mark && matches!(event(stream, *number), Change::Vote(..))
+                || *number == offset && matches!(event(stream, *number), Change::Vote(..))
         });
         let there = "SELECT count(*) FROM votes WHERE id BETWEEN $1 AND $2";
         let there: i64 = client.query_one(there, &[&first, &(first + 999_999)]).await.unwrap().get(0);
@@ -245,8 +245,8 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     let cast: i64 = client.query_one("SELECT count(*) FROM ballots", &[]).await.unwrap().get(0);
     assert_eq!(PostgresStore::new(&mut client, &PLAIN).total(BALLOTS, ()).await.unwrap(), cast);
     let counted = counting.await.unwrap();
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
-    assert_eq!(store.mark("counted").await.unwrap(), counted);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
+    assert_eq!(store.offset("counted").await.unwrap(), counted);
     assert_eq!(
         store.total(postgres_app::SHOW_ARTIST, (1_000_000, 1_000_000)).await.unwrap(),
         i64::try_from(counted).unwrap()
@@ -254,7 +254,7 @@ async fn writers_that_are_cut_off_lose_nothing_and_count_nothing_twice() {
     client.execute("DELETE FROM show_artist WHERE key_1 = 1000000", &[]).await.unwrap();
     assert_exact(&differences(&client).await);
     println!("{cast} rows written with their totals at once");
-    println!("{cuts} connections cut, {crashes} crashes of the server; {ends:?}");
+    println!("{cutoffs} connections cut, {crashes} crashes of the server; {ends:?}");
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
 }
 
@@ -299,14 +299,14 @@ async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
         let mut way = Config::new();
         way.host("127.0.0.1").port(port).dbname(direct.get_dbname().unwrap());
         way.user(network.get_user().unwrap()).password(network.get_password().unwrap());
-        let mut cut = connect(&way).await;
+        let mut cutoff = connect(&way).await;
         let statements = PreparedStatements::new();
-        let mut store = PostgresStore::new(&mut cut, &PLAIN).prepared(&statements);
+        let mut store = PostgresStore::new(&mut cutoff, &PLAIN).prepared(&statements);
         let rows = |id| -> [&(dyn ToSql + Sync); 2] { [id, &HOME] };
         store.write(&[(CAST[by], &rows(&id)[..=by])], &mut batch.clone()).await.unwrap();
         deaf.store(true, Ordering::Relaxed);
         let error = store.write(&[(CAST[by], &rows(&(id + 1))[..=by])], &mut batch.clone()).await;
-        assert!(matches!(error, Err(Error::Unknown { .. })), "{error:?}");
+        assert!(matches!(error, Err(Error::Indeterminate { .. })), "{error:?}");
         let there =
             client.query_one("SELECT count(*), (SELECT total FROM ballots_all) FROM ballots", &[]).await.unwrap();
         assert_eq!((there.get::<_, i64>(0), there.get::<_, i64>(1)), (id + 2, id + 2), "it was committed");

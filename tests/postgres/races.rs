@@ -1,4 +1,4 @@
-//! Transactions at once on one database: every race of links, boards, cuts and marks stepped by hand with two connections, the variants that must
+//! Transactions at once on one database: every race of memberships, leaderboards, cutoffs and offsets stepped by hand with two connections, the variants that must
 //! lose, and sixteen writers for a while; totals against plain SQL after each.
 #![allow(clippy::disallowed_methods, clippy::similar_names)]
 
@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::postgres::{connect, shared};
 use crate::support::postgres_app::{
-    self, Change, LAYOUT, SETLIST_DAYS, assert_exact, changes, create, differences, hunt, write,
+    self, Change, SCHEMA, SETLIST_DAYS, assert_exact, changes, create, differences, hunt, write,
 };
 use crate::support::random::Random;
 use keepcount::sql::{Dialect, Query};
 use keepcount::{
-    AsyncStore, Batch, Climb, Counter, Error, Layout, Mark, Next, PostgresStore, PreparedStatements, Sweep,
+    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, RollupUpdate, Schema, StreamRange,
+    Sweep,
 };
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, IsolationLevel, Transaction};
@@ -36,7 +37,7 @@ async fn apply(tx: &Transaction<'_>, changes: &[Change]) -> keepcount::Result<()
     for change in changes {
         write(tx, change, &mut batch).await.unwrap();
     }
-    PostgresStore::within(tx, &LAYOUT).apply(&mut batch).await.map(drop)
+    PostgresStore::in_transaction(tx, &SCHEMA).apply(&mut batch).await.map(drop)
 }
 
 /// Runs two transactions, each of which does its changes and applies them, so that the second applies while the first has applied and not committed.
@@ -66,15 +67,15 @@ fn vote(id: i64, setlist: i64) -> Change {
 }
 
 #[tokio::test]
-async fn every_race_of_a_link_is_exact_whoever_comes_first() {
+async fn every_race_of_a_membership_is_exact_whoever_comes_first() {
     let Some((config, mut client)) = application().await else { return };
     let before =
         [Change::Bill(70, Some(7)), Change::Bill(71, Some(8)), Change::Place(1, Some(70)), vote(1, 1), vote(2, 1)];
     let races: [(&str, [Vec<Change>; 2]); 8] = [
         ("a vote and a move of its setlist", [vec![vote(10, 1)], vec![Change::Place(1, Some(71))]]),
         ("a vote of a new day and a move", [vec![Change::Vote(11, 1, 5, 99)], vec![Change::Place(1, Some(71))]]),
-        ("a first vote and a first link", [vec![vote(12, 2)], vec![Change::Place(2, Some(70))]]),
-        ("a vote and the end of its link", [vec![vote(13, 1)], vec![Change::Place(1, None)]]),
+        ("a first vote and a first membership", [vec![vote(12, 2)], vec![Change::Place(2, Some(70))]]),
+        ("a vote and the end of its membership", [vec![vote(13, 1)], vec![Change::Place(1, None)]]),
         ("a vote and a move of its show", [vec![vote(14, 1)], vec![Change::Bill(70, Some(9))]]),
         ("a vote and its setlist's end", [vec![vote(15, 1)], vec![Change::Drop(1)]]),
         ("a moved vote and a move", [vec![vote(1, 2)], vec![Change::Place(1, Some(71)), Change::Place(2, Some(71))]]),
@@ -86,7 +87,9 @@ async fn every_race_of_a_link_is_exact_whoever_comes_first() {
     for (name, [one, two]) in races {
         for (first, second) in [(&one, &two), (&two, &one)] {
             client.batch_execute("TRUNCATE votes, setlists, shows, keepcount_locks").await.unwrap();
-            for table in LAYOUT.counters().iter().map(keepcount::Placed::table_name).chain(["show_board".to_owned()]) {
+            for table in
+                SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name).chain(["show_board".to_owned()])
+            {
                 client.batch_execute(&format!("TRUNCATE {table}")).await.unwrap();
             }
             commit(&mut client, &before).await;
@@ -96,32 +99,32 @@ async fn every_race_of_a_link_is_exact_whoever_comes_first() {
     }
 }
 
-/// A climb that reads its child's links without holding the child.
+/// A climb that reads its child's memberships without holding the child.
 async fn apply_unlocked(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
     let run = async |query: &Query<'_>| {
         let values: Vec<&(dyn ToSql + Sync)> = query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
         tx.query(&query.text, &values).await.unwrap()
     };
-    let mut climb = Climb::new(&PLAIN, batch).unwrap();
-    while let Some(question) = climb.next().unwrap() {
+    let mut update = RollupUpdate::new(&PLAIN, batch).unwrap();
+    while let Some(request) = update.next().unwrap() {
         if lock {
-            run(&question.lock(Dialect::Postgres).unwrap()).await;
+            run(&request.lock(Dialect::Postgres).unwrap()).await;
         }
-        for row in run(&question.query(Dialect::Postgres, &PLAIN).unwrap()).await {
+        for row in run(&request.query(Dialect::Postgres, &PLAIN).unwrap()).await {
             let key = keepcount::KeyBuf::of::<(i64, i64)>((row.get::<_, i64>(0), row.get::<_, i64>(1)));
             let key = if row.len() == 2 { keepcount::KeyBuf::of::<i64>(row.get::<_, i64>(0)) } else { key };
-            climb.take(&key, row.get(row.len() - 1)).unwrap();
+            update.take(&key, row.get(row.len() - 1)).unwrap();
         }
     }
-    for statement in climb.statements(Dialect::Postgres).unwrap() {
+    for statement in update.statements(Dialect::Postgres).unwrap() {
         for row in statement.rows() {
             run(&Query::new(statement.text.clone(), row.to_vec())).await;
         }
     }
 }
 
-/// The counters of [`LAYOUT`] that statements alone can keep.
-const PLAIN: keepcount::Layout = keepcount::Layout::new(&[
+/// The counters of [`SCHEMA`] that statements alone can keep.
+const PLAIN: keepcount::Schema = keepcount::Schema::new(&[
     postgres_app::SETLIST_VOTES.table(),
     postgres_app::SETLIST_SHOW.table(),
     postgres_app::SHOW_VOTES.table(),
@@ -171,8 +174,8 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
         let mut batch = Batch::new();
         let written = write(&tx, &old, &mut batch).await;
         if written.is_ok() {
-            let error = PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.unwrap_err();
-            assert_eq!(error.next(), Next::Retry, "{error}");
+            let error = PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.unwrap_err();
+            assert_eq!(error.recovery(), Recovery::Retry, "{error}");
         }
         drop(tx);
         assert_exact(&differences(&client).await);
@@ -180,10 +183,10 @@ async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift()
 }
 
 /// All of a clean-up; gives how many totals of 0 and locks went.
-async fn sweep(client: &mut Client, layout: &Layout, rows: usize) -> (u64, u64) {
+async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) {
     let (mut sweep, mut gone) = (Sweep::new().rows(rows), (0, 0));
     loop {
-        let swept = PostgresStore::new(client, layout).sweep(&mut sweep).await.unwrap();
+        let swept = PostgresStore::new(client, schema).sweep(&mut sweep).await.unwrap();
         assert!(swept.looked <= rows as u64 && swept.totals + swept.locks <= swept.looked, "{swept:?}");
         gone = (gone.0 + swept.totals, gone.1 + swept.locks);
         if swept.complete {
@@ -193,10 +196,10 @@ async fn sweep(client: &mut Client, layout: &Layout, rows: usize) -> (u64, u64) 
 }
 
 /// Cleans up until so much went: a transaction of another test's database, on the same server, may be older than what is to go.
-async fn sweep_until(client: &mut Client, layout: &Layout, rows: usize, enough: (u64, u64)) -> (u64, u64) {
+async fn sweep_until(client: &mut Client, schema: &Schema, rows: usize, enough: (u64, u64)) -> (u64, u64) {
     let mut gone = (0, 0);
     for _ in 0..600 {
-        let swept = sweep(client, layout, rows).await;
+        let swept = sweep(client, schema, rows).await;
         gone = (gone.0 + swept.0, gone.1 + swept.1);
         if gone.0 >= enough.0 && gone.1 >= enough.1 {
             break;
@@ -208,10 +211,10 @@ async fn sweep_until(client: &mut Client, layout: &Layout, rows: usize, enough: 
 
 /// How many locks there are, and rows of totals that are 0.
 async fn left(client: &Client) -> (i64, i64) {
-    let zeros: Vec<String> = LAYOUT
+    let zeros: Vec<String> = SCHEMA
         .counters()
         .iter()
-        .map(|placed| format!("(SELECT count(*) FROM {} WHERE total = 0)", placed.table_name()))
+        .map(|spec| format!("(SELECT count(*) FROM {} WHERE total = 0)", spec.table_name()))
         .collect();
     let text = format!("SELECT (SELECT count(*) FROM keepcount_locks), {}", zeros.join(" + "));
     let row = client.query_one(&text, &[]).await.unwrap();
@@ -221,7 +224,7 @@ async fn left(client: &Client) -> (i64, i64) {
 const CHILDREN: Counter<i64> = Counter::new("child");
 const PARENTS: Counter<(i64, i64)> = Counter::new("child.parent");
 const FAMILIES: Counter<i64> = Counter::new("parent").sum_of(CHILDREN, PARENTS);
-const FAMILY: Layout = Layout::new(&[CHILDREN.table(), PARENTS.table(), FAMILIES.table()]);
+const FAMILY: Schema = Schema::new(&[CHILDREN.table(), PARENTS.table(), FAMILIES.table()]);
 
 /// A child without a total moves, and a transaction that is older than the move adds to it: their locks are all that they share. Where the mover's was
 /// removed too early the addition goes to the parent from before, which the control shows by a plain DELETE.
@@ -248,13 +251,13 @@ async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
             assert_eq!(sweep(&mut client, &FAMILY, 2).await, (0, 0));
         }
         batch.add(CHILDREN, 1, 1);
-        let added = PostgresStore::within(&tx, &FAMILY).apply(&mut batch).await;
+        let added = PostgresStore::in_transaction(&tx, &FAMILY).apply(&mut batch).await;
         let wanted = if by_hand {
             added.unwrap();
             tx.commit().await.unwrap();
             [(70, 1)]
         } else {
-            assert_eq!(added.unwrap_err().next(), Next::Retry);
+            assert_eq!(added.unwrap_err().recovery(), Recovery::Retry);
             drop(tx);
             PostgresStore::new(&mut stale, &FAMILY).apply(&mut batch).await.unwrap();
             [(71, 1)]
@@ -276,12 +279,12 @@ async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_ex
         let tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
         tx.query("SELECT count(*) FROM votes", &[]).await.unwrap();
         commit(&mut client, &[new]).await;
-        sweep(&mut client, &LAYOUT, 2).await;
+        sweep(&mut client, &SCHEMA, 2).await;
         assert!(left(&client).await.0 > 0);
         let mut batch = Batch::new();
         if write(&tx, &old, &mut batch).await.is_ok() {
-            let error = PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.unwrap_err();
-            assert_eq!(error.next(), Next::Retry, "{error}");
+            let error = PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.unwrap_err();
+            assert_eq!(error.recovery(), Recovery::Retry, "{error}");
         }
     }
     assert_exact(&differences(&client).await);
@@ -289,7 +292,7 @@ async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_ex
     let (locks, zeros) = left(&client).await;
     assert!(locks > 1 && zeros > 3, "{locks} {zeros}");
     let all = (zeros.cast_unsigned(), locks.cast_unsigned());
-    assert_eq!(sweep_until(&mut client, &LAYOUT, 3, all).await, all);
+    assert_eq!(sweep_until(&mut client, &SCHEMA, 3, all).await, all);
     assert_eq!(left(&client).await, (0, 0));
     assert_exact(&differences(&client).await);
     commit(&mut client, &[vote(5, 2), Change::Place(2, Some(71))]).await;
@@ -305,7 +308,7 @@ async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_el
         batch.add(postgres_app::SHOW_SETLISTS, key, delta);
         batch
     };
-    PostgresStore::new(&mut client, &LAYOUT).apply(&mut add(7, 1)).await.unwrap();
+    PostgresStore::new(&mut client, &SCHEMA).apply(&mut add(7, 1)).await.unwrap();
     // Somebody who may see nothing of other people's sessions but what everybody may.
     client
         .batch_execute(
@@ -317,15 +320,15 @@ async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_el
     let mut other = connect(config.clone().user("sweeping")).await;
     let mut stale = connect(&config).await;
     let mut tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
-    assert_eq!(PostgresStore::new(&mut tx, &LAYOUT).total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 1);
-    PostgresStore::new(&mut client, &LAYOUT).apply(&mut add(7, -1)).await.unwrap();
-    assert_eq!((sweep(&mut client, &LAYOUT, 9).await.0, sweep(&mut other, &LAYOUT, 9).await.0), (0, 0));
+    assert_eq!(PostgresStore::new(&mut tx, &SCHEMA).total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 1);
+    PostgresStore::new(&mut client, &SCHEMA).apply(&mut add(7, -1)).await.unwrap();
+    assert_eq!((sweep(&mut client, &SCHEMA, 9).await.0, sweep(&mut other, &SCHEMA, 9).await.0), (0, 0));
     assert_eq!(left(&client).await.1, 1);
-    let error = PostgresStore::within(&tx, &LAYOUT).apply(&mut add(7, -1)).await.unwrap_err();
-    assert_eq!(error.next(), Next::Retry, "{error}");
+    let error = PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut add(7, -1)).await.unwrap_err();
+    assert_eq!(error.recovery(), Recovery::Retry, "{error}");
     drop(tx);
     stale.execute("SELECT 1", &[]).await.unwrap();
-    assert_eq!(sweep_until(&mut other, &LAYOUT, 9, (1, 0)).await.0, 1);
+    assert_eq!(sweep_until(&mut other, &SCHEMA, 9, (1, 0)).await.0, 1);
     assert_eq!(left(&client).await.1, 0);
     drop(other);
     client.batch_execute("DROP OWNED BY sweeping; DROP ROLE sweeping").await.unwrap();
@@ -342,18 +345,18 @@ async fn a_sweep_waits_for_no_row_whatever_the_sessions_isolation_is() {
     apply(&tx, &[vote(3, 1)]).await.unwrap();
     let mut other = connect(&config).await;
     other.batch_execute("SET default_transaction_isolation = 'serializable'").await.unwrap();
-    tokio::time::timeout(Duration::from_secs(10), sweep(&mut other, &LAYOUT, 100)).await.expect("it waits");
+    tokio::time::timeout(Duration::from_secs(10), sweep(&mut other, &SCHEMA, 100)).await.expect("it waits");
     assert!(left(&other).await.0 > 0, "what is held stays");
     tx.commit().await.unwrap();
     assert_exact(&differences(&client).await);
     let (locks, zeros) = left(&client).await;
-    sweep_until(&mut other, &LAYOUT, 100, (zeros.cast_unsigned(), locks.cast_unsigned())).await;
+    sweep_until(&mut other, &SCHEMA, 100, (zeros.cast_unsigned(), locks.cast_unsigned())).await;
     assert_eq!(left(&client).await, (0, 0));
     assert_exact(&differences(&client).await);
 }
 
 #[tokio::test]
-async fn a_board_is_scored_by_what_both_of_two_transactions_changed() {
+async fn a_leaderboard_is_scored_by_what_both_of_two_transactions_changed() {
     let Some((config, mut client)) = application().await else { return };
     commit(&mut client, &[Change::Place(1, Some(70)), vote(1, 1)]).await;
     // One changes the show's votes, the other its setlists: two counters, one line.
@@ -370,24 +373,24 @@ async fn a_prune_waits_for_writers_and_writers_for_a_prune() {
     let mut writer = connect(&config).await;
     let tx = writer.transaction().await.unwrap();
     apply(&tx, &[Change::Vote(3, 1, 1, 6), Change::Vote(4, 1, 1, 16)]).await.unwrap();
-    let pruned = async { PostgresStore::new(&mut client, &LAYOUT).prune(SETLIST_DAYS, 10).await.unwrap() };
+    let pruned = async { PostgresStore::new(&mut client, &SCHEMA).prune(SETLIST_DAYS, 10).await.unwrap() };
     let (gone, ()) = tokio::join!(pruned, async {
         tokio::time::sleep(Duration::from_millis(150)).await;
         tx.commit().await.unwrap();
     });
     assert_eq!(gone, 4, "days 5 and 6 of the setlist and its show");
     commit(&mut client, &[Change::Vote(5, 1, 1, 7), Change::Vote(6, 1, 1, 17)]).await;
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
     let days = store.totals(SETLIST_DAYS).await.unwrap();
     assert_eq!(days, [((1, 15), 1), ((1, 16), 1), ((1, 17), 1)]);
     let show = store.totals(postgres_app::SHOW_DAYS).await.unwrap();
     assert_eq!(show, [((70, 15), 1), ((70, 16), 1), ((70, 17), 1)]);
-    assert!(matches!(store.sum(SETLIST_DAYS.def(), &SETLIST_DAYS.under(1)).await, Err(Error::Pruned { .. })));
-    assert_eq!(store.sum(SETLIST_DAYS.def(), &SETLIST_DAYS.tails(1, 10..)).await.unwrap(), 3);
+    assert!(matches!(store.sum(SETLIST_DAYS.id(), &SETLIST_DAYS.under(1)).await, Err(Error::Pruned { .. })));
+    assert_eq!(store.sum(SETLIST_DAYS.id(), &SETLIST_DAYS.suffixes(1, 10..)).await.unwrap(), 3);
     assert_eq!(store.prune(SETLIST_DAYS, 10).await.unwrap(), 0);
 }
 
-/// A link that moves takes a finer total along, and writes a rollup's total at the same tail: below a cut that came in between, that was an orphan.
+/// A membership that moves takes a base total along, and writes a rollup's total at the same suffix: below a cutoff that came in between, that was an orphan.
 #[tokio::test]
 async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
     for prune_first in [false, true] {
@@ -399,7 +402,7 @@ async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
         let pause = Duration::from_millis(150);
         if prune_first {
             let mut tx = pruner.transaction().await.unwrap();
-            PostgresStore::new(&mut tx, &LAYOUT).prune(SETLIST_DAYS, 10).await.unwrap();
+            PostgresStore::new(&mut tx, &SCHEMA).prune(SETLIST_DAYS, 10).await.unwrap();
             let ((), ()) = tokio::join!(commit(&mut mover, &moved), async {
                 tokio::time::sleep(pause).await;
                 tx.commit().await.unwrap();
@@ -407,14 +410,14 @@ async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
         } else {
             let tx = mover.transaction().await.unwrap();
             apply(&tx, &moved).await.unwrap();
-            let mut store = PostgresStore::new(&mut pruner, &LAYOUT);
+            let mut store = PostgresStore::new(&mut pruner, &SCHEMA);
             let (gone, ()) = tokio::join!(store.prune(SETLIST_DAYS, 10), async {
                 tokio::time::sleep(pause).await;
                 tx.commit().await.unwrap();
             });
             gone.unwrap();
         }
-        let mut store = PostgresStore::new(&mut client, &LAYOUT);
+        let mut store = PostgresStore::new(&mut client, &SCHEMA);
         assert_eq!(store.totals(postgres_app::SHOW_DAYS).await.unwrap(), [((71, 15), 1)], "prune first: {prune_first}");
         assert_eq!(store.totals(SETLIST_DAYS).await.unwrap(), [((1, 15), 1)]);
     }
@@ -426,7 +429,9 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
     let once = async |client: &mut Client, first: u64, last: u64| {
         let mut batch = Batch::new();
         batch.add(postgres_app::SHOW_SETLISTS, 7, i64::try_from(last - first + 1).unwrap());
-        PostgresStore::new(client, &LAYOUT).apply_once(&mut batch, &Mark::new("feed", first, last).unwrap()).await
+        PostgresStore::new(client, &SCHEMA)
+            .apply_idempotent(&mut batch, &StreamRange::new("feed", first, last).unwrap())
+            .await
     };
     let mut appliers = Vec::new();
     for _ in 0..4 {
@@ -451,8 +456,8 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
         applied += applier.await.unwrap();
     }
     assert_eq!(applied, 100);
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
-    assert_eq!(store.mark("feed").await.unwrap(), 400);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
+    assert_eq!(store.offset("feed").await.unwrap(), 400);
     assert_eq!(store.total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 400);
 }
 
@@ -482,7 +487,7 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
             }
         }
         if failed.is_none() {
-            match PostgresStore::within(&tx, &LAYOUT).prepared(&prepared).apply(&mut batch).await {
+            match PostgresStore::in_transaction(&tx, &SCHEMA).prepared(&prepared).apply(&mut batch).await {
                 Ok(_) if random.below(10) == 0 => {
                     tx.rollback().await.unwrap();
                     met.rolled_back += 1;
@@ -496,7 +501,7 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
                     Err(error) => failed = error.code().map(|code| code.code().to_owned()),
                 },
                 Err(error) => {
-                    assert_eq!(error.next(), Next::Retry, "{error:?}");
+                    assert_eq!(error.recovery(), Recovery::Retry, "{error:?}");
                     failed = Some(if format!("{error:?}").contains("40P01") { "40P01" } else { "40001" }.to_owned());
                 }
             }
@@ -515,7 +520,7 @@ async fn sweeper(config: Config, until: Instant) -> (u64, u64) {
     let mut client = connect(&config).await;
     let (mut sweep, mut gone) = (Sweep::new().rows(20), (0, 0));
     while Instant::now() < until {
-        let swept = PostgresStore::new(&mut client, &LAYOUT).sweep(&mut sweep).await.unwrap();
+        let swept = PostgresStore::new(&mut client, &SCHEMA).sweep(&mut sweep).await.unwrap();
         gone = (gone.0 + swept.totals, gone.1 + swept.locks);
     }
     gone

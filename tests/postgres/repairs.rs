@@ -1,5 +1,5 @@
 //! Two processes that repair all the time while sixteen connections write; killed, and started again. Where nothing is planted they find nothing, ever;
-//! where totals are damaged behind the hooks, all is mended in the end. With the writers' waits, in one table.
+//! where totals are damaged behind the hooks, all is repaired in the end. With the writers' waits, in one table.
 #![allow(clippy::disallowed_methods, clippy::similar_names)]
 
 use std::io::{BufRead as _, BufReader};
@@ -8,17 +8,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use crate::support::postgres::{connect, shared};
-use crate::support::postgres_app::{LAYOUT, assert_exact, audit, changes, create, differences, hunt, write};
+use crate::support::postgres_app::{SCHEMA, assert_exact, audit, changes, create, differences, hunt, write};
 use crate::support::random::Random;
 use crate::support::test_of;
-use keepcount::reconcile::{Mode, Options, Reconciler, TokioLive, run_async};
+use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
 use keepcount::{AsyncStore as _, Batch, PostgresStore, PreparedStatements};
 use tokio_postgres::Config;
 
 /// Where a child of these tests repairs.
 const CHILD: &str = "KEEPCOUNT_REPAIRS_AT";
 
-/// What a child is: it repairs until it is killed, and says after each run how many keys differed, and how many it mended.
+/// What a child is: it repairs until it is killed, and says after each run how many keys differed, and how many it repaired.
 #[test]
 fn a_child_repairs_until_it_is_killed() {
     let Ok(url) = std::env::var(CHILD) else { return };
@@ -28,8 +28,8 @@ fn a_child_repairs_until_it_is_killed() {
         let mut audit = audit(&mut client).await.unwrap();
         loop {
             let options = Options::default().page(7).retries(20);
-            let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, options).unwrap();
-            let report = run_async(&mut repair, &mut audit, &mut TokioLive::new()).await.unwrap();
+            let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap();
+            let report = run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap();
             let drifts: Vec<String> = report
                 .counters
                 .iter()
@@ -98,7 +98,7 @@ async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
         for change in &changes {
             write(&tx, change, &mut batch).await.unwrap();
         }
-        match PostgresStore::within(&tx, &LAYOUT).prepared(&prepared).apply(&mut batch).await {
+        match PostgresStore::in_transaction(&tx, &SCHEMA).prepared(&prepared).apply(&mut batch).await {
             Ok(_) => tx.commit().await.unwrap(),
             Err(error) => panic!("{error:?}"),
         }
@@ -162,7 +162,7 @@ async fn load(config: &Config, url: Option<&str>, sabotage: bool, time: Duration
         Some(saboteur) => saboteur.await.unwrap(),
         None => 0,
     };
-    // What is left is mended now, by whoever comes first.
+    // What is left is repaired now, by whoever comes first.
     for repairs in &repairs {
         let before: Vec<_> = repairs.runs.try_iter().collect();
         runs.extend(before);

@@ -1,11 +1,11 @@
-//! The store of PostgreSQL beside that of SQLite: boards and their lines, counters that come and go, readiness; and what is refused, with its reason: tables
+//! The store of PostgreSQL beside that of SQLite: leaderboards and their lines, counters that come and go, readiness; and what is refused, with its reason: tables
 //! that are not what they should be, locks that are held, servers that do not write, keys and names that do not fit.
 
 use crate::support::postgres::{connect, shared};
 use crate::support::random::Random;
 use keepcount::{
-    AsyncStore, Batch, Board, Counter, Decayed, Error, HalfLife, KeyError, Layout, Mark, Next, PostgresStore,
-    PreparedStatements, SqliteStore, Store,
+    AsyncStore, Batch, Counter, Decayed, Error, HalfLife, KeyError, Leaderboard, PostgresStore, PreparedStatements,
+    Recovery, Schema, SqliteStore, Store, StreamRange,
 };
 use rusqlite::Connection;
 use tokio_postgres::types::ToSql;
@@ -17,23 +17,23 @@ const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VO
 const SHOW_FANS: Counter<String> = Counter::new("show.fans");
 const HOT: HalfLife = HalfLife::days(1);
 const SHOW_HEAT: Counter<(String, i64)> = Counter::new("show.heat");
-const SHOWS: Board<String> = Board::new("show.board", &[SHOW_VOTES.def(), SHOW_FANS.def()], |totals| {
+const SHOWS: Leaderboard<String> = Leaderboard::new("show.board", &[SHOW_VOTES.id(), SHOW_FANS.id()], |totals| {
     Some(totals.iter().sum::<i64>()).filter(|sum| *sum != 0)
 });
-const HEAT: Board<String, Decayed> = Board::decayed("show.heat_board", SHOW_HEAT);
-const LAYOUT: Layout = Layout::new(&[
+const HEAT: Leaderboard<String, Decayed> = Leaderboard::decayed("show.heat_board", SHOW_HEAT);
+const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_SHOW.table(),
     SHOW_VOTES.table(),
     SHOW_FANS.table(),
     SHOW_HEAT.table().prunable(),
 ])
-.boards(&[SHOWS.def(), HEAT.def()]);
+.leaderboards(&[SHOWS.id(), HEAT.id()]);
 
-async fn open(layout: &Layout) -> Option<(Config, Client)> {
+async fn open(schema: &Schema) -> Option<(Config, Client)> {
     let config = shared()?.database().await;
     let mut client = connect(&config).await;
-    PostgresStore::new(&mut client, layout).create().await.unwrap();
+    PostgresStore::new(&mut client, schema).create().await.unwrap();
     Some((config, client))
 }
 
@@ -55,20 +55,20 @@ fn batch(random: &mut Random) -> Batch {
 }
 
 #[tokio::test]
-async fn boards_rollups_and_prunes_are_as_in_sqlite() {
-    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let conn = Connection::open_in_memory().unwrap();
-    let mut sqlite = SqliteStore::new(&conn, &LAYOUT);
+    let mut sqlite = SqliteStore::new(&conn, &SCHEMA);
     sqlite.create().unwrap();
     let (mut random, prepared) = (Random(4), PreparedStatements::new());
     for turn in 0..150 {
         let mut batch = batch(&mut random);
-        let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
+        let mut store = PostgresStore::new(&mut client, &SCHEMA).prepared(&prepared);
         let (ours, theirs) = (store.apply(&mut batch.clone()).await.unwrap(), sqlite.apply(&mut batch).unwrap());
         assert_eq!(ours.totals, theirs.totals);
         if turn % 40 == 39 {
-            let cut = i64::from(turn) / 10;
-            assert_eq!(store.prune(SHOW_HEAT, cut).await.unwrap(), sqlite.prune(SHOW_HEAT, cut).unwrap());
+            let cutoff = i64::from(turn) / 10;
+            assert_eq!(store.prune(SHOW_HEAT, cutoff).await.unwrap(), sqlite.prune(SHOW_HEAT, cutoff).unwrap());
         }
         if turn % 10 != 9 {
             continue;
@@ -98,13 +98,13 @@ async fn boards_rollups_and_prunes_are_as_in_sqlite() {
 }
 
 #[tokio::test]
-async fn a_rebuild_mends_lines_that_somebody_damaged() {
-    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+async fn a_rebuild_repairs_lines_that_somebody_damaged() {
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let mut one = Batch::new();
     for show in ["a", "b", "c"] {
         one.add(SHOW_FANS, show, 2);
     }
-    PostgresStore::new(&mut client, &LAYOUT).apply(&mut one).await.unwrap();
+    PostgresStore::new(&mut client, &SCHEMA).apply(&mut one).await.unwrap();
     client
         .batch_execute(
             "UPDATE show_board SET score = 7 WHERE key = 'a'; DELETE FROM show_board WHERE key = 'b';
@@ -112,7 +112,7 @@ async fn a_rebuild_mends_lines_that_somebody_damaged() {
         )
         .await
         .unwrap();
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
     assert_eq!(store.rebuild(SHOWS).await.unwrap(), 3);
     let top = store.top(SHOWS, 9).await.unwrap();
     assert_eq!(
@@ -124,22 +124,22 @@ async fn a_rebuild_mends_lines_that_somebody_damaged() {
 const VOTES: Counter<i64> = Counter::new("show.votes");
 const LINKED: Counter<(i64, i64)> = Counter::new("show.artist");
 const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, LINKED);
-const FIRST: Layout = Layout::new(&[VOTES.table()]);
-const SECOND: Layout = Layout::new(&[VOTES.table(), LINKED.table(), ARTIST.table()]);
-const RAISED: Layout = Layout::new(&[VOTES.version(2).table()]);
+const FIRST: Schema = Schema::new(&[VOTES.table()]);
+const SECOND: Schema = Schema::new(&[VOTES.table(), LINKED.table(), ARTIST.table()]);
+const RAISED: Schema = Schema::new(&[VOTES.version(2).table()]);
 
 #[tokio::test]
 async fn counters_come_unready_and_go_by_hand() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    assert!(store.is_ready(VOTES.def()).await.unwrap());
+    assert!(store.is_ready(VOTES.id()).await.unwrap());
     let mut later = PostgresStore::new(&mut client, &SECOND);
     later.create().await.unwrap();
     later.create().await.unwrap(); // leaves what is there
-    assert_eq!(later.unready().await.unwrap(), [ARTIST.def(), LINKED.def()]);
+    assert_eq!(later.unready().await.unwrap(), [ARTIST.id(), LINKED.id()]);
     assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
-    assert!(matches!(later.sum(LINKED.def(), &keepcount::KeyRange::ALL).await, Err(Error::NotReady { .. })));
-    assert!(later.is_ready(VOTES.def()).await.unwrap() && !later.is_ready(ARTIST.def()).await.unwrap());
+    assert!(matches!(later.sum(LINKED.id(), &keepcount::KeyRange::ALL).await, Err(Error::NotReady { .. })));
+    assert!(later.is_ready(VOTES.id()).await.unwrap() && !later.is_ready(ARTIST.id()).await.unwrap());
     // It counts already.
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 5);
@@ -150,29 +150,29 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(later.total(ARTIST, 7).await.unwrap(), 5);
     // An older process must not start beside what it would not keep.
     let mut older = PostgresStore::new(&mut client, &FIRST);
-    assert!(matches!(older.check().await, Err(Error::Schema { table, .. }) if table == "artist_votes"));
-    assert_eq!(older.lost().await.unwrap(), ["artist.votes", "show.artist"]);
-    assert!(matches!(older.forget("show.artist").await, Err(Error::Setting { .. })), "it is summed along");
-    older.forget("artist.votes").await.unwrap();
-    older.forget("show.artist").await.unwrap();
-    assert!(matches!(older.forget("show.artist").await, Err(Error::UnknownCounter { .. })));
+    assert!(matches!(older.check().await, Err(Error::SchemaMismatch { table, .. }) if table == "artist_votes"));
+    assert_eq!(older.orphaned().await.unwrap(), ["artist.votes", "show.artist"]);
+    assert!(matches!(older.drop_counter("show.artist").await, Err(Error::InvalidUse { .. })), "it is summed along");
+    older.drop_counter("artist.votes").await.unwrap();
+    older.drop_counter("show.artist").await.unwrap();
+    assert!(matches!(older.drop_counter("show.artist").await, Err(Error::UnknownCounter { .. })));
     older.check().await.unwrap();
     let mut raised = PostgresStore::new(&mut client, &RAISED);
     raised.create().await.unwrap();
-    assert_eq!(raised.lost().await.unwrap(), ["show.votes"]);
+    assert_eq!(raised.orphaned().await.unwrap(), ["show.votes"]);
 }
 
-const LISTED: Board<i64> = Board::new("show.votes_board", &[VOTES.def()], |totals| totals.first().copied());
+const LISTED: Leaderboard<i64> = Leaderboard::new("show.votes_board", &[VOTES.id()], |totals| totals.first().copied());
 
-/// A counter that becomes prunable, and a board of counters that are there, come into tables that are there.
+/// A counter that becomes prunable, and a leaderboard of counters that are there, come into tables that are there.
 #[tokio::test]
 async fn what_a_counter_is_for_may_change() {
-    const KEPT: Layout = Layout::new(&[VOTES.table(), LINKED.table()]);
-    const PRUNED: Layout = Layout::new(&[VOTES.table(), LINKED.table().prunable()]);
-    const BOTH: Layout = Layout::new(&[VOTES.table(), LINKED.table().prunable()]).boards(&[LISTED.def()]);
+    const KEPT: Schema = Schema::new(&[VOTES.table(), LINKED.table()]);
+    const PRUNED: Schema = Schema::new(&[VOTES.table(), LINKED.table().prunable()]);
+    const BOTH: Schema = Schema::new(&[VOTES.table(), LINKED.table().prunable()]).leaderboards(&[LISTED.id()]);
     let Some((_, mut client)) = open(&KEPT).await else { return };
-    for layout in [&PRUNED, &BOTH, &BOTH] {
-        PostgresStore::new(&mut client, layout).create().await.unwrap();
+    for schema in [&PRUNED, &BOTH, &BOTH] {
+        PostgresStore::new(&mut client, schema).create().await.unwrap();
     }
     let mut store = PostgresStore::new(&mut client, &BOTH);
     let (mut one, mut two) = (Batch::new(), Batch::new());
@@ -193,17 +193,17 @@ async fn what_a_counter_is_for_may_change() {
 
 #[tokio::test]
 async fn a_child_of_no_parts_climbs() {
-    const FINER: Counter<()> = Counter::new("finer");
-    const LINK: Counter<((), i64)> = Counter::new("link");
-    const SUM: Counter<i64> = Counter::new("sum").sum_of(FINER, LINK);
-    const LAYOUT: Layout = Layout::new(&[FINER.table(), LINK.table(), SUM.table()]);
-    let Some((_, mut client)) = open(&LAYOUT).await else { return };
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
-    for (links, votes) in [(&[(7, 1)][..], 3), (&[(7, -1), (8, 2)], 2), (&[], -1)] {
+    const BASE: Counter<()> = Counter::new("finer");
+    const MEMBERSHIP: Counter<((), i64)> = Counter::new("link");
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(BASE, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[BASE.table(), MEMBERSHIP.table(), SUM.table()]);
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
+    for (memberships, votes) in [(&[(7, 1)][..], 3), (&[(7, -1), (8, 2)], 2), (&[], -1)] {
         let mut batch = Batch::new();
-        batch.add(FINER, (), votes);
-        for (parent, amount) in links {
-            batch.add(LINK, ((), *parent), *amount);
+        batch.add(BASE, (), votes);
+        for (parent, amount) in memberships {
+            batch.add(MEMBERSHIP, ((), *parent), *amount);
         }
         store.apply(&mut batch).await.unwrap();
     }
@@ -217,7 +217,7 @@ async fn processes_that_create_at_once_all_succeed() {
     let mut creating = Vec::new();
     for _ in 0..8 {
         let mut client = connect(&config).await;
-        creating.push(tokio::spawn(async move { PostgresStore::new(&mut client, &LAYOUT).create().await }));
+        creating.push(tokio::spawn(async move { PostgresStore::new(&mut client, &SCHEMA).create().await }));
     }
     for created in creating {
         created.await.unwrap().unwrap();
@@ -226,8 +226,8 @@ async fn processes_that_create_at_once_all_succeed() {
 
 /// What `check` says of a table.
 async fn fault(client: &mut Client) -> (String, String) {
-    match PostgresStore::new(client, &LAYOUT).check().await {
-        Err(Error::Schema { table, reason }) => (table, reason),
+    match PostgresStore::new(client, &SCHEMA).check().await {
+        Err(Error::SchemaMismatch { table, reason }) => (table, reason),
         other => panic!("{other:?}"),
     }
 }
@@ -251,7 +251,7 @@ async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
         ("ALTER TABLE show_fans ENABLE ROW LEVEL SECURITY", "show_fans", "row security"),
         ("DROP INDEX setlist_show_by_parent", "setlist_show", "index setlist_show_by_parent is absent"),
         ("DROP INDEX show_board_order", "show_board", "index show_board_order is absent"),
-        ("DROP TABLE keepcount_marks", "keepcount_marks", "absent"),
+        ("DROP TABLE keepcount_offsets", "keepcount_offsets", "absent"),
         ("ALTER TABLE keepcount_locks DROP turns", "keepcount_locks", "turns"),
         ("DROP TABLE keepcount_counters", "keepcount_counters", "no keepcount tables yet"),
         ("DELETE FROM keepcount_counters WHERE name = 'show.fans'", "show_fans", "not in the catalogue"),
@@ -259,7 +259,7 @@ async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
         ("UPDATE keepcount_counters SET version = -1 WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
         ("ALTER TABLE keepcount_counters DROP identity CASCADE", "keepcount_counters", "not keepcount's catalogue"),
     ] {
-        let Some((_, mut client)) = open(&LAYOUT).await else { return };
+        let Some((_, mut client)) = open(&SCHEMA).await else { return };
         client.batch_execute(damage).await.unwrap();
         let (name, reason) = fault(&mut client).await;
         assert!(name == table && reason.contains(says), "{damage}: {name}: {reason}");
@@ -271,24 +271,25 @@ async fn a_table_of_somebody_elses_is_left_alone() {
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
     client.batch_execute("CREATE TABLE show_fans (mine int); INSERT INTO show_fans VALUES (7)").await.unwrap();
-    let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
-    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_fans"), "{error}");
+    let error = PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap_err();
+    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_fans"), "{error}");
     let made = client.query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'keepcount%'", &[]).await.unwrap();
     assert_eq!(made.get::<_, i64>(0), 0, "nothing was made");
 }
 
 #[tokio::test]
-async fn a_name_that_postgresql_would_cut_is_refused() {
-    const LINK: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
-    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, LINK);
-    const LAYOUT: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
+async fn a_name_that_postgresql_would_shortened_is_refused() {
+    const MEMBERSHIP: Counter<(i64, i64)> =
+        Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
+    const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, MEMBERSHIP);
+    const SCHEMA: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SUM.table()]);
     const SHORTER: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
-    const FITS: Layout =
-        Layout::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
+    const FITS: Schema =
+        Schema::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
-    let error = PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap_err();
-    assert!(matches!(&error, Error::Schema { reason, .. } if reason.contains("63")), "{error}");
+    let error = PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap_err();
+    assert!(matches!(&error, Error::SchemaMismatch { reason, .. } if reason.contains("63")), "{error}");
     // An index with a name as long as may be.
     PostgresStore::new(&mut client, &FITS).create().await.unwrap();
 }
@@ -300,19 +301,19 @@ async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
     batch.add(VOTES, 1, 1);
     let mut other = connect(&config).await;
     let holder = other.transaction().await.unwrap();
-    PostgresStore::within(&holder, &FIRST).apply(&mut batch.clone()).await.unwrap();
+    PostgresStore::in_transaction(&holder, &FIRST).apply(&mut batch.clone()).await.unwrap();
     client.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
     let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
-    assert!(error.next() == Next::Retry && error.to_string().contains("counter show.votes"), "{error}");
+    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("counter show.votes"), "{error}");
     client.batch_execute("SET lock_timeout = 0; SET statement_timeout = '50ms'").await.unwrap();
     let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
-    assert!(error.next() == Next::Retry && error.to_string().contains("statement_timeout"), "{error}");
+    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("statement_timeout"), "{error}");
     client.batch_execute("SET statement_timeout = 0").await.unwrap();
     let stale = client.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
     stale.query("SELECT * FROM show_votes", &[]).await.unwrap();
     holder.commit().await.unwrap();
-    let error = PostgresStore::within(&stale, &FIRST).apply(&mut batch).await.unwrap_err();
-    assert!(error.next() == Next::Retry && error.to_string().contains("again whole"), "{error}");
+    let error = PostgresStore::in_transaction(&stale, &FIRST).apply(&mut batch).await.unwrap_err();
+    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("again whole"), "{error}");
     drop(stale);
     assert_eq!(PostgresStore::new(&mut client, &FIRST).total(VOTES, 1).await.unwrap(), 1);
 }
@@ -326,7 +327,8 @@ async fn a_server_that_does_not_write_says_so_and_reads() {
     let mut store = PostgresStore::new(&mut client, &FIRST);
     let error = store.apply(&mut batch).await.unwrap_err();
     assert!(
-        error.next() == Next::Fix && error.to_string().contains("cannot execute INSERT in a read-only transaction"),
+        error.recovery() == Recovery::Permanent
+            && error.to_string().contains("cannot execute INSERT in a read-only transaction"),
         "{error}"
     );
     assert_eq!(store.total(VOTES, 1).await.unwrap(), 0);
@@ -337,7 +339,7 @@ async fn a_server_that_does_not_write_says_so_and_reads() {
 async fn keys_and_totals_that_do_not_fit_are_named() {
     const LARGE: Counter<u64> = Counter::new("large");
     const TEXT: Counter<String> = Counter::new("text");
-    const KEYS: Layout = Layout::new(&[LARGE.table(), TEXT.table()]);
+    const KEYS: Schema = Schema::new(&[LARGE.table(), TEXT.table()]);
     let Some((_, mut client)) = open(&KEYS).await else { return };
     let mut large = Batch::new();
     large.add(LARGE, u64::MAX, 1);
@@ -364,7 +366,7 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
     // Within a transaction that the error has aborted nobody can look which it was, unless there is one.
     for (batch, says) in [(&one, "key 1:"), (&many, "key 0 or another of 3:")] {
         let tx = client.transaction().await.unwrap();
-        let error = PostgresStore::within(&tx, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
+        let error = PostgresStore::in_transaction(&tx, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
         assert!(matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says), "{error}");
     }
     assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
@@ -377,7 +379,7 @@ async fn every_refusal_says_what_to_do() {
     let refuse = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
                   'BEGIN RAISE EXCEPTION USING ERRCODE = current_setting(''test.code''), MESSAGE = ''no \"such\" thing''; END';
                   CREATE TRIGGER t BEFORE INSERT OR UPDATE ON show_votes FOR EACH ROW WHEN (NEW.key = 7) EXECUTE FUNCTION f();
-                  CREATE CONSTRAINT TRIGGER t AFTER INSERT OR UPDATE ON keepcount_marks DEFERRABLE INITIALLY DEFERRED
+                  CREATE CONSTRAINT TRIGGER t AFTER INSERT OR UPDATE ON keepcount_offsets DEFERRABLE INITIALLY DEFERRED
                   FOR EACH ROW EXECUTE FUNCTION f()";
     client.batch_execute(refuse).await.unwrap();
     let (mut batch, mut other) = (Batch::new(), Batch::new());
@@ -385,15 +387,19 @@ async fn every_refusal_says_what_to_do() {
     other.add(VOTES, 8, 1);
     let busy = ["40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25P03", "53300", "53200"];
     let schema = ["42P01", "42703", "42804", "42883"];
-    let mark = keepcount::Mark::new("imports", 1, 1).unwrap();
+    let stream_range = keepcount::StreamRange::new("imports", 1, 1).unwrap();
     for code in busy.into_iter().chain(schema).chain(["23514", "XX000"]) {
         client.batch_execute(&format!("SET test.code = '{code}'")).await.unwrap();
         let mut store = PostgresStore::new(&mut client, &FIRST);
         for (error, says, deferred) in [
             (store.apply(&mut batch.clone()).await.unwrap_err(), "writing totals of counter show.votes", false),
-            (store.apply_once(&mut Batch::new(), &mark).await.unwrap_err(), "moving the mark of stream imports", true),
             (
-                store.apply_once(&mut other.clone(), &mark).await.unwrap_err(),
+                store.apply_idempotent(&mut Batch::new(), &stream_range).await.unwrap_err(),
+                "moving the offset of stream imports",
+                true,
+            ),
+            (
+                store.apply_idempotent(&mut other.clone(), &stream_range).await.unwrap_err(),
                 "writing totals of counter show.votes",
                 true,
             ),
@@ -401,7 +407,7 @@ async fn every_refusal_says_what_to_do() {
             let text = error.to_string();
             match &error {
                 Error::Busy { .. } => assert!(busy.contains(&code), "{code}: {text}"),
-                Error::Schema { table, .. } => {
+                Error::SchemaMismatch { table, .. } => {
                     assert!(schema.contains(&code) && table == "show_votes", "{code}: {text}");
                 }
                 // Of a statement whose table is not named, or of the commit.
@@ -415,7 +421,7 @@ async fn every_refusal_says_what_to_do() {
         }
     }
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    assert_eq!((store.total(VOTES, 8).await.unwrap(), store.mark("imports").await.unwrap()), (0, 0));
+    assert_eq!((store.total(VOTES, 8).await.unwrap(), store.offset("imports").await.unwrap()), (0, 0));
 }
 
 #[tokio::test]
@@ -428,7 +434,7 @@ async fn a_column_that_became_another_type_is_named() {
         .batch_execute("ALTER TABLE show_artist ALTER key_2 TYPE float8; UPDATE keepcount_counters SET ready = 1")
         .await
         .unwrap();
-    let error = PostgresStore::new(&mut client, &SECOND).page(LINKED.def(), None, 9).await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &SECOND).page(LINKED.id(), None, 9).await.unwrap_err();
     assert!(matches!(&error, Error::Key { counter: "show.artist", .. }), "{error:?}");
     assert!(error.to_string().contains("a column of type float8"), "{error}");
 }
@@ -466,35 +472,36 @@ async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_
     let mut batch = Batch::new();
     batch.add(VOTES, 7, 1);
     let error = store(&mut client, None).apply(&mut batch.clone()).await.unwrap_err();
-    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
+    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error}");
     for prepared in [None, Some(&PreparedStatements::new())] {
         let error =
             store(&mut client, prepared).write(&[("SELECT $1::text", &[&"a row"])], &mut batch).await.unwrap_err();
-        assert_eq!(error.next(), Next::Unknown, "{error}");
+        assert_eq!(error.recovery(), Recovery::Indeterminate, "{error}");
     }
     // Within the caller's transaction: what is written of it cannot be committed.
     let tx = client.transaction().await.unwrap();
-    assert!(PostgresStore::within(&tx, &FIRST).apply(&mut batch).await.is_err());
+    assert!(PostgresStore::in_transaction(&tx, &FIRST).apply(&mut batch).await.is_err());
     assert!(tx.query("SELECT 1", &[]).await.is_err());
 }
 
 #[tokio::test]
 async fn prunes_and_rebuilds_see_what_is_committed_or_are_refused() {
-    let Some((_, mut client)) = open(&LAYOUT).await else { return };
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
-    let error = PostgresStore::new(&mut tx, &LAYOUT).prune(SHOW_HEAT, 3).await.unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "transaction_isolation", .. }), "{error}");
-    let error = PostgresStore::new(&mut tx, &LAYOUT).rebuild(SHOWS).await.unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "transaction_isolation", .. }), "{error}");
+    let error = PostgresStore::new(&mut tx, &SCHEMA).prune(SHOW_HEAT, 3).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidUse { what: "transaction_isolation", .. }), "{error}");
+    let error = PostgresStore::new(&mut tx, &SCHEMA).rebuild(SHOWS).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidUse { what: "transaction_isolation", .. }), "{error}");
 }
 
 const HEAT_COUNTER: Counter<(i64, i64)> = Counter::new("setlist.heat");
-const HEAT_LINK: Counter<(i64, i64)> = Counter::new("setlist.of_show");
-const HEAT_SUM: Counter<(i64, i64)> = Counter::new("show.heat_sum").sum_of_tail(HEAT_COUNTER, HEAT_LINK);
-const COOL: Layout = Layout::new(&[HEAT_COUNTER.table().prunable(), HEAT_LINK.table()]);
-const WARM: Layout = Layout::new(&[HEAT_COUNTER.table().prunable(), HEAT_LINK.table(), HEAT_SUM.table().prunable()]);
+const HEAT_MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.of_show");
+const HEAT_SUM: Counter<(i64, i64)> = Counter::new("show.heat_sum").sum_of_suffix(HEAT_COUNTER, HEAT_MEMBERSHIP);
+const COOL: Schema = Schema::new(&[HEAT_COUNTER.table().prunable(), HEAT_MEMBERSHIP.table()]);
+const WARM: Schema =
+    Schema::new(&[HEAT_COUNTER.table().prunable(), HEAT_MEMBERSHIP.table(), HEAT_SUM.table().prunable()]);
 
-/// It came without a cut: a sum over what its finer counter had lost was a number, and not an error.
+/// It came without a cutoff: a sum over what its base counter had lost was a number, and not an error.
 #[tokio::test]
 async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
     let Some((_, mut client)) = open(&COOL).await else { return };
@@ -503,14 +510,14 @@ async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
     store.create().await.unwrap();
     client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
     let mut store = PostgresStore::new(&mut client, &WARM);
-    assert!(matches!(store.sum(HEAT_SUM.def(), &HEAT_SUM.under(7)).await, Err(Error::Pruned { .. })));
+    assert!(matches!(store.sum(HEAT_SUM.id(), &HEAT_SUM.under(7)).await, Err(Error::Pruned { .. })));
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, &COOL).create().unwrap();
     SqliteStore::new(&conn, &COOL).prune(HEAT_COUNTER, 5).unwrap();
     SqliteStore::new(&conn, &WARM).create().unwrap();
     conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
     let mut sqlite = SqliteStore::new(&conn, &WARM);
-    assert!(matches!(sqlite.sum(HEAT_SUM.def(), &HEAT_SUM.under(7)), Err(Error::Pruned { .. })));
+    assert!(matches!(sqlite.sum(HEAT_SUM.id(), &HEAT_SUM.under(7)), Err(Error::Pruned { .. })));
 }
 
 #[tokio::test]
@@ -520,7 +527,7 @@ async fn a_create_that_finds_all_there_waits_for_no_writer() {
     let writer = other.transaction().await.unwrap();
     let mut batch = Batch::new();
     batch.add(LINKED, (1, 7), 1);
-    PostgresStore::within(&writer, &SECOND).apply(&mut batch).await.unwrap();
+    PostgresStore::in_transaction(&writer, &SECOND).apply(&mut batch).await.unwrap();
     client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
     PostgresStore::new(&mut client, &SECOND).create().await.unwrap();
     writer.commit().await.unwrap();
@@ -529,20 +536,23 @@ async fn a_create_that_finds_all_there_waits_for_no_writer() {
 #[tokio::test]
 async fn a_stream_with_a_zero_byte_is_refused() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
-    let mark = keepcount::Mark::new("a\0b", 1, 1).unwrap();
+    let stream_range = keepcount::StreamRange::new("a\0b", 1, 1).unwrap();
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    assert!(matches!(store.apply_once(&mut Batch::new(), &mark).await, Err(Error::Setting { setting: "stream", .. })));
-    assert!(matches!(store.mark("a\0b").await, Err(Error::Setting { setting: "stream", .. })));
+    assert!(matches!(
+        store.apply_idempotent(&mut Batch::new(), &stream_range).await,
+        Err(Error::InvalidUse { what: "stream", .. })
+    ));
+    assert!(matches!(store.offset("a\0b").await, Err(Error::InvalidUse { what: "stream", .. })));
 }
 
 #[tokio::test]
-async fn marks_are_listed_by_pages_and_forgotten() {
-    let Some((_, mut client)) = open(&LAYOUT).await else { return };
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+async fn offsets_are_listed_by_pages_and_forgotten() {
+    let Some((_, mut client)) = open(&SCHEMA).await else { return };
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
     let mut sorted = vec![("a", 1), ("b", 2), ("b\u{1}", 3), ("ba", 4), ("\u{e9}", 5), ("Z", 6)];
     for (stream, last) in &sorted {
-        let mark = Mark::new(stream, 1, *last).unwrap();
-        store.apply_once(&mut Batch::new(), &mark).await.unwrap();
+        let stream_range = StreamRange::new(stream, 1, *last).unwrap();
+        store.apply_idempotent(&mut Batch::new(), &stream_range).await.unwrap();
     }
     sorted.sort_unstable();
     for limit in [0, 1, 2, 100] {
@@ -553,19 +563,19 @@ async fn marks_are_listed_by_pages_and_forgotten() {
                 .take(limit)
                 .map(|(stream, last)| ((*stream).to_owned(), *last))
                 .collect();
-            assert_eq!(store.marks(after, limit).await.unwrap(), wanted, "{after:?} {limit}");
+            assert_eq!(store.offsets(after, limit).await.unwrap(), wanted, "{after:?} {limit}");
         }
     }
     assert_eq!(store.replay_from("b", 2).await.unwrap(), 3);
-    assert!(matches!(store.replay_from("b", 1).await, Err(Error::LogCut { applied: 2, end: 1, .. })));
-    assert_eq!((store.forget_mark("b").await.unwrap(), store.forget_mark("b").await.unwrap()), (2, 0));
-    assert_eq!((store.mark("b").await.unwrap(), store.marks(None, 100).await.unwrap().len()), (0, 5));
-    for error in [store.marks(Some("\0"), 1).await.unwrap_err(), store.forget_mark("\0").await.unwrap_err()] {
+    assert!(matches!(store.replay_from("b", 1).await, Err(Error::LogTruncated { applied: 2, end: 1, .. })));
+    assert_eq!((store.forget_offset("b").await.unwrap(), store.forget_offset("b").await.unwrap()), (2, 0));
+    assert_eq!((store.offset("b").await.unwrap(), store.offsets(None, 100).await.unwrap().len()), (0, 5));
+    for error in [store.offsets(Some("\0"), 1).await.unwrap_err(), store.forget_offset("\0").await.unwrap_err()] {
         assert!(error.to_string().contains("zero byte"), "{error}");
     }
-    client.batch_execute("UPDATE keepcount_marks SET last = -1 WHERE stream = 'a'").await.unwrap();
-    let error = PostgresStore::new(&mut client, &LAYOUT).marks(None, 9).await.unwrap_err();
-    assert!(error.to_string().contains("the mark of stream a is -1, below 0"), "{error}");
+    client.batch_execute("UPDATE keepcount_offsets SET last = -1 WHERE stream = 'a'").await.unwrap();
+    let error = PostgresStore::new(&mut client, &SCHEMA).offsets(None, 9).await.unwrap_err();
+    assert!(error.to_string().contains("the offset of stream a is -1, below 0"), "{error}");
 }
 
 #[tokio::test]
@@ -580,19 +590,19 @@ async fn what_is_read_or_written_without_tables_says_so() {
     for error in [
         total,
         store.apply(&mut batch.clone()).await.unwrap_err(),
-        store.mark("x").await.unwrap_err(),
+        store.offset("x").await.unwrap_err(),
         store.check().await.unwrap_err(),
     ] {
-        assert!(matches!(&error, Error::Schema { .. }) && error.to_string().contains("create"), "{error}");
+        assert!(matches!(&error, Error::SchemaMismatch { .. }) && error.to_string().contains("create"), "{error}");
     }
 }
 
 /// Text for migrations of one's own leaves what `create` leaves: tables, indexes, and what is ready.
 #[tokio::test]
 async fn text_for_migrations_leaves_what_create_leaves() {
-    const BOTH: Layout = SECOND.boards(&[LISTED.def()]);
+    const BOTH: Schema = SECOND.leaderboards(&[LISTED.id()]);
     const MADE: &str = "SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
-        SELECT concat_ws(' ', name, key, version, placement, encode(cut, 'hex'), ready) AS line FROM keepcount_counters
+        SELECT concat_ws(' ', name, key, version, placement, encode(cutoff, 'hex'), ready) AS line FROM keepcount_counters
         UNION ALL SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, collation_name) FROM information_schema.columns WHERE table_schema = 'public'
         UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public') AS lines";
     async fn made(client: &Client) -> String {
@@ -602,13 +612,13 @@ async fn text_for_migrations_leaves_what_create_leaves() {
         client.batch_execute(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).await.unwrap();
     }
     let dialect = keepcount::sql::Dialect::Postgres;
-    for over_rows in [false, true] {
+    for pending_backfill in [false, true] {
         let Some(server) = shared() else { return };
         let by_text = connect(&server.database().await).await;
         let mut by_create = connect(&server.database().await).await;
         let mut store = PostgresStore::new(&mut by_create, &FIRST);
-        if over_rows {
-            store.create_over_rows().await.unwrap();
+        if pending_backfill {
+            store.create_pending_backfill().await.unwrap();
             run(&by_text, &FIRST.ddl_pending_backfill(dialect)).await;
         } else {
             store.create().await.unwrap();
@@ -617,24 +627,24 @@ async fn text_for_migrations_leaves_what_create_leaves() {
         assert_eq!(made(&by_text).await, made(&by_create).await);
         let before = made(&by_text).await;
         let mut steps = vec![&FIRST];
-        for layout in [&SECOND, &BOTH] {
+        for schema in [&SECOND, &BOTH] {
             // The text of a new database is refused, and makes nothing of it ready.
-            assert!(by_text.batch_execute(&format!("BEGIN; {}", layout.ddl(dialect).join(";\n"))).await.is_err());
+            assert!(by_text.batch_execute(&format!("BEGIN; {}", schema.ddl(dialect).join(";\n"))).await.is_err());
             by_text.batch_execute("ROLLBACK").await.unwrap();
             if steps.len() == 1 {
                 assert_eq!(made(&by_text).await, before);
             }
-            PostgresStore::new(&mut by_create, layout).create().await.unwrap();
-            run(&by_text, &layout.migration(dialect, steps[steps.len() - 1]).unwrap().statements).await;
+            PostgresStore::new(&mut by_create, schema).create().await.unwrap();
+            run(&by_text, &schema.migration(dialect, steps[steps.len() - 1]).unwrap().statements).await;
             assert_eq!(made(&by_text).await, made(&by_create).await);
-            steps.push(layout);
+            steps.push(schema);
         }
-        // What is gone goes as `forget` lets it go.
+        // What is gone goes as `drop_counter` lets it go.
         let gone = FIRST.migration(dialect, &BOTH).unwrap();
         assert!(gone.statements.is_empty());
         for gone in gone.drops {
             run(&by_text, &gone.statements).await;
-            PostgresStore::new(&mut by_create, &FIRST).forget(&gone.name).await.unwrap();
+            PostgresStore::new(&mut by_create, &FIRST).drop_counter(&gone.name).await.unwrap();
             assert_eq!(made(&by_text).await, made(&by_create).await);
         }
     }
@@ -657,7 +667,7 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
         for prepared in [None, Some(&prepared)] {
             let ok = ("INSERT INTO notes VALUES ('b')", &[][..]);
             let error = store(&mut client, prepared).write(&[ok, (text, &[])], &mut batch).await.unwrap_err();
-            assert!(matches!(error, Error::Database { .. }) && error.next() == Next::Fix, "{error:?}");
+            assert!(matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
             let said = error.to_string();
             assert!(said.contains("statement 2 of the application's own") && said.contains(names), "{said}");
         }
@@ -679,7 +689,7 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
     // A table of totals that lost its column, by every way.
     client.batch_execute("DROP TRIGGER t ON notes; ALTER TABLE show_votes RENAME total TO sum").await.unwrap();
     let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [("INSERT INTO notes VALUES ($1)", &[&"a"])];
-    let is_named = |error: &Error| matches!(error, Error::Schema { table, .. } if table == "show_votes");
+    let is_named = |error: &Error| matches!(error, Error::SchemaMismatch { table, .. } if table == "show_votes");
     for prepared in [None, Some(&prepared), Some(&parameters)] {
         let errors = [
             store(&mut client, prepared).write(&rows, &mut batch).await.unwrap_err(),
@@ -703,6 +713,6 @@ async fn a_total_of_another_type_says_which_and_where() {
     PostgresStore::new(&mut client, &FIRST).apply(&mut batch).await.unwrap();
     client.batch_execute("ALTER TABLE show_votes ALTER total TYPE numeric").await.unwrap();
     let error = PostgresStore::new(&mut client, &FIRST).total(VOTES, 7).await.unwrap_err();
-    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error:?}");
+    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error:?}");
     assert!(error.to_string().contains("numeric"), "{error}");
 }

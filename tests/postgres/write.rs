@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use crate::support::postgres::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
 use crate::support::random::Random;
-use keepcount::{AsyncStore, Batch, Board, Counter, Error, Layout, Mark, Next, PostgresStore, PreparedStatements};
+use keepcount::{
+    AsyncStore, Batch, Counter, Error, Leaderboard, PostgresStore, PreparedStatements, Recovery, Schema, StreamRange,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::types::private::BytesMut;
@@ -17,7 +19,7 @@ use tokio_postgres::{Client, Config};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
 const TAGS: Counter<(String, u128)> = Counter::new("show.tags");
-const LAYOUT: Layout = Layout::new(&[VOTES.table(), TAGS.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table(), TAGS.table()]);
 const INSERT: &str = "INSERT INTO votes VALUES ($1)";
 /// An address has no text in keepcount: these rows are sent in several messages.
 const INSERT_FROM: &str = "INSERT INTO votes (id, address) VALUES ($1, $2)";
@@ -26,13 +28,13 @@ const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 async fn open() -> Option<(Config, Client)> {
     let config = shared()?.database().await;
     let mut client = connect(&config).await;
-    PostgresStore::new(&mut client, &LAYOUT).create().await.unwrap();
+    PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap();
     client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY, address INET)").await.unwrap();
     Some((config, client))
 }
 
 fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {
-    let store = PostgresStore::new(client, &LAYOUT);
+    let store = PostgresStore::new(client, &SCHEMA);
     match prepared {
         Some(prepared) => store.prepared(prepared),
         None => store,
@@ -92,7 +94,10 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             );
             // A row that is there already: its total is not counted.
             let error = store(&mut client, prepared).write(&[(text, values)], &mut one(7, 1)).await.unwrap_err();
-            assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
+            assert!(
+                error.recovery() == Recovery::Permanent && error.to_string().contains("duplicate key value"),
+                "{error}"
+            );
             let says = "writing rows, statement 1 of the application's own";
             assert!(error.to_string().contains(says), "{error}");
             assert_eq!(written(&client).await, (next, next));
@@ -132,7 +137,7 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     assert_eq!(by_name(&client).await, (4, 6 + 17));
     // Rows that come back are no matter; nothing to write is no error.
     let returning = "INSERT INTO votes SELECT n + $1::bigint FROM generate_series(1, 3) AS n RETURNING id";
-    let mut store = PostgresStore::new(&mut client, &LAYOUT).prepared(&prepared);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA).prepared(&prepared);
     assert_eq!(store.write(&[(returning, &[&1_000_i64])], &mut one(1, 3)).await.unwrap().0, [3]);
     assert_eq!(store.write(&[], &mut Batch::new()).await.unwrap().0, Vec::<u64>::new());
 }
@@ -159,11 +164,11 @@ impl ToSql for Sent {
 fn array(kind: &Type, first: i32, elements: &[Sent]) -> Sent {
     let has_nulls = elements.iter().any(|element| element.0.is_none());
     let length = i32::try_from(elements.len()).unwrap();
-    let mut head = vec![1, i32::from(has_nulls), i32::try_from(kind.oid()).unwrap(), length, first];
+    let mut prefix = vec![1, i32::from(has_nulls), i32::try_from(kind.oid()).unwrap(), length, first];
     if elements.is_empty() {
-        head = vec![0, 0, i32::try_from(kind.oid()).unwrap()];
+        prefix = vec![0, 0, i32::try_from(kind.oid()).unwrap()];
     }
-    let mut bytes: Vec<u8> = head.into_iter().flat_map(i32::to_be_bytes).collect();
+    let mut bytes: Vec<u8> = prefix.into_iter().flat_map(i32::to_be_bytes).collect();
     for element in elements {
         let length = element.0.as_ref().map_or(-1, |bytes| i32::try_from(bytes.len()).unwrap());
         bytes.extend(length.to_be_bytes());
@@ -195,21 +200,21 @@ const MOMENTS: (i64, i64) = (-63_082_281_600_000_000, 252_455_615_999_999_999);
 
 /// Columns of types that have a text, and what is sent for each.
 fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
-    let tail = |bits: u64, bytes: usize| some(&bits.to_be_bytes()[8 - bytes..]);
+    let suffix = |bits: u64, bytes: usize| some(&bits.to_be_bytes()[8 - bytes..]);
     let nasty = |random: &mut Random| some(text(random).as_bytes());
     let json = |random: &mut Random| format!("{{\"it's\":[\"\\\\\",{}]}}", random.int(-9, 9));
     let day = i32::try_from(random.int(-730_119, 2_921_940)).unwrap();
     let moment = random.int(MOMENTS.0, MOMENTS.1 + 1);
     let double = bits(random);
     let single = u32::try_from(bits(random) >> 32).unwrap();
-    let numbers: Vec<Sent> = (0..random.below(4)).map(|_| tail(bits(random), 8)).collect();
+    let numbers: Vec<Sent> = (0..random.below(4)).map(|_| suffix(bits(random), 8)).collect();
     let texts: Vec<Sent> =
         (0..random.below(4)).map(|_| some(text(random).replace(|c| c > '~', "").as_bytes())).collect();
     vec![
-        ("bool", tail(random.below(2), 1)),
-        ("int2", tail(bits(random), 2)),
-        ("int4", tail(bits(random), 4)),
-        ("int8", tail(bits(random), 8)),
+        ("bool", suffix(random.below(2), 1)),
+        ("int2", suffix(bits(random), 2)),
+        ("int4", suffix(bits(random), 4)),
+        ("int8", suffix(bits(random), 8)),
         ("float4", some(&single.to_be_bytes())),
         ("float8", some(&double.to_be_bytes())),
         ("text", nasty(random)),
@@ -226,7 +231,7 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
         ("text[]", array(&Type::TEXT, 1, &texts)),
         ("bytea[]", array(&Type::BYTEA, 1, &numbers)),
         ("\"odd \"\"mood\"", some([&b"it's \\"[..], b"calm"][usize::try_from(random.below(2)).unwrap()])),
-        ("small", tail(random.below(9), 4)),
+        ("small", suffix(random.below(9), 4)),
         ("text", Sent(None)),
     ]
 }
@@ -361,7 +366,7 @@ async fn rows_with_values_that_do_not_fit_write_nothing() {
             rows.iter().map(|(text, values)| (*text, &values[..])).collect();
         for prepared in [None, Some(&prepared)] {
             let error = store(&mut client, prepared).write(&rows, &mut one(7, 1)).await.unwrap_err();
-            assert!(!matches!(error, Error::Overflow { .. }) && error.next() == Next::Fix, "{error:?}");
+            assert!(!matches!(error, Error::Overflow { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
             assert!(error.to_string().contains(says), "{error} does not say {says}");
             assert_eq!(written(&client).await, (0, 0));
         }
@@ -380,7 +385,7 @@ async fn what_fails_at_the_commit_is_known_to_have_failed() {
     let home = "INSERT INTO votes VALUES ($1, '::1')";
     store(&mut client, Some(&prepared)).write(&[(home, &[&1_i64])], &mut one(7, 1)).await.unwrap();
     let error = store(&mut client, Some(&prepared)).write(&[(home, &[&2_i64])], &mut one(7, 1)).await.unwrap_err();
-    assert!(error.next() == Next::Fix && error.to_string().contains("duplicate key value"), "{error}");
+    assert!(error.recovery() == Recovery::Permanent && error.to_string().contains("duplicate key value"), "{error}");
     assert_eq!(written(&client).await, (1, 1));
 }
 
@@ -418,7 +423,7 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     let later = PreparedStatements::new();
     client.batch_execute("DEALLOCATE ALL; ALTER TABLE show_votes RENAME TO away").await.unwrap();
     let error = store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap_err();
-    assert!(matches!(&error, Error::Schema { table, .. } if table == "show_votes"), "{error}");
+    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error}");
     assert!(error.to_string().contains("writing totals of counter show.votes"), "{error}");
     client.batch_execute("ALTER TABLE away RENAME TO show_votes").await.unwrap();
     store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
@@ -439,35 +444,35 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     assert_eq!(count(&client).await - before, 2 * 256);
 }
 
-const LINK: Counter<(i64, i64)> = Counter::new("show.artist");
-const SUM: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, LINK);
-const BOARD: Board<i64> = Board::new("show.board", &[VOTES.def()], |totals| totals.first().copied());
+const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
+const SUM: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP);
+const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("show.board", &[VOTES.id()], |totals| totals.first().copied());
 
 /// Where totals have to be read first, it is a transaction as any other.
 #[tokio::test]
-async fn rollups_boards_and_cuts_are_written_too() {
-    const SUMMED: Layout = Layout::new(&[VOTES.table(), LINK.table(), SUM.table()]);
-    const RANKED: Layout = Layout::new(&[VOTES.table()]).boards(&[BOARD.def()]);
-    const PRUNED: Layout = Layout::new(&[VOTES.table(), LINK.table().prunable()]);
-    for layout in [&SUMMED, &RANKED, &PRUNED] {
+async fn rollups_leaderboards_and_cutoffs_are_written_too() {
+    const SUMMED: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SUM.table()]);
+    const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[LEADERBOARD.id()]);
+    const PRUNED: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table().prunable()]);
+    for schema in [&SUMMED, &RANKED, &PRUNED] {
         let Some(server) = shared() else { return };
         let mut client = connect(&server.database().await).await;
         client.batch_execute("CREATE TABLE votes (id BIGINT PRIMARY KEY)").await.unwrap();
         let prepared = PreparedStatements::new();
-        let mut store = PostgresStore::new(&mut client, layout).prepared(&prepared);
+        let mut store = PostgresStore::new(&mut client, schema).prepared(&prepared);
         store.create().await.unwrap();
         let mut batch = one(7, 1);
-        if layout.counters().len() > 1 {
-            batch.add(LINK, (7, 70), 1);
+        if schema.counters().len() > 1 {
+            batch.add(MEMBERSHIP, (7, 70), 1);
         }
-        if layout.counters().len() == 2 {
-            store.prune(LINK, 100).await.unwrap();
+        if schema.counters().len() == 2 {
+            store.prune(MEMBERSHIP, 100).await.unwrap();
         }
         assert_eq!(store.write(&[(INSERT, &[&1_i64])], &mut batch).await.unwrap().0, [1]);
         assert_eq!(store.total(VOTES, 7).await.unwrap(), 1);
-        match layout.counters().len() {
-            1 => assert_eq!(store.listed(BOARD).await.unwrap(), 1),
-            2 => assert_eq!(store.total(LINK, (7, 70)).await.unwrap(), 0, "it is below the cut"),
+        match schema.counters().len() {
+            1 => assert_eq!(store.listed(LEADERBOARD).await.unwrap(), 1),
+            2 => assert_eq!(store.total(MEMBERSHIP, (7, 70)).await.unwrap(), 0, "it is below the cutoff"),
             _ => assert_eq!(store.total(SUM, 70).await.unwrap(), 1),
         }
     }
@@ -493,7 +498,7 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
         let watcher = connect(&config).await;
         wait_until(&watcher, A_LOCK_IS_WAITED_FOR).await;
         tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.unwrap();
-        PostgresStore::within(&tx, &LAYOUT).apply(&mut one(id, -5)).await.unwrap();
+        PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut one(id, -5)).await.unwrap();
         tx.commit().await.unwrap();
         let error = tokio::time::timeout(Duration::from_secs(20), voting).await.unwrap().unwrap().unwrap_err();
         assert!(error.to_string().contains("violates foreign key constraint"), "{error}");
@@ -544,7 +549,7 @@ async fn tampered(config: &Config, words: Arc<Mutex<Option<(&'static str, &'stat
 }
 
 /// A COMMIT that the server refuses before it runs it, as one that is cancelled, left the client in an aborted transaction: all that came later on it failed,
-/// as [`Next::Fix`], for ever.
+/// as [`Recovery::Permanent`], for ever.
 #[tokio::test]
 async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
     let Some((config, watcher)) = open().await else { return };
@@ -560,23 +565,23 @@ async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
             };
             let id: i64 = turn * 10 + call;
             let before = written(&watcher).await;
-            let mark = Mark::new("events", 1, 1).unwrap();
+            let stream_range = StreamRange::new("events", 1, 1).unwrap();
             let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
             *words.lock().unwrap() = Some(words_of_way);
             let mut by = store(&mut client, None);
             let error = match call {
                 0 => by.apply(&mut one(7, 1)).await.map(drop),
-                1 => by.apply_once(&mut one(7, 1), &mark).await.map(drop),
+                1 => by.apply_idempotent(&mut one(7, 1), &stream_range).await.map(drop),
                 2 => by.write(&[(INSERT_FROM, &values)], &mut one(7, 1)).await.map(drop),
                 3 => by.create().await,
-                4 => by.forget("nothing").await,
+                4 => by.drop_counter("nothing").await,
                 _ => by.write(&[], &mut one(7, 1)).await.map(drop),
             };
             assert!(*words.lock().unwrap() != Some(words_of_way) || call == 4, "{call}: nothing of the kind was said");
             *words.lock().unwrap() = None;
             let error = error.unwrap_err();
             assert!(call == 4 || error.to_string().contains("syntax error"), "{call}: {error}");
-            assert_ne!(error.next(), Next::Unknown, "{call}: {error}");
+            assert_ne!(error.recovery(), Recovery::Indeterminate, "{call}: {error}");
             assert_eq!(written(&watcher).await, before, "{call}: {error}");
             let state =
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
@@ -609,7 +614,7 @@ async fn a_client_that_was_left_in_an_aborted_transaction_serves_again() {
                 0 => drop(by.write(&[(INSERT, &[&before])], &mut one(7, 1)).await.unwrap()),
                 1 => drop(by.apply(&mut one(8, 1)).await.unwrap()),
                 2 => assert!(by.total(VOTES, 7).await.unwrap() > 0),
-                3 => assert_eq!(by.mark("none").await.unwrap(), 0),
+                3 => assert_eq!(by.offset("none").await.unwrap(), 0),
                 _ => by.create().await.unwrap(),
             }
             client.batch_execute("SAVEPOINT outside").await.unwrap_err();
@@ -640,14 +645,14 @@ async fn statements_that_the_server_forgot_are_prepared_anew() {
                         _ => {
                             // In the caller's transaction nobody but the caller can begin anew.
                             let tx = client.transaction().await.unwrap();
-                            let mut by = PostgresStore::within(&tx, &LAYOUT).prepared(prepared);
+                            let mut by = PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
                             match (turn, by.apply(&mut one(7, 1)).await) {
                                 (0, applied) => drop(applied.unwrap()),
-                                (_, applied) => assert_eq!(applied.unwrap_err().next(), Next::Retry),
+                                (_, applied) => assert_eq!(applied.unwrap_err().recovery(), Recovery::Retry),
                             }
                             drop(tx);
                             let tx = client.transaction().await.unwrap();
-                            let mut by = PostgresStore::within(&tx, &LAYOUT).prepared(prepared);
+                            let mut by = PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
                             by.apply(&mut one(7, 1)).await.unwrap();
                             tx.commit().await.unwrap();
                         }
@@ -683,17 +688,18 @@ async fn a_null_in_an_array_arrives_as_a_null_whatever_the_settings() {
 
 /// An outcome that nobody knew could not be found out: what was written again was written twice, or refused as being there.
 #[tokio::test]
-async fn a_write_with_a_mark_is_written_once_however_often_it_is_given() {
+async fn a_write_with_an_offset_is_written_once_however_often_it_is_given() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
     for (turn, prepared) in (0_i64..).zip([None, Some(&prepared)]) {
         let stream = format!("votes {turn}");
         for number in 1..=3 {
             let id = turn * 10 + i64::try_from(number).unwrap();
-            let mark = Mark::new(&stream, number, number).unwrap();
+            let stream_range = StreamRange::new(&stream, number, number).unwrap();
             for again in [false, true, true] {
                 let mut batch = one(7, 1);
-                let done = store(&mut client, prepared).write_once(&[(INSERT, &[&id])], &mut batch, &mark).await;
+                let done =
+                    store(&mut client, prepared).write_idempotent(&[(INSERT, &[&id])], &mut batch, &stream_range).await;
                 let (rows, applied) = done.unwrap();
                 assert_eq!((rows, applied.skipped), (if again { vec![] } else { vec![1] }, again));
                 assert!(batch.is_empty());
@@ -701,13 +707,15 @@ async fn a_write_with_a_mark_is_written_once_however_often_it_is_given() {
             }
         }
         // A gap, and a row that is refused, write nothing and move nothing.
-        let mark = Mark::new(&stream, 9, 9).unwrap();
-        let done = store(&mut client, prepared).write_once(&[(INSERT, &[&99_i64])], &mut one(7, 1), &mark).await;
+        let stream_range = StreamRange::new(&stream, 9, 9).unwrap();
+        let done =
+            store(&mut client, prepared).write_idempotent(&[(INSERT, &[&99_i64])], &mut one(7, 1), &stream_range).await;
         assert!(matches!(done, Err(Error::Gap { applied: 3, .. })), "{done:?}");
-        let mark = Mark::new(&stream, 4, 4).unwrap();
-        let done = store(&mut client, prepared).write_once(&[(INSERT, &[&1_i64])], &mut one(7, 1), &mark).await;
-        assert_eq!(done.unwrap_err().next(), Next::Fix);
-        assert_eq!(store(&mut client, prepared).mark(&stream).await.unwrap(), 3);
+        let stream_range = StreamRange::new(&stream, 4, 4).unwrap();
+        let done =
+            store(&mut client, prepared).write_idempotent(&[(INSERT, &[&1_i64])], &mut one(7, 1), &stream_range).await;
+        assert_eq!(done.unwrap_err().recovery(), Recovery::Permanent);
+        assert_eq!(store(&mut client, prepared).offset(&stream).await.unwrap(), 3);
         assert_eq!(written(&client).await, (turn * 3 + 3, turn * 3 + 3));
     }
 }

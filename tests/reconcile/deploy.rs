@@ -9,8 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, Source, SqliteAudit, Token, run};
-use keepcount::{Batch, Board, Counter, Def, Error, Layout, Record, SqliteStore, Store, Tally};
+use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, Token, run};
+use keepcount::{Batch, Counter, CounterId, Error, Leaderboard, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 
 // An application in three releases. The first counts votes. The second counts them in another way as well, and sums that by show, which it ranks.
@@ -19,16 +19,16 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
 /// Weights, without spam.
 const VOTES_2: Counter<i64> = VOTES.version(2);
-const LINK: Counter<(i64, i64)> = Counter::new("setlist.show");
-const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES_2, LINK);
-const RANK: Board<i64> =
-    Board::new("show.board", &[SHOWS.def()], |totals| totals.first().copied().filter(|votes| *votes != 0));
+const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
+const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES_2, MEMBERSHIP);
+const RANK: Leaderboard<i64> =
+    Leaderboard::new("show.board", &[SHOWS.id()], |totals| totals.first().copied().filter(|votes| *votes != 0));
 
-const FIRST: Layout = Layout::new(&[VOTES.table()]);
-const SECOND: Layout =
-    Layout::new(&[VOTES.table(), VOTES_2.table(), LINK.table(), SHOWS.table()]).boards(&[RANK.def()]);
-const THIRD: Layout = Layout::new(&[VOTES_2.table(), LINK.table(), SHOWS.table()]).boards(&[RANK.def()]);
-const RELEASES: [&Layout; 3] = [&FIRST, &SECOND, &THIRD];
+const FIRST: Schema = Schema::new(&[VOTES.table()]);
+const SECOND: Schema =
+    Schema::new(&[VOTES.table(), VOTES_2.table(), MEMBERSHIP.table(), SHOWS.table()]).leaderboards(&[RANK.id()]);
+const THIRD: Schema = Schema::new(&[VOTES_2.table(), MEMBERSHIP.table(), SHOWS.table()]).leaderboards(&[RANK.id()]);
+const RELEASES: [&Schema; 3] = [&FIRST, &SECOND, &THIRD];
 
 #[derive(Debug, Clone, Copy)]
 enum Row<const RELEASE: usize> {
@@ -37,7 +37,7 @@ enum Row<const RELEASE: usize> {
 }
 
 impl<const RELEASE: usize> Record for Row<RELEASE> {
-    const COUNTERS: &'static [Def] = &[VOTES.def(), VOTES_2.def(), LINK.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id(), VOTES_2.id(), MEMBERSHIP.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
@@ -49,7 +49,7 @@ impl<const RELEASE: usize> Record for Row<RELEASE> {
                     to.add(VOTES_2, setlist, weight);
                 }
             }
-            Self::Setlist { id, show } if RELEASE > 1 => to.add(LINK, (id, show), 1),
+            Self::Setlist { id, show } if RELEASE > 1 => to.add(MEMBERSHIP, (id, show), 1),
             Self::Setlist { .. } => {}
         }
     }
@@ -179,11 +179,11 @@ fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &
     }
 }
 
-fn audit<'a>(conn: &'a Connection, layout: &'a Layout) -> SqliteAudit<'a> {
-    let mut audit = SqliteAudit::new(conn, layout).unwrap();
+fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
+    let mut audit = SqliteAudit::new(conn, schema).unwrap();
     let votes = Source::table("votes", ["setlist"]).amount("weight").filter("NOT spam");
     audit.add(VOTES_2, votes.rows("setlist, weight, spam", vote::<2>)).unwrap();
-    audit.add(LINK, Source::table("setlists", ["id", "show"]).rows("id, show", setlist::<2>)).unwrap();
+    audit.add(MEMBERSHIP, Source::table("setlists", ["id", "show"]).rows("id, show", setlist::<2>)).unwrap();
     audit
 }
 
@@ -202,7 +202,7 @@ fn job(path: &Path) {
         Err(_) => Reconciler::scoped(Mode::Backfill, &SECOND, &unready, leg.page(4)).unwrap(),
     };
     let mut audit = audit(&conn, &SECOND);
-    while let Some(token) = run(&mut backfill, &mut audit, &mut Live::new()).unwrap().token {
+    while let Some(token) = run(&mut backfill, &mut audit, &mut SystemRuntime::new()).unwrap().token {
         keep(path, &token);
         thread::sleep(Duration::from_millis(2));
         backfill = Reconciler::resume(Mode::Backfill, &SECOND, &token, leg).unwrap();
@@ -331,24 +331,24 @@ impl<'c> Moment<'c> {
         )
     }
 
-    fn read(&self, layout: &Layout, counter: Counter<i64>) -> Option<Totals> {
-        match SqliteStore::new(self.0, layout).totals(counter) {
+    fn read(&self, schema: &Schema, counter: Counter<i64>) -> Option<Totals> {
+        match SqliteStore::new(self.0, schema).totals(counter) {
             Err(Error::NotReady { .. }) => None,
             totals => Some(totals.unwrap().into_iter().collect()),
         }
     }
 
     /// What was counted all along is exact at any moment.
-    fn first_is_exact(&self, layout: &Layout) {
-        assert_eq!(self.read(layout, VOTES), Some(self.true_first()));
+    fn first_is_exact(&self, schema: &Schema) {
+        assert_eq!(self.read(schema, VOTES), Some(self.true_first()));
     }
 
     /// What came new is refused, or exact; says which of the two.
-    fn second_is_exact_if_ready(&self, layout: &Layout) -> [bool; 2] {
+    fn second_is_exact_if_ready(&self, schema: &Schema) -> [bool; 2] {
         let known = [(VOTES_2, self.true_second()), (SHOWS, self.true_shows())];
-        known.map(|(counter, truth)| {
-            self.read(layout, counter).is_some_and(|totals| {
-                assert_eq!(totals, truth, "{counter:?} is read, and wrong");
+        known.map(|(counter, expected)| {
+            self.read(schema, counter).is_some_and(|totals| {
+                assert_eq!(totals, expected, "{counter:?} is read, and wrong");
                 true
             })
         })
@@ -362,7 +362,7 @@ impl Drop for Moment<'_> {
 }
 
 #[test]
-fn a_rolling_deploy_of_counters_a_version_a_rollup_and_a_board() {
+fn a_rolling_deploy_of_counters_a_version_a_rollup_and_a_leaderboard() {
     let mut site = Site::new();
     // The first release, for a while.
     site.start(1);
@@ -389,7 +389,7 @@ fn a_rolling_deploy_of_counters_a_version_a_rollup_and_a_board() {
         assert_eq!(moment.second_is_exact_if_ready(&SECOND), [true, true]);
     });
 
-    // The board is made when all processes keep it.
+    // The leaderboard is made when all processes keep it.
     let conn = open(&site.path);
     let second = SqliteStore::new(&conn, &SECOND);
     assert!(matches!(second.top(RANK, 1), Err(Error::NotReady { counter: "show.board", .. })));
@@ -405,8 +405,8 @@ fn a_rolling_deploy_of_counters_a_version_a_rollup_and_a_board() {
     });
     site.end(2);
     let third = SqliteStore::new(&conn, &THIRD);
-    assert_eq!(third.lost().unwrap(), ["setlist.votes"]);
-    third.forget("setlist.votes").unwrap();
+    assert_eq!(third.orphaned().unwrap(), ["setlist.votes"]);
+    third.drop_counter("setlist.votes").unwrap();
     site.watch(40, |moment| {
         assert_eq!(moment.second_is_exact_if_ready(&THIRD), [true, true]);
     });
@@ -452,7 +452,7 @@ fn backfill_by_a_job_that_is_killed(site: &mut Site) -> u32 {
 fn the_end_is_exact(conn: &Connection) {
     let third = SqliteStore::new(conn, &THIRD);
     third.check().unwrap();
-    assert_eq!((third.lost().unwrap(), third.unready().unwrap()), (vec![], vec![]));
+    assert_eq!((third.orphaned().unwrap(), third.unready().unwrap()), (vec![], vec![]));
     let moment = Moment::of(conn);
     assert_eq!(moment.second_is_exact_if_ready(&THIRD), [true, true]);
     let mut wanted: Vec<(i64, i64)> = moment.true_shows().into_iter().collect();
@@ -462,6 +462,6 @@ fn the_end_is_exact(conn: &Connection) {
     assert!(moment.true_second().len() > 100, "there is much to compare");
     drop(moment);
     let mut verify = Reconciler::new(Mode::Verify, &THIRD, Options::default()).unwrap();
-    let report = run(&mut verify, &mut audit(conn, &THIRD), &mut Live::new()).unwrap();
+    let report = run(&mut verify, &mut audit(conn, &THIRD), &mut SystemRuntime::new()).unwrap();
     assert!(report.complete() && report.drift() == 0, "{}", report.table());
 }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use keepcount::job::{Job, Schedule, Status};
-use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Outcome, Reconciler, run};
-use keepcount::{Counter, Def, Error, Layout, MemoryStore, Record, Tally};
+use keepcount::reconcile::{MemoryAudit, Mode, Options, Outcome, Reconciler, SystemRuntime, run};
+use keepcount::{Counter, CounterId, Error, MemoryStore, Record, Schema, Tally};
 use proptest::prelude::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -109,7 +109,7 @@ fn jitter_depends_on_the_seed_alone_and_spreads() {
 fn what_cannot_be_used_is_a_setting() {
     let spawn = |schedule: Schedule, name: &str| schedule.spawn(name, |_| Ok(())).map(Job::join);
     let refused = |spawned: Result<Status, Error>, wanted: &str| match spawned {
-        Err(error @ Error::Setting { .. }) => assert_eq!(error.to_string(), wanted),
+        Err(error @ Error::InvalidUse { .. }) => assert_eq!(error.to_string(), wanted),
         other => panic!("{other:?}"),
     };
     refused(spawn(Schedule::every(Duration::ZERO), "zero"), "interval: it is zero");
@@ -221,12 +221,12 @@ fn stop_does_not_wait_and_the_run_under_way_sees_the_flag() {
 }
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
@@ -236,15 +236,15 @@ impl Record for Vote {
 #[test]
 fn stop_ends_a_reconciler_between_two_pages() {
     let (reports, reported) = channel();
-    let (pages, measured) = channel();
+    let (pages, diff) = channel();
     let job = Schedule::every(HOUR).spawn("repair", move |stop| {
         let votes: Vec<Vote> = (0..100).map(Vote).collect();
-        let mut store = MemoryStore::new(&LAYOUT);
+        let mut store = MemoryStore::new(&SCHEMA);
         let mut audit = MemoryAudit::new(&mut store);
         audit.add(SHOW_VOTES, |_| votes.iter())?;
-        let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().page(1))?;
+        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(1))?;
         let mut page = 0;
-        let mut live = Live::new().stop_flag(stop).gate(|| {
+        let mut live = SystemRuntime::new().stop_flag(stop).throttle(|| {
             page += 1;
             let _ = pages.send(page);
             while page == 3 && !stop.load(Ordering::Relaxed) {
@@ -256,7 +256,7 @@ fn stop_ends_a_reconciler_between_two_pages() {
         Ok(())
     });
     let job = job.unwrap();
-    while measured.recv_timeout(LONGEST).unwrap() < 3 {}
+    while diff.recv_timeout(LONGEST).unwrap() < 3 {}
     job.stop();
     let report = reported.recv_timeout(LONGEST).unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 3));

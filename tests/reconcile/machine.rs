@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use crate::support::world::{Clock, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Ask, Audit, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Reconciler, Recount,
-    Report, Step, Token, merge, run,
+    Audit, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, Recount,
+    RepairRequest, Repaired, Report, Step, SystemRuntime, Token, merge, run,
 };
-use keepcount::{Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Next, Record, Result, Tally};
+use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, Tally};
 use serde_json::json;
 use uuid::Uuid;
 
 const A: Counter<i64> = Counter::new("a.votes");
 const B: Counter<i64> = Counter::new("b.votes");
 /// Against the order of names.
-const TWO: Layout = Layout::new(&[B.table(), A.table()]);
-const ONE: Layout = Layout::new(&[A.table()]);
+const TWO: Schema = Schema::new(&[B.table(), A.table()]);
+const ONE: Schema = Schema::new(&[A.table()]);
 const PARENT: Counter<(i64, i64)> = Counter::new("a.parent");
 const SUM: Counter<i64> = Counter::new("sum.votes").sum_of(A, PARENT);
-const LEVELS: Layout = Layout::new(&[A.table(), PARENT.table(), SUM.table()]);
+const LEVELS: Schema = Schema::new(&[A.table(), PARENT.table(), SUM.table()]);
 
 /// Rows and totals of one counter: key, sum, number of rows; key, total.
 #[derive(Debug, Clone, Default)]
@@ -36,11 +36,11 @@ struct Fake {
     sides: BTreeMap<&'static str, Side>,
     log: Vec<String>,
     measure_takes: Duration,
-    mend_takes: Duration,
+    repair_takes: Duration,
     /// One for each call, as long as there are any.
     errors: VecDeque<Option<Error>>,
     /// What looks answer from the second of a counter on.
-    later: Option<Looked>,
+    later: Option<ProbeResult>,
     identity: u64,
 }
 
@@ -49,11 +49,11 @@ fn millis(millis: u64) -> Duration {
 }
 
 fn busy() -> Error {
-    Error::Busy { doing: "mending".to_owned(), reason: "somebody holds it", cause: "locked".into() }
+    Error::Busy { operation: "mending".to_owned(), reason: "somebody holds it", cause: "locked".into() }
 }
 
 fn broken() -> Error {
-    Error::Database { doing: "measuring".to_owned(), cause: "disk".into() }
+    Error::Database { operation: "measuring".to_owned(), cause: "disk".into() }
 }
 
 impl Fake {
@@ -67,21 +67,21 @@ impl Fake {
     }
 
     fn wrong(mut self, counter: Counter<i64>, keys: impl IntoIterator<Item = i64>) -> Self {
-        self.side(&counter.def()).totals.extend(keys.into_iter().map(|key| (key, 1)));
+        self.side(&counter.id()).totals.extend(keys.into_iter().map(|key| (key, 1)));
         self
     }
 
     fn orphans(mut self, counter: Counter<i64>, count: i64) -> Self {
-        self.side(&counter.def()).totals.extend((0..count).map(|key| (1_000 + key, 1)));
+        self.side(&counter.id()).totals.extend((0..count).map(|key| (1_000 + key, 1)));
         self
     }
 
     fn emptied(mut self, counter: Counter<i64>) -> Self {
-        self.side(&counter.def()).rows.clear();
+        self.side(&counter.id()).rows.clear();
         self
     }
 
-    fn side(&mut self, counter: &Def) -> &mut Side {
+    fn side(&mut self, counter: &CounterId) -> &mut Side {
         self.sides.get_mut(counter.name()).unwrap()
     }
 
@@ -105,7 +105,7 @@ impl Audit for Fake {
         Ok(self.identity)
     }
 
-    fn look(&mut self, ask: &Look) -> Result<Looked> {
+    fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
         self.begin(format!("look {}", ask.counter.name()))?;
         let seen = self.count(&format!("look {}", ask.counter.name()));
         if let (Some(later), 2..) = (self.later, seen) {
@@ -113,10 +113,10 @@ impl Audit for Fake {
         }
         let side = self.side(&ask.counter);
         let empty = side.rows.is_empty();
-        Ok(Looked { empty, totals: if empty { ask.totals.min(side.totals.len() as u64) } else { 0 } })
+        Ok(ProbeResult { empty, totals: if empty { ask.totals.min(side.totals.len() as u64) } else { 0 } })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         let after = ask.after.as_ref().map(number);
         let from = after.map_or_else(|| "the start".to_owned(), |key| key.to_string());
         self.begin(format!("measure {} {} behind {from}", ask.counter.name(), ask.keys))?;
@@ -130,16 +130,16 @@ impl Audit for Fake {
         merge(ask, rows.collect(), totals)
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
-        self.begin(format!("mend {} of {}", ask.keys.len(), ask.counter.name()))?;
-        self.clock.pass(self.mend_takes);
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
+        self.begin(format!("repair {} of {}", ask.keys.len(), ask.counter.name()))?;
+        self.clock.pass(self.repair_takes);
         let side = self.side(&ask.counter);
         let mut corrected = 0;
         for key in ask.keys.iter().map(number) {
-            let truth = side.rows.get(&key).map_or(0, |(total, _)| *total);
-            corrected += u64::from(side.totals.insert(key, truth).unwrap_or(0) != truth);
+            let expected = side.rows.get(&key).map_or(0, |(total, _)| *total);
+            corrected += u64::from(side.totals.insert(key, expected).unwrap_or(0) != expected);
         }
-        Ok(Mended { corrected, unsettled: Vec::new() })
+        Ok(Repaired { corrected, unsettled: Vec::new() })
     }
 }
 
@@ -177,7 +177,7 @@ fn a_verify_only_measures_counter_by_counter_in_the_order_of_names() {
 }
 
 #[test]
-fn a_repair_looks_at_everything_before_its_first_page_and_mends_page_by_page() {
+fn a_repair_looks_at_everything_before_its_first_page_and_repairs_page_by_page() {
     let mut fake = Fake::clean(3).wrong(A, [0, 1, 2]).wrong(B, [2]);
     let report = go(&mut fake, Mode::Repair, options().page(2)).0.unwrap();
     assert_eq!(
@@ -187,12 +187,12 @@ fn a_repair_looks_at_everything_before_its_first_page_and_mends_page_by_page() {
             "look a.votes",
             "look b.votes",
             "measure a.votes 2 behind the start",
-            "mend 2 of a.votes",
+            "repair 2 of a.votes",
             "measure a.votes 2 behind 1",
-            "mend 1 of a.votes",
+            "repair 1 of a.votes",
             "measure b.votes 2 behind the start",
             "measure b.votes 2 behind 1",
-            "mend 1 of b.votes",
+            "repair 1 of b.votes",
         ]
     );
     assert_eq!(report.counters.iter().map(|counter| counter.corrected).collect::<Vec<_>>(), [3, 1]);
@@ -203,7 +203,7 @@ fn a_scope_is_looked_at_once_and_alone() {
     const UNKNOWN: Counter<i64> = Counter::new("c.votes");
 
     let mut fake = Fake::clean(1);
-    let mut scoped = Reconciler::scoped(Mode::Repair, &TWO, &[B.def(), B.def()], options()).unwrap();
+    let mut scoped = Reconciler::scoped(Mode::Repair, &TWO, &[B.id(), B.id()], options()).unwrap();
     let report = run(&mut scoped, &mut fake, &mut World::default()).unwrap();
     assert_eq!(fake.log, ["identify", "look b.votes", "measure b.votes 1024 behind the start"]);
     assert_eq!(report.counters.len(), 1);
@@ -211,10 +211,10 @@ fn a_scope_is_looked_at_once_and_alone() {
     let mut none = Reconciler::scoped(Mode::Repair, &TWO, &[], options()).unwrap();
     let report = run(&mut none, &mut fake, &mut World::default()).unwrap();
     assert!(report.complete() && report.token.is_none() && report.counters.is_empty());
-    let unknown = Reconciler::scoped(Mode::Verify, &TWO, &[UNKNOWN.def()], options());
+    let unknown = Reconciler::scoped(Mode::Verify, &TWO, &[UNKNOWN.id()], options());
     assert!(matches!(unknown, Err(Error::UnknownCounter { .. })));
-    let other = Reconciler::scoped(Mode::Verify, &TWO, &[A.version(2).def()], options());
-    assert!(matches!(other, Err(Error::Conflict { .. })));
+    let other = Reconciler::scoped(Mode::Verify, &TWO, &[A.version(2).id()], options());
+    assert!(matches!(other, Err(Error::DefinitionConflict { .. })));
 }
 
 // Limits.
@@ -256,7 +256,7 @@ fn rows_and_time_end_a_run_at_the_end_of_a_page() {
 
 #[test]
 fn a_stop_comes_between_pages_and_finishes_the_page_under_way() {
-    // Asked before each step: identify, look, look, measure, mend, measure ..
+    // Asked before each step: identify, look, look, measure, repair, measure ..
     for (stop_at, log) in [(0, 1), (1, 1), (2, 2), (3, 3), (4, 5), (5, 5), (6, 7)] {
         let mut fake = Fake::clean(6).wrong(A, 0..6);
         let mut world = World { stop_at: Some(stop_at), ..World::at(&fake.clock) };
@@ -286,8 +286,8 @@ fn a_duty_cycle_rests_as_long_as_its_share_says() {
     }
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
     assert!(go(&mut fake, Mode::Verify, options().page(2)).1.waits.is_empty());
-    // A mend is work too.
-    let mut fake = Fake { measure_takes: millis(10), mend_takes: millis(7), ..Fake::clean(4).wrong(A, [2]) };
+    // A repair is work too.
+    let mut fake = Fake { measure_takes: millis(10), repair_takes: millis(7), ..Fake::clean(4).wrong(A, [2]) };
     let (_, world, _) = go(&mut fake, Mode::Repair, options().page(2).duty_percent(25));
     assert_eq!(world.waited(), [30, 51, 30]);
 }
@@ -312,10 +312,10 @@ fn a_rate_of_rows_is_kept_on_average() {
 }
 
 #[test]
-fn a_shut_gate_holds_the_run_and_says_why() {
+fn a_shut_barrier_holds_the_run_and_says_why() {
     let mut fake = Fake::clean(4);
     let mut world = World::at(&fake.clock);
-    world.gates = [None, Some("load 9"), Some("lag 3 s"), None, Some("load 8")].into();
+    world.throttles = [None, Some("load 9"), Some("lag 3 s"), None, Some("load 8")].into();
     let report = run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut world).unwrap();
     assert!(report.complete());
     assert_eq!(report.pages, 4);
@@ -324,11 +324,11 @@ fn a_shut_gate_holds_the_run_and_says_why() {
 }
 
 #[test]
-fn a_gate_that_stays_shut_ends_the_run_as_stalled() {
+fn a_barrier_that_stays_shut_ends_the_run_as_stalled() {
     let mut fake = Fake::clean(4);
     let mut world = World::at(&fake.clock);
     // An open gate in between begins the time anew.
-    world.gates = [Some("lag"), Some("lag"), Some("lag"), None].into();
+    world.throttles = [Some("lag"), Some("lag"), Some("lag"), None].into();
     world.shut = Some("load");
     let stall = options().page(2).stall_after(millis(1_000));
     let report = run(&mut reconciler(Mode::Verify, stall), &mut fake, &mut world).unwrap();
@@ -350,7 +350,7 @@ fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
             fake.errors = (0..before).map(|_| None).chain((0..=retries).map(|_| Some(busy()))).collect();
             let (result, world, repair) = go(&mut fake, Mode::Repair, options().page(2).retries(retries));
             let error = result.unwrap_err();
-            assert_eq!(error.next(), Next::Retry);
+            assert_eq!(error.recovery(), Recovery::Retry);
             assert_eq!(world.waited(), doubling[..retries as usize], "after {before} steps");
             assert!(world.waits.iter().all(|(_, reason)| reason.contains("somebody holds it")), "{:?}", world.waits);
             assert_eq!(fake.log.len(), before + 1 + retries as usize);
@@ -366,7 +366,7 @@ fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
 }
 
 #[test]
-fn an_error_that_no_retry_mends_ends_the_run_and_leaves_report_and_token() {
+fn an_error_that_no_retry_repairs_ends_the_run_and_leaves_report_and_token() {
     let mut fake = Fake::clean(6).wrong(A, 0..6);
     fake.errors = (0..6).map(|_| None).chain([Some(broken())]).collect();
     let (result, world, mut repair) = go(&mut fake, Mode::Repair, options().page(2));
@@ -374,7 +374,7 @@ fn an_error_that_no_retry_mends_ends_the_run_and_leaves_report_and_token() {
     assert!(world.waits.is_empty());
     let report = repair.report();
     assert_eq!((report.pages, report.counters[0].corrected, &report.outcome), (2, 2, &Outcome::Failed));
-    // The page whose mend failed is measured again, by this run or by one that resumes it.
+    // The page whose repair failed is measured again, by this run or by one that resumes it.
     let token = through_text(&report.token.unwrap());
     let mut copy = Fake { clock: Clock::default(), sides: fake.sides.clone(), ..Fake::default() };
     let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
@@ -393,11 +393,11 @@ fn pages(options: Options, took: Duration, count: usize) -> Vec<usize> {
     while pages.len() < count {
         match verify.next(now) {
             Step::Identify => verify.identified(0).unwrap(),
-            Step::Measure(ask) => {
+            Step::Compare(ask) => {
                 pages.push(ask.keys);
                 now += took;
                 let next = Some(KeyBuf::of::<i64>(i64::try_from(pages.len()).unwrap()));
-                verify.measured(Measured { keys: 1, rows: 1, next, ..Measured::default() }, now).unwrap();
+                verify.compared(PageDiff { keys: 1, rows: 1, next, ..PageDiff::default() }, now).unwrap();
             }
             other => panic!("{other:?}"),
         }
@@ -421,13 +421,13 @@ fn pages_adapt_to_the_time_that_they_should_take_within_bounds() {
 // Guards.
 
 #[test]
-fn an_emptied_source_refuses_the_whole_repair_before_its_first_mend() {
+fn an_emptied_source_refuses_the_whole_repair_before_its_first_repair() {
     // The second counter is empty; of the first, something is wrong.
     let fake = || Fake::clean(100).wrong(A, [1]).emptied(B);
     let mut refused = fake();
     let (result, _, mut repair) = go(&mut refused, Mode::Repair, options());
     match result.unwrap_err() {
-        Error::Emptied { counter, totals } => assert_eq!((counter, totals), ("b.votes", 100)),
+        Error::SourceEmpty { counter, totals } => assert_eq!((counter, totals), ("b.votes", 100)),
         other => panic!("{other:?}"),
     }
     assert_eq!(refused.log, ["identify", "look a.votes", "look b.votes"]);
@@ -436,7 +436,7 @@ fn an_emptied_source_refuses_the_whole_repair_before_its_first_mend() {
     let report = run(&mut repair, &mut refused, &mut World::default()).unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Refused, 0));
     let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &report.token.unwrap(), options()).unwrap();
-    assert!(matches!(run(&mut resumed, &mut refused, &mut World::default()), Err(Error::Emptied { .. })));
+    assert!(matches!(run(&mut resumed, &mut refused, &mut World::default()), Err(Error::SourceEmpty { .. })));
     assert_eq!(refused.count("me"), 0, "{:?}", refused.log);
 
     let mut forced = fake();
@@ -450,36 +450,36 @@ fn an_emptied_source_refuses_the_whole_repair_before_its_first_mend() {
 }
 
 #[test]
-fn a_page_of_many_orphans_is_looked_at_again_before_its_mend() {
-    let again = |orphans: i64, later: Looked, force: bool| {
+fn a_page_of_many_orphans_is_looked_at_again_before_its_repair() {
+    let again = |orphans: i64, later: ProbeResult, force: bool| {
         let mut fake = Fake { later: Some(later), ..Fake::clean(2).orphans(A, orphans) };
         let result = go(&mut fake, Mode::Repair, options().force(force)).0;
         let looks = fake.count("look a.votes");
         (result, looks, fake.count("mend"))
     };
-    let full = Looked { empty: false, totals: 0 };
-    let empty = Looked { empty: true, totals: 100 };
-    let (result, looks, mends) = again(99, empty, false);
-    assert_eq!((result.unwrap().counters[0].corrected, looks, mends), (99, 1, 1));
-    let (result, looks, mends) = again(100, full, false);
-    assert_eq!((result.unwrap().counters[0].corrected, looks, mends), (100, 2, 1));
-    let (result, looks, mends) = again(100, empty, false);
-    assert!(matches!(result, Err(Error::Emptied { counter: "a.votes", totals: 100 })));
-    assert_eq!((looks, mends), (2, 0));
-    let (result, looks, mends) = again(100, empty, true);
-    assert_eq!((result.unwrap().counters[0].corrected, looks, mends), (100, 1, 1));
+    let full = ProbeResult { empty: false, totals: 0 };
+    let empty = ProbeResult { empty: true, totals: 100 };
+    let (result, looks, repairs) = again(99, empty, false);
+    assert_eq!((result.unwrap().counters[0].corrected, looks, repairs), (99, 1, 1));
+    let (result, looks, repairs) = again(100, full, false);
+    assert_eq!((result.unwrap().counters[0].corrected, looks, repairs), (100, 2, 1));
+    let (result, looks, repairs) = again(100, empty, false);
+    assert!(matches!(result, Err(Error::SourceEmpty { counter: "a.votes", totals: 100 })));
+    assert_eq!((looks, repairs), (2, 0));
+    let (result, looks, repairs) = again(100, empty, true);
+    assert_eq!((result.unwrap().counters[0].corrected, looks, repairs), (100, 1, 1));
 }
 
 #[test]
 fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     let mut fake = Fake::clean(2);
     fake.sides.extend([("a.parent", Side::default()), ("sum.votes", Side::default())]);
-    // As if all children had lost their parents: to mend that is to follow totals that were looked at.
+    // As if all children had lost their parents: to repair that is to follow totals that were looked at.
     let mut fake = fake.orphans(SUM, 150);
     let mut run_of_all = Reconciler::new(Mode::Repair, &LEVELS, options()).unwrap();
     let mut world = World::at(&fake.clock);
     let report = run(&mut run_of_all, &mut fake, &mut world).unwrap();
-    assert_eq!((report.counters[2].corrected, fake.count("mend 150 of sum.votes")), (150, 1));
+    assert_eq!((report.counters[2].corrected, fake.count("repair 150 of sum.votes")), (150, 1));
     let looks: Vec<_> = fake.log.iter().filter(|line| line.starts_with("look")).collect();
     assert_eq!(looks, ["look a.parent", "look a.votes"]);
 
@@ -491,11 +491,11 @@ fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     fake.log.clear();
     let mut rest = Reconciler::resume(Mode::Repair, &LEVELS, &token, options()).unwrap();
     assert_eq!(run(&mut rest, &mut fake, &mut world).unwrap().counters[2].corrected, 50);
-    assert_eq!(fake.log, ["identify", "measure sum.votes 100 behind 1099", "mend 50 of sum.votes"]);
+    assert_eq!(fake.log, ["identify", "measure sum.votes 100 behind 1099", "repair 50 of sum.votes"]);
 }
 
 #[test]
-fn parts_compare_and_mend_their_own_keys_and_no_others() {
+fn parts_compare_and_repair_their_own_keys_and_no_others() {
     let key = |key: i64| Some(KeyBuf::of::<i64>(key));
     for page in [1, 2, 3, 100] {
         let mut fake = Fake::clean(10).wrong(A, 0..10).orphans(A, 2);
@@ -508,7 +508,7 @@ fn parts_compare_and_mend_their_own_keys_and_no_others() {
         ];
         for (done, (after, until, keys)) in (1..).zip(parts) {
             let (after, until) = (after.as_ref(), until.as_ref());
-            let mut part = Reconciler::part(Mode::Repair, &TWO, A.def(), after, until, options().page(page)).unwrap();
+            let mut part = Reconciler::part(Mode::Repair, &TWO, A.id(), after, until, options().page(page)).unwrap();
             let mut world = World::at(&fake.clock);
             let report = run(&mut part, &mut fake, &mut world).unwrap();
             let own = &report.counters[0];
@@ -516,20 +516,20 @@ fn parts_compare_and_mend_their_own_keys_and_no_others() {
             assert!(report.complete() && report.counters.len() == 1);
         }
         assert_eq!(fake.count("look b.votes"), 0);
-        assert!(fake.side(&A.def()).totals.values().all(|total| *total == 2 || *total == 0));
+        assert!(fake.side(&A.id()).totals.values().all(|total| *total == 2 || *total == 0));
     }
 }
 
 #[test]
 fn parts_that_are_none_are_refused() {
     let part = |mode, counter: Counter<i64>, until: &KeyBuf| {
-        Reconciler::part(mode, &LEVELS, counter.def(), None, Some(until), options())
+        Reconciler::part(mode, &LEVELS, counter.id(), None, Some(until), options())
     };
     let key = KeyBuf::of::<i64>(7);
     for (mode, counter) in [(Mode::Backfill, A), (Mode::Repair, SUM), (Mode::Verify, SUM)] {
         let error = part(mode, counter, &key).unwrap_err();
         assert!(
-            matches!(&error, Error::Setting { setting: "part", reason } if reason.contains(counter.def().name())),
+            matches!(&error, Error::InvalidUse { what: "part", reason } if reason.contains(counter.id().name())),
             "{error}"
         );
     }
@@ -537,29 +537,29 @@ fn parts_that_are_none_are_refused() {
     let error = part(Mode::Verify, A, &KeyBuf::of::<String>("seven")).unwrap_err();
     assert!(matches!(error, Error::Key { .. }), "{error}");
     part(Mode::Repair, A, &key).unwrap();
-    let unknown = Reconciler::part(Mode::Verify, &LEVELS, B.def(), None, None, options());
+    let unknown = Reconciler::part(Mode::Verify, &LEVELS, B.id(), None, None, options());
     assert!(matches!(unknown, Err(Error::UnknownCounter { .. })));
 }
 
 #[test]
-fn too_large_a_share_of_wrong_keys_is_not_mended() {
+fn too_large_a_share_of_wrong_keys_is_not_repaired() {
     let go = |keys, wrong, mode, options: Options| {
         let mut fake = Fake::clean(keys).wrong(B, 0..wrong);
         let result = go(&mut fake, mode, options.max_wrong_percent(10)).0;
         (result, fake.count("mend"))
     };
-    let (result, mends) = go(100, 11, Mode::Repair, options());
+    let (result, repairs) = go(100, 11, Mode::Repair, options());
     let error = result.unwrap_err();
-    assert!(matches!(error, Error::TooWrong { counter: "b.votes", wrong: 11, keys: 100, limit: 10 }), "{error:?}");
-    assert_eq!((mends, error.next()), (0, Next::Fix));
+    assert!(matches!(error, Error::DriftLimit { counter: "b.votes", wrong: 11, keys: 100, limit: 10 }), "{error:?}");
+    assert_eq!((repairs, error.recovery()), (0, Recovery::Permanent));
     assert_eq!(
         error.to_string(),
-        "counter b.votes: 11 of 100 keys are wrong, over the limit of 10%; the page was not mended"
+        "counter b.votes: 11 of 100 keys are wrong, over the limit of 10%; the page was not repaired"
     );
     for (keys, wrong, options) in [(100, 10, options()), (99, 99, options()), (100, 100, options().force(true))] {
-        let (result, mends) = go(keys, wrong, Mode::Repair, options);
+        let (result, repairs) = go(keys, wrong, Mode::Repair, options);
         assert_eq!(
-            (result.unwrap().counters[1].corrected, mends),
+            (result.unwrap().counters[1].corrected, repairs),
             (u64::try_from(wrong).unwrap(), 1),
             "{keys} {wrong}"
         );
@@ -568,36 +568,36 @@ fn too_large_a_share_of_wrong_keys_is_not_mended() {
     // Zero percent allows none; all pages of the run count together.
     let mut fake = Fake::clean(150).wrong(A, [149]);
     let result = self::go(&mut fake, Mode::Repair, options().max_wrong_percent(0).page(60)).0;
-    assert!(matches!(result, Err(Error::TooWrong { wrong: 1, keys: 150, .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::DriftLimit { wrong: 1, keys: 150, .. })), "{result:?}");
 }
 
 #[test]
-fn a_mend_holds_few_keys_and_few_rows() {
+fn a_repair_holds_few_keys_and_few_rows() {
     let mut fake = Fake::clean(600).wrong(A, 0..600);
     let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
-    let mends: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
-    assert_eq!(mends, ["mend 256 of a.votes", "mend 256 of a.votes", "mend 88 of a.votes"]);
+    let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
+    assert_eq!(repairs, ["repair 256 of a.votes", "repair 256 of a.votes", "repair 88 of a.votes"]);
     assert_eq!((report.pages, report.counters[0].corrected), (2, 600));
 
     // 60,000 rows a key: two begin before 100,000 rows are held. One key that has more than all others goes alone.
     let mut fake = Fake::clean(7);
     let big = [60_000, 60_000, 60_000, 99_999, 1, 10_000_000, 5];
-    fake.side(&A.def()).rows = (0..).zip(big).map(|(key, rows)| (key, (1, rows))).collect();
+    fake.side(&A.id()).rows = (0..).zip(big).map(|(key, rows)| (key, (1, rows))).collect();
     let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
-    let mends: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
-    assert_eq!(mends, ["mend 2 of a.votes", "mend 2 of a.votes", "mend 2 of a.votes", "mend 1 of a.votes"]);
+    let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
+    assert_eq!(repairs, ["repair 2 of a.votes", "repair 2 of a.votes", "repair 2 of a.votes", "repair 1 of a.votes"]);
     assert_eq!(report.counters[0].corrected, 7);
 
     let mut fake = Fake::clean(3);
-    fake.side(&A.def()).rows = (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
+    fake.side(&A.id()).rows = (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
     go(&mut fake, Mode::Repair, options()).0.unwrap();
-    assert_eq!((fake.count("mend 2 of a.votes"), fake.count("mend 1 of a.votes")), (1, 1));
+    assert_eq!((fake.count("repair 2 of a.votes"), fake.count("repair 1 of a.votes")), (1, 1));
 }
 
 #[test]
-fn the_driver_stops_when_its_flag_is_set_also_while_a_gate_is_shut() {
+fn the_driver_stops_when_its_flag_is_set_also_while_a_barrier_is_shut() {
     let (stop, asked) = (AtomicBool::new(false), AtomicU32::new(0));
-    let mut live = Live::new().stop_flag(&stop).gate(|| None).gate(|| {
+    let mut live = SystemRuntime::new().stop_flag(&stop).throttle(|| None).throttle(|| {
         stop.store(asked.fetch_add(1, Ordering::Relaxed) == 2, Ordering::Relaxed);
         None
     });
@@ -606,7 +606,7 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_gate_is_shut() {
     assert_eq!((report.pages, &report.outcome), (3, &Outcome::Stopped));
 
     let stop = AtomicBool::new(false);
-    let mut live = Live::new().stop_flag(&stop).gate(|| {
+    let mut live = SystemRuntime::new().stop_flag(&stop).throttle(|| {
         stop.store(true, Ordering::Relaxed);
         Some("load".to_owned())
     });
@@ -617,10 +617,10 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_gate_is_shut() {
 /// What an audit in memory keeps from page to page serves no other run, which begins at the first key again.
 #[test]
 fn one_audit_in_memory_serves_run_after_run() {
-    const LAYOUT: Layout = Layout::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
+    const SCHEMA: Schema = Schema::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
     struct Vote(i64);
     impl Record for Vote {
-        const COUNTERS: &'static [Def] = &[A.def(), B.def()];
+        const COUNTERS: &'static [CounterId] = &[A.id(), B.id()];
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(A, self.0, 1);
             to.add(B, self.0, 1);
@@ -628,13 +628,13 @@ fn one_audit_in_memory_serves_run_after_run() {
     }
     struct Link(i64);
     impl Record for Link {
-        const COUNTERS: &'static [Def] = &[PARENT.def()];
+        const COUNTERS: &'static [CounterId] = &[PARENT.id()];
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(PARENT, (self.0, self.0 / 4), 1);
         }
     }
     let keys = 0..40_i64;
-    let mut store = MemoryStore::new(&LAYOUT);
+    let mut store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     for key in keys.clone() {
         batch.add(B, key, 1);
@@ -646,11 +646,11 @@ fn one_audit_in_memory_serves_run_after_run() {
     audit.add(B, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
     audit.add(PARENT, |_| keys.clone().map(Link).collect::<Vec<_>>()).unwrap();
     let mut of = |mode, counter: Counter<i64>, page| {
-        let mut run_of_one = Reconciler::scoped(mode, &LAYOUT, &[counter.def()], options().page(page)).unwrap();
+        let mut run_of_one = Reconciler::scoped(mode, &SCHEMA, &[counter.id()], options().page(page)).unwrap();
         let report = run(&mut run_of_one, &mut audit, &mut World::default()).unwrap();
-        let found = report.counters.iter().find(|found| found.counter == counter.def()).unwrap();
-        // A rollup's rows are the pairs of link and total that it sums, which are compared with it.
-        let below = if counter.def() == SUM.def() { 80 } else { 0 };
+        let found = report.counters.iter().find(|found| found.counter == counter.id()).unwrap();
+        // A rollup's rows are the pairs of membership and total that it sums, which are compared with it.
+        let below = if counter.id() == SUM.id() { 80 } else { 0 };
         assert_eq!(report.rows, below + if below > 0 && found.keys == 0 { 0 } else { 40 });
         (found.keys, found.drift(), found.corrected)
     };
@@ -661,7 +661,7 @@ fn one_audit_in_memory_serves_run_after_run() {
         assert_eq!(of(Mode::Verify, A, page), (40, 40, 0));
         assert_eq!(of(Mode::Verify, SUM, page), (0, 0, 0));
     }
-    // The rollup climbs with what is mended, after its cut was taken.
+    // The rollup climbs with what is repaired, after its cutoff was taken.
     assert_eq!(of(Mode::Repair, A, 7), (40, 40, 40));
     assert_eq!(of(Mode::Verify, SUM, 7), (10, 0, 0));
     assert_eq!((of(Mode::Verify, A, 7), of(Mode::Verify, B, 7)), ((40, 0, 0), (40, 0, 0)));
@@ -680,8 +680,8 @@ fn settings_out_of_bounds_are_refused_and_named() {
         (options().rows_per_second(0), "rows per second"),
     ] {
         let error = Reconciler::new(Mode::Verify, &TWO, bad).unwrap_err();
-        assert!(matches!(error, Error::Setting { .. }) && error.to_string().contains(name), "{error}");
-        assert_eq!(error.next(), Next::Fix);
+        assert!(matches!(error, Error::InvalidUse { .. }) && error.to_string().contains(name), "{error}");
+        assert_eq!(error.recovery(), Recovery::Permanent);
     }
     for good in [options().page(1), options().page(100_000), options().samples(0), options().max_wrong_percent(0)] {
         Reconciler::new(Mode::Verify, &TWO, good).unwrap();
@@ -699,20 +699,20 @@ fn stopped(mode: Mode, options: Options) -> Token {
 fn refused(result: Result<Reconciler>, reason: &str) {
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Token { .. }) && error.to_string().contains(reason), "{error}");
-    assert_eq!(error.next(), Next::Fix);
+    assert_eq!(error.recovery(), Recovery::Permanent);
 }
 
 #[test]
 fn a_token_of_the_other_mode_or_of_other_counters_is_refused() {
-    const NEWER: Layout = Layout::new(&[B.table(), A.version(2).table()]);
-    const OTHER_KEY: Layout = Layout::new(&[Counter::<i32>::new("a.votes").table(), B.table()]);
-    const ORDERED: Layout = Layout::new(&[A.table(), B.table()]);
+    const NEWER: Schema = Schema::new(&[B.table(), A.version(2).table()]);
+    const OTHER_KEY: Schema = Schema::new(&[Counter::<i32>::new("a.votes").table(), B.table()]);
+    const ORDERED: Schema = Schema::new(&[A.table(), B.table()]);
 
     let (verify, repair) = (stopped(Mode::Verify, options()), stopped(Mode::Repair, options()));
     refused(Reconciler::resume(Mode::Repair, &TWO, &verify, options()), "of a verify, and this run is none");
     refused(Reconciler::resume(Mode::Verify, &TWO, &repair, options()), "of a repair, and this run is none");
-    for layout in [&ONE, &NEWER, &OTHER_KEY] {
-        refused(Reconciler::resume(Mode::Verify, layout, &verify, options()), "other counters, or other versions");
+    for schema in [&ONE, &NEWER, &OTHER_KEY] {
+        refused(Reconciler::resume(Mode::Verify, schema, &verify, options()), "other counters, or other versions");
     }
     Reconciler::resume(Mode::Verify, &ORDERED, &verify, options()).unwrap();
 }
@@ -752,14 +752,14 @@ fn a_corrupt_token_is_refused() {
 fn a_token_knows_its_page_samples_force_and_scope() {
     let mut fake = Fake::clean(300).wrong(A, 0..300).emptied(B);
     let settings = options().page(3).samples(2).force(true);
-    let mut first = Reconciler::scoped(Mode::Repair, &TWO, &[B.def()], settings.max_pages(1)).unwrap();
+    let mut first = Reconciler::scoped(Mode::Repair, &TWO, &[B.id()], settings.max_pages(1)).unwrap();
     let token = run(&mut first, &mut fake, &mut World::default()).unwrap().token.unwrap();
     fake.log.clear();
     let beside = options().page(50).samples(9).force(false).max_pages(2).retries(1);
     let mut rest = Reconciler::resume(Mode::Repair, &TWO, &through_text(&token), beside).unwrap();
     let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
     let wanted =
-        ["identify", "look b.votes", "measure b.votes 3 behind 2", "mend 3 of b.votes", "measure b.votes 3 behind 5"];
+        ["identify", "look b.votes", "measure b.votes 3 behind 2", "repair 3 of b.votes", "measure b.votes 3 behind 5"];
     assert_eq!(fake.log[..5], wanted);
     assert_eq!((report.pages, report.outcome), (2, Outcome::Limit("pages")));
     assert_eq!((report.counters.len(), report.counters[0].samples.len(), report.counters[0].orphan), (1, 2, 6));
@@ -788,8 +788,8 @@ fn a_token_used_twice_or_late_is_harmless() {
 #[test]
 fn a_report_is_one_line_a_table_and_json() {
     let mut fake = Fake::clean(4).wrong(A, [1]).orphans(A, 2);
-    fake.side(&A.def()).totals.remove(&2);
-    fake.side(&B.def()).totals.insert(3, 0);
+    fake.side(&A.id()).totals.remove(&2);
+    fake.side(&B.id()).totals.insert(3, 0);
     let report = go(&mut fake, Mode::Verify, options().samples(2)).0.unwrap();
     assert_eq!(
         report.to_string(),
@@ -835,7 +835,7 @@ verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages,
     assert_eq!(value["resume"].as_str().unwrap().parse::<Token>().unwrap(), report.token.unwrap());
 
     let mut fake = Fake::clean(1);
-    let mut one = Reconciler::scoped(Mode::Verify, &TWO, &[A.def()], options()).unwrap();
+    let mut one = Reconciler::scoped(Mode::Verify, &TWO, &[A.id()], options()).unwrap();
     let report = run(&mut one, &mut fake, &mut World::default()).unwrap();
     assert_eq!(
         report.to_string(),
@@ -867,7 +867,7 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     const WIDER: Counter<i128> = Counter::new("g.wider");
     const NARROW: Counter<i8> = Counter::new("h.narrow");
     const SINGLE: Counter<(String,)> = Counter::new("i.single");
-    const LAYOUT: Layout = Layout::new(&[
+    const SCHEMA: Schema = Schema::new(&[
         UNIT.table(),
         TEXT.table(),
         PAIR.table(),
@@ -880,20 +880,11 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     ]);
     struct Any;
     impl Record for Any {
-        const COUNTERS: &'static [Def] = &[
-            UNIT.def(),
-            TEXT.def(),
-            PAIR.def(),
-            ID.def(),
-            BYTES.def(),
-            WIDE.def(),
-            WIDER.def(),
-            NARROW.def(),
-            SINGLE.def(),
-        ];
+        const COUNTERS: &'static [CounterId] =
+            &[UNIT.id(), TEXT.id(), PAIR.id(), ID.id(), BYTES.id(), WIDE.id(), WIDER.id(), NARROW.id(), SINGLE.id()];
         fn tally(&self, _: &mut Tally<'_>) {}
     }
-    let mut store = MemoryStore::new(&LAYOUT);
+    let mut store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     batch.add(UNIT, (), 1);
     batch.add(TEXT, "a\tb\\\u{e9}\0", 1);
@@ -915,7 +906,7 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     audit.add(WIDER, |_| Vec::<Any>::new()).unwrap();
     audit.add(NARROW, |_| Vec::<Any>::new()).unwrap();
     audit.add(SINGLE, |_| Vec::<Any>::new()).unwrap();
-    let report = run_whole(Mode::Verify, &LAYOUT, options(), &mut audit).unwrap();
+    let report = run_whole(Mode::Verify, &SCHEMA, options(), &mut audit).unwrap();
     let value = serde_json::to_value(&report).unwrap();
     let keys: Vec<_> = value["counters"].as_array().unwrap().iter().map(|c| c["samples"][0]["key"].clone()).collect();
     assert_eq!(

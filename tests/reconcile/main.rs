@@ -1,13 +1,13 @@
-//! How drift is found and mended, and what is not ready until it was: the machine in virtual time, its audits in memory and on SQLite, the job that
+//! How drift is found and repaired, and what is not ready until it was: the machine in virtual time, its audits in memory and on SQLite, the job that
 //! runs it, and releases that need it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-mod brackets;
 mod deploy;
 mod job;
-mod lost;
 mod machine;
 mod model;
+mod orphans;
+mod pending_writes;
 mod readiness;
 mod sources;
 mod sqlite;

@@ -8,7 +8,7 @@ use crate::support::world::{World, through_text};
 use keepcount::reconcile::{
     Audit, CounterReport, MemoryAudit, Mode, Options, Reconciler, Report, Sample, Source, SqliteAudit, run,
 };
-use keepcount::{Batch, Counter, Def, KeyBuf, Layout, MemoryStore, Record, SqliteStore, Store, Tally};
+use keepcount::{Batch, Counter, CounterId, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ const SHOP_SUM: Counter<i64> = Counter::new("shop.sum");
 const TAG_USES: Counter<String> = Counter::new("tag.uses");
 const TAG_YEARS: Counter<(String, u16)> = Counter::new("tag.years");
 /// Not in the order of names.
-const LAYOUT: Layout = Layout::new(&[
+const SCHEMA: Schema = Schema::new(&[
     TAG_YEARS.table(),
     SHOP_SUM.table(),
     SHOP_SALES.table(),
@@ -39,7 +39,7 @@ struct Sale {
 }
 
 impl Record for Sale {
-    const COUNTERS: &'static [Def] = &[ALL_SALES.def(), SHOP_DAYS.def(), SHOP_SALES.def(), SHOP_SUM.def()];
+    const COUNTERS: &'static [CounterId] = &[ALL_SALES.id(), SHOP_DAYS.id(), SHOP_SALES.id(), SHOP_SUM.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(ALL_SALES, (), 1);
@@ -63,7 +63,7 @@ struct Tag {
 }
 
 impl Record for Tag {
-    const COUNTERS: &'static [Def] = &[TAG_USES.def(), TAG_YEARS.def()];
+    const COUNTERS: &'static [CounterId] = &[TAG_USES.id(), TAG_YEARS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(name) = &self.name {
@@ -212,9 +212,9 @@ impl Model {
     }
 
     fn drift(&self) -> Totals {
-        let truth = self.rows.recount();
+        let expected = self.rows.recount();
         let mut drift = self.stored.clone();
-        for (name, total) in truth {
+        for (name, total) in expected {
             *drift.entry(name).or_insert(0) -= total;
         }
         drift.retain(|_, drift| *drift != 0);
@@ -223,26 +223,26 @@ impl Model {
 
     /// What a verification must find, counter by counter in the order of names.
     fn expected(&self, samples: usize) -> Vec<Found> {
-        let truth = self.rows.recount();
-        let mut defs = LAYOUT.by_name();
-        defs.sort_by_key(Def::name);
-        let found = defs.iter().map(|def| {
-            let mut found = Found { counter: def.name(), ..Found::default() };
+        let true_totals = self.rows.recount();
+        let mut ids = SCHEMA.by_name();
+        ids.sort_by_key(CounterId::name);
+        let found = ids.iter().map(|id| {
+            let mut found = Found { counter: id.name(), ..Found::default() };
             let mut names: Vec<&Name> =
-                self.stored.keys().chain(truth.keys()).filter(|name| name.counter() == def.name()).collect();
+                self.stored.keys().chain(true_totals.keys()).filter(|name| name.counter() == id.name()).collect();
             names.sort_unstable();
             names.dedup();
             for name in names {
-                let (stored, truth) = (at(&self.stored, name), at(&truth, name));
+                let (stored, true_totals) = (at(&self.stored, name), at(&true_totals, name));
                 found.keys += 1;
-                match (stored, truth) {
-                    (stored, truth) if stored == truth => continue,
+                match (stored, true_totals) {
+                    (stored, true_totals) if stored == true_totals => continue,
                     (0, _) => found.missing += 1,
                     (_, 0) => found.orphan += 1,
                     _ => found.wrong += 1,
                 }
                 if found.samples.len() < samples {
-                    found.samples.push((name.clone(), stored, truth));
+                    found.samples.push((name.clone(), stored, true_totals));
                 }
             }
             found
@@ -269,7 +269,7 @@ struct Found {
 impl Found {
     fn of(report: &CounterReport) -> Self {
         let counter = report.counter.name();
-        let sample = |sample: &Sample| (Name::of(counter, &sample.key), sample.stored, sample.truth);
+        let sample = |sample: &Sample| (Name::of(counter, &sample.key), sample.stored, sample.expected);
         let CounterReport { keys, wrong, missing, orphan, ref samples, .. } = *report;
         Self { counter, keys, wrong, missing, orphan, samples: samples.iter().map(sample).collect() }
     }
@@ -368,7 +368,7 @@ impl Sqlite {
     }
 
     fn store(&self) -> SqliteStore<'_> {
-        SqliteStore::new(&self.0, &LAYOUT)
+        SqliteStore::new(&self.0, &SCHEMA)
     }
 }
 
@@ -377,7 +377,7 @@ impl Subject for Sqlite {
         let conn = Connection::open_in_memory().unwrap();
         conn.set_prepared_statement_cache_capacity(128);
         conn.execute_batch(TABLES).unwrap();
-        SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+        SqliteStore::new(&conn, &SCHEMA).create().unwrap();
         Self(conn)
     }
 
@@ -442,10 +442,10 @@ impl Subject for Sqlite {
 
     fn set_total(&mut self, name: &Name, total: Option<i64>) {
         let set = |table: &str, keys: &str, key: &[&dyn rusqlite::ToSql]| {
-            let marks = (1..=key.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
+            let offsets = (1..=key.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
             let text = match total {
-                None => format!("DELETE FROM {table} WHERE ({keys}) = ({marks})"),
-                Some(total) => format!("INSERT OR REPLACE INTO {table} VALUES ({marks}, {total})"),
+                None => format!("DELETE FROM {table} WHERE ({keys}) = ({offsets})"),
+                Some(total) => format!("INSERT OR REPLACE INTO {table} VALUES ({offsets}, {total})"),
             };
             self.0.execute(&text, key).unwrap();
         };
@@ -464,7 +464,7 @@ impl Subject for Sqlite {
     }
 
     fn reconcile(&mut self, reconciler: &mut Reconciler, other: bool) -> Report {
-        let mut audit = SqliteAudit::new(&self.0, &LAYOUT).unwrap();
+        let mut audit = SqliteAudit::new(&self.0, &SCHEMA).unwrap();
         let sale = |source: Source| {
             let typed = source.rows(SALE, read_sale);
             if other { typed.by_tally() } else { typed }
@@ -510,7 +510,7 @@ fn in_order<'a, R: 'a, K: Ord + 'a>(
 
 impl Subject for Memory {
     fn new() -> Self {
-        Self { store: MemoryStore::new(&LAYOUT), rows: Rows::default(), saved: Vec::new() }
+        Self { store: MemoryStore::new(&SCHEMA), rows: Rows::default(), saved: Vec::new() }
     }
 
     fn begin(&mut self) {
@@ -743,7 +743,7 @@ fn in_legs<S: Subject>(mode: Mode, case: &Case, subject: &mut S, mut between: im
     let limits = Options::default().max_pages(case.leg);
     let options = limits.samples(case.samples);
     let options = case.page.map_or(options, |page| options.page(page));
-    let mut reconciler = Reconciler::new(mode, &LAYOUT, options).unwrap();
+    let mut reconciler = Reconciler::new(mode, &SCHEMA, options).unwrap();
     let mut reports: Vec<Report> = Vec::new();
     loop {
         let report = subject.reconcile(&mut reconciler, case.other);
@@ -753,7 +753,7 @@ fn in_legs<S: Subject>(mode: Mode, case: &Case, subject: &mut S, mut between: im
         reports.push(report);
         let Some(token) = token else { return reports };
         between(subject);
-        reconciler = Reconciler::resume(mode, &LAYOUT, &through_text(&token), limits).unwrap();
+        reconciler = Reconciler::resume(mode, &SCHEMA, &through_text(&token), limits).unwrap();
     }
 }
 
@@ -787,7 +787,7 @@ fn check<S: Subject>(case: &Case) {
     // One whole verification, and the same in several invocations.
     let options = Options::default().samples(case.samples);
     let options = case.page.map_or(options, |page| options.page(page));
-    let whole = subject.reconcile(&mut Reconciler::new(Mode::Verify, &LAYOUT, options).unwrap(), case.other);
+    let whole = subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.other);
     assert!(whole.complete());
     assert_eq!(found(&whole), model.expected(case.samples), "a whole verification");
     let legs = in_legs(Mode::Verify, case, &mut subject, |_| ());
@@ -817,11 +817,11 @@ fn check<S: Subject>(case: &Case) {
     }
     assert_eq!(subject.totals(), model.rows.recount(), "the totals after the repair");
 
-    let again = subject.reconcile(&mut Reconciler::new(Mode::Repair, &LAYOUT, options).unwrap(), case.other);
+    let again = subject.reconcile(&mut Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap(), case.other);
     assert_eq!((again.drift(), again.complete()), (0, true), "{again}");
-    let truth = subject.totals();
-    let verify = subject.reconcile(&mut Reconciler::new(Mode::Verify, &LAYOUT, options).unwrap(), !case.other);
-    assert_eq!((verify.drift(), subject.totals()), (0, truth), "{verify}");
+    let true_totals = subject.totals();
+    let verify = subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), !case.other);
+    assert_eq!((verify.drift(), subject.totals()), (0, true_totals), "{verify}");
 }
 
 /// Hooks alone never let a total drift.
@@ -832,7 +832,7 @@ fn check_hooks<S: Subject>(case: &Case) {
         assert_eq!(subject.totals(), model.rows.recount(), "after {op:?}");
     }
     let report =
-        subject.reconcile(&mut Reconciler::new(Mode::Verify, &LAYOUT, Options::default()).unwrap(), case.other);
+        subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, Options::default()).unwrap(), case.other);
     assert_eq!((report.drift(), report.complete()), (0, true), "{report}");
 }
 
@@ -854,12 +854,12 @@ proptest! {
     }
 
     #[test]
-    fn on_sqlite_verify_finds_what_a_naive_recount_finds_and_repair_mends_it(case in case(op())) {
+    fn on_sqlite_verify_finds_what_a_naive_recount_finds_and_repair_repairs_it(case in case(op())) {
         check::<Sqlite>(&case);
     }
 
     #[test]
-    fn in_memory_verify_finds_what_a_naive_recount_finds_and_repair_mends_it(case in case(op())) {
+    fn in_memory_verify_finds_what_a_naive_recount_finds_and_repair_repairs_it(case in case(op())) {
         check::<Memory>(&case);
     }
 }

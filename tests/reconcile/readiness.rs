@@ -6,27 +6,27 @@ use std::time::Duration;
 
 use crate::support::world::{Trace, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Ask, Audit, Keep, Kept, Live, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Outcome, Ready,
-    Reconciler, Settling, Source, SqliteAudit, Step, Token, run,
+    Audit, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
+    Ready, Reconciler, RepairRequest, Repaired, Source, SqliteAudit, Step, SystemRuntime, Token, run,
 };
 use keepcount::{
-    Batch, Board, Counter, Def, Error, Key, KeyBuf, KeyRange, Layout, Mark, MemoryStore, Next, Record, Result,
-    SqliteStore, Store, Tally, sql,
+    Batch, Counter, CounterId, Error, Key, KeyBuf, KeyRange, Leaderboard, MemoryStore, Record, Recovery, Result,
+    Schema, SqliteStore, Store, StreamRange, Tally, sql,
 };
 use rusqlite::Connection;
 
 use crate::support::random::Random;
 
-// Setlists with votes, which the older layout counts; the newer one sums them by show, and ranks shows.
+// Setlists with votes, which the older schema counts; the newer one sums them by show, and ranks shows.
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
-const LINK: Counter<(i64, i64)> = Counter::new("setlist.show");
-const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, LINK);
-const RANK: Board<i64> =
-    Board::new("show.board", &[SHOWS.def()], |totals| totals.first().copied().filter(|votes| *votes != 0));
-const OLD: Layout = Layout::new(&[VOTES.table()]);
-const SUMS: Layout = Layout::new(&[VOTES.table(), LINK.table(), SHOWS.table()]);
-const NEW: Layout = SUMS.boards(&[RANK.def()]);
+const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
+const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
+const RANK: Leaderboard<i64> =
+    Leaderboard::new("show.board", &[SHOWS.id()], |totals| totals.first().copied().filter(|votes| *votes != 0));
+const OLD: Schema = Schema::new(&[VOTES.table()]);
+const SUMS: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SHOWS.table()]);
+const NEW: Schema = SUMS.leaderboards(&[RANK.id()]);
 
 #[derive(Debug, Clone, Copy)]
 enum Row {
@@ -35,12 +35,12 @@ enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[VOTES.def(), LINK.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id(), MEMBERSHIP.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
             Self::Vote { setlist, weight } => to.add(VOTES, setlist, weight),
-            Self::Setlist { id, show } => to.add(LINK, (id, show), 1),
+            Self::Setlist { id, show } => to.add(MEMBERSHIP, (id, show), 1),
         }
     }
 }
@@ -63,7 +63,7 @@ fn rows() -> Connection {
     conn
 }
 
-/// The same, with the older layout's totals.
+/// The same, with the older schema's totals.
 fn counted() -> Connection {
     let conn = rows();
     store(&conn, &OLD).create().unwrap();
@@ -71,12 +71,12 @@ fn counted() -> Connection {
     conn
 }
 
-fn store<'c>(conn: &'c Connection, layout: &'c Layout) -> SqliteStore<'c> {
-    SqliteStore::new(conn, layout)
+fn store<'c>(conn: &'c Connection, schema: &'c Schema) -> SqliteStore<'c> {
+    SqliteStore::new(conn, schema)
 }
 
 /// A row and its hooks, in one transaction.
-fn write(conn: &Connection, layout: &Layout, row: &Row) {
+fn write(conn: &Connection, schema: &Schema, row: &Row) {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut batch = Batch::new();
     match *row {
@@ -85,22 +85,22 @@ fn write(conn: &Connection, layout: &Layout, row: &Row) {
     }
     .unwrap();
     batch.insert(row);
-    let known = batch.deltas().all(|(counter, ..)| layout.position(&counter).is_ok());
+    let known = batch.deltas().all(|(counter, ..)| schema.position(&counter).is_ok());
     if known {
-        store(conn, layout).apply(&mut batch).unwrap();
+        store(conn, schema).apply(&mut batch).unwrap();
     }
     conn.execute_batch("COMMIT").unwrap();
 }
 
-fn audit<'a>(conn: &'a Connection, layout: &'a Layout) -> SqliteAudit<'a> {
-    let mut audit = SqliteAudit::new(conn, layout).unwrap();
+fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
+    let mut audit = SqliteAudit::new(conn, schema).unwrap();
     let votes = Source::table("votes", ["setlist"]).amount("weight");
     let votes = votes.rows("setlist, weight", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
     audit.add(VOTES, votes).unwrap();
-    if layout.position(&LINK.def()).is_ok() {
+    if schema.position(&MEMBERSHIP.id()).is_ok() {
         let setlists = Source::table("setlists", ["id", "show"]);
         let setlists = setlists.rows("id, show", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
-        audit.add(LINK, setlists).unwrap();
+        audit.add(MEMBERSHIP, setlists).unwrap();
     }
     audit
 }
@@ -126,11 +126,11 @@ fn not_ready<T: std::fmt::Debug>(answer: Result<T>, asked: &str, of: &[&str]) {
     let error = answer.expect_err("what is not ready is not read");
     let Error::NotReady { counter, unready } = &error else { panic!("{error}") };
     assert!(*counter == asked && of.contains(&unready.as_str()), "{error}");
-    assert!(error.next() == Next::Fix && error.to_string().contains(unready.as_str()), "{error}");
+    assert!(error.recovery() == Recovery::Permanent && error.to_string().contains(unready.as_str()), "{error}");
 }
 
-fn backfill(conn: &Connection, layout: &Layout) {
-    let report = run_whole(Mode::Backfill, layout, Options::default(), &mut audit(conn, layout)).unwrap();
+fn backfill(conn: &Connection, schema: &Schema) {
+    let report = run_whole(Mode::Backfill, schema, Options::default(), &mut audit(conn, schema)).unwrap();
     assert!(report.complete(), "{report}");
 }
 
@@ -144,15 +144,15 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
     for _ in 0..2 {
         let mut new = store(&conn, &NEW);
         new.create().unwrap();
-        assert_eq!(new.unready().unwrap(), [LINK.def(), SHOWS.def()]);
-        assert_eq!([VOTES.def(), LINK.def(), SHOWS.def()].map(|def| new.is_ready(def).unwrap()), [true, false, false]);
+        assert_eq!(new.unready().unwrap(), [MEMBERSHIP.id(), SHOWS.id()]);
+        assert_eq!([VOTES.id(), MEMBERSHIP.id(), SHOWS.id()].map(|id| new.is_ready(id).unwrap()), [true, false, false]);
         assert_eq!(new.total(VOTES, 12).unwrap(), 13, "who reads what was there before goes on");
         not_ready(new.total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
-        not_ready(new.total(LINK, (1, 1)), "setlist.show", &["setlist.show"]);
+        not_ready(new.total(MEMBERSHIP, (1, 1)), "setlist.show", &["setlist.show"]);
     }
-    let unknown = Counter::<i64>::new("show.comments").def();
+    let unknown = Counter::<i64>::new("show.comments").id();
     assert!(matches!(store(&conn, &NEW).is_ready(unknown), Err(Error::UnknownCounter { .. })));
-    assert!(matches!(store(&conn, &NEW).is_ready(VOTES.version(2).def()), Err(Error::Conflict { .. })));
+    assert!(matches!(store(&conn, &NEW).is_ready(VOTES.version(2).id()), Err(Error::DefinitionConflict { .. })));
 
     // At once, all are ready; by the statements of the first migration too.
     for by_hand in [false, true] {
@@ -171,18 +171,18 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
 fn counters_over_rows_are_not_ready_in_a_new_database_either() {
     let conn = rows();
     conn.execute_batch("BEGIN").unwrap();
-    store(&conn, &OLD).create_over_rows().unwrap();
+    store(&conn, &OLD).create_pending_backfill().unwrap();
     conn.execute_batch("ROLLBACK").unwrap();
     let mut old = store(&conn, &OLD);
-    old.create_over_rows().unwrap();
+    old.create_pending_backfill().unwrap();
     old.create().unwrap();
-    assert_eq!(old.unready().unwrap(), [VOTES.def()]);
+    assert_eq!(old.unready().unwrap(), [VOTES.id()]);
     not_ready(old.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
     write(&conn, &OLD, &Row::Vote { setlist: 1, weight: 100 });
     backfill(&conn, &OLD);
     assert_eq!((old.unready().unwrap(), old.total(VOTES, 1).unwrap()), (vec![], 102));
     // What is ready stays so.
-    old.create_over_rows().unwrap();
+    old.create_pending_backfill().unwrap();
     assert_eq!(old.total(VOTES, 1).unwrap(), 102);
 }
 
@@ -191,13 +191,13 @@ fn a_rollup_that_is_ready_is_refused_while_what_it_sums_is_not() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     backfill(&conn, &SUMS);
-    for (name, def) in [("setlist.votes", VOTES.def()), ("setlist.show", LINK.def())] {
+    for (name, id) in [("setlist.votes", VOTES.id()), ("setlist.show", MEMBERSHIP.id())] {
         let set = |ready: u8| {
             conn.execute("UPDATE keepcount_counters SET ready = ?1 WHERE name = ?2", (ready, name)).unwrap();
         };
         set(0);
         not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &[name]);
-        assert_eq!(store(&conn, &SUMS).unready().unwrap(), [def]);
+        assert_eq!(store(&conn, &SUMS).unready().unwrap(), [id]);
         set(1);
     }
     exact(&conn);
@@ -213,11 +213,11 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
     let (asked, of) = ("show.votes", &["show.votes", "setlist.show"][..]);
     not_ready(new.total(SHOWS, 1), asked, of);
     not_ready(new.totals(SHOWS), asked, of);
-    not_ready(new.read(SHOWS.def(), &[]), asked, of);
-    not_ready(new.range(SHOWS.def(), &KeyRange::ALL, 1), asked, of);
-    not_ready(new.page(SHOWS.def(), None, 1), asked, of);
-    not_ready(new.sum(SHOWS.def(), &KeyRange::ALL), asked, of);
-    not_ready(new.sum(LINK.def(), &LINK.under(1)), "setlist.show", &["setlist.show"]);
+    not_ready(new.read(SHOWS.id(), &[]), asked, of);
+    not_ready(new.range(SHOWS.id(), &KeyRange::ALL, 1), asked, of);
+    not_ready(new.page(SHOWS.id(), None, 1), asked, of);
+    not_ready(new.sum(SHOWS.id(), &KeyRange::ALL), asked, of);
+    not_ready(new.sum(MEMBERSHIP.id(), &MEMBERSHIP.under(1)), "setlist.show", &["setlist.show"]);
     // In the caller's transaction too.
     conn.execute_batch("BEGIN").unwrap();
     not_ready(new.total(SHOWS, 1), asked, of);
@@ -227,8 +227,8 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
     let mut batch = Batch::new();
     batch.insert(&Row::Setlist { id: 100, show: 9 });
     batch.insert(&Row::Vote { setlist: 100, weight: 7 });
-    let applied = new.apply_once(&mut batch, &Mark::new("site", 1, 1).unwrap()).unwrap();
-    assert_eq!((applied.totals, new.mark("site").unwrap()), (3, 1));
+    let applied = new.apply_idempotent(&mut batch, &StreamRange::new("site", 1, 1).unwrap()).unwrap();
+    assert_eq!((applied.totals, new.offset("site").unwrap()), (3, 1));
     conn.execute_batch("INSERT INTO setlists VALUES (100, 9); INSERT INTO votes VALUES (100, 7)").unwrap();
     let stored: i64 = conn.query_row("SELECT total FROM show_votes WHERE key = 9", (), |row| row.get(0)).unwrap();
     assert_eq!(stored, 7);
@@ -264,11 +264,11 @@ fn a_read_looks_once_and_begins_no_transaction() {
     reads("a total", &mut |new| assert_eq!(new.total(VOTES, 12).unwrap(), 13), 1);
     reads("a rollup's total", &mut |new| assert!(new.total(SHOWS, 1).unwrap() > 0), 1);
     let keys: Vec<KeyBuf> = (0..7).map(KeyBuf::of::<i64>).collect();
-    reads("seven totals", &mut |new| assert_eq!(new.read(VOTES.def(), &keys).unwrap().len(), 7), 7);
-    reads("a sum", &mut |new| assert!(new.sum(VOTES.def(), &KeyRange::ALL).unwrap() > 0), 1);
-    reads("a page", &mut |new| assert_eq!(new.page(VOTES.def(), None, 3).unwrap().len(), 3), 1);
-    reads("a board", &mut |new| assert_eq!(new.top(RANK, 2).unwrap().len(), 2), 1);
-    reads("is_ready", &mut |new| assert!(new.is_ready(SHOWS.def()).unwrap()), 0);
+    reads("seven totals", &mut |new| assert_eq!(new.read(VOTES.id(), &keys).unwrap().len(), 7), 7);
+    reads("a sum", &mut |new| assert!(new.sum(VOTES.id(), &KeyRange::ALL).unwrap() > 0), 1);
+    reads("a page", &mut |new| assert_eq!(new.page(VOTES.id(), None, 3).unwrap().len(), 3), 1);
+    reads("a leaderboard", &mut |new| assert_eq!(new.top(RANK, 2).unwrap().len(), 2), 1);
+    reads("is_ready", &mut |new| assert!(new.is_ready(SHOWS.id()).unwrap()), 0);
     let plan = format!("EXPLAIN QUERY PLAN {}", sql::unready(sql::Dialect::Sqlite));
     let plan: String = conn.query_row(&plan, (), |row| row.get(3)).unwrap();
     assert!(plan.contains("keepcount_unready"), "an index that is most often empty: {plan}");
@@ -280,10 +280,10 @@ fn a_read_looks_once_and_begins_no_transaction() {
     assert!(trace.take().iter().all(|text| !text.contains("ready")));
 }
 
-// Boards.
+// Leaderboards.
 
 #[test]
-fn a_board_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
+fn a_leaderboard_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
     let refused = |conn: &Connection, of: &[&str]| {
         let new = store(conn, &NEW);
         not_ready(new.top(RANK, 10), "show.board", of);
@@ -296,14 +296,14 @@ fn a_board_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
         let all = ["show.board", "show.votes", "setlist.show"];
         refused(&conn, &all);
         if rebuilt_first {
-            // Of nothing yet; the mends of the backfill bring it along.
+            // Of nothing yet; the repairs of the backfill bring it along.
             assert_eq!(store(&conn, &NEW).rebuild(RANK).unwrap(), 0);
             refused(&conn, &all[1..]);
             backfill(&conn, &NEW);
         } else {
             backfill(&conn, &NEW);
             refused(&conn, &all[..1]);
-            // The mends have.
+            // The repairs have.
             assert_eq!(store(&conn, &NEW).rebuild(RANK).unwrap(), 0);
         }
         let mut wanted = votes_of_shows(&conn);
@@ -332,7 +332,7 @@ fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
                 None => Reconciler::new(Mode::Backfill, &SUMS, leg.page(page)).unwrap(),
             };
             let report = run(&mut run_of, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
-            let ready = [LINK.def(), SHOWS.def()].map(|def| store(&conn, &SUMS).is_ready(def).unwrap());
+            let ready = [MEMBERSHIP.id(), SHOWS.id()].map(|id| store(&conn, &SUMS).is_ready(id).unwrap());
             assert_eq!(ready[1], report.complete(), "by level: the rollup is the last");
             if report.complete() {
                 break;
@@ -363,7 +363,7 @@ fn a_backfill_before_the_last_old_writer_is_gone_ends_wrong() {
     let mut first = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(1).max_pages(3)).unwrap();
     let report = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
     assert_eq!(report.counters[0].keys, 3, "the first three setlists are linked");
-    // The older layout has no link, and lets nothing climb.
+    // The older schema has no membership, and lets nothing climb.
     write(&conn, &OLD, &Row::Setlist { id: 1, show: 3 });
     write(&conn, &OLD, &Row::Vote { setlist: 2, weight: 50 });
     let token = report.token.unwrap();
@@ -373,10 +373,10 @@ fn a_backfill_before_the_last_old_writer_is_gone_ends_wrong() {
     write(&conn, &OLD, &Row::Vote { setlist: 4, weight: 1000 });
     assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
     let read: BTreeMap<i64, i64> = store(&conn, &SUMS).totals(SHOWS).unwrap().into_iter().collect();
-    let truth: BTreeMap<i64, i64> = votes_of_shows(&conn).into_iter().collect();
-    assert_ne!(read, truth, "it is read, and wrong");
-    assert_eq!(truth[&0] - read[&0], 1000);
-    assert_eq!(truth[&3] - read[&3], 2, "the setlist that nobody linked");
+    let expected: BTreeMap<i64, i64> = votes_of_shows(&conn).into_iter().collect();
+    assert_ne!(read, expected, "it is read, and wrong");
+    assert_eq!(expected[&0] - read[&0], 1000);
+    assert_eq!(expected[&3] - read[&3], 2, "the setlist that nobody linked");
     let report = run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
     assert!(report.drift() > 0, "a repair finds it");
     exact(&conn);
@@ -390,7 +390,7 @@ struct Noted<'a> {
     fails: Vec<Error>,
     /// The same of `keep`.
     places: Vec<Error>,
-    /// Keys of the links' first page, and of their mend, that are left alone.
+    /// Keys of the memberships' first page, and of their repair, that are left alone.
     unsettled: (Cell<usize>, Cell<usize>),
 }
 
@@ -400,14 +400,14 @@ impl<'a> Noted<'a> {
         Self { audit: audit(conn, &SUMS), notes: RefCell::default(), fails: Vec::new(), places: Vec::new(), unsettled }
     }
 
-    fn note(&self, what: &str, counter: &Def) {
+    fn note(&self, what: &str, counter: &CounterId) {
         self.notes.borrow_mut().push(format!("{what} {}", counter.name()));
     }
 }
 
-/// That many keys, once, of the links alone.
-fn left_alone(counter: &Def, keys: &Cell<usize>) -> Vec<KeyBuf> {
-    let keys = if *counter == LINK.def() { keys.take() } else { 0 };
+/// That many keys, once, of the memberships alone.
+fn left_alone(counter: &CounterId, keys: &Cell<usize>) -> Vec<KeyBuf> {
+    let keys = if *counter == MEMBERSHIP.id() { keys.take() } else { 0 };
     (0..keys).map(|_| KeyBuf::of::<(i64, i64)>((1_i64, 1_i64))).collect()
 }
 
@@ -416,20 +416,20 @@ impl Audit for Noted<'_> {
         self.audit.identity()
     }
 
-    fn look(&mut self, ask: &Look) -> Result<Looked> {
-        self.audit.look(ask)
+    fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
+        self.audit.probe(ask)
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         self.note("measure", &ask.counter);
         let unsettled = left_alone(&ask.counter, &self.unsettled.0);
-        Ok(Measured { unsettled, ..self.audit.measure(ask)? })
+        Ok(PageDiff { unsettled, ..self.audit.compare(ask)? })
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         self.note("mend", &ask.counter);
         let unsettled = left_alone(&ask.counter, &self.unsettled.1);
-        Ok(Mended { unsettled, ..self.audit.mend(ask)? })
+        Ok(Repaired { unsettled, ..self.audit.repair(ask)? })
     }
 
     fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
@@ -447,28 +447,27 @@ impl Audit for Noted<'_> {
 }
 
 fn busy() -> Error {
-    Error::Busy { doing: "a test".to_owned(), reason: "it is busy", cause: "busy".into() }
+    Error::Busy { operation: "a test".to_owned(), reason: "it is busy", cause: "busy".into() }
 }
 
 fn failed() -> Error {
-    Error::Database { doing: "a test".to_owned(), cause: "the disk is gone".into() }
+    Error::Database { operation: "a test".to_owned(), cause: "the disk is gone".into() }
 }
 
 #[test]
-fn a_counter_is_made_ready_once_it_is_mended_to_its_end_and_before_the_next_begins() {
+fn a_counter_is_made_ready_once_it_is_repaired_to_its_end_and_before_the_next_begins() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
     let mut noted = Noted::of(&conn);
     let report = run_whole(Mode::Backfill, &SUMS, Options::default().page(6), &mut noted).unwrap();
     assert!(report.complete());
-    let measured =
-        |counter: &str| [format!("measure {counter}"), format!("measure {counter}"), format!("ready {counter}")];
-    let mended = |counter: &str| {
-        let [one, two, ready] = measured(counter);
-        [one, format!("mend {counter}"), two, format!("mend {counter}"), ready].to_vec()
+    let diff = |counter: &str| [format!("measure {counter}"), format!("measure {counter}"), format!("ready {counter}")];
+    let repaired = |counter: &str| {
+        let [one, two, ready] = diff(counter);
+        [one, format!("repair {counter}"), two, format!("repair {counter}"), ready].to_vec()
     };
     let rollup = ["measure show.votes", "ready show.votes"].map(str::to_owned).to_vec(); // what it sums has climbed
-    let wanted = [mended("setlist.show"), measured("setlist.votes").to_vec(), rollup].concat();
+    let wanted = [repaired("setlist.show"), diff("setlist.votes").to_vec(), rollup].concat();
     assert_eq!(*noted.notes.borrow(), wanted);
 }
 
@@ -482,28 +481,28 @@ fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
     let counter = loop {
         match killed.next(zero) {
             Step::Identify => killed.identified(sources.identity().unwrap()).unwrap(),
-            Step::Look(look) => killed.looked(sources.look(&look).unwrap(), zero).unwrap(),
-            Step::Measure(ask) => killed.measured(sources.measure(&ask).unwrap(), zero).unwrap(),
-            Step::Mend(mend) => killed.mended(&sources.mend(&mend).unwrap(), zero),
+            Step::Probe(probe) => killed.probed(sources.probe(&probe).unwrap(), zero).unwrap(),
+            Step::Compare(ask) => killed.compared(sources.compare(&ask).unwrap(), zero).unwrap(),
+            Step::Repair(repair) => killed.repaired(&sources.repair(&repair).unwrap(), zero),
             Step::Keep(keep) => killed.kept(sources.keep(&keep).unwrap(), zero),
             Step::Ready(ready) => break ready.counter,
             step => panic!("{step:?}"),
         }
     };
-    assert_eq!(counter, LINK.def());
+    assert_eq!(counter, MEMBERSHIP.id());
     // Who stops it now, or is at a limit, gets the step all the same: it is the end of the page.
     killed.stop();
-    assert!(matches!(killed.next(zero), Step::Ready(Ready { counter, .. }) if counter == LINK.def()));
+    assert!(matches!(killed.next(zero), Step::Ready(Ready { counter, .. }) if counter == MEMBERSHIP.id()));
     assert!(!killed.report().counters[0].complete, "not before it is ready");
     let token = through_text(&killed.token().unwrap());
     drop(killed);
-    assert!(!store(&conn, &SUMS).is_ready(LINK.def()).unwrap());
+    assert!(!store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap());
 
     let mut noted = Noted::of(&conn);
     let mut resumed = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().max_pages(1)).unwrap();
     let report = run(&mut resumed, &mut noted, &mut World::default()).unwrap();
     assert_eq!(*noted.notes.borrow(), ["measure setlist.show", "ready setlist.show"], "its last page once more");
-    assert!(report.counters[0].complete && store(&conn, &SUMS).is_ready(LINK.def()).unwrap());
+    assert!(report.counters[0].complete && store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap());
 }
 
 #[test]
@@ -518,7 +517,7 @@ fn a_counter_that_could_not_be_made_ready_is_tried_again() {
     let error = run(&mut backfill, &mut noted, &mut world).unwrap_err();
     assert!(matches!(error, Error::Database { .. }), "{error}");
     assert_eq!((world.waited(), backfill.report().outcome), (vec![50, 100], Outcome::Failed));
-    assert!(!store(&conn, &SUMS).is_ready(LINK.def()).unwrap() && !backfill.report().counters[0].complete);
+    assert!(!store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap() && !backfill.report().counters[0].complete);
     assert!(run(&mut backfill, &mut noted, &mut world).unwrap().complete());
     let calls = noted.notes.borrow().iter().filter(|note| *note == "ready setlist.show").count();
     assert_eq!(calls, 4);
@@ -527,21 +526,21 @@ fn a_counter_that_could_not_be_made_ready_is_tried_again() {
 
 #[test]
 fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
-    for (measured, mended) in [(2, 0), (0, 1)] {
+    for (diff, repaired) in [(2, 0), (0, 1)] {
         for max_pages in [1, 1000] {
             let conn = counted();
             store(&conn, &SUMS).create().unwrap();
             let leg = Options::default().page(4).max_pages(max_pages);
             let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
             let mut noted = Noted::of(&conn);
-            noted.unsettled = (Cell::new(measured), Cell::new(mended));
+            noted.unsettled = (Cell::new(diff), Cell::new(repaired));
             // Also where other processes did the first page and the last.
             while let Some(token) = run(&mut backfill, &mut noted, &mut World::default()).unwrap().token {
                 backfill = Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
             }
             let readied = noted.notes.take().into_iter().filter(|note| note.starts_with("ready")).collect::<Vec<_>>();
             assert_eq!(readied, ["ready setlist.votes", "ready show.votes"]);
-            assert_eq!(store(&conn, &SUMS).unready().unwrap(), [LINK.def()]);
+            assert_eq!(store(&conn, &SUMS).unready().unwrap(), [MEMBERSHIP.id()]);
             not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &["setlist.show"]);
             // Another backfill, which settles them.
             self::backfill(&conn, &SUMS);
@@ -558,12 +557,12 @@ fn the_guard_holds_for_a_backfill_and_the_share_of_wrong_keys_does_not() {
         .unwrap();
     let limited = Options::default().page(150).max_wrong_percent(1);
     let refused = run_whole(Mode::Repair, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap_err();
-    assert!(matches!(refused, Error::TooWrong { counter: "setlist.show", .. }), "{refused}");
+    assert!(matches!(refused, Error::DriftLimit { counter: "setlist.show", .. }), "{refused}");
     assert!(run_whole(Mode::Backfill, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap().complete());
     exact(&conn);
     conn.execute_batch("DELETE FROM setlists").unwrap();
     let refused = run_whole(Mode::Backfill, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap_err();
-    assert!(matches!(refused, Error::Emptied { counter: "setlist.show", .. }), "{refused}");
+    assert!(matches!(refused, Error::SourceEmpty { counter: "setlist.show", .. }), "{refused}");
 }
 
 #[test]
@@ -599,27 +598,30 @@ fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
     let (conn, other) = (open(), open());
     conn.execute_batch("PRAGMA journal_mode = WAL").unwrap();
     conn.execute_batch(TABLES).unwrap();
-    store(&conn, &SUMS).create_over_rows().unwrap();
-    // Nothing is to be mended, so the first write is that of the catalogue.
+    store(&conn, &SUMS).create_pending_backfill().unwrap();
+    // Nothing is to be repaired, so the first write is that of the catalogue.
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default().retries(2)).unwrap();
     let mut sources = audit(&conn, &SUMS);
     let error = run(&mut backfill, &mut sources, &mut World::default()).unwrap_err();
-    assert!(error.next() == Next::Retry && error.to_string().contains("setlist.show"), "{error}");
+    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("setlist.show"), "{error}");
     other.execute_batch("COMMIT").unwrap();
     assert!(run(&mut backfill, &mut sources, &mut World::default()).unwrap().complete());
     assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
     // And a connection inside a transaction is refused, as for every step.
     conn.execute_batch("BEGIN").unwrap();
-    assert!(matches!(sources.ready(&Ready { counter: LINK.def(), run: 1, kept: None }), Err(Error::Setting { .. })));
+    assert!(matches!(
+        sources.ready(&Ready { counter: MEMBERSHIP.id(), run: 1, kept: None }),
+        Err(Error::InvalidUse { .. })
+    ));
 }
 
 // In memory.
 
 fn of<K: Key>(counter: Counter<K>, rows: &[Row]) -> Vec<Row> {
     let of = |row: &&Row| match row {
-        Row::Vote { .. } => counter.def() == VOTES.def(),
-        Row::Setlist { .. } => counter.def() == LINK.def(),
+        Row::Vote { .. } => counter.id() == VOTES.id(),
+        Row::Setlist { .. } => counter.id() == MEMBERSHIP.id(),
     };
     let mut rows: Vec<Row> = rows.iter().filter(of).copied().collect();
     rows.sort_by_key(|row| match *row {
@@ -634,7 +636,7 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
     let rows: Vec<Row> =
         (0..40).flat_map(|id| [Row::Setlist { id, show: id % 3 }, Row::Vote { setlist: id, weight: id }]).collect();
     for live in [false, true] {
-        let mut store = MemoryStore::over_rows(&SUMS);
+        let mut store = MemoryStore::pending_backfill(&SUMS);
         let mut batch = Batch::new();
         batch.insert(&Row::Vote { setlist: 1, weight: 1 });
         batch.delete(&Row::Vote { setlist: 1, weight: 1 });
@@ -650,18 +652,18 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
                 None => Reconciler::new(Mode::Backfill, &SUMS, options).unwrap(),
             };
             let mut audit = if live {
-                MemoryAudit::live(&store, Settling::after(Duration::ZERO), Live::new())
+                MemoryAudit::live(&store, GracePeriod::after(Duration::ZERO), SystemRuntime::new())
             } else {
                 MemoryAudit::new(&mut store)
             };
             audit.add(VOTES, |_| of(VOTES, &rows)).unwrap();
-            audit.add(LINK, |_| of(LINK, &rows)).unwrap();
+            audit.add(MEMBERSHIP, |_| of(MEMBERSHIP, &rows)).unwrap();
             let report = run(&mut run_of, &mut audit, &mut World::default()).unwrap();
             drop(audit);
             if report.complete() {
                 break;
             }
-            assert!(!store.is_ready(SHOWS.def()).unwrap());
+            assert!(!store.is_ready(SHOWS.id()).unwrap());
             token = report.token;
         }
         let sum = |show: i64| (0..40).filter(|id| id % 3 == show).sum::<i64>();
@@ -671,22 +673,22 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
 
 #[test]
 fn whoever_only_watches_makes_nothing_ready() {
-    let store = MemoryStore::over_rows(&OLD);
-    let mut audit = MemoryAudit::watching(&store, Duration::ZERO, Live::new());
+    let store = MemoryStore::pending_backfill(&OLD);
+    let mut audit = MemoryAudit::watching(&store, Duration::ZERO, SystemRuntime::new());
     audit.add(VOTES, |_| Vec::<Row>::new()).unwrap();
     let error = run_whole(Mode::Backfill, &OLD, Options::default(), &mut audit).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "audit", .. }), "{error}");
+    assert!(matches!(error, Error::InvalidUse { what: "audit", .. }), "{error}");
     drop(audit);
-    assert!(!store.is_ready(VOTES.def()).unwrap());
+    assert!(!store.is_ready(VOTES.id()).unwrap());
 }
 
 // Text for migrations of one's own.
 
-const RAISED: Layout = Layout::new(&[VOTES.table(), VOTES.version(2).table(), LINK.table()]);
-/// What both have is in another place of the layout, and a link that was a counter like any other gets its index.
-const APART: Layout = Layout::new(&[LINK.table(), VOTES.table()]);
-const OTHERS: Layout = Layout::new(&[LINK.table()]);
-const PRUNED: Layout = Layout::new(&[LINK.table().prunable(), VOTES.table()]);
+const RAISED: Schema = Schema::new(&[VOTES.table(), VOTES.version(2).table(), MEMBERSHIP.table()]);
+/// What both have is in another place of the schema, and a membership that was a counter like any other gets its index.
+const APART: Schema = Schema::new(&[MEMBERSHIP.table(), VOTES.table()]);
+const OTHERS: Schema = Schema::new(&[MEMBERSHIP.table()]);
+const PRUNED: Schema = Schema::new(&[MEMBERSHIP.table().prunable(), VOTES.table()]);
 
 /// Tables, indexes and catalogue, without what is random.
 fn made(conn: &Connection) -> Vec<String> {
@@ -697,7 +699,7 @@ fn made(conn: &Connection) -> Vec<String> {
     let mut all =
         of("SELECT name || ' ' || ifnull(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name");
     all.extend(of(
-        "SELECT concat_ws(' ', name, key, version, placement, cut, ready) FROM keepcount_counters ORDER BY name",
+        "SELECT concat_ws(' ', name, key, version, placement, cutoff, ready) FROM keepcount_counters ORDER BY name",
     ));
     all
 }
@@ -706,7 +708,7 @@ fn run_all(conn: &Connection, statements: &[String]) {
     conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).unwrap();
 }
 
-/// `Layout::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
+/// `Schema::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
 #[test]
 fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
     let text = sql::Dialect::Sqlite;
@@ -719,7 +721,7 @@ fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
 
     run_all(&conn, &NEW.migration(text, &OLD).unwrap().statements);
     store(&conn, &NEW).check().unwrap();
-    assert_eq!(store(&conn, &NEW).unready().unwrap(), [LINK.def(), SHOWS.def()]);
+    assert_eq!(store(&conn, &NEW).unready().unwrap(), [MEMBERSHIP.id(), SHOWS.id()]);
     assert_eq!(store(&conn, &NEW).total(VOTES, 1).unwrap(), 2, "what was ready is");
     not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
     backfill(&conn, &NEW);
@@ -756,28 +758,28 @@ fn text_leaves_what_create_and_forget_leave() {
         let migration = after.migration(text, &before).unwrap();
         run_all(&by_text, &migration.statements);
         store(&by_create, &after)
-            .create_over_rows()
-            .unwrap_or_else(|error| assert!(matches!(error, Error::Schema { .. })));
+            .create_pending_backfill()
+            .unwrap_or_else(|error| assert!(matches!(error, Error::SchemaMismatch { .. })));
         if made(&by_text) != made(&by_create) {
-            // An older layout beside a newer rollup or version is refused, and has nothing to make.
+            // An older schema beside a newer rollup or version is refused, and has nothing to make.
             assert!(migration.statements.is_empty() && !migration.drops.is_empty());
         }
         let mut lost: Vec<_> = migration.drops.iter().map(|gone| gone.name.clone()).collect();
         for gone in &migration.drops {
             run_all(&by_text, &gone.statements);
-            store(&by_create, &after).forget(&gone.name).unwrap();
+            store(&by_create, &after).drop_counter(&gone.name).unwrap();
             assert_eq!(made(&by_text), made(&by_create), "{}", gone.name);
         }
         lost.sort_unstable();
-        assert_eq!(store(&by_text, &after).lost().unwrap(), Vec::<String>::new(), "{lost:?} is what was lost");
+        assert_eq!(store(&by_text, &after).orphaned().unwrap(), Vec::<String>::new(), "{lost:?} is what was lost");
         store(&by_text, &after).check().unwrap();
     }
-    let other = Layout::new(const { &[Counter::<(i64, i64)>::new("setlist.votes").table()] });
-    assert!(matches!(other.migration(text, &OLD), Err(Error::Conflict { counter: "setlist.votes", .. })));
+    let other = Schema::new(const { &[Counter::<(i64, i64)>::new("setlist.votes").table()] });
+    assert!(matches!(other.migration(text, &OLD), Err(Error::DefinitionConflict { counter: "setlist.votes", .. })));
     let conn = rows();
     run_all(&conn, &OLD.ddl_pending_backfill(text));
     let by_create = rows();
-    store(&by_create, &OLD).create_over_rows().unwrap();
+    store(&by_create, &OLD).create_pending_backfill().unwrap();
     assert_eq!(made(&conn), made(&by_create));
 }
 
@@ -801,7 +803,7 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
         let _ = conn.execute_batch(statement);
     }
     assert_eq!(store(&conn, &OLD).unready().unwrap(), []);
-    assert_eq!(store(&conn, &OTHERS).unready().unwrap(), [LINK.def()]);
+    assert_eq!(store(&conn, &OTHERS).unready().unwrap(), [MEMBERSHIP.id()]);
     // Half-way, and again.
     for ran in 0..statements.len() {
         let conn = Connection::open_in_memory().unwrap();

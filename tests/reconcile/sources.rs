@@ -1,20 +1,22 @@
-//! Sources: pages come from an index, two ways to say one thing agree, what SQL and tally say differently is refused before any mend,
+//! Sources: pages come from an index, two ways to say one thing agree, what SQL and tally say differently is refused before any repair,
 //! and rows that cannot be counted are errors that name their key.
 
 use std::ops::Bound;
 
 use crate::support::world::{Trace, World, run_whole};
 use keepcount::reconcile::{
-    Ask, Audit, Measured, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, TypedSource,
+    Audit, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Reconciler, Report, Source, SqliteAudit,
+    TypedSource,
 };
 use keepcount::{
-    Batch, Counter, Def, Error, Key, KeyBuf, Layout, MemoryStore, Next, Record, Result, SqliteStore, Store, Tally,
+    Batch, Counter, CounterId, Error, Key, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store,
+    Tally,
 };
 use rusqlite::{Connection, Row};
 
 /// The signed amounts of open sales, by shop.
 const SUM: Counter<i64> = Counter::new("shop.sum");
-const SUMS: Layout = Layout::new(&[SUM.table()]);
+const SUMS: Schema = Schema::new(&[SUM.table()]);
 
 #[derive(Debug, Clone, PartialEq)]
 struct Sale {
@@ -24,7 +26,7 @@ struct Sale {
 }
 
 impl Record for Sale {
-    const COUNTERS: &'static [Def] = &[SUM.def()];
+    const COUNTERS: &'static [CounterId] = &[SUM.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let (Some(shop), true) = (self.shop, self.open) {
@@ -46,11 +48,11 @@ fn by_shop() -> Source {
 }
 
 /// A database of these tables and rows, with tables of totals.
-fn database(layout: &Layout, ddl: &str) -> Connection {
+fn database(schema: &Schema, ddl: &str) -> Connection {
     let conn = Connection::open_in_memory().unwrap();
     conn.set_prepared_statement_cache_capacity(64);
     conn.execute_batch(ddl).unwrap();
-    SqliteStore::new(&conn, layout).create().unwrap();
+    SqliteStore::new(&conn, schema).create().unwrap();
     conn
 }
 
@@ -67,48 +69,48 @@ fn sales_database(rows: &str) -> Connection {
 
 fn audit_of<'a, K: Key>(
     conn: &'a Connection,
-    layout: &'a Layout,
+    schema: &'a Schema,
     counter: Counter<K>,
     source: TypedSource<'a>,
 ) -> Result<SqliteAudit<'a>> {
-    let mut audit = SqliteAudit::new(conn, layout).unwrap();
+    let mut audit = SqliteAudit::new(conn, schema).unwrap();
     audit.add(counter, source).map(|()| audit)
 }
 
-fn added<K: Key>(conn: &Connection, layout: &Layout, counter: Counter<K>, source: TypedSource<'_>) -> Result<()> {
-    SqliteAudit::new(conn, layout).unwrap().add(counter, source)
+fn added<K: Key>(conn: &Connection, schema: &Schema, counter: Counter<K>, source: TypedSource<'_>) -> Result<()> {
+    SqliteAudit::new(conn, schema).unwrap().add(counter, source)
 }
 
 fn run_over<K: Key>(
     conn: &Connection,
-    layout: &Layout,
+    schema: &Schema,
     counter: Counter<K>,
     source: TypedSource<'_>,
     mode: Mode,
     page: usize,
 ) -> Result<Report> {
-    let mut audit = audit_of(conn, layout, counter, source)?;
-    run_whole(mode, layout, Options::default().page(page), &mut audit)
+    let mut audit = audit_of(conn, schema, counter, source)?;
+    run_whole(mode, schema, Options::default().page(page), &mut audit)
 }
 
 /// What a verify says each key's rows add up to, where the totals are empty: keys as text.
-fn truths<K: Key>(
+fn expected_all<K: Key>(
     conn: &Connection,
-    layout: &Layout,
+    schema: &Schema,
     counter: Counter<K>,
     source: TypedSource<'_>,
     page: usize,
 ) -> Vec<(String, i64)> {
-    let report = run_over(conn, layout, counter, source, Mode::Verify, page).unwrap();
+    let report = run_over(conn, schema, counter, source, Mode::Verify, page).unwrap();
     let samples = &report.counters[0].samples;
-    samples.iter().map(|sample| (counter.def().show(&sample.key), sample.truth)).collect()
+    samples.iter().map(|sample| (counter.id().show(&sample.key), sample.expected)).collect()
 }
 
 #[track_caller]
 fn assert_source<T: std::fmt::Debug>(result: Result<T>, names: &[&str]) {
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Source { .. }), "{error:?}");
-    assert_eq!(error.next(), Next::Fix);
+    assert_eq!(error.recovery(), Recovery::Permanent);
     for name in names {
         assert!(error.to_string().contains(name), "`{error}` does not name {name}");
     }
@@ -161,8 +163,8 @@ fn an_index_on_the_filter_does_not_tempt_the_planner() {
             let source = || Source::table("sales", ["shop"]).amount("amount").filter(filter);
             added(&conn, &SUMS, SUM, sales(source())).unwrap();
             assert_eq!(
-                truths(&conn, &SUMS, SUM, sales(source()), 7),
-                truths(&conn, &SUMS, SUM, sales(source()), 1_000),
+                expected_all(&conn, &SUMS, SUM, sales(source()), 7),
+                expected_all(&conn, &SUMS, SUM, sales(source()), 1_000),
                 "{filter}"
             );
         }
@@ -202,7 +204,7 @@ fn no_statement_of_a_run_sorts() {
 
 const DAYS: Counter<(i64, String)> = Counter::new("shop.days");
 const NAMES: Counter<String> = Counter::new("tag.names");
-const TEXTS: Layout = Layout::new(&[DAYS.table(), NAMES.table()]);
+const TEXTS: Schema = Schema::new(&[DAYS.table(), NAMES.table()]);
 
 /// A row with a text and a tuple for a key.
 #[derive(Debug, Clone)]
@@ -212,7 +214,7 @@ struct Tag {
 }
 
 impl Record for Tag {
-    const COUNTERS: &'static [Def] = &[DAYS.def(), NAMES.def()];
+    const COUNTERS: &'static [CounterId] = &[DAYS.id(), NAMES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(name) = &self.name {
@@ -306,7 +308,7 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
     .unwrap();
     let wanted = [("", 1), ("A", 1), ("B", 1), ("a", 2), ("b", 1)].map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 1_000] {
-        let only = |typed: TypedSource<'static>| truths_of_names(&conn, typed, page);
+        let only = |typed: TypedSource<'static>| expected_of_names(&conn, typed, page);
         assert_eq!(only(tags(source())), wanted);
         assert_eq!(only(tags(source()).by_tally()), wanted);
     }
@@ -321,17 +323,17 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
             let found: Vec<(String, i64)> = report.counters[0]
                 .samples
                 .iter()
-                .map(|sample| (sample.key.decode::<(i64, String)>().unwrap().1, sample.truth))
+                .map(|sample| (sample.key.decode::<(i64, String)>().unwrap().1, sample.expected))
                 .collect();
             assert_eq!(found, wanted, "page {page}");
         }
     }
 }
 
-/// The layout has another counter, which is left out.
-fn truths_of_names(conn: &Connection, source: TypedSource<'_>, page: usize) -> Vec<(String, i64)> {
+/// The schema has another counter, which is left out.
+fn expected_of_names(conn: &Connection, source: TypedSource<'_>, page: usize) -> Vec<(String, i64)> {
     let report = scoped_to(conn, NAMES, source, Mode::Verify, page).unwrap();
-    report.counters[0].samples.iter().map(|sample| (sample.key.decode().unwrap(), sample.truth)).collect()
+    report.counters[0].samples.iter().map(|sample| (sample.key.decode().unwrap(), sample.expected)).collect()
 }
 
 fn repair_names(conn: &Connection, source: TypedSource<'_>) -> Result<Report> {
@@ -347,7 +349,7 @@ fn scoped_to<K: Key>(
 ) -> Result<Report> {
     let mut audit = audit_of(conn, &TEXTS, counter, source)?;
     let options = Options::default().page(page);
-    let mut run = keepcount::reconcile::Reconciler::scoped(mode, &TEXTS, &[counter.def()], options)?;
+    let mut run = keepcount::reconcile::Reconciler::scoped(mode, &TEXTS, &[counter.id()], options)?;
     keepcount::reconcile::run(&mut run, &mut audit, &mut World::default())
 }
 
@@ -363,7 +365,7 @@ fn null_in_any_part_of_a_key_counts_nowhere() {
         for typed in [tags(pair()), tags(pair()).by_tally()] {
             let report = scoped_to(&conn, DAYS, typed, Mode::Verify, page).unwrap();
             let samples = report.counters[0].samples.iter();
-            let found: Vec<_> = samples.map(|sample| (DAYS.def().show(&sample.key), sample.truth)).collect();
+            let found: Vec<_> = samples.map(|sample| (DAYS.id().show(&sample.key), sample.expected)).collect();
             assert_eq!(found, wanted, "page {page}");
         }
     }
@@ -377,8 +379,10 @@ fn null_in_any_part_of_a_key_counts_nowhere() {
 fn recounts_by_sql_and_by_tally_are_equal() {
     let conn = sales_database("(NULL, 5, 1), (NULL, 5, 0)");
     fill(&conn, 41, 13);
-    let ask = |audit: &mut SqliteAudit<'_>, after: Option<i64>, keys| -> Measured {
-        audit.measure(&Ask { counter: SUM.def(), after: after.map(KeyBuf::of::<i64>), until: None, keys }).unwrap()
+    let ask = |audit: &mut SqliteAudit<'_>, after: Option<i64>, keys| -> PageDiff {
+        audit
+            .compare(&PageRequest { counter: SUM.id(), after: after.map(KeyBuf::of::<i64>), until: None, keys })
+            .unwrap()
     };
     let mut by_sql = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
     let mut by_tally = audit_of(&conn, &SUMS, SUM, sales(by_shop()).by_tally()).unwrap();
@@ -390,18 +394,18 @@ fn recounts_by_sql_and_by_tally_are_equal() {
     let whole = ask(&mut by_sql, None, 1_000);
     let text = "SELECT count(*), sum(amount) FROM sales WHERE open AND shop IS NOT NULL";
     let open: (i64, i64) = conn.query_row(text, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    assert_eq!((whole.rows.cast_signed(), whole.drifts.iter().map(|drift| drift.truth).sum::<i64>()), open);
+    assert_eq!((whole.rows.cast_signed(), whole.drifts.iter().map(|drift| drift.expected).sum::<i64>()), open);
 }
 
 const FRIENDS: Counter<i64> = Counter::new("user.friends");
-const FRIENDS_LAYOUT: Layout = Layout::new(&[FRIENDS.table()]);
+const FRIENDS_SCHEMA: Schema = Schema::new(&[FRIENDS.table()]);
 
 /// Adds to two keys of one counter: both friends have one more.
 #[derive(Debug, Clone, Copy)]
 struct Pair(i64, i64);
 
 impl Record for Pair {
-    const COUNTERS: &'static [Def] = &[FRIENDS.def()];
+    const COUNTERS: &'static [CounterId] = &[FRIENDS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(FRIENDS, self.0, 1);
@@ -414,7 +418,7 @@ impl Record for Pair {
 struct End(i64);
 
 impl Record for End {
-    const COUNTERS: &'static [Def] = &[FRIENDS.def()];
+    const COUNTERS: &'static [CounterId] = &[FRIENDS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(FRIENDS, self.0, 1);
@@ -427,39 +431,39 @@ const FRIENDS_TABLE: &str = "CREATE TABLE friends (one INTEGER, two INTEGER);
 
 #[test]
 fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
-    let conn = database(&FRIENDS_LAYOUT, FRIENDS_TABLE);
+    let conn = database(&FRIENDS_SCHEMA, FRIENDS_TABLE);
     let ends = || Source::query("SELECT one AS end FROM friends UNION ALL SELECT two FROM friends", ["end"]);
     let read = |row: &Row<'_>| Ok(End(row.get(0)?));
     let wanted = [("1", 3), ("2", 2), ("3", 2), ("4", 2), ("9", 1)].map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 100] {
-        assert_eq!(truths(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), page), wanted);
-        assert_eq!(truths(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read).by_tally(), page), wanted);
+        assert_eq!(expected_all(&conn, &FRIENDS_SCHEMA, FRIENDS, ends().rows("end", read), page), wanted);
+        assert_eq!(expected_all(&conn, &FRIENDS_SCHEMA, FRIENDS, ends().rows("end", read).by_tally(), page), wanted);
     }
-    run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), Mode::Repair, 2).unwrap();
+    run_over(&conn, &FRIENDS_SCHEMA, FRIENDS, ends().rows("end", read), Mode::Repair, 2).unwrap();
     // The hooks meanwhile use the record that adds to both.
     let mut batch = Batch::new();
     conn.execute_batch("INSERT INTO friends VALUES (3, 9)").unwrap();
     batch.insert(&Pair(3, 9));
-    SqliteStore::new(&conn, &FRIENDS_LAYOUT).apply(&mut batch).unwrap();
-    let report = run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, ends().rows("end", read), Mode::Verify, 2).unwrap();
+    SqliteStore::new(&conn, &FRIENDS_SCHEMA).apply(&mut batch).unwrap();
+    let report = run_over(&conn, &FRIENDS_SCHEMA, FRIENDS, ends().rows("end", read), Mode::Verify, 2).unwrap();
     assert_eq!((report.drift(), report.counters[0].keys), (0, 5));
 }
 
 #[test]
 fn a_row_that_adds_to_two_keys_is_refused_where_a_source_gives_it_once() {
-    let conn = database(&FRIENDS_LAYOUT, FRIENDS_TABLE);
+    let conn = database(&FRIENDS_SCHEMA, FRIENDS_TABLE);
     let pairs = || Source::table("friends", ["one"]).rows("one, two", |row| Ok(Pair(row.get(0)?, row.get(1)?)));
-    let run = |typed, mode| run_over(&conn, &FRIENDS_LAYOUT, FRIENDS, typed, mode, 10);
+    let run = |typed, mode| run_over(&conn, &FRIENDS_SCHEMA, FRIENDS, typed, mode, 10);
     assert_source(run(pairs(), Mode::Repair), &["user.friends", "several keys"]);
     assert_source(run(pairs().by_tally(), Mode::Repair), &["user.friends", "several keys"]);
     assert_source(run(pairs().by_tally(), Mode::Verify), &["user.friends", "several keys"]);
-    assert_eq!(SqliteStore::new(&conn, &FRIENDS_LAYOUT).totals(FRIENDS).unwrap(), []);
+    assert_eq!(SqliteStore::new(&conn, &FRIENDS_SCHEMA).totals(FRIENDS).unwrap(), []);
 
-    let mut store = MemoryStore::new(&FRIENDS_LAYOUT);
+    let mut store = MemoryStore::new(&FRIENDS_SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(FRIENDS, |_| [Pair(1, 2), Pair(3, 4)]).unwrap();
     for mode in [Mode::Verify, Mode::Repair] {
-        let result = run_whole(mode, &FRIENDS_LAYOUT, Options::default(), &mut audit);
+        let result = run_whole(mode, &FRIENDS_SCHEMA, Options::default(), &mut audit);
         assert_source(result, &["user.friends", "several keys"]);
     }
 }
@@ -471,8 +475,8 @@ fn null_amounts_add_nothing_and_no_key() {
     let conn = sales_database("(1, NULL, 1), (1, 4, 1), (2, NULL, 1), (3, 0, 1), (4, 7, 0)");
     let amounts = || by_shop().rows("shop, coalesce(amount, 0), open", read_sale);
     for page in [1, 1_000] {
-        assert_eq!(truths(&conn, &SUMS, SUM, amounts(), page), [("1".to_owned(), 4)]);
-        assert_eq!(truths(&conn, &SUMS, SUM, amounts().by_tally(), page), [("1".to_owned(), 4)]);
+        assert_eq!(expected_all(&conn, &SUMS, SUM, amounts(), page), [("1".to_owned(), 4)]);
+        assert_eq!(expected_all(&conn, &SUMS, SUM, amounts().by_tally(), page), [("1".to_owned(), 4)]);
     }
     let report = run_over(&conn, &SUMS, SUM, amounts(), Mode::Repair, 1).unwrap();
     assert_eq!((report.counters[0].keys, report.counters[0].corrected), (1, 1));
@@ -515,10 +519,10 @@ fn a_recount_beyond_64_bits_names_its_key() {
         }
         let error = run_over(&conn, &SUMS, SUM, sales(by_shop()), Mode::Repair, 1).unwrap_err();
         assert!(matches!(error, Error::Overflow { .. }), "{error}");
-        // A mend of that key says the same.
+        // A repair of that key says the same.
         let mut audit = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
         let keys = vec![KeyBuf::of::<i64>(key.parse::<i64>().unwrap())];
-        let error = audit.mend(&keepcount::reconcile::Mend { counter: SUM.def(), keys }).unwrap_err();
+        let error = audit.repair(&keepcount::reconcile::RepairRequest { counter: SUM.id(), keys }).unwrap_err();
         assert!(matches!(&error, Error::Overflow { key: named, .. } if named == key), "{error}");
         assert!(conn.is_autocommit());
     }
@@ -528,14 +532,14 @@ fn a_recount_beyond_64_bits_names_its_key() {
 
 /// A source that counts otherwise than the hooks: refused by repair, and nothing has changed; verify says what it sees.
 #[track_caller]
-fn skewed(rows: &str, typed: impl Fn() -> TypedSource<'static>, says: &[&str]) {
+fn mismatched(rows: &str, typed: impl Fn() -> TypedSource<'static>, says: &[&str]) {
     let conn = sales_database(rows);
     conn.execute_batch("INSERT INTO shop_sum VALUES (1, 99), (77, 5)").unwrap();
     let changes = conn.total_changes();
     for page in [1, 1_000] {
         let error = run_over(&conn, &SUMS, SUM, typed(), Mode::Repair, page).unwrap_err();
-        assert!(matches!(error, Error::Skew { counter: "shop.sum", .. }), "{error:?}");
-        assert_eq!(error.next(), Next::Fix);
+        assert!(matches!(error, Error::DefinitionMismatch { counter: "shop.sum", .. }), "{error:?}");
+        assert_eq!(error.recovery(), Recovery::Permanent);
         for said in says {
             assert!(error.to_string().contains(said), "`{error}` does not say {said}");
         }
@@ -550,20 +554,20 @@ const SOME: &str = "(1, 4, 1), (1, 5, 0), (2, -3, 1), (3, 1, 1)";
 #[test]
 fn a_filter_that_counts_other_rows_is_refused() {
     let over = |filter: &'static str| move || sales(Source::table("sales", ["shop"]).amount("amount").filter(filter));
-    skewed(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
-    skewed(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
-    skewed(SOME, over("open AND amount > 0"), &["key 2", "SQL adds nothing", "-3 to key 2"]);
+    mismatched(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
+    mismatched(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
+    mismatched(SOME, over("open AND amount > 0"), &["key 2", "SQL adds nothing", "-3 to key 2"]);
     // What the hooks count, and SQL excludes because its condition is null.
-    skewed(SOME, over("open AND (amount <> 1 OR NULL)"), &["key 3", "SQL adds nothing", "1 to key 3"]);
-    skewed(SOME, || sales(Source::table("sales", ["shop"]).amount("amount")), &["5 to key 1"]);
+    mismatched(SOME, over("open AND (amount <> 1 OR NULL)"), &["key 3", "SQL adds nothing", "1 to key 3"]);
+    mismatched(SOME, || sales(Source::table("sales", ["shop"]).amount("amount")), &["5 to key 1"]);
 }
 
 #[test]
 fn an_amount_that_counts_otherwise_is_refused() {
     let over = |amount: &'static str| move || sales(Source::table("sales", ["shop"]).amount(amount).filter("open"));
-    skewed(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
-    skewed(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
-    skewed(SOME, || sales(Source::table("sales", ["shop"]).filter("open")), &["adds 1 to key 1", "4 to key 1"]);
+    mismatched(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
+    mismatched(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
+    mismatched(SOME, || sales(Source::table("sales", ["shop"]).filter("open")), &["adds 1 to key 1", "4 to key 1"]);
 }
 
 #[test]
@@ -572,15 +576,15 @@ fn another_key_column_is_refused() {
         let read = |row: &Row<'_>| Ok(Sale { shop: row.get(0)?, amount: row.get(1)?, open: row.get(2)? });
         by_shop().rows("shop + 1, amount, open", read)
     };
-    skewed(SOME, other, &["adds 4 to key 1", "4 to key 2"]);
+    mismatched(SOME, other, &["adds 4 to key 1", "4 to key 2"]);
     // A row without a key in SQL, and one for the hooks.
     let without = || by_shop().rows("coalesce(shop, 8), amount, open", read_sale);
-    skewed("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
+    mismatched("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
 }
 
-/// The samples of a look are the first and the last rows; a mend looks at rows of its own keys as well.
+/// The samples of a look are the first and the last rows; a repair looks at rows of its own keys as well.
 #[test]
-fn a_skew_in_the_middle_is_found_by_the_mend_of_its_key() {
+fn a_mismatch_in_the_middle_is_found_by_the_repair_of_its_key() {
     let conn = sales_database("");
     fill(&conn, 300, 3);
     conn.execute_batch(
@@ -594,7 +598,7 @@ fn a_skew_in_the_middle_is_found_by_the_mend_of_its_key() {
     let typed = || sales(Source::table("sales", ["shop"]).amount("abs(amount)").filter("open"));
     let changes = conn.total_changes();
     let error = run_over(&conn, &SUMS, SUM, typed(), Mode::Repair, 1_000).unwrap_err();
-    assert!(matches!(&error, Error::Skew { key, .. } if key == "150"), "{error}");
+    assert!(matches!(&error, Error::DefinitionMismatch { key, .. } if key == "150"), "{error}");
     assert_eq!(conn.total_changes(), changes + 1, "the line of the run is all that it wrote");
     assert!(conn.is_autocommit());
     // By tally nothing is said twice, and nothing is wrong.
@@ -606,7 +610,7 @@ fn a_skew_in_the_middle_is_found_by_the_mend_of_its_key() {
 #[test]
 fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
     const OTHER: Counter<i64> = Counter::new("shop.sum_other");
-    const BOTH: Layout = Layout::new(&[SUM.table(), OTHER.table()]);
+    const BOTH: Schema = Schema::new(&[SUM.table(), OTHER.table()]);
     let conn = database(&BOTH, &format!("{SALES} {INDEX}"));
     assert_source(added(&conn, &BOTH, OTHER, sales(by_shop())), &["shop.sum_other", "Sale", "COUNTERS"]);
     let typed = sales(Source::table("sales", ["shop", "open"]));
@@ -620,7 +624,7 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
         (by_shop().rows("shop, cents", read_sale), vec!["shop.sum", "cents"]),
     ] {
         let error = added(&conn, &BOTH, SUM, typed).unwrap_err();
-        assert_eq!(error.next(), Next::Fix);
+        assert_eq!(error.recovery(), Recovery::Permanent);
         for name in names {
             assert!(error.to_string().contains(name), "`{error}` does not name {name}");
         }
@@ -638,14 +642,14 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
 
 const FIRST: Counter<i64> = Counter::new("a.n");
 const SECOND: Counter<i64> = Counter::new("b.n");
-const TWO: Layout = Layout::new(&[FIRST.table(), SECOND.table()]);
+const TWO: Schema = Schema::new(&[FIRST.table(), SECOND.table()]);
 
 struct One(i64);
 
 struct Other(i64);
 
 impl Record for One {
-    const COUNTERS: &'static [Def] = &[FIRST.def()];
+    const COUNTERS: &'static [CounterId] = &[FIRST.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(FIRST, self.0, 1);
@@ -653,7 +657,7 @@ impl Record for One {
 }
 
 impl Record for Other {
-    const COUNTERS: &'static [Def] = &[SECOND.def()];
+    const COUNTERS: &'static [CounterId] = &[SECOND.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SECOND, self.0, 1);
@@ -675,7 +679,7 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
                 INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1), (1), (3)";
             conn.execute_batch(&format!("{rows}; INSERT INTO a VALUES ({bad})")).unwrap();
             let store = SqliteStore::new(&conn, &TWO);
-            store.create_over_rows().unwrap();
+            store.create_pending_backfill().unwrap();
             let mut audit = SqliteAudit::new(&conn, &TWO).unwrap();
             let read = |row: &Row<'_>| Ok(One(row.get(0)?));
             let source = Source::table("a", ["k"]).rows("k", read);
@@ -696,18 +700,19 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
                     report.table()
                 );
             }
-            assert_eq!((store.is_ready(FIRST.def()).unwrap(), store.is_ready(SECOND.def()).unwrap()), (false, true));
-            let faulty = audit.faulty_rows(FIRST.def(), 9).unwrap();
+            assert_eq!((store.is_ready(FIRST.id()).unwrap(), store.is_ready(SECOND.id()).unwrap()), (false, true));
+            let faulty = audit.faulty_rows(FIRST.id(), 9).unwrap();
             let bad_row = faulty.iter().map(ToString::to_string).find(|row| row.contains(says));
             assert!(bad_row.is_some(), "{faulty:?}");
             assert_eq!(
-                (audit.faulty_rows(FIRST.def(), 1).unwrap().len(), audit.faulty_rows(SECOND.def(), 9).unwrap().len()),
+                (audit.faulty_rows(FIRST.id(), 1).unwrap().len(), audit.faulty_rows(SECOND.id(), 9).unwrap().len()),
                 (1, 0)
             );
             // A run of this counter alone says so as an error.
-            let mut alone = Reconciler::scoped(Mode::Repair, &TWO, &[FIRST.def()], Options::default()).unwrap();
+            let mut alone = Reconciler::scoped(Mode::Repair, &TWO, &[FIRST.id()], Options::default()).unwrap();
             let error =
-                keepcount::reconcile::run(&mut alone, &mut audit, &mut keepcount::reconcile::Live::new()).unwrap_err();
+                keepcount::reconcile::run(&mut alone, &mut audit, &mut keepcount::reconcile::SystemRuntime::new())
+                    .unwrap_err();
             assert!(matches!(error, Error::Key { counter: "a.n", .. }), "{error:?}");
             conn.execute_batch("DELETE FROM a WHERE typeof(k) NOT IN ('integer', 'null')").unwrap();
             let report = run_whole(Mode::Backfill, &TWO, Options::default(), &mut audit).unwrap();
@@ -742,7 +747,9 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
     let mut reports = Vec::new();
     let mut run = Reconciler::new(Mode::Repair, &TWO, options).unwrap();
     loop {
-        reports.push(keepcount::reconcile::run(&mut run, &mut audit, &mut keepcount::reconcile::Live::new()).unwrap());
+        reports.push(
+            keepcount::reconcile::run(&mut run, &mut audit, &mut keepcount::reconcile::SystemRuntime::new()).unwrap(),
+        );
         // As the next process has it, from a file.
         let Some(token) = run.token() else { break };
         let token = token.to_string().parse().unwrap();
@@ -762,13 +769,13 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
 fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
     let conn = rows_of_which_one_cannot_be_read();
     let mut store = SqliteStore::new(&conn, &TWO);
-    store.create_over_rows().unwrap();
+    store.create_pending_backfill().unwrap();
     let mut audit = audit_of_two(&conn);
     let options = Options::default().page(1).max_pages(1);
     let mut run = Reconciler::new(Mode::Backfill, &TWO, options).unwrap();
-    let live = || keepcount::reconcile::Live::new();
+    let live = || keepcount::reconcile::SystemRuntime::new();
     assert!(keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap().counters[0].failure.is_some());
-    // A backup from before the leg, and the row is mended.
+    // A backup from before the leg, and the row is repaired.
     conn.execute_batch("DELETE FROM keepcount_runs; DELETE FROM a WHERE typeof(k) = 'blob'").unwrap();
     let mut run = Reconciler::resume(Mode::Backfill, &TWO, &run.token().unwrap(), options.max_pages(99)).unwrap();
     let report = keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap();
@@ -789,7 +796,7 @@ fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
         ("public.sales", "one is in main"),
     ] {
         let error = added(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]))).unwrap_err();
-        assert!(matches!(&error, Error::Schema { table, .. } if table == name), "{error:?}");
+        assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == name), "{error:?}");
         assert!(error.to_string().contains(says) && !error.to_string().contains("SqliteStore"), "{error}");
     }
     for (typed, says) in [
@@ -814,7 +821,7 @@ fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
     let as_before = [("1".to_owned(), 5), ("2".to_owned(), 6)];
     for name in ["sales", "main.sales", "MAIN.Sales", r#""main"."sales""#] {
         assert_eq!(
-            truths(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]).amount("amount")), 9),
+            expected_all(&conn, &SUMS, SUM, sales(Source::table(name, ["shop"]).amount("amount")), 9),
             as_before,
             "{name}"
         );
@@ -826,9 +833,9 @@ fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
     )
     .unwrap();
     let of = |name| sales(Source::table(name, ["shop"]).amount("amount"));
-    assert_eq!(truths(&conn, &SUMS, SUM, of(r#"old."of.sales""#), 9), [("3".to_owned(), 7)]);
-    assert_eq!(truths(&conn, &SUMS, SUM, of(r#""of.sales""#), 9), [("3".to_owned(), 7)]);
-    assert_eq!(truths(&conn, &SUMS, SUM, of("scratch"), 9), []);
+    assert_eq!(expected_all(&conn, &SUMS, SUM, of(r#"old."of.sales""#), 9), [("3".to_owned(), 7)]);
+    assert_eq!(expected_all(&conn, &SUMS, SUM, of(r#""of.sales""#), 9), [("3".to_owned(), 7)]);
+    assert_eq!(expected_all(&conn, &SUMS, SUM, of("scratch"), 9), []);
     // What a repair took for an empty source.
     for hides in
         ["TABLE sales (shop INTEGER, amount, open INTEGER)", "VIEW sales AS SELECT * FROM main.sales WHERE shop < 2"]
@@ -836,7 +843,7 @@ fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
         let mut before = audit_of(&conn, &SUMS, SUM, sales(by_shop())).unwrap();
         conn.execute_batch(&format!("CREATE TEMP {hides}")).unwrap();
         assert_source(added(&conn, &SUMS, SUM, sales(by_shop())), &["sales is in main and in temp", "main.sales"]);
-        assert_eq!(truths(&conn, &SUMS, SUM, of("main.sales"), 9), as_before);
+        assert_eq!(expected_all(&conn, &SUMS, SUM, of("main.sales"), 9), as_before);
         // An audit goes on with what it found.
         let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut before).unwrap();
         assert_eq!(report.counters[0].missing, 2);
@@ -889,12 +896,12 @@ fn a_database_in_utf_16_is_refused_where_keys_are_texts() {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(&format!("PRAGMA encoding = '{encoding}'; CREATE TABLE tags (name TEXT)")).unwrap();
         let error = SqliteStore::new(&conn, &TEXTS).create().unwrap_err();
-        assert!(matches!(error, Error::Schema { .. }) && error.to_string().contains(encoding), "{error}");
+        assert!(matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding), "{error}");
         for statement in TEXTS.ddl(keepcount::sql::Dialect::Sqlite) {
             conn.execute_batch(&statement).unwrap();
         }
         let error = SqliteStore::new(&conn, &TEXTS).check().unwrap_err();
-        assert!(matches!(error, Error::Schema { .. }) && error.to_string().contains(encoding), "{error}");
+        assert!(matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding), "{error}");
         assert!(SqliteAudit::new(&conn, &TEXTS).is_err());
         // Integers do not care.
         SqliteStore::new(&conn, &SUMS).create().unwrap();
@@ -968,7 +975,7 @@ fn a_source_that_ignores_its_bound_is_still_right() {
             .unwrap();
         let report = run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit).unwrap();
         drop(audit);
-        assert_eq!(asked, 1 + report.pages + report.counters[0].corrected, "a look, a page, a mended key");
+        assert_eq!(asked, 1 + report.pages + report.counters[0].corrected, "a look, a page, a repaired key");
         assert!(read >= rows.len());
         (report.to_string(), Store::totals(&mut store, SUM).unwrap())
     };
@@ -1009,7 +1016,7 @@ fn a_counter_in_memory_without_a_source_or_of_another_record_is_named() {
     audit.add(SUM, |_| [sale(1, 5)]).unwrap();
     audit.add(SUM, |_| [sale(1, 6)]).unwrap();
     let report = run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap();
-    assert_eq!(report.counters[0].samples[0].truth, 6);
+    assert_eq!(report.counters[0].samples[0].expected, 6);
 }
 
 #[test]
@@ -1035,8 +1042,8 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
         || sales(Source::query("SELECT * FROM sales ORDER BY shop DESC", ["shop"]).amount("amount").filter("open"));
     let wanted = [("1", 2), ("2", 1), ("3", 1)].map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 10] {
-        assert_eq!(truths(&conn, &SUMS, SUM, query(), page), wanted);
-        assert_eq!(truths(&conn, &SUMS, SUM, query().by_tally(), page), wanted);
+        assert_eq!(expected_all(&conn, &SUMS, SUM, query(), page), wanted);
+        assert_eq!(expected_all(&conn, &SUMS, SUM, query().by_tally(), page), wanted);
     }
     // By tally, rows whose record has another key than the column that orders them.
     let lying = || by_shop().rows("-shop, amount, open", read_sale).by_tally();
@@ -1047,7 +1054,7 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
     // An audit of somebody's own goes through `merge`, which checks the order of both lists.
     let key = |key: i64| KeyBuf::of::<i64>(key);
     let recount = |at: i64| keepcount::reconcile::Recount { key: key(at), total: 1, rows: 1 };
-    let ask = Ask { counter: SUM.def(), after: None, until: None, keys: 5 };
+    let ask = PageRequest { counter: SUM.id(), after: None, until: None, keys: 5 };
     for pair in [[2, 1], [1, 1]] {
         assert_source(
             keepcount::reconcile::merge(&ask, pair.map(recount).to_vec(), Vec::new()),

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Ask, Audit, Control, Drift, Look, Looked, Measured, MemoryAudit, Mend, Mended, Mode, Options, Reconciler, Report,
-    Source, SqliteAudit, Step, run,
+    Audit, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest,
+    Repaired, Report, Runtime, Source, SqliteAudit, Step, run,
 };
 use keepcount::{
-    Batch, Counter, Def, Error, KeyBuf, Layout, MemoryStore, Next, Record, Result, SqliteStore, Store, Tally,
+    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
 };
 use rusqlite::{Connection, OpenFlags, Row};
 
 const A: Counter<i64> = Counter::new("a.votes");
-const ONE: Layout = Layout::new(&[A.table()]);
+const ONE: Schema = Schema::new(&[A.table()]);
 
 fn options() -> Options {
     Options::default()
@@ -35,7 +35,7 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.show, self.stars);
@@ -129,33 +129,33 @@ fn votes(shows: i64, each: i64) -> Vec<Vote> {
     (0..shows * each).map(|at| Vote { show: at % shows, stars: at % 5 }).collect()
 }
 
-/// Does something before each mend: what the measure saw is old by then.
+/// Does something before each repair: what the measure saw is old by then.
 struct Before<A, F> {
     audit: A,
     act: F,
 }
 
-impl<A: Audit, F: FnMut(&Mend)> Audit for Before<A, F> {
+impl<A: Audit, F: FnMut(&RepairRequest)> Audit for Before<A, F> {
     fn identity(&mut self) -> Result<u64> {
         self.audit.identity()
     }
 
-    fn look(&mut self, ask: &Look) -> Result<Looked> {
-        self.audit.look(ask)
+    fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
+        self.audit.probe(ask)
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
-        self.audit.measure(ask)
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
+        self.audit.compare(ask)
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         (self.act)(ask);
-        self.audit.mend(ask)
+        self.audit.repair(ask)
     }
 }
 
 #[test]
-fn a_mend_is_right_whatever_was_written_since_the_measure() {
+fn a_repair_is_right_whatever_was_written_since_the_measure() {
     for journal in ["WAL", "DELETE"] {
         let (_dir, conn, writer) = file(journal);
         write(&conn, &votes(20, 9));
@@ -167,10 +167,10 @@ fn a_mend_is_right_whatever_was_written_since_the_measure() {
             let mut wrote = 0;
             let mut live = Before {
                 audit: audit(&conn),
-                act: |mend: &Mend| {
+                act: |repair: &RepairRequest| {
                     wrote += 1;
-                    for key in &mend.keys {
-                        // More rows of a key that is about to be mended; all rows of one gone; the first row of an orphan.
+                    for key in &repair.keys {
+                        // More rows of a key that is about to be repaired; all rows of one gone; the first row of an orphan.
                         let show = number(key);
                         match (show + round) % 3 {
                             0 => write(&writer, &[Vote { show, stars: 7 }, Vote { show, stars: -2 }]),
@@ -190,9 +190,9 @@ fn a_mend_is_right_whatever_was_written_since_the_measure() {
     }
 }
 
-/// What a mend reads before it holds the write lock may be old when it writes.
+/// What a repair reads before it holds the write lock may be old when it writes.
 #[test]
-fn a_mend_recounts_each_of_its_keys_under_the_write_lock() {
+fn a_repair_recounts_each_of_its_keys_under_the_write_lock() {
     let mut conn = database();
     write(&conn, &votes(9, 4));
     for show in [2, 4, 6] {
@@ -203,8 +203,8 @@ fn a_mend_recounts_each_of_its_keys_under_the_write_lock() {
     trace.take();
     let keys = [2, 4, 6].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
     assert_eq!(
-        audit.mend(&Mend { counter: VOTES.def(), keys }).unwrap(),
-        Mended { corrected: 3, unsettled: Vec::new() }
+        audit.repair(&RepairRequest { counter: VOTES.id(), keys }).unwrap(),
+        Repaired { corrected: 3, unsettled: Vec::new() }
     );
     let ran = trace.take();
     let hold = ran.iter().position(|text| text == "BEGIN IMMEDIATE").unwrap();
@@ -230,7 +230,7 @@ fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
                     0 => delete_show(&conn, show),
                     _ => write(&conn, &[Vote { show, stars: round }, Vote { show: 29 - show, stars: -1 }]),
                 }
-                // One total after the other is broken, so that there is always something to mend; from here on, nothing is.
+                // One total after the other is broken, so that there is always something to repair; from here on, nothing is.
                 if round < 200 {
                     conn.execute("UPDATE a_votes SET total = total + 1000 WHERE key = ?1", [(round * 7) % 30]).unwrap();
                 }
@@ -243,31 +243,31 @@ fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
             found += report.drift();
             corrected += report.counters[0].corrected;
         }
-        // No other repair runs, and hooked writes move no drift: what was found off was off when it was mended.
+        // No other repair runs, and hooked writes move no drift: what was found off was off when it was repaired.
         assert_eq!(found, corrected);
         let last = repair(&conn);
         exact(&conn);
-        // Of 200 totals broken, some twice before a repair came by: a wrong mend would be one more to mend.
+        // Of 200 totals broken, some twice before a repair came by: a wrong repair would be one more to repair.
         let (found, corrected) = (found + last.drift(), corrected + last.counters[0].corrected);
         assert!(found == corrected && (1..=200).contains(&corrected), "{corrected} of {found}");
     });
 }
 
 #[test]
-fn two_repairs_at_once_mend_every_key_once() {
+fn two_repairs_at_once_repair_every_key_once() {
     let (dir, conn, _) = file("WAL");
     let path = dir.path().join("app.db");
     write(&conn, &votes(400, 2));
     for page in [3, 50, 1_000] {
         (0..400).for_each(|show| set_total(&conn, show, -show - 1));
         (1_000..1_050).for_each(|show| set_total(&conn, show, 1));
-        let mender = || {
+        let repairer = || {
             let conn = open(&path);
             run_whole(Mode::Repair, &ONE, options().page(page), &mut audit(&conn)).unwrap().counters[0].corrected
         };
         let corrected: u64 = thread::scope(|scope| {
-            let menders = [scope.spawn(mender), scope.spawn(mender)];
-            menders.into_iter().map(|mender| mender.join().unwrap()).sum()
+            let repairers = [scope.spawn(repairer), scope.spawn(repairer)];
+            repairers.into_iter().map(|repairer| repairer.join().unwrap()).sum()
         });
         exact(&conn);
         assert_eq!(corrected, 450, "page {page}");
@@ -275,48 +275,49 @@ fn two_repairs_at_once_mend_every_key_once() {
 }
 
 #[test]
-fn a_drift_beyond_64_bits_is_mended() {
-    for (stored, truth) in [(i64::MAX, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (i64::MIN, 1), (i64::MIN, 0)] {
+fn a_drift_beyond_64_bits_is_repaired() {
+    for (stored, expected) in [(i64::MAX, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (i64::MIN, 1), (i64::MIN, 0)]
+    {
         let conn = database();
         write(&conn, &[Vote { show: 2, stars: 3 }]);
-        if truth != 0 {
-            insert(&conn, Vote { show: 1, stars: truth });
+        if expected != 0 {
+            insert(&conn, Vote { show: 1, stars: expected });
         }
         set_total(&conn, 1, stored);
         let report = repair(&conn);
         assert_eq!((report.counters[0].corrected, report.counters[0].samples[0].stored), (1, stored));
-        assert_eq!(SqliteStore::new(&conn, &ONE).total(VOTES, 1).unwrap(), truth);
+        assert_eq!(SqliteStore::new(&conn, &ONE).total(VOTES, 1).unwrap(), expected);
         assert_eq!(verify(&conn).drift(), 0);
 
         let mut store = MemoryStore::new(&ONE);
         let mut batch = Batch::new();
         batch.add(VOTES, 1, stored);
         store.apply(&mut batch).unwrap();
-        let rows: Vec<Vote> = (truth != 0).then_some(Vote { show: 1, stars: truth }).into_iter().collect();
+        let rows: Vec<Vote> = (expected != 0).then_some(Vote { show: 1, stars: expected }).into_iter().collect();
         let mut memory = MemoryAudit::new(&mut store);
         memory.add(VOTES, |_| rows.iter()).unwrap();
         assert_eq!(run_whole(Mode::Repair, &ONE, options(), &mut memory).unwrap().counters[0].corrected, 1);
         drop(memory);
-        assert_eq!(store.total(VOTES, 1).unwrap(), truth);
+        assert_eq!(store.total(VOTES, 1).unwrap(), expected);
     }
 }
 
 const UNIT: Counter<()> = Counter::new("all.stars");
-const UNITS: Layout = Layout::new(&[UNIT.table()]);
+const UNITS: Schema = Schema::new(&[UNIT.table()]);
 
 struct Star(i64);
 
 impl Record for Star {
-    const COUNTERS: &'static [Def] = &[UNIT.def()];
+    const COUNTERS: &'static [CounterId] = &[UNIT.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(UNIT, (), self.0);
     }
 }
 
-/// A counter of the key `()` has no key column in its source, but one in its table of totals: a mend failed on that.
+/// A counter of the key `()` has no key column in its source, but one in its table of totals: a repair failed on that.
 #[test]
-fn a_counter_of_one_total_is_mended_like_any_other() {
+fn a_counter_of_one_total_is_repaired_like_any_other() {
     for tally in [false, true] {
         for (rows, total) in [("(1, 4), (1, 5)", 9), ("(1, 4), (2, -4)", 0)] {
             for stored in [None, Some(-3)] {
@@ -331,9 +332,9 @@ fn a_counter_of_one_total_is_mended_like_any_other() {
                 audit.add(UNIT, if tally { typed.by_tally() } else { typed }).unwrap();
                 let corrected = u64::from(total != stored.unwrap_or(0));
                 // It came new to the database, so it is read after a backfill.
-                for (mode, mended) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
+                for (mode, repaired) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
                     let report = run_whole(mode, &UNITS, options().page(1), &mut audit).unwrap();
-                    assert_eq!((report.drift(), report.counters[0].corrected), (mended, mended));
+                    assert_eq!((report.drift(), report.counters[0].corrected), (repaired, repaired));
                 }
                 assert_eq!(SqliteStore::new(&conn, &UNITS).total(UNIT, ()).unwrap(), total);
             }
@@ -370,10 +371,10 @@ fn a_connection_inside_a_transaction_is_refused() {
         for mode in [Mode::Verify, Mode::Repair] {
             let error = run_whole(mode, &ONE, options(), &mut audit).unwrap_err();
             assert!(error.to_string().contains("inside a transaction"), "{error}");
-            assert_eq!(error.next(), Next::Fix);
+            assert_eq!(error.recovery(), Recovery::Permanent);
         }
-        let mend = Mend { counter: VOTES.def(), keys: vec![KeyBuf::of::<i64>(1)] };
-        assert!(audit.mend(&mend).unwrap_err().to_string().contains("inside a transaction"));
+        let repair = RepairRequest { counter: VOTES.id(), keys: vec![KeyBuf::of::<i64>(1)] };
+        assert!(audit.repair(&repair).unwrap_err().to_string().contains("inside a transaction"));
         let error = SqliteAudit::new(&conn, &ONE).unwrap_err();
         assert!(error.to_string().contains("inside a transaction"), "{error}");
         assert!(!conn.is_autocommit());
@@ -396,9 +397,9 @@ fn a_read_only_connection_verifies_and_says_why_it_does_not_repair() {
         assert_eq!(verify(&read).drift(), 1);
         let error = run_whole(Mode::Repair, &ONE, options(), &mut audit(&read)).unwrap_err();
         assert!(error.to_string().contains("readonly") || error.to_string().contains("read-only"), "{error}");
-        assert_eq!(error.next(), Next::Fix);
+        assert_eq!(error.recovery(), Recovery::Permanent);
         assert!(read.is_autocommit());
-        assert_eq!(verify(&read).drift(), 1, "nothing was mended");
+        assert_eq!(verify(&read).drift(), 1, "nothing was repaired");
     }
 }
 
@@ -409,7 +410,7 @@ struct Releases<'a> {
     after: usize,
 }
 
-impl Control for Releases<'_> {
+impl Runtime for Releases<'_> {
     fn now(&mut self) -> Duration {
         self.world.now()
     }
@@ -423,7 +424,7 @@ impl Control for Releases<'_> {
 }
 
 #[test]
-fn a_mend_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_that_says_so() {
+fn a_repair_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_that_says_so() {
     let (_dir, conn, writer) = file("WAL");
     conn.busy_timeout(Duration::ZERO).unwrap();
     write(&conn, &votes(5, 2));
@@ -434,16 +435,16 @@ fn a_mend_that_meets_a_writer_waits_tries_again_and_gives_up_with_an_error_that_
     let mut held = Reconciler::new(Mode::Repair, &ONE, options().retries(3)).unwrap();
     let mut world = World::default();
     let error = run(&mut held, &mut audit(&conn), &mut world).unwrap_err();
-    assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error}");
+    assert!(matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry, "{error}");
     assert_eq!(world.waited(), [50, 100, 200]);
     assert_eq!((held.report().pages, held.report().counters[0].corrected), (1, 0));
     assert!(conn.is_autocommit());
     assert_eq!(verify(&conn).drift(), 2, "a verify waits for nobody");
 
-    let mut control = Releases { world: World::default(), writer: &writer, after: 2 };
+    let mut runtime = Releases { world: World::default(), writer: &writer, after: 2 };
     let mut patient = Reconciler::new(Mode::Repair, &ONE, options()).unwrap();
-    let report = run(&mut patient, &mut audit(&conn), &mut control).unwrap();
-    assert_eq!(control.world.waited(), [50, 100]);
+    let report = run(&mut patient, &mut audit(&conn), &mut runtime).unwrap();
+    assert_eq!(runtime.world.waited(), [50, 100]);
     assert_eq!((report.pages, report.counters[0].corrected), (1, 2));
     exact(&conn);
 }
@@ -575,7 +576,7 @@ fn a_repair_of_what_is_clean_takes_no_lock_and_writes_nothing() {
 }
 
 #[test]
-fn a_mend_touches_only_what_differs() {
+fn a_repair_touches_only_what_differs() {
     let mut conn = database();
     write(&conn, &votes(50, 3));
     set_total(&conn, 7, 1_000);
@@ -593,20 +594,20 @@ fn a_mend_touches_only_what_differs() {
     assert_eq!(conn.total_changes() - changes, 5);
     let Kinds { writes, others, .. } = trace.kinds();
     assert_eq!(writes, 5);
-    // The pages with 7 and 8, with 21, with 900: three mends.
+    // The pages with 7 and 8, with 21, with 900: three repairs.
     assert_eq!(others.iter().filter(|text| *text == "BEGIN IMMEDIATE").count(), 3, "{others:?}");
     exact(&conn);
 
-    // Asked to mend what is right: nothing to write.
+    // Asked to repair what is right: nothing to write.
     let changes = conn.total_changes();
     let keys = [7, 8, 9].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
-    assert_eq!(audit.mend(&Mend { counter: VOTES.def(), keys }).unwrap(), Mended::default());
+    assert_eq!(audit.repair(&RepairRequest { counter: VOTES.id(), keys }).unwrap(), Repaired::default());
     assert_eq!(conn.total_changes(), changes);
 }
 
-/// A mend adds what lacks; nothing is ever taken from the measure. The measure here is made up.
+/// A repair adds what lacks; nothing is ever taken from the measure. The measure here is made up.
 #[test]
-fn a_mend_believes_no_measure() {
+fn a_repair_believes_no_measure() {
     let conn = database();
     write(&conn, &[Vote { show: 1, stars: 4 }, Vote { show: 2, stars: 5 }]);
     set_total(&conn, 2, 50);
@@ -616,13 +617,13 @@ fn a_mend_believes_no_measure() {
     loop {
         match liar.next(zero) {
             Step::Identify => liar.identified(0).unwrap(),
-            Step::Look(look) => liar.looked(audit.look(&look).unwrap(), zero).unwrap(),
-            Step::Measure(_) => {
-                let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, truth: 77, rows: 1 };
+            Step::Probe(probe) => liar.probed(audit.probe(&probe).unwrap(), zero).unwrap(),
+            Step::Compare(_) => {
+                let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, expected: 77, rows: 1 };
                 let drifts = vec![drift(1), drift(2), drift(3)];
-                liar.measured(Measured { keys: 3, rows: 3, drifts, ..Measured::default() }, zero).unwrap();
+                liar.compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() }, zero).unwrap();
             }
-            Step::Mend(mend) => liar.mended(&audit.mend(&mend).unwrap(), zero),
+            Step::Repair(repair) => liar.repaired(&audit.repair(&repair).unwrap(), zero),
             Step::Recall(token) => panic!("nothing is resumed: {token}"),
             Step::Ready(ready) => panic!("a repair makes {ready:?} ready"),
             Step::Keep(keep) => panic!("a whole run keeps {keep:?}"),
@@ -648,7 +649,7 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
             for part in bounds.windows(2) {
                 let (after, until) = (part[0].as_ref(), part[1].as_ref());
                 let options = options().page(page).max_pages(2).samples(100);
-                let mut run = Reconciler::part(mode, &ONE, VOTES.def(), after, until, options).unwrap();
+                let mut run = Reconciler::part(mode, &ONE, VOTES.id(), after, until, options).unwrap();
                 let report = loop {
                     let report = keepcount::reconcile::run(&mut run, &mut audit(&conn), &mut World::default()).unwrap();
                     let counter = &report.counters[0];
@@ -673,12 +674,12 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
 
 /// Setlists name their show, and some a show that is not there.
 #[test]
-fn links_whose_parent_is_not_there_are_reported_as_dangling() {
+fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
-    const LAYOUT: Layout = Layout::new(&[SHOW.table()]);
+    const SCHEMA: Schema = Schema::new(&[SHOW.table()]);
     struct Setlist(i64, i64);
     impl Record for Setlist {
-        const COUNTERS: &'static [Def] = &[SHOW.def()];
+        const COUNTERS: &'static [CounterId] = &[SHOW.id()];
 
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(SHOW, (self.0, self.1), 1);
@@ -693,39 +694,43 @@ fn links_whose_parent_is_not_there_are_reported_as_dangling() {
          WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20) INSERT INTO setlists SELECT i, i % 4 FROM n",
     )
     .unwrap();
-    SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     let mut batch = Batch::new();
     for id in 1..=20 {
         batch.insert(&Setlist(id, id % 4));
     }
-    SqliteStore::new(&conn, &LAYOUT).apply(&mut batch).unwrap();
+    SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
 
-    let mut audit = SqliteAudit::new(&conn, &LAYOUT).unwrap();
+    let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
     let source = Source::table("setlists", ["id", "show"]).parent("shows", ["id"]);
     audit.add(SHOW, source.rows("id, show", |row| Ok(Setlist(row.get(0)?, row.get(1)?)))).unwrap();
-    assert_eq!(audit.counters(), [SHOW.def()]);
+    assert_eq!(audit.counters(), [SHOW.id()]);
     let keys = |ids: &[i64]| ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>();
     for page in [1, 3, 4, 5, 100] {
-        let report = run_whole(Mode::Verify, &LAYOUT, options().page(page).samples(2), &mut audit).unwrap();
-        let links = &report.counters[0];
-        assert_eq!((links.keys, links.dangling, &links.dangling_keys), (20, 5, &keys(&[3, 7])), "page {page}");
-        assert!(report.to_string().ends_with("; 5 dangling links"), "{report}");
+        let report = run_whole(Mode::Verify, &SCHEMA, options().page(page).samples(2), &mut audit).unwrap();
+        let memberships = &report.counters[0];
+        assert_eq!(
+            (memberships.keys, memberships.dangling, &memberships.dangling_keys),
+            (20, 5, &keys(&[3, 7])),
+            "page {page}"
+        );
+        assert!(report.to_string().ends_with("; 5 dangling memberships"), "{report}");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!((&json["counters"][0]["dangling"], &json["counters"][0]["unsettled"]), (&5.into(), &().into()));
-        assert_eq!(report.table().to_string().matches("a link that dangles").count(), 2);
+        assert_eq!(report.table().to_string().matches("a membership that dangles").count(), 2);
     }
     // What is behind the last key that is asked for is another part's.
     let until = KeyBuf::of::<(i64, i64)>((9_i64, i64::MAX));
-    let ask = Ask { counter: SHOW.def(), after: None, until: Some(until), keys: 100 };
-    assert_eq!(audit.measure(&ask).unwrap().dangling, keys(&[3, 7]));
+    let ask = PageRequest { counter: SHOW.id(), after: None, until: Some(until), keys: 100 };
+    assert_eq!(audit.compare(&ask).unwrap().dangling, keys(&[3, 7]));
 }
 
 // What pages of a rollup cost.
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
-const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
-const WIDE: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
+const WIDE: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
 /// What the recount of a wide parent is made of, as one statement.
 const SUMS: &str =
@@ -758,11 +763,11 @@ fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (
 fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
     let mut audit = SqliteAudit::new(conn, &WIDE).unwrap();
     let before = work.steps();
-    let mut verify = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options()).unwrap();
+    let mut verify = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options()).unwrap();
     let report = run(&mut verify, &mut audit, &mut work.clone()).unwrap();
     // What it sums has no rows here, and is left out.
     let rollup = report.counters.last().unwrap();
-    assert!(rollup.counter == PARENT_DAYS.def() && rollup.complete, "{report}");
+    assert!(rollup.counter == PARENT_DAYS.id() && rollup.complete, "{report}");
     let verified = work.steps() - before;
     conn.prepare(SUMS).unwrap().query_map((), |_| Ok(())).unwrap().for_each(drop);
     (verified, work.steps() - before - verified, rollup.drift())
@@ -798,20 +803,20 @@ fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are
     }
 }
 
-/// A mend looked up every key at every child of its parent, under the write lock.
+/// A repair looked up every key at every child of its parent, under the write lock.
 #[test]
-fn the_work_of_a_mend_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
     let cost = |children: i64| {
         let (conn, work) = wide(children, 1, |child| child, false);
         let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
         let keys: Vec<KeyBuf> = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
         let before = work.steps();
-        let mended = audit.mend(&Mend { counter: PARENT_DAYS.def(), keys }).unwrap();
-        assert_eq!(mended.corrected, 256);
+        let repaired = audit.repair(&RepairRequest { counter: PARENT_DAYS.id(), keys }).unwrap();
+        assert_eq!(repaired.corrected, 256);
         work.steps() - before
     };
     let costs = [5_000, 10_000, 20_000].map(cost);
-    println!("steps of a mend of 256 keys: {costs:?}");
+    println!("steps of a repair of 256 keys: {costs:?}");
     assert!(costs[2] < 20_000 * 40, "{costs:?}");
 }
 
@@ -821,9 +826,9 @@ fn a_look_at_a_rollup_reads_one_pair_of_a_wide_parent() {
     conn.execute_batch("DELETE FROM child_parent WHERE key_2 = 0").unwrap();
     let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
     let before = work.steps();
-    assert!(!audit.look(&Look { counter: PARENT_DAYS.def(), totals: 100 }).unwrap().empty);
+    assert!(!audit.probe(&Probe { counter: PARENT_DAYS.id(), totals: 100 }).unwrap().empty);
     assert!(work.steps() - before < 500, "{}", work.steps() - before);
     conn.execute_batch("DELETE FROM child_days").unwrap();
-    let looked = audit.look(&Look { counter: PARENT_DAYS.def(), totals: 100 }).unwrap();
+    let looked = audit.probe(&Probe { counter: PARENT_DAYS.id(), totals: 100 }).unwrap();
     assert!(looked.empty && looked.totals == 100);
 }

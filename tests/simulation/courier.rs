@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use keepcount::{Batch, Bracket, Error, Mark};
+use keepcount::{Batch, Error, PendingWrite, StreamRange};
 
 use super::domain::{Row, RowId, Totals, add_all};
 use super::facts::{Change, STREAM_NAMES};
@@ -11,12 +11,12 @@ use super::world::World;
 
 pub struct Courier<'a> {
     stream: usize,
-    /// Events that were applied long ago, in a bracket that is open.
+    /// Events that were applied long ago, in a pending write that is open.
     held: Option<Delivery<'a>>,
 }
 
 struct Delivery<'a> {
-    bracket: Bracket<'a>,
+    pending_write: PendingWrite<'a>,
     first: u64,
     last: u64,
     deltas: Totals,
@@ -40,17 +40,17 @@ impl<'a> Courier<'a> {
             self.commit(world, held);
             return;
         }
-        let (mark, length) = (world.marks()[self.stream], world.facts.borrow().journal[self.stream].len() as u64);
+        let (offset, length) = (world.offsets()[self.stream], world.facts.borrow().journal[self.stream].len() as u64);
         if length == 0 {
             return;
         }
-        if mark < length && (world.recovering.get() || world.draining.get() || world.one_in(2)) {
-            let last = length.min(mark + 1 + world.below(3));
-            self.deliver(world, mark + 1, last);
+        if offset < length && (world.recovering.get() || world.draining.get() || world.one_in(2)) {
+            let last = length.min(offset + 1 + world.below(3));
+            self.deliver(world, offset + 1, last);
         } else if !world.draining.get() {
             let first = 1 + world.below(length);
             let last = length.min(first + world.below(3));
-            if last <= mark && world.one_in(4) {
+            if last <= offset && world.one_in(4) {
                 self.write_again(world, first);
             } else {
                 self.deliver(world, first, last);
@@ -67,35 +67,38 @@ impl<'a> Courier<'a> {
                 add_all(&mut deltas, &event.change.deltas, 1);
             }
         }
-        let known = last <= world.marks()[self.stream];
-        let bare = world.recovering.get() && !world.is(Variant::RepairBeforeCaughtUp) && world.one_in(2);
-        if bare {
+        let known = last <= world.offsets()[self.stream];
+        let unguarded = world.recovering.get() && !world.is(Variant::RepairBeforeCaughtUp) && world.one_in(2);
+        if unguarded {
             // No audit is there yet.
-            let found = world.store().apply_once(&mut batch, &self.mark(first, last)).map(|applied| applied.skipped);
+            let found = world
+                .store()
+                .apply_idempotent(&mut batch, &self.stream_range(first, last))
+                .map(|applied| applied.skipped);
             self.note(world, first, last, &found);
             return;
         }
-        let Some(bracket) = world.try_begin(world.batch(batch)) else { return };
+        let Some(pending_write) = world.try_begin(world.batch(batch)) else { return };
         if known && world.is(Variant::DuplicateByApply) {
-            bracket.commit().unwrap();
+            pending_write.commit().unwrap();
         } else if known && world.one_in(2) {
-            self.held = Some(Delivery { bracket, first, last, deltas });
+            self.held = Some(Delivery { pending_write, first, last, deltas });
         } else {
-            self.commit(world, Delivery { bracket, first, last, deltas });
+            self.commit(world, Delivery { pending_write, first, last, deltas });
         }
     }
 
     fn commit(&self, world: &World<'a>, delivery: Delivery<'a>) {
-        let Delivery { bracket, first, last, deltas } = delivery;
-        let found = bracket.commit_once(&self.mark(first, last)).map(|applied| applied.skipped);
+        let Delivery { pending_write, first, last, deltas } = delivery;
+        let found = pending_write.commit_idempotent(&self.stream_range(first, last)).map(|applied| applied.skipped);
         self.note(world, first, last, &found);
         if found.is_err() {
             world.note_lost(&deltas);
         }
     }
 
-    fn mark(&self, first: u64, last: u64) -> Mark<'static> {
-        Mark::new(STREAM_NAMES[self.stream], first, last).unwrap()
+    fn stream_range(&self, first: u64, last: u64) -> StreamRange<'static> {
+        StreamRange::new(STREAM_NAMES[self.stream], first, last).unwrap()
     }
 
     fn note(&self, world: &World<'a>, first: u64, last: u64, found: &keepcount::Result<bool>) {
@@ -119,13 +122,13 @@ impl<'a> Courier<'a> {
         let again = Change::new(vec![(id, Some(vote))], vec![(None, Some(vote))]);
         let mut batch = Batch::new();
         again.hook_into(&mut batch);
-        let Some(bracket) = world.try_begin(world.batch(batch)) else { return };
+        let Some(pending_write) = world.try_begin(world.batch(batch)) else { return };
         world.count("events written again");
         if world.is(Variant::SkippedRowsKept) {
             world.facts.borrow_mut().write(&again.writes);
-            self.commit(world, Delivery { bracket, first: event, last: event, deltas: again.deltas });
+            self.commit(world, Delivery { pending_write, first: event, last: event, deltas: again.deltas });
         } else {
-            bracket.abort();
+            pending_write.abort();
         }
     }
 }

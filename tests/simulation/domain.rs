@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keepcount::{Counter, Def, KeyBuf, Layout, Record, Tally};
+use keepcount::{Counter, CounterId, KeyBuf, Record, Schema, Tally};
 
 /// Stars, spam left out; feeds two levels of rollups.
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -17,10 +17,10 @@ pub const ALL_VOTES: Counter<()> = Counter::new("all.votes");
 /// Under a condition: that the setlist is listed.
 pub const SHOW_SETLISTS: Counter<i64> = Counter::new("show.setlists");
 pub const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(SETLIST_DAYS, SETLIST_SHOW);
+pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 
-pub const LAYOUT: Layout = Layout::new(&[
+pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_DAYS.table().prunable(),
     SETLIST_SHOW.table(),
@@ -33,7 +33,7 @@ pub const LAYOUT: Layout = Layout::new(&[
     ARTIST_VOTES.table(),
 ]);
 
-/// Positions in [`LAYOUT`].
+/// Positions in [`SCHEMA`].
 pub mod at {
     pub const SETLIST_VOTES: usize = 0;
     pub const SETLIST_DAYS: usize = 1;
@@ -56,7 +56,7 @@ pub const SETLISTS: u64 = 7;
 pub const USERS: u64 = 4;
 pub const DAYS: u64 = 6;
 
-/// A counter, by its position in [`LAYOUT`], and a key of it.
+/// A counter, by its position in [`SCHEMA`], and a key of it.
 pub type Name = (usize, KeyBuf);
 /// Amounts that are not 0.
 pub type Totals = BTreeMap<Name, i64>;
@@ -78,14 +78,14 @@ pub enum RowId {
 pub type Tables = BTreeMap<RowId, Row>;
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[
-        SETLIST_VOTES.def(),
-        SETLIST_DAYS.def(),
-        SETLIST_SHOW.def(),
-        SHOW_ARTIST.def(),
-        USER_SPENT.def(),
-        ALL_VOTES.def(),
-        SHOW_SETLISTS.def(),
+    const COUNTERS: &'static [CounterId] = &[
+        SETLIST_VOTES.id(),
+        SETLIST_DAYS.id(),
+        SETLIST_SHOW.id(),
+        SHOW_ARTIST.id(),
+        USER_SPENT.id(),
+        ALL_VOTES.id(),
+        SHOW_SETLISTS.id(),
     ];
 
     fn tally(&self, to: &mut Tally<'_>) {
@@ -113,8 +113,8 @@ pub fn one(key: i64) -> KeyBuf {
     KeyBuf::of::<i64>(key)
 }
 
-pub fn two(head: i64, tail: i64) -> KeyBuf {
-    KeyBuf::of::<(i64, i64)>((head, tail))
+pub fn two(prefix: i64, suffix: i64) -> KeyBuf {
+    KeyBuf::of::<(i64, i64)>((prefix, suffix))
 }
 
 /// What a row adds at one key of one counter; [`Record::tally`] in other words.
@@ -194,15 +194,15 @@ pub fn sums_of(stored: &Totals) -> Totals {
         (at::SHOW_DAYS, at::SETLIST_DAYS, at::SETLIST_SHOW),
         (at::ARTIST_VOTES, at::SHOW_VOTES, at::SHOW_ARTIST),
     ];
-    for (rollup, finer, link) in rollups {
-        for ((_, key), weight) in of_counter(stored, link) {
+    for (rollup, base, membership) in rollups {
+        for ((_, key), weight) in of_counter(stored, membership) {
             let (child, parent) = key.decode::<(i64, i64)>().unwrap();
             if rollup == at::SHOW_DAYS {
-                for ((_, key), total) in stored.range((finer, one(child))..(finer, one(child + 1))) {
+                for ((_, key), total) in stored.range((base, one(child))..(base, one(child + 1))) {
                     let (_, day) = key.decode::<(i64, i64)>().unwrap();
                     add(&mut sums, &(rollup, two(parent, day)), weight * total);
                 }
-            } else if let Some(total) = stored.get(&(finer, one(child))) {
+            } else if let Some(total) = stored.get(&(base, one(child))) {
                 add(&mut sums, &(rollup, one(parent)), weight * total);
             }
         }
@@ -215,18 +215,18 @@ pub fn of_counter(totals: &Totals, counter: usize) -> impl Iterator<Item = (&Nam
     totals.range((counter, KeyBuf::new())..(counter + 1, KeyBuf::new()))
 }
 
-/// Whether a name is below a cut of days.
-pub fn is_pruned(name: &Name, cut: i64) -> bool {
-    matches!(name.0, at::SETLIST_DAYS | at::SHOW_DAYS) && name.1.decode::<(i64, i64)>().unwrap().1 < cut
+/// Whether a name is below a cutoff of days.
+pub fn is_pruned(name: &Name, cutoff: i64) -> bool {
+    matches!(name.0, at::SETLIST_DAYS | at::SHOW_DAYS) && name.1.decode::<(i64, i64)>().unwrap().1 < cutoff
 }
 
-pub fn def(counter: usize) -> Def {
-    LAYOUT.counters()[counter].def()
+pub fn id(counter: usize) -> CounterId {
+    SCHEMA.counters()[counter].id()
 }
 
 /// For traces: `setlist.votes[3]`.
 pub fn show(name: &Name) -> String {
-    format!("{}[{}]", def(name.0).name(), def(name.0).show(&name.1))
+    format!("{}[{}]", id(name.0).name(), id(name.0).show(&name.1))
 }
 
 /// For traces: every name with its amount.

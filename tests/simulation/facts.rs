@@ -13,7 +13,7 @@ pub const STREAM_NAMES: [&str; STREAMS] = ["votes", "tours"];
 
 pub type TxId = u64;
 /// The last event of each stream that a store applied.
-pub type Marks = [u64; STREAMS];
+pub type Offsets = [u64; STREAMS];
 
 /// What a transaction writes, and what its hooks say.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ pub struct Tx {
     pub fate: Fate,
     /// Nobody will apply it: from when it is visible it is drift.
     pub left: bool,
-    /// When its bracket was dropped and nothing has been begun instead: until when somebody may still begin.
+    /// When its pending write was dropped and nothing has been begun instead: until when somebody may still begin.
     pub deadline: Option<u64>,
     /// Its writer died in a crash.
     pub orphaned: bool,
@@ -85,16 +85,16 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct Event {
     pub change: Rc<Change>,
-    /// Nobody will apply it: the mark passes it with an empty batch.
+    /// Nobody will apply it: the offset passes it with an empty batch.
     pub left: bool,
 }
 
 /// The last snapshot, and what drift a store has that is restored from it and caught up with the streams.
 pub struct Disk {
     pub snapshot: Snapshot,
-    pub marks: Marks,
+    pub offsets: Offsets,
     pub expected: Totals,
-    pub cut: i64,
+    pub cutoff: i64,
 }
 
 pub struct Facts {
@@ -102,7 +102,7 @@ pub struct Facts {
     /// What a replica that lags has of them.
     pub replica: Rc<Tables>,
     /// The sums of the rows, kept along.
-    pub truth: Totals,
+    pub actual: Totals,
     pub locks: BTreeMap<RowId, TxId>,
     pub txs: BTreeMap<TxId, Tx>,
     pub journal: [Vec<Event>; STREAMS],
@@ -115,9 +115,9 @@ pub struct Facts {
     restarted: u64,
     /// How often rows were written.
     writes: u64,
-    /// When a bracket over a key was last dropped.
+    /// When a pending write over a key was last dropped.
     pub dropped: BTreeMap<Name, u64>,
-    pub cut: i64,
+    pub cutoff: i64,
     pub disk: Disk,
     next_tx: TxId,
 }
@@ -127,7 +127,7 @@ impl Facts {
         Self {
             rows: Rc::default(),
             replica: Rc::default(),
-            truth: Totals::new(),
+            actual: Totals::new(),
             locks: BTreeMap::new(),
             txs: BTreeMap::new(),
             journal: Default::default(),
@@ -137,8 +137,8 @@ impl Facts {
             restarted: 0,
             writes: 0,
             dropped: BTreeMap::new(),
-            cut: 0,
-            disk: Disk { snapshot, marks: [0; STREAMS], expected: Totals::new(), cut: 0 },
+            cutoff: 0,
+            disk: Disk { snapshot, offsets: [0; STREAMS], expected: Totals::new(), cutoff: 0 },
             next_tx: 1,
         }
     }
@@ -204,11 +204,11 @@ impl Facts {
     }
 
     /// Decides that nobody applies a transaction any more: what it adds is left to a repair.
-    pub fn leave(&mut self, id: TxId, marks: Marks) {
+    pub fn leave(&mut self, id: TxId, offsets: Offsets) {
         let Some(tx) = self.txs.get_mut(&id) else { return };
         tx.deadline = None;
         if let (Some(stream), Some(event)) = (tx.stream, tx.event) {
-            if marks[stream] >= event {
+            if offsets[stream] >= event {
                 return; // somebody else has applied it
             }
             self.journal[stream][event as usize - 1].left = true;
@@ -221,7 +221,7 @@ impl Facts {
     }
 
     /// Rows that change behind the hooks' back.
-    pub fn write_bare(&mut self, change: &Change) {
+    pub fn write_unguarded(&mut self, change: &Change) {
         self.write(&change.writes);
         self.shift(&change.deltas, -1);
         self.shift_disk(&change.deltas, -1);
@@ -231,8 +231,8 @@ impl Facts {
         self.writes += 1;
         let rows = Rc::make_mut(&mut self.rows);
         for (id, new) in writes {
-            add_row(&mut self.truth, rows.get(id), -1);
-            add_row(&mut self.truth, new.as_ref(), 1);
+            add_row(&mut self.actual, rows.get(id), -1);
+            add_row(&mut self.actual, new.as_ref(), 1);
             match new {
                 Some(new) => drop(rows.insert(*id, *new)),
                 None => drop(rows.remove(id)),
@@ -243,14 +243,14 @@ impl Facts {
     /// Moves the expected drift of some keys.
     pub fn shift(&mut self, deltas: &Totals, sign: i64) {
         for (name, delta) in deltas {
-            if !is_pruned(name, self.cut) {
+            if !is_pruned(name, self.cutoff) {
                 self.expect(name, self.expected.get(name).copied().unwrap_or(0) + sign * delta);
             }
         }
     }
 
     fn shift_disk(&mut self, deltas: &Totals, sign: i64) {
-        for (name, delta) in deltas.iter().filter(|(name, _)| !is_pruned(name, self.disk.cut)) {
+        for (name, delta) in deltas.iter().filter(|(name, _)| !is_pruned(name, self.disk.cutoff)) {
             add(&mut self.disk.expected, name, sign * delta);
         }
     }
@@ -277,17 +277,17 @@ impl Facts {
 
     pub fn version(&self) -> Version {
         let txs = self.txs.iter().map(|(id, tx)| (*id, tx.visible, tx.applied, tx.left)).collect();
-        (self.moment, self.writes, self.cut, txs)
+        (self.moment, self.writes, self.cutoff, txs)
     }
 
     /// What those will apply who have not yet, less what they have applied too early.
-    fn owed(&self, marks: Marks) -> Totals {
+    fn owed(&self, offsets: Offsets) -> Totals {
         let mut owed = Totals::new();
-        for (deltas, sign) in self.owed_bare() {
+        for (deltas, sign) in self.owed_unguarded() {
             add_all(&mut owed, deltas, sign);
         }
-        for (events, mark) in self.journal.iter().zip(marks) {
-            for event in events.iter().skip(mark as usize).filter(|event| !event.left) {
+        for (events, offset) in self.journal.iter().zip(offsets) {
+            for event in events.iter().skip(offset as usize).filter(|event| !event.left) {
                 add_all(&mut owed, &event.change.deltas, 1);
             }
         }
@@ -295,42 +295,42 @@ impl Facts {
     }
 
     /// Of transactions of no stream.
-    fn owed_bare(&self) -> impl Iterator<Item = (&Totals, i64)> {
-        let bare = self.txs.values().filter(|tx| tx.stream.is_none() && !tx.left);
-        bare.map(|tx| (&tx.change.deltas, i64::from(tx.visible) - i64::from(tx.applied)))
+    fn owed_unguarded(&self) -> impl Iterator<Item = (&Totals, i64)> {
+        let unguarded = self.txs.values().filter(|tx| tx.stream.is_none() && !tx.left);
+        unguarded.map(|tx| (&tx.change.deltas, i64::from(tx.visible) - i64::from(tx.applied)))
     }
 
     /// How far each total is off, once what is owed is applied.
-    pub fn drift(&self, stored: &Totals, marks: Marks) -> Totals {
-        let mut drift = self.owed(marks);
+    pub fn drift(&self, stored: &Totals, offsets: Offsets) -> Totals {
+        let mut drift = self.owed(offsets);
         add_all(&mut drift, stored, 1);
-        add_all(&mut drift, &self.truth, -1);
+        add_all(&mut drift, &self.actual, -1);
         add_all(&mut drift, &sums_of(stored), -1);
-        drift.retain(|name, _| !is_pruned(name, self.cut));
+        drift.retain(|name, _| !is_pruned(name, self.cutoff));
         drift
     }
 
-    pub fn prune(&mut self, cut: i64) {
-        self.cut = cut;
-        let gone: Vec<Name> = self.expected.keys().filter(|name| is_pruned(name, cut)).cloned().collect();
+    pub fn prune(&mut self, cutoff: i64) {
+        self.cutoff = cutoff;
+        let gone: Vec<Name> = self.expected.keys().filter(|name| is_pruned(name, cutoff)).cloned().collect();
         for name in gone {
             self.expect(&name, 0);
         }
     }
 
-    pub fn save(&mut self, snapshot: Snapshot, marks: Marks) {
+    pub fn save(&mut self, snapshot: Snapshot, offsets: Offsets) {
         let mut expected = self.expected.clone();
-        for (deltas, sign) in self.owed_bare() {
+        for (deltas, sign) in self.owed_unguarded() {
             add_all(&mut expected, deltas, -sign);
         }
         // Who replays a stream knows nothing of those who left an event alone.
-        for (events, mark) in self.journal.iter().zip(marks) {
-            for event in events.iter().skip(mark as usize).filter(|event| event.left) {
+        for (events, offset) in self.journal.iter().zip(offsets) {
+            for event in events.iter().skip(offset as usize).filter(|event| event.left) {
                 add_all(&mut expected, &event.change.deltas, 1);
             }
         }
-        expected.retain(|name, _| !is_pruned(name, self.cut));
-        self.disk = Disk { snapshot, marks, expected, cut: self.cut };
+        expected.retain(|name, _| !is_pruned(name, self.cutoff));
+        self.disk = Disk { snapshot, offsets, expected, cutoff: self.cutoff };
     }
 
     /// The process is gone, and a new one has the last snapshot: whose rows are not committed are rolled back, but for those whose commit is on its
@@ -343,9 +343,9 @@ impl Facts {
         }
         self.locks.retain(|_, holder| self.txs.contains_key(holder));
         self.dropped.clear();
-        self.cut = self.disk.cut;
-        for (events, mark) in self.journal.iter_mut().zip(self.disk.marks) {
-            events.iter_mut().skip(mark as usize).for_each(|event| event.left = false);
+        self.cutoff = self.disk.cutoff;
+        for (events, offset) in self.journal.iter_mut().zip(self.disk.offsets) {
+            events.iter_mut().skip(offset as usize).for_each(|event| event.left = false);
         }
         let names: Vec<Name> = self.expected.keys().chain(self.disk.expected.keys()).cloned().collect();
         for name in names {
@@ -367,8 +367,8 @@ impl Facts {
     }
 
     /// Whether the journals are applied to their ends, and nothing from before a crash can come into them.
-    pub fn is_caught_up(&self, marks: Marks) -> bool {
-        let behind = self.journal.iter().zip(marks).any(|(events, mark)| mark < events.len() as u64);
+    pub fn is_caught_up(&self, offsets: Offsets) -> bool {
+        let behind = self.journal.iter().zip(offsets).any(|(events, offset)| offset < events.len() as u64);
         !behind && !self.txs.values().any(|tx| tx.orphaned && tx.stream.is_some())
     }
 }

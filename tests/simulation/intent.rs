@@ -143,7 +143,7 @@ impl World<'_> {
         }
         let rows = Rc::clone(&facts.rows);
         let change = intent.change(&ids, &rows, &rows);
-        facts.write_bare(&change);
+        facts.write_unguarded(&change);
         self.note(&format!("planted rows: {intent:?}"));
         self.count("planted rows");
     }
@@ -157,8 +157,8 @@ impl World<'_> {
         batch.insert(row);
         add_row(&mut deltas, Some(row), 1);
         drop(facts);
-        let Some(bracket) = self.try_begin(self.batch(batch)) else { return };
-        bracket.commit().unwrap();
+        let Some(pending_write) = self.try_begin(self.batch(batch)) else { return };
+        pending_write.commit().unwrap();
         self.note(&format!("planted totals: {}", super::domain::show_all(&deltas)));
         self.facts.borrow_mut().shift(&deltas, 1);
         self.count("planted totals");

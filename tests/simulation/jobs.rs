@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Ask, Audit, Control, Measured, MemoryAudit, Mend, Mode, Options, Ready, Reconciler, Report, Settling, Step, Token,
+    Audit, GracePeriod, MemoryAudit, Mode, Options, PageDiff, PageRequest, Ready, Reconciler, RepairRequest, Report,
+    Runtime, Step, Token,
 };
 use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 
-use super::domain::{self, LAYOUT, Name, Row, RowId, Tables, def, of_counter, share, show};
+use super::domain::{self, Name, Row, RowId, SCHEMA, Tables, id, of_counter, share, show};
 use super::variant::Variant;
 use super::world::World;
 
@@ -88,16 +89,16 @@ impl<'a> World<'a> {
         }
         let run = if let Slot::Stopped(mode, token, pass) = slot {
             self.count("jobs resumed");
-            Reconciler::resume(mode, &LAYOUT, &token, options).map(|run| (mode, run, pass))
+            Reconciler::resume(mode, &SCHEMA, &token, options).map(|run| (mode, run, pass))
         } else {
             let mode = if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
             self.rolled_out.set(true); // so who starts a backfill says
-            let mut scope = LAYOUT.by_name();
+            let mut scope = SCHEMA.by_name();
             if self.one_in(2) {
-                let counters = LAYOUT.counters().len() as u64;
-                scope = (0..3).map(|_| def(self.below(counters) as usize)).collect();
+                let counters = SCHEMA.counters().len() as u64;
+                scope = (0..3).map(|_| id(self.below(counters) as usize)).collect();
             }
-            Reconciler::scoped(mode, &LAYOUT, &scope, options).map(|run| (mode, run, self.first_pass()))
+            Reconciler::scoped(mode, &SCHEMA, &scope, options).map(|run| (mode, run, self.first_pass()))
         };
         let (mode, run, pass) = run.unwrap();
         self.note(&format!("job {at}: {mode}, pages of {page}"));
@@ -119,7 +120,7 @@ impl<'a> World<'a> {
                     Some(token) if self.one_in(2) => Slot::Stopped(job.mode, token.into(), job.pass),
                     None if self.one_in(2) => {
                         // The same audit once more.
-                        job.run = Reconciler::new(job.mode, &LAYOUT, Options::default().page(4)).unwrap();
+                        job.run = Reconciler::new(job.mode, &SCHEMA, Options::default().page(4)).unwrap();
                         Slot::Running(job)
                     }
                     _ => Slot::Idle,
@@ -130,7 +131,7 @@ impl<'a> World<'a> {
                 let known = match &error {
                     Error::Busy { .. } => "jobs too busy",
                     Error::Database { .. } => "jobs whose reads failed",
-                    Error::Setting { .. } if self.is(Variant::BareWriter) => "jobs refused",
+                    Error::InvalidUse { .. } if self.is(Variant::UnguardedWriter) => "jobs refused",
                     Error::Token { .. } if job.pass.life != self.life.get() => {
                         self.count("tokens of another life");
                         return Slot::Idle;
@@ -146,7 +147,7 @@ impl<'a> World<'a> {
 
     /// A run to its end while nobody else does anything.
     pub fn run_alone(self: &Rc<Self>, mode: Mode) -> Option<Report> {
-        let run = Reconciler::new(mode, &LAYOUT, Options::default().page(5).samples(1000)).unwrap();
+        let run = Reconciler::new(mode, &SCHEMA, Options::default().page(5).samples(1000)).unwrap();
         let mut job = Job::new(self, mode, run, self.first_pass());
         for _ in 0..2000 {
             match job.step(self, usize::MAX) {
@@ -184,10 +185,10 @@ impl Slot<'_> {
 
 impl<'a> Job<'a> {
     fn new(world: &Rc<World<'a>>, mode: Mode, run: Reconciler, pass: Pass) -> Self {
-        let settling = Settling::after(Duration::from_micros(world.setup.audit_settle()))
-            .gate_time(Duration::from_micros(world.setup.gate))
+        let grace_period = GracePeriod::after(Duration::from_micros(world.setup.audit_grace()))
+            .barrier_time(Duration::from_micros(world.setup.throttle))
             .tries(world.setup.tries);
-        let mut audit = MemoryAudit::live(world.store(), settling, Waiting(Rc::clone(world)));
+        let mut audit = MemoryAudit::live(world.store(), grace_period, Waiting(Rc::clone(world)));
         let old = Rc::clone(&world.facts.borrow().rows);
         let mut reads = Reads { world, old: &old, audit: &mut audit };
         reads.add(domain::SETLIST_VOTES);
@@ -206,12 +207,12 @@ impl<'a> Job<'a> {
         let step = self.run.next(world.now_as_time());
         let done = match step {
             Step::Identify => self.identify(world),
-            Step::Look(look) => {
-                world.note(&format!("job {at} looks at {}", look.counter.name()));
-                self.audit.look(&look).and_then(|looked| self.run.looked(looked, world.now_as_time()))
+            Step::Probe(probe) => {
+                world.note(&format!("job {at} looks at {}", probe.counter.name()));
+                self.audit.probe(&probe).and_then(|looked| self.run.probed(looked, world.now_as_time()))
             }
-            Step::Measure(ask) => self.measure(world, at, &ask),
-            Step::Mend(mend) => self.mend(world, at, &mend),
+            Step::Compare(ask) => self.compare(world, at, &ask),
+            Step::Repair(repair) => self.repair(world, at, &repair),
             Step::Recall(token) => self.audit.recall(&token).map(|found| self.run.recalled(found, world.now_as_time())),
             Step::Keep(keep) => self.audit.keep(&keep).map(|kept| self.run.kept(kept, world.now_as_time())),
             Step::Ready(ready) => self.ready(world, at, &ready),
@@ -228,7 +229,7 @@ impl<'a> Job<'a> {
         Ok(None)
     }
 
-    /// A token of the process before the crash is refused: what was mended then is lost.
+    /// A token of the process before the crash is refused: what was repaired then is lost.
     fn identify(&mut self, world: &World<'a>) -> keepcount::Result<()> {
         let identified = self.audit.identity().and_then(|identity| self.run.identified(identity));
         if identified.is_ok() && self.pass.life != world.life.get() {
@@ -237,8 +238,8 @@ impl<'a> Job<'a> {
         identified
     }
 
-    fn measure(&mut self, world: &Rc<World<'a>>, at: usize, ask: &Ask) -> keepcount::Result<()> {
-        let counter = LAYOUT.position(&ask.counter)?;
+    fn compare(&mut self, world: &Rc<World<'a>>, at: usize, ask: &PageRequest) -> keepcount::Result<()> {
+        let counter = SCHEMA.position(&ask.counter)?;
         world.note(&format!("job {at} measures {} behind {:?}", ask.counter.name(), ask.after));
         let moment = world.facts.borrow().moment;
         if ask.after.is_none() {
@@ -247,41 +248,41 @@ impl<'a> Job<'a> {
         assert_eq!(self.pass.counter, counter, "a run that resumes another goes on with its counter");
         let began = world.now();
         self.run.passed(world.now_as_time());
-        let measured = self.audit.measure(ask)?;
+        let diff = self.audit.compare(ask)?;
         world.count("pages measured");
         world.check();
         if world.setup.variant.is_none() {
             // Where a precondition is dropped, reports are the least of it: totals must come out wrong.
-            self.hold_against(world, &measured, began);
+            self.hold_against(world, &diff, began);
         }
-        self.run.measured(measured, world.now_as_time())
+        self.run.compared(diff, world.now_as_time())
     }
 
     /// What is reported was so at some moment of the pass; and what was off all the while is reported.
-    fn hold_against(&mut self, world: &World<'a>, measured: &Measured, began: u64) {
+    fn hold_against(&mut self, world: &World<'a>, diff: &PageDiff, began: u64) {
         let facts = world.facts.borrow();
         let Pass { counter, since, ref mut told, ref mut unsettled, .. } = self.pass;
-        for drift in &measured.drifts {
+        for drift in &diff.drifts {
             let name = (counter, drift.key.clone());
-            let found = drift.stored - drift.truth;
+            let found = drift.stored - drift.expected;
             world.note(&format!("found {} off by {found}", show(&name)));
             if !facts.since(&name, since).any(|was| was == found) {
                 let was: Vec<i64> = facts.since(&name, since).collect();
                 world.fail(&format!("{} is said to be off by {found}, and was off by {was:?}", show(&name)));
             }
             if world.is_fresh(&facts, &name) && facts.dropped.get(&name).is_some_and(|at| *at < began) {
-                world.fail(&format!("{} is compared before the settle time has passed", show(&name)));
+                world.fail(&format!("{} is compared before the grace period has passed", show(&name)));
             }
             world.count("drifts found");
             told.insert(name);
         }
-        for key in &measured.unsettled {
+        for key in &diff.unsettled {
             world.note(&format!("unsettled {}", show(&(counter, key.clone()))));
             world.count("keys unsettled");
             told.insert((counter, key.clone()));
             *unsettled = true;
         }
-        if measured.next.is_none() {
+        if diff.next.is_none() {
             let missed = of_counter(&facts.expected, counter)
                 .find(|(name, _)| !told.contains(*name) && facts.since(name, since).all(|was| was != 0));
             if let Some((name, drift)) = missed {
@@ -291,28 +292,28 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn mend(&mut self, world: &Rc<World<'a>>, at: usize, mend: &Mend) -> keepcount::Result<()> {
-        let counter = LAYOUT.position(&mend.counter)?;
-        let names: Vec<Name> = mend.keys.iter().map(|key| (counter, key.clone())).collect();
+    fn repair(&mut self, world: &Rc<World<'a>>, at: usize, repair: &RepairRequest) -> keepcount::Result<()> {
+        let counter = SCHEMA.position(&repair.counter)?;
+        let names: Vec<Name> = repair.keys.iter().map(|key| (counter, key.clone())).collect();
         let shown: Vec<String> = names.iter().map(show).collect();
-        world.note(&format!("job {at} mends {}", shown.join(" ")));
+        world.note(&format!("job {at} repairs {}", shown.join(" ")));
         let since = world.facts.borrow().moment;
-        world.mending.borrow_mut().push(names.clone());
-        let mended = self.audit.mend(mend);
+        world.repairing.borrow_mut().push(names.clone());
+        let repaired = self.audit.repair(repair);
         world.check();
-        // Mends nest as calls do.
-        world.mending.borrow_mut().pop();
-        let mended = mended?;
+        // Repairs nest as calls do.
+        world.repairing.borrow_mut().pop();
+        let repaired = repaired?;
         let facts = world.facts.borrow();
-        for name in names.iter().filter(|name| !mended.unsettled.contains(&name.1)) {
+        for name in names.iter().filter(|name| !repaired.unsettled.contains(&name.1)) {
             if facts.since(name, since).all(|was| was != 0) {
-                world.fail(&format!("{} is said to be mended, and is not", show(name)));
+                world.fail(&format!("{} is said to be repaired, and is not", show(name)));
             }
         }
-        mended.unsettled.iter().for_each(|_| world.count("mends unsettled"));
-        self.pass.unsettled |= !mended.unsettled.is_empty();
+        repaired.unsettled.iter().for_each(|_| world.count("repairs unsettled"));
+        self.pass.unsettled |= !repaired.unsettled.is_empty();
         drop(facts);
-        self.run.mended(&mended, world.now_as_time());
+        self.run.repaired(&repaired, world.now_as_time());
         Ok(())
     }
 
@@ -321,7 +322,7 @@ impl<'a> Job<'a> {
         let counter = ready.counter;
         let facts = world.facts.borrow();
         let Pass { counter: position, since, unsettled, .. } = self.pass;
-        if position != LAYOUT.position(&counter)? || unsettled {
+        if position != SCHEMA.position(&counter)? || unsettled {
             world.fail(&format!("{} is to be ready with keys that are unsettled", counter.name()));
         }
         let wrong =
@@ -341,14 +342,14 @@ impl<'a> Job<'a> {
 /// An audit's waits: meanwhile others go on.
 struct Waiting<'a>(Rc<World<'a>>);
 
-impl Control for Waiting<'_> {
+impl Runtime for Waiting<'_> {
     fn now(&mut self) -> Duration {
         self.0.now_as_time()
     }
 
     fn wait(&mut self, time: Duration, reason: &str) {
         let Self(world) = self;
-        world.count(if reason == "a gate" { "waits for a gate" } else { "tries that were not quiet" });
+        world.count(if reason == "a barrier" { "waits for a barrier" } else { "tries that were not quiet" });
         world.check();
         let until = world.now() + time.as_micros() as u64;
         for _ in 0..world.below(4) {
@@ -367,7 +368,7 @@ struct Reads<'w, 'a> {
 
 impl<'a> Reads<'_, 'a> {
     fn add<K: Key + keepcount::AsKey<K> + 'a>(&mut self, counter: Counter<K>) {
-        let at = LAYOUT.position(&counter.def()).unwrap();
+        let at = SCHEMA.position(&counter.id()).unwrap();
         let (world, old) = (Rc::clone(self.world), Rc::clone(self.old));
         let rows = move |from: Bound<K>| read(&world, &old, at, from.map(|key| KeyBuf::of::<K>(key)));
         self.audit.add_fallible::<K, Row, _>(counter, rows).unwrap();
@@ -428,8 +429,8 @@ fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound
 
 /// The rows that can count, by the key that they count for; those that do not come first.
 fn ordered(rows: &Tables, counter: usize, from: &Bound<KeyBuf>) -> Vec<(Place, Row)> {
-    let placed = rows.iter().map(|(id, row)| ((share(row, counter).map(|(key, _)| key), *id), *row));
-    let wanted = placed.filter(|((key, _), _)| match (key, from) {
+    let spec = rows.iter().map(|(id, row)| ((share(row, counter).map(|(key, _)| key), *id), *row));
+    let wanted = spec.filter(|((key, _), _)| match (key, from) {
         (Some(key), Bound::Included(from)) => key >= from,
         (Some(key), Bound::Excluded(from)) => key > from,
         _ => true,

@@ -21,9 +21,9 @@ pub struct Setup {
     pub steps: u32,
     pub writers: usize,
     pub jobs: usize,
-    /// Writers have until then to find out what became of a dropped bracket's rows.
+    /// Writers have until then to find out what became of a dropped pending write's rows.
     pub settle: u64,
-    pub gate: u64,
+    pub throttle: u64,
     pub tries: u32,
     /// How many of a hundred transactions are events of a stream.
     pub streamed: u64,
@@ -36,7 +36,7 @@ pub struct Setup {
     /// Reading rows may fail.
     pub read_errors: bool,
     /// The store begins over rows that are there, with a writer that has no hooks yet.
-    pub over_rows: bool,
+    pub pending_backfill: bool,
     /// Rows are read one by one as they are by then, instead of all at one moment.
     pub cursors: bool,
 }
@@ -57,7 +57,7 @@ impl Setup {
             writers: 1 + below(4) as usize,
             jobs: 1 + below(3) as usize,
             settle: 8_000 + below(32_000),
-            gate: 300 + below(3_000),
+            throttle: 300 + below(3_000),
             tries: below(6) as u32,
             streamed: if replays { 100 } else { [0, 50, 50, 100][below(4) as usize] },
             unknowns: below(4) > 0,
@@ -66,13 +66,13 @@ impl Setup {
             prunes: below(3) > 0,
             read_errors: below(3) == 0,
             cursors: below(2) == 0,
-            over_rows: below(10) == 0 || variant == Some(Variant::BackfillBeforeHooks),
+            pending_backfill: below(10) == 0 || variant == Some(Variant::BackfillBeforeHooks),
         }
     }
 
     /// What audits are told.
-    pub fn audit_settle(&self) -> u64 {
-        if self.is(Variant::SettleTooShort) { self.settle / 50 } else { self.settle }
+    pub fn audit_grace(&self) -> u64 {
+        if self.is(Variant::GraceTooShort) { self.settle / 50 } else { self.settle }
     }
 
     pub fn is(&self, variant: Variant) -> bool {

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::Mode;
-use keepcount::{Batch, Bracket, KeyBuf, KeyRange, Mark, MemoryStore, Placed, Snapshot};
+use keepcount::{Batch, CounterSpec, KeyBuf, KeyRange, MemoryStore, PendingWrite, Snapshot, StreamRange};
 use serde_json::Value;
 
 use super::courier::Courier;
-use super::domain::{LAYOUT, Name, Totals, at, is_pruned, recount, show};
-use super::facts::{Facts, Fate, Marks, STREAM_NAMES, STREAMS, TxId, Version};
+use super::domain::{Name, SCHEMA, Totals, at, is_pruned, recount, show};
+use super::facts::{Facts, Fate, Offsets, STREAM_NAMES, STREAMS, TxId, Version};
 use super::jobs::Slot;
 use super::setup::{self, Setup};
 use super::variant::Variant;
@@ -43,7 +43,7 @@ pub struct World<'a> {
     pub setup: Setup,
     stores: &'a Arena<MemoryStore>,
     batches: &'a Arena<Batch>,
-    /// What brackets borrow, each its own.
+    /// What pending writes borrow, each its own.
     lent: RefCell<std::slice::IterMut<'a, Batch>>,
     store: Cell<&'a MemoryStore>,
     clock: Arc<AtomicU64>,
@@ -53,10 +53,10 @@ pub struct World<'a> {
     pub couriers: RefCell<Vec<Courier<'a>>>,
     /// A job that is under way, further up the stack, is not in its place.
     pub jobs: RefCell<Vec<Option<Slot<'a>>>>,
-    /// Keys that are being mended, by each mend under way.
-    pub mending: RefCell<Vec<Vec<Name>>>,
+    /// Keys that are being repaired, by each repair under way.
+    pub repairing: RefCell<Vec<Vec<Name>>>,
     /// What the oracle saw last.
-    checked: RefCell<(Pages, Marks, Version)>,
+    checked: RefCell<(Pages, Offsets, Version)>,
     steps: Cell<u32>,
     pub depth: Cell<u32>,
     /// How often it was restarted.
@@ -76,10 +76,10 @@ pub struct World<'a> {
 
 type Pages = Vec<Vec<(KeyBuf, i64)>>;
 
-/// Steps within steps: a mend waits, meanwhile another job measures, and while it reads a writer goes on.
-const DEPTH_MOST: u32 = 4;
+/// Steps within steps: a repair waits, meanwhile another job measures, and while it reads a writer goes on.
+const MAX_DEPTH: u32 = 4;
 /// Turns that a world takes to come to rest, at most.
-const RESTS_MOST: u32 = 2_000;
+const MAX_RESTS: u32 = 2_000;
 
 #[derive(Debug, Clone, Copy)]
 enum Act {
@@ -104,7 +104,8 @@ impl<'a> World<'a> {
         lent: &'a mut [Batch],
     ) -> Rc<Self> {
         let clock = Arc::new(AtomicU64::new(0));
-        let store = if setup.over_rows { MemoryStore::over_rows(&LAYOUT) } else { MemoryStore::new(&LAYOUT) };
+        let store =
+            if setup.pending_backfill { MemoryStore::pending_backfill(&SCHEMA) } else { MemoryStore::new(&SCHEMA) };
         let store = stores.put(clocked(store, &clock));
         let facts = Facts::new(store.snapshot());
         let world = Rc::new(Self {
@@ -118,7 +119,7 @@ impl<'a> World<'a> {
             writers: RefCell::new((0..setup.writers).map(Writer::new).collect()),
             couriers: RefCell::new((0..STREAMS).map(Courier::new).collect()),
             jobs: RefCell::new((0..setup.jobs).map(|_| Some(Slot::Idle)).collect()),
-            mending: RefCell::default(),
+            repairing: RefCell::default(),
             checked: RefCell::default(),
             steps: Cell::new(0),
             depth: Cell::new(0),
@@ -129,10 +130,10 @@ impl<'a> World<'a> {
             failure: RefCell::default(),
             trace: RefCell::default(),
             counts: RefCell::default(),
-            rolled_out: Cell::new(!setup.over_rows),
+            rolled_out: Cell::new(!setup.pending_backfill),
             setup,
         });
-        if world.setup.over_rows {
+        if world.setup.pending_backfill {
             (0..30).for_each(|_| world.plant_row());
         }
         world
@@ -197,14 +198,14 @@ impl<'a> World<'a> {
         hasher.finish()
     }
 
-    pub fn marks(&self) -> Marks {
-        STREAM_NAMES.map(|stream| self.store().mark(stream))
+    pub fn offsets(&self) -> Offsets {
+        STREAM_NAMES.map(|stream| self.store().offset(stream))
     }
 
     /// What the store has, counter by counter.
     fn pages(&self) -> Pages {
-        let counters = LAYOUT.counters().iter();
-        let read = |placed: &Placed| self.store().range(placed.def(), &KeyRange::ALL, usize::MAX);
+        let counters = SCHEMA.counters().iter();
+        let read = |spec: &CounterSpec| self.store().range(spec.id(), &KeyRange::ALL, usize::MAX);
         counters.map(read).collect::<keepcount::Result<_>>().unwrap_or_else(|_| {
             // What is not ready is not to be read.
             let mut json = serde_json::to_value(self.store().snapshot()).unwrap();
@@ -219,25 +220,25 @@ impl<'a> World<'a> {
     }
 
     /// None where a gate is shut: to be tried again.
-    pub fn try_begin(&self, batch: &'a Batch) -> Option<Bracket<'a>> {
-        let lent = self.lent.borrow_mut().next().expect("fewer brackets than that");
+    pub fn try_begin(&self, batch: &'a Batch) -> Option<PendingWrite<'a>> {
+        let lent = self.lent.borrow_mut().next().expect("fewer pending writes than that");
         lent.clone_from(batch);
-        let bracket = self.store().try_begin(lent).unwrap();
-        if bracket.is_none() {
-            self.count("gates met");
-            self.note("a gate is met");
+        let pending_write = self.store().try_begin(lent).unwrap();
+        if pending_write.is_none() {
+            self.count("barriers met");
+            self.note("a barrier is met");
         }
-        bracket
+        pending_write
     }
 
-    /// The bracket's keys are suspects from now on.
-    pub fn lose(&self, bracket: Bracket<'a>, deltas: &Totals) {
-        drop(bracket);
+    /// The pending write's keys are unresolved keys from now on.
+    pub fn lose(&self, pending_write: PendingWrite<'a>, deltas: &Totals) {
+        drop(pending_write);
         self.note_lost(deltas);
     }
 
     pub fn note_lost(&self, deltas: &Totals) {
-        self.count("brackets dropped");
+        self.count("pending writes dropped");
         let now = self.now();
         self.facts.borrow_mut().dropped.extend(deltas.keys().map(|name| (name.clone(), now)));
     }
@@ -247,10 +248,10 @@ impl<'a> World<'a> {
         let until = self.now() + time;
         while let Some((at, id, is_deadline)) = self.next_due(until) {
             self.clock.fetch_max(at, Ordering::Relaxed);
-            let marks = self.marks();
+            let offsets = self.offsets();
             let mut facts = self.facts.borrow_mut();
             if is_deadline {
-                facts.leave(id, marks);
+                facts.leave(id, offsets);
                 self.note(&format!("tx {id} is left"));
                 continue;
             }
@@ -283,7 +284,7 @@ impl<'a> World<'a> {
     /// One step of somebody, and the oracle after it; nothing where there is no room for one.
     pub fn step(self: &Rc<Self>) {
         let over = self.steps.get() >= self.setup.steps || self.draining.get();
-        if over || self.dying.get() || self.has_failed() || self.depth.get() >= DEPTH_MOST {
+        if over || self.dying.get() || self.has_failed() || self.depth.get() >= MAX_DEPTH {
             return;
         }
         self.steps.set(self.steps.get() + 1);
@@ -302,7 +303,7 @@ impl<'a> World<'a> {
             if self.dying.get() {
                 self.crash_and_restart();
             }
-            if self.recovering.get() && self.facts.borrow().is_caught_up(self.marks()) {
+            if self.recovering.get() && self.facts.borrow().is_caught_up(self.offsets()) {
                 self.note("caught up");
                 self.recovering.set(false);
             }
@@ -315,7 +316,7 @@ impl<'a> World<'a> {
         self.draining.set(true);
         self.rolled_out.set(true);
         self.jobs.borrow_mut().iter_mut().for_each(|job| *job = Some(Slot::Idle));
-        for _ in 0..RESTS_MOST {
+        for _ in 0..MAX_RESTS {
             if self.is_at_rest() || self.has_failed() {
                 break;
             }
@@ -333,7 +334,7 @@ impl<'a> World<'a> {
         self.recovering.set(false);
         self.check_quiet();
         self.pass(self.setup.settle);
-        for mode in [if self.setup.over_rows { Mode::Backfill } else { Mode::Repair }, Mode::Verify] {
+        for mode in [if self.setup.pending_backfill { Mode::Backfill } else { Mode::Repair }, Mode::Verify] {
             let Some(report) = self.run_alone(mode) else { return };
             self.note(&format!("at rest: {report}"));
             let unsettled: u64 = report.counters.iter().map(|counter| counter.unsettled).sum();
@@ -344,8 +345,8 @@ impl<'a> World<'a> {
         if !self.facts.borrow().expected.is_empty() {
             self.fail("a repair at rest leaves drift");
         }
-        let is_ready = |placed: &Placed| self.store().is_ready(placed.def()).unwrap();
-        if !LAYOUT.counters().iter().all(is_ready) {
+        let is_ready = |spec: &CounterSpec| self.store().is_ready(spec.id()).unwrap();
+        if !SCHEMA.counters().iter().all(is_ready) {
             self.fail("a backfill at rest leaves a counter that is not ready");
         }
         self.check_quiet();
@@ -356,7 +357,7 @@ impl<'a> World<'a> {
         self.writers.borrow().iter().all(Writer::is_idle)
             && self.couriers.borrow().iter().all(Courier::is_idle)
             && facts.txs.is_empty()
-            && facts.is_caught_up(self.marks())
+            && facts.is_caught_up(self.offsets())
     }
 
     /// Ends the circle of a world and jobs that know it.
@@ -378,7 +379,7 @@ impl<'a> World<'a> {
             }
         }
         if plants {
-            // Rows that change while an audit reads them are what brackets are for.
+            // Rows that change while an audit reads them are what pending writes are for.
             acts.push((if top { 2 } else { 0 }, Act::PlantRow));
             acts.push((1, Act::PlantTotal));
         }
@@ -428,18 +429,18 @@ impl<'a> World<'a> {
     }
 
     fn save(&self) {
-        let (snapshot, marks) = (self.store().snapshot(), self.marks());
-        self.facts.borrow_mut().save(snapshot, marks);
-        self.note(&format!("a snapshot, marks {marks:?}"));
+        let (snapshot, offsets) = (self.store().snapshot(), self.offsets());
+        self.facts.borrow_mut().save(snapshot, offsets);
+        self.note(&format!("a snapshot, offsets {offsets:?}"));
         self.count("snapshots");
     }
 
     fn prune(&self) {
-        let cut = self.facts.borrow().cut + 1;
-        if cut < super::domain::DAYS as i64 - 2 {
-            self.store().prune(super::domain::SETLIST_DAYS, cut).unwrap();
-            self.facts.borrow_mut().prune(cut);
-            self.note(&format!("days before {cut} are pruned"));
+        let cutoff = self.facts.borrow().cutoff + 1;
+        if cutoff < super::domain::DAYS as i64 - 2 {
+            self.store().prune(super::domain::SETLIST_DAYS, cutoff).unwrap();
+            self.facts.borrow_mut().prune(cutoff);
+            self.note(&format!("days before {cutoff} are pruned"));
             self.count("prunes");
         }
     }
@@ -452,35 +453,35 @@ impl<'a> World<'a> {
         }
         self.writers.borrow_mut().iter_mut().for_each(Writer::die);
         self.couriers.borrow_mut().iter_mut().for_each(Courier::die);
-        let lost_marks = self.marks();
+        let lost_offsets = self.offsets();
         let tampered = self.setup.plants && self.one_in(2) && self.tamper();
         let mut facts = self.facts.borrow_mut();
-        if self.is(Variant::SnapshotWithoutMarks) {
-            facts.disk.snapshot = edited(&facts.disk.snapshot, |json| json["marks"] = serde_json::json!({}));
+        if self.is(Variant::SnapshotWithoutOffsets) {
+            facts.disk.snapshot = edited(&facts.disk.snapshot, |json| json["offsets"] = serde_json::json!({}));
         }
-        let store = MemoryStore::restore(&LAYOUT, &facts.disk.snapshot).unwrap();
+        let store = MemoryStore::restore(&SCHEMA, &facts.disk.snapshot).unwrap();
         let store = self.stores.put(clocked(store, &self.clock));
         self.store.set(store);
-        if self.is(Variant::MarksApart) {
-            move_marks(store, lost_marks);
+        if self.is(Variant::OffsetsApart) {
+            move_offsets(store, lost_offsets);
         }
         facts.restart();
         if tampered {
-            let drift = facts.drift(&self.stored(), self.marks());
+            let drift = facts.drift(&self.stored(), self.offsets());
             facts.adopt_rollups(&drift);
         }
         drop(facts);
         self.dying.set(false);
         self.life.set(self.life.get() + 1);
         self.recovering.set(true);
-        self.note(&format!("restarted, marks {:?}{}", self.marks(), if tampered { ", tampered with" } else { "" }));
+        self.note(&format!("restarted, offsets {:?}{}", self.offsets(), if tampered { ", tampered with" } else { "" }));
         self.check();
     }
 
     /// Writes into the rollups of the snapshot on the disk: no hook reaches them.
     fn tamper(&self) -> bool {
         let mut facts = self.facts.borrow_mut();
-        let rollup = at::BASE + self.below((LAYOUT.counters().len() - at::BASE) as u64) as usize;
+        let rollup = at::BASE + self.below((SCHEMA.counters().len() - at::BASE) as u64) as usize;
         let mut has = false;
         facts.disk.snapshot = edited(&facts.disk.snapshot, |json| {
             let totals = json["counters"][rollup]["totals"].as_array_mut().unwrap();
@@ -496,23 +497,23 @@ impl<'a> World<'a> {
         has
     }
 
-    /// Holds every total against the facts: what it is off by may change by what was planted alone, and become 0 where it is being mended.
+    /// Holds every total against the facts: what it is off by may change by what was planted alone, and become 0 where it is being repaired.
     pub fn check(&self) {
         if self.has_failed() {
             return;
         }
-        let seen = (self.pages(), self.marks(), self.facts.borrow().version());
+        let seen = (self.pages(), self.offsets(), self.facts.borrow().version());
         if *self.checked.borrow() == seen {
             return;
         }
         self.checked.replace(seen);
         let stored = self.stored();
         let mut facts = self.facts.borrow_mut();
-        let cut = facts.cut;
-        if let Some(name) = stored.keys().find(|name| is_pruned(name, cut)) {
-            self.fail(&format!("{} is below the cut of {cut}", show(name)));
+        let cutoff = facts.cutoff;
+        if let Some(name) = stored.keys().find(|name| is_pruned(name, cutoff)) {
+            self.fail(&format!("{} is below the cutoff of {cutoff}", show(name)));
         }
-        let drift = facts.drift(&stored, self.marks());
+        let drift = facts.drift(&stored, self.offsets());
         if drift == facts.expected {
             return;
         }
@@ -523,23 +524,23 @@ impl<'a> World<'a> {
             if is == was {
                 continue;
             }
-            let mended = is == 0 && self.mending.borrow().iter().any(|mending| mending.contains(&name));
-            if !mended {
+            let repaired = is == 0 && self.repairing.borrow().iter().any(|repairing| repairing.contains(&name));
+            if !repaired {
                 self.fail(&format!("{} is off by {is}, not {was}", show(&name)));
                 return;
             }
             if self.is_fresh(&facts, &name) {
-                self.fail(&format!("{} was mended before the settle time had passed", show(&name)));
+                self.fail(&format!("{} was repaired before the grace period had passed", show(&name)));
             }
-            self.note(&format!("{} is mended, it was off by {was}", show(&name)));
-            self.count(if super::facts::is_base(&name) { "mends" } else { "mends of rollups" });
+            self.note(&format!("{} is repaired, it was off by {was}", show(&name)));
+            self.count(if super::facts::is_base(&name) { "mends" } else { "repairs of rollups" });
             facts.expect(&name, 0);
         }
     }
 
-    /// Whether a bracket over a key was dropped less than the settle time ago.
+    /// Whether a pending write over a key was dropped less than the grace period ago.
     pub fn is_fresh(&self, facts: &Facts, name: &Name) -> bool {
-        facts.dropped.get(name).is_some_and(|since| since + self.setup.audit_settle() > self.now())
+        facts.dropped.get(name).is_some_and(|since| since + self.setup.audit_grace() > self.now())
     }
 
     /// Nothing is open or unknown: counts everything from nothing.
@@ -553,7 +554,7 @@ impl<'a> World<'a> {
         self.count("quiet points");
         let (stored, recounted) = (self.stored(), recount(&facts.rows));
         let names: BTreeSet<&Name> = stored.keys().chain(recounted.keys()).collect();
-        for name in names.into_iter().filter(|name| !is_pruned(name, facts.cut)) {
+        for name in names.into_iter().filter(|name| !is_pruned(name, facts.cutoff)) {
             let of = |totals: &Totals| totals.get(name).copied().unwrap_or(0);
             let planted = of(&facts.expected);
             // A rollup is held against the level below; against the rows where nothing is off.
@@ -575,12 +576,14 @@ fn clocked(store: MemoryStore, clock: &Arc<AtomicU64>) -> MemoryStore {
     store.with_clock(move || Duration::from_micros(clock.load(Ordering::Relaxed)))
 }
 
-/// Moves marks to where somebody else says that they were.
-fn move_marks(store: &MemoryStore, marks: Marks) {
-    for (stream, mark) in STREAM_NAMES.iter().zip(marks) {
-        let known = store.mark(stream);
-        if mark > known {
-            store.apply_once(&mut Batch::new(), &Mark::new(stream, known + 1, mark).unwrap()).unwrap();
+/// Moves offsets to where somebody else says that they were.
+fn move_offsets(store: &MemoryStore, offsets: Offsets) {
+    for (stream, stream_range) in STREAM_NAMES.iter().zip(offsets) {
+        let known = store.offset(stream);
+        if stream_range > known {
+            store
+                .apply_idempotent(&mut Batch::new(), &StreamRange::new(stream, known + 1, stream_range).unwrap())
+                .unwrap();
         }
     }
 }

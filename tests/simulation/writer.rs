@@ -1,8 +1,8 @@
-//! A writer: locks rows, writes them, and brackets its transaction, which may be committed, rolled back, cut off, or of unknown outcome.
+//! A writer: locks rows, writes them, and guards its transaction, which may be committed, rolled back, cut off, or of unknown outcome.
 
 use std::rc::Rc;
 
-use keepcount::{Batch, Bracket, Error, Mark};
+use keepcount::{Batch, Error, PendingWrite, StreamRange};
 
 use super::domain::{Tables, show_all};
 use super::facts::{Change, Fate, STREAM_NAMES, STREAMS, Tx, TxId};
@@ -26,12 +26,12 @@ enum State<'a> {
     },
     /// Has written; nobody else sees it yet.
     Written(Work<'a>),
-    Begun(Work<'a>, Bracket<'a>),
-    /// Everybody sees its rows, and they are not in the totals. No bracket only where a variant has none.
-    Visible(Work<'a>, Option<Bracket<'a>>),
-    /// The bracket was dropped; to be begun anew from this time on.
+    Begun(Work<'a>, PendingWrite<'a>),
+    /// Everybody sees its rows, and they are not in the totals. No pending write only where a variant has none.
+    Visible(Work<'a>, Option<PendingWrite<'a>>),
+    /// The pending write was dropped; to be begun anew from this time on.
     Lost(Work<'a>, u64),
-    Again(Work<'a>, Bracket<'a>),
+    Again(Work<'a>, PendingWrite<'a>),
     /// Left alone; its event is passed by.
     Passing(Work<'a>),
     /// A variant: in the totals, and its rows are not committed.
@@ -64,10 +64,10 @@ impl<'a> Writer<'a> {
             State::Idle => self.plan(world),
             State::Locking { tx, intent, seen, tries } => self.lock(world, tx, intent, seen, tries),
             State::Written(work) => self.begin(world, work),
-            State::Begun(work, bracket) => self.send_commit(world, work, bracket),
-            State::Visible(work, bracket) => self.finish(world, work, bracket),
+            State::Begun(work, pending_write) => self.send_commit(world, work, pending_write),
+            State::Visible(work, pending_write) => self.finish(world, work, pending_write),
             State::Lost(work, again_at) => self.come_back(world, work, again_at),
-            State::Again(work, bracket) => self.learn(world, work, bracket),
+            State::Again(work, pending_write) => self.learn(world, work, pending_write),
             State::Passing(work) => self.pass_by(world, work),
             State::Early(work) => self.commit_late(world, &work),
         };
@@ -115,23 +115,23 @@ impl<'a> Writer<'a> {
     fn begin(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
         let streamed = with(world, &work, |tx| tx.stream.is_some());
         let has_hooks = world.rolled_out.get() && !world.is(Variant::BackfillBeforeHooks);
-        if self.slot == 0 && !streamed && world.setup.over_rows && !has_hooks {
+        if self.slot == 0 && !streamed && world.setup.pending_backfill && !has_hooks {
             self.commit_rows(world, &work);
             if !world.rolled_out.get() {
                 // Nobody applies it: it is the backfill's.
-                let marks = world.marks();
-                world.facts.borrow_mut().leave(work.tx, marks);
+                let offsets = world.offsets();
+                world.facts.borrow_mut().leave(work.tx, offsets);
             }
             return self.done(world, &work);
         }
-        let is_bare = world.is(Variant::BareWriter) && self.slot == 0;
-        if is_bare || (world.is(Variant::BeginAfterVisible) && world.one_in(2)) {
+        let is_unguarded = world.is(Variant::UnguardedWriter) && self.slot == 0;
+        if is_unguarded || (world.is(Variant::BeginAfterVisible) && world.one_in(2)) {
             self.commit_rows(world, &work);
             return State::Visible(work, None);
         }
-        let Some(bracket) = world.try_begin(work.batch) else { return State::Written(work) };
+        let Some(pending_write) = world.try_begin(work.batch) else { return State::Written(work) };
         self.note(world, work.tx, "begins");
-        State::Begun(work, bracket)
+        State::Begun(work, pending_write)
     }
 
     fn commit_rows(&self, world: &World<'a>, work: &Work<'a>) {
@@ -150,25 +150,25 @@ impl<'a> Writer<'a> {
         State::Idle
     }
 
-    fn send_commit(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
+    fn send_commit(&self, world: &World<'a>, work: Work<'a>, pending_write: PendingWrite<'a>) -> State<'a> {
         let streamed = with(world, &work, |tx| tx.stream.is_some());
         if world.is(Variant::CommitBeforeRows) && !streamed && world.one_in(2) {
-            bracket.commit().unwrap();
+            pending_write.commit().unwrap();
             with(world, &work, |tx| tx.applied = true);
-            self.note(world, work.tx, "commits its bracket early");
+            self.note(world, work.tx, "commits its pending write early");
             return State::Early(work);
         }
         match world.below(100) {
             0..78 => {
                 self.commit_rows(world, &work);
-                State::Visible(work, Some(bracket))
+                State::Visible(work, Some(pending_write))
             }
             78..86 => {
-                bracket.abort();
+                pending_write.abort();
                 self.give_up(world, &work)
             }
             86..89 => {
-                world.lose(bracket, &work.change.deltas);
+                world.lose(pending_write, &work.change.deltas);
                 self.give_up(world, &work)
             }
             _ if world.setup.unknowns => {
@@ -176,24 +176,24 @@ impl<'a> Writer<'a> {
                 with(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
                 self.note(world, work.tx, "does not know whether it is committed");
                 if world.is(Variant::AbortThoughCommits) && world.one_in(2) {
-                    bracket.abort();
+                    pending_write.abort();
                     with(world, &work, |tx| tx.orphaned = true);
                     return State::Idle;
                 }
-                self.cut_off(world, work, bracket)
+                self.cut_off(world, work, pending_write)
             }
-            _ => State::Begun(work, bracket),
+            _ => State::Begun(work, pending_write),
         }
     }
 
-    /// The bracket is dropped: somebody comes back to it in time, or nobody does.
-    fn cut_off(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
-        world.lose(bracket, &work.change.deltas);
+    /// The pending write is dropped: somebody comes back to it in time, or nobody does.
+    fn cut_off(&self, world: &World<'a>, work: Work<'a>, pending_write: PendingWrite<'a>) -> State<'a> {
+        world.lose(pending_write, &work.change.deltas);
         self.note(world, work.tx, "is cut off");
         if world.one_in(3) { Self::leave(world, work) } else { Self::plan_return(world, work) }
     }
 
-    /// Whoever lost its bracket comes back before a deadline.
+    /// Whoever lost its pending write comes back before a deadline.
     fn plan_return(world: &World<'a>, work: Work<'a>) -> State<'a> {
         let settle = world.setup.settle;
         if world.is(Variant::ResolvedTooLate) {
@@ -208,31 +208,33 @@ impl<'a> Writer<'a> {
 
     fn leave(world: &World<'a>, work: Work<'a>) -> State<'a> {
         world.count("left to a repair");
-        let marks = world.marks();
-        world.facts.borrow_mut().leave(work.tx, marks);
+        let offsets = world.offsets();
+        world.facts.borrow_mut().leave(work.tx, offsets);
         left(world, work)
     }
 
     /// Its rows are visible: applies them.
-    fn finish(&self, world: &World<'a>, work: Work<'a>, bracket: Option<Bracket<'a>>) -> State<'a> {
+    fn finish(&self, world: &World<'a>, work: Work<'a>, pending_write: Option<PendingWrite<'a>>) -> State<'a> {
         let (stream, event) = with(world, &work, |tx| (tx.stream, tx.event));
-        let mark = stream.zip(event).map(|(stream, event)| (world.marks()[stream], stream, event));
-        let Some(bracket) = bracket else { return self.finish_without(world, work, mark) };
+        let stream_range = stream.zip(event).map(|(stream, event)| (world.offsets()[stream], stream, event));
+        let Some(pending_write) = pending_write else { return self.finish_without(world, work, stream_range) };
         if world.setup.unknowns && world.one_in(20) {
-            return self.cut_off(world, work, bracket);
+            return self.cut_off(world, work, pending_write);
         }
-        let applied = match mark {
-            None => bracket.commit(),
+        let applied = match stream_range {
+            None => pending_write.commit(),
             // Not its turn, and it knows; now and then it does not ask.
-            Some((mark, _, event)) if mark + 1 < event && !world.one_in(30) => {
+            Some((stream_range, _, event)) if stream_range + 1 < event && !world.one_in(30) => {
                 world.count("turns waited for");
-                return State::Visible(work, Some(bracket));
+                return State::Visible(work, Some(pending_write));
             }
-            Some((_, stream, event)) => bracket.commit_once(&Mark::new(STREAM_NAMES[stream], event, event).unwrap()),
+            Some((_, stream, event)) => {
+                pending_write.commit_idempotent(&StreamRange::new(STREAM_NAMES[stream], event, event).unwrap())
+            }
         };
         match applied {
             Ok(applied) => {
-                world.count(if applied.skipped { "events skipped" } else { "brackets committed" });
+                world.count(if applied.skipped { "events skipped" } else { "pending writes committed" });
                 self.done(world, &work)
             }
             Err(Error::Gap { .. }) => {
@@ -242,24 +244,24 @@ impl<'a> Writer<'a> {
                 Self::plan_return(world, work)
             }
             Err(error) => {
-                world.fail(&format!("a bracket's commit fails: {error}"));
+                world.fail(&format!("a pending write's commit fails: {error}"));
                 State::Idle
             }
         }
     }
 
-    /// A variant's: no bracket, or one that begins only now.
-    fn finish_without(&self, world: &World<'a>, work: Work<'a>, mark: Option<(u64, usize, u64)>) -> State<'a> {
+    /// A variant's: no pending write, or one that begins only now.
+    fn finish_without(&self, world: &World<'a>, work: Work<'a>, stream_range: Option<(u64, usize, u64)>) -> State<'a> {
         if world.is(Variant::BeginAfterVisible) {
-            let bracket = world.try_begin(work.batch);
-            return State::Visible(work, bracket);
+            let pending_write = world.try_begin(work.batch);
+            return State::Visible(work, pending_write);
         }
-        match mark {
+        match stream_range {
             None => drop(world.store().apply(&mut work.batch.clone()).unwrap()),
-            Some((mark, _, event)) if mark + 1 < event => return State::Visible(work, None),
+            Some((stream_range, _, event)) if stream_range + 1 < event => return State::Visible(work, None),
             Some((_, stream, event)) => {
-                let mark = Mark::new(STREAM_NAMES[stream], event, event).unwrap();
-                world.store().apply_once(&mut work.batch.clone(), &mark).unwrap();
+                let stream_range = StreamRange::new(STREAM_NAMES[stream], event, event).unwrap();
+                world.store().apply_idempotent(&mut work.batch.clone(), &stream_range).unwrap();
             }
         }
         self.done(world, &work)
@@ -282,39 +284,39 @@ impl<'a> Writer<'a> {
         if world.now() < again_at {
             return State::Lost(work, again_at);
         }
-        let Some(bracket) = world.try_begin(work.batch) else { return State::Lost(work, again_at) };
+        let Some(pending_write) = world.try_begin(work.batch) else { return State::Lost(work, again_at) };
         with(world, &work, |tx| tx.deadline = None);
         self.note(world, work.tx, "begins anew");
-        world.count("brackets begun anew");
-        State::Again(work, bracket)
+        world.count("pending writes begun anew");
+        State::Again(work, pending_write)
     }
 
-    fn learn(&self, world: &World<'a>, work: Work<'a>, bracket: Bracket<'a>) -> State<'a> {
+    fn learn(&self, world: &World<'a>, work: Work<'a>, pending_write: PendingWrite<'a>) -> State<'a> {
         let (fate, visible) = with(world, &work, |tx| (tx.fate, tx.visible));
         match fate {
-            Fate::Decided if visible => State::Visible(work, Some(bracket)),
+            Fate::Decided if visible => State::Visible(work, Some(pending_write)),
             Fate::Decided => {
-                bracket.abort();
+                pending_write.abort();
                 self.give_up(world, &work)
             }
-            Fate::Open | Fate::Limbo { .. } => State::Again(work, bracket),
+            Fate::Open | Fate::Limbo { .. } => State::Again(work, pending_write),
         }
     }
 
-    /// Moves its stream's mark by an empty batch: the events behind it must not wait.
+    /// Moves its stream's offset by an empty batch: the events behind it must not wait.
     fn pass_by(&self, world: &World<'a>, work: Work<'a>) -> State<'a> {
         let (fate, stream, event) = with(world, &work, |tx| (tx.fate, tx.stream, tx.event));
         if fate != Fate::Decided {
             return State::Passing(work);
         }
         if let Some((stream, event)) = stream.zip(event) {
-            let mark = world.marks()[stream];
-            if mark + 1 < event {
+            let stream_range = world.offsets()[stream];
+            if stream_range + 1 < event {
                 return State::Passing(work);
             }
-            if mark + 1 == event {
-                let mark = Mark::new(STREAM_NAMES[stream], event, event).unwrap();
-                world.store().begin(&mut Batch::new()).unwrap().commit_once(&mark).unwrap();
+            if stream_range + 1 == event {
+                let stream_range = StreamRange::new(STREAM_NAMES[stream], event, event).unwrap();
+                world.store().begin(&mut Batch::new()).unwrap().commit_idempotent(&stream_range).unwrap();
                 self.note(world, work.tx, "is passed by");
             }
         }

@@ -256,9 +256,12 @@ impl Site {
 }
 
 pub fn dump(conn: &Connection) -> Vec<String> {
-    let tables = ["artists", "shows", "setlists", "votes", "replay_prefix", "keepcount_marks", "keepcount_counters"];
-    let tables =
-        tables.map(str::to_owned).into_iter().chain(total_tables()).chain(BOARD_TABLES.into_iter().map(str::to_owned));
+    let tables = ["artists", "shows", "setlists", "votes", "replay_prefix", "keepcount_offsets", "keepcount_counters"];
+    let tables = tables
+        .map(str::to_owned)
+        .into_iter()
+        .chain(total_tables())
+        .chain(LEADERBOARD_TABLES.into_iter().map(str::to_owned));
     let mut rows = Vec::new();
     for table in tables {
         let mut all = conn.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
@@ -277,7 +280,7 @@ pub fn total_tables() -> impl Iterator<Item = String> {
     COUNTERS.iter().map(|counter| counter.replace('.', "_"))
 }
 
-pub const BOARD_TABLES: [&str; 4] = ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
+pub const LEADERBOARD_TABLES: [&str; 4] = ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
 
 /// A number that a query finds.
 pub fn number(conn: &Connection, query: &str) -> usize {
@@ -372,14 +375,14 @@ impl Random {
     }
 
     /// Small numbers much more often than large ones.
-    pub fn skewed(&mut self, end: usize) -> usize {
+    pub fn mismatched(&mut self, end: usize) -> usize {
         let most = self.below(end) + 1;
         let most = self.below(most) + 1;
         self.below(most)
     }
 
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        let at = self.skewed(from.len());
+        let at = self.mismatched(from.len());
         &from[at]
     }
 }
@@ -549,7 +552,7 @@ impl Writer {
     }
 
     fn any<T>(&mut self, from: &BTreeMap<String, T>) -> Option<String> {
-        if from.is_empty() { None } else { from.keys().nth(self.random.skewed(from.len())).cloned() }
+        if from.is_empty() { None } else { from.keys().nth(self.random.mismatched(from.len())).cloned() }
     }
 
     fn parent(&mut self, from: Option<String>) -> Option<String> {
@@ -568,7 +571,7 @@ impl Writer {
         let any_artist = |random: &mut Random| (!artists.is_empty()).then(|| (*random.pick(&artists)).clone());
         let status = ["upcoming", "upcoming", "completed", "cancelled"][self.random.below(4)];
         let kind = if self.random.one_in(3) { "down" } else { "up" };
-        let user = format!("u{}", self.random.skewed(40));
+        let user = format!("u{}", self.random.mismatched(40));
         Some(match self.random.below(100) {
             0..8 => artist(&self.new_id()),
             8..20 => {
@@ -667,7 +670,7 @@ fn made_up_history() -> Vec<String> {
     let mut random = Random(1842);
     let mut events: Vec<(usize, Value)> = (0..ARTISTS).map(|at| (0, artist(&format!("ar{at}")))).collect();
     for at in 0..SHOWS {
-        let (day, id, by) = (1 + at / 3, format!("sh{at}"), format!("ar{}", random.skewed(ARTISTS)));
+        let (day, id, by) = (1 + at / 3, format!("sh{at}"), format!("ar{}", random.mismatched(ARTISTS)));
         events.push((day, show(&id, Some(&by), "upcoming")));
         events.push((day + 30, setlist(&format!("se{at}"), Some(&id))));
         events.push((day + 60, update(show(&id, Some(&by), "completed"))));
@@ -681,7 +684,7 @@ pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
     let mut random = Random(seed);
     let mut lines = Vec::new();
     for at in 0..count {
-        let (id, user) = (format!("vo{seed}-{at}"), format!("us{}", random.skewed(count / 4 + 1)));
+        let (id, user) = (format!("vo{seed}-{at}"), format!("us{}", random.mismatched(count / 4 + 1)));
         let (to, kind) = (random.pick(setlists), if random.one_in(5) { "down" } else { "up" });
         // One vote follows the other over some days.
         let created_at = NEW_YEAR + i64::try_from(at * 4 * 86_400 / count).unwrap();
@@ -737,7 +740,7 @@ pub const TRENDS: [(HalfLife, &str, &str, &str); 3] = [
     (HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d"),
 ];
 
-/// What each rollup sums, over which links; the finer ones first.
+/// What each rollup sums, over which memberships; the base ones first.
 pub const ROLLUPS: [(&str, &str, &str); 8] = [
     ("show.votes", "setlist.votes", "setlist.show"),
     ("show.trend_6h", "setlist.trend_6h", "setlist.show"),
@@ -883,21 +886,21 @@ pub fn non_zero(totals: &Totals) -> Totals {
     totals.iter().map(|(counter, totals)| (*counter, kept(totals))).collect()
 }
 
-/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the finer level as it is stored.
+/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the base level as it is stored.
 pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
-    let mut truth = rows.clone();
-    for (rollup, finer, link) in ROLLUPS {
-        truth.insert(rollup, rolled_up(&stored[finer], &stored[link]));
+    let mut expected = rows.clone();
+    for (rollup, base, membership) in ROLLUPS {
+        expected.insert(rollup, rolled_up(&stored[base], &stored[membership]));
     }
-    non_zero(&truth)
+    non_zero(&expected)
 }
 
-/// The sum over links (child, parent) of link times finer total (child, and what is behind it), at (parent, what is behind).
-fn rolled_up(finer: &BTreeMap<Key, i64>, links: &BTreeMap<Key, i64>) -> BTreeMap<Key, i64> {
+/// The sum over memberships (child, parent) of membership times base total (child, and what is behind it), at (parent, what is behind).
+fn rolled_up(base: &BTreeMap<Key, i64>, memberships: &BTreeMap<Key, i64>) -> BTreeMap<Key, i64> {
     let mut sums: BTreeMap<Key, i64> = BTreeMap::new();
-    for (link, weight) in links {
-        let [child, parent] = link.as_slice() else { panic!("{link:?}") };
-        for (key, total) in finer.range(vec![child.clone()]..).take_while(|(key, _)| key[0] == *child) {
+    for (membership, weight) in memberships {
+        let [child, parent] = membership.as_slice() else { panic!("{membership:?}") };
+        for (key, total) in base.range(vec![child.clone()]..).take_while(|(key, _)| key[0] == *child) {
             let key = [std::slice::from_ref(parent), &key[1..]].concat();
             *sums.entry(key).or_default() += weight * total;
         }
@@ -920,62 +923,63 @@ pub fn assert_same(found: &Totals, wanted: &Totals) {
 /// A key whose total differs from what it should be by definition: key, stored, true.
 pub type Drift = (Key, i64, i64);
 
-/// Every key that differs, in key order; of rollups, from the finer level as it is stored.
+/// Every key that differs, in key order; of rollups, from the base level as it is stored.
 pub fn drifts(conn: &Connection) -> BTreeMap<&'static str, Vec<Drift>> {
     drifts_of(&recount(conn), &stored(conn))
 }
 
 pub fn drifts_of(rows: &Totals, stored: &Totals) -> BTreeMap<&'static str, Vec<Drift>> {
-    let truth = definition(rows, stored);
-    COUNTERS.into_iter().map(|counter| (counter, differing(&truth[counter], &stored[counter]))).collect()
+    let expected = definition(rows, stored);
+    COUNTERS.into_iter().map(|counter| (counter, differing(&expected[counter], &stored[counter]))).collect()
 }
 
-fn differing(truth: &BTreeMap<Key, i64>, stored: &BTreeMap<Key, i64>) -> Vec<Drift> {
-    let keys: BTreeSet<&Key> = truth.keys().chain(stored.keys()).collect();
-    let both = keys.into_iter().map(|key| (key, stored.get(key).unwrap_or(&0), truth.get(key).unwrap_or(&0)));
-    both.filter(|(_, stored, truth)| stored != truth)
-        .map(|(key, stored, truth)| (key.clone(), *stored, *truth))
+fn differing(expected: &BTreeMap<Key, i64>, stored: &BTreeMap<Key, i64>) -> Vec<Drift> {
+    let keys: BTreeSet<&Key> = expected.keys().chain(stored.keys()).collect();
+    let both = keys.into_iter().map(|key| (key, stored.get(key).unwrap_or(&0), expected.get(key).unwrap_or(&0)));
+    both.filter(|(_, stored, expected)| stored != expected)
+        .map(|(key, stored, expected)| (key.clone(), *stored, *expected))
         .collect()
 }
 
-/// What a repair meets: finer levels are mended first, and what it adds to them climbs; so when it comes to a rollup, truth is what the
-/// rows say, and what is stored is off by as much as the rollup was off from the finer level in the beginning.
+/// What a repair meets: base levels are repaired first, and what it adds to them climbs; so when it comes to a rollup, truth is what the
+/// rows say, and what is stored is off by as much as the rollup was off from the base level in the beginning.
 fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
     let mut met = stored.clone();
     for (counter, drifts) in drifts_of(rows, stored).into_iter().filter(|(counter, _)| is_rollup(counter)) {
         let mut totals = rows[counter].clone();
-        for (key, stored, truth) in drifts {
-            *totals.entry(key).or_default() += stored - truth;
+        for (key, stored, expected) in drifts {
+            *totals.entry(key).or_default() += stored - expected;
         }
         met.insert(counter, totals);
     }
     met
 }
 
-/// What `counters` of the JSON of a complete verify of these counters must be; `mended`: of a repair, which must be of the finer levels of
+/// What `counters` of the JSON of a complete verify of these counters must be; `repaired`: of a repair, which must be of the base levels of
 /// its rollups too.
-pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, mended: bool) -> Value {
+pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, repaired: bool) -> Value {
     let (rows, stored) = (recount(conn), non_zero(&stored(conn)));
-    let (truth, stored) = if mended {
+    let (true_totals, stored) = if repaired {
         let met = non_zero(&met_by_a_repair(&rows, &stored));
         (rows, met)
     } else {
         (definition(&rows, &stored), stored)
     };
     let one = |counter: &&'static str| {
-        let (truth, stored) = (&truth[counter], &stored[counter]);
-        let drifts = differing(truth, stored);
+        let (true_totals, stored) = (&true_totals[counter], &stored[counter]);
+        let drifts = differing(true_totals, stored);
         let of_kind = |kind: fn(&&Drift) -> bool| drifts.iter().filter(kind).count();
         let listed = drifts.iter().take(samples);
-        let sample = |(key, stored, truth): &Drift| json!({"key": key_json(key), "stored": stored, "true": truth});
-        let keys: BTreeSet<&Key> = truth.keys().chain(stored.keys()).collect();
+        let sample =
+            |(key, stored, true_totals): &Drift| json!({"key": key_json(key), "stored": stored, "true": true_totals});
+        let keys: BTreeSet<&Key> = true_totals.keys().chain(stored.keys()).collect();
         json!({
             "name": counter,
             "keys": keys.len(),
-            "wrong": of_kind(|(_, stored, truth)| *stored != 0 && *truth != 0),
+            "wrong": of_kind(|(_, stored, true_totals)| *stored != 0 && *true_totals != 0),
             "missing": of_kind(|(_, stored, _)| *stored == 0),
-            "orphan": of_kind(|(_, _, truth)| *truth == 0),
-            "corrected": if mended { drifts.len() } else { 0 },
+            "orphan": of_kind(|(_, _, true_totals)| *true_totals == 0),
+            "corrected": if repaired { drifts.len() } else { 0 },
             "samples": listed.map(sample).collect::<Vec<_>>(),
         })
     };
@@ -1030,10 +1034,10 @@ pub const SABOTAGE: [(&str, &str); 31] = [
     ("rows of artists grown famous", "UPDATE artists SET followers = followers / 2 + 7000000 WHERE id IN (SELECT id FROM artists ORDER BY id LIMIT 4)"),
     ("rows of artists added", "INSERT INTO artists VALUES ('new to the hooks', 'n', 3000000, 10)"),
     // Links.
-    ("wrong links", "UPDATE setlist_show SET total = 3 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 4 OFFSET 8)"),
-    ("missing links", "DELETE FROM setlist_show WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 5)"),
+    ("wrong memberships", "UPDATE setlist_show SET total = 3 WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key LIMIT 4 OFFSET 8)"),
+    ("missing memberships", "DELETE FROM setlist_show WHERE key_1 IN (SELECT key FROM setlist_votes ORDER BY key DESC LIMIT 5)"),
     (
-        "orphan links",
+        "orphan memberships",
         "INSERT INTO show_artist SELECT key, 'nobody at all', 2 FROM show_votes WHERE total <> 0 ORDER BY key LIMIT 3;
          INSERT INTO setlist_show VALUES ('no setlist', 'no show', 1)",
     ),

@@ -4,7 +4,7 @@
 pub mod concert;
 #[cfg(unix)]
 pub mod crash;
-pub mod marks;
+pub mod offsets;
 #[cfg(unix)]
 pub mod postgres;
 #[cfg(unix)]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use keepcount::reconcile::{PostgresAudit, PostgresSource};
-use keepcount::{Batch, Board, Counter, Def, Layout, PostgresStore, Record, Tally};
+use keepcount::{Batch, Counter, CounterId, Leaderboard, PostgresStore, Record, Schema, Tally};
 use tokio_postgres::{Client, Error, GenericClient, Row, Transaction};
 
 use super::random::Random;
@@ -15,17 +15,17 @@ pub const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 pub const SHOW_SETLISTS: Counter<i64> = Counter::new("show.setlists");
 pub const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
 pub const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(SETLIST_DAYS, SETLIST_SHOW);
+pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 
 /// By totals of two counters, which different transactions change at once.
-pub const SHOWS: Board<i64> =
-    Board::new("show.board", &[SHOW_VOTES.def(), SHOW_SETLISTS.def()], |totals| match totals {
+pub const SHOWS: Leaderboard<i64> =
+    Leaderboard::new("show.board", &[SHOW_VOTES.id(), SHOW_SETLISTS.id()], |totals| match totals {
         [votes, setlists] if *setlists != 0 => Some(votes * 10 + setlists),
         _ => None,
     });
 
-pub const LAYOUT: Layout = Layout::new(&[
+pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_DAYS.table().prunable(),
     SETLIST_SHOW.table(),
@@ -35,7 +35,7 @@ pub const LAYOUT: Layout = Layout::new(&[
     SHOW_DAYS.table().prunable(),
     ARTIST_VOTES.table(),
 ])
-.boards(&[SHOWS.def()]);
+.leaderboards(&[SHOWS.id()]);
 
 pub const TABLES: &str = "
     CREATE TABLE votes (id BIGINT PRIMARY KEY, setlist BIGINT NOT NULL, weight BIGINT NOT NULL, day BIGINT NOT NULL);
@@ -56,7 +56,7 @@ pub struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), SETLIST_DAYS.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id(), SETLIST_DAYS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, self.setlist, self.weight);
@@ -71,7 +71,7 @@ pub struct Setlist {
 }
 
 impl Record for Setlist {
-    const COUNTERS: &'static [Def] = &[SETLIST_SHOW.def(), SHOW_SETLISTS.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id(), SHOW_SETLISTS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = self.show {
@@ -88,7 +88,7 @@ pub struct Show {
 }
 
 impl Record for Show {
-    const COUNTERS: &'static [Def] = &[SHOW_ARTIST.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_ARTIST.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(artist) = self.artist {
@@ -111,7 +111,7 @@ fn show(row: &Row) -> Result<Show, Error> {
 
 /// Where the counters' rows are.
 pub async fn audit(client: &mut Client) -> keepcount::Result<PostgresAudit<'_>> {
-    let mut audit = PostgresAudit::new(client, &LAYOUT).await?;
+    let mut audit = PostgresAudit::new(client, &SCHEMA).await?;
     let votes = |key: &[&str]| match key {
         [one] => PostgresSource::table("votes", [*one]).amount("weight"),
         [one, two, ..] => PostgresSource::table("votes", [*one, *two]).amount("weight"),
@@ -239,11 +239,11 @@ pub fn hunt() -> Duration {
 /// Makes the application's tables, and keepcount's.
 pub async fn create(client: &mut Client) {
     client.batch_execute(TABLES).await.unwrap();
-    PostgresStore::new(client, &LAYOUT).create().await.unwrap();
+    PostgresStore::new(client, &SCHEMA).create().await.unwrap();
 }
 
 /// What each table of totals must hold, by plain SQL: rows of texts, keys first, and no zeros.
-const TRUTHS: [(&str, &str); 9] = [
+const EXPECTED: [(&str, &str); 9] = [
     ("SELECT key, total FROM setlist_votes", "SELECT setlist, sum(weight)::bigint FROM votes GROUP BY 1"),
     ("SELECT key_1, key_2, total FROM setlist_days", "SELECT setlist, day, sum(weight)::bigint FROM votes GROUP BY 1, 2"),
     ("SELECT key_1, key_2, total FROM setlist_show", "SELECT id, show, 1::bigint FROM setlists WHERE show IS NOT NULL"),
@@ -272,13 +272,14 @@ const TRUTHS: [(&str, &str); 9] = [
 /// Where totals differ from what rows say: the totals' query and the differing lines.
 pub async fn differences(client: &(impl GenericClient + Sync)) -> Vec<String> {
     let mut all = Vec::new();
-    for (totals, truth) in TRUTHS {
+    for (totals, expected) in EXPECTED {
         let zero = if totals.contains("score") { "" } else { " WHERE total <> 0" };
-        let (totals, truth) =
-            (format!("SELECT * FROM ({totals}) AS t{zero}"), format!("SELECT * FROM ({truth}) AS t (a, b)"));
-        let truth = if totals.contains("key_2") { truth.replace("(a, b)", "(a, b, c) WHERE c <> 0") } else { truth };
-        let truth = if zero.is_empty() { truth } else { truth.replace("(a, b)", "(a, b) WHERE b <> 0") };
-        for (name, one, other) in [("too much", &totals, &truth), ("lacking", &truth, &totals)] {
+        let (totals, expected) =
+            (format!("SELECT * FROM ({totals}) AS t{zero}"), format!("SELECT * FROM ({expected}) AS t (a, b)"));
+        let expected =
+            if totals.contains("key_2") { expected.replace("(a, b)", "(a, b, c) WHERE c <> 0") } else { expected };
+        let expected = if zero.is_empty() { expected } else { expected.replace("(a, b)", "(a, b) WHERE b <> 0") };
+        for (name, one, other) in [("too much", &totals, &expected), ("lacking", &expected, &totals)] {
             let text = format!("SELECT d::text FROM ({one} EXCEPT {other}) AS d");
             let lines = client.query(&text, &[]).await.unwrap_or_else(|why| panic!("{text}: {why:?}"));
             all.extend(lines.iter().map(|line| format!("{name}: {} in {totals}", line.get::<_, String>(0))));
@@ -287,7 +288,7 @@ pub async fn differences(client: &(impl GenericClient + Sync)) -> Vec<String> {
     all
 }
 
-/// Every total and every line of the board is what the rows say.
+/// Every total and every line of the leaderboard is what the rows say.
 #[track_caller]
 pub fn assert_exact(differences: &[String]) {
     assert!(differences.is_empty(), "{differences:#?}");

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use keepcount::Layout;
-use keepcount::reconcile::{Audit, Control, Mode, Options, Reconciler, Report, Token, run};
+use keepcount::Schema;
+use keepcount::reconcile::{Audit, Mode, Options, Reconciler, Report, Runtime, Token, run};
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, StatementStatus};
 
@@ -31,8 +31,8 @@ pub struct World {
     pub clock: Clock,
     pub waits: Vec<(u64, String)>,
     /// What the gate says, one answer a page; open when they are used up.
-    pub gates: VecDeque<Option<&'static str>>,
-    /// The gate's answer when `gates` is used up.
+    pub throttles: VecDeque<Option<&'static str>>,
+    /// The gate's answer when `throttles` is used up.
     pub shut: Option<&'static str>,
     /// Stop when this many steps have been asked for.
     pub stop_at: Option<u32>,
@@ -50,7 +50,7 @@ impl World {
     }
 }
 
-impl Control for World {
+impl Runtime for World {
     fn now(&mut self) -> Duration {
         self.clock.now()
     }
@@ -66,14 +66,14 @@ impl Control for World {
         self.stop_at.is_some_and(|at| self.asked > at)
     }
 
-    fn gate(&mut self) -> Option<String> {
-        self.gates.pop_front().unwrap_or(self.shut).map(str::to_owned)
+    fn throttle(&mut self) -> Option<String> {
+        self.throttles.pop_front().unwrap_or(self.shut).map(str::to_owned)
     }
 }
 
 /// A whole run, or its error.
-pub fn run_whole(mode: Mode, layout: &Layout, options: Options, audit: &mut impl Audit) -> keepcount::Result<Report> {
-    let mut reconciler = Reconciler::new(mode, layout, options)?;
+pub fn run_whole(mode: Mode, schema: &Schema, options: Options, audit: &mut impl Audit) -> keepcount::Result<Report> {
+    let mut reconciler = Reconciler::new(mode, schema, options)?;
     run(&mut reconciler, audit, &mut World::default())
 }
 
@@ -146,7 +146,7 @@ impl Work {
 }
 
 /// Time is what has been done, about as long as it takes.
-impl Control for Work {
+impl Runtime for Work {
     fn now(&mut self) -> Duration {
         Duration::from_nanos(self.steps() * 20)
     }

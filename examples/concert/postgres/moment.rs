@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use keepcount::{
-    Applied, AsKey, AsyncStore as _, Batch, Board, Def, Key, KeyBuf, KeyRange, Mark, PostgresStore, PreparedStatements,
-    Ranked, Score, Store,
+    Applied, AsKey, AsyncStore as _, Batch, CounterId, Key, KeyBuf, KeyRange, Leaderboard, PostgresStore,
+    PreparedStatements, Ranked, Score, Store, StreamRange,
 };
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
@@ -12,7 +12,7 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 use super::{position, verified};
 use crate::error::{Error, Result};
 use crate::schema::C;
-use crate::site::{Boards, Moment};
+use crate::site::{Leaderboards, Moment};
 
 /// What is read in it is of one moment; blocks nobody.
 pub async fn snapshot(client: &mut Client) -> Result<Transaction<'_>> {
@@ -36,7 +36,7 @@ impl<'c> Snapshot<'c> {
 }
 
 impl Moment for Snapshot<'_> {
-    fn store(&mut self) -> impl Store + Boards {
+    fn store(&mut self) -> impl Store + Leaderboards {
         self.blocking()
     }
 
@@ -49,7 +49,7 @@ impl Moment for Snapshot<'_> {
     fn lines(&mut self) -> Result<i128> {
         let mut lines = 0;
         for stream in self.runtime.block_on(position::streams(&self.tx))? {
-            lines += i128::from(self.blocking().mark(&stream)?);
+            lines += i128::from(self.blocking().offset(&stream)?);
         }
         Ok(lines)
     }
@@ -68,7 +68,7 @@ impl Moment for Snapshot<'_> {
     }
 }
 
-/// The totals and boards in a transaction, for code that does not wait by itself.
+/// The totals and leaderboards in a transaction, for code that does not wait by itself.
 struct Blocking<'m, 'c> {
     runtime: &'m Runtime,
     tx: &'m Transaction<'c>,
@@ -77,7 +77,7 @@ struct Blocking<'m, 'c> {
 
 impl<'m, 'c> Blocking<'m, 'c> {
     fn store(&self) -> PostgresStore<'m, Transaction<'c>> {
-        PostgresStore::within(self.tx, &C::LAYOUT).prepared(self.prepared)
+        PostgresStore::in_transaction(self.tx, &C::SCHEMA).prepared(self.prepared)
     }
 }
 
@@ -86,33 +86,37 @@ impl Store for Blocking<'_, '_> {
         self.runtime.block_on(self.store().apply(batch))
     }
 
-    fn apply_once(&mut self, batch: &mut Batch, mark: &Mark<'_>) -> keepcount::Result<Applied> {
-        self.runtime.block_on(self.store().apply_once(batch, mark))
+    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> keepcount::Result<Applied> {
+        self.runtime.block_on(self.store().apply_idempotent(batch, stream_range))
     }
 
-    fn mark(&mut self, stream: &str) -> keepcount::Result<u64> {
-        self.runtime.block_on(self.store().mark(stream))
+    fn offset(&mut self, stream: &str) -> keepcount::Result<u64> {
+        self.runtime.block_on(self.store().offset(stream))
     }
 
-    fn read(&mut self, counter: Def, keys: &[KeyBuf]) -> keepcount::Result<Vec<i64>> {
+    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> keepcount::Result<Vec<i64>> {
         self.runtime.block_on(self.store().read(counter, keys))
     }
 
-    fn range(&mut self, counter: Def, range: &KeyRange, limit: usize) -> keepcount::Result<Vec<(KeyBuf, i64)>> {
+    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> keepcount::Result<Vec<(KeyBuf, i64)>> {
         self.runtime.block_on(self.store().range(counter, range, limit))
     }
 }
 
-impl Boards for Blocking<'_, '_> {
-    fn top<K: Key, S: Score>(&mut self, board: Board<K, S>, limit: usize) -> keepcount::Result<Vec<Ranked<K, S>>> {
-        self.runtime.block_on(self.store().top(board, limit))
+impl Leaderboards for Blocking<'_, '_> {
+    fn top<K: Key, S: Score>(
+        &mut self,
+        leaderboard: Leaderboard<K, S>,
+        limit: usize,
+    ) -> keepcount::Result<Vec<Ranked<K, S>>> {
+        self.runtime.block_on(self.store().top(leaderboard, limit))
     }
 
     fn rank<K: Key, S: Score>(
         &mut self,
-        board: Board<K, S>,
+        leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
     ) -> keepcount::Result<Option<Ranked<K, S>>> {
-        self.runtime.block_on(self.store().rank(board, key))
+        self.runtime.block_on(self.store().rank(leaderboard, key))
     }
 }

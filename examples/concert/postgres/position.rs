@@ -1,4 +1,4 @@
-//! How far each stream was applied, on PostgreSQL: its mark, and the hash of its lines.
+//! How far each stream was applied, on PostgreSQL: its offset, and the hash of its lines.
 
 use keepcount::{AsyncStore as _, PostgresStore};
 use tokio_postgres::{GenericClient, Transaction};
@@ -8,9 +8,9 @@ use crate::lines::Position;
 use crate::position;
 use crate::schema::C;
 
-/// In a transaction in which mark and hash are of one moment.
+/// In a transaction in which offset and hash are of one moment.
 pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
-    let last = PostgresStore::within(tx, &C::LAYOUT).mark(stream).await?;
+    let last = PostgresStore::in_transaction(tx, &C::SCHEMA).offset(stream).await?;
     let row = tx.query_opt("SELECT hash FROM replay_prefix WHERE stream = $1", &[&stream]).await?;
     let hash = row.map(|row| row.try_get::<_, Vec<u8>>(0)).transpose()?;
     let hash = hash.map(|hash| {
@@ -20,7 +20,7 @@ pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
     position::of(stream, last, hash.transpose()?)
 }
 
-/// The mark moves with the totals.
+/// The offset moves with the totals.
 pub async fn set_hash(tx: &Transaction<'_>, stream: &str, position: &Position) -> Result<()> {
     let text = "INSERT INTO replay_prefix (stream, hash) VALUES ($1, $2)
                 ON CONFLICT (stream) DO UPDATE SET hash = excluded.hash";

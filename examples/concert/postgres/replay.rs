@@ -1,15 +1,15 @@
-//! Events into PostgreSQL: rows, totals, mark and hash in one transaction each time, and again from its beginning where it was taken back.
+//! Events into PostgreSQL: rows, totals, offset and hash in one transaction each time, and again from its beginning where it was taken back.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use keepcount::{AsyncStore as _, Batch, Mark, PostgresStore};
+use keepcount::{AsyncStore as _, Batch, PostgresStore, StreamRange};
 use tokio::time::sleep;
 use tokio_postgres::Transaction;
 
 use super::app::{self, Db, Statements};
 use super::moment::snapshot;
-use super::{Connection, LOCK_MOST, connect, may_pass, position};
+use super::{Connection, MAX_LOCK, connect, may_pass, position};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lines::{Position, Refused};
@@ -21,7 +21,7 @@ const UNDER_WAY: usize = 25;
 /// A transaction is tried so many times, with pauses from the first to the longest in between: together, a restart of the server.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MOST: Duration = Duration::from_secs(2);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// The classes of locks that replays take beside those of rows.
 const ALL_REPLAYS: i32 = 1_842_002;
@@ -62,7 +62,7 @@ impl Target for Connection {
                     events = before;
                 }
                 Err(Stop::Failed(error)) if tried + 1 < TRIES && may_pass(&error) => {
-                    let pause = PAUSE_MOST.min(PAUSE * 2_u32.pow(tried));
+                    let pause = MAX_PAUSE.min(PAUSE * 2_u32.pow(tried));
                     self.runtime.block_on(async { sleep(pause).await });
                     tried += 1;
                 }
@@ -100,12 +100,12 @@ impl<E: Into<Error>> From<E> for Stop {
 }
 
 impl Connection {
-    /// Gives how many statements wrote totals and boards.
+    /// Gives how many statements wrote totals and leaderboards.
     fn try_to_commit(&mut self, chunk: &Chunk<'_>) -> Result<u64, Stop> {
         let Self { runtime, url, client, prepared, statements } = self;
         runtime.block_on(async {
             if client.is_closed() {
-                *client = connect(url, LOCK_MOST).await?;
+                *client = connect(url, MAX_LOCK).await?;
                 // They were the other connection's.
                 (*prepared, *statements) = <_>::default();
             }
@@ -125,10 +125,12 @@ impl Connection {
             position::set_hash(&tx, chunk.stream, end).await?;
             // Totals last: their rows, which everybody wants, are held for the shortest time.
             let first = applied.lines + 1;
-            let mark = Mark::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
+            let stream_range = StreamRange::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
             // In a savepoint of its own, so that of an overflow it can still be said whose it is.
-            let written =
-                PostgresStore::new(&mut tx, &C::LAYOUT).prepared(prepared).apply_once(&mut batch, &mark).await?;
+            let written = PostgresStore::new(&mut tx, &C::SCHEMA)
+                .prepared(prepared)
+                .apply_idempotent(&mut batch, &stream_range)
+                .await?;
             if written.skipped {
                 return Err(overtaken(chunk.stream).into());
             }

@@ -79,7 +79,7 @@ async fn make(client: &mut Client) -> Result<()> {
     tx.batch_execute(TABLES).await?;
     check_rows(&tx).await?;
     tx.batch_execute(INDICES).await?;
-    PostgresStore::within(&tx, &C::LAYOUT).create().await?;
+    PostgresStore::in_transaction(&tx, &C::SCHEMA).create().await?;
     Ok(tx.commit().await?)
 }
 
@@ -87,14 +87,14 @@ async fn is_made(client: &mut Client) -> Result<bool> {
     match check(client).await {
         Ok(()) => Ok(true),
         // What it is that is wrong, making the tables finds out.
-        Err(Error::Foreign(_) | Error::Count(keepcount::Error::Schema { .. })) => Ok(false),
+        Err(Error::Foreign(_) | Error::Count(keepcount::Error::SchemaMismatch { .. })) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 /// Checks that a database is this application's.
 pub async fn check(client: &mut Client) -> Result<()> {
-    PostgresStore::new(client, &C::LAYOUT).check().await?;
+    PostgresStore::new(client, &C::SCHEMA).check().await?;
     check_rows(client).await
 }
 

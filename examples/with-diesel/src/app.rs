@@ -6,11 +6,11 @@ use diesel::result::{DatabaseErrorKind, Error::DatabaseError, Error::RollbackTra
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Date, Mark};
+use keepcount::{Batch, Date, StreamRange};
 use uuid::Uuid;
 
 use self::schema::{setlists, show_votes, shows, votes};
-use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
+use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
 use crate::{Error, Result, totals};
 
 mod schema {
@@ -43,7 +43,7 @@ impl App {
     pub async fn migrate(&mut self) -> Result<()> {
         let migrated = self.conn.transaction(async |conn| {
             conn.batch_execute(TABLES).await?;
-            conn.batch_execute(&LAYOUT.ddl(Dialect::Postgres).join(";")).await
+            conn.batch_execute(&SCHEMA.ddl(Dialect::Postgres).join(";")).await
         });
         Ok(migrated.await?)
     }
@@ -60,7 +60,7 @@ impl App {
             diesel::insert_into(setlists::table).values(values).execute(conn).await?;
             let mut batch = Batch::new();
             batch.insert(setlist);
-            totals::apply(conn, &LAYOUT, &batch).await
+            totals::apply(conn, &SCHEMA, &batch).await
         });
         added.await
     }
@@ -74,7 +74,7 @@ impl App {
             let new: SetlistRow = update.get_result(conn).await?;
             let mut batch = Batch::new();
             batch.update(&setlist_of(old), &setlist_of(new));
-            totals::apply(conn, &LAYOUT, &batch).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
         moved.await
@@ -94,7 +94,7 @@ impl App {
                 batch.delete(&vote_of(vote)?);
             }
             batch.delete(&setlist_of(diesel::delete(setlists::table.find(id)).get_result(conn).await?));
-            totals::apply(conn, &LAYOUT, &batch).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
         deleted.await
@@ -104,7 +104,7 @@ impl App {
         let cast = self.conn.transaction(async |conn| {
             let mut batch = Batch::new();
             let id = cast(conn, vote, &mut batch).await?;
-            totals::apply(conn, &LAYOUT, &batch).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(id)
         });
         cast.await
@@ -118,7 +118,7 @@ impl App {
             let new: VoteRow = update.get_result(conn).await?;
             let mut batch = Batch::new();
             batch.update(&vote_of(old)?, &vote_of(new)?);
-            totals::apply(conn, &LAYOUT, &batch).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
         moved.await
@@ -130,7 +130,7 @@ impl App {
             let Some(gone) = gone else { return Ok(false) };
             let mut batch = Batch::new();
             batch.delete(&vote_of(gone)?);
-            totals::apply(conn, &LAYOUT, &batch).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
         deleted.await
@@ -157,7 +157,7 @@ impl App {
                     Err(error) => return Err(error),
                 }
             }
-            totals::apply(conn, &LAYOUT, &batch).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
             if preview { Err(RollbackTransaction.into()) } else { Ok(()) }
         });
         match imported.await {
@@ -168,20 +168,20 @@ impl App {
 
     /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
     pub async fn deliver(&mut self, first: u64, votes: &[Vote]) -> Result<bool> {
-        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let delivered = self.conn.transaction(async |conn| {
-            let hold = diesel::sql_query(sql::hold_mark()).bind::<Text, _>(mark.stream());
+            let hold = diesel::sql_query(sql::lock_offset()).bind::<Text, _>(stream_range.stream());
             let Last { last } = hold.get_result(conn).await?;
-            if !mark.follows(last.try_into()?)? {
+            if !stream_range.follows(last.try_into()?)? {
                 return Ok(false);
             }
             let mut batch = Batch::new();
             for vote in votes {
                 cast(conn, vote, &mut batch).await?;
             }
-            totals::apply(conn, &LAYOUT, &batch).await?;
-            let set = diesel::sql_query(sql::set_mark(Dialect::Postgres)).bind::<Text, _>(mark.stream());
-            set.bind::<BigInt, _>(i64::try_from(mark.last())?).execute(conn).await?;
+            totals::apply(conn, &SCHEMA, &batch).await?;
+            let set = diesel::sql_query(sql::set_offset(Dialect::Postgres)).bind::<Text, _>(stream_range.stream());
+            set.bind::<BigInt, _>(i64::try_from(stream_range.last())?).execute(conn).await?;
             Ok(true)
         });
         delivered.await

@@ -9,34 +9,34 @@ use diesel::row::{Field as _, NamedRow, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, Climb, KeyBuf, Layout, observe};
+use keepcount::{Batch, KeyBuf, RollupUpdate, Schema, observe};
 
 use crate::Result;
 
 /// Applies what the hooks have collected: the last statements of the closure that `transaction` is given.
-pub async fn apply(conn: &mut AsyncPgConnection, layout: &Layout, batch: &Batch) -> Result<()> {
+pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
-    let mut climb = Climb::new(layout, batch)?;
-    while let Some(question) = climb.next()? {
-        if let Some(lock) = question.lock(Dialect::Postgres) {
+    let mut update = RollupUpdate::new(schema, batch)?;
+    while let Some(request) = update.next()? {
+        if let Some(lock) = request.lock(Dialect::Postgres) {
             query(&lock.text, &lock.values).execute(conn).await?;
         }
         // A statement of its own: it has to begin after the lock is had.
-        let ask = question.query(Dialect::Postgres, layout)?;
+        let ask = request.query(Dialect::Postgres, schema)?;
         for answer in query(&ask.text, &ask.values).load::<Answer>(conn).await? {
             let mut key = KeyBuf::new();
-            for (part, column) in question.counter.parts().as_slice().iter().zip(&answer.key) {
+            for (part, column) in request.counter.parts().as_slice().iter().zip(&answer.key) {
                 sql::push_key_part(*part, column, &mut key)?;
             }
-            climb.take(&key, answer.total)?;
+            update.take(&key, answer.total)?;
         }
     }
-    for statement in climb.statements(Dialect::Postgres)? {
+    for statement in update.statements(Dialect::Postgres)? {
         for row in statement.rows() {
             query(&statement.text, row).execute(conn).await?;
         }
     }
-    observe::applied(Dialect::Postgres, &climb, began.elapsed());
+    observe::applied(Dialect::Postgres, &update, began.elapsed());
     Ok(())
 }
 

@@ -7,11 +7,11 @@ mod postgres;
 mod write_paths;
 
 use diesel_async::{AsyncConnection as _, AsyncPgConnection};
-use keepcount::{Batch, Layout};
+use keepcount::{Batch, Schema};
 use keepcount_with_diesel::{App, counters, totals};
 
 /// What a user of `totals` does.
-async fn apply(url: &str, layout: &Layout, batch: &Batch) {
+async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let mut conn = AsyncPgConnection::establish(url).await.unwrap();
-    conn.transaction(async |conn| totals::apply(conn, layout, batch).await).await.unwrap();
+    conn.transaction(async |conn| totals::apply(conn, schema, batch).await).await.unwrap();
 }

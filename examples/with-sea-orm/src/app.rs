@@ -1,7 +1,7 @@
 //! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
 
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Mark};
+use keepcount::{Batch, StreamRange};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
     ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection, DatabaseTransaction,
@@ -9,7 +9,7 @@ use sea_orm::{
     TryInsertResult,
 };
 
-use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
+use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
 use crate::entities::{day_of, setlists, show_votes, shows, votes};
 use crate::{Error, Result, totals};
 
@@ -27,7 +27,7 @@ impl App {
     pub async fn migrate(&self) -> Result<()> {
         let tx = self.pool.begin().await?;
         tx.execute_unprepared(TABLES).await?;
-        for statement in LAYOUT.ddl(Dialect::Postgres) {
+        for statement in SCHEMA.ddl(Dialect::Postgres) {
             tx.execute_unprepared(&statement).await?;
         }
         Ok(tx.commit().await?)
@@ -128,7 +128,7 @@ impl App {
                 Err(error) => return Err(error),
             }
         }
-        totals::apply(&tx, &LAYOUT, &batch).await?;
+        totals::apply(&tx, &SCHEMA, &batch).await?;
         if preview {
             tx.rollback().await?
         } else {
@@ -139,20 +139,21 @@ impl App {
 
     /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
-        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let tx = self.pool.begin().await?;
-        let hold = Statement::from_sql_and_values(DbBackend::Postgres, sql::hold_mark(), [mark.stream().into()]);
-        let held = tx.query_one_raw(hold).await?.ok_or("a mark that is not there")?;
-        if !mark.follows(held.try_get_by_index::<i64>(0)?.try_into()?)? {
+        let hold =
+            Statement::from_sql_and_values(DbBackend::Postgres, sql::lock_offset(), [stream_range.stream().into()]);
+        let held = tx.query_one_raw(hold).await?.ok_or("an offset that is not there")?;
+        if !stream_range.follows(held.try_get_by_index::<i64>(0)?.try_into()?)? {
             return Ok(false);
         }
         let mut batch = Batch::new();
         for vote in votes {
             cast(&tx, vote, &mut batch).await?;
         }
-        totals::apply(&tx, &LAYOUT, &batch).await?;
-        let values = [mark.stream().into(), i64::try_from(mark.last())?.into()];
-        let set = Statement::from_sql_and_values(DbBackend::Postgres, sql::set_mark(Dialect::Postgres), values);
+        totals::apply(&tx, &SCHEMA, &batch).await?;
+        let values = [stream_range.stream().into(), i64::try_from(stream_range.last())?.into()];
+        let set = Statement::from_sql_and_values(DbBackend::Postgres, sql::set_offset(Dialect::Postgres), values);
         tx.execute_raw(set).await?;
         tx.commit().await?;
         Ok(true)
@@ -165,7 +166,7 @@ impl App {
 }
 
 async fn finish(tx: DatabaseTransaction, batch: &Batch) -> Result<()> {
-    totals::apply(&tx, &LAYOUT, batch).await?;
+    totals::apply(&tx, &SCHEMA, batch).await?;
     Ok(tx.commit().await?)
 }
 

@@ -3,33 +3,33 @@
 use std::time::Instant;
 
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout, observe};
+use keepcount::{Batch, CounterId, KeyBuf, KeyPart, RollupUpdate, Schema, observe};
 use sea_orm::prelude::Uuid;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
 
 use crate::Result;
 
 /// Applies what the hooks have collected: the last statements before the commit.
-pub async fn apply(tx: &DatabaseTransaction, layout: &Layout, batch: &Batch) -> Result<()> {
+pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
-    let mut climb = Climb::new(layout, batch)?;
-    while let Some(question) = climb.next()? {
-        if let Some(lock) = question.lock(Dialect::Postgres) {
+    let mut update = RollupUpdate::new(schema, batch)?;
+    while let Some(request) = update.next()? {
+        if let Some(lock) = request.lock(Dialect::Postgres) {
             tx.execute_raw(query(&lock.text, &lock.values)).await?;
         }
         // A statement of its own: it has to begin after the lock is had.
-        let ask = question.query(Dialect::Postgres, layout)?;
+        let ask = request.query(Dialect::Postgres, schema)?;
         for row in tx.query_all_raw(query(&ask.text, &ask.values)).await? {
-            let (key, total) = read(&question.counter, &row)?;
-            climb.take(&key, total)?;
+            let (key, total) = read(&request.counter, &row)?;
+            update.take(&key, total)?;
         }
     }
-    for statement in climb.statements(Dialect::Postgres)? {
+    for statement in update.statements(Dialect::Postgres)? {
         for row in statement.rows() {
             tx.execute_raw(query(&statement.text, row)).await?;
         }
     }
-    observe::applied(Dialect::Postgres, &climb, began.elapsed());
+    observe::applied(Dialect::Postgres, &update, began.elapsed());
     Ok(())
 }
 
@@ -49,7 +49,7 @@ fn query(text: &str, values: &[sql::Value<'_>]) -> Statement {
 }
 
 /// An answer: the key's columns and the total.
-fn read(counter: &Def, row: &QueryResult) -> Result<(KeyBuf, i64)> {
+fn read(counter: &CounterId, row: &QueryResult) -> Result<(KeyBuf, i64)> {
     let (parts, mut key) = (counter.parts(), KeyBuf::new());
     let parts = parts.as_slice();
     for (at, part) in parts.iter().enumerate() {

@@ -6,14 +6,14 @@ mod postgres;
 #[path = "../../votes/write_paths.rs"]
 mod write_paths;
 
-use keepcount::{Batch, Layout};
+use keepcount::{Batch, Schema};
 use keepcount_with_sea_orm::{App, counters, totals};
 use sea_orm::{Database, TransactionTrait as _};
 
 /// What a user of `totals` does.
-async fn apply(url: &str, layout: &Layout, batch: &Batch) {
+async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let pool = Database::connect(url).await.unwrap();
     let tx = pool.begin().await.unwrap();
-    totals::apply(&tx, layout, batch).await.unwrap();
+    totals::apply(&tx, schema, batch).await.unwrap();
     tx.commit().await.unwrap();
 }

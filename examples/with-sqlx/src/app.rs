@@ -1,12 +1,12 @@
 //! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
 
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Date, Mark};
+use keepcount::{Batch, Date, StreamRange};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres, Row as _, Transaction};
 
-use crate::counters::{LAYOUT, Setlist, TABLES, Vote};
+use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
 use crate::{Error, Result, totals};
 
 /// A pool of connections: what belongs together goes through one transaction.
@@ -26,7 +26,7 @@ impl App {
     pub async fn migrate(&self) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         sqlx::raw_sql(TABLES).execute(&mut *tx).await?;
-        for statement in LAYOUT.ddl(Dialect::Postgres) {
+        for statement in SCHEMA.ddl(Dialect::Postgres) {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await?;
         }
         Ok(tx.commit().await?)
@@ -47,7 +47,7 @@ impl App {
         finish(tx, &batch).await
     }
 
-    /// Moves a setlist to another show, and so its votes: the link's conflict is the row's lock.
+    /// Moves a setlist to another show, and so its votes: the membership's conflict is the row's lock.
     pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
         let held = sqlx::query("SELECT id, show_slug FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
@@ -136,7 +136,7 @@ impl App {
                 Err(error) => return Err(error),
             }
         }
-        totals::apply(&mut tx, &LAYOUT, &batch).await?;
+        totals::apply(&mut tx, &SCHEMA, &batch).await?;
         if preview {
             tx.rollback().await?
         } else {
@@ -147,20 +147,20 @@ impl App {
 
     /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
-        let mark = Mark::new("votes", first, first + votes.len() as u64 - 1)?;
+        let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let mut tx = self.pool.begin().await?;
-        let hold = sqlx::query_scalar(AssertSqlSafe(sql::hold_mark())).bind(mark.stream());
+        let hold = sqlx::query_scalar(AssertSqlSafe(sql::lock_offset())).bind(stream_range.stream());
         let last: i64 = hold.fetch_one(&mut *tx).await?;
-        if !mark.follows(last.try_into()?)? {
+        if !stream_range.follows(last.try_into()?)? {
             return Ok(false);
         }
         let mut batch = Batch::new();
         for vote in votes {
             cast(&mut tx, vote, &mut batch).await?;
         }
-        totals::apply(&mut tx, &LAYOUT, &batch).await?;
-        let set = sqlx::query(AssertSqlSafe(sql::set_mark(Dialect::Postgres))).bind(mark.stream());
-        set.bind(i64::try_from(mark.last())?).execute(&mut *tx).await?;
+        totals::apply(&mut tx, &SCHEMA, &batch).await?;
+        let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Postgres))).bind(stream_range.stream());
+        set.bind(i64::try_from(stream_range.last())?).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(true)
     }
@@ -173,7 +173,7 @@ impl App {
 }
 
 async fn finish(mut tx: Transaction<'_, Postgres>, batch: &Batch) -> Result<()> {
-    totals::apply(&mut tx, &LAYOUT, batch).await?;
+    totals::apply(&mut tx, &SCHEMA, batch).await?;
     Ok(tx.commit().await?)
 }
 

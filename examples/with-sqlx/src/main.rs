@@ -1,19 +1,19 @@
 //! keepcount beside sqlx: the statements of `keepcount::sql` on the application's own transaction.
 //!
-//! The README shows the function between the marks; a test holds both together.
+//! The README shows the function between the markers; a test holds both together.
 
-use keepcount::{Batch, Counter, Def, Layout, Mark, Record, Tally};
+use keepcount::{Batch, Counter, CounterId, Record, Schema, StreamRange, Tally};
 use sqlx::{Connection as _, Row as _};
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
 struct Vote {
     show: i64,
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.show, 1);
@@ -25,7 +25,7 @@ use keepcount::sql::{self, Dialect, Value};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
 async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn std::error::Error>> {
-    for statement in sql::apply(Dialect::Sqlite, &LAYOUT, batch)? {
+    for statement in sql::apply(Dialect::Sqlite, &SCHEMA, batch)? {
         for row in statement.rows() {
             let mut query: Query<'_, Sqlite, SqliteArguments> = sqlx::query(AssertSqlSafe(statement.text.as_str()));
             for value in row {
@@ -44,19 +44,20 @@ async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn
 // README: end
 
 /// Applies events once, in the transaction that wrote their rows. False where they were applied before: the caller rolls back.
-async fn apply_once(
+async fn apply_idempotent(
     conn: &mut SqliteConnection,
     batch: &Batch,
-    mark: &Mark<'_>,
+    stream_range: &StreamRange<'_>,
 ) -> Result<bool, Box<dyn std::error::Error>> {
-    let read = sqlx::query_scalar(AssertSqlSafe(sql::read_mark(Dialect::Sqlite))).bind(mark.stream().to_owned());
+    let read =
+        sqlx::query_scalar(AssertSqlSafe(sql::read_offset(Dialect::Sqlite))).bind(stream_range.stream().to_owned());
     let last: Option<i64> = read.fetch_optional(&mut *conn).await?;
-    if !mark.follows(last.unwrap_or(0).try_into()?)? {
+    if !stream_range.follows(last.unwrap_or(0).try_into()?)? {
         return Ok(false);
     }
     apply(conn, batch).await?;
-    let set = sqlx::query(AssertSqlSafe(sql::set_mark(Dialect::Sqlite))).bind(mark.stream().to_owned());
-    set.bind(i64::try_from(mark.last())?).execute(&mut *conn).await?;
+    let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Sqlite))).bind(stream_range.stream().to_owned());
+    set.bind(i64::try_from(stream_range.last())?).execute(&mut *conn).await?;
     Ok(true)
 }
 
@@ -64,7 +65,7 @@ async fn apply_once(
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut conn = SqliteConnection::connect("sqlite::memory:").await?;
     sqlx::query("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)").execute(&mut conn).await?;
-    for statement in LAYOUT.ddl(Dialect::Sqlite) {
+    for statement in SCHEMA.ddl(Dialect::Sqlite) {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut conn).await?;
     }
 
@@ -83,11 +84,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tx.rollback().await?;
 
     // Delivered twice: applied once.
-    let event = Mark::new("votes", 1, 1)?;
+    let event = StreamRange::new("votes", 1, 1)?;
     for delivered in 1..=2 {
         let mut tx = conn.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("INSERT INTO votes (show_id) VALUES (7)").execute(&mut *tx).await?;
-        let applied = apply_once(&mut tx, &batch, &event).await?;
+        let applied = apply_idempotent(&mut tx, &batch, &event).await?;
         assert_eq!(applied, delivered == 1);
         if applied { tx.commit().await? } else { tx.rollback().await? }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, Climb, Def, KeyBuf, KeyPart, Layout, observe};
+use keepcount::{Batch, CounterId, KeyBuf, KeyPart, RollupUpdate, Schema, observe};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, Transaction, query::Query};
 use uuid::Uuid;
@@ -11,26 +11,26 @@ use uuid::Uuid;
 use crate::Result;
 
 /// Applies what the hooks have collected: the last statements before the commit.
-pub async fn apply(tx: &mut Transaction<'_, Postgres>, layout: &Layout, batch: &Batch) -> Result<()> {
+pub async fn apply(tx: &mut Transaction<'_, Postgres>, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
-    let mut climb = Climb::new(layout, batch)?;
-    while let Some(question) = climb.next()? {
-        if let Some(lock) = question.lock(Dialect::Postgres) {
+    let mut update = RollupUpdate::new(schema, batch)?;
+    while let Some(request) = update.next()? {
+        if let Some(lock) = request.lock(Dialect::Postgres) {
             query(&lock.text, &lock.values).execute(&mut **tx).await?;
         }
         // A statement of its own: it has to begin after the lock is had.
-        let ask = question.query(Dialect::Postgres, layout)?;
+        let ask = request.query(Dialect::Postgres, schema)?;
         for row in query(&ask.text, &ask.values).fetch_all(&mut **tx).await? {
-            let (key, total) = read(&question.counter, &row)?;
-            climb.take(&key, total)?;
+            let (key, total) = read(&request.counter, &row)?;
+            update.take(&key, total)?;
         }
     }
-    for statement in climb.statements(Dialect::Postgres)? {
+    for statement in update.statements(Dialect::Postgres)? {
         for row in statement.rows() {
             query(&statement.text, row).execute(&mut **tx).await?;
         }
     }
-    observe::applied(Dialect::Postgres, &climb, began.elapsed());
+    observe::applied(Dialect::Postgres, &update, began.elapsed());
     Ok(())
 }
 
@@ -50,7 +50,7 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArgum
 }
 
 /// An answer: the key's columns and the total.
-fn read(counter: &Def, row: &PgRow) -> Result<(KeyBuf, i64)> {
+fn read(counter: &CounterId, row: &PgRow) -> Result<(KeyBuf, i64)> {
     let (parts, mut key) = (counter.parts(), KeyBuf::new());
     for (at, part) in parts.as_slice().iter().enumerate() {
         let column = match part {

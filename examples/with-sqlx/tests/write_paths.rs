@@ -6,14 +6,14 @@ mod postgres;
 #[path = "../../votes/write_paths.rs"]
 mod write_paths;
 
-use keepcount::{Batch, Layout};
+use keepcount::{Batch, Schema};
 use keepcount_with_sqlx::{App, counters, totals};
 use sqlx::{Connection as _, PgConnection};
 
 /// What a user of `totals` does.
-async fn apply(url: &str, layout: &Layout, batch: &Batch) {
+async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let mut conn = PgConnection::connect(url).await.unwrap();
     let mut tx = conn.begin().await.unwrap();
-    totals::apply(&mut tx, layout, batch).await.unwrap();
+    totals::apply(&mut tx, schema, batch).await.unwrap();
     tx.commit().await.unwrap();
 }

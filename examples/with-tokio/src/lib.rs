@@ -10,17 +10,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, Token, run};
-use keepcount::{Cause, Counter, Def, Error, Layout, Record, SqliteStore, Tally};
+use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run};
+use keepcount::{Cause, Counter, CounterId, Error, Record, Schema, SqliteStore, Tally};
 use rusqlite::Connection;
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[SHOW_VOTES.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
@@ -63,19 +63,19 @@ impl Repair {
 
     fn go_on(&self) -> Result<Report, Cause> {
         let conn = Connection::open(&self.db)?;
-        let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+        let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
         let votes = Source::table("votes", ["show_id"]);
         audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
         let options = Options::default().page(PAGE_KEYS).max_pages(PAGES);
         let mut repair = match fs::read(&self.place) {
             Ok(text) => {
                 let token: Token = String::from_utf8_lossy(&text).parse()?;
-                Reconciler::resume(Mode::Repair, &LAYOUT, &token, options)?
+                Reconciler::resume(Mode::Repair, &SCHEMA, &token, options)?
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(Mode::Repair, &LAYOUT, options)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
             Err(error) => return Err(error.into()),
         };
-        let done = run(&mut repair, &mut audit, &mut Live::new().stop_flag(&self.stop));
+        let done = run(&mut repair, &mut audit, &mut SystemRuntime::new().stop_flag(&self.stop));
         if !matches!(done, Err(Error::Token { .. })) {
             // Also after an error: the pages before it are done.
             self.keep(repair.token())?;
@@ -144,7 +144,7 @@ fn make_example(conn: &Connection) -> Result<(), Cause> {
          CREATE TABLE votes (show_id INTEGER NOT NULL);
          CREATE INDEX votes_by_show ON votes (show_id)",
     )?;
-    SqliteStore::new(conn, &LAYOUT).create()?;
+    SqliteStore::new(conn, &SCHEMA).create()?;
     conn.execute_batch(
         "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 300)
          INSERT INTO votes SELECT n % 30 FROM n;

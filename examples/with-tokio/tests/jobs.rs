@@ -49,7 +49,7 @@ fn wrong(db: &Path) -> Vec<i64> {
 }
 
 #[test]
-fn a_few_rounds_mend_all_drift_also_over_a_restart() {
+fn a_few_rounds_repair_all_drift_also_over_a_restart() {
     for_each(|process, db| {
         let (code, lines, errors) = end(start(process, db, "2"));
         assert_eq!((code, lines.len(), errors.as_str()), (Some(0), 2, ""));

@@ -10,7 +10,7 @@ use crate::date::Date;
 use crate::key::KeyValue;
 
 /// What is longer is sent as a parameter, which costs less then.
-const MOST: usize = 1 << 20;
+const MAX: usize = 1 << 20;
 
 /// Appends a value of this type; none where the driver would refuse it, where keepcount knows no text for its type, or where it gets too long.
 ///
@@ -22,7 +22,7 @@ pub(super) fn push(out: &mut String, kind: &Type, value: &(dyn ToSql + Sync)) ->
     }
     match value.to_sql_checked(kind, &mut bytes).ok()? {
         IsNull::Yes => out.push_str("NULL"),
-        IsNull::No if bytes.len() > MOST.saturating_sub(out.len()) => return None,
+        IsNull::No if bytes.len() > MAX.saturating_sub(out.len()) => return None,
         IsNull::No => quote(out, &text_of(kind, &bytes)?)?,
     }
     Some(())

@@ -33,7 +33,7 @@ pub(crate) struct Postgres<'c, C: GenericClient> {
 }
 
 /// Statements that are sent in one go; the server runs them one after the other.
-const PIPELINE_MOST: usize = 16;
+const MAX_PIPELINE: usize = 16;
 /// The savepoint of a write in a transaction of the caller's.
 const SAVEPOINT: &str = "keepcount";
 
@@ -130,7 +130,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     ) -> Result<Vec<T>, Stopped<tokio_postgres::Error>> {
         self.prepare_all(all).await?;
         let mut done = Vec::with_capacity(all.len());
-        for chunk in all.chunks(PIPELINE_MOST) {
+        for chunk in all.chunks(MAX_PIPELINE) {
             let sent = chunk.iter().map(|execution| {
                 let answer = run(*execution);
                 async move { answer.await.map_err(|error| execution.failed(error)) }
@@ -331,7 +331,7 @@ fn is_client<C: GenericClient>(client: &C) -> bool {
 }
 
 /// How often a ROLLBACK is tried that is cancelled.
-const ROLLBACKS_MOST: u32 = 8;
+const MAX_ROLLBACKS: u32 = 8;
 
 /// Ends whatever transaction a client was left in. One of the caller's is left to the caller.
 async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postgres::Error> {
@@ -339,7 +339,7 @@ async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postg
         return Ok(());
     }
     let mut ended = client.batch_execute("ROLLBACK").await;
-    for _ in 1..ROLLBACKS_MOST {
+    for _ in 1..MAX_ROLLBACKS {
         // It is cancelled as any statement is, and then it has done nothing.
         if !ended.as_ref().is_err_and(is_refused) {
             break;
@@ -414,21 +414,21 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
 }
 
 /// What a commit's error means: unless the server itself says that it took the transaction back, nobody knows.
-pub(crate) fn commit_failed(doing: &str, error: tokio_postgres::Error) -> Error {
-    if is_refused(&error) { failed(Whose::Connection, doing, error) } else { unknown(doing, error) }
+pub(crate) fn commit_failed(operation: &str, error: tokio_postgres::Error) -> Error {
+    if is_refused(&error) { failed(Whose::Connection, operation, error) } else { unknown(operation, error) }
 }
 
 /// An error after which nobody knows whether it was applied.
-fn unknown(doing: &str, error: tokio_postgres::Error) -> Error {
-    Error::Unknown { doing: doing.to_owned(), cause: error.into() }
+fn unknown(operation: &str, error: tokio_postgres::Error) -> Error {
+    Error::Indeterminate { operation: operation.to_owned(), cause: error.into() }
 }
 
 /// What a failed call says, after its client was brought out of any transaction: a BEGIN, COMMIT or ROLLBACK that is refused before it runs leaves it in an
 /// aborted one. Where that is not possible, the error says that the connection must go.
-pub(crate) async fn settled<C: GenericClient>(client: &C, doing: &str, error: Error) -> Error {
+pub(crate) async fn settled<C: GenericClient>(client: &C, operation: &str, error: Error) -> Error {
     match end_transaction(client).await {
-        Err(_) if !client.client().is_closed() && !matches!(error, Error::Unknown { .. }) => {
-            Error::TransactionOpen { doing: doing.to_owned(), cause: error.into() }
+        Err(_) if !client.client().is_closed() && !matches!(error, Error::Indeterminate { .. }) => {
+            Error::TransactionOpen { operation: operation.to_owned(), cause: error.into() }
         }
         _ => error,
     }

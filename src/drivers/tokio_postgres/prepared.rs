@@ -20,15 +20,15 @@ use crate::sql;
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Layout, PostgresStore, PreparedStatements};
+/// use keepcount::{PostgresStore, PreparedStatements, Schema};
 /// use tokio_postgres::Transaction;
 ///
 /// fn store<'c>(
 ///     tx: &'c Transaction<'c>,
 ///     prepared: &'c PreparedStatements,
-///     layout: &'c Layout,
+///     schema: &'c Schema,
 /// ) -> PostgresStore<'c, Transaction<'c>> {
-///     PostgresStore::within(tx, layout).prepared(prepared)
+///     PostgresStore::in_transaction(tx, schema).prepared(prepared)
 /// }
 /// ```
 #[derive(Debug, Default)]
@@ -56,9 +56,9 @@ struct Named {
 
 /// How names begin.
 pub(super) const NAME: &str = "keepcount_";
-const PREPARED_MOST: usize = 256;
+const MAX_PREPARED: usize = 256;
 /// How often names are prepared anew before they are given up.
-const LOST_MOST: u32 = 16;
+const MAX_LOST: u32 = 16;
 
 impl PreparedStatements {
     /// None yet.
@@ -81,7 +81,7 @@ impl PreparedStatements {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.by_text.lock().len() < PREPARED_MOST
+        self.by_text.lock().len() < MAX_PREPARED
     }
 
     pub(super) fn keep(&self, text: &str, statement: Statement) {
@@ -102,7 +102,7 @@ impl PreparedStatements {
             match names.of.get(text) {
                 _ if names.forgone => return Ok(None),
                 Some(known) => return Ok(known.name.clone().filter(|_| known.kinds == kinds)),
-                None if names.of.len() >= PREPARED_MOST => return Ok(None),
+                None if names.of.len() >= MAX_PREPARED => return Ok(None),
                 None => {}
             }
         }
@@ -143,7 +143,7 @@ impl PreparedStatements {
         let mut names = self.names.lock();
         names.of.clear();
         names.lost += 1;
-        names.lost < LOST_MOST
+        names.lost < MAX_LOST
     }
 
     /// Prepares all anew when it is wanted: the server has forgotten it.

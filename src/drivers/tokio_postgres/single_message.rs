@@ -12,14 +12,14 @@ use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
 use super::prepared::{NAME, PreparedStatements};
-use super::{Execution, PIPELINE_MOST, Postgres, commit_failed, executions, is_refused, literal, params, unknown};
+use super::{Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, literal, params, unknown};
 use crate::batch::Batch;
-use crate::engine::write::{self, Failed, Writes, doing};
+use crate::engine::write::{self, Failed, Writes, operation};
 use crate::engine::{Whose, begin, failed, still_open};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{Executor as _, Stopped};
-use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::offset::StreamRange;
+use crate::schema::Schema;
 use crate::sql::Value;
 use crate::store::Applied;
 
@@ -54,7 +54,7 @@ fn row_failed((at, error): (usize, tokio_postgres::Error)) -> Error {
 fn check_rows(rows: &[Row<'_>]) -> Result<()> {
     for (at, Row { statement, values, .. }) in rows.iter().enumerate() {
         let refused = |cause: Cause| Error::Database {
-            doing: format!("writing rows, statement {} of the application's own", at + 1),
+            operation: format!("writing rows, statement {} of the application's own", at + 1),
             cause,
         };
         if statement.params().len() != values.len() {
@@ -82,8 +82,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
     async fn rows<'r>(&self, rows: &[Given<'r>]) -> Result<Vec<Row<'r>>> {
         let mut all = Vec::with_capacity(rows.len());
         for (at, (text, values)) in rows.iter().enumerate() {
-            let doing = |error| failed(Whose::Row(at), "preparing rows", error);
-            all.push(Row { text, statement: self.statement(text).await.map_err(doing)?, values });
+            let operation = |error| failed(Whose::Row(at), "preparing rows", error);
+            all.push(Row { text, statement: self.statement(text).await.map_err(operation)?, values });
         }
         Ok(all)
     }
@@ -91,16 +91,16 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
     /// Writes rows and their batch in one message or a few; none where totals have to be read first, or there is too much of it.
     async fn write_at_once(
         &mut self,
-        layout: &Layout,
+        schema: &Schema,
         rows: &[Given<'_>],
         batch: &Batch,
     ) -> Result<Option<(Vec<u64>, Applied)>, Failed> {
-        if !write::is_plain(layout) {
+        if !write::is_plain(schema) {
             return Ok(None);
         }
-        let writes = Writes::of(Self::DIALECT, layout, batch, false)?;
+        let writes = Writes::of(Self::DIALECT, schema, batch, false)?;
         let all = executions(&writes.queries);
-        if all.len() > PIPELINE_MOST || rows.len() > PIPELINE_MOST {
+        if all.len() > MAX_PIPELINE || rows.len() > MAX_PIPELINE {
             return Ok(None);
         }
         let (written, totals) = match self.by_message(rows, batch, &writes, &all).await? {
@@ -111,7 +111,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
             if let Err(skipped) = execution.check(written) {
                 // It is committed by now, all but what was skipped.
                 let error = writes.failed(batch, None, skipped).unnamed();
-                return Err(Error::Unknown { doing: doing(batch, None), cause: error.into() }.into());
+                return Err(Error::Indeterminate { operation: operation(batch, None), cause: error.into() }.into());
             }
         }
         Ok(Some((written, Applied::new(batch.len() as u64, all.len() as u64))))
@@ -149,10 +149,10 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
                 None => Err(row_failed((written.len(), error)).into()),
                 Some(at) => Err(match all.get(at) {
                     Some(execution) => writes.failed(batch, None, execution.failed(error)),
-                    None => commit_failed(&doing(batch, None), error).into(),
+                    None => commit_failed(&operation(batch, None), error).into(),
                 }),
             },
-            Some(error) => Err(unknown(&doing(batch, None), error).into()),
+            Some(error) => Err(unknown(&operation(batch, None), error).into()),
         }
     }
 
@@ -216,7 +216,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         all: &[Execution<'_>],
     ) -> Result<(Vec<u64>, Vec<u64>), Failed> {
         let begun = self.begin().await;
-        let begun = begun.map_err(|error| Failed::from(failed(Whose::Connection, &doing(batch, None), error)));
+        let begun = begun.map_err(|error| Failed::from(failed(Whose::Connection, &operation(batch, None), error)));
         let rows = match begun {
             // Behind BEGIN, since a pooler may have another connection before, and before the rest, which would come behind COMMIT.
             Ok(()) => self.prepare(rows, batch, writes, all).await,
@@ -235,13 +235,13 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         let unless_unknown = |error: &tokio_postgres::Error| is_refused(error);
         let written = written.map_err(|(at, error)| match unless_unknown(&error) {
             true => row_failed((at, error)).into(),
-            false => unknown(&doing(batch, None), error).into(),
+            false => unknown(&operation(batch, None), error).into(),
         });
         let totals = totals.map_err(|stopped| match stopped {
-            Stopped::Failed { error, .. } if !unless_unknown(&error) => unknown(&doing(batch, None), error).into(),
+            Stopped::Failed { error, .. } if !unless_unknown(&error) => unknown(&operation(batch, None), error).into(),
             stopped => writes.failed(batch, None, stopped),
         });
-        let committed = committed.map_err(|error| commit_failed(&doing(batch, None), error).into());
+        let committed = committed.map_err(|error| commit_failed(&operation(batch, None), error).into());
         let failed: Failed = match (written, totals, committed) {
             (Ok(written), Ok(totals), Ok(())) => return Ok((written, totals)),
             (Err(failed), ..) | (_, Err(failed), _) | (.., Err(failed)) => failed,
@@ -268,7 +268,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         let is_over = self.roll_back().await;
         match failed {
             Failed::Known(error) if is_over => error.into(),
-            Failed::Known(error) => still_open(&doing(batch, None), error).into(),
+            Failed::Known(error) => still_open(&operation(batch, None), error).into(),
             // What stays open is refused to be read, which says so.
             Failed::Overflow(..) => failed,
         }
@@ -278,62 +278,62 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
 /// Writes rows and their batch in a transaction of its own, in as few messages as it can.
 pub(crate) async fn write_in_own<C: GenericClient + Send + Sync>(
     executor: &mut Postgres<'_, C>,
-    layout: &Layout,
+    schema: &Schema,
     rows: &[Given<'_>],
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
 ) -> Result<(Vec<u64>, Applied)> {
-    let mut done = write_once(executor, layout, rows, batch, mark).await;
+    let mut done = write_idempotent(executor, schema, rows, batch, stream_range).await;
     if let Err(error) = &done {
         executor.note_cause(error);
         if executor.may_run_again() {
-            done = write_once(executor, layout, rows, batch, mark).await;
+            done = write_idempotent(executor, schema, rows, batch, stream_range).await;
         }
     }
     done
 }
 
-async fn write_once<C: GenericClient + Send + Sync>(
+async fn write_idempotent<C: GenericClient + Send + Sync>(
     executor: &mut Postgres<'_, C>,
-    layout: &Layout,
+    schema: &Schema,
     rows: &[Given<'_>],
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
 ) -> Result<(Vec<u64>, Applied)> {
-    if mark.is_none() {
-        match executor.write_at_once(layout, rows, batch).await {
+    if stream_range.is_none() {
+        match executor.write_at_once(schema, rows, batch).await {
             Ok(None) => {}
             Ok(Some(done)) => return Ok(done),
             Err(Failed::Overflow(counter, batch)) => {
-                return Err(write::find_overflow(executor, layout, &counter, &batch).await);
+                return Err(write::find_overflow(executor, schema, &counter, &batch).await);
             }
             Err(failed) => return Err(failed.unnamed()),
         }
     }
-    let doing = || doing(batch, mark);
-    let nested = begin(executor, &doing()).await?;
-    let done = write_rows(executor, layout, rows, batch, mark).await;
-    write::finish(executor, layout, nested, doing, done).await
+    let operation = || operation(batch, stream_range);
+    let nested = begin(executor, &operation()).await?;
+    let done = write_rows(executor, schema, rows, batch, stream_range).await;
+    write::finish(executor, schema, nested, operation, done).await
 }
 
 /// Writes rows of the application's own, and applies their batch; neither where its events were applied before.
 async fn write_rows<C: GenericClient + Send + Sync>(
     executor: &mut Postgres<'_, C>,
-    layout: &Layout,
+    schema: &Schema,
     rows: &[Given<'_>],
     batch: &Batch,
-    mark: Option<&Mark<'_>>,
+    stream_range: Option<&StreamRange<'_>>,
 ) -> Result<(Vec<u64>, Applied), Failed> {
     // First: rows that are there already would be refused before it is seen that they are.
-    if let Some(mark) = mark
-        && !write::follows(executor, batch, mark).await?
+    if let Some(stream_range) = stream_range
+        && !write::follows(executor, batch, stream_range).await?
     {
         return Ok((Vec::new(), Applied::skipped()));
     }
     let rows = executor.rows(rows).await?;
     let written = run_rows(executor.client, &rows).await.map_err(row_failed)?;
-    if batch.is_empty() && mark.is_none() {
+    if batch.is_empty() && stream_range.is_none() {
         return Ok((written, Applied::default()));
     }
-    Ok((written, write::write_following(executor, layout, batch, mark, None).await?))
+    Ok((written, write::write_following(executor, schema, batch, stream_range, None).await?))
 }

@@ -120,9 +120,9 @@ impl Row for tokio_postgres::Row {
         Self::len(self)
     }
 
-    fn column(&self, at: usize) -> Column<'_> {
-        let kind = || self.columns().get(at).map_or("nothing", |column| column.type_().name());
-        match self.try_get::<_, Option<Came<'_>>>(at) {
+    fn column(&self, index: usize) -> Column<'_> {
+        let kind = || self.columns().get(index).map_or("nothing", |column| column.type_().name());
+        match self.try_get::<_, Option<Came<'_>>>(index) {
             Ok(Some(Came(Column::Other(_)))) => Column::Other(kind().into()),
             Ok(Some(Came(column))) => column,
             Ok(None) => Column::Null,

@@ -3,7 +3,7 @@
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{GenericClient, Row};
 
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::drivers::tokio_postgres::Postgres;
 use crate::engine::failed_on;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ const NAMED: &str =
 /// Finds the one schema that a table's name stands for.
 pub(super) async fn find<C: GenericClient + Send + Sync>(
     session: &Postgres<'_, C>,
-    counter: &Def,
+    counter: &CounterId,
     name: &mut Name,
 ) -> Result<()> {
     let failed = |error| failed_on("finding the tables of the source", counter, error);
@@ -50,7 +50,7 @@ pub(super) async fn find<C: GenericClient + Send + Sync>(
 /// Refuses a source of which the plan, as EXPLAIN VERBOSE gives it, reads what is not all there is, or is not of the snapshot.
 pub(super) async fn refuse_part<C: GenericClient + Send + Sync>(
     session: &Postgres<'_, C>,
-    counter: &Def,
+    counter: &CounterId,
     plan: &[String],
 ) -> Result<()> {
     let refused = |what: String| Err(Error::source(counter, None, what));
@@ -79,7 +79,7 @@ pub(super) async fn refuse_part<C: GenericClient + Send + Sync>(
 /// Which tables are partitions or children of which, in the snapshot; empty where there are none, nor any that may have some.
 pub(super) async fn kinship<C: GenericClient + Send + Sync>(
     session: &Postgres<'_, C>,
-    counter: &Def,
+    counter: &CounterId,
 ) -> Result<String> {
     let text = "SELECT coalesce(string_agg(i.inhparent || '>' || i.inhrelid, ' ' ORDER BY i.inhparent, i.inhrelid),
         CASE WHEN EXISTS (SELECT FROM pg_class AS c WHERE c.relkind = 'p') THEN 'none' ELSE '' END) FROM pg_inherits AS i";
@@ -91,15 +91,15 @@ pub(super) async fn kinship<C: GenericClient + Send + Sync>(
 /// Refuses to say that keys differ where a table's partitions or children do since the snapshot of the page, which was read from those that there were then.
 pub(super) async fn refuse_change<C: GenericClient + Send + Sync>(
     session: &Postgres<'_, C>,
-    counter: &Def,
+    counter: &CounterId,
     before: &str,
 ) -> Result<()> {
     if kinship(session, counter).await? == before {
         return Ok(());
     }
     let reason = "a table's partitions or children changed meanwhile; measure again";
-    let doing = format!("measuring rows of counter {}", counter.full_name());
-    Err(Error::Busy { doing, reason, cause: reason.into() })
+    let operation = format!("measuring rows of counter {}", counter.full_name());
+    Err(Error::Busy { operation, reason, cause: reason.into() })
 }
 
 /// Whether a line of a plan has an expression of who asks, or of a setting.
@@ -150,7 +150,7 @@ fn relation(line: &str) -> Option<&str> {
 }
 
 /// What an error means while a source is read: what the server says of the SQL, or of what it makes of a row, is the source's.
-pub(super) fn source_failed(what: &str, counter: &Def, error: tokio_postgres::Error) -> Error {
+pub(super) fn source_failed(what: &str, counter: &CounterId, error: tokio_postgres::Error) -> Error {
     match error.as_db_error() {
         Some(said) if is_of_source(said) => Error::source_of(counter, format!("{what}: {}", text_of(said)), error),
         _ => failed_on(what, counter, error),

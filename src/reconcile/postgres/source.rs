@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 
 use crate::batch::Batch;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::{Error, Result, chain};
 use crate::key::KeyBuf;
 use crate::reconcile::recount::{check_driven, share};
@@ -19,16 +19,16 @@ use crate::record::Record;
 /// # Examples
 ///
 /// ```no_run
-/// use keepcount::reconcile::{Mode, Options, PostgresAudit, PostgresSource, Reconciler, TokioLive, run_async};
-/// use keepcount::{Counter, Def, Layout, PostgresStore, Record, Tally};
+/// use keepcount::reconcile::{Mode, Options, PostgresAudit, PostgresSource, Reconciler, TokioRuntime, run_async};
+/// use keepcount::{Counter, CounterId, PostgresStore, Record, Schema, Tally};
 ///
 /// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_SCORE.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_SCORE.table()]);
 ///
 /// struct Vote { show: i64, stars: i32, spam: bool }
 ///
 /// impl Record for Vote {
-///     const COUNTERS: &'static [Def] = &[SHOW_SCORE.def()];
+///     const COUNTERS: &'static [CounterId] = &[SHOW_SCORE.id()];
 ///
 ///     fn tally(&self, to: &mut Tally<'_>) {
 ///         if !self.spam {
@@ -42,15 +42,15 @@ use crate::record::Record;
 ///     "CREATE TABLE votes (show_id BIGINT, stars INT, spam BOOLEAN);
 ///      CREATE INDEX votes_by_show ON votes (show_id)",
 /// ).await?;
-/// PostgresStore::new(&mut client, &LAYOUT).create().await?;
+/// PostgresStore::new(&mut client, &SCHEMA).create().await?;
 ///
-/// let mut audit = PostgresAudit::new(&mut client, &LAYOUT).await?;
+/// let mut audit = PostgresAudit::new(&mut client, &SCHEMA).await?;
 /// let source = PostgresSource::table("votes", ["show_id"]).amount("stars").filter("NOT spam");
 /// audit.add(SHOW_SCORE, source.rows("show_id, stars, spam", |row| {
 ///     Ok(Vote { show: row.try_get(0)?, stars: row.try_get(1)?, spam: row.try_get(2)? })
 /// })).await?;
-/// let mut verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default())?;
-/// let report = run_async(&mut verify, &mut audit, &mut TokioLive::new()).await?;
+/// let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default())?;
+/// let report = run_async(&mut verify, &mut audit, &mut TokioRuntime::new()).await?;
 /// println!("{report}");
 /// # Ok(())
 /// # }
@@ -62,7 +62,7 @@ crate::reconcile::source::builder!(PostgresSource, TypedPostgresSource);
 
 impl PostgresSource {
     /// The columns of a row, as a select list, and how they make a record, for holding rows against their `tally`: a repair does so with the
-    /// first and last rows of the source and with the rows of the keys that it is about to mend, all of them up to 10,000 a mend (no fewer
+    /// first and last rows of the source and with the rows of the keys that it is about to repair, all of them up to 10,000 a repair (no fewer
     /// than 64 a key). A verify trusts the SQL. [`by_tally`](TypedPostgresSource::by_tally) leaves no second definition to trust.
     #[must_use]
     pub fn rows<'a, R: Record>(
@@ -70,7 +70,7 @@ impl PostgresSource {
         columns: &str,
         read: impl Fn(&Row) -> Result<R, tokio_postgres::Error> + Send + Sync + 'a,
     ) -> TypedPostgresSource<'a> {
-        let share = move |counter: &Def, row: &Row, scratch: &mut Batch| {
+        let share = move |counter: &CounterId, row: &Row, scratch: &mut Batch| {
             let record = read(row);
             let record = record
                 .map_err(|error| Error::source_of(counter, format!("reading a row: {}", chain(&error)), error))?;
@@ -87,7 +87,7 @@ pub struct TypedPostgresSource<'a> {
     pub(super) target: Target,
     pub(super) by_tally: bool,
     pub(super) share: Box<Share<'a>>,
-    pub(super) check_driven: fn(&Def) -> Result<()>,
+    pub(super) check_driven: fn(&CounterId) -> Result<()>,
 }
 
-type Share<'a> = dyn Fn(&Def, &Row, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + Send + Sync + 'a;
+type Share<'a> = dyn Fn(&CounterId, &Row, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + Send + Sync + 'a;

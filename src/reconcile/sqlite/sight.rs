@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, ErrorCode};
 
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::engine::failed_on;
 use crate::error::{Error, Result, chain};
 use crate::reconcile::statements::Name;
 
 /// Finds the one schema that a table's name stands for: the file's own, an attached one, or what is temporary.
-pub(super) fn find(conn: &Connection, counter: &Def, name: &mut Name) -> Result<()> {
+pub(super) fn find(conn: &Connection, counter: &CounterId, name: &mut Name) -> Result<()> {
     let read = || -> rusqlite::Result<Vec<String>> {
         let mut places =
             conn.prepare("SELECT schema FROM pragma_table_list WHERE name = ?1 COLLATE NOCASE ORDER BY 1")?;
@@ -21,7 +21,7 @@ pub(super) fn find(conn: &Connection, counter: &Def, name: &mut Name) -> Result<
 }
 
 /// What an error means while a source is read: what SQLite says of the SQL, or the driver of what a row has, is the source's.
-pub(super) fn source_failed(what: &str, counter: &Def, error: rusqlite::Error) -> Error {
+pub(super) fn source_failed(what: &str, counter: &CounterId, error: rusqlite::Error) -> Error {
     // Without a code the driver says it, of a column or of SQL at some place; and SQLITE_ERROR has no name of its own.
     let of_source = matches!(
         error.sqlite_error_code(),

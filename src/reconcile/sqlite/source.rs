@@ -4,7 +4,7 @@ use rusqlite::Row;
 
 use super::sight::source_failed;
 use crate::batch::Batch;
-use crate::counter::Def;
+use crate::counter::CounterId;
 use crate::error::Result;
 use crate::key::KeyBuf;
 use crate::reconcile::recount::{check_driven, share};
@@ -19,16 +19,16 @@ use crate::record::Record;
 /// # Examples
 ///
 /// ```
-/// use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, Live, run};
-/// use keepcount::{Counter, Def, Layout, Record, SqliteStore, Tally};
+/// use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run};
+/// use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
 ///
 /// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_SCORE.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_SCORE.table()]);
 ///
 /// struct Vote { show: i64, stars: i64, spam: bool }
 ///
 /// impl Record for Vote {
-///     const COUNTERS: &'static [Def] = &[SHOW_SCORE.def()];
+///     const COUNTERS: &'static [CounterId] = &[SHOW_SCORE.id()];
 ///
 ///     fn tally(&self, to: &mut Tally<'_>) {
 ///         if !self.spam {
@@ -43,16 +43,16 @@ use crate::record::Record;
 ///      CREATE INDEX votes_by_show ON votes (show_id);
 ///      INSERT INTO votes VALUES (7, 5, 0), (7, 3, 0), (7, 1, 1)",
 /// )?;
-/// SqliteStore::new(&conn, &LAYOUT).create()?;
+/// SqliteStore::new(&conn, &SCHEMA).create()?;
 ///
-/// let mut audit = SqliteAudit::new(&conn, &LAYOUT)?;
+/// let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
 /// let source = Source::table("votes", ["show_id"]).amount("stars").filter("NOT spam");
 /// audit.add(SHOW_SCORE, source.rows("show_id, stars, spam", |row| {
 ///     Ok(Vote { show: row.get(0)?, stars: row.get(1)?, spam: row.get(2)? })
 /// }))?;
-/// let mut verify = Reconciler::new(Mode::Verify, &LAYOUT, Options::default())?;
-/// let report = run(&mut verify, &mut audit, &mut Live::new())?;
-/// assert_eq!((report.drift(), report.counters[0].samples[0].truth), (1, 8));
+/// let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default())?;
+/// let report = run(&mut verify, &mut audit, &mut SystemRuntime::new())?;
+/// assert_eq!((report.drift(), report.counters[0].samples[0].expected), (1, 8));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +62,7 @@ crate::reconcile::source::builder!(Source, TypedSource);
 
 impl Source {
     /// The columns of a row, as a select list, and how they make a record, for holding rows against their `tally`: a repair does so with the
-    /// first and last rows of the source and with the rows of the keys that it is about to mend, all of them up to 10,000 a mend (no fewer
+    /// first and last rows of the source and with the rows of the keys that it is about to repair, all of them up to 10,000 a repair (no fewer
     /// than 64 a key). A verify trusts the SQL. [`by_tally`](TypedSource::by_tally) leaves no second definition to trust.
     #[must_use]
     pub fn rows<'a, R: Record>(
@@ -70,7 +70,7 @@ impl Source {
         columns: &str,
         read: impl Fn(&Row<'_>) -> rusqlite::Result<R> + 'a,
     ) -> TypedSource<'a> {
-        let share = move |counter: &Def, row: &Row<'_>, scratch: &mut Batch| {
+        let share = move |counter: &CounterId, row: &Row<'_>, scratch: &mut Batch| {
             let record = read(row).map_err(|error| source_failed("reading a row", counter, error))?;
             share(counter, &record, scratch)
         };
@@ -85,7 +85,7 @@ pub struct TypedSource<'a> {
     pub(super) target: Target,
     pub(super) by_tally: bool,
     pub(super) share: Box<Share<'a>>,
-    pub(super) check_driven: fn(&Def) -> Result<()>,
+    pub(super) check_driven: fn(&CounterId) -> Result<()>,
 }
 
-type Share<'a> = dyn Fn(&Def, &Row<'_>, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + 'a;
+type Share<'a> = dyn Fn(&CounterId, &Row<'_>, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + 'a;

@@ -1,51 +1,51 @@
-//! What audits ask of a memory store while writers go on: which keys were touched meanwhile, one key measured and mended, and a rollup with what it
+//! What audits ask of a memory store while writers go on: which keys were touched meanwhile, one key measured and repaired, and a rollup with what it
 //! sums in one cut.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::stripe::{Held, Shut};
-use super::{Cuts, MemoryStore, Positions, ROOMY};
+use super::stripe::{Shut, StripeState};
+use super::{Cutoffs, MemoryStore, Positions, ROOMY};
 use crate::batch::Batch;
-use crate::counter::{Def, Rollup};
+use crate::counter::{CounterId, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::range::KeyRange;
-use crate::rollup::{self, Question};
+use crate::rollup_update::{self, TotalsRequest};
 use crate::store::steps;
 use crate::sync::Ordering;
 
-/// While it lives, brackets note their keys.
+/// While it lives, pending writes note their keys.
 #[derive(Debug)]
 pub(crate) struct Reading<'s>(&'s MemoryStore);
 
 /// A key's stripe as it was before the key's rows were recounted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Before {
-    /// No bracket was open, and this many had begun.
+    /// No pending write was open, and this many had begun.
     Quiet(u64),
-    /// No bracket was open, and the gate is shut.
+    /// No pending write was open, and the barrier is shut.
     Shut,
 }
 
 /// A key that is measured by itself.
 #[derive(Debug)]
 pub(crate) struct Lone<'k> {
-    pub(crate) counter: Def,
+    pub(crate) counter: CounterId,
     pub(crate) position: usize,
     pub(crate) key: &'k KeyBuf,
 }
 
 impl MemoryStore {
-    /// Counts one more audit that relies on brackets; its number is for [`ran_bare_since`](Self::ran_bare_since).
+    /// Counts one more audit that relies on pending writes; its number is for [`ran_unguarded_since`](Self::ran_unguarded_since).
     pub(crate) fn count_audit(&self) -> u64 {
         self.audits.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Whether a hook ran without a bracket since this audit was counted.
-    pub(crate) fn ran_bare_since(&self, audit: u64) -> bool {
-        self.bare.load(Ordering::Relaxed) >= audit
+    /// Whether a hook ran without a pending write since this audit was counted.
+    pub(crate) fn ran_unguarded_since(&self, audit: u64) -> bool {
+        self.unguarded.load(Ordering::Relaxed) >= audit
     }
 
     /// The time, as the store's clock has it.
@@ -53,7 +53,7 @@ impl MemoryStore {
         self.clock.now()
     }
 
-    /// Begins to read: from now on brackets note their keys.
+    /// Begins to read: from now on pending writes note their keys.
     pub(crate) fn reading(&self) -> Reading<'_> {
         let turn = self.reading.lock();
         if self.watched.load(Ordering::SeqCst) == 0 {
@@ -78,149 +78,149 @@ impl MemoryStore {
         self.stripe_of(self.spread(of.position, of.key, of.key.hash64()))
     }
 
-    /// What a stripe is like just now, if no bracket is open over it.
+    /// What a stripe is like just now, if no pending write is open over it.
     pub(crate) fn quiet(&self, stripe: usize) -> Option<Before> {
         let stripe = self.stripes.get(stripe)?;
         stripe.quiet(&stripe.lock()).map(Before::Quiet)
     }
 
-    /// Makes brackets that would begin over a stripe wait until the guard is dropped; none where another audit does.
+    /// Makes pending writes that would begin over a stripe wait until the guard is dropped; none where another audit does.
     pub(crate) fn shut(&self, stripe: usize) -> Option<Shut<'_>> {
         self.stripes.get(stripe)?.shut()
     }
 
-    /// Compares a key's total with what its rows were recounted to since `before`, and adds what it lacks where it is to be mended; gives the total
-    /// from before that. None, and nothing is done, where a bracket began since, or a prune moved the cut that the recount left rows out by.
+    /// Compares a key's total with what its rows were recounted to since `before`, and adds what it lacks where it is to be repaired; gives the total
+    /// from before that. None, and nothing is done, where a pending write began since, or a prune moved the cutoff that the recount left rows out by.
     pub(crate) fn compare(
         &self,
         of: &Lone<'_>,
         before: Before,
-        (truth, cut): (i64, Option<&KeyBuf>),
-        mend: bool,
+        (expected, cutoff): (i64, Option<&KeyBuf>),
+        repair: bool,
     ) -> Result<Option<i64>> {
         let hash = of.key.hash64();
         let Some(stripe) = self.stripe(self.spread(of.position, of.key, hash)) else { return Ok(None) };
-        let unchanged = |held: &_| match before {
-            Before::Quiet(begun) => stripe.quiet(held) == Some(begun),
+        let unchanged = |state: &_| match before {
+            Before::Quiet(begun) => stripe.quiet(state) == Some(begun),
             Before::Shut => true,
         };
-        let plain = self.places.get(of.position).is_some_and(|place| place.plain);
-        if plain && truth.unsigned_abs() <= ROOMY {
-            let mut held = stripe.lock();
-            if !unchanged(&held) {
+        let plain = self.plans.get(of.position).is_some_and(|plan| plan.plain);
+        if plain && expected.unsigned_abs() <= ROOMY {
+            let mut state = stripe.lock();
+            if !unchanged(&state) {
                 return Ok(None);
             }
-            let Some(table) = held.tables.get_mut(of.position) else { return Ok(None) };
+            let Some(table) = state.tables.get_mut(of.position) else { return Ok(None) };
             let stored = table.get(hash, of.key);
-            if mend && stored != truth {
-                for step in steps(i128::from(truth) - i128::from(stored)) {
+            if repair && stored != expected {
+                for step in steps(i128::from(expected) - i128::from(stored)) {
                     table.add(hash, of.key, step, u64::MAX);
                 }
             }
             return Ok(Some(stored));
         }
-        // What feeds others changes only behind the gate: held alone, the total stays while the stripe's lock is given back. And a batch that is under way
+        // What feeds others changes only behind the barrier: held alone, the total stays while the stripe's lock is given back. And a batch that is under way
         // from stripe to stripe counts on roomy totals until it ends.
-        let cuts = self.gate.write();
-        if cuts.get(of.position).and_then(Option::as_ref) != cut || !unchanged(&stripe.lock()) {
+        let cutoffs = self.batch_lock.write();
+        if cutoffs.get(of.position).and_then(Option::as_ref) != cutoff || !unchanged(&stripe.lock()) {
             return Ok(None);
         }
         let stored = self.get(of.position, of.key);
-        if mend && stored != truth {
+        if repair && stored != expected {
             let mut lacking = Batch::new();
-            lacking.add_raw(of.counter, &mut of.key.clone(), i128::from(truth) - i128::from(stored));
-            self.correct(&cuts, lacking)?;
+            lacking.add_raw(of.counter, &mut of.key.clone(), i128::from(expected) - i128::from(stored));
+            self.correct(&cutoffs, lacking)?;
         }
         Ok(Some(stored))
     }
 
-    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits. The gate is held alone.
-    fn correct(&self, _alone: &Cuts, batch: Batch) -> Result<()> {
+    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits. The barrier is held alone.
+    fn correct(&self, _alone: &Cutoffs, batch: Batch) -> Result<()> {
         let answer =
-            |question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(question, each);
-        let total = |counter: Def, key: &KeyBuf| Ok(self.get(self.layout.position(&counter)?, key));
-        let climbed = rollup::climb_where_room(&self.layout, batch, answer, total)?;
-        let positions = Positions::of(&self.layout, &climbed)?;
+            |request: &TotalsRequest, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(request, each);
+        let total = |counter: CounterId, key: &KeyBuf| Ok(self.get(self.schema.position(&counter)?, key));
+        let expanded = rollup_update::update_where_room(&self.schema, batch, answer, total)?;
+        let positions = Positions::of(&self.schema, &expanded)?;
         self.moved.fetch_add(1, Ordering::Release);
         // What one total lacks may be two steps away.
-        self.apply_steps(&mut self.hold(), &positions, &climbed, true).map(drop)
+        self.apply_steps(&mut self.lock_all(), &positions, &expanded, true).map(drop)
     }
 
-    /// Whether a key's bracket was dropped, behind `settled`, a time.
-    pub(crate) fn is_suspect(&self, of: &Lone<'_>, settled: Option<Duration>) -> bool {
+    /// Whether a key's pending write was dropped, behind `settled`, a time.
+    pub(crate) fn is_unresolved(&self, of: &Lone<'_>, settled: Option<Duration>) -> bool {
         let stripe = self.stripes.get(self.stripe_at(of));
-        stripe.is_some_and(|stripe| stripe.lock().suspects.is_fresh(of.position, of.key, settled))
+        stripe.is_some_and(|stripe| stripe.lock().unresolved.is_fresh(of.position, of.key, settled))
     }
 
-    /// Whether so many brackets were dropped behind `settled` that not all of their keys are known.
-    pub(crate) fn are_suspects_lost(&self, settled: Option<Duration>) -> bool {
-        self.stripes.iter().any(|stripe| stripe.lock().suspects.are_lost(settled))
+    /// Whether so many pending writes were dropped behind `settled` that not all of their keys are known.
+    pub(crate) fn are_unresolved_lost(&self, settled: Option<Duration>) -> bool {
+        self.stripes.iter().any(|stripe| stripe.lock().unresolved.are_lost(settled))
     }
 
-    /// The keys of a counter whose brackets were dropped, behind one and up to another, in order.
-    pub(crate) fn suspects(&self, position: usize, after: Option<&KeyBuf>, until: Option<&KeyBuf>) -> Vec<KeyBuf> {
+    /// The keys of a counter whose pending writes were dropped, behind one and up to another, in order.
+    pub(crate) fn unresolved(&self, position: usize, after: Option<&KeyBuf>, until: Option<&KeyBuf>) -> Vec<KeyBuf> {
         let inside = |key: &&KeyBuf| Some(*key) > after && until.is_none_or(|until| *key <= until);
-        self.sorted(|stripe| stripe.suspects.of(position).map(|(key, _)| key).filter(inside).cloned().collect())
+        self.sorted(|stripe| stripe.unresolved.of(position).map(|(key, _)| key).filter(inside).cloned().collect())
     }
 
-    /// The keys of a counter whose brackets were dropped at `settled` or before, in order.
-    pub(crate) fn due_suspects(&self, position: usize, settled: Option<Duration>) -> Vec<KeyBuf> {
+    /// The keys of a counter whose pending writes were dropped at `settled` or before, in order.
+    pub(crate) fn due_unresolved(&self, position: usize, settled: Option<Duration>) -> Vec<KeyBuf> {
         let due = |(key, since): (&KeyBuf, Duration)| (Some(since) <= settled).then(|| key.clone());
-        self.sorted(|stripe| stripe.suspects.of(position).filter_map(due).collect())
+        self.sorted(|stripe| stripe.unresolved.of(position).filter_map(due).collect())
     }
 
-    fn sorted(&self, of: impl Fn(&Held) -> Vec<KeyBuf>) -> Vec<KeyBuf> {
+    fn sorted(&self, of: impl Fn(&StripeState) -> Vec<KeyBuf>) -> Vec<KeyBuf> {
         let mut keys: Vec<KeyBuf> = self.stripes.iter().flat_map(|stripe| of(&stripe.lock())).collect();
         keys.sort_unstable();
         keys
     }
 
-    /// Forgets that a key's bracket was dropped, unless one was behind `settled`.
-    pub(crate) fn clear_suspect(&self, of: &Lone<'_>, settled: Option<Duration>) {
+    /// Forgets that a key's pending write was dropped, unless one was behind `settled`.
+    pub(crate) fn clear_unresolved(&self, of: &Lone<'_>, settled: Option<Duration>) {
         if let Some(stripe) = self.stripes.get(self.stripe_at(of)) {
-            stripe.lock().suspects.clear(of.position, of.key, settled);
+            stripe.lock().unresolved.clear(of.position, of.key, settled);
         }
     }
 
     /// A rollup's totals, and what they should be, at one moment: takes memory for all of its keys, and of what it sums. Writers of these wait while
     /// they are copied.
-    pub(crate) fn rollup_cut(&self, counter: &Def, rollup: &Rollup) -> Result<RollupCut> {
-        let copy = |def: &Def| {
+    pub(crate) fn rollup_snapshot(&self, counter: &CounterId, rollup: &Rollup) -> Result<RollupSnapshot> {
+        let copy = |id: &CounterId| {
             let mut totals = BTreeMap::new();
-            self.visit(self.layout.position(def)?, &KeyRange::after(None), |key, total| {
+            self.visit(self.schema.position(id)?, &KeyRange::after(None), |key, total| {
                 totals.insert(key.clone(), total);
                 true
             });
             Ok::<_, Error>(totals)
         };
-        let alone = self.gate.write();
+        let alone = self.batch_lock.write();
         let moved = self.moved.load(Ordering::Acquire);
-        let (links, finer, totals) = (copy(&rollup.link())?, copy(&rollup.finer())?, copy(counter)?);
+        let (memberships, base, totals) = (copy(&rollup.membership())?, copy(&rollup.base())?, copy(counter)?);
         drop(alone);
-        Ok(RollupCut { counter: *counter, sums: sums(rollup, &links, &finer)?, totals, moved })
+        Ok(RollupSnapshot { counter: *counter, sums: sums(rollup, &memberships, &base)?, totals, moved })
     }
 
-    /// Adds what some totals of a rollup lacked in a cut; how many differed. None, and nothing is done, where a mend or a prune came between.
-    pub(crate) fn mend_rollup(&self, cut: &mut RollupCut, keys: &[KeyBuf]) -> Result<Option<u64>> {
-        let alone = self.gate.write();
-        if self.moved.load(Ordering::Acquire) != cut.moved {
+    /// Adds what some totals of a rollup lacked in a cutoff; how many differed. None, and nothing is done, where a repair or a prune came between.
+    pub(crate) fn repair_rollup(&self, snapshot: &mut RollupSnapshot, keys: &[KeyBuf]) -> Result<Option<u64>> {
+        let alone = self.batch_lock.write();
+        if self.moved.load(Ordering::Acquire) != snapshot.moved {
             return Ok(None);
         }
         let mut lacking = Batch::new();
         for key in keys {
-            let (truth, stored) = (cut.truth(key)?, cut.totals.get(key).copied().unwrap_or(0));
-            lacking.add_raw(cut.counter, &mut key.clone(), i128::from(truth) - i128::from(stored));
-            cut.totals.insert(key.clone(), truth);
+            let (expected, stored) = (snapshot.expected(key)?, snapshot.totals.get(key).copied().unwrap_or(0));
+            lacking.add_raw(snapshot.counter, &mut key.clone(), i128::from(expected) - i128::from(stored));
+            snapshot.totals.insert(key.clone(), expected);
         }
         let corrected = lacking.len() as u64;
         self.correct(&alone, lacking)?;
-        cut.moved = self.moved.load(Ordering::Acquire);
+        snapshot.moved = self.moved.load(Ordering::Acquire);
         Ok(Some(corrected))
     }
 }
 
 impl Reading<'_> {
-    /// The keys of a counter, in order, over which brackets began since the reading did, behind `after` and up to `until`. None where there
+    /// The keys of a counter, in order, over which pending writes began since the reading did, behind `after` and up to `until`. None where there
     /// were too many to note.
     pub(crate) fn touched(
         &self,
@@ -230,11 +230,11 @@ impl Reading<'_> {
     ) -> Option<Vec<KeyBuf>> {
         let mut touched = Vec::new();
         for stripe in &self.0.stripes {
-            let held = stripe.lock();
-            if held.noted.full {
+            let state = stripe.lock();
+            if state.noted.full {
                 return None;
             }
-            let behind = held.noted.behind(position, after);
+            let behind = state.noted.behind(position, after);
             touched.extend(behind.take_while(|key| until.is_none_or(|until| *key <= until)).cloned());
         }
         touched.sort_unstable();
@@ -252,20 +252,20 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// A rollup's totals and what they should be, at one moment. How they differ stays as it is while hooks run and mends climb.
+/// A rollup's totals and what they should be, at one moment. How they differ stays as it is while hooks run and repairs climb.
 #[derive(Debug)]
-pub(crate) struct RollupCut {
-    counter: Def,
+pub(crate) struct RollupSnapshot {
+    counter: CounterId,
     sums: Sums,
     totals: BTreeMap<KeyBuf, i64>,
     moved: u64,
 }
 
-/// What the pairs of link and finer total add up to at each key, none where that left 128 bits, and how many they are.
+/// What the pairs of membership and base total add up to at each key, none where that left 128 bits, and how many they are.
 type Sums = BTreeMap<KeyBuf, (Option<i128>, u64)>;
 
-impl RollupCut {
-    pub(crate) fn is_of(&self, counter: &Def) -> bool {
+impl RollupSnapshot {
+    pub(crate) fn is_of(&self, counter: &CounterId) -> bool {
         self.counter == *counter
     }
 
@@ -276,12 +276,12 @@ impl RollupCut {
     }
 
     /// What the first totals behind a key should be, and how many pairs that is the sum of.
-    pub(crate) fn truths(&self, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64, u64)>> {
+    pub(crate) fn expected_all(&self, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64, u64)>> {
         let sums = self.sums.range::<KeyBuf, _>((behind(after), Bound::Unbounded)).take(limit);
-        sums.map(|(key, (_, pairs))| Ok((key.clone(), self.truth(key)?, *pairs))).collect()
+        sums.map(|(key, (_, pairs))| Ok((key.clone(), self.expected(key)?, *pairs))).collect()
     }
 
-    fn truth(&self, key: &KeyBuf) -> Result<i64> {
+    fn expected(&self, key: &KeyBuf) -> Result<i64> {
         let Some((sum, _)) = self.sums.get(key) else { return Ok(0) };
         let sum = sum.and_then(|sum| i64::try_from(sum).ok());
         sum.ok_or_else(|| Error::overflow(&self.counter, key, "recount"))
@@ -292,12 +292,12 @@ fn behind(after: Option<&KeyBuf>) -> Bound<&KeyBuf> {
     after.map_or(Bound::Unbounded, Bound::Excluded)
 }
 
-fn sums(rollup: &Rollup, links: &BTreeMap<KeyBuf, i64>, finer: &BTreeMap<KeyBuf, i64>) -> Result<Sums> {
+fn sums(rollup: &Rollup, memberships: &BTreeMap<KeyBuf, i64>, base: &BTreeMap<KeyBuf, i64>) -> Result<Sums> {
     let mut sums = Sums::new();
-    for (key, weight) in links {
-        let (child, parent) = rollup::split(&rollup.link(), key, rollup.child_parts())?;
+    for (key, weight) in memberships {
+        let (child, parent) = rollup_update::split(&rollup.membership(), key, rollup.child_parts())?;
         let range = KeyRange::under(child.clone());
-        let of_child = finer.range(child.clone()..).take_while(|(key, _)| range.contains(key));
+        let of_child = base.range(child.clone()..).take_while(|(key, _)| range.contains(key));
         for (fine, total) in of_child {
             let mut key = parent.clone();
             key.push(fine.as_bytes().get(child.as_bytes().len()..).unwrap_or_default());

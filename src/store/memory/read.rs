@@ -6,12 +6,12 @@ use std::ops::Bound;
 use super::MemoryStore;
 use super::stripe::Stripe;
 use super::table::Table;
-use crate::counter::{Counter, Def};
+use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::prune;
 use crate::range::KeyRange;
-use crate::rollup::Question;
+use crate::retention;
+use crate::rollup_update::TotalsRequest;
 use crate::store::{Store, behind, sum_overflow};
 use crate::sync::Ordering;
 
@@ -20,10 +20,10 @@ impl MemoryStore {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::Conflict`](crate::Error::Conflict), and
+    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::DefinitionConflict`](crate::Error::DefinitionConflict), and
     /// [`Error::NotReady`](crate::Error::NotReady).
     pub fn total<K: Key>(&self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64> {
-        Ok(self.get(self.readable(&counter.def())?, &KeyBuf::of::<K>(key)))
+        Ok(self.get(self.readable(&counter.id())?, &KeyBuf::of::<K>(key)))
     }
 
     pub(super) fn get(&self, position: usize, key: &KeyBuf) -> i64 {
@@ -37,7 +37,7 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn read(&self, counter: Def, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    pub fn read(&self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         let position = self.readable(&counter)?;
         Ok(keys.iter().map(|key| self.get(position, key)).collect())
     }
@@ -48,7 +48,7 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn range(&self, counter: Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    pub fn range(&self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         self.readable(&counter)?;
         self.range_unready(&counter, range, limit)
     }
@@ -56,7 +56,7 @@ impl MemoryStore {
     /// As [`page`](Self::page), of a counter that need not be ready.
     pub(crate) fn page_unready(
         &self,
-        counter: &Def,
+        counter: &CounterId,
         after: Option<&KeyBuf>,
         limit: usize,
     ) -> Result<Vec<(KeyBuf, i64)>> {
@@ -64,10 +64,10 @@ impl MemoryStore {
     }
 
     /// As [`range`](Self::range), of a counter that need not be ready.
-    fn range_unready(&self, counter: &Def, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        let position = self.layout.position(counter)?;
+    fn range_unready(&self, counter: &CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        let position = self.schema.position(counter)?;
         check_bounds(counter, range)?;
-        let in_order = self.places.get(position).is_some_and(|place| place.head.is_some());
+        let in_order = self.plans.get(position).is_some_and(|plan| plan.prefix.is_some());
         let mut smallest: BinaryHeap<(KeyBuf, i64)> = BinaryHeap::new();
         if limit > 0 {
             self.visit(position, range, |key, total| {
@@ -93,7 +93,7 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`Store::sum`].
-    pub fn sum(&self, counter: Def, range: &KeyRange) -> Result<i64> {
+    pub fn sum(&self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         let position = self.readable(&counter)?;
         check_bounds(&counter, range)?;
         let mut sum = 0_i128;
@@ -101,9 +101,9 @@ impl MemoryStore {
             sum += i128::from(total);
             true
         });
-        // Afterwards: a cut never goes back, so what it spares now was spared all along.
-        if self.places.get(position).is_some_and(|place| !place.plain) {
-            prune::check_range(&counter, range, self.cut(position).as_ref())?;
+        // Afterwards: a cutoff never goes back, so what it spares now was spared all along.
+        if self.plans.get(position).is_some_and(|plan| !plan.plain) {
+            retention::check_range(&counter, range, self.cutoff(position).as_ref())?;
         }
         i64::try_from(sum).map_err(|_| sum_overflow(&counter))
     }
@@ -123,10 +123,10 @@ impl MemoryStore {
 
     /// The stripe that holds all of a range, where its keys have a head in common.
     fn stripe_of_range(&self, position: usize, range: &KeyRange) -> Option<usize> {
-        let (place, placed) = (self.places.get(position)?, self.layout.counters().get(position)?);
+        let (plan, spec) = (self.plans.get(position)?, self.schema.counters().get(position)?);
         let shared = range.shared();
-        let head = shared.get(..placed.def().parts().head_len(shared, place.head?)?)?;
-        Some(self.stripe_of(KeyBuf::from_bytes(head).hash64()))
+        let prefix = shared.get(..spec.id().parts().prefix_len(shared, plan.prefix?)?)?;
+        Some(self.stripe_of(KeyBuf::from_bytes(prefix).hash64()))
     }
 
     /// The next totals after a key, in key order, at most `limit`; costs as [`range`](Self::range).
@@ -134,7 +134,7 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn page(&self, counter: Def, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    pub fn page(&self, counter: CounterId, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         self.range(counter, &behind(&counter, after)?, limit)
     }
 
@@ -152,22 +152,26 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn len(&self, counter: Def) -> Result<usize> {
-        let position = self.layout.position(&counter)?;
+    pub fn len(&self, counter: CounterId) -> Result<usize> {
+        let position = self.schema.position(&counter)?;
         let len = |stripe: &Stripe| stripe.lock().tables.get(position).map_or(0, Table::len);
         Ok(self.stripes.iter().map(len).sum())
     }
 
     /// Every total of a climb's question: one key, or what is under a child, which is in one stripe.
-    pub(super) fn answer(&self, question: &Question, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()> {
-        let position = self.layout.position(&question.counter)?;
-        let key = KeyBuf::from_bytes(question.range.shared());
-        if question.counter.parts().values(&key).is_ok() {
+    pub(super) fn answer(
+        &self,
+        request: &TotalsRequest,
+        each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>,
+    ) -> Result<()> {
+        let position = self.schema.position(&request.counter)?;
+        let key = KeyBuf::from_bytes(request.range.shared());
+        if request.counter.parts().values(&key).is_ok() {
             let total = self.get(position, &key);
             return if total == 0 { Ok(()) } else { each(&key, total) };
         }
         let mut done = Ok(());
-        self.visit(position, &question.range, |key, total| {
+        self.visit(position, &request.range, |key, total| {
             done = each(key, total);
             done.is_ok()
         });
@@ -179,13 +183,13 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total), but for [`Error::NotReady`](crate::Error::NotReady).
-    pub fn is_ready(&self, counter: Def) -> Result<bool> {
-        Ok(self.first_unready(self.layout.position(&counter)?)?.is_none())
+    pub fn is_ready(&self, counter: CounterId) -> Result<bool> {
+        Ok(self.first_unready(self.schema.position(&counter)?)?.is_none())
     }
 
     /// The position of a counter that is to be read.
-    fn readable(&self, counter: &Def) -> Result<usize> {
-        let position = self.layout.position(counter)?;
+    fn readable(&self, counter: &CounterId) -> Result<usize> {
+        let position = self.schema.position(counter)?;
         if self.unready.load(Ordering::Acquire) == 0 {
             return Ok(position);
         }
@@ -198,21 +202,21 @@ impl MemoryStore {
     }
 
     /// What is not ready of all that a counter is made of.
-    fn first_unready(&self, position: usize) -> Result<Option<Def>> {
-        let Some(placed) = self.layout.counters().get(position) else { return Ok(None) };
-        let is_ready = |def: &Def| {
-            let at = self.layout.position(def).ok();
+    fn first_unready(&self, position: usize) -> Result<Option<CounterId>> {
+        let Some(spec) = self.schema.counters().get(position) else { return Ok(None) };
+        let is_ready = |id: &CounterId| {
+            let at = self.schema.position(id).ok();
             at.and_then(|at| self.ready.get(at)).is_none_or(|ready| ready.load(Ordering::Acquire))
         };
-        Ok(self.layout.with_finer(&[placed.def()])?.into_iter().find(|def| !is_ready(def)))
+        Ok(self.schema.with_bases(&[spec.id()])?.into_iter().find(|id| !is_ready(id)))
     }
 }
 
 /// Refuses a bound that is no key of the counter, nor the first parts of one.
-fn check_bounds(counter: &Def, range: &KeyRange) -> Result<()> {
+fn check_bounds(counter: &CounterId, range: &KeyRange) -> Result<()> {
     for bound in [range.start(), range.end()] {
-        if let Bound::Included(head) | Bound::Excluded(head) = bound {
-            counter.parts().values_of_head(head).map_err(|cause| Error::key(counter, head, cause))?;
+        if let Bound::Included(prefix) | Bound::Excluded(prefix) = bound {
+            counter.parts().values_of_prefix(prefix).map_err(|cause| Error::key(counter, prefix, cause))?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! All totals and marks of a memory store at one moment: taken while writers go on, and a store made of them again.
+//! All totals and offsets of a memory store at one moment: taken while writers go on, and a store made of them again.
 
 mod disk;
 #[cfg(test)]
@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{MemoryStore, ROOMY, Stripe, Totals};
-use crate::counter::{Def, Placed, Rollup};
-use crate::error::{Error, Result, brief};
+use crate::counter::{CounterId, CounterSpec, Rollup};
+use crate::error::{Error, Result, shortened};
 use crate::key::{KeyBuf, KeyParts};
-use crate::layout::Layout;
-use crate::mark::Mark;
+use crate::offset::StreamRange;
+use crate::schema::Schema;
 use crate::sync::Ordering;
 
-/// All totals and marks of a [`MemoryStore`] at one moment.
+/// All totals and offsets of a [`MemoryStore`] at one moment.
 ///
 /// [`save`](Self::save) and [`load`](Self::load) keep it in a file. serde reads and writes it too, with keys as hexadecimal strings where
 /// the format is one for people.
@@ -25,19 +25,19 @@ use crate::sync::Ordering;
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Layout, Mark, MemoryStore, Snapshot};
+/// use keepcount::{Batch, Counter, MemoryStore, Schema, Snapshot, StreamRange};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
-/// let store = MemoryStore::new(&LAYOUT);
+/// let store = MemoryStore::new(&SCHEMA);
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 3);
-/// store.apply_once(&mut batch, &Mark::new("votes", 1, 3)?)?;
+/// store.apply_idempotent(&mut batch, &StreamRange::new("votes", 1, 3)?)?;
 ///
 /// let json = serde_json::to_string(&store.snapshot())?;
-/// let restored = MemoryStore::restore(&LAYOUT, &serde_json::from_str::<Snapshot>(&json)?)?;
-/// assert_eq!((restored.total(SHOW_VOTES, 7)?, restored.mark("votes")), (3, 3));
+/// let restored = MemoryStore::restore(&SCHEMA, &serde_json::from_str::<Snapshot>(&json)?)?;
+/// assert_eq!((restored.total(SHOW_VOTES, 7)?, restored.offset("votes")), (3, 3));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct Snapshot {
     format: Format,
     counters: Vec<CounterTotals>,
     /// The last event of each stream.
-    marks: BTreeMap<String, u64>,
+    offsets: BTreeMap<String, u64>,
 }
 
 /// One counter, its declaration as text, and its totals in key order.
@@ -59,12 +59,12 @@ struct CounterTotals {
     #[serde(default)]
     key: String,
     #[serde(default)]
-    place: String,
+    storage_clause: String,
     #[serde(default)]
     ready: bool,
     /// The encoded last part below which it was pruned.
     #[serde(default)]
-    cut: Option<KeyBuf>,
+    cutoff: Option<KeyBuf>,
     totals: Totals,
 }
 
@@ -74,7 +74,7 @@ struct CounterTotals {
 struct Format;
 
 impl Format {
-    /// 1 had a hash of the whole layout instead of each counter's declaration, and no marks; it was never in a file.
+    /// 1 had a hash of the whole schema instead of each counter's declaration, and no offsets; it was never in a file.
     const NUMBER: u32 = 2;
 }
 
@@ -93,7 +93,7 @@ impl TryFrom<u32> for Format {
 }
 
 impl MemoryStore {
-    /// All totals and marks at one moment. A writer waits while totals are copied, at most for all of them; sorting comes after. Equal stores
+    /// All totals and offsets at one moment. A writer waits while totals are copied, at most for all of them; sorting comes after. Equal stores
     /// give equal snapshots.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -106,99 +106,99 @@ impl MemoryStore {
 
     /// Everything at one moment, in no order. The moment is when the last of the stripes is locked.
     ///
-    /// No batch is half done then: one that goes from stripe to stripe keeps its share of the gate, or holds it alone, until all of it is
-    /// applied and its mark has moved, and the gate is held alone here; any other is one total, changed under its stripe's lock. Cuts change
-    /// behind the gate too, so they and the marks are of that moment; and what is seen to be ready was made so by totals that are there.
-    /// From then on the gate may be open: a stripe stays locked until it is copied, so what is copied is what it held at that moment, and
+    /// No batch is half done then: one that goes from stripe to stripe keeps its share of the batch lock, or holds it alone, until all of it is
+    /// applied and its offset has moved, and the batch lock is held alone here; any other is one total, changed under its stripe's lock. Cuts change
+    /// behind the batch lock too, so they and the offsets are of that moment; and what is seen to be ready was made so by totals that are there.
+    /// From then on the batch lock may be open: a stripe stays locked until it is copied, so what is copied is what it held at that moment, and
     /// who writes to it comes after, whatever was written meanwhile to stripes that were copied before.
     ///
-    /// Nobody waits for a stripe while holding another, but behind the gate and in the stripes' order, as here: so all of this comes to an end.
+    /// Nobody waits for a stripe while holding another, but behind the batch lock and in the stripes' order, as here: so all of this comes to an end.
     fn moment(&self) -> Snapshot {
-        let placed = self.layout.counters().iter();
-        let mut counters: Vec<CounterTotals> = placed.map(|placed| self.room_for(placed)).collect();
-        let cuts = self.gate.write();
-        let held = self.hold();
-        for ((counter, cut), ready) in counters.iter_mut().zip(cuts.iter()).zip(&self.ready) {
-            (counter.cut, counter.ready) = (cut.clone(), ready.load(Ordering::Acquire));
+        let spec = self.schema.counters().iter();
+        let mut counters: Vec<CounterTotals> = spec.map(|spec| self.room_for(spec)).collect();
+        let cutoffs = self.batch_lock.write();
+        let locked = self.lock_all();
+        for ((counter, cutoff), ready) in counters.iter_mut().zip(cutoffs.iter()).zip(&self.ready) {
+            (counter.cutoff, counter.ready) = (cutoff.clone(), ready.load(Ordering::Acquire));
         }
-        let marks = self.marks.all();
-        drop(cuts);
+        let offsets = self.offsets.all();
+        drop(cutoffs);
         // Each lock goes when its stripe has been copied.
-        for stripe in held {
+        for stripe in locked {
             for (counter, table) in counters.iter_mut().zip(stripe.tables.iter()) {
                 table.for_each(|key, total| counter.totals.push((key.clone(), total)));
             }
         }
-        Snapshot { format: Format, counters, marks }
+        Snapshot { format: Format, counters, offsets }
     }
 
     /// A counter with room for its totals, and for some that come until they are copied. The room is written to, because a page of memory
     /// that is touched for the first time costs several times what it costs to copy totals there, and later writers wait.
-    fn room_for(&self, placed: &Placed) -> CounterTotals {
-        let len = self.len(placed.def()).unwrap_or_default();
+    fn room_for(&self, spec: &CounterSpec) -> CounterTotals {
+        let len = self.len(spec.id()).unwrap_or_default();
         let mut totals = vec![(KeyBuf::new(), 0); len + len / 16];
         totals.clear();
-        CounterTotals { totals, ..CounterTotals::of(placed) }
+        CounterTotals { totals, ..CounterTotals::of(spec) }
     }
 
-    /// A store with the totals and marks of a snapshot.
+    /// A store with the totals and offsets of a snapshot.
     ///
     /// A counter that the snapshot lacks, because it is new or its version was raised, comes up empty and is not [ready](Self::is_ready): its
     /// past is to be backfilled. So does a rollup of such a counter, because what it sums is nothing yet. A counter may have become
-    /// [`prunable`](crate::Placed::prunable), or ceased to be where it was never pruned. The order of the layout does not matter.
+    /// [`prunable`](crate::CounterSpec::prunable), or ceased to be where it was never pruned. The order of the schema does not matter.
     ///
-    /// Ask [`replay_from`](Self::replay_from) for each of its [`marks`](Self::marks) before events are delivered: a log that was cut, by a power loss say, does not
+    /// Ask [`replay_from`](Self::replay_from) for each of its [`offsets`](Self::offsets) before events are delivered: a log that was cut, by a power loss say, does not
     /// fit a snapshot that knows what it lost.
     ///
-    /// A [`Token`](crate::reconcile::Token) of the store that the snapshot was taken of is refused by an audit of this one: what was mended after the
+    /// A [`Token`](crate::reconcile::Token) of the store that the snapshot was taken of is refused by an audit of this one: what was repaired after the
     /// snapshot is not in it.
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`] when a counter has another key or place in the layout, or is not in it
-    /// ([`Snapshot::forget`] drops its totals); for a key or cut that is none of its counter's, a mark that is none, and a key or counter that
+    /// [`Error::Snapshot`] when a counter has another key or place in the schema, or is not in it
+    /// ([`Snapshot::drop_counter`] drops its totals); for a key or cut that is none of its counter's, an offset that is none, and a key or counter that
     /// comes twice.
-    pub fn restore(layout: &Layout, snapshot: &Snapshot) -> Result<Self> {
-        snapshot.check(layout)?;
-        let mut store = Self::new(layout);
-        for (position, placed) in layout.counters().iter().enumerate() {
-            let made_of = layout.with_finer(&[placed.def()])?;
-            let is_whole = made_of.iter().all(|def| snapshot.find(def).is_some());
-            let kept = snapshot.find(&placed.def()).filter(|_| is_whole);
+    pub fn restore(schema: &Schema, snapshot: &Snapshot) -> Result<Self> {
+        snapshot.check(schema)?;
+        let mut store = Self::new(schema);
+        for (position, spec) in schema.counters().iter().enumerate() {
+            let made_of = schema.with_bases(&[spec.id()])?;
+            let is_whole = made_of.iter().all(|id| snapshot.find(id).is_some());
+            let kept = snapshot.find(&spec.id()).filter(|_| is_whole);
             store.set_ready(position, kept.is_some_and(|counter| counter.ready));
-            let cut = if let Some(counter) = kept {
-                store.put(position, placed, counter)?;
-                counter.cut.clone()
+            let cutoff = if let Some(counter) = kept {
+                store.put(position, spec, counter)?;
+                counter.cutoff.clone()
             } else {
                 // What it sums may be pruned already, and stands before it.
-                let finer = placed.rollup().filter(|_| placed.is_prunable()).map(Rollup::finer);
-                finer.and_then(|finer| store.cut(layout.position(&finer).ok()?))
+                let base = spec.rollup().filter(|_| spec.is_prunable()).map(Rollup::base);
+                base.and_then(|base| store.cutoff(schema.position(&base).ok()?))
             };
-            if let Some(known) = store.gate.get_mut().get_mut(position) {
-                *known = cut;
+            if let Some(known) = store.batch_lock.get_mut().get_mut(position) {
+                *known = cutoff;
             }
         }
-        for (stream, last) in &snapshot.marks {
-            let mark = Mark::new(stream, *last, *last).map_err(|error| failed(error.to_string()))?;
-            store.marks.turn(mark.stream()).set(mark.last());
+        for (stream, last) in &snapshot.offsets {
+            let stream_range = StreamRange::new(stream, *last, *last).map_err(|error| failed(error.to_string()))?;
+            store.offsets.turn(stream_range.stream()).set(stream_range.last());
         }
         Ok(store)
     }
 
     /// Puts one counter's totals into an empty store as they are: nothing climbs.
-    fn put(&mut self, position: usize, placed: &Placed, counter: &CounterTotals) -> Result<()> {
-        let def = placed.def();
+    fn put(&mut self, position: usize, spec: &CounterSpec, counter: &CounterTotals) -> Result<()> {
+        let id = spec.id();
         let refused = |key: &KeyBuf, why: &str| {
-            Err(failed(format!("counter {}, key {}: {why}", counter.name, brief(&def.show(key)))))
+            Err(failed(format!("counter {}, key {}: {why}", counter.name, shortened(&id.show(key)))))
         };
         for (key, total) in &counter.totals {
-            if let Err(cause) = def.parts().values(key) {
+            if let Err(cause) = id.parts().values(key) {
                 return refused(key, &cause.to_string());
             }
             let hash = key.hash64();
-            let held = self.stripe(self.spread(position, key, hash)).map(Stripe::lock);
-            let Some(mut held) = held else { continue };
-            let Some(table) = held.tables.get_mut(position) else { continue };
+            let locked = self.stripe(self.spread(position, key, hash)).map(Stripe::lock);
+            let Some(mut locked) = locked else { continue };
+            let Some(table) = locked.tables.get_mut(position) else { continue };
             if table.has(hash, key) {
                 return refused(key, "it comes twice");
             }
@@ -206,11 +206,11 @@ impl MemoryStore {
                 self.wide.store(true, Ordering::Release);
             }
         }
-        if let Some(cut) = &counter.cut {
-            let parts = def.parts();
-            let last = parts.as_slice().last().filter(|_| placed.is_prunable());
-            if last.is_none_or(|last| KeyParts::one(*last).values(cut).is_err()) {
-                let reason = format!("counter {} was pruned at 0x{cut:?}, and cannot be so here", counter.name);
+        if let Some(cutoff) = &counter.cutoff {
+            let parts = id.parts();
+            let last = parts.as_slice().last().filter(|_| spec.is_prunable());
+            if last.is_none_or(|last| KeyParts::one(*last).values(cutoff).is_err()) {
+                let reason = format!("counter {} was pruned at 0x{cutoff:?}, and cannot be so here", counter.name);
                 return Err(failed(reason));
             }
         }
@@ -219,41 +219,41 @@ impl MemoryStore {
 }
 
 impl Snapshot {
-    /// The counters that the layout does not have any more, by their full names: a snapshot with them is not
+    /// The counters that the schema does not have any more, by their full names: a snapshot with them is not
     /// restored, because their totals would be lost unnoticed.
     ///
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Counter, Layout, MemoryStore};
+    /// use keepcount::{Counter, MemoryStore, Schema};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     /// const SHOW_LIKES: Counter<i64> = Counter::new("show.likes");
-    /// const OLD: Layout = Layout::new(&[SHOW_VOTES.table(), SHOW_LIKES.table()]);
-    /// const NEW: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// const OLD: Schema = Schema::new(&[SHOW_VOTES.table(), SHOW_LIKES.table()]);
+    /// const NEW: Schema = Schema::new(&[SHOW_VOTES.table()]);
     ///
     /// let mut snapshot = MemoryStore::new(&OLD).snapshot();
     /// assert!(MemoryStore::restore(&NEW, &snapshot).is_err());
-    /// for lost in snapshot.lost(&NEW) {
+    /// for lost in snapshot.orphaned(&NEW) {
     ///     println!("{lost} is given up");
-    ///     snapshot.forget(&lost)?;
+    ///     snapshot.drop_counter(&lost)?;
     /// }
     /// assert!(MemoryStore::restore(&NEW, &snapshot).is_ok());
     /// # Ok::<(), keepcount::Error>(())
     /// ```
     #[must_use]
-    pub fn lost(&self, layout: &Layout) -> Vec<String> {
-        let lost = self.counters.iter().filter(|counter| counter.placed(layout).is_none());
+    pub fn orphaned(&self, schema: &Schema) -> Vec<String> {
+        let lost = self.counters.iter().filter(|counter| counter.spec(schema).is_none());
         lost.map(|counter| counter.name.clone()).collect()
     }
 
-    /// Drops the totals of a counter, named as [`lost`](Self::lost) does. One that the layout has comes up empty then, and is not ready;
+    /// Drops the totals of a counter, named as [`orphaned`](Self::orphaned) does. One that the schema has comes up empty then, and is not ready;
     /// and so do its rollups.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownCounter`] when the snapshot does not have it.
-    pub fn forget(&mut self, counter: &str) -> Result<()> {
+    pub fn drop_counter(&mut self, counter: &str) -> Result<()> {
         let before = self.counters.len();
         self.counters.retain(|known| known.name != counter);
         if self.counters.len() == before {
@@ -262,31 +262,31 @@ impl Snapshot {
         Ok(())
     }
 
-    fn find(&self, def: &Def) -> Option<&CounterTotals> {
-        self.counters.iter().find(|counter| counter.is(def))
+    fn find(&self, id: &CounterId) -> Option<&CounterTotals> {
+        self.counters.iter().find(|counter| counter.is(id))
     }
 
-    /// Refuses counters that come twice, that the layout lost, or declares otherwise.
-    fn check(&self, layout: &Layout) -> Result<()> {
+    /// Refuses counters that come twice, that the schema lost, or declares otherwise.
+    fn check(&self, schema: &Schema) -> Result<()> {
         let mut seen = BTreeSet::new();
         for counter in &self.counters {
             let refused = |reason: String| {
-                let name = brief(&counter.name);
+                let name = shortened(&counter.name);
                 Err(failed(format!("counter {name} {reason}; `Snapshot::forget` gives its totals up")))
             };
-            let Some(placed) = counter.placed(layout) else {
-                return refused("is not in the layout".to_owned());
+            let Some(spec) = counter.spec(schema) else {
+                return refused("is not in the schema".to_owned());
             };
             if !seen.insert(&counter.name) {
                 return Err(failed(format!("counter {} comes twice", counter.name)));
             }
-            let here = CounterTotals::of(placed);
+            let here = CounterTotals::of(spec);
             if counter.key != here.key {
-                return refused(format!("has the key {}, and {} in the layout", brief(&counter.key), here.key));
+                return refused(format!("has the key {}, and {} in the schema", shortened(&counter.key), here.key));
             }
-            if unpruned(&counter.place) != unpruned(&here.place) {
-                let there = brief(&counter.place);
-                return refused(format!("is placed as {there:?}, and as {:?} in the layout", here.place));
+            if unpruned(&counter.storage_clause) != unpruned(&here.storage_clause) {
+                let there = shortened(&counter.storage_clause);
+                return refused(format!("is placed as {there:?}, and as {:?} in the schema", here.storage_clause));
             }
         }
         Ok(())
@@ -295,30 +295,30 @@ impl Snapshot {
 
 impl CounterTotals {
     /// A counter as it is declared, with nothing in it.
-    fn of(placed: &Placed) -> Self {
-        let def = placed.def();
+    fn of(spec: &CounterSpec) -> Self {
+        let id = spec.id();
         Self {
-            name: def.full_name().into_owned(),
-            key: format!("({})", def.parts()),
-            place: placed.place(),
+            name: id.full_name().into_owned(),
+            key: format!("({})", id.parts()),
+            storage_clause: spec.storage_clause(),
             ready: false,
-            cut: None,
+            cutoff: None,
             totals: Totals::new(),
         }
     }
 
-    fn is(&self, def: &Def) -> bool {
-        self.name == def.full_name()
+    fn is(&self, id: &CounterId) -> bool {
+        self.name == id.full_name()
     }
 
-    fn placed(&self, layout: &Layout) -> Option<&'static Placed> {
-        layout.counters().iter().find(|placed| self.is(&placed.def()))
+    fn spec(&self, schema: &Schema) -> Option<&'static CounterSpec> {
+        schema.counters().iter().find(|spec| self.is(&spec.id()))
     }
 }
 
 /// A place without whether it may be pruned: that may change until it is.
-fn unpruned(place: &str) -> &str {
-    place.strip_suffix(", prunable").unwrap_or(place)
+fn unpruned(storage_clause: &str) -> &str {
+    storage_clause.strip_suffix(", prunable").unwrap_or(storage_clause)
 }
 
 fn failed(reason: String) -> Error {

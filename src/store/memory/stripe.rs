@@ -1,4 +1,4 @@
-//! A share of the keys: their totals behind one lock, and how many brackets began and ended over them.
+//! A share of the keys: their totals behind one lock, and how many pending writes began and ended over them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -8,53 +8,53 @@ use super::table::Table;
 use crate::key::KeyBuf;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, ThreadId, current};
 
-/// One table for each counter, in the layout's order.
+/// One table for each counter, in the schema's order.
 pub(super) type Tables = Box<[Table]>;
 
 /// On cache lines of its own: neighbours must not slow each other.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Stripe {
-    /// How many brackets began, less those that backed out; and [`SHUT`] while the gate is shut.
+    /// How many pending writes began, less those that backed out; and [`SHUT`] while the barrier is shut.
     begun: AtomicU64,
-    held: Mutex<Held>,
-    /// Held by who has shut the gate; whoever meets it shut waits for it.
-    gate: Mutex<()>,
+    state: Mutex<StripeState>,
+    /// Held by who has shut the barrier; whoever meets it shut waits for it.
+    barrier: Mutex<()>,
     /// The thread that has shut it: it must not wait for itself.
     keeper: Mutex<Option<ThreadId>>,
 }
 
 /// What a stripe's lock protects.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct StripeState {
     pub(super) tables: Tables,
-    /// How many brackets ended.
+    /// How many pending writes ended.
     pub(super) ended: u64,
     pub(super) noted: Noted,
-    pub(super) suspects: Suspects,
+    pub(super) unresolved: UnresolvedKeys,
 }
 
-/// The bit of `begun` that says that the gate is shut.
+/// The bit of `begun` that says that the barrier is shut.
 const SHUT: u64 = 1 << 63;
 /// Keys that a stripe notes while pages are read; more, and the page is read again.
-const NOTED_MOST: usize = 16_384;
-/// Suspects that a stripe remembers by key; more, and all of its keys are suspects for a while.
-const SUSPECTS_MOST: usize = 4096;
+const MAX_NOTED: usize = 16_384;
+/// Suspects that a stripe remembers by key; more, and all of its keys are unresolved keys for a while.
+const MAX_UNRESOLVED: usize = 4096;
 
 impl Stripe {
     pub(super) fn new(tables: Tables) -> Self {
-        let held = Held { tables, ended: 0, noted: Noted::default(), suspects: Suspects::default() };
-        Self { begun: AtomicU64::new(0), held: Mutex::new(held), gate: Mutex::new(()), keeper: Mutex::new(None) }
+        let state = StripeState { tables, ended: 0, noted: Noted::default(), unresolved: UnresolvedKeys::default() };
+        Self { begun: AtomicU64::new(0), state: Mutex::new(state), barrier: Mutex::new(()), keeper: Mutex::new(None) }
     }
 
     #[inline]
-    pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock()
+    pub(super) fn lock(&self) -> MutexGuard<'_, StripeState> {
+        self.state.lock()
     }
 
-    /// Begins a bracket; false, and nothing is begun, where the gate is shut.
+    /// Begins a pending write; false, and nothing is begun, where the barrier is shut.
     ///
-    /// The addition comes before the look, in one order that all threads see: who shuts the gate, and then sees no open bracket, is
+    /// The addition comes before the look, in one order that all threads see: who shuts the barrier, and then sees no open pending write, is
     /// seen by whoever begins later.
     #[inline]
     pub(super) fn begin(&self) -> bool {
@@ -65,37 +65,37 @@ impl Stripe {
         begun & SHUT == 0
     }
 
-    /// Takes back a begin, of a bracket that has done nothing yet.
+    /// Takes back a begin, of a pending write that has done nothing yet.
     pub(super) fn back_out(&self) {
         self.begun.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Waits while the gate is shut: for the recount of one key, and a bounded time before it. False, and nobody waits, where this thread has shut it.
+    /// Waits while the barrier is shut: for the recount of one key, and a bounded time before it. False, and nobody waits, where this thread has shut it.
     #[cold]
     pub(super) fn wait(&self) -> bool {
         if *self.keeper.lock() == Some(current().id()) {
             return false;
         }
-        drop(self.gate.lock());
+        drop(self.barrier.lock());
         true
     }
 
-    /// How many brackets began, where none is open.
-    pub(super) fn quiet(&self, held: &Held) -> Option<u64> {
+    /// How many pending writes began, where none is open.
+    pub(super) fn quiet(&self, state: &StripeState) -> Option<u64> {
         let begun = self.begun.load(Ordering::SeqCst) & !SHUT;
-        (begun == held.ended).then_some(begun)
+        (begun == state.ended).then_some(begun)
     }
 
-    /// Shuts the gate until the guard is dropped; none where another has.
+    /// Shuts the barrier until the guard is dropped; none where another has.
     pub(super) fn shut(&self) -> Option<Shut<'_>> {
-        let turn = self.gate.try_lock()?;
+        let turn = self.barrier.try_lock()?;
         *self.keeper.lock() = Some(current().id());
         self.begun.fetch_or(SHUT, Ordering::SeqCst);
         Some(Shut { stripe: self, _turn: turn })
     }
 }
 
-/// A gate that is shut.
+/// A barrier that is shut.
 pub(crate) struct Shut<'s> {
     stripe: &'s Stripe,
     /// Given back after the bit is cleared.
@@ -109,7 +109,7 @@ impl Drop for Shut<'_> {
     }
 }
 
-/// Keys over which brackets began while pages were read, by counter.
+/// Keys over which pending writes began while pages were read, by counter.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     keys: BTreeSet<(usize, KeyBuf)>,
@@ -119,7 +119,7 @@ pub(super) struct Noted {
 
 impl Noted {
     pub(super) fn add(&mut self, position: usize, key: &KeyBuf) {
-        if self.keys.len() < NOTED_MOST {
+        if self.keys.len() < MAX_NOTED {
             self.keys.insert((position, key.clone()));
         } else {
             self.full = true;
@@ -141,17 +141,17 @@ impl Noted {
     }
 }
 
-/// Keys of brackets whose outcome is not known, by counter, with the time of the last one.
+/// Keys of pending writes whose outcome is not known, by counter, with the time of the last one.
 #[derive(Debug, Default)]
-pub(super) struct Suspects {
+pub(super) struct UnresolvedKeys {
     keys: BTreeMap<(usize, KeyBuf), Duration>,
     /// When a key came for which there was no room.
     all: Option<Duration>,
 }
 
-impl Suspects {
+impl UnresolvedKeys {
     pub(super) fn add(&mut self, position: usize, key: &KeyBuf, now: Duration) {
-        let room = self.keys.len() < SUSPECTS_MOST;
+        let room = self.keys.len() < MAX_UNRESOLVED;
         match self.keys.get_mut(&(position, key.clone())) {
             Some(since) => *since = now,
             None if room => drop(self.keys.insert((position, key.clone()), now)),
@@ -159,7 +159,7 @@ impl Suspects {
         }
     }
 
-    /// Whether a key's bracket was dropped behind `settled`, a time.
+    /// Whether a key's pending write was dropped behind `settled`, a time.
     pub(super) fn is_fresh(&self, position: usize, key: &KeyBuf, settled: Option<Duration>) -> bool {
         let since = if self.keys.is_empty() { None } else { self.keys.get(&(position, key.clone())).copied() };
         since.is_some_and(|since| Some(since) > settled) || self.are_lost(settled)
@@ -170,7 +170,7 @@ impl Suspects {
         self.all.is_some_and(|since| Some(since) > settled)
     }
 
-    /// The keys of one counter, in order, and when the last bracket over each was dropped.
+    /// The keys of one counter, in order, and when the last pending write over each was dropped.
     pub(super) fn of(&self, position: usize) -> impl Iterator<Item = (&KeyBuf, Duration)> {
         let of_counter = self.keys.range((position, KeyBuf::new())..).take_while(move |((at, _), _)| *at == position);
         of_counter.map(|((_, key), since)| (key, *since))
@@ -191,28 +191,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_a_suspect_found_no_room_every_key_is_one_until_that_has_settled() {
+    fn where_an_unresolved_key_found_no_room_every_key_is_one_until_that_has_settled() {
         let key = |n: usize| KeyBuf::of::<i64>(i64::try_from(n).unwrap_or(0));
         let at = |seconds| Some(Duration::from_secs(seconds));
-        let mut suspects = Suspects::default();
-        for n in 0..SUSPECTS_MOST {
-            suspects.add(0, &key(n), Duration::from_secs(10));
+        let mut unresolved = UnresolvedKeys::default();
+        for n in 0..MAX_UNRESOLVED {
+            unresolved.add(0, &key(n), Duration::from_secs(10));
         }
-        assert!(!suspects.are_lost(None) && !suspects.is_fresh(0, &key(SUSPECTS_MOST), None));
-        suspects.add(0, &key(SUSPECTS_MOST), Duration::from_secs(20));
+        assert!(!unresolved.are_lost(None) && !unresolved.is_fresh(0, &key(MAX_UNRESOLVED), None));
+        unresolved.add(0, &key(MAX_UNRESOLVED), Duration::from_secs(20));
         for settled in [None, at(10), at(19)] {
-            assert!(suspects.are_lost(settled) && suspects.is_fresh(1, &key(7), settled), "{settled:?}");
+            assert!(unresolved.are_lost(settled) && unresolved.is_fresh(1, &key(7), settled), "{settled:?}");
         }
         for settled in [at(20), at(21)] {
-            assert!(!suspects.are_lost(settled) && !suspects.is_fresh(0, &key(7), settled), "{settled:?}");
+            assert!(!unresolved.are_lost(settled) && !unresolved.is_fresh(0, &key(7), settled), "{settled:?}");
         }
         // One that is known needs no room.
-        suspects.add(0, &key(7), Duration::from_secs(30));
-        assert!(suspects.is_fresh(0, &key(7), at(20)) && !suspects.are_lost(at(20)));
-        suspects.clear(0, &key(8), at(19));
-        assert!(suspects.are_lost(None));
-        suspects.clear(0, &key(7), at(20));
-        assert!(!suspects.are_lost(None) && suspects.is_fresh(0, &key(7), at(20)));
-        assert!(suspects.is_fresh(0, &key(9), None) && !suspects.is_fresh(0, &key(8), None));
+        unresolved.add(0, &key(7), Duration::from_secs(30));
+        assert!(unresolved.is_fresh(0, &key(7), at(20)) && !unresolved.are_lost(at(20)));
+        unresolved.clear(0, &key(8), at(19));
+        assert!(unresolved.are_lost(None));
+        unresolved.clear(0, &key(7), at(20));
+        assert!(!unresolved.are_lost(None) && unresolved.is_fresh(0, &key(7), at(20)));
+        assert!(unresolved.is_fresh(0, &key(9), None) && !unresolved.is_fresh(0, &key(8), None));
     }
 }

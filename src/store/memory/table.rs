@@ -16,7 +16,7 @@ pub(super) enum Table {
     Short { len: usize, totals: HashTable<(u64, i64)> },
     /// All other keys of one part.
     Long(HashTable<(KeyBuf, i64)>),
-    /// Keys of several parts, of which ranges are wanted: a child's links, an artist's days.
+    /// Keys of several parts, of which ranges are wanted: a child's memberships, an artist's days.
     Ordered(BTreeMap<KeyBuf, i64>),
 }
 
@@ -216,7 +216,7 @@ mod tests {
             Some(_) => KeyBuf::of::<i64>(n),
             None => KeyBuf::of::<String>(format!("user {n}")),
         };
-        for parts in [Counter::<i64>::new("a").def().parts(), Counter::<String>::new("a").def().parts()] {
+        for parts in [Counter::<i64>::new("a").id().parts(), Counter::<String>::new("a").id().parts()] {
             let capacity = |table: &Table| match table {
                 Table::Short { totals, .. } => totals.capacity(),
                 Table::Long(totals) => totals.capacity(),

@@ -20,14 +20,14 @@ struct Input<'a> {
 
 /// Eight totals of 64 bits, each moved by up to 60, have room in 128.
 const NEAR: u8 = 61;
-const NEAR_MOST: usize = 8;
-const ANY_MOST: usize = 32;
+const MAX_NEAR: usize = 8;
+const MAX_ANY: usize = 32;
 
 fuzz_target!(|input: Input<'_>| {
     let half_life = HalfLife::seconds(i64::try_from(input.half_life >> 1).unwrap().max(1));
     check_time(half_life, input.at);
     let near = input.near.map(|totals| {
-        totals.into_iter().take(NEAR_MOST).map(|(epoch, total)| (epoch % NEAR, total)).collect::<Vec<_>>()
+        totals.into_iter().take(MAX_NEAR).map(|(epoch, total)| (epoch % NEAR, total)).collect::<Vec<_>>()
     });
     let [plain, other_plain] =
         near.each_ref().map(|totals| totals.iter().map(|(epoch, total)| i128::from(*total) << epoch).sum::<i128>());
@@ -36,7 +36,7 @@ fuzz_target!(|input: Input<'_>| {
     assert_eq!(one.is_zero(), plain == 0);
     check_pair(&one, &two);
 
-    let any = input.any.map(|totals| totals.into_iter().take(ANY_MOST).collect::<Vec<(i64, i64)>>());
+    let any = input.any.map(|totals| totals.into_iter().take(MAX_ANY).collect::<Vec<(i64, i64)>>());
     let [one, two] = any.each_ref().map(|totals| Decayed::sum(totals.iter().copied()));
     check_pair(&one, &two);
     let moved = |(epoch, total): &(i64, i64)| Some((epoch.checked_add(input.moved)?, *total));

@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::fmt::Debug;
 
-use keepcount::sql::{self, TEXT_MOST, Value};
+use keepcount::sql::{self, MAX_TEXT, Value};
 use keepcount::{AsKey, Counter, Date, Error, Key, KeyBuf, KeyError, KeyPart, KeyValue};
 use libfuzzer_sys::fuzz_target;
 use uuid::Uuid;
@@ -74,9 +74,9 @@ fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
     let order = first.cmp(&second);
     assert_eq!(one.cmp(two), order, "{first:?}, {second:?}");
     assert_eq!(one == two, order.is_eq(), "{first:?}, {second:?}");
-    let def = Counter::<K>::new("c").def();
+    let id = Counter::<K>::new("c").id();
     if let (Ok(one), Ok(two)) =
-        (sql::key_values(sql::Dialect::Sqlite, &def, one), sql::key_values(sql::Dialect::Sqlite, &def, two))
+        (sql::key_values(sql::Dialect::Sqlite, &id, one), sql::key_values(sql::Dialect::Sqlite, &id, two))
     {
         assert_eq!(columns_order(&one, &two), order, "{first:?}, {second:?}");
     }
@@ -84,8 +84,8 @@ fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
 
 /// The key that these bytes are, and every form that it has.
 fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
-    let def = Counter::<K>::new("c").def();
-    let shown = def.show(raw);
+    let id = Counter::<K>::new("c").id();
+    let shown = id.show(raw);
     let typed = raw.decode::<K>();
     let values = K::PARTS.values(raw);
     if let Err(error) = &typed {
@@ -95,7 +95,7 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
         assert_eq!(values, Err(KeyError::Malformed));
         assert!(typed.is_err(), "{typed:?}");
         assert_eq!(shown, format!("0x{raw:?}"));
-        let refused = sql::key_values(sql::Dialect::Sqlite, &def, raw);
+        let refused = sql::key_values(sql::Dialect::Sqlite, &id, raw);
         assert!(matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })), "{refused:?}");
         return None;
     };
@@ -105,7 +105,7 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
     }
     assert_eq!(back, *raw, "no key has two encodings: {values:?}");
     assert!(!shown.contains(['\t', '\n']), "{shown:?}");
-    check_columns(raw, K::PARTS.as_slice(), &values, sql::key_values(sql::Dialect::Sqlite, &def, raw));
+    check_columns(raw, K::PARTS.as_slice(), &values, sql::key_values(sql::Dialect::Sqlite, &id, raw));
     // A date's parts are a text, and not every text is a date.
     let key = typed.ok()?;
     assert_eq!(KeyBuf::of::<K>(&key), *raw, "{key:?}");
@@ -114,7 +114,7 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
 
 /// SQL holds a key but for what its columns have no room for, and gives it back.
 fn check_columns(raw: &KeyBuf, parts: &[KeyPart], values: &[KeyValue<'_>], columns: keepcount::Result<Vec<Value<'_>>>) {
-    let too_long = values.iter().any(|value| matches!(value, KeyValue::Text(text) if text.len() > TEXT_MOST));
+    let too_long = values.iter().any(|value| matches!(value, KeyValue::Text(text) if text.len() > MAX_TEXT));
     let is_wide = |(part, value): (&KeyPart, &KeyValue<'_>)| matches!((part, value), (KeyPart::Unsigned(8), KeyValue::Unsigned(value)) if i64::try_from(*value).is_err());
     let too_wide = parts.iter().zip(values).any(is_wide);
     match columns {

@@ -8,14 +8,14 @@ use std::ops::Bound;
 
 use arbitrary::{Arbitrary, Unstructured};
 use keepcount::sql::{self, Dialect};
-use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, KeyParts, KeyRange, Layout, MemoryStore};
+use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, KeyParts, KeyRange, MemoryStore, Schema};
 use libfuzzer_sys::fuzz_target;
 
 /// In key order in memory.
 const PLACES: Counter<(i8, String, u8)> = Counter::new("places");
 /// In none.
 const NAMES: Counter<String> = Counter::new("names");
-const LAYOUT: Layout = Layout::new(&[PLACES.table(), NAMES.table()]);
+const SCHEMA: Schema = Schema::new(&[PLACES.table(), NAMES.table()]);
 
 #[derive(Debug, Arbitrary)]
 struct Input {
@@ -59,7 +59,7 @@ enum Part {
 struct Both(Vec<Part>, KeyBuf);
 
 impl Place {
-    fn head(&self, parts: usize) -> Both {
+    fn prefix(&self, parts: usize) -> Both {
         let Self(place, Text(name), floor) = self;
         let all = [Part::Number((*place).into()), Part::Text(name.clone()), Part::Number((*floor).into())];
         let encoded = match parts {
@@ -99,14 +99,14 @@ fn range_of(start: Bound<&[u8]>, end: Bound<&[u8]>) -> KeyRange {
 }
 
 fuzz_target!(|input: Input| {
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     let (mut places, mut names) = (BTreeMap::new(), BTreeMap::new());
     for (place, total) in &input.totals {
         // One that is there already may leave 64 bits.
         let mut batch = Batch::new();
         batch.add(PLACES, (place.0, &place.1.0, place.2), *total);
         if store.apply(&mut batch.clone()).is_ok() {
-            *places.entry(place.head(3)).or_insert(0) += total;
+            *places.entry(place.prefix(3)).or_insert(0) += total;
         }
         batch.clear();
         batch.add(NAMES, &place.1.0, *total);
@@ -115,11 +115,11 @@ fuzz_target!(|input: Input| {
         }
     }
     let limit = input.limit.into();
-    let [start, end] =
-        [&input.start, &input.end].map(|bound| bound.as_ref().map(|head| head.of.head(usize::from(head.parts) % 4)));
-    let range = Range { start, end, behind: input.behind.head(3) };
+    let [start, end] = [&input.start, &input.end]
+        .map(|bound| bound.as_ref().map(|prefix| prefix.of.prefix(usize::from(prefix.parts) % 4)));
+    let range = Range { start, end, behind: input.behind.prefix(3) };
     range.check(&store, PLACES, &places, limit);
-    let [start, end] = [&input.start, &input.end].map(|bound| bound.as_ref().map(|head| head.of.name()));
+    let [start, end] = [&input.start, &input.end].map(|bound| bound.as_ref().map(|prefix| prefix.of.name()));
     Range { start, end, behind: input.behind.name() }.check(&store, NAMES, &names, limit);
     check_raw(&store, &range_of(input.raw.0.as_ref().map(Vec::as_slice), input.raw.1.as_ref().map(Vec::as_slice)));
 });
@@ -133,17 +133,17 @@ struct Range {
 impl Range {
     /// A bound is compared with as many parts of a key as it has.
     fn has(&self, Both(key, _): &Both) -> bool {
-        let head = |bound: &Both| key.get(..bound.0.len()).unwrap().cmp(&bound.0);
+        let prefix = |bound: &Both| key.get(..bound.0.len()).unwrap().cmp(&bound.0);
         let starts = match &self.start {
             Bound::Unbounded => true,
-            Bound::Included(start) => head(start).is_ge(),
-            Bound::Excluded(start) => head(start).is_gt(),
+            Bound::Included(start) => prefix(start).is_ge(),
+            Bound::Excluded(start) => prefix(start).is_gt(),
         };
         starts
             && match &self.end {
                 Bound::Unbounded => true,
-                Bound::Included(end) => head(end).is_le(),
-                Bound::Excluded(end) => head(end).is_lt(),
+                Bound::Included(end) => prefix(end).is_le(),
+                Bound::Excluded(end) => prefix(end).is_lt(),
             }
     }
 
@@ -165,13 +165,13 @@ impl Range {
 
 /// A store reads and sums what is inside.
 fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, inside: &[(KeyBuf, i64)], limit: usize) {
-    let def = counter.def();
-    assert_eq!(store.range(def, range, limit).unwrap(), inside.get(..limit).unwrap_or(inside), "{range:?}");
+    let id = counter.id();
+    assert_eq!(store.range(id, range, limit).unwrap(), inside.get(..limit).unwrap_or(inside), "{range:?}");
     let sum: i128 = inside.iter().map(|(_, total)| i128::from(*total)).sum();
-    match store.sum(def, range) {
+    match store.sum(id, range) {
         Ok(found) => assert_eq!(i128::from(found), sum, "{range:?}"),
         Err(Error::Overflow { counter, what: "sum", .. }) => {
-            assert!(counter == def.name() && i64::try_from(sum).is_err(), "{range:?}");
+            assert!(counter == id.name() && i64::try_from(sum).is_err(), "{range:?}");
         }
         Err(other) => panic!("{other}"),
     }
@@ -179,10 +179,10 @@ fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, insi
 
 /// A bound that is no key's beginning is refused, by whoever is asked.
 fn check_raw(store: &MemoryStore, range: &KeyRange) {
-    for placed in LAYOUT.counters() {
-        let found = store.range(placed.def(), range, usize::MAX);
-        let summed = store.sum(placed.def(), range);
-        let query = sql::range(Dialect::Sqlite, placed, range, 1);
+    for spec in SCHEMA.counters() {
+        let found = store.range(spec.id(), range, usize::MAX);
+        let summed = store.sum(spec.id(), range);
+        let query = sql::range(Dialect::Sqlite, spec, range, 1);
         let Ok(found) = found else {
             assert!(matches!(found, Err(Error::Key { cause: KeyError::Malformed, .. })), "{found:?}");
             assert!(matches!(summed, Err(Error::Key { cause: KeyError::Malformed, .. })), "{summed:?}");

@@ -1,17 +1,17 @@
 //! Snapshots: bytes, and JSON, are refused with a reason or are one, within memory in proportion to them; what is damaged is refused; and one that
-//! somebody forged, checksum and all, is restored on any layout to a store that works, or says why not.
+//! somebody forged, checksum and all, is restored on any schema to a store that works, or says why not.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
-mod layouts;
+mod schemas;
 
 use std::alloc::System;
 
 use cap::Cap;
-use keepcount::{Batch, Error, Layout, MemoryStore, Snapshot};
+use keepcount::{Batch, Error, MemoryStore, Schema, Snapshot};
 use libfuzzer_sys::fuzz_target;
 
-use layouts::{LAYOUTS, SET_DAYS, SET_SHOW, SET_VOTES, WORDS};
+use schemas::{SCHEMAS, SET_DAYS, SET_SHOW, SET_VOTES, WORDS};
 
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
@@ -69,34 +69,34 @@ fn sealed(body: &[u8]) -> Vec<u8> {
 fn check(snapshot: &Snapshot) {
     assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), *snapshot);
     assert_eq!(serde_json::from_value::<Snapshot>(serde_json::to_value(snapshot).unwrap()).unwrap(), *snapshot);
-    for layout in LAYOUTS {
-        check_restored(&layout, snapshot);
+    for schema in SCHEMAS {
+        check_restored(&schema, snapshot);
         let mut known = snapshot.clone();
-        for lost in snapshot.lost(&layout) {
+        for lost in snapshot.orphaned(&schema) {
             // One that comes twice went at once.
-            let _ = known.forget(&lost);
+            let _ = known.drop_counter(&lost);
         }
-        assert!(known.lost(&layout).is_empty());
-        check_restored(&layout, &known);
+        assert!(known.orphaned(&schema).is_empty());
+        check_restored(&schema, &known);
     }
 }
 
 /// A store that is a snapshot's is its own snapshot's too, and works.
-fn check_restored(layout: &Layout, snapshot: &Snapshot) {
-    let store = match MemoryStore::restore(layout, snapshot) {
+fn check_restored(schema: &Schema, snapshot: &Snapshot) {
+    let store = match MemoryStore::restore(schema, snapshot) {
         Ok(store) => store,
         Err(Error::Snapshot { reason }) => return assert!(!reason.is_empty()),
         Err(other) => panic!("{other}"),
     };
     let taken = store.snapshot();
-    assert_eq!(MemoryStore::restore(layout, &taken).unwrap().snapshot(), taken);
+    assert_eq!(MemoryStore::restore(schema, &taken).unwrap().snapshot(), taken);
     let mut batch = Batch::new();
-    if layout.position(&SET_DAYS.def()).is_ok() {
+    if schema.position(&SET_DAYS.id()).is_ok() {
         batch.add(SET_VOTES, 1, 1);
         batch.add(SET_SHOW, (1, "a"), 1);
         batch.add(SET_DAYS, (1, 1), 1);
         store.prune(SET_DAYS, 0).unwrap();
-    } else if layout.position(&WORDS.def()).is_ok() {
+    } else if schema.position(&WORDS.id()).is_ok() {
         batch.add(WORDS, "a", 1);
     }
     let before = store.snapshot();
@@ -112,14 +112,14 @@ fn check_damaged(file: &[u8], other: &[u8]) {
     let mixed = other.iter().fold(0_usize, |sum, byte| (sum * 31 + usize::from(*byte)) % 65_521);
     for at in [0, 16, 20, 28, file.len() - 8, mixed % file.len()] {
         let at = at.min(file.len() - 1);
-        let (head, tail) = file.split_at(at);
+        let (prefix, suffix) = file.split_at(at);
         let mut flipped = file.to_vec();
         flipped[at] ^= 1 << (mixed % 8);
-        let put_in = [head, &[0], tail].concat();
-        let cut_out = [head, &tail[1..]].concat();
+        let put_in = [prefix, &[0], suffix].concat();
+        let cut_out = [prefix, &suffix[1..]].concat();
         let ours = |range: std::ops::Range<usize>| other.get(range).unwrap_or_default();
-        let spliced = [head, ours(0..tail.len())].concat();
-        for damaged in [&flipped, &put_in, &cut_out, head, &[head, file].concat(), &spliced] {
+        let spliced = [prefix, ours(0..suffix.len())].concat();
+        for damaged in [&flipped, &put_in, &cut_out, prefix, &[prefix, file].concat(), &spliced] {
             let found = Snapshot::from_bytes(damaged);
             assert!(matches!(found, Err(Error::Snapshot { .. })) || damaged == file, "{at}: {found:?}");
         }

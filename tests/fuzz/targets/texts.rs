@@ -3,14 +3,14 @@
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
-mod layouts;
+mod schemas;
 
 use keepcount::concert::Status;
 use keepcount::reconcile::Freshness;
 use keepcount::{Date, Error, HalfLife, KeyBuf};
 use libfuzzer_sys::fuzz_target;
 
-use layouts::LAYOUTS;
+use schemas::SCHEMAS;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -68,7 +68,7 @@ fn half_life(text: &str) {
             assert_eq!(Some(half_life.as_seconds()), seconds, "{text:?}");
             assert_eq!(half_life.to_string().parse::<HalfLife>().unwrap(), half_life);
         }
-        Err(Error::Setting { setting: "half-life", .. }) => assert_eq!(seconds, None, "{text:?}"),
+        Err(Error::InvalidUse { what: "half-life", .. }) => assert_eq!(seconds, None, "{text:?}"),
         Err(other) => panic!("{other}"),
     }
 }
@@ -86,17 +86,17 @@ fn seconds_of(text: &str) -> Option<i64> {
     seconds.checked_mul(unit).filter(|seconds| *seconds > 0)
 }
 
-/// What is no counter of a layout's says nothing of it.
+/// What is no counter of a schema's says nothing of it.
 fn freshness(saved: &Freshness) {
     let json = serde_json::to_string(saved).unwrap();
     assert_eq!(serde_json::from_str::<Freshness>(&json).unwrap(), *saved);
     let _ = saved.oldest(i64::MIN);
-    for layout in &LAYOUTS {
-        let resumed = Freshness::resume(layout, saved);
-        assert_eq!(resumed.iter().count(), layout.counters().len());
-        assert_eq!(Freshness::resume(layout, &resumed), resumed);
+    for schema in &SCHEMAS {
+        let resumed = Freshness::resume(schema, saved);
+        assert_eq!(resumed.iter().count(), schema.counters().len());
+        assert_eq!(Freshness::resume(schema, &resumed), resumed);
         for now in [i64::MIN, 0, i64::MAX] {
-            let ages = layout.counters().iter().map(|placed| resumed.age(&placed.def(), now));
+            let ages = schema.counters().iter().map(|spec| resumed.age(&spec.id(), now));
             let is_oldest =
                 |oldest| ages.clone().all(|age| age.is_none_or(|age| Some(age) <= oldest) || oldest.is_none());
             assert!(resumed.oldest(now).is_none_or(|(_, oldest)| is_oldest(oldest)));

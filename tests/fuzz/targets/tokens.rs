@@ -3,18 +3,19 @@
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
-mod layouts;
+mod schemas;
 
 use keepcount::reconcile::{
-    Ask, Audit, Live, Look, Looked, Measured, Mend, Mended, Mode, Options, Reconciler, Token, run,
+    Audit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest, Repaired,
+    SystemRuntime, Token, run,
 };
-use keepcount::{Error, Layout, Result};
+use keepcount::{Error, Result, Schema};
 use libfuzzer_sys::fuzz_target;
 
-use layouts::LAYOUTS;
+use schemas::SCHEMAS;
 
-/// Where a token's bytes hold the fingerprint of the layout.
-const LAYOUT: std::ops::Range<usize> = 10..18;
+/// Where a token's bytes hold the fingerprint of the schema.
+const SCHEMA: std::ops::Range<usize> = 10..18;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 fuzz_target!(|data: &[u8]| {
@@ -22,16 +23,16 @@ fuzz_target!(|data: &[u8]| {
         && let Some(token) = read(text)
     {
         check_damaged(text);
-        LAYOUTS.iter().for_each(|layout| check_resumed(&token, layout));
+        SCHEMAS.iter().for_each(|schema| check_resumed(&token, schema));
     }
-    // The same as a token's bytes, with the checksum that a mutation seldom hits; of each layout in turn.
+    // The same as a token's bytes, with the checksum that a mutation seldom hits; of each schema in turn.
     read(&sealed(data));
-    for layout in LAYOUTS {
+    for schema in SCHEMAS {
         let mut raw = data.to_vec();
-        if let Some(fingerprint) = raw.get_mut(LAYOUT) {
-            fingerprint.copy_from_slice(&layout.fingerprint().to_be_bytes());
+        if let Some(fingerprint) = raw.get_mut(SCHEMA) {
+            fingerprint.copy_from_slice(&schema.fingerprint().to_be_bytes());
             if let Some(token) = read(&sealed(&raw)) {
-                check_resumed(&token, &layout);
+                check_resumed(&token, &schema);
             }
         }
     }
@@ -74,8 +75,8 @@ fn check_damaged(text: &str) {
 }
 
 /// A run goes on from a token to its end, or says why not.
-fn check_resumed(token: &Token, layout: &Layout) {
-    let resume = |mode, token: &Token| Reconciler::resume(mode, layout, token, Options::default());
+fn check_resumed(token: &Token, schema: &Schema) {
+    let resume = |mode, token: &Token| Reconciler::resume(mode, schema, token, Options::default());
     let mut modes = 0;
     for mode in [Mode::Verify, Mode::Repair, Mode::Backfill] {
         match resume(mode, token) {
@@ -84,14 +85,17 @@ fn check_resumed(token: &Token, layout: &Layout) {
                 let again = resumed.token().unwrap();
                 assert_eq!(resume(mode, &again).unwrap().token(), Some(again.clone()), "where it is, there it goes on");
                 let raw = opened(&again.to_string());
-                let identity = u64::from_be_bytes(*raw[LAYOUT.end..].first_chunk().unwrap());
-                let report = run(&mut resumed, &mut Nothing { identity }, &mut Live::new()).unwrap();
+                let identity = u64::from_be_bytes(*raw[SCHEMA.end..].first_chunk().unwrap());
+                let report = run(&mut resumed, &mut Nothing { identity }, &mut SystemRuntime::new()).unwrap();
                 assert!(report.complete() && report.token.is_none());
-                let other =
-                    run(&mut resume(mode, token).unwrap(), &mut Nothing { identity: !identity }, &mut Live::new());
+                let other = run(
+                    &mut resume(mode, token).unwrap(),
+                    &mut Nothing { identity: !identity },
+                    &mut SystemRuntime::new(),
+                );
                 assert!(matches!(other, Err(Error::Token { .. })), "of other totals");
             }
-            Err(Error::Token { .. } | Error::Setting { .. }) => {}
+            Err(Error::Token { .. } | Error::InvalidUse { .. }) => {}
             Err(other) => panic!("{other}"),
         }
     }
@@ -108,17 +112,17 @@ impl Audit for Nothing {
         Ok(self.identity)
     }
 
-    fn look(&mut self, _: &Look) -> Result<Looked> {
-        Ok(Looked { empty: true, totals: 0 })
+    fn probe(&mut self, _: &Probe) -> Result<ProbeResult> {
+        Ok(ProbeResult { empty: true, totals: 0 })
     }
 
-    fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         assert!(ask.after.as_ref().is_none_or(|key| ask.counter.parts().values(key).is_ok()), "{ask:?}");
-        Ok(Measured::default())
+        Ok(PageDiff::default())
     }
 
-    fn mend(&mut self, ask: &Mend) -> Result<Mended> {
-        panic!("nothing is to be mended: {ask:?}");
+    fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
+        panic!("nothing is to be repaired: {ask:?}");
     }
 }
 

@@ -2,10 +2,10 @@
 
 use crate::support::postgres::{Server, connect};
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioLive, TypedPostgresSource,
+    AsyncAudit, Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, TypedPostgresSource,
     run_async,
 };
-use keepcount::{AsKey, Counter, Def, Key, Layout, PostgresStore, Record, Result, Tally};
+use keepcount::{AsKey, Counter, CounterId, Key, PostgresStore, Record, Result, Schema, Tally};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 pub trait Kind: Sized + Send + Sync + 'static {
     type Key: Key + AsKey<Self::Key> + Clone + Send + Sync;
     const COUNTER: Counter<Self::Key>;
-    const LAYOUT: Layout;
+    const SCHEMA: Schema;
     const COLUMNS: &'static [(&'static str, &'static str, &'static str)];
 
     fn read(row: &Row) -> std::result::Result<Self::Key, tokio_postgres::Error>;
@@ -34,7 +34,7 @@ macro_rules! kind {
         impl Kind for $name {
             type Key = $key;
             const COUNTER: Counter<$key> = Counter::new($counter);
-            const LAYOUT: Layout = Layout::new(const { &[Self::COUNTER.table()] });
+            const SCHEMA: Schema = Schema::new(const { &[Self::COUNTER.table()] });
             const COLUMNS: &'static [(&'static str, &'static str, &'static str)] = &$columns;
 
             fn read(row: &Row) -> std::result::Result<$key, tokio_postgres::Error> {
@@ -70,7 +70,7 @@ pub struct Item<T: Kind> {
 }
 
 impl<T: Kind> Record for Item<T> {
-    const COUNTERS: &'static [Def] = &[T::COUNTER.def()];
+    const COUNTERS: &'static [CounterId] = &[T::COUNTER.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(key) = self.key.as_ref().filter(|_| self.counts) {
@@ -136,12 +136,12 @@ pub async fn fill<T: Kind>(client: &mut Client) {
         let text = format!("INSERT INTO items ({names}amount, spam) VALUES ({nothing}5, false)");
         client.batch_execute(&text).await.unwrap();
     }
-    PostgresStore::new(client, &T::LAYOUT).create().await.unwrap();
+    PostgresStore::new(client, &T::SCHEMA).create().await.unwrap();
     refill::<T>(client).await;
 }
 
 pub async fn refill<T: Kind>(client: &Client) {
-    let table = T::COUNTER.def().name().replace('.', "_");
+    let table = T::COUNTER.id().name().replace('.', "_");
     let (_, names) = key_columns::<T>();
     let text = if names.is_empty() {
         format!("DELETE FROM {table}; INSERT INTO {table} SELECT 0, sum(amount) FROM items WHERE NOT spam")
@@ -158,7 +158,7 @@ pub async fn refill<T: Kind>(client: &Client) {
 
 /// Totals that are wrong, missing, and of no row.
 pub async fn damage<T: Kind>(client: &Client) {
-    let table = T::COUNTER.def().name().replace('.', "_");
+    let table = T::COUNTER.id().name().replace('.', "_");
     let made: String = of_columns::<T>(|(.., made)| (*made).to_owned());
     let text = if T::COLUMNS.is_empty() {
         format!("UPDATE {table} SET total = total + 5")
@@ -173,7 +173,7 @@ pub async fn damage<T: Kind>(client: &Client) {
 
 /// How many keys are wrong, missing, of no row, by plain SQL; all 0 where totals are exact.
 pub async fn drift<T: Kind>(client: &Client) -> (u64, u64, u64) {
-    let table = T::COUNTER.def().name().replace('.', "_");
+    let table = T::COUNTER.id().name().replace('.', "_");
     let (keys, names) = key_columns::<T>();
     let own: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}, ")).collect();
     let (own, theirs) = (own.concat(), of_columns::<T>(|(name, ..)| (*name).to_owned()));
@@ -192,9 +192,9 @@ pub async fn drift<T: Kind>(client: &Client) -> (u64, u64, u64) {
     (count(0), count(1), count(2))
 }
 
-pub async fn run_whole(mode: Mode, layout: &Layout, options: Options, audit: &mut impl AsyncAudit) -> Result<Report> {
-    let mut reconciler = Reconciler::new(mode, layout, options)?;
-    run_async(&mut reconciler, audit, &mut TokioLive::new()).await
+pub async fn run_whole(mode: Mode, schema: &Schema, options: Options, audit: &mut impl AsyncAudit) -> Result<Report> {
+    let mut reconciler = Reconciler::new(mode, schema, options)?;
+    run_async(&mut reconciler, audit, &mut TokioRuntime::new()).await
 }
 
 pub fn kinds_of(report: &Report) -> (u64, u64, u64) {
@@ -212,7 +212,7 @@ pub async fn database(server: &Server) -> Client {
 
 /// An audit of one kind's items.
 pub async fn audit<T: Kind>(client: &mut Client) -> PostgresAudit<'_> {
-    let mut audit = PostgresAudit::new(client, &T::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(client, &T::SCHEMA).await.unwrap();
     audit.add(T::COUNTER, source::<T>()).await.unwrap();
     audit
 }

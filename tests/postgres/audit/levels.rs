@@ -1,9 +1,10 @@
-//! Rollups with and without tails, links that dangle, keys by epoch, and what was pruned.
+//! Rollups with and without suffixes, memberships that dangle, keys by epoch, and what was pruned.
 
 use keepcount::reconcile::{
-    Ask, AsyncAudit, Look, Mend, Mode, Options, PostgresAudit, PostgresSource, Reconciler, TokioLive, run_async,
+    AsyncAudit, Mode, Options, PageRequest, PostgresAudit, PostgresSource, Probe, Reconciler, RepairRequest,
+    TokioRuntime, run_async,
 };
-use keepcount::{AsyncStore, Batch, Counter, Def, Error, KeyBuf, Layout, PostgresStore, Record, Tally};
+use keepcount::{AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, PostgresStore, Record, Schema, Tally};
 use tokio_postgres::Client;
 
 use super::items::{connect_again, database, run_whole, text_of};
@@ -15,10 +16,10 @@ const DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_ARTIST: Counter<(i64, String)> = Counter::new("show.artist");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SETLIST_SHOW);
-const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(DAYS, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(DAYS, SETLIST_SHOW);
 const ARTIST_VOTES: Counter<String> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
-const ARTIST_DAYS: Counter<(String, i64)> = Counter::new("artist.days").sum_of_tail(SHOW_DAYS, SHOW_ARTIST);
-const LAYOUT: Layout = Layout::new(&[
+const ARTIST_DAYS: Counter<(String, i64)> = Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
+const SCHEMA: Schema = Schema::new(&[
     VOTES.table(),
     DAYS.table().prunable(),
     SETLIST_SHOW.table(),
@@ -36,7 +37,7 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [Def] = &[VOTES.def(), DAYS.def()];
+    const COUNTERS: &'static [CounterId] = &[VOTES.id(), DAYS.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.setlist, self.amount);
@@ -50,7 +51,7 @@ struct Setlist {
 }
 
 impl Record for Setlist {
-    const COUNTERS: &'static [Def] = &[SETLIST_SHOW.def()];
+    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = self.show {
@@ -65,7 +66,7 @@ struct Show {
 }
 
 impl Record for Show {
-    const COUNTERS: &'static [Def] = &[SHOW_ARTIST.def()];
+    const COUNTERS: &'static [CounterId] = &[SHOW_ARTIST.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_ARTIST, (self.id, &self.artist), 1);
@@ -86,7 +87,7 @@ const ROWS: &str = r#"
 "#;
 
 /// Each counter's table, and the same totals by plain SQL.
-const TRUTHS: &[(&str, &str)] = &[
+const EXPECTED: &[(&str, &str)] = &[
     ("setlist_votes", "SELECT setlist, sum(amount) FROM votes GROUP BY 1"),
     ("setlist_days", "SELECT setlist, floor(at / 86400.0)::int8, sum(amount) FROM votes GROUP BY 1, 2"),
     ("setlist_show", "SELECT id, show, count(*) FROM setlists WHERE show IS NOT NULL GROUP BY 1, 2"),
@@ -114,11 +115,11 @@ const TRUTHS: &[(&str, &str)] = &[
 /// How many totals are not right, of each table.
 async fn drift(client: &Client) -> Vec<i64> {
     let mut all = Vec::new();
-    for (table, truth) in TRUTHS {
-        let columns = if truth.ends_with("1, 2") { "k, t, n" } else { "k, n" };
+    for (table, expected) in EXPECTED {
+        let columns = if expected.ends_with("1, 2") { "k, t, n" } else { "k, n" };
         let text = format!(
-            "SELECT count(*) FROM ((SELECT * FROM {table} WHERE total <> 0 EXCEPT SELECT * FROM ({truth}) AS a ({columns}) WHERE n <> 0)
-             UNION ALL (SELECT * FROM ({truth}) AS a ({columns}) WHERE n <> 0 EXCEPT SELECT * FROM {table} WHERE total <> 0)) AS b"
+            "SELECT count(*) FROM ((SELECT * FROM {table} WHERE total <> 0 EXCEPT SELECT * FROM ({expected}) AS a ({columns}) WHERE n <> 0)
+             UNION ALL (SELECT * FROM ({expected}) AS a ({columns}) WHERE n <> 0 EXCEPT SELECT * FROM {table} WHERE total <> 0)) AS b"
         );
         all.push(client.query_one(&text, &[]).await.unwrap().get(0));
     }
@@ -126,7 +127,7 @@ async fn drift(client: &Client) -> Vec<i64> {
 }
 
 async fn audit(client: &mut Client) -> PostgresAudit<'_> {
-    let mut audit = PostgresAudit::new(client, &LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(client, &SCHEMA).await.unwrap();
     let vote = |row: &tokio_postgres::Row| {
         let (setlist, amount): (i32, i32) = (row.try_get(0)?, row.try_get(2)?);
         Ok(Vote { setlist: setlist.into(), at: row.try_get(1)?, amount: amount.into() })
@@ -150,8 +151,8 @@ async fn filled(server: &crate::support::postgres::Server) -> Client {
     // Texts of keys sort by bytes, whatever the database does.
     let mut client = connect(&server.database_of_language("en-US").await).await;
     client.batch_execute(ROWS).await.unwrap();
-    PostgresStore::new(&mut client, &LAYOUT).create_over_rows().await.unwrap();
-    run_whole(Mode::Backfill, &LAYOUT, Options::default(), &mut audit(&mut client).await).await.unwrap();
+    PostgresStore::new(&mut client, &SCHEMA).create_pending_backfill().await.unwrap();
+    run_whole(Mode::Backfill, &SCHEMA, Options::default(), &mut audit(&mut client).await).await.unwrap();
     client
 }
 
@@ -160,7 +161,7 @@ async fn a_backfill_fills_every_level_and_makes_it_ready() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     assert_eq!(drift(&client).await, [0; 8]);
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
     assert!(store.unready().await.unwrap().is_empty());
     // And the hooks keep it.
     let mut batch = Batch::new();
@@ -173,14 +174,14 @@ async fn a_backfill_fills_every_level_and_makes_it_ready() {
 }
 
 #[tokio::test]
-async fn rollups_are_verified_and_mended_level_by_level_at_every_page() {
+async fn rollups_are_verified_and_repaired_level_by_level_at_every_page() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     let reader = connect_again(&client, server).await;
     for page in [1, 7, 1000] {
-        for (at, (table, truth)) in TRUTHS.iter().enumerate() {
+        for (at, (table, expected)) in EXPECTED.iter().enumerate() {
             if matches!(at, 2 | 3) {
-                // A link is there or not.
+                // A membership is there or not.
                 let orphan = if at == 2 { "SELECT 7, 900 + k, 1" } else { "SELECT k, 'nobody', 1" };
                 let text = format!(
                     "DELETE FROM {table} WHERE key_1 % 5 = 2; INSERT INTO {table} {orphan} FROM generate_series(1, 3) AS k"
@@ -188,7 +189,7 @@ async fn rollups_are_verified_and_mended_level_by_level_at_every_page() {
                 client.batch_execute(&text).await.unwrap();
                 continue;
             }
-            let pair = truth.ends_with("1, 2");
+            let pair = expected.ends_with("1, 2");
             let key = if table.starts_with("artist") { "'zz' || i" } else { "i" };
             let orphans = if pair { format!("{key}, i % 7 - 3") } else { key.to_owned() };
             let text = format!(
@@ -200,17 +201,17 @@ async fn rollups_are_verified_and_mended_level_by_level_at_every_page() {
         assert!(drift(&client).await.into_iter().all(|off| off > 3), "{:?}", drift(&client).await);
         let options = Options::default().page(page);
         let mut audit = audit(&mut client).await;
-        let report = run_whole(Mode::Repair, &LAYOUT, options, &mut audit).await.unwrap();
+        let report = run_whole(Mode::Repair, &SCHEMA, options, &mut audit).await.unwrap();
         assert_eq!(drift(&reader).await, [0; 8], "{}", report.table());
         assert!(report.complete());
-        let clean = run_whole(Mode::Verify, &LAYOUT, options, &mut audit).await.unwrap();
+        let clean = run_whole(Mode::Verify, &SCHEMA, options, &mut audit).await.unwrap();
         assert!(clean.counters.iter().all(|counter| counter.clean), "{}", clean.table());
     }
 }
 
 /// The keys of a rollup are compared with what is stored a level below: each kind of damage is one drift, at its key.
 #[tokio::test]
-async fn a_rollup_with_a_tail_pages_through_the_tails_of_one_parent() {
+async fn a_rollup_with_a_suffix_pages_through_the_suffixes_of_one_parent() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     let text = "DELETE FROM artist_days WHERE key_1 = 'ab' AND key_2 = 0; INSERT INTO artist_days VALUES ('ab', 77, 4)";
@@ -226,11 +227,11 @@ async fn a_rollup_with_a_tail_pages_through_the_tails_of_one_parent() {
     for keys in [1, 2, 5, 300] {
         let (mut after, mut found, mut pages) = (None, Vec::new(), 0);
         loop {
-            let ask = Ask { counter: ARTIST_DAYS.def(), after, until: None, keys };
-            let measured = audit.measure(&ask).await.unwrap();
-            assert!(measured.keys <= 2 * keys as u64);
-            found.extend(measured.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()));
-            after = measured.next;
+            let ask = PageRequest { counter: ARTIST_DAYS.id(), after, until: None, keys };
+            let diff = audit.compare(&ask).await.unwrap();
+            assert!(diff.keys <= 2 * keys as u64);
+            found.extend(diff.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()));
+            after = diff.next;
             pages += 1;
             if after.is_none() {
                 break;
@@ -243,7 +244,7 @@ async fn a_rollup_with_a_tail_pages_through_the_tails_of_one_parent() {
 }
 
 #[tokio::test]
-async fn links_whose_parent_is_not_there_are_reported_as_dangling() {
+async fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     client.batch_execute("DELETE FROM shows WHERE id IN (7, 12)").await.unwrap();
@@ -252,38 +253,38 @@ async fn links_whose_parent_is_not_there_are_reported_as_dangling() {
     for page in [1, 10, 1000] {
         let mut audit = audit(&mut client).await;
         let options = Options::default().page(page);
-        let report = run_whole(Mode::Verify, &LAYOUT, options, &mut audit).await.unwrap();
-        let links = report.counters.iter().find(|counter| counter.counter == SETLIST_SHOW.def()).unwrap();
-        assert_eq!(i64::try_from(links.dangling).unwrap(), wanted);
-        let keys: Vec<(i64, i64)> = links.dangling_keys.iter().map(|key| key.decode().unwrap()).collect();
+        let report = run_whole(Mode::Verify, &SCHEMA, options, &mut audit).await.unwrap();
+        let memberships = report.counters.iter().find(|counter| counter.counter == SETLIST_SHOW.id()).unwrap();
+        assert_eq!(i64::try_from(memberships.dangling).unwrap(), wanted);
+        let keys: Vec<(i64, i64)> = memberships.dangling_keys.iter().map(|key| key.decode().unwrap()).collect();
         assert!(keys.is_sorted() && keys.iter().all(|(_, show)| matches!(show, 7 | 12)), "{keys:?}");
     }
 }
 
-/// A run over a part of the links reported those behind its last key too, which are another's.
+/// A run over a part of the memberships reported those behind its last key too, which are another's.
 #[tokio::test]
-async fn links_behind_the_last_key_that_is_asked_for_are_not_reported() {
+async fn memberships_behind_the_last_key_that_is_asked_for_are_not_reported() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     client.batch_execute("DELETE FROM shows").await.unwrap();
     let mut audit = audit(&mut client).await;
     let until = Some(KeyBuf::of::<(i64, i64)>((20_i64, i64::MAX)));
-    let ask = Ask { counter: SETLIST_SHOW.def(), after: None, until: until.clone(), keys: 1000 };
-    let measured = audit.measure(&ask).await.unwrap();
-    assert!(measured.next.is_none() && measured.dangling.last() <= until.as_ref(), "{measured:?}");
-    assert_eq!(measured.dangling.len() as u64, measured.keys);
+    let ask = PageRequest { counter: SETLIST_SHOW.id(), after: None, until: until.clone(), keys: 1000 };
+    let diff = audit.compare(&ask).await.unwrap();
+    assert!(diff.next.is_none() && diff.dangling.last() <= until.as_ref(), "{diff:?}");
+    assert_eq!(diff.dangling.len() as u64, diff.keys);
 }
 
 #[tokio::test]
-async fn what_was_pruned_is_counted_no_more_and_mended_away() {
+async fn what_was_pruned_is_counted_no_more_and_repaired_away() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
-    let mut store = PostgresStore::new(&mut client, &LAYOUT);
+    let mut store = PostgresStore::new(&mut client, &SCHEMA);
     assert!(store.prune(DAYS, 2).await.unwrap() > 100);
     let all = "SELECT count(*)::text || ' ' || count(*) FILTER (WHERE key_2 < 2) FROM setlist_days";
     let left = text_of(&client, all).await;
     assert!(left.ends_with(" 0"), "{left}");
-    // Below the cut, with rows and without, and behind it.
+    // Below the cutoff, with rows and without, and behind it.
     let text =
         "INSERT INTO setlist_days SELECT setlist, floor(at / 86400.0)::int8, 5 FROM votes WHERE at < 86400 LIMIT 1;
          INSERT INTO setlist_days VALUES (3000, 1, 5), (3, 9, 5); INSERT INTO artist_days VALUES ('a', -3, 5)";
@@ -291,22 +292,22 @@ async fn what_was_pruned_is_counted_no_more_and_mended_away() {
     let reader = connect_again(&client, server).await;
     for page in [1, 1000] {
         let mut audit = audit(&mut client).await;
-        let report = run_whole(Mode::Repair, &LAYOUT, Options::default().page(page), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Repair, &SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
         assert_eq!(report.drift() > 0, page == 1, "{}", report.table());
-        let clean = run_whole(Mode::Verify, &LAYOUT, Options::default().page(page), &mut audit).await.unwrap();
+        let clean = run_whole(Mode::Verify, &SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
         assert_eq!(clean.drift(), 0, "{}", clean.table());
         assert_eq!(text_of(&reader, all).await, left);
     }
 }
 
-/// Whoever writes holds a child first, then its totals: a mend that held the total while it waits for the child would be a deadlock.
+/// Whoever writes holds a child first, then its totals: a repair that held the total while it waits for the child would be a deadlock.
 #[tokio::test]
-async fn a_mend_holds_no_total_while_it_waits_for_the_child() {
+async fn a_repair_holds_no_total_while_it_waits_for_the_child() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     let mut batch = Batch::new();
     batch.insert(&Vote { setlist: 3, at: DAY, amount: 4 });
-    PostgresStore::new(&mut client, &LAYOUT).apply(&mut batch).await.unwrap();
+    PostgresStore::new(&mut client, &SCHEMA).apply(&mut batch).await.unwrap();
     client.batch_execute("INSERT INTO votes VALUES (3, 86400, 4)").await.unwrap();
     client.batch_execute("UPDATE setlist_votes SET total = total + 1 WHERE key = 3").await.unwrap();
     let (mut writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
@@ -321,9 +322,9 @@ async fn a_mend_holds_no_total_while_it_waits_for_the_child() {
         held.commit().await.unwrap();
     };
     let mut audit = audit(&mut client).await;
-    let mend = Mend { counter: VOTES.def(), keys: vec![KeyBuf::of::<i64>(3)] };
-    let (mended, ()) = tokio::join!(audit.mend(&mend), stepping);
-    assert_eq!(mended.unwrap().corrected, 1);
+    let repair = RepairRequest { counter: VOTES.id(), keys: vec![KeyBuf::of::<i64>(3)] };
+    let (repaired, ()) = tokio::join!(audit.repair(&repair), stepping);
+    assert_eq!(repaired.unwrap().corrected, 1);
     drop(audit);
     assert_eq!(drift(&reader).await[0], 0);
 }
@@ -336,45 +337,45 @@ async fn a_rollup_beyond_64_bits_names_its_key() {
         "UPDATE setlist_votes SET total = 9223372036854775807 WHERE key IN (SELECT id FROM setlists WHERE show = 5)";
     client.batch_execute(text).await.unwrap();
     let mut audit = audit(&mut client).await;
-    let ask = Ask { counter: SHOW_VOTES.def(), after: None, until: None, keys: 1000 };
-    let error = audit.measure(&ask).await.unwrap_err();
+    let ask = PageRequest { counter: SHOW_VOTES.id(), after: None, until: None, keys: 1000 };
+    let error = audit.compare(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Overflow { key, counter: "show.votes", .. } if key == "5"), "{error:?}");
-    let mend = Mend { counter: SHOW_VOTES.def(), keys: vec![KeyBuf::of::<i64>(5)] };
-    assert!(matches!(audit.mend(&mend).await, Err(Error::Overflow { .. })));
+    let repair = RepairRequest { counter: SHOW_VOTES.id(), keys: vec![KeyBuf::of::<i64>(5)] };
+    assert!(matches!(audit.repair(&repair).await, Err(Error::Overflow { .. })));
 }
 
-const ALL: Counter<()> = Counter::new("all").sum_of(FINER, TO_ALL);
-const FINER: Counter<i64> = Counter::new("finer");
+const ALL: Counter<()> = Counter::new("all").sum_of(BASE, TO_ALL);
+const BASE: Counter<i64> = Counter::new("finer");
 const TO_ALL: Counter<(i64, ())> = Counter::new("to.all");
-const ONE: Layout = Layout::new(&[FINER.table(), TO_ALL.table(), ALL.table()]);
+const ONE: Schema = Schema::new(&[BASE.table(), TO_ALL.table(), ALL.table()]);
 
 #[tokio::test]
-async fn a_rollup_of_one_key_is_mended() {
+async fn a_rollup_of_one_key_is_repaired() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     let mut store = PostgresStore::new(&mut client, &ONE);
     store.create().await.unwrap();
     let mut batch = Batch::new();
     for child in 0..9 {
-        batch.add(FINER, child, child);
+        batch.add(BASE, child, child);
         batch.add(TO_ALL, (child, ()), 1);
     }
     store.apply(&mut batch).await.unwrap();
     assert_eq!(store.total(ALL, ()).await.unwrap(), 36);
     client.batch_execute("UPDATE \"all\" SET total = 5").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &ONE).await.unwrap();
-    let measured = audit.measure(&Ask { counter: ALL.def(), after: None, until: None, keys: 1 }).await.unwrap();
-    assert_eq!((measured.drifts[0].stored, measured.drifts[0].truth, measured.next), (5, 36, None));
-    let mend = Mend { counter: ALL.def(), keys: vec![measured.drifts[0].key.clone()] };
-    assert_eq!(audit.mend(&mend).await.unwrap().corrected, 1);
+    let diff = audit.compare(&PageRequest { counter: ALL.id(), after: None, until: None, keys: 1 }).await.unwrap();
+    assert_eq!((diff.drifts[0].stored, diff.drifts[0].expected, diff.next), (5, 36, None));
+    let repair = RepairRequest { counter: ALL.id(), keys: vec![diff.drifts[0].key.clone()] };
+    assert_eq!(audit.repair(&repair).await.unwrap().corrected, 1);
     drop(audit);
     assert_eq!(PostgresStore::new(&mut client, &ONE).total(ALL, ()).await.unwrap(), 36);
 }
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
-const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_tail(CHILD_DAYS, CHILD_PARENT);
-const WIDE: Layout = Layout::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
+const WIDE: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
 /// Parent 1 of so many children between two narrow ones, each child with so many days, the first of which is `first` of the child `c`.
 async fn wide(
@@ -399,7 +400,7 @@ async fn wide(
     client
 }
 
-/// How often the finer totals' index was searched, and what it gave, so far.
+/// How often the base totals' index was searched, and what it gave, so far.
 async fn work(client: &Client, reader: &Client) -> i64 {
     let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
     if version < 150_000 {
@@ -431,15 +432,15 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
                 let before = work(&client, &reader).await;
                 let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
                 let options = Options::default().page(500);
-                let run = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.def()], options);
-                let report = run_async(&mut run.unwrap(), &mut audit, &mut TokioLive::new()).await.unwrap();
+                let run = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options);
+                let report = run_async(&mut run.unwrap(), &mut audit, &mut TokioRuntime::new()).await.unwrap();
                 drop(audit);
                 let wanted = if stored { 0 } else { keys.unsigned_abs() + 2 };
                 // What it sums has no rows here, and is left out.
                 let rollup = report.counters.last().unwrap();
                 assert_eq!(
                     (rollup.counter, rollup.complete, rollup.drift()),
-                    (PARENT_DAYS.def(), true, wanted),
+                    (PARENT_DAYS.id(), true, wanted),
                     "{what}"
                 );
                 costs.push(work(&client, &reader).await - before);
@@ -451,20 +452,20 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
     }
 }
 
-/// A mend looked up every key at every child of its parent, while it held their totals.
+/// A repair looked up every key at every child of its parent, while it held their totals.
 #[tokio::test]
-async fn the_work_of_a_mend_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+async fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
     let Some(server) = shared() else { return };
     let mut client = wide(server, 3_000, 1, "c", false).await;
     let reader = connect_again(&client, server).await;
     let before = work(&client, &reader).await;
     let keys = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
     let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
-    let mended = audit.mend(&Mend { counter: PARENT_DAYS.def(), keys }).await.unwrap();
+    let repaired = audit.repair(&RepairRequest { counter: PARENT_DAYS.id(), keys }).await.unwrap();
     drop(audit);
-    assert_eq!(mended.corrected, 256);
+    assert_eq!(repaired.corrected, 256);
     let done = work(&client, &reader).await - before;
-    println!("{done} entries for a mend of 256 keys of 3,000 children");
+    println!("{done} entries for a repair of 256 keys of 3,000 children");
     assert!(done <= 15_000, "{done}");
     assert_eq!(text_of(&reader, "SELECT count(*) || ' ' || sum(total) FROM parent_days").await, "256 256");
 }
@@ -475,9 +476,9 @@ async fn a_look_at_a_rollup_says_whether_it_sums_anything() {
     let mut client = wide(server, 200, 1, "c", true).await;
     let reader = connect_again(&client, server).await;
     let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
-    let ask = Look { counter: PARENT_DAYS.def(), totals: 100 };
-    assert!(!audit.look(&ask).await.unwrap().empty);
+    let ask = Probe { counter: PARENT_DAYS.id(), totals: 100 };
+    assert!(!audit.probe(&ask).await.unwrap().empty);
     reader.batch_execute("DELETE FROM child_days").await.unwrap();
-    let looked = audit.look(&ask).await.unwrap();
+    let looked = audit.probe(&ask).await.unwrap();
     assert!(looked.empty && looked.totals == 100);
 }

@@ -3,10 +3,10 @@
 use super::items::*;
 use crate::support::postgres::shared;
 use keepcount::reconcile::{
-    Ask, AsyncAudit, Look, Looked, Measured, Mend, Mended, Mode, Options, PostgresAudit, PostgresSource, Reconciler,
-    Token, TokioLive, run_async,
+    AsyncAudit, Mode, Options, PageDiff, PageRequest, PostgresAudit, PostgresSource, Probe, ProbeResult, Reconciler,
+    RepairRequest, Repaired, Token, TokioRuntime, run_async,
 };
-use keepcount::{AsyncStore, Batch, Error, KeyBuf, Next, PostgresStore, Result};
+use keepcount::{AsyncStore, Batch, Error, KeyBuf, PostgresStore, Recovery, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::Client;
@@ -29,15 +29,15 @@ async fn a_run_of_many_parts_resumes_by_its_token_and_is_exact() {
         let mut run = match &place {
             Some(token) => {
                 let token: Token = token.parse().unwrap();
-                let mut run = Reconciler::resume(Mode::Repair, &Integer::LAYOUT, &token, options).unwrap();
+                let mut run = Reconciler::resume(Mode::Repair, &Integer::SCHEMA, &token, options).unwrap();
                 let mut other = super::items::audit::<Integer>(&mut foreign).await;
-                let refused = run_async(&mut run, &mut other, &mut TokioLive::new()).await;
+                let refused = run_async(&mut run, &mut other, &mut TokioRuntime::new()).await;
                 assert!(matches!(refused, Err(Error::Token { .. })), "{refused:?}");
-                Reconciler::resume(Mode::Repair, &Integer::LAYOUT, &token, options).unwrap()
+                Reconciler::resume(Mode::Repair, &Integer::SCHEMA, &token, options).unwrap()
             }
-            None => Reconciler::new(Mode::Repair, &Integer::LAYOUT, options).unwrap(),
+            None => Reconciler::new(Mode::Repair, &Integer::SCHEMA, options).unwrap(),
         };
-        let report = run_async(&mut run, &mut audit, &mut TokioLive::new()).await.unwrap();
+        let report = run_async(&mut run, &mut audit, &mut TokioRuntime::new()).await.unwrap();
         parts += 1;
         found += report.drift();
         match report.token {
@@ -56,25 +56,25 @@ async fn a_backfill_makes_a_counter_ready_once_it_is_whole() {
     let mut client = database(server).await;
     fill::<Text>(&mut client).await;
     client.batch_execute("DROP TABLE of_text, keepcount_counters").await.unwrap();
-    PostgresStore::new(&mut client, &Text::LAYOUT).create_over_rows().await.unwrap();
-    let counter = Text::COUNTER.def();
+    PostgresStore::new(&mut client, &Text::SCHEMA).create_pending_backfill().await.unwrap();
+    let counter = Text::COUNTER.id();
     let mut other = connect_again(&client, server).await;
-    let mut reader = PostgresStore::new(&mut other, &Text::LAYOUT);
+    let mut reader = PostgresStore::new(&mut other, &Text::SCHEMA);
     assert!(matches!(reader.total(Text::COUNTER, "A-72").await, Err(Error::NotReady { .. })));
     let options = Options::default().page(64).max_pages(2);
     let mut audit = audit::<Text>(&mut client).await;
-    let mut report = run_whole(Mode::Backfill, &Text::LAYOUT, options, &mut audit).await.unwrap();
+    let mut report = run_whole(Mode::Backfill, &Text::SCHEMA, options, &mut audit).await.unwrap();
     while let Some(token) = report.token {
         assert!(!reader.is_ready(counter).await.unwrap());
-        let mut run = Reconciler::resume(Mode::Backfill, &Text::LAYOUT, &token, options).unwrap();
-        report = run_async(&mut run, &mut audit, &mut TokioLive::new()).await.unwrap();
+        let mut run = Reconciler::resume(Mode::Backfill, &Text::SCHEMA, &token, options).unwrap();
+        report = run_async(&mut run, &mut audit, &mut TokioRuntime::new()).await.unwrap();
     }
     assert!(reader.is_ready(counter).await.unwrap());
     drop(audit);
     assert_eq!(drift::<Text>(&client).await, (0, 0, 0));
 }
 
-/// Does something before each mend: what the measure saw is old by then.
+/// Does something before each repair: what the measure saw is old by then.
 struct Before<A, F> {
     audit: A,
     act: F,
@@ -85,22 +85,22 @@ impl<A: AsyncAudit, F: AsyncFnMutSend> AsyncAudit for Before<A, F> {
         self.audit.identity().await
     }
 
-    async fn look(&mut self, ask: &Look) -> Result<Looked> {
-        self.audit.look(ask).await
+    async fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
+        self.audit.probe(ask).await
     }
 
-    async fn measure(&mut self, ask: &Ask) -> Result<Measured> {
-        self.audit.measure(ask).await
+    async fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
+        self.audit.compare(ask).await
     }
 
-    async fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+    async fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         self.act.act(ask).await;
-        self.audit.mend(ask).await
+        self.audit.repair(ask).await
     }
 }
 
 trait AsyncFnMutSend: Send {
-    fn act(&mut self, mend: &Mend) -> impl Future<Output = ()> + Send;
+    fn act(&mut self, repair: &RepairRequest) -> impl Future<Output = ()> + Send;
 }
 
 fn item(key: i64, amount: i64) -> Item<Integer> {
@@ -116,7 +116,7 @@ async fn write(client: &mut Client, items: &[(i64, i32)]) {
         tx.execute(insert, &[&key, &amount]).await.unwrap();
         batch.insert(&item(key, amount.into()));
     }
-    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&mut batch).await.unwrap();
+    PostgresStore::in_transaction(&tx, &Integer::SCHEMA).apply(&mut batch).await.unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -128,15 +128,15 @@ async fn delete(client: &mut Client, key: i64) {
     for row in rows {
         batch.delete(&Item::<Integer> { key: Some(key), amount: row.get::<_, i32>(0).into(), counts: row.get(1) });
     }
-    PostgresStore::within(&tx, &Integer::LAYOUT).apply(&mut batch).await.unwrap();
+    PostgresStore::in_transaction(&tx, &Integer::SCHEMA).apply(&mut batch).await.unwrap();
     tx.commit().await.unwrap();
 }
 
 struct Writes(Client, usize);
 
 impl AsyncFnMutSend for Writes {
-    async fn act(&mut self, mend: &Mend) {
-        for key in &mend.keys {
+    async fn act(&mut self, repair: &RepairRequest) {
+        for key in &repair.keys {
             let key: i64 = key.decode().unwrap();
             self.1 += 1;
             match key.rem_euclid(3) {
@@ -149,7 +149,7 @@ impl AsyncFnMutSend for Writes {
 }
 
 #[tokio::test]
-async fn a_mend_is_right_whatever_was_written_since_the_measure() {
+async fn a_repair_is_right_whatever_was_written_since_the_measure() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -157,14 +157,14 @@ async fn a_mend_is_right_whatever_was_written_since_the_measure() {
     let planted = drift::<Integer>(&client).await;
     let (writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
     let mut live = Before { audit: audit::<Integer>(&mut client).await, act: Writes(writer, 0) };
-    let report = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default().page(9), &mut live).await.unwrap();
+    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().page(9), &mut live).await.unwrap();
     assert_eq!(live.act.1 as u64, report.drift());
     // The writes moved truth and totals together, and so not one key more or less was off.
     assert_eq!(report.counters[0].corrected, planted.0 + planted.1 + planted.2);
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// Four writers, with open transactions across the mends' holds, and two repairs at once over few keys.
+/// Four writers, with open transactions across the repairs' holds, and two repairs at once over few keys.
 #[tokio::test]
 async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -201,8 +201,8 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
         let (mut left, mut right) = (audit::<Integer>(&mut one).await, audit::<Integer>(&mut two).await);
         let options = Options::default().page(16);
         let (left, right) = tokio::join!(
-            run_whole(Mode::Repair, &Integer::LAYOUT, options, &mut left),
-            run_whole(Mode::Repair, &Integer::LAYOUT, options, &mut right)
+            run_whole(Mode::Repair, &Integer::SCHEMA, options, &mut left),
+            run_whole(Mode::Repair, &Integer::SCHEMA, options, &mut right)
         );
         corrected += left.unwrap().counters[0].corrected + right.unwrap().counters[0].corrected;
     }
@@ -211,12 +211,12 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
     for writer in writers {
         wrote += writer.await.unwrap();
     }
-    assert!(wrote > 100 && corrected > 12 * 40, "{wrote} transactions, {corrected} mends");
+    assert!(wrote > 100 && corrected > 12 * 40, "{wrote} transactions, {corrected} repairs");
     assert_eq!(drift::<Integer>(&client).await, (0, 0, 0));
 }
 
 #[tokio::test]
-async fn a_total_that_a_writer_holds_makes_the_mend_busy_and_nothing_is_mended() {
+async fn a_total_that_a_writer_holds_makes_the_repair_busy_and_nothing_is_repaired() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -225,25 +225,25 @@ async fn a_total_that_a_writer_holds_makes_the_mend_busy_and_nothing_is_mended()
     let held = holder.transaction().await.unwrap();
     held.batch_execute("UPDATE of_integer SET total = total WHERE key = 4").await.unwrap();
     let mut patient = audit::<Integer>(&mut client).await.lock_timeout(Duration::from_millis(60));
-    let refused = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default().retries(1), &mut patient).await;
+    let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().retries(1), &mut patient).await;
     let error = refused.unwrap_err();
-    assert!(matches!(error, Error::Busy { .. }) && error.next() == Next::Retry, "{error:?}");
+    assert!(matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry, "{error:?}");
     assert!(error.to_string().contains("of.integer"), "{error}");
     assert_eq!(drift::<Integer>(&reader).await, (2, 0, 0));
     held.rollback().await.unwrap();
-    run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut patient).await.unwrap();
+    run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut patient).await.unwrap();
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// A mend that takes longer than it may is taken back whole.
+/// A repair that takes longer than it may is taken back whole.
 #[tokio::test]
-async fn a_statement_that_takes_too_long_makes_the_mend_busy() {
+async fn a_statement_that_takes_too_long_makes_the_repair_busy() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 3").await.unwrap();
-    let mut hasty = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
-    // A transaction that has written is the mend's.
+    let mut hasty = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
+    // A transaction that has written is the repair's.
     let slow = PostgresSource::query(
         "SELECT k, amount, spam FROM items WHERE k <> 3 OR pg_current_xact_id_if_assigned() IS NULL OR pg_sleep(5) IS NOT NULL",
         ["k"],
@@ -258,7 +258,7 @@ async fn a_statement_that_takes_too_long_makes_the_mend_busy() {
     hasty.add(Integer::COUNTER, source).await.unwrap();
     let mut hasty = hasty.statement_timeout(Duration::from_millis(80));
     let keys = vec![KeyBuf::of::<i64>(3)];
-    let error = hasty.mend(&Mend { counter: Integer::COUNTER.def(), keys }).await.unwrap_err();
+    let error = hasty.repair(&RepairRequest { counter: Integer::COUNTER.id(), keys }).await.unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     drop(hasty);
     assert_eq!(drift::<Integer>(&client).await, (1, 0, 0));

@@ -22,23 +22,23 @@ async fn exact_at_every_page<T: Kind>(by_tally: bool) {
         }
         let options = Options::default().page(page).samples(1_000);
         let mut other = connect_again(&client, server).await;
-        let mut audit = PostgresAudit::new(&mut client, &T::LAYOUT).await.unwrap();
+        let mut audit = PostgresAudit::new(&mut client, &T::SCHEMA).await.unwrap();
         let source = if by_tally { source::<T>().by_tally() } else { source::<T>() };
         audit.add(T::COUNTER, source).await.unwrap();
-        let dry = run_whole(Mode::Verify, &T::LAYOUT, options, &mut audit).await.unwrap();
+        let dry = run_whole(Mode::Verify, &T::SCHEMA, options, &mut audit).await.unwrap();
         assert_eq!((kinds_of(&dry), dry.complete()), (planted, true));
         assert_eq!(drift::<T>(&other).await, planted);
-        let wet = run_whole(Mode::Repair, &T::LAYOUT, options, &mut audit).await.unwrap();
+        let wet = run_whole(Mode::Repair, &T::SCHEMA, options, &mut audit).await.unwrap();
         assert_eq!(kinds_of(&wet), planted);
         assert_eq!(wet.counters[0].samples, dry.counters[0].samples);
         assert_eq!((wet.counters[0].keys, wet.rows), (dry.counters[0].keys, dry.rows));
         assert_eq!(wet.counters[0].corrected, planted.0 + planted.1 + planted.2);
         assert_eq!(drift::<T>(&other).await, (0, 0, 0));
-        let zeros = format!("SELECT count(*) FROM {} WHERE total = 0", T::COUNTER.def().name().replace('.', "_"));
+        let zeros = format!("SELECT count(*) FROM {} WHERE total = 0", T::COUNTER.id().name().replace('.', "_"));
         assert_eq!(other.query_one(&zeros, &[]).await.unwrap().get::<_, i64>(0), 0);
-        let clean = run_whole(Mode::Verify, &T::LAYOUT, options, &mut audit).await.unwrap();
+        let clean = run_whole(Mode::Verify, &T::SCHEMA, options, &mut audit).await.unwrap();
         assert!(clean.counters[0].clean, "{clean}");
-        assert!(PostgresStore::new(&mut other, &T::LAYOUT).is_ready(T::COUNTER.def()).await.unwrap());
+        assert!(PostgresStore::new(&mut other, &T::SCHEMA).is_ready(T::COUNTER.id()).await.unwrap());
     }
 }
 

@@ -3,7 +3,7 @@
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared};
 use keepcount::reconcile::{Mode, Options, Outcome, PostgresAudit, PostgresSource, TypedPostgresSource};
-use keepcount::{Counter, Def, Error, Layout, Next, PostgresStore, Record, Result, Tally};
+use keepcount::{Counter, CounterId, Error, PostgresStore, Record, Recovery, Result, Schema, Tally};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_postgres::Client;
 
@@ -13,7 +13,7 @@ async fn role(client: &Client, server: &Server) -> (String, Client) {
     let role = format!("auditor_{}", MADE.fetch_add(1, Ordering::Relaxed));
     let text = format!(
         "CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};
-         GRANT ALL ON of_integer, keepcount_counters, keepcount_marks, keepcount_locks TO {role}"
+         GRANT ALL ON of_integer, keepcount_counters, keepcount_offsets, keepcount_locks TO {role}"
     );
     client.batch_execute(&text).await.unwrap();
     let name: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
@@ -29,14 +29,14 @@ fn read(source: PostgresSource) -> TypedPostgresSource<'static> {
 }
 
 async fn add(client: &mut Client, source: TypedPostgresSource<'_>) -> Result<()> {
-    PostgresAudit::new(client, &Integer::LAYOUT).await?.add(Integer::COUNTER, source).await
+    PostgresAudit::new(client, &Integer::SCHEMA).await?.add(Integer::COUNTER, source).await
 }
 
 #[track_caller]
 fn assert_refused<T: std::fmt::Debug>(result: Result<T>, says: &[&str]) {
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Source { counter: "of.integer", .. }), "{error:?}");
-    assert_eq!(error.next(), Next::Fix);
+    assert_eq!(error.recovery(), Recovery::Permanent);
     for says in says {
         assert!(error.to_string().contains(says), "`{error}` does not say {says}");
     }
@@ -56,16 +56,16 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
                 .batch_execute("ALTER TABLE items DISABLE ROW LEVEL SECURITY; DROP POLICY IF EXISTS low ON items")
                 .await
                 .unwrap();
-            let mut audit = PostgresAudit::new(&mut auditor, &Integer::LAYOUT).await.unwrap();
+            let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
             audit.add(Integer::COUNTER, source()).await.unwrap();
-            let report = run_whole(mode, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+            let report = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
             assert_eq!(report.drift(), 0);
             // In the middle of things, and before.
             let hide = format!(
                 "CREATE POLICY low ON items TO {role} USING (k % 100 <> 7); ALTER TABLE items ENABLE ROW LEVEL SECURITY"
             );
             client.batch_execute(&hide).await.unwrap();
-            let run = run_whole(mode, &Integer::LAYOUT, Options::default(), &mut audit).await;
+            let run = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await;
             assert_eq!(drift::<Integer>(&client).await, (0, 0, 0), "{run:?}");
             assert_refused(run, &["row-level security", "items"]);
             assert_refused(audit.add(Integer::COUNTER, source()).await, &["row-level security", "items"]);
@@ -73,9 +73,9 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
     }
     // Whom it shows all of them may go on.
     client.batch_execute(&format!("ALTER ROLE {role} BYPASSRLS")).await.unwrap();
-    let mut audit = PostgresAudit::new(&mut auditor, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
     audit.add(Integer::COUNTER, source::<Integer>()).await.unwrap();
-    let report = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     drop(audit);
     // What is the application's stays as it was.
@@ -127,9 +127,9 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
         .await
         .unwrap();
     assert_refused(add(&mut auditor, read(PostgresSource::table("invoked", ["k"]))).await, &["row-level security"]);
-    let mut audit = PostgresAudit::new(&mut auditor, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
     audit.add(Integer::COUNTER, read(PostgresSource::table("plain", ["k"]))).await.unwrap();
-    let report = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     // What policies hide of the parents is not missing either.
     drop(audit);
@@ -202,9 +202,9 @@ async fn a_name_that_several_schemas_have_is_named_and_one_with_its_schema_is_no
         add(&mut client, read(PostgresSource::table(name, ["k"]))).await.unwrap();
     }
     client.batch_execute("DISCARD TEMP").await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     audit.add(Integer::COUNTER, read(PostgresSource::table("items", ["k"]))).await.unwrap();
-    let report = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
 }
 
@@ -221,7 +221,7 @@ async fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
         ("votes", "one is in app"),
     ] {
         let error = add(&mut client, read(PostgresSource::table(name, ["k"]))).await.unwrap_err();
-        assert!(matches!(&error, Error::Schema { table, .. } if table == name), "{error:?}");
+        assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == name), "{error:?}");
         assert!(error.to_string().contains(says) && !error.to_string().contains("PostgresStore"), "{error}");
     }
     for (source, says) in [
@@ -257,7 +257,7 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
     );
     damage::<Integer>(&client).await;
     let report =
-        run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit::<Integer>(&mut client).await)
+        run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit::<Integer>(&mut client).await)
             .await
             .unwrap();
     assert!(report.complete() && report.drift() > 0, "{report}");
@@ -265,9 +265,9 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
 
     let check = async |client: &mut Client, setup: &str, undo: &str| {
         client.batch_execute(setup).await.unwrap();
-        let error = PostgresStore::new(client, &Integer::LAYOUT).check().await.unwrap_err();
+        let error = PostgresStore::new(client, &Integer::SCHEMA).check().await.unwrap_err();
         client.batch_execute(undo).await.unwrap();
-        PostgresStore::new(client, &Integer::LAYOUT).check().await.unwrap();
+        PostgresStore::new(client, &Integer::SCHEMA).check().await.unwrap();
         error.to_string()
     };
     for (setup, undo, says) in [
@@ -299,10 +299,10 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
     }
     // Tables are not made anew in front of those that are there.
     client.batch_execute("CREATE SCHEMA front; SET search_path = front, counts, public").await.unwrap();
-    PostgresStore::new(&mut client, &Integer::LAYOUT).create().await.unwrap();
+    PostgresStore::new(&mut client, &Integer::SCHEMA).create().await.unwrap();
     let tables = "SELECT count(*)::text FROM pg_tables WHERE schemaname = 'front'";
     assert_eq!(text_of(&client, tables).await, "0");
-    let error = PostgresStore::new(&mut client, &Text::LAYOUT).create().await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &Text::SCHEMA).create().await.unwrap_err();
     assert!(error.to_string().contains("would be made in front"), "{error}");
     assert_eq!(text_of(&client, tables).await, "0");
 }
@@ -325,11 +325,11 @@ async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
     for table in ["parts", "kin"] {
         for page in [7, 1_000] {
             damage::<Integer>(&reader).await;
-            let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+            let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
             audit.add(Integer::COUNTER, read(PostgresSource::table(table, ["k"]))).await.unwrap();
             let planted = drift::<Integer>(&reader).await;
             let report =
-                run_whole(Mode::Repair, &Integer::LAYOUT, Options::default().page(page), &mut audit).await.unwrap();
+                run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
             assert_eq!((kinds_of(&report), drift::<Integer>(&reader).await), (planted, (0, 0, 0)), "{table}, {page}");
         }
     }
@@ -369,11 +369,11 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
         }
     });
     let mut auditor = auditor;
-    let mut audit = PostgresAudit::new(&mut auditor, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
     audit.add(Integer::COUNTER, read(PostgresSource::table("parts", ["k"]))).await.unwrap();
     let (mut verifies, mut wrong) = (0, 0);
     while !changes.is_finished() {
-        let report = run_whole(Mode::Verify, &Integer::LAYOUT, Options::default().page(200), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default().page(200), &mut audit).await.unwrap();
         verifies += 1;
         wrong += u64::from(report.drift() > 0);
     }
@@ -386,7 +386,7 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
 const NAMES: Counter<String> = Counter::new("a.names");
 const SHARES: Counter<[u8; 16]> = Counter::new("b.shares");
 const PLAIN: Counter<i64> = Counter::new("c.plain");
-const THREE: Layout = Layout::new(&[NAMES.table(), SHARES.table(), PLAIN.table()]);
+const THREE: Schema = Schema::new(&[NAMES.table(), SHARES.table(), PLAIN.table()]);
 
 struct Named(String);
 
@@ -395,7 +395,7 @@ struct Share([u8; 16], i64);
 struct Plain(i64);
 
 impl Record for Named {
-    const COUNTERS: &'static [Def] = &[NAMES.def()];
+    const COUNTERS: &'static [CounterId] = &[NAMES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(NAMES, &self.0, 1);
@@ -403,7 +403,7 @@ impl Record for Named {
 }
 
 impl Record for Share {
-    const COUNTERS: &'static [Def] = &[SHARES.def()];
+    const COUNTERS: &'static [CounterId] = &[SHARES.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHARES, self.0, self.1);
@@ -411,7 +411,7 @@ impl Record for Share {
 }
 
 impl Record for Plain {
-    const COUNTERS: &'static [Def] = &[PLAIN.def()];
+    const COUNTERS: &'static [CounterId] = &[PLAIN.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(PLAIN, self.0, 1);
@@ -434,7 +434,7 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
         )
         .await
         .unwrap();
-    PostgresStore::new(&mut client, &THREE).create_over_rows().await.unwrap();
+    PostgresStore::new(&mut client, &THREE).create_pending_backfill().await.unwrap();
     let other = connect(&server.config("any_bytes")).await;
     let mut audit = PostgresAudit::new(&mut client, &THREE).await.unwrap();
     let names = PostgresSource::table("names", ["name"]).rows("name", |row| Ok(Named(row.try_get(0)?)));
@@ -457,11 +457,11 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
                 (Outcome::Incomplete, found, true)
             );
         }
-        let names = audit.faulty_rows(NAMES.def(), 9).await.unwrap();
+        let names = audit.faulty_rows(NAMES.id(), 9).await.unwrap();
         assert!(names.len() == 1 && names[0].to_string().contains("0xff"), "{names:?}");
-        let shares = audit.faulty_rows(SHARES.def(), 9).await.unwrap();
+        let shares = audit.faulty_rows(SHARES.id(), 9).await.unwrap();
         assert!(shares.len() == 1 && shares[0].to_string().contains(says), "{shares:?}");
-        assert!(audit.faulty_rows(PLAIN.def(), 9).await.unwrap().is_empty());
+        assert!(audit.faulty_rows(PLAIN.id(), 9).await.unwrap().is_empty());
         other
             .batch_execute(
                 "UPDATE shares SET id = decode(md5('2'), 'hex'), of = 0 WHERE length(id) < 16; DELETE FROM c_plain",

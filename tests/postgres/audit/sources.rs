@@ -3,10 +3,10 @@
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared, wait_until};
 use keepcount::reconcile::{
-    Ask, AsyncAudit, Mend, Mode, Options, Outcome, PostgresAudit, PostgresSource, Reconciler, TokioLive,
-    TypedPostgresSource, active_connections, replay_lag, replay_lag_bytes, run_async,
+    AsyncAudit, Mode, Options, Outcome, PageRequest, PostgresAudit, PostgresSource, Reconciler, RepairRequest,
+    TokioRuntime, TypedPostgresSource, active_connections, replay_lag, replay_lag_bytes, run_async,
 };
-use keepcount::{Counter, Def, Error, KeyBuf, Layout, Next, PostgresStore, Record, Tally};
+use keepcount::{Counter, CounterId, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,31 +19,31 @@ fn typed(source: PostgresSource) -> TypedPostgresSource<'static> {
 }
 
 #[tokio::test]
-async fn a_source_that_counts_otherwise_than_the_tally_is_not_mended_by() {
+async fn a_source_that_counts_otherwise_than_the_tally_is_not_repaired_by() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     let reader = connect_again(&client, server).await;
     let items = || PostgresSource::table("items", ["k"]);
     let right = || items().amount("amount").filter("NOT spam");
-    // At the ends of the source, and in its middle, where the mend of the key finds it.
+    // At the ends of the source, and in its middle, where the repair of the key finds it.
     reader.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 100").await.unwrap();
     let middle = right().amount("CASE WHEN k = 100 THEN 1 ELSE amount END");
     for wrong in [items().amount("amount"), items().filter("NOT spam"), right().amount("-amount"), middle] {
         let shown = format!("{wrong:?}");
-        let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+        let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
         audit.add(Integer::COUNTER, typed(wrong)).await.unwrap();
-        let refused = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await;
-        assert!(matches!(refused, Err(Error::Skew { .. })), "{shown}: {refused:?}");
+        let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
+        assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{shown}: {refused:?}");
         assert_eq!(drift::<Integer>(&reader).await, (1, 0, 0));
     }
-    let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     audit.add(Integer::COUNTER, typed(right())).await.unwrap();
-    run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+    run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// Where the SQL agrees with the totals no mend looks at a key: the sample does.
+/// Where the SQL agrees with the totals no repair looks at a key: the sample does.
 #[tokio::test]
 async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
     let Some(server) = shared() else { return };
@@ -51,11 +51,11 @@ async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
     fill::<Integer>(&mut client).await;
     let wrongly = "DELETE FROM of_integer; INSERT INTO of_integer SELECT k, sum(amount) FROM items WHERE k IS NOT NULL GROUP BY 1";
     client.batch_execute(wrongly).await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     audit.add(Integer::COUNTER, typed(PostgresSource::table("items", ["k"]).amount("amount"))).await.unwrap();
-    let refused = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await;
-    assert!(matches!(refused, Err(Error::Skew { .. })), "{refused:?}");
-    assert_eq!(run_whole(Mode::Verify, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap().drift(), 0);
+    let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
+    assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{refused:?}");
+    assert_eq!(run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap().drift(), 0);
 }
 
 /// Rows come from the server in portions.
@@ -68,9 +68,9 @@ async fn a_page_of_many_rows_is_read_to_its_end() {
     client.batch_execute(more).await.unwrap();
     refill::<Integer>(&client).await;
     for source in [source::<Integer>(), source::<Integer>().by_tally()] {
-        let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+        let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
         audit.add(Integer::COUNTER, source).await.unwrap();
-        let report = run_whole(Mode::Verify, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
         assert_eq!(report.drift(), 0);
         assert!(report.counters[0].keys > 250, "{report}");
     }
@@ -84,15 +84,15 @@ async fn an_emptied_source_is_refused_unless_the_repair_is_forced() {
     client.batch_execute("DELETE FROM items").await.unwrap();
     let reader = connect_again(&client, server).await;
     for by_tally in [false, true] {
-        let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+        let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
         let source = if by_tally { source::<Integer>().by_tally() } else { source::<Integer>() };
         audit.add(Integer::COUNTER, source).await.unwrap();
-        let refused = run_whole(Mode::Repair, &Integer::LAYOUT, Options::default(), &mut audit).await;
-        assert!(matches!(refused, Err(Error::Emptied { totals: 100, .. })), "{refused:?}");
+        let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
+        assert!(matches!(refused, Err(Error::SourceEmpty { totals: 100, .. })), "{refused:?}");
         assert!(drift::<Integer>(&reader).await.2 > 200);
     }
     let forced = Options::default().force(true);
-    run_whole(Mode::Repair, &Integer::LAYOUT, forced, &mut audit::<Integer>(&mut client).await).await.unwrap();
+    run_whole(Mode::Repair, &Integer::SCHEMA, forced, &mut audit::<Integer>(&mut client).await).await.unwrap();
     assert_eq!(text_of(&reader, "SELECT count(*)::text FROM of_integer").await, "0");
 }
 
@@ -102,7 +102,7 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     let mut client = connect(&server.database_of_language("en-US").await).await;
     fill::<Text>(&mut client).await;
     client.batch_execute("DROP INDEX items_k_idx; CREATE INDEX ON items (k)").await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &Text::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Text::SCHEMA).await.unwrap();
     for by_tally in [false, true] {
         let source = if by_tally { source::<Text>().by_tally() } else { source::<Text>() };
         let error = audit.add(Text::COUNTER, source).await.unwrap_err();
@@ -112,7 +112,7 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     drop(audit);
     client.batch_execute(r#"CREATE INDEX ON "items" ("k" COLLATE "C")"#).await.unwrap();
     assert!(
-        run_whole(Mode::Verify, &Text::LAYOUT, Options::default(), &mut super::items::audit::<Text>(&mut client).await)
+        run_whole(Mode::Verify, &Text::SCHEMA, Options::default(), &mut super::items::audit::<Text>(&mut client).await)
             .await
             .unwrap()
             .counters[0]
@@ -127,7 +127,7 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     let mut client = connect(&server.database_of_language("en-US").await).await;
     fill::<Pair>(&mut client).await;
     client.batch_execute("DROP INDEX items_one_two_idx; CREATE INDEX ON items (one)").await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &Pair::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Pair::SCHEMA).await.unwrap();
     let error = audit.add(Pair::COUNTER, source::<Pair>()).await.unwrap_err();
     assert!(error.to_string().contains(r#"ON "items" ("one", "two" COLLATE "C")"#), "{error}");
 }
@@ -142,7 +142,7 @@ async fn a_page_reads_no_more_of_the_index_than_its_own_rows() {
     let read = "SELECT coalesce(sum(idx_tup_read), 0)::int8 FROM pg_stat_user_indexes WHERE relname = 'items'";
     let mut audit = audit::<Pair>(&mut client).await;
     let before: i64 = reader.query_one(read, &[]).await.unwrap().get(0);
-    let report = run_whole(Mode::Verify, &Pair::LAYOUT, Options::default().page(10), &mut audit).await.unwrap();
+    let report = run_whole(Mode::Verify, &Pair::SCHEMA, Options::default().page(10), &mut audit).await.unwrap();
     assert_eq!((report.pages, report.counters[0].clean), (30, true));
     drop(audit);
     client.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
@@ -161,7 +161,7 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
     let table = "CREATE TABLE others (k BIGINT, n NUMERIC, f FLOAT8, t TEXT, c CHAR(9), amount INT, spam BOOL);
                  CREATE INDEX ON others (k); CREATE INDEX ON others (n); CREATE INDEX ON others (t);";
     client.batch_execute(table).await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     let others = |key| PostgresSource::table("others", [key]);
     let cases = [
         (others("n"), "numeric"),
@@ -179,7 +179,7 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
         let whole = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         let whole = whole.map(ToString::to_string).collect::<Vec<_>>().join(": ");
         assert!(whole.contains(says), "{whole}");
-        assert_eq!(error.next(), Next::Fix);
+        assert_eq!(error.recovery(), Recovery::Permanent);
     }
     audit.add(Integer::COUNTER, typed(others("k"))).await.unwrap();
 }
@@ -197,34 +197,34 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
         .await
         .unwrap();
     let other = connect_again(&client, server).await;
-    let mut audit = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     let sums = PostgresSource::table("sums", ["k"]).amount("amount");
     let rows = sums.rows("k, amount::int8, spam", |row| {
         Ok(Item::<Integer> { key: Some(row.try_get::<_, i32>(0)?.into()), amount: row.try_get(1)?, counts: true })
     });
     audit.add(Integer::COUNTER, rows).await.unwrap();
-    let ask = Ask { counter: Integer::COUNTER.def(), after: None, until: None, keys: 100 };
-    let error = audit.measure(&ask).await.unwrap_err();
+    let ask = PageRequest { counter: Integer::COUNTER.id(), after: None, until: None, keys: 100 };
+    let error = audit.compare(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Source { key: Some(key), .. } if key == "2"), "{error:?}");
     other.batch_execute("UPDATE sums SET amount = 9223372036854775807 WHERE k = 2").await.unwrap();
-    let error = audit.measure(&ask).await.unwrap_err();
+    let error = audit.compare(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "2"), "{error:?}");
     // A sum that is beyond on the way only is right.
     other.batch_execute("INSERT INTO sums VALUES (2, -9223372036854775807)").await.unwrap();
-    assert!(audit.measure(&ask).await.is_ok());
-    let mend = Mend { counter: Integer::COUNTER.def(), keys: vec![KeyBuf::of::<i64>(2)] };
+    assert!(audit.compare(&ask).await.is_ok());
+    let repair = RepairRequest { counter: Integer::COUNTER.id(), keys: vec![KeyBuf::of::<i64>(2)] };
     other.batch_execute("INSERT INTO sums VALUES (2, 5)").await.unwrap();
-    let error = audit.mend(&mend).await.unwrap_err();
+    let error = audit.repair(&repair).await.unwrap_err();
     assert!(matches!(&error, Error::Overflow { key, .. } if key == "2"), "{error:?}");
 }
 
 const UNSIGNED: Counter<u64> = Counter::new("of.unsigned");
-const UNSIGNED_LAYOUT: Layout = Layout::new(&[UNSIGNED.table()]);
+const UNSIGNED_SCHEMA: Schema = Schema::new(&[UNSIGNED.table()]);
 
 struct Unsigned(i64);
 
 impl Record for Unsigned {
-    const COUNTERS: &'static [Def] = &[UNSIGNED.def()];
+    const COUNTERS: &'static [CounterId] = &[UNSIGNED.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(UNSIGNED, self.0.cast_unsigned(), 1);
@@ -239,16 +239,16 @@ async fn an_integer_that_is_no_key_is_named() {
         .batch_execute("CREATE TABLE rows (k BIGINT); CREATE INDEX ON rows (k); INSERT INTO rows VALUES (-5)")
         .await
         .unwrap();
-    PostgresStore::new(&mut client, &UNSIGNED_LAYOUT).create().await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_LAYOUT).await.unwrap();
+    PostgresStore::new(&mut client, &UNSIGNED_SCHEMA).create().await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_SCHEMA).await.unwrap();
     let rows = PostgresSource::table("rows", ["k"]).rows("k", |row| Ok(Unsigned(row.try_get(0)?)));
     audit.add(UNSIGNED, rows).await.unwrap();
-    let error = run_whole(Mode::Verify, &UNSIGNED_LAYOUT, Options::default(), &mut audit).await.unwrap_err();
+    let error = run_whole(Mode::Verify, &UNSIGNED_SCHEMA, Options::default(), &mut audit).await.unwrap_err();
     assert!(matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"), "{error:?}");
     // A position beyond bigint is one too, and not a page from the beginning.
     let beyond = KeyBuf::of::<u64>(u64::MAX);
-    let ask = Ask { counter: UNSIGNED.def(), after: Some(beyond), until: None, keys: 5 };
-    assert!(matches!(audit.measure(&ask).await, Err(Error::Key { .. })));
+    let ask = PageRequest { counter: UNSIGNED.id(), after: Some(beyond), until: None, keys: 5 };
+    assert!(matches!(audit.compare(&ask).await, Err(Error::Key { .. })));
 }
 
 /// A merge of partitions, each of which comes out of its index, says "Sort Key" too.
@@ -265,12 +265,12 @@ async fn pages_come_out_of_the_indexes_of_partitions() {
         )
         .await
         .unwrap();
-    PostgresStore::new(&mut client, &UNSIGNED_LAYOUT).create().await.unwrap();
-    let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_LAYOUT).await.unwrap();
+    PostgresStore::new(&mut client, &UNSIGNED_SCHEMA).create().await.unwrap();
+    let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_SCHEMA).await.unwrap();
     let rows = PostgresSource::table("parts", ["k"]).rows("k", |row| Ok(Unsigned(row.try_get(0)?)));
     audit.add(UNSIGNED, rows).await.unwrap();
     let options = Options::default().page(7);
-    let report = run_whole(Mode::Repair, &UNSIGNED_LAYOUT, options, &mut audit).await.unwrap();
+    let report = run_whole(Mode::Repair, &UNSIGNED_SCHEMA, options, &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.counters[0].corrected), (50, 50));
 }
 
@@ -280,21 +280,21 @@ async fn a_client_inside_a_transaction_is_refused() {
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     client.batch_execute("BEGIN").await.unwrap();
-    let refused = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.map(drop);
-    assert!(matches!(refused, Err(Error::Setting { setting: "client", .. })), "{refused:?}");
+    let refused = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.map(drop);
+    assert!(matches!(refused, Err(Error::InvalidUse { what: "client", .. })), "{refused:?}");
     client.batch_execute("SELECT absent").await.unwrap_err();
-    let refused = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.map(drop);
-    assert!(matches!(refused, Err(Error::Setting { setting: "client", .. })), "{refused:?}");
+    let refused = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.map(drop);
+    assert!(matches!(refused, Err(Error::InvalidUse { what: "client", .. })), "{refused:?}");
     client.batch_execute("ROLLBACK").await.unwrap();
     audit::<Integer>(&mut client).await;
     client.batch_execute("DROP TABLE of_integer").await.unwrap();
-    let refused = PostgresAudit::new(&mut client, &Integer::LAYOUT).await.map(drop);
-    assert!(matches!(&refused, Err(Error::Schema { table, .. }) if table == "of_integer"), "{refused:?}");
+    let refused = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.map(drop);
+    assert!(matches!(&refused, Err(Error::SchemaMismatch { table, .. }) if table == "of_integer"), "{refused:?}");
     // One that is gone is not inside anything.
     let mut gone = connect_again(&client, server).await;
     let pid: i32 = gone.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
     client.query_one("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
-    let refused = PostgresAudit::new(&mut gone, &Integer::LAYOUT).await.map(drop);
+    let refused = PostgresAudit::new(&mut gone, &Integer::SCHEMA).await.map(drop);
     assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
 }
 
@@ -313,11 +313,11 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     read_only.batch_execute("SET default_transaction_read_only = on").await.unwrap();
     for (client, says) in [(&mut standby, "replica"), (&mut read_only, "read-only")] {
         let mut audit = audit::<Integer>(client).await;
-        let report = run_whole(Mode::Verify, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
         assert_eq!(kinds_of(&report), planted);
         for mode in [Mode::Repair, Mode::Backfill] {
-            let error = run_whole(mode, &Integer::LAYOUT, Options::default(), &mut audit).await.unwrap_err();
-            assert!(matches!(error, Error::Setting { .. }) && error.to_string().contains(says), "{error:?}");
+            let error = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap_err();
+            assert!(matches!(error, Error::InvalidUse { .. }) && error.to_string().contains(says), "{error:?}");
         }
     }
 
@@ -332,16 +332,16 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     wait_until(&client, behind).await;
     let asker = connect(&primary).await;
     let options = Options::default().stall_after(Duration::ZERO);
-    let mut run = Reconciler::new(Mode::Verify, &Integer::LAYOUT, options).unwrap();
-    let mut held = TokioLive::new().gate(replay_lag_bytes(&asker, 4_096));
+    let mut run = Reconciler::new(Mode::Verify, &Integer::SCHEMA, options).unwrap();
+    let mut held = TokioRuntime::new().throttle(replay_lag_bytes(&asker, 4_096));
     let report = run_async(&mut run, &mut audit::<Integer>(&mut client).await, &mut held).await.unwrap();
     assert!(matches!(&report.outcome, Outcome::Stalled(why) if why.contains("over the bound of 4096")), "{report}");
     replica.resume().await;
     replica.caught_up().await;
-    let mut open = TokioLive::new()
-        .gate(replay_lag_bytes(&asker, 100_000_000))
-        .gate(replay_lag(&asker, Duration::from_secs(3600)))
-        .gate(active_connections(&asker, 0));
+    let mut open = TokioRuntime::new()
+        .throttle(replay_lag_bytes(&asker, 100_000_000))
+        .throttle(replay_lag(&asker, Duration::from_secs(3600)))
+        .throttle(active_connections(&asker, 0));
     let busy = connect(&primary).await;
     let sleeping = tokio::spawn(async move { busy.batch_execute("SELECT pg_sleep(60)").await });
     wait_until(
@@ -349,7 +349,7 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
         "SELECT count(*) = 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'",
     )
     .await;
-    let mut run = Reconciler::new(Mode::Verify, &Integer::LAYOUT, options).unwrap();
+    let mut run = Reconciler::new(Mode::Verify, &Integer::SCHEMA, options).unwrap();
     let report = run_async(&mut run, &mut audit::<Integer>(&mut client).await, &mut open).await.unwrap();
     assert!(
         matches!(&report.outcome, Outcome::Stalled(why) if why == "1 connections are at work, over the bound of 0"),
@@ -370,10 +370,10 @@ async fn a_stop_flag_ends_a_run_before_its_next_page_and_progress_is_shown() {
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     let mut audit = audit::<Integer>(&mut client).await;
-    let mut control = TokioLive::new().stop_flag(&STOP).on_progress(|progress| {
+    let mut runtime = TokioRuntime::new().stop_flag(&STOP).on_progress(|progress| {
         STOP.store(progress.pages == 3, Ordering::Relaxed);
     });
-    let mut run = Reconciler::new(Mode::Verify, &Integer::LAYOUT, Options::default().page(10)).unwrap();
-    let report = sent(run_async(&mut run, &mut audit, &mut control)).await.unwrap();
+    let mut run = Reconciler::new(Mode::Verify, &Integer::SCHEMA, Options::default().page(10)).unwrap();
+    let report = sent(run_async(&mut run, &mut audit, &mut runtime)).await.unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 3));
 }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use keepcount::reconcile::{Mode, Options, Reconciler, TokioLive, run_async};
-use keepcount::{AsyncStore, Batch, Counter, Error, Layout, Mark, Next, PostgresStore, PreparedStatements};
+use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
+use keepcount::{AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema, StreamRange};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config};
 
@@ -22,18 +22,18 @@ fn cancels() -> u64 {
 }
 
 const APPLIED: Counter<i64> = Counter::new("applied.all");
-const PLAIN: Layout = Layout::new(&[BALLOTS.table(), APPLIED.table()]);
+const PLAIN: Schema = Schema::new(&[BALLOTS.table(), APPLIED.table()]);
 const DAYS: Counter<(i64, i64)> = Counter::new("days.all");
-const PRUNED: Layout = Layout::new(&[DAYS.table().prunable()]);
+const PRUNED: Schema = Schema::new(&[DAYS.table().prunable()]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
     Apply,
-    ApplyOnce,
+    ApplyIdempotent,
     Within,
     OneMessage,
     Messages,
-    WriteOnce,
+    WriteIdempotent,
     Prune,
     Create,
     Rebuild,
@@ -43,11 +43,11 @@ enum Call {
 
 const CALLS: [Call; 11] = [
     Call::Apply,
-    Call::ApplyOnce,
+    Call::ApplyIdempotent,
     Call::Within,
     Call::OneMessage,
     Call::Messages,
-    Call::WriteOnce,
+    Call::WriteIdempotent,
     Call::Prune,
     Call::Create,
     Call::Rebuild,
@@ -76,8 +76,8 @@ impl From<tokio_postgres::Error> for Failed {
 async fn audited(client: &mut Client, mode: Mode) -> Result<(), Failed> {
     let mut audit = postgres_app::audit(client).await?;
     let options = Options::default().retries(0);
-    let mut run = Reconciler::new(mode, &postgres_app::LAYOUT, options)?;
-    run_async(&mut run, &mut audit, &mut TokioLive::new()).await?;
+    let mut run = Reconciler::new(mode, &postgres_app::SCHEMA, options)?;
+    run_async(&mut run, &mut audit, &mut TokioRuntime::new()).await?;
     Ok(())
 }
 
@@ -93,20 +93,20 @@ async fn make(
     let mut ballot = Batch::new();
     ballot.add(BALLOTS, (), 1);
     let mut applied = Batch::new();
-    applied.add(APPLIED, i64::from(call == Call::ApplyOnce), 1);
+    applied.add(APPLIED, i64::from(call == Call::ApplyIdempotent), 1);
     let mut plain = PostgresStore::new(client, &PLAIN).prepared(prepared);
     let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
     match call {
         Call::Apply => drop(plain.apply(&mut applied).await?),
-        Call::ApplyOnce => {
-            let done = plain.apply_once(&mut applied, &Mark::new("applied", next, next)?).await?;
+        Call::ApplyIdempotent => {
+            let done = plain.apply_idempotent(&mut applied, &StreamRange::new("applied", next, next)?).await?;
             assert!(!done.skipped);
         }
         Call::OneMessage => drop(plain.write(&[(CAST[0], &values[..1])], &mut ballot).await?),
         Call::Messages => drop(plain.write(&[(CAST[1], &values)], &mut ballot).await?),
-        Call::WriteOnce => {
-            let mark = Mark::new("written", next, next)?;
-            let (_, done) = plain.write_once(&[(CAST[1], &values)], &mut ballot, &mark).await?;
+        Call::WriteIdempotent => {
+            let stream_range = StreamRange::new("written", next, next)?;
+            let (_, done) = plain.write_idempotent(&[(CAST[1], &values)], &mut ballot, &stream_range).await?;
             assert!(!done.skipped);
         }
         Call::Create => plain.create().await?,
@@ -115,14 +115,14 @@ async fn make(
             let mut batch = Batch::new();
             write(&tx, &Change::Vote(id, id % 7, 1, id % 3), &mut batch).await?;
             write(&tx, &Change::Place(id % 7, Some(id % 5)), &mut batch).await?;
-            PostgresStore::within(&tx, &postgres_app::LAYOUT).apply(&mut batch).await?;
+            PostgresStore::in_transaction(&tx, &postgres_app::SCHEMA).apply(&mut batch).await?;
             tx.commit().await?;
         }
         Call::Prune => {
             let mut pruned = PostgresStore::new(client, &PRUNED).prepared(prepared);
             pruned.prune(DAYS, id).await?;
         }
-        Call::Rebuild => drop(PostgresStore::new(client, &postgres_app::LAYOUT).rebuild(SHOWS).await?),
+        Call::Rebuild => drop(PostgresStore::new(client, &postgres_app::SCHEMA).rebuild(SHOWS).await?),
         Call::Backfill => audited(client, Mode::Backfill).await?,
         Call::Repair => audited(client, Mode::Repair).await?,
     }
@@ -224,7 +224,7 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             Some(Err(Failed::Own)) => "own",
             Some(Err(Failed::Ours(Error::TransactionOpen { .. }))) => "must go",
             Some(Err(Failed::Ours(error))) => {
-                assert_eq!(error.next(), Next::Retry, "{call:?} {id}: {error}");
+                assert_eq!(error.recovery(), Recovery::Retry, "{call:?} {id}: {error}");
                 assert!(error.to_string().contains("cancel"), "{call:?} {id}: {error}");
                 "cancelled"
             }
@@ -240,7 +240,7 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             client.batch_execute("ROLLBACK").await.unwrap();
         }
         if end == "dropped" {
-            PostgresStore::new(&mut client, &PLAIN).mark("applied").await.unwrap();
+            PostgresStore::new(&mut client, &PLAIN).offset("applied").await.unwrap();
         } else {
             let is_served = client.batch_execute("SELECT 1").await;
             assert!(is_served.is_ok(), "{call:?} {id}, {end}: {is_served:?}");
@@ -252,8 +252,8 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
         let steps: [i64; 4] = std::array::from_fn(|at| after[at] - before[at]);
         let whole = match call {
             Call::Apply => [0, 0, 1, 0],
-            Call::ApplyOnce => [0, 0, 0, 1],
-            Call::OneMessage | Call::Messages | Call::WriteOnce => [1, 1, 0, 0],
+            Call::ApplyIdempotent => [0, 0, 0, 1],
+            Call::OneMessage | Call::Messages | Call::WriteIdempotent => [1, 1, 0, 0],
             _ => [0; 4],
         };
         let is_known = made.is_some();
@@ -261,11 +261,11 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             steps == if done { whole } else { [0; 4] } || !is_known && steps == whole,
             "{call:?} {id}, {end}: {steps:?}"
         );
-        for (stream, of) in [("applied", Call::ApplyOnce), ("written", Call::WriteOnce)] {
-            let mark = PostgresStore::new(&mut client, &PLAIN).mark(stream).await.unwrap();
-            let known = last.insert(of, mark).unwrap_or(0);
+        for (stream, of) in [("applied", Call::ApplyIdempotent), ("written", Call::WriteIdempotent)] {
+            let offset = PostgresStore::new(&mut client, &PLAIN).offset(stream).await.unwrap();
+            let known = last.insert(of, offset).unwrap_or(0);
             let moved = u64::from(of == call && steps == whole);
-            assert_eq!(mark, known + moved, "{stream}, {call:?} {id}, {end}");
+            assert_eq!(offset, known + moved, "{stream}, {call:?} {id}, {end}");
         }
         if call == Call::Prune {
             let below = one(&watcher, &format!("SELECT count(*) FROM days_all WHERE key_2 < {id}")).await;

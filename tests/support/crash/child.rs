@@ -96,8 +96,8 @@ pub enum Phase {
     Rebuild,
     Checkpoint,
     Reopen,
-    Measure,
-    Mend,
+    Compare,
+    Repair,
     Ready,
     Token,
 }
@@ -114,8 +114,8 @@ impl Phase {
         Self::Rebuild,
         Self::Checkpoint,
         Self::Reopen,
-        Self::Measure,
-        Self::Mend,
+        Self::Compare,
+        Self::Repair,
         Self::Ready,
         Self::Token,
     ];

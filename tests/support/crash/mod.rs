@@ -10,8 +10,8 @@ use std::time::Duration;
 
 pub use super::random::Random;
 use child::{Phase, Told};
-use keepcount::reconcile::{Live, Mode, Options, Reconciler, Report, Source, SqliteAudit, run};
-use keepcount::{Batch, Board, Counter, Def, Layout, Mark, Placed, Record, SqliteStore, Tally};
+use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run};
+use keepcount::{Batch, Counter, CounterId, CounterSpec, Leaderboard, Record, Schema, SqliteStore, StreamRange, Tally};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
@@ -22,14 +22,14 @@ pub const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 pub const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 pub const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_tail(SETLIST_DAYS, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 /// Totals without rows: the numbers of a feed's events, summed up.
 pub const FEED_SUM: Counter<i64> = Counter::new("feed.sum");
-pub const SHOWS: Board<i64> =
-    Board::new("show.board", &[SHOW_VOTES.def()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+pub const SHOWS: Leaderboard<i64> =
+    Leaderboard::new("show.board", &[SHOW_VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
 
-pub const LAYOUT: Layout = Layout::new(&[
+pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_DAYS.table().prunable(),
     SETLIST_SHOW.table(),
@@ -39,7 +39,7 @@ pub const LAYOUT: Layout = Layout::new(&[
     ARTIST_VOTES.table(),
     FEED_SUM.table(),
 ])
-.boards(&[SHOWS.def()]);
+.leaderboards(&[SHOWS.id()]);
 
 const TABLES: &str = "
     CREATE TABLE votes (id INTEGER PRIMARY KEY, setlist INTEGER NOT NULL, stars INTEGER NOT NULL, day INTEGER NOT NULL);
@@ -58,7 +58,8 @@ pub enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), SETLIST_DAYS.def(), SETLIST_SHOW.def(), SHOW_ARTIST.def()];
+    const COUNTERS: &'static [CounterId] =
+        &[SETLIST_VOTES.id(), SETLIST_DAYS.id(), SETLIST_SHOW.id(), SHOW_ARTIST.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
@@ -85,7 +86,7 @@ fn read_show(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
 }
 
 pub fn audit(conn: &Connection) -> keepcount::Result<SqliteAudit<'_>> {
-    let mut audit = SqliteAudit::new(conn, &LAYOUT)?;
+    let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
     let (votes, days) = (Source::table("votes", ["setlist"]), Source::table("votes", ["setlist", "day"]));
     audit.add(SETLIST_VOTES, votes.amount("stars").rows("setlist, stars, day", read_vote))?;
     audit.add(SETLIST_DAYS, days.amount("stars").rows("setlist, stars, day", read_vote))?;
@@ -97,15 +98,15 @@ pub fn audit(conn: &Connection) -> keepcount::Result<SqliteAudit<'_>> {
 /// A whole repair.
 pub fn repair(conn: &Connection) -> keepcount::Result<Report> {
     let mut audit = audit(conn)?;
-    let mut repair = Reconciler::scoped(Mode::Repair, &LAYOUT, &audit.counters(), Options::default().page(200))?;
-    run(&mut repair, &mut audit, &mut Live::new())
+    let mut repair = Reconciler::scoped(Mode::Repair, &SCHEMA, &audit.counters(), Options::default().page(200))?;
+    run(&mut repair, &mut audit, &mut SystemRuntime::new())
 }
 
 /// What was broken on purpose is made good; then all is exact.
 #[track_caller]
 pub fn settle(conn: &Connection) {
     assert!(repair(conn).unwrap().complete());
-    SqliteStore::new(conn, &LAYOUT).rebuild(SHOWS).unwrap();
+    SqliteStore::new(conn, &SCHEMA).rebuild(SHOWS).unwrap();
     assert_exact(conn);
 }
 
@@ -188,8 +189,8 @@ pub fn feed_stream(writer: i64) -> String {
     format!("feed {writer}")
 }
 
-pub fn mark(stream: &str, first: u64, last: u64) -> Mark<'_> {
-    Mark::new(stream, first, last).unwrap()
+pub fn stream_range(stream: &str, first: u64, last: u64) -> StreamRange<'_> {
+    StreamRange::new(stream, first, last).unwrap()
 }
 
 /// Writes the rows of some events in the caller's transaction; gives what they count.
@@ -227,7 +228,7 @@ impl Site {
     /// Without rows; all totals are there.
     pub fn new(journal: Journal) -> Self {
         let site = Self::without_totals(journal);
-        SqliteStore::new(&site.open_quickly(), &LAYOUT).create().unwrap();
+        SqliteStore::new(&site.open_quickly(), &SCHEMA).create().unwrap();
         site
     }
 
@@ -242,7 +243,7 @@ impl Site {
     }
 
     /// With the rows of an older application, writer 2, which counted nothing; no total is there yet, and none is ready to be read.
-    pub fn over_rows(journal: Journal, events: u64) -> Self {
+    pub fn pending_backfill(journal: Journal, events: u64) -> Self {
         let site = Self::without_totals(journal);
         let conn = site.open_quickly();
         conn.execute_batch("BEGIN").unwrap();
@@ -250,7 +251,7 @@ impl Site {
             Event::of(2, number).write(&conn).unwrap();
         }
         conn.execute_batch("COMMIT").unwrap();
-        SqliteStore::new(&conn, &LAYOUT).create_over_rows().unwrap();
+        SqliteStore::new(&conn, &SCHEMA).create_pending_backfill().unwrap();
         site
     }
 
@@ -281,10 +282,10 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
 
 // The recount, in plain SQL.
 
-const CUT: &str = "(SELECT coalesce(max(cut), 0) FROM keepcount_counters WHERE name = 'setlist.days')";
+const CUTOFF: &str = "(SELECT coalesce(max(cutoff), 0) FROM keepcount_counters WHERE name = 'setlist.days')";
 
 /// Of each counter: its table, what its totals are by the rows, and, of a rollup, by the totals that it sums.
-const TRUTHS: [(&str, &str, &str); 8] = [
+const EXPECTED: [(&str, &str, &str); 8] = [
     ("setlist_votes", "SELECT setlist, sum(stars) FROM votes GROUP BY 1", ""),
     ("setlist_days", "SELECT setlist, day, sum(stars) FROM votes WHERE day >= $CUT GROUP BY 1, 2", ""),
     ("setlist_show", "SELECT id, show, 1 FROM setlists", ""),
@@ -306,7 +307,7 @@ const TRUTHS: [(&str, &str, &str); 8] = [
     ),
     (
         "feed_sum",
-        "SELECT substr(stream, 6) + 0, last * (last + 1) / 2 FROM keepcount_marks WHERE stream LIKE 'feed %'",
+        "SELECT substr(stream, 6) + 0, last * (last + 1) / 2 FROM keepcount_offsets WHERE stream LIKE 'feed %'",
         "",
     ),
 ];
@@ -315,7 +316,7 @@ const TRUTHS: [(&str, &str, &str); 8] = [
 pub type Totals = BTreeMap<(&'static str, Vec<i64>), i64>;
 
 fn read_totals(conn: &Connection, table: &'static str, text: &str, to: &mut Totals) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare(&text.replace("$CUT", CUT))?;
+    let mut statement = conn.prepare(&text.replace("$CUT", CUTOFF))?;
     let width = statement.column_count() - 1;
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
@@ -330,24 +331,24 @@ fn read_totals(conn: &Connection, table: &'static str, text: &str, to: &mut Tota
 
 pub fn stored(conn: &Connection) -> rusqlite::Result<Totals> {
     let mut totals = Totals::new();
-    for (table, ..) in TRUTHS {
+    for (table, ..) in EXPECTED {
         read_totals(conn, table, &format!("SELECT * FROM {table}"), &mut totals)?;
     }
     Ok(totals)
 }
 
 /// What the totals are to be: by the rows alone, or each level by the one below as it is stored.
-fn truth(conn: &Connection, by_level: bool) -> rusqlite::Result<Totals> {
+fn recounted(conn: &Connection, by_level: bool) -> rusqlite::Result<Totals> {
     let mut totals = Totals::new();
-    for (table, rows, level) in TRUTHS {
+    for (table, rows, level) in EXPECTED {
         read_totals(conn, table, if by_level && !level.is_empty() { level } else { rows }, &mut totals)?;
     }
     Ok(totals)
 }
 
 /// Stored minus true of every key that differs.
-fn difference(mut stored: Totals, truth: Totals) -> Totals {
-    for (name, total) in truth {
+fn difference(mut stored: Totals, expected: Totals) -> Totals {
+    for (name, total) in expected {
         let off = stored.entry(name).or_insert(0);
         *off = off.wrapping_sub(total); // a damaged total may be any
     }
@@ -357,7 +358,7 @@ fn difference(mut stored: Totals, truth: Totals) -> Totals {
 
 /// How far each key is off, each level held against the one below as it is stored; in the caller's transaction.
 pub fn drift_inside(conn: &Connection) -> rusqlite::Result<Totals> {
-    Ok(difference(stored(conn)?, truth(conn, true)?))
+    Ok(difference(stored(conn)?, recounted(conn, true)?))
 }
 
 /// As [`drift_inside`], in one snapshot.
@@ -369,33 +370,32 @@ pub fn drift(conn: &Connection) -> rusqlite::Result<Totals> {
 #[track_caller]
 pub fn assert_ready_exact(conn: &Connection) -> usize {
     let snapshot = conn.unchecked_transaction().unwrap();
-    let store = SqliteStore::new(&snapshot, &LAYOUT);
-    let ready = LAYOUT.counters().iter().filter(|placed| store.is_ready(placed.def()).unwrap());
-    let ready: Vec<String> = ready.map(Placed::table_name).collect();
-    let mut off = difference(stored(&snapshot).unwrap(), truth(&snapshot, false).unwrap());
+    let store = SqliteStore::new(&snapshot, &SCHEMA);
+    let ready = SCHEMA.counters().iter().filter(|spec| store.is_ready(spec.id()).unwrap());
+    let ready: Vec<String> = ready.map(CounterSpec::table_name).collect();
+    let mut off = difference(stored(&snapshot).unwrap(), recounted(&snapshot, false).unwrap());
     off.retain(|(table, _), _| ready.iter().any(|ready| ready == table));
     assert_eq!(off, Totals::new(), "ready, and not right");
     ready.len()
 }
 
-/// Rows, totals of every level, both cuts, and the board agree, in the caller's transaction or outside one.
+/// Rows, totals of every level, both cutoffs, and the leaderboard agree, in the caller's transaction or outside one.
 #[track_caller]
 pub fn assert_exact(conn: &Connection) {
     let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
-    assert_eq!(difference(stored(conn).unwrap(), truth(conn, false).unwrap()), Totals::new(), "totals are off");
-    let board = |text| {
+    assert_eq!(difference(stored(conn).unwrap(), recounted(conn, false).unwrap()), Totals::new(), "totals are off");
+    let leaderboard = |text| {
         let mut lines = Totals::new();
         read_totals(conn, "show_board", text, &mut lines).unwrap();
         lines
     };
     assert_eq!(
-        board("SELECT key, score FROM show_board"),
-        board("SELECT key, total FROM show_votes WHERE total > 0"),
-        "the board is off"
+        leaderboard("SELECT key, score FROM show_board"),
+        leaderboard("SELECT key, total FROM show_votes WHERE total > 0"),
+        "the leaderboard is off"
     );
-    let cuts =
-        "SELECT count(DISTINCT coalesce(cut, -1)) FROM keepcount_counters WHERE name IN ('setlist.days', 'show.days')";
-    assert_eq!(conn.query_row(cuts, (), |row| row.get(0)), Ok(1), "one counter was pruned, and not the other");
+    let cutoffs = "SELECT count(DISTINCT coalesce(cutoff, -1)) FROM keepcount_counters WHERE name IN ('setlist.days', 'show.days')";
+    assert_eq!(conn.query_row(cutoffs, (), |row| row.get(0)), Ok(1), "one counter was pruned, and not the other");
     drop(snapshot);
 }
 
@@ -424,16 +424,16 @@ pub fn dump(conn: &Connection) -> Vec<String> {
 
 /// The last applied events of a writer's two streams. Of the first, as many rows of events are there, each once.
 #[track_caller]
-pub fn marks(conn: &Connection, writer: i64) -> [u64; 2] {
+pub fn offsets(conn: &Connection, writer: i64) -> [u64; 2] {
     let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
     let last = |stream: String| -> i64 {
-        let text = "SELECT coalesce(max(last), 0) FROM keepcount_marks WHERE stream = ?1";
+        let text = "SELECT coalesce(max(last), 0) FROM keepcount_offsets WHERE stream = ?1";
         conn.query_row(text, [stream], |row| row.get(0)).unwrap()
     };
     let text = "SELECT count(*), count(DISTINCT number), coalesce(max(number), 0) FROM events WHERE stream = ?1";
     let rows = last(rows_stream(writer));
     let events = conn.query_row(text, [rows_stream(writer)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
-    assert_eq!(events, Ok((rows, rows, rows)), "the mark of writer {writer} is not the number of its events");
+    assert_eq!(events, Ok((rows, rows, rows)), "the offset of writer {writer} is not the number of its events");
     let both = [rows, last(feed_stream(writer))].map(i64::unsigned_abs);
     drop(snapshot);
     both
@@ -501,7 +501,7 @@ pub fn rounds(least: u64) -> u64 {
 #[track_caller]
 pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Model) -> String {
     let told = Told::open(&told_by(site.dir.path(), writer));
-    let found = marks(conn, writer);
+    let found = offsets(conn, writer);
     for stream in [ROWS, FEED] {
         let (known, tried) = (told.known(stream), told.tried(stream));
         assert!(found[stream] == known || found[stream] == tried, "{:?}: {known} {found:?} {tried}", told.phase());

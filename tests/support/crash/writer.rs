@@ -1,14 +1,14 @@
-//! A writer of the site: rows and totals in one transaction with marks, totals alone, prunes, rebuilds, checkpoints, in an order that a seed decides; it says
+//! A writer of the site: rows and totals in one transaction with offsets, totals alone, prunes, rebuilds, checkpoints, in an order that a seed decides; it says
 //! what it is doing, so that it can be killed or starved at any moment and go on.
 
 use std::path::{Path, PathBuf};
 
-use keepcount::{Error, Next, SqliteStore, Store as _};
+use keepcount::{Error, Recovery, SqliteStore, Store as _};
 use rusqlite::Connection;
 
 use super::child::{Phase, Told};
 use super::{
-    LAYOUT, Random, SETLIST_DAYS, SETLIST_VOTES, SHOWS, feed, feed_stream, mark, open, rows_stream, write_rows,
+    Random, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, feed, feed_stream, open, rows_stream, stream_range, write_rows,
 };
 
 /// Of the streams of a writer, the one whose events are rows, and the one whose events are totals alone.
@@ -57,7 +57,7 @@ impl Writer {
     }
 
     fn store(&self) -> SqliteStore<'_> {
-        SqliteStore::new(&self.conn, &LAYOUT)
+        SqliteStore::new(&self.conn, &SCHEMA)
     }
 
     /// The events to apply next: those whose outcome is not known, as they were, else new ones, or some that were applied before; and whether they are to
@@ -98,7 +98,8 @@ impl Writer {
             Err(Error::NotReady { .. }) => {}
             total => drop(total?),
         }
-        let applied = self.store().apply_once(&mut batch, &mark(&rows_stream(self.number), first, last))?;
+        let applied =
+            self.store().apply_idempotent(&mut batch, &stream_range(&rows_stream(self.number), first, last))?;
         assert!(skips.is_none_or(|skips| skips == applied.skipped), "{first} to {last}: {applied:?}");
         if applied.skipped {
             self.conn.execute_batch("ROLLBACK")?;
@@ -119,8 +120,8 @@ impl Writer {
         let (first, last, skips) = self.next(FEED, 12);
         self.told.tries(Phase::Alone, FEED, last);
         let mut batch = feed(self.number, first, last);
-        let applied = self.store().apply_once(&mut batch, &mark(&feed_stream(self.number), first, last));
-        if applied.as_ref().is_err_and(|error| error.next() != Next::Unknown) && skips.is_some() {
+        let applied = self.store().apply_idempotent(&mut batch, &stream_range(&feed_stream(self.number), first, last));
+        if applied.as_ref().is_err_and(|error| error.recovery() != Recovery::Indeterminate) && skips.is_some() {
             self.told.refused(FEED);
         }
         let applied = applied?;

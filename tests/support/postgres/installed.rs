@@ -34,7 +34,7 @@ pub fn found() -> Option<PathBuf> {
 
 fn usual() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // The programs lie together; a PATH may have links to some of them.
+    // The programs lie together; a PATH may have memberships to some of them.
     let linked = env::split_paths(&path).filter_map(|folder| folder.join("initdb").canonicalize().ok());
     let mut folders: Vec<PathBuf> = linked.filter_map(|program| Some(program.parent()?.to_owned())).collect();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();

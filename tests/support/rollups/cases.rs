@@ -113,10 +113,10 @@ pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => write(),
         1 => change().prop_map(Op::Sabotage),
-        // Links of 2 and -1 are among them, and links and totals of what no row names.
-        3 => (name(), weighted(0.8, -1..=2_i64), any::<bool>()).prop_map(|(name, total, far)| {
-            let far = far && !matches!(name.0, "setlist.show" | "show.artist");
-            Op::Plant(name, total.map(|total| if far { total << 40 } else { total }))
+        // Links of 2 and -1 are among them, and memberships and totals of what no row names.
+        3 => (name(), weighted(0.8, -1..=2_i64), any::<bool>()).prop_map(|(name, total, split)| {
+            let split = split && !matches!(name.0, "setlist.show" | "show.artist");
+            Op::Plant(name, total.map(|total| if split { total << 40 } else { total }))
         }),
     ]
 }

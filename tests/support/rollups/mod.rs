@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 pub use super::random::Random;
 use keepcount::reconcile::CounterReport;
-use keepcount::{Batch, Counter, Def, Key, KeyBuf, Layout, Record, Store, Tally};
+use keepcount::{Batch, Counter, CounterId, Key, KeyBuf, Record, Schema, Store, Tally};
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i8)> = Counter::new("setlist.days");
@@ -17,11 +17,11 @@ pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
 /// A show may be billed to several artists, by shares other than 1.
 pub const SHOW_ARTIST: Counter<(String, i16)> = Counter::new("show.artist");
 pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-pub const SHOW_DAYS: Counter<(String, i8)> = Counter::new("show.days").sum_of_tail(SETLIST_DAYS, SETLIST_SHOW);
+pub const SHOW_DAYS: Counter<(String, i8)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i16> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
-pub const ARTIST_DAYS: Counter<(i16, i8)> = Counter::new("artist.days").sum_of_tail(SHOW_DAYS, SHOW_ARTIST);
+pub const ARTIST_DAYS: Counter<(i16, i8)> = Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
 /// Neither in the order of names nor of levels.
-pub const LAYOUT: Layout = Layout::new(&[
+pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_SHOW.table(),
     SETLIST_VOTES.table(),
     SHOW_VOTES.table(),
@@ -31,7 +31,7 @@ pub const LAYOUT: Layout = Layout::new(&[
     ARTIST_DAYS.table(),
     ARTIST_VOTES.table(),
 ]);
-/// Rollup, what it sums, along what; finer levels first.
+/// Rollup, what it sums, along what; base levels first.
 const SUMS: [(&str, &str, &str); 4] = [
     ("show.votes", "setlist.votes", "setlist.show"),
     ("show.days", "setlist.days", "setlist.show"),
@@ -47,7 +47,8 @@ pub enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [Def] = &[SETLIST_VOTES.def(), SETLIST_DAYS.def(), SETLIST_SHOW.def(), SHOW_ARTIST.def()];
+    const COUNTERS: &'static [CounterId] =
+        &[SETLIST_VOTES.id(), SETLIST_DAYS.id(), SETLIST_SHOW.id(), SHOW_ARTIST.id()];
 
     fn tally(&self, to: &mut Tally<'_>) {
         match self {
@@ -252,10 +253,10 @@ impl Rows {
         let mut totals = Totals::new();
         for row in self.votes.values() {
             let Row::Vote { setlist: Some(of), weight, day } = row else { continue };
-            let tail: Vec<Part> = day.iter().map(|day| int(*day)).collect();
+            let suffix: Vec<Part> = day.iter().map(|day| int(*day)).collect();
             add(&mut totals, "setlist.votes", &[int(*of)], *weight);
             if day.is_some() {
-                add(&mut totals, "setlist.days", &[&[int(*of)], tail.as_slice()].concat(), *weight);
+                add(&mut totals, "setlist.days", &[&[int(*of)], suffix.as_slice()].concat(), *weight);
             }
             for row in self.setlists.values() {
                 let Row::Setlist { id, show: Some(in_show) } = row else { continue };
@@ -265,7 +266,7 @@ impl Rows {
                 let show = [Part::Text(in_show.clone())];
                 add(&mut totals, "show.votes", &show, *weight);
                 if day.is_some() {
-                    add(&mut totals, "show.days", &[&show, tail.as_slice()].concat(), *weight);
+                    add(&mut totals, "show.days", &[&show, suffix.as_slice()].concat(), *weight);
                 }
                 for row in self.billings.values() {
                     let Row::Billing { show, artist: Some(artist), share } = row else { continue };
@@ -275,7 +276,7 @@ impl Rows {
                             add(
                                 &mut totals,
                                 "artist.days",
-                                &[&[int(*artist)], tail.as_slice()].concat(),
+                                &[&[int(*artist)], suffix.as_slice()].concat(),
                                 weight * share,
                             );
                         }
@@ -306,26 +307,26 @@ pub struct Model {
 }
 
 impl Model {
-    /// What a counter should be: its rows; of a rollup the sum, over stored links, of link times stored finer total.
-    pub fn truth(&self, counter: &str) -> Totals {
-        let Some((rollup, finer, link)) = SUMS.iter().find(|(rollup, ..)| *rollup == counter) else {
-            let mut truth = self.rows.recount();
-            truth.retain(|name, _| name.0 == counter);
-            return truth;
+    /// What a counter should be: its rows; of a rollup the sum, over stored memberships, of membership times stored base total.
+    pub fn recounted(&self, counter: &str) -> Totals {
+        let Some((rollup, base, membership)) = SUMS.iter().find(|(rollup, ..)| *rollup == counter) else {
+            let mut expected = self.rows.recount();
+            expected.retain(|name, _| name.0 == counter);
+            return expected;
         };
-        let mut truth = Totals::new();
-        for (joins, weight) in self.stored.iter().filter(|(name, _)| name.0 == *link) {
-            for (fine, total) in self.stored.iter().filter(|(name, _)| name.0 == *finer && name.1[0] == joins.1[0]) {
-                add(&mut truth, rollup, &[&joins.1[1..], &fine.1[1..]].concat(), weight * total);
+        let mut expected = Totals::new();
+        for (joins, weight) in self.stored.iter().filter(|(name, _)| name.0 == *membership) {
+            for (fine, total) in self.stored.iter().filter(|(name, _)| name.0 == *base && name.1[0] == joins.1[0]) {
+                add(&mut expected, rollup, &[&joins.1[1..], &fine.1[1..]].concat(), weight * total);
             }
         }
-        truth.retain(|_, total| *total != 0);
-        truth
+        expected.retain(|_, total| *total != 0);
+        expected
     }
 
     /// Moves totals, and what is the sum of them.
     pub fn shift(&mut self, changes: &Totals) {
-        let before = SUMS.map(|(rollup, ..)| self.truth(rollup));
+        let before = SUMS.map(|(rollup, ..)| self.recounted(rollup));
         let move_by = |stored: &mut Totals, name: &Name, amount: i64| {
             *stored.entry(name.clone()).or_insert(0) += amount;
             stored.retain(|_, total| *total != 0);
@@ -334,7 +335,7 @@ impl Model {
             move_by(&mut self.stored, name, *amount);
         }
         for ((rollup, ..), before) in SUMS.iter().zip(before) {
-            for (name, moved) in difference(&self.truth(rollup), &before) {
+            for (name, moved) in difference(&self.recounted(rollup), &before) {
                 move_by(&mut self.stored, &name, moved);
             }
         }
@@ -357,38 +358,39 @@ impl Model {
 
     /// Stored minus true, of every key where that is not 0.
     pub fn drift(&self) -> Totals {
-        let mut truth = Totals::new();
-        for placed in LAYOUT.counters() {
-            truth.extend(self.truth(placed.def().name()));
+        let mut expected = Totals::new();
+        for spec in SCHEMA.counters() {
+            expected.extend(self.recounted(spec.id().name()));
         }
-        difference(&self.stored, &truth)
+        difference(&self.stored, &expected)
     }
 
     /// What a verify of a counter must find just now.
     pub fn expected(&self, counter: &'static str, samples: usize) -> Found {
-        let truth = self.truth(counter);
+        let true_totals = self.recounted(counter);
         let mut found = Found { counter, ..Found::default() };
-        let mut names: Vec<&Name> = self.stored.keys().filter(|name| name.0 == counter).chain(truth.keys()).collect();
+        let mut names: Vec<&Name> =
+            self.stored.keys().filter(|name| name.0 == counter).chain(true_totals.keys()).collect();
         names.sort_unstable();
         names.dedup();
         for name in names {
-            let (stored, truth) = (at(&self.stored, name), at(&truth, name));
+            let (stored, true_totals) = (at(&self.stored, name), at(&true_totals, name));
             found.keys += 1;
-            match (stored, truth) {
-                (stored, truth) if stored == truth => continue,
+            match (stored, true_totals) {
+                (stored, true_totals) if stored == true_totals => continue,
                 (0, _) => found.missing += 1,
                 (_, 0) => found.orphan += 1,
                 _ => found.wrong += 1,
             }
             if found.samples.len() < samples {
-                found.samples.push((name.clone(), stored, truth));
+                found.samples.push((name.clone(), stored, true_totals));
             }
         }
         found
     }
 
-    /// Mends one counter, which climbs.
-    pub fn mend(&mut self, counter: &str) {
+    /// Repairs one counter, which climbs.
+    pub fn repair(&mut self, counter: &str) {
         let mut drift = self.drift();
         drift.retain(|name, _| name.0 == counter);
         for drift in drift.values_mut() {
@@ -423,7 +425,7 @@ impl Found {
         let counter = report.counter.name();
         let CounterReport { keys, wrong, missing, orphan, ref samples, .. } = *report;
         let samples =
-            samples.iter().map(|sample| (Name::of(counter, &sample.key), sample.stored, sample.truth)).collect();
+            samples.iter().map(|sample| (Name::of(counter, &sample.key), sample.stored, sample.expected)).collect();
         Self { counter, keys, wrong, missing, orphan, samples }
     }
 }
@@ -431,14 +433,14 @@ impl Found {
 /// Every total that is not 0, of every counter and rollup.
 pub fn totals_of(store: &mut impl Store) -> Totals {
     let mut totals = Totals::new();
-    for placed in LAYOUT.counters() {
-        let def = placed.def();
+    for spec in SCHEMA.counters() {
+        let id = spec.id();
         let mut after = None;
         loop {
-            let page = store.page(def, after.as_ref(), 3).unwrap();
+            let page = store.page(id, after.as_ref(), 3).unwrap();
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
-            totals.extend(page.iter().map(|(key, total)| (Name::of(def.name(), key), *total)));
+            totals.extend(page.iter().map(|(key, total)| (Name::of(id.name(), key), *total)));
         }
     }
     totals.retain(|_, total| *total != 0);
@@ -471,7 +473,7 @@ pub fn votes(setlist: i64) -> Name {
     Name("setlist.votes", vec![Part::Int(setlist)])
 }
 
-pub fn link(setlist: i64, show: &str) -> Name {
+pub fn membership(setlist: i64, show: &str) -> Name {
     Name("setlist.show", vec![Part::Int(setlist), Part::Text(show.to_owned())])
 }
 

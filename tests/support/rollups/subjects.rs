@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-use keepcount::reconcile::{Audit, Control, MemoryAudit, Reconciler, Report, Source, SqliteAudit, run};
+use keepcount::reconcile::{Audit, MemoryAudit, Reconciler, Report, Runtime, Source, SqliteAudit, run};
 use keepcount::sql::{Dialect, Value};
-use keepcount::{Batch, Climb, KeyBuf, Layout, MemoryStore, Snapshot, SqliteStore, Store};
+use keepcount::{Batch, KeyBuf, MemoryStore, RollupUpdate, Schema, Snapshot, SqliteStore, Store};
 use rusqlite::types::Value as Cell;
 use rusqlite::{Connection, params, params_from_iter};
 
 use super::{
-    Change, LAYOUT, Name, Part, Row, Rows, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, Totals, totals_of,
+    Change, Name, Part, Row, Rows, SCHEMA, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, Totals, totals_of,
 };
 
 /// A store with its rows, and an application's write paths.
@@ -42,7 +42,7 @@ pub trait Subject {
 /// A clock that stands still.
 pub struct Still;
 
-impl Control for Still {
+impl Runtime for Still {
     fn now(&mut self) -> Duration {
         Duration::ZERO
     }
@@ -64,7 +64,7 @@ pub struct Memory {
 
 impl Subject for Memory {
     fn new() -> Self {
-        Self { store: MemoryStore::new(&LAYOUT), rows: Rows::default(), saved: Vec::new() }
+        Self { store: MemoryStore::new(&SCHEMA), rows: Rows::default(), saved: Vec::new() }
     }
 
     fn begin(&mut self) {
@@ -98,7 +98,7 @@ impl Subject for Memory {
     }
 
     fn plant(&mut self, name: &Name, total: Option<i64>) {
-        plant_in_memory(&mut self.store, &LAYOUT, name.0, &name.key(), total.unwrap_or(0));
+        plant_in_memory(&mut self.store, &SCHEMA, name.0, &name.key(), total.unwrap_or(0));
     }
 
     fn totals(&mut self) -> Totals {
@@ -128,7 +128,7 @@ fn in_order<K>(rows: &BTreeMap<i64, Row>) -> impl FnMut(Bound<K>) -> Vec<Row> + 
 }
 
 /// Writes one total of a memory store and nothing else: through a snapshot's text.
-pub fn plant_in_memory(store: &mut MemoryStore, layout: &Layout, counter: &str, key: &KeyBuf, total: i64) {
+pub fn plant_in_memory(store: &mut MemoryStore, schema: &Schema, counter: &str, key: &KeyBuf, total: i64) {
     let mut json = serde_json::to_value(store.snapshot()).unwrap();
     let key = serde_json::to_value(key).unwrap();
     let counters = json["counters"].as_array_mut().unwrap();
@@ -138,7 +138,7 @@ pub fn plant_in_memory(store: &mut MemoryStore, layout: &Layout, counter: &str, 
     if total != 0 {
         totals.push(serde_json::json!([key, total]));
     }
-    *store = MemoryStore::restore(layout, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
+    *store = MemoryStore::restore(schema, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
 }
 
 pub const TABLES: &str = "
@@ -172,7 +172,7 @@ pub fn audit(conn: &Connection, by_tally: bool) -> SqliteAudit<'_> {
         let typed = source.rows(columns, read);
         if by_tally { typed.by_tally() } else { typed }
     };
-    let mut audit = SqliteAudit::new(conn, &LAYOUT).unwrap();
+    let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
     let votes = Source::table("votes", ["setlist"]).amount("weight");
     audit.add(SETLIST_VOTES, typed(votes, VOTE, read_vote)).unwrap();
     let days = Source::table("votes", ["setlist", "day"]).amount("weight");
@@ -191,7 +191,7 @@ impl Sqlite {
     }
 
     pub fn store(&self) -> SqliteStore<'_> {
-        SqliteStore::new(&self.0, &LAYOUT)
+        SqliteStore::new(&self.0, &SCHEMA)
     }
 }
 
@@ -213,7 +213,7 @@ impl Subject for Sqlite {
         let conn = Connection::open_in_memory().unwrap();
         conn.set_prepared_statement_cache_capacity(128);
         conn.execute_batch(TABLES).unwrap();
-        SqliteStore::new(&conn, &LAYOUT).create().unwrap();
+        SqliteStore::new(&conn, &SCHEMA).create().unwrap();
         Self(conn)
     }
 
@@ -245,11 +245,11 @@ impl Subject for Sqlite {
 
     fn plant(&mut self, name: &Name, total: Option<i64>) {
         let keys = if name.1.len() == 1 { "key" } else { "key_1, key_2" };
-        let marks = if name.1.len() == 1 { "?1" } else { "?1, ?2" };
+        let offsets = if name.1.len() == 1 { "?1" } else { "?1, ?2" };
         let table = name.0.replace('.', "_");
         let text = match total {
-            None => format!("DELETE FROM {table} WHERE ({keys}) = ({marks})"),
-            Some(total) => format!("INSERT OR REPLACE INTO {table} VALUES ({marks}, {total})"),
+            None => format!("DELETE FROM {table} WHERE ({keys}) = ({offsets})"),
+            Some(total) => format!("INSERT OR REPLACE INTO {table} VALUES ({offsets}, {total})"),
         };
         let values = name.1.iter().map(|part| match part {
             Part::Int(value) => rusqlite::types::Value::Integer(*value),
@@ -373,14 +373,14 @@ fn cell(value: &Value<'_>) -> Cell {
 }
 
 /// As an application does that has a library of its own to talk to the database.
-pub fn climb_by_hand(conn: &Connection, batch: &Batch) {
-    let mut climb = Climb::new(&LAYOUT, batch).unwrap();
-    while let Some(question) = climb.next().unwrap() {
-        let query = question.query(Dialect::Sqlite, &LAYOUT).unwrap();
+pub fn update_by_hand(conn: &Connection, batch: &Batch) {
+    let mut update = RollupUpdate::new(&SCHEMA, batch).unwrap();
+    while let Some(request) = update.next().unwrap() {
+        let query = request.query(Dialect::Sqlite, &SCHEMA).unwrap();
         let mut statement = conn.prepare(&query.text).unwrap();
         let mut rows = statement.query(params_from_iter(query.values.iter().map(cell))).unwrap();
         while let Some(row) = rows.next().unwrap() {
-            let (key, total) = match question.counter.name() {
+            let (key, total) = match request.counter.name() {
                 "setlist.votes" => (KeyBuf::of::<i64>(row.get::<_, i64>(0).unwrap()), row.get(1)),
                 "show.votes" => (KeyBuf::of::<String>(row.get::<_, String>(0).unwrap()), row.get(1)),
                 "setlist.days" => {
@@ -400,10 +400,10 @@ pub fn climb_by_hand(conn: &Connection, batch: &Batch) {
                     (KeyBuf::of::<(String, i16)>(key), row.get(2))
                 }
             };
-            climb.take(&key, total.unwrap()).unwrap();
+            update.take(&key, total.unwrap()).unwrap();
         }
     }
-    for statement in climb.statements(Dialect::Sqlite).unwrap() {
+    for statement in update.statements(Dialect::Sqlite).unwrap() {
         let mut prepared = conn.prepare(&statement.text).unwrap();
         for row in statement.rows() {
             prepared.execute(params_from_iter(row.iter().map(cell))).unwrap();
@@ -414,11 +414,11 @@ pub fn climb_by_hand(conn: &Connection, batch: &Batch) {
 /// Every row of every table of totals, those of 0 too.
 pub fn dump(conn: &Connection) -> Vec<(&'static str, Vec<Cell>)> {
     let mut all = Vec::new();
-    for placed in LAYOUT.counters() {
-        let mut statement = conn.prepare(&format!("SELECT * FROM {}", placed.table_name())).unwrap();
+    for spec in SCHEMA.counters() {
+        let mut statement = conn.prepare(&format!("SELECT * FROM {}", spec.table_name())).unwrap();
         let width = statement.column_count();
         let rows = statement.query_map((), |row| (0..width).map(|at| row.get(at)).collect()).unwrap();
-        all.extend(rows.map(|row| (placed.def().name(), row.unwrap())));
+        all.extend(rows.map(|row| (spec.id().name(), row.unwrap())));
     }
     all
 }

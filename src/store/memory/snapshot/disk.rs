@@ -33,32 +33,32 @@ impl Snapshot {
     ///
     /// It is written to a temporary file in the same folder, `.NAME.keepcount-*.tmp`, which is synced and then renamed, and the folder is
     /// synced. What a process that was killed left of such files, the next save removes. Several may save to one file at once: the last to
-    /// rename wins. A symbolic link is replaced, not followed, and permissions are those of a new file.
+    /// rename wins. A symbolic membership is replaced, not followed, and permissions are those of a new file.
     ///
     /// Outside unix the folder is not synced: after a loss of power, the file may be the old one though `save` returned.
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] when the disk fails: the old file is as it was. [`Error::Unknown`] when the folder could not be synced: the file is
-    /// the new one, and after a crash one of both; save again. [`Error::Setting`] for a path that names no file.
+    /// [`Error::Database`] when the disk fails: the old file is as it was. [`Error::Indeterminate`] when the folder could not be synced: the file is
+    /// the new one, and after a crash one of both; save again. [`Error::InvalidUse`] for a path that names no file.
     ///
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, Layout, MemoryStore, Snapshot};
+    /// use keepcount::{Batch, Counter, MemoryStore, Schema, Snapshot};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
     ///
     /// # let folder = tempfile::tempdir()?;
     /// let path = folder.path().join("totals.snapshot");
-    /// let store = MemoryStore::new(&LAYOUT);
+    /// let store = MemoryStore::new(&SCHEMA);
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 3);
     /// store.apply(&mut batch)?;
     /// store.snapshot().save(&path)?;
     ///
-    /// let restored = MemoryStore::restore(&LAYOUT, &Snapshot::load(&path)?)?;
+    /// let restored = MemoryStore::restore(&SCHEMA, &Snapshot::load(&path)?)?;
     /// assert_eq!(restored.total(SHOW_VOTES, 7)?, 3);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -79,13 +79,13 @@ impl Snapshot {
 /// Writes, syncs, renames, and syncs the name. A sync that failed is not tried again: a file system may take for written what it then dropped.
 pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let Some(name) = path.file_name() else {
-        return Err(Error::setting("path of a snapshot", format!("{} names no file", path.display())));
+        return Err(Error::invalid_use("path of a snapshot", format!("{} names no file", path.display())));
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     // A leftover that cannot be removed costs its space, and nothing else.
     let _ = disk.sweep(folder, |known| is_temporary(known, name));
     let failed = |cause: io::Error| Error::Database {
-        doing: format!("saving snapshot {}", path.display()),
+        operation: format!("saving snapshot {}", path.display()),
         cause: cause.into(),
     };
     let (temporary, mut file) = disk.create(|random| folder.join(temporary_name(name, random))).map_err(failed)?;
@@ -95,8 +95,8 @@ pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = disk.remove(&temporary);
         return Err(failed(cause));
     }
-    disk.sync_folder(folder).map_err(|cause| Error::Unknown {
-        doing: format!("saving snapshot {}: syncing its folder", path.display()),
+    disk.sync_folder(folder).map_err(|cause| Error::Indeterminate {
+        operation: format!("saving snapshot {}: syncing its folder", path.display()),
         cause: cause.into(),
     })
 }
@@ -104,7 +104,7 @@ pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
 /// Reads no more than a file's head says, and one byte.
 pub(super) fn load(disk: &impl Disk, path: &Path) -> Result<Snapshot> {
     let unread = |cause: io::Error| Error::Database {
-        doing: format!("loading snapshot {}", path.display()),
+        operation: format!("loading snapshot {}", path.display()),
         cause: cause.into(),
     };
     let refused = |reason: String| failed(format!("{}: {reason}", path.display()));

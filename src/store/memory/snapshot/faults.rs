@@ -13,7 +13,7 @@ use super::{MemoryStore, Snapshot};
 use crate::batch::Batch;
 use crate::counter::Counter;
 use crate::error::{Error, Result};
-use crate::layout::Layout;
+use crate::schema::Schema;
 
 /// What happens to one call instead of what was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -364,11 +364,11 @@ impl Disk for Faulty {
 
 const PATH: &str = "totals/site.snapshot";
 const VOTES: Counter<String> = Counter::new("show.votes");
-const LAYOUT: Layout = Layout::new(&[VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 
 /// A snapshot of so many totals.
 fn snapshot(totals: i64) -> Snapshot {
-    let store = MemoryStore::new(&LAYOUT);
+    let store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     (0..totals).for_each(|key| batch.add(VOTES, format!("show-{key}"), totals));
     store.apply(&mut batch).unwrap();
@@ -415,7 +415,7 @@ fn check(old: Option<&Snapshot>, new: &Snapshot, plan: &[(usize, Fault)]) -> Vec
         match &saved {
             Ok(()) => assert!(now && then, "it was saved: {plan:?}"),
             Err(_) if state.dead => {}
-            Err(Error::Unknown { .. }) => assert!(now, "{plan:?}"),
+            Err(Error::Indeterminate { .. }) => assert!(now, "{plan:?}"),
             Err(error) => {
                 assert!(matches!(error, Error::Database { .. }) && error.to_string().contains(PATH), "{error}");
                 assert!(!now && !then, "the old file was to stay: {plan:?}");

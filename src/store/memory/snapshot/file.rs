@@ -30,12 +30,12 @@ impl Snapshot {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Counter, Layout, MemoryStore, Snapshot};
+    /// use keepcount::{Counter, MemoryStore, Schema, Snapshot};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const LAYOUT: Layout = Layout::new(&[SHOW_VOTES.table()]);
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
     ///
-    /// let snapshot = MemoryStore::new(&LAYOUT).snapshot();
+    /// let snapshot = MemoryStore::new(&SCHEMA).snapshot();
     /// let bytes = snapshot.to_bytes()?;
     /// assert_eq!(Snapshot::from_bytes(&bytes)?, snapshot);
     /// let error = Snapshot::from_bytes(&bytes[..50]).unwrap_err();
@@ -88,8 +88,8 @@ pub(super) fn whole_len(bytes: &[u8]) -> Result<u64, String> {
     if !MAGIC.starts_with(begun) {
         return Err("it is no snapshot of keepcount".to_owned());
     }
-    let head = bytes.get(begun.len()..).and_then(<[u8]>::split_first_chunk);
-    let Some((format, Some(len))) = head.map(|(format, rest)| (format, rest.first_chunk())) else {
+    let prefix = bytes.get(begun.len()..).and_then(<[u8]>::split_first_chunk);
+    let Some((format, Some(len))) = prefix.map(|(format, rest)| (format, rest.first_chunk())) else {
         return Err(format!("it is cut off: {} of at least {} bytes", bytes.len(), HEAD + CHECKSUM));
     };
     match u32::from_le_bytes(*format) {

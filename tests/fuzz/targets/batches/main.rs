@@ -1,21 +1,21 @@
-//! Batches: any script of hooks, savepoints, applies, marks, brackets, prunes, snapshots and repairs leaves a memory store with what a naive
+//! Batches: any script of hooks, savepoints, applies, offsets, pending writes, prunes, snapshots and repairs leaves a memory store with what a naive
 //! model says, or is refused as it says, and nothing of it is done.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
-#[path = "../layouts.rs"]
-mod layouts;
 mod model;
 mod repair;
+#[path = "../schemas.rs"]
+mod schemas;
 mod store;
 
 use arbitrary::{Arbitrary, Unstructured};
 use keepcount::reconcile::Mode;
-use keepcount::{Applied, Batch, Counter, Error, Mark, MemoryStore, Result, Snapshot};
+use keepcount::{Applied, Batch, Counter, Error, MemoryStore, Result, Snapshot, StreamRange};
 use libfuzzer_sys::fuzz_target;
 
-use layouts::{ROLLED, SET_DAYS, SET_VOTES};
 use model::{Cell, Day, Id, Model, Pending, Verdict};
+use schemas::{ROLLED, SET_DAYS, SET_VOTES};
 use store::Row;
 
 #[derive(Debug, Arbitrary)]
@@ -31,8 +31,8 @@ enum Op {
     RollBack,
     Clear,
     Apply,
-    ApplyOnce(Events),
-    Bracket(End),
+    ApplyIdempotent(Events),
+    PendingWrite(End),
     Prune(Day),
     /// From a day on, of one set.
     Sum(Id, Option<Day>),
@@ -51,7 +51,7 @@ enum Run {
 #[derive(Debug, Arbitrary)]
 enum End {
     Commit,
-    CommitOnce(Events),
+    CommitIdempotent(Events),
     Abort,
     Drop,
 }
@@ -79,8 +79,8 @@ enum Amount {
     Any(i64),
 }
 
-const OPS_MOST: usize = 40;
-const NESTED_MOST: usize = 4;
+const MAX_OPS: usize = 40;
+const MAX_NESTED: usize = 4;
 
 impl Amount {
     fn value(self) -> i64 {
@@ -105,7 +105,7 @@ struct Script {
 fuzz_target!(|ops: Vec<Op>| {
     let (store, model) = (MemoryStore::new(&ROLLED), Model::default());
     let mut script = Script { store, model, batches: vec![<(Batch, Pending)>::default()] };
-    for op in ops.iter().take(OPS_MOST) {
+    for op in ops.iter().take(MAX_OPS) {
         if !script.run(op) {
             break;
         }
@@ -117,11 +117,11 @@ impl Script {
     fn run(&mut self, op: &Op) -> bool {
         match op {
             Op::Apply => self.accept(None, self.store.apply(&mut self.batch().clone())),
-            Op::ApplyOnce(events) => {
-                let mark = self.mark(events);
-                self.accept(Some(mark), self.store.apply_once(&mut self.batch().clone(), &mark));
+            Op::ApplyIdempotent(events) => {
+                let stream_range = self.stream_range(events);
+                self.accept(Some(stream_range), self.store.apply_idempotent(&mut self.batch().clone(), &stream_range));
             }
-            Op::Bracket(end) => self.bracket(end),
+            Op::PendingWrite(end) => self.pending_write(end),
             Op::Prune(before) => {
                 let gone = self.store.prune(SET_DAYS, before.0).unwrap();
                 assert_eq!(gone, self.model.prune(*before) as u64);
@@ -173,7 +173,7 @@ impl Script {
                 batch.clear();
                 *pending = Pending::default();
             }
-            Op::Savepoint if nested < NESTED_MOST => self.batches.push(Default::default()),
+            Op::Savepoint if nested < MAX_NESTED => self.batches.push(Default::default()),
             Op::Release | Op::RollBack if nested > 1 => {
                 let (mut inner, added) = self.batches.pop().unwrap();
                 if matches!(op, Op::Release) {
@@ -186,48 +186,48 @@ impl Script {
         }
     }
 
-    fn mark(&self, events: &Events) -> Mark<'static> {
+    fn stream_range(&self, events: &Events) -> StreamRange<'static> {
         let stream = if events.other_stream { "b" } else { "a" };
-        let next = self.model.mark(stream) + 1;
+        let next = self.model.offset(stream) + 1;
         let first = next.saturating_add_signed(events.beside).max(1);
-        Mark::new(stream, first, first + events.more).unwrap()
+        StreamRange::new(stream, first, first + events.more).unwrap()
     }
 
-    fn bracket(&mut self, end: &End) {
+    fn pending_write(&mut self, end: &End) {
         let (batch, pending) = self.batches.last().unwrap();
         let refused = matches!(self.model.judge(pending), Verdict::Foreign { .. } | Verdict::Rollup);
         let mut applied = batch.clone();
         let begun = self.store.begin(&mut applied);
         assert_eq!(begun.is_err(), refused, "what no end of it could apply");
-        let (mark, found) = match (begun, end) {
+        let (stream_range, found) = match (begun, end) {
             (Err(error), _) => (None, Err(error)),
-            (Ok(bracket), End::Commit) => (None, bracket.commit()),
-            (Ok(bracket), End::CommitOnce(events)) => {
-                let mark = self.mark(events);
-                (Some(mark), bracket.commit_once(&mark))
+            (Ok(pending_write), End::Commit) => (None, pending_write.commit()),
+            (Ok(pending_write), End::CommitIdempotent(events)) => {
+                let stream_range = self.stream_range(events);
+                (Some(stream_range), pending_write.commit_idempotent(&stream_range))
             }
-            (Ok(bracket), End::Abort) => return bracket.abort(),
-            (Ok(bracket), End::Drop) => return drop(bracket),
+            (Ok(pending_write), End::Abort) => return pending_write.abort(),
+            (Ok(pending_write), End::Drop) => return drop(pending_write),
         };
-        self.accept(mark, found);
+        self.accept(stream_range, found);
     }
 
     /// What came of the batch is what the model says.
-    fn accept(&mut self, mark: Option<Mark<'_>>, found: Result<Applied>) {
+    fn accept(&mut self, stream_range: Option<StreamRange<'_>>, found: Result<Applied>) {
         let (batch, pending) = self.batches.last().unwrap();
-        if let Some(mark) = mark {
-            let known = self.model.mark(mark.stream());
+        if let Some(stream_range) = stream_range {
+            let known = self.model.offset(stream_range.stream());
             let refused = match &found {
                 Ok(applied) if applied.skipped => {
-                    assert!(mark.last() <= known && applied.totals == 0 && applied.deltas(batch).count() == 0);
+                    assert!(stream_range.last() <= known && applied.totals == 0 && applied.deltas(batch).count() == 0);
                     true
                 }
                 Err(Error::Gap { applied, .. }) => {
-                    assert!(*applied == known && mark.first() > known + 1);
+                    assert!(*applied == known && stream_range.first() > known + 1);
                     true
                 }
                 Err(Error::Overlap { applied, .. }) => {
-                    assert!(*applied == known && mark.first() <= known && mark.last() > known);
+                    assert!(*applied == known && stream_range.first() <= known && stream_range.last() > known);
                     true
                 }
                 _ => false,
@@ -235,7 +235,7 @@ impl Script {
             if refused {
                 return;
             }
-            assert_eq!(mark.first(), known + 1);
+            assert_eq!(stream_range.first(), known + 1);
         }
         match (self.model.judge(pending), found) {
             (Verdict::Applied { totals, .. }, Ok(applied)) => {
@@ -243,12 +243,14 @@ impl Script {
                 assert!(!applied.skipped && applied.totals == changes.len() as u64, "{applied:?}");
                 assert_eq!(store::cells(applied.deltas(batch)), changes);
                 self.model.totals = totals;
-                self.model.marks.extend(mark.map(|mark| (mark.stream().to_owned(), mark.last())));
+                self.model
+                    .offsets
+                    .extend(stream_range.map(|stream_range| (stream_range.stream().to_owned(), stream_range.last())));
                 self.collect(&Op::Clear);
             }
-            (Verdict::Applied { far: true, .. } | Verdict::Overflow, Err(Error::Overflow { .. }))
+            (Verdict::Applied { split: true, .. } | Verdict::Overflow, Err(Error::Overflow { .. }))
             | (Verdict::Rollup | Verdict::Foreign { rollup: true }, Err(Error::Rollup { .. }))
-            | (Verdict::Foreign { .. }, Err(Error::UnknownCounter { .. } | Error::Conflict { .. })) => {}
+            | (Verdict::Foreign { .. }, Err(Error::UnknownCounter { .. } | Error::DefinitionConflict { .. })) => {}
             (verdict, found) => panic!("{verdict:?}, but {found:?}"),
         }
     }
@@ -260,9 +262,9 @@ impl Script {
         assert_eq!(serde_json::from_value::<Snapshot>(serde_json::to_value(&snapshot).unwrap()).unwrap(), snapshot);
         if let Some(at) = without {
             let all = ROLLED.counters();
-            let counter = all[usize::from(at) % all.len()].def().name();
-            snapshot.forget(counter).unwrap();
-            self.model.forget(counter);
+            let counter = all[usize::from(at) % all.len()].id().name();
+            snapshot.drop_counter(counter).unwrap();
+            self.model.drop_counter(counter);
         }
         self.store = MemoryStore::restore(&ROLLED, &snapshot).unwrap();
         assert!(without.is_some() || self.store.snapshot() == snapshot);

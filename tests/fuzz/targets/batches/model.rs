@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arbitrary::{Arbitrary, Unstructured};
 
-/// A counter and a key of it; links and finer counters before what is summed by them.
+/// A counter and a key of it; memberships and base counters before what is summed by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Arbitrary)]
 pub enum Cell {
     All,
@@ -89,7 +89,7 @@ impl Cell {
         }
     }
 
-    /// Of a link: what is summed along it, and where to.
+    /// Of a membership: what is summed along it, and where to.
     fn joins(&self) -> Vec<(Self, Self)> {
         let days = || DAYS.map(Day);
         match *self {
@@ -132,9 +132,9 @@ pub fn at(totals: &Totals, cell: &Cell) -> i64 {
 /// What rollups are to be by what is stored one level below; none where that leaves 128 bits.
 fn sums(totals: &Totals) -> Option<Sums> {
     let mut sums = Sums::new();
-    for (link, weight) in totals {
-        for (finer, sum) in link.joins() {
-            let part = i128::from(at(totals, &finer)).checked_mul((*weight).into())?;
+    for (membership, weight) in totals {
+        for (base, sum) in membership.joins() {
+            let part = i128::from(at(totals, &base)).checked_mul((*weight).into())?;
             let total = sums.entry(sum).or_insert(0);
             *total = total.checked_add(part)?;
         }
@@ -167,7 +167,7 @@ fn put(totals: &mut Totals, cell: Cell, total: i128) -> Option<()> {
 pub struct Pending {
     /// Also what came back to 0: the batch still names the counter.
     pub deltas: BTreeMap<Cell, i128>,
-    /// Whether it names a counter that is not the layout's.
+    /// Whether it names a counter that is not the schema's.
     pub foreign: bool,
 }
 
@@ -185,16 +185,16 @@ impl Pending {
 /// What is to come of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It names counters that are not the layout's, and perhaps a rollup too.
+    /// It names counters that are not the schema's, and perhaps a rollup too.
     Foreign {
         rollup: bool,
     },
     Rollup,
     Overflow,
-    /// The totals afterwards; `far` where something that climbs is so large that it may be refused although it adds up to little.
+    /// The totals afterwards; `split` where something that climbs is so large that it may be refused although it adds up to little.
     Applied {
         totals: Totals,
-        far: bool,
+        split: bool,
     },
 }
 
@@ -203,16 +203,16 @@ pub struct Model {
     /// Rollups included.
     pub totals: Totals,
     /// Nothing of an earlier day is kept.
-    pub cut: Option<Day>,
+    pub cutoff: Option<Day>,
     /// The last event of each stream.
-    pub marks: BTreeMap<String, u64>,
+    pub offsets: BTreeMap<String, u64>,
     /// Counters that lack their past.
     pub unready: BTreeSet<&'static str>,
 }
 
 impl Model {
-    pub fn mark(&self, stream: &str) -> u64 {
-        self.marks.get(stream).copied().unwrap_or(0)
+    pub fn offset(&self, stream: &str) -> u64 {
+        self.offsets.get(stream).copied().unwrap_or(0)
     }
 
     /// A sum changes by what it would be afterwards, less what it would be now: whatever it lacks, it still lacks.
@@ -227,7 +227,7 @@ impl Model {
         let then = self.after(pending);
         let fits = |then: &Totals| self.changes(then).values().all(|delta| i64::try_from(*delta).is_ok());
         match then.filter(fits) {
-            Some(totals) => Verdict::Applied { far: self.is_far(&totals), totals },
+            Some(totals) => Verdict::Applied { split: self.is_far(&totals), totals },
             None => Verdict::Overflow,
         }
     }
@@ -265,9 +265,9 @@ impl Model {
         sums.iter().map(wrong).collect::<Option<Vec<bool>>>().map(|wrong| wrong.into_iter().filter(|is| *is).count())
     }
 
-    /// Whether a cell is not below the cut.
+    /// Whether a cell is not below the cutoff.
     pub fn keeps(&self, cell: &Cell) -> bool {
-        self.cut.is_none_or(|cut| cell.day().is_none_or(|day| day >= cut))
+        self.cutoff.is_none_or(|cutoff| cell.day().is_none_or(|day| day >= cutoff))
     }
 
     /// By how much each total differs from what it is to be.
@@ -283,33 +283,33 @@ impl Model {
             let now = i128::from(at(&self.totals, cell));
             (now, i128::from(at(then, cell)) - now)
         };
-        let links: BTreeSet<&Cell> = self.totals.keys().chain(then.keys()).collect();
-        links.into_iter().any(|link| {
-            let (link_now, link_by) = now_and_by(link);
-            link.joins().iter().any(|(finer, _)| {
-                let (finer_now, finer_by) = now_and_by(finer);
-                let products = [(link_now, finer_by), (link_by, finer_now), (link_by, finer_by)];
+        let memberships: BTreeSet<&Cell> = self.totals.keys().chain(then.keys()).collect();
+        memberships.into_iter().any(|membership| {
+            let (membership_now, membership_by) = now_and_by(membership);
+            membership.joins().iter().any(|(base, _)| {
+                let (base_now, base_by) = now_and_by(base);
+                let products = [(membership_now, base_by), (membership_by, base_now), (membership_by, base_by)];
                 products.iter().any(|(one, two)| one.checked_mul(*two).is_none_or(|by| by.unsigned_abs() > 1 << 94))
             })
         })
     }
 
     pub fn prune(&mut self, before: Day) -> usize {
-        if self.cut.is_none_or(|cut| before > cut) {
-            self.cut = Some(before);
+        if self.cutoff.is_none_or(|cutoff| before > cutoff) {
+            self.cutoff = Some(before);
         }
-        let (cut, all) = (self.cut, self.totals.len());
-        self.totals.retain(|cell, _| cell.day().is_none_or(|day| Some(day) >= cut));
+        let (cutoff, all) = (self.cutoff, self.totals.len());
+        self.totals.retain(|cell, _| cell.day().is_none_or(|day| Some(day) >= cutoff));
         all - self.totals.len()
     }
 
     /// A counter begins anew, and with it every sum that it is a part of.
-    pub fn forget(&mut self, counter: &'static str) {
+    pub fn drop_counter(&mut self, counter: &'static str) {
         self.totals.retain(|cell, _| !is_made_of(cell.counter(), counter));
         self.unready
             .extend(MADE_OF.map(|(sum, _)| sum).into_iter().chain([counter]).filter(|sum| is_made_of(sum, counter)));
         if counter == "set.days" {
-            self.cut = None;
+            self.cutoff = None;
         }
     }
 

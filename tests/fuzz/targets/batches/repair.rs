@@ -1,18 +1,18 @@
-//! Rows that say otherwise than the totals: a verify finds exactly that, and a repair, run in legs, mends it.
+//! Rows that say otherwise than the totals: a verify finds exactly that, and a repair, run in legs, repairs it.
 
 use std::ops::Bound;
 
-use keepcount::reconcile::{Live, MemoryAudit, Mode, Options, Reconciler, Report, Token};
+use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, Report, SystemRuntime, Token};
 use keepcount::{Counter, Error, Key, MemoryStore, Result};
 
-use crate::layouts::{ALL, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST, WORDS};
 use crate::model::{Cell, Model, Totals, at, counted};
+use crate::schemas::{ALL, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST, WORDS};
 use crate::store::Row;
 
 /// More legs than there are pages.
-const LEGS_MOST: usize = 200;
+const MAX_LEGS: usize = 200;
 
-/// Says what the rows of some cells add up to, and compares. False where the store is left half mended, because a sum leaves 64 bits.
+/// Says what the rows of some cells add up to, and compares. False where the store is left half repaired, because a sum leaves 64 bits.
 pub fn run(
     store: &mut MemoryStore,
     model: &mut Model,
@@ -22,13 +22,13 @@ pub fn run(
 ) -> bool {
     let mut rows = model.rows();
     rows.extend(changed.filter(|(cell, _)| !cell.is_rollup()));
-    let mut truth = rows.clone();
-    truth.retain(|cell, total| model.keeps(cell) && *total != 0);
-    let by_rows = rows.keys().filter(|cell| at(&truth, cell) != at(&model.totals, cell)).count();
+    let mut expected = rows.clone();
+    expected.retain(|cell, total| model.keeps(cell) && *total != 0);
+    let by_rows = rows.keys().filter(|cell| at(&expected, cell) != at(&model.totals, cell)).count();
     let wrong_sums = model.wrong_sums();
     let found = legs(store, &rows, mode, page);
     let drift = found.as_ref().map_or(0, |legs| legs.iter().map(Report::drift).sum::<u64>());
-    let then = counted(truth);
+    let then = counted(expected);
     match (mode, found) {
         (Mode::Verify, Ok(_)) => {
             assert_eq!(drift, (by_rows + wrong_sums.unwrap()) as u64);
@@ -59,7 +59,7 @@ pub fn run(
 fn legs(store: &mut MemoryStore, rows: &Totals, mode: Mode, page: usize) -> Result<Vec<Report>> {
     let options = Options::default().page(page).max_pages(1);
     let mut reports: Vec<Report> = Vec::new();
-    for _ in 0..LEGS_MOST {
+    for _ in 0..MAX_LEGS {
         let mut run = match reports.last() {
             None => Reconciler::new(mode, &ROLLED, options)?,
             Some(report) => match &report.token {
@@ -67,7 +67,7 @@ fn legs(store: &mut MemoryStore, rows: &Totals, mode: Mode, page: usize) -> Resu
                 None => return Ok(reports),
             },
         };
-        reports.push(keepcount::reconcile::run(&mut run, &mut audit(store, rows)?, &mut Live::new())?);
+        reports.push(keepcount::reconcile::run(&mut run, &mut audit(store, rows)?, &mut SystemRuntime::new())?);
     }
     panic!("a run that does not end");
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use keepcount::{Def, Error, Key, KeyBuf, MemoryStore, Record, Tally};
+use keepcount::{CounterId, Error, Key, KeyBuf, MemoryStore, Record, Tally};
 
-use crate::layouts::{
+use crate::model::{Cell, Day, Id, Model, Name};
+use crate::schemas::{
     ALL, ARTIST_DAYS, ARTIST_VOTES, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST, SHOW_DAYS,
     SHOW_VOTES, SITE_VOTES, WORDS,
 };
-use crate::model::{Cell, Day, Id, Model, Name};
 
 /// A row, as what it adds.
 #[derive(Debug, Clone)]
@@ -16,19 +16,19 @@ pub struct Row(pub Vec<(Cell, i64)>);
 
 impl Record for Row {
     // Rollups too, which are refused when they are applied.
-    const COUNTERS: &'static [Def] = &[
-        ALL.def(),
-        WORDS.def(),
-        SET_VOTES.def(),
-        SET_DAYS.def(),
-        SET_SHOW.def(),
-        SET_SITE.def(),
-        SHOW_ARTIST.def(),
-        SITE_VOTES.def(),
-        SHOW_VOTES.def(),
-        SHOW_DAYS.def(),
-        ARTIST_VOTES.def(),
-        ARTIST_DAYS.def(),
+    const COUNTERS: &'static [CounterId] = &[
+        ALL.id(),
+        WORDS.id(),
+        SET_VOTES.id(),
+        SET_DAYS.id(),
+        SET_SHOW.id(),
+        SET_SITE.id(),
+        SHOW_ARTIST.id(),
+        SITE_VOTES.id(),
+        SHOW_VOTES.id(),
+        SHOW_DAYS.id(),
+        ARTIST_VOTES.id(),
+        ARTIST_DAYS.id(),
     ];
 
     fn tally(&self, to: &mut Tally<'_>) {
@@ -52,7 +52,7 @@ impl Record for Row {
 }
 
 /// The cell of a counter's key.
-pub fn cell(counter: &Def, key: &KeyBuf) -> Cell {
+pub fn cell(counter: &CounterId, key: &KeyBuf) -> Cell {
     fn of<K: Key>(key: &KeyBuf) -> K {
         key.decode().unwrap()
     }
@@ -86,12 +86,12 @@ pub fn cell(counter: &Def, key: &KeyBuf) -> Cell {
             let (artist, at): (u16, i8) = of(key);
             Cell::ArtistDays(id(artist), day(at))
         }
-        other => panic!("no counter of the layout: {other}"),
+        other => panic!("no counter of the schema: {other}"),
     }
 }
 
 /// Deltas by cell; each comes once.
-pub fn cells<'a>(deltas: impl Iterator<Item = (Def, &'a KeyBuf, i128)>) -> BTreeMap<Cell, i128> {
+pub fn cells<'a>(deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>) -> BTreeMap<Cell, i128> {
     let mut cells = BTreeMap::new();
     for (counter, key, delta) in deltas {
         assert!(cells.insert(cell(&counter, key), delta).is_none(), "{counter:?} {key:?} comes twice");
@@ -101,8 +101,8 @@ pub fn cells<'a>(deltas: impl Iterator<Item = (Def, &'a KeyBuf, i128)>) -> BTree
 
 /// The store has what the model has, whichever way it is read; what lacks its past is not read.
 pub fn check(store: &MemoryStore, model: &Model) {
-    for placed in ROLLED.counters() {
-        let counter = placed.def();
+    for spec in ROLLED.counters() {
+        let counter = spec.id();
         let wanted = || model.totals.iter().filter(|(cell, _)| cell.counter() == counter.name());
         assert_eq!(store.len(counter).unwrap(), wanted().count());
         assert_eq!(store.is_ready(counter).unwrap(), model.is_ready(counter.name()));
@@ -119,22 +119,24 @@ pub fn check(store: &MemoryStore, model: &Model) {
         }
     }
     for stream in ["a", "b"] {
-        assert_eq!(store.mark(stream), model.mark(stream));
+        assert_eq!(store.offset(stream), model.offset(stream));
     }
 }
 
 /// The sum of a set's days, from one on: what was pruned is not guessed.
 pub fn check_sum(store: &MemoryStore, model: &Model, set: Id, from: Option<Day>) {
     let range = match from {
-        Some(Day(from)) => SET_DAYS.tails(set.0, from..),
+        Some(Day(from)) => SET_DAYS.suffixes(set.0, from..),
         None => SET_DAYS.under(set.0),
     };
     let is_inside = |cell: &Cell| matches!(cell, Cell::SetDays(of, day) if *of == set && from <= Some(*day));
     let inside = model.totals.iter().filter(|(cell, _)| is_inside(cell));
     let sum: i128 = inside.map(|(_, total)| i128::from(*total)).sum();
-    match store.sum(SET_DAYS.def(), &range) {
-        Ok(found) => assert!(i128::from(found) == sum && (model.cut.is_none() || from >= model.cut), "{found}, {sum}"),
-        Err(Error::Pruned { .. }) => assert!(from < model.cut, "{from:?}"),
+    match store.sum(SET_DAYS.id(), &range) {
+        Ok(found) => {
+            assert!(i128::from(found) == sum && (model.cutoff.is_none() || from >= model.cutoff), "{found}, {sum}")
+        }
+        Err(Error::Pruned { .. }) => assert!(from < model.cutoff, "{from:?}"),
         Err(Error::Overflow { .. }) => assert!(i64::try_from(sum).is_err()),
         Err(Error::NotReady { .. }) => assert!(!model.is_ready("set.days")),
         Err(other) => panic!("{other}"),

@@ -65,9 +65,9 @@ fn check_gzip(data: &[u8], whole: &Read) {
     let [first, second] = [one, two].map(gzip);
     let members = [first.as_slice(), &second].concat();
     assert_eq!(all(open("whole", &members)), *whole);
-    let cut = some_place(data, members.len());
-    if cut > 0 && cut != first.len() {
-        let found = all(open("cut.gz", &members[..cut]));
+    let cutoff = some_place(data, members.len());
+    if cutoff > 0 && cutoff != first.len() {
+        let found = all(open("cut.gz", &members[..cutoff]));
         assert!(whole.events.starts_with(&found.events), "{found:?}, {whole:?}");
         let (line, _) = found.refused.expect("what is cut off is refused");
         assert!(line <= whole.end.lines + 1, "{line}");

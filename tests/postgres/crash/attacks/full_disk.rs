@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use keepcount::reconcile::{Mode, Options, Reconciler, TokioLive, run_async};
-use keepcount::{AsyncStore as _, Next, PostgresStore};
+use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
+use keepcount::{AsyncStore as _, PostgresStore, Recovery};
 
 use super::super::{Ends, deliver, open};
 use crate::support::postgres::{Server, connect};
-use crate::support::postgres_app::{LAYOUT, assert_exact, audit, create, differences};
+use crate::support::postgres_app::{SCHEMA, assert_exact, audit, create, differences};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothing_twice() {
@@ -41,12 +41,15 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
         }
         // A repair meanwhile says what is the matter, and harms nothing.
         if let Some(mut client) = open(&config).await {
-            let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().retries(0)).unwrap();
+            let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(0)).unwrap();
             if let Ok(mut audit) = audit(&mut client).await {
-                match run_async(&mut repair, &mut audit, &mut TokioLive::new()).await {
+                match run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await {
                     Ok(report) => assert_eq!(report.drift(), 0, "{report}"),
                     Err(error) => {
-                        assert!(matches!(error.next(), Next::Fix | Next::Retry | Next::Unknown), "{error:?}");
+                        assert!(
+                            matches!(error.recovery(), Recovery::Permanent | Recovery::Retry | Recovery::Indeterminate),
+                            "{error:?}"
+                        );
                         fixed += 1;
                     }
                 }
@@ -64,8 +67,8 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
     let mut client = connect(&config).await;
     for (stream, writer) in (1..=4_u64).zip(writers) {
         let last = writer.await.unwrap();
-        let mark = PostgresStore::new(&mut client, &LAYOUT).mark(&format!("stream {stream}")).await.unwrap();
-        assert!(mark >= last, "stream {stream}: {last} was committed, the mark says {mark}");
+        let offset = PostgresStore::new(&mut client, &SCHEMA).offset(&format!("stream {stream}")).await.unwrap();
+        assert!(offset >= last, "stream {stream}: {last} was committed, the offset says {offset}");
     }
     assert_exact(&differences(&client).await);
     println!("{full} times full; {stopped} times the server was gone; {fixed} repairs met it; {ends:?}");

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use keepcount::reconcile::{Mode, Options, Reconciler, TokioLive, run_async};
-use keepcount::{AsyncStore as _, Batch, Error, Mark, PostgresStore, PreparedStatements};
+use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
+use keepcount::{AsyncStore as _, Batch, Error, PostgresStore, PreparedStatements, StreamRange};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::super::{BALLOTS, BOX, PLAIN};
 use crate::support::postgres::installed::{self, User};
 use crate::support::postgres::{Server, connect, shared};
-use crate::support::postgres_app::{LAYOUT, SHOW_ARTIST, Vote, assert_exact, audit, create, differences};
+use crate::support::postgres_app::{SCHEMA, SHOW_ARTIST, Vote, assert_exact, audit, create, differences};
 use crate::support::random::Random;
 
 /// A pooler of three connections of the server's, which ends with this value.
@@ -99,8 +99,8 @@ async fn vote(client: &mut Client, random: &mut Random, id: i64, stream: &str, n
     .unwrap();
     let mut batch = Batch::new();
     batch.insert(&vote);
-    let mark = Mark::new(stream, number, number).unwrap();
-    let applied = PostgresStore::within(&tx, &LAYOUT).apply_once(&mut batch, &mark).await;
+    let stream_range = StreamRange::new(stream, number, number).unwrap();
+    let applied = PostgresStore::in_transaction(&tx, &SCHEMA).apply_idempotent(&mut batch, &stream_range).await;
     if applied.is_err() || random.below(4) == 0 {
         tx.rollback().await.unwrap();
         return applied.map(|_| false);
@@ -128,9 +128,9 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
 
     // Links and what they sum are repaired through the pooler, too.
     let repair = |mut client: Client| async move {
-        let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().page(7).retries(20)).unwrap();
+        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20)).unwrap();
         let mut audit = audit(&mut client).await.unwrap();
-        run_async(&mut repair, &mut audit, &mut TokioLive::new()).await.unwrap()
+        run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap()
     };
     let first = repair(pooler.connect(&database).await).await;
     assert!(first.drift() > 0, "{first}");
@@ -211,7 +211,7 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
     let (voted, cast) = (voted.load(Ordering::Relaxed), cast.load(Ordering::Relaxed));
     assert_eq!(u64::try_from(rows).unwrap(), cast);
     assert_eq!(PostgresStore::new(&mut client, &PLAIN).total(BALLOTS, ()).await.unwrap(), rows);
-    assert_eq!(PostgresStore::new(&mut client, &LAYOUT).total(SHOW_ARTIST, (0, 0)).await.unwrap(), 1);
+    assert_eq!(PostgresStore::new(&mut client, &SCHEMA).total(SHOW_ARTIST, (0, 0)).await.unwrap(), 1);
     println!(
         "{voted} votes and {cast} ballots through three pooled connections; {runs} repairs beside them found nothing"
     );

@@ -4,30 +4,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Ask, AsyncAudit, Keep, Kept, Look, Looked, Measured, Mend, Mended, Mode, Options, PostgresAudit, Ready, Reconciler,
-    Report, Token, TokioLive, run_async,
+    AsyncAudit, Keep, Kept, Mode, Options, PageDiff, PageRequest, PostgresAudit, Probe, ProbeResult, Ready, Reconciler,
+    RepairRequest, Repaired, Report, Token, TokioRuntime, run_async,
 };
-use keepcount::{AsyncStore as _, Batch, Def, Error, Next, PostgresStore, Result};
+use keepcount::{AsyncStore as _, Batch, CounterId, Error, PostgresStore, Recovery, Result};
 use tokio::sync::Barrier;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config};
 
 use crate::support::postgres::{Server, connect};
 use crate::support::postgres_app::{
-    ARTIST_VOTES, LAYOUT, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, SHOW_DAYS, SHOW_SETLISTS, SHOW_VOTES,
+    ARTIST_VOTES, SCHEMA, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, SHOW_DAYS, SHOW_SETLISTS, SHOW_VOTES,
     SHOWS, TABLES, assert_exact, audit, changes, create, differences, write,
 };
 use crate::support::random::Random;
 
-const COUNTERS: [Def; 8] = [
-    SETLIST_VOTES.def(),
-    SETLIST_DAYS.def(),
-    SETLIST_SHOW.def(),
-    SHOW_SETLISTS.def(),
-    SHOW_ARTIST.def(),
-    SHOW_VOTES.def(),
-    SHOW_DAYS.def(),
-    ARTIST_VOTES.def(),
+const COUNTERS: [CounterId; 8] = [
+    SETLIST_VOTES.id(),
+    SETLIST_DAYS.id(),
+    SETLIST_SHOW.id(),
+    SHOW_SETLISTS.id(),
+    SHOW_ARTIST.id(),
+    SHOW_VOTES.id(),
+    SHOW_DAYS.id(),
+    ARTIST_VOTES.id(),
 ];
 
 const ROWS: &str = "
@@ -60,13 +60,13 @@ struct Case {
     mode: Mode,
     /// Pages that it did before the standby was cut off.
     before: u64,
-    /// The step before which the server crashed, counted from the cut on.
+    /// The step before which the server crashed, counted from the cutoff on.
     step: u64,
     who: Who,
 }
 
 impl Case {
-    /// The steps of a run are: identify, recall where it resumes, look at each of five counters, then measure, mend, and keep or not, page by page.
+    /// The steps of a run are: identify, recall where it resumes, look at each of five counters, then measure, repair, and keep or not, page by page.
     fn all(round: usize) -> Vec<Self> {
         let (whos, anew) = ([Who::Token, Who::Itself], [Mode::Backfill, Mode::Repair][round % 2]);
         let who = |at: usize| whos[(at + round) % 2];
@@ -105,19 +105,19 @@ impl AsyncAudit for Doomed<'_> {
         self.audit.identity().await
     }
 
-    async fn look(&mut self, ask: &Look) -> Result<Looked> {
+    async fn probe(&mut self, ask: &Probe) -> Result<ProbeResult> {
         self.step().await;
-        self.audit.look(ask).await
+        self.audit.probe(ask).await
     }
 
-    async fn measure(&mut self, ask: &Ask) -> Result<Measured> {
+    async fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
         self.step().await;
-        self.audit.measure(ask).await
+        self.audit.compare(ask).await
     }
 
-    async fn mend(&mut self, ask: &Mend) -> Result<Mended> {
+    async fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
         self.step().await;
-        self.audit.mend(ask).await
+        self.audit.repair(ask).await
     }
 
     async fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
@@ -143,11 +143,11 @@ impl AsyncAudit for Doomed<'_> {
 async fn drive(run: &mut Reconciler, config: &Config) -> Result<Report> {
     let mut client = connect(config).await;
     let mut audit = audit(&mut client).await?;
-    timeout(LONGEST, run_async(run, &mut audit, &mut TokioLive::new())).await.expect("no step hangs")
+    timeout(LONGEST, run_async(run, &mut audit, &mut TokioRuntime::new())).await.expect("no step hangs")
 }
 
 async fn run_whole(mode: Mode, config: &Config) -> Report {
-    let report = drive(&mut Reconciler::new(mode, &LAYOUT, Options::default()).unwrap(), config).await.unwrap();
+    let report = drive(&mut Reconciler::new(mode, &SCHEMA, Options::default()).unwrap(), config).await.unwrap();
     assert!(report.complete(), "{report}");
     report
 }
@@ -155,8 +155,8 @@ async fn run_whole(mode: Mode, config: &Config) -> Report {
 /// A run, or one that goes on from a token.
 fn leg(mode: Mode, token: Option<&Token>, options: Options) -> Reconciler {
     match token {
-        Some(token) => Reconciler::resume(mode, &LAYOUT, &token.to_string().parse().unwrap(), options).unwrap(),
-        None => Reconciler::new(mode, &LAYOUT, options).unwrap(),
+        Some(token) => Reconciler::resume(mode, &SCHEMA, &token.to_string().parse().unwrap(), options).unwrap(),
+        None => Reconciler::new(mode, &SCHEMA, options).unwrap(),
     }
 }
 
@@ -175,15 +175,15 @@ async fn write_some(config: &Config, writer: i64, most: usize) -> usize {
         if !written {
             continue;
         }
-        match PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await {
+        match PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await {
             Ok(_) => committed += usize::from(tx.commit().await.is_ok()),
-            Err(error) => assert_eq!(error.next(), Next::Retry, "{error}"),
+            Err(error) => assert_eq!(error.recovery(), Recovery::Retry, "{error}"),
         }
     }
     committed
 }
 
-/// Makes totals wrong, missing and too many, in every table but the board's.
+/// Makes totals wrong, missing and too many, in every table but the leaderboard's.
 async fn damage(client: &Client) {
     for table in COUNTERS.map(table) {
         let key = if table.ends_with("days") || ["setlist_show", "show_artist"].contains(&table.as_str()) {
@@ -198,7 +198,7 @@ async fn damage(client: &Client) {
     }
 }
 
-fn table(counter: Def) -> String {
+fn table(counter: CounterId) -> String {
     counter.name().replace('.', "_")
 }
 
@@ -218,23 +218,23 @@ async fn copy(server: &Server, from: &Config, name: &str) -> Config {
 
 /// Two databases with the same rows: all counted, and nothing counted yet.
 async fn templates(server: &Server) -> [Config; 2] {
-    let (counted, bare) = (server.database().await, server.database().await);
+    let (counted, unguarded) = (server.database().await, server.database().await);
     let mut client = connect(&counted).await;
     create(&mut client).await;
     client.batch_execute(ROWS).await.unwrap();
     run_whole(Mode::Repair, &counted).await;
     assert_exact(&differences(&client).await);
-    let mut client = connect(&bare).await;
+    let mut client = connect(&unguarded).await;
     client.batch_execute(TABLES).await.unwrap();
     client.batch_execute(ROWS).await.unwrap();
-    PostgresStore::new(&mut client, &LAYOUT).create_over_rows().await.unwrap();
-    [counted, bare]
+    PostgresStore::new(&mut client, &SCHEMA).create_pending_backfill().await.unwrap();
+    [counted, unguarded]
 }
 
 /// What is ready lacks nothing, and what is not is not read. How many are ready.
 async fn assert_ready_is_exact(client: &mut Client, of: &str) -> usize {
     let differing = differences(client).await;
-    let mut store = PostgresStore::new(client, &LAYOUT);
+    let mut store = PostgresStore::new(client, &SCHEMA);
     let unready = store.unready().await.unwrap();
     let refused = store.total(ARTIST_VOTES, 1).await.is_err();
     assert_eq!(refused, !unready.is_empty(), "{of}: the last of all is read when all are ready");
@@ -249,7 +249,7 @@ fn assert_clean_is_exact(report: &Report, differing: &[String], of: &str) -> usi
 }
 
 #[track_caller]
-fn assert_none_of(counter: Def, differing: &[String], of: &str) {
+fn assert_none_of(counter: CounterId, differing: &[String], of: &str) {
     let ours = format!("FROM {})", table(counter));
     let differing: Vec<&String> = differing.iter().filter(|line| line.contains(&ours)).collect();
     assert!(differing.is_empty(), "{of}: {} is said to be whole: {differing:#?}", counter.name());
@@ -301,18 +301,18 @@ async fn go_on(mode: Mode, token: &Token, config: &Config, found: &mut Found, of
         }
     }
     if mode == Mode::Repair && wanted {
-        // What the legs before have mended is mended here too.
+        // What the legs before have repaired is repaired here too.
         assert_exact(&differences(&client).await);
     }
     finish(mode, config, of).await;
 }
 
-/// A new run mends what is left, and everything is as the rows say.
+/// A new run repairs what is left, and everything is as the rows say.
 async fn finish(mode: Mode, config: &Config, of: &str) {
     let mut client = connect(config).await;
     if mode == Mode::Backfill {
         assert_eq!(assert_ready_is_exact(&mut client, of).await, COUNTERS.len(), "{of}");
-        PostgresStore::new(&mut client, &LAYOUT).rebuild(SHOWS).await.unwrap();
+        PostgresStore::new(&mut client, &SCHEMA).rebuild(SHOWS).await.unwrap();
     } else {
         run_whole(Mode::Repair, config).await;
     }
@@ -326,31 +326,32 @@ async fn finish(mode: Mode, config: &Config, of: &str) {
 async fn doom(mut run: Reconciler, config: Config, step: u64, crash: Arc<Barrier>) -> Reconciler {
     let mut client = connect(&config).await;
     let mut doomed = Doomed { audit: audit(&mut client).await.unwrap(), left: step, crash };
-    let ended = timeout(LONGEST, run_async(&mut run, &mut doomed, &mut TokioLive::new())).await.expect("no step hangs");
+    let ended =
+        timeout(LONGEST, run_async(&mut run, &mut doomed, &mut TokioRuntime::new())).await.expect("no step hangs");
     let error = ended.expect_err("its server crashed");
-    assert!(error.next() != Next::Fix && error.to_string().contains("connection"), "{error}");
+    assert!(error.recovery() != Recovery::Permanent && error.to_string().contains("connection"), "{error}");
     run
 }
 
 /// Connections to a server that has crashed since: each call says so, the first as every other.
 async fn assert_gone([mut one, mut two, mut three, mut four]: [Client; 4], tx: tokio_postgres::Transaction<'_>) {
-    let retry = |error: Error| assert_eq!(error.next(), Next::Retry, "{error}");
+    let retry = |error: Error| assert_eq!(error.recovery(), Recovery::Retry, "{error}");
     let batch = || {
         let mut batch = Batch::new();
         batch.add(SHOW_ARTIST, (1, 1), 1);
         batch
     };
     let calls = async {
-        retry(PostgresStore::within(&tx, &LAYOUT).apply(&mut batch()).await.unwrap_err());
+        retry(PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch()).await.unwrap_err());
         tx.commit().await.unwrap_err();
         for _ in 0..2 {
-            retry(PostgresStore::new(&mut one, &LAYOUT).total(SHOW_VOTES, 1).await.unwrap_err());
+            retry(PostgresStore::new(&mut one, &SCHEMA).total(SHOW_VOTES, 1).await.unwrap_err());
             let mut kept = batch();
-            retry(PostgresStore::new(&mut two, &LAYOUT).apply(&mut kept).await.unwrap_err());
+            retry(PostgresStore::new(&mut two, &SCHEMA).apply(&mut kept).await.unwrap_err());
             assert!(!kept.is_empty(), "it is as it was");
             retry(audit(&mut three).await.map(drop).unwrap_err());
             let rows: (&str, &[&(dyn tokio_postgres::types::ToSql + Sync)]) = ("DELETE FROM votes", &[]);
-            retry(PostgresStore::new(&mut four, &LAYOUT).write(&[rows], &mut batch()).await.unwrap_err());
+            retry(PostgresStore::new(&mut four, &SCHEMA).write(&[rows], &mut batch()).await.unwrap_err());
         }
     };
     timeout(LONGEST, calls).await.expect("no call hangs");
@@ -359,13 +360,13 @@ async fn assert_gone([mut one, mut two, mut three, mut four]: [Client; 4], tx: t
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() {
     let Some(mut primary) = Server::new() else { return };
-    let [counted, bare] = templates(&primary).await;
+    let [counted, unguarded] = templates(&primary).await;
     let mut found = Found::default();
     for round in 0..2 {
         let replica = primary.replica();
         let mut cases = Vec::new();
         for (at, case) in Case::all(round).into_iter().enumerate() {
-            let template = if case.mode == Mode::Backfill { &bare } else { &counted };
+            let template = if case.mode == Mode::Backfill { &unguarded } else { &counted };
             let config = copy(&primary, template, &format!("case_{round}_{at}")).await;
             if case.mode != Mode::Backfill {
                 damage(&connect(&config).await).await;
@@ -456,10 +457,10 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_of_later_legs_are_not_believed_of_a_backup_that_lacks_them() {
     let Some(server) = Server::new() else { return };
-    let [counted, bare] = templates(&server).await;
+    let [counted, unguarded] = templates(&server).await;
     let mut found = Found::default();
     for mode in [Mode::Backfill, Mode::Repair, Mode::Verify] {
-        let template = if mode == Mode::Backfill { &bare } else { &counted };
+        let template = if mode == Mode::Backfill { &unguarded } else { &counted };
         let database = copy(&server, template, &format!("{mode}")).await;
         if mode != Mode::Backfill {
             damage(&connect(&database).await).await;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use keepcount::reconcile::{Mode, Options, Reconciler, TokioLive, run_async};
+use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
 use keepcount::{AsyncStore as _, Batch, Error, PostgresStore};
 use tokio_postgres::Config;
 
 use crate::support::postgres::{Server, connect};
-use crate::support::postgres_app::{LAYOUT, assert_exact, audit, changes, create, differences, write};
+use crate::support::postgres_app::{SCHEMA, assert_exact, audit, changes, create, differences, write};
 use crate::support::random::Random;
 
 /// Prepares one transaction after the other, and ends each at once, later, or never: those are for whoever finds them.
@@ -28,8 +28,11 @@ async fn prepare(config: Config, writer: i64, done: Arc<AtomicBool>, prepared: A
         for change in changes(&mut random, writer) {
             written = written && write(&tx, &change, &mut batch).await.is_ok();
         }
-        let applied =
-            if written { PostgresStore::within(&tx, &LAYOUT).apply(&mut batch).await.map(drop) } else { Ok(()) };
+        let applied = if written {
+            PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.map(drop)
+        } else {
+            Ok(())
+        };
         match applied {
             Ok(()) if written => {}
             Ok(()) | Err(Error::Busy { .. }) => continue,
@@ -78,9 +81,9 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
         // Repairs find nothing: what is prepared has neither its rows nor its totals yet.
         let mut client = connect(&config).await;
         for _ in 0..8 {
-            let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().page(7).retries(20)).unwrap();
+            let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20)).unwrap();
             let mut audit = audit(&mut client).await.unwrap();
-            let report = run_async(&mut repair, &mut audit, &mut TokioLive::new()).await.unwrap();
+            let report = run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap();
             assert_eq!(report.drift(), 0, "{report}");
             runs += 1;
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -99,18 +102,18 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
             server.start();
             client = connect(&config).await;
         }
-        let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default().retries(1)).unwrap();
+        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(1)).unwrap();
         let mut audited = audit(&mut client).await.unwrap();
-        match run_async(&mut repair, &mut audited, &mut TokioLive::new()).await {
+        match run_async(&mut repair, &mut audited, &mut TokioRuntime::new()).await {
             Ok(report) => found += report.drift(),
             Err(Error::Busy { .. }) => busy += 1,
             Err(error) => panic!("{error:?}"),
         }
         left += resolve(&config).await;
         let mut client = connect(&config).await;
-        let mut repair = Reconciler::new(Mode::Repair, &LAYOUT, Options::default()).unwrap();
+        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default()).unwrap();
         let mut audited = audit(&mut client).await.unwrap();
-        found += run_async(&mut repair, &mut audited, &mut TokioLive::new()).await.unwrap().drift();
+        found += run_async(&mut repair, &mut audited, &mut TokioRuntime::new()).await.unwrap().drift();
         drop(audited);
         assert!(found >= planted, "{found} of {planted} found");
         assert_exact(&differences(&client).await);

@@ -1,0 +1,360 @@
+//! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQL in an indexed table.
+
+mod memory;
+mod order_statistic_tree;
+mod score_index;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
+
+pub use self::memory::MemoryLeaderboard;
+use crate::counter::{Counter, CounterId};
+use crate::decay::Decayed;
+use crate::error::{Error, Result};
+use crate::key::{Key, KeyBuf, KeyPart, KeyParts};
+use crate::range::KeyRange;
+use crate::rollup_update;
+use crate::sql::{self, Dialect};
+use crate::store::Store;
+
+/// A leaderboard: keys in the order of their scores, the highest first, ties by key.
+///
+/// A score is a function of totals alone: a column that matters is tallied as an amount, and who is listed without any score by a counter of
+/// members. So a leaderboard can be rebuilt from totals, and is written only where a score changes.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter, Leaderboard, MemoryLeaderboard, MemoryStore, Schema};
+///
+/// const UPVOTES: Counter<String> = Counter::new("song.upvotes");
+/// const DOWNVOTES: Counter<String> = Counter::new("song.downvotes");
+/// const SCHEMA: Schema = Schema::new(&[UPVOTES.table(), DOWNVOTES.table()]);
+/// const SONGS: Leaderboard<String> = Leaderboard::new("song.board", &[UPVOTES.id(), DOWNVOTES.id()], |totals| match totals {
+///     [up, down] if up + down > 0 => Some(up - down),
+///     _ => None, // not listed
+/// });
+///
+/// let store = MemoryStore::new(&SCHEMA);
+/// let mut songs = MemoryLeaderboard::new(SONGS);
+/// let mut batch = Batch::new();
+/// batch.add(UPVOTES, "encore", 3);
+/// batch.add(DOWNVOTES, "opener", 1);
+/// let applied = store.apply(&mut batch)?;
+/// songs.follow(&mut &store, applied.deltas(&batch))?;
+/// let top = songs.top(10)?;
+/// assert_eq!((top[0].rank, top[0].key.as_str(), top[0].score), (1, "encore", 3));
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+pub struct Leaderboard<K, S = i64> {
+    id: LeaderboardId,
+    types: PhantomData<fn() -> (K, S)>,
+}
+
+impl<K, S> Clone for Leaderboard<K, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, S> Copy for Leaderboard<K, S> {}
+
+impl<K, S> fmt::Debug for Leaderboard<K, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.id.fmt(f)
+    }
+}
+
+impl<K: Key> Leaderboard<K, i64> {
+    /// A leaderboard by an integer made of the totals that these counters have at one key, given in their order; a key without a score is not listed.
+    /// All-zero totals must have no score: nobody knows of all keys that have no total.
+    ///
+    /// # Panics
+    ///
+    /// When the name is no counter's name, or a counter has another key; in a `const` that is a compile error.
+    #[must_use]
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    pub const fn new(name: &'static str, counters: &'static [CounterId], score: fn(&[i64]) -> Option<i64>) -> Self {
+        assert!(!counters.is_empty(), "a leaderboard has a counter at least");
+        let mut at = 0;
+        while at < counters.len() {
+            assert!(
+                counters[at].parts().code() == K::PARTS.code(),
+                "a leaderboard's counters have the leaderboard's key"
+            );
+            at += 1;
+        }
+        Self::of(LeaderboardId { counter: Counter::<K>::new(name).id(), of: Of::Totals { counters, score } })
+    }
+}
+
+impl<K: Key> Leaderboard<K, Decayed> {
+    /// A leaderboard by a counter keyed (key, epoch) that holds decayed amounts: each key by its exact decayed sum, the same at any time.
+    /// A key whose sum is 0 is not listed. A change costs a read of all epochs of its key: prune old ones.
+    ///
+    /// # Panics
+    ///
+    /// When the name is no counter's name; in a `const` that is a compile error.
+    #[must_use]
+    pub const fn decayed(name: &'static str, counter: Counter<(K, i64)>) -> Self {
+        Self::of(LeaderboardId { counter: Counter::<K>::new(name).id(), of: Of::Epochs([counter.id()]) })
+    }
+}
+
+impl<K: Key, S> Leaderboard<K, S> {
+    const fn of(id: LeaderboardId) -> Self {
+        Self { id, types: PhantomData }
+    }
+
+    /// The same leaderboard with another version; raise it when the meaning of its score changes, and rebuild it. Unlike versions of a counter, those of a
+    /// leaderboard share one table, so processes with both cannot run side by side: give the leaderboard another name for that.
+    #[must_use]
+    pub const fn version(mut self, version: u32) -> Self {
+        self.id.counter = Counter::<K>::new(self.id.counter.name()).version(version).id();
+        self
+    }
+
+    /// The leaderboard without its types, for a [`Schema`](crate::Schema).
+    #[must_use]
+    pub const fn id(self) -> LeaderboardId {
+        self.id
+    }
+}
+
+/// What identifies a leaderboard, and makes its scores.
+#[derive(Clone, Copy)]
+pub struct LeaderboardId {
+    /// Its name, version and key, as a counter has them.
+    counter: CounterId,
+    of: Of,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    Totals { counters: &'static [CounterId], score: fn(&[i64]) -> Option<i64> },
+    Epochs([CounterId; 1]),
+}
+
+impl fmt::Debug for LeaderboardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "leaderboard {:?}", self.counter)
+    }
+}
+
+impl LeaderboardId {
+    /// The leaderboard's name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.counter.name()
+    }
+
+    /// The counters that its scores are made of.
+    #[must_use]
+    pub const fn counters(&self) -> &[CounterId] {
+        match &self.of {
+            Of::Totals { counters, .. } => counters,
+            Of::Epochs(counter) => counter,
+        }
+    }
+
+    pub(crate) const fn counter_id(&self) -> &CounterId {
+        &self.counter
+    }
+
+    pub(crate) const fn parts(&self) -> KeyParts {
+        self.counter.parts()
+    }
+
+    /// The name of its table: its own, with underscores for dots, whatever its version: a leaderboard is rebuilt, not kept beside another.
+    pub(crate) fn table_name(&self) -> String {
+        self.name().replace('.', "_")
+    }
+
+    /// The leaderboard's key in a key of one of its counters.
+    pub(crate) fn key_of(&self, counter: &CounterId, key: &KeyBuf) -> Result<KeyBuf> {
+        rollup_update::split(counter, key, self.parts().len()).map(|(own, _)| own)
+    }
+
+    /// The keys whose scores some deltas may change.
+    pub(crate) fn changed<'a>(
+        &self,
+        deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
+    ) -> Result<BTreeSet<KeyBuf>> {
+        let ours = deltas.filter(|(counter, ..)| self.counters().iter().any(|known| known.same(counter)));
+        ours.map(|(counter, key, _)| self.key_of(&counter, key)).collect()
+    }
+
+    /// A key's score, made of its totals.
+    pub(crate) fn score(&self, store: &mut dyn Store, key: &KeyBuf) -> Result<Option<Cell>> {
+        let mut totals = Vec::with_capacity(self.counters().len());
+        for counter in self.counters() {
+            if self.has_epochs() {
+                totals.extend(store.range(*counter, &KeyRange::under(key.clone()), usize::MAX)?);
+            } else {
+                let total = store.read(*counter, std::slice::from_ref(key))?;
+                totals.extend(total.into_iter().map(|total| (key.clone(), total)));
+            }
+        }
+        self.score_of(key, &totals)
+    }
+
+    /// Whether scores are made of all epochs of a key, and not of the key's own totals.
+    pub(crate) const fn has_epochs(&self) -> bool {
+        matches!(self.of, Of::Epochs(_))
+    }
+
+    /// A key's score, made of these totals: one of each counter in their order, or those of all epochs.
+    pub(crate) fn score_of(&self, key: &KeyBuf, totals: &[(KeyBuf, i64)]) -> Result<Option<Cell>> {
+        match &self.of {
+            Of::Totals { score, .. } => {
+                let totals: Vec<i64> = totals.iter().map(|(_, total)| *total).collect();
+                Ok(score(&totals).map(Cell::Integer))
+            }
+            Of::Epochs([counter]) => {
+                let mut epochs = Vec::new();
+                for (whole, total) in totals {
+                    let (_, suffix) = whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
+                    let epoch: i64 =
+                        KeyBuf::from_bytes(suffix).decode().map_err(|cause| Error::key(counter, whole, cause))?;
+                    epochs.push((epoch, *total));
+                }
+                let sum = Decayed::sum(epochs);
+                Ok((!sum.is_zero()).then_some(Cell::Decayed(sum)))
+            }
+        }
+    }
+
+    /// Calls `each` with every key that has a total in one of the counters; a key may come several times.
+    pub(crate) fn each_key(
+        &self,
+        store: &mut dyn Store,
+        mut each: impl FnMut(&mut dyn Store, KeyBuf) -> Result<()>,
+    ) -> Result<()> {
+        for counter in self.counters() {
+            let mut after = None;
+            let mut before = None;
+            loop {
+                let page = store.page(*counter, after.as_ref(), KEYS_PAGE)?;
+                for (key, _) in &page {
+                    let key = self.key_of(counter, key)?;
+                    if before.as_ref() != Some(&key) {
+                        each(store, key.clone())?;
+                        before = Some(key);
+                    }
+                }
+                match page.last() {
+                    Some((last, _)) if page.len() == KEYS_PAGE => after = Some(last.clone()),
+                    _ => break,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Totals that a rebuild reads at once.
+const KEYS_PAGE: usize = 1024;
+
+/// A score as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cell {
+    /// An integer.
+    Integer(i64),
+    /// An exact decayed sum.
+    Decayed(Decayed),
+}
+
+/// A type of score: `i64`, or [`Decayed`].
+pub trait Score: Ord + Clone + sealed::Sealed {
+    #[doc(hidden)]
+    fn from_cell(cell: Cell) -> Option<Self>;
+    #[doc(hidden)]
+    fn to_cell(&self) -> Cell;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for i64 {}
+    impl Sealed for super::Decayed {}
+}
+
+impl Score for i64 {
+    fn from_cell(cell: Cell) -> Option<Self> {
+        if let Cell::Integer(score) = cell { Some(score) } else { None }
+    }
+
+    fn to_cell(&self) -> Cell {
+        Cell::Integer(*self)
+    }
+}
+
+impl Score for Decayed {
+    fn from_cell(cell: Cell) -> Option<Self> {
+        if let Cell::Decayed(score) = cell { Some(score) } else { None }
+    }
+
+    fn to_cell(&self) -> Cell {
+        Cell::Decayed(self.clone())
+    }
+}
+
+/// A line of a leaderboard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ranked<K, S> {
+    /// From 1 on; no two keys share one.
+    pub rank: u64,
+    /// Who is ranked.
+    pub key: K,
+    /// The score.
+    pub score: S,
+}
+
+/// The statements that make a leaderboard's table and its index, and write its line into the catalogue.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn ddl(dialect: Dialect, leaderboard: &LeaderboardId, ready: bool) -> [String; 3] {
+    let [table, index] = create(dialect, leaderboard);
+    [table, index, sql::enlist_all(&[listed(leaderboard, ready)])]
+}
+
+/// The catalogue's values for a leaderboard.
+pub(crate) fn listed(leaderboard: &LeaderboardId, ready: bool) -> String {
+    sql::listed_as(leaderboard.name(), &leaderboard.counter, &storage_clause(leaderboard), ready)
+}
+
+/// The statements that make a leaderboard's table and its index.
+pub(crate) fn create(dialect: Dialect, leaderboard: &LeaderboardId) -> [String; 2] {
+    let table = leaderboard.table_name();
+    let columns = sql::columns(dialect, leaderboard.parts());
+    let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
+    let keys = sql::key_columns(leaderboard.parts()).join(", ");
+    let (score, options) = (score_column(dialect, leaderboard), dialect.table_options());
+    [
+        format!(r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})){options}"#),
+        format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
+    ]
+}
+
+/// Writes a leaderboard's version, and what it is made of, anew into the catalogue, and whether it is ready.
+pub(crate) fn enlist_anew(leaderboard: &LeaderboardId, ready: bool) -> String {
+    let (name, version, storage_clause, ready) =
+        (leaderboard.name(), leaderboard.counter.version(), storage_clause(leaderboard), i64::from(ready));
+    let table = sql::CATALOGUE;
+    format!(
+        r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{storage_clause}', "ready" = {ready} WHERE c."name" = '{name}'"#
+    )
+}
+
+pub(crate) const fn score_column(dialect: Dialect, leaderboard: &LeaderboardId) -> &'static str {
+    match leaderboard.of {
+        Of::Totals { .. } => sql::column_kind(dialect, None),
+        Of::Epochs(_) => sql::column_kind(dialect, Some(KeyPart::Bytes16)),
+    }
+}
+
+/// Where a leaderboard lives and what it is made of, as the catalogue says it.
+pub(crate) fn storage_clause(leaderboard: &LeaderboardId) -> String {
+    let names: Vec<_> = leaderboard.counters().iter().map(CounterId::full_name).collect();
+    format!("leaderboard of {}", names.join(", "))
+}

@@ -1,0 +1,285 @@
+//! Measuring and repairing beside writers that pending write their writes: exactly, key by key where a page was not left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
+
+use super::super::audit::{Drift, PageDiff, PageRequest, RepairRequest, Repaired, merge};
+use super::super::driver::Runtime;
+use super::{GracePeriod, Sources, WINDOWS, Window};
+use crate::counter::CounterId;
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+use crate::store::MemoryStore;
+use crate::store::memory::{Before, Lone, Reading, Shut};
+
+pub(super) struct Guarded<'a> {
+    grace_period: GracePeriod,
+    /// This audit's number, for noticing hooks without pending writes.
+    audit: u64,
+    runtime: Box<dyn Runtime + 'a>,
+    /// Lives as long as the window of totals that was fetched after it began.
+    reading: Option<Reading<'a>>,
+    /// Suspects of the counter at hand that were measured before their pages.
+    early: BTreeSet<KeyBuf>,
+    /// Keys whose barrier was shut in vain, and until when they are left alone.
+    left_alone: BTreeMap<(usize, KeyBuf), Duration>,
+}
+
+const MIN_WAIT: Duration = Duration::from_micros(100);
+const MAX_WAIT: Duration = Duration::from_millis(2);
+/// A barrier is waited for this often at most, whatever the clock says.
+const MAX_BARRIER_WAITS: u32 = 100_000;
+/// Behind a barrier only a prune comes between, and few do.
+const MAX_PRUNES: u32 = 8;
+/// Keys that are left alone are remembered up to this many.
+const MAX_LEFT_ALONE: usize = 10_000;
+
+impl<'a> Guarded<'a> {
+    pub(super) fn new(store: &MemoryStore, grace_period: GracePeriod, runtime: Box<dyn Runtime + 'a>) -> Self {
+        let audit = store.count_audit();
+        Self { grace_period, audit, runtime, reading: None, early: BTreeSet::new(), left_alone: BTreeMap::new() }
+    }
+
+    pub(super) fn compare(
+        &mut self,
+        store: &'a MemoryStore,
+        sources: &mut Sources<'_>,
+        window: &mut Window,
+        ask: &PageRequest,
+    ) -> Result<PageDiff> {
+        self.refuse_unguarded_hooks(store, &ask.counter)?;
+        let position = store.schema().position(&ask.counter)?;
+        if ask.after.is_none() {
+            self.early.clear();
+        }
+        let mut diff = PageDiff::default();
+        // Remembered when all has come well: who asks again after an error has not been told what was found.
+        let mut early = BTreeSet::new();
+        for key in store.due_unresolved(position, self.settled(store)) {
+            if !self.early.contains(&key) {
+                self.probe_at(store, sources, &Lone { counter: ask.counter, position, key: &key }, &mut diff)?;
+                early.insert(key);
+            }
+        }
+        let (page, touched) = self.read_page(store, sources, window, ask)?;
+        let mut unresolved: BTreeSet<KeyBuf> = touched.into_iter().collect();
+        unresolved.extend(page.drifts.into_iter().map(|drift| drift.key));
+        unresolved.extend(store.unresolved(position, ask.after.as_ref(), page.next.as_ref()));
+        unresolved.retain(|key| !self.early.contains(key) && !early.contains(key));
+        for key in &unresolved {
+            self.probe_at(store, sources, &Lone { counter: ask.counter, position, key }, &mut diff)?;
+        }
+        self.early.append(&mut early);
+        (diff.keys, diff.rows, diff.next) = (page.keys, page.rows, page.next);
+        if diff.next.is_none() {
+            self.reading = None;
+        }
+        Ok(diff)
+    }
+
+    pub(super) fn repair(
+        &mut self,
+        store: &MemoryStore,
+        sources: &mut Sources<'_>,
+        ask: &RepairRequest,
+    ) -> Result<Repaired> {
+        let position = store.schema().position(&ask.counter)?;
+        let mut repaired = Repaired::default();
+        for key in &ask.keys {
+            self.refuse_unguarded_hooks(store, &ask.counter)?;
+            match self.settle(store, sources, &Lone { counter: ask.counter, position, key }, true)? {
+                Some(found) => repaired.corrected += u64::from(found.stored != found.expected),
+                None => repaired.unsettled.push(key.clone()),
+            }
+        }
+        Ok(repaired)
+    }
+
+    /// What was dropped by this time is settled by now.
+    fn settled(&self, store: &MemoryStore) -> Option<Duration> {
+        store.now().checked_sub(self.grace_period.time)
+    }
+
+    /// Whether a key's pending write was dropped, and what became of its rows may not be known yet.
+    fn is_unresolved(&self, store: &MemoryStore, of: &Lone<'_>) -> bool {
+        store.is_unresolved(of, self.settled(store))
+    }
+
+    fn refuse_unguarded_hooks(&self, store: &MemoryStore, counter: &CounterId) -> Result<()> {
+        if !store.ran_unguarded_since(self.audit) {
+            return Ok(());
+        }
+        let reason = "a hook ran without a pending write since the audit was made; where one writer does, totals are verified only, by MemoryAudit::watching";
+        Err(Error::invalid_use("audit", format!("counter {}: {reason}", counter.name())))
+    }
+
+    /// A page of rows beside totals that were read after everybody who had begun before was done; and the keys that were touched since.
+    fn read_page(
+        &mut self,
+        store: &'a MemoryStore,
+        sources: &mut Sources<'_>,
+        window: &mut Window,
+        ask: &PageRequest,
+    ) -> Result<(PageDiff, Vec<KeyBuf>)> {
+        let position = store.schema().position(&ask.counter)?;
+        let wanted = ask.keys.saturating_add(1);
+        for more in [store.len(ask.counter)? / WINDOWS, 0] {
+            if self.reading.is_none() || !window.has(ask, wanted) || more == 0 {
+                self.begin_reading(store, &ask.counter)?;
+                window.fetch(store, ask, wanted + more)?;
+            }
+            let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let recounts = sources.recount(store, &ask.counter, from, wanted)?;
+            let page = merge(ask, recounts, window.totals.iter().take(wanted).cloned().collect())?;
+            let touched = self.reading.as_ref().and_then(|reading| {
+                let after = ask.after.as_ref();
+                reading.touched(position, after, page.next.as_ref())
+            });
+            if let Some(touched) = touched {
+                // Behind the notes: a pending write that is not among them was dropped before.
+                if store.are_unresolved_lost(self.settled(store)) {
+                    let reason = "the outcome of too many writes is not known; wait for the grace period";
+                    return Err(busy(&ask.counter, reason));
+                }
+                return Ok((page, touched));
+            }
+        }
+        // While one reads, nobody's notes are forgotten.
+        self.reading = None;
+        Err(busy(&ask.counter, "too many writes began while a page was read; make pages smaller"))
+    }
+
+    /// Pending writes note their keys from now on; those that began before have ended when this returns.
+    fn begin_reading(&mut self, store: &'a MemoryStore, counter: &CounterId) -> Result<()> {
+        // First: while anybody reads, no note is forgotten, and what was noted before is of totals that are fetched anew.
+        self.reading = None;
+        let reading = store.reading();
+        for stripe in 0..store.stripe_count() {
+            if !self.wait_for_quiet(store, stripe) && self.shut(store, stripe).is_none() {
+                return Err(busy(
+                    counter,
+                    "a pending write was open for longer than the barrier time; end it, or raise that",
+                ));
+            }
+        }
+        self.reading = Some(reading);
+        Ok(())
+    }
+
+    /// Measures one key.
+    fn probe_at(
+        &mut self,
+        store: &MemoryStore,
+        sources: &mut Sources<'_>,
+        of: &Lone<'_>,
+        into: &mut PageDiff,
+    ) -> Result<()> {
+        let settled = self.settled(store);
+        match self.settle(store, sources, of, false)? {
+            Some(found) => {
+                store.clear_unresolved(of, settled);
+                into.drifts.extend((found.stored != found.expected).then_some(found));
+            }
+            None => into.unsettled.push(of.key.clone()),
+        }
+        Ok(())
+    }
+
+    /// Compares a key with its rows while nobody writes it, and repairs it where that is wanted; none where that could not be had, or a pending write over
+    /// it was dropped too short a time ago.
+    fn settle(
+        &mut self,
+        store: &MemoryStore,
+        sources: &mut Sources<'_>,
+        of: &Lone<'_>,
+        repair: bool,
+    ) -> Result<Option<Drift>> {
+        let (stripe, now) = (store.stripe_at(of), self.runtime.now());
+        self.left_alone.retain(|_, until| *until > now);
+        if self.left_alone.contains_key(&(of.position, of.key.clone())) || self.is_unresolved(store, of) {
+            return Ok(None);
+        }
+        let mut wait = MIN_WAIT;
+        for _ in 0..self.grace_period.tries {
+            if let Some(before) = store.quiet(stripe) {
+                // After the look: what was open until then may have been dropped.
+                if self.is_unresolved(store, of) {
+                    return Ok(None);
+                }
+                if let Some(found) = attempt(store, sources, of, before, repair)? {
+                    return Ok(Some(found));
+                }
+            }
+            self.runtime.wait(wait, "a key's writers");
+            wait = (wait * 2).min(MAX_WAIT);
+        }
+        if let Some(_shut) = self.shut(store, stripe) {
+            if self.is_unresolved(store, of) {
+                return Ok(None);
+            }
+            for _ in 0..=MAX_PRUNES {
+                if let Some(found) = attempt(store, sources, of, Before::Shut, repair)? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        if self.left_alone.len() < MAX_LEFT_ALONE {
+            self.left_alone.insert((of.position, of.key.clone()), self.runtime.now() + self.grace_period.time);
+        }
+        Ok(None)
+    }
+
+    /// Whether no pending write was open over a stripe at some moment.
+    fn wait_for_quiet(&mut self, store: &MemoryStore, stripe: usize) -> bool {
+        let mut wait = MIN_WAIT;
+        for _ in 0..self.grace_period.tries {
+            if store.quiet(stripe).is_some() {
+                return true;
+            }
+            self.runtime.wait(wait, "a key's writers");
+            wait = (wait * 2).min(MAX_WAIT);
+        }
+        store.quiet(stripe).is_some()
+    }
+
+    /// Shuts a stripe's barrier and waits for the pending writes that are open; none where they do not end in time, or another audit has it shut all the while.
+    fn shut<'s>(&mut self, store: &'s MemoryStore, stripe: usize) -> Option<Shut<'s>> {
+        let since = self.runtime.now();
+        let mut shut = store.shut(stripe);
+        for _ in 0..MAX_BARRIER_WAITS {
+            if shut.is_some() && store.quiet(stripe).is_some() {
+                return shut;
+            }
+            if self.runtime.now().saturating_sub(since) >= self.grace_period.barrier_time {
+                break;
+            }
+            self.runtime.wait(MIN_WAIT, "a barrier");
+            shut = shut.or_else(|| store.shut(stripe));
+        }
+        None
+    }
+}
+
+/// Recounts a key's rows and compares; none where a writer or a prune came between.
+fn attempt(
+    store: &MemoryStore,
+    sources: &mut Sources<'_>,
+    of: &Lone<'_>,
+    before: Before,
+    repair: bool,
+) -> Result<Option<Drift>> {
+    // The recount asks for the cutoff itself, later: where that is another, it is another still when the two are compared.
+    let cutoff = store.cutoff(of.position);
+    let recount = sources.recount_one(store, of)?;
+    let stored = store.compare(of, before, (recount.total, cutoff.as_ref()), repair)?;
+    Ok(stored.map(|stored| Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows }))
+}
+
+fn busy(counter: &CounterId, reason: &'static str) -> Error {
+    Error::Busy {
+        operation: format!("measuring counter {}", counter.name()),
+        reason,
+        cause: "writers are in the way".into(),
+    }
+}

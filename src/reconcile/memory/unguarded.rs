@@ -1,0 +1,76 @@
+//! Verifying beside hooks without pending writes: a difference counts when it is seen twice, further apart than a hook can take.
+
+use std::time::Duration;
+
+use super::super::audit::{Drift, PageDiff, PageRequest};
+use super::super::driver::Runtime;
+use super::Sources;
+use crate::counter::CounterId;
+use crate::error::{Error, Result};
+use crate::store::MemoryStore;
+use crate::store::memory::Lone;
+
+pub(super) struct Unguarded<'a> {
+    longest_delay: Duration,
+    runtime: Box<dyn Runtime + 'a>,
+}
+
+/// A wait that is cut short is gone on with this often.
+const MAX_WAITS: u32 = 1000;
+
+impl<'a> Unguarded<'a> {
+    pub(super) fn new(longest_delay: Duration, runtime: Box<dyn Runtime + 'a>) -> Self {
+        Self { longest_delay, runtime }
+    }
+
+    /// Looks once more at what differed; keys that differ otherwise by now are unsettled.
+    pub(super) fn look_again(
+        &mut self,
+        store: &MemoryStore,
+        sources: &mut Sources<'_>,
+        ask: &PageRequest,
+        mut once: PageDiff,
+    ) -> Result<PageDiff> {
+        if once.drifts.is_empty() {
+            return Ok(once);
+        }
+        if !self.wait() {
+            once.unsettled = once.drifts.drain(..).map(|drift| drift.key).collect();
+            return Ok(once);
+        }
+        let position = store.schema().position(&ask.counter)?;
+        for first in std::mem::take(&mut once.drifts) {
+            let of = Lone { counter: ask.counter, position, key: &first.key };
+            let again = sources.recount_one(store, &of)?;
+            let stored = store.stored(&of);
+            let drift = |stored: i64, expected: i64| i128::from(stored) - i128::from(expected);
+            if drift(stored, again.total) == drift(first.stored, first.expected) {
+                once.drifts.push(Drift { key: again.key, stored, expected: again.total, rows: again.rows });
+            } else if stored != again.total {
+                once.unsettled.push(first.key);
+            }
+        }
+        Ok(once)
+    }
+
+    /// Lets every hook that was under way come to its end; false where the waits end too early.
+    fn wait(&mut self) -> bool {
+        let until = self.runtime.now() + self.longest_delay;
+        for _ in 0..MAX_WAITS {
+            let now = self.runtime.now();
+            if now > until {
+                return true;
+            }
+            self.runtime.wait(until.saturating_sub(now) + Duration::from_millis(1), "hooks under way");
+        }
+        false
+    }
+}
+
+pub(super) fn refuse_repairing(counter: &CounterId) -> Error {
+    let reason = format!(
+        "counter {}: hooks run without pending writes, so it is verified only; see MemoryAudit::live",
+        counter.name()
+    );
+    Error::invalid_use("audit", reason)
+}

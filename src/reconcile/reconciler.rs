@@ -1,0 +1,962 @@
+//! The reconciler's decisions: a state machine without I/O, clock or thread.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use super::audit::{Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
+use super::options::{Mode, Options};
+use super::pages::Pages;
+use super::progress::{Pace, Progress, estimate};
+use super::report::{CounterReport, Outcome, Report};
+use super::token::{Part, Token};
+use crate::counter::CounterId;
+use crate::error::{Error, Recovery, Result};
+use crate::key::KeyBuf;
+use crate::schema::Schema;
+
+/// What a driver does next; it then calls the method that the step names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Ask [`Audit::identity`](super::Audit::identity), then call [`Reconciler::identified`].
+    Identify,
+    /// Ask [`Audit::recall`](super::Audit::recall) what was kept of this run, then call [`Reconciler::recalled`].
+    Recall(Token),
+    /// Do this look, then call [`Reconciler::probed`].
+    Probe(Probe),
+    /// Do this measure, then call [`Reconciler::compared`]; or, when a throttle is shut, [`Reconciler::throttled`] instead.
+    Compare(PageRequest),
+    /// Do this repair, then call [`Reconciler::repaired`].
+    Repair(RepairRequest),
+    /// Ask [`Audit::ready`](super::Audit::ready) to make this counter ready, then call [`Reconciler::readied`].
+    Ready(Ready),
+    /// Ask [`Audit::keep`](super::Audit::keep) to keep how far the run has come, then call [`Reconciler::kept`].
+    Keep(Keep),
+    /// Wait this long for this reason, then call nothing but [`Reconciler::next`].
+    Wait(Duration, String),
+    /// Nothing is left to do: [`Reconciler::report`] is final.
+    End,
+}
+
+/// A run of verification, repair or backfill: says what to do next and is told what came of it.
+///
+/// [`run`](super::run) drives it; a driver of your own calls [`next`](Self::next) until it says [`Step::End`], does each step, and
+/// hands the answer to the method that the step names, or an error to [`failed`](Self::failed). `now` is any clock that never goes
+/// back.
+///
+/// # Examples
+///
+/// A job that does a hundred pages a time, and keeps its place between them:
+///
+/// ```
+/// use keepcount::reconcile::{Audit, Mode, Options, Reconciler, SystemRuntime, Token, run};
+/// # use keepcount::{Counter, Schema};
+/// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+///
+/// fn job(audit: &mut impl Audit, place: &mut Option<String>) -> keepcount::Result<()> {
+///     let options = Options::default().max_pages(100);
+///     let mut repair = match place.take() {
+///         Some(token) => Reconciler::resume(Mode::Repair, &SCHEMA, &token.parse::<Token>()?, options)?,
+///         None => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
+///     };
+///     let report = run(&mut repair, audit, &mut SystemRuntime::new())?;
+///     println!("{report}");
+///     *place = report.token.map(|token| token.to_string());
+///     Ok(())
+/// }
+/// ```
+///
+/// # The order of work
+///
+/// A repair first looks at every counter that is left and that rows drive; then counter by counter, by level and within one by name, page by
+/// page in key order, measure and repair. A backfill, which else does as a repair, makes a counter ready at its end, before it goes on to the next.
+/// Limits, stop and waits come between pages.
+///
+/// A run that resumes another first asks what was kept of it beside the totals, and believes that: its token may be newer than they are, where a
+/// backup was restored. So does a run that is driven again after an error: it may be on another connection, to a standby that took over.
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
+pub struct Reconciler {
+    mode: Mode,
+    options: Options,
+    schema: u64,
+    /// What the token that is resumed says of the totals' identity; then what the audit says.
+    identity: Option<u64>,
+    /// The same in all legs of the run, as far as they hang together.
+    run: u64,
+    /// What is kept of it beside the totals, as far as this run knows.
+    kept: Option<Token>,
+    names: Vec<CounterId>,
+    /// By level, then by name: a rollup's truth is what the base levels are stored as.
+    scope: Vec<CounterId>,
+    /// How many of `scope`, its first, are no rollups.
+    driven_by_rows: usize,
+    /// For each of `scope`, the positions of all that it sums.
+    below: Vec<Vec<usize>>,
+    /// For each of `scope`, whether it is done and was not clean, here or in the runs that this one resumes.
+    unclean: Vec<bool>,
+    /// The position in `scope`: everything before it is done.
+    at: usize,
+    after: Option<KeyBuf>,
+    /// Where not all keys of a counter are compared.
+    part: Option<Part>,
+    /// Whether the runs that this one resumes have found drift in the current counter.
+    dirty: bool,
+    /// Whether they have left keys of it alone.
+    unsettled: bool,
+    state: State,
+    /// What an error came to, while it is asked again which totals these are, and how far the run has come in them.
+    interrupted: Option<State>,
+    wait: Option<(Duration, String)>,
+    stop: bool,
+    page: Pages,
+    /// When the current step was handed out, and the work done on the current page so far.
+    issued: Duration,
+    worked: Duration,
+    started: Option<Duration>,
+    /// What the clock said last.
+    seen: Duration,
+    /// When the first page was handed out of each of `scope` that this run began.
+    begun: Vec<Option<Duration>>,
+    failures: u32,
+    throttled_since: Option<Duration>,
+    /// Orphans of the current counter that were repaired since its source was last looked at.
+    orphans: u64,
+    reports: Vec<CounterReport>,
+    pages: u64,
+    rows: u64,
+    pace: Pace,
+    /// Keys that this run is expected to compare, for each of `scope`.
+    expected: Vec<Option<u64>>,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum State {
+    Identify,
+    /// Asking what is kept of the run.
+    Recall,
+    /// Looking at `scope[..]` from this position on, before the first page.
+    Probe(usize),
+    Compare,
+    /// Looking again before the next repair, because so many orphans have come up since the last look that the source may have been
+    /// emptied meanwhile.
+    ProbeAgain(Page),
+    Repair(Page),
+    /// A backfill has compared the last key of the counter at hand. Its position moves on when the counter is ready, so that a run which
+    /// ends here comes back to it.
+    Ready,
+    /// Keeping how far the run has come, and then this.
+    Keep(Then),
+}
+
+#[derive(Debug)]
+enum Then {
+    /// The next page, after this wait.
+    GoOn(Option<(Duration, String)>),
+    End(Outcome),
+}
+
+/// What is left to do of a page that was measured.
+#[derive(Debug)]
+struct Page {
+    drifts: VecDeque<Drift>,
+    next: Option<KeyBuf>,
+}
+
+/// A repair refuses an empty source from this many totals other than 0 on.
+const EMPTY_SOURCE_TOTALS: u64 = 100;
+/// A repair holds at most this many keys, and starts no other key after this many rows: writers wait for no more.
+const REPAIR_KEYS: usize = 256;
+const REPAIR_ROWS: u64 = 100_000;
+/// Keys compared before a share of wrong ones means anything.
+const SHARE_KEYS: u64 = 100;
+/// Of a counter whose report is in the hands of whoever had the leg that left it out.
+const LEFT_OUT_BEFORE: &str = "it was left out by an earlier leg of this run, whose report says why";
+const MIN_RETRY_WAIT: Duration = Duration::from_millis(50);
+const MAX_RETRY_WAIT: Duration = Duration::from_secs(1);
+const THROTTLE_WAIT: Duration = Duration::from_millis(250);
+
+impl Reconciler {
+    /// A run over every counter of the schema.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidUse`] when an option is out of its bounds.
+    pub fn new(mode: Mode, schema: &Schema, options: Options) -> Result<Self> {
+        Self::scoped(mode, schema, &schema.by_name(), options)
+    }
+
+    /// A run over some counters; one that is named twice is looked at once. A rollup is compared with the base level as that is stored, so a run
+    /// over one takes in the base levels and their memberships too.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a counter that is not the schema's.
+    pub fn scoped(mode: Mode, schema: &Schema, counters: &[CounterId], options: Options) -> Result<Self> {
+        options.check()?;
+        for counter in counters {
+            schema.position(counter)?;
+        }
+        let names = schema.by_name();
+        let wanted = schema.with_bases(counters)?;
+        let mut scope: Vec<CounterId> = names.iter().filter(|id| wanted.contains(id)).copied().collect();
+        scope.sort_by_key(|id| schema.level(id)); // stable: by name within a level
+        let rows = scope.iter().take_while(|id| schema.level(id) == 0).count();
+        let sums = |id: &CounterId| {
+            let mut all = schema.with_bases(&[*id])?;
+            all.retain(|below| below != id);
+            Ok(all)
+        };
+        let sums = scope.iter().map(sums).collect::<Result<Vec<Vec<CounterId>>>>()?;
+        let position = |below: &CounterId| scope.iter().position(|id| id == below);
+        let counters = scope.len();
+        Ok(Self {
+            mode,
+            options,
+            schema: schema.fingerprint(),
+            identity: None,
+            run: new_run(),
+            kept: None,
+            names,
+            below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
+            unclean: vec![false; scope.len()],
+            reports: scope.iter().zip(sums).map(|(id, sums)| CounterReport::new(*id, sums)).collect(),
+            expected: vec![None; counters],
+            outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
+            scope,
+            driven_by_rows: rows,
+            at: 0,
+            after: None,
+            part: None,
+            dirty: false,
+            unsettled: false,
+            state: State::Identify,
+            interrupted: None,
+            wait: None,
+            stop: false,
+            page: Pages::new(options.page.unwrap_or(1024)),
+            issued: Duration::ZERO,
+            worked: Duration::ZERO,
+            started: None,
+            seen: Duration::ZERO,
+            begun: vec![None; counters],
+            failures: 0,
+            throttled_since: None,
+            orphans: 0,
+            pages: 0,
+            rows: 0,
+            pace: Pace::default(),
+        })
+    }
+
+    /// A run over the keys of one counter behind `after`, up to `until` and with it; none is the first key, or the last. Several processes that each
+    /// take such a part do a large counter in less time. A report of a part never calls the counter [complete](CounterReport::complete).
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::Key`] for a bound that is no key of the counter; [`Error::InvalidUse`] for a backfill, which is done by one run from the
+    /// first key to the last, and for a rollup, of which a run takes in what it sums.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{Mode, Options, Reconciler};
+    /// use keepcount::{Counter, KeyBuf, Schema};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let middle = KeyBuf::of::<i64>(50_000);
+    /// let options = Options::default();
+    /// let one = Reconciler::part(Mode::Repair, &SCHEMA, SHOW_VOTES.id(), None, Some(&middle), options)?;
+    /// let other = Reconciler::part(Mode::Repair, &SCHEMA, SHOW_VOTES.id(), Some(&middle), None, options)?;
+    /// # let _ = (one, other);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn part(
+        mode: Mode,
+        schema: &Schema,
+        counter: CounterId,
+        after: Option<&KeyBuf>,
+        until: Option<&KeyBuf>,
+        options: Options,
+    ) -> Result<Self> {
+        let refused =
+            |reason: &str| Err(Error::invalid_use("part", format!("counter {}: {reason}", counter.full_name())));
+        if mode == Mode::Backfill {
+            return refused("a backfill goes from the first key to the last");
+        }
+        let mut run = Self::scoped(mode, schema, &[counter], options)?;
+        if run.scope.len() > 1 {
+            return refused("a run over a rollup takes in what it sums, so it is done whole");
+        }
+        for key in after.iter().chain(&until) {
+            counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
+        }
+        (run.after, run.part) = (after.cloned(), Some(Part { until: until.cloned() }));
+        Ok(run)
+    }
+
+    /// Goes on where a run stopped. Mode, scope, page, samples and force are the token's; `options` gives limits and pace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Token`] when the token is of another mode or another schema, [`Error::InvalidUse`] as for [`new`](Self::new).
+    pub fn resume(mode: Mode, schema: &Schema, token: &Token, options: Options) -> Result<Self> {
+        let refused = |reason| Err(Error::Token { reason });
+        if token.mode != mode {
+            return refused(match token.mode {
+                Mode::Verify => "it is of a verify, and this run is none",
+                Mode::Repair => "it is of a repair, and this run is none",
+                Mode::Backfill => "it is of a backfill, and this run is none",
+            });
+        }
+        if token.schema != schema.fingerprint() {
+            return refused("it was made with other counters, or other versions of them");
+        }
+        let names = schema.by_name();
+        let scope =
+            token.scope.iter().map(|at| names.get(usize::from(*at)).copied()).collect::<Option<Vec<CounterId>>>();
+        let Some(scope) = scope else { return refused("it names counters that are not there") };
+        let page = (token.page != 0).then_some(token.page as usize);
+        let options = Options { page, samples: token.samples as usize, force: token.force, ..options };
+        let mut run = Self::scoped(mode, schema, &scope, options)?;
+        run.identity = Some(token.identity);
+        run.run = token.run;
+        run.part.clone_from(&token.part);
+        if run.positions() != token.scope {
+            return refused("its counters are not those that a run over them has");
+        }
+        let Some(counter) = run.scope.get(usize::from(token.at)) else {
+            return refused("its position is beyond its counters");
+        };
+        if token.after.iter().chain(run.until()).any(|key| counter.parts().values(key).is_err()) {
+            return refused("its position is no key");
+        }
+        run.go_to(token);
+        Ok(run)
+    }
+
+    /// Goes on from a token of this run, which is kept beside the totals.
+    fn go_to(&mut self, token: &Token) {
+        self.back_to(usize::from(token.at));
+        self.after.clone_from(&token.after);
+        (self.dirty, self.unsettled) = (token.dirty, token.unsettled);
+        for (at, unclean) in self.unclean.iter_mut().enumerate() {
+            *unclean = token.unclean.iter().any(|known| usize::from(*known) == at);
+        }
+        for at in &token.failed {
+            if let Some(report) = self.reports.get_mut(usize::from(*at)) {
+                report.failure.get_or_insert_with(|| LEFT_OUT_BEFORE.to_owned());
+            }
+        }
+        self.kept = Some(token.clone());
+    }
+
+    /// Begins with the first key of a counter, as nothing of it, or of what comes after it, is done.
+    fn back_to(&mut self, index: usize) {
+        self.at = index;
+        (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
+        for report in self.reports.iter_mut().skip(index) {
+            (report.complete, report.clean) = (false, false);
+            // It is looked at once more.
+            report.failure = None;
+        }
+        self.unclean.iter_mut().skip(index).for_each(|unclean| *unclean = false);
+    }
+
+    /// Gives up what the runs before this one have found: nothing says that it is of these totals as they are now.
+    fn disown(&mut self) {
+        (self.run, self.kept) = (new_run(), None);
+        self.dirty |= self.after.is_some();
+        self.unclean.iter_mut().take(self.at).for_each(|unclean| *unclean = true);
+        self.reports.iter_mut().for_each(|report| report.clean = false);
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn next(&mut self, now: Duration) -> Step {
+        let started = *self.started.get_or_insert(now);
+        if self.outcome == Outcome::Failed {
+            // Whoever asks again after an error goes on where it came; perhaps on another connection, to a standby that took over and has lost some.
+            self.outcome = Outcome::Running;
+            match std::mem::replace(&mut self.state, State::Identify) {
+                State::Identify | State::Recall => {}
+                state => self.interrupted = Some(state),
+            }
+        }
+        if self.outcome != Outcome::Running {
+            return Step::End;
+        }
+        self.seen = self.seen.max(now);
+        let limit = self.limit_reached(now.saturating_sub(started));
+        match self.state {
+            State::Probe(_) | State::Compare if self.stop => self.end(Outcome::Stopped),
+            State::Compare => {
+                if let Some(limit) = limit {
+                    self.end(Outcome::Limit(limit));
+                }
+            }
+            _ => {}
+        }
+        if self.outcome != Outcome::Running {
+            return Step::End;
+        }
+        if let Some((until, reason)) = &self.wait {
+            if now < *until {
+                return Step::Wait(until.saturating_sub(now), reason.clone());
+            }
+            self.wait = None;
+        }
+        self.issued = now;
+        self.step()
+    }
+
+    /// Ends the run before its last key. What it has found is kept first, so that the next may count on it.
+    fn end(&mut self, outcome: Outcome) {
+        if self.keep_now().is_some() {
+            self.wait = None;
+            self.state = State::Keep(Then::End(outcome));
+        } else {
+            self.outcome = outcome;
+        }
+    }
+
+    /// What is to be kept where the run ends here; a backfill has kept it already, and a part claims nothing.
+    pub(super) fn keep_now(&self) -> Option<Keep> {
+        let asks = self.mode != Mode::Backfill && self.part.is_none() && self.pages > 0;
+        // Before it is known what these totals have, nothing is claimed of them.
+        let keeping = matches!(self.state, State::Identify | State::Recall | State::Keep(_));
+        (asks && !keeping && self.kept != self.token()).then(|| self.keep())
+    }
+
+    /// Says what became of it.
+    pub(super) fn kept_now(&mut self, keep: Keep, kept: Kept) {
+        self.kept = keep.to.filter(|_| kept == Kept::Here);
+    }
+
+    fn keep(&self) -> Keep {
+        Keep { run: self.run, from: self.kept.clone(), to: self.token() }
+    }
+
+    /// The last key to compare, where it is not the counter's.
+    fn until(&self) -> Option<&KeyBuf> {
+        self.part.as_ref().and_then(|part| part.until.as_ref())
+    }
+
+    fn ask(&self, counter: CounterId) -> PageRequest {
+        PageRequest { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page.keys }
+    }
+
+    fn step(&self) -> Step {
+        let probe_at =
+            |at: usize| self.scope.get(at).map(|counter| Probe { counter: *counter, totals: EMPTY_SOURCE_TOTALS });
+        let step = match &self.state {
+            State::Identify => Some(Step::Identify),
+            State::Recall => self.kept.clone().or_else(|| self.token()).map(Step::Recall),
+            State::Keep(_) => Some(Step::Keep(self.keep())),
+            State::Probe(at) => probe_at(*at).map(Step::Probe),
+            State::ProbeAgain(_) => probe_at(self.at).map(Step::Probe),
+            State::Compare => self.scope.get(self.at).map(|counter| Step::Compare(self.ask(*counter))),
+            State::Repair(page) => self.scope.get(self.at).map(|counter| {
+                let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
+                Step::Repair(RepairRequest { counter: *counter, keys })
+            }),
+            State::Ready => self
+                .scope
+                .get(self.at)
+                .map(|counter| Step::Ready(Ready { counter: *counter, run: self.run, kept: self.kept.clone() })),
+        };
+        step.unwrap_or(Step::End)
+    }
+
+    fn limit_reached(&self, elapsed: Duration) -> Option<&'static str> {
+        let Options { max_pages, max_rows, max_time, .. } = self.options;
+        if self.pages == 0 {
+            // Every run goes on by a page at least; else one whose looks take too long would never get anywhere.
+            None
+        } else if max_pages.is_some_and(|most| self.pages >= most) {
+            Some("pages")
+        } else if max_rows.is_some_and(|most| self.rows >= most) {
+            Some("rows")
+        } else if max_time.is_some_and(|most| elapsed >= most) {
+            Some("time")
+        } else {
+            None
+        }
+    }
+
+    /// Takes the answer to [`Step::Identify`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Token`] when the run resumes one on other totals.
+    pub fn identified(&mut self, identity: u64) -> Result<()> {
+        debug_assert!(matches!(self.state, State::Identify), "an answer to another step");
+        if self.identity.is_some_and(|known| known != identity) {
+            return Err(Error::Token { reason: "it is of another database" });
+        }
+        self.identity = Some(identity);
+        self.failures = 0;
+        // A part never says that its counter is clean.
+        if (self.kept.is_some() || self.pages > 0) && self.part.is_none() {
+            self.state = State::Recall;
+        } else {
+            self.begin();
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) {
+        let probe = self.mode.repairs() && self.at < self.driven_by_rows;
+        let first = if probe { State::Probe(self.at) } else { State::Compare };
+        self.state = self.interrupted.take().unwrap_or(first);
+    }
+
+    /// Takes the answer to [`Step::Recall`]: a backfill goes on from there, or begins anew where nothing is kept; a verify or repair goes on from its
+    /// token, and calls nothing clean of what was compared before, unless it is what was kept then.
+    pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
+        debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
+        self.answered(now);
+        if self.mode == Mode::Backfill {
+            // What was repaired of a page, and is not kept yet, may be lost.
+            self.interrupted = None;
+            if let Some(token) = found.filter(|token| self.is_of_this(token)) {
+                self.go_to(&token);
+            } else {
+                self.back_to(0);
+                (self.run, self.kept) = (new_run(), None);
+            }
+        } else if found.is_some() && found == self.token() {
+            self.kept = found;
+        } else {
+            self.disown();
+        }
+        self.begin();
+    }
+
+    /// Whether a token is of this run, whatever its position.
+    fn is_of_this(&self, token: &Token) -> bool {
+        let key = |counter: &CounterId| token.after.iter().all(|key| counter.parts().values(key).is_ok());
+        self.scope.get(usize::from(token.at)).is_some_and(key)
+            && (token.mode, token.run, token.schema) == (self.mode, self.run, self.schema)
+            && Some(token.identity) == self.identity
+            && token.scope == self.positions()
+    }
+
+    /// The counters in scope, as positions among the schema's counters by name.
+    fn positions(&self) -> Vec<u16> {
+        let position =
+            |id: &CounterId| self.names.iter().position(|name| name == id).and_then(|at| u16::try_from(at).ok());
+        self.scope.iter().filter_map(position).collect()
+    }
+
+    /// Takes the answer to [`Step::Keep`].
+    pub fn kept(&mut self, kept: Kept, now: Duration) {
+        self.answered(now);
+        let State::Keep(then) = std::mem::replace(&mut self.state, State::Compare) else {
+            debug_assert!(false, "an answer to another step");
+            return;
+        };
+        let lost = kept == Kept::Lost;
+        if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
+            // Older totals than those that were repaired, in another database's place: what they have is asked.
+            self.state = State::Recall;
+            return;
+        }
+        if lost && self.mode != Mode::Backfill {
+            self.disown();
+        }
+        self.kept = self.token().filter(|_| kept == Kept::Here);
+        match then {
+            Then::GoOn(wait) => self.wait = wait,
+            Then::End(outcome) => self.outcome = outcome,
+        }
+    }
+
+    /// Takes the answer to [`Step::Probe`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SourceEmpty`] when the source is empty while 100 or more totals are not 0, unless the run is forced; the run ends as refused.
+    pub fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
+        self.answered(now);
+        let (at, then) = match std::mem::replace(&mut self.state, State::Compare) {
+            State::Probe(at) if at + 1 < self.driven_by_rows => (at, State::Probe(at + 1)),
+            State::ProbeAgain(page) => (self.at, State::Repair(page)),
+            State::Probe(at) => (at, State::Compare),
+            State::Identify | State::Recall | State::Compare | State::Repair(_) | State::Ready | State::Keep(_) => {
+                debug_assert!(false, "an answer to another step");
+                return Ok(());
+            }
+        };
+        self.state = then;
+        self.orphans = 0;
+        if matches!(self.state, State::Compare) {
+            self.begin_comparing();
+        }
+        if looked.empty && looked.totals >= EMPTY_SOURCE_TOTALS && !self.options.force {
+            self.outcome = Outcome::Refused;
+            let counter = self.scope.get(at).map_or("", CounterId::name);
+            return Err(Error::SourceEmpty { counter, totals: looked.totals });
+        }
+        Ok(())
+    }
+
+    /// Says that no throttle is shut, just before [`Step::Compare`] is done: what asking them took is not the measure's time.
+    pub fn passed(&mut self, now: Duration) {
+        self.issued = now;
+        self.throttled_since = None;
+    }
+
+    /// Takes the answer to [`Step::Compare`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DriftLimit`] when a repair has found a larger share of wrong keys than its options allow; the run ends as refused.
+    /// [`Error::Source`] when the audit did not get beyond the key that it was given.
+    pub fn compared(&mut self, diff: PageDiff, now: Duration) -> Result<()> {
+        debug_assert!(matches!(self.state, State::Compare), "an answer to another step");
+        let took = now.saturating_sub(self.issued);
+        self.answered(now);
+        let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
+        if diff.next.is_some() && diff.next <= self.after {
+            return Err(Error::source(&report.counter, diff.next.as_ref(), "a page ended where it began"));
+        }
+        self.pages += 1;
+        self.rows += diff.rows;
+        self.pace.page(self.issued, now, diff.keys, diff.rows);
+        if self.after.is_none() && self.part.is_none() {
+            report.begun = true;
+            if let Some(begun) = self.begun.get_mut(self.at) {
+                *begun = Some(self.issued);
+            }
+        }
+        report.add(&diff, self.options.samples);
+        if self.options.page.is_none() {
+            self.page.adapt(diff.keys + diff.rows, took, self.options.page_time);
+        }
+        if !self.mode.repairs() || diff.drifts.is_empty() {
+            self.page_done(diff.next, now);
+            return Ok(());
+        }
+        if let Err(error) = self.check_share() {
+            self.outcome = Outcome::Refused;
+            return Err(error);
+        }
+        self.repair_next(Page { drifts: diff.drifts.into(), next: diff.next }, now);
+        Ok(())
+    }
+
+    /// Takes the answer to [`Step::Repair`].
+    pub fn repaired(&mut self, repaired: &Repaired, now: Duration) {
+        self.answered(now);
+        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else {
+            debug_assert!(false, "an answer to another step");
+            return;
+        };
+        if let Some(report) = self.reports.get_mut(self.at) {
+            report.corrected += repaired.corrected;
+            report.leave_alone(&repaired.unsettled, self.options.samples);
+        }
+        let done = chunk(&page.drifts).count();
+        self.orphans += page.drifts.drain(..done).filter(|drift| drift.expected == 0).count() as u64;
+        self.repair_next(page, now);
+    }
+
+    /// Goes on with a page whose drifts are still to be repaired, if there are any; looks at the source again where it takes away many totals.
+    fn repair_next(&mut self, page: Page, now: Duration) {
+        if page.drifts.is_empty() {
+            self.page_done(page.next, now);
+            return;
+        }
+        let taken_away = self.orphans + chunk(&page.drifts).filter(|drift| drift.expected == 0).count() as u64;
+        // What a rollup sums are totals that were looked at, and repaired, one level below.
+        let probe = taken_away >= EMPTY_SOURCE_TOTALS && !self.options.force && self.at < self.driven_by_rows;
+        self.state = if probe { State::ProbeAgain(page) } else { State::Repair(page) };
+    }
+
+    /// Takes the answer to [`Step::Ready`].
+    pub fn readied(&mut self, kept: Kept, now: Duration) {
+        debug_assert!(matches!(self.state, State::Ready), "an answer to another step");
+        if matches!(self.state, State::Ready) {
+            self.answered(now);
+            if kept == Kept::Lost { self.state = State::Recall } else { self.move_on(None, now) }
+        }
+    }
+
+    /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait. What one counter's own rows are the
+    /// reason of ([`Error::Source`], [`Error::Key`], an [`Error::Overflow`] of a recount) ends that counter, where the run has others: its report says
+    /// why ([`CounterReport::failure`]), it is neither complete nor clean, and the run goes on with the next.
+    ///
+    /// # Errors
+    ///
+    /// The error itself, where it ends the run; [`report`](Self::report) then says how far the run came.
+    pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
+        if self.is_of_one(&error) {
+            self.leave_out(&error, now);
+            return Ok(());
+        }
+        if error.recovery() != Recovery::Retry || self.failures >= self.options.retries {
+            if self.outcome == Outcome::Running {
+                self.outcome = Outcome::Failed;
+            }
+            return Err(error);
+        }
+        let wait = MIN_RETRY_WAIT.saturating_mul(1 << self.failures.min(8)).min(MAX_RETRY_WAIT);
+        self.failures += 1;
+        self.wait = Some((now + wait, error.to_string()));
+        Ok(())
+    }
+
+    /// Whether an error is of one counter's rows, of several counters that are driven by rows or made of what is.
+    fn is_of_one(&self, error: &Error) -> bool {
+        let asks = matches!(self.state, State::Probe(_) | State::ProbeAgain(_) | State::Compare | State::Repair(_));
+        error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
+    }
+
+    /// Goes on behind the counter that the step at hand is about.
+    fn leave_out(&mut self, error: &Error, now: Duration) {
+        self.answered(now);
+        let looked_at = if let State::Probe(at) = self.state { Some(at) } else { None };
+        if let Some(report) = self.reports.get_mut(looked_at.unwrap_or(self.at)) {
+            report.failure = Some(error.to_string());
+        }
+        match looked_at {
+            Some(at) if at + 1 < self.driven_by_rows => self.state = State::Probe(at + 1),
+            Some(_) => self.begin_comparing(),
+            None => self.move_on(None, now),
+        }
+    }
+
+    /// Measures next, behind counters that failed when they were looked at.
+    fn begin_comparing(&mut self) {
+        self.state = State::Compare;
+        while self.reports.get(self.at).is_some_and(|report| report.failure.is_some()) {
+            // It was not compared: what sums it is not known to be clean either.
+            if let Some(unclean) = self.unclean.get_mut(self.at) {
+                *unclean = true;
+            }
+            self.at += 1;
+            (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
+        }
+        if self.at == self.scope.len() {
+            self.finish();
+        }
+    }
+
+    /// Says that a throttle is shut, instead of doing [`Step::Compare`]: the step comes again after a wait, or the run ends as stalled.
+    pub fn throttled(&mut self, reason: String, now: Duration) {
+        let since = *self.throttled_since.get_or_insert(now);
+        if now.saturating_sub(since) >= self.options.stall_after {
+            self.end(Outcome::Stalled(reason));
+        } else {
+            self.wait = Some((now + THROTTLE_WAIT, reason));
+        }
+    }
+
+    /// Ends the run before its next page.
+    pub const fn stop(&mut self) {
+        self.stop = true;
+    }
+
+    /// Says how many keys of a counter this run will compare, about: from the last complete report, or a count of its totals. A run that
+    /// resumes another compares what is left of them. It changes nothing but the fraction and the ETA of [`progress`](Self::progress); a counter
+    /// that is not in scope is passed over.
+    pub fn expect(&mut self, counter: &CounterId, keys: u64) {
+        let known = self.scope.iter().zip(&mut self.expected).find(|(id, _)| *id == counter);
+        if let Some((_, expected)) = known {
+            *expected = Some(keys);
+        }
+    }
+
+    /// How far the run has come at this moment; to show, without what was found.
+    #[must_use]
+    pub fn progress(&self, now: Duration) -> Progress {
+        let sum = |count: fn(&CounterReport) -> u64| self.reports.iter().map(count).sum();
+        let keys = sum(|report| report.keys);
+        let left = self.reports.iter().zip(&self.expected).skip(self.at);
+        let left = left.map(|(report, expected)| expected.map(|keys| keys.saturating_sub(report.keys)));
+        let left = left.sum::<Option<u64>>();
+        let (keys_per_second, rows_per_second) = self.pace.per_second(now);
+        let estimate = left.map(|left| estimate(keys, left, self.at >= self.scope.len(), keys_per_second));
+        Progress {
+            mode: self.mode,
+            counter: self.scope.get(self.at).copied(),
+            counters_done: self.at,
+            counters: self.scope.len(),
+            pages: self.pages,
+            keys,
+            rows: self.rows,
+            drift: sum(CounterReport::drift),
+            corrected: sum(|report| report.corrected),
+            elapsed: self.started.map_or(Duration::ZERO, |started| now.saturating_sub(started)),
+            keys_per_second,
+            rows_per_second,
+            fraction: estimate.map(|(fraction, _)| fraction),
+            eta: estimate.and_then(|(_, eta)| eta),
+        }
+    }
+
+    pub(super) const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What the run has found and done so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let mut counters = self.reports.clone();
+        for (report, begun) in counters.iter_mut().zip(&self.begun) {
+            report.begun_ago = begun.map_or(Duration::ZERO, |begun| self.seen.saturating_sub(begun));
+        }
+        counters.sort_unstable_by_key(|report| report.counter.order());
+        Report {
+            mode: self.mode,
+            counters,
+            pages: self.pages,
+            rows: self.rows,
+            outcome: self.outcome.clone(),
+            token: self.token(),
+            run: self.run,
+        }
+    }
+
+    /// From where to go on, after the last page that is wholly done; none when the run is complete, or before the totals' identity
+    /// is known.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        let identity = self.identity?;
+        let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
+        let failed = self.reports.iter().take(self.at).enumerate().filter(|(_, report)| report.failure.is_some());
+        (self.at < self.scope.len()).then(|| Token {
+            mode: self.mode,
+            force: self.options.force,
+            page: self.options.page.map_or(0, |page| u32::try_from(page).unwrap_or(u32::MAX)),
+            samples: u32::try_from(self.options.samples).unwrap_or(u32::MAX),
+            schema: self.schema,
+            identity,
+            run: self.run,
+            scope: self.positions(),
+            unclean: unclean.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            failed: failed.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            at: u16::try_from(self.at).unwrap_or(u16::MAX),
+            after: self.after.clone(),
+            part: self.part.clone(),
+            dirty: self.dirty || self.reports.get(self.at).is_some_and(|report| !report.is_clean()),
+            unsettled: self.is_unsettled(),
+        })
+    }
+
+    fn answered(&mut self, now: Duration) {
+        self.seen = self.seen.max(now);
+        self.worked += now.saturating_sub(self.issued);
+        self.failures = 0;
+    }
+
+    /// Whether keys of the counter at hand were left alone, by this run or those that it resumes.
+    fn is_unsettled(&self) -> bool {
+        self.unsettled || self.reports.get(self.at).is_some_and(|report| report.unsettled > 0)
+    }
+
+    /// Goes on to the next page. At a counter's end a backfill first makes it ready: it was compared from its first key on, by this run or by those
+    /// that it resumes, as every token of a backfill is of a run that began there. Where keys were left alone, it is for another backfill.
+    fn page_done(&mut self, next: Option<KeyBuf>, now: Duration) {
+        if next.is_none() && self.mode == Mode::Backfill && !self.is_unsettled() {
+            self.state = State::Ready;
+        } else {
+            self.move_on(next, now);
+        }
+    }
+
+    fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
+        self.state = State::Compare;
+        if next.is_none() {
+            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && report.failure.is_none());
+            if let Some(report) = whole {
+                let clean = report.is_clean() && !self.dirty;
+                let is_clean = |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
+                report.complete = true;
+                report.clean = clean && self.below.get(self.at).is_some_and(|below| below.iter().all(is_clean));
+                if let Some(unclean) = self.unclean.get_mut(self.at) {
+                    *unclean = !clean;
+                }
+            } else if let Some(unclean) = self.unclean.get_mut(self.at) {
+                // It was not compared to its end: what is summed of it is not known to be clean either.
+                *unclean = true;
+            }
+            self.at += 1;
+            if self.options.page.is_none() {
+                self.page.next_counter();
+            }
+            self.orphans = 0;
+            (self.dirty, self.unsettled) = (false, false);
+        }
+        self.after = next;
+        self.begin_comparing();
+        if self.at == self.scope.len() {
+            return;
+        }
+        let duty = u32::from(self.options.duty_percent.clamp(1, 100));
+        let rest = self.worked * (100 - duty) / duty;
+        self.worked = Duration::ZERO;
+        if !rest.is_zero() {
+            self.wait_until(now + rest, "duty cycle");
+        }
+        if let (Some(rate), Some(started)) = (self.options.rows_per_second, self.started) {
+            let due = started + Duration::from_millis(self.rows.saturating_mul(1000) / rate.max(1));
+            if due > now {
+                self.wait_until(due, "rows per second");
+            }
+        }
+        if self.mode == Mode::Backfill {
+            // Before the wait: a run may be stopped while it waits.
+            self.state = State::Keep(Then::GoOn(self.wait.take()));
+        }
+    }
+
+    /// Ends the run that is complete: what was kept of it is not needed any more.
+    fn finish(&mut self) {
+        let failed = self.reports.iter().any(|report| report.failure.is_some());
+        let outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
+        if self.kept.is_some() && self.part.is_none() {
+            self.state = State::Keep(Then::End(outcome));
+        } else {
+            self.outcome = outcome;
+        }
+    }
+
+    fn wait_until(&mut self, until: Duration, reason: &str) {
+        if self.wait.as_ref().is_none_or(|(known, _)| *known < until) {
+            self.wait = Some((until, reason.to_owned()));
+        }
+    }
+
+    fn check_share(&self) -> Result<()> {
+        let (Some(limit), Some(report)) = (self.options.max_wrong_percent, self.reports.get(self.at)) else {
+            return Ok(());
+        };
+        let (wrong, keys) = (report.drift(), report.keys);
+        let counts = self.mode == Mode::Repair && !self.options.force;
+        if keys >= SHARE_KEYS && counts && wrong * 100 > keys * u64::from(limit) {
+            return Err(Error::DriftLimit { counter: report.counter.name(), wrong, keys, limit });
+        }
+        Ok(())
+    }
+}
+
+/// A number that no other run has.
+fn new_run() -> u64 {
+    RandomState::new().hash_one(())
+}
+
+/// The drifts that the next repair takes: at least one, few enough that no writer waits long.
+fn chunk(drifts: &VecDeque<Drift>) -> impl Iterator<Item = &Drift> {
+    let mut rows = 0;
+    drifts.iter().take(REPAIR_KEYS).take_while(move |drift| {
+        let room = rows < REPAIR_ROWS;
+        rows += drift.rows;
+        room
+    })
+}

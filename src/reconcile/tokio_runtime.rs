@@ -1,0 +1,198 @@
+//! The world around a run in tokio: its clock, a stop flag, throttles that may ask a database, and two that do.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+use super::asynchronous::AsyncRuntime;
+use super::driver::WAIT_SLICE;
+use super::progress::Progress;
+
+/// What a throttle answers, some time later: why no page may be measured just now, if so.
+pub type ThrottleAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
+
+type Gate<'a> = Box<dyn FnMut() -> ThrottleAnswer<'a> + Send + 'a>;
+
+type Show<'a> = Box<dyn FnMut(&Progress) + Send + 'a>;
+
+/// The clock of tokio, with a stop flag, throttles, and somebody who is shown the progress, where they are wanted; for
+/// [`run_async`](super::run_async).
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::sync::atomic::AtomicBool;
+/// use std::time::Duration;
+/// use keepcount::reconcile::{TokioRuntime, active_connections, replay_lag};
+///
+/// static STOP: AtomicBool = AtomicBool::new(false); // set by a signal handler
+/// # fn runtime(client: &tokio_postgres::Client) {
+/// let mut runtime = TokioRuntime::new()
+///     .stop_flag(&STOP)
+///     .throttle(replay_lag(client, Duration::from_secs(2)))
+///     .throttle(active_connections(client, 50))
+///     .on_progress(|progress| eprintln!("{progress}"));
+/// # let _ = &mut runtime;
+/// # }
+/// ```
+#[derive(Default)]
+pub struct TokioRuntime<'a> {
+    started: Option<Instant>,
+    stop: Option<&'a AtomicBool>,
+    throttles: Vec<Gate<'a>>,
+    on_progress: Option<Show<'a>>,
+}
+
+impl<'a> TokioRuntime<'a> {
+    /// The clock, no stop flag, no throttle.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`SystemRuntime::stop_flag`](super::SystemRuntime::stop_flag).
+    #[must_use]
+    pub fn stop_flag(mut self, flag: &'a AtomicBool) -> Self {
+        self.stop = Some(flag);
+        self
+    }
+
+    /// Asks `throttle` before each page: a reason holds the run, [`Options::stall_after`](super::Options::stall_after) at most. May be called
+    /// several times.
+    #[must_use]
+    pub fn throttle<F: Future<Output = Option<String>> + Send + 'a>(
+        mut self,
+        mut throttle: impl FnMut() -> F + Send + 'a,
+    ) -> Self {
+        self.throttles.push(Box::new(move || Box::pin(throttle())));
+        self
+    }
+
+    /// As [`SystemRuntime::on_progress`](super::SystemRuntime::on_progress).
+    #[must_use]
+    pub fn on_progress(mut self, show: impl FnMut(&Progress) + Send + 'a) -> Self {
+        self.on_progress = Some(Box::new(show));
+        self
+    }
+}
+
+impl fmt::Debug for TokioRuntime<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokioRuntime")
+            .field("stop", &self.stop)
+            .field("throttles", &self.throttles.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsyncRuntime for TokioRuntime<'_> {
+    #[allow(clippy::disallowed_methods)] // the driver is where the clock is
+    fn now(&mut self) -> Duration {
+        self.started.get_or_insert_with(Instant::now).elapsed()
+    }
+
+    async fn wait(&mut self, time: Duration, _: &str) {
+        let until = self.now() + time;
+        let mut left = time;
+        // A slice at least, also when stopped: what is under way may still have to wait for its retry.
+        while !left.is_zero() {
+            sleep(left.min(WAIT_SLICE)).await;
+            left = if self.stopped() { Duration::ZERO } else { until.saturating_sub(self.now()) };
+        }
+    }
+
+    fn stopped(&mut self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
+    async fn throttle(&mut self) -> Option<String> {
+        for throttle in &mut self.throttles {
+            if let Some(reason) = throttle().await {
+                return Some(reason);
+            }
+        }
+        None
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        if let Some(show) = &mut self.on_progress {
+            show(progress);
+        }
+    }
+}
+
+/// A throttle that is shut while a replica of this server replays more than `most` behind it. Asks over a connection of its own, to the primary; what it
+/// cannot see shuts it too: its role needs `pg_monitor`.
+pub fn replay_lag<'a>(client: &'a Client, most: Duration) -> impl FnMut() -> ThrottleAnswer<'a> + Send + use<'a> {
+    const LAG: &str = "SELECT coalesce(bool_or(state IS NULL), false),
+        coalesce(max(extract(epoch FROM replay_lag) * 1000), 0)::bigint FROM pg_stat_replication";
+    move || {
+        let reason = move |millis: u64| {
+            format!("a replica replays {millis} ms behind, over the bound of {} ms", most.as_millis())
+        };
+        Box::pin(async move { over(client, LAG, millis(most), reason).await })
+    }
+}
+
+/// A throttle that is shut while a replica of this server has more than `most` bytes of its log to replay; see [`replay_lag`].
+pub fn replay_lag_bytes<'a>(client: &'a Client, most: u64) -> impl FnMut() -> ThrottleAnswer<'a> + Send + use<'a> {
+    const LAG: &str = "SELECT coalesce(bool_or(state IS NULL), false), coalesce(max(pg_wal_lsn_diff(
+        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, replay_lsn)), 0)::bigint
+        FROM pg_stat_replication";
+    move || {
+        let reason = move |bytes: u64| format!("a replica has {bytes} bytes to replay, over the bound of {most}");
+        Box::pin(async move { over(client, LAG, most, reason).await })
+    }
+}
+
+/// A throttle that is shut while more than `most` connections of this server are at work, its own not among them. Asks over a connection of its own; what it
+/// cannot see shuts it: its role needs `pg_monitor`.
+pub fn active_connections<'a>(client: &'a Client, most: u64) -> impl FnMut() -> ThrottleAnswer<'a> + Send + use<'a> {
+    const ACTIVE: &str = "SELECT coalesce(bool_or(state IS NULL), false), count(*) FILTER (WHERE state = 'active')
+        FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    move || {
+        let reason = move |active: u64| format!("{active} connections are at work, over the bound of {most}");
+        Box::pin(async move { over(client, ACTIVE, most, reason).await })
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Asks for whether something is hidden, and for a number that is to be at most `most`.
+async fn over(client: &Client, text: &str, most: u64, reason: impl Fn(u64) -> String) -> Option<String> {
+    const NONE: &[&(dyn ToSql + Sync)] = &[];
+    let read = |row: Row| Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, i64>(1)?));
+    match client.query_one(text, NONE).await.and_then(read) {
+        Ok((true, _)) => Some("the throttle cannot see what other roles do; grant its role pg_monitor".to_owned()),
+        Ok((false, number)) => {
+            let number = u64::try_from(number).unwrap_or(0);
+            (number > most).then(|| reason(number))
+        }
+        Err(error) => Some(format!("the throttle cannot ask: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_is_as_long_as_it_says_unless_it_is_stopped() {
+        let stop = AtomicBool::new(false);
+        let mut live = TokioRuntime::new().stop_flag(&stop);
+        let begun = Instant::now();
+        live.wait(Duration::from_secs(3), "duty cycle").await;
+        assert_eq!((begun.elapsed(), live.now()), (Duration::from_secs(3), Duration::from_secs(3)));
+        stop.store(true, Ordering::Relaxed);
+        live.wait(Duration::from_secs(3), "duty cycle").await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(3) + WAIT_SLICE);
+    }
+}

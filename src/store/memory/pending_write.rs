@@ -1,0 +1,245 @@
+//! Pending writes: a writer says when its rows may become visible and when their deltas are in, so that totals can be audited meanwhile.
+
+use super::stripe::{Stripe, StripeState};
+use super::{MemoryStore, Positions, SMALL};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::key::KeyBuf;
+use crate::observe;
+use crate::offset::StreamRange;
+use crate::store::Applied;
+use crate::sync::Ordering;
+
+/// A write under way: made by [`MemoryStore::begin`] before its rows can become visible, ended after they are.
+///
+/// - [`commit`](Self::commit) once the rows are committed: applies the batch, which is empty afterwards; it is as it was otherwise.
+/// - [`abort`](Self::abort) once it is certain that they never will be.
+/// - Dropped, the outcome is taken for unknown: nothing is applied, and audits leave the batch's keys alone until the grace period that they
+///   are given has passed; who finds out before what became of the rows begins a new pending write.
+///
+/// Begin it just before the rows' transaction commits, or before it takes its first lock, and never while another pending write of the same task is
+/// open: an audit may be waiting for that one. It can be held across an `.await`, moved between threads, and dropped with a future.
+///
+/// Costs one atomic addition for each stripe of keys that the batch touches; memory for these where they are several.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::{Batch, Counter, MemoryStore, Schema};
+///
+/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+///
+/// # fn insert_vote_and_commit() -> Result<(), &'static str> { Ok(()) }
+/// let store = MemoryStore::new(&SCHEMA);
+/// let mut batch = Batch::new();
+/// batch.add(SHOW_VOTES, 7, 1);
+///
+/// let pending_write = store.begin(&mut batch)?;
+/// match insert_vote_and_commit() {
+///     Ok(()) => drop(pending_write.commit()?),
+///     Err("rolled back") => pending_write.abort(),
+///     Err(_) => drop(pending_write), // the outcome is not known
+/// }
+/// assert_eq!(store.total(SHOW_VOTES, 7)?, 1);
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+#[must_use = "a pending write that is dropped is a write whose outcome is not known"]
+#[derive(Debug)]
+pub struct PendingWrite<'a> {
+    store: &'a MemoryStore,
+    batch: &'a mut Batch,
+    over: Over,
+    open: bool,
+}
+
+/// The stripes that a pending write is over.
+#[derive(Debug)]
+enum Over {
+    /// That of the only delta, and its counter's position.
+    One {
+        position: usize,
+        hash: u64,
+    },
+    Many(Box<[usize]>),
+}
+
+impl MemoryStore {
+    /// Begins a pending write over a batch's keys, before its rows become visible. Waits while an audit has shut the barrier of one of them: as long as the
+    /// recount of one key takes, and at most the time that the audit was given to wait for the pending writes that are open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::DefinitionConflict`](crate::Error::DefinitionConflict) and
+    /// [`Error::Rollup`](crate::Error::Rollup) as [`apply`](Self::apply), before anything is written; [`Error::InvalidUse`](crate::Error::InvalidUse) where it would
+    /// wait for itself: called by a source, a control or a clock of the audit that has shut the barrier, on the audit's thread.
+    #[inline]
+    pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> Result<PendingWrite<'a>> {
+        let over = self.over(batch)?;
+        while let Err(shut) = self.enter(batch, &over) {
+            if !shut.wait() {
+                return Err(reentered());
+            }
+        }
+        Ok(PendingWrite { store: self, batch, over, open: true })
+    }
+
+    /// As [`begin`](Self::begin), without waiting: none while a barrier is shut. An asynchronous task sleeps a millisecond and tries again.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](Self::begin).
+    #[inline]
+    pub fn try_begin<'a>(&'a self, batch: &'a mut Batch) -> Result<Option<PendingWrite<'a>>> {
+        let over = self.over(batch)?;
+        let entered = self.enter(batch, &over).is_ok();
+        Ok(entered.then(|| PendingWrite { store: self, batch, over, open: true }))
+    }
+
+    #[inline]
+    fn over(&self, batch: &Batch) -> Result<Over> {
+        if let Some((counter, entry, hash)) = batch.single(SMALL) {
+            let position = self.schema.position_in(counter)?;
+            if self.plans.get(position).is_some_and(|plan| !plan.rollup) {
+                return Ok(Over::One { position, hash: self.spread(position, &entry.key, hash) });
+            }
+        }
+        self.over_many(batch)
+    }
+
+    #[inline(never)]
+    fn over_many(&self, batch: &Batch) -> Result<Over> {
+        self.schema.check_batch(batch)?;
+        let positions = Positions::of(&self.schema, batch)?;
+        let mut stripes: Vec<usize> =
+            self.spread_all(&positions, batch).iter().map(|hash| self.stripe_of(*hash)).collect();
+        stripes.sort_unstable();
+        stripes.dedup();
+        Ok(Over::Many(stripes.into()))
+    }
+
+    /// Begins on every stripe, or on none and says whose barrier is shut: who waits must not be waited for.
+    #[inline]
+    fn enter(&self, batch: &Batch, over: &Over) -> Result<(), &Stripe> {
+        match over {
+            Over::One { hash, .. } => {
+                let Some(stripe) = self.stripe(*hash) else { return Ok(()) };
+                if !stripe.begin() {
+                    return Err(stripe);
+                }
+            }
+            Over::Many(stripes) => {
+                let stripes = || stripes.iter().filter_map(|at| self.stripes.get(*at));
+                if let Some((done, shut)) = stripes().enumerate().find(|(_, stripe)| !stripe.begin()) {
+                    stripes().take(done).for_each(Stripe::back_out);
+                    return Err(shut);
+                }
+            }
+        }
+        // After the stripes count the pending write: an audit that begins to read a page says so first, and then looks who is open.
+        if self.watched.load(Ordering::SeqCst) > 0 {
+            self.each_key(batch, |position, key, state| state.noted.add(position, key));
+        }
+        Ok(())
+    }
+
+    /// Applies what a pending write is over, and ends it where that succeeds.
+    #[inline]
+    fn commit(&self, batch: &mut Batch, over: &Over) -> Result<Applied> {
+        let began = observe::begin(observe::Backend::Memory, batch);
+        if let (Over::One { position, hash }, Some((_, entry, of_key))) = (over, batch.single(SMALL))
+            && let Some(totals) = self.apply_one((*position, *hash), entry, of_key, 1)
+        {
+            let applied = Applied::new(totals, 0);
+            observe::stored(observe::Backend::Memory, began, batch, &applied);
+            batch.spend();
+            return Ok(applied);
+        }
+        let applied = self.apply_many(batch, || ())?;
+        self.end(over);
+        observe::stored(observe::Backend::Memory, began, batch, &applied);
+        batch.spend();
+        Ok(applied)
+    }
+
+    fn end(&self, over: &Over) {
+        match over {
+            Over::One { hash, .. } => self.stripe(*hash).into_iter().for_each(|stripe| stripe.lock().ended += 1),
+            Over::Many(stripes) => {
+                for stripe in stripes.iter().filter_map(|at| self.stripes.get(*at)) {
+                    stripe.lock().ended += 1;
+                }
+            }
+        }
+    }
+
+    /// Calls `each` with every key of a batch, and what its stripe's lock protects.
+    fn each_key(&self, batch: &Batch, mut each: impl FnMut(usize, &KeyBuf, &mut StripeState)) {
+        // A pending write is over counters of the schema only.
+        let Ok(positions) = Positions::of(&self.schema, batch) else { return };
+        let spread = self.spread_all(&positions, batch);
+        for (entry, hash) in batch.entries().iter().zip(spread.iter()) {
+            if let (Some(position), Some(stripe)) = (positions.at(entry), self.stripe(*hash)) {
+                each(position, &entry.key, &mut stripe.lock());
+            }
+        }
+    }
+
+    /// Ends a pending write whose outcome is not known: its keys are unresolved keys from before it ends.
+    #[cold]
+    fn lose(&self, batch: &Batch, over: &Over) {
+        let now = self.clock.now();
+        self.each_key(batch, |position, key, state| state.unresolved.add(position, key, now));
+        self.end(over);
+    }
+}
+
+#[cold]
+fn reentered() -> Error {
+    let reason = "it is called by an audit that waits for the writers of these keys, on the audit's own thread; let another thread write, and do not wait for it";
+    Error::invalid_use("begin", reason)
+}
+
+impl PendingWrite<'_> {
+    /// Applies the batch, whose rows are committed, and ends the pending write.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overflow`](crate::Error::Overflow) as [`MemoryStore::apply`]; nothing is applied then, and the pending write ends as if it were
+    /// dropped: the totals lack these rows until a repair.
+    #[inline]
+    pub fn commit(mut self) -> Result<Applied> {
+        let applied = self.store.commit(self.batch, &self.over)?;
+        self.open = false;
+        Ok(applied)
+    }
+
+    /// As [`commit`](Self::commit), once for the events that the batch stands for: where all of them were applied before, nothing is. The rows are
+    /// committed by then. Whoever may write those of an event twice looks at [`MemoryStore::offset`] before it commits them, and
+    /// [aborts](Self::abort) where they were applied.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit) and [`Store::apply_idempotent`](crate::Store::apply_idempotent).
+    pub fn commit_idempotent(mut self, stream_range: &StreamRange<'_>) -> Result<Applied> {
+        let applied = self.store.apply_range(self.batch, stream_range)?;
+        self.open = false;
+        self.store.end(&self.over);
+        Ok(applied)
+    }
+
+    /// Ends the pending write of rows that were rolled back, or never written.
+    pub fn abort(mut self) {
+        self.open = false;
+        self.store.end(&self.over);
+    }
+}
+
+impl Drop for PendingWrite<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.open {
+            self.store.lose(self.batch, &self.over);
+        }
+    }
+}
