@@ -1,6 +1,7 @@
-//! The aims of this crate as ratios, each against its peer: interleaved round by round in one run, compared by medians.
+//! Measures the aims of this crate as ratios to its peers: interleaved round by round in one run,
+//! compared by medians.
 //!
-//! `cargo bench --bench aims` prints one table; `-- --test` runs a round of each.
+//! `cargo bench --bench aims` prints one table; `-- --test` runs one round of each.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss, missing_docs)]
 
@@ -17,7 +18,8 @@ fn memory(times: usize) {
     for keys in [1_000_u64, 1_000_000] {
         let Peers { store, dash, map } = Peers::filled(keys);
         for threads in [1, 2] {
-            // So many deltas a round: a batch, or singles few enough to be as near as a batch that was just built.
+            // The deltas of one round: batches; or single deltas, so few that they are as warm in
+            // the caches as a batch that was just built.
             for (what, size, repeat) in [("batches of 1,024", 1024, 64), ("single deltas", 32, 512)] {
                 let singles = size == 32;
                 let each = size * repeat;

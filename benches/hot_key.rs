@@ -1,7 +1,10 @@
-//! One hot key under 1,000 writes a second while repairs run over and over beside it: what a writer waits for, and the longest wait.
+//! Measures how long writers wait, and the longest wait, for one hot key at 1,000 writes a second
+//! while repairs run without a pause.
 //!
-//! Rows are in an SQLite file (WAL). In memory: a pending write, the row's commit, the pending write's commit. In SQLite: row and total in one transaction, as the peer of
-//! the same repairs. Each is measured without and with repairs, in turns within one run. A plain program: what counts is the longest wait, not a mean.
+//! Rows are in an SQLite file (WAL). In memory, a write is a pending write, the row's commit, and
+//! the pending write's commit. In SQLite, row and total are in one transaction, under the same
+//! repairs, as the peer. Each is measured without and with repairs, in turns within one run. This
+//! is a plain program, because the longest wait counts, not a mean.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::disallowed_methods, missing_docs)]
 
@@ -61,13 +64,14 @@ fn fill(path: &Path, store: &MemoryStore) {
     store.begin(&mut batch).unwrap().commit().unwrap();
 }
 
-/// How long each write took, and of that what it waited for totals: a gate and a stripe in memory.
+/// How long each write took, and how much of that it waited for totals: for a barrier and a stripe
+/// in memory.
 struct Waits {
     whole: Vec<Duration>,
     totals: Vec<Duration>,
 }
 
-/// Writes to the hot key at its pace for so long.
+/// Writes to the hot key at its pace for this long.
 fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) -> Waits {
     let mut waits = Waits { whole: Vec::new(), totals: Vec::new() };
     let started = Instant::now();
@@ -98,7 +102,8 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
     waits
 }
 
-/// Repairs over and over; drift is planted on the hot key before each, so that each repairs.
+/// Repairs without a pause. Before each repair it plants drift on the hot key, so that each one
+/// repairs something.
 fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired: &AtomicU64) {
     let (conn, rows) = (open(path), open(path));
     while !done.load(Ordering::Relaxed) {
@@ -120,7 +125,7 @@ fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired
     }
 }
 
-/// The votes of the next shows, in one statement: a page's, and one more.
+/// Reads the votes of the next shows in one statement: those of a page, and one more.
 fn read(conn: &Connection, from: Bound<i64>) -> Vec<Votes> {
     let from = match from {
         Bound::Unbounded => i64::MIN,

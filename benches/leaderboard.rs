@@ -1,8 +1,10 @@
-//! A leaderboard beside a sorted set of Redis: a change, the first 100 and a rank, among a thousand and a million keys.
+//! Compares a leaderboard with a sorted set of Redis: a change, the first 100 and a rank, among a
+//! thousand and a million keys.
 //!
-//! Redis is measured where `redis-server` is on the PATH: a server of this bench's own on a unix socket, without
-//! persistence; one command at a time, and pipelined, where a time is a command's share. Both must give the same first
-//! 100 and the same ranks before they are timed.
+//! Redis is measured if `redis-server` is on the PATH. The bench starts its own server on a unix
+//! socket, without persistence. It sends one command at a time, and pipelined ones; a pipelined
+//! time is a command's share. Both must give the same first 100 and the same ranks before they are
+//! timed.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::disallowed_methods, missing_docs)]
 
@@ -23,7 +25,7 @@ use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, meas
 use keepcount::{Counter, Leaderboard, MemoryLeaderboard};
 use tempfile::TempDir;
 
-/// Commands that Redis is sent before their replies are read.
+/// Commands sent to Redis before their replies are read.
 const PIPELINE: u64 = 256;
 
 const SCORES: Counter<u64> = Counter::new("bench.scores");
@@ -82,7 +84,8 @@ fn redis_at_once(group: &mut BenchmarkGroup<'_, WallTime>, redis: &mut Redis, ke
     bench("rank", &mut |redis| redis.ask_rank(random.next() % keys));
 }
 
-/// Below 2^53, which the doubles of Redis hold exactly, and another for each key: Redis orders equal scores otherwise.
+/// Below 2^53, so that a double of Redis holds it exactly, and different for each key, because
+/// Redis orders equal scores differently.
 fn score(random: &mut Random, key: u64) -> i64 {
     i64::try_from((random.next() >> 34) << 20 | key).unwrap()
 }
@@ -92,7 +95,7 @@ fn server_on_path() -> Option<PathBuf> {
     env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|program| program.is_file())
 }
 
-/// A server with one connection, and no more of its protocol than this bench speaks.
+/// A server with one connection, and only as much of its protocol as this bench needs.
 struct Redis {
     server: Child,
     output: Vec<u8>,
@@ -125,7 +128,7 @@ impl Redis {
         panic!("redis-server does not listen");
     }
 
-    /// The same scores as the leaderboard's.
+    /// Adds the same scores as the leaderboard has.
     fn fill(&mut self, keys: u64) {
         let mut random = Random(keys);
         let mut key = 0;
@@ -151,7 +154,7 @@ impl Redis {
         }
     }
 
-    /// Sends commands, so many at once, and reads their replies; the time for all.
+    /// Sends commands, `at_once` at a time, and reads their replies; returns the time of all.
     fn time(&mut self, count: u64, at_once: u64, send: &mut dyn FnMut(&mut Self)) -> Duration {
         let begun = Instant::now();
         let mut left = count;
@@ -196,7 +199,7 @@ impl Redis {
         texts
     }
 
-    /// Reads one reply and hands on its texts and numbers.
+    /// Reads one reply and passes on its texts and numbers.
     fn reply(&mut self, mut each: impl FnMut(&[u8])) {
         let mut left = 1;
         while left > 0 {

@@ -1,8 +1,9 @@
-//! Memory apply beside hashbrown on one thread and dashmap, ns a delta: batches of 1,024 and single deltas, one and two
-//! threads, a thousand and a million integer keys.
+//! Compares memory apply with hashbrown on one thread and with dashmap, in ns a delta: batches of
+//! 1,024 and single deltas, one and two threads, a thousand and a million integer keys.
 //!
-//! Each round draws 1,024 random keys and builds the batches outside the timing; then all threads start at once. A batch is
-//! as warm as it is right after it was built, and so are the keys of the others.
+//! Each round draws 1,024 random keys and builds the batches outside the timing; then all threads
+//! start at once. A batch is as warm in the caches as it is right after it was built, and so are
+//! the keys of the peers.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -16,7 +17,7 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_gr
 use keepcount::Batch;
 
 const DELTAS: u64 = 1024;
-/// Single deltas a round: few, so that their batches are as near as one that was just built.
+/// Single deltas a round: so few that their batches are as warm as one that was just built.
 const SINGLES: u64 = 32;
 
 fn group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, measurement::WallTime> {

@@ -1,7 +1,8 @@
-//! A hook with its pending write beside the bare hook, ns each: batches of one delta, on one and two threads, a thousand and a million integer keys;
-//! and of 16 deltas.
+//! Compares a hook with a pending write with the bare hook, in ns each: batches of one delta, on
+//! one and two threads, with a thousand and a million integer keys; and batches of 16 deltas.
 //!
-//! Each round builds its batches outside the timing, as `memory` does. No audit is running: with one, pending writes note their keys too.
+//! Each round builds its batches outside the timing, as `memory` does. No audit runs: with one,
+//! pending writes also note their keys.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -14,7 +15,7 @@ use common::{Peers, batch, rounds};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::{Batch, MemoryStore};
 
-/// Hooks a round: few, so that their batches are as near as one that was just built.
+/// Hooks a round: so few that their batches are as warm as one that was just built.
 const HOOKS: u64 = 32;
 
 fn unguarded(store: &MemoryStore, batch: &mut Batch) {

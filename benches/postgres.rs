@@ -1,7 +1,11 @@
-//! What a vote costs in PostgreSQL, counted by each way there is: 16 connections, each vote a transaction of its own that waits for the disk, for one hot show
-//! and for 1,000 shows by Zipf's law. A private server (tests/support/postgres); skipped where PostgreSQL is not installed.
+//! Measures what a vote costs in PostgreSQL with each way of counting: 16 connections, each vote in
+//! its own transaction that waits for the disk, for one hot show and for 1,000 shows by Zipf's law.
 //!
-//! Every way has prepared statements and one round trip a vote, and takes the lock of the total as late as it can.
+//! It starts a private server (tests/support/postgres), and is skipped if PostgreSQL is not
+//! installed.
+//!
+//! Every way has prepared statements and one round trip a vote (except `Within`), and takes the
+//! total's lock as late as it can.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -38,7 +42,7 @@ mod postgres {
     const CONNECTIONS: u64 = 16;
     const SHOWS: u64 = 1_000;
 
-    /// Totals are updated where they are, with room on each page for that.
+    /// Each page has free room, so that totals are updated in place.
     const TABLES: &str = "
         CREATE TABLE votes (id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, show_id BIGINT NOT NULL);
         CREATE INDEX votes_by_show ON votes (show_id);
@@ -60,15 +64,15 @@ mod postgres {
     /// How totals are kept.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Keeper {
-        /// Not at all: what the row alone costs.
+        /// Not at all: the cost of the row alone.
         Nobody,
-        /// By an UPDATE in the transaction, all of it sent at once.
+        /// By an UPDATE in the transaction, with all statements sent at once.
         Update,
         /// By an UPDATE in the same statement.
         OneStatement,
         /// By an AFTER INSERT trigger that upserts.
         Trigger,
-        /// By keepcount, row and totals in one message.
+        /// By keepcount, with row and totals in one message.
         Write,
         /// By keepcount in a transaction as most applications write it: four round trips.
         Within,
@@ -109,7 +113,7 @@ mod postgres {
                 PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared).apply(&mut batch).await.unwrap();
                 tx.commit().await.unwrap();
             } else if self.keeper == Keeper::Update {
-                // Sent in this order, before the first answer is there.
+                // Sent in this order, before the first answer arrives.
                 let (begun, inserted, updated, committed) = tokio::join!(
                     biased;
                     client.batch_execute("BEGIN"),
@@ -125,7 +129,7 @@ mod postgres {
         }
     }
 
-    /// A database of votes, with connections that are open for the whole run.
+    /// A database of votes, with connections that stay open for the whole run.
     struct Site {
         keeper: Keeper,
         voters: Vec<Arc<Mutex<Voter>>>,
@@ -142,7 +146,7 @@ mod postgres {
             let mut voters = Vec::new();
             for _ in 0..CONNECTIONS {
                 let client = connect(&database).await;
-                // What WITH changes comes last, behind the row.
+                // The main statement inserts the row; the UPDATE in WITH runs after it.
                 let one = format!("WITH counted AS ({UPDATE}) {INSERT}");
                 let text = if keeper == Keeper::OneStatement { &one } else { INSERT };
                 let (insert, update) = (client.prepare(text).await.unwrap(), client.prepare(UPDATE).await.unwrap());
@@ -166,7 +170,7 @@ mod postgres {
             running.join_all().await;
         }
 
-        /// Whatever was measured did count.
+        /// Checks that what was measured did count.
         async fn check(&self) {
             let voter = self.voters.first().unwrap().lock().await;
             let off = "SELECT count(*) FROM show_votes LEFT JOIN (SELECT show_id, count(*) AS votes FROM votes GROUP BY 1) AS rows
@@ -176,7 +180,7 @@ mod postgres {
         }
     }
 
-    /// Show `n` has a share of 1 / (n + 1).
+    /// Show `n` has a share in proportion to 1 / (n + 1).
     struct Zipf(Vec<f64>);
 
     impl Zipf {

@@ -1,5 +1,9 @@
-//! Verifying totals in PostgreSQL: 10 million votes over 100,000 shows, by pages, by two parts side by side, by one GROUP BY with and without parallel
-//! workers, and by a COUNT for each show, as the replaced jobs did. A private server (tests/support/postgres); skipped where PostgreSQL is not installed.
+//! Measures verifying totals in PostgreSQL, 10 million votes over 100,000 shows: by pages, by two
+//! parts in parallel, by one GROUP BY with and without parallel workers, and by a COUNT for each
+//! show, as the replaced jobs did.
+//!
+//! It starts a private server (tests/support/postgres), and is skipped if PostgreSQL is not
+//! installed.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -45,7 +49,7 @@ mod verify {
         }
     }
 
-    /// A part of all shows, compared.
+    /// Verifies a part of all shows.
     async fn verify(client: &mut Client, part: [Option<i64>; 2]) -> Report {
         let mut audit = PostgresAudit::new(client, &SCHEMA).await.unwrap();
         let source = PostgresSource::table("votes", ["show_id"]);
@@ -61,7 +65,8 @@ mod verify {
         reports.iter().flat_map(|report| &report.counters).map(|counter| counter.keys).sum()
     }
 
-    /// By its best plan, which is not the planner's here: from the index alone, instead of a hash table that misses the caches for each row.
+    /// Counts by the best plan, which is not the planner's choice here: from the index alone,
+    /// instead of by a hash table that misses the caches for each row.
     async fn group_by(client: &Client, workers: u32) -> i64 {
         let settings =
             format!("SET enable_hashagg = off; SET jit = off; SET max_parallel_workers_per_gather = {workers}");
@@ -101,7 +106,7 @@ mod verify {
         client.batch_execute("VACUUM ANALYZE").await.unwrap();
     }
 
-    /// The most memory that this process ever held, in KiB.
+    /// Returns the most memory that this process ever used, in KiB.
     fn most_memory() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,5 +1,7 @@
-//! What rollups cost: votes with the counters of their own rows, with rollups over two levels, and with all that a concert site keeps (decayed
-//! votes at three levels, and leaderboards), of one half-life and of three; in memory and in SQLite transactions of 1, 100 and 10,000 votes; and what reading costs.
+//! Measures what rollups cost: votes with the counters of their own rows, with rollups over two
+//! levels, and with everything that a concert site keeps (votes that decay at three levels, and
+//! leaderboards), with one half-life and with three; in memory, and in SQLite transactions of 1,
+//! 100 and 10,000 votes. It also measures reads.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -49,7 +51,7 @@ const SETLISTS: u64 = 2_000;
 const SHOWS: u64 = 500;
 const ARTISTS: u64 = 50;
 
-/// A vote of which only those counters are tallied that the schema has.
+/// A vote that tallies only the counters which the schema has.
 struct Counted<'l>(&'l Schema, i64, i64, i64);
 
 impl Record for Counted<'_> {
@@ -73,7 +75,7 @@ impl Record for Counted<'_> {
 fn votes(schema: &Schema, random: &mut Random, count: u64) -> Batch {
     let mut batch = Batch::new();
     for _ in 0..count {
-        // Hot setlists first; votes of the last weeks.
+        // Hot setlists come first; votes are of the last weeks.
         let setlist = (random.next() % SETLISTS) * (random.next() % SETLISTS) / SETLISTS;
         let at = 1_750_000_000 + (random.next() % 3_000_000).cast_signed();
         batch.insert(&Counted(schema, setlist.cast_signed(), (random.next() % 10_000).cast_signed(), at));
@@ -81,7 +83,7 @@ fn votes(schema: &Schema, random: &mut Random, count: u64) -> Batch {
     batch
 }
 
-/// The memberships, and what else shows and setlists count for.
+/// Returns the memberships, and what else shows and setlists count for.
 fn site(schema: &Schema) -> Batch {
     let mut batch = Batch::new();
     if schema.position(&C::SETLIST_SHOW.id()).is_err() {
@@ -160,7 +162,8 @@ fn sqlite(c: &mut Criterion) {
     }
 }
 
-/// What a page view reads of a concert site, each statement in a transaction of its own, and all in one.
+/// Measures what a page view reads of a concert site, with each statement in its own transaction,
+/// and with all in one.
 fn reads(c: &mut Criterion) {
     let Ok(folder) = tempfile::tempdir() else { return };
     let conn = Connection::open(folder.path().join("site.db")).unwrap();

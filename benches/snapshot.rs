@@ -1,9 +1,12 @@
-//! What a snapshot of a million totals costs: how long a writer waits for it at the longest, the time to take it, to encode it, to save
-//! it as a file, to load and to restore it, and the file's size. One line for each form of table, behind one of what filling it costs: time and memory
-//! a total, and the time of a verify. `KEEPCOUNT_KEYS=10000000` is for more of them.
+//! Measures what a snapshot of a million totals costs: a writer's longest wait for it, the time to
+//! take, encode, save, load and restore it, and the size of its file.
 //!
-//! A writer adds to random keys without a pause, one total and two totals in turn, since only the second passes the gate. Each round
-//! takes its longest wait while one snapshot is taken; beside it stands the longest wait in as much time without one.
+//! It prints one line for each form of table, after a line with the cost of filling it: time and
+//! memory a total, and the time of a verify. Set `KEEPCOUNT_KEYS=10000000` for more totals.
+//!
+//! A writer adds to random keys without a pause, one total and two totals in turn, since only the
+//! second takes the batch lock. Each round records its longest wait while one snapshot is taken,
+//! and its longest wait in as much time without one.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_precision_loss, missing_docs)]
 
@@ -36,7 +39,7 @@ fn add_pair(batch: &mut Batch, key: u64) {
     batch.add(PAIRS, (key / 30, u32::try_from(key % 30).unwrap()), 1);
 }
 
-/// The longest apply of a writer since it was last asked.
+/// The longest apply of a writer since the last read.
 #[derive(Default)]
 struct Longest(AtomicU64);
 
@@ -74,7 +77,7 @@ fn per(time: Duration, keys: u64) -> f64 {
     time.as_secs_f64() * 1e9 / keys as f64
 }
 
-/// The process's memory in bytes; 0 where nobody says.
+/// Returns the process's memory in bytes; 0 if it is unknown.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -106,7 +109,7 @@ impl Record for Pair {
     }
 }
 
-/// Compares every total of the one form that has any with rows in key order.
+/// Compares every total of the filled form with rows in key order.
 fn verify(store: &mut MemoryStore, keys: u64) {
     let [numbers, texts, pairs] =
         [NUMBERS.id(), TEXTS.id(), PAIRS.id()].map(|counter| !Store::page(store, counter, None, 1).unwrap().is_empty());

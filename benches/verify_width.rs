@@ -1,5 +1,9 @@
-//! Verifying a rollup by suffix by how many keys one parent has: with ten children of the same days, with one child, and with as many children as keys;
-//! beside one GROUP BY of the same. On SQLite, and on a private PostgreSQL server (tests/support/postgres) where that is installed.
+//! Measures verifying a rollup by suffix against the number of keys of one parent: with ten
+//! children of the same days, with one child, and with as many children as keys; and compares it
+//! with one GROUP BY of the same.
+//!
+//! It runs on SQLite, and on a private PostgreSQL server (tests/support/postgres) if that is
+//! installed.
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, missing_docs)]
 
@@ -25,10 +29,11 @@ const GROUP_BY: &str =
     "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
                         GROUP BY l.key_2, f.key_2";
 
-/// How a parent comes to its keys.
+/// How a parent gets its keys.
 struct Shape {
     name: &'static str,
-    /// How many children there are for so many keys, and how many days each has, and on which day a child begins.
+    /// For this many keys, the number of children and the days of each; then the day on which a
+    /// child begins.
     of: fn(i64) -> (i64, i64),
     first: &'static str,
 }
@@ -54,7 +59,7 @@ fn check(report: &Report, keys: i64) {
     assert_eq!(found, (PARENT_DAYS.id(), true, 0, keys.unsigned_abs()), "{report}");
 }
 
-/// The least of three times.
+/// Returns the shortest of three times.
 fn least(mut work: impl FnMut() -> Duration) -> Duration {
     (0..if only_tested() { 1 } else { 3 }).map(|_| work()).min().unwrap()
 }

@@ -1,14 +1,17 @@
-//! A process that cron calls: each call repairs or verifies some pages, and keeps its place in a file for the next.
+//! A process for cron: each call repairs or verifies some pages, and keeps its token in a file for
+//! the next call.
 //!
 //! ```text
-//! cargo run --example cron                    the demonstration: calls itself until it is done, as cron would
-//! */10 * * * *  cron --db votes.db            repairs 100 pages every ten minutes, and begins anew when it is through
-//! 0 3 * * 0     cron --db votes.db --verify   only looks; its place is another file
-//! * * * * *     cron --db votes.db --backfill fills counters that are new, once every writer runs their hooks (docs/deploy.md)
+//! cargo run --example cron                    the demonstration: calls itself until done
+//! */10 * * * *  cron --db votes.db            repairs 100 pages every ten minutes, and starts
+//!                                             again when it is complete
+//! 0 3 * * 0     cron --db votes.db --verify   only verifies; its token is in another file
+//! * * * * *     cron --db votes.db --backfill fills new counters, once every writer runs their
+//!                                             hooks (docs/deploy.md)
 //! ```
 //!
-//! Exit codes: 0 complete and clean, or repaired; 1 an error; 2 drift found by a verify, which was through or was not;
-//! 3 stopped at the limit: call it again.
+//! Exit codes: 0 complete and clean, or repaired; 1 an error; 2 a verify found drift, whether it
+//! was complete or not; 3 stopped at the limit: call it again.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -39,19 +42,21 @@ impl Record for Vote {
 /// Repairs the counters of votes, a bounded number of pages a call.
 #[derive(Parser)]
 struct Cli {
-    /// The database; made with votes and drift if it is absent. Without it: the demonstration, in a temporary folder.
+    /// The database; if it does not exist, it is made with votes and drift. Without it: the
+    /// demonstration, in a temporary folder.
     #[arg(long)]
     db: Option<PathBuf>,
-    /// Where the place is kept between two calls; beside the database by default.
+    /// The file that keeps the token between two calls; by default in the database's folder.
     #[arg(long)]
     token: Option<PathBuf>,
     /// Pages of one call.
     #[arg(long, default_value_t = 100)]
     pages: u64,
-    /// Only look.
+    /// Only verify.
     #[arg(long)]
     verify: bool,
-    /// Repair, and make what was compared to its end ready to be read: every writer runs the hooks by now.
+    /// Repair, and make each counter ready that was compared to its end: every writer must run the
+    /// hooks by now.
     #[arg(long, conflicts_with = "verify")]
     backfill: bool,
 }
@@ -59,7 +64,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Clap's own code of a wrong usage would be that of drift.
+        // Clap's own exit code for wrong usage would be the one for drift.
         Err(usage) => return ExitCode::from(u8::from(usage.print().is_err() || usage.use_stderr())),
     };
     let code = if let Some(db) = &cli.db { call(&cli, db) } else { demonstration(cli) };
@@ -82,7 +87,7 @@ fn demonstration(mut cli: Cli) -> Result<u8, Box<dyn Error>> {
     }
 }
 
-/// One call; says the exit code.
+/// Does one call; returns the exit code.
 fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
     let mode = match cli {
         Cli { verify: true, .. } => Mode::Verify,
@@ -90,13 +95,15 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
         _ => Mode::Repair,
     };
     let token = cli.token.clone().unwrap_or_else(|| with_ending(db, &format!("{mode}-token")));
-    // Held until this call ends. Two at once would do no harm to totals, but only one place can be kept.
+    // Held until this call ends. Two calls at once would not harm totals, but only one token can be
+    // kept.
     let lock = File::create(with_ending(&token, "lock"))?;
     lock.try_lock().map_err(|error| format!("another call is at work: {error}"))?;
 
     let conn = if db.exists() { Connection::open(db)? } else { example_database(db)? };
     let report = part(&conn, mode, cli.pages, &token).map_err(|error| match error.downcast_ref() {
-        // Not silently from the beginning: a run that always starts anew never gets to the end.
+        // Do not silently start from the beginning: a run that always starts again never reaches
+        // the end.
         Some(keepcount::Error::Token { .. }) => {
             format!("{error}\nthe place in {} cannot be used; delete the file to begin anew", token.display()).into()
         }
@@ -109,23 +116,24 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
         );
     }
     if mode == Mode::Repair && report.complete() {
-        // Rows that mean nothing any more, a thousand at a time, beside writers.
+        // Rows that no longer mean anything are removed, a thousand at a time, while writers go on.
         let mut sweep = Sweep::new();
         while !SqliteStore::new(&conn, &SCHEMA).sweep(&mut sweep)?.complete {}
     }
     Ok(match mode {
-        // Before the limit: the calls that follow know nothing of this one's drift.
+        // Check this before the limit: later calls know nothing of this one's drift.
         Mode::Verify if report.drift() > 0 => 2,
         _ if !report.complete() => 3,
         _ => 0,
     })
 }
 
-/// A bounded part of a run, from the place that is kept on, and to the place that is kept then.
+/// Does a bounded part of a run, from the kept token on, and keeps the new token.
 fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Report, Box<dyn Error>> {
     let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
     audit.add(SHOW_VOTES, Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
-    let options = Options::default().page(4).max_pages(pages); // the page so small for the demonstration only
+    // A page this small is for the demonstration only.
+    let options = Options::default().page(4).max_pages(pages);
     let mut reconciler = match fs::read(token) {
         Ok(text) => Reconciler::resume(mode, &SCHEMA, &String::from_utf8_lossy(&text).parse::<Token>()?, options)?,
         Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(mode, &SCHEMA, options)?,
@@ -145,7 +153,8 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-/// Writes the place beside its file and renames it, so that whoever is killed leaves the old place or the new one.
+/// Writes the token to a file next to the old one and renames it, so that a process that is killed
+/// leaves the old token or the new one.
 fn keep(path: &Path, token: Option<Token>) -> std::io::Result<()> {
     let Some(token) = token else {
         return if path.exists() { fs::remove_file(path) } else { Ok(()) };
@@ -157,7 +166,7 @@ fn keep(path: &Path, token: Option<Token>) -> std::io::Result<()> {
     fs::rename(beside, path)
 }
 
-/// Thirty shows with votes, and totals of which some are wrong, missing, or of no show.
+/// Makes thirty shows with votes, and totals of which some are wrong, missing, or of no show.
 fn example_database(path: &Path) -> Result<Connection, Box<dyn Error>> {
     let conn = Connection::open(path)?;
     conn.execute_batch(

@@ -1,4 +1,6 @@
-//! What one transaction adds to which totals: coalesced deltas, pure and infallible.
+//! The batch: what one transaction adds to which totals, as coalesced deltas.
+//!
+//! Adding is pure and cannot fail.
 
 use std::ops::Deref;
 use std::ptr;
@@ -12,10 +14,12 @@ use crate::key::{AsKey, Key, KeyBuf};
 
 /// The deltas of one transaction, one per counter and key.
 ///
-/// Its hooks are [`insert`](Batch::insert), [`update`](Batch::update) and [`delete`](Batch::delete). A savepoint has a
-/// batch of its own, [`merge`](Batch::merge)d when it is released and dropped when it is rolled back.
+/// Call its hooks, [`insert`](Batch::insert), [`update`](Batch::update) and
+/// [`delete`](Batch::delete), for each row that you write. Give a savepoint its own batch:
+/// [`merge`](Batch::merge) it when the savepoint is released, drop it when the savepoint is rolled
+/// back.
 ///
-/// Adding costs O(1) a delta; memory grows with the number of distinct keys, about 64 bytes each.
+/// Adding a delta costs O(1). Memory grows with the number of distinct keys, about 64 bytes each.
 ///
 /// # Examples
 ///
@@ -31,23 +35,24 @@ use crate::key::{AsKey, Key, KeyBuf};
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     counters: Vec<Named>,
-    /// `key.hash64()` of each entry, made once: for this batch's index, and for a memory store's stripes and buckets, which pass over
-    /// them all before they look at an entry.
+    /// `key.hash64()` of each entry, computed once. This batch's index uses it, and so do the
+    /// stripes and buckets of a memory store, which scan all hashes before they look at an entry.
     hashes: Vec<u64>,
     entries: Vec<Entry>,
     /// Positions in `entries`; empty while a linear search is faster.
     index: HashTable<u32>,
-    /// The sum of all amounts without their signs, up to 2^64: no delta is larger. The most, where the batch was applied or is to be refused: stores
-    /// look at that on the careful ways only, which batches so large take.
+    /// An upper bound of every delta's size: the sum of all amounts without their signs, saturating
+    /// at 2^64 - 1. It is `u64::MAX` when the batch was applied or must be refused. Stores read it
+    /// only on their careful paths, which batches that large take.
     bulk: u64,
-    /// The position in `counters` of one to which a record adds that does not list it.
+    /// The position in `counters` of the first counter that a record added to without listing it.
     undeclared: Option<u32>,
-    /// Whether what it holds was applied, so that it counts as empty. It is forgotten when something is added: until then
-    /// [`Applied::deltas`](crate::Applied::deltas) reads it.
+    /// Whether the entries were applied, so that the batch counts as empty. The next addition
+    /// discards them; until then [`Applied::deltas`](crate::Applied::deltas) reads them.
     spent: bool,
 }
 
-/// A counter of a batch, and the record that adds to it; none where all of it was added by hand.
+/// A counter of a batch and the record type that adds to it; `None` if all of it was added by hand.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Named {
     id: CounterId,
@@ -63,7 +68,8 @@ impl Deref for Named {
 }
 
 impl Named {
-    /// The error that a schema does not have this counter, with the record that adds to it.
+    /// Adds the record that adds to this counter to the error that a schema does not have the
+    /// counter.
     pub(crate) fn blame(&self, mut error: Error) -> Error {
         if let (Error::UnknownCounter { record, .. } | Error::DefinitionConflict { record, .. }, Some(by)) =
             (&mut error, self.by)
@@ -74,7 +80,7 @@ impl Named {
     }
 }
 
-/// What a record type says of itself: one of each type.
+/// What a record type states about itself; one static value for each type.
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) counters: &'static [CounterId],
@@ -85,17 +91,19 @@ pub(crate) struct Driver {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: KeyBuf,
-    /// Room for 2^64 amounts of 64 bits.
+    /// Has room for 2^64 amounts of 64 bits.
     pub(crate) delta: i128,
     /// Position in `Batch::counters`.
     pub(crate) counter: u32,
 }
 
-/// Fewer entries than this are searched one by one.
+/// Below this number of entries, a linear search is used instead of the index.
 const LINEAR: usize = 8;
 
 impl Batch {
-    /// An empty batch; allocates nothing.
+    /// An empty batch.
+    ///
+    /// Allocates nothing.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -109,7 +117,9 @@ impl Batch {
         }
     }
 
-    /// Adds `amount` to the total of `key`, by hand; rows go through the hooks.
+    /// Adds `amount` to the total of `key` by hand.
+    ///
+    /// For rows, use the hooks instead.
     ///
     /// # Examples
     ///
@@ -127,7 +137,8 @@ impl Batch {
         self.add_key(counter, key, i128::from(amount));
     }
 
-    /// Moves into this batch what another one holds, a savepoint that was released, and leaves that one empty.
+    /// Moves the contents of `other`, the batch of a released savepoint, into this batch and leaves
+    /// `other` empty.
     pub fn merge(&mut self, other: &mut Self) {
         if self.spent {
             self.clear();
@@ -150,7 +161,8 @@ impl Batch {
         other.clear();
     }
 
-    /// Forgets everything and keeps the memory: a writer that reuses its batch allocates nothing.
+    /// Discards the contents and keeps the memory, so that a writer that reuses its batch allocates
+    /// nothing.
     pub fn clear(&mut self) {
         self.counters.clear();
         self.hashes.clear();
@@ -161,9 +173,12 @@ impl Batch {
         self.spent = false;
     }
 
-    /// Empties a batch that was applied and keeps its memory: for a store of your own, and for statements that you run through another
-    /// library, once their transaction is committed. Stores do it themselves. Until something is added,
-    /// [`Applied::deltas`](crate::Applied::deltas) still says what it held.
+    /// Marks the batch as applied: it is empty from then on and keeps its memory.
+    ///
+    /// Call it in your own store, or after you ran the statements through another library and their
+    /// transaction is committed. The stores of this crate call it themselves. Until something is
+    /// added, [`Applied::deltas`](crate::Applied::deltas) still returns the deltas that were
+    /// applied.
     ///
     /// # Examples
     ///
@@ -181,24 +196,26 @@ impl Batch {
         self.bulk = u64::MAX;
     }
 
-    /// Whether applying this would change no total.
+    /// Whether applying this batch would change no total.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries().iter().all(|entry| entry.delta == 0)
     }
 
-    /// How many totals applying this would change.
+    /// How many totals applying this batch would change.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries().iter().filter(|entry| entry.delta != 0).count()
     }
 
-    /// The deltas that are not zero, in the order in which their keys were first mentioned: for a store of your own.
+    /// The deltas other than zero, in the order in which their keys were first added.
+    ///
+    /// For your own store.
     pub fn deltas(&self) -> impl Iterator<Item = (CounterId, &KeyBuf, i128)> {
         self.deltas_of(self.entries())
     }
 
-    /// The deltas that were applied, where a store has emptied the batch since if it is `spent`.
+    /// The deltas that were applied; with `spent`, a store has emptied the batch since.
     pub(crate) fn applied_deltas(&self, spent: bool) -> impl Iterator<Item = (CounterId, &KeyBuf, i128)> {
         self.deltas_of(if spent { &self.entries } else { self.entries() })
     }
@@ -209,7 +226,7 @@ impl Batch {
         })
     }
 
-    /// The same deltas without those that `keep` refuses.
+    /// The same deltas without those for which `keep` returns false.
     pub(crate) fn filtered(&self, mut keep: impl FnMut(&CounterId, &KeyBuf) -> bool) -> Self {
         let mut kept = Self::new();
         for (counter, key, delta) in self.deltas() {
@@ -220,7 +237,7 @@ impl Batch {
         kept
     }
 
-    /// The error that an entry's delta, or the total that it leads to, leaves 64 bits.
+    /// The error for a delta, or the total that it leads to, outside `i64`.
     #[cold]
     pub(crate) fn overflow(&self, entry: &Entry, what: &'static str) -> Error {
         let counter = self.counters.get(entry.counter as usize);
@@ -230,13 +247,14 @@ impl Batch {
         )
     }
 
-    /// A bound of every delta's size.
+    /// An upper bound of every delta's size.
     pub(crate) const fn bulk(&self) -> u64 {
         self.bulk
     }
 
-    /// The only entry, with its counter and its hash, where nothing is larger than `most`, less than 2^64. One comparison says that the batch
-    /// was neither applied nor is to be refused.
+    /// The only entry with its counter and its hash, if its delta's size is at most `most`, which
+    /// is below 2^64 - 1. The one comparison with `bulk` also shows that the batch was neither
+    /// applied nor must be refused.
     #[inline]
     pub(crate) fn single(&self, most: u64) -> Option<(&Named, &Entry, u64)> {
         match (&*self.counters, &*self.entries, &*self.hashes) {
@@ -249,13 +267,13 @@ impl Batch {
         if self.spent { &[] } else { &self.counters }
     }
 
-    /// The counters that it was added to.
+    /// The counters that this batch adds to.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn ids(&self) -> Vec<CounterId> {
         self.counters().iter().map(|counter| counter.id).collect()
     }
 
-    /// Refuses a batch that holds what a record added to a counter which it does not list.
+    /// Refuses the batch if a record added to a counter that it does not list.
     pub(crate) fn check_declared(&self) -> Result<()> {
         match self.undeclared.and_then(|at| self.counters.get(at as usize)) {
             Some(Named { id, by: Some(by) }) if !self.spent => {
@@ -281,7 +299,7 @@ impl Batch {
         self.add_raw(counter.id(), &mut raw, delta);
     }
 
-    /// As [`add_key`](Self::add_key), for a record's `tally`.
+    /// Like [`add_key`](Self::add_key), for a record's `tally`.
     #[inline]
     pub(crate) fn add_driven<K: Key>(
         &mut self,
@@ -293,13 +311,15 @@ impl Batch {
         let mut raw = KeyBuf::new();
         key.encode(&mut raw);
         let counter = self.add_raw(counter.id(), &mut raw, delta);
-        // One record type has one driver, most often at one address; another one is looked at anew.
+        // A record type has one driver, usually at one address; a driver at another address is
+        // checked again.
         if self.counters.get(counter as usize).is_none_or(|known| !known.by.is_some_and(|known| ptr::eq(known, by))) {
             self.drive(counter, by);
         }
     }
 
-    /// Notes the record that adds to a counter; the first one that does not list it refuses the batch.
+    /// Notes the record that adds to a counter. The first record that does not list the counter
+    /// refuses the batch.
     #[inline(never)]
     fn drive(&mut self, counter: u32, by: &'static Driver) {
         let Some(known) = self.counters.get_mut(counter as usize) else { return };
@@ -323,8 +343,8 @@ impl Batch {
         self.bulk = u64::MAX;
     }
 
-    /// Adds to one delta, and takes the key if it is new. It is borrowed so that it is hashed and compared where it was written: bytes that
-    /// were just moved are slow to read back.
+    /// Adds to one delta, and takes the key if it is new. The key is borrowed so that it is hashed
+    /// and compared where it was written: bytes that were just moved are slow to read back.
     #[inline]
     pub(crate) fn add_raw(&mut self, counter: CounterId, key: &mut KeyBuf, delta: i128) -> u32 {
         if self.spent {
@@ -336,8 +356,8 @@ impl Batch {
         counter
     }
 
-    /// The position of a counter in this batch. A record tallies its counters in one order again and again, so the one
-    /// after the last entry's is tried first.
+    /// The position of a counter in this batch. A record tallies its counters in the same order
+    /// each time, so the counter after the last entry's is tried first.
     #[inline]
     fn counter_index(&mut self, counter: CounterId) -> u32 {
         if let Some(last) = self.entries.last().map(|entry| entry.counter as usize) {
@@ -380,7 +400,8 @@ impl Batch {
             }
         };
         match found.and_then(|at| self.entries.get_mut(at)) {
-            // Amounts cannot overflow it; batches merged with themselves could, and no store takes such a delta.
+            // Amounts cannot overflow this. Batches merged with themselves could; no store accepts
+            // such a delta.
             Some(entry) => entry.delta = entry.delta.saturating_add(delta),
             None => self.push(Entry { key: std::mem::take(key), delta, counter }, hash),
         }
@@ -399,7 +420,7 @@ impl Batch {
         }
     }
 
-    /// From now on searching one by one would be slower.
+    /// Builds the index once a linear search would be slower.
     #[cold]
     fn index_all(&mut self) {
         let (entries, hashes) = (&self.entries, &self.hashes);
@@ -409,19 +430,20 @@ impl Batch {
     }
 }
 
-/// What the entry at a position is indexed by.
+/// The index hash of the entry at a position.
 fn mixed_at(entries: &[Entry], hashes: &[u64], at: u32) -> u64 {
     let found = entries.get(at as usize).zip(hashes.get(at as usize));
     found.map_or(0, |(entry, hash)| mix(*hash, entry.counter))
 }
 
-/// One key under several counters must not meet in one bucket.
+/// Mixes the counter into the hash, so that one key under several counters does not fall into one
+/// bucket.
 #[inline]
 fn mix(hash: u64, counter: u32) -> u64 {
     hash ^ u64::from(counter).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Positions are 32 bits wide: four thousand million keys of 64 bytes come after 256 GiB.
+/// A position in 32 bits: 2^32 keys of 64 bytes would take 256 GiB.
 #[inline]
 #[allow(clippy::expect_used)]
 fn narrow(index: usize) -> u32 {

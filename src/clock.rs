@@ -1,10 +1,10 @@
-//! The clock of a store, for the rare moment that it must remember: handed in, or the process's own.
+//! The clock of a store: passed in, or the process's monotonic clock.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Gives the time since some moment.
+/// Returns the time since some fixed moment.
 #[derive(Clone)]
 pub(crate) struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
 
@@ -18,9 +18,9 @@ impl Clock {
     }
 }
 
-/// The time since this process first asked.
+/// The time since the first call in this process.
 impl Default for Clock {
-    #[allow(clippy::disallowed_methods)] // the one real clock of the stores
+    #[allow(clippy::disallowed_methods)] // the only real clock of the stores
     fn default() -> Self {
         static FIRST: OnceLock<Instant> = OnceLock::new();
         Self::new(|| FIRST.get_or_init(Instant::now).elapsed())

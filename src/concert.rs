@@ -1,6 +1,7 @@
-//! Ready-made counters for concert sites: artists, shows, setlists, votes.
+//! Ready-made counters for concert sites: artists, shows, setlists and votes.
 //!
-//! Nothing here is special: an application of any other domain declares its own in the same way.
+//! Nothing here is special: an application in any other domain declares its own counters the same
+//! way.
 
 mod shows;
 mod trends;
@@ -21,9 +22,10 @@ use crate::record::{Record, Tally};
 use crate::schema::Schema;
 use crate::store::Store;
 
-/// A type of id, in the form in which a row lends it: integers, 16-byte ids and UUIDs as they are, texts as `&str`.
+/// An id type in the form in which a row lends it: integers, 16-byte ids and UUIDs by value, text
+/// as `&str`.
 pub trait Id: AsKey<Self::Key> {
-    /// The key that the counters are grouped by.
+    /// The key type of the counters.
     type Key: Key;
 }
 
@@ -46,7 +48,7 @@ impl Id for &str {
 
 /// The counters and leaderboards over keys of type `K`, and their schema.
 ///
-/// Votes decay with one half-life, of 7 days ([`Week`]), unless [`Trends`] of your own are given as `T`.
+/// Votes decay with one half-life of 7 days ([`Week`]) unless you pass your own [`Trends`] as `T`.
 ///
 /// # Examples
 ///
@@ -78,9 +80,9 @@ impl<K, T> fmt::Debug for Concert<K, T> {
 impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// Votes on a setlist, up and down.
     pub const SETLIST_VOTES: Counter<K> = Counter::new("setlist.votes");
-    /// Votes up on a setlist.
+    /// Upvotes on a setlist.
     pub const SETLIST_UPVOTES: Counter<K> = Counter::new("setlist.upvotes");
-    /// Votes up minus votes down on a setlist.
+    /// Upvotes minus downvotes on a setlist.
     pub const SETLIST_SCORE: Counter<K> = Counter::new("setlist.score");
     /// Setlists of a show.
     pub const SHOW_SETLISTS: Counter<K> = Counter::new("show.setlists");
@@ -91,28 +93,32 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// Votes of a user.
     pub const USER_VOTES: Counter<K> = Counter::new("user.votes");
 
-    /// The show of a setlist.
+    /// Membership: the show of a setlist.
     pub const SETLIST_SHOW: Counter<(K, K)> = Counter::new("setlist.show");
-    /// The artist of a show.
+    /// Membership: the artist of a show.
     pub const SHOW_ARTIST: Counter<(K, K)> = Counter::new("show.artist");
     /// Votes on the setlists of a show.
     pub const SHOW_VOTES: Counter<K> = Counter::new("show.votes").sum_of(Self::SETLIST_VOTES, Self::SETLIST_SHOW);
     /// Votes on the setlists of an artist's shows.
     pub const ARTIST_VOTES: Counter<K> = Counter::new("artist.votes").sum_of(Self::SHOW_VOTES, Self::SHOW_ARTIST);
 
-    /// Shows of an artist by date, whatever their status; from today on, they are [`shows ahead`](Self::shows_ahead).
+    /// Shows of an artist by date, whatever their status.
+    ///
+    /// Summed from today on, they are [`shows_ahead`](Self::shows_ahead).
     pub const ARTIST_SHOWS_AHEAD: Counter<(K, Date)> = Counter::new("artist.shows_ahead");
-    /// Shows whose status is [`Status::Upcoming`], by date: the candidates of [`top_shows`](Self::top_shows).
+    /// Shows whose status is [`Status::Upcoming`], by date: the candidates of
+    /// [`top_shows`](Self::top_shows).
     pub const SHOW_UPCOMING: Counter<(Date, K)> = Counter::new("show.upcoming");
     /// 1 for every artist.
     pub const ARTIST_LISTED: Counter<K> = Counter::new("artist.listed");
-    /// What followers and popularity are worth on the leaderboard of artists.
+    /// The points that an artist gets on the leaderboard for followers and popularity.
     pub const ARTIST_FAME: Counter<K> = Counter::new("artist.fame");
 
     /// The half-lives that votes decay with, each with its counters and its leaderboard of shows.
     pub const TRENDS: &'static [Trend<K>] = T::TRENDS;
 
-    /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity / 10)), ties by id.
+    /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity /
+    /// 10)), ties by id.
     pub const ARTISTS: Leaderboard<K> = Leaderboard::new("artist.board", Self::ARTIST_SCORE_OF, artist_score);
     const ARTIST_SCORE_OF: &'static [CounterId] =
         &[Self::ARTIST_LISTED.id(), Self::ARTIST_UPCOMING_SHOWS.id(), Self::ARTIST_FAME.id()];
@@ -161,10 +167,12 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
         leaderboards
     };
 
-    /// All of these counters, each in a table of its own, and the leaderboards.
+    /// All of these counters, each in its own table, and the leaderboards.
     pub const SCHEMA: Schema = Schema::new(Self::SPEC.as_slice()).leaderboards(Self::LEADERBOARDS.as_slice());
 
-    /// How many shows an artist has on this day and after it, whatever their status. No write is needed when a day passes.
+    /// The number of shows of an artist on this day and later, whatever their status.
+    ///
+    /// No write is needed when a day passes.
     ///
     /// # Errors
     ///
@@ -174,7 +182,7 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     }
 }
 
-/// What the leaderboard of artists is by, from listed, upcoming shows and fame.
+/// The score of the leaderboard of artists, from the totals of listed, upcoming shows and fame.
 fn artist_score(totals: &[i64]) -> Option<i64> {
     match totals {
         [listed, upcoming, fame] if *listed > 0 => Some(upcoming.saturating_add(*fame).max(1)),
@@ -182,19 +190,19 @@ fn artist_score(totals: &[i64]) -> Option<i64> {
     }
 }
 
-/// What has become of a show.
+/// The status of a show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// It is to come.
+    /// The show has yet to take place.
     Upcoming,
-    /// It took place.
+    /// The show took place.
     Completed,
-    /// It was called off.
+    /// The show was called off.
     Cancelled,
 }
 
 impl Status {
-    /// The status as applications store it: `upcoming`, `completed`, `cancelled`.
+    /// The status as applications store it: `upcoming`, `completed` or `cancelled`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Upcoming => "upcoming",
@@ -210,7 +218,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// A text that is no status.
+/// The error when a text is not a [`Status`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is none of upcoming, completed, cancelled")]
 pub struct UnknownStatus(String);
@@ -226,25 +234,26 @@ impl FromStr for Status {
     }
 }
 
-/// An artist, as far as counters look at it.
+/// The fields of an artist that counters use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Artist<I> {
     /// The artist's id.
     pub id: I,
-    /// How many follow the artist.
+    /// The number of followers.
     pub followers: i64,
-    /// 0 to 100.
+    /// The popularity, from 0 to 100.
     pub popularity: i64,
 }
 
 impl<I: Id> Artist<I> {
-    /// The view of an artist.
+    /// An artist with these fields.
     pub const fn new(id: I, followers: i64, popularity: i64) -> Self {
         Self { id, followers, popularity }
     }
 
-    /// What followers and popularity are worth: so a change that moves neither writes nothing.
+    /// The points for followers and popularity. They are one total, so a change that moves neither
+    /// quotient writes nothing.
     fn fame(&self) -> i64 {
         self.followers.div_euclid(1_000_000) + self.popularity.div_euclid(10)
     }
@@ -260,22 +269,22 @@ impl<I: Id> Record for Artist<I> {
     }
 }
 
-/// A show, as far as counters look at it.
+/// The fields of a show that counters use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Show<I> {
     /// The show's id.
     pub id: I,
-    /// Who plays; a show of nobody counts for no artist.
+    /// The artist who plays. A show without one counts for no artist.
     pub artist: Option<I>,
-    /// When.
+    /// The day of the show.
     pub date: Date,
-    /// What has become of it.
+    /// The status of the show.
     pub status: Status,
 }
 
 impl<I: Id> Show<I> {
-    /// The view of a show.
+    /// A show with these fields.
     pub const fn new(id: I, artist: Option<I>, date: Date, status: Status) -> Self {
         Self { id, artist, date, status }
     }
@@ -306,18 +315,18 @@ impl<I: Id> Record for Show<I> {
     }
 }
 
-/// A setlist, as far as counters look at it.
+/// The fields of a setlist that counters use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Setlist<I> {
     /// The setlist's id.
     pub id: I,
-    /// The show it belongs to; a setlist of none counts nowhere.
+    /// The show it belongs to. A setlist without a show is not counted.
     pub show: Option<I>,
 }
 
 impl<I: Id> Setlist<I> {
-    /// The view of a setlist.
+    /// A setlist with these fields.
     pub const fn new(id: I, show: Option<I>) -> Self {
         Self { id, show }
     }
@@ -335,26 +344,27 @@ impl<I: Id> Record for Setlist<I> {
     }
 }
 
-/// A vote, as far as counters look at it.
+/// The fields of a vote that counters use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Vote<I> {
-    /// The setlist voted on; without one, the vote counts for its user only.
+    /// The setlist voted on. Without one, the vote counts for its user only.
     pub setlist: Option<I>,
-    /// Who voted; without one, the vote counts for its setlist only.
+    /// The user who voted. Without one, the vote counts for its setlist only.
     pub user: Option<I>,
-    /// Up, or down.
+    /// Whether it is an upvote; otherwise it is a downvote.
     pub up: bool,
-    /// When, in seconds since 1970.
+    /// The time of the vote, in seconds since 1970.
     pub created_at: i64,
 }
 
 impl<I: Id> Vote<I> {
-    /// The view of a vote that is given now, or changed: `now` in seconds since 1970.
+    /// A vote that is given or changed now; `now` is in seconds since 1970.
     ///
     /// # Errors
     ///
-    /// [`FutureVote`] when it claims to be from later than now: with each half-life ahead it would weigh twice as much.
+    /// [`FutureVote`] if `created_at` is later than `now`: the vote would weigh twice as much for
+    /// each half-life that it is ahead.
     pub fn new(setlist: Option<I>, user: Option<I>, up: bool, created_at: i64, now: i64) -> Result<Self, FutureVote> {
         if created_at > now {
             return Err(FutureVote { created_at, now });
@@ -362,19 +372,22 @@ impl<I: Id> Vote<I> {
         Ok(Self::stored(setlist, user, up, created_at))
     }
 
-    /// The view of a vote as it is stored: one that is deleted or recounted counts as it did, whenever that is.
+    /// A vote as it is stored.
+    ///
+    /// Use it for a vote that is deleted or recounted: it counts as it did when it was given,
+    /// whatever the time is now.
     pub const fn stored(setlist: Option<I>, user: Option<I>, up: bool, created_at: i64) -> Self {
         Self { setlist, user, up, created_at }
     }
 }
 
-/// A vote from the future.
+/// The error when a vote's time is in the future.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("created_at is {created_at}, later than now, {now}")]
 pub struct FutureVote {
-    /// When it claims to be from, in seconds since 1970.
+    /// The time that the vote claims, in seconds since 1970.
     pub created_at: i64,
-    /// The time that it was compared with.
+    /// The time that it was compared with, in seconds since 1970.
     pub now: i64,
 }
 

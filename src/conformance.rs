@@ -1,9 +1,12 @@
-//! The suite that every [`Store`] passes, also one of your own: scripts as data, so that a store of any kind can follow them.
+//! The conformance suite that every [`Store`] must pass, your own included: scripts as data, so
+//! that a store of any kind can follow them.
 //!
-//! [`conformance_tests!`](crate::conformance_tests) makes a test of each case. A store that is neither a [`Store`] nor an
-//! [`AsyncStore`] takes [`cases`], answers each step's [`Call`] itself, and hands the answer to [`Step::check`].
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each case. For a store that is
+//! neither a [`Store`] nor an [`AsyncStore`], take [`cases`], answer each step's [`Call`] yourself,
+//! and pass the answer to [`Step::check`].
 //!
-//! What a store refuses for reasons of its own (a text that is too long, a lock, a disk) is not part of the suite.
+//! Refusals for a store's own reasons (a text that is too long, a lock, a disk) are not part of the
+//! suite.
 
 mod cases;
 
@@ -20,7 +23,9 @@ use cases::{
     TOP, TOP_MEMBERSHIP, TRIPLE, WIDE, WIDEST, Write,
 };
 
-/// The counters that the cases use; a store under test has these and no others, and no totals.
+/// The counters that the cases use.
+///
+/// A store under test has exactly these counters, and no totals.
 pub const SCHEMA: Schema = Schema::new(&[
     NUMBER.table(),
     TEXT.table(),
@@ -42,19 +47,19 @@ pub const SCHEMA: Schema = Schema::new(&[
     TOP.table(),
 ]);
 
-/// A script for a store that was empty when it began.
+/// A script for a store that is empty at its start.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// What is shown; the name of the case's test.
+    /// What the case shows; also the name of its test.
     pub name: &'static str,
-    /// What is called, and what has to come back, in order.
+    /// The calls and the expected answers, in order.
     pub steps: Vec<Step>,
 }
 
-/// A call, and what is expected of it.
+/// A call and its expected answer.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// What to ask of the store.
+    /// The call to make on the store.
     pub call: Call,
     expect: Expect,
 }
@@ -64,15 +69,15 @@ pub struct Step {
 pub enum Call {
     /// [`Store::apply`].
     Apply(Batch),
-    /// [`Store::apply_idempotent`], with the [`StreamRange`] of these.
+    /// [`Store::apply_idempotent`], with a [`StreamRange`] of these fields.
     ApplyIdempotent {
         /// The batch.
         batch: Batch,
         /// The stream.
         stream: String,
-        /// The first event that the batch stands for.
+        /// The first event that the batch covers.
         first: u64,
-        /// The last of them.
+        /// The last event that the batch covers.
         last: u64,
     },
     /// [`Store::offset`] of this stream.
@@ -85,7 +90,7 @@ pub enum Call {
         counter: CounterId,
         /// The key before the page, if any.
         after: Option<KeyBuf>,
-        /// How many totals, at most.
+        /// The maximum number of totals.
         limit: usize,
     },
     /// [`Store::range`].
@@ -94,14 +99,14 @@ pub enum Call {
         counter: CounterId,
         /// The range.
         range: KeyRange,
-        /// How many totals, at most.
+        /// The maximum number of totals.
         limit: usize,
     },
     /// [`Store::sum`].
     Sum(CounterId, KeyRange),
 }
 
-/// What a store answered to a [`Call`].
+/// A store's answer to a [`Call`].
 #[derive(Debug, Clone)]
 pub enum Answer {
     /// To [`Call::Apply`] and [`Call::ApplyIdempotent`].
@@ -120,13 +125,14 @@ pub enum Answer {
 enum Expect {
     Applied(u64),
     Skipped,
-    /// The call's events leave a gap behind this last one that was applied.
+    /// The call's events leave a gap after this last applied event.
     Gap(u64),
     /// Some of the call's events were applied, up to this one.
     Overlap(u64),
     Offset(u64),
     Read(Vec<i64>),
-    /// The totals other than 0 behind the page's start, as many as its limit; the page shows fewer of them if it shows zeros.
+    /// The totals other than 0 after the page's start, as many as its limit. A page that also shows
+    /// zeros shows fewer of them.
     Following(Vec<(KeyBuf, i64)>),
     Sum(i64),
     SumOverflow(CounterId),
@@ -138,7 +144,7 @@ enum Expect {
 }
 
 impl Call {
-    /// Whether it applies these events, as an error names them.
+    /// Whether this call applies these events, as an error names them.
     fn is_of(&self, named: &str, from: u64, to: Option<u64>) -> bool {
         matches!(self, Self::ApplyIdempotent { stream, first, last, .. }
             if stream == named && *first == from && to.is_none_or(|to| to == *last))
@@ -146,11 +152,11 @@ impl Call {
 }
 
 impl Step {
-    /// Compares a store's answer with what is expected.
+    /// Compares a store's answer with the expected one.
     ///
     /// # Errors
     ///
-    /// What differs, in words.
+    /// The difference, in words.
     pub fn check(&self, answer: &Result<Answer>) -> Result<(), String> {
         match (&self.expect, &self.call, answer) {
             (Expect::Applied(totals), _, Ok(Answer::Applied(applied)))
@@ -183,12 +189,15 @@ impl Step {
         }
     }
 
-    /// Compares what a store left of the batch of [`Call::Apply`] or [`Call::ApplyIdempotent`] with what it must: nothing where it was applied or
-    /// skipped, all of it where it was refused. [`Applied::deltas`] still says what was applied.
+    /// Compares the batch of [`Call::Apply`] or [`Call::ApplyIdempotent`] after the call with what
+    /// must be left of it.
+    ///
+    /// Nothing may be left if it was applied or skipped; all of it if it was refused.
+    /// [`Applied::deltas`] must still return what was applied.
     ///
     /// # Errors
     ///
-    /// What differs, in words.
+    /// The difference, in words.
     pub fn check_batch(&self, left: &Batch, answer: &Result<Answer>) -> Result<(), String> {
         let (Call::Apply(batch) | Call::ApplyIdempotent { batch, .. }) = &self.call else { return Ok(()) };
         match answer {
@@ -204,7 +213,7 @@ impl Step {
     }
 }
 
-/// Every delta, in an order of its own.
+/// Every delta, sorted by counter name and key.
 fn sorted<'b>(deltas: impl Iterator<Item = (CounterId, &'b KeyBuf, i128)>) -> Vec<(&'static str, &'b KeyBuf, i128)> {
     let mut all: Vec<_> = deltas.map(|(counter, key, delta)| (counter.name(), key, delta)).collect();
     all.sort_unstable();
@@ -261,7 +270,7 @@ fn check_page(
         }
         before = Some(key);
     }
-    // A page that is not full goes to the end; a full one to its last key.
+    // A page that is not full reaches to the end; a full page reaches to its last key.
     let last = page.last().map(|(key, _)| key);
     let mut due = following.iter().take_while(|(key, _)| page.len() < limit || Some(key) <= last);
     let mut shown = page.iter().filter(|(_, total)| *total != 0);
@@ -293,11 +302,11 @@ pub fn cases() -> Vec<Case> {
     SCRIPTS.iter().map(|script| build(*script)).collect()
 }
 
-/// The case of this name.
+/// The case with this name.
 ///
 /// # Panics
 ///
-/// When there is none.
+/// If there is no such case.
 #[must_use]
 pub fn case(name: &str) -> Case {
     let found = SCRIPTS.iter().find(|(known, _)| *known == name);
@@ -314,7 +323,8 @@ fn build((name, write): (&'static str, Write)) -> Case {
 ///
 /// # Panics
 ///
-/// When the store does otherwise than expected: with the case's name, the step's number, and what differs.
+/// If an answer differs from the expected one. The message has the case's name, the step's number
+/// and the difference.
 pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
     for (number, step) in case.steps.iter().enumerate() {
         let mut left = Batch::new();
@@ -340,7 +350,7 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
     }
 }
 
-/// As [`run`], on a store that waits.
+/// Like [`run`], on an asynchronous store.
 ///
 /// # Panics
 ///
@@ -381,8 +391,10 @@ impl Case {
     }
 }
 
-/// Makes a `#[test]` of each conformance case. Its argument makes a store of [`SCHEMA`](crate::conformance::SCHEMA) without
-/// totals: a function, or a closure.
+/// Makes a `#[test]` of each conformance case.
+///
+/// The argument is a function or closure that makes a store of
+/// [`SCHEMA`](crate::conformance::SCHEMA) without totals.
 ///
 /// # Examples
 ///
@@ -396,7 +408,7 @@ impl Case {
 /// }
 /// ```
 ///
-/// Or `each` and what runs one case, a store that waits for instance:
+/// Or pass `each` and a function that runs one case, for an asynchronous store for instance:
 ///
 /// ```
 /// mod memory {

@@ -1,4 +1,5 @@
-//! A counter's handle: typed as `Counter<K>`, without its type as `CounterId`, with its place as `CounterSpec`; and what a rollup sums.
+//! A counter's handles: `Counter<K>` with its key type, `CounterId` without it, `CounterSpec` with
+//! its storage, and `Rollup` for what it sums.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,7 +9,9 @@ use std::ops::RangeBounds;
 use crate::key::{AsKey, Key, KeyBuf, KeyParts};
 use crate::range::KeyRange;
 
-/// A counter grouped by keys of type `K`: a name, and nothing else at run time.
+/// A counter grouped by keys of type `K`.
+///
+/// At run time it is a name and nothing else.
 ///
 /// # Examples
 ///
@@ -19,7 +22,7 @@ use crate::range::KeyRange;
 /// assert_eq!(SHOW_VOTES.id().name(), "show.votes");
 /// ```
 ///
-/// A name that is none does not compile:
+/// An invalid name is a compile error:
 ///
 /// ```compile_fail
 /// # use keepcount::Counter;
@@ -46,11 +49,13 @@ impl<K> fmt::Debug for Counter<K> {
 }
 
 impl<K: Key> Counter<K> {
-    /// A counter of this name, version 1. A name has 1 to 48 of the characters `a-z 0-9 _ .`
+    /// A counter with this name, version 1.
+    ///
+    /// A name has 1 to 48 of the characters `a-z 0-9 _ .`
     ///
     /// # Panics
     ///
-    /// When the name is none; in a `const`, where counters belong, that is a compile error.
+    /// When the name is invalid. In a `const`, where counters belong, that is a compile error.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
         assert!(!name.is_empty() && name.len() <= 48, "a counter's name has 1 to 48 characters");
@@ -70,11 +75,13 @@ impl<K: Key> Counter<K> {
         }
     }
 
-    /// The same counter with another version; raise it when the meaning of the tally changes, since code cannot be
-    /// compared.
+    /// The same counter with another version.
     ///
-    /// Versions of one name are counters of their own, each with its totals: while both are listed in a [`Schema`](crate::Schema), records
-    /// tally to both, and the new one is backfilled beside the old (docs/deploy.md).
+    /// Raise it when the meaning of the tally changes, since code cannot be compared.
+    ///
+    /// Versions of one name are separate counters, each with its own totals. While both are listed
+    /// in a [`Schema`](crate::Schema), records tally to both, and the new one is backfilled while
+    /// the old one is still read (docs/deploy.md).
     ///
     /// # Examples
     ///
@@ -93,16 +100,20 @@ impl<K: Key> Counter<K> {
         self
     }
 
-    /// The same counter as a rollup: for each parent the sum of `base` over its children, which `membership` names.
+    /// The same counter as a rollup: the total of each parent is the sum of `base` over its
+    /// children.
     ///
-    /// `membership` is an ordinary counter keyed (child, parent) that the child's record tallies with 1; with 2 the child would count twice. A rollup's
-    /// total is always the sum of the *stored* totals of the base counter, so it is verified and repaired after it. Nobody adds to it: it
-    /// climbs with each change of the base counter or of the membership, in the same apply. That costs a read of the child's memberships and a
-    /// write for each parent, or for a membership that changes, a read of the child's total.
+    /// `membership` links children to parents. It is an ordinary counter keyed (child, parent) that
+    /// the child's record tallies with 1; with 2 the child would count twice. A rollup's total is
+    /// always the sum of the *stored* totals of the base counter, so verify and repair it after its
+    /// base counter. You never add to a rollup: each change of the base counter or of the
+    /// membership changes it in the same apply. A change of the base counter costs a read of the
+    /// child's memberships and a write for each parent. A change of a membership costs a read of
+    /// the child's total and a write for its parent.
     ///
     /// # Panics
     ///
-    /// When `base` has 64 levels of rollups below it already; in a `const` that is a compile error.
+    /// When `base` already has 64 levels of rollups below it. In a `const` that is a compile error.
     ///
     /// # Examples
     ///
@@ -116,7 +127,7 @@ impl<K: Key> Counter<K> {
     ///
     /// let store = MemoryStore::new(&SCHEMA);
     /// let mut batch = Batch::new();
-    /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), 1); // setlist 1 belongs to show 70: from the setlist's tally
+    /// batch.add(SETLIST_SHOW, (1_i64, 70_i64), 1); // from the tally of setlist 1
     /// batch.add(SETLIST_VOTES, 1_i64, 5);
     /// store.apply(&mut batch)?;
     /// assert_eq!(store.total(SHOW_VOTES, 70)?, 5);
@@ -134,20 +145,20 @@ impl<K: Key> Counter<K> {
         self
     }
 
-    /// The counter without its key's type.
+    /// The counter without its key type.
     #[must_use]
     pub const fn id(self) -> CounterId {
         self.id
     }
 
-    /// This counter, placed in a table of its own, for a [`Schema`](crate::Schema).
+    /// This counter with its own table, for a [`Schema`](crate::Schema).
     #[must_use]
     pub const fn table(self) -> CounterSpec {
         CounterSpec { id: self.id, rollup: self.rollup, prunable: false }
     }
 }
 
-/// Ranges of a counter whose key is a pair: what belongs to one head, often over a time.
+/// Ranges of a counter whose key is a pair: the keys under one prefix, often over a period of time.
 ///
 /// # Examples
 ///
@@ -168,9 +179,11 @@ impl<K: Key> Counter<K> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 impl<H: Key, T: Key> Counter<(H, T)> {
-    /// The same counter as a rollup that keeps the end of the key: for each parent and end the sum of `base` over the parent's children.
+    /// The same counter as a rollup that keeps the suffix of the key: the total of each parent and
+    /// suffix is the sum of `base` over the parent's children.
     ///
-    /// For totals by day or by epoch; otherwise as [`sum_of`](Self::sum_of). A membership that changes takes all totals of its child along.
+    /// Use it for totals by day or by epoch. Otherwise it behaves as [`sum_of`](Self::sum_of). A
+    /// change of a membership moves all totals of its child.
     ///
     /// # Panics
     ///
@@ -181,26 +194,26 @@ impl<H: Key, T: Key> Counter<(H, T)> {
         self
     }
 
-    /// All keys that begin with `prefix`.
+    /// All keys with this prefix.
     #[must_use]
     pub fn under(self, prefix: impl AsKey<H>) -> KeyRange {
         KeyRange::under(KeyBuf::of::<H>(prefix))
     }
 
-    /// The keys that begin with `prefix` and end in this range.
+    /// The keys with this prefix whose suffix is in this range.
     #[must_use]
     pub fn suffixes<X: AsKey<T>>(self, prefix: impl AsKey<H>, suffixes: impl RangeBounds<X>) -> KeyRange {
         KeyRange::suffixes::<H, T, X>(&prefix, &suffixes)
     }
 
-    /// The keys whose beginning is in this range.
+    /// The keys whose prefix is in this range.
     #[must_use]
     pub fn prefixes<X: AsKey<H>>(self, prefixes: impl RangeBounds<X>) -> KeyRange {
         KeyRange::of::<H, X>(prefixes)
     }
 }
 
-/// What a counter is the sum of: a base counter, along a membership.
+/// What a rollup sums: a base counter along a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollup {
     base: CounterId,
@@ -210,7 +223,8 @@ pub struct Rollup {
     level: usize,
 }
 
-/// How many levels of rollups are above rows at most. Each change of a row climbs through all of them, each with a read and a write.
+/// The maximum number of rollup levels above rows. Each change of a row propagates through all of
+/// them, with a read and a write at each.
 const MAX_LEVELS: usize = 64;
 
 impl Rollup {
@@ -223,7 +237,7 @@ impl Rollup {
         Self { base: base.id, membership, child, suffix, level: below + 1 }
     }
 
-    /// How many levels of rollups are below, this one included.
+    /// The number of rollup levels up to this one, this one included.
     pub(crate) const fn level(&self) -> usize {
         self.level
     }
@@ -246,14 +260,15 @@ impl Rollup {
         self.child
     }
 
-    /// Whether the end of the base counter's key, behind the child, is the end of the rollup's too.
+    /// Whether the suffix of the base counter's key, after the child, is also the suffix of the
+    /// rollup's key.
     #[must_use]
     pub const fn keeps_suffix(&self) -> bool {
         self.suffix
     }
 }
 
-/// What identifies a counter: its name, version, and the parts of its key.
+/// What identifies a counter: its name, its version and the parts of its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CounterId {
     name: &'static str,
@@ -265,14 +280,18 @@ pub struct CounterId {
 }
 
 impl CounterId {
-    /// The counter's name, which its versions share.
+    /// The counter's name.
+    ///
+    /// All its versions share it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The name that tells it from every other counter of a schema: its own, of version 1 (`show.votes`), else with the version behind it
-    /// (`show.votes.v2`). The catalogue, reports and metrics have it.
+    /// The name that is unique within a schema: the counter's name for version 1 (`show.votes`),
+    /// otherwise with the version appended (`show.votes.v2`).
+    ///
+    /// The catalogue, reports and metrics use it.
     #[must_use]
     pub fn full_name(&self) -> Cow<'static, str> {
         match self.version {
@@ -281,13 +300,15 @@ impl CounterId {
         }
     }
 
-    /// A 64-bit hash of the name, the same in every process; a [`Schema`](crate::Schema) refuses two names with one hash.
+    /// A 64-bit hash of the name, the same in every process.
+    ///
+    /// A [`Schema`](crate::Schema) refuses two names with the same hash.
     #[must_use]
     pub const fn name_hash(&self) -> u64 {
         self.name_hash
     }
 
-    /// The version that the counter's author gave it.
+    /// The version that you gave the counter.
     #[must_use]
     pub const fn version(&self) -> u32 {
         self.version
@@ -304,19 +325,22 @@ impl CounterId {
         self.full_name().replace('.', "_")
     }
 
-    /// What lists of counters are sorted by.
+    /// The sort key for lists of counters.
     pub(crate) const fn order(&self) -> (&'static str, u32) {
         (self.name, self.version)
     }
 
-    /// Whether both are one counter, declared alike; as `==`, without comparing names.
+    /// Whether both are the same counter with the same key parts. Like `==`, without comparing
+    /// names.
     #[inline]
     pub(crate) const fn same(&self, other: &Self) -> bool {
         self.name_hash == other.name_hash && self.version == other.version && self.code == other.code
     }
 
-    /// A key as text for people: parts joined by commas, `()` for the empty key. Tabs, newlines and backslashes are
-    /// escaped; bytes that are no key of this counter are shown in hexadecimal.
+    /// A key as human-readable text: parts joined by commas, `()` for the empty key.
+    ///
+    /// Tabs, newlines and backslashes are escaped. Bytes that do not decode to a key of this
+    /// counter are shown in hexadecimal.
     #[must_use]
     pub fn show(&self, key: &KeyBuf) -> String {
         match self.parts.values(key) {
@@ -333,7 +357,7 @@ impl fmt::Debug for CounterId {
     }
 }
 
-/// A counter and the place of its totals, made by [`Counter::table`](crate::Counter::table).
+/// A counter and the storage of its totals, made by [`Counter::table`](crate::Counter::table).
 #[derive(Debug, Clone, Copy)]
 pub struct CounterSpec {
     id: CounterId,
@@ -348,12 +372,15 @@ impl CounterSpec {
         self.id
     }
 
-    /// The same, of a counter whose key ends in a time: what is before a day or epoch can be forgotten by `prune`. Costs a read for each
-    /// apply in SQL.
+    /// The same counter, whose totals before a day or epoch `prune` can drop.
+    ///
+    /// Its key must end in that time.
+    ///
+    /// Costs one read for each apply in SQL.
     ///
     /// # Panics
     ///
-    /// When the key has a single part, or none; in a `const` that is a compile error.
+    /// When the key has fewer than two parts. In a `const` that is a compile error.
     #[must_use]
     pub const fn prunable(mut self) -> Self {
         assert!(self.id.parts.len() > 1, "a counter is pruned by the last of at least two parts of its key");
@@ -361,19 +388,20 @@ impl CounterSpec {
         self
     }
 
-    /// Whether its oldest totals can be forgotten.
+    /// Whether `prune` can drop its oldest totals.
     #[must_use]
     pub const fn is_prunable(&self) -> bool {
         self.prunable
     }
 
-    /// What it is the sum of, if it is a rollup.
+    /// What it sums, if it is a rollup.
     #[must_use]
     pub const fn rollup(&self) -> Option<&Rollup> {
         self.rollup.as_ref()
     }
 
-    /// Where the totals live and what feeds them, as the catalogue and the fingerprint say it.
+    /// The storage of the totals and what feeds them, as the catalogue and the fingerprint spell
+    /// it.
     #[must_use]
     pub fn storage_clause(&self) -> String {
         let prunable = if self.prunable { ", prunable" } else { "" };
@@ -386,7 +414,8 @@ impl CounterSpec {
         }
     }
 
-    /// The table's name: the counter's [full name](CounterId::full_name), with underscores for dots.
+    /// The table's name: the counter's [full name](CounterId::full_name), with underscores for
+    /// dots.
     #[must_use]
     pub fn table_name(&self) -> String {
         self.id.table_name()
@@ -395,7 +424,8 @@ impl CounterSpec {
 
 pub(crate) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a, 64 bits (Fowler, Noll, Vo): for names and fingerprints, which nobody attacks and which must never change.
+/// FNV-1a, 64 bits (Fowler, Noll, Vo): for names and fingerprints, which nobody attacks and which
+/// must never change.
 pub(crate) const fn fnv1a(mut hash: u64, mut bytes: &[u8]) -> u64 {
     while let [first, rest @ ..] = bytes {
         hash = (hash ^ *first as u64).wrapping_mul(0x0100_0000_01b3);

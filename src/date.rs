@@ -1,4 +1,4 @@
-//! A day of the calendar, as a key whose text sorts as the days do.
+//! A calendar day, as a key whose text sorts as the days do.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,8 @@ use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts};
 
 /// A day of the proleptic Gregorian calendar, from 0001-01-01 to 9999-12-31.
 ///
-/// As a key it is its text, `YYYY-MM-DD`: so an application's own column of dates joins with it, and dates sort as texts.
+/// As a key it is encoded as its text, `YYYY-MM-DD`. So it joins with an application's own date
+/// columns, and dates sort as texts.
 ///
 /// # Examples
 ///
@@ -36,7 +37,7 @@ impl Date {
     /// 9999-12-31.
     pub const MAX: Self = Self { days: 2_932_896 };
 
-    /// The day of this year, month and day of the month; none where there is no such day.
+    /// The day with this year, month and day of the month; `None` if there is no such day.
     #[must_use]
     pub const fn new(year: i32, month: u8, day: u8) -> Option<Self> {
         if year < 1 || year > 9999 || day < 1 || day > days_of(year, month) {
@@ -45,19 +46,19 @@ impl Date {
         Some(Self { days: days_from_civil(year, month as i32, day as i32) })
     }
 
-    /// Days since 1970-01-01; before it, below 0.
+    /// Days since 1970-01-01; negative before it.
     #[must_use]
     pub const fn days(self) -> i32 {
         self.days
     }
 
-    /// The day so many days after 1970-01-01; none outside the calendar.
+    /// The day this many days after 1970-01-01; `None` outside the calendar.
     #[must_use]
     pub const fn from_days(days: i32) -> Option<Self> {
         if days < Self::MIN.days || days > Self::MAX.days { None } else { Some(Self { days }) }
     }
 
-    /// The day so many days later; none outside the calendar.
+    /// The day this many days later; `None` outside the calendar.
     #[must_use]
     pub const fn plus(self, days: i32) -> Option<Self> {
         match self.days.checked_add(days) {
@@ -73,7 +74,7 @@ impl Date {
     }
 }
 
-/// How many days a month has; 0 where there is no such month.
+/// The number of days of a month; 0 if there is no such month.
 const fn days_of(year: i32, month: u8) -> u8 {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     match month {
@@ -85,8 +86,9 @@ const fn days_of(year: i32, month: u8) -> u8 {
     }
 }
 
-// Years begin in March here, so that a leap day is a year's last; 400 of them are an era of 146,097 days, and 0000-03-01 is 719,468 days before
-// 1970. After Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+// In these two functions years begin in March, so that a leap day is the last day of a year. 400
+// years are an era of 146,097 days, and 0000-03-01 is 719,468 days before 1970. After Howard
+// Hinnant, "chrono-Compatible Low-Level Date Algorithms".
 
 const fn days_from_civil(year: i32, month: i32, day: i32) -> i32 {
     let year = if month <= 2 { year - 1 } else { year };
@@ -118,7 +120,7 @@ impl fmt::Debug for Date {
     }
 }
 
-/// A text that is no [`Date`].
+/// The error when a text is not a [`Date`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no date from 0001-01-01 to 9999-12-31, written YYYY-MM-DD")]
 pub struct NoDate(String);
@@ -151,7 +153,8 @@ impl Key for Date {
 
 impl AsKey<Self> for Date {
     fn encode(&self, to: &mut KeyBuf) {
-        // As a text is encoded, without making one: ten digits and dashes, and its end.
+        // The same bytes as the encoding of its text, without allocating one: ten digits and
+        // dashes, and the terminator.
         let (year, month, day) = civil_from_days(self.days);
         let digit = |number: i32, unit: i32| b'0' + u8::try_from(number / unit % 10).unwrap_or(0);
         let [thousands, hundreds, tens, ones] = [1000, 100, 10, 1].map(|unit| digit(year, unit));
@@ -160,7 +163,7 @@ impl AsKey<Self> for Date {
     }
 }
 
-/// As its text.
+/// Serializes as its text.
 impl Serialize for Date {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

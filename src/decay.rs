@@ -1,8 +1,11 @@
-//! Decayed sums in integers: what is counted now weighs twice what was counted one half-life ago, exactly and for ever.
+//! Decayed sums in integers: what is counted now weighs twice what was counted one half-life ago,
+//! exactly and forever.
 //!
-//! Time is cut into epochs of one half-life. An event at time t adds `2^(fraction of its epoch)` at the key's total for that epoch, as fixed
-//! point: an ordinary amount, so it is added, taken back and recounted as any other, in any order. A decayed sum is then
-//! `sum(total x 2^epoch)`, whatever the time is: later, all sums have shrunk by the same factor. So leaderboards change only where events happen.
+//! Time is divided into epochs of one half-life. An event at time t adds
+//! `2^(fraction of its epoch)` to the key's total for that epoch, in fixed point. That is an
+//! ordinary amount, so it is added, taken back and recounted like any other, in any order. A
+//! decayed sum is then `sum(total x 2^epoch)`, whatever the time is: as time passes, all sums
+//! shrink by the same factor. So leaderboards change only where events happen.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -11,10 +14,11 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result, shortened};
 
-/// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for 2^32 - 1 events of one key in one epoch.
+/// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for 2^32 -
+/// 1 events of one key in one epoch.
 pub const SCALE_BITS: u32 = 30;
 
-/// The time in which a weight halves, in seconds; and the length of an epoch.
+/// The time in which a weight halves, in seconds; also the length of an epoch.
 ///
 /// # Examples
 ///
@@ -31,38 +35,40 @@ pub const SCALE_BITS: u32 = 30;
 pub struct HalfLife(i64);
 
 impl HalfLife {
-    /// So many seconds.
+    /// A half-life of this many seconds.
     ///
     /// # Panics
     ///
-    /// When they are not above 0; in a `const` that is a compile error.
+    /// When the number is not above 0. In a `const` that is a compile error.
     #[must_use]
     pub const fn seconds(seconds: i64) -> Self {
         Self::units(seconds, 1)
     }
 
-    /// So many hours.
+    /// A half-life of this many hours.
     ///
     /// # Panics
     ///
-    /// When they are not above 0, or leave 64 bits in seconds; in a `const` that is a compile error.
+    /// When the number is not above 0, or exceeds 64 bits in seconds. In a `const` that is a
+    /// compile error.
     #[must_use]
     pub const fn hours(hours: i64) -> Self {
         Self::units(hours, HOUR)
     }
 
-    /// So many days.
+    /// A half-life of this many days.
     ///
     /// # Panics
     ///
-    /// When they are not above 0, or leave 64 bits in seconds; in a `const` that is a compile error.
+    /// When the number is not above 0, or exceeds 64 bits in seconds. In a `const` that is a
+    /// compile error.
     #[must_use]
     pub const fn days(days: i64) -> Self {
         Self::units(days, DAY)
     }
 
     const fn units(number: i64, unit: i64) -> Self {
-        assert!(number > 0, "a half-life is longer than nothing"); // before it is multiplied: far below 0 it would wrap
+        assert!(number > 0, "a half-life is longer than nothing"); // or the product might wrap
         assert!(number <= i64::MAX / unit, "a half-life in seconds fits 64 bits");
         Self(number * unit)
     }
@@ -73,14 +79,16 @@ impl HalfLife {
         self.0
     }
 
-    /// The epoch of a time in seconds: how many half-lives after 1970 it is, rounded down.
+    /// The epoch of a time in seconds: the number of half-lives since 1970, rounded down.
     #[must_use]
     pub const fn epoch(self, at: i64) -> i64 {
         at.div_euclid(self.0)
     }
 
-    /// What an event at a time in seconds weighs within its epoch: `2^(fraction of the epoch)`, in units of 2^-30, to the nearest; so from
-    /// 2^30 up to 2^31.
+    /// The weight of an event at a time in seconds within its epoch: `2^(fraction of the epoch)`,
+    /// in units of 2^-30, to the nearest.
+    ///
+    /// It is from 2^30 up to 2^31.
     #[must_use]
     pub fn weight(self, at: i64) -> i64 {
         let whole = power_of_two(at.rem_euclid(self.0).unsigned_abs(), self.0.unsigned_abs());
@@ -105,7 +113,7 @@ impl fmt::Display for HalfLife {
 impl FromStr for HalfLife {
     type Err = Error;
 
-    /// `90s`, `6h`, `7d`.
+    /// Parses `90s`, `6h` or `7d`.
     fn from_str(text: &str) -> Result<Self> {
         let parse = || {
             let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -126,15 +134,16 @@ impl FromStr for HalfLife {
     }
 }
 
-/// Fixed point of the powers of two below.
+/// The number of fraction bits of the powers of two below.
 const POWER_BITS: u32 = 62;
 /// ln 2.
 const LN_2: u128 = 3_196_577_161_300_663_915;
-/// `DIGITS[j][v]` is 2^(v / 16^(j+1)): a power of two is the product of those of its exponent's hexadecimal digits.
+/// `DIGITS[j][v]` is 2^(v / 16^(j+1)). A power of two is the product of these values for the
+/// hexadecimal digits of its exponent.
 const DIGITS: [[u64; 16]; 8] = digits();
 
-/// Made of 2 by square roots: the k-th root is 2^(2^-k).
-#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // const fn; every power is below 2^63
+/// Computed from 2 by square roots: the k-th root is 2^(2^-k).
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // const fn; powers below 2^63
 const fn digits() -> [[u64; 16]; 8] {
     let mut table = [[1 << POWER_BITS; 16]; 8];
     let mut root: u128 = 2 << POWER_BITS;
@@ -162,7 +171,8 @@ const fn times(a: u128, b: u128) -> u128 {
     (a * b + (1 << (POWER_BITS - 1))) >> POWER_BITS
 }
 
-/// 2^(part / whole) as fixed point of 62 bits, for a part below the whole; its relative error is below 2^-57.
+/// 2^(part / whole) as fixed point of 62 bits, for a part below the whole. Its relative error is
+/// below 2^-57.
 fn power_of_two(part: u64, whole: u64) -> u128 {
     let exponent = (u128::from(part) << 64) / u128::from(whole.max(1));
     let mut power = 1_u128 << POWER_BITS;
@@ -171,15 +181,17 @@ fn power_of_two(part: u64, whole: u64) -> u128 {
         power =
             times(power, powers.get(usize::try_from(digit).unwrap_or(0)).copied().map_or(1 << POWER_BITS, u128::from));
     }
-    // The rest of the exponent is below 2^-32: 2^x is 1 + x ln 2, and what is left out is below 2^-65.
+    // The rest of the exponent is below 2^-32: 2^x is 1 + x ln 2, and what is left out is below
+    // 2^-65.
     let rest = exponent & u128::from(u32::MAX);
     times(power, (1 << POWER_BITS) + ((LN_2 * rest) >> 64))
 }
 
-/// An exact decayed sum: of totals by epoch, each times two to the power of its epoch.
+/// An exact decayed sum: the sum of totals by epoch, each times 2 to the power of its epoch.
 ///
-/// Compares by value, whatever the epochs, and as bytes in the same order. Takes memory by its digits: about 16 bytes for each 32
-/// neighbouring epochs that have totals, however far apart they are.
+/// Compares by value, whatever the epochs; its bytes sort in the same order. Memory grows with its
+/// digits: about 16 bytes for each 32 neighbouring epochs that have totals, however far apart those
+/// are.
 ///
 /// # Examples
 ///
@@ -196,15 +208,18 @@ fn power_of_two(part: u64, whole: u64) -> u128 {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Decayed {
-    /// Digits other than 0 with their places, the highest first: the number is the sum of digit x 2^(32 place). Digits are from -2^31 to
-    /// 2^31 - 1, so that a number has one form, and one that is far from a power of two on both sides needs no long row of digits.
+    /// The digits other than 0 with their positions, the highest first: the number is the sum of
+    /// digit x 2^(32 position). Digits are from -2^31 to 2^31 - 1. So a number has exactly one
+    /// form, and a number just above or just below a power of two needs no long row of digits.
     digits: Vec<(i64, i32)>,
 }
 
 const DIGIT_BITS: u32 = 32;
 
 impl Decayed {
-    /// The sum of these totals, each given with its epoch, in any order; an epoch may come several times.
+    /// The sum of these totals, each given with its epoch, in any order.
+    ///
+    /// An epoch may occur several times.
     #[must_use]
     pub fn sum(totals: impl IntoIterator<Item = (i64, i64)>) -> Self {
         let mut positions: BTreeMap<i64, i128> = BTreeMap::new();
@@ -216,7 +231,7 @@ impl Decayed {
         }
         let mut digits = Vec::new();
         while let Some((position, sum)) = positions.pop_first() {
-            #[allow(clippy::cast_possible_truncation)] // the low 32 bits, as a number around 0
+            #[allow(clippy::cast_possible_truncation)] // the low 32 bits, as a signed number
             let digit = sum as i32;
             let carry = (sum - i128::from(digit)) >> DIGIT_BITS;
             if carry != 0 {
@@ -230,18 +245,20 @@ impl Decayed {
         Self { digits }
     }
 
-    /// Whether everything that was counted was taken back.
+    /// Whether the sum is 0: everything that was counted was taken back.
     #[must_use]
     pub const fn is_zero(&self) -> bool {
         self.digits.is_empty()
     }
 
-    /// What the sum has decayed to at a time in seconds, times `scale`, rounded half up: `at(.., 1000)` is in thousandths. None where that leaves
-    /// 128 bits. The relative error before rounding is below 2^-50.
+    /// The value that the sum has decayed to at a time in seconds, times `scale`, rounded half up:
+    /// `at(.., 1000)` is in thousandths.
+    ///
+    /// `None` if that exceeds 128 bits. The relative error before rounding is below 2^-50.
     #[must_use]
     pub fn at(&self, half_life: HalfLife, at: i64, scale: u32) -> Option<i128> {
         let Some((top, _)) = self.digits.first() else { return Some(0) };
-        // The highest three digits: what is behind them is below 2^-62 of the whole.
+        // The highest three digits: the digits after them are below 2^-62 of the whole.
         let base = top - 2;
         let leading = self.digits.iter().take_while(|(position, _)| *position >= base);
         let sum: i128 =
@@ -266,12 +283,15 @@ impl Decayed {
         round_half_up(sum < 0, size * u128::from(scale), exponent)
     }
 
-    /// The number as bytes that sort as the numbers do: for an SQL blob, say. Equal numbers have equal bytes.
+    /// The number as bytes that sort as the numbers do, for an SQL blob for instance.
+    ///
+    /// Equal numbers have equal bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.digits.len() * 13 + 1);
         for (position, digit) in &self.digits {
-            // More than nothing at a higher place is more; less than nothing at a higher place is less.
+            // A positive digit at a higher position is more; a negative digit at a higher position
+            // is less.
             let position = (position.cast_unsigned() ^ 1 << 63).to_be_bytes();
             if *digit > 0 {
                 bytes.push(MORE);
@@ -286,7 +306,7 @@ impl Decayed {
         bytes
     }
 
-    /// The number of these bytes; none where [`to_bytes`](Self::to_bytes) gives no such bytes.
+    /// The number with these bytes; `None` if [`to_bytes`](Self::to_bytes) never returns them.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (end, entries) = bytes.split_last()?;
@@ -311,18 +331,18 @@ impl Decayed {
 const LESS: u8 = 0;
 const END: u8 = 1;
 const MORE: u8 = 2;
-/// Places that epochs of 64 bits, and carries from them, can reach.
+/// The positions that epochs of 64 bits, and carries from them, can reach.
 const MIN_POSITION: i64 = i64::MIN / 32;
 const MAX_POSITION: i64 = i64::MAX / 32 + 4;
 
-/// Drops low bits until so many are left.
+/// Drops low bits until at most `bits` are left.
 fn shorten(size: &mut u128, bits: u32, exponent: &mut i128) {
     let excess = (u128::BITS - size.leading_zeros()).saturating_sub(bits);
     *size >>= excess;
     *exponent += i128::from(excess);
 }
 
-/// floor(+-size x 2^exponent + 1/2), where it fits; the size is below 2^126.
+/// floor(+-size x 2^exponent + 1/2), or `None` if it does not fit. The size is below 2^126.
 fn round_half_up(negative: bool, size: u128, exponent: i128) -> Option<i128> {
     if size == 0 {
         return Some(0);
@@ -336,7 +356,8 @@ fn round_half_up(negative: bool, size: u128, exponent: i128) -> Option<i128> {
     if negative { 0_i128.checked_sub_unsigned(rounded) } else { i128::try_from(rounded).ok() }
 }
 
-/// At the highest place where two numbers differ, the digits tell: what is behind it is less than one there.
+/// The highest position where two numbers differ decides: the digits after it amount to less than
+/// one there.
 impl Ord for Decayed {
     fn cmp(&self, other: &Self) -> Ordering {
         let mut others = other.digits.iter();

@@ -1,4 +1,4 @@
-//! The crate's one error type, split by what the caller does next.
+//! The crate's one error type, which tells the caller what to do next.
 
 use crate::counter::CounterId;
 use crate::key::{KeyBuf, KeyError};
@@ -6,25 +6,31 @@ use crate::key::{KeyBuf, KeyError};
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A cause from outside the crate, as the driver gave it; boxed, so that no driver's version is part of this crate's interface.
+/// A cause from outside the crate, as the driver returned it.
+///
+/// It is boxed so that no driver's version is part of this crate's interface.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the caller of a failed call does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
-    /// Nothing was applied, and the same call fails again until something is repaired: data, schema, code or disk.
+    /// Nothing was applied. The same call fails again until something is repaired: data, schema,
+    /// code or disk.
     Permanent,
-    /// Nothing was applied; roll back, and try the whole transaction again.
+    /// Nothing was applied. Roll back and try the whole transaction again.
     Retry,
-    /// The commit may or may not have happened; look before trying again. [`Store::apply_idempotent`](crate::Store::apply_idempotent) may be tried
-    /// again as it is: it looks.
+    /// The commit may or may not have happened. Check before you try again. You may repeat
+    /// [`Store::apply_idempotent`](crate::Store::apply_idempotent) as it is: it checks.
     Indeterminate,
 }
 
-/// Everything that can go wrong; [`Error::recovery`] says what to do about it.
+/// Everything that can go wrong.
 ///
-/// An error's text has its whole chain of causes, each once. So [`source`](std::error::Error::source) gives nothing: whoever prints an error with its
-/// sources would print them twice. The driver's own error is the field `cause`.
+/// [`Error::recovery`] tells you what to do about it.
+///
+/// An error's text contains its whole chain of causes, each once. So
+/// [`source`](std::error::Error::source) returns nothing: if you print an error with its sources,
+/// no cause is printed twice. The driver's own error is the field `cause`.
 ///
 /// # Examples
 ///
@@ -39,7 +45,7 @@ pub enum Recovery {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A total, a delta, or a recount would leave 64 bits.
+    /// A total, a delta or a recount would leave 64 bits.
     #[error("counter {counter}, key {key}: the {what} leaves 64 bits")]
     Overflow {
         /// The counter's name.
@@ -49,7 +55,7 @@ pub enum Error {
         /// Which sum it was: `total`, `delta` or `recount`.
         what: &'static str,
     },
-    /// A key that this store cannot hold, or that is none of this counter.
+    /// A key that this store cannot store, or that does not belong to this counter.
     #[error("counter {counter}, key {key}: {cause}")]
     Key {
         /// The counter's name.
@@ -64,10 +70,11 @@ pub enum Error {
     UnknownCounter {
         /// The counter's name.
         counter: String,
-        /// The type of the record whose `tally` added to it, where one did.
+        /// The type of the record whose `tally` added to it, if one did.
         record: Option<&'static str>,
     },
-    /// A counter to which a record's `tally` added although the record does not list it: another record drives it, or none.
+    /// A counter to which a record's `tally` added although the record does not list it: it belongs
+    /// to another record, or to none.
     #[error("counter {counter}: the tally of {record} adds to it, which does not list it in its COUNTERS")]
     Undeclared {
         /// The counter's name.
@@ -84,10 +91,10 @@ pub enum Error {
         found: String,
         /// How the schema declares it.
         wanted: String,
-        /// The type of the record whose `tally` added to it, where one did.
+        /// The type of the record whose `tally` added to it, if one did.
         record: Option<&'static str>,
     },
-    /// A rollup that somebody adds to, or that the call cannot keep.
+    /// A rollup that you added to, or that the call cannot maintain.
     #[error("counter {counter}: {reason}")]
     Rollup {
         /// The counter's name.
@@ -95,38 +102,41 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A counter whose totals still lack rows from before its hooks ran everywhere, or another that it is made of; or a leaderboard that came new.
+    /// A counter whose totals do not yet include rows from before its hooks ran everywhere, or that
+    /// is made of such a counter; or a leaderboard that was newly created.
     #[error("{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a leaderboard rebuilt")]
     NotReady {
-        /// The name of the counter or leaderboard that was asked for.
+        /// The name of the counter or leaderboard that you asked for.
         counter: &'static str,
-        /// What is not ready, by its full name: this, or a counter that it is made of.
+        /// What is not ready, by its full name: this counter or leaderboard, or a counter that it
+        /// is made of.
         unready: String,
     },
-    /// Events of a stream that do not follow the last one that was applied: those between come first.
+    /// Events of a stream that do not follow the last applied one. Deliver those in between first.
     #[error("stream {stream}: event {first} leaves a gap, the last one applied is {applied}")]
     Gap {
         /// The stream's name.
         stream: String,
-        /// The first event of the batch that was refused.
+        /// The first event of the refused batch.
         first: u64,
         /// The last event that was applied.
         applied: u64,
     },
-    /// Events of a stream of which some were applied before, and some not: to be delivered from `applied + 1` on.
+    /// Events of a stream of which some were applied before and some were not. Deliver them from
+    /// `applied + 1` on.
     #[error("stream {stream}: events {first} to {last} overlap what was applied, up to {applied}")]
     Overlap {
         /// The stream's name.
         stream: String,
-        /// The first event of the batch that was refused.
+        /// The first event of the refused batch.
         first: u64,
         /// Its last event.
         last: u64,
         /// The last event that was applied.
         applied: u64,
     },
-    /// A stream whose log ends before the last event that a store applied: a log that was cut, and a store that was not. Events that get the lost ones' numbers
-    /// would be skipped.
+    /// A stream whose log ends before the last event that a store applied: the log was truncated
+    /// and the store was not. New events with the numbers of the lost ones would be skipped.
     #[error(
         "stream {stream}: events up to {applied} were applied, and its log ends at {end}; restore an older snapshot or begin with an empty store, and replay, or number new events from {applied} + 1 on"
     )]
@@ -135,10 +145,10 @@ pub enum Error {
         stream: String,
         /// The last event that was applied.
         applied: u64,
-        /// The last event that the log has; 0 where it has none.
+        /// The last event in the log; 0 if there is none.
         end: u64,
     },
-    /// A sum over what was pruned, in part.
+    /// A sum over a range that was pruned in part.
     #[error("counter {counter}: it was pruned before {cutoff}; ask under one head, from there on")]
     Pruned {
         /// The counter's name.
@@ -146,7 +156,7 @@ pub enum Error {
         /// The last part of the keys at which totals begin, as text.
         cutoff: String,
     },
-    /// A table that is absent, or not what the schema wants.
+    /// A table that is absent, or does not match the schema.
     #[error("table {table}: {reason}")]
     SchemaMismatch {
         /// The table's name.
@@ -159,14 +169,15 @@ pub enum Error {
     Source {
         /// The counter's name.
         counter: &'static str,
-        /// The key concerned, as text, where there is one.
+        /// The key concerned, as text, if there is one.
         key: Option<String>,
         /// What is wrong, and why.
         reason: String,
-        /// The driver's error, where that is why; the reason says it too.
+        /// The driver's error, if that is the cause. The reason includes its text.
         cause: Option<Cause>,
     },
-    /// A row that the source's SQL counts otherwise than its `tally`; no recount of it may be trusted.
+    /// A row that the source's SQL counts differently from its `tally`. No recount of this source
+    /// can be trusted.
     #[error(
         "counter {counter}, key {key}: of one row the source's SQL adds {sql}, its tally {tally}; amount, filter or key of the source say otherwise than the record, so it is not repaired"
     )]
@@ -175,19 +186,20 @@ pub enum Error {
         counter: &'static str,
         /// The key concerned, as text.
         key: String,
-        /// What SQL says: an amount, or that the row is excluded.
+        /// What SQL counts for the row: an amount, or that the row is excluded.
         sql: String,
-        /// What the row's tally says.
+        /// What the row's tally counts.
         tally: String,
     },
-    /// The source is empty while many totals are not zero: more likely a broken source than a true one.
+    /// The source is empty while many totals are not zero: more likely a broken source than a true
+    /// one.
     #[error(
         "counter {counter}: the source is empty while {totals} or more totals are not zero; they are not repaired unless the repair is forced"
     )]
     SourceEmpty {
         /// The counter's name.
         counter: &'static str,
-        /// How many totals that are not zero were seen before counting stopped.
+        /// How many totals other than zero were seen before counting stopped.
         totals: u64,
     },
     /// More keys are wrong than the run was allowed to repair.
@@ -197,9 +209,9 @@ pub enum Error {
     DriftLimit {
         /// The counter's name.
         counter: &'static str,
-        /// Keys found wrong in this run so far.
+        /// The number of keys found wrong in this run so far.
         wrong: u64,
-        /// Keys compared in this run so far.
+        /// The number of keys compared in this run so far.
         keys: u64,
         /// The limit in percent.
         limit: u8,
@@ -207,13 +219,13 @@ pub enum Error {
     /// A resume token that cannot be used here.
     #[error("resume token: {reason}")]
     Token {
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
-    /// A snapshot that cannot be restored here, or bytes that are none.
+    /// A snapshot that cannot be restored here, or bytes that are not a snapshot.
     #[error("snapshot: {reason}")]
     Snapshot {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A setting that cannot be used.
@@ -221,10 +233,11 @@ pub enum Error {
     InvalidUse {
         /// The setting's name.
         what: &'static str,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Another connection holds what this call needs.
+    /// Nothing was applied, and a retry can succeed: another connection has locked what this call
+    /// needs, the transaction conflicts with another, or the connection was lost.
     #[error("{operation}: {}; {reason}", chain_of(cause))]
     Busy {
         /// What was being done, and on which counter or table.
@@ -234,7 +247,8 @@ pub enum Error {
         /// The driver's error.
         cause: Cause,
     },
-    /// The database, or the disk of a snapshot, failed otherwise: read-only, full, no database, a failing disk, no such file.
+    /// Another failure of the database, or of the disk of a snapshot: read-only, full, not a
+    /// database, a failing disk, a missing file.
     #[error("{operation}: {}", chain_of(cause))]
     Database {
         /// What was being done, and on which counter or table.
@@ -242,8 +256,9 @@ pub enum Error {
         /// The driver's error.
         cause: Cause,
     },
-    /// The database failed in the middle of a call, and the caller's whole transaction was rolled back, the application's rows too. The
-    /// connection is outside a transaction now: do not go on writing what belonged to it.
+    /// The database failed in the middle of a call, and the caller's whole transaction was rolled
+    /// back, including the application's rows. The connection is now outside a transaction: do not
+    /// go on writing what belonged to it.
     #[error("{operation}: {}; the whole transaction was rolled back", chain_of(cause))]
     TransactionLost {
         /// What was being done, and on which counter or table.
@@ -251,8 +266,10 @@ pub enum Error {
         /// The driver's error.
         cause: Cause,
     },
-    /// What a call had done before it failed could neither be taken back nor rolled back: its transaction is still open, with some of it inside. Roll it
-    /// back, or close the connection, before anything else; what is applied on this connection until then is part of that transaction.
+    /// What a call had done before it failed could neither be taken back nor rolled back. Its
+    /// transaction is still open, with a part of it inside. Roll it back or close the connection
+    /// before anything else: whatever you apply on this connection until then is part of that
+    /// transaction.
     #[error(
         "{operation}: {}; its transaction could not be rolled back and is still open: roll it back, or close the connection",
         chain_of(cause)
@@ -263,7 +280,8 @@ pub enum Error {
         /// The driver's error.
         cause: Cause,
     },
-    /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in place, and may not be after a crash.
+    /// The commit failed in a way that leaves its outcome unknown; or a snapshot's file was put in
+    /// place, but may be lost in a crash.
     #[error("{operation}: {}; whether it was committed is not known", chain_of(cause))]
     Indeterminate {
         /// What was being done.
@@ -284,13 +302,13 @@ impl Error {
         }
     }
 
-    /// An [`Error::Overflow`] of a counter's key: for a store of your own.
+    /// An [`Error::Overflow`] of a counter's key, for your own store.
     #[must_use]
     pub fn overflow(counter: &CounterId, key: &KeyBuf, what: &'static str) -> Self {
         Self::Overflow { counter: counter.name(), key: shortened(&counter.show(key)), what }
     }
 
-    /// An [`Error::Key`] of a counter's key: for a store of your own.
+    /// An [`Error::Key`] of a counter's key, for your own store.
     #[must_use]
     pub fn key(counter: &CounterId, key: &KeyBuf, cause: KeyError) -> Self {
         Self::Key { counter: counter.name(), key: shortened(&counter.show(key)), cause }
@@ -301,13 +319,14 @@ impl Error {
         Self::Source { counter, key, reason: reason.into(), cause: None }
     }
 
-    /// As [`source`](Self::source), for a cause that its reason says.
+    /// Like [`source`](Self::source), with a cause whose text the reason includes.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn source_of(counter: &CounterId, reason: String, cause: impl Into<Cause>) -> Self {
         Self::Source { counter: counter.name(), key: None, reason, cause: Some(cause.into()) }
     }
 
-    /// Whether what a counter is recounted from is why: another counter may be recounted all the same.
+    /// Whether the cause is the rows that a counter is recounted from. Then another counter can
+    /// still be recounted.
     pub(crate) fn is_of_rows(&self) -> bool {
         matches!(self, Self::Source { .. } | Self::Key { .. } | Self::Overflow { what: "recount", .. })
     }
@@ -325,7 +344,8 @@ fn chain_of(cause: &Cause) -> String {
     chain(&**cause)
 }
 
-/// What an error says, and what its sources say, each once: some say their source themselves, some hide it.
+/// The text of an error and of its sources, each once: some errors include the text of their
+/// source, some do not.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
     for error in std::iter::successors(Some(error), |error| error.source()) {
@@ -343,7 +363,7 @@ fn said(error: &(dyn std::error::Error + 'static)) -> String {
     {
         use tokio_postgres::error::DbError;
 
-        // It says only that the server said something, which is its source.
+        // Its text says only that the server reported an error, which is its source.
         if error.downcast_ref().is_some_and(|error: &tokio_postgres::Error| error.as_db_error().is_some()) {
             return String::new();
         }
@@ -360,7 +380,7 @@ fn at_key(key: Option<&str>) -> String {
     key.map(|key| format!(", key {key}")).unwrap_or_default()
 }
 
-/// A key's text, cut where it would swamp the message.
+/// A key's text, truncated if it would swamp the message.
 pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(KEY_SHOWN) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
@@ -368,7 +388,7 @@ pub(crate) fn shortened(text: &str) -> String {
     }
 }
 
-/// Characters of a key that a message shows.
+/// The number of a key's characters that a message shows.
 const KEY_SHOWN: usize = 80;
 
 #[cfg(test)]
@@ -377,7 +397,7 @@ mod tests {
 
     use super::*;
 
-    /// An error that hides its source, or says it.
+    /// An error that includes the text of its source, or does not.
     #[derive(Debug)]
     struct Hop(&'static str, bool, Option<Cause>);
 

@@ -1,4 +1,5 @@
-//! The only I/O of SQL stores: what a driver does for the engine, over one connection or transaction of the application's.
+//! The only I/O of SQL stores: what a driver does for the engine, over one connection or
+//! transaction of the application.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,41 +7,47 @@ use std::fmt;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
 
-/// One connection or transaction of the application's, as the engine uses it.
+/// One connection or transaction of the application, as the engine uses it.
 ///
-/// A driver does what it is told and judges nothing: which statements run, in which order and what their errors mean is the engine's
-/// to say. A driver that blocks does its work inside the call and returns a future that is ready.
+/// A driver only executes. Which statements run, in which order, and what their errors mean is
+/// decided by the engine. A blocking driver does its work inside the call and returns a future that
+/// is ready.
 ///
-/// An executor is made for one call of a store and dropped behind it. One that is dropped in a transaction of its own, since the future
-/// that used it was dropped, rolls that transaction back.
+/// An executor is made for one call of a store and dropped after it. If it is dropped in a
+/// transaction that it began, because the future that used it was dropped, it rolls that
+/// transaction back.
 pub trait Executor {
-    /// Whose SQL it runs.
+    /// The dialect of SQL that it runs.
     const DIALECT: Dialect;
     /// A row of an answer.
     type Row<'r>: Row;
     /// The driver's own error.
     type Error: DriverError;
 
-    /// Whether what is executed belongs to a transaction of the caller's, which the caller ends.
+    /// Whether statements belong to a transaction of the caller, which the caller ends.
     fn is_nested(&self) -> bool;
 
-    /// Runs queries in their order, and gives each row to `each`, with the position of its query. Outside a transaction they need not
-    /// be of one snapshot, but for those behind one that [is single](Query::is_single), which are of that one's.
+    /// Runs queries in their order, and passes each row to `each` with the position of its query.
+    ///
+    /// Outside a transaction they need not read one snapshot, except those after a query that [is
+    /// single](Query::is_single), which read that query's snapshot.
     ///
     /// # Errors
     ///
-    /// The first that failed.
+    /// The first failure.
     fn fetch(
         &mut self,
         queries: &[Query<'_>],
         each: impl FnMut(usize, &Self::Row<'_>) -> Result<()> + Send,
     ) -> impl Future<Output = Result<(), Stopped<Self::Error>>> + Send;
 
-    /// Runs statements in their order, each once for each of its rows of parameters; gives how many rows each wrote.
+    /// Runs statements in their order, each once for each of its rows of parameters, and returns
+    /// how many rows each wrote.
     ///
     /// # Errors
     ///
-    /// The first that failed, or [was skipped](Query::is_skipped). In SQLite nothing behind it ran.
+    /// The first statement that failed or [was skipped](Query::is_skipped). In SQLite nothing after
+    /// it ran.
     fn execute(&mut self, queries: &[Query<'_>])
     -> impl Future<Output = Result<Vec<u64>, Stopped<Self::Error>>> + Send;
 
@@ -48,54 +55,58 @@ pub trait Executor {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     fn run(&mut self, script: &str) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Begins a transaction that may write, or a savepoint, where it [is not nested](Self::is_nested).
+    /// Begins a transaction that may write, or a savepoint, if it [is not nested](Self::is_nested).
     ///
     /// # Errors
     ///
-    /// What the driver says; [`roll_back`](Self::roll_back) is called then too.
+    /// The driver's error. The engine then still calls [`roll_back`](Self::roll_back).
     fn begin(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Commits what was begun.
     ///
     /// # Errors
     ///
-    /// What the driver says, and whether it is known that nothing was committed; [`roll_back`](Self::roll_back) is called then too.
+    /// The driver's error, and whether it is certain that nothing was committed. The engine then
+    /// still calls [`roll_back`](Self::roll_back).
     fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<Self::Error>>> + Send;
 
-    /// Ends what was begun, whatever became of it; gives whether it is over. In a transaction of the caller's it makes sure that nothing of
-    /// that can be committed.
+    /// Ends what was begun, whatever its state is, and returns whether it is over.
+    ///
+    /// Within the caller's transaction, it makes sure that nothing of that can be committed.
     fn roll_back(&mut self) -> impl Future<Output = bool> + Send;
 
-    /// Whether what failed was taken back whole and would not fail again in the same way, since the driver has put right why it did:
-    /// statements that were prepared and that the server has forgotten. Asked once.
+    /// Whether the failed call was rolled back completely and would not fail again in the same way,
+    /// because the driver has removed the cause: prepared statements that the server has forgotten.
+    ///
+    /// Asking resets it.
     fn may_run_again(&mut self) -> bool {
         false
     }
 }
 
-/// Why [`fetch`](Executor::fetch) or [`execute`](Executor::execute) did not come to their end.
+/// Why [`fetch`](Executor::fetch) or [`execute`](Executor::execute) stopped early.
 #[derive(Debug)]
 pub enum Stopped<E> {
     /// A query failed.
     Failed {
         /// The position of the query.
         query: usize,
-        /// Which of its rows of parameters.
+        /// The number of its row of parameters.
         row: usize,
-        /// What the driver says.
+        /// The driver's error.
         error: E,
     },
-    /// A statement did not write as many rows as it was to write.
+    /// A statement wrote another number of rows than it must.
     Skipped {
         /// The position of the statement.
         query: usize,
-        /// Which of its rows of parameters.
+        /// The number of its row of parameters.
         row: usize,
     },
-    /// The engine had enough of it.
+    /// The engine refused a row.
     Refused(Error),
 }
 
@@ -104,21 +115,21 @@ pub enum Stopped<E> {
 pub enum NotCommitted<E> {
     /// Nothing was committed.
     Refused(E),
-    /// Nobody knows.
+    /// The outcome is unknown.
     Unknown(E),
 }
 
 /// A row of an answer.
 pub trait Row {
-    /// How many columns it has.
+    /// The number of columns.
     fn len(&self) -> usize;
 
-    /// Whether it has none.
+    /// Whether it has no columns.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A column, from 0 on; [`Column::Null`] where there is none.
+    /// The column at an index, from 0 on; [`Column::Null`] if there is none.
     fn column(&self, index: usize) -> Column<'_>;
 }
 
@@ -133,7 +144,7 @@ pub enum Column<'r> {
     Real(f64),
     /// A text.
     Text(Cow<'r, str>),
-    /// A text that is not UTF-8, as a database may hold.
+    /// A text that is not UTF-8, which some databases allow.
     NoText(Cow<'r, [u8]>),
     /// Bytes.
     Bytes(Cow<'r, [u8]>),
@@ -143,7 +154,7 @@ pub enum Column<'r> {
     Other(Cow<'r, str>),
 }
 
-/// As a message shows it: what is no text as its bytes.
+/// As a message shows it. Anything that is not text is shown as its bytes.
 impl fmt::Display for Column<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hex =
@@ -161,16 +172,16 @@ impl fmt::Display for Column<'_> {
     }
 }
 
-/// The error of a driver.
+/// A driver's error.
 pub trait DriverError: std::error::Error + Send + Sync + Sized + 'static {
-    /// What it means.
+    /// What the error means.
     fn kind(&self) -> ErrorKind;
 
     /// The error as a cause.
     fn into_cause(self) -> Cause;
 }
 
-/// What the error of a driver means.
+/// What a driver's error means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -178,11 +189,11 @@ pub enum ErrorKind {
     Busy(&'static str),
     /// A sum left 64 bits.
     Overflow,
-    /// A table is absent: this one, or one that the database did not name apart.
+    /// A table is absent: this one, or one that the database did not name separately.
     NoTable(Option<String>),
-    /// A table is not what the statement takes it for.
+    /// A table is not as the statement expects.
     Misfit,
-    /// What the database may not be asked now: it can only be read.
+    /// The database can only be read now.
     ReadOnly,
     /// Anything else.
     Other,

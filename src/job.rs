@@ -1,13 +1,16 @@
-//! Work that is done every interval, on a thread of its own that sleeps until it is due: a repair, say, or a
-//! [backfill](crate::reconcile::Mode::Backfill) of counters that came new (docs/deploy.md has a job that does either).
+//! Background jobs: work that a thread does every interval, sleeping until it is due.
 //!
-//! A [`Schedule`] says when work is due, without clock or thread; [`Schedule::spawn`] starts the thread, and the
-//! [`Job`] that it gives stops, wakes and watches it. An application that has a scheduler does without this module.
+//! The work can be a repair, or a [backfill](crate::reconcile::Mode::Backfill) of new counters
+//! (docs/deploy.md has a job that does either).
+//!
+//! A [`Schedule`] computes when work is due, without clock or thread. [`Schedule::spawn`] starts
+//! the thread, and the [`Job`] that it returns stops, wakes and watches it. If your application has
+//! a scheduler, you do not need this module.
 //!
 //! # Examples
 //!
-//! A repair that does a hundred pages every ten minutes, keeps its place between them, and ends between two pages when
-//! the job is stopped:
+//! A repair that does a hundred pages every ten minutes, resumes where it stopped, and ends between
+//! two pages when the job is stopped:
 //!
 //! ```
 //! # #[cfg(feature = "sqlite")] {
@@ -45,8 +48,8 @@
 //!     if report.outcome == Outcome::Incomplete { Err(report.to_string().into()) } else { Ok(()) }
 //! })?;
 //!
-//! job.run_now(); // say, because an operator asked
-//! let status = job.join(); // at the process's end
+//! job.run_now(); // for instance, because an operator asked
+//! let status = job.join(); // at the end of the process
 //! assert_eq!(status.last_error, None);
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -63,10 +66,11 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Cause, Error, Result, chain};
 
-/// When work is due: a first time, then every interval, each moved by a jitter that a seed makes.
+/// When work is due: a first time, then every interval, each moved by a jitter computed from a
+/// seed.
 ///
-/// Due times are counted from 0 and measured from the moment at which the job is spawned. They do not shift: a run that
-/// takes long or begins late moves none of those that follow.
+/// Due times are counted from 0 and measured from the moment at which the job is spawned. They do
+/// not shift: a run that takes long or begins late does not move the later ones.
 ///
 /// # Examples
 ///
@@ -79,7 +83,7 @@ use crate::error::{Cause, Error, Result, chain};
 /// assert_eq!(hourly.due(0), Duration::ZERO);
 /// assert_eq!(hourly.due(3), Duration::from_secs(3 * 3600));
 ///
-/// // A run of two and a half hours: what was due meanwhile is skipped.
+/// // A run of two and a half hours: the due times in between are skipped.
 /// assert_eq!(hourly.next_after(Duration::from_secs(150 * 60)), 3);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,53 +95,60 @@ pub struct Schedule {
     slow_after: u32,
 }
 
-/// So that two due times are never nearer than half an interval.
+/// The maximum jitter in percent: two due times are never closer than half an interval.
 const MAX_JITTER: u8 = 50;
-/// A job that keeps panicking takes one due time of this many.
+/// A job that keeps panicking takes one due time out of this many.
 const SLOWED: u64 = 10;
 const SECOND: u128 = 1_000_000_000; // in nanoseconds
 
 impl Schedule {
-    /// Work that is due every `interval`, at first at once, without jitter.
+    /// Work that is due every `interval`, for the first time at once, without jitter.
     #[must_use]
     pub const fn every(interval: Duration) -> Self {
         Self { interval, first: Duration::ZERO, jitter_percent: 0, seed: 0, slow_after: 10 }
     }
 
-    /// Makes the first run due so long after the job was spawned; zero by default, so that a process that is restarted
-    /// more often than its interval gets its work done all the same.
+    /// Delays the first run by this much after the job is spawned.
+    ///
+    /// Zero by default, so that a process that restarts more often than its interval still gets its
+    /// work done.
     #[must_use]
     pub const fn first_after(mut self, delay: Duration) -> Self {
         self.first = delay;
         self
     }
 
-    /// Moves each due time, the first too, to a later one by up to this share of the interval, 0 to 50; 0 by default.
+    /// Moves each due time, the first included, later by up to this share of the interval, 0 to 50;
+    /// 0 by default.
     ///
-    /// Processes that start together then do not work together, where their [`seed`](Self::seed) differs.
+    /// Processes that start together then do not work at the same time, if their
+    /// [`seed`](Self::seed)s differ.
     #[must_use]
     pub const fn jitter_percent(mut self, percent: u8) -> Self {
         self.jitter_percent = percent;
         self
     }
 
-    /// What the jitter is made of; 0 by default. Processes need seeds that differ: a process id, a hash of the host's
-    /// name.
+    /// The seed that the jitter is computed from; 0 by default.
+    ///
+    /// Give each process a different one, for instance its process id or a hash of the host's name.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// From this many panics in a row on, takes only every tenth due time until a run does not panic, so that logs are
-    /// not flooded; 10 by default.
+    /// The number of panics in a row after which only every tenth due time is taken, until a run
+    /// does not panic; 10 by default.
+    ///
+    /// It keeps logs from being flooded.
     #[must_use]
     pub const fn slow_after(mut self, panics: u32) -> Self {
         self.slow_after = panics;
         self
     }
 
-    /// The due time of this number, from 0 on, since the job was spawned.
+    /// The due time with this number, from 0 on, measured from the moment the job is spawned.
     #[must_use]
     pub fn due(&self, number: u64) -> Duration {
         let interval = self.interval_nanos();
@@ -148,26 +159,28 @@ impl Schedule {
             .map_or(Duration::MAX, |seconds| Duration::new(seconds, u32::try_from(nanos % SECOND).unwrap_or_default()))
     }
 
-    /// The number of the first due time that is later than this moment.
+    /// The number of the first due time later than this moment.
     #[must_use]
     pub fn next_after(&self, moment: Duration) -> u64 {
         let Some(since_first) = moment.checked_sub(self.first) else { return 0 };
-        // The jitter is half an interval at most, so only this one and the next can be the first that is later.
+        // The jitter is at most half an interval, so the first later one is this one or the next.
         let number = u64::try_from(since_first.as_nanos() / self.interval_nanos()).unwrap_or(u64::MAX);
         if self.due(number) > moment { number } else { number.saturating_add(1) }
     }
 
-    /// Starts a thread of this name that does the work whenever it is due, one run at a time, until the job is stopped.
+    /// Starts a thread with this name that does the work whenever it is due, one run at a time,
+    /// until the job is stopped.
     ///
-    /// The flag that the work is handed becomes true when the job is to stop: it is what
-    /// [`SystemRuntime::stop_flag`](crate::reconcile::SystemRuntime::stop_flag) takes, and work that takes long should look at it. Work
-    /// that sets it ends its own job. An error or a panic is kept in the [`Status`], and the work is done again when it
-    /// is next due; where panics abort, the process ends as it would anywhere.
+    /// The flag that the work receives becomes true when the job must stop. Pass it to
+    /// [`SystemRuntime::stop_flag`](crate::reconcile::SystemRuntime::stop_flag); long work should
+    /// check it. Work that sets the flag ends its own job. An error or a panic is kept in the
+    /// [`Status`], and the work is done again when it is next due. Where panics abort, the process
+    /// ends as usual.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when the interval is zero, the jitter is over 50 percent, the name has a NUL in it, or the
-    /// system gives no thread.
+    /// [`Error::InvalidUse`] if the interval is zero, the jitter is over 50 percent, the name
+    /// contains a NUL, or the system cannot start a thread.
     ///
     /// # Examples
     ///
@@ -197,7 +210,7 @@ impl Schedule {
         }
         let shared = Arc::new(Shared {
             schedule: self,
-            #[allow(clippy::disallowed_methods)] // the thread is where the clock is
+            #[allow(clippy::disallowed_methods)] // the real clock of the job
             spawned: Instant::now(),
             stop: AtomicBool::new(false),
             state: Mutex::default(),
@@ -220,16 +233,18 @@ impl Schedule {
         Ok(())
     }
 
-    /// Never zero, which only `spawn` refuses.
+    /// Never zero; a zero interval is refused only by `spawn`.
     fn interval_nanos(&self) -> u128 {
         self.interval.as_nanos().max(1)
     }
 }
 
-/// A job's thread, as its owner sees it; dropping it stops the thread and waits for it, as [`join`](Self::join) does.
+/// The handle of a job's thread.
 ///
-/// So no work is under way when its owner is gone, and a run that does not look at its stop flag holds up the drop. In
-/// async code, join it where blocking is allowed.
+/// Dropping it stops the thread and waits for it, as [`join`](Self::join) does.
+///
+/// So no work is running when its owner is gone, and a run that does not check its stop flag delays
+/// the drop. In async code, join it where blocking is allowed.
 ///
 /// # Examples
 ///
@@ -247,35 +262,42 @@ impl Schedule {
 #[derive(Debug)]
 pub struct Job {
     shared: Arc<Shared>,
-    /// None once it was joined.
+    /// `None` once it was joined.
     thread: Option<JoinHandle<()>>,
 }
 
 impl Job {
-    /// Tells the thread to end, after the run that is under way, and does not wait; a thread that sleeps ends at once.
+    /// Tells the thread to end after the current run, without waiting.
+    ///
+    /// A sleeping thread ends at once.
     pub fn stop(&self) {
-        // Under the lock: else a thread that has just looked at the flag would miss the call, and sleep.
+        // Under the lock: otherwise a thread that has just checked the flag would miss the wake-up
+        // and sleep.
         let state = self.shared.state.lock();
         self.shared.stop.store(true, Ordering::Relaxed);
         drop(state);
         self.shared.woken.notify_one();
     }
 
-    /// Stops the job, waits for its thread, and says how it went; called by the work itself, it cannot wait.
+    /// Stops the job, waits for its thread, and returns its final status.
+    ///
+    /// If the work itself calls it, it cannot wait.
     #[must_use = "`stop` alone does not wait, and dropping the job does"]
     pub fn join(mut self) -> Status {
         self.end();
         self.status()
     }
 
-    /// Has the work done now, before it is due; due times stay where they are. While a run is under way, one more
-    /// follows it, however often this is called. A job that is stopped runs no more.
+    /// Runs the work now, before it is due; due times do not move.
+    ///
+    /// During a run, one more run follows it, however often you call this. A stopped job does not
+    /// run again.
     pub fn run_now(&self) {
         self.shared.state.lock().asked = true;
         self.shared.woken.notify_one();
     }
 
-    /// How it goes.
+    /// The current status.
     #[must_use]
     pub fn status(&self) -> Status {
         let state = self.shared.state.lock();
@@ -290,10 +312,11 @@ impl Job {
     fn end(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.take()
-            // The work may own its job; a thread that waits for itself waits for ever.
+            // The work may own its job, and a thread that waits for itself waits forever.
             && thread.thread().id() != thread::current().id()
         {
-            // The work's panics are contained; one of its drop has been printed, and there is nothing left to end.
+            // Panics of the work are contained. A panic of its drop has been printed, and there is
+            // nothing left to end.
             let _ = thread.join();
         }
     }
@@ -305,7 +328,9 @@ impl Drop for Job {
     }
 }
 
-/// How a job goes: counts and times of its runs, times since it was spawned.
+/// The status of a job: counts and times of its runs.
+///
+/// Times are measured from the moment it was spawned.
 ///
 /// # Examples
 ///
@@ -324,31 +349,33 @@ impl Drop for Job {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
-    /// Runs that have ended, in whatever way.
+    /// The number of runs that have ended, in whatever way.
     pub runs: u64,
-    /// Those of them that ended in an error.
+    /// The number of runs that ended in an error.
     pub failures: u64,
-    /// Those of them that ended in a panic.
+    /// The number of runs that ended in a panic.
     pub panics: u64,
-    /// Due times that passed while a run was under way, or that a job that keeps panicking let pass.
+    /// The number of due times that passed during a run, or that a job that keeps panicking
+    /// skipped.
     pub skipped: u64,
-    /// What the latest error said, with its causes, or the latest panic; it stays when later runs end well.
+    /// The text of the latest error with its causes, or of the latest panic. It stays when later
+    /// runs succeed.
     pub last_error: Option<String>,
     /// Whether the last run ended in an error or a panic.
     pub failing: bool,
-    /// Whether a run is under way.
+    /// Whether a run is in progress.
     pub running: bool,
     /// When the last run started.
     pub last_started: Option<Duration>,
-    /// When the last run that has ended did.
+    /// When the last run that has ended did so.
     pub last_ended: Option<Duration>,
-    /// When the next run is due; none when the job is stopped.
+    /// When the next run is due; `None` if the job is stopped.
     pub next_due: Option<Duration>,
-    /// How long ago the job was spawned.
+    /// The time since the job was spawned.
     pub age: Duration,
 }
 
-/// What the thread and its job share.
+/// The state that the thread and its handle share.
 #[derive(Debug)]
 struct Shared {
     schedule: Schedule,
@@ -360,7 +387,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether somebody wants a run before it is due.
+    /// Whether a run before it is due was requested.
     asked: bool,
     /// The number of the first due time that was neither taken nor skipped.
     next: u64,
@@ -377,10 +404,11 @@ enum Outcome {
 }
 
 impl Shared {
-    /// The thread: one loop, so that no run ever overlaps another.
+    /// The thread: one loop, so that runs never overlap.
     fn run(&self, mut work: impl FnMut(&AtomicBool) -> Result<(), Cause>) {
         while self.begin() {
-            // The error's text is made, and the error dropped, where a panic of either is contained too.
+            // The error's text is made, and the error dropped, inside, so that a panic of either is
+            // contained too.
             let ended = catch_unwind(AssertUnwindSafe(|| work(&self.stop).map_err(|error| chain(&*error))));
             self.report(match ended {
                 Ok(Ok(())) => Outcome::Well,
@@ -390,7 +418,7 @@ impl Shared {
         }
     }
 
-    /// Sleeps until a run is due or asked for; false when there is to be none.
+    /// Sleeps until a run is due or requested; returns false when the job must end.
     fn begin(&self) -> bool {
         let mut state = self.state.lock();
         loop {
@@ -399,7 +427,7 @@ impl Shared {
             }
             let (now, due) = (self.spawned.elapsed(), self.schedule.due(self.next_number(&state)));
             if now >= due || state.asked {
-                // A run that was asked for takes no due time, unless it has come.
+                // A requested run takes a due time only if that has come.
                 state.next = state.next.saturating_add(u64::from(now >= due));
                 state.asked = false;
                 state.status.running = true;
@@ -416,7 +444,7 @@ impl Shared {
         state.next.saturating_add(if slowed { SLOWED - 1 } else { 0 })
     }
 
-    /// Takes down how a run ended, and lets pass what was due meanwhile.
+    /// Records how a run ended, and skips the due times that passed during it.
     fn report(&self, outcome: Outcome) {
         let mut state = self.state.lock();
         let now = self.spawned.elapsed();
@@ -453,22 +481,22 @@ fn panic_text(panic: Box<dyn Any + Send>) -> String {
     match other.downcast::<String>() {
         Ok(text) => *text,
         Err(other) => {
-            // Its drop might panic as well, and end the thread.
+            // Its drop might panic too, and end the thread.
             std::mem::forget(other);
             "something that is no text".to_owned()
         }
     }
 }
 
-/// A share of 0 to `most`, as `random` is one of 0 to the largest number.
+/// Scales `random` from 0..=`u64::MAX` to a share from 0 to `most`.
 fn share_of(most: u128, random: u64) -> u128 {
-    // Whole and rest apart: the product of a long time would leave 128 bits.
+    // The high and low half separately: the product of a long time would leave 128 bits.
     let (whole, rest) = (most >> 64, most & u128::from(u64::MAX));
     let random = u128::from(random);
     whole * random + ((rest * random) >> 64)
 }
 
-/// Steele, Lea, Flood: the `number`th output for this seed, without those before it.
+/// Steele, Lea, Flood: the `number`th output for this seed, without computing those before it.
 fn splitmix64(seed: u64, number: u64) -> u64 {
     let mut mixed = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! What a counter is grouped by: the traits, and the types that are keys.
+//! What counters are grouped by: the key traits, and the types that implement them.
 
 mod buf;
 mod encoding;
@@ -13,8 +13,9 @@ pub use self::part::{KeyPart, KeyParts, KeyValue};
 
 /// A type that a counter can be grouped by.
 ///
-/// Integers of every width, `[u8; 16]`, `uuid::Uuid` (feature `uuid`), `String`, tuples of up to four keys, `()` for a counter
-/// with a single total, and newtypes of these by [`key!`](crate::key).
+/// Keys are integers of every width, `[u8; 16]`, `uuid::Uuid` (feature `uuid`), `String`, tuples of
+/// up to four keys, `()` for a counter with a single total, and newtypes of these made with
+/// [`key!`](crate::key).
 ///
 /// # Examples
 ///
@@ -30,19 +31,19 @@ pub use self::part::{KeyPart, KeyParts, KeyValue};
     note = "newtypes become keys by `keepcount::key!`; texts are grouped by `String`"
 )]
 pub trait Key: Sized + 'static {
-    /// The parts that the key consists of, in order.
+    /// The parts of the key, in order.
     const PARTS: KeyParts;
 
     /// Takes one key off the front of `raw`.
     ///
     /// # Errors
     ///
-    /// [`KeyError::Malformed`] when `raw` does not start with an encoded key of this type.
+    /// [`KeyError::Malformed`] if `raw` does not start with an encoded key of this type.
     fn decode(raw: &mut &[u8]) -> Result<Self, KeyError>;
 }
 
-/// A value that can stand where the key `K` is wanted: `K` itself, a reference to it, a `&str` for a `String`, a tuple
-/// of borrows for a tuple.
+/// A value that can stand for a key of type `K`: `K` itself, a reference to it, a `&str` for a
+/// `String`, or a tuple of borrowed values for a tuple.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot stand for a key of type `{K}`",
     note = "newtypes become keys by `keepcount::key!`; an optional parent is an `if let Some(..)` in the tally; a bare integer is an i32"
@@ -59,11 +60,11 @@ impl<K: Key, T: AsKey<K> + ?Sized> AsKey<K> for &T {
     }
 }
 
-/// Why bytes, or a value, are no key of the wanted type.
+/// The error when bytes or a value do not decode to the expected key type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// The bytes are not what a key of this type encodes to.
+    /// The bytes are not an encoding of this key type.
     #[error("malformed key")]
     Malformed,
     /// The value has another type than the key's part.
@@ -71,10 +72,10 @@ pub enum KeyError {
     Type {
         /// The part's type.
         wanted: KeyPart,
-        /// The value's type, in the source's words.
+        /// The value's type, as its source names it.
         found: String,
     },
-    /// The integer does not fit the key's part, or not the integers of SQL.
+    /// The integer does not fit the key's part, or SQL's integers.
     #[error("{value} does not fit {wanted}")]
     Range {
         /// The type that is too narrow.
@@ -82,15 +83,15 @@ pub enum KeyError {
         /// The value.
         value: String,
     },
-    /// The text is longer than SQL stores take, in bytes.
+    /// The text is longer than SQL stores accept, in bytes.
     #[error("a text of {bytes} bytes is longer than {most}")]
     TooLong {
         /// The text's length in bytes.
         bytes: usize,
-        /// The longest that is allowed, in bytes.
+        /// The maximum length in bytes.
         most: usize,
     },
-    /// The text has a zero byte, which PostgreSQL's texts cannot have.
+    /// The text contains a zero byte, which PostgreSQL's texts cannot.
     #[error("a text with a zero byte, which PostgreSQL cannot hold")]
     ZeroByte,
 }
@@ -109,7 +110,7 @@ macro_rules! integer_keys {
 
         impl AsKey<$type> for $type {
             #[inline]
-            #[allow(clippy::cast_lossless, trivial_numeric_casts)] // usize and isize travel as 64 bits
+            #[allow(clippy::cast_lossless, trivial_numeric_casts)] // usize, isize: as 64 bits
             fn encode(&self, to: &mut KeyBuf) {
                 to.push(&(*self as $wide ^ $flip).to_be_bytes());
             }
@@ -222,7 +223,9 @@ tuple_keys!(A X 0, B Y 1);
 tuple_keys!(A X 0, B Y 1, C Z 2);
 tuple_keys!(A X 0, B Y 1, C Z 2, D W 3);
 
-/// Makes a newtype a key, encoded as what it wraps; after a comma, borrowed types that may stand for it.
+/// Makes a newtype a key that is encoded like the type it wraps.
+///
+/// After a comma, list borrowed types that can stand for it.
 ///
 /// # Examples
 ///

@@ -1,4 +1,6 @@
-//! An order over counters: what is ranked, and by which score. Kept in memory by a ranking, in SQL in an indexed table.
+//! Leaderboards: what is ranked, and by which score.
+//!
+//! Kept in memory by a [`MemoryLeaderboard`], in SQL in an indexed table.
 
 mod memory;
 mod order_statistic_tree;
@@ -20,8 +22,9 @@ use crate::store::Store;
 
 /// A leaderboard: keys in the order of their scores, the highest first, ties by key.
 ///
-/// A score is a function of totals alone: a column that matters is tallied as an amount, and who is listed without any score by a counter of
-/// members. So a leaderboard can be rebuilt from totals, and is written only where a score changes.
+/// A score is a function of totals only. If a column matters to it, tally the column as an amount;
+/// if keys without any other total must be listed, tally a counter of members. So a leaderboard can
+/// be rebuilt from totals, and is written only where a score changes.
 ///
 /// # Examples
 ///
@@ -67,12 +70,17 @@ impl<K, S> fmt::Debug for Leaderboard<K, S> {
 }
 
 impl<K: Key> Leaderboard<K, i64> {
-    /// A leaderboard by an integer made of the totals that these counters have at one key, given in their order; a key without a score is not listed.
-    /// All-zero totals must have no score: nobody knows of all keys that have no total.
+    /// A leaderboard by an integer computed from the totals of these counters at one key, given in
+    /// their order.
+    ///
+    /// A key without a score is not listed.
+    ///
+    /// All-zero totals must have no score: nothing lists all keys that have no total.
     ///
     /// # Panics
     ///
-    /// When the name is no counter's name, or a counter has another key; in a `const` that is a compile error.
+    /// If the name is not valid for a counter, or a counter has another key. In a `const` that is a
+    /// compile error.
     #[must_use]
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
     pub const fn new(name: &'static str, counters: &'static [CounterId], score: fn(&[i64]) -> Option<i64>) -> Self {
@@ -90,12 +98,15 @@ impl<K: Key> Leaderboard<K, i64> {
 }
 
 impl<K: Key> Leaderboard<K, Decayed> {
-    /// A leaderboard by a counter keyed (key, epoch) that holds decayed amounts: each key by its exact decayed sum, the same at any time.
-    /// A key whose sum is 0 is not listed. A change costs a read of all epochs of its key: prune old ones.
+    /// A leaderboard by a counter keyed (key, epoch) of decayed amounts: each key has its exact
+    /// decayed sum as score, the same at any time.
+    ///
+    /// A key whose sum is 0 is not listed. A change costs a read of all epochs of its key, so prune
+    /// old ones.
     ///
     /// # Panics
     ///
-    /// When the name is no counter's name; in a `const` that is a compile error.
+    /// If the name is not valid for a counter. In a `const` that is a compile error.
     #[must_use]
     pub const fn decayed(name: &'static str, counter: Counter<(K, i64)>) -> Self {
         Self::of(LeaderboardId { counter: Counter::<K>::new(name).id(), of: Of::Epochs([counter.id()]) })
@@ -107,8 +118,13 @@ impl<K: Key, S> Leaderboard<K, S> {
         Self { id, types: PhantomData }
     }
 
-    /// The same leaderboard with another version; raise it when the meaning of its score changes, and rebuild it. Unlike versions of a counter, those of a
-    /// leaderboard share one table, so processes with both cannot run side by side: give the leaderboard another name for that.
+    /// The same leaderboard with another version.
+    ///
+    /// Raise it when the meaning of its score changes, and rebuild the leaderboard.
+    ///
+    /// Unlike versions of a counter, versions of a leaderboard share one table, so processes with
+    /// different versions cannot run side by side. If you need that, give the leaderboard another
+    /// name.
     #[must_use]
     pub const fn version(mut self, version: u32) -> Self {
         self.id.counter = Counter::<K>::new(self.id.counter.name()).version(version).id();
@@ -122,10 +138,10 @@ impl<K: Key, S> Leaderboard<K, S> {
     }
 }
 
-/// What identifies a leaderboard, and makes its scores.
+/// What identifies a leaderboard, and computes its scores.
 #[derive(Clone, Copy)]
 pub struct LeaderboardId {
-    /// Its name, version and key, as a counter has them.
+    /// Its name, version and key, in the form of a counter.
     counter: CounterId,
     of: Of,
 }
@@ -149,7 +165,7 @@ impl LeaderboardId {
         self.counter.name()
     }
 
-    /// The counters that its scores are made of.
+    /// The counters that its scores are computed from.
     #[must_use]
     pub const fn counters(&self) -> &[CounterId] {
         match &self.of {
@@ -166,12 +182,13 @@ impl LeaderboardId {
         self.counter.parts()
     }
 
-    /// The name of its table: its own, with underscores for dots, whatever its version: a leaderboard is rebuilt, not kept beside another.
+    /// The name of its table: its own name, with underscores for dots. It does not depend on the
+    /// version, because a leaderboard is rebuilt instead of kept in two versions.
     pub(crate) fn table_name(&self) -> String {
         self.name().replace('.', "_")
     }
 
-    /// The leaderboard's key in a key of one of its counters.
+    /// The leaderboard's key within a key of one of its counters.
     pub(crate) fn key_of(&self, counter: &CounterId, key: &KeyBuf) -> Result<KeyBuf> {
         rollup_update::split(counter, key, self.parts().len()).map(|(own, _)| own)
     }
@@ -185,7 +202,7 @@ impl LeaderboardId {
         ours.map(|(counter, key, _)| self.key_of(&counter, key)).collect()
     }
 
-    /// A key's score, made of its totals.
+    /// A key's score, computed from its totals.
     pub(crate) fn score(&self, store: &mut dyn Store, key: &KeyBuf) -> Result<Option<Cell>> {
         let mut totals = Vec::with_capacity(self.counters().len());
         for counter in self.counters() {
@@ -199,12 +216,13 @@ impl LeaderboardId {
         self.score_of(key, &totals)
     }
 
-    /// Whether scores are made of all epochs of a key, and not of the key's own totals.
+    /// Whether scores are computed from all epochs of a key instead of the key's own totals.
     pub(crate) const fn has_epochs(&self) -> bool {
         matches!(self.of, Of::Epochs(_))
     }
 
-    /// A key's score, made of these totals: one of each counter in their order, or those of all epochs.
+    /// A key's score, computed from these totals: one of each counter in their order, or those of
+    /// all epochs.
     pub(crate) fn score_of(&self, key: &KeyBuf, totals: &[(KeyBuf, i64)]) -> Result<Option<Cell>> {
         match &self.of {
             Of::Totals { score, .. } => {
@@ -225,7 +243,8 @@ impl LeaderboardId {
         }
     }
 
-    /// Calls `each` with every key that has a total in one of the counters; a key may come several times.
+    /// Calls `each` with every key that has a total in one of the counters. A key may come several
+    /// times.
     pub(crate) fn each_key(
         &self,
         store: &mut dyn Store,
@@ -253,7 +272,7 @@ impl LeaderboardId {
     }
 }
 
-/// Totals that a rebuild reads at once.
+/// How many totals a rebuild reads at once.
 const KEYS_PAGE: usize = 1024;
 
 /// A score as it is stored.
@@ -265,7 +284,7 @@ pub enum Cell {
     Decayed(Decayed),
 }
 
-/// A type of score: `i64`, or [`Decayed`].
+/// A type of score: `i64` or [`Decayed`].
 pub trait Score: Ord + Clone + sealed::Sealed {
     #[doc(hidden)]
     fn from_cell(cell: Cell) -> Option<Self>;
@@ -303,15 +322,16 @@ impl Score for Decayed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ranked<K, S> {
-    /// From 1 on; no two keys share one.
+    /// The rank, from 1 on. No two keys share one.
     pub rank: u64,
-    /// Who is ranked.
+    /// The ranked key.
     pub key: K,
     /// The score.
     pub score: S,
 }
 
-/// The statements that make a leaderboard's table and its index, and write its line into the catalogue.
+/// The statements that create a leaderboard's table and index and insert its row into the
+/// catalogue.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn ddl(dialect: Dialect, leaderboard: &LeaderboardId, ready: bool) -> [String; 3] {
     let [table, index] = create(dialect, leaderboard);
@@ -323,7 +343,7 @@ pub(crate) fn listed(leaderboard: &LeaderboardId, ready: bool) -> String {
     sql::listed_as(leaderboard.name(), &leaderboard.counter, &storage_clause(leaderboard), ready)
 }
 
-/// The statements that make a leaderboard's table and its index.
+/// The statements that create a leaderboard's table and index.
 pub(crate) fn create(dialect: Dialect, leaderboard: &LeaderboardId) -> [String; 2] {
     let table = leaderboard.table_name();
     let columns = sql::columns(dialect, leaderboard.parts());
@@ -336,7 +356,8 @@ pub(crate) fn create(dialect: Dialect, leaderboard: &LeaderboardId) -> [String; 
     ]
 }
 
-/// Writes a leaderboard's version, and what it is made of, anew into the catalogue, and whether it is ready.
+/// The statement that updates a leaderboard's version, storage clause and readiness in the
+/// catalogue.
 pub(crate) fn enlist_anew(leaderboard: &LeaderboardId, ready: bool) -> String {
     let (name, version, storage_clause, ready) =
         (leaderboard.name(), leaderboard.counter.version(), storage_clause(leaderboard), i64::from(ready));
@@ -353,7 +374,7 @@ pub(crate) const fn score_column(dialect: Dialect, leaderboard: &LeaderboardId) 
     }
 }
 
-/// Where a leaderboard lives and what it is made of, as the catalogue says it.
+/// A leaderboard's storage and what it is computed from, as the catalogue spells it.
 pub(crate) fn storage_clause(leaderboard: &LeaderboardId) -> String {
     let names: Vec<_> = leaderboard.counters().iter().map(CounterId::full_name).collect();
     format!("leaderboard of {}", names.join(", "))

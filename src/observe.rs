@@ -1,31 +1,35 @@
-//! Monitoring: what stores and reconciler tell the crates `metrics` and `tracing`, features that are off by default.
+//! Monitoring: what stores and the reconciler report to the crates `metrics` and `tracing`,
+//! features that are off by default.
 //!
-//! No label and no event ever holds a key, or the text of an error, which may name one: keys may be personal data. They
-//! are in the report and in the error that the caller gets.
+//! No label and no event ever contains a key, or the text of an error, which may name one: keys may
+//! be personal data. Find them in the report and in the error that the caller gets.
 //!
 //! # Metrics
 //!
 //! | name | kind | labels | what it counts |
 //! | --- | --- | --- | --- |
-//! | `keepcount_deltas_applied_total` | counter | `counter` | totals changed by applying batches, those of rollups included |
-//! | `keepcount_batches_applied_total` | counter | `store` | batches applied that changed a total |
-//! | `keepcount_apply_seconds` | histogram | `store` | how long applying one took |
+//! | `keepcount_deltas_applied_total` | counter | `counter` | totals changed by applying batches, rollups included |
+//! | `keepcount_batches_applied_total` | counter | `store` | applied batches that changed a total |
+//! | `keepcount_apply_seconds` | histogram | `store` | the time that applying a batch took |
 //! | `keepcount_pages_verified_total` | counter | `counter` | pages compared with their rows |
 //! | `keepcount_keys_verified_total` | counter | `counter` | keys compared |
-//! | `keepcount_rows_verified_total` | counter | `counter` | rows added up for that |
+//! | `keepcount_rows_verified_total` | counter | `counter` | rows summed for that |
 //! | `keepcount_drift_total` | counter | `counter`, `kind` | keys that differed: `wrong`, `missing` or `orphan` |
 //! | `keepcount_repairs_total` | counter | `counter` | totals repaired |
-//! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **the figure to alert on**, see [`Freshness`](crate::reconcile::Freshness) |
+//! | `keepcount_verification_age_seconds` | gauge | `counter` | the age of the last complete clean verification: **alert on this**, see [`Freshness`](crate::reconcile::Freshness) |
 //!
-//! `counter` is a counter's [full name](CounterId::full_name); `store` is `memory`, `sqlite` or `postgres`, through whatever library: a batch that is applied by
-//! statements of [`sql`](crate::sql) is told of by [`applied`]. It counts when it was applied; whether the transaction around it then commits is the
-//! application's to know. In memory, a single delta takes less time than reading the clock does, so that one in 64 of
-//! them is timed on each thread, the first included; all other batches are. A reconciler's pages are counted by
-//! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async), not by a driver of your own.
+//! `counter` is a counter's [full name](CounterId::full_name). `store` is `memory`, `sqlite` or
+//! `postgres`, whatever library is used: if you apply a batch with the statements of
+//! [`sql`](crate::sql), report it with [`applied`]. A batch counts when it is applied; whether the
+//! surrounding transaction then commits, only the application knows. In memory, a single delta
+//! takes less time than reading the clock, so only one in 64 of them is timed on each thread, the
+//! first included. All other batches are timed. [`run`](crate::reconcile::run) and
+//! [`run_async`](crate::reconcile::run_async) count a reconciler's pages; your own driver does not.
 //!
 //! # Events
 //!
-//! All of target `keepcount`; those of a run are in its span `reconcile`, whose field `mode` is `verify`, `repair` or `backfill`.
+//! All events have the target `keepcount`. Those of a run are in its span `reconcile`, whose field
+//! `mode` is `verify`, `repair` or `backfill`.
 //!
 //! | level | event | fields |
 //! | --- | --- | --- |
@@ -40,11 +44,12 @@
 //! # Examples
 //!
 //! ```
-//! // Once at start, after an exporter was installed; without the feature `metrics` it does nothing.
+//! // Once at start, after an exporter was installed. Does nothing without the feature `metrics`.
 //! keepcount::observe::describe();
 //! ```
 
-// The only file that knows these features: without them the functions are empty, and their arguments unused.
+// Only this file knows these features. Without them the functions are empty and their arguments
+// unused.
 #![cfg_attr(not(all(feature = "metrics", feature = "tracing")), allow(unused_variables, clippy::missing_const_for_fn))]
 
 use std::borrow::Cow;
@@ -58,7 +63,7 @@ use crate::rollup_update::RollupUpdate;
 use crate::sql::Dialect;
 use crate::store::Applied;
 
-/// Code that is there with the feature `metrics` only.
+/// Code that exists only with the feature `metrics`.
 macro_rules! metric {
     ($($code:tt)*) => {
         #[cfg(feature = "metrics")]
@@ -66,7 +71,7 @@ macro_rules! metric {
     };
 }
 
-/// An event that is there with the feature `tracing` only.
+/// An event that exists only with the feature `tracing`.
 macro_rules! event {
     ($level:ident, $($field:tt)*) => {
         #[cfg(feature = "tracing")]
@@ -74,14 +79,16 @@ macro_rules! event {
     };
 }
 
-/// Tells the metrics recorder what each metric counts and in what unit; without the feature `metrics` it does nothing.
+/// Describes each metric and its unit to the metrics recorder.
 ///
-/// Exporters show that as help texts. Call it once, after the exporter was installed.
+/// Does nothing without the feature `metrics`.
+///
+/// Exporters show the descriptions as help texts. Call it once, after the exporter was installed.
 pub fn describe() {
     metric!(counts::describe());
 }
 
-/// Which store applied a batch.
+/// The kind of store that applied a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(all(feature = "sqlite", feature = "postgres")), allow(dead_code))]
 pub(crate) enum Backend {
@@ -99,14 +106,14 @@ impl From<Dialect> for Backend {
     }
 }
 
-/// When an apply began, where it is timed.
+/// When an apply began, if it is timed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Began {
     #[cfg(feature = "metrics")]
     at: Option<std::time::Instant>,
 }
 
-/// Before a batch is applied.
+/// Call before a batch is applied.
 #[inline]
 pub(crate) fn begin(backend: Backend, batch: &Batch) -> Began {
     Began {
@@ -115,7 +122,7 @@ pub(crate) fn begin(backend: Backend, batch: &Batch) -> Began {
     }
 }
 
-/// After a store applied a batch.
+/// Call after a store applied a batch.
 #[inline]
 pub(crate) fn stored(backend: Backend, began: Began, batch: &Batch, applied: &Applied) {
     if applied.totals > 0 {
@@ -130,8 +137,11 @@ pub(crate) fn stored(backend: Backend, began: Began, batch: &Batch, applied: &Ap
     }
 }
 
-/// Tells of a batch whose statements an application ran through a library of its own, as stores tell of theirs, and how long they took: call it once
-/// behind the last of a [`RollupUpdate`]'s statements. Without the features `metrics` and `tracing` it does nothing.
+/// Reports a batch whose statements you ran through another library, and the time they took, as
+/// stores report theirs.
+///
+/// Call it once after the last of a [`RollupUpdate`]'s statements. Does nothing without the
+/// features `metrics` and `tracing`.
 ///
 /// # Examples
 ///
@@ -162,7 +172,7 @@ pub fn applied(dialect: Dialect, update: &RollupUpdate<'_>, took: Duration) {
     }
 }
 
-/// A run that is driven; its events are in its span until this is dropped.
+/// A run that is being driven. Its events are in its span until this is dropped.
 pub(crate) struct Run {
     #[cfg(feature = "tracing")]
     _span: tracing::span::EnteredSpan,
@@ -175,7 +185,7 @@ pub(crate) fn run(mode: Mode) -> Run {
     }
 }
 
-/// A run that waits: its events are in its span, which is entered whenever the run goes on.
+/// An async run. Its events are in its span, which is entered whenever the run is polled.
 pub(crate) async fn run_async<F: Future>(mode: Mode, run: F) -> F::Output {
     #[cfg(feature = "tracing")]
     let run = tracing::Instrument::instrument(run, span(mode));
@@ -187,7 +197,7 @@ fn span(mode: Mode) -> tracing::Span {
     tracing::info_span!(target: "keepcount", "reconcile", %mode)
 }
 
-/// After a page was compared. One warning a page says what drifted, however much it is.
+/// Call after a page was compared. One warning for each page states the drift, however much it is.
 pub(crate) fn compared(counter: &CounterId, diff: &PageDiff) {
     let [wrong, missing, orphan] = kinds(&diff.drifts);
     metric!(counts::compared(counter, diff, [wrong, missing, orphan]));
@@ -205,7 +215,7 @@ pub(crate) fn compared(counter: &CounterId, diff: &PageDiff) {
     }
 }
 
-/// After a repair.
+/// Call after a repair.
 pub(crate) fn repaired(counter: &CounterId, repaired: &Repaired) {
     if repaired.corrected > 0 {
         metric!(counts::repaired(counter, repaired.corrected));
@@ -213,12 +223,13 @@ pub(crate) fn repaired(counter: &CounterId, repaired: &Repaired) {
     }
 }
 
-/// After a backfill made a counter ready to be read.
+/// Call after a backfill made a counter ready to be read.
 pub(crate) fn readied(counter: &CounterId) {
     event!(INFO, counter = &*counter.full_name(), "a counter is ready");
 }
 
-/// After a step failed, be it tried again or not. The error's text stays away: it may hold a key.
+/// Call after a step failed, whether it is retried or not. The error's text is left out: it may
+/// contain a key.
 pub(crate) fn failed(counter: Option<CounterId>, error: &'static str, recovery: Recovery, ends: bool) {
     let counter = counter.map_or(Cow::Borrowed(""), |counter| counter.full_name());
     let recovery = match recovery {
@@ -229,7 +240,7 @@ pub(crate) fn failed(counter: Option<CounterId>, error: &'static str, recovery: 
     event!(WARN, counter = &*counter, error, recovery, ends, "a step failed");
 }
 
-/// After the last step of a run.
+/// Call after the last step of a run.
 pub(crate) fn ended(report: &Report) {
     let keys: u64 = report.counters.iter().map(|counter| counter.keys).sum();
     let corrected: u64 = report.counters.iter().map(|counter| counter.corrected).sum();
@@ -237,12 +248,12 @@ pub(crate) fn ended(report: &Report) {
     event!(INFO, outcome = %report.outcome, pages = report.pages, keys, rows = report.rows, drift, corrected, "a run ended");
 }
 
-/// The age of a counter's last complete clean verification; infinite where there was none.
+/// The age of a counter's last complete clean verification; infinite if there was none.
 pub(crate) fn verification_age(counter: &str, age: Option<Duration>) {
     metric!(counts::verification_age(counter, age));
 }
 
-/// What an error is, without what it is about.
+/// The kind of an error, without what it is about.
 pub(crate) const fn kind(error: &Error) -> &'static str {
     match error {
         Error::Overflow { .. } => "overflow",
@@ -272,7 +283,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
     }
 }
 
-/// How many are wrong, missing, orphan: as reports tell them apart.
+/// The numbers of wrong, missing and orphaned keys, as reports distinguish them.
 fn kinds(drifts: &[Drift]) -> [u64; 3] {
     let count = |is: fn(&Drift) -> bool| drifts.iter().filter(|drift| is(drift)).count() as u64;
     let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.expected == 0));
@@ -317,7 +328,7 @@ mod counts {
     const REPAIRS: &str = "keepcount_repairs_total";
     const AGE: &str = "keepcount_verification_age_seconds";
 
-    /// One single delta in memory of so many is timed.
+    /// One out of this many single deltas in memory is timed.
     const TIMED: u8 = 64;
 
     thread_local! {
@@ -346,7 +357,7 @@ mod counts {
         );
     }
 
-    #[allow(clippy::disallowed_methods)] // how long something took is measured, not decided upon
+    #[allow(clippy::disallowed_methods)] // only measured, never decided upon
     pub(super) fn begin(backend: Backend, batch: &Batch) -> Option<Instant> {
         let single = backend == Backend::Memory && batch.entries().len() == 1;
         let timed = !single || SINGLES.with(|count| count.replace((count.get() + 1) % TIMED)) == 0;
@@ -390,7 +401,7 @@ mod counts {
         let key = || Key::from_parts(DELTAS, vec![Label::new("counter", counter.full_name())]);
         DELTA_KEYS.with(|keys| match keys.try_borrow_mut() {
             Ok(mut keys) => add(keys.entry(counter.order()).or_insert_with(key)),
-            // A recorder that itself applies batches.
+            // The recorder itself applies batches.
             Err(_) => add(&key()),
         });
     }
@@ -400,7 +411,7 @@ mod counts {
         counter!(PAGES, "counter" => name()).increment(1);
         counter!(KEYS, "counter" => name()).increment(diff.keys);
         counter!(ROWS, "counter" => name()).increment(diff.rows);
-        // At 0 too: an alert on an increase needs the series to be there before it increases.
+        // Also at 0: an alert on an increase needs the series to exist before it increases.
         for (kind, count) in [("wrong", wrong), ("missing", missing), ("orphan", orphan)] {
             counter!(DRIFT, "counter" => name(), "kind" => kind).increment(count);
         }

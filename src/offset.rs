@@ -1,12 +1,13 @@
-//! Which events of a stream a batch stands for, so that each is applied once however often it is delivered.
+//! Offsets: which events of a stream a batch covers, so that each event is applied once however
+//! often it is delivered.
 
 use crate::error::{Error, Result};
 
-/// The events of one stream that a batch stands for: numbers `first` to `last`, counted from 1 on.
+/// The events of one stream that a batch covers: the numbers `first` to `last`, counted from 1 on.
 ///
-/// A store keeps for each stream the number of the last event that it applied, in the same transaction as the totals.
-/// [`Store::apply_idempotent`](crate::Store::apply_idempotent) applies what follows it, skips what is not behind it, and refuses what leaves a gap
-/// or overlaps it.
+/// For each stream, a store keeps the number of the last applied event, written in the same
+/// transaction as the totals. [`Store::apply_idempotent`](crate::Store::apply_idempotent) applies
+/// events that follow it, skips events up to it, and refuses events that leave a gap or overlap it.
 ///
 /// # Examples
 ///
@@ -34,9 +35,9 @@ pub struct StreamRange<'a> {
     last: u64,
 }
 
-/// The longest name of a stream, in bytes.
+/// The maximum length of a stream's name, in bytes.
 pub(crate) const MAX_STREAM: usize = 256;
-/// The last number that an event can have: SQL stores numbers up to here.
+/// The largest number that an event can have: SQL stores numbers up to here.
 const MAX_LAST: u64 = i64::MAX.unsigned_abs();
 
 impl<'a> StreamRange<'a> {
@@ -44,8 +45,8 @@ impl<'a> StreamRange<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when the stream's name is empty or longer than 256 bytes, when `first` is 0 or behind `last`, or `last` is
-    /// above 2^63 - 1.
+    /// [`Error::InvalidUse`] if the stream's name is empty or longer than 256 bytes, `first` is 0
+    /// or greater than `last`, or `last` is above 2^63 - 1.
     pub fn new(stream: &'a str, first: u64, last: u64) -> Result<Self> {
         let refused = |reason| Err(Error::invalid_use("stream range", reason));
         if stream.is_empty() || stream.len() > MAX_STREAM {
@@ -77,12 +78,15 @@ impl<'a> StreamRange<'a> {
         self.last
     }
 
-    /// Whether these events are to be applied, where `applied` was the last one before: true when they follow it, false when all of
-    /// them were applied. For a store of your own.
+    /// Whether to apply these events if `applied` is the last applied one: true if they follow it,
+    /// false if all of them were applied.
+    ///
+    /// For your own store.
     ///
     /// # Errors
     ///
-    /// [`Error::Gap`] when events between are missing, [`Error::Overlap`] when some of these were applied, and some not.
+    /// [`Error::Gap`] if events in between are missing, [`Error::Overlap`] if some of these were
+    /// applied and some were not.
     pub fn follows(&self, applied: u64) -> Result<bool> {
         let Self { stream, first, last } = *self;
         if last <= applied {
@@ -97,7 +101,8 @@ impl<'a> StreamRange<'a> {
     }
 }
 
-/// The first event that is to be delivered, where `applied` was the last one before and the stream's log ends at `end`.
+/// The first event to deliver, if `applied` is the last applied one and the stream's log ends at
+/// `end`.
 pub(crate) fn replay_from(stream: &str, applied: u64, end: u64) -> Result<u64> {
     if applied > end {
         return Err(Error::LogTruncated { stream: stream.to_owned(), applied, end });

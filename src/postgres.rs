@@ -1,4 +1,5 @@
-//! Totals in PostgreSQL's tables, over the caller's own client or transaction: the engine's face for those who wait.
+//! Totals in PostgreSQL tables, over the caller's own client or transaction: the engine's async
+//! interface.
 
 use std::fmt;
 
@@ -18,16 +19,22 @@ use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Sweep, Swept};
 
-/// Totals in tables beside the application's rows; borrows its client or transaction, so it is made where it is used.
+/// Totals in tables next to the application's rows.
 ///
-/// [`new`](Self::new) takes whatever can begin a transaction, a client or a transaction, and applies in a transaction or savepoint of its own: a
-/// batch that fails leaves the caller's transaction as it was, unless the end of its savepoint is cancelled too: then the transaction is aborted, and
-/// commits nothing. [`in_transaction`](Self::in_transaction) takes a transaction and applies in it, which spares two round trips;
-/// after an apply that failed, or whose future was dropped before it was ready, roll the transaction back. Apply once a transaction, as its last
-/// statement before the commit: then rows are locked for the shortest time, in one order for all, and own tables do not deadlock.
+/// It borrows its client or transaction, so make it where you use it.
 ///
-/// Works at any isolation level; above READ COMMITTED a transaction that is older than what it meets fails to serialize ([`Error::Busy`]), and never
-/// drifts.
+/// [`new`](Self::new) takes a client or a transaction, and applies in its own transaction or
+/// savepoint. A batch that fails leaves the caller's transaction as it was, unless the end of the
+/// savepoint is cancelled too: then the transaction is aborted and commits nothing.
+/// [`in_transaction`](Self::in_transaction) takes a transaction and applies directly in it, which
+/// saves two round trips; if an apply then fails, or its future is dropped before it is ready, roll
+/// the transaction back.
+///
+/// Apply once in each transaction, as its last statement before the commit. Then rows are locked
+/// for the shortest time, in one order for all, and keepcount's tables do not deadlock.
+///
+/// It works at any isolation level. Above READ COMMITTED, a transaction whose snapshot is older
+/// than a row that it meets fails to serialize ([`Error::Busy`]) and never causes drift.
 ///
 /// # Examples
 ///
@@ -58,9 +65,9 @@ pub struct PostgresStore<'c, C> {
 }
 
 enum Conn<'c, C> {
-    /// Begins transactions, or savepoints, of its own.
+    /// Begins its own transactions, or savepoints.
     Own(&'c mut C),
-    /// A transaction that is the caller's.
+    /// A transaction of the caller.
     Within(&'c C),
 }
 
@@ -71,7 +78,10 @@ impl<C> fmt::Debug for PostgresStore<'_, C> {
 }
 
 impl<'c, 't> PostgresStore<'c, tokio_postgres::Transaction<'t>> {
-    /// The store of these counters in a transaction: what is applied commits, or rolls back, with it. Does no I/O.
+    /// A store of these counters within a transaction: what you apply commits or rolls back with
+    /// it.
+    ///
+    /// Does no I/O.
     #[must_use]
     pub const fn in_transaction(tx: &'c tokio_postgres::Transaction<'t>, schema: &'c Schema) -> Self {
         Self { conn: Conn::Within(tx), schema, prepared: None }
@@ -79,17 +89,19 @@ impl<'c, 't> PostgresStore<'c, tokio_postgres::Transaction<'t>> {
 }
 
 impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
-    /// The store of these counters over a client, each apply in a transaction of its own, or over a transaction, in a savepoint of its own. Does no
-    /// I/O: call [`check`](Self::check) once at start.
+    /// A store of these counters over a client, with a transaction for each apply, or over a
+    /// transaction, with a savepoint for each.
     ///
-    /// A client on which a transaction was begun by a statement, and not by `Client::transaction`, looks as one without, and is not for a store: what it commits
-    /// would be that one's.
+    /// Does no I/O: call [`check`](Self::check) once at start.
+    ///
+    /// Do not pass a client on which you executed a literal `BEGIN`: the driver cannot see that
+    /// transaction, and the store would commit it.
     #[must_use]
     pub const fn new(client: &'c mut C, schema: &'c Schema) -> Self {
         Self { conn: Conn::Own(client), schema, prepared: None }
     }
 
-    /// Keeps prepared statements in what stands beside the connection.
+    /// Keeps prepared statements in `prepared`, which belongs to the connection.
     #[must_use]
     pub const fn prepared(mut self, prepared: &'c PreparedStatements) -> Self {
         self.prepared = Some(prepared);
@@ -103,26 +115,34 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         }
     }
 
-    /// Makes the catalogue and the tables that are not there yet, and checks those that are; in the first schema of the search path. Processes that
-    /// call it at once come one after the other.
+    /// Creates the catalogue and the missing tables in the first schema of the search path, and
+    /// checks the existing ones.
     ///
-    /// In a database without a catalogue every counter is ready to be read at once, as there are no rows yet; where there are, call
-    /// [`create_pending_backfill`](Self::create_pending_backfill). Where the catalogue is there already, a counter that comes new is not ready: there may be
-    /// rows from before, and processes that do not know it may still write. (A counter with many totals that becomes a membership gets its index while its writers
-    /// wait; make it CONCURRENTLY before, by the statement in [`Schema::ddl`](crate::Schema::ddl).) From now on it counts, and once every writer runs its hooks, a
-    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A leaderboard that comes new is empty and not ready until it is
-    /// [rebuilt](Self::rebuild). docs/deploy.md has the steps.
+    /// Concurrent calls wait for each other.
+    ///
+    /// In a database without a catalogue every counter is ready to be read at once, as there are no
+    /// rows yet. If there are rows, call
+    /// [`create_pending_backfill`](Self::create_pending_backfill). If the catalogue already exists,
+    /// a new counter is not ready: there may be rows from before, and processes that do not know it
+    /// may still write. It counts from now on. Once every writer runs its hooks, a
+    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A new leaderboard is empty and
+    /// not ready until it is [rebuilt](Self::rebuild). docs/deploy.md has the steps.
+    ///
+    /// A counter with many totals that becomes a membership gets its index while its writers wait.
+    /// To avoid that, first create it CONCURRENTLY, with the statement in
+    /// [`Schema::ddl`](crate::Schema::ddl).
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`] when a table of a counter's name is there and is not in the catalogue, or is not what the schema
-    /// wants, or a name is longer than PostgreSQL's, or the catalogue is in another schema than the first of `search_path`; nothing is made then.
+    /// [`Error::SchemaMismatch`] if a table with a counter's name exists but is not in the
+    /// catalogue, a table does not match the schema, a name is too long for PostgreSQL, or the
+    /// catalogue is in another schema than the first of `search_path`. Nothing is created then.
     pub async fn create(&mut self) -> Result<()> {
         engine::schema::create(&mut self.executor(), self.schema, false).await
     }
 
-    /// As [`create`](Self::create), for counters of rows that are there already: no counter that comes new is ready, in a database without a
-    /// catalogue either.
+    /// Like [`create`](Self::create), for counters of rows that already exist: no new counter is
+    /// ready, even in a database without a catalogue.
     ///
     /// # Errors
     ///
@@ -131,89 +151,107 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         engine::schema::create(&mut self.executor(), self.schema, true).await
     }
 
-    /// Compares catalogue and tables with the schema.
+    /// Compares the catalogue and the tables with the schema.
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`], naming the table, when one is absent, has other columns or another primary key, has triggers, rules, row security or children, is
-    /// temporary or unlogged or in another schema than the catalogue, sorts texts otherwise than by bytes, or holds another version or key than the schema says.
+    /// [`Error::SchemaMismatch`], naming the table, if a table is absent, has other columns or
+    /// another primary key, has triggers, rules, row security or children, is temporary or unlogged
+    /// or in another schema than the catalogue, does not sort texts by bytes, or has another
+    /// version or key than the schema.
     pub async fn check(&mut self) -> Result<()> {
         engine::schema::check(&mut self.executor(), self.schema).await
     }
 
-    /// The counters and leaderboards of this database that the schema does not have, by their full names: those that an older schema had, and, seen from
-    /// an older schema, those that are new. Nobody who writes by this schema keeps their totals.
+    /// The counters and leaderboards of this database that the schema does not have, by their full
+    /// names.
+    ///
+    /// They come from an older schema or, if this schema is the older one, from a newer. No process
+    /// that writes with this schema maintains their totals.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's errors.
     pub async fn orphaned(&mut self) -> Result<Vec<String>> {
-        engine::schema::lost(&mut self.executor(), self.schema).await
+        engine::schema::orphaned(&mut self.executor(), self.schema).await
     }
 
-    /// Drops the table of a counter or leaderboard that is [lost](Self::orphaned), and its row in the catalogue, in one transaction. A process that still has
-    /// it fails from then on with each write to it: call it by hand, once the last of them is gone.
+    /// Drops the table of an [orphaned](Self::orphaned) counter or leaderboard, and its row in the
+    /// catalogue, in one transaction.
+    ///
+    /// Call it by hand, once no process has the counter in its schema: each write to it would fail
+    /// from then on.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] when the database has none of this name, [`Error::InvalidUse`] when the schema has it, or a rollup or leaderboard is made of
-    /// it, which is to be dropped first; and what the database says. Nothing is dropped then.
+    /// [`Error::UnknownCounter`] if the database has nothing with this name; [`Error::InvalidUse`]
+    /// if the schema has it, or if a rollup or leaderboard is made of it, which you must drop
+    /// first; and those of the database. Nothing is dropped then.
     pub async fn drop_counter(&mut self, name: &str) -> Result<()> {
-        engine::schema::forget(&mut self.executor(), self.schema, name).await
+        engine::schema::drop_counter(&mut self.executor(), self.schema, name).await
     }
 
-    /// Whether a counter may be read: it, and all that it sums, are ready.
+    /// Whether a counter may be read: it, and everything that it sums, is ready.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that is not the schema's, and what the database says.
+    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that the schema
+    /// does not have, and those of the database.
     pub async fn is_ready(&mut self, counter: CounterId) -> Result<bool> {
         engine::readiness::is_ready(&mut self.executor(), self.schema, counter).await
     }
 
-    /// The counters of the schema that are to be backfilled, in the order of names; for
-    /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped). A rollup above them may be ready itself, and is refused to readers
-    /// until they are.
+    /// The counters of the schema that need a backfill, in the order of names, for
+    /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped).
+    ///
+    /// A rollup above them may itself be ready; reading it is refused until they are.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's errors.
     pub async fn unready(&mut self) -> Result<Vec<CounterId>> {
         engine::readiness::unready(&mut self.executor(), self.schema).await
     }
 
-    /// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before `before`; from now on hooks and audits
-    /// leave such keys alone. The cutoff never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    /// Drops the totals of a counter, and of its rollups by suffix, whose last key part is before
+    /// `before`, and returns how many were dropped.
     ///
-    /// One transaction, whose cost grows with the counter's totals; writers of the counter wait for it.
+    /// From now on hooks and audits ignore such keys. The cutoff never goes back: an earlier one
+    /// changes nothing. It takes one transaction, whose cost grows with the counter's totals.
+    /// Writers of the counter wait for it.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when the counter is not placed as [`prunable`](crate::CounterSpec::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
-    /// database says.
+    /// [`Error::InvalidUse`] if the counter is not declared as
+    /// [`prunable`](crate::CounterSpec::prunable) or `T` has several parts, [`Error::Rollup`] for a
+    /// rollup, and those of the database.
     pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
         engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff).await
     }
 
-    /// The streams behind one, in the order of their names' bytes, at most `limit`, each with its last event that was applied; from the first where
-    /// `after` is none.
+    /// At most `limit` streams after `after`, in the order of their names' bytes, each with its
+    /// last applied event.
+    ///
+    /// `None` starts at the first stream.
     ///
     /// # Errors
     ///
-    /// What the database says, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an offset that somebody else wrote.
+    /// The database's errors, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an
+    /// offset that somebody else wrote.
     pub async fn offsets(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
         engine::read::offsets(&mut self.executor(), after, limit).await
     }
 
-    /// Forgets the offset of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are. Whoever applies the stream just now
-    /// is waited for.
+    /// Drops the offset of a stream that ended, and returns it; 0 if there was none.
     ///
-    /// A store without an offset takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
+    /// Totals do not change. It waits for a transaction that is applying the stream. Without an
+    /// offset, a store takes every event as new: if the stream is ever delivered again, from the
+    /// first event on, it counts again.
     ///
     /// # Errors
     ///
-    /// As [`offsets`](Self::offsets); the offset stays then.
+    /// As [`offsets`](Self::offsets). The offset stays then.
     pub async fn forget_offset(&mut self, stream: &str) -> Result<u64> {
         engine::sweep::forget_offset(&mut self.executor(), stream).await
     }
@@ -222,8 +260,9 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// # Errors
     ///
-    /// What the database says; [`Error::Key`] for a key that is none of the leaderboard's type; [`Error::NotReady`] while the leaderboard came new and is
-    /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
+    /// The database's errors; [`Error::Key`] if a key does not decode to the leaderboard's key
+    /// type; [`Error::NotReady`] if the leaderboard is new and not yet [rebuilt](Self::rebuild), or
+    /// a counter that it is made of is not ready.
     pub async fn top<K: Key, S: Score>(
         &mut self,
         leaderboard: Leaderboard<K, S>,
@@ -232,7 +271,9 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         engine::leaderboard::top(&mut self.executor(), self.schema, leaderboard, limit).await
     }
 
-    /// The lines behind one that was read before: ranks go on from its rank, whatever has changed meanwhile.
+    /// The lines after a line that was read before.
+    ///
+    /// Ranks continue from its rank, whatever has changed in between.
     ///
     /// # Errors
     ///
@@ -246,7 +287,9 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         engine::leaderboard::top_after(&mut self.executor(), self.schema, leaderboard, after, limit).await
     }
 
-    /// The line of one key; none where it is not listed. Counts the lines before it: costs O(rank).
+    /// The line of one key; `None` if it is not listed.
+    ///
+    /// Counts the lines before it, so it costs O(rank).
     ///
     /// # Errors
     ///
@@ -269,37 +312,51 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         engine::leaderboard::listed(&mut self.executor(), self.schema, &leaderboard.id()).await
     }
 
-    /// Makes every score of a leaderboard anew from totals, in one transaction, and the leaderboard ready to be read; says how many lines were not as they should
-    /// be. Needed once for a leaderboard that came new to a database, after a leaderboard's version was raised, which it writes into the catalogue, and after
-    /// totals were changed behind keepcount's back. Writers of the leaderboard's counters wait for it.
+    /// Recomputes every score of a leaderboard from totals, marks it ready to be read, and returns
+    /// how many lines were wrong.
     ///
-    /// Whoever calls it states that every process which writes has this leaderboard in its schema by now: one that has not leaves lines as they are.
+    /// Call it once for a leaderboard that is new in a database, after you raised a leaderboard's
+    /// version (which it writes into the catalogue), and after totals were changed without the
+    /// hooks. It takes one transaction; writers of the leaderboard's counters wait for it.
+    ///
+    /// Call it only after every process that writes has this leaderboard in its schema: nothing can
+    /// check that for you, and a process without it does not update the lines.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's errors.
     pub async fn rebuild<K: Key, S: Score>(&mut self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
         engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()).await
     }
 }
 
 impl PostgresStore<'_, Client> {
-    /// Writes rows of the application's own and applies their batch in one transaction. With [`prepared`](Self::prepared) statements that takes one round trip or two, once
-    /// they are known, where no total has to be read first: where the schema has no rollup, leaderboard or prunable counter. So totals are locked for no longer
-    /// than the commit takes. Gives how many rows each statement wrote.
+    /// Writes the application's rows and applies their batch in one transaction, and returns how
+    /// many rows each statement wrote.
     ///
-    /// It is one round trip of a single message, up to a mebibyte, where values are booleans, integers, floats, texts, bytes, days and moments from the year 1 to 9999, UUIDs, JSON, enums, or
-    /// arrays of these without nulls. They are literals of that message then, and so in what the server logs of a statement that fails;
-    /// [`PreparedStatements::by_parameters`] does without. Else BEGIN is answered before anything else is sent.
+    /// With [`prepared`](Self::prepared) statements that are already known it takes one or two
+    /// round trips, if no total must be read first: the schema must have no rollup, leaderboard or
+    /// prunable counter. So totals are locked no longer than the commit takes.
     ///
-    /// The client must not be in a transaction that was begun by a statement: this one would be part of it, committed or not.
+    /// It is one round trip with a single message of up to a mebibyte if all values are booleans,
+    /// integers, floats, texts, bytes, dates and timestamps from the year 1 to 9999, UUIDs, JSON,
+    /// enums, or arrays of these without nulls. The values are then literals of that message, so
+    /// they appear in the server's log of a statement that fails;
+    /// [`PreparedStatements::by_parameters`] avoids that. Otherwise BEGIN is answered before
+    /// anything else is sent.
     ///
-    /// For writes whose batch is known before they run, such as inserts: an update or delete has to learn from the database what was there. Each statement must
-    /// fail where it does not write what was counted: an `INSERT .. ON CONFLICT DO NOTHING` writes no row, and its total is counted all the same.
+    /// The client must not be in a transaction that was begun by a literal `BEGIN`: this write
+    /// would be part of it, committed or not.
+    ///
+    /// Use it for writes whose batch is known before they run, such as inserts; an update or delete
+    /// must first learn from the database what was there. Each statement must fail if it does not
+    /// write what was counted: an `INSERT .. ON CONFLICT DO NOTHING` may write no row, and its
+    /// total is counted anyway.
     ///
     /// # Errors
     ///
-    /// As [`apply`](AsyncStore::apply), and what the database says of the rows; nothing is written then, unless it is [`Error::Indeterminate`].
+    /// As [`apply`](AsyncStore::apply), and those of the database for the rows. Nothing is written
+    /// then, unless it is [`Error::Indeterminate`].
     ///
     /// # Examples
     ///
@@ -323,13 +380,17 @@ impl PostgresStore<'_, Client> {
         self.write_with(rows, batch, None).await
     }
 
-    /// As [`write`](Self::write), and moves a stream's offset in the same transaction: events that were applied before write neither rows nor totals. So a write
-    /// whose outcome is [unknown](Error::Indeterminate) is given again as it is, and is written or [skipped](Applied::skipped). Takes two round trips more, as the offset is looked at
-    /// first.
+    /// Like [`write`](Self::write), and advances a stream's offset in the same transaction: events
+    /// that were applied before write neither rows nor totals.
+    ///
+    /// So you may repeat a write whose outcome is [unknown](Error::Indeterminate) as it is: it is
+    /// written or [skipped](Applied::skipped). It takes two more round trips, because the offset is
+    /// checked first.
     ///
     /// # Errors
     ///
-    /// As [`apply_idempotent`](AsyncStore::apply_idempotent), and what the database says of the rows; nothing is written then, unless it is [`Error::Indeterminate`].
+    /// As [`apply_idempotent`](AsyncStore::apply_idempotent), and those of the database for the
+    /// rows. Nothing is written then, unless it is [`Error::Indeterminate`].
     ///
     /// # Examples
     ///
@@ -368,7 +429,7 @@ impl PostgresStore<'_, Client> {
             return Err(Error::invalid_use("write", "it begins a transaction, and the store is within one"));
         };
         if client.is_closed() {
-            // Nothing was sent, so nothing is in doubt.
+            // Nothing was sent, so the outcome is certain.
             let reason = "the connection was lost before; open another";
             let cause = "connection closed".into();
             return Err(Error::Busy { operation: engine::write::operation(batch, stream_range), reason, cause });
@@ -382,17 +443,23 @@ impl PostgresStore<'_, Client> {
         Ok((written, applied))
     }
 
-    /// Removes rows of totals that are 0, and locks of children and of keys of leaderboards, a bounded part a call, beside writers: they read as absent ones do,
-    /// so no total, leaderboard or report changes. Call it from the job that repairs until it is [complete](Swept::complete).
+    /// Removes totals that are 0, and lock rows of children and of leaderboards' keys, a bounded
+    /// part for each call, while writers go on.
     ///
-    /// One transaction a page, which waits for no row that another holds, and leaves that one for a later sweep; so nobody deadlocks with it. What the
-    /// oldest transaction that runs may not have seen stays too, one that reads in this database or writes in any of the server's: a transaction above
-    /// READ COMMITTED that is older than a row's last change must meet the row when it writes. Where one stays open for hours, or is prepared and
-    /// forgotten, nothing that changed since goes.
+    /// No total, leaderboard or report changes, because a removed total reads as 0. Call it from
+    /// the job that repairs, until it is [complete](Swept::complete).
+    ///
+    /// It takes one transaction for each page. That waits for no row that another transaction has
+    /// locked, and leaves it for a later sweep, so it cannot cause a deadlock. It also leaves rows
+    /// that the oldest running transaction may not have seen, one that reads in this database or
+    /// writes in any database of the server: a transaction above READ COMMITTED that is older than
+    /// a row's last change must find the row when it writes. While a transaction stays open for
+    /// hours, or is prepared and forgotten, nothing that changed since is removed.
     ///
     /// # Errors
     ///
-    /// What the database says; what was removed before stays removed, and the next call goes on there.
+    /// The database's errors. What was removed before stays removed, and the next call continues
+    /// there.
     pub async fn sweep(&mut self, sweep: &mut Sweep) -> Result<Swept> {
         engine::sweep::sweep(&mut self.executor(), self.schema, sweep).await
     }

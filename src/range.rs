@@ -1,4 +1,4 @@
-//! A range of keys: two bounds, each a key or the beginning of one.
+//! Ranges of keys: two bounds, each a key or a prefix of one.
 
 use std::cmp::Ordering;
 use std::ops::{Bound, RangeBounds};
@@ -7,8 +7,9 @@ use crate::key::{AsKey, Key, KeyBuf};
 
 /// A range of a counter's keys.
 ///
-/// A bound may be the beginning of a key, of fewer parts: then it stands for all keys that begin so. [`Counter`](crate::Counter) makes the
-/// typed ones: [`under`](crate::Counter::under), [`suffixes`](crate::Counter::suffixes), [`prefixes`](crate::Counter::prefixes).
+/// A bound may be a prefix of a key, with fewer parts; then it stands for all keys with this
+/// prefix. [`Counter`](crate::Counter) makes the typed ranges: [`under`](crate::Counter::under),
+/// [`suffixes`](crate::Counter::suffixes), [`prefixes`](crate::Counter::prefixes).
 ///
 /// # Examples
 ///
@@ -30,13 +31,13 @@ impl KeyRange {
     /// All keys.
     pub const ALL: Self = Self { start: Bound::Unbounded, end: Bound::Unbounded };
 
-    /// The keys behind one; all of them behind none.
+    /// The keys after this one; all keys for `None`.
     #[must_use]
     pub fn after(key: Option<&KeyBuf>) -> Self {
         Self { start: key.cloned().map_or(Bound::Unbounded, Bound::Excluded), end: Bound::Unbounded }
     }
 
-    /// The keys that begin with these encoded parts; one key, where they are all of its parts.
+    /// The keys with this encoded prefix; one key if the prefix has all of its parts.
     #[must_use]
     pub fn under(prefix: KeyBuf) -> Self {
         Self { start: Bound::Included(prefix.clone()), end: Bound::Included(prefix) }
@@ -66,7 +67,7 @@ impl KeyRange {
         Self { start: bound(suffixes.start_bound()), end: bound(suffixes.end_bound()) }
     }
 
-    /// The same keys, but only those behind this one: for the next page.
+    /// The same range without the keys up to this one: for the next page.
     #[must_use]
     pub fn behind(mut self, key: &KeyBuf) -> Self {
         if !self.starts_after(key) {
@@ -75,14 +76,14 @@ impl KeyRange {
         self
     }
 
-    /// The same keys, but none behind this one, which is a whole key.
+    /// The same range without the keys after this one, which is a whole key.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn up_to(mut self, last: &KeyBuf) -> Self {
         self.end = Bound::Included(last.clone());
         self
     }
 
-    /// Whether a key is in it.
+    /// Whether a key is in the range.
     #[must_use]
     pub fn contains(&self, key: &KeyBuf) -> bool {
         let begins = |bound: &KeyBuf| prefix_cmp(key, bound);
@@ -102,19 +103,20 @@ impl KeyRange {
         }
     }
 
-    /// Where it starts.
+    /// The lower bound.
     #[must_use]
     pub const fn start(&self) -> &Bound<KeyBuf> {
         &self.start
     }
 
-    /// Where it ends.
+    /// The upper bound.
     #[must_use]
     pub const fn end(&self) -> &Bound<KeyBuf> {
         &self.end
     }
 
-    /// The same as whole encodings: from the first one on, up to but without the last. None where nothing lies between.
+    /// The same range as encodings: from the first one on, up to but excluding the last. `None` if
+    /// it is empty.
     pub(crate) fn as_bytes(&self) -> Option<(Bound<KeyBuf>, Bound<KeyBuf>)> {
         let start = match &self.start {
             Bound::Unbounded => Bound::Unbounded,
@@ -145,13 +147,13 @@ impl KeyRange {
     }
 }
 
-/// Compares a key's beginning, as long as the bound, with the bound.
+/// Compares the bound with as many first bytes of the key as it has.
 fn prefix_cmp(key: &KeyBuf, bound: &KeyBuf) -> Ordering {
     let (key, bound) = (key.as_bytes(), bound.as_bytes());
     key.get(..bound.len()).unwrap_or(key).cmp(bound)
 }
 
-/// The first encoding behind all that begin with these bytes; none where there is nothing behind them.
+/// The first encoding after all that begin with these bytes; `None` if there is none.
 fn successor(key: &KeyBuf) -> Option<KeyBuf> {
     let bytes = key.as_bytes();
     let last = bytes.iter().rposition(|byte| *byte != u8::MAX)?;

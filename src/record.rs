@@ -1,4 +1,4 @@
-//! What a row adds to which totals, said once; and the hooks that use it.
+//! Records: what a row adds to which totals, stated once, and the hooks that use it.
 
 use std::any::type_name;
 use std::marker::PhantomData;
@@ -7,11 +7,14 @@ use crate::batch::{Batch, Driver};
 use crate::counter::{Counter, CounterId};
 use crate::key::{AsKey, Key};
 
-/// A row that counts: `tally` says what it adds, and hooks and recount share it.
+/// A row that counts.
 ///
-/// A condition is an `if`, a sum is an amount, two parents are two lines. `tally` is pure: it depends on the row alone,
-/// not on a clock, a setting or another row. A counter is driven by one record type, which lists it: a batch in which a `tally` added to a
-/// counter that its record does not list is refused by every store ([`Error::Undeclared`](crate::Error::Undeclared)).
+/// `tally` states what it adds, and both the hooks and the recount use it.
+///
+/// A condition is an `if`, a sum is an amount, two parents are two lines. `tally` must be pure: it
+/// depends on the row alone, not on a clock, a setting or another row. Each counter belongs to one
+/// record type, which lists it. If a `tally` adds to a counter that its record does not list, every
+/// store refuses the batch ([`Error::Undeclared`](crate::Error::Undeclared)).
 ///
 /// # Examples
 ///
@@ -41,7 +44,7 @@ use crate::key::{AsKey, Key};
 /// }
 /// ```
 pub trait Record {
-    /// The counters that rows of this type drive.
+    /// The counters that rows of this type add to.
     const COUNTERS: &'static [CounterId];
 
     /// Adds what this row counts for, and nothing else.
@@ -84,7 +87,7 @@ impl<R: Record> Record for Vec<R> {
     }
 }
 
-/// Where a row writes what it counts for.
+/// The receiver of a row's amounts.
 #[derive(Debug)]
 pub struct Tally<'a> {
     batch: &'a mut Batch,
@@ -107,22 +110,28 @@ impl Tally<'_> {
     }
 }
 
-/// The hooks. Each belongs beside the statement that writes the row, with the row as that statement saw it.
+/// The hooks. Call each next to the statement that writes the row, with the row as that statement
+/// saw it.
 impl Batch {
-    /// A row was inserted.
+    /// Counts a row that was inserted.
     #[inline]
     pub fn insert<R: Record + ?Sized>(&mut self, row: &R) {
         row.tally(&mut Tally { batch: self, sign: 1, by: DriverOf::<R>::DRIVER });
     }
 
-    /// A row was deleted. `row` is what the delete itself removed (`DELETE .. RETURNING`), never an earlier read: of two
-    /// connections that delete one row, one removes nothing and counts nothing.
+    /// Counts a row that was deleted.
+    ///
+    /// `row` must be what the delete itself removed (`DELETE .. RETURNING`), never an earlier read:
+    /// if two connections delete the same row, one of them removes nothing and must count nothing.
     #[inline]
     pub fn delete<R: Record + ?Sized>(&mut self, row: &R) {
         row.tally(&mut Tally { batch: self, sign: -1, by: DriverOf::<R>::DRIVER });
     }
 
-    /// A row changed. `old` was read under the lock that the update holds (`SELECT .. FOR UPDATE`, or after `BEGIN IMMEDIATE`).
+    /// Counts a row that changed.
+    ///
+    /// `old` must be read under the lock that the update takes (`SELECT .. FOR UPDATE`, or after
+    /// `BEGIN IMMEDIATE`).
     #[inline]
     pub fn update<R: Record + ?Sized>(&mut self, old: &R, new: &R) {
         self.delete(old);

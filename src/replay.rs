@@ -1,5 +1,7 @@
-//! What batches and memory stores take from the process and the machine, the hash's seed and the number of stripes: fixed where a run must be
-//! replayed. For tests that print a seed; not part of the interface.
+//! The values that batches and memory stores take from the process and the machine, the hash's seed
+//! and the number of stripes, and a way to fix them so that a run can be replayed.
+//!
+//! For tests that print a seed; not part of the public interface.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::OnceLock;
@@ -8,20 +10,23 @@ use foldhash::SharedSeed;
 
 struct Taken {
     seed: SharedSeed,
-    /// What the hash starts from. It is not in the shared seed, and must be secret too: whoever knows it chooses a first word that makes the
-    /// product of the words 0, whatever the second.
+    /// The start value of the hash. It is not part of the shared seed and must be secret too: with
+    /// it, an attacker could choose a first word that makes the product of the words 0, whatever
+    /// the second is.
     start: u64,
-    /// None where the machine's processors say.
+    /// `None` if the number of processors decides.
     stripes: Option<usize>,
 }
 
 static TAKEN: OnceLock<Taken> = OnceLock::new();
 
-/// Fixes both for the life of the process, so that the same keys share a stripe in every run; false where a key was hashed, or a store made, before.
+/// Fixes both for the life of the process, so that the same keys share a stripe in every run.
+///
+/// Returns false if a key was hashed, or a store made, before.
 ///
 /// # Panics
 ///
-/// When `stripes` is no power of two.
+/// If `stripes` is not a power of two.
 pub fn fix(stripes: usize) -> bool {
     assert!(stripes.is_power_of_two(), "a hash is masked to a stripe");
     TAKEN.set(Taken { seed: SharedSeed::global_fixed().clone(), start: 0, stripes: Some(stripes) }).is_ok()

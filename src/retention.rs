@@ -1,4 +1,4 @@
-//! Totals that nobody asks for any more: the cutoff below which hooks and audits leave a counter alone.
+//! Retention: the cutoff below which hooks and audits ignore the keys of a counter.
 
 use std::ops::Bound;
 
@@ -8,7 +8,8 @@ use crate::key::{KeyBuf, KeyParts};
 use crate::range::KeyRange;
 use crate::schema::Schema;
 
-/// Whether a key's last part is at the cutoff or behind it; a key that cannot be read is kept, and refused elsewhere.
+/// Whether a key's last part is at or after the cutoff. A key that does not decode is kept here,
+/// and refused elsewhere.
 pub(crate) fn keeps(counter: &CounterId, key: &KeyBuf, cutoff: &KeyBuf) -> bool {
     let bytes = key.as_bytes();
     let suffix =
@@ -16,12 +17,12 @@ pub(crate) fn keeps(counter: &CounterId, key: &KeyBuf, cutoff: &KeyBuf) -> bool 
     suffix.is_none_or(|suffix| suffix >= cutoff.as_bytes())
 }
 
-/// Refuses a range of which some was pruned: its sum would be a guess.
+/// Refuses a range of which a part was pruned: its sum would be a guess.
 pub(crate) fn check_range(counter: &CounterId, range: &KeyRange, cutoff: Option<&KeyBuf>) -> Result<()> {
     let Some(cutoff) = cutoff else { return Ok(()) };
     let prefix = counter.parts().prefix_len(range.shared(), counter.parts().len().saturating_sub(1));
     let behind_the_cutoff = match range.start() {
-        // Under one head, everything is behind the start.
+        // The range is under one prefix, so all of it is at or after the start.
         Bound::Included(start) | Bound::Excluded(start) => prefix
             .is_some_and(|prefix| start.as_bytes().get(prefix..).is_some_and(|suffix| suffix >= cutoff.as_bytes())),
         Bound::Unbounded => false,
@@ -34,12 +35,12 @@ pub(crate) fn check_range(counter: &CounterId, range: &KeyRange, cutoff: Option<
     Err(Error::Pruned { counter: counter.name(), cutoff })
 }
 
-/// The counters that are pruned together: a counter that rows drive, and all rollups of it.
+/// The counters that are pruned together: a counter that rows add to, and all rollups of it.
 ///
 /// # Errors
 ///
-/// [`Error::Rollup`] for a rollup, which follows what it sums; [`Error::InvalidUse`] for a counter that is not prunable, or a time of several
-/// parts.
+/// [`Error::Rollup`] for a rollup, which is pruned with what it sums; [`Error::InvalidUse`] for a
+/// counter that is not prunable, or a time of several parts.
 pub(crate) fn family(schema: &Schema, counter: &CounterId, time: KeyParts) -> Result<Vec<CounterId>> {
     let spec = schema.spec(counter)?;
     if time.len() != 1 {
@@ -54,7 +55,7 @@ pub(crate) fn family(schema: &Schema, counter: &CounterId, time: KeyParts) -> Re
     if !spec.is_prunable() {
         return Err(Error::invalid_use("prune", format!("counter {} is not placed as prunable", counter.full_name())));
     }
-    // A rollup stands behind what it sums.
+    // A rollup comes after what it sums.
     let mut family = vec![*counter];
     for spec in schema.counters() {
         let sums_one = spec.rollup().is_some_and(|rollup| family.iter().any(|known| known.same(&rollup.base())));

@@ -1,4 +1,6 @@
-//! What a batch means for rollups: asks for the totals it needs, and adds what climbs. No I/O; every store answers it alike.
+//! The update of rollups for a batch: requests the totals it needs, and adds the rollups' deltas.
+//!
+//! It does no I/O, so it works the same for every store.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,15 +13,17 @@ use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Statement};
 
-/// Carries a batch up to the rollups that its counters feed.
+/// Propagates a batch to the rollups that its counters feed.
 ///
-/// A rollup is the sum over its memberships of membership times base total. A batch that changes some of both changes it, for each child, by
-/// `(membership + d membership) (base + d base) - membership base`; so the totals from before the batch are asked for: of each child whose base total
-/// changes all memberships, of each child with a membership that changes the base totals. What comes out for one level is the base level's change
-/// for the next. Asks one range a child and level; memory for one batch.
+/// A rollup is the sum over its memberships of membership times base total. For each child, a batch
+/// changes it by `(membership + d membership) (base + d base) - membership base`. So it requests
+/// the totals from before the batch: all memberships of each child whose base total changes, and
+/// the base totals of each child with a membership that changes. The result for one level is the
+/// change of the base for the next level. It requests one range for each child and level, and takes
+/// memory for one batch.
 ///
-/// Stores do this by themselves. An application that runs the statements through a library of its own drives it, in the transaction that
-/// writes the rows and under its lock:
+/// Stores do this by themselves. If you run the statements through another library, drive it in the
+/// transaction that writes the rows, under its lock:
 ///
 /// # Examples
 ///
@@ -45,34 +49,35 @@ use crate::sql::{self, Dialect, Statement};
 #[derive(Debug)]
 pub struct RollupUpdate<'l> {
     schema: &'l Schema,
-    /// The caller's deltas, and those that have climbed.
+    /// The caller's deltas, and the rollups' deltas so far.
     batch: Batch,
-    /// The rollups that are not asked for yet, bottom-up: those of one level along one membership together.
+    /// The rollups whose totals are not requested yet, bottom-up. Those of one level along one
+    /// membership are together.
     groups: VecDeque<Group>,
     asks: VecDeque<Pending>,
-    /// What was asked last, in the order of children.
+    /// The last requests, in the order of children.
     asked: Vec<Pending>,
-    /// What the answers are multiplied by, child by child.
+    /// The factors that the answers are multiplied by, child by child.
     factors: Vec<Factor>,
 }
 
-/// Totals that a climb needs to know: all of this range.
+/// Totals that a rollup update needs: all those in this range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TotalsRequest {
     /// The counter.
     pub counter: CounterId,
-    /// The range of its keys: all of one child.
+    /// The range of its keys: all keys of one child.
     pub range: KeyRange,
-    /// The child's lock: of its memberships, for rollups of this level.
+    /// The child's lock: that of its memberships, for rollups of this level.
     pub(crate) membership: CounterId,
     pub(crate) level: usize,
     pub(crate) child: KeyBuf,
-    /// How many parts the child has.
+    /// The number of parts of the child.
     pub(crate) child_parts: usize,
 }
 
 impl TotalsRequest {
-    /// The question as SQL: the key's columns and the total, in key order.
+    /// The request as SQL. It returns the key's columns and the total, in key order.
     ///
     /// # Errors
     ///
@@ -81,8 +86,11 @@ impl TotalsRequest {
         sql::range(dialect, schema.spec(&self.counter)?, &self.range, usize::MAX)
     }
 
-    /// What is to be run before the question in PostgreSQL: it holds the child until the transaction ends, so that neither its memberships nor its totals
-    /// change meanwhile. None in SQLite, where the whole database is held.
+    /// The statement to run before the request in PostgreSQL; `None` in SQLite, where the whole
+    /// database is locked.
+    ///
+    /// It locks the child until the transaction ends, so that neither its memberships nor its
+    /// totals change meanwhile.
     #[must_use]
     pub fn lock(&self, dialect: Dialect) -> Option<sql::Query<'_>> {
         let child = std::borrow::Cow::Borrowed(self.child.as_bytes());
@@ -98,25 +106,26 @@ struct Group {
     rollups: Vec<(CounterId, &'static Rollup)>,
 }
 
-/// A question, and what each total of its answer is multiplied by.
+/// A request, and the factors that each total of its answer is multiplied by.
 #[derive(Debug)]
 struct Pending {
     request: TotalsRequest,
     side: Side,
-    /// Some of `RollupUpdate::factors`.
+    /// A range of `RollupUpdate::factors`.
     factors: Range<usize>,
 }
 
-/// A change of the other side of a rollup than the one that is asked for.
+/// A change on the side of a rollup that is not requested.
 #[derive(Debug)]
 struct Factor {
     child: KeyBuf,
-    /// What the totals are that it is multiplied by.
+    /// The side of the totals that the change is multiplied by.
     side: Side,
-    /// The counter to ask; all changes of one child that need the same answer are neighbours.
+    /// The counter to request. All changes of one child that need the same answer are neighbours.
     asked: CounterId,
     rollup: CounterId,
-    /// What is behind the child in the key that changed: the suffix of a base key, or a membership's parent.
+    /// The rest of the changed key after the child: the suffix of a base key, or a membership's
+    /// parent.
     rest: KeyBuf,
     delta: i128,
 }
@@ -130,7 +139,7 @@ enum Side {
 }
 
 impl<'l> RollupUpdate<'l> {
-    /// Begins with what the application's hooks have collected.
+    /// Starts with the deltas that the application's hooks have collected.
     ///
     /// # Errors
     ///
@@ -140,25 +149,28 @@ impl<'l> RollupUpdate<'l> {
         Ok(Self::of(schema, batch.clone()))
     }
 
-    /// As [`new`](Self::new), also with what a repair adds to a rollup.
+    /// Like [`new`](Self::new), but also accepts what a repair adds to a rollup.
     pub(crate) fn of(schema: &'l Schema, batch: Batch) -> Self {
         let groups = groups(schema, &batch);
         Self { schema, batch, groups, asks: VecDeque::new(), asked: Vec::new(), factors: Vec::new() }
     }
 
-    /// The next question: answer it by [`take`](Self::take) before the one after. None when there is nothing left to ask.
+    /// The next request; `None` when there are no more.
+    ///
+    /// Answer it with [`take`](Self::take) before you call this again.
     ///
     /// # Errors
     ///
-    /// [`Error::Overflow`] when a rollup's delta leaves 128 bits on the way.
-    #[allow(clippy::should_implement_trait)] // its answers are given in between, and it can fail
+    /// [`Error::Overflow`] if one product that a rollup's delta is summed from exceeds 2^94.
+    #[allow(clippy::should_implement_trait)] // answers come in between, and it can fail
     pub fn next(&mut self) -> Result<Option<TotalsRequest>> {
         let begun = self.begin()?;
         self.asked = if begun { self.asks.pop_front().into_iter().collect() } else { Vec::new() };
         Ok(self.asked.first().map(|ask| ask.request.clone()))
     }
 
-    /// As [`next`](Self::next), all questions that can be asked together: of one level and one membership, in the order of children.
+    /// Like [`next`](Self::next), for all requests that can be made together: those of one level
+    /// and one membership, in the order of children.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn next_all(&mut self) -> Result<Vec<TotalsRequest>> {
         self.begin()?;
@@ -166,7 +178,7 @@ impl<'l> RollupUpdate<'l> {
         Ok(self.asked.iter().map(|ask| ask.request.clone()).collect())
     }
 
-    /// Begins groups until there is something to ask; false where nothing is.
+    /// Begins groups until there is a request; returns false if there is none.
     fn begin(&mut self) -> Result<bool> {
         while self.asks.is_empty() {
             let Some(group) = self.groups.pop_front() else { return Ok(false) };
@@ -175,17 +187,18 @@ impl<'l> RollupUpdate<'l> {
         Ok(true)
     }
 
-    /// Takes one total of the answer to the last question.
+    /// Takes one total of the answer to the last request.
     ///
     /// # Errors
     ///
-    /// [`Error::Overflow`] when a rollup's delta leaves 128 bits on the way, [`Error::Key`] when the key is none of the question's counter.
+    /// [`Error::Overflow`] if one product that a rollup's delta is summed from exceeds 2^94,
+    /// [`Error::Key`] if the key does not belong to the requested counter.
     pub fn take(&mut self, key: &KeyBuf, total: i64) -> Result<()> {
         let Some(counter) = self.asked.first().map(|ask| ask.request.counter) else { return Ok(()) };
         self.take_of(&counter, key, total)
     }
 
-    /// Takes one total of the answer to one of the last questions, which was about this counter.
+    /// Takes one total of the answer to one of the last requests, the one for this counter.
     pub(crate) fn take_of(&mut self, counter: &CounterId, key: &KeyBuf, total: i64) -> Result<()> {
         let Some(first) = self.asked.first() else { return Ok(()) };
         let (child, rest) = split(counter, key, first.request.child_parts)?;
@@ -201,12 +214,13 @@ impl<'l> RollupUpdate<'l> {
         Ok(())
     }
 
-    /// Climbs to the end with totals that `read` gives, all of a question's range: for a store of your own, which then writes the
-    /// batch that comes out.
+    /// Runs the update to its end with totals that `read` returns, all those in a request's range.
+    ///
+    /// For your own store, which then writes the returned batch.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), [`next`](Self::next) and [`take`](Self::take), and what `read` says.
+    /// As [`new`](Self::new), [`next`](Self::next) and [`take`](Self::take), and those of `read`.
     pub fn run(
         schema: &Schema,
         batch: &Batch,
@@ -218,7 +232,7 @@ impl<'l> RollupUpdate<'l> {
         })
     }
 
-    /// The statements of the batch and of what has climbed, for the end of the transaction.
+    /// The statements of the batch and of the rollups' deltas, for the end of the transaction.
     ///
     /// # Errors
     ///
@@ -228,7 +242,7 @@ impl<'l> RollupUpdate<'l> {
         sql::statements(dialect, self.schema, &self.batch, false)
     }
 
-    /// The caller's deltas, and those that have climbed.
+    /// The caller's deltas, and the rollups' deltas so far.
     pub(crate) const fn batch(&self) -> &Batch {
         &self.batch
     }
@@ -237,7 +251,8 @@ impl<'l> RollupUpdate<'l> {
         self.batch
     }
 
-    /// Collects what is to be asked for some rollups: for several of them, a child's memberships are asked once.
+    /// Collects the requests of a group of rollups: a child's memberships are requested once for
+    /// all of them.
     fn begin_group(&mut self, group: &Group) -> Result<()> {
         let Some((_, first)) = group.rollups.first() else { return Ok(()) };
         self.factors.clear();
@@ -246,7 +261,8 @@ impl<'l> RollupUpdate<'l> {
         Ok(())
     }
 
-    /// Finds what the batch changes of the group's memberships and base totals; where it changes both of one child, adds the product.
+    /// Finds the batch's changes of the group's memberships and base totals. For a child with both,
+    /// adds their product.
     fn collect(&mut self, first: &Rollup, group: &[(CounterId, &'static Rollup)]) -> Result<()> {
         let (membership, parts) = (first.membership(), first.child_parts());
         for (counter, key, delta) in self.batch.deltas() {
@@ -278,7 +294,7 @@ impl<'l> RollupUpdate<'l> {
         Ok(())
     }
 
-    /// One question for each child and counter.
+    /// Makes one request for each child and counter.
     fn ask(&mut self, child_parts: usize, group: &Group) {
         let mut start = 0;
         let alike = |a: &Factor, b: &Factor| a.asked.same(&b.asked) && a.child == b.child;
@@ -304,7 +320,7 @@ impl<'l> RollupUpdate<'l> {
 /// The rollups that a batch may change, by level and membership.
 fn groups(schema: &Schema, batch: &Batch) -> VecDeque<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    // A rollup stands behind what it sums.
+    // A rollup comes after what it sums.
     let mut reached: Vec<CounterId> = batch.counters().iter().map(|counter| **counter).collect();
     for spec in schema.counters() {
         let Some(rollup) = spec.rollup() else { continue };
@@ -318,7 +334,7 @@ fn groups(schema: &Schema, batch: &Batch) -> VecDeque<Group> {
             None => groups.push(Group { level, membership, rollups: vec![(spec.id(), rollup)] }),
         }
     }
-    // By names: an older process has the same order, whatever its schema lists between.
+    // By names: an older process has the same order, whatever other counters its schema lists.
     groups.sort_by_key(|group| (group.level, group.membership.order()));
     groups.into()
 }
@@ -342,11 +358,11 @@ fn add_to_rollup(
     }
 }
 
-/// The most that climbs from one child to one key at once: a batch's 2^32 entries of it stay within 128 bits, and so are refused, if they must
-/// be, for what they add up to.
+/// The maximum product that one child adds to one key at once. A batch's 2^32 entries of it stay
+/// within 128 bits, so a batch is refused only for what its products add up to.
 const MAX_PRODUCT: u128 = 1 << 94;
 
-/// A key's first parts, a child say, and what is behind them.
+/// Splits a key into its first parts, a child for instance, and the rest.
 pub(crate) fn split(counter: &CounterId, key: &KeyBuf, child_parts: usize) -> Result<(KeyBuf, KeyBuf)> {
     let malformed = || Error::key(counter, key, crate::KeyError::Malformed);
     let bytes = key.as_bytes();
@@ -363,7 +379,8 @@ pub(crate) fn first_fed(schema: &Schema, batch: &Batch) -> Option<(CounterId, Co
     })
 }
 
-/// Climbs with totals that `read` gives: all of a question's, each to the closure. The batch alone where it feeds no rollup.
+/// Runs the update with totals that `read` passes to the closure, all those of a request. Returns
+/// the batch unchanged if it feeds no rollup.
 pub(crate) fn expand(
     schema: &Schema,
     batch: Batch,
@@ -379,8 +396,9 @@ pub(crate) fn expand(
     Ok(update.into_batch())
 }
 
-/// As [`update`], for a repair: where a rollup has no room for what climbs, nothing does. It then differs from what it sums, as it did, and is repaired
-/// on its own level. `total` reads one total.
+/// Like [`expand`], for a repair: if a rollup has no room for its delta, returns the batch without
+/// rollup deltas. That rollup then still differs from what it sums, and is repaired at its own
+/// level. `total` reads one total.
 pub(crate) fn update_where_room(
     schema: &Schema,
     batch: Batch,

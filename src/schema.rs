@@ -1,4 +1,4 @@
-//! The registry: which counters an application has, and where their totals live.
+//! The schema: which counters an application has, and the storage of their totals.
 
 use crate::batch::{Batch, Named};
 use crate::counter::{CounterId, CounterSpec, FNV_OFFSET, Rollup, fnv1a};
@@ -18,7 +18,7 @@ use crate::leaderboard::LeaderboardId;
 /// assert_eq!(SCHEMA.counters().len(), 2);
 /// ```
 ///
-/// Two counters that would share a name and version, a name's hash or a table do not compile:
+/// Two counters that share a name and version, a name's hash or a table are a compile error:
 ///
 /// ```compile_fail
 /// # use keepcount::{Counter, Schema};
@@ -27,7 +27,8 @@ use crate::leaderboard::LeaderboardId;
 /// const SCHEMA: Schema = Schema::new(&[ONE.table(), TWO.table()]);
 /// ```
 ///
-/// Versions of one name stand side by side, each once, and none in the table of another counter:
+/// Versions of one name may be listed together, each once, and none in the table of another
+/// counter:
 ///
 /// ```compile_fail
 /// # use keepcount::{Counter, Schema};
@@ -42,7 +43,7 @@ use crate::leaderboard::LeaderboardId;
 /// const SCHEMA: Schema = Schema::new(&[VOTES.version(2).table(), OTHER.table()]);
 /// ```
 ///
-/// A rollup stands behind what it sums, so that two that sum each other cannot be listed at all:
+/// A rollup comes after what it sums, so two rollups that sum each other cannot be listed at all:
 ///
 /// ```compile_fail
 /// # use keepcount::{Counter, Schema};
@@ -52,24 +53,30 @@ use crate::leaderboard::LeaderboardId;
 /// const SCHEMA: Schema = Schema::new(&[MEMBERSHIP.table(), A.table(), B.table()]);
 /// ```
 ///
-/// Rollups are at most 64 levels high ([`Counter::sum_of`](crate::Counter::sum_of)).
+/// Rollups have at most 64 levels ([`Counter::sum_of`](crate::Counter::sum_of)).
 #[derive(Debug, Clone, Copy)]
 pub struct Schema {
     specs: &'static [CounterSpec],
     leaderboards: &'static [LeaderboardId],
-    /// Whether any counter is a rollup, or prunable.
+    /// Whether no counter is a rollup or prunable.
     plain: bool,
 }
 
 impl Schema {
-    /// A schema of these counters; writes go in this order, reports in the order of names. Order them as the
-    /// application's transactions reach them.
+    /// A schema of these counters.
+    ///
+    /// Batches are written in this order, reports are in the order of names.
+    ///
+    /// List the counters in the order in which the application's transactions reach them.
     ///
     /// # Panics
     ///
-    /// When two counters share a name and a version, a name's hash or a table, or a table's name is reserved (`keepcount_..`,
-    /// `sqlite_..`, `pg_..`), or there are more than 4,096; when what a rollup sums does not stand before it, declared as the rollup has it, its membership
-    /// is itself a rollup, or prunable totals are summed without their time. In a `const`, where schemas belong, that is a compile error.
+    /// If two counters share a name and a version, a name's hash or a table; if a table's name is
+    /// reserved (`keepcount_..`, `sqlite_..`, `pg_..`); if there are more than 4,096 counters; if a
+    /// rollup does not come after its base counter and its membership, declared as the rollup has
+    /// them; if a membership is itself a rollup or prunable; if a rollup is prunable and its base
+    /// counter is not, or the other way round; or if prunable totals are summed without their time.
+    /// In a `const`, where schemas belong, that is a compile error.
     #[must_use]
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
     pub const fn new(specs: &'static [CounterSpec]) -> Self {
@@ -85,7 +92,8 @@ impl Schema {
                 check_rollup(specs, &names, rollup, specs[one].is_prunable());
             }
             plain = plain && !specs[one].is_prunable();
-            // Those of one hash alone are compared: a schema of a thousand counters would take the compiler minutes.
+            // Only those with the same hash are compared: otherwise a schema of a thousand counters
+            // would take the compiler minutes.
             let mut slot = Index::first(id.name_hash());
             while let Some(other) = names.at(slot) {
                 let other = specs[other].id();
@@ -114,11 +122,14 @@ impl Schema {
         Self { specs, leaderboards: &[], plain }
     }
 
-    /// The same schema with leaderboards: SQL stores keep them in tables, in the transaction that changes their counters.
+    /// The same schema with leaderboards.
+    ///
+    /// SQL stores keep them in tables, written in the transaction that changes their counters.
     ///
     /// # Panics
     ///
-    /// When a leaderboard's table is another's, or a counter of it is not in the schema; in a `const` that is a compile error.
+    /// If a leaderboard shares a table or an index name with another table, its table's name is
+    /// reserved, or a counter of it is not in the schema. In a `const` that is a compile error.
     #[must_use]
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
     pub const fn leaderboards(mut self, leaderboards: &'static [LeaderboardId]) -> Self {
@@ -161,12 +172,12 @@ impl Schema {
         self.leaderboards
     }
 
-    /// Whether no counter is a rollup or prunable: then a batch is what is written.
+    /// Whether no counter is a rollup or prunable. Then a batch is exactly what is written.
     pub(crate) const fn is_plain(&self) -> bool {
         self.plain
     }
 
-    /// The counter's place.
+    /// The counter with its storage.
     ///
     /// # Errors
     ///
@@ -176,21 +187,22 @@ impl Schema {
         self.specs.get(at).ok_or_else(|| self.absent(id))
     }
 
-    /// The rollups that this counter feeds, as what is summed or as the membership.
+    /// The rollups that this counter feeds, as their base or as their membership.
     pub fn rollups_of<'a>(&'a self, id: &'a CounterId) -> impl Iterator<Item = &'static CounterSpec> + 'a {
         self.specs
             .iter()
             .filter(|spec| spec.rollup().is_some_and(|rollup| rollup.base().same(id) || rollup.membership().same(id)))
     }
 
-    /// Where a counter is the membership of a rollup: how many parts of its key are the child.
+    /// The number of key parts that are the child, if the counter is the membership of a rollup.
     pub(crate) fn child_parts(&self, id: &CounterId) -> Option<usize> {
         let memberships =
             self.specs.iter().filter_map(CounterSpec::rollup).filter(|rollup| rollup.membership().same(id));
         memberships.map(Rollup::child_parts).next()
     }
 
-    /// These counters and all that they sum, memberships included, down to those that rows drive; each once.
+    /// These counters and everything that they sum, memberships included, down to those that rows
+    /// add to; each once.
     ///
     /// # Errors
     ///
@@ -212,7 +224,7 @@ impl Schema {
     /// These counters and all rollups above them; each once.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(crate) fn with_fed(&self, mut all: Vec<CounterId>) -> Vec<CounterId> {
-        // A rollup stands behind what it sums.
+        // A rollup comes after what it sums.
         for spec in self.specs {
             let fed = spec.rollup().is_some_and(|rollup| {
                 all.iter().any(|known| known.same(&rollup.base()) || known.same(&rollup.membership()))
@@ -224,20 +236,20 @@ impl Schema {
         all
     }
 
-    /// How many levels of rollups are below a counter: 0 for one that rows drive, at most 64.
+    /// The number of rollup levels up to a counter: 0 for one that rows add to, at most 64.
     #[must_use]
     pub fn level(&self, id: &CounterId) -> usize {
         let spec = self.specs.iter().find(|spec| spec.id().same(id));
         spec.and_then(CounterSpec::rollup).map_or(0, Rollup::level)
     }
 
-    /// The counters and their places, in the order of writing.
+    /// The counters and their storage, in the order of writing.
     #[must_use]
     pub const fn counters(&self) -> &'static [CounterSpec] {
         self.specs
     }
 
-    /// The counters in the order of their names, versions of one name in theirs: the order of runs and reports.
+    /// The counters in the order of their names and versions: the order of runs and reports.
     #[must_use]
     pub fn by_name(&self) -> Vec<CounterId> {
         let mut ids: Vec<CounterId> = self.specs.iter().map(CounterSpec::id).collect();
@@ -245,11 +257,12 @@ impl Schema {
         ids
     }
 
-    /// The counter of this [full name](CounterId::full_name), or else the highest version of this plain one.
+    /// The counter with this [full name](CounterId::full_name), or else the highest version with
+    /// this plain name.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] when there is none.
+    /// [`Error::UnknownCounter`] if there is none.
     pub fn find(&self, name: &str) -> Result<CounterId> {
         let all = || self.specs.iter().map(CounterSpec::id);
         let exact = all().find(|id| id.full_name() == name);
@@ -261,27 +274,30 @@ impl Schema {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] when the schema has no counter of this name, [`Error::DefinitionConflict`] when it has it with
-    /// another key or version.
+    /// [`Error::UnknownCounter`] if the schema has no counter with this name,
+    /// [`Error::DefinitionConflict`] if it has it with another key or version.
     #[inline]
     pub fn position(&self, id: &CounterId) -> Result<usize> {
         let found = self.specs.iter().position(|spec| spec.id().same(id));
         found.ok_or_else(|| self.absent(id))
     }
 
-    /// As [`position`](Self::position), of a counter of a batch.
+    /// Like [`position`](Self::position), for a counter of a batch.
     #[inline]
     pub(crate) fn position_in(&self, counter: &Named) -> Result<usize> {
         self.position(counter).map_err(|error| counter.blame(error))
     }
 
-    /// What every store refuses before it looks at a total: for a store of your own, which need not if it lets [`RollupUpdate::run`](crate::RollupUpdate::run)
-    /// find what it writes.
+    /// Refuses a batch that every store must refuse before it reads a total.
+    ///
+    /// Call it in your own store, unless [`RollupUpdate::run`](crate::RollupUpdate::run) computes
+    /// what it writes.
     ///
     /// # Errors
     ///
-    /// [`Error::Undeclared`] where a record's `tally` added to a counter that the record does not list, what [`position`](Self::position) says
-    /// of a counter that the schema does not have, and [`Error::Rollup`] for one that is a rollup: nothing is added to it by hand.
+    /// [`Error::Undeclared`] if a record's `tally` added to a counter that the record does not
+    /// list; those of [`position`](Self::position) for a counter that the schema does not have;
+    /// [`Error::Rollup`] for a rollup, since nothing may be added to one.
     ///
     /// # Examples
     ///
@@ -328,7 +344,9 @@ impl Schema {
         }
     }
 
-    /// A hash of every counter's name, key, version and place, in the order of names: tokens carry it.
+    /// A hash of every counter's name, key, version and storage, in the order of names.
+    ///
+    /// Tokens contain it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         let mut lines: Vec<String> =
@@ -338,11 +356,12 @@ impl Schema {
     }
 }
 
-/// How many counters a schema has at most.
+/// The maximum number of counters of a schema.
 const MAX_COUNTERS: usize = 4096;
 const SLOTS: usize = 2 * MAX_COUNTERS;
 
-/// Positions of counters by a hash, as the compiler can keep them: each in the first free slot from its hash's on.
+/// A hash index of counters that works at compile time: each position is in the first free slot
+/// from its hash's slot on.
 struct Index([u16; SLOTS]);
 
 impl Index {
@@ -350,7 +369,7 @@ impl Index {
         Self([u16::MAX; SLOTS])
     }
 
-    #[allow(clippy::cast_possible_truncation)] // what is cut off is not counted on
+    #[allow(clippy::cast_possible_truncation)] // a slot needs only the low bits
     const fn first(hash: u64) -> usize {
         hash as usize % SLOTS
     }
@@ -359,7 +378,7 @@ impl Index {
         (slot + 1) % SLOTS
     }
 
-    /// The position in a slot; half of all slots are free.
+    /// The position in a slot. At least half of all slots are free.
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
     const fn at(&self, slot: usize) -> Option<usize> {
         match self.0[slot] {
@@ -373,7 +392,7 @@ impl Index {
         self.0[slot] = index as u16;
     }
 
-    /// The counter declared as `id`, of those that are here by their names' hashes.
+    /// The counter declared as `id`, among those indexed by their names' hashes.
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
     const fn find(&self, specs: &'static [CounterSpec], id: &CounterId) -> Option<&'static CounterSpec> {
         let mut slot = Self::first(id.name_hash());
@@ -387,7 +406,7 @@ impl Index {
     }
 }
 
-/// `before` has the counters that stand before the rollup.
+/// Checks a rollup; `before` has the counters that come before it.
 const fn check_rollup(specs: &'static [CounterSpec], before: &Index, rollup: &Rollup, prunable: bool) {
     let (base, membership) = (before.find(specs, &rollup.base()), before.find(specs, &rollup.membership()));
     let (Some(base), Some(membership)) = (base, membership) else {
@@ -421,7 +440,8 @@ const fn listed(specs: &[CounterSpec], id: &CounterId) -> bool {
     false
 }
 
-/// The name of a table or index as the compiler can compare it: a name with underscores for dots, its version, and what an index adds.
+/// The name of a table or index in a form that can be compared at compile time: a name with
+/// underscores for dots, its version, and what an index appends.
 #[derive(Clone, Copy)]
 struct Table {
     name: &'static [u8],
@@ -434,12 +454,12 @@ impl Table {
         Self { name: counter.name().as_bytes(), version: counter.version(), ending: b"" }
     }
 
-    /// A leaderboard's name has no version in it.
+    /// A leaderboard's table name does not include its version.
     const fn of_leaderboard(leaderboard: &LeaderboardId, ending: &'static str) -> Self {
         Self { name: leaderboard.name().as_bytes(), version: 1, ending: ending.as_bytes() }
     }
 
-    /// How many bytes the version adds: `_v` and its digits.
+    /// The number of bytes that the version adds: `_v` and its digits.
     const fn version_len(self) -> usize {
         match self.version.checked_ilog10() {
             _ if self.version == 1 => 0,

@@ -1,5 +1,5 @@
-//! The statements of SQL stores as text and parameters: pure, no driver; for stores and for applications that run them
-//! through a library of their own.
+//! The statements of SQL stores as text and parameters, without a driver: for stores, and for
+//! applications that run them through another library.
 
 mod ddl;
 pub(crate) mod inspect;
@@ -29,7 +29,7 @@ use crate::rollup_update;
 use crate::schema::Schema;
 use crate::store::steps;
 
-/// Which database's SQL is wanted.
+/// The dialect of a database's SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -40,7 +40,7 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// The text of the parameter at this place, from 1 on.
+    /// The text of the parameter at this position, from 1 on.
     pub(crate) fn param(self, index: usize) -> String {
         match self {
             Self::Sqlite => format!("?{index}"),
@@ -56,7 +56,7 @@ impl Dialect {
         }
     }
 
-    /// What ends the declaration of a table whose rows are looked up and updated.
+    /// The end of the declaration of a table whose rows are looked up and updated.
     pub(crate) const fn table_options(self) -> &'static str {
         match self {
             Self::Sqlite => " STRICT, WITHOUT ROWID",
@@ -81,7 +81,7 @@ impl Dialect {
         }
     }
 
-    /// The first parameters, with commas between.
+    /// The first parameters, separated by commas.
     pub(crate) fn params(self, count: usize) -> String {
         (1..=count).map(|at| self.param(at)).collect::<Vec<_>>().join(", ")
     }
@@ -96,34 +96,41 @@ pub struct Statement<'a> {
     pub text: String,
     values: Vec<Value<'a>>,
     width: usize,
-    /// Whether each row of parameters ends in a delta, and writes one total; else it removes one that is 0, if it is.
+    /// Whether each row of parameters ends in a delta and writes one total. If not, each row
+    /// removes one total if it is 0.
     pub(crate) adds: bool,
 }
 
 impl<'a> Statement<'a> {
-    /// The same for an executor, which makes sure that each execution writes what it is to write.
+    /// The same for an executor, which makes sure that each execution writes what it must write.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn into_query(self) -> Query<'a> {
         let query = Query::of_rows(self.text, self.values, self.width);
         if self.adds { query.exact() } else { query }
     }
 
-    /// The rows of parameters, in key order: the key's columns, then the delta, if it is one that adds. In PostgreSQL a row may stand for many totals,
-    /// with an array for each column.
+    /// The rows of parameters, in key order: the key's columns, then the delta if the statement
+    /// adds.
+    ///
+    /// In PostgreSQL a row may stand for many totals, with an array for each column.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Value<'a>]> {
         self.values.chunks_exact(self.width)
     }
 }
 
-/// The statements that apply a batch: one for each counter, in the schema's order; nothing for an empty batch.
+/// The statements that apply a batch: one for each counter, in the schema's order; none for an
+/// empty batch.
 ///
-/// Run them as the last statements of the transaction that wrote the rows. Where counters of the batch feed a rollup, let a [`RollupUpdate`](crate::RollupUpdate) make
-/// the statements: it has to ask the database first. Leaderboards and prunable counters are kept by `SqliteStore` and `PostgresStore` alone.
+/// Run them as the last statements of the transaction that wrote the rows. If counters of the batch
+/// feed a rollup, use a [`RollupUpdate`](crate::RollupUpdate) for the statements: it must read from
+/// the database first. Only `SqliteStore` and `PostgresStore` maintain leaderboards and prunable
+/// counters.
 ///
 /// # Errors
 ///
-/// [`Error::Key`] for a key that SQL cannot hold, [`Error::Overflow`] for a delta beyond 64 bits, [`Error::Rollup`] where a counter of the
-/// batch feeds a rollup, [`Error::InvalidUse`] where one is prunable or moves a leaderboard, and what [`Schema::check_batch`] says.
+/// [`Error::Key`] for a key that SQL cannot store, [`Error::Overflow`] for a delta beyond 64 bits,
+/// [`Error::Rollup`] if a counter of the batch feeds a rollup, [`Error::InvalidUse`] if one is
+/// prunable or moves a leaderboard, and those of [`Schema::check_batch`].
 ///
 /// # Examples
 ///
@@ -155,7 +162,7 @@ pub fn apply<'a>(dialect: Dialect, schema: &Schema, batch: &'a Batch) -> Result<
     statements(dialect, schema, batch, false)
 }
 
-/// Refuses counters that statements alone do not keep right.
+/// Refuses counters that statements alone cannot maintain.
 pub(crate) fn check_text_alone(schema: &Schema, batch: &Batch) -> Result<()> {
     for counter in batch.counters() {
         let leaderboards = schema
@@ -175,7 +182,8 @@ pub(crate) fn check_text_alone(schema: &Schema, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
-/// As [`apply`], for a batch that has climbed. With `split`, a delta beyond 64 bits becomes two steps: what one total lacks may be that much.
+/// Like [`apply`], for a batch that includes its rollup deltas. If `split`, a delta outside `i64`
+/// is written in steps; a repair can need one.
 pub(crate) fn statements<'a>(
     dialect: Dialect,
     schema: &Schema,
@@ -212,7 +220,7 @@ fn upserts<'a>(
     let width = key_columns(counter.parts()).len() + 1;
     let arrays = dialect == Dialect::Postgres && deltas.len() > 1;
     let mut values = Vec::with_capacity(deltas.len() * width);
-    // One statement of PostgreSQL's writes a total once.
+    // One PostgreSQL statement can write a total only once.
     for round in 0..if split { MAX_STEPS } else { 1 } {
         let mut rows = Vec::new();
         for (_, key, delta) in deltas {
@@ -230,10 +238,11 @@ fn upserts<'a>(
     Ok(Statement { counter, text, values, width, adds: true })
 }
 
-/// A change from one 64-bit integer to another takes two steps at most; a repair's, from a sum that a batch adds to, one more.
+/// The maximum number of steps: a change from one 64-bit integer to another takes two, and a
+/// repair's, from a sum that a batch adds to, one more.
 const MAX_STEPS: usize = 3;
 
-/// A membership that is gone leaves no row behind: every climb of its child would read it.
+/// Removes memberships that became 0: each update of a child reads all of its rows.
 fn removals<'a>(
     dialect: Dialect,
     spec: &CounterSpec,
@@ -252,7 +261,7 @@ fn removals<'a>(
     Ok((!values.is_empty()).then_some(Statement { counter, text, values, width, adds: false }))
 }
 
-/// Adds one delta to one total; a total that is absent starts at 0.
+/// Adds one delta to one total; an absent total starts at 0.
 #[must_use]
 pub fn upsert(dialect: Dialect, spec: &CounterSpec) -> String {
     let columns = key_columns(spec.id().parts());
@@ -270,7 +279,7 @@ pub fn remove_zero(dialect: Dialect, spec: &CounterSpec) -> String {
     format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, spec.table_name(), key_is(dialect, spec))
 }
 
-/// Reads one total: no row where it is absent.
+/// Reads one total; no row if it is absent.
 #[must_use]
 pub fn read(dialect: Dialect, spec: &CounterSpec) -> String {
     format!(r#"SELECT t."total" FROM "{}" AS t WHERE {}"#, spec.table_name(), key_is(dialect, spec))
@@ -280,11 +289,12 @@ pub fn read(dialect: Dialect, spec: &CounterSpec) -> String {
 ///
 /// # Errors
 ///
-/// As [`key_values`], of a bound.
+/// As [`key_values`], for a bound.
 pub fn range<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange, limit: usize) -> Result<Query<'a>> {
     let mut terms = Terms::of(dialect, spec, range)?;
     let keys = own_key_columns(spec.id().parts()).join(", ");
-    // SQLite plans a statement anew whenever a parameter of its LIMIT is bound: without a limit there is none.
+    // SQLite prepares a statement again whenever a parameter of its LIMIT is bound, so without a
+    // limit there is none.
     let limit_clause = if let Ok(limit) = i64::try_from(limit) {
         terms.values.push(Value::Integer(limit));
         format!(" LIMIT {}", dialect.param(terms.values.len()))
@@ -296,7 +306,9 @@ pub fn range<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange, limi
     Ok(Query::new(text, terms.values))
 }
 
-/// Sums the totals of a range: null where there are none; in PostgreSQL a text, since it may leave 64 bits.
+/// Sums the totals of a range: null if there are none.
+///
+/// In PostgreSQL the sum is a text, since it may exceed 64 bits.
 ///
 /// # Errors
 ///
@@ -305,7 +317,7 @@ pub fn sum<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Res
     let terms = Terms::of(dialect, spec, range)?;
     let sum = match dialect {
         Dialect::Sqlite => r#"sum(t."total")"#,
-        // What leaves 64 bits would be an error, which aborts the caller's transaction.
+        // A sum beyond 64 bits would be an error, which aborts the caller's transaction.
         Dialect::Postgres => r#"sum(t."total")::text"#,
     };
     let text = format!(r#"SELECT {sum} FROM "{}" AS t{}"#, spec.table_name(), terms.condition());
@@ -319,7 +331,8 @@ struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
-    /// Parts on which both bounds agree become equalities, so that the range is one of the index's.
+    /// Parts on which both bounds agree become equalities, so that the range is one range of the
+    /// index.
     fn of(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Result<Self> {
         let id = spec.id();
         let columns = own_key_columns(id.parts());
@@ -349,7 +362,7 @@ impl<'a> Terms<'a> {
         Ok(terms)
     }
 
-    /// One side of a range, of the parts behind the first `same`.
+    /// One side of a range, for the parts after the first `same`.
     fn compare(
         &mut self,
         dialect: Dialect,
@@ -361,7 +374,7 @@ impl<'a> Terms<'a> {
         let rest: Vec<Value<'a>> = values.into_iter().skip(same).collect();
         let columns = columns.get(..rest.len()).unwrap_or_default().join(", ");
         if rest.is_empty() {
-            // All that begin so, or none of them.
+            // All keys with this prefix, or none of them.
             self.texts.extend((!included).then(|| dialect.nothing().to_owned()));
             return;
         }
@@ -377,15 +390,17 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// Looks whether there are as many totals other than 0 as `?1` says: their number, counted up to there.
+/// Counts the totals other than 0, up to the number `?1`.
 #[must_use]
 pub fn count_non_zero(dialect: Dialect, spec: &CounterSpec) -> String {
     let (table, most) = (spec.table_name(), dialect.param(1));
     format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most}) AS n"#)
 }
 
-/// Says which counters and leaderboards are not ready to be read: one row of their full names with commas between, or null where all are ready. A
-/// counter needs what it sums too, a leaderboard what it is made of.
+/// Reads which counters and leaderboards are not ready to be read: one row of their full names,
+/// separated by commas, or null if all are ready.
+///
+/// A counter also needs what it sums, a leaderboard what it is made of.
 #[must_use]
 pub fn unready(dialect: Dialect) -> String {
     let names = match dialect {
@@ -395,20 +410,22 @@ pub fn unready(dialect: Dialect) -> String {
     format!(r#"SELECT {names} FROM "{CATALOGUE}" AS c WHERE c."ready" = 0"#)
 }
 
-/// Says that the counter or leaderboard `?1` is ready to be read from now on.
+/// Marks the counter or leaderboard `?1` as ready to be read.
 #[must_use]
 pub fn set_ready(dialect: Dialect) -> String {
     let name = dialect.param(1);
     format!(r#"UPDATE "{CATALOGUE}" AS c SET "ready" = 1 WHERE c."name" = {name} AND c."ready" = 0"#)
 }
 
-/// Reads the last event of the stream `?1` that was applied: no row where there was none.
+/// Reads the last applied event of the stream `?1`; no row if there is none.
 #[must_use]
 pub fn read_offset(dialect: Dialect) -> String {
     format!(r#"SELECT m."last" FROM "{OFFSETS}" AS m WHERE m."stream" = {}"#, dialect.param(1))
 }
 
-/// Holds a stream's offset until the transaction ends, and reads it: `$1` is the stream; PostgreSQL's alone.
+/// Locks a stream's offset until the transaction ends, and reads it.
+///
+/// `$1` is the stream; for PostgreSQL only.
 #[must_use]
 pub fn lock_offset() -> String {
     format!(
@@ -416,8 +433,9 @@ pub fn lock_offset() -> String {
     )
 }
 
-/// Holds some locks of PostgreSQL's until the transaction ends, given as encoded keys in their order. A row that is there is written too, so that a
-/// transaction whose snapshot is older fails to serialize.
+/// Takes some of PostgreSQL's lock rows until the transaction ends, given as encoded keys in their
+/// order. An existing row is written too, so that a transaction with an older snapshot fails to
+/// serialize.
 pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Query<'a> {
     let text = format!(
         r#"INSERT INTO "{LOCKS}" AS l ("of", "level", "key", "turns") SELECT $1, $2, k, 1 FROM unnest($3::bytea[]) AS k ON CONFLICT ("of", "level", "key") DO UPDATE SET "turns" = l."turns" + 1"#
@@ -426,7 +444,9 @@ pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Quer
     Query::new(text, vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)])
 }
 
-/// Says that the events of the stream `?1` are applied up to `?2`; run it in the transaction that applies them.
+/// Records that the events of the stream `?1` are applied up to `?2`.
+///
+/// Run it in the transaction that applies them.
 #[must_use]
 pub fn set_offset(dialect: Dialect) -> String {
     format!(
@@ -435,7 +455,7 @@ pub fn set_offset(dialect: Dialect) -> String {
     )
 }
 
-/// A name as SQL has it, whatever is in it.
+/// A name quoted for SQL, whatever characters it has.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -447,7 +467,7 @@ pub(crate) fn columns(dialect: Dialect, parts: KeyParts) -> Vec<(String, &'stati
     key_columns(parts).into_iter().zip(kinds.map(|part| column_kind(dialect, part))).collect()
 }
 
-/// The type of a column for a part of a key, or for a number of keepcount's own.
+/// The type of a column for a part of a key, or for one of keepcount's own numbers.
 pub(crate) const fn column_kind(dialect: Dialect, part: Option<KeyPart>) -> &'static str {
     match (dialect, part) {
         (Dialect::Sqlite, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => "INTEGER",
@@ -466,7 +486,8 @@ pub(crate) fn key_columns(parts: KeyParts) -> Vec<String> {
     }
 }
 
-/// The key columns with their table's name: SQLite takes a quoted name alone that no column has for a text.
+/// The key columns, qualified with their table's alias: SQLite takes an unqualified quoted name
+/// that no column has for a text.
 pub(crate) fn own_key_columns(parts: KeyParts) -> Vec<String> {
     key_columns(parts).iter().map(|column| format!("t.{column}")).collect()
 }

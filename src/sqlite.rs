@@ -1,4 +1,5 @@
-//! Totals in SQLite tables, over the caller's own connection, transaction or savepoint: the engine's blocking face.
+//! Totals in SQLite tables, over the caller's own connection, transaction or savepoint: the
+//! engine's blocking interface.
 
 use rusqlite::Connection;
 
@@ -14,12 +15,15 @@ use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::store::{Applied, Store, Sweep, Swept};
 
-/// Totals in tables beside the application's rows; borrows its connection, so it is made where it is used.
+/// Totals in tables next to the application's rows.
 ///
-/// In a transaction, totals commit or roll back with the rows; a batch that fails in the middle is taken back, and the transaction
-/// may go on. Outside one, apply is a transaction (`BEGIN IMMEDIATE`). Statements are prepared once a connection, as long as its statement
-/// cache has room: `Connection::set_prepared_statement_cache_capacity` should exceed the number of counters and
-/// statements in use.
+/// It borrows its connection, so make it where you use it.
+///
+/// In a transaction, totals commit or roll back with the rows. A batch that fails midway is taken
+/// back, and the transaction may go on. Outside one, each apply is its own transaction
+/// (`BEGIN IMMEDIATE`). Statements are prepared once for each connection, as long as its statement
+/// cache has room: `Connection::set_prepared_statement_cache_capacity` should exceed the number of
+/// counters and statements in use.
 ///
 /// # Examples
 ///
@@ -50,8 +54,9 @@ pub struct SqliteStore<'c> {
 }
 
 impl<'c> SqliteStore<'c> {
-    /// The store of these counters over a connection; a transaction or savepoint is one too. Does no I/O: call
-    /// [`check`](Self::check) once at start.
+    /// A store of these counters over a connection, a transaction or a savepoint.
+    ///
+    /// Does no I/O: call [`check`](Self::check) once at start.
     #[must_use]
     pub const fn new(conn: &'c Connection, schema: &'c Schema) -> Self {
         Self { conn, schema }
@@ -61,24 +66,27 @@ impl<'c> SqliteStore<'c> {
         Rusqlite::new(self.conn)
     }
 
-    /// Makes the catalogue and the tables that are not there yet, and checks those that are.
+    /// Creates the catalogue and the missing tables, and checks the existing ones.
     ///
-    /// In a database without a catalogue every counter is ready to be read at once, as there are no rows yet; where there are, call
-    /// [`create_pending_backfill`](Self::create_pending_backfill). Where the catalogue is there already, a counter that comes new is not ready: there may be
-    /// rows from before, and processes that do not know it may still write. From now on it counts, and once every writer runs its hooks, a
-    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A leaderboard that comes new is empty and not ready until it is
-    /// [rebuilt](Self::rebuild). docs/deploy.md has the steps.
+    /// In a database without a catalogue every counter is ready to be read at once, as there are no
+    /// rows yet. If there are rows, call
+    /// [`create_pending_backfill`](Self::create_pending_backfill). If the catalogue already exists,
+    /// a new counter is not ready: there may be rows from before, and processes that do not know it
+    /// may still write. It counts from now on. Once every writer runs its hooks, a
+    /// [backfill](crate::reconcile::Mode::Backfill) makes it ready. A new leaderboard is empty and
+    /// not ready until it is [rebuilt](Self::rebuild). docs/deploy.md has the steps.
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`] when a table of a counter's name is there and is not in the catalogue, or is not what the schema
-    /// wants; nothing is made then, unless the caller is in a transaction, which is to be rolled back.
+    /// [`SchemaMismatch`](crate::Error::SchemaMismatch) if a table with a counter's name exists but
+    /// is not in the catalogue, or a table does not match the schema. Nothing is created then; if
+    /// you are in a transaction, you must roll it back.
     pub fn create(&self) -> Result<()> {
         now(engine::schema::create(&mut self.executor(), self.schema, false))
     }
 
-    /// As [`create`](Self::create), for counters of rows that are there already: no counter that comes new is ready, in a database without a
-    /// catalogue either.
+    /// Like [`create`](Self::create), for counters of rows that already exist: no new counter is
+    /// ready, even in a database without a catalogue.
     ///
     /// # Errors
     ///
@@ -104,35 +112,44 @@ impl<'c> SqliteStore<'c> {
         now(engine::schema::create(&mut self.executor(), self.schema, true))
     }
 
-    /// Compares catalogue and tables with the schema.
+    /// Compares the catalogue and the tables with the schema.
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`], naming the table, when one is absent, has other columns, is not STRICT or not WITHOUT ROWID, has a trigger, sorts
-    /// texts otherwise than by bytes, or holds another version or key than the schema says; [`Error::InvalidUse`] when the connection keeps no
-    /// journal (`PRAGMA journal_mode = OFF`), without which nothing can be rolled back.
+    /// [`SchemaMismatch`](crate::Error::SchemaMismatch), naming the table, if a table is absent,
+    /// has other columns, is not STRICT or not WITHOUT ROWID, has a trigger, does not sort texts by
+    /// bytes, or has another version or key than the schema.
+    /// [`InvalidUse`](crate::Error::InvalidUse) if the connection keeps no journal
+    /// (`PRAGMA journal_mode = OFF`), without which nothing can be rolled back.
     pub fn check(&self) -> Result<()> {
         now(engine::schema::check(&mut self.executor(), self.schema))
     }
 
-    /// The counters and leaderboards of this database that the schema does not have, by their full names: those that an older schema had, and, seen from
-    /// an older schema, those that are new. Nobody who writes by this schema keeps their totals.
+    /// The counters and leaderboards of this database that the schema does not have, by their full
+    /// names.
+    ///
+    /// They come from an older schema or, if this schema is the older one, from a newer. No process
+    /// that writes with this schema maintains their totals.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's errors.
     pub fn orphaned(&self) -> Result<Vec<String>> {
-        now(engine::schema::lost(&mut self.executor(), self.schema))
+        now(engine::schema::orphaned(&mut self.executor(), self.schema))
     }
 
-    /// Drops the table of a counter or leaderboard that is [lost](Self::orphaned), and its row in the catalogue, in one transaction. A process that still has
-    /// it fails from then on with each write to it: call it by hand, once the last of them is gone.
+    /// Drops the table of an [orphaned](Self::orphaned) counter or leaderboard, and its row in the
+    /// catalogue, in one transaction.
+    ///
+    /// Call it by hand, once no process has the counter in its schema: each write to it would fail
+    /// from then on.
     ///
     /// # Errors
     ///
-    /// [`UnknownCounter`](crate::Error::UnknownCounter) when the database has none of this name, [`InvalidUse`](crate::Error::InvalidUse) when the schema
-    /// has it, or a rollup or leaderboard is made of it, which is to be dropped first; and what the database says. Nothing is dropped then; inside a caller's
-    /// transaction it is to be rolled back.
+    /// [`UnknownCounter`](crate::Error::UnknownCounter) if the database has nothing with this name;
+    /// [`InvalidUse`](crate::Error::InvalidUse) if the schema has it, or if a rollup or leaderboard
+    /// is made of it, which you must drop first; and those of the database. Nothing is dropped
+    /// then; if you are in a transaction, you must roll it back.
     ///
     /// # Examples
     ///
@@ -153,74 +170,87 @@ impl<'c> SqliteStore<'c> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn drop_counter(&self, name: &str) -> Result<()> {
-        now(engine::schema::forget(&mut self.executor(), self.schema, name))
+        now(engine::schema::drop_counter(&mut self.executor(), self.schema, name))
     }
 
-    /// Whether a counter may be read: it, and all that it sums, are ready.
+    /// Whether a counter may be read: it, and everything that it sums, is ready.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that is not the schema's, and what the database says.
+    /// [`UnknownCounter`](crate::Error::UnknownCounter) and
+    /// [`DefinitionConflict`](crate::Error::DefinitionConflict) for a counter that the schema does
+    /// not have, and those of the database.
     pub fn is_ready(&self, counter: CounterId) -> Result<bool> {
         now(engine::readiness::is_ready(&mut self.executor(), self.schema, counter))
     }
 
-    /// The counters of the schema that are to be backfilled, in the order of names; for
-    /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped). A rollup above them may be ready itself, and is refused to readers
-    /// until they are.
+    /// The counters of the schema that need a backfill, in the order of names, for
+    /// [`Reconciler::scoped`](crate::reconcile::Reconciler::scoped).
+    ///
+    /// A rollup above them may itself be ready; reading it is refused until they are.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's errors.
     pub fn unready(&self) -> Result<Vec<CounterId>> {
         now(engine::readiness::unready(&mut self.executor(), self.schema))
     }
 
-    /// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before `before`; from now on hooks and audits
-    /// leave such keys alone. The cutoff never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    /// Drops the totals of a counter, and of its rollups by suffix, whose last key part is before
+    /// `before`, and returns how many were dropped.
     ///
-    /// One transaction, whose cost grows with the counter's totals.
+    /// From now on hooks and audits ignore such keys. The cutoff never goes back: an earlier one
+    /// changes nothing. It takes one transaction, whose cost grows with the counter's totals.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when the counter is not placed as [`prunable`](CounterSpec::prunable), or `T` has several parts, [`Error::Rollup`] for a rollup, and what the
-    /// database says; inside a caller's transaction, which is then to be rolled back.
+    /// [`InvalidUse`](crate::Error::InvalidUse) if the counter is not declared as
+    /// [`prunable`](crate::CounterSpec::prunable) or `T` has several parts,
+    /// [`Rollup`](crate::Error::Rollup) for a rollup, and those of the database. If you are in a
+    /// transaction, you must then roll it back.
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
         now(engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff))
     }
 
-    /// Removes rows of totals that are 0, a bounded part a call, beside writers: they read as absent totals do, so no total, leaderboard or report changes.
-    /// Call it from the job that repairs until it is [complete](Swept::complete).
+    /// Removes totals that are 0, a bounded part for each call, while writers go on.
     ///
-    /// Reads a page without the write lock, and takes that only where there is something to remove: one transaction a page. In the caller's
-    /// transaction all is part of that.
+    /// No total, leaderboard or report changes, because a removed total reads as 0. Call it from
+    /// the job that repairs, until it is [complete](Swept::complete).
+    ///
+    /// It reads a page without the write lock, and takes the lock only if there is something to
+    /// remove, in one transaction for each page. In the caller's transaction everything is part of
+    /// that.
     ///
     /// # Errors
     ///
-    /// What the database says, [`Error::Busy`](crate::Error::Busy) while another connection writes; what was removed before stays removed, and the
-    /// next call goes on there.
+    /// The database's errors, [`Busy`](crate::Error::Busy) while another connection writes. What
+    /// was removed before stays removed, and the next call continues there.
     pub fn sweep(&self, sweep: &mut Sweep) -> Result<Swept> {
         now(engine::sweep::sweep(&mut self.executor(), self.schema, sweep))
     }
 
-    /// The streams behind one, in the order of their names' bytes, at most `limit`, each with its last event that was applied; from the first where
-    /// `after` is none.
+    /// At most `limit` streams after `after`, in the order of their names' bytes, each with its
+    /// last applied event.
+    ///
+    /// `None` starts at the first stream.
     ///
     /// # Errors
     ///
-    /// What the database says, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an offset that somebody else wrote.
+    /// The database's errors, and [`SchemaMismatch`](crate::Error::SchemaMismatch) for an offset
+    /// that somebody else wrote.
     pub fn offsets(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
         now(engine::read::offsets(&mut self.executor(), after, limit))
     }
 
-    /// Forgets the offset of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are.
+    /// Drops the offset of a stream that ended, and returns it; 0 if there was none.
     ///
-    /// A store without an offset takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
+    /// Totals do not change. Without an offset, a store takes every event as new: if the stream is
+    /// ever delivered again, from the first event on, it counts again.
     ///
     /// # Errors
     ///
-    /// As [`offsets`](Self::offsets); the offset stays then.
+    /// As [`offsets`](Self::offsets). The offset stays then.
     pub fn forget_offset(&self, stream: &str) -> Result<u64> {
         now(engine::sweep::forget_offset(&mut self.executor(), stream))
     }
@@ -229,8 +259,9 @@ impl<'c> SqliteStore<'c> {
     ///
     /// # Errors
     ///
-    /// What the database says; [`Error::Key`] for a key that is none of the leaderboard's type; [`Error::NotReady`] while the leaderboard came new and is
-    /// not [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
+    /// The database's errors; [`Key`](crate::Error::Key) if a key does not decode to the
+    /// leaderboard's key type; [`NotReady`](crate::Error::NotReady) if the leaderboard is new and
+    /// not yet [rebuilt](Self::rebuild), or a counter that it is made of is not ready.
     ///
     /// # Examples
     ///
@@ -257,7 +288,9 @@ impl<'c> SqliteStore<'c> {
         now(engine::leaderboard::top(&mut self.executor(), self.schema, leaderboard, limit))
     }
 
-    /// The lines behind one that was read before: ranks go on from its rank, whatever has changed meanwhile.
+    /// The lines after a line that was read before.
+    ///
+    /// Ranks continue from its rank, whatever has changed in between.
     ///
     /// # Errors
     ///
@@ -271,7 +304,9 @@ impl<'c> SqliteStore<'c> {
         now(engine::leaderboard::top_after(&mut self.executor(), self.schema, leaderboard, after, limit))
     }
 
-    /// The line of one key; none where it is not listed. Counts the lines before it: costs O(rank).
+    /// The line of one key; `None` if it is not listed.
+    ///
+    /// Counts the lines before it, so it costs O(rank).
     ///
     /// # Errors
     ///
@@ -293,15 +328,19 @@ impl<'c> SqliteStore<'c> {
         now(engine::leaderboard::listed(&mut self.executor(), self.schema, &leaderboard.id()))
     }
 
-    /// Makes every score of a leaderboard anew from totals, in one transaction, and the leaderboard ready to be read; says how many lines were not as they should
-    /// be. Needed once for a leaderboard that came new to a database, after a leaderboard's version was raised, which it writes into the catalogue, and after
-    /// totals were changed behind keepcount's back.
+    /// Recomputes every score of a leaderboard from totals, marks it ready to be read, and returns
+    /// how many lines were wrong.
     ///
-    /// Whoever calls it states that every process which writes has this leaderboard in its schema by now: one that has not leaves lines as they are.
+    /// Call it once for a leaderboard that is new in a database, after you raised a leaderboard's
+    /// version (which it writes into the catalogue), and after totals were changed without the
+    /// hooks. It takes one transaction.
+    ///
+    /// Call it only after every process that writes has this leaderboard in its schema: nothing can
+    /// check that for you, and a process without it does not update the lines.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The database's errors.
     pub fn rebuild<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
         now(engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()))
     }

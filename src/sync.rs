@@ -1,5 +1,5 @@
-//! The locks and atomics of everything that threads share, named once, so that a model checker can take their place
-//! (`--cfg keepcount_shuttle`, see tests/concurrency).
+//! The locks and atomics of everything that threads share, named in one place, so that a model
+//! checker can replace them (`--cfg keepcount_shuttle`, see tests/concurrency).
 
 #[cfg(not(keepcount_shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};

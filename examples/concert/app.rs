@@ -1,7 +1,9 @@
-//! The write paths: every insert, update and delete of the application, each with its hook beside its statement.
+//! The write paths: every insert, update and delete of the application, each with its hook next to
+//! its statement.
 //!
-//! They run in the caller's transaction, which began with BEGIN IMMEDIATE: what an update reads as the old row is what it
-//! replaces. A delete counts the rows that it removed itself (RETURNING). All deltas go to the caller's batch.
+//! They run in the caller's transaction, which began with BEGIN IMMEDIATE: what an update reads as
+//! the old row is what it replaces. A delete counts the rows that it removed itself (RETURNING).
+//! All deltas go to the caller's batch.
 
 use keepcount::concert::Trends;
 use keepcount::{Batch, Record, sql};
@@ -11,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Row, Table};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 
-/// Applies one event to the rows and its deltas, of votes with the half-lives `T`, to the batch. After an error both hold half of it: the caller rolls back
-/// its savepoint and drops its batch.
+/// Applies one event to the rows, and adds its deltas to the batch; votes decay with the half-lives
+/// `T`. After an error both may contain half of the event: the caller rolls back its savepoint and
+/// drops its batch.
 pub fn apply<T: Trends<String>>(db: &Connection, event: &Event, batch: &mut Batch) -> Result<()> {
     match event {
         Event::Insert(Row::Artist(row)) => insert_artist(db, row, batch),
@@ -31,7 +34,8 @@ pub fn apply<T: Trends<String>>(db: &Connection, event: &Event, batch: &mut Batc
     check_keys(sql::Dialect::Sqlite, batch)
 }
 
-/// An id may be any text, but a total's key has a longest length: refused now, while this event can be named.
+/// Refuses keys that no total can have. An id may be any text, but a total's key has a maximum
+/// length: it is refused here, where the event can still be named.
 pub fn check_keys(dialect: sql::Dialect, batch: &Batch) -> Result<()> {
     for (counter, key, _) in batch.deltas() {
         sql::key_values(dialect, &counter, key).map_err(|error| Error::Refused(error.to_string()))?;
@@ -126,7 +130,7 @@ fn update_vote<T: Trends<String>>(db: &Connection, vote: &VoteRow, batch: &mut B
     Ok(())
 }
 
-// Deletes go from the children up, and count each row that goes.
+// Deletes go from the children up, and count each row removed.
 
 fn delete_artist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
     let votes = "DELETE FROM votes WHERE setlist_id IN (
@@ -168,7 +172,7 @@ fn delete_vote<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) 
     if deleted == 0 { Err(absent("vote", id)) } else { Ok(()) }
 }
 
-// What the write paths share.
+// Shared by the write paths.
 
 type Read<R> = fn(&rusqlite::Row<'_>) -> rusqlite::Result<R>;
 
@@ -180,7 +184,7 @@ fn one<R>(db: &Connection, text: &str, id: &str, read: Read<R>) -> rusqlite::Res
     db.prepare_cached(text)?.query_row([id], read).optional()
 }
 
-/// Runs a DELETE .. RETURNING and its hook for every row that it removed; says how many those were.
+/// Runs a DELETE .. RETURNING and the hook of every row that it removed; returns their number.
 fn delete<R: Record>(db: &Connection, text: &str, id: &str, read: Read<R>, batch: &mut Batch) -> Result<u64> {
     each_deleted(db, text, id, read, |row| batch.delete(&row))
 }
@@ -202,12 +206,12 @@ pub fn absent(what: &str, id: &str) -> Error {
     Error::Refused(format!("{what} {id:?} does not exist"))
 }
 
-/// The parent that a row names, if any, as an error would name it.
+/// Returns the parent that a row refers to, if any, in the form for an error.
 pub fn parent<'a>(what: &'static str, id: Option<&'a str>) -> Option<(&'static str, &'a str)> {
     id.map(|id| (what, id))
 }
 
-/// Two failures are the event's fault: its id is taken, or its parent is not there.
+/// Two failures are the event's fault: its id exists already, or its parent does not exist.
 fn refuse(error: rusqlite::Error, what: &str, id: &str, parent: Option<(&str, &str)>) -> Error {
     let constraint = error.sqlite_error().map(|error| error.extended_code);
     match (constraint, parent) {

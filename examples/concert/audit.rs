@@ -12,25 +12,27 @@ use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
 use crate::site::Site;
 
-/// What a run looks at; what is not given is as keepcount has it by default.
+/// The scope of a run; what is not given has keepcount's default.
 #[derive(Debug, Default)]
 pub struct Scope {
-    /// None: all of them.
+    /// Empty for all of them.
     pub counters: Vec<String>,
     pub page: Option<u32>,
     pub max_pages: Option<u64>,
     pub samples: Option<u32>,
     pub force: bool,
-    /// Where a stopped run ended; it knows all of the above but `max_pages`.
+    /// Where a stopped run ended; the token contains all of the above except `max_pages`.
     pub resume: Option<String>,
 }
 
-/// The sources: for each counter the table, the key's columns, the amount and the filter, once more in SQL, and the row
-/// whose tally they must agree with, of which every repair first looks at a sample. SQL cannot say how votes decay: their rows are recounted
-/// by the tally itself. Rollups have no rows of their own.
+/// Declares the sources: for each counter its table, key columns, amount and filter, in SQL, and
+/// the row whose tally they must agree with. Every repair first checks a sample of rows. SQL cannot
+/// say how votes decay: their rows are recounted by the tally itself. Rollups have no rows of their
+/// own.
 ///
-/// Said once for both databases: `$read` reads a row of that database, `$wait` is `await` where adding a source waits for an answer. `$trends` are
-/// the half-lives that are counted.
+/// Both databases share these declarations: `$read` reads a row of that database, `$wait` is
+/// `await` if adding a source waits for an answer, and `$trends` are the half-lives that are
+/// counted.
 macro_rules! declare_sources {
     ($audit:ident, $Source:ident, $read:ident, $trends:expr $(, $wait:tt)?) => {{
         let shows = || $Source::table("shows", ["artist_id"]);
@@ -76,12 +78,13 @@ pub fn sources<T: Trends<String>>(conn: &Connection) -> Result<SqliteAudit<'_>> 
     Ok(audit)
 }
 
-/// Runs from the beginning, or from where a stopped run ended.
+/// Runs from the beginning, or resumes where a stopped run ended.
 pub fn run(site: &mut impl Site, mode: Mode, scope: &Scope) -> Result<Report> {
     site.audit(&mut reconciler(mode, scope)?)
 }
 
-/// A run's end. After an error, what was done before stays done, and the run can go on from there.
+/// Ends a run. After an error, what was done before stays done, and the run can be resumed from
+/// there.
 pub fn ended(run: &Reconciler, done: keepcount::Result<Report>) -> Result<Report> {
     done.map_err(|error| {
         let report = run.report();
@@ -113,7 +116,7 @@ fn reconciler(mode: Mode, scope: &Scope) -> Result<Reconciler> {
     Ok(Reconciler::scoped(mode, &C::SCHEMA, &counters, options)?)
 }
 
-/// Prints a report: for programs, or for people.
+/// Prints a report, for programs or for people.
 pub fn print(out: &mut impl Write, report: &Report, json: bool) -> Result<()> {
     if json {
         serde_json::to_writer(&mut *out, report).map_err(std::io::Error::from)?;
@@ -127,8 +130,8 @@ pub fn print(out: &mut impl Write, report: &Report, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a report means for the exit code; a run that stopped says so first, whatever it found. That counters were left out is an error: to go on is no
-/// help.
+/// Returns the outcome that decides the exit code; a stopped run is reported as stopped, whatever
+/// it found. Counters that were left out are an error: to resume would not help.
 pub fn outcome(mode: Mode, report: &Report) -> Result<Outcome> {
     if report.outcome == keepcount::reconcile::Outcome::Incomplete {
         let failures = report.counters.iter().filter_map(|counter| counter.failure.as_deref());

@@ -1,4 +1,4 @@
-//! The command line: its words, and which part of the application each calls.
+//! The command line: its arguments, and which part of the application each command calls.
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use crate::sqlite::File;
 use crate::text::number;
 use crate::{demo, position, totals, verified, watch};
 
-/// A concert site whose counters are kept by keepcount. Without a command: the demonstration.
+/// A concert site whose counters keepcount keeps. Without a command: the demonstration.
 #[derive(Debug, Parser)]
 #[command(name = "concert", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// Demonstrate on these events instead of a season made for the purpose
+    /// Demonstrate on these events instead of a generated season
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
     #[command(subcommand)]
@@ -33,26 +33,28 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Apply every event with its hooks; goes on where an earlier replay of the same stream ended
+    /// Apply every event with its hooks; resumes where an earlier replay of the same stream ended
     Replay {
         /// Events, one JSON object a line, plain or gzip
         #[arg(value_name = "EVENTS.jsonl[.gz]")]
         events: PathBuf,
-        /// The database: an SQLite file, made when absent, or postgres://USER:PASSWORD@HOST:PORT/DATABASE, where tables are made
+        /// The database: an SQLite file, made if it does not exist, or
+        /// postgres://USER:PASSWORD@HOST:PORT/DATABASE, where tables are made
         #[arg(long, value_name = "FILE|URL")]
         db: PathBuf,
-        /// The name under which the last line applied is kept, 1 to 256 bytes [default: the events file's name without .gz]
+        /// The name under which the last applied line is kept, 1 to 256 bytes [default: the events
+        /// file's name without .gz]
         #[arg(long, value_name = "NAME")]
         stream: Option<String>,
     },
-    /// Print a counter: key TAB total, in key order, zeros left out
+    /// Print a counter: key TAB total, in key order, without zeros
     Totals {
         /// For example setlist.score
         counter: String,
         /// A database that replay has made
         #[arg(long, value_name = "FILE|URL")]
         db: PathBuf,
-        /// For artist.shows_ahead, and needed there: count the shows on this day and after it
+        /// Only for artist.shows_ahead, and required there: count the shows on this day and later
         #[arg(long, value_name = "DATE")]
         at: Option<Date>,
     },
@@ -64,19 +66,20 @@ enum Command {
         #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true)]
         limit: usize,
     },
-    /// Print the line of one id as top would print it; exit code 1 when it is not listed
+    /// Print the line of one id as top would print it; exit code 1 if it is not listed
     Rank {
         #[command(flatten)]
         list: ListArgs,
         /// The id as it is in the events, not escaped
         id: String,
     },
-    /// Show counters, rates, lists and the last verifications while others write; on a terminal, until it is interrupted
+    /// Show counters, rates, lists and the last verifications while others write; on a terminal,
+    /// until interrupted
     Watch {
         /// A database that replay has made
         #[arg(long, value_name = "FILE|URL")]
         db: PathBuf,
-        /// The day, YYYY-MM-DD, that shows and trending are listed at [default: today in UTC]
+        /// The day, YYYY-MM-DD, at which shows and trending are listed [default: today in UTC]
         #[arg(long, value_name = "DATE")]
         at: Option<Date>,
     },
@@ -93,7 +96,8 @@ enum Command {
         #[arg(long, conflicts_with = "resume")]
         force: bool,
     },
-    /// Fill counters that are new from the rows, and make them ready to be read; every process that writes runs their hooks by now
+    /// Fill new counters from the rows and make them ready to be read; every process that writes
+    /// must run their hooks by now
     Backfill {
         #[command(flatten)]
         audit: AuditArgs,
@@ -102,16 +106,17 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ListArgs {
-    /// What is listed
+    /// Which list
     #[arg(value_name = "LIST")]
     name: lists::Name,
     /// A database that replay has made
     #[arg(long, value_name = "FILE|URL")]
     db: PathBuf,
-    /// The day, YYYY-MM-DD, that shows are listed at, and at whose end in UTC trending is; artists are listed as they are now
+    /// The day, YYYY-MM-DD, at which shows are listed, and at whose end in UTC trending is; artists
+    /// are listed as they are now
     #[arg(long, value_name = "DATE")]
     at: Date,
-    /// For trending: after this time a vote weighs half; 6h, 1d or 7d [default: 7d]
+    /// For trending: the time after which a vote weighs half; 6h, 1d or 7d [default: 7d]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     half_life: Option<HalfLife>,
 }
@@ -121,10 +126,10 @@ struct AuditArgs {
     /// A database that replay has made
     #[arg(long, value_name = "FILE|URL")]
     db: PathBuf,
-    /// A counter, as often as wanted [default: all counters]
+    /// A counter; may be repeated [default: all counters]
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     counter: Vec<String>,
-    /// Keys a page, 1 to 100000 [default: as many as suit the machine]
+    /// Keys a page, 1 to 100000 [default: adapted to the machine]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "resume")]
     page: Option<u32>,
     /// Stop after this many pages, counted over all counters [default: go to the end]
@@ -133,7 +138,7 @@ struct AuditArgs {
     /// How many keys that differ are listed for each counter [default: 20]
     #[arg(long, value_name = "N", conflicts_with = "resume")]
     samples: Option<u32>,
-    /// Go on where a stopped run ended; the token knows counters, page, samples and force
+    /// Resume where a stopped run ended; the token contains counters, page, samples and force
     #[arg(long, value_name = "TOKEN")]
     resume: Option<String>,
     /// Print one JSON object
@@ -172,7 +177,7 @@ impl Command {
         }
     }
 
-    /// Here, and nowhere else, it is chosen what the database is.
+    /// The only place that chooses between the databases.
     fn run(self, out: &mut impl Write) -> Result<Outcome> {
         if let Some(url) = Url::of(self.db())? {
             return self.run_on(out, &url);
@@ -203,7 +208,7 @@ fn replay_file(out: &mut impl Write, events: &Path, db: &impl Database, stream: 
     };
     position::check_name(&stream)?;
     let mut progress = Progress::new();
-    // Before the database: one is not to be made for events that cannot be read.
+    // Open the events before the database: no database must be made for events that cannot be read.
     let mut lines = Lines::open(events, &mut progress)?;
     let done = db.create()?.replay(&stream, &mut lines, &mut progress)?;
     writeln!(
@@ -217,7 +222,7 @@ fn replay_file(out: &mut impl Write, events: &Path, db: &impl Database, stream: 
     Ok(Outcome::Clean)
 }
 
-/// The last component of a path, without `.gz`.
+/// Returns the last component of a path, without `.gz`.
 fn stream_name(events: &Path) -> Result<String> {
     let name = events.file_name().ok_or_else(|| Error::said(format!("{}: not a file's name", events.display())))?;
     let name = name.to_string_lossy();
@@ -277,7 +282,8 @@ fn run_audit(out: &mut impl Write, mode: Mode, db: &impl Database, args: AuditAr
     audit::outcome(mode, &report)
 }
 
-/// Notes what was found clean, over a connection of its own: a verify's only reads. What a run has found stands whether that succeeds or not.
+/// Notes what was found clean, over another connection, because a verify's own only reads. What a
+/// run found stands whether this succeeds or not.
 fn note(db: &impl Database, report: &Report) {
     if verified::is_due(report) {
         let noted = db.open_to_note().and_then(|mut site| site.note(report, seconds_now()));

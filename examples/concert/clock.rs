@@ -1,4 +1,5 @@
-//! The clocks: for what is shown to people and for when something was verified, never a factor in what is counted.
+//! The clocks, for what people see and for when something was verified; what is counted never
+//! depends on them.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +8,7 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 #[allow(clippy::disallowed_methods, reason = "the pure modules must not look at a clock; an application may")]
 pub fn seconds_now() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {

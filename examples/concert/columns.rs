@@ -1,4 +1,4 @@
-//! How SQLite returns the application's rows: `COLUMNS` is the select list that `read` reads.
+//! Reads the application's rows from SQLite: `COLUMNS` is the select list that `read` reads.
 
 use std::error::Error;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ impl ShowRow {
     }
 }
 
-/// A text column as what it stands for.
+/// Parses a text column.
 fn parsed<T: FromStr<Err: Error + Send + Sync + 'static>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))

@@ -1,4 +1,5 @@
-//! What a day costs: the replaced system's jobs, as often as they ran, beside hooks; on real days, and as the site grows.
+//! Shows what a day costs: the replaced system's jobs, as often as they ran, and the hooks; on real
+//! days, and as the site grows.
 
 use std::io::Write;
 use std::iter;
@@ -11,14 +12,15 @@ use crate::replaced::{Cost, JOBS};
 use crate::text::{Table, number, took};
 use crate::worked::{DayCost, Runs, Worked};
 
-/// How many times as large a site gets.
+/// The factors by which a site grows.
 const GROWTH: [u32; 2] = [10, 100];
-/// More rows than these are not made for a demonstration.
+/// A demonstration makes no site with more rows than this.
 const MAX_ROWS: u64 = 2_500_000;
-/// Events that nobody counts are applied so many at once.
+/// Events that are not measured are applied this many at a time.
 const EVENTS_AT_ONCE: usize = 1_000;
 
-/// Shows what the busiest and the mean day of these events cost, and what the mean one costs on sites that are larger.
+/// Shows what the busiest and the mean day of these events cost, and what the mean one costs on
+/// larger sites.
 pub fn show(out: &mut impl Write, source: &Source<'_>, events: u64, seed: u64) -> Result<()> {
     let days = Days::of(source)?;
     if days.events() != events || events == 0 {
@@ -68,7 +70,7 @@ fn detailed(day: &DayCost) -> Table {
     table
 }
 
-/// The mean day on sites of three sizes.
+/// Shows the mean day on sites of three sizes.
 fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
     let sizes: Vec<(u32, &DayCost)> =
         iter::once((1, &study.mean)).chain(study.grown.iter().map(|(times, day)| (*times, day))).collect();
@@ -121,15 +123,17 @@ fn cells(name: &str, times: &str, cost: &Cost) -> [String; 6] {
 
 /// The days that are shown.
 struct Study {
-    /// None where it is the mean one.
+    /// `None` if it is the mean one.
     busiest: Option<DayCost>,
     mean: DayCost,
-    /// The mean one again, on sites so many times as large; none where they would be too large.
+    /// The mean day again, on sites this many times as large; without the sites that would be too
+    /// large.
     grown: Vec<(u32, DayCost)>,
 }
 
 impl Study {
-    /// Applies all events up to the later of the days that are shown, and works through both when they come.
+    /// Applies all events up to the later of the days that are shown, and works through both days
+    /// when they come.
     fn of(source: &Source<'_>, days: &Days) -> Result<Self> {
         let folder = tempfile::tempdir().map_err(|error| Error::said(format!("a temporary folder: {error}")))?;
         let mut site = Worked::create(&folder.path().join("site.db"))?;

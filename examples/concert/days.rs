@@ -1,4 +1,5 @@
-//! The days of an event file: how many events each has, and which one is the busiest, which one as the mean.
+//! The days of an event file: how many events each has, which one is the busiest, and which one is
+//! nearest to the mean.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use crate::season;
 /// Where events come from; they can be read again.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
-    /// Made with this seed.
+    /// Generated from this seed.
     Season(u64),
     File(&'a Path),
 }
@@ -39,7 +40,8 @@ pub struct Dated {
 }
 
 impl Dated {
-    /// The next event and its day; one that does not say a day is of the same day as the one before.
+    /// Returns the next event and its day; an event without a day is of the same day as the one
+    /// before.
     pub fn next_event(&mut self) -> Result<Option<(Option<Date>, Event)>> {
         let Some(event) = self.lines.next_event()? else { return Ok(None) };
         self.day = day_of(self.lines.line()).or(self.day);
@@ -47,7 +49,7 @@ impl Dated {
     }
 }
 
-/// The day that a line says, if it says one.
+/// Returns the day in a line, if it has one.
 fn day_of(line: &[u8]) -> Option<Date> {
     #[derive(Deserialize)]
     struct Line {
@@ -57,14 +59,14 @@ fn day_of(line: &[u8]) -> Option<Date> {
     line.at?.parse().ok()
 }
 
-/// Events that stand behind each other and are of one day.
+/// Consecutive events of one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Day {
     pub date: Option<Date>,
     pub events: u64,
 }
 
-/// The days that have events, in the order in which they stand.
+/// The days that have events, in the order of the file.
 pub struct Days(Vec<Day>);
 
 impl Days {
@@ -88,18 +90,20 @@ impl Days {
         self.iter().map(|day| day.events).sum()
     }
 
-    /// From the first day to the last, days without events included.
+    /// Returns the number of days from the first to the last, including days without events.
     pub fn span(&self) -> u64 {
         let dates = || self.iter().filter_map(|day| day.date).map(|date| i64::from(date.days()));
         dates().max().zip(dates().min()).map_or(1, |(last, first)| (last - first).unsigned_abs() + 1)
     }
 
-    /// The place of the day with the most events; of several the last, which has the most rows before it.
+    /// Returns the index of the day with the most events; of several, the last one, which has the
+    /// most rows before it.
     pub fn busiest(&self) -> Option<usize> {
         self.0.iter().enumerate().max_by_key(|(_, day)| day.events).map(|(at, _)| at)
     }
 
-    /// The place of the last day whose number of events is within a tenth of the mean, or else is nearest to it.
+    /// Returns the index of the last day whose number of events is within a tenth of the mean, or
+    /// else is nearest to it.
     pub fn nearest_to_mean(&self) -> Option<usize> {
         let (events, span) = (u128::from(self.events()), u128::from(self.span()));
         let distance = |day: &Day| (u128::from(day.events) * span).abs_diff(events).max(events / 10);

@@ -1,4 +1,5 @@
-//! The demonstration: a season replayed, broken behind the hooks' back, verified, repaired, and what a day of it costs.
+//! The demonstration: a season is replayed, changed without hooks, verified and repaired; then the
+//! cost of a day is shown.
 
 use std::env;
 use std::fs;
@@ -23,7 +24,8 @@ use crate::{costs, lists, schema, verified};
 
 const SEED: u64 = 1842;
 
-/// What happens behind the hooks' back: in words, and the statement. Each takes what there is, be it nothing.
+/// Writes that bypass the hooks: a description and the statement of each. Each changes the rows
+/// that exist, even if there are none.
 const SABOTAGE: &[(&str, &str)] = &[
     ("votes deleted", "DELETE FROM votes WHERE id IN (SELECT id FROM votes ORDER BY id LIMIT 3)"),
     (
@@ -53,7 +55,7 @@ const SABOTAGE: &[(&str, &str)] = &[
     ("total invented", "INSERT OR IGNORE INTO user_votes (key, total) VALUES ('nobody', 42)"),
 ];
 
-/// Shows everything on these events, or on a season made for the purpose.
+/// Shows everything on these events, or on a generated season.
 pub fn run(out: &mut impl Write, events: Option<&Path>) -> Result<()> {
     let db = fresh_file()?;
     run_in(out, events, &db).map_err(|error| error.in_db(db.display()))
@@ -94,14 +96,15 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
     costs::show(out, &source, done.events, SEED)
 }
 
-/// The day that the events end on, as far as their rows tell: a show is completed on its date.
+/// Returns the day on which the events end, as far as their rows show: a show is completed on its
+/// date.
 fn last_day(conn: &Connection) -> Result<Date> {
     let text = "SELECT date FROM shows ORDER BY status = 'completed' DESC, date DESC LIMIT 1";
     let date: Option<String> = conn.query_row(text, (), |row| row.get(0)).optional()?;
     date.map_or(Ok(Date::MIN), |date| date.parse().map_err(|error| Error::said(format!("a show's date: {error}"))))
 }
 
-/// A file of this process's own, without what an earlier process of the same number has left.
+/// Returns a file for this process, after removing what an earlier process of the same number left.
 fn fresh_file() -> Result<PathBuf> {
     let db = env::temp_dir().join(format!("keepcount-concert-{}.db", process::id()));
     for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -135,7 +138,8 @@ fn break_it(conn: &Connection) -> Result<Table> {
     Ok(table)
 }
 
-/// The verify shows a key of each counter that differs; the repair need not repeat them, and a clean run is one line.
+/// The verify shows one key of each counter that differs. The repair need not repeat them, and a
+/// clean run is one line.
 fn reconcile(out: &mut impl Write, conn: &mut Connection, mode: Mode) -> Result<Report> {
     let (title, samples) = if mode == Mode::Verify { ("Verify", 1) } else { ("Repair", 0) };
     let report = audit::run(conn, mode, &Scope { samples: Some(samples), ..Scope::default() })?;

@@ -1,4 +1,4 @@
-//! What stops a command, in words that name the thing concerned.
+//! The errors that stop a command, in words that name the thing concerned.
 
 use std::fmt;
 use std::io;
@@ -11,15 +11,15 @@ pub enum Error {
     Refused(String),
     /// The application's own SQL failed.
     Sql(rusqlite::Error),
-    /// The same, on PostgreSQL.
+    /// The application's own SQL failed on PostgreSQL.
     Postgres(tokio_postgres::Error),
     /// keepcount failed.
     Count(keepcount::Error),
-    /// A table has the name of one of the application's, and is another's.
+    /// A table has the name of one of the application's, but is another application's.
     Foreign(String),
     /// Results could not be printed.
     Stdout(io::Error),
-    /// Anything else, and what has got its file's name.
+    /// Anything else, and errors that already name their file.
     Said(String),
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Of a driver that says what it did, what went wrong stands behind it.
+/// Appends the causes: a driver's error says what it did, and its source says what went wrong.
 fn with_causes(error: &dyn std::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut said = error.to_string();
     let mut cause = error.source();

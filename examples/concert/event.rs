@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 
-/// A write of the application. Its values are those that the event format allows; whether it fits the rows that are
-/// there, the write itself finds out.
+/// A write of the application. Its values are ones that the event format allows; the write itself
+/// finds out whether it fits the existing rows.
 #[derive(Debug)]
 pub enum Event {
     Insert(Row),
@@ -35,7 +35,7 @@ pub enum Table {
     Votes,
 }
 
-/// Why a line is no event.
+/// The reason why a line is not a valid event.
 type Reason = String;
 
 impl Event {
@@ -49,7 +49,8 @@ impl Event {
             other => return Err(format!("unknown table {other:?}")),
         };
         let row = Members::parse("row", event.raw("row")?)?;
-        // When the event happened at the latest, if it says so; only votes have a time to compare it with.
+        // The latest time at which the event can have happened, if its day is given; only votes
+        // have a time to compare it with.
         let now = |table| match table {
             Table::Votes => event.date_if_any("at").map(|at| at.map(Date::last_second)),
             _ => Ok(None),
@@ -97,7 +98,8 @@ impl Row {
     }
 }
 
-/// The members of a JSON object, unparsed, so that those without a meaning here are ignored whatever they hold.
+/// The members of a JSON object, unparsed, so that those without a meaning here are ignored
+/// whatever their values are.
 struct Members<'a>(HashMap<Cow<'a, str>, &'a RawValue>);
 
 impl<'a> Members<'a> {
@@ -107,7 +109,7 @@ impl<'a> Members<'a> {
         }
         serde_json::from_str(json).map(Self).map_err(|error| {
             let text = error.to_string();
-            // It counts lines in what it was given, which is one.
+            // serde_json counts lines in its input, which is one line.
             let reason = text.split(" at line ").next().unwrap_or(&text);
             format!("{what} is broken JSON at column {}: {reason}", error.column())
         })
@@ -149,7 +151,7 @@ impl<'a> Members<'a> {
         self.text(name)?.parse().map_err(|error| format!("{name}: {error}"))
     }
 
-    /// Nothing where it is absent or null.
+    /// Returns `None` if it is absent or null.
     fn date_if_any(&self, name: &str) -> Result<Option<Date>, Reason> {
         if !self.0.contains_key(name) {
             return Ok(None);

@@ -1,5 +1,6 @@
-//! What `watch` shows, read in short transactions: counting all keys of a large counter takes its time, so that a refresh counts as many
-//! counters as its budget allows, and the next one goes on from there.
+//! The figures of `watch`, read in short transactions. Counting all keys of a large counter takes
+//! time, so a refresh counts as many counters as its budget allows, and the next one continues from
+//! there.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,34 +15,34 @@ use crate::site::{Moment, Site};
 use crate::text::Table;
 
 const LIST_LINES: usize = 10;
-/// Lists that took long to make are made anew after so many times as long.
+/// Lists are made again after this many times as long as they took.
 const LISTS_REST: u32 = 10;
 
 pub struct Figures {
     /// Lines of all streams that were replayed.
     pub lines: Gauge,
     pub counters: Vec<Counted>,
-    /// The counter to go on from.
+    /// The counter to continue with.
     next: usize,
     pub lists: Table,
-    /// The day and the version of the data that the lists are of.
+    /// The day and the version of the data for which the lists were made.
     lists_of: Option<(Date, String)>,
     lists_due: Instant,
     pub verified: HashMap<String, i64>,
 }
 
-/// A counter as a whole.
+/// The figures of a whole counter.
 pub struct Counted {
     pub name: &'static str,
     table: String,
-    /// None until it was counted for the first time.
+    /// `None` until it is counted for the first time.
     pub keys: Option<i64>,
     pub sum: Gauge,
     /// The version of the data that was counted.
     of: Option<String>,
 }
 
-/// A number that is read again and again, and what it has changed by since it was read before.
+/// A number that is read repeatedly, and its change since it was last read.
 #[derive(Default)]
 pub struct Gauge {
     last: Option<(Instant, i128)>,
@@ -64,7 +65,7 @@ impl Figures {
     /// Reads what has changed, as of one moment; counters only until the budget is spent.
     pub fn refresh(&mut self, site: &mut impl Site, at: Date, budget: Duration) -> Result<()> {
         let started = now();
-        // Only as long as it must be: while it is open, the log of a writer cannot be emptied.
+        // Keep this as short as possible: while it is open, a writer's log cannot be emptied.
         let mut moment = site.moment()?;
         let version = moment.version()?;
         self.lines.set(moment.lines()?);
@@ -122,7 +123,7 @@ impl Gauge {
         self.last = Some((at, value));
     }
 
-    /// Nobody has written.
+    /// Records that the value has not changed, because nothing was written.
     fn stay(&mut self) {
         if let Some(value) = self.value() {
             self.set(value);

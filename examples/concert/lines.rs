@@ -11,15 +11,16 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::progress::Progress;
 
-/// A longer line is refused, so that a file that is no event file does not fill the memory.
+/// Longer lines are refused, so that a file of another kind does not fill the memory.
 const MAX_LINE: u64 = 1 << 20;
 
-/// How far a file was read, and a hash over every line up to there.
+/// How far a file was read, and a hash of every line up to there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position {
-    /// Blank lines included.
+    /// Including blank lines.
     pub lines: i64,
-    /// `h = SHA-256(h of the line before, then the line's bytes without its newline)`, from 32 zeros on.
+    /// `h = SHA-256(h of the line before, then the line's bytes without its newline)`, starting
+    /// from 32 zeros.
     pub hash: [u8; 32],
 }
 
@@ -43,7 +44,8 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Opens a file and reads its beginning. It is gzip when it begins as gzip does, or is named so.
+    /// Opens a file and reads its beginning. It is read as gzip if it begins like gzip or has such
+    /// a name.
     pub fn open(path: &Path, progress: &mut Progress) -> Result<Self> {
         let failed = |error: io::Error| Error::said(format!("{}: {error}", path.display()));
         let file = File::open(path).map_err(failed)?;
@@ -57,7 +59,7 @@ impl Lines {
         }
     }
 
-    /// Lines that were made in memory.
+    /// Creates lines from bytes in memory.
     pub fn made(lines: Vec<u8>) -> Self {
         Self::new(Cursor::new(lines))
     }
@@ -66,22 +68,23 @@ impl Lines {
         Self { input: Box::new(input), line: Vec::new(), at: Position::default() }
     }
 
-    /// The last line that was read.
+    /// Returns the position of the last line that was read.
     pub fn position(&self) -> Position {
         self.at
     }
 
-    /// The last line that was read.
+    /// Returns the last line that was read.
     pub fn line(&self) -> &[u8] {
         &self.line
     }
 
-    /// The length of the last line that was read.
+    /// Returns the length of the last line that was read.
     pub fn line_bytes(&self) -> usize {
         self.line.len()
     }
 
-    /// Reads on to a position of an earlier replay, and checks that what was applied is still there.
+    /// Reads on to the position of an earlier replay, and checks that the applied lines are still
+    /// there.
     pub fn skip_to(&mut self, applied: &Position, stream: &str) -> Result<()> {
         while self.at.lines < applied.lines {
             if !self.read()? {
@@ -100,7 +103,7 @@ impl Lines {
         Ok(())
     }
 
-    /// The next event; none at the end of the file.
+    /// Returns the next event; `None` at the end of the file.
     pub fn next_event(&mut self) -> Result<Option<Event>, Refused> {
         while self.read()? {
             let refused = |reason| Refused { line: self.at.lines, reason };
@@ -112,7 +115,7 @@ impl Lines {
         Ok(None)
     }
 
-    /// Reads one line; false at the end of the file.
+    /// Reads one line; returns `false` at the end of the file.
     fn read(&mut self) -> Result<bool, Refused> {
         let refused = |reason| Refused { line: self.at.lines + 1, reason };
         self.line.clear();

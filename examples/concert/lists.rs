@@ -1,4 +1,5 @@
-//! The three lists that `top`, `rank` and `watch` print: artists and trending from leaderboards, shows by their formula at a day.
+//! The three lists that `top`, `rank` and `watch` print: artists and trending from leaderboards,
+//! shows by their formula at a day.
 
 use clap::ValueEnum;
 use keepcount::concert::{ShowStanding, Trend};
@@ -9,7 +10,7 @@ use crate::schema::C;
 use crate::site::Leaderboards;
 use crate::text::Table;
 
-/// A list, as it is named on the command line.
+/// A list by its name on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Name {
     /// Every artist, by upcoming shows, followers and popularity
@@ -38,7 +39,8 @@ pub struct Line {
 impl List {
     pub const HALF_LIFE: HalfLife = HalfLife::days(7);
 
-    /// A half-life is one of those that votes are counted with, and belongs to trending alone.
+    /// Checks the half-life: it must be one with which votes are counted, and belongs to trending
+    /// alone.
     pub fn new(name: Name, half_life: Option<HalfLife>) -> Result<Self> {
         match (name, half_life) {
             (Name::Artists, None) => Ok(Self::Artists),
@@ -58,7 +60,7 @@ impl List {
         })
     }
 
-    /// What is listed, in words.
+    /// Returns what is listed, in words.
     pub fn what(&self) -> &'static str {
         match self {
             Self::Artists => "artist",
@@ -76,7 +78,7 @@ impl List {
         })
     }
 
-    /// The line of one id, as `top` has it; none where it is not listed.
+    /// Returns the line of one id as `top` has it; `None` if it is not listed.
     pub fn rank(&self, store: &mut (impl Store + Leaderboards), at: Date, id: &str) -> Result<Option<Line>> {
         Ok(match self {
             Self::Artists => store.rank(C::ARTISTS, id)?.as_ref().map(artist),
@@ -86,7 +88,7 @@ impl List {
     }
 }
 
-/// The first lines of all three lists side by side.
+/// Returns the first lines of all three lists side by side.
 pub fn side_by_side(store: &mut (impl Store + Leaderboards), at: Date, limit: usize) -> Result<Table> {
     let mut columns = Vec::new();
     for list in [List::Artists, List::Shows, List::trending(List::HALF_LIFE)?] {
@@ -116,7 +118,8 @@ fn show(line: &ShowStanding<String>) -> Line {
 fn trending(line: &Ranked<String, Decayed>, half_life: HalfLife, at: Date) -> Line {
     let score = match line.score.at(half_life, at.last_second(), 1000) {
         Some(score) => thousandths(score),
-        // Votes from hundreds of half-lives after that day: how they are ranked is exact, only the number has no room.
+        // The votes are from hundreds of half-lives after that day. Their ranking is exact; only
+        // the number has no room.
         None if line.score < Decayed::sum([]) => format!("<{}", thousandths(i128::MIN)),
         None => format!(">{}", thousandths(i128::MAX)),
     };

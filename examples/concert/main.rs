@@ -1,7 +1,9 @@
-//! A concert site on an embedded SQLite file or on PostgreSQL, whose counters keepcount keeps; here only exit codes.
+//! A concert site on an embedded SQLite file or on PostgreSQL, whose counters keepcount keeps; this
+//! file has only the exit codes.
 //!
-//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `sqlite.rs` (rows, totals and the offset in one
-//! transaction), `audit.rs` (verify and repair) and `lists.rs` (top and rank), in this order; then what differs in `postgres/`.
+//! Read `rows.rs` (what counts), `app.rs` (the write paths with their hooks), `sqlite.rs` (rows,
+//! totals and the offset in one transaction), `audit.rs` (verify and repair) and `lists.rs` (top
+//! and rank), in this order; then what differs in `postgres/`.
 
 mod app;
 mod audit;
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Nothing is left to be said when even this cannot be printed.
+            // If even this cannot be printed, nothing more can be reported.
             let _ = usage.print();
             return if usage.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }
@@ -54,7 +56,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,
         Ok(Outcome::Drift) => ExitCode::from(2),
         Ok(Outcome::Stopped) => ExitCode::from(3),
-        // `totals | prefix`: the reader has seen enough.
+        // `totals | head`: the reader has seen enough.
         Err(Error::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");

@@ -1,4 +1,5 @@
-//! How far each stream was applied: the offset of its last line, and a hash of the lines up to there, by which a file that has changed is known.
+//! How far each stream was applied: the offset of its last line, and a hash of the lines up to
+//! there, by which a changed file is recognized.
 
 use keepcount::{Batch, SqliteStore, Store as _, StreamRange};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -14,24 +15,24 @@ pub const TABLE: &str = "
     ) STRICT;
 ";
 
-/// Where positions were before there were offsets.
+/// The table that had the positions before there were offsets.
 pub const OLD_TABLE: &str = "replay_position";
 pub const OLD_COLUMNS: &str = "stream, lines, hash";
 
-/// Whether this can be the name of a stream.
+/// Checks that this can be the name of a stream.
 pub fn check_name(stream: &str) -> Result<()> {
     let named = StreamRange::new(stream, 1, 1).map(drop);
     named.map_err(|error| Error::said(format!("stream {stream:?}: {error}; give another as --stream NAME")))
 }
 
-/// In a transaction, since offset and hash must be of one moment.
+/// Reads a position. Call it in a transaction, because offset and hash must be of one moment.
 pub fn read(conn: &Connection, stream: &str) -> Result<Position> {
     let last = SqliteStore::new(conn, &C::SCHEMA).offset(stream)?;
     let mut find = conn.prepare_cached("SELECT hash FROM replay_prefix WHERE stream = ?1")?;
     of(stream, last, find.query_row([stream], |row| row.get(0)).optional()?)
 }
 
-/// What a stream's offset and hash say together.
+/// Returns the position that a stream's offset and hash describe together.
 pub fn of(stream: &str, last: u64, hash: Option<[u8; 32]>) -> Result<Position> {
     match (i64::try_from(last), hash) {
         (Ok(0), None) => Ok(Position::default()),
@@ -43,7 +44,7 @@ pub fn of(stream: &str, last: u64, hash: Option<[u8; 32]>) -> Result<Position> {
     }
 }
 
-/// The offset moves with the totals.
+/// Stores the hash; the offset moves with the totals.
 pub fn set_hash(conn: &Connection, stream: &str, position: &Position) -> Result<()> {
     let text = "INSERT INTO replay_prefix (stream, hash) VALUES (?1, ?2)
                 ON CONFLICT (stream) DO UPDATE SET hash = excluded.hash";
@@ -51,7 +52,7 @@ pub fn set_hash(conn: &Connection, stream: &str, position: &Position) -> Result<
     Ok(())
 }
 
-/// Lines of all streams.
+/// Returns the lines of all streams.
 pub fn lines(conn: &Connection) -> Result<i128> {
     let mut streams = conn.prepare_cached("SELECT stream FROM replay_prefix")?;
     let mut store = SqliteStore::new(conn, &C::SCHEMA);
@@ -62,7 +63,7 @@ pub fn lines(conn: &Connection) -> Result<i128> {
     Ok(lines)
 }
 
-/// Makes offsets of the positions of an older database, and drops their table.
+/// Turns the positions of an older database into offsets, and drops their table.
 pub fn take_over(tx: &Connection) -> Result<()> {
     let read = || -> rusqlite::Result<Vec<(String, Position)>> {
         let mut find = tx.prepare(&format!("SELECT {OLD_COLUMNS} FROM {OLD_TABLE} WHERE lines > 0"))?;
@@ -74,7 +75,7 @@ pub fn take_over(tx: &Connection) -> Result<()> {
     for (stream, position) in positions {
         let refused =
             |why: &dyn std::fmt::Display| Error::Foreign(format!("table {OLD_TABLE}, stream {stream:?}: {why}"));
-        // What its lines count is in the totals already.
+        // The totals contain these lines already.
         let stream_range =
             StreamRange::new(&stream, 1, position.lines.unsigned_abs()).map_err(|error| refused(&error))?;
         if store.apply_idempotent(&mut Batch::new(), &stream_range).map_err(|error| refused(&error))?.skipped {

@@ -1,4 +1,5 @@
-//! The site on PostgreSQL: a connection, waited for on the one thread that there is. The files below are the twins of those for SQLite.
+//! The site on PostgreSQL: one connection, driven on the only thread. The files in `postgres/` are
+//! the counterparts of those for SQLite.
 
 mod app;
 mod audit;
@@ -27,14 +28,14 @@ use crate::progress::Progress;
 use crate::replay::Done;
 use crate::site::{Database, Moment, Site};
 
-/// Where a database is; displayed without its password.
+/// The address of a database; displayed without its password.
 #[derive(Clone)]
 pub struct Url(Config);
 
 impl Url {
     const MAX_CONNECT: Duration = Duration::from_secs(10);
 
-    /// None where this is a file's path.
+    /// Returns `None` for the path of a file.
     pub fn of(db: &Path) -> Result<Option<Self>> {
         let schemes = ["postgres://", "postgresql://"];
         let Some(text) = db.to_str().filter(|text| schemes.iter().any(|scheme| text.starts_with(scheme))) else {
@@ -101,7 +102,7 @@ impl Database for Url {
     }
 }
 
-/// How long a statement waits for what another transaction holds.
+/// How long a statement waits for a lock of another transaction.
 const MAX_LOCK: Duration = Duration::from_secs(10);
 
 /// An open database.
@@ -110,7 +111,7 @@ pub struct Connection {
     url: Url,
     client: Client,
     prepared: PreparedStatements,
-    /// The write paths' own; none until a replay begins.
+    /// The statements of the write paths; empty until a replay begins.
     statements: Statements,
 }
 
@@ -153,13 +154,14 @@ impl Site for Connection {
     }
 }
 
-/// Whether the same again may succeed: a circle of waits, a lock that was held too long, a connection or server that is gone. An answer that was lost may
-/// have been a yes.
+/// Returns whether a retry may succeed: after a deadlock, a lock timeout, or a lost connection or
+/// server. If an answer was lost, the commit may have succeeded.
 fn may_pass(error: &Error) -> bool {
     match error {
         Error::Count(error) => error.recovery() != keepcount::Recovery::Permanent,
         Error::Postgres(error) => match error.code() {
-            // Classes: connection, resources, rolled back, lock_timeout among others, an operator's intervention.
+            // Classes: connection, resources, rolled back, object state (with lock_timeout),
+            // operator intervention.
             Some(code) => ["08", "53", "40", "55", "57"].iter().any(|class| code.code().starts_with(class)),
             None => {
                 error.is_closed()
@@ -170,7 +172,7 @@ fn may_pass(error: &Error) -> bool {
     }
 }
 
-/// Whether a server's complaint is about the data that it was given.
+/// Returns whether a server's error is about the data that it received.
 fn is_of_data(code: &SqlState) -> bool {
     code.code().starts_with("22") || *code == SqlState::PROGRAM_LIMIT_EXCEEDED
 }

@@ -1,4 +1,5 @@
-//! How far a replay has come, on stderr: a bar on a terminal, a plain line every few seconds elsewhere.
+//! The progress of a replay on stderr: a bar on a terminal, a plain line every few seconds
+//! elsewhere.
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
@@ -17,7 +18,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Hidden by itself where stderr is no terminal.
+    /// Creates a bar, which hides itself if stderr is not a terminal.
     pub fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("[{bar:40}] {percent:>3}% {msg}");
@@ -25,12 +26,12 @@ impl Progress {
         Self { bar, told: now() }
     }
 
-    /// For what was read before.
+    /// Creates a hidden one, for events that were read before.
     pub fn hidden() -> Self {
         Self { bar: ProgressBar::hidden(), told: now() }
     }
 
-    /// A file whose bytes are what the progress counts.
+    /// Wraps a file, so that the progress counts its bytes.
     pub fn watch(&mut self, file: File, bytes: u64) -> impl Read + use<> {
         self.bar.set_length(bytes);
         self.bar.wrap_read(file)

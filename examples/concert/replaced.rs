@@ -1,4 +1,5 @@
-//! The system that keepcount replaces: its recount jobs, run for real on the same rows, and counted.
+//! The system that keepcount replaces: its recount jobs, really run on the same rows, with their
+//! costs.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params
 use crate::clock::now;
 use crate::error::Result;
 
-/// What it kept beside the rows: counts and ranks in columns, and a table that says when each job is due.
+/// What it kept next to the rows: counts and ranks in columns, and a table that says when each job
+/// is due.
 pub const COLUMNS: &str = "
     ALTER TABLE shows ADD COLUMN setlist_count INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE shows ADD COLUMN vote_count INTEGER NOT NULL DEFAULT 0;
@@ -22,7 +24,7 @@ pub const COLUMNS: &str = "
     INSERT INTO settings (job) VALUES ('engagement'), ('artists'), ('artist trending'), ('show trending');
 ";
 
-/// What something costs.
+/// The cost of an operation.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
     pub statements: u64,
@@ -51,7 +53,7 @@ impl Cost {
     }
 }
 
-/// A job, and how often it ran on each day.
+/// A job, and how often it ran each day.
 pub struct Job {
     pub name: &'static str,
     pub a_day: u32,
@@ -66,7 +68,8 @@ pub const JOBS: [Job; 5] = [
     Job { name: "polling for due jobs, every 5 min", a_day: 288, run: poll },
 ];
 
-/// The hourly engagement recount: reads all setlists, votes and shows, and patches every show, changed or not.
+/// The hourly engagement recount: reads all setlists, votes and shows, and patches every show,
+/// changed or not.
 fn engagement(conn: &mut Connection, _today: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
     let mut show_of: HashMap<String, String> = HashMap::new();
@@ -92,7 +95,8 @@ fn engagement(conn: &mut Connection, _today: Date) -> Result<Cost> {
     job.commit()
 }
 
-/// The two-hourly artist recount: reads all artists, asks for the shows of each, and patches every artist.
+/// The two-hourly artist recount: reads all artists, queries the shows of each, and patches every
+/// artist.
 fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
     for (artist, _) in job.read("SELECT id, name FROM artists", (), pair)? {
@@ -103,7 +107,8 @@ fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
     job.commit()
 }
 
-/// The four-hourly trending of artists: reads all of them, and patches the score and the rank of every one.
+/// The four-hourly trending of artists: reads all of them, and patches the score and the rank of
+/// every one.
 fn artist_trending(conn: &mut Connection, _today: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
     let all = "SELECT id, upcoming_shows_count + followers / 1000000 + popularity / 10 FROM artists";
@@ -113,7 +118,8 @@ fn artist_trending(conn: &mut Connection, _today: Date) -> Result<Cost> {
     job.commit()
 }
 
-/// The four-hourly trending of shows: reads all upcoming ones, and patches the score and the rank of every one.
+/// The four-hourly trending of shows: reads all upcoming ones, and patches the score and the rank
+/// of every one.
 fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
     let upcoming = "SELECT id, julianday(date) - julianday(?1), vote_count + 2 * setlist_count FROM shows WHERE status = 'upcoming'";
@@ -126,14 +132,14 @@ fn show_trending(conn: &mut Connection, at: Date) -> Result<Cost> {
     job.commit()
 }
 
-/// One of the orchestrator's looks at what is due; it has four jobs.
+/// One poll of the orchestrator for due jobs; it has four jobs.
 fn poll(conn: &mut Connection, _today: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
     job.read("SELECT job, last_run FROM settings", (), |row| row.get::<_, String>(0))?;
     job.commit()
 }
 
-/// A job's transaction, and what was done in it.
+/// A job's transaction, and its cost so far.
 struct Work<'c> {
     tx: Transaction<'c>,
     cost: Cost,

@@ -1,16 +1,17 @@
-//! Events into the database: rows, totals and the offset of the last line, in one transaction each time.
+//! Replays events into the database: rows, totals and the offset of the last line, in one
+//! transaction each time.
 //!
-//! Killed at any moment, a replay goes on after its last commit and counts nothing twice. An event's number is that of its line; blank lines
-//! before it are part of its offset.
+//! A replay that was killed at any moment resumes after its last commit and counts nothing twice.
+//! An event's number is that of its line; blank lines before it are part of its offset.
 
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lines::{Lines, Position, Refused};
 use crate::progress::Progress;
 
-/// A commit costs a write to the disk that is waited for: many events share one, but other writers wait meanwhile.
+/// A commit waits for a write to the disk. Many events share one, but other writers wait meanwhile.
 const EVENTS_PER_COMMIT: usize = 1_000;
-/// A commit's events are held in memory: long lines make it a shorter one.
+/// A commit's events are held in memory: with long lines a commit has fewer events.
 const BYTES_PER_COMMIT: usize = 1 << 20;
 
 /// What a replay did.
@@ -19,16 +20,17 @@ pub struct Done {
     pub lines_before: u64,
     pub events: u64,
     pub commits: u64,
-    /// Statements that wrote totals and lines of leaderboards.
+    /// Statements that wrote totals and rows of leaderboards.
     pub statements: u64,
 }
 
-/// Where a replay writes.
+/// The target of a replay.
 pub trait Target {
-    /// How far an earlier replay of the stream has come.
+    /// Returns how far an earlier replay of the stream has come.
     fn applied(&mut self, stream: &str) -> Result<Position>;
 
-    /// Applies events and moves the offset, in one transaction; counts what it did. A refused event ends it early: what came before stays.
+    /// Applies events and moves the offset in one transaction; adds what it did to `done`. A
+    /// refused event ends it early: the events before it stay applied.
     fn commit(
         &mut self,
         stream: &str,
@@ -62,7 +64,7 @@ pub fn replay(target: &mut impl Target, stream: &str, lines: &mut Lines, progres
 struct Chunk {
     events: Vec<(Position, Event)>,
     last: bool,
-    /// The line behind the events is none that can be applied.
+    /// Set if the line after the events cannot be applied.
     refused: Option<Refused>,
 }
 
@@ -88,7 +90,7 @@ impl Chunk {
     }
 }
 
-/// Totals that could not be written: their transaction is taken back.
+/// Returns the error for totals that could not be written: their transaction is rolled back.
 pub fn unapplied(error: &keepcount::Error, first: i64, last: i64) -> Error {
     Error::Said(format!("{error}; none of lines {first} to {last} is applied"))
 }

@@ -42,7 +42,7 @@ impl<K: Key> Trends<K> for HalfLives {
     const TRENDS: &'static [Trend<K>] = &[Trend::HOURS_6, Trend::DAY, Trend::WEEK];
 }
 
-// What counts: the hooks of `app.rs` and the recount of `audit.rs` both ask here.
+// What counts: the hooks of `app.rs` and the recount of `audit.rs` both use this.
 
 impl Record for ArtistRow {
     const COUNTERS: &'static [CounterId] = Artist::<&str>::COUNTERS;
@@ -77,14 +77,15 @@ impl Record for VoteRow {
 }
 
 impl VoteRow {
-    /// Refuses a vote that is given or changed before it exists; what is stored already counts whenever it is from.
+    /// Refuses a vote that is given or changed before it exists; a stored vote counts whatever its
+    /// time is.
     pub fn not_after(self, now: i64) -> Result<Self, FutureVote> {
         let vote = self.view();
         Vote::new(vote.setlist, vote.user, vote.up, vote.created_at, now)?;
         Ok(self)
     }
 
-    /// As it counts where votes decay with the half-lives `T`.
+    /// Returns the vote as it counts if votes decay with the half-lives `T`.
     pub fn decaying<T: Trends<String>>(&self) -> Decaying<&str, T> {
         self.view().decaying()
     }

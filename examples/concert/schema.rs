@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::rows::{ArtistRow, HalfLives, SetlistRow, ShowRow, VoteRow};
 use crate::{position, verified};
 
-/// The counters, keyed by the application's ids: texts.
+/// The counters, keyed by the application's ids, which are texts.
 pub type C = keepcount::concert::Concert<String, HalfLives>;
 
 pub const TABLES: &str = "
@@ -39,7 +39,8 @@ pub const TABLES: &str = "
     ) STRICT;
 ";
 
-/// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first columns.
+/// They serve the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first
+/// columns.
 pub const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, date, status);
     CREATE INDEX IF NOT EXISTS shows_by_date ON shows (date, id, status);
@@ -48,7 +49,8 @@ pub const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS votes_by_user ON votes (user_id);
 ";
 
-/// Opens a database and makes what is not there yet: the file, the application's tables, the tables of totals.
+/// Opens a database and makes what does not exist yet: the file, the application's tables, the
+/// tables of totals.
 pub fn create(path: &Path) -> Result<Connection> {
     let make = || {
         let mut conn = connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
@@ -64,14 +66,14 @@ pub fn create(path: &Path) -> Result<Connection> {
             position::take_over(&tx)?;
         }
         tx.commit()?;
-        // Afterwards, so that a database which is refused stays as it is.
+        // Afterwards, so that a refused database stays as it is.
         conn.execute_batch("PRAGMA journal_mode = WAL")?;
         Ok(conn)
     };
     make().map_err(|error: Error| error.in_db(path.display()))
 }
 
-/// Opens a database that is there, and checks that it is this application's; makes nothing.
+/// Opens an existing database, and checks that it is this application's; makes nothing.
 pub fn open(path: &Path) -> Result<Connection> {
     let open = || {
         let conn = connect(path, OpenFlags::empty())?;
@@ -86,22 +88,23 @@ pub fn open(path: &Path) -> Result<Connection> {
     open().map_err(|error: Error| error.in_db(path.display()))
 }
 
-/// As [`open`], for commands that are not to write.
+/// Opens it like [`open`], for commands that must not write.
 pub fn open_to_read(path: &Path) -> Result<Connection> {
     let conn = open(path)?;
     conn.execute_batch("PRAGMA query_only = ON")?;
     Ok(conn)
 }
 
-/// For a short note beside what was done: it is not worth a long wait for another writer.
+/// Opens it for a short note about what was done, which is not worth a long wait for another
+/// writer.
 pub fn open_to_note(path: &Path) -> Result<Connection> {
     let conn = connect(path, OpenFlags::empty())?;
     conn.busy_timeout(Duration::from_secs(1))?;
     Ok(conn)
 }
 
-/// Read-write even where only reads follow: the last reader of a WAL then clears its files away. SQLite itself opens a
-/// file that is write-protected for reading only.
+/// Opens it read-write even if only reads follow: the last reader of a WAL then removes its files.
+/// SQLite itself opens a write-protected file as read-only.
 fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     // An absolute path is never taken for a URI or for `:memory:`.
     let path = std::path::absolute(path).map_err(|error| Error::said(format!("{}: {error}", path.display())))?;
@@ -109,12 +112,12 @@ fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(Duration::from_secs(10))?;
     conn.execute_batch("PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL")?;
-    // More than there are statements in the application and in keepcount: each is prepared once.
+    // More than the application and keepcount have statements: each is prepared once.
     conn.set_prepared_statement_cache_capacity(512);
     Ok(conn)
 }
 
-/// Whether positions are where they were before there were offsets.
+/// Returns whether positions are still where they were before there were offsets.
 fn is_old(conn: &Connection) -> Result<bool> {
     Ok(conn.table_exists(None, position::OLD_TABLE)?)
 }
@@ -133,7 +136,8 @@ fn check_rows(conn: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Whether a table of the application has its columns; another application may use the same name.
+/// Checks that a table of the application has its columns; another application may use the same
+/// name.
 fn check_table(conn: &Connection, table: &str, columns: &str) -> Result<()> {
     let checked = conn.prepare(&format!("SELECT {columns} FROM {table}"));
     checked.map(drop).map_err(|error| match error {

@@ -1,4 +1,4 @@
-//! A season of a concert site as an event file: made up, and the same for the same seed.
+//! A season of a concert site as an event file: generated, and the same for the same seed.
 
 use std::fmt::Write as _;
 
@@ -9,13 +9,14 @@ const SETLISTS: u64 = 2_000;
 const VOTES: u64 = 10_000;
 const USERS: u64 = 2_500;
 
-/// What comes in addition and is deleted again, the children with their parents.
+/// What is added and deleted again, the children with their parents.
 const GONE_ARTISTS: u64 = 5;
 const GONE_SHOWS: u64 = 25;
 const GONE_SETLISTS: u64 = 50;
 const GONE_VOTES: u64 = 600;
 
-/// Days of the season: artists are signed, then shows announced, then setlists posted, then votes given, and at its end much is deleted.
+/// Days of the season: artists are signed, then shows announced, then setlists posted, then votes
+/// given, and at its end much is deleted.
 const SIGNED: u64 = 20;
 const POSTED: u64 = 100;
 const VOTED: u64 = 130;
@@ -23,7 +24,7 @@ const END: u64 = 300;
 /// The day of the great festival, on which one vote in twenty is given.
 const FESTIVAL: u64 = 230;
 
-/// The season's events, one JSON object a line, in the order of their days.
+/// Returns the season's events, one JSON object a line, in the order of their days.
 pub fn make(seed: u64) -> Vec<u8> {
     let mut season = Season { random: Random(seed), events: Vec::new() };
     season.artists();
@@ -49,7 +50,8 @@ impl Season {
 
     fn artists(&mut self) {
         for artist in 0..ARTISTS + GONE_ARTISTS {
-            // The first are famous, and nobody's next thousand followers make a million.
+            // The first ones are famous, and no artist's next thousand followers reach another
+            // million.
             let followers = 40 / (artist + 1) * 1_000_000 + self.random.below(999_000);
             let popularity = self.random.below(101);
             let row = |followers| {
@@ -60,7 +62,7 @@ impl Season {
             let signed = self.random.below(SIGNED);
             self.put(signed, "insert", "artists", &row(followers));
             if self.random.one_in(10) {
-                // Counts for nothing: no statement on any total.
+                // This counts for nothing: no statement on any total.
                 let day = self.random.between(SIGNED, END);
                 self.put(day, "update", "artists", &row(followers + 1_000));
             }
@@ -72,7 +74,8 @@ impl Season {
         for show in 0..SHOWS + GONE_SHOWS {
             let mut artist = match show.checked_sub(SHOWS) {
                 None => Some(famous.pick(&mut self.random)),
-                Some(gone) if gone % 2 == 0 => Some(ARTISTS + gone % GONE_ARTISTS), // goes with its artist
+                // Deleted with its artist.
+                Some(gone) if gone % 2 == 0 => Some(ARTISTS + gone % GONE_ARTISTS),
                 Some(_) => Some(self.random.below(ARTISTS)),
             };
             if show < SHOWS && self.random.one_in(50) {
@@ -86,7 +89,8 @@ impl Season {
             };
             self.put(announced, "insert", "shows", &row(artist, held, "upcoming"));
             if show < SHOWS && self.random.one_in(30) {
-                artist = Some(famous.pick(&mut self.random)); // another artist steps in, often where nobody was named
+                // Another artist steps in, often where there was none.
+                artist = Some(famous.pick(&mut self.random));
                 let day = self.random.between(announced, held);
                 self.put(day, "update", "shows", &row(artist, held, "upcoming"));
             }
@@ -103,7 +107,8 @@ impl Season {
         for setlist in 0..SETLISTS + GONE_SETLISTS {
             let gone = setlist.checked_sub(SETLISTS);
             let mut show = Some(match gone {
-                Some(gone) if gone % 2 == 0 => SHOWS + gone % GONE_SHOWS, // goes with its show, or with its artist
+                // Deleted with its show or artist.
+                Some(gone) if gone % 2 == 0 => SHOWS + gone % GONE_SHOWS,
                 _ => self.random.below(SHOWS),
             });
             if gone.is_none() && self.random.one_in(40) {
@@ -125,7 +130,8 @@ impl Season {
         for vote in 0..VOTES + GONE_VOTES {
             let gone = vote.checked_sub(VOTES);
             let mut setlist = match gone {
-                Some(gone) if gone % 2 == 0 => SETLISTS + gone % GONE_SETLISTS, // goes with its setlist
+                // Deleted with its setlist.
+                Some(gone) if gone % 2 == 0 => SETLISTS + gone % GONE_SETLISTS,
                 _ => popular.pick(&mut self.random),
             };
             let (user, mut up) = (busy.pick(&mut self.random), !self.random.one_in(5));
@@ -146,12 +152,14 @@ impl Season {
                 self.put(day + 2, "update", "votes", &row(setlist, up));
             }
             if gone.is_some_and(|gone| gone % 2 == 1) {
-                self.put(day + 10, "delete", "votes", &format!(r#"{{"id":"vo{vote}"}}"#)); // toggled off
+                // Toggled off.
+                self.put(day + 10, "delete", "votes", &format!(r#"{{"id":"vo{vote}"}}"#));
             }
         }
     }
 
-    /// Setlists, shows and artists that have children, in this order: each deletes what the one before has left.
+    /// Deletes setlists, shows and artists that have children, in this order: each step deletes
+    /// what the one before left.
     fn deletes(&mut self) {
         for setlist in (SETLISTS..SETLISTS + GONE_SETLISTS).filter(|setlist| setlist % 4 != 0) {
             self.put(END, "delete", "setlists", &format!(r#"{{"id":"se{setlist}"}}"#));
@@ -169,7 +177,7 @@ fn id_or_null(prefix: &str, number: Option<u64>) -> String {
     number.map_or_else(|| "null".to_owned(), |number| format!("\"{prefix}{number}\""))
 }
 
-/// The day of 2025 with this number, from 0.
+/// Returns the day of 2025 with this number, from 0.
 fn date(day: u64) -> String {
     let mut day = day;
     let mut text = String::from("2025-");
@@ -183,7 +191,7 @@ fn date(day: u64) -> String {
     text
 }
 
-/// splitmix64: small, and the same everywhere.
+/// splitmix64: small, and the same on every platform.
 struct Random(u64);
 
 impl Random {

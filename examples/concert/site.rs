@@ -1,4 +1,4 @@
-//! A database as the commands see it: what a file of SQLite's and a database of PostgreSQL's can both do.
+//! A database as the commands see it: what an SQLite file and a PostgreSQL database can both do.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,56 +11,58 @@ use crate::lines::Lines;
 use crate::progress::Progress;
 use crate::replay::Done;
 
-/// Where a database is; displayed as errors name it.
+/// The address of a database; displayed as errors name it.
 pub trait Database: fmt::Display {
     type Site: Site;
 
-    /// Opens it, and makes what is not there yet: the application's tables, the tables of totals.
+    /// Opens it, and makes what does not exist yet: the application's tables, the tables of totals.
     fn create(&self) -> Result<Self::Site>;
 
-    /// Opens one that is there, and checks that it is this application's; makes nothing.
+    /// Opens an existing one, and checks that it is this application's; makes nothing.
     fn open(&self) -> Result<Self::Site>;
 
-    /// As [`open`](Self::open), for commands that are not to write.
+    /// Opens it like [`open`](Self::open), for commands that must not write.
     fn open_to_read(&self) -> Result<Self::Site>;
 
-    /// For a short note beside what was done: it is not worth a long wait for another writer.
+    /// Opens it for a short note about what was done, which is not worth a long wait for another
+    /// writer.
     fn open_to_note(&self) -> Result<Self::Site>;
 }
 
-/// A database that is open.
+/// An open database.
 pub trait Site {
     /// Applies the events that an earlier replay of this stream has not applied yet.
     fn replay(&mut self, stream: &str, lines: &mut Lines, progress: &mut Progress) -> Result<Done>;
 
-    /// What is read in it is of one moment.
+    /// Begins reads that are all of one moment.
     fn moment(&mut self) -> Result<impl Moment>;
 
     /// Drives a run over all sources.
     fn audit(&mut self, run: &mut Reconciler) -> Result<Report>;
 
-    /// Notes every counter that a run has found clean from its first key to its last, at a time in seconds since 1970.
+    /// Notes every counter that a run found clean from its first key to its last, at a time in
+    /// seconds since 1970.
     fn note(&mut self, report: &Report, now: i64) -> Result<()>;
 }
 
-/// A database as it was at one moment.
+/// A database at one moment.
 pub trait Moment {
     fn store(&mut self) -> impl Store + Leaderboards;
 
-    /// Another one whenever somebody has written.
+    /// Returns a version that changes whenever something was written.
     fn version(&mut self) -> Result<String>;
 
-    /// Lines of all streams that were replayed.
+    /// Returns the lines of all streams that were replayed.
     fn lines(&mut self) -> Result<i128>;
 
-    /// When each counter was last found clean.
+    /// Returns when each counter was last found clean.
     fn verified(&mut self) -> Result<HashMap<String, i64>>;
 
-    /// How many totals of a table are not 0, and their sum.
+    /// Returns how many totals of a table are not 0, and their sum.
     fn count(&mut self, table: &str) -> Result<(i64, i128)>;
 }
 
-/// The leaderboards beside a store's totals.
+/// The leaderboards that a store keeps with its totals.
 pub trait Leaderboards {
     fn top<K: Key, S: Score>(
         &mut self,

@@ -1,4 +1,5 @@
-//! The site on a file of SQLite's: events in one transaction each time, and what the other commands ask it.
+//! The site on an SQLite file: events in one transaction each time, and the reads of the other
+//! commands.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -86,7 +87,7 @@ impl Moment for Transaction<'_> {
     }
 
     fn count(&mut self, table: &str) -> Result<(i64, i128)> {
-        // In two halves, since the sum of many totals may leave 64 bits.
+        // In two halves, because the sum of many totals may leave 64 bits.
         let text = format!(
             r#"SELECT count(*), coalesce(sum(total >> 32), 0), coalesce(sum(total & 4294967295), 0) FROM "{table}" WHERE total <> 0"#
         );
@@ -115,16 +116,16 @@ impl Leaderboards for SqliteStore<'_> {
     }
 }
 
-/// When totals are written; their rows always are event by event.
+/// When totals are written; the rows are always written event by event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Count {
-    /// Once a commit: what its events do to one total becomes one statement.
+    /// Once for each commit: all that its events add to one total is one statement.
     EachCommit,
-    /// As a site does, where every event is a transaction of its own.
+    /// After each event, as on a site where every event is a transaction.
     EachEvent,
 }
 
-/// Where a replay writes.
+/// The target of a replay.
 pub struct Writes<'c> {
     pub conn: &'c mut Connection,
     pub count: Count,
@@ -146,7 +147,7 @@ impl Target for Writes<'_> {
         done: &mut Done,
     ) -> Result<Option<Refused>> {
         let mut tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Before the rows: one that is there already is refused for that.
+        // Check this before the rows: a row that exists already would be refused as such.
         if position::read(&tx, stream)? != *applied {
             return Err(replay::overtaken(stream));
         }
@@ -157,7 +158,8 @@ impl Target for Writes<'_> {
         let mut counted = applied.lines;
         let mut now = *done;
         for (after, event) in events {
-            // An event is applied whole or not at all: a savepoint for its rows, a batch of its own for its totals.
+            // An event is applied whole or not at all: its rows have a savepoint, its totals their
+            // own batch.
             let savepoint = tx.savepoint()?;
             hooks.clear();
             match app::apply::<HalfLives>(&savepoint, event, &mut hooks) {
@@ -179,7 +181,8 @@ impl Target for Writes<'_> {
         if end != *applied {
             position::set_hash(&tx, stream, &end)?;
             if counted < end.lines {
-                // Totals last: their rows, which everybody wants, are held for the shortest time.
+                // Totals last: many transactions need their rows, which are so locked for the
+                // shortest time.
                 now.statements += write_totals(&tx, &mut batch, stream, counted, end.lines)?;
             }
             tx.commit()?;
@@ -190,8 +193,8 @@ impl Target for Writes<'_> {
     }
 }
 
-/// Totals of the lines behind `before` up to `last`, once. Says how many statements it took; after an error nothing of the transaction may
-/// stay.
+/// Writes the totals of the lines after `before` up to `last`, once. Returns how many statements it
+/// took; after an error, roll the transaction back.
 fn write_totals(tx: &Connection, batch: &mut Batch, stream: &str, before: i64, last: i64) -> Result<u64> {
     let first = before + 1;
     let once = StreamRange::new(stream, first.unsigned_abs(), last.unsigned_abs())

@@ -1,9 +1,9 @@
-//! Numbers, times and tables that a person can read.
+//! Formats numbers, times and tables for people.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Digits in groups of three.
+/// Formats digits in groups of three.
 pub fn number(number: impl Into<i128>) -> String {
     let number = number.into();
     let digits = number.unsigned_abs().to_string();
@@ -17,7 +17,7 @@ pub fn number(number: impl Into<i128>) -> String {
     grouped
 }
 
-/// How long ago something was, in the largest unit that it fills.
+/// Formats how long ago something was, in the largest unit that it fills.
 pub fn ago(seconds: i64) -> String {
     match seconds {
         ..1 => "now".to_owned(),
@@ -28,7 +28,7 @@ pub fn ago(seconds: i64) -> String {
     }
 }
 
-/// How long something took: milliseconds below a second.
+/// Formats how long something took, in milliseconds below a second.
 pub fn took(time: Duration) -> String {
     match time.as_secs() {
         0 => format!("{:.1} ms", time.as_secs_f64() * 1_000.0),
@@ -36,7 +36,7 @@ pub fn took(time: Duration) -> String {
     }
 }
 
-/// Columns as wide as their widest cell: the first to the left, the others to the right.
+/// Columns as wide as their widest cell: the first aligned left, the others right.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }

@@ -1,4 +1,4 @@
-//! A counter's totals as lines; of shows ahead, what they add up to from a day on.
+//! Prints a counter's totals as lines; for shows ahead, their sums from a day on.
 
 use std::io::Write;
 
@@ -7,10 +7,10 @@ use keepcount::{CounterId, Date, KeyBuf, Store};
 use crate::error::{Error, Result};
 use crate::schema::C;
 
-/// Totals that are read at once.
+/// Totals read at a time.
 const PAGE: usize = 4096;
 
-/// Key TAB total, in key order, zeros left out. The counter of dates is read at a day, others at none.
+/// Prints key TAB total, in key order, without zeros. Only the counter of dates is read at a day.
 pub fn print(out: &mut impl Write, store: &mut impl Store, counter: CounterId, at: Option<Date>) -> Result<()> {
     let ahead = C::ARTIST_SHOWS_AHEAD.id();
     match at {
@@ -27,7 +27,8 @@ pub fn print(out: &mut impl Write, store: &mut impl Store, counter: CounterId, a
     }
 }
 
-/// Artist TAB shows from this day on. In key order an artist's dates stand together, so that one sum is held at a time.
+/// Prints artist TAB shows from this day on. In key order an artist's dates are adjacent, so only
+/// one sum is held at a time.
 fn shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result<()> {
     let counter = C::ARTIST_SHOWS_AHEAD.id();
     let artists = C::ARTIST_SHOWS.id();

@@ -1,4 +1,5 @@
-//! What keepcount asks the database, as SQLite itself tells it: every statement on a table of totals or of a leaderboard, and its rows.
+//! The statements of keepcount as SQLite itself reports them: every statement on a table of totals
+//! or of a leaderboard, and its rows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,18 +11,18 @@ use crate::error::Result;
 use crate::replaced::Cost;
 use crate::schema::C;
 
-/// What was counted.
+/// The counts.
 #[derive(Debug, Clone, Default)]
 pub struct Traced {
     /// On totals and leaderboards.
     pub all: Cost,
     /// Of these, on leaderboards.
     pub leaderboards: Cost,
-    /// Every statement, the application's included.
+    /// Every statement, including the application's.
     pub statements: u64,
 }
 
-/// What SQLite tells: each row that it finds, too, or statements alone, which costs less time.
+/// What SQLite reports: also each row that it finds, or statements alone, which costs less time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tell {
     Rows,
@@ -72,7 +73,7 @@ pub fn trace<R>(
     Ok((done?, counts))
 }
 
-/// A statement of keepcount's.
+/// A statement of keepcount.
 #[derive(Debug, Clone, Copy)]
 struct Statement {
     writes: bool,
@@ -80,7 +81,8 @@ struct Statement {
 }
 
 impl Statement {
-    /// keepcount quotes the names of its tables; the application does not.
+    /// Returns `None` for the application's own: keepcount quotes the names of its tables, and the
+    /// application does not.
     fn of(text: &str) -> Option<Self> {
         let names = |table: &str| text.contains(&format!("\"{table}\""));
         let of_leaderboard =

@@ -1,5 +1,8 @@
-//! When a run last ended that found each counter clean, as a table of the application, to be shown: verify and repair write it, watch reads it. What is to
-//! be alerted on is `keepcount::reconcile::Freshness`, which also knows when runs began, and what others found meanwhile.
+//! When a run last found each counter clean, as a table of the application for display: verify and
+//! repair write it, watch reads it.
+//!
+//! For alerts, use `keepcount::reconcile::Freshness`, which also knows when runs began, and what
+//! other runs found meanwhile.
 
 use std::collections::HashMap;
 
@@ -15,12 +18,13 @@ pub const TABLE: &str = "
     ) STRICT;
 ";
 
-/// Whether a report has anything to note.
+/// Returns whether a report has anything to note.
 pub fn is_due(report: &Report) -> bool {
     report.counters.iter().any(|counter| counter.clean)
 }
 
-/// Notes every counter that a run has found clean from its first key to its last, at a time in seconds since 1970.
+/// Notes every counter that a run found clean from its first key to its last, at a time in seconds
+/// since 1970.
 pub fn note(conn: &Connection, report: &Report, now: i64) -> Result<()> {
     let tx = conn.unchecked_transaction()?;
     for counter in report.counters.iter().filter(|counter| counter.clean) {
@@ -32,7 +36,7 @@ pub fn note(conn: &Connection, report: &Report, now: i64) -> Result<()> {
     Ok(())
 }
 
-/// The times that were noted, by counter.
+/// Returns the noted times, by counter.
 pub fn read(conn: &Connection) -> Result<HashMap<String, i64>> {
     let mut find = conn.prepare_cached("SELECT counter, at FROM verifications")?;
     let times = find.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;

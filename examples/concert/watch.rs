@@ -1,4 +1,5 @@
-//! A table of the whole site: drawn anew in its place every second on a terminal, printed once elsewhere. Reads only.
+//! A table of the whole site: redrawn in place every second on a terminal, printed once elsewhere.
+//! It only reads.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal as _, Write};
@@ -15,10 +16,10 @@ use crate::site::Site;
 use crate::text::{Table, ago, number};
 
 const EVERY: Duration = Duration::from_secs(1);
-/// What a refresh may take, but for the counter that it began last.
+/// What a refresh may take, apart from the counter that it began last.
 const BUDGET: Duration = Duration::from_millis(100);
 
-/// Shows lists as of a day, or of today as it goes by; on a terminal, until it is interrupted.
+/// Shows lists as of the given day, or of the current one; on a terminal, until interrupted.
 pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Option<Date>) -> Result<()> {
     let mut figures = Figures::new();
     if !io::stdout().is_terminal() {
@@ -29,7 +30,7 @@ pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Op
     }
     let screen = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
     screen.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
-    // A terminal that was closed is none any more.
+    // A closed terminal is no longer one.
     while io::stdout().is_terminal() {
         let at = day(at)?;
         figures.refresh(site, at, BUDGET)?;
@@ -39,13 +40,13 @@ pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Op
     Ok(())
 }
 
-/// The day that is given, or today in UTC.
+/// Returns the given day, or today in UTC.
 fn day(at: Option<Date>) -> Result<Date> {
     let today = || i32::try_from(seconds_now().div_euclid(86_400)).ok().and_then(Date::from_days);
     at.or_else(today).ok_or_else(|| Error::said("the clock is outside the years 1 to 9999: give a day as --at"))
 }
 
-// A terminal that is too low loses lines at the end: the lists come first.
+// The lists come first, because a terminal with few lines loses the last ones.
 fn text(figures: &Figures, db: &impl Display, at: Date) -> String {
     let lines = figures.lines.value().map_or_else(String::new, number);
     let rate = rate(&figures.lines);
@@ -71,7 +72,7 @@ fn counters(figures: &Figures) -> Table {
     table
 }
 
-/// Empty until there were two readings.
+/// Returns an empty text until there were two readings.
 fn rate(gauge: &Gauge) -> String {
     #[allow(clippy::cast_possible_truncation, reason = "it saturates")]
     gauge.a_second.map_or_else(String::new, |a_second| number(a_second.round() as i128))

@@ -1,6 +1,7 @@
-//! A site on which a day is worked through: its events with their hooks, and the replaced system's jobs when they were due; both are counted.
+//! A site on which a day is worked through: its events with their hooks, and the replaced system's
+//! jobs when they were due; the cost of both is counted.
 //!
-//! Its votes decay with the one half-life that is kept without a choice.
+//! Its votes decay with the single half-life that is the default.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,10 +22,10 @@ use crate::{app, audit};
 
 type C = Concert<String, Week>;
 
-/// The orchestrator looked at its table of settings every 5 minutes.
+/// The orchestrator read its table of settings every 5 minutes.
 const TICKS: u32 = 288;
 
-/// Which columns of totals are dates; all other texts are ids.
+/// The key columns of totals that are dates; all other texts are ids.
 const DATES: [(&str, &str); 2] = [("artist_shows_ahead", "key_2"), ("show_upcoming", "key_1")];
 
 pub struct Worked {
@@ -32,15 +33,15 @@ pub struct Worked {
     path: PathBuf,
 }
 
-/// What a day cost.
+/// The cost of a day.
 pub struct DayCost {
     pub day: Day,
     /// In the order of [`JOBS`], all runs of the day.
     pub jobs: Vec<Cost>,
     pub hooks: Cost,
-    /// Of the hooks, what was of leaderboards.
+    /// The part of the hooks' cost that leaderboards caused.
     pub leaderboards: Cost,
-    /// One, after the day; not of a day whose jobs are run once.
+    /// One verification after the day; none after a day whose jobs are run once.
     pub verification: Cost,
     /// Artists, shows, setlists and votes, after the day.
     pub rows: u64,
@@ -70,7 +71,7 @@ impl Worked {
 
     fn without_indices(path: &Path) -> Result<Self> {
         let conn = Connection::open(path)?;
-        // Nobody waits for the disk: it would be waited for as often with any counters or none.
+        // Nothing waits for the disk here: the waits would be as many with any counters or none.
         conn.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -200000")?;
         conn.set_prepared_statement_cache_capacity(512);
         conn.execute_batch(TABLES)?;
@@ -79,7 +80,8 @@ impl Worked {
         Ok(Self { conn, path: path.to_owned() })
     }
 
-    /// A site with each artist, show, setlist, vote and user of this one so many times: copies get ids of their own, and totals to match.
+    /// Creates a site with `times` copies of each artist, show, setlist, vote and user of this one,
+    /// with new ids and matching totals.
     pub fn grown(&self, path: &Path, times: u32) -> Result<Self> {
         let grown = Self::without_indices(path)?;
         let conn = &grown.conn;
@@ -111,10 +113,10 @@ impl Worked {
         Ok(grown)
     }
 
-    /// In the order of ids, so that each row goes behind the one before.
+    /// Copies in the order of ids, so that each row comes after the one before.
     fn copy(&self, table: &str, ids: &[&str], others: &[&str]) -> Result<()> {
         let names = [ids, others].concat().join(", ");
-        // An epoch is a key too, and no id.
+        // An epoch is a key too, but not an id.
         let copied = |id: &&str| format!("iif(typeof(base.{id}) = 'text', copies.id || base.{id}, base.{id})");
         let copied: Vec<String> =
             ids.iter().map(copied).chain(others.iter().map(|name| format!("base.{name}"))).collect();
@@ -131,7 +133,7 @@ impl Worked {
         Ok(all.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Applies events that nobody counts, all in one transaction.
+    /// Applies events that are not measured, all in one transaction.
     pub fn apply(&mut self, events: &[Event]) -> Result<()> {
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut batch = Batch::new();
@@ -142,7 +144,7 @@ impl Worked {
         Ok(tx.commit()?)
     }
 
-    /// Works through a day: its events spread over it, and jobs when they are due.
+    /// Works through a day: its events are spread over it, and jobs run when they are due.
     pub fn work(&mut self, day: Day, events: &[Event], runs: Runs) -> Result<DayCost> {
         let today = day.date.unwrap_or(Date::MIN);
         let mut done = DayCost {
@@ -177,7 +179,7 @@ impl Worked {
         Ok(done)
     }
 
-    /// Events with their hooks, a transaction each.
+    /// Applies events with their hooks, one transaction each.
     fn hooked(&mut self, events: &[Event], done: &mut DayCost) -> Result<()> {
         let mut time = Duration::ZERO;
         let ((), traced) = trace(&mut self.conn, Tell::Rows, |conn| {
@@ -200,7 +202,7 @@ impl Worked {
         Ok(())
     }
 
-    /// One full verification, which must find every total right.
+    /// Runs one full verification, which must find every total right.
     fn verified(&mut self) -> Result<Cost> {
         let started = now();
         let (report, traced) = trace(&mut self.conn, Tell::Statements, |conn| {
@@ -218,7 +220,7 @@ impl Worked {
         Ok(Cost { statements: traced.statements, rows_read: report.rows + totals, rows_written: 0, time })
     }
 
-    /// Artists, shows, setlists and votes.
+    /// Returns the number of artists, shows, setlists and votes.
     pub fn rows(&self) -> Result<u64> {
         ["artists", "shows", "setlists", "votes"].into_iter().map(|table| self.count(table)).sum()
     }

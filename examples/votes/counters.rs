@@ -1,4 +1,5 @@
-//! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and `with-sea-orm` write with a library each.
+//! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and
+//! `with-sea-orm` each write with their library.
 
 use keepcount::{Counter, CounterId, Date, Record, Schema, Tally};
 use uuid::Uuid;
@@ -6,7 +7,7 @@ use uuid::Uuid;
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const USER_VOTES: Counter<Uuid> = Counter::new("user.votes");
 pub const DAY_VOTES: Counter<Date> = Counter::new("day.votes");
-/// The membership: which show a setlist is of.
+/// The membership: which show a setlist belongs to.
 pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
 /// The rollup: a show's votes are those of its setlists, and follow a setlist that moves.
 pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
@@ -19,7 +20,7 @@ pub const SCHEMA: Schema = Schema::new(&[
     SHOW_VOTES.table(),
 ]);
 
-/// The application's own tables; those of the counters are `SCHEMA.ddl(..)`.
+/// The application's own tables; `SCHEMA.ddl(..)` has those of the counters.
 pub const TABLES: &str = "
     CREATE TABLE shows (slug TEXT PRIMARY KEY);
     CREATE TABLE setlists (id BIGINT PRIMARY KEY, show_slug TEXT NOT NULL REFERENCES shows);

@@ -1,4 +1,5 @@
-//! The write paths of the application, whichever library they are written with: after each, every total equals a plain SQL recount.
+//! Tests of the application's write paths with any of the libraries: after each, every total equals
+//! a plain SQL recount.
 
 use keepcount::sql::Dialect;
 use keepcount::{Batch, Counter, Date, Schema};
@@ -9,7 +10,8 @@ use super::counters::{Setlist, Vote};
 use super::postgres::{connect, shared, wait_until};
 use super::{App, apply};
 
-/// Each counter once more, in SQL that knows nothing of the crate: its table and columns, and the same out of the rows.
+/// Each counter again in SQL that does not use the crate: its table and columns, and the same from
+/// the rows.
 const RECOUNTS: [(&str, &str, &str); 5] = [
     ("setlist_votes", "key::text", "SELECT setlist_id::text, count(*) FROM votes GROUP BY 1"),
     ("user_votes", "key::text", "SELECT user_id::text, count(*) FROM votes GROUP BY 1"),
@@ -18,7 +20,8 @@ const RECOUNTS: [(&str, &str, &str); 5] = [
     ("show_votes", "key", "SELECT show_slug, count(*) FROM votes JOIN setlists ON setlists.id = setlist_id GROUP BY 1"),
 ];
 
-/// Two shows, `a` with the setlists 1 and 2, and `b` with 3; runs the test with two applications on them, then recounts.
+/// Runs the test with two applications on two shows, `a` with the setlists 1 and 2 and `b` with 3;
+/// then recounts.
 fn on_two_shows(test: impl AsyncFnOnce(&mut App, &mut App, &Client)) {
     let Some(server) = shared() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -53,7 +56,8 @@ async fn recount(db: &Client) {
     }
 }
 
-/// The totals of the setlists 1 to 3, and of the shows `a` and `b`, where every total is right.
+/// Checks that every total is right; returns those of the setlists 1 to 3 and of the shows `a` and
+/// `b`.
 async fn votes(db: &Client) -> ([i64; 3], [i64; 2]) {
     recount(db).await;
     let sum = async |table, key| {
@@ -68,7 +72,8 @@ fn vote(setlist: i64, user: u128, day: &str) -> Vote {
     Vote { setlist, user: Uuid::from_u128(user), day: day.parse::<Date>().unwrap() }
 }
 
-/// Runs two writes that both wait for what a third transaction holds, so that neither has begun to write when both have read what they read before.
+/// Runs two writes that both wait for what a third transaction locks, so that neither begins to
+/// write before both have read.
 async fn at_once(
     db: &Client,
     held: &str,
@@ -134,7 +139,7 @@ fn a_setlist_that_moves_takes_its_votes_to_the_other_show() {
         assert!(app.move_setlist(1, "b").await.unwrap());
         assert!(!app.move_setlist(9, "b").await.unwrap());
         assert_eq!(votes(db).await, ([2, 1, 0], [1, 2]));
-        // Its membership is followed from now on.
+        // Its membership takes effect from now on.
         app.vote(&vote(1, 9, "2026-06-01")).await.unwrap();
         assert_eq!(votes(db).await, ([3, 1, 0], [1, 3]));
     });
@@ -147,12 +152,12 @@ fn what_rolls_back_leaves_rows_and_totals_as_they_were() {
         let before = votes(db).await;
         assert_eq!(app.import(&[vote(1, 8, "2026-06-01"), vote(3, 8, "2026-06-02")], true).await.unwrap(), 2);
         assert_eq!(votes(db).await, before);
-        // No room in a total, found when the row is written already.
+        // A total has no room, which is found after the row was written.
         db.execute("UPDATE user_votes SET total = 9223372036854775807", &[]).await.unwrap();
         app.vote(&vote(3, 7, "2026-06-01")).await.unwrap_err();
         db.execute("UPDATE user_votes SET total = 1", &[]).await.unwrap();
         assert_eq!(votes(db).await, before);
-        // The connection is as good as before.
+        // The connection is still usable.
         app.vote(&vote(3, 7, "2026-06-01")).await.unwrap();
         assert_eq!(votes(db).await, ([1, 0, 1], [1, 1]));
     });
@@ -162,7 +167,7 @@ fn what_rolls_back_leaves_rows_and_totals_as_they_were() {
 fn a_savepoint_that_rolls_back_drops_its_batch_alone() {
     on_two_shows(async |app, _, db| {
         let of = |setlist, user| vote(setlist, user, "2026-06-01");
-        // No setlist 99; and a vote twice, which is an insert and an update.
+        // There is no setlist 99; and one vote comes twice, as an insert and an update.
         let again = vote(1, 7, "2026-06-02");
         let given = [of(1, 7), of(99, 7), of(2, 7), of(1, 8), again, of(99, 8), of(3, 8)];
         assert_eq!(app.import(&given, false).await.unwrap(), 5);
@@ -269,7 +274,7 @@ fn keys_of_every_type_are_written_and_read() {
         db.batch_execute(&EVERY_TYPE.ddl(Dialect::Postgres).join(";")).await.unwrap();
         let tracks = [(Uuid::from_u128(1), -1_i128), (Uuid::from_u128(2), i128::MAX)];
         let works = [("one", 1_u128, [1_u8; 16], 1_u8), ("two", u128::MAX, [2; 16], 2)];
-        // Values alone, then arrays of them; each asks for the memberships of what is played.
+        // First single values, then arrays of them; each reads the memberships of what is played.
         for (tracks, works) in [(&tracks[..1], &works[..1]), (&tracks[1..], &works[1..])] {
             let mut batch = Batch::new();
             batch.add(TRACK_WORK, (tracks[0], works[0]), 1);

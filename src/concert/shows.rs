@@ -1,4 +1,5 @@
-//! Upcoming shows by the exact formula, at any clock: over the shows in its window only, never over all shows.
+//! The list of upcoming shows by the exact formula, at any time: reads only the shows in its
+//! window, never all shows.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,13 +12,15 @@ use crate::key::{AsKey, Key, KeyBuf};
 use crate::range::KeyRange;
 use crate::store::Store;
 
-/// A show's score: (30 - d)(10 + v + 2s) / 300, where d is the days to its date, within 0 and 30, v its votes and s its setlists.
+/// A show's score: (30 - d)(10 + v + 2s) / 300, where d is the days to its date, clamped to 0..=30,
+/// v its votes and s its setlists.
 ///
-/// Exact: the number is kept in 300ths. Displayed with four decimals, rounded half up.
+/// The number is kept exactly, in 300ths. `Display` shows four decimals, rounded half up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShowScore(i128);
 
-/// From this many days before its date on a show is listed; an overdue one stays at its day's value.
+/// A show is listed from this many days before its date. An overdue show keeps the value of its
+/// day.
 const WINDOW: i32 = 30;
 
 impl ShowScore {
@@ -47,7 +50,7 @@ impl fmt::Display for ShowScore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShowStanding<K> {
-    /// From 1 on.
+    /// The rank, from 1 on.
     pub rank: u64,
     /// The show.
     pub show: K,
@@ -57,20 +60,24 @@ pub struct ShowStanding<K> {
     pub score: ShowScore,
 }
 
-/// What shows are listed by: the highest score first, then by date, then by id. The greatest comes first.
+/// The sort key of the list: the highest score first, then by date, then by id. The greatest comes
+/// first.
 type Place = (ShowScore, Reverse<KeyBuf>);
 
-/// Candidates that are read at once.
+/// How many candidates are read at once.
 const PAGE: usize = 1024;
 
 impl<K: Key, T: Trends<K>> Concert<K, T> {
-    /// The first upcoming shows by [`ShowScore`] on a day, ties by date, then id; shows whose score is 0 are left out.
+    /// The first upcoming shows by [`ShowScore`] on a day, ties by date, then id.
     ///
-    /// Costs a read of every upcoming show up to 29 days ahead, overdue ones included, of its votes and its setlists; memory for `limit` lines.
+    /// Shows whose score is 0 are left out.
+    ///
+    /// Reads every upcoming show up to 29 days ahead, overdue shows included, and its votes and
+    /// setlists. Takes memory for `limit` lines.
     ///
     /// # Errors
     ///
-    /// What the store says.
+    /// The store's errors.
     ///
     /// # Examples
     ///
@@ -101,11 +108,15 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
         (1..).zip(best.into_sorted_vec()).map(|(rank, Reverse(place))| standing(rank, place)).collect()
     }
 
-    /// The line of one show as [`top_shows`](Self::top_shows) would list it; none where it is not listed. Costs the same, without the memory.
+    /// The line of one show as [`top_shows`](Self::top_shows) would list it; `None` if it is not
+    /// listed.
+    ///
+    /// Reads the candidates once, and a second time if the show is listed. Takes no memory for
+    /// lines.
     ///
     /// # Errors
     ///
-    /// What the store says.
+    /// The store's errors.
     pub fn rank_of_show(store: &mut impl Store, at: Date, show: impl AsKey<K>) -> Result<Option<ShowStanding<K>>> {
         let wanted = KeyBuf::of::<K>(show);
         let mut own: Option<Place> = None;
@@ -127,7 +138,7 @@ fn standing<K: Key>(rank: u64, (score, Reverse(key)): Place) -> Result<ShowStand
     Ok(ShowStanding { rank, show, date, score })
 }
 
-/// Calls `each` with every show that has a score: a range of the counter by date.
+/// Calls `each` with every show that has a score, read as a range of the counter by date.
 fn each_candidate<K: Key>(store: &mut impl Store, at: Date, mut each: impl FnMut(Place)) -> Result<()> {
     let upcoming = Concert::<K>::SHOW_UPCOMING;
     let mut range = at.plus(WINDOW - 1).map_or(KeyRange::ALL, |last| upcoming.prefixes(..=last));
@@ -150,7 +161,7 @@ fn each_candidate<K: Key>(store: &mut impl Store, at: Date, mut each: impl FnMut
     }
 }
 
-/// The show in an encoded (date, show).
+/// The bytes of the show in an encoded (date, show).
 fn id_of(key: &KeyBuf) -> &[u8] {
     let len = Concert::<()>::SHOW_UPCOMING.id().parts().prefix_len(key.as_bytes(), 1);
     len.and_then(|len| key.as_bytes().get(len..)).unwrap_or_default()

@@ -10,9 +10,11 @@ use crate::key::Key;
 use crate::leaderboard::Leaderboard;
 use crate::record::{Record, Tally};
 
-/// The half-lives that a site's votes decay with. [`Week`] is the default; implement it for a type of your own to choose others.
+/// The half-lives that a site's votes decay with.
 ///
-/// Each half-life costs each vote a total of its setlist, its show and its artist, and a line of a leaderboard.
+/// [`Week`] is the default. Implement this trait for your own type to choose others. Each half-life
+/// costs each vote one more total of its setlist, its show and its artist, and one more leaderboard
+/// entry.
 ///
 /// # Examples
 ///
@@ -42,11 +44,11 @@ use crate::record::{Record, Tally};
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub trait Trends<K: Key> {
-    /// At most 16 of them.
+    /// The half-lives, at most 16.
     const TRENDS: &'static [Trend<K>];
 }
 
-/// One half-life, of 7 days: what votes decay with unless something else is chosen.
+/// One half-life of 7 days: the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Week;
 
@@ -57,7 +59,7 @@ impl<K: Key> Trends<K> for Week {
 /// Votes that decay with one half-life: their counters, and the leaderboard of shows by them.
 #[non_exhaustive]
 pub struct Trend<K> {
-    /// After this time a vote weighs half.
+    /// The time after which a vote weighs half.
     pub half_life: HalfLife,
     /// Decayed votes on a setlist, by epoch.
     pub setlists: Counter<(K, i64)>,
@@ -80,11 +82,13 @@ impl<K: Key> Trend<K> {
     pub const WEEK: Self =
         Self::new(HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d", "show.trending_7d");
 
-    /// A half-life, the names of its counters of setlists, shows and artists, and that of its leaderboard.
+    /// A half-life with the names of its counters of setlists, shows and artists, and of its
+    /// leaderboard.
     ///
     /// # Panics
     ///
-    /// When a name is no counter's name; in a `const`, where trends belong, that is a compile error.
+    /// When a name is not valid for a counter. In a `const`, where trends belong, that is a compile
+    /// error.
     #[must_use]
     pub const fn new(
         half_life: HalfLife,
@@ -107,14 +111,16 @@ impl<K> fmt::Debug for Trend<K> {
 }
 
 impl<I: Id> Vote<I> {
-    /// The same vote where others than the default half-life were chosen. A site's votes all decay alike.
+    /// This vote with the half-lives of `T` instead of the default.
+    ///
+    /// All votes of a site must decay alike.
     #[must_use]
     pub const fn decaying<T: Trends<I::Key>>(self) -> Decaying<I, T> {
         Decaying { vote: self, trends: PhantomData }
     }
 }
 
-/// A [`Vote`] that decays with the half-lives of `T`: [`Vote::decaying`].
+/// A [`Vote`] that decays with the half-lives of `T`, made by [`Vote::decaying`].
 pub struct Decaying<I, T> {
     vote: Vote<I>,
     trends: PhantomData<fn() -> T>,
@@ -151,10 +157,10 @@ impl<I: Id, T: Trends<I::Key>> Record for Decaying<I, T> {
     }
 }
 
-/// The counters without half-lives, and three for each of 16.
+/// The counters without half-lives, and three for each of 16 half-lives.
 const MAX: usize = 64;
 
-/// A list that the compiler puts together; it has room for the longest.
+/// A list that is built at compile time, with room for the longest one.
 #[derive(Clone, Copy)]
 pub(super) struct Listed<X> {
     all: [X; MAX],

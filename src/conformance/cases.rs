@@ -1,4 +1,5 @@
-//! The cases, in the order of [`conformance_tests!`](crate::conformance_tests), which lists their names.
+//! The conformance cases, in the order of [`conformance_tests!`](crate::conformance_tests), which
+//! lists their names.
 
 mod offsets;
 
@@ -30,7 +31,7 @@ pub(super) const ID: Counter<[u8; 16]> = Counter::new("conformance.id");
 pub(super) const ONE: Counter<()> = Counter::new("conformance.one");
 pub(super) const WIDE: Counter<i128> = Counter::new("conformance.wide");
 pub(super) const WIDEST: Counter<u128> = Counter::new("conformance.widest");
-/// Children with their parents, and parents with the top.
+/// Links children to parents; `TOP_MEMBERSHIP` links parents to the top.
 pub(super) const MEMBERSHIP: Counter<(i64, String)> = Counter::new("conformance.link");
 pub(super) const TOP_MEMBERSHIP: Counter<(String, ())> = Counter::new("conformance.top_link");
 pub(super) const CHILD: Counter<i64> = Counter::new("conformance.child");
@@ -40,7 +41,7 @@ pub(super) const PARENT_DAYS: Counter<(String, i32)> =
     Counter::<(String, i32)>::new("conformance.parent_days").sum_of_suffix(DAYS, MEMBERSHIP);
 pub(super) const TOP: Counter<()> = Counter::new("conformance.top").sum_of(PARENT, TOP_MEMBERSHIP);
 
-/// What writes a case's steps.
+/// Writes a case's steps.
 pub(super) type Write = fn(&mut Script);
 
 pub(super) const SCRIPTS: &[(&str, Write)] = crate::conformance_tests!(@list @scripts);
@@ -60,7 +61,7 @@ impl Script {
         self.steps.push(Step { call, expect });
     }
 
-    /// A batch is applied, and writes this many totals.
+    /// A batch is applied and writes this many totals.
     fn apply(&mut self, totals: u64, fill: impl FnOnce(&mut Batch)) {
         self.call(Call::Apply(batch(fill)), Expect::Applied(totals));
     }
@@ -77,13 +78,14 @@ impl Script {
         self.call(Call::Page { counter, after: None, limit: 1 }, expect.clone());
     }
 
-    /// Reading these keys gives these totals.
+    /// Reading these keys returns these totals.
     fn read<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, totals: &[(A, i64)]) {
         let (keys, totals) = totals.iter().map(|(key, total)| (KeyBuf::of::<K>(key), total)).unzip();
         self.call(Call::Read(counter.id(), keys), Expect::Read(totals));
     }
 
-    /// A page shows as many of these totals, which are all behind its start, as its limit allows.
+    /// A page shows as many of these totals as its limit allows. They are all the totals after its
+    /// start.
     fn page<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, after: Option<A>, limit: usize, all: &[(A, i64)]) {
         let first = all.iter().take(limit).map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
         let after = after.map(KeyBuf::of::<K>);
@@ -96,7 +98,8 @@ impl Script {
         self.page(counter, None, usize::MAX, totals);
     }
 
-    /// A range shows as many of these totals, which are all that it holds, as its limit allows; and its sum is theirs.
+    /// A range shows as many of these totals as its limit allows, and its sum is theirs. They are
+    /// all the totals in the range.
     fn range<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, range: &KeyRange, all: &[(A, i64)]) {
         let totals: Vec<_> = all.iter().map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
         for limit in [0, 1, totals.len(), totals.len() + 1, usize::MAX] {
@@ -106,7 +109,7 @@ impl Script {
         self.call(Call::Sum(counter.id(), range.clone()), Expect::Sum(all.iter().map(|(_, total)| total).sum()));
     }
 
-    /// Pages of one size, from the first to the empty one behind the last, show these totals.
+    /// Pages of one size, from the first to the empty one after the last, show these totals.
     fn walk<K: Key, A: AsKey<K> + Clone>(&mut self, counter: Counter<K>, size: usize, totals: &[(A, i64)]) {
         self.page(counter, None, size, totals);
         for at in (size..=totals.len()).step_by(size) {
@@ -128,8 +131,8 @@ impl Script {
         }
     }
 
-    /// Totals that a refused batch must leave as they are, some of them at an end of their range; [`touch`] would make some, change
-    /// some, and bring some to 0.
+    /// Totals that a refused batch must leave unchanged, some of them at an end of their range.
+    /// [`touch`] would create some, change some, and bring some to 0.
     fn before(&mut self, end: i64) {
         self.apply(307, |batch| {
             (0..300).for_each(|key| batch.add(NUMBER, key, 1 + key % 2));
@@ -156,7 +159,8 @@ impl Script {
         self.holds::<i128, i128>(WIDE, &[]);
     }
 
-    /// Batches of several sizes that move one total of each kind beyond its end are refused, and leave nothing.
+    /// Batches of several sizes that move one total of each kind beyond its end are refused and
+    /// change nothing.
     fn overflows(&mut self, end: i64, beyond: i64, keys: i64) {
         self.before(end);
         for edge in EDGES {
@@ -182,7 +186,8 @@ impl Script {
 /// Keys before, among and after those that [`touch`] writes.
 const EDGES: [i64; 3] = [-5, 1_000, 3_000];
 
-/// Deltas on keys and counters that come before and after those in the middle, in any order that a store may choose.
+/// Deltas on keys and counters that come before and after those in the middle, in any order that a
+/// store may choose.
 fn touch(batch: &mut Batch, keys: i64) {
     (0..keys).for_each(|key| batch.add(NUMBER, key * 7 % 400, -1));
     batch.add(NUMBER, 2_000, 1);
@@ -323,7 +328,7 @@ fn totals_are_read_in_the_order_of_the_request(script: &mut Script) {
 const SIGNED: [i64; 14] =
     [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, 0, 1, -1, 2, -2, 255, 256, -255, -256, 1 << 32];
 
-/// Texts of which each would sort or end wrongly under some encoding.
+/// Texts that would each sort or end wrongly under some encoding.
 fn all_texts() -> Vec<String> {
     let short =
         ["", "\0", "\0\0", "\0\u{1}", "\0a", "\u{1}", "\u{1}\0", "\u{1}\u{1}", "\u{2}", "\u{1}\u{2}", "\u{2}\0"];
@@ -338,7 +343,7 @@ fn all_texts() -> Vec<String> {
     listed.chain(inline).chain(long).chain(last).collect()
 }
 
-/// Without zero bytes, which not every store can hold.
+/// Those without zero bytes, which not every store can store.
 fn texts() -> Vec<String> {
     all_texts().into_iter().filter(|text| !text.contains('\0')).collect()
 }
@@ -361,7 +366,7 @@ fn text_keys_are_paged_in_order(script: &mut Script) {
     script.in_order(TEXT, texts());
 }
 
-/// Not in PostgreSQL, whose texts cannot hold them: there they are refused.
+/// Not run on PostgreSQL: its texts cannot contain zero bytes, so they are refused there.
 fn texts_with_zero_bytes_are_kept(script: &mut Script) {
     script.in_order(TEXT, all_texts());
     script.in_order(
@@ -475,7 +480,7 @@ fn a_delta_beyond_64_bits_applies_nothing(script: &mut Script) {
             script.unchanged(-7);
         }
     }
-    // The way to a delta within 64 bits may leave them.
+    // Intermediate sums may leave 64 bits if the delta is within them.
     script.apply(1, |batch| [i64::MAX, i64::MAX, -i64::MAX, -5].iter().for_each(|by| batch.add(SMALL, 8, *by)));
     script.read(SMALL, &[(8, i64::MAX - 5)]);
 }
@@ -500,7 +505,7 @@ fn the_least_delta_is_undone(script: &mut Script) {
     }
 }
 
-/// A counter that is not the store's is refused by every method, alone and among others.
+/// A counter that is not in the store's schema is refused by every method, alone and among others.
 fn is_refused(script: &mut Script, counter: Counter<i64>, expect: &Expect) {
     script.before(9);
     script.refuse(expect.clone(), |batch| batch.add(counter, 7, 1));
@@ -521,7 +526,7 @@ fn an_unknown_counter_is_refused(script: &mut Script) {
     is_refused(script, unknown, &Expect::UnknownCounter(unknown.id()));
 }
 
-/// Lists one counter, and adds to another, which is the schema's.
+/// Lists one counter, and also adds to another one of the schema.
 struct Stray(i64);
 
 impl Record for Stray {
@@ -571,7 +576,7 @@ fn merged_batches_are_one(script: &mut Script) {
     script.holds(NUMBER, &(2..=20).map(|key| (key, if key == 2 { 6 } else { 1 })).collect::<Vec<_>>());
 }
 
-/// Every step is looked at for that; here is one of each kind.
+/// Every step checks this; here is one of each kind.
 fn an_applied_batch_is_empty_and_a_refused_one_is_kept(script: &mut Script) {
     script.apply(1, |batch| batch.add(NUMBER, 7, 1));
     script.apply(21, |batch| {
@@ -586,7 +591,7 @@ fn an_applied_batch_is_empty_and_a_refused_one_is_kept(script: &mut Script) {
     script.holds(TEXT, &[("a", 1)]);
 }
 
-/// Steele, Lea, Flood: `SplitMix64`; the seed is fixed, so that every store sees the same batches.
+/// Steele, Lea, Flood: `SplitMix64`. The seed is fixed, so that every store sees the same batches.
 struct Random(u64);
 
 impl Random {
@@ -682,7 +687,7 @@ fn a_rollup_follows_its_memberships(script: &mut Script) {
         add_all(batch, TOP_MEMBERSHIP, &[(("a", ()), 1), (("b", ()), 1)]);
     });
     script.apply(5, |batch| add_all(batch, CHILD, &[(1, 5), (2, 7)]));
-    // One moves, and what it takes along changes in the same batch.
+    // One child moves, and its total changes in the same batch.
     script.apply(6, |batch| {
         batch.add(MEMBERSHIP, (1_i64, "a"), -1);
         batch.add(MEMBERSHIP, (1_i64, "b"), 1);
@@ -690,7 +695,8 @@ fn a_rollup_follows_its_memberships(script: &mut Script) {
     });
     script.holds(PARENT, &[("b", 22)]);
     script.holds(TOP, &[((), 22)]);
-    // With two parents, or twice under one, it counts twice; its parent goes, and it stays.
+    // A child with two parents, or twice under one, counts twice. Its parent leaves the top, and
+    // the child stays.
     script.apply(3, |batch| batch.add(MEMBERSHIP, (2_i64, "b"), 1));
     script.holds(PARENT, &[("b", 29)]);
     script.apply(2, |batch| batch.add(TOP_MEMBERSHIP, ("b", ()), -1));
@@ -709,7 +715,7 @@ fn a_rollup_by_suffix_keeps_the_suffix(script: &mut Script) {
         batch.add(MEMBERSHIP, (1_i64, "b"), 1);
         batch.add(DAYS, (1_i64, -3), -4);
     });
-    // At ("b", -3) nothing arrives: it was taken away in the same batch.
+    // Nothing arrives at ("b", -3): the same batch takes it away.
     script.holds(PARENT_DAYS, &[(("a", 8), 4), (("b", 8), 4)]);
 }
 
@@ -765,7 +771,8 @@ fn random_batches_follow_a_model(script: &mut Script) {
     script.walk(PAIR, 997, &totals);
 }
 
-/// Amounts of every size on few keys: totals wander to the ends of 64 bits, and batches that go beyond are refused whole.
+/// Amounts of every size on few keys: totals wander to the ends of 64 bits, and batches that go
+/// beyond are refused whole.
 fn random_large_batches_are_refused_as_by_a_model(script: &mut Script) {
     let mut random = Random(0x6f76_6572);
     let mut model: BTreeMap<i64, i64> = BTreeMap::new();
@@ -779,7 +786,7 @@ fn random_large_batches_are_refused_as_by_a_model(script: &mut Script) {
         let sum = |key: &i64, delta: &i64| model.get(key).map_or(Some(*delta), |total| total.checked_add(*delta));
         let mut beyond: Vec<i64> =
             deltas.iter().filter(|(key, delta)| sum(key, delta).is_none()).map(|(key, _)| *key).collect();
-        // Of several overflows a store may report any: one is left.
+        // Of several overflows a store may report any, so only one is left.
         for key in beyond.split_off(beyond.len().min(1)) {
             deltas.remove(&key);
         }

@@ -1,4 +1,4 @@
-//! Drivers: what the engine asks of a database, over the connection of one library each.
+//! The drivers: what the engine asks of a database, each over the connection type of one library.
 
 #[cfg(feature = "sqlite")]
 pub(crate) mod rusqlite;

@@ -1,7 +1,9 @@
 //! The driver over rusqlite, which blocks.
 //!
-//! After every error the connection is asked what became of a statement, never the error's code: SQLite asks a progress handler once more when a statement
-//! is through, and returns `SQLITE_INTERRUPT` for one whose effect stands; and it returns the error of a WAL hook, which runs behind a commit.
+//! After every error the driver asks the connection what became of the statement, and never relies
+//! on the error's code. SQLite calls a progress handler once more when a statement has finished,
+//! and then returns `SQLITE_INTERRUPT` although the statement's effect stands. It also returns the
+//! error of a WAL hook, which runs after a commit.
 
 use std::future::ready;
 
@@ -13,10 +15,11 @@ use crate::error::{Cause, Error, Result};
 use crate::executor::{Column, DriverError, ErrorKind, Executor, NotCommitted, Row, Stopped};
 use crate::sql::{Dialect, Query, Value};
 
-/// A connection, and the transaction that was begun on it here.
+/// A connection, and the transaction that this driver began on it.
 pub(crate) struct Rusqlite<'c> {
     conn: &'c Connection,
-    /// The statement that began a transaction here, which is open: it is needed to end it where every statement is stopped.
+    /// The statement that began the transaction, while it is open. It can end the transaction when
+    /// a handler stops every statement.
     begun: Option<CachedStatement<'c>>,
 }
 
@@ -27,7 +30,8 @@ impl<'c> Rusqlite<'c> {
         Self { conn, begun: None }
     }
 
-    /// Runs queries, each while what it was read from before is open, so that all are of one snapshot behind one that is single.
+    /// Runs queries. After a query that is single, its cursor stays open while the following
+    /// queries run, so that all of them read one snapshot.
     fn each_row(
         &self,
         queries: &[Query<'_>],
@@ -101,7 +105,7 @@ impl Executor for Rusqlite<'_> {
     fn begin(&mut self) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
         ready(self.conn.prepare_cached(BEGIN).and_then(|mut begin| {
             let begun = begin.execute(());
-            // It is also begun where it was stopped when it had begun.
+            // The transaction is also open if the statement was stopped after it had begun it.
             if begun.is_ok() || !self.conn.is_autocommit() {
                 self.begun = Some(begin);
                 return Ok(());
@@ -110,9 +114,11 @@ impl Executor for Rusqlite<'_> {
         }))
     }
 
-    /// A commit that fails and leaves the transaction open, as one that meets a lock, did nothing. Of one that ends the transaction nobody can say: SQLite may have
-    /// been stopped behind it; a WAL hook may have failed; a disk that fails, or is full, may do so behind a commit that stands in the log: with `psow=0` SQLite
-    /// writes on, up to the next sector.
+    /// A commit that fails and leaves the transaction open, for instance because of a lock, did
+    /// nothing. If it failed and ended the transaction, its outcome is unknown: SQLite may have
+    /// been stopped after the commit, or a WAL hook may have failed. A disk error or a full disk
+    /// can also follow a commit that stands in the log: with `psow=0` SQLite writes on, up to the
+    /// next sector.
     fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<rusqlite::Error>>> + Send {
         let committed = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute(()));
         let is_over = self.conn.is_autocommit();
@@ -134,15 +140,16 @@ impl Executor for Rusqlite<'_> {
 
 impl Drop for Rusqlite<'_> {
     fn drop(&mut self) {
-        // A panic passes through; it is all that can be said then.
+        // A panic is unwinding, and nothing can be reported then.
         if let Some(mut begin) = self.begun.take() {
             rolled_back(self.conn, Some(&mut begin));
         }
     }
 }
 
-/// Executes a statement that writes, in a transaction; gives how many rows it changed. One that was stopped when it was through has done what it does, and
-/// so has one that returns a row (`PRAGMA count_changes`), which the driver takes for an error.
+/// Executes a statement that writes, in a transaction, and returns how many rows it changed. A
+/// statement that was stopped after it had finished counts as done. So does one that returns a row
+/// (`PRAGMA count_changes`), which rusqlite takes for an error.
 fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) -> rusqlite::Result<usize> {
     let before = conn.total_changes();
     statement.execute(params).or_else(|error| {
@@ -152,7 +159,8 @@ fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) 
     })
 }
 
-/// Runs `work`, which only reads, while nobody writes any file of this connection. The connection is in no transaction.
+/// Runs `work`, which only reads, while nobody else writes any file of this connection. The
+/// connection must be in no transaction.
 pub(crate) fn under_lock<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut executor = Rusqlite::new(conn);
     now(begin(&mut executor, operation))?;
@@ -164,8 +172,9 @@ pub(crate) fn under_lock<T>(conn: &Connection, operation: &str, work: impl FnOnc
     Err(still_open(operation, done.err().unwrap_or_else(reads_done)))
 }
 
-/// Runs `work`, whose reads of the database's own file see one snapshot. The connection is in no transaction, and is in none in between: an open
-/// cursor holds the snapshot, which needs no end that could fail.
+/// Runs `work` so that its reads of the database's own file see one snapshot. The connection must
+/// be in no transaction, and stays in none: an open cursor holds the snapshot, which needs no end
+/// that could fail.
 pub(crate) fn in_snapshot<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let failed = |error| failed(Whose::Connection, operation, error);
     let mut first = conn.prepare_cached("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").map_err(failed)?;
@@ -174,13 +183,16 @@ pub(crate) fn in_snapshot<T>(conn: &Connection, operation: &str, work: impl FnOn
     work()
 }
 
-/// How often a rollback is tried: a handler may stop the first, before it did anything or when it was through.
+/// How often a rollback is tried. A handler may stop the first one, before it did anything or after
+/// it finished.
 const ROLLBACKS: usize = 8;
 
-/// Ends the open transaction, if SQLite has not done so by itself, as it does when a disk is full or fails, or a statement that writes is stopped.
+/// Ends the open transaction, unless SQLite has already done so. SQLite does it when a disk is full
+/// or fails, or when a statement that writes is stopped. Returns whether no transaction is open.
 ///
-/// A handler that stops every statement stops ROLLBACK too, before it did anything. BEGIN IMMEDIATE counts as a statement that writes: SQLite rolls the
-/// transaction back when it is stopped, and when it is not, it is an error that changes nothing.
+/// A handler that stops every statement also stops ROLLBACK before it does anything. BEGIN
+/// IMMEDIATE counts as a statement that writes: if it is stopped, SQLite rolls the transaction
+/// back; if it is not stopped, it fails and changes nothing.
 fn rolled_back(conn: &Connection, mut begin: Option<&mut Statement<'_>>) -> bool {
     for _ in 0..ROLLBACKS {
         if conn.is_autocommit() {
@@ -226,7 +238,8 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// `SQLITE_CONSTRAINT_DATATYPE`, which the driver knows only where it brings its own SQLite: a sum beyond 64 bits turns REAL, which a STRICT column refuses.
+/// `SQLITE_CONSTRAINT_DATATYPE`, which rusqlite knows only with its bundled SQLite. A sum beyond 64
+/// bits becomes REAL, which a STRICT column refuses.
 const CONSTRAINT_DATATYPE: i32 = ffi::SQLITE_CONSTRAINT | (12 << 8);
 
 impl DriverError for rusqlite::Error {
@@ -251,7 +264,7 @@ impl DriverError for rusqlite::Error {
     }
 }
 
-/// What SQLite says in words only.
+/// Errors that SQLite tells apart only in the message.
 trait InWords {
     fn kind_in_words(&self, code: Option<ErrorCode>) -> ErrorKind;
 }
@@ -266,7 +279,7 @@ impl InWords for rusqlite::Error {
             let table = table.split([' ', ',']).next().unwrap_or(table);
             return ErrorKind::NoTable(Some(table.trim_start_matches("main.").to_owned()));
         }
-        // A column that is not there, or holds something else; what the database says of itself is none of this.
+        // A missing column. Errors of the database itself, with a code of their own, are not this.
         let is_misfit = matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
         if is_misfit { ErrorKind::Misfit } else { ErrorKind::Other }
     }

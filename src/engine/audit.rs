@@ -1,4 +1,4 @@
-//! What audits write: repairs of totals, how far a run has come, and that a backfill has ended.
+//! What audits write: repairs of totals, the progress of a run, and the end of a backfill.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,8 @@ use crate::reconcile::token::Token;
 use crate::schema::Schema;
 use crate::sql::{self, Query};
 
-/// Adds what these totals lack, which are locked, to what they are to be; those that are then 0 go.
+/// Adds to these locked totals the difference to the expected ones, and removes those that are
+/// then 0.
 pub(crate) async fn repair<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -29,13 +30,13 @@ pub(crate) async fn repair<E: Executor>(
         lacking.add_raw(*counter, &mut key.clone(), i128::from(expected) - i128::from(*stored));
         gone.extend((expected == 0).then(|| key.clone()));
     }
-    // An ordinary batch, which climbs as any other.
+    // An ordinary batch, which propagates to rollups like any other.
     write::repair(executor, schema, &lacking).await?;
     write::remove_zeros(executor, schema, counter, &gone).await?;
     Ok(Repaired { corrected: lacking.len() as u64, unsettled: Vec::new() })
 }
 
-/// What is kept of a run.
+/// The kept token of a run, if any.
 pub(crate) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<Option<Token>> {
     let mut kept = None;
     let recall = [runs::recall(E::DIALECT, run)];
@@ -50,7 +51,7 @@ pub(crate) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
     Ok(runs::read(kept))
 }
 
-/// Keeps how far a run has come.
+/// Keeps the progress of a run.
 pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
     let Some(keep) = runs::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
     let operation = "keeping how far a run has come";
@@ -62,7 +63,8 @@ pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Ke
         Err(error) => Err(error),
     };
     match kept {
-        // A replica, or who may read alone: it can verify, and its token says less then.
+        // A replica, or a user who may only read: it can still verify, and its token then says
+        // less.
         Err(Error::Database { cause, .. }) if is_read_only::<E>(&cause) => Ok(Kept::Nowhere),
         kept => kept,
     }
@@ -85,7 +87,7 @@ fn is_read_only<E: Executor>(cause: &crate::error::Cause) -> bool {
     cause.downcast_ref::<E::Error>().is_some_and(|error| error.kind() == ErrorKind::ReadOnly)
 }
 
-/// Says that a backfill has come to its last key, in the transaction at hand.
+/// Records that a backfill has reached its last key, in the current transaction.
 pub(crate) async fn ready_in<E: Executor>(executor: &mut E, ask: &Ready) -> Result<Kept> {
     retention::lock_catalogue(executor).await?;
     if ask.kept.is_some() && kept_of(executor, ask.run).await? != ask.kept {

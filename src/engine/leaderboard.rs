@@ -1,4 +1,5 @@
-//! Leaderboards in SQL: one table and one index each, written in the transaction that changes their counters, many keys at a time.
+//! Leaderboards in SQL: one table and one index each, written in the transaction that changes their
+//! counters, many keys at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,10 +17,11 @@ use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 
-/// Keys that are scored at once.
+/// How many keys are scored at once.
 const KEYS_PAGE: usize = 1024;
 
-/// Which keys of which leaderboards a batch may move, in an order that is the same for processes with other schemas; those alone of which it may move any.
+/// The keys of each leaderboard that a batch may move, without the leaderboards that it cannot
+/// move. The order is the same for processes with different schemas.
 pub(crate) type Moved = Vec<(LeaderboardId, BTreeSet<KeyBuf>)>;
 
 pub(crate) fn moved(schema: &Schema, batch: &Batch) -> Result<Moved> {
@@ -45,7 +47,7 @@ pub(crate) async fn top<E: Executor, K: Key, S: Score>(
     ranked(executor, schema, leaderboard, 0, vec![query], limit).await
 }
 
-/// The lines behind one that was read before.
+/// The lines after a line that was read before.
 pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     executor: &mut E,
     schema: &Schema,
@@ -55,7 +57,8 @@ pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
 ) -> Result<Vec<Ranked<K, S>>> {
     let id = leaderboard.id();
     let (key, score) = (KeyBuf::of::<K>(&after.key), score_value(&after.score.to_cell()));
-    // Those of its score behind its key, then those of lower scores: each a range of the index.
+    // First the lines with its score after its key, then those with lower scores: each is a range
+    // of the index.
     let mut values = vec![score.clone()];
     values.extend(sql::key_values(E::DIALECT, id.counter_id(), &key)?);
     let (own, params) = own_keys(E::DIALECT, &id, 2);
@@ -67,7 +70,7 @@ pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     ranked(executor, schema, leaderboard, after.rank, queries, limit).await
 }
 
-/// The line of one key; none where it is not listed. Counts the lines before it.
+/// The line of one key; `None` if it is not listed. Counts the lines before it.
 pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
@@ -158,7 +161,8 @@ async fn ranked<E: Executor, K: Key, S: Score>(
     ranks.zip(ranked).map(|(rank, (raw, cell))| line(leaderboard, rank, &raw, cell)).collect()
 }
 
-/// Makes every score anew from totals, and the leaderboard ready to be read; gives how many lines were not as they should be.
+/// Recomputes every score from the totals and marks the leaderboard ready. Returns how many lines
+/// were wrong.
 pub(crate) async fn rebuild<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -184,7 +188,8 @@ async fn rebuild_in<E: Executor>(
     Ok(changed)
 }
 
-/// Makes writers of these leaderboards' counters wait until the transaction ends; in SQLite all writers wait anyhow.
+/// Blocks writers of these leaderboards' counters until the transaction ends. In SQLite all writers
+/// wait anyway.
 pub(crate) async fn lock<E: Executor>(executor: &mut E, schema: &Schema, leaderboards: &[LeaderboardId]) -> Result<()> {
     if leaderboards.is_empty() || E::DIALECT != Dialect::Postgres {
         return Ok(());
@@ -203,13 +208,13 @@ pub(crate) async fn lock<E: Executor>(executor: &mut E, schema: &Schema, leaderb
     Ok(())
 }
 
-/// Scores every key that has a total or a line, a page at a time; the leaderboard is locked.
+/// Scores every key that has a total or a line, a page at a time. The leaderboard must be locked.
 pub(crate) async fn rescore_all<E: Executor>(
     executor: &mut E,
     schema: &Schema,
     leaderboard: &LeaderboardId,
 ) -> Result<u64> {
-    // Lines first: those whose totals are gone come up nowhere else.
+    // Lines first: those without totals are found only there.
     let mut changed = 0;
     let mut after: Option<KeyBuf> = None;
     loop {
@@ -257,7 +262,8 @@ async fn listed_keys<E: Executor>(
     Ok(keys)
 }
 
-/// Brings leaderboards along with a batch that was written, whose keys are locked; gives how many lines changed.
+/// Updates leaderboards after a batch was written, whose keys are locked. Returns how many lines
+/// changed.
 pub(crate) async fn follow<E: Executor>(executor: &mut E, schema: &Schema, moved: &Moved) -> Result<u64> {
     let mut changed = 0;
     for (leaderboard, keys) in moved {
@@ -269,7 +275,7 @@ pub(crate) async fn follow<E: Executor>(executor: &mut E, schema: &Schema, moved
     Ok(changed)
 }
 
-/// Compares stored scores with what totals say, and writes where they differ.
+/// Compares stored scores with the scores computed from totals, and writes those that differ.
 async fn rescore<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -285,7 +291,7 @@ async fn rescore<E: Executor>(
     for counter in leaderboard.counters() {
         queries.push(sql::read_under(E::DIALECT, schema.spec(counter)?, leaderboard.parts().len(), &prefixes)?);
     }
-    // A cell that is none of this leaderboard's is none here, and is written over.
+    // A cell that does not decode as a score of this leaderboard is `None` here and is overwritten.
     let mut lines: BTreeMap<KeyBuf, Option<Cell>> = BTreeMap::new();
     let mut totals: Vec<BTreeMap<KeyBuf, i64>> = vec![BTreeMap::new(); leaderboard.counters().len()];
     let read = executor
@@ -354,7 +360,7 @@ async fn write_lines<E: Executor>(
     })
 }
 
-/// What a key's score is made of.
+/// The totals that a key's score is computed from.
 fn totals_at(leaderboard: &LeaderboardId, key: &KeyBuf, totals: &[BTreeMap<KeyBuf, i64>]) -> Vec<(KeyBuf, i64)> {
     if leaderboard.has_epochs() {
         let under = totals.iter().flat_map(|totals| totals.range(key.clone()..));
@@ -364,7 +370,7 @@ fn totals_at(leaderboard: &LeaderboardId, key: &KeyBuf, totals: &[BTreeMap<KeyBu
     totals.iter().map(|totals| (key.clone(), totals.get(key).copied().unwrap_or(0))).collect()
 }
 
-/// The key columns with their table's name, and parameters for them from `first` on.
+/// The key columns, qualified with their table's alias, and parameters for them from `first` on.
 fn own_keys(dialect: Dialect, leaderboard: &LeaderboardId, first: usize) -> (String, String) {
     let columns = sql::own_key_columns(leaderboard.parts());
     let params: Vec<String> = (first..first + columns.len()).map(|at| dialect.param(at)).collect();
@@ -378,7 +384,7 @@ fn score_value(score: &Cell) -> Value<'static> {
     }
 }
 
-/// A score; none where it is none of a leaderboard's.
+/// A score; `None` if the column is not a valid score.
 fn cell(row: &impl Row, index: usize) -> Option<Cell> {
     match row.column(index) {
         Column::Integer(score) => Some(Cell::Integer(score)),

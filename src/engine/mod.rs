@@ -1,6 +1,8 @@
-//! What SQL stores do, once for every database and driver: over an [`Executor`], which is all the I/O there is.
+//! The engine: what SQL stores do, written once for every database and driver over an [`Executor`],
+//! which does all I/O.
 //!
-//! Everything is written as if the database had to be waited for. A driver that blocks is ready at once, so a store over it polls once.
+//! All functions are async. A blocking driver's futures are ready at once, so a store over it polls
+//! only once.
 
 pub(crate) mod audit;
 pub(crate) mod leaderboard;
@@ -22,7 +24,7 @@ use crate::counter::CounterId;
 use crate::error::{Error, Result, chain};
 use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
 
-/// The result of a future whose driver blocks: it is ready when it is polled.
+/// The result of a future whose driver blocks: it is ready at the first poll.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
@@ -30,19 +32,19 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Whose statement failed: that says what a name belongs to which the database does not know.
+/// The owner of a failed statement. It tells what an unknown name in the error belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Whose<'a> {
-    /// The connection's: BEGIN, COMMIT, a setting.
+    /// The connection: BEGIN, COMMIT, a setting.
     Connection,
-    /// keepcount's, over this table.
+    /// keepcount, over this table.
     Table(&'a str),
-    /// The application's own, of those that a write was given, from 0.
+    /// The application: the index of the statement among those that a write was given.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     Row(usize),
 }
 
-/// What a driver's error means to the caller, other than one of a commit.
+/// Translates a driver's error for the caller. Not for errors of a commit.
 pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E) -> Error {
     let operation = match whose {
         Whose::Row(at) => format!("{operation}, statement {} of the application's own", at + 1),
@@ -57,7 +59,7 @@ pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E
     match (whose, kind) {
         (_, ErrorKind::Busy(reason)) => Error::Busy { operation, reason, cause },
         (Whose::Table(_), ErrorKind::NoTable(Some(table))) => absent(table),
-        // In whatever language a message is, a name is in it as it is.
+        // A message may be in any language, but it contains the table's name unchanged.
         (Whose::Table(table), ErrorKind::NoTable(None)) if said.contains(table) => absent(table.to_owned()),
         (Whose::Table(table), ErrorKind::Misfit) => {
             Error::SchemaMismatch { table: table.to_owned(), reason: format!("{said} ({operation})") }
@@ -66,13 +68,14 @@ pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E
     }
 }
 
-/// What a driver's error means to the caller, who was doing something to the totals of a counter.
+/// Translates a driver's error of an operation on the totals of a counter.
 pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &CounterId, error: E) -> Error {
     failed(Whose::Table(&counter.table_name()), &format!("{what} of counter {}", counter.full_name()), error)
 }
 
 impl<E: DriverError> Stopped<E> {
-    /// The error of what did not come to its end, where `failed` says what the driver's means, with the position of the query.
+    /// The error of queries that were stopped; `failed` translates the driver's error, given the
+    /// position of the query.
     pub(crate) fn or(self, failed: impl FnOnce(usize, E) -> Error) -> Error {
         match self {
             Self::Failed { query, error, .. } => failed(query, error),
@@ -88,7 +91,7 @@ pub(crate) fn skipped(table: String) -> Error {
     Error::SchemaMismatch { table, reason }
 }
 
-/// Begins a transaction, unless one of the caller's is open; gives whether one is.
+/// Begins a transaction unless the caller's is open. Returns whether the caller's is open.
 pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: &str) -> Result<bool> {
     if executor.is_nested() {
         return Ok(true);
@@ -102,7 +105,8 @@ pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: &str) -> Res
     }
 }
 
-/// Ends what was begun, with a commit where it is done. In a transaction of the caller's it only looks whether that is still there.
+/// Ends what [`begin`] began, with a commit if `done` is `Ok`. Within the caller's transaction it
+/// only checks whether that is still open.
 pub(crate) async fn end<E: Executor, T>(
     executor: &mut E,
     is_nested: bool,
@@ -127,13 +131,14 @@ pub(crate) async fn end<E: Executor, T>(
     Err(if executor.roll_back().await { error } else { still_open(operation, error) })
 }
 
-/// Looks, after reads that failed, whether the caller's transaction went with them: SQLite rolls back by itself when a disk is full or fails, also
-/// under a statement that only reads, since pages that were changed may have to be written to make room for what it reads.
+/// After failed reads, checks whether the caller's transaction was lost with them. SQLite rolls
+/// back by itself when a disk is full or fails. A statement that only reads can cause it too, since
+/// changed pages may have to be written to make room for what it reads.
 pub(crate) fn after_reads<E: Executor, T>(executor: &E, was_nested: bool, done: Result<T>) -> Result<T> {
     done.map_err(|error| if was_nested && !executor.is_nested() { lost(error) } else { error })
 }
 
-/// An error after which the caller's transaction is gone.
+/// The error when the caller's transaction is gone.
 fn lost(error: Error) -> Error {
     match error {
         Error::Database { operation, cause } | Error::Busy { operation, cause, .. } => {
@@ -144,7 +149,7 @@ fn lost(error: Error) -> Error {
     }
 }
 
-/// An error after which a transaction that was begun here is open still.
+/// The error when a transaction that was begun here is still open.
 pub(crate) fn still_open(operation: &str, error: Error) -> Error {
     match error {
         Error::Database { operation, cause } | Error::Busy { operation, cause, .. } => {

@@ -1,4 +1,5 @@
-//! Reads totals, ready or not, ranges and sums of them, and the offsets of streams.
+//! Reads totals (checked for readiness or not), ranges and sums of them, and the offsets of
+//! streams.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::{TOTALS_PAGE, sum_overflow};
 
-/// The totals of these keys, in their order; 0 where there is none.
+/// The totals of these keys, in their order; 0 for a key without one.
 pub(crate) async fn read<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -28,7 +29,7 @@ pub(crate) async fn read<E: Executor>(
     Ok(totals.in_order())
 }
 
-/// The same, ready or not.
+/// The same, without the check for readiness.
 pub(crate) async fn read_unchecked<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -47,7 +48,7 @@ fn of_keys<'k>(dialect: Dialect, schema: &Schema, counter: &CounterId, keys: &'k
     sql::read_keys(dialect, &table, counter, "total", keys)
 }
 
-/// Totals that come in any order, in that of their keys.
+/// Collects totals that arrive in any order, and returns them in the order of their keys.
 pub(crate) struct Totals<'k> {
     counter: &'k CounterId,
     keys: &'k [KeyBuf],
@@ -96,7 +97,7 @@ pub(crate) async fn range<E: Executor>(
     Ok(page)
 }
 
-/// The same, ready or not.
+/// The same, without the check for readiness.
 pub(crate) async fn range_unchecked<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -142,13 +143,14 @@ pub(crate) async fn sum<E: Executor>(
     .await;
     let sum = match summed {
         Ok(()) => sum.unwrap_or(0),
-        // It may have left 64 bits on the way only.
+        // Only an intermediate sum may have left 64 bits.
         Err(Error::Database { cause, .. }) if E::DIALECT == Dialect::Sqlite && is_overflow(&cause) => {
             sum_by_pages(executor, schema, counter, range).await?
         }
         Err(error) => return Err(error),
     };
-    // Afterwards: a cutoff never goes back, so what it spares now was spared all along.
+    // Read the cutoffs afterwards: a cutoff never goes back, so totals that it spares now were
+    // spared during the sum.
     let nested = executor.is_nested();
     let cutoffs = retention::cutoffs(executor, schema, &[counter], false).await;
     let cutoffs = after_reads(executor, nested, cutoffs)?;
@@ -156,7 +158,7 @@ pub(crate) async fn sum<E: Executor>(
     Ok(sum)
 }
 
-/// SQLite says it in words only.
+/// SQLite reports it only in the message.
 fn is_overflow(cause: &crate::error::Cause) -> bool {
     cause.to_string().contains("integer overflow")
 }
@@ -198,7 +200,7 @@ pub(crate) async fn count_non_zero<E: Executor>(
     Ok(count.unsigned_abs())
 }
 
-/// Refuses a stream's name that the database cannot hold.
+/// Refuses a stream's name that the database cannot store.
 pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
     if dialect == Dialect::Postgres && stream.contains('\0') {
         return Err(Error::invalid_use("stream", format!("{stream:?} has a zero byte, which PostgreSQL cannot hold")));
@@ -206,7 +208,7 @@ pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
     Ok(())
 }
 
-/// A stream's offset as a column has it.
+/// Decodes a stream's offset from a column.
 pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
     let foreign = |what: String| {
         let reason = format!("the offset of stream {stream} is {what}; somebody else wrote it");
@@ -218,7 +220,7 @@ pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
     }
 }
 
-/// The last event of a stream that was applied; 0 where there was none.
+/// The last applied event of a stream; 0 if there is none.
 pub(crate) async fn offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
     let nested = executor.is_nested();
     let query = Query::new(sql::read_offset(E::DIALECT), vec![Value::Text(stream.into())]);
@@ -226,7 +228,7 @@ pub(crate) async fn offset<E: Executor>(executor: &mut E, stream: &str) -> Resul
     after_reads(executor, nested, read)
 }
 
-/// The offset that a query gives.
+/// The offset that a query returns.
 pub(crate) async fn offset_by<E: Executor>(
     executor: &mut E,
     query: Query<'_>,
@@ -245,7 +247,7 @@ pub(crate) async fn offset_by<E: Executor>(
     Ok(last)
 }
 
-/// The streams behind one and their offsets.
+/// The streams after `after` and their offsets.
 pub(crate) async fn offsets<E: Executor>(
     executor: &mut E,
     after: Option<&str>,

@@ -1,4 +1,5 @@
-//! Which counters and leaderboards may be read: what the catalogue says of them and of all that they are made of.
+//! Checks which counters and leaderboards are ready to be read, from the catalogue's entries for
+//! them and for everything they are made of.
 
 use std::borrow::Cow;
 
@@ -11,7 +12,7 @@ use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
 use crate::sql::{self, Query, Value};
 
-/// What is read, and what has to be ready for it.
+/// What is read, which determines what must be ready.
 pub(crate) enum Reading<'a> {
     Counter(&'a Schema, CounterId),
     Leaderboard(&'a Schema, &'a LeaderboardId),
@@ -32,7 +33,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The names of all that it needs.
+    /// The names of everything that it needs.
     fn needs(&self) -> Result<Vec<Cow<'static, str>>> {
         let (schema, leaderboard, counters) = match self {
             Self::Counter(schema, counter) => (schema, None, std::slice::from_ref(counter)),
@@ -45,8 +46,9 @@ impl Reading<'_> {
     }
 }
 
-/// Runs some queries about a counter or leaderboard, if it may be read, and gives each row with the position of its query. What is ready stays ready:
-/// so it is looked for first, in the same round trip.
+/// Runs queries about a counter or leaderboard if it is ready, and passes each row with the
+/// position of its query to `each`. The check is the first query of the same round trip. That is
+/// enough, because what is ready stays ready.
 pub(crate) async fn fetch<E: Executor>(
     executor: &mut E,
     reading: Reading<'_>,
@@ -80,7 +82,7 @@ fn refuse_unready(reading: &Reading<'_>, unready: Option<&str>) -> Result<()> {
     }
 }
 
-/// Whether a counter, and all that it sums, may be read.
+/// Whether a counter, and everything that it sums, is ready to be read.
 pub(crate) async fn is_ready<E: Executor>(executor: &mut E, schema: &Schema, counter: CounterId) -> Result<bool> {
     schema.position(&counter)?;
     match fetch(executor, Reading::Counter(schema, counter), Vec::new(), |_, _| Ok(())).await {
@@ -89,7 +91,7 @@ pub(crate) async fn is_ready<E: Executor>(executor: &mut E, schema: &Schema, cou
     }
 }
 
-/// The counters of the schema that are to be backfilled, in the order of names.
+/// The counters of the schema that need a backfill, in the order of names.
 pub(crate) async fn unready<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<CounterId>> {
     let nested = executor.is_nested();
     let known = schema::catalogue(executor).await;
@@ -99,7 +101,7 @@ pub(crate) async fn unready<E: Executor>(executor: &mut E, schema: &Schema) -> R
     Ok(counters)
 }
 
-/// Says that a counter is ready from now on; in the transaction that is open.
+/// Marks a counter as ready, in the current transaction.
 pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId) -> Result<()> {
     let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
     let operation = format!("ending the backfill of counter {}", counter.full_name());

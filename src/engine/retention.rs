@@ -1,4 +1,4 @@
-//! Forgets totals that nobody asks for any more, and leaves out of a batch what was forgotten.
+//! Retention: drops totals before a cutoff, and filters out of a batch what is below one.
 
 use super::rows::{of_catalogue, text};
 use super::{Whose, failed, failed_on, leaderboard};
@@ -13,19 +13,20 @@ use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::catalogue;
 
-/// The encoded last parts below which these counters were pruned; `hold` keeps them from being pruned until the transaction ends.
+/// The cutoffs of these counters: the encoded last key parts below which they were pruned. With
+/// `lock`, locks them against pruning until the transaction ends.
 pub(crate) async fn cutoffs<E: Executor>(
     executor: &mut E,
     schema: &Schema,
     counters: &[CounterId],
-    hold: bool,
+    lock: bool,
 ) -> Result<Vec<(CounterId, KeyBuf)>> {
     let prunable = counters.iter().filter(|id| schema.spec(id).is_ok_and(CounterSpec::is_prunable));
     let prunable: Vec<CounterId> = prunable.copied().collect();
     if prunable.is_empty() {
         return Ok(Vec::new());
     }
-    let query = sql::read_cutoffs(E::DIALECT, prunable.iter().map(CounterId::full_name).collect(), hold);
+    let query = sql::read_cutoffs(E::DIALECT, prunable.iter().map(CounterId::full_name).collect(), lock);
     let mut cutoffs = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
@@ -41,7 +42,7 @@ pub(crate) async fn cutoffs<E: Executor>(
                     return Err(Error::SchemaMismatch { table: sql::CATALOGUE.to_owned(), reason });
                 }
             };
-            // A cutoff that is no last part would let anything through, or nothing.
+            // A cutoff that is not a valid last part would keep everything, or nothing.
             catalogue::suffix_value(E::DIALECT, id, &cutoff)?;
             cutoffs.push((*id, cutoff));
             Ok(())
@@ -51,7 +52,7 @@ pub(crate) async fn cutoffs<E: Executor>(
     Ok(cutoffs)
 }
 
-/// These counters, all that they feed, and what else the leaderboards that they move are made of.
+/// These counters, all that they feed, and the other counters of the leaderboards that they move.
 pub(crate) fn read_with(schema: &Schema, counters: Vec<CounterId>) -> Vec<CounterId> {
     let mut all = schema.with_fed(counters);
     let is_moved =
@@ -66,8 +67,9 @@ pub(crate) fn read_with(schema: &Schema, counters: Vec<CounterId>) -> Vec<Counte
     all
 }
 
-/// The batch without what is below a cutoff; reads nothing where no counter is prunable that it reaches. In PostgreSQL those that it feeds are
-/// looked at too: a membership that moves takes totals along, which must not be pruned meanwhile.
+/// The batch without deltas below a cutoff. Reads nothing if the batch reaches no prunable counter.
+/// In PostgreSQL it also locks the cutoffs of the counters that the batch feeds: a membership that
+/// moves takes totals along, and they must not be pruned meanwhile.
 pub(crate) async fn above_cutoffs<E: Executor>(executor: &mut E, schema: &Schema, batch: &Batch) -> Result<Batch> {
     let own = batch.ids();
     let counters = if E::DIALECT == Dialect::Postgres { read_with(schema, own) } else { own };
@@ -80,7 +82,8 @@ pub(crate) async fn above_cutoffs<E: Executor>(executor: &mut E, schema: &Schema
     Ok(batch.filtered(|counter, key| cutoff_of(counter).is_none_or(|cutoff| retention::keeps(counter, key, cutoff))))
 }
 
-/// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before a cutoff; gives how many went.
+/// Drops the totals of a counter, and of its rollups by suffix, whose last part is before a cutoff.
+/// Returns how many were dropped.
 pub(crate) async fn prune<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -104,7 +107,7 @@ async fn prune_family<E: Executor>(
     lock_catalogue(executor).await?;
     let mut moved = Vec::new();
     for id in family {
-        // Of a part that the counter has.
+        // Checks that the cutoff is a valid last part of this counter's key.
         catalogue::suffix_value(E::DIALECT, id, cutoff)?;
         let set = Query::new(
             sql::set_cutoff(E::DIALECT),
@@ -135,8 +138,10 @@ async fn prune_family<E: Executor>(
     Ok(gone)
 }
 
-/// In PostgreSQL, waits for all who hold cutoffs, and keeps others from it until the transaction ends. Who waits for a row beside ever new sharers may
-/// wait for ever; for a table there is a queue. What a transaction that is older than this read may be wrong by now, so it must see what is committed.
+/// Locks PostgreSQL's catalogue table until the transaction ends. It waits for transactions that
+/// lock cutoffs, and keeps others from locking them. A row lock could starve behind new `FOR SHARE`
+/// holders; table locks queue. What an older snapshot read may be outdated by now, so the
+/// transaction must see what is committed.
 pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E) -> Result<()> {
     if E::DIALECT != Dialect::Postgres {
         return Ok(());
@@ -147,7 +152,8 @@ pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E) -> Result<()> 
     refuse_snapshot(executor).await
 }
 
-/// Refuses a transaction of PostgreSQL's that sees what was committed when it began, and not what is.
+/// Refuses a PostgreSQL transaction that sees what was committed when it began instead of what is
+/// committed now.
 pub(crate) async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()> {
     if E::DIALECT != Dialect::Postgres {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Reads what rows say: keys, totals and texts.
+//! Decodes rows: keys, totals and texts.
 
 use super::Whose;
 use crate::counter::CounterId;
@@ -7,7 +7,7 @@ use crate::executor::{Column, Row};
 use crate::key::{KeyBuf, KeyError, KeyPart};
 use crate::sql::{self, Value};
 
-/// Reads a key's columns, the first of them at `first`.
+/// Reads a key's columns, starting at column `first`.
 pub(crate) fn read_key(counter: &CounterId, row: &impl Row, first: usize) -> Result<KeyBuf> {
     read_parts(counter.name(), counter.parts().as_slice(), row, first)
 }
@@ -47,7 +47,7 @@ pub(crate) fn read_total(counter: &CounterId, row: &impl Row) -> Result<(KeyBuf,
     Ok((key, integer(row, row.len().saturating_sub(1), &counter.table_name())?))
 }
 
-/// An integer of a table of keepcount's.
+/// An integer from a table of keepcount.
 pub(crate) fn integer(row: &impl Row, index: usize, table: &str) -> Result<i64> {
     match row.column(index) {
         Column::Integer(value) => Ok(value),
@@ -55,7 +55,7 @@ pub(crate) fn integer(row: &impl Row, index: usize, table: &str) -> Result<i64> 
     }
 }
 
-/// A text of a table of keepcount's, or none.
+/// A text from a table of keepcount; `None` for NULL.
 pub(crate) fn text(row: &impl Row, index: usize, table: &str) -> Result<Option<String>> {
     match row.column(index) {
         Column::Null => Ok(None),
@@ -71,7 +71,7 @@ fn foreign(table: &str, found: &Column<'_>) -> Error {
     }
 }
 
-/// Keeps the last thing that was asked for in the query at hand.
+/// The owner of statements over the catalogue.
 pub(crate) const fn of_catalogue() -> Whose<'static> {
     Whose::Table(sql::CATALOGUE)
 }

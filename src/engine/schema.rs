@@ -1,4 +1,5 @@
-//! Makes the catalogue and the tables of totals, compares them with the schema, and drops what the schema lost.
+//! Creates the catalogue and the tables of totals, compares them with the schema, and drops
+//! orphaned tables.
 
 use super::rows::{integer, of_catalogue, text};
 use super::{Whose, after_reads, begin, end, failed};
@@ -10,10 +11,12 @@ use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value, inspect};
 use crate::store::catalogue::{self, CatalogueRow, Known};
 
-/// The longest name of a table or index of PostgreSQL's, which cutoffs longer ones.
+/// The maximum length of a table's or index's name in PostgreSQL, in bytes. It truncates longer
+/// ones.
 const MAX_NAME: usize = 63;
 
-/// Makes what is not there yet, and checks what is. With `rows` that are there already, nothing that comes new is ready.
+/// Creates what is missing and checks what exists. With `rows`, the application already has rows,
+/// so no new counter is ready.
 pub(crate) async fn create<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
     let nested = executor.is_nested();
     let journal = check_journal(executor).await;
@@ -27,7 +30,8 @@ pub(crate) async fn create<E: Executor>(executor: &mut E, schema: &Schema, rows:
 async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
     check_names(E::DIALECT, schema)?;
     if E::DIALECT == Dialect::Postgres {
-        // "IF NOT EXISTS" of two transactions at once fails in the second; one number for all that keepcount makes.
+        // "IF NOT EXISTS" fails in the second of two concurrent transactions, so a lock guards it:
+        // one number for all that keepcount creates.
         make(executor, "SELECT pg_advisory_xact_lock(7809644625271157621)").await?;
     }
     let fresh = kind_of(executor, sql::CATALOGUE).await?.is_none();
@@ -47,7 +51,7 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
     for spec in schema.counters() {
         if let Some(known) = known.iter().find(|known| known.row.name == spec.id().full_name()) {
             if format!("{}, prunable", known.row.placement) == spec.storage_clause() {
-                // Only what apply looks for is new.
+                // Only prunability is new, which affects only what apply looks up.
                 make(executor, &sql::replace(spec)).await?;
             }
             continue;
@@ -60,8 +64,9 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
         }
     }
     for spec in schema.counters() {
-        // Also of a counter that was there before it became a membership.
-        // Where it is there, not even to look: that alone would make writers of PostgreSQL's wait for one another.
+        // Also for a counter that existed before it became a membership. An existing index is not
+        // touched: even a CREATE that finds it would make writers in PostgreSQL wait for each
+        // other.
         let child = schema.child_parts(&spec.id());
         if let (Some(child), None) = (child, kind_of(executor, &sql::by_parent(spec)).await?) {
             make(executor, &sql::create_by_parent(E::DIALECT, spec, child)).await?;
@@ -71,7 +76,7 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
         if known.iter().any(|known| known.row.name == leaderboard.name()) {
             continue;
         }
-        refuse_foreign(executor, &leaderboard.table_name(), "board").await?;
+        refuse_foreign(executor, &leaderboard.table_name(), "leaderboard").await?;
         for text in leaderboard::ddl(E::DIALECT, leaderboard, fresh) {
             make(executor, &text).await?;
         }
@@ -93,7 +98,7 @@ async fn refuse_foreign<E: Executor>(executor: &mut E, table: &str, whose: &str)
     }
 }
 
-/// Compares catalogue and tables with the schema.
+/// Compares the catalogue and the tables with the schema.
 pub(crate) async fn check<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()> {
     let nested = executor.is_nested();
     let checked = check_all(executor, schema).await;
@@ -111,12 +116,12 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
                 .to_owned(),
         });
     }
-    refuse_faults(executor, sql::CATALOGUE, true).await?;
     let known = catalogue(executor).await?;
+    refuse_faults(executor, sql::CATALOGUE, false).await?;
     for spec in schema.counters() {
         let id = spec.id();
         let table = spec.table_name();
-        check_row(&known, &CatalogueRow::of(spec), &table)?;
+        check_row(&known, "counter", &CatalogueRow::of(spec), &table)?;
         check_keyed(executor, &table, id.parts(), ("total", sql::column_kind(E::DIALECT, None))).await?;
         if schema.child_parts(&id).is_some() {
             check_index(executor, table, &sql::by_parent(spec)).await?;
@@ -125,10 +130,10 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
     for (table, columns) in sql::own_tables(E::DIALECT) {
         check_table(executor, table, &columns, true).await?;
     }
-    catalogue::check_others(schema, &known, "the store's forget()")?;
+    catalogue::check_others(schema, &known, "the store's drop_counter()")?;
     for leaderboard in schema.leaderboard_ids() {
         let table = leaderboard.table_name();
-        check_row(&known, &CatalogueRow::of_leaderboard(leaderboard), &table)?;
+        check_row(&known, "leaderboard", &CatalogueRow::of_leaderboard(leaderboard), &table)?;
         check_keyed(
             executor,
             &table,
@@ -142,13 +147,13 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
     Ok(())
 }
 
-/// Compares what the catalogue says of a counter or leaderboard with what the schema says.
-fn check_row(known: &[Known], wanted: &CatalogueRow, table: &str) -> Result<()> {
+/// Compares the catalogue's entry for a counter or leaderboard with the schema's.
+fn check_row(known: &[Known], what: &str, wanted: &CatalogueRow, table: &str) -> Result<()> {
     let schema = |reason: String| Err(Error::SchemaMismatch { table: table.to_owned(), reason });
     match known.iter().find(|known| known.row.name == wanted.name) {
         None => {
             let (name, catalogue) = (&wanted.name, sql::CATALOGUE);
-            schema(format!("{name} is not in the catalogue {catalogue}; the store's create() adds it"))
+            schema(format!("{what} {name} is not in the catalogue {catalogue}; the store's create() adds it"))
         }
         Some(Known { row, .. }) if row != wanted => schema(format!("the catalogue says {row}, the schema {wanted}")),
         Some(_) => Ok(()),
@@ -166,7 +171,8 @@ async fn check_keyed<E: Executor>(executor: &mut E, table: &str, parts: KeyParts
     check_table(executor, table, &inspect::keyed(E::DIALECT, parts, last), inspect::has_texts(parts)).await
 }
 
-/// Refuses a table that has not just these columns, or that could write otherwise than it is told.
+/// Refuses a table that does not have exactly these columns, or that could write something else
+/// than it is told.
 async fn check_table<E: Executor>(executor: &mut E, table: &str, wanted: &[String], texts: bool) -> Result<()> {
     let schema = |reason: String| Err(Error::SchemaMismatch { table: table.to_owned(), reason });
     match kind_of(executor, table).await?.as_deref() {
@@ -190,7 +196,8 @@ async fn refuse_faults<E: Executor>(executor: &mut E, table: &str, texts: bool) 
     Ok(())
 }
 
-/// Refuses a connection of SQLite's that cannot roll back: a batch that fails in its middle would stay half applied, or damage the file.
+/// Refuses a SQLite connection that cannot roll back: a batch that fails midway would stay half
+/// applied, or damage the file.
 async fn check_journal<E: Executor>(executor: &mut E) -> Result<()> {
     if E::DIALECT != Dialect::Sqlite {
         return Ok(());
@@ -203,7 +210,7 @@ async fn check_journal<E: Executor>(executor: &mut E) -> Result<()> {
     Ok(())
 }
 
-/// Refuses names that PostgreSQL would cut: two of them could become one.
+/// Refuses names that PostgreSQL would truncate: two of them could become the same.
 fn check_names(dialect: Dialect, schema: &Schema) -> Result<()> {
     if dialect != Dialect::Postgres {
         return Ok(());
@@ -221,7 +228,8 @@ fn check_names(dialect: Dialect, schema: &Schema) -> Result<()> {
     })
 }
 
-/// That PostgreSQL's catalogue is in another schema than the one in which tables would be made.
+/// The reason, if PostgreSQL's catalogue is in another schema than the one in which tables would be
+/// created.
 async fn elsewhere<E: Executor>(executor: &mut E) -> Result<Option<String>> {
     match E::DIALECT {
         Dialect::Sqlite => Ok(None),
@@ -229,12 +237,12 @@ async fn elsewhere<E: Executor>(executor: &mut E) -> Result<Option<String>> {
     }
 }
 
-/// What a name stands for, if anything.
+/// The kind of object that a name stands for, if any.
 async fn kind_of<E: Executor>(executor: &mut E, name: &str) -> Result<Option<String>> {
     Ok(said(executor, inspect::kind_of(E::DIALECT, name)).await?.into_iter().next())
 }
 
-/// The texts that a query about the schema gives.
+/// The texts that a query about the schema returns.
 async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     let read = executor
@@ -261,7 +269,7 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
         .fetch(&[query], |_, row| {
             let text = |at| Ok(text(row, at, sql::CATALOGUE)?.unwrap_or_default());
             let integer = |at| integer(row, at, sql::CATALOGUE);
-            // A version that is no u32 is nobody's.
+            // A version that is not a u32 matches no counter.
             let version = u32::try_from(integer(2)?).unwrap_or(u32::MAX);
             let declared = CatalogueRow { name: text(0)?, key: text(1)?, version, placement: text(3)? };
             known.push(Known { row: declared, identity: integer(4)?, ready: integer(5)? != 0 });
@@ -278,33 +286,34 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
     Ok(known)
 }
 
-/// Whether a column is not there.
+/// Whether a column is missing.
 fn is_foreign<E: DriverError>(error: &E) -> bool {
     error.kind() == ErrorKind::Misfit
 }
 
-/// What tells this database's totals from another's.
+/// A number that tells this database's totals from another's.
 pub(crate) async fn identity<E: Executor>(executor: &mut E, schema: &Schema) -> Result<u64> {
     Ok(catalogue::identity(schema, &catalogue(executor).await?))
 }
 
-/// The counters and leaderboards of this database that the schema does not have, by their full names.
-pub(crate) async fn lost<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<String>> {
+/// The counters and leaderboards of this database that the schema does not have, by their full
+/// names.
+pub(crate) async fn orphaned<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<String>> {
     let nested = executor.is_nested();
     let known = catalogue(executor).await;
     let known = after_reads(executor, nested, known)?.into_iter().map(|known| known.row.name);
     Ok(known.filter(|name| !catalogue::has(schema, name)).collect())
 }
 
-/// Drops the table of a counter or leaderboard that is lost, and its row in the catalogue.
-pub(crate) async fn forget<E: Executor>(executor: &mut E, schema: &Schema, name: &str) -> Result<()> {
+/// Drops the table of an orphaned counter or leaderboard, and its row in the catalogue.
+pub(crate) async fn drop_counter<E: Executor>(executor: &mut E, schema: &Schema, name: &str) -> Result<()> {
     let operation = format!("forgetting {name}");
     let nested = begin(executor, &operation).await?;
-    let forgotten = drop_lost(executor, schema, name, &operation).await;
-    end(executor, nested, &operation, forgotten).await
+    let dropped = drop_orphan(executor, schema, name, &operation).await;
+    end(executor, nested, &operation, dropped).await
 }
 
-async fn drop_lost<E: Executor>(executor: &mut E, schema: &Schema, name: &str, operation: &str) -> Result<()> {
+async fn drop_orphan<E: Executor>(executor: &mut E, schema: &Schema, name: &str, operation: &str) -> Result<()> {
     let known = catalogue(executor).await?;
     let table = catalogue::orphaned(schema, &known, name)?.table_name();
     let dropped = executor.run(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await;

@@ -1,4 +1,5 @@
-//! Tests of the engine over an executor that is a script: no database, and every statement that ran is there to be looked at.
+//! Tests of the engine over a scripted executor: without a database, and every statement that ran
+//! can be inspected.
 
 #![allow(clippy::unwrap_used)]
 
@@ -55,10 +56,11 @@ impl Row for Line {
     }
 }
 
-/// What the next query whose text begins so says.
+/// The answer to the next query whose text begins with this prefix.
 type Answer = (&'static str, Result<Vec<Vec<Column<'static>>>, Refused>);
 
-/// Remembers what ran; answers what it is told to, and else with nothing, where one row is written by each execution.
+/// Records what runs and answers with the script. Without a scripted answer a query returns
+/// nothing, and each execution writes one row.
 #[derive(Default)]
 struct Script<const POSTGRES: bool> {
     nested: bool,
@@ -88,7 +90,7 @@ impl<const POSTGRES: bool> Script<POSTGRES> {
         }
     }
 
-    /// The first words of all that ran.
+    /// The first word of each statement that ran.
     fn verbs(&self) -> Vec<&str> {
         self.ran.iter().map(|text| text.split([' ', ';']).next().unwrap_or_default()).collect()
     }
@@ -120,7 +122,7 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         let mut written = Vec::new();
         for (query, text) in queries.iter().enumerate() {
             let rows = self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })?;
-            // An answer of a row says that nothing was written.
+            // An answer with a row means that nothing was written.
             if !rows.is_empty() && text.rows().any(|row| text.is_skipped(row, 0)) {
                 return Err(Stopped::Skipped { query, row: 0 });
             }
@@ -242,12 +244,12 @@ fn an_error_says_what_stands() {
 
 #[test]
 fn what_fails_within_the_caller_s_transaction_cannot_be_committed() {
-    // SQLite's goes on, and what was added is taken away again.
+    // SQLite's transaction goes on, and what was added is subtracted again.
     let mut script = Script::<false>::answering([("SELECT t.\"key\"", Err(busy()))]).within();
     let error = now(write::apply(&mut script, &RANKED, &mut votes([7]), None)).unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     assert_eq!(script.verbs(), ["INSERT", "SELECT", "INSERT", "SELECT", "SELECT"]);
-    // Where that fails too, nothing of the transaction may stay.
+    // If that fails too, nothing of the transaction may stay.
     let reads = || ("SELECT t.\"key\"", Err(busy()));
     let mut script = Script::<false>::answering([reads(), ("INSERT", Err(busy()))]).within();
     now(write::apply(&mut script, &RANKED, &mut votes([7]), None)).unwrap_err();

@@ -1,4 +1,5 @@
-//! Removes totals of 0, and PostgreSQL's locks, beside writers; forgets the offsets of streams that ended.
+//! Removes totals of 0 and PostgreSQL's lock rows while writers go on, and drops the offsets of
+//! streams that ended.
 
 use super::{Whose, after_reads, begin, end, failed, read};
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 use crate::store::sweep::{LockKey, Page, Sweep, Swept};
 
-/// Removes a bounded part of what means nothing any more.
+/// Removes a bounded part of the rows that no longer mean anything.
 pub(crate) async fn sweep<E: Executor>(executor: &mut E, schema: &Schema, sweep: &mut Sweep) -> Result<Swept> {
     let mut swept = Swept::default();
     while let Some(page) = sweep.totals(schema, &swept) {
@@ -42,7 +43,8 @@ pub(crate) async fn sweep<E: Executor>(executor: &mut E, schema: &Schema, sweep:
     Ok(swept)
 }
 
-/// Of a page that was read up to its last key; what became 0 since goes too, and what is not 0 any more stays.
+/// Removes the zeros of a page that was read up to its last key. Totals that became 0 since are
+/// removed too; totals that are no longer 0 stay.
 async fn remove_zeros_of<E: Executor>(executor: &mut E, page: &Page, last: Option<&KeyBuf>) -> Result<u64> {
     let Some(last) = last else { return Ok(0) };
     let range = page.range.clone().up_to(last);
@@ -70,8 +72,9 @@ async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: us
     Ok(locks)
 }
 
-/// Removes rows of one page, in a transaction that sees what is committed, whatever the session's default is: above READ COMMITTED a row that another
-/// changed meanwhile would fail it.
+/// Removes rows of one page in a transaction that sees what is committed, whatever the session's
+/// default is. Above READ COMMITTED, a row that another transaction changed meanwhile would make it
+/// fail.
 async fn remove<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, operation: &str) -> Result<u64> {
     let nested = begin(executor, operation).await?;
     let gone = remove_in(executor, query, table, operation).await;
@@ -88,7 +91,7 @@ async fn remove_in<E: Executor>(executor: &mut E, query: Query<'_>, table: &str,
     Ok(gone.first().copied().unwrap_or(0))
 }
 
-/// Forgets the offset of a stream that ended; gives what it was.
+/// Drops the offset of a stream that ended, and returns it.
 pub(crate) async fn forget_offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
     read::check_stream(E::DIALECT, stream)?;
     let operation = format!("forgetting the offset of stream {stream}");
@@ -98,10 +101,10 @@ pub(crate) async fn forget_offset<E: Executor>(executor: &mut E, stream: &str) -
 }
 
 async fn forget_in<E: Executor>(executor: &mut E, stream: &str, operation: &str) -> Result<u64> {
-    // Looked at first: one that somebody else wrote is left alone.
+    // Read first: an offset that somebody else wrote is left alone.
     let text = match E::DIALECT {
         Dialect::Sqlite => sql::read_offset(Dialect::Sqlite),
-        // Whoever applies the stream is waited for.
+        // Waits for a transaction that is applying the stream.
         Dialect::Postgres => format!("{} FOR UPDATE", sql::read_offset(Dialect::Postgres)),
     };
     let stream_value = || vec![Value::Text(stream.into())];

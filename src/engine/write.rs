@@ -1,7 +1,10 @@
-//! What one write does: leaves out what is pruned, climbs, writes totals in order, brings leaderboards along, moves the offset.
+//! A write: filters out what is pruned, propagates to rollups, writes totals in order, updates
+//! leaderboards, and advances the offset.
 //!
-//! In PostgreSQL locks come in one order for all: the stream's offset, cutoffs, the children of rollups by level and membership, the keys of leaderboards, then
-//! totals by counter and key. So transactions that apply once never wait for each other in a circle. In SQLite one lock is the whole database's.
+//! In PostgreSQL all locks are taken in one order: the stream's offset, cutoffs, the children of
+//! rollups by level and membership, the keys of leaderboards, then totals by counter and key. So
+//! transactions that apply once never deadlock with each other. In SQLite one lock covers the whole
+//! database.
 
 use std::borrow::Cow;
 
@@ -24,7 +27,8 @@ use crate::store::{Applied, steps};
 /// Why nothing was written.
 pub(crate) enum Failed {
     Known(Error),
-    /// A total of this counter would leave 64 bits; PostgreSQL does not say which of many. The batch has climbed.
+    /// A total of this counter would leave 64 bits; PostgreSQL does not report which of many. The
+    /// batch includes its rollup deltas.
     Overflow(CounterId, Box<Batch>),
 }
 
@@ -35,7 +39,8 @@ impl From<Error> for Failed {
 }
 
 impl Failed {
-    /// Where the transaction is the caller's, nobody can look which total it is.
+    /// The error without a search for the key: within the caller's failed transaction nothing can
+    /// be read.
     pub(crate) fn unnamed(self) -> Error {
         match self {
             Self::Known(error) => error,
@@ -59,7 +64,7 @@ fn of_counter<'b>(batch: &'b Batch, counter: &CounterId) -> impl Iterator<Item =
     batch.deltas().filter(move |(of, ..)| of.same(&counter)).map(|(_, key, delta)| (key, delta))
 }
 
-/// What applying a batch does, for errors.
+/// The operation of applying a batch, for error messages.
 pub(crate) fn operation(batch: &Batch, stream_range: Option<&StreamRange<'_>>) -> String {
     match stream_range {
         Some(stream_range) if batch.is_empty() => moving(stream_range),
@@ -76,7 +81,7 @@ fn moving(stream_range: &StreamRange<'_>) -> String {
     format!("moving the offset of stream {}", stream_range.stream())
 }
 
-/// Applies a batch, once for the events of an offset; it is empty then.
+/// Applies a batch, once for the events of a stream range, and empties it.
 pub(crate) async fn apply<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -107,7 +112,7 @@ async fn apply_idempotent<E: Executor>(
     batch: &Batch,
     stream_range: Option<&StreamRange<'_>>,
 ) -> Result<Applied> {
-    // What cannot be written is refused before a transaction begins.
+    // Refuse what cannot be written before a transaction begins.
     let writes = if is_plain(schema) { Some(Writes::of(E::DIALECT, schema, batch, false)?) } else { None };
     let operation = || operation(batch, stream_range);
     let nested = if executor.is_nested() { true } else { begin(executor, &operation()).await? };
@@ -115,7 +120,8 @@ async fn apply_idempotent<E: Executor>(
     finish(executor, schema, nested, operation, done).await
 }
 
-/// Ends the transaction of a write, and then looks which total has no room, where nobody said so.
+/// Ends the transaction of a write. If a total overflowed and the database did not name it, finds
+/// it afterwards.
 pub(crate) async fn finish<E: Executor, T>(
     executor: &mut E,
     schema: &Schema,
@@ -124,7 +130,7 @@ pub(crate) async fn finish<E: Executor, T>(
     done: Result<T, Failed>,
 ) -> Result<T> {
     match done {
-        // A commit of which nothing is to be said needs no words.
+        // The operation's text is made only where it is needed.
         Ok(done) if nested => Ok(done),
         Ok(done) => end(executor, nested, &operation(), Ok(done)).await,
         Err(Failed::Overflow(counter, batch)) if !nested => {
@@ -135,13 +141,15 @@ pub(crate) async fn finish<E: Executor, T>(
     }
 }
 
-/// Whether a batch is all that is written: no counter is a rollup or prunable, and there is no leaderboard.
+/// Whether a batch is all that is written: no counter is a rollup or prunable, and there is no
+/// leaderboard.
 pub(crate) const fn is_plain(schema: &Schema) -> bool {
     schema.is_plain() && schema.leaderboard_ids().is_empty()
 }
 
-/// Writes a batch in the transaction at hand; does nothing where its events were applied before. That is asked first of all: what climbs from a batch
-/// that is delivered again may be beyond 64 bits by now.
+/// Writes a batch in the current transaction; does nothing if its events were applied before. The
+/// offset is checked first, because the rollup deltas of a batch that is delivered again may be
+/// beyond 64 bits by now.
 async fn write<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -157,8 +165,8 @@ async fn write<E: Executor>(
     write_following(executor, schema, batch, stream_range, writes).await
 }
 
-/// Whether the events of an offset come next, and were not applied before. In PostgreSQL whoever applies the same stream waits here, and then sees
-/// what was applied.
+/// Whether the events of a stream range come next, and were not applied before. In PostgreSQL,
+/// transactions that apply the same stream wait here for each other, and then see what was applied.
 pub(crate) async fn follows<E: Executor>(
     executor: &mut E,
     batch: &Batch,
@@ -173,7 +181,8 @@ pub(crate) async fn follows<E: Executor>(
     stream_range.follows(last)
 }
 
-/// Writes a batch whose events come next; `writes` are its statements, where it is all that is written.
+/// Writes a batch whose events come next. `writes` are its statements, if it is all that is
+/// written.
 pub(crate) async fn write_following<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -186,11 +195,11 @@ pub(crate) async fn write_following<E: Executor>(
     }
     let kept = retention::above_cutoffs(executor, schema, batch).await?;
     let expanded = update(executor, schema, kept).await?;
-    let applied = write_climbed(executor, schema, &expanded, stream_range, false).await?;
+    let applied = write_with_rollups(executor, schema, &expanded, stream_range, false).await?;
     Ok(applied.of(expanded))
 }
 
-async fn write_climbed<E: Executor>(
+async fn write_with_rollups<E: Executor>(
     executor: &mut E,
     schema: &Schema,
     expanded: &Batch,
@@ -203,8 +212,9 @@ async fn write_climbed<E: Executor>(
     write_all(executor, schema, expanded, stream_range, (writes, &moved)).await
 }
 
-/// Executes what writes a batch that has climbed: locks of leaderboards, totals, what leaderboards say then, and last of all the offset, so that what
-/// fails before has nothing but totals to take back.
+/// Writes a batch that includes its rollup deltas: takes the locks of leaderboards, writes totals,
+/// then leaderboards, and the offset last. So a failure before the end has only totals to take
+/// back.
 async fn write_all<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -239,7 +249,7 @@ async fn write_all<E: Executor>(
     Err(error.into())
 }
 
-/// What comes behind totals.
+/// Writes what follows totals: leaderboards and the offset.
 async fn follow<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -256,7 +266,7 @@ async fn follow<E: Executor>(
 }
 
 fn set_offset<'m, E: Executor>(stream_range: &StreamRange<'m>) -> Query<'m> {
-    let last = i64::try_from(stream_range.last()).unwrap_or(i64::MAX); // `StreamRange::new` refuses more
+    let last = i64::try_from(stream_range.last()).unwrap_or(i64::MAX); // `new` refuses more
     let values = vec![Value::Text(stream_range.stream().into()), Value::Integer(last)];
     Query::new(sql::set_offset(E::DIALECT), values).exact()
 }
@@ -271,7 +281,7 @@ fn offset_failed<E: DriverError>(batch: &Batch, stream_range: Option<&StreamRang
     }
 }
 
-/// The query and the row of it where statements stopped.
+/// The query, and its row of parameters, at which the statements stopped.
 const fn reached<E>(stopped: &Stopped<E>) -> (usize, usize) {
     match stopped {
         Stopped::Failed { query, row, .. } | Stopped::Skipped { query, row } => (*query, *row),
@@ -279,9 +289,11 @@ const fn reached<E>(stopped: &Stopped<E>) -> (usize, usize) {
     }
 }
 
-/// Sees to it that nothing stays of a batch that failed inside the caller's transaction. PostgreSQL has aborted that transaction, or does now. In SQLite
-/// it may go on: what was written up to there is taken away again, which is as exact as a savepoint, and spares the copy that a savepoint makes of every
-/// page that a batch touches, which made batches of a few hundred totals slower than triggers. Where that fails too, the transaction is rolled back.
+/// Makes sure that nothing remains of a batch that failed within the caller's transaction.
+/// PostgreSQL has aborted that transaction, or does it now. In SQLite it may go on: what was
+/// written so far is subtracted again. That is as exact as a savepoint, and avoids the copy that a
+/// savepoint makes of every page that a batch touches, which made batches of a few hundred totals
+/// slower than triggers. If that fails too, the transaction is rolled back.
 #[cold]
 async fn take_back<E: Executor>(
     executor: &mut E,
@@ -299,6 +311,7 @@ async fn take_back<E: Executor>(
         let undo: Vec<Query<'_>> = queries
             .filter(|(at, _)| writes.totals_of(*at).is_some_and(|totals| totals.adds))
             .map(|(at, done)| inverse(done, if at == query { row } else { usize::MAX }))
+            .filter(|undo| !undo.values.is_empty())
             .collect();
         let mut undone = executor.execute(&undo).await.is_ok();
         if undone && executor.is_nested() {
@@ -311,7 +324,7 @@ async fn take_back<E: Executor>(
     if executor.roll_back().await { error } else { super::still_open("writing totals", error) }
 }
 
-/// Takes away what the first rows of an upsert added.
+/// Subtracts what the first `rows` rows of an upsert added.
 fn inverse<'v>(done: &Query<'v>, rows: usize) -> Query<'v> {
     let mut values = Vec::new();
     let mut width = 1;
@@ -325,10 +338,10 @@ fn inverse<'v>(done: &Query<'v>, rows: usize) -> Query<'v> {
     Query::of_rows(done.text.clone(), values, width).exact()
 }
 
-/// Statements that write totals, with what comes before and behind them.
+/// Statements that write totals, with those that come before and after them.
 pub(crate) struct Writes<'b> {
     pub(crate) queries: Vec<Query<'b>>,
-    /// How many of the queries come before those of totals.
+    /// How many queries come before those of totals.
     before: usize,
     totals: Vec<Totals>,
 }
@@ -336,7 +349,7 @@ pub(crate) struct Writes<'b> {
 /// A statement on a table of totals.
 struct Totals {
     counter: CounterId,
-    /// Whether it adds to totals; else it removes what is 0.
+    /// Whether it adds to totals; otherwise it removes zeros.
     adds: bool,
 }
 
@@ -390,7 +403,7 @@ impl<'b> Writes<'b> {
         }
     }
 
-    /// The key of a row of parameters, where it is of one.
+    /// The key of a row of parameters, if the row is of one key.
     fn key_of(&self, query: usize, row: usize, counter: &CounterId) -> Option<KeyBuf> {
         let row = self.queries.get(query)?.rows().nth(row)?;
         let mut key = KeyBuf::new();
@@ -401,7 +414,8 @@ impl<'b> Writes<'b> {
     }
 }
 
-/// In PostgreSQL who scores a key of a leaderboard waits until others who do are through: its score is made of totals that they change.
+/// In PostgreSQL, transactions that score the same key of a leaderboard wait for each other: its
+/// score depends on totals that they change.
 fn leaderboard_locks<'m>(
     dialect: Dialect,
     moved: &'m [(LeaderboardId, std::collections::BTreeSet<KeyBuf>)],
@@ -415,8 +429,9 @@ fn leaderboard_locks<'m>(
     moved.iter().map(lock).collect()
 }
 
-/// Carries a batch up to rollups. In PostgreSQL each child whose memberships or base totals change is locked first, then read in a later statement: what was
-/// read stands still until the transaction ends.
+/// Propagates a batch to rollups. In PostgreSQL, each child whose memberships or base totals change
+/// is locked first and read in a later statement, so that what was read does not change until the
+/// transaction ends.
 pub(crate) async fn update<E: Executor>(executor: &mut E, schema: &Schema, batch: Batch) -> Result<Batch> {
     if schema.is_plain() || rollup_update::first_fed(schema, &batch).is_none() {
         return Ok(batch);
@@ -448,14 +463,14 @@ pub(crate) async fn update<E: Executor>(executor: &mut E, schema: &Schema, batch
             .await;
         read.map_err(|stopped| {
             stopped.or(|at, error| match of(at) {
-                Some(counter) => failed_on("climbing by totals", counter, error),
-                None => failed(Whose::Table(sql::LOCKS), "climbing", error),
+                Some(counter) => failed_on("reading totals for rollups", counter, error),
+                None => failed(Whose::Table(sql::LOCKS), "locking children of rollups", error),
             })
         })?;
     }
 }
 
-/// One query for each counter that is asked for.
+/// One query for each requested counter.
 fn asked<'q>(dialect: Dialect, schema: &Schema, requests: &'q [TotalsRequest]) -> Result<Vec<(CounterId, Query<'q>)>> {
     let mut counters: Vec<(CounterId, Vec<&'q KeyBuf>)> = Vec::new();
     for request in requests {
@@ -471,7 +486,8 @@ fn asked<'q>(dialect: Dialect, schema: &Schema, requests: &'q [TotalsRequest]) -
     counters.into_iter().map(query).collect()
 }
 
-/// In PostgreSQL, takes the locks that a change of each of these keys would take above it, before any total is locked.
+/// In PostgreSQL, takes the locks that a change of each of these keys would take on the levels
+/// above, before any total is locked.
 pub(crate) async fn lock_above<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -486,7 +502,7 @@ pub(crate) async fn lock_above<E: Executor>(
         any.add_raw(*counter, &mut key.clone(), 1);
     }
     let expanded = match update(executor, schema, any.clone()).await {
-        // There is no room above, so the repair will not climb either.
+        // There is no room above, so the repair will not propagate either.
         Err(Error::Overflow { .. }) => any,
         expanded => expanded?,
     };
@@ -496,7 +512,8 @@ pub(crate) async fn lock_above<E: Executor>(
     locked.map(drop).map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &operation, error)))
 }
 
-/// Locks these totals until the transaction ends, in key order, and gives them. In PostgreSQL those that are absent are made.
+/// Locks these totals until the transaction ends, in key order, and returns them. In PostgreSQL,
+/// absent ones are created.
 pub(crate) async fn lock_totals<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -506,24 +523,25 @@ pub(crate) async fn lock_totals<E: Executor>(
     if E::DIALECT != Dialect::Postgres {
         return read::read_unchecked(executor, schema, counter, keys).await;
     }
-    let query = sql::hold(schema.spec(counter)?, keys)?;
+    let query = sql::lock_totals(schema.spec(counter)?, keys)?;
     let mut totals = read::Totals::of(counter, keys);
     let locked = executor.fetch(&[query], |_, row| totals.take(row)).await;
-    locked.map_err(|stopped| stopped.or(|_, error| failed_on("holding totals", counter, error)))?;
+    locked.map_err(|stopped| stopped.or(|_, error| failed_on("locking totals", counter, error)))?;
     Ok(totals.in_order())
 }
 
-/// Writes what totals lack: also of rollups, of keys below a cutoff, and beyond 64 bits.
+/// Writes differences to totals. Unlike an apply it also writes rollups, keys below a cutoff, and
+/// deltas beyond 64 bits.
 pub(crate) async fn repair<E: Executor>(executor: &mut E, schema: &Schema, lacking: &Batch) -> Result<()> {
     let expanded = match update(executor, schema, lacking.clone()).await {
         Err(Error::Overflow { .. }) => lacking.clone(),
         expanded => with_room(executor, schema, expanded?, lacking).await?,
     };
-    write_climbed(executor, schema, &expanded, None, true).await.map(drop).map_err(Failed::unnamed)
+    write_with_rollups(executor, schema, &expanded, None, true).await.map(drop).map_err(Failed::unnamed)
 }
 
-/// What has climbed, or the repair alone where a rollup has no room for it: it then differs from what it sums, as it did, and is repaired on its own
-/// level.
+/// The repair with its rollup deltas, or the repair alone if a rollup has no room for them. That
+/// rollup then still differs from what it sums, and is repaired at its own level.
 async fn with_room<E: Executor>(executor: &mut E, schema: &Schema, expanded: Batch, lacking: &Batch) -> Result<Batch> {
     let above: Vec<(CounterId, KeyBuf, i128)> =
         expanded.deltas().skip(lacking.len()).map(|(counter, key, delta)| (counter, key.clone(), delta)).collect();
@@ -538,7 +556,7 @@ async fn with_room<E: Executor>(executor: &mut E, schema: &Schema, expanded: Bat
     Ok(expanded)
 }
 
-/// Removes those of these totals that are 0; they are locked.
+/// Removes those of these locked totals that are 0.
 pub(crate) async fn remove_zeros<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -553,7 +571,8 @@ pub(crate) async fn remove_zeros<E: Executor>(
     removed.map(drop).map_err(|stopped| stopped.or(|_, error| failed_on("writing totals", counter, error)))
 }
 
-/// Which total of a counter a batch would bring beyond 64 bits, as far as one can see now.
+/// The error for the total of a counter that a batch would bring beyond 64 bits, as far as it can
+/// be found now.
 pub(crate) async fn find_overflow<E: Executor>(
     executor: &mut E,
     schema: &Schema,

@@ -1,4 +1,4 @@
-//! The bytes of a key: inline up to 22, sorted as the keys are.
+//! The encoded bytes of a key: up to 22 inline, sorted as the keys are.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,13 +10,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{AsKey, Key, KeyError};
 use crate::replay;
 
-/// The bytes of a key, at most 22 of them without an allocation, sorted as the keys are.
+/// The encoded bytes of a key: up to 22 of them without an allocation, sorted as the keys are.
 #[derive(Clone)]
 pub struct KeyBuf(Repr);
 
 #[derive(Clone, PartialEq, Eq)]
 enum Repr {
-    /// The bytes, zeros behind them, and their number in the last byte: equality is one comparison of fixed size.
+    /// The bytes, then zeros, and their number in the last byte. So equality is one comparison of
+    /// fixed size.
     Inline([u8; INLINE + 1]),
     /// More than `INLINE` bytes.
     Heap(Box<[u8]>),
@@ -25,7 +26,7 @@ enum Repr {
 const INLINE: usize = 22;
 
 impl KeyBuf {
-    /// The key of `()`, and the start of every other.
+    /// The key of `()`, and the start of every other key.
     #[must_use]
     #[inline]
     pub const fn new() -> Self {
@@ -63,18 +64,20 @@ impl KeyBuf {
         }
     }
 
-    /// Reads the key back.
+    /// Decodes the key.
     ///
     /// # Errors
     ///
-    /// [`KeyError::Malformed`] when these bytes are not one key of this type.
+    /// [`KeyError::Malformed`] if these bytes are not exactly one key of this type.
     pub fn decode<K: Key>(&self) -> Result<K, KeyError> {
         let mut raw = self.as_bytes();
         let key = K::decode(&mut raw)?;
         if raw.is_empty() { Ok(key) } else { Err(KeyError::Malformed) }
     }
 
-    /// Appends bytes. The parts of this module delimit themselves; bytes of a caller's own must too.
+    /// Appends bytes.
+    ///
+    /// The parts of this crate delimit themselves; bytes that you push must do so too.
     #[inline]
     pub fn push(&mut self, more: &[u8]) {
         if let Repr::Inline(bytes) = &mut self.0 {
@@ -94,14 +97,15 @@ impl KeyBuf {
         self.0 = Repr::Heap([self.as_bytes(), more].concat().into_boxed_slice());
     }
 
-    /// The key whose encoding is `bytes`; nothing is checked.
+    /// The key whose encoding is `bytes`, without any check.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         let mut key = Self::new();
         key.push(bytes);
         key
     }
 
-    /// The first eight bytes, zeros behind a shorter key: all there is of a key of at most eight bytes.
+    /// The first eight bytes, padded with zeros. For a key of at most eight bytes this is the whole
+    /// key.
     #[inline]
     pub(crate) fn word(&self) -> u64 {
         let word = match &self.0 {
@@ -111,25 +115,26 @@ impl KeyBuf {
         word.map_or(0, |word| u64::from_le_bytes(*word))
     }
 
-    /// The key of `len` bytes, at most eight, of which `word` is [`word`](Self::word).
+    /// The key of `len` bytes, at most eight, whose [`word`](Self::word) is `word`.
     #[inline]
     pub(crate) fn from_word(word: u64, len: usize) -> Self {
         let mut bytes = [0; INLINE + 1];
         let [first @ .., last] = &mut bytes;
         if let Some(first) = first.first_chunk_mut() {
-            *first = word.to_le_bytes(); // zeros behind `len`
+            *first = word.to_le_bytes(); // zeros after `len`
         }
         *last = len.to_le_bytes()[0];
         Self(Repr::Inline(bytes))
     }
 
-    /// The hash that batches and memory stores share; seeded once per process, because keys may come from an attacker.
+    /// The hash that batches and memory stores share. It is seeded once per process, because keys
+    /// may come from an attacker.
     #[inline]
     pub(crate) fn hash64(&self) -> u64 {
         let (start, seed) = replay::seed();
         let mut hasher = SeedableRandomState::with_seed(start, seed).build_hasher();
         match &self.0 {
-            // Most keys are one integer: a word at once, without looking at a slice.
+            // Most keys are one integer: hash one word without a slice.
             Repr::Inline([.., len]) if *len == 8 => hasher.write_u64(self.word()),
             _ => hasher.write(self.as_bytes()),
         }
@@ -177,7 +182,7 @@ impl fmt::Debug for KeyBuf {
     }
 }
 
-/// As a string of hexadecimal digits; as bytes where the format is not for people.
+/// A string of hexadecimal digits, or bytes if the format is not human-readable.
 impl Serialize for KeyBuf {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
@@ -208,7 +213,7 @@ impl<'de> Deserialize<'de> for KeyBuf {
     }
 }
 
-/// A key that comes as bytes.
+/// Deserializes a key from bytes.
 struct Raw;
 
 impl de::Visitor<'_> for Raw {
@@ -229,7 +234,8 @@ mod tests {
 
     const KEYS: u64 = 4_096;
 
-    /// Keys that somebody may choose without knowing the seed: few bits differ, at any place, in either order of bytes, behind any prefix.
+    /// Keys that an attacker may choose without knowing the seed: few bits differ, at any position,
+    /// in either byte order, after any prefix.
     fn chosen() -> Vec<(String, Vec<Vec<u8>>)> {
         let mut families = Vec::new();
         for shift in 0..=52 {
@@ -255,8 +261,10 @@ mod tests {
         families
     }
 
-    /// No family fills a stripe, or a bucket of a table, whatever the seed. The hash is no perfect one: of an arithmetic series it makes nearly another, so some of
-    /// its bits have fewer values than random ones, and a bucket's worth of keys is looked through a few at a time; never hundreds.
+    /// No family fills a stripe, or a bucket of a table, whatever the seed. The hash is not
+    /// perfect: it maps an arithmetic series nearly to another one. So some of its bits take fewer
+    /// values than random ones, and the keys of a bucket are searched a few at a time, but never
+    /// hundreds.
     #[test]
     fn chosen_keys_flood_no_stripe_and_no_bucket() {
         let (mut fullest, mut longest) = (0, 0);
@@ -273,7 +281,7 @@ mod tests {
                 }
                 counts.into_iter().max().unwrap_or(0)
             };
-            // Of 64 stripes and of 4,096 buckets; even ones would have 64 keys, and 1.
+            // Out of 64 stripes and of 4,096 buckets. An even spread would give 64 keys and 1.
             let (stripe, bucket) = (most(48, 6), most(0, 12));
             (fullest, longest) = (fullest.max(stripe), longest.max(bucket));
             assert!(stripe < 2_048 && bucket < 256, "{family}: {stripe} keys in one stripe, {bucket} in one bucket");

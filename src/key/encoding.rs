@@ -1,4 +1,5 @@
-//! How values become bytes that sort as the values do and delimit themselves, and back.
+//! The encoding of values as bytes that sort as the values do and delimit themselves, and its
+//! inverse.
 
 use std::borrow::Cow;
 
@@ -35,7 +36,8 @@ pub(super) fn push_signed(to: &mut KeyBuf, bytes: u8, value: i128) -> Result<(),
     push_unsigned(to, bytes, biased)
 }
 
-/// Text as its bytes with 00 and 01 escaped, then one 00: sorts as the bytes do, and ends itself.
+/// Appends text as its bytes, with 00 and 01 escaped, and a terminating 00. It sorts as the bytes
+/// do and delimits itself.
 pub(super) fn push_text(to: &mut KeyBuf, text: &str) {
     if text.bytes().all(|byte| byte > 1) {
         to.push(text.as_bytes());

@@ -1,4 +1,4 @@
-//! A key without its Rust type: its parts, and their values, for errors, reports and SQL.
+//! Keys without their Rust type: their parts and values, for errors, reports and SQL.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -36,7 +36,7 @@ impl fmt::Display for KeyPart {
     }
 }
 
-/// The parts of a key, at most eight: a tuple's parts one after the other, nothing for `()`.
+/// The parts of a key, at most eight: those of a tuple one after the other, none for `()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyParts {
     len: u8,
@@ -53,7 +53,8 @@ impl KeyParts {
     ///
     /// # Panics
     ///
-    /// When it is an integer of another width than 1, 2, 4, 8 or 16 bytes; in a `const` that is a compile error.
+    /// If it is an integer whose width is not 1, 2, 4, 8 or 16 bytes. In a `const` that is a
+    /// compile error.
     #[must_use]
     pub const fn one(part: KeyPart) -> Self {
         assert!(part.has_width(), "an integer has 1, 2, 4, 8 or 16 bytes");
@@ -64,9 +65,10 @@ impl KeyParts {
     ///
     /// # Panics
     ///
-    /// When there would be more than eight; in a `const`, as for every counter, that is a compile error.
+    /// If there would be more than eight. In a `const`, as for every counter, that is a compile
+    /// error.
     #[must_use]
-    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // const fn: neither iterators nor try_from
+    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // const fn: no try_from
     pub const fn and(mut self, more: Self) -> Self {
         assert!(self.len as usize + more.len as usize <= Self::MAX, "a key has at most eight parts");
         let mut at = 0;
@@ -84,7 +86,7 @@ impl KeyParts {
         self.parts.get(..usize::from(self.len)).unwrap_or_default()
     }
 
-    /// The parts as one number, a byte each: equal for equal parts only.
+    /// The parts as one number, one byte each. Only equal parts have equal numbers.
     pub(crate) const fn code(&self) -> u64 {
         let mut code = 0;
         let mut rest: &[KeyPart] = self.parts.split_at(self.len as usize).0;
@@ -102,7 +104,7 @@ impl KeyParts {
         code
     }
 
-    /// How many bytes every key of these parts takes, where that is always the same.
+    /// The number of bytes of every key with these parts, if it is always the same.
     pub(crate) fn fixed_len(&self) -> Option<usize> {
         self.as_slice().iter().try_fold(0, |len, part| match part {
             KeyPart::Signed(bytes) | KeyPart::Unsigned(bytes) => Some(len + usize::from(*bytes)),
@@ -111,8 +113,8 @@ impl KeyParts {
         })
     }
 
-    /// How many bytes the first `parts` parts of an encoded key take; the key may end behind them. None where it is too short, or is no
-    /// key of these parts.
+    /// The number of bytes of the first `parts` parts of an encoded key, which may end after them.
+    /// `None` if the key is too short or does not have these parts.
     pub(crate) fn prefix_len(&self, key: &[u8], parts: usize) -> Option<usize> {
         let mut rest = key;
         for part in self.as_slice().get(..parts)? {
@@ -121,7 +123,7 @@ impl KeyParts {
         Some(key.len() - rest.len())
     }
 
-    /// The values of a key's beginning: of as many parts as it has.
+    /// The values of a prefix of a key, for as many parts as it has.
     pub(crate) fn values_of_prefix<'a>(&self, prefix: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
         let mut raw = prefix.as_bytes();
         let mut values = Vec::new();
@@ -134,7 +136,7 @@ impl KeyParts {
         if raw.is_empty() { Ok(values) } else { Err(KeyError::Malformed) }
     }
 
-    /// How many parts there are.
+    /// The number of parts.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len as usize
@@ -146,11 +148,11 @@ impl KeyParts {
         self.len == 0
     }
 
-    /// The values in an encoded key.
+    /// The values of an encoded key.
     ///
     /// # Errors
     ///
-    /// [`KeyError::Malformed`] when `key` does not consist of exactly these parts.
+    /// [`KeyError::Malformed`] if `key` does not consist of exactly these parts.
     pub fn values<'a>(&self, key: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
         let mut raw = key.as_bytes();
         let values = self.as_slice().iter().map(|part| part.take(&mut raw)).collect::<Result<Vec<_>, _>>()?;
@@ -171,7 +173,7 @@ impl fmt::Display for KeyParts {
 }
 
 impl KeyPart {
-    /// Passes over one value at the front of an encoded key, without looking into it.
+    /// Skips one value at the front of an encoded key, without checking it.
     fn skip(self, raw: &mut &[u8]) -> Result<(), KeyError> {
         let len = match self {
             Self::Unsigned(bytes) | Self::Signed(bytes) => usize::from(bytes),
@@ -188,7 +190,8 @@ impl KeyPart {
             Self::Unsigned(bytes) => KeyValue::Unsigned(take_unsigned(raw, bytes)?),
             Self::Signed(bytes) => {
                 let biased = take_unsigned(raw, bytes)?;
-                // Shift the sign bit up to bit 127, flip it, and let an arithmetic shift spread it again.
+                // Shift the sign bit up to bit 127, flip it, and let an arithmetic shift extend it
+                // again.
                 let shift = 128 - u32::from(bytes) * 8;
                 KeyValue::Signed(((biased << shift) ^ (1 << 127)).cast_signed() >> shift)
             }
@@ -209,7 +212,8 @@ impl KeyPart {
     ///
     /// # Errors
     ///
-    /// [`KeyError::Type`] or [`KeyError::Range`] when the value is none of this part.
+    /// [`KeyError::Type`] or [`KeyError::Range`] if the value does not belong to this part, and
+    /// [`KeyError::Malformed`] if the part has an invalid width.
     pub fn push(self, value: &KeyValue<'_>, to: &mut KeyBuf) -> Result<(), KeyError> {
         if !self.has_width() {
             return Err(KeyError::Malformed);
@@ -254,7 +258,7 @@ impl KeyPart {
     }
 }
 
-/// One value of a key without its Rust type: what errors, reports and SQL work with.
+/// One value of a key without its Rust type, as errors, reports and SQL use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyValue<'a> {
@@ -293,7 +297,7 @@ impl KeyValue<'_> {
     }
 }
 
-/// For people and logs: a tab, newline or backslash in a text is written `\t`, `\n`, `\\`.
+/// Human-readable: a tab, newline or backslash in a text is written `\t`, `\n` or `\\`.
 impl fmt::Display for KeyValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -314,7 +318,7 @@ impl fmt::Display for KeyValue<'_> {
     }
 }
 
-/// Integers as numbers, where 64 bits hold them; everything else as text, unescaped.
+/// Integers are numbers if they fit 64 bits. Everything else is text, unescaped.
 impl Serialize for KeyValue<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

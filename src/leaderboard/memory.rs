@@ -1,4 +1,4 @@
-//! A leaderboard in memory, which follows what stores apply.
+//! A leaderboard in memory that follows what stores apply.
 
 use std::fmt;
 
@@ -9,14 +9,17 @@ use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::store::Store;
 
-/// A [`Leaderboard`] in memory: filled from totals, then fed with what each apply reports, after its commit.
+/// A [`Leaderboard`] in memory: filled from totals, then updated after each commit with the deltas
+/// that the apply returns.
 ///
-/// What changes totals without an apply, [`MemoryAudit`](crate::reconcile::MemoryAudit)'s repairs and
-/// [`MemoryStore::prune`](crate::MemoryStore::prune), is not followed: [`rebuild`](Self::rebuild) after it.
+/// It does not follow changes of totals without an apply, which are the repairs of
+/// [`MemoryAudit`](crate::reconcile::MemoryAudit) and
+/// [`MemoryStore::prune`](crate::MemoryStore::prune). Call [`rebuild`](Self::rebuild) after them.
 ///
-/// A change costs O(log keys), besides reading the changed key's totals; memory is that of its keys and scores, twice. Where several threads
-/// write, share it behind a lock: scores are read from the store inside [`follow`](Self::follow), so whoever comes last reads
-/// what all before have applied, and the order of arrival does not matter.
+/// A change costs O(log keys), plus a read of the changed key's totals. Memory holds its keys and
+/// scores twice. If several threads write, share it behind a lock. The order of arrival does not
+/// matter: scores are read from the store inside [`follow`](Self::follow), so the last call reads
+/// what all before it have applied.
 ///
 /// # Examples
 ///
@@ -38,18 +41,20 @@ pub struct MemoryLeaderboard<K, S = i64> {
 }
 
 impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
-    /// An empty ranking.
+    /// An empty leaderboard.
     #[must_use]
     pub fn new(leaderboard: Leaderboard<K, S>) -> Self {
         Self { leaderboard, standings: ScoreIndex::new() }
     }
 
-    /// Makes every score anew from a store's totals: at start, or after totals changed without being followed. Costs a pass over the totals of the
-    /// leaderboard's counters, and a read of each key's.
+    /// Recomputes every score from a store's totals.
+    ///
+    /// Call it at the start, and after totals changed without being followed. Costs a pass over the
+    /// totals of the leaderboard's counters, and a read of each key's totals.
     ///
     /// # Errors
     ///
-    /// What the store says; the ranking then stays as it was.
+    /// The store's errors. The leaderboard is then unchanged.
     pub fn rebuild(&mut self, store: &mut impl Store) -> Result<()> {
         let id = self.leaderboard.id();
         let mut listed = Vec::new();
@@ -61,11 +66,12 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
         Ok(())
     }
 
-    /// Takes in what an apply has changed: [`Applied::deltas`](crate::Applied::deltas). Says how many scores are not what they were.
+    /// Takes in the changes of an apply, [`Applied::deltas`](crate::Applied::deltas), and returns
+    /// how many scores changed.
     ///
     /// # Errors
     ///
-    /// What the store says; the ranking is then to be rebuilt.
+    /// The store's errors. You must then [`rebuild`](Self::rebuild) the leaderboard.
     pub fn follow<'a>(
         &mut self,
         store: &mut impl Store,
@@ -80,7 +86,9 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
         Ok(changed)
     }
 
-    /// Gives a key a score of the caller's own making, or takes it out; says whether that changed anything.
+    /// Gives a key a score that you computed, or removes it.
+    ///
+    /// Returns whether that changed anything.
     pub fn set(&mut self, key: impl AsKey<K>, score: Option<S>) -> bool {
         self.standings.set(KeyBuf::of::<K>(key), score)
     }
@@ -89,7 +97,7 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Key`] for a key that is none of the leaderboard's type.
+    /// [`Error::Key`] if a key does not decode to the leaderboard's key type.
     pub fn top(&self, limit: usize) -> Result<Vec<Ranked<K, S>>> {
         self.page(1, limit)
     }
@@ -107,7 +115,7 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
             .collect()
     }
 
-    /// The line of one key; none where it is not listed.
+    /// The line of one key; `None` if it is not listed.
     ///
     /// # Errors
     ///
@@ -118,13 +126,13 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
         line.map(|(rank, score)| self.line(rank, &key, score)).transpose()
     }
 
-    /// How many keys are listed.
+    /// The number of listed keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.standings.len()
     }
 
-    /// Whether nobody is listed.
+    /// Whether no key is listed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -138,6 +146,6 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
 
 impl<K, S> fmt::Debug for MemoryLeaderboard<K, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryLeaderboard").field("board", &self.leaderboard).finish_non_exhaustive()
+        f.debug_struct("MemoryLeaderboard").field("leaderboard", &self.leaderboard).finish_non_exhaustive()
     }
 }

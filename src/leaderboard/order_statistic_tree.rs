@@ -1,26 +1,28 @@
-//! An ordered set that knows at which position each entry stands: a B+-tree with counts.
+//! An ordered set that knows the position of each entry: a B+-tree with counts.
 //!
-//! | invariant | what rests on it |
+//! | invariant | what depends on it |
 //! | --- | --- |
-//! | entries rise strictly, through a leaf and from leaf to leaf | search, iteration |
-//! | `bounds[i]` is above every entry of `children[i]` and at most every entry of `children[i + 1]` | the way down to an entry |
+//! | entries rise strictly, within a leaf and from leaf to leaf | search, iteration |
+//! | `bounds[i]` is above every entry of `children[i]` and at most every entry of `children[i + 1]` | the path down to an entry |
 //! | `counts[i]` is the number of entries below `children[i]` | positions in O(log n) |
-//! | all leaves are at one depth; every node but the root is at least half full | O(log n) |
+//! | all leaves have the same depth; every node but the root is at least half full | O(log n) |
 //!
-//! A bound need not be an entry: removing the entry that it once was leaves it as it is.
+//! A bound need not be an entry: removing the entry that it once was leaves the bound unchanged.
 
 use std::{mem, slice};
 
-/// The most entries of a leaf. Tests have smaller nodes, and so trees of many levels at once.
+/// The maximum number of entries of a leaf. Tests use smaller nodes, so that small trees have many
+/// levels.
 const LEAF_MAX: usize = if cfg!(test) { 6 } else { 64 };
 
-/// The most children of an inner node.
+/// The maximum number of children of an inner node.
 const FAN_MAX: usize = if cfg!(test) { 6 } else { 64 };
 
-/// The free slots that a leaf is given when it is full. Doubling would leave a quarter of the memory unused.
+/// The number of free slots that a full leaf gets. Doubling would leave a quarter of the memory
+/// unused.
 const SPARE: usize = 8;
 
-/// The entries that a search steps over at once.
+/// The number of entries that a search skips at once.
 const BLOCK: usize = 8;
 
 /// An ordered set with positions.
@@ -36,7 +38,7 @@ enum Node<T> {
     Inner(Box<Inner<T>>),
 }
 
-/// In three lists because a search reads one of them and a sum another.
+/// Three lists, because a search reads one of them and a sum another.
 #[derive(Debug, Clone)]
 struct Inner<T> {
     /// One fewer than the children.
@@ -67,7 +69,7 @@ impl<T> OrderStatisticTree<T> {
             });
             let mut rest = at.and_then(|at| inner.children.get(at..)).unwrap_or_default().iter();
             let Some(child) = rest.next() else {
-                return iter; // behind the last entry
+                return iter; // after the last entry
             };
             iter.open.push(rest);
             node = child;
@@ -80,7 +82,7 @@ impl<T> OrderStatisticTree<T> {
 }
 
 impl<T: Ord + Clone> OrderStatisticTree<T> {
-    /// Builds the tree level by level; `entries` rise strictly.
+    /// Builds the tree level by level; `entries` must rise strictly.
     pub(crate) fn from_sorted(entries: Vec<T>) -> Self {
         debug_assert!(entries.is_sorted_by(|a, b| a < b), "entries rise strictly");
         let len = entries.len();
@@ -91,7 +93,7 @@ impl<T: Ord + Clone> OrderStatisticTree<T> {
         level.pop().map_or_else(Self::new, |part| Self { root: part.node, len })
     }
 
-    /// Whether the entry is new.
+    /// Inserts an entry; returns whether it is new.
     pub(crate) fn insert(&mut self, entry: T) -> bool {
         if !self.root.insert(entry) {
             return false;
@@ -106,7 +108,7 @@ impl<T: Ord + Clone> OrderStatisticTree<T> {
         true
     }
 
-    /// Whether the entry was there.
+    /// Removes an entry; returns whether it was there.
     pub(crate) fn remove(&mut self, entry: &T) -> bool {
         if !self.root.remove(entry) {
             return false;
@@ -121,7 +123,8 @@ impl<T: Ord + Clone> OrderStatisticTree<T> {
         true
     }
 
-    /// How many entries stand before this one: `Ok` when it is in the set, `Err` when that is where it would be.
+    /// The number of entries before this one: `Ok` if it is in the set, `Err` with its would-be
+    /// position if not.
     pub(crate) fn position(&self, entry: &T) -> Result<usize, usize> {
         let mut before = 0;
         let mut node = &self.root;
@@ -145,7 +148,7 @@ impl<T: Ord + Clone> FromIterator<T> for OrderStatisticTree<T> {
     }
 }
 
-/// The entries of an [`Order`] from a position on.
+/// The entries of an [`OrderStatisticTree`] from a position on.
 pub(crate) struct Iter<'a, T> {
     /// From the root down, the children that are still to be visited.
     open: Vec<slice::Iter<'a, Node<T>>>,
@@ -212,7 +215,8 @@ impl<T: Ord + Clone> Node<T> {
         }
     }
 
-    /// Takes the second half off, and the bound between the two; none when there is nothing to halve.
+    /// Splits off the second half, with the bound between the two; `None` if there is nothing to
+    /// split.
     fn split(&mut self) -> Option<Part<T>> {
         match self {
             Self::Leaf(entries) => {
@@ -232,7 +236,7 @@ impl<T: Ord + Clone> Node<T> {
         }
     }
 
-    /// Appends the next node of the same level, which may leave this one over.
+    /// Appends the next node of the same level. That may leave this node too large.
     fn join(&mut self, bound: T, next: Self) {
         match (self, next) {
             (Self::Leaf(entries), Self::Leaf(next)) => {
@@ -251,7 +255,7 @@ impl<T: Ord + Clone> Node<T> {
 }
 
 impl<T: Ord + Clone> Inner<T> {
-    /// The child below which the entry is, or would be.
+    /// The index of the child that contains the entry, or would.
     fn child_of(&self, entry: &T) -> usize {
         find(&self.bounds, entry).map_or_else(|at| at, |at| at + 1)
     }
@@ -295,11 +299,11 @@ impl<T: Ord + Clone> Inner<T> {
         self.children.insert(index + 1, second.node);
     }
 
-    /// Joins a thin child with a neighbour and, where they do not fit into one node, halves what they hold.
+    /// Joins a thin child with a neighbour, and splits the result if it is too large for one node.
     fn thicken(&mut self, index: usize) {
         let first = index.saturating_sub(1);
         if self.bounds.len() <= first {
-            return; // an only child, which the root alone may have
+            return; // an only child, which only the root may have
         }
         let bound = self.bounds.remove(first);
         let moved = self.counts.remove(first + 1);
@@ -313,7 +317,7 @@ impl<T: Ord + Clone> Inner<T> {
     }
 }
 
-/// A node on the way to its parent.
+/// A node that is not yet linked to its parent.
 struct Part<T> {
     /// At most every entry of the node, and above every entry before it.
     bound: T,
@@ -322,12 +326,12 @@ struct Part<T> {
 }
 
 impl<T: Clone> Part<T> {
-    /// None without entries.
+    /// `None` without entries.
     fn leaf(entries: Vec<T>) -> Option<Self> {
         Some(Self { bound: entries.first()?.clone(), count: entries.len(), node: Node::Leaf(entries) })
     }
 
-    /// None without parts.
+    /// `None` without parts.
     fn inner(parts: Vec<Self>) -> Option<Self> {
         let mut bounds = Vec::with_capacity(parts.len());
         let mut counts = Vec::with_capacity(parts.len());
@@ -349,8 +353,8 @@ impl<T: Clone> Part<T> {
     }
 }
 
-/// Deals items out to nodes of nearly equal size. Three quarters full leave room for the first inserts, and with more
-/// than one node none is less than half full.
+/// Distributes items to nodes of nearly equal size. Nodes that are three quarters full leave room
+/// for the first inserts. With more than one node, none is less than half full.
 fn groups<I>(items: Vec<I>, max: usize) -> impl Iterator<Item = Vec<I>> {
     let mut left = items.len();
     let nodes = if left <= max { left.min(1) } else { left.div_ceil(max * 3 / 4) };
@@ -362,8 +366,9 @@ fn groups<I>(items: Vec<I>, max: usize) -> impl Iterator<Item = Vec<I>> {
     })
 }
 
-/// Where the entry stands, or would. Steps of one size let the processor load several cache lines at once, where each
-/// step of a binary search waits for the one before: a quarter off a change among a million entries.
+/// The entry's position, or its would-be position. Steps of one size let the processor load several
+/// cache lines at once, while each step of a binary search waits for the one before it: a quarter
+/// less time for a change among a million entries.
 fn find<T: Ord>(entries: &[T], entry: &T) -> Result<usize, usize> {
     let blocks = entries.chunks_exact(BLOCK).take_while(|block| block.last().is_some_and(|last| last < entry)).count();
     let rest = entries.get(blocks * BLOCK..).unwrap_or_default();
@@ -373,7 +378,7 @@ fn find<T: Ord>(entries: &[T], entry: &T) -> Result<usize, usize> {
     if found { Ok(at) } else { Err(at) }
 }
 
-/// Gives back the room of entries that left, with some slack against doing so at every turn.
+/// Frees the room of removed entries, with some slack so that it does not happen on every removal.
 fn trim<T>(entries: &mut Vec<T>) {
     if entries.capacity() > entries.len() + 2 * SPARE {
         entries.shrink_to(entries.len() + SPARE);
@@ -390,7 +395,7 @@ mod tests {
     use super::*;
 
     impl<T: Ord> OrderStatisticTree<T> {
-        /// Panics where an invariant does not hold.
+        /// Panics if an invariant is violated.
         fn check(&self) {
             let (count, _) = self.root.check(None, None);
             assert_eq!(count, self.len);
@@ -402,7 +407,8 @@ mod tests {
     }
 
     impl<T: Ord> Node<T> {
-        /// The number of entries below and the depth; all entries are at least `low` and less than `high`.
+        /// The number of entries below and the depth. All entries must be at least `low` and less
+        /// than `high`.
         fn check(&self, low: Option<&T>, high: Option<&T>) -> (usize, usize) {
             match self {
                 Self::Leaf(entries) => {

@@ -1,4 +1,4 @@
-//! Keys by score: the highest first, equal scores by key.
+//! An index of keys by score: the highest first, equal scores by key.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -9,7 +9,9 @@ use hashbrown::hash_table::Entry;
 use super::order_statistic_tree::OrderStatisticTree;
 use crate::key::KeyBuf;
 
-/// Keys with scores, each with a rank. The table and the order hold the same keys with the same scores.
+/// Keys with scores, each with a rank.
+///
+/// The table and the tree contain the same keys with the same scores.
 #[derive(Clone)]
 pub struct ScoreIndex<S> {
     scores: HashTable<(KeyBuf, S)>,
@@ -25,7 +27,9 @@ impl<S: Ord + Clone> ScoreIndex<S> {
         self.order.len()
     }
 
-    /// Gives a key a score, or takes the key out; whether that changed anything.
+    /// Gives a key a score, or removes the key.
+    ///
+    /// Returns whether that changed anything.
     pub fn set(&mut self, key: KeyBuf, score: Option<S>) -> bool {
         match score {
             Some(score) => self.put(key, score),
@@ -37,7 +41,7 @@ impl<S: Ord + Clone> ScoreIndex<S> {
         self.scores.find(key.hash64(), |(known, _)| known == key).map(|(_, score)| score)
     }
 
-    /// The key's place: the first has rank 1.
+    /// The key's rank, from 1 on.
     pub fn rank(&self, key: &KeyBuf) -> Option<u64> {
         let score = self.score(key)?;
         let position = self.order.position(&(Reverse(score.clone()), key.clone())).ok()?;
@@ -83,7 +87,7 @@ impl<S: Ord + Clone> ScoreIndex<S> {
     }
 }
 
-/// In O(n log n), faster than key by key; the last of a key's scores counts.
+/// O(n log n), and faster than key by key. The last of a key's scores counts.
 impl<S: Ord + Clone> FromIterator<(KeyBuf, S)> for ScoreIndex<S> {
     fn from_iter<I: IntoIterator<Item = (KeyBuf, S)>>(scores: I) -> Self {
         let mut table: HashTable<(KeyBuf, S)> = HashTable::new();
@@ -115,7 +119,7 @@ mod tests {
         KeyBuf::of::<u64>(number)
     }
 
-    /// The keys and scores of a page, and its first rank.
+    /// A page's keys and scores, with their ranks.
     fn plain(page: Vec<(u64, &KeyBuf, &i64)>) -> Vec<(u64, u64, i64)> {
         page.into_iter().map(|(rank, key, score)| (rank, key.decode::<u64>().unwrap(), *score)).collect()
     }
@@ -181,7 +185,7 @@ mod tests {
         assert!((0..1_000).all(|number| ranking.rank(&name(number)) == Some(990 - number / 10 * 10 + number % 10 + 1)));
     }
 
-    /// Splitmix64 (Steele, Lea, Flood).
+    /// SplitMix64 (Steele, Lea, Flood).
     struct Random(u64);
 
     impl Random {
@@ -194,7 +198,7 @@ mod tests {
         }
     }
 
-    /// Scores by key, and the same sorted, kept by other means than the ranking's.
+    /// Scores by key, and the same sorted, kept by other means than the index's.
     #[derive(Default)]
     struct Model {
         scores: BTreeMap<u64, i64>,
@@ -239,7 +243,8 @@ mod tests {
         let mut ranking = ScoreIndex::new();
         let mut model = Model::default();
         for change in 0..100_000_u64 {
-            // Grows to about 500 keys, shrinks to about 100, and so on: nodes are split and joined.
+            // Grows to about 500 keys, shrinks to about 100, and so on, so that nodes are split and
+            // joined.
             let out = if change / 2_000 % 2 == 0 { 3 } else { 7 };
             let number = random.below(700);
             let score = (random.below(10) >= out).then(|| i64::try_from(random.below(200)).unwrap() - 100);

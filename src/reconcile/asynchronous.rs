@@ -1,4 +1,5 @@
-//! Audit, control and driver for databases that are asked over a connection: what `audit` and `drive` are, with waits.
+//! The audit, runtime and driver for asynchronous databases: what `audit` and `driver` are for
+//! blocking ones.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,15 +13,16 @@ use super::token::Token;
 use crate::error::Result;
 use crate::observe;
 
-/// Rows and totals in one value, asked over a connection; [`Audit`](super::Audit) says what each method does and how it fails.
+/// Rows and totals behind a connection; [`Audit`](super::Audit) specifies each method and its
+/// errors.
 ///
-/// A future that is dropped before it is ready has done what it was to do, or not; to ask again is harmless.
+/// If you drop a future before it is ready, its work may be done or not; asking again is harmless.
 pub trait AsyncAudit: Send {
     /// As [`Audit::identity`](super::Audit::identity).
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn identity(&mut self) -> impl Future<Output = Result<u64>> + Send;
 
     /// As [`Audit::probe`](super::Audit::probe).
@@ -48,7 +50,7 @@ pub trait AsyncAudit: Send {
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn recall(&mut self, token: &Token) -> impl Future<Output = Result<Option<Token>>> + Send {
         let _ = token;
         async { Ok(None) }
@@ -58,7 +60,7 @@ pub trait AsyncAudit: Send {
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn keep(&mut self, ask: &Keep) -> impl Future<Output = Result<Kept>> + Send {
         let _ = ask;
         async { Ok(Kept::Nowhere) }
@@ -68,44 +70,48 @@ pub trait AsyncAudit: Send {
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn ready(&mut self, ask: &Ready) -> impl Future<Output = Result<Kept>> + Send {
         let _ = ask;
         async { Ok(Kept::Nowhere) }
     }
 }
 
-/// The world around a run that waits; what [`Runtime`](super::Runtime) is for one that blocks. A throttle may ask the database.
+/// The runtime of an asynchronous run, as [`Runtime`](super::Runtime) is of a blocking one. A
+/// throttle may query a database.
 pub trait AsyncRuntime: Send {
-    /// The time since some moment; never goes back.
+    /// Returns the time since some fixed moment; it never goes back.
     fn now(&mut self) -> Duration;
 
     /// Waits about this long, or until the run is to stop.
     fn wait(&mut self, time: Duration, reason: &str) -> impl Future<Output = ()> + Send;
 
-    /// Whether the run is to stop before its next page.
+    /// Returns whether the run is to stop before its next page.
     fn stopped(&mut self) -> bool {
         false
     }
 
-    /// Why no page may be measured just now, if so: a load, a lag.
+    /// Returns a reason not to compare a page now, if there is one, such as load or replication
+    /// lag.
     fn throttle(&mut self) -> impl Future<Output = Option<String>> + Send {
         async { None }
     }
 
-    /// Told what [`Runtime::progress`](super::Runtime::progress) is told.
+    /// Receives the progress, as [`Runtime::progress`](super::Runtime::progress) does.
     fn progress(&mut self, progress: &Progress) {
         let _ = progress;
     }
 }
 
-/// Does a run's steps until it ends, as [`run`](super::run) does.
+/// Runs a reconciler's steps until it ends, as [`run`](super::run) does.
 ///
-/// A future that is dropped leaves the run between two steps, or in one that may be done: to drive it again goes on where it was.
+/// If you drop the future, the run stays between two steps, or in one that may be done. Drive it
+/// again, and it continues there.
 ///
 /// # Errors
 ///
-/// The first error that no retry repairs; [`Reconciler::report`] then says how far the run came, and from where to go on.
+/// The first error that no retry fixes; [`Reconciler::report`] then says how far the run came and
+/// where to resume.
 pub async fn run_async(
     run: &mut Reconciler,
     audit: &mut impl AsyncAudit,
@@ -160,7 +166,7 @@ async fn drive(run: &mut Reconciler, audit: &mut impl AsyncAudit, runtime: &mut 
 mod tests {
     use super::*;
 
-    /// What every control must have, and no more.
+    /// Only what every runtime must have.
     struct Plain;
 
     impl AsyncRuntime for Plain {

@@ -1,4 +1,4 @@
-//! What the reconciler asks of rows and totals, and the one function that compares them.
+//! What the reconciler requests of rows and totals, and the one function that compares them.
 
 use super::token::Token;
 use crate::counter::CounterId;
@@ -7,69 +7,80 @@ use crate::key::KeyBuf;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::schema::Schema;
 
-/// Rows and totals in one value, so that both can be read in one consistent cut.
+/// Rows and totals in one value, so that both can be read in one consistent snapshot.
 pub trait Audit {
-    /// What tells this set of totals from another of the same schema, so that a token of one is refused by the other; 0
-    /// where nothing does.
+    /// Returns a number that distinguishes these totals from others of the same schema; 0 if
+    /// nothing does.
+    ///
+    /// A token of one set of totals is refused by another.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn identity(&mut self) -> Result<u64>;
 
-    /// Looks at a counter before a repair may trust its source.
+    /// Probes a counter, before a repair may trust its source.
     ///
     /// # Errors
     ///
-    /// [`Error::DefinitionMismatch`] when a sampled row's tally is not what the source counts for it; [`Error::Source`] when there is
-    /// no source.
+    /// [`Error::DefinitionMismatch`] if a sampled row's tally differs from what the source counts
+    /// for it; [`Error::Source`] if there is no source.
     fn probe(&mut self, ask: &Probe) -> Result<ProbeResult>;
 
-    /// Compares the next keys of rows and totals, read in one cut.
+    /// Compares the next keys of rows and totals, read in one snapshot.
     ///
     /// # Errors
     ///
-    /// [`Error::Source`], [`Error::Key`] and [`Error::Overflow`] for rows or totals that cannot be compared; what the
-    /// database says.
+    /// [`Error::Source`], [`Error::Key`] and [`Error::Overflow`] for rows or totals that cannot be
+    /// compared; errors of the database.
     fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff>;
 
-    /// Holds the totals of some keys, measures those keys again, and adds what they lack.
+    /// Locks the totals of some keys, compares those keys again, and adds the differences.
     ///
     /// # Errors
     ///
-    /// As [`compare`](Self::compare), and [`Error::DefinitionMismatch`]. What was repaired before the error came stays repaired: in memory keys are repaired one by
-    /// one, in a database all or none.
+    /// As [`compare`](Self::compare), and [`Error::DefinitionMismatch`]. What was repaired before
+    /// the error stays repaired: in memory, keys are repaired one by one; in a database, all or
+    /// none.
     fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired>;
 
-    /// What [`keep`](Self::keep) was told last of a token's [run](Token::run), in these totals' own place: it is as old as they are, also where a
-    /// backup was restored. None where nothing is kept, which is the default: then a backfill that is resumed begins anew, and a verify or
-    /// repair calls no counter clean of which a run before has compared the first keys. It is asked too where a run is driven again after an error.
+    /// Returns what [`keep`](Self::keep) last stored of a token's [run](Token::run), from the same
+    /// place as these totals.
+    ///
+    /// So it is as old as they are, also after a backup was restored. The default is `None`:
+    /// nothing is kept. Then a resumed backfill begins again, and a verify or repair calls no
+    /// counter clean of which an earlier leg compared the first keys. A run that is driven again
+    /// after an error asks this too.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
         let _ = token;
         Ok(None)
     }
 
-    /// Keeps how far a run has come, beside the totals. A backfill asks for it after each page, when all of the page is repaired; a verify or repair when it
-    /// ends before its last key. Nothing is kept by default.
+    /// Stores how far a run has come, in the same place as the totals.
+    ///
+    /// A backfill requests it after each page, once all of the page is repaired; a verify or repair
+    /// when it ends before its last key. The default keeps nothing.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn keep(&mut self, ask: &Keep) -> Result<Kept> {
         let _ = ask;
         Ok(Kept::Nowhere)
     }
 
-    /// Makes a counter ready to be read, which a backfill has compared from its first key to its last, in one transaction with a look whether what was
-    /// kept is still there; does nothing where readiness is not kept.
+    /// Makes a counter ready that a backfill has compared from its first key to its last.
+    ///
+    /// The same transaction checks that what was kept is still there. It does nothing if readiness
+    /// is not stored.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn ready(&mut self, ask: &Ready) -> Result<Kept> {
         let _ = ask;
         Ok(Kept::Nowhere)
@@ -81,92 +92,96 @@ pub trait Audit {
 pub struct Keep {
     /// The number of the run.
     pub run: u64,
-    /// What was kept of it before; none: nothing.
+    /// What was kept of it before; `None` if nothing was.
     pub from: Option<Token>,
-    /// What is to be kept instead; none: nothing, as the run is complete.
+    /// What to keep instead; `None` to keep nothing, because the run is complete.
     pub to: Option<Token>,
 }
 
-/// A counter that is to be ready.
+/// A counter to make ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ready {
     /// The counter.
     pub counter: CounterId,
     /// The number of the run.
     pub run: u64,
-    /// What was kept of it last, if anything.
+    /// What was last kept of it, if anything.
     pub kept: Option<Token>,
 }
 
-/// What became of a [`Keep`] or [`Ready`].
+/// The result of a [`Keep`] or [`Ready`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// It is done.
     Here,
-    /// It is not, because what is kept is not what was kept before: these are older totals, or somebody else goes on with the same run.
+    /// It is not done, because what is stored differs from what was kept before: these are older
+    /// totals, or another process continues the same run.
     Lost,
     /// Nothing is kept here, or nothing can be written.
     Nowhere,
 }
 
-/// A look at one counter.
+/// A probe of one counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// The counter.
     pub counter: CounterId,
-    /// Up to how many totals other than 0 to count, where the source is empty.
+    /// The number of totals other than 0 up to which to count, if the source is empty.
     pub totals: u64,
 }
 
-/// What a look saw.
+/// The result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeResult {
     /// Whether the source has no row that counts for any key.
     pub empty: bool,
-    /// How many totals are not 0, counted up to the number asked; 0 where the source is not empty.
+    /// How many totals are not 0, counted up to the requested number; 0 if the source is not empty.
     pub totals: u64,
 }
 
-/// A measure of one page.
+/// A request to compare one page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRequest {
     /// The counter.
     pub counter: CounterId,
-    /// The last key that was compared before.
+    /// The last key compared before.
     pub after: Option<KeyBuf>,
-    /// The last key that is to be compared; none: all behind `after`.
+    /// The last key to compare; `None` for all keys after `after`.
     pub until: Option<KeyBuf>,
-    /// How many keys of the rows, and how many of the totals, to read at most.
+    /// The most keys of rows to read, and the most keys of totals.
     pub keys: usize,
 }
 
-/// One key whose rows and total disagree.
+/// One key whose total differs from its rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drift {
     /// The key.
     pub key: KeyBuf,
-    /// Its stored total; 0 where there is none.
+    /// Its stored total; 0 if it has none.
     pub stored: i64,
-    /// What its rows add up to; 0 where there are none.
+    /// The sum of its rows; 0 if it has none.
     pub expected: i64,
-    /// How many rows were added up.
+    /// The number of rows in the sum.
     pub rows: u64,
 }
 
-/// What a measure found.
+/// The result of comparing a page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PageDiff {
     /// Keys compared whose total or sum of rows is not 0.
     pub keys: u64,
     /// Rows added up.
     pub rows: u64,
-    /// The keys that disagree, in key order; where totals are audited beside writers, unresolved keys before them.
+    /// The keys that differ, in key order; in an audit that runs next to writers, unresolved keys
+    /// come first.
     pub drifts: Vec<Drift>,
-    /// The last key compared, where there may be more behind it.
+    /// The last key compared, if there may be more after it.
     pub next: Option<KeyBuf>,
-    /// Keys of rows that refer to a parent that is not there, where the source says where parents are.
+    /// Keys of rows that refer to a parent that does not exist, if the source says where parents
+    /// are.
     pub dangling: Vec<KeyBuf>,
-    /// Keys that could not be compared just now, because writers did not let go of them or the outcome of a write is not known.
+    /// Keys that could not be compared now, because writers kept them busy or the outcome of a
+    /// write is unknown.
     pub unsettled: Vec<KeyBuf>,
 }
 
@@ -179,35 +194,35 @@ pub struct RepairRequest {
     pub keys: Vec<KeyBuf>,
 }
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Repaired {
     /// How many totals were corrected; the others had been repaired meanwhile.
     pub corrected: u64,
-    /// Keys that were left alone; see [`PageDiff::unsettled`].
+    /// Keys that were not compared or repaired; see [`PageDiff::unsettled`].
     pub unsettled: Vec<KeyBuf>,
 }
 
-/// What the rows of one key add up to.
+/// The sum of the rows of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recount {
     /// The key.
     pub key: KeyBuf,
     /// The sum.
     pub total: i64,
-    /// How many rows were added up.
+    /// The number of rows in the sum.
     pub rows: u64,
 }
 
 /// Compares a page of recounts with a page of totals: a full outer merge of two lists in key order.
 ///
-/// Each list was read behind `ask.after` with a limit of `ask.keys + 1`, so that a list that was cut shows it. The page
-/// ends at the smaller last key of the lists that were cut, or nowhere when neither was; what lies beyond is left to the
-/// next page.
+/// Read each list after `ask.after` with a limit of `ask.keys + 1`, so that a truncated list is
+/// recognized by its length. The page ends at the smaller last key of the truncated lists, or
+/// nowhere if neither was truncated. What lies beyond is left to the next page.
 ///
 /// # Errors
 ///
-/// [`Error::Source`] when the keys of a list do not rise from `ask.after` on.
+/// [`Error::Source`] if the keys of a list do not rise from `ask.after` on.
 pub fn merge(ask: &PageRequest, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64)>) -> Result<PageDiff> {
     let unordered = |key: &KeyBuf, what: &str| {
         Err(Error::source(&ask.counter, Some(key), format!("the {what} come out of key order, or a key comes twice")))
@@ -228,7 +243,7 @@ pub fn merge(ask: &PageRequest, mut recounts: Vec<Recount>, mut totals: Vec<(Key
         (Some(row), Some(total)) => Some(row.min(total)),
         (row, total) => row.or(total),
     };
-    // What is behind the last key that is wanted was read in vain.
+    // Everything after `ask.until` was read in vain.
     let end = ask.until.as_ref().filter(|until| next.as_ref().is_none_or(|next| next >= *until));
     let inside = |key: &KeyBuf| end.or(next.as_ref()).is_none_or(|last| key <= last);
 
@@ -254,10 +269,10 @@ pub fn merge(ask: &PageRequest, mut recounts: Vec<Recount>, mut totals: Vec<(Key
     Ok(diff)
 }
 
-/// Counters that have a source, and the rollups of them.
+/// Adds to the counters that have a source the rollups over them.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn with_rollups(schema: &Schema, mut known: Vec<CounterId>) -> Vec<CounterId> {
-    // A rollup stands behind what it sums.
+    // A rollup comes after what it sums.
     for spec in schema.counters() {
         let feeds = |id: &CounterId| known.iter().any(|known| known.same(id));
         if spec.rollup().is_some_and(|rollup| feeds(&rollup.base()) && feeds(&rollup.membership())) {
@@ -274,7 +289,7 @@ fn both(recount: Option<Recount>, total: Option<(KeyBuf, i64)>) -> Option<Drift>
     Some(Drift { key, stored, expected, rows })
 }
 
-/// The first key that is not greater than the one before it.
+/// Returns the first key that is not greater than the one before it.
 fn not_rising<'a>(after: Option<&'a KeyBuf>, keys: impl Iterator<Item = &'a KeyBuf>) -> Option<&'a KeyBuf> {
     let mut before = after;
     for key in keys {

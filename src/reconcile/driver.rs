@@ -1,4 +1,5 @@
-//! The driver: carries a reconciler's steps to an audit; the only place with a clock and a wait.
+//! The blocking driver: it runs a reconciler's steps on an audit, and is the only part with a clock
+//! and waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,35 +13,39 @@ use crate::counter::CounterId;
 use crate::error::Result;
 use crate::observe;
 
-/// The world around a run: time, waiting, stopping, throttles, and who is told of its progress. [`SystemRuntime`] is the real one; a test hands in its own.
+/// The surroundings of a run: time, waits, a stop request, throttles, and a receiver of its
+/// progress. [`SystemRuntime`] is the default; tests pass their own.
 pub trait Runtime {
-    /// The time since some moment; never goes back.
+    /// Returns the time since some fixed moment; it never goes back.
     fn now(&mut self) -> Duration;
 
     /// Waits about this long, or until the run is to stop.
     fn wait(&mut self, time: Duration, reason: &str);
 
-    /// Whether the run is to stop before its next page.
+    /// Returns whether the run is to stop before its next page.
     fn stopped(&mut self) -> bool {
         false
     }
 
-    /// Why no page may be measured just now, if so: a load, a lag.
+    /// Returns a reason not to compare a page now, if there is one, such as load or replication
+    /// lag.
     fn throttle(&mut self) -> Option<String> {
         None
     }
 
-    /// Told how far the run has come, after each page that was compared, after each repair, and when a backfill has made a counter ready.
+    /// Receives how far the run has come: after each page compared, after each repair, and after a
+    /// backfill made a counter ready.
     fn progress(&mut self, progress: &Progress) {
         let _ = progress;
     }
 }
 
-/// Does a run's steps until it ends.
+/// Runs a reconciler's steps until it ends.
 ///
 /// # Errors
 ///
-/// The first error that no retry repairs; [`Reconciler::report`] then says how far the run came, and from where to go on.
+/// The first error that no retry fixes; [`Reconciler::report`] then says how far the run came and
+/// where to resume.
 pub fn run(
     run: &mut Reconciler,
     audit: &mut (impl Audit + ?Sized),
@@ -77,7 +82,8 @@ pub fn run(
         match take(run, counter, answer, runtime.now()) {
             Ok(progress) => progress.iter().for_each(|progress| runtime.progress(progress)),
             Err(error) => {
-                // So that the token goes on from what was found; without it, it goes on all the same.
+                // So that the token resumes from what was found. If this fails, it resumes all the
+                // same.
                 if let Some(keep) = run.keep_now()
                     && let Ok(kept) = audit.keep(&keep)
                 {
@@ -89,7 +95,7 @@ pub fn run(
     }
 }
 
-/// What an audit answers to a step.
+/// An audit's answer to a step.
 pub(super) enum Answer {
     Identity(u64),
     Recalled(Option<Token>),
@@ -100,7 +106,8 @@ pub(super) enum Answer {
     Kept(Kept),
 }
 
-/// Hands an answer, or the error instead of one, to the run; gives what its control is told then.
+/// Passes an answer, or an error instead of one, to the run; returns the progress to report, if
+/// there is any.
 pub(super) fn take(
     run: &mut Reconciler,
     counter: Option<CounterId>,
@@ -118,7 +125,7 @@ pub(super) fn take(
     Ok(None)
 }
 
-/// Gives whether the run has come further.
+/// Returns whether the run made progress.
 fn hand(run: &mut Reconciler, counter: Option<CounterId>, answer: Answer, now: Duration) -> Result<bool> {
     match (answer, counter) {
         (Answer::Compared(diff), Some(counter)) => {
@@ -154,14 +161,14 @@ fn hand(run: &mut Reconciler, counter: Option<CounterId>, answer: Answer, now: D
     }
 }
 
-/// The report of a run that has ended.
+/// Returns the report of a run that has ended.
 pub(super) fn ended(run: &Reconciler) -> Report {
     let report = run.report();
     observe::ended(&report);
     report
 }
 
-/// The counter that a step is about, for the log.
+/// Returns the counter that a step is about, for the log.
 pub(super) const fn counter_of(step: &Step) -> Option<CounterId> {
     match step {
         Step::Probe(probe) => Some(probe.counter),
@@ -172,7 +179,7 @@ pub(super) const fn counter_of(step: &Step) -> Option<CounterId> {
     }
 }
 
-/// The real clock, with a stop flag, throttles, and somebody who is shown the progress, where they are wanted.
+/// The default runtime: system clock, with optional stop flag, throttles and progress callback.
 ///
 /// # Examples
 ///
@@ -194,33 +201,36 @@ pub struct SystemRuntime<'a> {
 
 type Show<'a> = Box<dyn FnMut(&Progress) + 'a>;
 
-/// A stop flag is seen within this time.
+/// A stop flag is noticed within this time.
 pub(super) const WAIT_SLICE: Duration = Duration::from_millis(50);
 
 impl<'a> SystemRuntime<'a> {
-    /// The real clock, no stop flag, no throttle.
+    /// Creates a runtime with the system clock, no stop flag and no throttle.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Stops the run before its next page once `flag` is true; waits end within 50 ms then.
+    /// Stops the run before its next page once `flag` is true; a wait then ends within 50 ms.
     #[must_use]
     pub fn stop_flag(mut self, flag: &'a AtomicBool) -> Self {
         self.stop = Some(flag);
         self
     }
 
-    /// Asks `throttle` before each page: a reason holds the run, [`Options::stall_after`](super::Options::stall_after) at most. May be called
-    /// several times.
+    /// Calls `throttle` before each page: a reason delays the run, for at most
+    /// [`Options::stall_after`](super::Options::stall_after).
+    ///
+    /// You can add several throttles.
     #[must_use]
     pub fn throttle(mut self, throttle: impl FnMut() -> Option<String> + 'a) -> Self {
         self.throttles.push(Box::new(throttle));
         self
     }
 
-    /// Calls `show` after each page that was compared, after each repair, and after a counter became ready: it should be quick, or show every so often only. A
-    /// second call replaces the first.
+    /// Calls `show` after each page compared, after each repair, and after a counter became ready.
+    ///
+    /// It should be quick, or print only every so often. A second call replaces the first callback.
     ///
     /// # Examples
     ///
@@ -255,7 +265,8 @@ impl Runtime for SystemRuntime<'_> {
     fn wait(&mut self, time: Duration, _: &str) {
         let until = self.now() + time;
         let mut left = time;
-        // A slice at least, also when stopped: what is under way may still have to wait for its retry.
+        // At least one slice, also when stopped: the work in progress may still have to wait for
+        // its retry.
         while !left.is_zero() {
             std::thread::sleep(left.min(WAIT_SLICE));
             left = if self.stopped() { Duration::ZERO } else { until.saturating_sub(self.now()) };

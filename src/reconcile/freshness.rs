@@ -10,19 +10,23 @@ use crate::counter::{CounterId, CounterSpec};
 use crate::observe;
 use crate::schema::Schema;
 
-/// When each counter of a schema was last verified from its first key to its last without a difference.
+/// When each counter of a schema was last verified from its first key to its last without a
+/// difference.
 ///
-/// **The one figure to alert on.** Its age grows when drift is found, when the job stops running, when its runs fail or stall, and when
-/// they never get to a counter's end: whatever is wrong, nobody has lately seen that the counter is right. A repair that had to
-/// repair something is no clean verification; the next run over that counter is, if it finds nothing. A rollup is clean only
+/// **The one figure to alert on.** Its age grows when drift is found, when the job stops running,
+/// when its runs fail or stall, and when they never reach a counter's end: whatever the cause, the
+/// counter was not recently seen to be right. A repair that had to repair something is not a clean
+/// verification; the next run over that counter is, if it finds nothing. A rollup is clean only
 /// together with all that it sums.
 ///
-/// Drift outlives every run that began before it was found, whichever run found it, and whichever ends later. A leg that resumes a run counts for the time at
-/// which that run began the counter; where that is not known, since this value was lost, say, it counts for nothing.
+/// Drift outlives every run that began before it was found, whichever run found it and whichever
+/// ends later. A leg that resumes a run counts for the time at which that run began the counter. If
+/// that time is unknown, because this value was lost, for example, the leg counts for nothing.
 ///
-/// Time is handed in, in Unix seconds. A verification that is more than a minute ahead of the clock has no age, since one of both clocks was wrong;
-/// nor has a run that began ahead of it. Keep the value over restarts by serde, and give it
-/// back to the schema by [`resume`](Self::resume).
+/// You pass the time in, in Unix seconds. A verification that is more than a minute ahead of the
+/// clock has no age, because one of the two clocks was wrong; nor has a run that began ahead of the
+/// clock. Save the value over restarts with serde, and apply it to the schema again with
+/// [`resume`](Self::resume).
 ///
 /// # Examples
 ///
@@ -62,8 +66,9 @@ use crate::schema::Schema;
 ///
 /// # An alert
 ///
-/// [`publish`](Self::publish) sets the gauge `keepcount_verification_age_seconds`, infinite for a counter that never was clean. Call it every
-/// minute, say, not after runs only: between two calls a gauge stands still. For Prometheus, where each counter is
+/// [`publish`](Self::publish) sets the gauge `keepcount_verification_age_seconds`, which is
+/// infinite for a counter that never was clean. Call it regularly, every minute for example, and
+/// not only after runs: between two calls a gauge stands still. For Prometheus, if each counter is
 /// verified once a day:
 ///
 /// ```yaml
@@ -80,16 +85,17 @@ use crate::schema::Schema;
 #[serde(transparent)]
 pub struct Freshness(Vec<Entry>);
 
-/// One counter, by its full name, with all that makes an old verification worthless when it changes.
+/// One counter by its full name, with everything whose change makes an old verification worthless.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     counter: String,
     version: u32,
     key: String,
     storage_clause: String,
-    /// When the first key was compared of what was found clean.
+    /// When the first key was compared of the counter's last clean verification.
     clean_at: Option<i64>,
-    /// The same of each run that has found no drift in it so far, the last of them last.
+    /// The same time for each run that has found no drift in the counter so far, the latest run
+    /// last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     begun: Vec<(u64, i64)>,
     /// When drift was last found.
@@ -97,13 +103,13 @@ struct Entry {
     drift_at: Option<i64>,
 }
 
-/// Runs whose beginning is known; one more forgets the first.
+/// The most runs whose beginning is remembered; one more removes the oldest.
 const MAX_RUNS: usize = 16;
-/// What two clocks may be apart.
+/// How far two clocks may be apart.
 const MISMATCH_SECONDS: i64 = 60;
 
 impl Freshness {
-    /// Every counter of the schema, none of them ever verified.
+    /// Creates an entry for every counter of the schema, none of them verified yet.
     #[must_use]
     pub fn new(schema: &Schema) -> Self {
         let mut spec: Vec<&CounterSpec> = schema.counters().iter().collect();
@@ -111,8 +117,10 @@ impl Freshness {
         Self(spec.into_iter().map(Entry::new).collect())
     }
 
-    /// What was saved, for the schema as it is now: a counter that left it is forgotten; one that is new, or has another version, key or
-    /// place, was never verified.
+    /// Restores a saved value for the present schema.
+    ///
+    /// A counter that left the schema is dropped. A counter that is new, or has a different
+    /// version, key or storage clause, counts as never verified.
     #[must_use]
     pub fn resume(schema: &Schema, saved: &Self) -> Self {
         let mut entries = Self::new(schema);
@@ -125,11 +133,15 @@ impl Freshness {
         entries
     }
 
-    /// Takes a report at the end of its run, in Unix seconds: the counters that it calls [clean](super::CounterReport::clean) were so when their first key
-    /// was compared, by this run or by the first of those that it resumes; a rollup when the first of all that it sums was.
+    /// Records a report at the end of its run, in Unix seconds.
     ///
-    /// Give it every report, also of runs that were stopped, and of those that an error ended
-    /// ([`Reconciler::report`](super::Reconciler::report)): a counter that several runs did between them is clean when all of its parts were.
+    /// The counters that it calls [clean](super::CounterReport::clean) were clean when their first
+    /// key was compared, by this run or by the first leg of the run that it resumes; a rollup when
+    /// the first key of all that it sums was.
+    ///
+    /// Pass every report, also those of runs that were stopped or ended by an error
+    /// ([`Reconciler::report`](super::Reconciler::report)): a counter that several legs did between
+    /// them is clean if all of its parts were.
     pub fn observe(&mut self, report: &Report, now: i64) {
         self.0.iter_mut().for_each(|entry| entry.set_back(now));
         for counter in &report.counters {
@@ -145,7 +157,8 @@ impl Freshness {
         }
     }
 
-    /// When this run began the counter, or the first of what it sums; none where that is not known of all.
+    /// Returns when this run began the counter, or the first of what it sums; `None` if that is
+    /// unknown for one of them.
     fn since(&self, counter: &CounterReport, run: u64) -> Option<i64> {
         let begun = |id: &CounterId| {
             let entry = self.0.iter().find(|entry| entry.is(id))?;
@@ -155,25 +168,28 @@ impl Freshness {
         all.collect::<Option<Vec<i64>>>()?.into_iter().min()
     }
 
-    /// How long ago a counter was found clean; none when it never was, or is not of the schema.
+    /// Returns how long ago a counter was found clean; `None` if it never was, or is not in the
+    /// schema.
     #[must_use]
     pub fn age(&self, counter: &CounterId, now: i64) -> Option<Duration> {
         self.0.iter().find(|entry| entry.is(counter))?.age(now)
     }
 
-    /// The counter that was clean longest ago, and how long: one that never was comes first. None where the schema is empty.
+    /// Returns the counter that was clean longest ago, and how long ago; one that never was comes
+    /// first. `None` if the schema is empty.
     #[must_use]
     pub fn oldest(&self, now: i64) -> Option<(&str, Option<Duration>)> {
         let first = self.0.iter().min_by_key(|entry| entry.age(now).map(Reverse))?;
         Some((&first.counter, first.age(now)))
     }
 
-    /// Every counter in the order of names, and the Unix second at which it was last found clean.
+    /// Returns every counter in name order, with the Unix second at which it was last found clean.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<i64>)> {
         self.0.iter().map(|entry| (entry.counter.as_str(), entry.clean_at))
     }
 
-    /// Sets the gauge `keepcount_verification_age_seconds` of each counter; without the feature `metrics` it does nothing.
+    /// Sets the gauge `keepcount_verification_age_seconds` of each counter; without the feature
+    /// `metrics` it does nothing.
     pub fn publish(&self, now: i64) {
         for entry in &self.0 {
             observe::verification_age(&entry.counter, entry.age(now));
@@ -201,8 +217,8 @@ impl Entry {
         declared(self) == declared(other)
     }
 
-    /// Forgets what is said to have been later than now: the clock that said so was wrong, and by how much nobody knows. When drift was found
-    /// is not forgotten.
+    /// Forgets times that are later than now: the clock that gave them was wrong by an unknown
+    /// amount. The time of drift is kept, set back to now.
     fn set_back(&mut self, now: i64) {
         let latest = now.saturating_add(MISMATCH_SECONDS);
         self.clean_at = self.clean_at.filter(|at| *at <= latest);
@@ -210,16 +226,18 @@ impl Entry {
         self.drift_at = self.drift_at.map(|at| at.min(now));
     }
 
-    /// Takes what a run found of the counter, before it may be called clean.
+    /// Records what a run found of the counter, before it may be called clean.
     fn learn(&mut self, found: &CounterReport, run: u64, now: i64) {
         if found.drift() > 0 {
             self.drift_at = Some(now);
-            // Whichever run began before: it may have passed the key when it was right still.
+            // Every run that began before is removed: it may have passed the key while that was
+            // still right.
             self.begun.clear();
         } else if found.begun {
             let whole = i64::try_from(found.begun_ago.as_secs()).unwrap_or(i64::MAX);
             let at = now.saturating_sub(whole);
-            // Seconds are cut off: what began in the second in which drift was found may have begun before it.
+            // The report's times lose their fractions: a run that began in the second in which
+            // drift was found may have begun before it.
             let least = at.saturating_sub(i64::from(found.begun_ago.subsec_nanos() > 0));
             if self.drift_at.is_none_or(|drift| least > drift) {
                 self.begun.retain(|(known, _)| *known != run);

@@ -1,4 +1,5 @@
-//! The audit of a memory store: rows come from closures of the application, totals from the store, alone or beside writers.
+//! The audit of a memory store: rows come from the application's closures, totals from the store,
+//! with or without concurrent writers.
 
 mod grace_period;
 mod guarded;
@@ -27,21 +28,23 @@ use crate::retention;
 use crate::store::MemoryStore;
 use crate::store::memory::{Before, Lone, RollupSnapshot};
 
-/// A [`MemoryStore`] and the rows it counts.
+/// A [`MemoryStore`] and the rows that it counts.
 ///
-/// - [`new`](Self::new): the store is borrowed for itself alone, and no hook runs until the audit is dropped.
-/// - [`live`](Self::live): every writer guards its writes ([`MemoryStore::begin`]); totals are measured exactly and repaired meanwhile.
-/// - [`watching`](Self::watching): hooks run without pending writes; totals are verified only.
+/// - [`new`](Self::new): the store is borrowed exclusively, and no hook runs until you drop the
+///   audit.
+/// - [`live`](Self::live): every writer guards its writes ([`MemoryStore::begin`]); totals are
+///   compared exactly and repaired meanwhile.
+/// - [`watching`](Self::watching): hooks run without pending writes; totals are only verified.
 pub struct MemoryAudit<'a> {
     store: &'a MemoryStore,
     sources: Sources<'a>,
     writers: Writers<'a>,
     window: Window,
-    /// The rollup that is compared just now.
+    /// The snapshot of the rollup that is being compared.
     rollup: Option<RollupSnapshot>,
 }
 
-/// Who may write while the audit lives.
+/// The writers that may run while the audit exists.
 enum Writers<'a> {
     Nobody,
     Guarded(Guarded<'a>),
@@ -52,11 +55,12 @@ enum Writers<'a> {
 #[derive(Default)]
 struct Sources<'a>(Vec<(CounterId, Rows<'a>)>);
 
-/// What each row adds, from a key on.
+/// Returns what each row adds, from a key on.
 type Rows<'a> = Box<dyn FnMut(Bound<&KeyBuf>) -> Result<Shares<'a>> + 'a>;
 type Shares<'a> = Box<dyn Iterator<Item = Result<Option<(KeyBuf, i64)>>> + 'a>;
 
-/// The next totals in key order, fetched many pages at once: finding the smallest keys of a hash table costs a pass over all of it.
+/// The next totals in key order, fetched for many pages at once: finding the smallest keys of a
+/// hash table costs a scan of all of it.
 #[derive(Debug, Default)]
 struct Window {
     counter: Option<CounterId>,
@@ -65,28 +69,37 @@ struct Window {
     whole: bool,
 }
 
-/// A window holds this share of a counter's totals beside a page's: so a run makes about that many passes at most.
+/// A window holds one part in `WINDOWS` of a counter's totals, plus a page, so a run makes at most
+/// about that many scans.
 const WINDOWS: usize = 16;
-/// A repair of a rollup takes a new cut this often, where other repairs and prunes come between.
+/// How many snapshots a repair of a rollup takes, if other repairs and prunes come in between.
 const MAX_SNAPSHOTS: usize = 8;
 
 impl<'a> MemoryAudit<'a> {
-    /// An audit while nobody writes, without sources; add one for each counter in scope.
+    /// Creates an audit without concurrent writers and without sources; add a source for each
+    /// counter in scope.
     pub fn new(store: &'a mut MemoryStore) -> Self {
         Self::of(store, Writers::Nobody)
     }
 
-    /// An audit beside writers that pending write all their writes, of every key that the audit may repair, since before it was made. `runtime` gives the
-    /// time and the waits; [`SystemRuntime`](super::SystemRuntime) is the real one.
+    /// Creates an audit that runs next to guarded writers.
     ///
-    /// What is measured, a verify's report too, is exact; a key that is not let go of, or whose pending write was dropped less than the grace period ago, is listed as
-    /// unsettled. For that it may make the writers of a few keys wait, at the barrier of their stripe, for the recount of one key.
+    /// Every write of a key that the audit may repair must have a pending write, since before you
+    /// made the audit. `runtime` provides the time and the waits;
+    /// [`SystemRuntime`](super::SystemRuntime) is the default one.
     ///
-    /// Over a store that was [restored](MemoryStore::restore), the audit is made when the streams have been replayed, and no commit from before the
-    /// crash is still on its way: what is replayed after it was repaired counts twice.
+    /// The comparison is exact, in a verify's report too. A key that stays busy, or whose pending
+    /// write was dropped less than the grace period ago, is listed as unsettled. For this the audit
+    /// may make the writers of a few keys wait, at the barrier of their stripe, for the recount of
+    /// one key.
     ///
-    /// The closures that read rows must begin to read when they are called, and see what is committed by then: no transaction from before, no
-    /// replica that lags. They must not need a connection that a writer at the barrier may hold: give the audit one of its own.
+    /// Over a [restored](MemoryStore::restore) store, make the audit after you have replayed the
+    /// streams, and once no commit from before the crash is still in progress: an event that is
+    /// replayed after it was repaired counts twice.
+    ///
+    /// The closures that read rows must begin to read when they are called, and must see what is
+    /// committed by then: do not read in an older transaction or from a replica that lags. They
+    /// must not need a connection that a writer at the barrier may hold: give the audit its own.
     ///
     /// # Examples
     ///
@@ -106,7 +119,8 @@ impl<'a> MemoryAudit<'a> {
     /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.0, 1); }
     /// # }
     ///
-    /// let votes = Mutex::new(vec![Vote(1)]); // stands for a database: this row was written behind the hooks' back
+    /// // This stands for a database; its row was written without the hooks.
+    /// let votes = Mutex::new(vec![Vote(1)]);
     /// let store = MemoryStore::new(&SCHEMA);
     /// std::thread::scope(|scope| {
     ///     scope.spawn(|| -> keepcount::Result<()> {
@@ -114,7 +128,7 @@ impl<'a> MemoryAudit<'a> {
     ///             let mut batch = Batch::new();
     ///             batch.insert(&Vote(1));
     ///             let pending_write = store.begin(&mut batch)?;
-    ///             votes.lock().unwrap().push(Vote(1)); // visible to everybody from here on
+    ///             votes.lock().unwrap().push(Vote(1)); // visible to all from here on
     ///             pending_write.commit()?;
     ///         }
     ///         Ok(())
@@ -131,8 +145,11 @@ impl<'a> MemoryAudit<'a> {
         Self::of(store, Writers::Guarded(Guarded::new(store, grace_period, Box::new(runtime))))
     }
 
-    /// An audit beside writers without pending writes, to verify only: a difference is listed when it is there twice, further apart than
-    /// `longest_delay`, the longest time from a row's commit to the end of its `apply`. Every page with a difference waits that long.
+    /// Creates an audit that only verifies, next to writers without pending writes.
+    ///
+    /// A difference is listed if it is found twice, further apart than `longest_delay`, the longest
+    /// time from a row's commit to the end of its `apply`. Every page with a difference waits that
+    /// long.
     ///
     /// A key that is written all the time may be listed as unsettled, or, by chance, as drift.
     pub fn watching(store: &'a MemoryStore, longest_delay: Duration, runtime: impl Runtime + 'a) -> Self {
@@ -143,14 +160,15 @@ impl<'a> MemoryAudit<'a> {
         Self { store, sources: Sources::default(), writers, window: Window::default(), rollup: None }
     }
 
-    /// Where a counter's rows come from: anything iterable, in key order, each row adding to one key at most.
+    /// Sets where a counter's rows come from: anything iterable, in key order, in which each row
+    /// adds to at most one key.
     ///
-    /// `rows` is told from which key on rows are wanted, and may start earlier, even at the first row; it is called once a page and
-    /// once a repaired key.
+    /// `rows` receives the key from which on rows are wanted. It may start earlier, even at the
+    /// first row. It is called once for each page and once for each repaired key.
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] when records of this type do not drive the counter.
+    /// [`Error::Source`] if records of this type do not count for the counter.
     pub fn add<K, R, I>(&mut self, counter: Counter<K>, mut rows: impl FnMut(Bound<K>) -> I + 'a) -> Result<()>
     where
         K: Key,
@@ -161,8 +179,8 @@ impl<'a> MemoryAudit<'a> {
         self.add_fallible::<K, R, _>(counter, move |from| rows(from).into_iter().map(Ok))
     }
 
-    /// As [`add`](Self::add), for rows that are read from where reading can fail. Such an error ends the run, since nobody knows whether the next counter's
-    /// rows could be read.
+    /// Sets a source like [`add`](Self::add), for rows whose reading can fail. Such an error ends
+    /// the run, because the next counter's rows may be unreadable too.
     ///
     /// # Errors
     ///
@@ -200,7 +218,7 @@ impl<'a> MemoryAudit<'a> {
         Ok(())
     }
 
-    /// What a rollup's totals are and should be, from one cut for all of its pages.
+    /// Compares a rollup's totals with what they should be; one snapshot serves all of its pages.
     fn compare_rollup(&mut self, ask: &PageRequest, rollup: &Rollup) -> Result<PageDiff> {
         let kept = self.rollup.take().filter(|snapshot| snapshot.is_of(&ask.counter) && ask.after.is_some());
         let snapshot = kept.map_or_else(|| self.store.rollup_snapshot(&ask.counter, rollup), Ok)?;
@@ -227,7 +245,7 @@ impl<'a> MemoryAudit<'a> {
 }
 
 impl Sources<'_> {
-    /// The first keys' sums, of rows that are not below the counter's cut.
+    /// Returns the first keys' sums, of rows that are not below the counter's cutoff.
     fn recount(
         &mut self,
         store: &MemoryStore,
@@ -244,7 +262,7 @@ impl Sources<'_> {
         sum_by_key(counter, from, limit, rows(from)?.map(|share| share.map(kept)))
     }
 
-    /// One key's sum.
+    /// Returns one key's sum.
     fn recount_one(&mut self, store: &MemoryStore, of: &Lone<'_>) -> Result<Recount> {
         let first = self.recount(store, &of.counter, Bound::Included(of.key), 1)?.into_iter().next();
         let nothing = || Recount { key: of.key.clone(), total: 0, rows: 0 };
@@ -253,7 +271,7 @@ impl Sources<'_> {
 }
 
 impl Window {
-    /// The next totals behind `ask.after`: one more than a page has.
+    /// Returns the next totals after `ask.after`: one more than a page has.
     fn totals(&mut self, store: &MemoryStore, ask: &PageRequest) -> Result<Vec<(KeyBuf, i64)>> {
         let wanted = ask.keys.saturating_add(1);
         if !self.has(ask, wanted) {
@@ -262,7 +280,7 @@ impl Window {
         Ok(self.totals.iter().take(wanted).cloned().collect())
     }
 
-    /// Whether what was fetched before serves for this page.
+    /// Returns whether what was fetched before serves for this page.
     fn has(&mut self, ask: &PageRequest, wanted: usize) -> bool {
         self.pass(&ask.counter, ask.after.as_ref());
         self.counter == Some(ask.counter) && (self.whole || self.totals.len() >= wanted)
@@ -276,7 +294,7 @@ impl Window {
         Ok(())
     }
 
-    /// Drops what is not behind `after`; whoever goes back, or to another counter, finds no window.
+    /// Drops the totals up to `after`. Going back, or to another counter, discards the window.
     fn pass(&mut self, counter: &CounterId, after: Option<&KeyBuf>) {
         if self.counter != Some(*counter) || self.after.as_ref() > after {
             self.counter = None;
@@ -314,7 +332,7 @@ impl Audit for MemoryAudit<'_> {
             Writers::Nobody => compare_pages(self.store, &mut self.sources, &mut self.window, ask),
             Writers::Guarded(live) => live.compare(self.store, &mut self.sources, &mut self.window, ask),
             Writers::Unguarded(watch) => {
-                // No window that is kept: a total must not be older than its rows.
+                // Do not keep a window here: a total must not be older than its rows.
                 let once = compare_pages(self.store, &mut self.sources, &mut Window::default(), ask)?;
                 watch.look_again(self.store, &mut self.sources, ask, once)
             }
@@ -333,7 +351,8 @@ impl Audit for MemoryAudit<'_> {
         }
     }
 
-    /// A store's identity is its own, also where it is restored: so totals are never older than a token of theirs.
+    /// Every store has its own identity, also a restored one. So totals are never older than a
+    /// token of theirs.
     fn recall(&mut self, token: &Token) -> Result<Option<Token>> {
         Ok(Some(token.clone()))
     }
@@ -351,7 +370,7 @@ impl Audit for MemoryAudit<'_> {
     }
 }
 
-/// A page of rows beside a page of totals.
+/// Compares a page of rows with a page of totals.
 fn compare_pages(
     store: &MemoryStore,
     sources: &mut Sources<'_>,
@@ -363,7 +382,8 @@ fn compare_pages(
     merge(ask, recounts, window.totals(store, ask)?)
 }
 
-/// Nobody writes: every recount comes first, so that one that fails leaves all totals as they were.
+/// Repairs without concurrent writers. All recounts come first, so that a failing one leaves all
+/// totals unchanged.
 fn repair_alone(store: &MemoryStore, sources: &mut Sources<'_>, ask: &RepairRequest) -> Result<Repaired> {
     let position = store.schema().position(&ask.counter)?;
     let lone = |key| Lone { counter: ask.counter, position, key };

@@ -1,6 +1,8 @@
-//! The reconciler: compares totals with the source rows page by page, and repairs drift by adding, while writes go on.
+//! The reconciler: compares totals with the source rows page by page, and repairs drift by adding,
+//! while writes go on.
 //!
-//! [`run`] drives a [`Reconciler`], which decides, over an [`Audit`], which owns rows and totals.
+//! [`run`] drives a [`Reconciler`], which decides what to do, on an [`Audit`], which has the rows
+//! and totals.
 //!
 //! # Examples
 //!

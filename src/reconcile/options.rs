@@ -1,23 +1,25 @@
-//! What a run is asked to do: its mode, page, samples, limits and pace.
+//! The settings of a run: its mode, page, samples, limits and pace.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Whether a run only looks, repairs, or fills counters that are new.
+/// Whether a run only verifies, repairs, or fills new counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Measure and report; what a grouped source says in SQL is taken as it is.
+    /// Compares and reports. What a grouped source counts in SQL is not checked against `tally`.
     Verify,
-    /// Measure, report, and repair what differs.
+    /// Compares, reports, and repairs what differs.
     Repair,
-    /// As a repair, and each counter that was compared from its first key to its last, without a key that is unsettled, is ready to be read from
-    /// then on.
+    /// Repairs like [`Repair`](Self::Repair), and makes each counter ready that it compared from
+    /// its first key to its last without an unsettled key.
     ///
-    /// **Whoever runs it states that every writer runs the hooks of these counters by now.** What a writer without them changes behind a key that
-    /// was compared is not in its total, and nobody is refused to read it any more; a later repair finds it.
-    /// [`max_wrong_percent`](Options::max_wrong_percent) does not count: every key is missing at first.
+    /// **Run a backfill only after every writer runs these hooks: nothing can check that for you.**
+    /// If a writer without them changes a key after it was compared, the total lacks that change
+    /// and can be read all the same; a later repair finds it.
+    /// [`max_wrong_percent`](Options::max_wrong_percent) has no effect: at first every key is
+    /// missing.
     Backfill,
 }
 
@@ -37,7 +39,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The settings of a run; every one has a default, and pages and waits are always bounded.
+/// The settings of a run. Every one has a default, and pages and waits are always bounded.
 ///
 /// # Examples
 ///
@@ -66,7 +68,7 @@ pub struct Options {
 
 /// The largest page, in keys.
 pub(super) const MAX_PAGE: usize = 100_000;
-/// The most samples of drift that a counter's report holds.
+/// The most samples of drift in a counter's report.
 pub(super) const MAX_SAMPLES: usize = 100_000;
 
 impl Default for Options {
@@ -89,29 +91,34 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Fixes the page at this many keys, 1 to 100,000. By default pages adapt to [`page_time`](Self::page_time).
+    /// Sets the page to this many keys, 1 to 100,000. By default pages adapt to
+    /// [`page_time`](Self::page_time).
     #[must_use]
     pub const fn page(mut self, keys: usize) -> Self {
         self.page = Some(keys);
         self
     }
 
-    /// How long the measure of a page that adapts should take; 50 ms by default. Such a page has 16 to 8,192 keys; up to 100,000 where most of its
-    /// time is what every page costs, however short it is, as under a rollup's parent with very many children.
+    /// Sets how long comparing an adaptive page should take; the default is 50 ms.
+    ///
+    /// Such a page has 16 to 8,192 keys. It grows to up to 100,000 keys if most of its time is a
+    /// fixed cost of every page, as under a rollup's parent with very many children.
     #[must_use]
     pub const fn page_time(mut self, time: Duration) -> Self {
         self.page_time = time;
         self
     }
 
-    /// How many drifting keys of each counter the report shows, the first in key order, at most 100,000; 20 by default.
+    /// Sets how many drifting keys of each counter the report shows, the first in key order, at
+    /// most 100,000; the default is 20.
     #[must_use]
     pub const fn samples(mut self, keys: usize) -> Self {
         self.samples = keys;
         self
     }
 
-    /// Repairs even where a source is empty while 100 or more of its totals are not 0; false by default.
+    /// Repairs even if a source is empty while 100 or more of its totals are not 0; the default is
+    /// `false`.
     #[must_use]
     pub const fn force(mut self, force: bool) -> Self {
         self.force = force;
@@ -125,51 +132,54 @@ impl Options {
         self
     }
 
-    /// Ends the run at the first page's end after this many rows, 1 or more; unlimited by default.
+    /// Ends the run at the end of the page that reaches this many rows, 1 or more; unlimited by
+    /// default.
     #[must_use]
     pub const fn max_rows(mut self, rows: u64) -> Self {
         self.max_rows = Some(rows);
         self
     }
 
-    /// Ends the run at the first page's end after this time, after one page at least; unlimited by default.
+    /// Ends the run at the end of the first page after this time, but not before one page is done;
+    /// unlimited by default.
     #[must_use]
     pub const fn max_time(mut self, time: Duration) -> Self {
         self.max_time = Some(time);
         self
     }
 
-    /// Refuses to repair a counter when more than this share of its keys is wrong, once 100 or more were compared in this run; unlimited by
-    /// default. Forced runs and backfills ignore it.
+    /// Refuses to repair a counter if more than this share of its keys is wrong, once this run has
+    /// compared 100 or more; unlimited by default. Forced runs and backfills ignore it.
     #[must_use]
     pub const fn max_wrong_percent(mut self, percent: u8) -> Self {
         self.max_wrong_percent = Some(percent);
         self
     }
 
-    /// Waits between pages so that no more rows than this are read a second on average; unlimited by default.
+    /// Waits between pages so that on average no more rows than this are read a second; unlimited
+    /// by default.
     #[must_use]
     pub const fn rows_per_second(mut self, rows: u64) -> Self {
         self.rows_per_second = Some(rows);
         self
     }
 
-    /// Waits between pages so that this share of the time is spent working, 1 to 100; 100 by default.
+    /// Waits between pages so that work takes this share of the time, 1 to 100; the default is 100.
     #[must_use]
     pub const fn duty_percent(mut self, percent: u8) -> Self {
         self.duty_percent = percent;
         self
     }
 
-    /// How often in a row a step is tried again when another connection is in the way; 5 by default, with waits from 50 ms
-    /// doubling to 1 s.
+    /// Sets how often in a row a step is retried if another connection is in the way; the default
+    /// is 5, with waits from 50 ms doubling to 1 s.
     #[must_use]
     pub const fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
         self
     }
 
-    /// Ends the run as stalled when throttles have held it this long; 5 minutes by default.
+    /// Ends the run as stalled if throttles have delayed it this long; the default is 5 minutes.
     #[must_use]
     pub const fn stall_after(mut self, time: Duration) -> Self {
         self.stall_after = time;

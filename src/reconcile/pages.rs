@@ -1,10 +1,10 @@
-//! How long pages are that adapt to a time.
+//! The length of pages that adapt to a target time.
 
 use std::time::Duration;
 
 use super::options;
 
-/// The keys of the next page of a counter, and what its pages were seen to cost.
+/// The keys of a counter's next page, and the observed cost of its pages.
 #[derive(Debug)]
 pub(super) struct Pages {
     pub(super) keys: usize,
@@ -23,13 +23,17 @@ impl Pages {
         Self { keys, fixed: Duration::ZERO, last: None }
     }
 
-    /// The next counter costs otherwise.
+    /// Starts again for the next counter, whose pages have another cost.
     pub(super) fn next_counter(&mut self) {
         *self = Self::new(self.keys.min(MAX));
     }
 
-    /// Learns from a page of so many keys and rows: the next goes towards the target, by at most a factor of two. What a page costs anyway (a wide
-    /// parent's children, a pass over a hash table) is not made less by shorter pages, but comes more often: such pages grow, until it is half of
+    /// Learns from a page with this much work, in keys and rows: the next page's time goes towards
+    /// the target.
+    ///
+    /// A page halves at most, and doubles at most. A fixed cost (a wide parent's children, a scan
+    /// of a hash table) does not fall with shorter pages, but is paid more often. So if the fixed
+    /// cost is most of a page's time, pages grow, by up to a factor of four, until it is half of
     /// their time.
     pub(super) fn adapt(&mut self, work: u64, took: Duration, target: Duration) {
         self.learn(work, took);
@@ -43,7 +47,8 @@ impl Pages {
         self.keys = wanted.clamp(self.keys / 2, self.keys * step).clamp(MIN, most);
     }
 
-    /// A line through this page and the last; where both did as much, what is saved was not fixed.
+    /// Fits a line through this page and the last one. If both did about the same work, time saved
+    /// was not fixed cost.
     fn learn(&mut self, work: u64, took: Duration) {
         let Some((work_before, took_before)) = self.last.replace((work, took)) else { return };
         let more = i128::from(work) - i128::from(work_before);
@@ -64,7 +69,8 @@ mod tests {
 
     const TARGET: Duration = Duration::from_millis(50);
 
-    /// The lengths of pages of a counter, of which each takes so many microseconds, and so many a key.
+    /// Returns the lengths of a counter's pages, each of which costs `fixed` microseconds and
+    /// `each` microseconds a key.
     fn lengths(first: usize, count: usize, cost: impl Fn(usize) -> (u64, u64)) -> Vec<usize> {
         let mut pages = Pages::new(first);
         let mut lengths = Vec::new();
@@ -84,7 +90,8 @@ mod tests {
         assert_eq!(lengths(1024, 5, |_| (1_000, 100)), [1024, 512, 490, 490, 490]);
     }
 
-    /// It went down to 16 keys a page: each page read as much, and there were ever more of them.
+    /// They used to shrink to 16 keys: each page read as much as before, and there were ever more
+    /// of them.
     #[test]
     fn pages_that_cost_as_much_however_short_they_are_grow() {
         let lengths = lengths(1024, 9, |_| (300_000, 2));

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::options::Mode;
 use crate::counter::CounterId;
 
-/// How far a run has come, from [`Reconciler::progress`](super::Reconciler::progress); counts cover this run alone, not the
-/// runs that it resumes.
+/// How far a run has come, from [`Reconciler::progress`](super::Reconciler::progress). Counts cover
+/// this run alone, not the runs that it resumes.
 ///
-/// Displayed, it is one line for logs. It holds no key.
+/// Its `Display` is one line for logs. It contains no key.
 ///
 /// # Examples
 ///
-/// A line every ten seconds, with the keys of the last complete report as what is expected:
+/// A line every ten seconds, with the keys of the last complete report as the expectation:
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,9 +42,9 @@ use crate::counter::CounterId;
 pub struct Progress {
     /// Verify, repair or backfill.
     pub mode: Mode,
-    /// The counter at hand; none when all are done.
+    /// The current counter; `None` when all are done.
     pub counter: Option<CounterId>,
-    /// Counters that are done, those included that the runs before this one had done.
+    /// Counters done, including those done by the runs before this one.
     pub counters_done: usize,
     /// Counters in scope.
     pub counters: usize,
@@ -56,19 +56,22 @@ pub struct Progress {
     pub rows: u64,
     /// Keys that differed, of every kind.
     pub drift: u64,
-    /// Totals that were repaired.
+    /// Totals repaired.
     pub corrected: u64,
     /// The time since the run's first step.
     pub elapsed: Duration,
-    /// Keys compared a second of late, waits included: what was done a minute ago counts a tenth of what is done now. 0 until
-    /// a page took time.
+    /// The recent rate of keys compared a second, waits included: what was done a minute ago counts
+    /// a tenth of what is done now. 0 until a page took time.
     pub keys_per_second: f64,
-    /// Rows added up a second of late; as [`keys_per_second`](Self::keys_per_second).
+    /// The recent rate of rows added up a second; as [`keys_per_second`](Self::keys_per_second).
     pub rows_per_second: f64,
-    /// The share of the keys that is compared, where every counter that is not done has an [expectation](super::Reconciler::expect).
+    /// The share of the keys compared, if every counter that is not done has an
+    /// [expectation](super::Reconciler::expect).
+    ///
     /// It never goes back unless an expectation is raised, and is 1 only when the run is complete.
     pub fraction: Option<f64>,
-    /// When the run may be done at this rate, where the fraction is known; none where more keys came than were expected.
+    /// The time left at this rate, if the fraction is known; `None` if there were more keys than
+    /// expected.
     pub eta: Option<Duration>,
 }
 
@@ -94,7 +97,7 @@ impl fmt::Display for Progress {
             self.rows_per_second,
         )?;
         if let Some(fraction) = self.fraction {
-            // Rounded down: 100% is for what is done.
+            // Rounded down: 100% means done.
             write!(f, "; {}%", (fraction * 100.0).floor())?;
         }
         match self.eta {
@@ -114,24 +117,25 @@ impl fmt::Display for Clock {
     }
 }
 
-/// Keys and rows a second of late: a mean over all time in which each moment weighs e times less than the one [`MEMORY`] later.
+/// The recent rate of keys and rows a second: a mean over all time in which each moment weighs e
+/// times less than the one [`MEMORY`] later.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
-    /// When the first page was handed out, and up to when pages are in the sums.
+    /// When the first page was handed out, and the time up to which pages are in the sums.
     began: Option<Duration>,
     upto: Duration,
-    /// The rates of the time between the two, weighed and integrated.
+    /// The rates of the time between the two, weighted and integrated.
     keys: f64,
     rows: f64,
     /// What was done at `upto`, before the clock moved on.
     waiting: (u64, u64),
 }
 
-/// So that what was done a minute ago weighs a tenth.
+/// Chosen so that what was done a minute ago weighs a tenth.
 const MEMORY: Duration = Duration::from_secs(26);
 
 impl Pace {
-    /// Takes a page that was handed out at `issued` and is done.
+    /// Records a page that was handed out at `issued` and is done.
     pub(super) fn page(&mut self, issued: Duration, now: Duration, keys: u64, rows: u64) {
         if self.began.is_none() {
             (self.began, self.upto) = (Some(issued), issued);
@@ -142,14 +146,14 @@ impl Pace {
         }
     }
 
-    /// Keys and rows a second.
+    /// Returns keys and rows a second.
     pub(super) fn per_second(&self, now: Duration) -> (f64, f64) {
         let pace = if now > self.upto { self.at(now) } else { *self };
         let weight = pace.began.map_or(0.0, |began| weight(pace.upto.saturating_sub(began)));
         if weight > 0.0 { (pace.keys / weight, pace.rows / weight) } else { (0.0, 0.0) }
     }
 
-    /// Spreads what is waiting over the time since `upto`.
+    /// Spreads `waiting` over the time since `upto`.
     #[allow(clippy::cast_precision_loss)] // a rate for people
     fn at(&self, now: Duration) -> Self {
         let passed = now.saturating_sub(self.upto);
@@ -166,19 +170,19 @@ impl Pace {
     }
 }
 
-/// What the last `time` weighs, in seconds: the integral of e^(-t / MEMORY).
+/// Returns the weight of the last `time`, in seconds: the integral of e^(-t / MEMORY).
 fn weight(time: Duration) -> f64 {
     let memory = MEMORY.as_secs_f64();
     -(-time.as_secs_f64() / memory).exp_m1() * memory
 }
 
-/// The share that is done, and the time for the rest at this rate.
+/// Returns the share that is done, and the time for the rest at this rate.
 #[allow(clippy::cast_precision_loss)] // an estimate
 pub(super) fn estimate(done: u64, left: u64, complete: bool, per_second: f64) -> (f64, Option<Duration>) {
     if complete {
         return (1.0, Some(Duration::ZERO));
     }
-    // An expectation that was too low is no proof that the run is done.
+    // Having passed an expectation that was too low does not mean that the run is done.
     let fraction = if done == 0 { 0.0 } else { (done as f64 / (done as f64 + left as f64)).min(NEARLY) };
     let eta = (left > 0 && per_second > 0.0).then(|| Duration::try_from_secs_f64(left as f64 / per_second).ok());
     (fraction, eta.flatten())

@@ -15,38 +15,42 @@ use crate::error::{Error, Recovery, Result};
 use crate::key::KeyBuf;
 use crate::schema::Schema;
 
-/// What a driver does next; it then calls the method that the step names.
+/// What a driver does next. Afterwards it calls the method that the step names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Ask [`Audit::identity`](super::Audit::identity), then call [`Reconciler::identified`].
+    /// Call [`Audit::identity`](super::Audit::identity), then [`Reconciler::identified`].
     Identify,
-    /// Ask [`Audit::recall`](super::Audit::recall) what was kept of this run, then call [`Reconciler::recalled`].
+    /// Call [`Audit::recall`](super::Audit::recall) for what was kept of this run, then
+    /// [`Reconciler::recalled`].
     Recall(Token),
-    /// Do this look, then call [`Reconciler::probed`].
+    /// Do this probe, then call [`Reconciler::probed`].
     Probe(Probe),
-    /// Do this measure, then call [`Reconciler::compared`]; or, when a throttle is shut, [`Reconciler::throttled`] instead.
+    /// Compare this page, then call [`Reconciler::compared`]; or, if a throttle is closed, call
+    /// [`Reconciler::throttled`] instead.
     Compare(PageRequest),
     /// Do this repair, then call [`Reconciler::repaired`].
     Repair(RepairRequest),
-    /// Ask [`Audit::ready`](super::Audit::ready) to make this counter ready, then call [`Reconciler::readied`].
+    /// Call [`Audit::ready`](super::Audit::ready) to make this counter ready, then
+    /// [`Reconciler::readied`].
     Ready(Ready),
-    /// Ask [`Audit::keep`](super::Audit::keep) to keep how far the run has come, then call [`Reconciler::kept`].
+    /// Call [`Audit::keep`](super::Audit::keep) to store how far the run has come, then
+    /// [`Reconciler::kept`].
     Keep(Keep),
-    /// Wait this long for this reason, then call nothing but [`Reconciler::next`].
+    /// Wait this long for this reason, then call only [`Reconciler::next`].
     Wait(Duration, String),
     /// Nothing is left to do: [`Reconciler::report`] is final.
     End,
 }
 
-/// A run of verification, repair or backfill: says what to do next and is told what came of it.
+/// A run of verification, repair or backfill: it decides what to do next, and receives the results.
 ///
-/// [`run`](super::run) drives it; a driver of your own calls [`next`](Self::next) until it says [`Step::End`], does each step, and
-/// hands the answer to the method that the step names, or an error to [`failed`](Self::failed). `now` is any clock that never goes
-/// back.
+/// [`run`](super::run) drives it. A driver of your own calls [`next`](Self::next) until it returns
+/// [`Step::End`], does each step, and passes the answer to the method that the step names, or an
+/// error to [`failed`](Self::failed). `now` comes from any clock that never goes back.
 ///
 /// # Examples
 ///
-/// A job that does a hundred pages a time, and keeps its place between them:
+/// A job that does a hundred pages at a time, and keeps its token in between:
 ///
 /// ```
 /// use keepcount::reconcile::{Audit, Mode, Options, Reconciler, SystemRuntime, Token, run};
@@ -69,44 +73,49 @@ pub enum Step {
 ///
 /// # The order of work
 ///
-/// A repair first looks at every counter that is left and that rows drive; then counter by counter, by level and within one by name, page by
-/// page in key order, measure and repair. A backfill, which else does as a repair, makes a counter ready at its end, before it goes on to the next.
-/// Limits, stop and waits come between pages.
+/// A repair first probes every remaining counter that rows feed. Then it compares and repairs
+/// counter by counter, ordered by level and then by name, page by page in key order. A backfill
+/// works like a repair, and makes a counter ready at its end, before it continues with the next.
+/// Limits, stop requests and waits take effect between pages.
 ///
-/// A run that resumes another first asks what was kept of it beside the totals, and believes that: its token may be newer than they are, where a
-/// backup was restored. So does a run that is driven again after an error: it may be on another connection, to a standby that took over.
+/// A run that resumes another first reads what was kept of it in the totals' database, and trusts
+/// that over the token: the token may be newer than the totals if a backup was restored. So does a
+/// run that is driven again after an error: its connection may now lead to a standby that took
+/// over.
 #[derive(Debug)]
-#[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
+#[allow(clippy::struct_excessive_bools)] // each says one thing about the run, apart from the others
 pub struct Reconciler {
     mode: Mode,
     options: Options,
     schema: u64,
-    /// What the token that is resumed says of the totals' identity; then what the audit says.
+    /// The identity of the totals according to the resumed token; later according to the audit.
     identity: Option<u64>,
-    /// The same in all legs of the run, as far as they hang together.
+    /// The same in all legs of the run, as long as each continues the one before.
     run: u64,
-    /// What is kept of it beside the totals, as far as this run knows.
+    /// What is kept of the run in the totals' database, as far as this run knows.
     kept: Option<Token>,
     names: Vec<CounterId>,
-    /// By level, then by name: a rollup's truth is what the base levels are stored as.
+    /// By level, then by name: a rollup is compared with the stored totals of its base.
     scope: Vec<CounterId>,
-    /// How many of `scope`, its first, are no rollups.
+    /// How many of `scope`, at its front, are not rollups.
     driven_by_rows: usize,
-    /// For each of `scope`, the positions of all that it sums.
+    /// For each counter of `scope`, the positions of all that it sums.
     below: Vec<Vec<usize>>,
-    /// For each of `scope`, whether it is done and was not clean, here or in the runs that this one resumes.
+    /// For each counter of `scope`, whether it is done and was not clean, in this run or in those
+    /// that it resumes.
     unclean: Vec<bool>,
     /// The position in `scope`: everything before it is done.
     at: usize,
     after: Option<KeyBuf>,
-    /// Where not all keys of a counter are compared.
+    /// Set if not all keys of a counter are compared.
     part: Option<Part>,
-    /// Whether the runs that this one resumes have found drift in the current counter.
+    /// Whether the runs that this one resumes found drift in the current counter.
     dirty: bool,
-    /// Whether they have left keys of it alone.
+    /// Whether they skipped keys of it.
     unsettled: bool,
     state: State,
-    /// What an error came to, while it is asked again which totals these are, and how far the run has come in them.
+    /// The state that an error interrupted, kept while the run asks again which totals these are
+    /// and how far it has come in them.
     interrupted: Option<State>,
     wait: Option<(Duration, String)>,
     stop: bool,
@@ -115,19 +124,19 @@ pub struct Reconciler {
     issued: Duration,
     worked: Duration,
     started: Option<Duration>,
-    /// What the clock said last.
+    /// The last time that the clock gave.
     seen: Duration,
-    /// When the first page was handed out of each of `scope` that this run began.
+    /// For each counter of `scope` that this run began, when its first page was handed out.
     begun: Vec<Option<Duration>>,
     failures: u32,
     throttled_since: Option<Duration>,
-    /// Orphans of the current counter that were repaired since its source was last looked at.
+    /// Orphans of the current counter that were repaired since its source was last probed.
     orphans: u64,
     reports: Vec<CounterReport>,
     pages: u64,
     rows: u64,
     pace: Pace,
-    /// Keys that this run is expected to compare, for each of `scope`.
+    /// Keys that this run is expected to compare, for each counter of `scope`.
     expected: Vec<Option<u64>>,
     outcome: Outcome,
 }
@@ -135,65 +144,69 @@ pub struct Reconciler {
 #[derive(Debug)]
 enum State {
     Identify,
-    /// Asking what is kept of the run.
+    /// Reads what is kept of the run.
     Recall,
-    /// Looking at `scope[..]` from this position on, before the first page.
+    /// Probes the counters of `scope` from this position on, before the first page.
     Probe(usize),
     Compare,
-    /// Looking again before the next repair, because so many orphans have come up since the last look that the source may have been
-    /// emptied meanwhile.
+    /// Probes again before the next repair: so many orphans were found since the last probe that
+    /// the source may have been emptied meanwhile.
     ProbeAgain(Page),
     Repair(Page),
-    /// A backfill has compared the last key of the counter at hand. Its position moves on when the counter is ready, so that a run which
-    /// ends here comes back to it.
+    /// A backfill has compared the last key of the current counter. The position moves on once the
+    /// counter is ready, so that a run that ends here comes back to it.
     Ready,
-    /// Keeping how far the run has come, and then this.
+    /// Stores how far the run has come, and then does this.
     Keep(Then),
 }
 
 #[derive(Debug)]
 enum Then {
-    /// The next page, after this wait.
+    /// Compares the next page, after this wait.
     GoOn(Option<(Duration, String)>),
     End(Outcome),
 }
 
-/// What is left to do of a page that was measured.
+/// What is left to do of a compared page.
 #[derive(Debug)]
 struct Page {
     drifts: VecDeque<Drift>,
     next: Option<KeyBuf>,
 }
 
-/// A repair refuses an empty source from this many totals other than 0 on.
+/// A repair refuses an empty source if at least this many totals are not 0.
 const EMPTY_SOURCE_TOTALS: u64 = 100;
-/// A repair holds at most this many keys, and starts no other key after this many rows: writers wait for no more.
+/// A repair locks at most this many keys, and starts no other key after this many rows: so writers
+/// wait for no more than that.
 const REPAIR_KEYS: usize = 256;
 const REPAIR_ROWS: u64 = 100_000;
-/// Keys compared before a share of wrong ones means anything.
+/// Keys to compare before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
-/// Of a counter whose report is in the hands of whoever had the leg that left it out.
+/// The failure of a counter that an earlier leg left out; only that leg's report has the reason.
 const LEFT_OUT_BEFORE: &str = "it was left out by an earlier leg of this run, whose report says why";
 const MIN_RETRY_WAIT: Duration = Duration::from_millis(50);
 const MAX_RETRY_WAIT: Duration = Duration::from_secs(1);
 const THROTTLE_WAIT: Duration = Duration::from_millis(250);
 
 impl Reconciler {
-    /// A run over every counter of the schema.
+    /// Creates a run over every counter of the schema.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when an option is out of its bounds.
+    /// [`Error::InvalidUse`] if an option is out of its bounds.
     pub fn new(mode: Mode, schema: &Schema, options: Options) -> Result<Self> {
         Self::scoped(mode, schema, &schema.by_name(), options)
     }
 
-    /// A run over some counters; one that is named twice is looked at once. A rollup is compared with the base level as that is stored, so a run
-    /// over one takes in the base levels and their memberships too.
+    /// Creates a run over some counters; one that you name twice is compared once.
+    ///
+    /// A rollup is compared with the stored totals of its base, so a run over a rollup includes its
+    /// base counters and their memberships too.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a counter that is not the schema's.
+    /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
+    /// counter that is not in the schema.
     pub fn scoped(mode: Mode, schema: &Schema, counters: &[CounterId], options: Options) -> Result<Self> {
         options.check()?;
         for counter in counters {
@@ -251,13 +264,17 @@ impl Reconciler {
         })
     }
 
-    /// A run over the keys of one counter behind `after`, up to `until` and with it; none is the first key, or the last. Several processes that each
-    /// take such a part do a large counter in less time. A report of a part never calls the counter [complete](CounterReport::complete).
+    /// Creates a run over the keys of one counter after `after` up to and including `until`; `None`
+    /// means from the first key, or to the last.
+    ///
+    /// Several processes, each with one part, finish a large counter in less time. A report of a
+    /// part never calls the counter [complete](CounterReport::complete).
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); [`Error::Key`] for a bound that is no key of the counter; [`Error::InvalidUse`] for a backfill, which is done by one run from the
-    /// first key to the last, and for a rollup, of which a run takes in what it sums.
+    /// As [`new`](Self::new); [`Error::Key`] for a bound that is not a key of the counter;
+    /// [`Error::InvalidUse`] for a backfill, which must be one run from the first key to the last,
+    /// and for a rollup, whose run includes what it sums.
     ///
     /// # Examples
     ///
@@ -299,11 +316,13 @@ impl Reconciler {
         Ok(run)
     }
 
-    /// Goes on where a run stopped. Mode, scope, page, samples and force are the token's; `options` gives limits and pace.
+    /// Resumes a stopped run. Mode, scope, page, samples and force come from the token; `options`
+    /// gives limits and pace.
     ///
     /// # Errors
     ///
-    /// [`Error::Token`] when the token is of another mode or another schema, [`Error::InvalidUse`] as for [`new`](Self::new).
+    /// [`Error::Token`] if the token is of another mode or schema, and [`Error::InvalidUse`] as for
+    /// [`new`](Self::new).
     pub fn resume(mode: Mode, schema: &Schema, token: &Token, options: Options) -> Result<Self> {
         let refused = |reason| Err(Error::Token { reason });
         if token.mode != mode {
@@ -339,7 +358,7 @@ impl Reconciler {
         Ok(run)
     }
 
-    /// Goes on from a token of this run, which is kept beside the totals.
+    /// Continues from a token of this run, which is kept in the totals' database.
     fn go_to(&mut self, token: &Token) {
         self.back_to(usize::from(token.at));
         self.after.clone_from(&token.after);
@@ -355,19 +374,20 @@ impl Reconciler {
         self.kept = Some(token.clone());
     }
 
-    /// Begins with the first key of a counter, as nothing of it, or of what comes after it, is done.
+    /// Goes back to the first key of a counter, as if nothing of it or of later counters were done.
     fn back_to(&mut self, index: usize) {
         self.at = index;
         (self.after, self.dirty, self.unsettled, self.orphans) = (None, false, false, 0);
         for report in self.reports.iter_mut().skip(index) {
             (report.complete, report.clean) = (false, false);
-            // It is looked at once more.
+            // It is compared again.
             report.failure = None;
         }
         self.unclean.iter_mut().skip(index).for_each(|unclean| *unclean = false);
     }
 
-    /// Gives up what the runs before this one have found: nothing says that it is of these totals as they are now.
+    /// Gives up what the runs before this one found: nothing confirms that it holds for these
+    /// totals as they are now.
     fn disown(&mut self) {
         (self.run, self.kept) = (new_run(), None);
         self.dirty |= self.after.is_some();
@@ -375,12 +395,13 @@ impl Reconciler {
         self.reports.iter_mut().for_each(|report| report.clean = false);
     }
 
-    /// What to do next.
+    /// Returns what to do next.
     #[must_use]
     pub fn next(&mut self, now: Duration) -> Step {
         let started = *self.started.get_or_insert(now);
         if self.outcome == Outcome::Failed {
-            // Whoever asks again after an error goes on where it came; perhaps on another connection, to a standby that took over and has lost some.
+            // A run that is driven again after an error continues where that occurred. The
+            // connection may be another one now, to a standby that took over and lost some totals.
             self.outcome = Outcome::Running;
             match std::mem::replace(&mut self.state, State::Identify) {
                 State::Identify | State::Recall => {}
@@ -414,7 +435,8 @@ impl Reconciler {
         self.step()
     }
 
-    /// Ends the run before its last key. What it has found is kept first, so that the next may count on it.
+    /// Ends the run before its last key. First it stores what it has found, so that the next run
+    /// may rely on it.
     fn end(&mut self, outcome: Outcome) {
         if self.keep_now().is_some() {
             self.wait = None;
@@ -424,15 +446,16 @@ impl Reconciler {
         }
     }
 
-    /// What is to be kept where the run ends here; a backfill has kept it already, and a part claims nothing.
+    /// Returns what to store if the run ends here. A backfill has stored it already, and a part
+    /// claims nothing.
     pub(super) fn keep_now(&self) -> Option<Keep> {
         let asks = self.mode != Mode::Backfill && self.part.is_none() && self.pages > 0;
-        // Before it is known what these totals have, nothing is claimed of them.
+        // Nothing is claimed of these totals before it is known what was kept of them.
         let keeping = matches!(self.state, State::Identify | State::Recall | State::Keep(_));
         (asks && !keeping && self.kept != self.token()).then(|| self.keep())
     }
 
-    /// Says what became of it.
+    /// Records the result of storing it.
     pub(super) fn kept_now(&mut self, keep: Keep, kept: Kept) {
         self.kept = keep.to.filter(|_| kept == Kept::Here);
     }
@@ -441,7 +464,7 @@ impl Reconciler {
         Keep { run: self.run, from: self.kept.clone(), to: self.token() }
     }
 
-    /// The last key to compare, where it is not the counter's.
+    /// Returns the last key to compare, if that is not the counter's last.
     fn until(&self) -> Option<&KeyBuf> {
         self.part.as_ref().and_then(|part| part.until.as_ref())
     }
@@ -475,7 +498,8 @@ impl Reconciler {
     fn limit_reached(&self, elapsed: Duration) -> Option<&'static str> {
         let Options { max_pages, max_rows, max_time, .. } = self.options;
         if self.pages == 0 {
-            // Every run goes on by a page at least; else one whose looks take too long would never get anywhere.
+            // Every run compares at least one page; otherwise a run whose probes take too long
+            // would never advance.
             None
         } else if max_pages.is_some_and(|most| self.pages >= most) {
             Some("pages")
@@ -492,7 +516,7 @@ impl Reconciler {
     ///
     /// # Errors
     ///
-    /// [`Error::Token`] when the run resumes one on other totals.
+    /// [`Error::Token`] if the run resumes one on other totals.
     pub fn identified(&mut self, identity: u64) -> Result<()> {
         debug_assert!(matches!(self.state, State::Identify), "an answer to another step");
         if self.identity.is_some_and(|known| known != identity) {
@@ -500,7 +524,7 @@ impl Reconciler {
         }
         self.identity = Some(identity);
         self.failures = 0;
-        // A part never says that its counter is clean.
+        // A part never calls its counter clean.
         if (self.kept.is_some() || self.pages > 0) && self.part.is_none() {
             self.state = State::Recall;
         } else {
@@ -515,13 +539,16 @@ impl Reconciler {
         self.state = self.interrupted.take().unwrap_or(first);
     }
 
-    /// Takes the answer to [`Step::Recall`]: a backfill goes on from there, or begins anew where nothing is kept; a verify or repair goes on from its
-    /// token, and calls nothing clean of what was compared before, unless it is what was kept then.
+    /// Takes the answer to [`Step::Recall`].
+    ///
+    /// A backfill continues from what was kept, or begins again if nothing is. A verify or repair
+    /// continues from its token; it calls nothing clean that was compared before, unless the token
+    /// is what was kept.
     pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
         debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
         self.answered(now);
         if self.mode == Mode::Backfill {
-            // What was repaired of a page, and is not kept yet, may be lost.
+            // What was repaired of a page and is not stored yet may be lost.
             self.interrupted = None;
             if let Some(token) = found.filter(|token| self.is_of_this(token)) {
                 self.go_to(&token);
@@ -537,7 +564,7 @@ impl Reconciler {
         self.begin();
     }
 
-    /// Whether a token is of this run, whatever its position.
+    /// Returns whether a token is of this run, whatever its position.
     fn is_of_this(&self, token: &Token) -> bool {
         let key = |counter: &CounterId| token.after.iter().all(|key| counter.parts().values(key).is_ok());
         self.scope.get(usize::from(token.at)).is_some_and(key)
@@ -546,7 +573,7 @@ impl Reconciler {
             && token.scope == self.positions()
     }
 
-    /// The counters in scope, as positions among the schema's counters by name.
+    /// Returns the counters in scope, as positions among the schema's counters by name.
     fn positions(&self) -> Vec<u16> {
         let position =
             |id: &CounterId| self.names.iter().position(|name| name == id).and_then(|at| u16::try_from(at).ok());
@@ -562,7 +589,8 @@ impl Reconciler {
         };
         let lost = kept == Kept::Lost;
         if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
-            // Older totals than those that were repaired, in another database's place: what they have is asked.
+            // These totals are older than those that were repaired, for example on another server.
+            // Ask what was kept of them.
             self.state = State::Recall;
             return;
         }
@@ -580,7 +608,8 @@ impl Reconciler {
     ///
     /// # Errors
     ///
-    /// [`Error::SourceEmpty`] when the source is empty while 100 or more totals are not 0, unless the run is forced; the run ends as refused.
+    /// [`Error::SourceEmpty`] if the source is empty while 100 or more totals are not 0, unless the
+    /// run is forced; the run ends as refused.
     pub fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
         self.answered(now);
         let (at, then) = match std::mem::replace(&mut self.state, State::Compare) {
@@ -605,7 +634,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Says that no throttle is shut, just before [`Step::Compare`] is done: what asking them took is not the measure's time.
+    /// Records that no throttle is closed. Call it just before [`Step::Compare`] is done: the time
+    /// that the throttles took is not the page's.
     pub fn passed(&mut self, now: Duration) {
         self.issued = now;
         self.throttled_since = None;
@@ -615,8 +645,9 @@ impl Reconciler {
     ///
     /// # Errors
     ///
-    /// [`Error::DriftLimit`] when a repair has found a larger share of wrong keys than its options allow; the run ends as refused.
-    /// [`Error::Source`] when the audit did not get beyond the key that it was given.
+    /// [`Error::DriftLimit`] if a repair has found a larger share of wrong keys than its options
+    /// allow; the run ends as refused. [`Error::Source`] if the audit did not get past the key that
+    /// it was given.
     pub fn compared(&mut self, diff: PageDiff, now: Duration) -> Result<()> {
         debug_assert!(matches!(self.state, State::Compare), "an answer to another step");
         let took = now.saturating_sub(self.issued);
@@ -666,14 +697,16 @@ impl Reconciler {
         self.repair_next(page, now);
     }
 
-    /// Goes on with a page whose drifts are still to be repaired, if there are any; looks at the source again where it takes away many totals.
+    /// Continues with a page that may have drifts left to repair; probes the source again if the
+    /// repairs remove many totals.
     fn repair_next(&mut self, page: Page, now: Duration) {
         if page.drifts.is_empty() {
             self.page_done(page.next, now);
             return;
         }
         let taken_away = self.orphans + chunk(&page.drifts).filter(|drift| drift.expected == 0).count() as u64;
-        // What a rollup sums are totals that were looked at, and repaired, one level below.
+        // Not for rollups: what a rollup sums are totals that were probed and repaired one level
+        // below.
         let probe = taken_away >= EMPTY_SOURCE_TOTALS && !self.options.force && self.at < self.driven_by_rows;
         self.state = if probe { State::ProbeAgain(page) } else { State::Repair(page) };
     }
@@ -687,13 +720,18 @@ impl Reconciler {
         }
     }
 
-    /// Takes an error instead of an answer. Where a retry helps and the retries are not used up, the step comes again after a wait. What one counter's own rows are the
-    /// reason of ([`Error::Source`], [`Error::Key`], an [`Error::Overflow`] of a recount) ends that counter, where the run has others: its report says
-    /// why ([`CounterReport::failure`]), it is neither complete nor clean, and the run goes on with the next.
+    /// Takes an error instead of an answer.
+    ///
+    /// If a retry helps and retries are left, the step comes again after a wait. An error that is
+    /// caused by one counter's own rows ([`Error::Source`], [`Error::Key`], an [`Error::Overflow`]
+    /// of a recount) ends only that counter, if the run has others: its report has the reason
+    /// ([`CounterReport::failure`]), it is neither complete nor clean, and the run continues with
+    /// the next counter.
     ///
     /// # Errors
     ///
-    /// The error itself, where it ends the run; [`report`](Self::report) then says how far the run came.
+    /// The error itself, if it ends the run; [`report`](Self::report) then says how far the run
+    /// came.
     pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
         if self.is_of_one(&error) {
             self.leave_out(&error, now);
@@ -711,13 +749,14 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Whether an error is of one counter's rows, of several counters that are driven by rows or made of what is.
+    /// Returns whether an error concerns the rows of one counter, in a run over several. That
+    /// counter must be fed by rows.
     fn is_of_one(&self, error: &Error) -> bool {
         let asks = matches!(self.state, State::Probe(_) | State::ProbeAgain(_) | State::Compare | State::Repair(_));
         error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
     }
 
-    /// Goes on behind the counter that the step at hand is about.
+    /// Continues after the counter that the current step is about.
     fn leave_out(&mut self, error: &Error, now: Duration) {
         self.answered(now);
         let looked_at = if let State::Probe(at) = self.state { Some(at) } else { None };
@@ -731,11 +770,11 @@ impl Reconciler {
         }
     }
 
-    /// Measures next, behind counters that failed when they were looked at.
+    /// Compares next, and skips counters whose probe failed.
     fn begin_comparing(&mut self) {
         self.state = State::Compare;
         while self.reports.get(self.at).is_some_and(|report| report.failure.is_some()) {
-            // It was not compared: what sums it is not known to be clean either.
+            // It was not compared, so what sums it is not known to be clean either.
             if let Some(unclean) = self.unclean.get_mut(self.at) {
                 *unclean = true;
             }
@@ -747,7 +786,8 @@ impl Reconciler {
         }
     }
 
-    /// Says that a throttle is shut, instead of doing [`Step::Compare`]: the step comes again after a wait, or the run ends as stalled.
+    /// Records that a throttle is closed, instead of [`Step::Compare`]: the step comes again after
+    /// a wait, or the run ends as stalled.
     pub fn throttled(&mut self, reason: String, now: Duration) {
         let since = *self.throttled_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.options.stall_after {
@@ -762,9 +802,11 @@ impl Reconciler {
         self.stop = true;
     }
 
-    /// Says how many keys of a counter this run will compare, about: from the last complete report, or a count of its totals. A run that
-    /// resumes another compares what is left of them. It changes nothing but the fraction and the ETA of [`progress`](Self::progress); a counter
-    /// that is not in scope is passed over.
+    /// Sets about how many keys of a counter this run will compare: take it from the last complete
+    /// report, or count its totals.
+    ///
+    /// A run that resumes another compares what is left of them. This changes only the fraction and
+    /// the ETA of [`progress`](Self::progress); a counter that is not in scope is ignored.
     pub fn expect(&mut self, counter: &CounterId, keys: u64) {
         let known = self.scope.iter().zip(&mut self.expected).find(|(id, _)| *id == counter);
         if let Some((_, expected)) = known {
@@ -772,7 +814,7 @@ impl Reconciler {
         }
     }
 
-    /// How far the run has come at this moment; to show, without what was found.
+    /// Returns how far the run has come at this moment, for display, without its findings.
     #[must_use]
     pub fn progress(&self, now: Duration) -> Progress {
         let sum = |count: fn(&CounterReport) -> u64| self.reports.iter().map(count).sum();
@@ -804,7 +846,7 @@ impl Reconciler {
         self.mode
     }
 
-    /// What the run has found and done so far.
+    /// Returns what the run has found and done so far.
     #[must_use]
     pub fn report(&self) -> Report {
         let mut counters = self.reports.clone();
@@ -823,8 +865,8 @@ impl Reconciler {
         }
     }
 
-    /// From where to go on, after the last page that is wholly done; none when the run is complete, or before the totals' identity
-    /// is known.
+    /// Returns where to resume, after the last page that is completely done; `None` if the run is
+    /// complete, or before the totals' identity is known.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
         let identity = self.identity?;
@@ -855,13 +897,17 @@ impl Reconciler {
         self.failures = 0;
     }
 
-    /// Whether keys of the counter at hand were left alone, by this run or those that it resumes.
+    /// Returns whether keys of the current counter were skipped, by this run or those that it
+    /// resumes.
     fn is_unsettled(&self) -> bool {
         self.unsettled || self.reports.get(self.at).is_some_and(|report| report.unsettled > 0)
     }
 
-    /// Goes on to the next page. At a counter's end a backfill first makes it ready: it was compared from its first key on, by this run or by those
-    /// that it resumes, as every token of a backfill is of a run that began there. Where keys were left alone, it is for another backfill.
+    /// Continues with the next page. At a counter's end, a backfill first makes it ready.
+    ///
+    /// The counter was compared from its first key on, by this run or by those that it resumes,
+    /// because every token of a backfill is of a run that began there. If keys were skipped,
+    /// another backfill must make it ready.
     fn page_done(&mut self, next: Option<KeyBuf>, now: Duration) {
         if next.is_none() && self.mode == Mode::Backfill && !self.is_unsettled() {
             self.state = State::Ready;
@@ -883,7 +929,7 @@ impl Reconciler {
                     *unclean = !clean;
                 }
             } else if let Some(unclean) = self.unclean.get_mut(self.at) {
-                // It was not compared to its end: what is summed of it is not known to be clean either.
+                // It was not compared to its end, so what sums it is not known to be clean either.
                 *unclean = true;
             }
             self.at += 1;
@@ -911,12 +957,12 @@ impl Reconciler {
             }
         }
         if self.mode == Mode::Backfill {
-            // Before the wait: a run may be stopped while it waits.
+            // Before the wait, because a run may be stopped while it waits.
             self.state = State::Keep(Then::GoOn(self.wait.take()));
         }
     }
 
-    /// Ends the run that is complete: what was kept of it is not needed any more.
+    /// Ends a complete run: what was kept of it is no longer needed.
     fn finish(&mut self) {
         let failed = self.reports.iter().any(|report| report.failure.is_some());
         let outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
@@ -946,12 +992,13 @@ impl Reconciler {
     }
 }
 
-/// A number that no other run has.
+/// Returns a number that no other run has.
 fn new_run() -> u64 {
     RandomState::new().hash_one(())
 }
 
-/// The drifts that the next repair takes: at least one, few enough that no writer waits long.
+/// Returns the drifts that the next repair takes: at least one, and so few that no writer waits
+/// long.
 fn chunk(drifts: &VecDeque<Drift>) -> impl Iterator<Item = &Drift> {
     let mut rows = 0;
     drifts.iter().take(REPAIR_KEYS).take_while(move |drift| {

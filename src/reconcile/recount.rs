@@ -1,4 +1,4 @@
-//! Recounts by `tally`: what one row adds to a counter, and rows in key order summed by key.
+//! Recounts by `tally`: what one row adds to a counter, and the sums by key of rows in key order.
 
 use std::ops::Bound;
 
@@ -12,9 +12,9 @@ use crate::record::Record;
 
 use super::audit::Recount;
 
-/// What a row adds to one counter, by its `tally`: nothing, or an amount at one key.
+/// Returns what a row adds to one counter by its `tally`: nothing, or an amount at one key.
 ///
-/// `scratch` is any batch; it is cleared first, so that one serves for many rows.
+/// `scratch` is any batch. It is cleared first, so that one serves for many rows.
 pub(super) fn share<R: Record + ?Sized>(
     counter: &CounterId,
     row: &R,
@@ -33,7 +33,7 @@ pub(super) fn share<R: Record + ?Sized>(
     Ok(Some((key.clone(), amount)))
 }
 
-/// Refuses a record type that does not drive the counter.
+/// Refuses a record type that does not count for the counter.
 pub(super) fn check_driven<R: Record>(counter: &CounterId) -> Result<()> {
     if R::COUNTERS.contains(counter) {
         return Ok(());
@@ -42,7 +42,7 @@ pub(super) fn check_driven<R: Record>(counter: &CounterId) -> Result<()> {
     Err(Error::source(counter, None, reason))
 }
 
-/// The error of a row whose key is known by now.
+/// Adds the row's key to an error, now that it is known.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn of_row(error: Error, counter: &CounterId, row: Option<&KeyBuf>) -> Error {
     match error {
@@ -53,8 +53,8 @@ pub(super) fn of_row(error: Error, counter: &CounterId, row: Option<&KeyBuf>) ->
     }
 }
 
-/// Sums rows in key order up to `limit` keys; stops reading at the first row of the next. Rows before `from` are passed over, so
-/// that a source may start too early.
+/// Sums rows in key order, up to `limit` keys, and stops reading at the first row of the next key.
+/// Rows before `from` are skipped, so that a source may start too early.
 pub(super) fn sum_by_key(
     counter: &CounterId,
     from: Bound<&KeyBuf>,
@@ -70,7 +70,7 @@ pub(super) fn sum_by_key(
     Ok(sums.sums)
 }
 
-/// Sums of rows that come in key order; see [`sum_by_key`].
+/// Sums rows that come in key order; see [`sum_by_key`].
 pub(super) struct SumsByKey<'k> {
     counter: &'k CounterId,
     from: Bound<&'k KeyBuf>,
@@ -84,7 +84,7 @@ impl<'k> SumsByKey<'k> {
         Self { counter, from, limit, before: None, sums: Vec::new() }
     }
 
-    /// Adds what one row adds; gives whether there is room for the next.
+    /// Adds one row's share; returns whether there is room for the next row.
     pub(super) fn add(&mut self, share: Option<(KeyBuf, i64)>) -> Result<bool> {
         let Some((key, amount)) = share else { return Ok(true) };
         let counter = self.counter;
@@ -111,7 +111,7 @@ impl<'k> SumsByKey<'k> {
     }
 }
 
-/// The error of a row that SQL counts otherwise than its tally.
+/// Returns the error for a row that SQL counts differently from its tally.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn mismatch(counter: &CounterId, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
     let show = |key: &KeyBuf| shortened(&counter.show(key));
@@ -123,7 +123,7 @@ pub(super) fn mismatch(counter: &CounterId, tally: Option<&(KeyBuf, i64)>, sql: 
     Error::DefinitionMismatch { counter: counter.name(), key, sql: text(sql), tally: text(tally) }
 }
 
-/// Refuses a row that a source lists under another key than its tally says.
+/// Refuses a row that a source lists under another key than its tally gives.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn same_key(
     counter: &CounterId,
@@ -138,14 +138,16 @@ pub(super) fn same_key(
     }
 }
 
-/// How many rows of each end of a source are held against their `tally`; and how many of the keys of a repair: all rows of each key, or as
-/// many as this budget gives each, and no fewer than at the ends.
+/// `SAMPLE` is how many rows at each end of a source are checked against their `tally`.
+/// `SAMPLE_OF_REPAIR` is the budget of rows for the keys of a repair: all rows of each key, or each
+/// key's share of the budget, but no fewer than `SAMPLE`.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) const SAMPLE: usize = 64;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 const SAMPLE_OF_REPAIR: usize = 10_000;
 
-/// How many rows of each key of a repair are held against their `tally`, of so many keys.
+/// Returns how many rows of each key of a repair are checked against their `tally`, for this many
+/// keys.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn sample_of_key(keys: usize) -> usize {
     SAMPLE.max(SAMPLE_OF_REPAIR / keys.max(1))

@@ -1,4 +1,4 @@
-//! What a run found: one line, a table for people, JSON by serde.
+//! The report of a run: one line, a table for people, JSON by serde.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,24 +12,25 @@ use super::token::Token;
 use crate::counter::CounterId;
 use crate::key::KeyBuf;
 
-/// What a run found and did; counts cover this run alone, not the runs that it resumed.
+/// What a run found and did. Counts cover this run alone, not the runs that it resumed.
 ///
-/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`; a counter has `dangling` where it has memberships that
-/// dangle, `unsettled` where some keys were left alone, and `failure` where it could not be compared.
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`. A counter has `dangling` if it
+/// has dangling memberships, `unsettled` if some keys were skipped, and `failure` if it could not
+/// be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
     /// Verify, repair or backfill.
     pub mode: Mode,
-    /// Every counter in scope, in the order of names, reached or not.
+    /// Every counter in scope, in name order, reached or not.
     pub counters: Vec<CounterReport>,
-    /// Pages measured.
+    /// Pages compared.
     pub pages: u64,
     /// Rows added up.
     pub rows: u64,
     /// How the run ended.
     pub outcome: Outcome,
-    /// From where to go on; none when complete.
+    /// Where to resume; `None` if complete.
     pub token: Option<Token>,
     /// The number of the run, the same in all of its legs.
     pub(super) run: u64,
@@ -39,22 +40,23 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It has not: there is more to do.
+    /// It has not ended: there is more to do.
     Running,
     /// Everything in scope was compared.
     Complete,
-    /// There is nothing left to do, and not everything was compared: of some counters [`failure`](CounterReport::failure) says why.
+    /// Nothing is left to do, but not everything was compared: [`failure`](CounterReport::failure)
+    /// gives the reason for some counters.
     Incomplete,
     /// It reached the limit of this name.
     Limit(&'static str),
     /// It was asked to stop.
     Stopped,
-    /// A gate held it too long, for this reason.
+    /// A throttle delayed it too long, for this reason.
     Stalled(String),
-    /// It refused to repair what the run's error says.
+    /// It refused to repair, for the reason in the run's error.
     Refused,
-    /// An error ended it; driven again, it goes on where the error came, as far as what was [kept](super::Audit::keep) says that these are still the
-    /// totals that it knows.
+    /// An error ended it. Driven again, it continues where the error occurred, provided that what
+    /// was [kept](super::Audit::keep) confirms that these are still the totals that it knows.
     Failed,
 }
 
@@ -73,7 +75,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a run found of one counter; of a rollup, its difference from the base level as that is stored.
+/// What a run found for one counter; for a rollup, its difference from the stored totals of its
+/// base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CounterReport {
@@ -83,35 +86,38 @@ pub struct CounterReport {
     pub keys: u64,
     /// Keys whose total and true total are both not 0, and differ.
     pub wrong: u64,
-    /// Keys whose true total is not 0, and that have no total, or one of 0.
+    /// Keys whose true total is not 0 but whose stored total is absent or 0.
     pub missing: u64,
-    /// Keys that have a total other than 0 where the true one is 0.
+    /// Keys whose stored total is not 0 but whose true total is 0.
     pub orphan: u64,
-    /// Totals that were repaired.
+    /// Totals repaired.
     pub corrected: u64,
     /// The first keys that differ, in key order.
     pub samples: Vec<Sample>,
-    /// Keys of a membership whose parent is not there, as far as the source says where parents are. They are no drift: the total is what the rows
-    /// say, and what they sum up to stands under a parent that nobody will ask for.
+    /// Keys of a membership whose parent does not exist, if the source says where parents are. They
+    /// are not drift: the total matches the rows, but is summed under a parent that no reader will
+    /// read.
     pub dangling: u64,
-    /// The first of them, in key order; as many as there may be samples.
+    /// The first of them in key order, as many as there may be samples.
     pub dangling_keys: Vec<KeyBuf>,
-    /// Keys that were left alone because writers did not let go of them, or the outcome of a write was not known; the next run sees to them.
+    /// Keys that were skipped because writers kept them busy or the outcome of a write was unknown.
+    /// The next run compares them.
     pub unsettled: u64,
-    /// The first of them; as many as there may be samples.
+    /// The first of them, as many as there may be samples.
     pub unsettled_keys: Vec<KeyBuf>,
-    /// Why it was not compared to its end, where its own rows or totals are why; other counters were.
+    /// Why it was not compared to its end, if its own rows or totals are the reason; other counters
+    /// were compared.
     pub failure: Option<String>,
-    /// Whether this run, not one that it resumed, compared its first key.
+    /// Whether this run, and not one that it resumed, compared its first key.
     pub begun: bool,
-    /// Where it did: how long before this report that was.
+    /// If so: how long before this report.
     pub(super) begun_ago: Duration,
-    /// What a rollup sums, and its memberships, all the way down.
+    /// What a rollup sums, and its memberships, down to counters that rows feed.
     pub(super) sums: Vec<CounterId>,
-    /// Whether the run came to its last key.
+    /// Whether the run reached its last key.
     pub complete: bool,
-    /// Whether it did, and nothing differed or was unsettled from the first key to the last, in the runs that this one resumed either; of a
-    /// rollup, whether that is so of all that it sums too.
+    /// Whether the run reached its last key and no key differed or was unsettled, in the runs that
+    /// it resumed either. A rollup is clean only if all that it sums is.
     pub clean: bool,
 }
 
@@ -123,12 +129,12 @@ pub struct Sample {
     pub key: KeyBuf,
     /// Its stored total.
     pub stored: i64,
-    /// What its rows add up to.
+    /// The sum of its rows.
     pub expected: i64,
 }
 
 impl Sample {
-    /// The key as text for people, as [`CounterId::show`] gives it.
+    /// Returns the key as text for people, as [`CounterId::show`] formats it.
     #[must_use]
     pub fn key_text(&self) -> String {
         self.counter.show(&self.key)
@@ -181,36 +187,36 @@ impl CounterReport {
         }));
     }
 
-    /// Notes keys that are unsettled.
+    /// Records keys that are unsettled.
     pub(super) fn leave_alone(&mut self, keys: &[KeyBuf], samples: usize) {
         self.unsettled += keys.len() as u64;
         let room = samples.saturating_sub(self.unsettled_keys.len());
         self.unsettled_keys.extend(keys.iter().take(room).cloned());
     }
 
-    /// Keys that differ, of every kind.
+    /// Returns the number of keys that differ, of every kind.
     pub const fn drift(&self) -> u64 {
         self.wrong + self.missing + self.orphan
     }
 
-    /// Whether every key that was compared so far was right.
+    /// Returns whether every key compared so far was right.
     pub(super) const fn is_clean(&self) -> bool {
         self.drift() == 0 && self.unsettled == 0
     }
 }
 
 impl Report {
-    /// Keys that differ, of every kind and counter.
+    /// Returns the number of keys that differ, of every kind and counter.
     pub fn drift(&self) -> u64 {
         self.counters.iter().map(CounterReport::drift).sum()
     }
 
-    /// Whether everything in scope was compared.
+    /// Returns whether everything in scope was compared.
     pub fn complete(&self) -> bool {
         self.outcome == Outcome::Complete
     }
 
-    /// The report as a table with its samples, for people.
+    /// Returns the report as a table with its samples, for people.
     pub const fn table(&self) -> Table<'_> {
         Table(self)
     }
@@ -345,7 +351,7 @@ impl Serialize for Sample {
     }
 }
 
-/// A key of one part as its value, a tuple as a list, `()` as null.
+/// Serializes a key of one part as its value, a tuple as a list, and `()` as null.
 struct SampleKey<'a>(&'a Sample);
 
 impl Serialize for SampleKey<'_> {

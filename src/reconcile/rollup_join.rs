@@ -1,4 +1,5 @@
-//! The two tables whose pairs a rollup sums, and which of their columns are its key: for both dialects.
+//! The two tables whose pairs a rollup sums, and which of their columns form its key; for both
+//! dialects.
 
 use crate::counter::{CounterId, CounterSpec, Rollup};
 use crate::error::Result;
@@ -9,7 +10,7 @@ use crate::sql;
 pub(super) struct RollupJoin {
     pub(super) membership: &'static CounterSpec,
     pub(super) base: &'static CounterSpec,
-    /// That both are of one child, column by column.
+    /// The conditions that both are of one child, column by column.
     pub(super) joins: Vec<String>,
     /// The columns of the rollup's key: the membership's parent, and the base counter's suffix.
     pub(super) parent: Vec<String>,

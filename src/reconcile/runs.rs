@@ -1,19 +1,23 @@
-//! The statements that keep how far runs have come beside the totals that they compare and repair, so that both are always of one age.
+//! The statements that store how far runs have come in the same database as the totals that they
+//! compare and repair, so that both are always of one age.
 
 use super::audit::Keep;
 use super::token::Token;
 use crate::sql::{Dialect, Query, RUNS, Value};
 
-/// Runs that are kept. Of more, those go of which nothing was written for longest: they begin anew, or call nothing clean that they did not see.
+/// The most runs kept. Beyond that, the ones written longest ago are removed: a removed backfill
+/// begins again, and a removed verify or repair calls nothing clean that its own leg did not
+/// compare.
 const MAX_RUNS: usize = 256;
 
-/// What is kept of a run: its token's text.
+/// Reads what is kept of a run: its token's text.
 pub(crate) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
     let text = format!(r#"SELECT r."token" FROM "{RUNS}" AS r WHERE r."run" = {}"#, dialect.param(1));
     Query::new(text, vec![number(run)])
 }
 
-/// Writes one row, where what is kept is what is said to be; none where nothing is, and nothing is to be.
+/// Writes one row, if the stored token is the expected one. Returns `None` if nothing is kept and
+/// nothing is to be.
 pub(crate) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
     let [one, two, three] = [1, 2, 3].map(|at| dialect.param(at));
     let turn = format!(r#"(SELECT coalesce(max(m."turn"), 0) + 1 FROM "{RUNS}" AS m)"#);
@@ -31,7 +35,7 @@ pub(crate) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
     Some(Query::new(text, std::iter::once(number(ask.run)).chain(tokens).collect()))
 }
 
-/// Takes away what is too much, after a run that is new was kept.
+/// Removes the runs beyond the limit, after a new run was kept.
 pub(crate) fn forget(dialect: Dialect) -> Query<'static> {
     let text = format!(
         r#"DELETE FROM "{RUNS}" AS r WHERE r."turn" < (SELECT m."turn" FROM "{RUNS}" AS m ORDER BY m."turn" DESC LIMIT 1 OFFSET {})"#,
@@ -40,7 +44,7 @@ pub(crate) fn forget(dialect: Dialect) -> Query<'static> {
     Query::new(text, vec![Value::Integer(i64::try_from(MAX_RUNS - 1).unwrap_or(i64::MAX))])
 }
 
-/// What a row says; a text that is no token is somebody else's, and says nothing.
+/// Parses a row's token. A text that is no token is not ours, and reads as nothing.
 pub(crate) fn read(text: Option<String>) -> Option<Token> {
     text.and_then(|text| text.parse().ok())
 }

@@ -1,5 +1,5 @@
-//! Which stretches of a rollup's keys a page sums, and their conditions in SQL; where a page ends that no stored total bounds. For both dialects,
-//! without I/O.
+//! Which spans of a rollup's keys a page sums, their SQL conditions, and where a page ends that no
+//! stored total bounds; for both dialects, without I/O.
 
 use std::ops::Bound;
 
@@ -10,36 +10,38 @@ use crate::key::KeyBuf;
 use crate::rollup_update;
 use crate::sql::{self, Dialect, Value};
 
-/// The columns of a rollup's key, as the pairs that it sums have them.
+/// The columns of a rollup's key, in the pairs that it sums.
 pub(super) struct KeyColumns {
     pub(super) dialect: Dialect,
     pub(super) counter: CounterId,
     /// The membership's parent.
     pub(super) parent: Vec<String>,
-    /// What is behind the child in the base counter's key.
+    /// The part of the base counter's key after the child.
     pub(super) suffix: Vec<String>,
 }
 
-/// A stretch of keys that one query sums.
+/// A span of keys that one query sums.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Span<'k> {
-    /// All keys of the parents behind that of `after`; before that of `until`, or up to it where `through`.
+    /// All keys of the parents after the parent of `after` and before the parent of `until`; with
+    /// that parent too if `through`.
     Parents { after: Option<&'k KeyBuf>, until: Option<&'k KeyBuf>, through: bool },
     /// Keys of the parent of `of`.
     Within { of: &'k KeyBuf, from: Bound<&'k KeyBuf>, until: Option<&'k KeyBuf> },
 }
 
 impl KeyColumns {
-    /// All columns, with commas between.
+    /// Returns all columns, separated by commas.
     pub(super) fn listed(&self) -> String {
         self.parent.iter().chain(&self.suffix).map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
-    /// The stretches between two keys, in key order. What a page reads of a parent that it begins or ends in is bounded by suffix too, so that it
-    /// reads no more of a wide parent than it compares.
+    /// Returns the spans between two keys, in key order. In a parent where a page begins or ends,
+    /// the suffix bounds the span too, so that the page reads no more of a wide parent than it
+    /// compares.
     pub(super) fn spans<'k>(&self, after: Option<&'k KeyBuf>, until: Option<&'k KeyBuf>) -> Result<Vec<Span<'k>>> {
         if self.suffix.is_empty() {
-            // Behind the only key of `()` there is nothing.
+            // Nothing comes after the only key of `()`.
             let nothing = self.parent.is_empty() && after.is_some();
             return Ok(if nothing { Vec::new() } else { vec![Span::Parents { after, until, through: true }] });
         }
@@ -54,7 +56,7 @@ impl KeyColumns {
         Ok(rest.into_iter().chain([between]).chain(last).collect())
     }
 
-    /// The parent of a key.
+    /// Returns the parent of a key.
     pub(super) fn parent_of(&self, key: &KeyBuf) -> Result<KeyBuf> {
         rollup_update::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
     }
@@ -63,7 +65,8 @@ impl KeyColumns {
         Ok(self.parent_of(one)? == self.parent_of(other)?)
     }
 
-    /// The conditions of a stretch on the parent's columns, and on the suffix's; appends their parameters.
+    /// Returns a span's conditions on the parent's columns and on the suffix's; appends their
+    /// parameters.
     pub(super) fn conditions<'k>(&self, span: &Span<'k>, values: &mut Vec<Value<'k>>) -> Result<(String, String)> {
         let (mut parents, mut suffixes) = (String::new(), String::new());
         match *span {
@@ -95,7 +98,7 @@ impl KeyColumns {
         Ok((parents, suffixes))
     }
 
-    /// Compares columns with values; without columns there is one value, equal to itself.
+    /// Compares columns with values. Without columns there is one value, equal to itself.
     fn compare<'k>(
         &self,
         columns: &[String],
@@ -125,7 +128,8 @@ impl KeyColumns {
         Ok(sql::prefix_values(self.dialect, &self.counter, key)?.split_off(self.parent.len()))
     }
 
-    /// The query that plans one parent: every [`STEP`]th key of what `pairs` says behind FROM.
+    /// Returns the query that plans one parent: every [`STEP`]th key of `pairs`, which stands after
+    /// FROM.
     pub(super) fn every_step(&self, pairs: &str) -> String {
         let (listed, suffix) = (self.listed(), self.suffix.join(", "));
         let columns = self.parent.iter().chain(&self.suffix).zip(1..);
@@ -137,7 +141,7 @@ impl KeyColumns {
         )
     }
 
-    /// These keys by parent, each group in key order; without a suffix each key alone.
+    /// Groups these keys by parent, each group in key order; without a suffix, each key is a group.
     pub(super) fn by_parent<'k>(&self, keys: &'k [KeyBuf]) -> Result<Vec<Vec<&'k KeyBuf>>> {
         let mut sorted: Vec<&KeyBuf> = keys.iter().collect();
         sorted.sort_unstable();
@@ -156,19 +160,21 @@ impl KeyColumns {
     }
 }
 
-/// A repair looks up at most so many pairs one by one: as many as it may read rows. Where a parent has so many children that it would be more, it
-/// passes once over them.
+/// The most pairs that a repair looks up one by one: as many as it may read rows. If a parent has
+/// so many children that there would be more, it scans them once.
 pub(super) const MAX_LOOK_UPS: u64 = 100_000;
 
-/// A plan has every so manieth key of a parent.
+/// A plan has every `STEP`th key of a parent.
 pub(super) const STEP: usize = 64;
 
-/// Where pages of one parent may end, as it was when the parent was first paged through: so that a page knows how far to read at each child where no
-/// stored totals say it. For planning alone: each page compares what is there in its own snapshot.
+/// Where pages of one parent may end, as the parent was when its first page was read.
+///
+/// It tells a page how far to read at each child if no stored totals do. It serves planning only:
+/// each page compares what its own snapshot has.
 #[derive(Debug)]
 pub(super) struct Plan {
     counter: CounterId,
-    /// The key that it was made behind.
+    /// The key after which the plan was made.
     after: KeyBuf,
     parent: KeyBuf,
     ends: Vec<KeyBuf>,
@@ -179,25 +185,27 @@ impl Plan {
         Ok(Self { counter: columns.counter, after: after.clone(), parent: columns.parent_of(after)?, ends })
     }
 
-    /// Whether it is of what is behind this key.
+    /// Returns whether the plan covers what comes after this key.
     pub(super) fn is_of(&self, columns: &KeyColumns, after: &KeyBuf) -> Result<bool> {
         Ok(self.counter.same(&columns.counter) && self.after <= *after && self.parent == columns.parent_of(after)?)
     }
 
-    /// Where a page of about this many keys behind one ends; none: what is left of the parent is no more.
+    /// Returns the end of a page of about this many keys after one; `None` if no more than that is
+    /// left of the parent.
     pub(super) fn end(&self, after: &KeyBuf, keys: usize) -> Option<&KeyBuf> {
         let next = self.ends.partition_point(|end| end <= after);
         self.ends.get(next + (keys / STEP).saturating_sub(1))
     }
 }
 
-/// The last key that a page can compare because its totals were cut there, and so were its rows.
+/// Returns the last key that a page can compare, if its totals were truncated there, and therefore
+/// its rows too.
 pub(super) fn bound<'t>(ask: &PageRequest, totals: &'t [(KeyBuf, i64)]) -> Option<&'t KeyBuf> {
     let last = ask.keys.checked_sub(1).and_then(|last| totals.get(last));
     last.filter(|_| totals.len() > ask.keys).map(|(key, _)| key)
 }
 
-/// As [`merge`], of a page that ends at `end` although there may be more behind it.
+/// Merges like [`merge`], for a page that ends at `end` although there may be more after it.
 pub(super) fn merge_up_to(
     ask: &PageRequest,
     end: Option<KeyBuf>,

@@ -1,4 +1,4 @@
-//! The SQL of a source: pages of sums from an index in key order, rows, keys, samples; pure text.
+//! The SQL of a source: pages of sums from an index in key order, rows, keys, samples; text only.
 
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::key::{KeyPart, KeyParts};
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Value, quote};
 
-/// What a source reads, as its author said it.
+/// What a source reads, as its author declared it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     from: Rows,
@@ -16,7 +16,7 @@ pub(super) struct Target {
     pub(super) columns: String,
     /// The last part of the key is the last column divided by this, rounded down: an epoch.
     pub(super) per: Option<i64>,
-    /// The table that the last parts of the key name a row of, and its columns.
+    /// The table whose rows the last parts of the key refer to, and its columns.
     pub(super) parent: Option<(Name, Vec<String>)>,
 }
 
@@ -31,7 +31,7 @@ impl Target {
         Self::over(Rows::Table(Name::new(table)), key)
     }
 
-    /// The tables that it names, the rows' first, of which the database says where they are.
+    /// Returns the tables that it names, the rows' table first, for the database to locate.
     pub(super) fn names(&mut self) -> impl Iterator<Item = &mut Name> {
         let rows = match &mut self.from {
             Rows::Table(name) => Some(name),
@@ -40,7 +40,7 @@ impl Target {
         rows.into_iter().chain(self.parent.as_mut().map(|(name, _)| name))
     }
 
-    /// The index that pages of a table are read from, as one would make it.
+    /// Returns the index that pages of a table are best read from, as in CREATE INDEX.
     pub(super) fn wanted_index(&self, dialect: Dialect, counter: &CounterId) -> Option<String> {
         let parts = counter.parts();
         let columns = self.key.iter().zip(parts.as_slice());
@@ -74,23 +74,25 @@ impl Target {
         })
     }
 
-    /// Whether rows come out of an index of a table; a query's come as they may.
+    /// Returns whether rows are read from an index of a table; a query gives no such order.
     #[cfg(feature = "postgres")]
     pub(super) fn is_indexed(&self) -> bool {
         matches!(self.from, Rows::Table(_)) && !self.key.is_empty()
     }
 
-    /// Key columns carry the table's name: SQLite takes a quoted name alone that no column has for a text.
+    /// Key columns carry the table's name: SQLite reads a quoted name alone that no column has as a
+    /// string.
     fn over(from: Rows, key: &[&str]) -> Self {
         let key = key.iter().map(|column| format!("r.{}", quote(column))).collect();
         Self { from, key, amount: None, filter: None, columns: String::new(), per: None, parent: None }
     }
 
-    /// The statements for a counter.
+    /// Returns the statements for a counter.
     ///
-    /// Every use of a text column names the collation that sorts bytes: a column declared otherwise would fold keys together, or sort them as a
-    /// language does. The filter is wrapped in IS TRUE, which makes null false, and keeps SQLite from reading by an index on the filter and
-    /// sorting each page. Rows whose last part is before `cutoff` are as rows without a key.
+    /// Every use of a text column names the collation that sorts bytes: a column declared otherwise
+    /// would fold keys together, or sort them as a language does. The filter is wrapped in IS TRUE.
+    /// That makes null false, and keeps SQLite from reading by an index on the filter and sorting
+    /// each page. Rows whose last part is before `cutoff` are treated as rows without a key.
     pub(super) fn statements(
         &self,
         dialect: Dialect,
@@ -113,7 +115,8 @@ impl Target {
         let has_key = all(dialect, ordered.iter().map(not_null).chain(is_kept.clone()));
         let counts_of_row = all(dialect, [counts.clone()].into_iter().chain(ordered.iter().map(not_null)));
         let lacks_key = ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
-        // What is behind a value is not null; to say so once more costs PostgreSQL a third of a page's time.
+        // A value after a given one is not null. To repeat that costs PostgreSQL a third of a
+        // page's time.
         let said = usize::from(dialect == Dialect::Postgres);
         let rest = ordered.iter().skip(said).map(not_null).chain(is_kept.clone());
         let behind = all(dialect, self.behind(dialect, &ordered).into_iter().chain(rest));
@@ -132,7 +135,8 @@ impl Target {
         let page = |condition: &str, limit: &str| {
             if many {
                 let sums = Self::sums(dialect, self.amount.as_ref().map(|_| "o.n"));
-                // A column that nobody reads costs half as much again as the rest of the page.
+                // Do not select an unused column: it costs half as much again as the rest of the
+                // page.
                 let amount = self.amount.as_ref().map_or_else(String::new, |_| format!(", {amount} AS n"));
                 let rows = format!("{amount} FROM {from} WHERE {condition} AND {counts}{sorted}");
                 return ordered_page(&keys, &sums, &rows, limit);
@@ -171,7 +175,8 @@ impl Target {
         })
     }
 
-    /// What an index has in order; and the key's parts, of which the last may be made of its column.
+    /// Returns the columns that an index has in order, and the key's parts, of which the last may
+    /// be computed from its column.
     fn key_columns(&self, dialect: Dialect, counter: &CounterId) -> Result<(Vec<String>, Vec<String>)> {
         let parts = counter.parts();
         if parts.len() != self.key.len() {
@@ -194,23 +199,27 @@ impl Target {
         Ok((ordered, keys))
     }
 
-    /// How many rows; and, where they do not all add 1, what tells that amounts are no integers, and their sum.
+    /// Returns the number of rows; and, if they do not all add 1, what reveals amounts that are not
+    /// integers, and their sum.
     fn sums(dialect: Dialect, amount: Option<&str>) -> String {
         match (amount, dialect) {
             (None, _) => "count(*)".to_owned(),
             (Some(amount), Dialect::Sqlite) => {
                 format!("count(*), sum(typeof({amount}) NOT IN ('integer', 'null')), sum({amount})")
             }
-            // Of integers a numeric, whose text has no point; beyond 64 bits it is still right.
+            // The sum of integers is a numeric whose text has no point; beyond 64 bits it is still
+            // right.
             (Some(amount), Dialect::Postgres) => format!("count(*), sum({amount})::text"),
         }
     }
 
-    /// That a row is behind the key given by the first parameters; nothing without key columns.
+    /// Returns the condition that a row comes after the key in the first parameters; nothing
+    /// without key columns.
     fn behind(&self, dialect: Dialect, ordered: &[String]) -> Option<String> {
         let param = |at: usize| match dialect {
-            // The collation stands with the parameters: a column that carries one is no column to SQLite's planner of row values, which would
-            // then read every page from the index's first row on.
+            // Collate the parameters, not the columns: SQLite's planner of row values ignores a
+            // column that carries a collation, and would then read every page from the index's
+            // first row on.
             Dialect::Sqlite if self.is_text(at, ordered) => format!("{} COLLATE BINARY", dialect.param(at)),
             _ => dialect.param(at),
         };
@@ -242,7 +251,7 @@ impl Target {
         self.key.get(index - 1) != ordered.get(index - 1)
     }
 
-    /// That the parts of the key are these values.
+    /// Returns the condition that the parts of the key are these values.
     fn is_key(&self, dialect: Dialect, ordered: &[String], value: impl Fn(usize) -> String) -> String {
         let is_part = |(column, at): (&String, usize)| match (self.per, dialect) {
             (Some(per), Dialect::Sqlite) if at == self.key.len() => {
@@ -260,8 +269,11 @@ impl Target {
     }
 }
 
-/// A table's name, with its schema's where that is said; and the schema that the database found it in, which all statements name: what stands for a
-/// bare name may change between two of them.
+/// A table's name, with its schema if the author gave one, and the schema in which the database
+/// found it.
+///
+/// All statements name the found schema, because the meaning of a bare name may change between two
+/// of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Name {
     /// As its author wrote it.
@@ -272,12 +284,12 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// `votes`, `app.votes`, `app."a.dot"`: each as it is, without folding case.
+    /// Parses `votes`, `app.votes` or `app."a.dot"`: each as it is, without case folding.
     pub(super) fn new(text: &str) -> Self {
         let (first, second) = match Self::part(text) {
             (first, Some(rest)) => match Self::part(rest) {
                 (second, None) => (Some(first), second),
-                // None that is too long.
+                // With too many parts it is no name.
                 (_, Some(_)) => (Some(String::new()), String::new()),
             },
             (table, None) => (None, table),
@@ -285,7 +297,8 @@ impl Name {
         Self { text: text.to_owned(), schema: first, table: second, found: None }
     }
 
-    /// The part before the first dot that is not in quotes, and what is behind it.
+    /// Splits off the part before the first dot that is not in quotes; returns also what comes
+    /// after it.
     fn part(text: &str) -> (String, Option<&str>) {
         if let Some((part, behind)) = text.strip_prefix('"').and_then(Self::quoted_part) {
             match behind.strip_prefix('.') {
@@ -300,7 +313,7 @@ impl Name {
         }
     }
 
-    /// What stands before the closing quote, and what behind it.
+    /// Returns what comes before the closing quote, and what comes after it.
     fn quoted_part(text: &str) -> Option<(String, &str)> {
         let (mut part, mut rest) = (String::new(), text);
         loop {
@@ -316,13 +329,13 @@ impl Name {
         !self.table.is_empty() && self.schema.as_ref().is_none_or(|schema| !schema.is_empty())
     }
 
-    /// As SQL names it.
+    /// Returns the name as SQL needs it.
     pub(super) fn quoted(&self) -> String {
         let schema = self.found.as_ref().or(self.schema.as_ref());
         schema.map_or_else(|| quote(&self.table), |schema| format!("{}.{}", quote(schema), quote(&self.table)))
     }
 
-    /// As an index is made on it: SQLite takes no schema there.
+    /// Returns the name as CREATE INDEX needs it: SQLite takes no schema there.
     fn shown(&self, dialect: Dialect) -> String {
         match (&self.schema, dialect) {
             (Some(schema), Dialect::Postgres) => format!("{}.{}", quote(schema), quote(&self.table)),
@@ -330,7 +343,9 @@ impl Name {
         }
     }
 
-    /// The error of a name that nothing has, or several; `schemas` are those that have it and a bare name reaches, `others` the rest that have it.
+    /// Sets the found schema, or returns the error for a name that no table has, or several have.
+    /// `schemas` are those that have the table and that a bare name reaches; `others` are the rest
+    /// that have it.
     pub(super) fn find(&mut self, counter: &CounterId, schemas: &[String], others: &[String]) -> Result<()> {
         let (text, whose) = (&self.text, format!("source of counter {}", counter.full_name()));
         match schemas {
@@ -357,8 +372,10 @@ impl Name {
     }
 }
 
-/// PostgreSQL's page of sums over rows that come in key order. Where the key's columns have the primary key among them, it would group by that alone, and
-/// then sort; not what comes out of a query.
+/// Returns PostgreSQL's page of sums over rows in key order.
+///
+/// The inner query prevents a sort: if the key's columns contain the primary key, PostgreSQL would
+/// group by that alone and then sort, but it does not if the columns come from a query.
 fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String {
     let names = names(keys.len());
     let columns: Vec<String> = keys.iter().zip(1..).map(|(key, at)| format!("{key} AS k_{at}")).collect();
@@ -366,13 +383,14 @@ fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String 
     format!("SELECT {names}, {sums} FROM (SELECT {columns}{rows}) AS o GROUP BY {names} ORDER BY {names} LIMIT {limit}")
 }
 
-/// PostgreSQL's query for each of many keys, in one statement: it finds them one by one, whatever its planner thinks of the table.
+/// Returns PostgreSQL's query for many keys in one statement: it finds each key separately,
+/// whatever the planner estimates of the table.
 pub(super) fn of_each_key(parts: KeyParts, what: &str, of_key: &str) -> String {
     let (arrays, names) = (sql::arrays(parts), names(parts.len()));
     format!("SELECT {what} FROM unnest({arrays}) AS k({names}), LATERAL ({of_key}) AS o")
 }
 
-/// What the parts of a key are called here.
+/// Returns the names of a key's parts in these statements.
 fn names(parts: usize) -> String {
     (1..=parts).map(|at| format!("k_{at}")).collect::<Vec<_>>().join(", ")
 }
@@ -384,7 +402,8 @@ enum Second {
     Last,
 }
 
-/// PostgreSQL's first or last second of an epoch, or the nearest that a column can hold: no epoch fails to be asked for.
+/// Returns PostgreSQL's first or last second of an epoch, limited to what a column can hold, so
+/// that no epoch causes an error.
 fn second(epoch: &str, per: i64, which: Second) -> String {
     let second = match which {
         Second::First => format!("{epoch}::numeric * {per}"),
@@ -393,8 +412,9 @@ fn second(epoch: &str, per: i64, which: Second) -> String {
     format!("greatest(least({second}, {}), {})::bigint", i64::MAX, i64::MIN)
 }
 
-/// Looks for the row that the last parts of a key name. SQLite: finds it, by the parts as parameters. PostgreSQL: of many keys, gives those that name
-/// none.
+/// Returns the query that looks up the row which the last parts of a key refer to. SQLite: it finds
+/// the row, with the parts as parameters. PostgreSQL: of many keys, it returns those without such a
+/// row.
 fn parent(dialect: Dialect, counter: &CounterId, table: &Name, columns: &[String]) -> String {
     let parts = counter.parts();
     let first = parts.len().saturating_sub(columns.len()) + 1;
@@ -413,7 +433,7 @@ fn parent(dialect: Dialect, counter: &CounterId, table: &Name, columns: &[String
     }
 }
 
-/// A value as SQL says it.
+/// Returns a value as an SQL literal.
 fn literal(dialect: Dialect, value: &Value<'_>) -> String {
     match (value, dialect) {
         (Value::Integer(value), _) => value.to_string(),
@@ -430,13 +450,15 @@ fn literal(dialect: Dialect, value: &Value<'_>) -> String {
     }
 }
 
-/// The statements of one counter's source. `_first` starts at the first key, `_next` behind the key given as the first parameters; samples take
-/// their number of rows last, and give columns, key, amount, and whether the row counts for a key.
+/// The statements of one counter's source. `_first` starts at the first key, `_next` after the key
+/// given as the first parameters. Samples take their number of rows as the last parameter, and
+/// return columns, key, amount, and whether the row counts for a key.
 #[derive(Debug)]
 pub(super) struct Statements {
     pub(super) sums_first: String,
     pub(super) sums_next: String,
-    /// In SQLite of the key given as the parameters, in PostgreSQL of all keys in them, as arrays; so too `rows_of_keys`.
+    /// In SQLite for the key given as the parameters, in PostgreSQL for all keys given as arrays;
+    /// `rows_of_keys` too.
     pub(super) sums_of_keys: String,
     pub(super) rows_first: String,
     pub(super) rows_next: String,
@@ -446,21 +468,22 @@ pub(super) struct Statements {
     #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
     pub(super) key_next: String,
     pub(super) any: String,
-    /// Every row, as a sample gives it.
+    /// Every row, in the form of a sample.
     pub(super) sample_all: String,
     pub(super) sample_first: String,
     pub(super) sample_last: String,
     pub(super) sample_without_key: Option<String>,
     pub(super) sample_of_key: String,
-    /// What each row adds, where they do not all add 1.
+    /// What each row adds, if they do not all add 1.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     pub(super) amount: Option<String>,
-    /// Looks for rows that the last parts of keys name, where the source says of which table.
+    /// Looks up the rows that the last parts of keys refer to, if the source names their table.
     pub(super) parent: Option<String>,
 }
 
 impl Statements {
-    /// One statement of each shape, to find what SQLite cannot prepare before anything is run.
+    /// Returns one statement of each shape, to find what SQLite cannot prepare before anything
+    /// runs.
     #[cfg(feature = "sqlite")]
     pub(super) fn all(&self) -> impl Iterator<Item = &String> {
         [&self.sums_next, &self.rows_next, &self.sample_of_key].into_iter().chain(&self.parent)

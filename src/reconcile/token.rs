@@ -1,4 +1,4 @@
-//! The resume token: where a run stopped, what its scope and settings were, in one short string.
+//! The resume token: where a run stopped, with its scope and settings, in one short string.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,12 @@ use crate::counter::{FNV_OFFSET, fnv1a};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 
-/// From where a stopped run goes on: a string of `0-9a-v`.
+/// Where a stopped run resumes: a string of `0-9a-v`.
 ///
-/// Using one twice, or late, is harmless. What a run has found or filled before its token is counted on only where the totals' own database says
-/// the same, in `keepcount_runs`: on a backup that was restored since, a backfill goes on from where the backup is, and a verify or repair
-/// goes on, but calls nothing clean that it did not compare itself.
+/// Using one twice, or late, is harmless. What a run found or filled before its token counts only
+/// if the totals' own database confirms it, in `keepcount_runs`. On a backup that was restored
+/// since, a backfill continues from where the backup is. A verify or repair continues too, but
+/// calls nothing clean that it did not compare itself.
 ///
 /// # Examples
 ///
@@ -25,34 +26,35 @@ use crate::key::KeyBuf;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[allow(clippy::struct_excessive_bools)] // each says one thing of the run, apart from the others
+#[allow(clippy::struct_excessive_bools)] // each says one thing about the run, apart from the others
 pub struct Token {
     pub(super) mode: Mode,
     pub(super) force: bool,
-    /// The fixed page; 0 for one that adapts.
+    /// The fixed page; 0 for an adaptive one.
     pub(super) page: u32,
     pub(super) samples: u32,
     pub(super) schema: u64,
     pub(super) identity: u64,
-    /// What tells the run, in all of its legs, from every other.
+    /// Distinguishes the run, in all of its legs, from every other.
     pub(super) run: u64,
     /// The counters in scope, as positions among the schema's counters by name.
     pub(super) scope: Vec<u16>,
     /// The position in `scope`.
     pub(super) at: u16,
-    /// The positions before `at` of counters that were not clean, in their order.
+    /// The positions before `at` of counters that were not clean, in order.
     pub(super) unclean: Vec<u16>,
-    /// The positions before `at` of counters that were left out, as their rows could not be counted; all of them are unclean.
+    /// The positions before `at` of counters that were left out because their rows could not be
+    /// counted; all of them are unclean.
     pub(super) failed: Vec<u16>,
     pub(super) after: Option<KeyBuf>,
     pub(super) part: Option<Part>,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
     pub(super) dirty: bool,
-    /// Whether keys of the counter at `at` were left alone, as far as it was compared.
+    /// Whether keys of the counter at `at` were skipped, as far as it was compared.
     pub(super) unsettled: bool,
 }
 
-/// Of a run over a part of a counter: its last key, if that is not the counter's.
+/// For a run over a part of a counter: its last key, if that is not the counter's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Part {
     pub(super) until: Option<KeyBuf>,
@@ -62,7 +64,8 @@ const VERSION: u8 = 3;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 impl Token {
-    /// The number of the run, the same in all of its legs: what an [`Audit`](super::Audit) of your own keeps its place by.
+    /// Returns the number of the run, the same in all of its legs; an [`Audit`](super::Audit) of
+    /// your own keeps the run's progress under it.
     #[must_use]
     pub const fn run(&self) -> u64 {
         self.run
@@ -166,7 +169,7 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Base 32: five bits a digit, the last one filled up with zeros.
+        // Base 32: five bits a digit, the last one padded with zeros.
         let (mut bits, mut count) = (0_u32, 0_u32);
         let mut text = String::new();
         for byte in self.to_bytes() {
@@ -200,7 +203,8 @@ impl FromStr for Token {
                 bytes.extend(u8::try_from(bits >> count & 0xff));
             }
         }
-        // One text for one token: what fills up the last digit is zero, and there is not a digit too many.
+        // One text for one token: the padding of the last digit is zero, and there is no extra
+        // digit.
         let filled = count < 5 && bits & ((1 << count) - 1) == 0;
         Self::from_bytes(&bytes).filter(|_| filled).ok_or(corrupt)
     }
@@ -320,12 +324,12 @@ mod tests {
         };
         assert_eq!(sealed(&|_| ()), Some(token()));
         assert_eq!(sealed(&|raw| raw[0] = 1), None);
-        // No counter behind the scope's last; and no key where the flags say so.
+        // No counter after the scope's last one, and no key although the flags declare one.
         assert_eq!(sealed(&|raw| raw[27] = 3), None);
         assert_eq!(sealed(&|raw| raw[1] &= !4), None);
         // A counter that was not clean, and is not done yet.
         assert_eq!(sealed(&|raw| raw[47] = 1), None);
-        // A counter that was left out and is said to be clean.
+        // A counter that was left out but is marked clean.
         assert_eq!(sealed(&|raw| raw[51] = 1), None);
     }
 

@@ -1,4 +1,5 @@
-//! The world around a run in tokio: its clock, a stop flag, throttles that may ask a database, and two that do.
+//! The runtime of a run in tokio: its clock, a stop flag, throttles that may query a database, and
+//! ready-made ones.
 
 use std::fmt;
 use std::future::Future;
@@ -14,15 +15,15 @@ use super::asynchronous::AsyncRuntime;
 use super::driver::WAIT_SLICE;
 use super::progress::Progress;
 
-/// What a throttle answers, some time later: why no page may be measured just now, if so.
+/// The future answer of a throttle: a reason not to compare a page now, if there is one.
 pub type ThrottleAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
 
 type Gate<'a> = Box<dyn FnMut() -> ThrottleAnswer<'a> + Send + 'a>;
 
 type Show<'a> = Box<dyn FnMut(&Progress) + Send + 'a>;
 
-/// The clock of tokio, with a stop flag, throttles, and somebody who is shown the progress, where they are wanted; for
-/// [`run_async`](super::run_async).
+/// The runtime for [`run_async`](super::run_async): tokio's clock, with optional stop flag,
+/// throttles and progress callback.
 ///
 /// # Examples
 ///
@@ -50,7 +51,7 @@ pub struct TokioRuntime<'a> {
 }
 
 impl<'a> TokioRuntime<'a> {
-    /// The clock, no stop flag, no throttle.
+    /// Creates a runtime with tokio's clock, no stop flag and no throttle.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -63,8 +64,10 @@ impl<'a> TokioRuntime<'a> {
         self
     }
 
-    /// Asks `throttle` before each page: a reason holds the run, [`Options::stall_after`](super::Options::stall_after) at most. May be called
-    /// several times.
+    /// Calls `throttle` before each page: a reason delays the run, for at most
+    /// [`Options::stall_after`](super::Options::stall_after).
+    ///
+    /// You can add several throttles.
     #[must_use]
     pub fn throttle<F: Future<Output = Option<String>> + Send + 'a>(
         mut self,
@@ -100,7 +103,8 @@ impl AsyncRuntime for TokioRuntime<'_> {
     async fn wait(&mut self, time: Duration, _: &str) {
         let until = self.now() + time;
         let mut left = time;
-        // A slice at least, also when stopped: what is under way may still have to wait for its retry.
+        // At least one slice, also when stopped: the work in progress may still have to wait for
+        // its retry.
         while !left.is_zero() {
             sleep(left.min(WAIT_SLICE)).await;
             left = if self.stopped() { Duration::ZERO } else { until.saturating_sub(self.now()) };
@@ -127,8 +131,11 @@ impl AsyncRuntime for TokioRuntime<'_> {
     }
 }
 
-/// A throttle that is shut while a replica of this server replays more than `most` behind it. Asks over a connection of its own, to the primary; what it
-/// cannot see shuts it too: its role needs `pg_monitor`.
+/// Creates a throttle that is closed while a replica of this server replays more than `most` behind
+/// it.
+///
+/// Give it its own connection, to the primary. Its role needs `pg_monitor`: it is also closed if it
+/// cannot see something.
 pub fn replay_lag<'a>(client: &'a Client, most: Duration) -> impl FnMut() -> ThrottleAnswer<'a> + Send + use<'a> {
     const LAG: &str = "SELECT coalesce(bool_or(state IS NULL), false),
         coalesce(max(extract(epoch FROM replay_lag) * 1000), 0)::bigint FROM pg_stat_replication";
@@ -140,7 +147,8 @@ pub fn replay_lag<'a>(client: &'a Client, most: Duration) -> impl FnMut() -> Thr
     }
 }
 
-/// A throttle that is shut while a replica of this server has more than `most` bytes of its log to replay; see [`replay_lag`].
+/// Creates a throttle that is closed while a replica of this server has more than `most` bytes of
+/// the log to replay; see [`replay_lag`].
 pub fn replay_lag_bytes<'a>(client: &'a Client, most: u64) -> impl FnMut() -> ThrottleAnswer<'a> + Send + use<'a> {
     const LAG: &str = "SELECT coalesce(bool_or(state IS NULL), false), coalesce(max(pg_wal_lsn_diff(
         CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, replay_lsn)), 0)::bigint
@@ -151,8 +159,11 @@ pub fn replay_lag_bytes<'a>(client: &'a Client, most: u64) -> impl FnMut() -> Th
     }
 }
 
-/// A throttle that is shut while more than `most` connections of this server are at work, its own not among them. Asks over a connection of its own; what it
-/// cannot see shuts it: its role needs `pg_monitor`.
+/// Creates a throttle that is closed while more than `most` connections of this server are active,
+/// not counting its own.
+///
+/// Give it its own connection. Its role needs `pg_monitor`: it is also closed if it cannot see
+/// something.
 pub fn active_connections<'a>(client: &'a Client, most: u64) -> impl FnMut() -> ThrottleAnswer<'a> + Send + use<'a> {
     const ACTIVE: &str = "SELECT coalesce(bool_or(state IS NULL), false), count(*) FILTER (WHERE state = 'active')
         FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
@@ -166,7 +177,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Asks for whether something is hidden, and for a number that is to be at most `most`.
+/// Queries whether something is hidden, and a number that must be at most `most`.
 async fn over(client: &Client, text: &str, most: u64, reason: impl Fn(u64) -> String) -> Option<String> {
     const NONE: &[&(dyn ToSql + Sync)] = &[];
     let read = |row: Row| Ok((row.try_get::<_, bool>(0)?, row.try_get::<_, i64>(1)?));

@@ -1,4 +1,4 @@
-//! The tables of totals, offsets and locks, and the catalogue of them.
+//! The DDL of the tables of totals, offsets and locks, and of their catalogue.
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use super::inspect;
@@ -8,47 +8,58 @@ use crate::error::{Error, Result};
 use crate::leaderboard;
 use crate::schema::Schema;
 
-/// The catalogue of the counters that a database has, by their full names. Its column `identity` is random, so that a resume token of one
-/// database is known in another; `ready` is 0 while a counter's totals lack rows from before its hooks ran everywhere.
+/// The catalogue of the counters that a database has, by their full names.
+///
+/// Its column `identity` is random, so that a resume token of one database is recognized in
+/// another. `ready` is 0 while a counter's totals lack rows from before its hooks ran everywhere.
 pub const CATALOGUE: &str = "keepcount_counters";
 
-/// The table of the last event of each stream that was applied.
+/// The table of the last applied event of each stream.
 pub const OFFSETS: &str = "keepcount_offsets";
 
-/// The table of the reconciler's runs that are to be gone on with: how far each has come, as its token, which is as old as the totals beside it, also where a
-/// backup was restored.
+/// The table of the reconciler's runs that can be resumed, with the progress of each as its token.
+///
+/// The token is as old as the totals in the same database, even after a backup was restored.
 pub const RUNS: &str = "keepcount_runs";
 
-/// The table of PostgreSQL's locks: who changes what a rollup or leaderboard is made of holds a row of it until the transaction ends.
+/// The table of PostgreSQL's locks.
+///
+/// A transaction that changes what a rollup or leaderboard is made of locks a row of it until it
+/// ends.
 pub const LOCKS: &str = "keepcount_locks";
 
-/// What a release changes in a database, as [`Schema::migration`] says it.
+/// What a release changes in a database, as [`Schema::migration`] returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Migration {
-    /// The statements that make what is new, in order; run them in one transaction.
+    /// The statements that create what is new, in order. Run them in one transaction.
     pub statements: Vec<String>,
-    /// What the schema has no more, in an order in which it can be dropped. Run these once no process of the release before is left.
+    /// What the schema no longer has, in an order in which it can be dropped. Run these once no
+    /// process of the previous release is left.
     pub drops: Vec<DropTotals>,
 }
 
-/// How the totals of a counter, or the lines of a leaderboard, are dropped.
+/// The statements that drop the totals of a counter, or the lines of a leaderboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DropTotals {
     /// The full name of the counter or leaderboard.
     pub name: String,
-    /// The statements, to be run in one transaction.
+    /// The statements. Run them in one transaction.
     pub statements: Vec<String>,
 }
 
 impl Schema {
-    /// The statements that make the catalogue and every counter's table **in a new database**, whose rows all come after it; run them in one
-    /// transaction. All counters are ready to be read then. In a database that has keepcount's tables the first statement fails, and none of the
-    /// others makes a counter ready.
+    /// The statements that create the catalogue and every counter's table **in a new database**,
+    /// before it has any rows.
     ///
-    /// Where there are rows already it is [`ddl_pending_backfill`](Self::ddl_pending_backfill), and for a later release
-    /// [`migration`](Self::migration). `SqliteStore::create` and `PostgresStore::create` do all three.
+    /// Run them in one transaction. All counters are ready to be read then. In a database that
+    /// already has keepcount's tables the first statement fails, and none of the others makes a
+    /// counter ready.
+    ///
+    /// If there are rows already, use [`ddl_pending_backfill`](Self::ddl_pending_backfill); for a
+    /// later release, use [`migration`](Self::migration). `SqliteStore::create` and
+    /// `PostgresStore::create` do all three.
     ///
     /// # Examples
     ///
@@ -66,8 +77,8 @@ impl Schema {
         self.ddl_where(dialect, true)
     }
 
-    /// As [`ddl`](Self::ddl), for the first release of keepcount in a database **that has rows already**: no counter is ready before its
-    /// [backfill](crate::reconcile::Mode::Backfill).
+    /// Like [`ddl`](Self::ddl), for the first release of keepcount in a database **that already has
+    /// rows**: no counter is ready before its [backfill](crate::reconcile::Mode::Backfill).
     ///
     /// # Examples
     ///
@@ -93,15 +104,16 @@ impl Schema {
         let leaderboards =
             self.leaderboard_ids().iter().flat_map(|leaderboard| leaderboard::create(dialect, leaderboard));
         let counters = self.counters().iter().map(|spec| listed(spec, ready));
-        // A leaderboard is empty, as is what it ranks; a backfill brings it along.
+        // A leaderboard is empty, like what it ranks; a backfill updates it.
         let lines =
             counters.chain(self.leaderboard_ids().iter().map(|leaderboard| leaderboard::listed(leaderboard, true)));
         let lines = lines.collect::<Vec<_>>();
-        // Where anything is listed already, this makes none of them ready; new tables are then listed as what they are: nobody knows of which rows.
+        // If anything is already listed, this makes none of them ready. New tables are then listed
+        // as pending, since it is unknown whether they have rows.
         let all = (!lines.is_empty()).then(|| enlist_first(&lines));
         let pending = lines.iter().map(|line| line.replace(", 1)", ", 0)")).collect::<Vec<_>>();
         let pending = all.is_some().then(|| format!("{} ON CONFLICT DO NOTHING", enlist_all(&pending)));
-        // Another catalogue than one's own is an error.
+        // A catalogue that already exists is an error.
         let catalogue = create_catalogue(dialect).replacen("IF NOT EXISTS ", "", 1);
         std::iter::once(catalogue)
             .chain(tables)
@@ -113,17 +125,21 @@ impl Schema {
             .collect()
     }
 
-    /// The statements **for a release** that adds, raises or drops counters or leaderboards, in a database of the schema `before`. What is new
-    /// is not ready: a counter is to be [backfilled](crate::reconcile::Mode::Backfill), a leaderboard rebuilt (docs/deploy.md). What is gone is
-    /// listed apart, since it is dropped later, if at all. In a database that is not of the schema before, or where they ran already, a
-    /// statement fails.
+    /// The statements **for a release** that adds, raises or drops counters or leaderboards, in a
+    /// database with the schema `before`.
     ///
-    /// Keep each release's schema beside its migration.
+    /// What is new is not ready: [backfill](crate::reconcile::Mode::Backfill) a counter, rebuild a
+    /// leaderboard (docs/deploy.md). What is gone is listed separately, since you drop it later, if
+    /// at all. In a database that does not have the schema `before`, or where the statements
+    /// already ran, a statement fails.
+    ///
+    /// Keep each release's schema together with its migration.
     ///
     /// # Errors
     ///
-    /// [`Error::DefinitionConflict`] for a counter or leaderboard that both schemas have with different keys, or in different places: it needs another name or
-    /// version. That a counter becomes prunable is no such difference.
+    /// [`Error::DefinitionConflict`] for a counter or leaderboard that both schemas have with
+    /// different keys, or with different storage: it needs another name or version. A counter that
+    /// becomes prunable is not such a difference.
     ///
     /// # Examples
     ///
@@ -137,7 +153,7 @@ impl Schema {
     /// const SCHEMA: Schema = Schema::new(&[VOTES.version(2).table(), STARS.table()]);
     ///
     /// let migration = SCHEMA.migration(Dialect::Postgres, &BEFORE)?;
-    /// assert_eq!(migration.statements.len(), 4); // a table and a line of the catalogue for each of both
+    /// assert_eq!(migration.statements.len(), 4); // a table and a catalogue row for each
     /// assert_eq!(migration.drops[0].name, "show.votes");
     /// # Ok::<(), keepcount::Error>(())
     /// ```
@@ -155,7 +171,7 @@ impl Schema {
                     return Err(conflict(spec.id().name(), format!("{:?}", spec.id()), format!("{:?}", known.id())));
                 }
                 Some(known) if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() => {
-                    // Only what apply looks for is new.
+                    // Only prunability is new, which affects only what apply looks up.
                     statements.push(replace(spec));
                 }
                 Some(known) if known.storage_clause() != spec.storage_clause() => {
@@ -165,7 +181,7 @@ impl Schema {
             }
         }
         for spec in self.counters() {
-            // Also of a counter that was there before it became a membership.
+            // Also for a counter that existed before it became a membership.
             let child = self.child_parts(&spec.id()).filter(|_| before.child_parts(&spec.id()).is_none());
             statements.extend(child.map(|child| create_by_parent(dialect, spec, child)));
         }
@@ -180,7 +196,7 @@ impl Schema {
                         [known, leaderboard].map(|leaderboard| leaderboard::create(dialect, leaderboard).concat());
                     return Err(conflict(leaderboard.name(), found, wanted));
                 }
-                // Its lines are of another score until it is rebuilt.
+                // Its lines have the old score until it is rebuilt.
                 Some(known) if leaderboard::listed(known, false) != leaderboard::listed(leaderboard, false) => {
                     statements.push(leaderboard::enlist_anew(leaderboard, false));
                 }
@@ -225,11 +241,11 @@ pub(crate) fn create_catalogue(dialect: Dialect) -> String {
         Dialect::Postgres => ("BIGINT", "BYTEA", "hashtextextended(gen_random_uuid()::text, 0)", ""),
     };
     format!(
-        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" {text} NOT NULL PRIMARY KEY, "key" {text} NOT NULL, "version" {integer} NOT NULL, "placement" {text} NOT NULL, "identity" {integer} NOT NULL DEFAULT ({random}), "cut" {cutoff}, "ready" {integer} NOT NULL DEFAULT 1){options}"#
+        r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" {text} NOT NULL PRIMARY KEY, "key" {text} NOT NULL, "version" {integer} NOT NULL, "placement" {text} NOT NULL, "identity" {integer} NOT NULL DEFAULT ({random}), "cutoff" {cutoff}, "ready" {integer} NOT NULL DEFAULT 1){options}"#
     )
 }
 
-/// The index of what is not ready, most often empty: whoever reads a total looks there first.
+/// The index of what is not ready, which is usually empty. Every read of a total looks there first.
 pub(crate) fn create_unready(_: Dialect) -> String {
     format!(r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#)
 }
@@ -248,7 +264,8 @@ pub(crate) fn create_runs(dialect: Dialect) -> String {
     )
 }
 
-/// The tables of keepcount's own beside the catalogue, and their columns as [`inspect::column`] says them.
+/// The tables of keepcount other than the catalogue, with their columns as [`inspect::column`]
+/// spells them.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
     let text = |name: &str, in_key| inspect::column(dialect, name, dialect.text(), in_key);
@@ -264,7 +281,7 @@ pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
     tables
 }
 
-/// PostgreSQL's locks; SQLite has one for the whole database.
+/// The table of PostgreSQL's locks; SQLite has one lock for the whole database.
 pub(crate) fn create_locks(dialect: Dialect) -> Option<String> {
     let text = format!(
         r#"CREATE TABLE IF NOT EXISTS "{LOCKS}" ("of" TEXT COLLATE "C" NOT NULL, "level" BIGINT NOT NULL, "key" BYTEA NOT NULL, "turns" BIGINT NOT NULL, PRIMARY KEY ("of", "level", "key")) WITH (fillfactor = 80)"#
@@ -272,8 +289,9 @@ pub(crate) fn create_locks(dialect: Dialect) -> Option<String> {
     (dialect == Dialect::Postgres).then_some(text)
 }
 
-/// In SQLite WITHOUT ROWID: a key is stored once, and writing totals leaves the application's `last_insert_rowid()` alone. In PostgreSQL with room in
-/// its pages, so that a total that changes stays in its page and leaves the index alone.
+/// The table of a counter's totals. In SQLite it is WITHOUT ROWID: a key is stored once, and
+/// writing totals does not change the application's `last_insert_rowid()`. In PostgreSQL its pages
+/// have free room, so that a total that changes stays in its page and the index is not written.
 pub(crate) fn create(dialect: Dialect, spec: &CounterSpec) -> String {
     let columns = columns(dialect, spec.id().parts());
     let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
@@ -287,7 +305,8 @@ pub(crate) fn by_parent(spec: &CounterSpec) -> String {
     format!("{}_by_parent", spec.table_name())
 }
 
-/// The membership's key from its other end, and its total: all that a recount reads of it.
+/// The index of the membership's key, parent first, with its total: everything that a recount reads
+/// of it.
 pub(crate) fn create_by_parent(_: Dialect, spec: &CounterSpec, child: usize) -> String {
     let columns = key_columns(spec.id().parts());
     let (child, parent) = columns.split_at_checked(child).unwrap_or_default();
@@ -295,7 +314,7 @@ pub(crate) fn create_by_parent(_: Dialect, spec: &CounterSpec, child: usize) -> 
     format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(spec), spec.table_name())
 }
 
-/// Writes a counter into the catalogue.
+/// Inserts a counter into the catalogue.
 pub(crate) fn enlist(spec: &CounterSpec, ready: bool) -> String {
     enlist_all(&[listed(spec, ready)])
 }
@@ -305,24 +324,25 @@ fn listed(spec: &CounterSpec, ready: bool) -> String {
     listed_as(&spec.id().full_name(), &spec.id(), &spec.storage_clause(), ready)
 }
 
-/// The catalogue's values for a counter or leaderboard. Names consist of a-z, 0-9, _ and ., so nothing needs quoting.
+/// The catalogue's values for a counter or leaderboard. Names consist of a-z, 0-9, _ and ., so
+/// nothing needs quoting.
 pub(crate) fn listed_as(name: &str, id: &CounterId, placement: &str, ready: bool) -> String {
     let (key, version, ready) = (id.parts(), id.version(), i64::from(ready));
     format!("('{name}', '{key}', {version}, '{placement}', {ready})")
 }
 
-/// Writes counters and leaderboards into the catalogue.
+/// Inserts counters and leaderboards into the catalogue.
 pub(crate) fn enlist_all(lines: &[String]) -> String {
     format!(r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES {}"#, lines.join(", "))
 }
 
-/// The same, where the catalogue is empty.
+/// The same, if the catalogue is empty.
 fn enlist_first(lines: &[String]) -> String {
     enlist_all(lines).replacen(" VALUES ", " SELECT * FROM (VALUES ", 1)
         + &format!(r#") AS l WHERE NOT EXISTS (SELECT 1 FROM "{CATALOGUE}")"#)
 }
 
-/// Where a new rollup is prunable, gives it the cutoff of what it sums: below it there is nothing to sum any more.
+/// Gives a new prunable rollup the cutoff of what it sums: below it there is nothing left to sum.
 pub(crate) fn take_over_cutoff(spec: &CounterSpec) -> Option<String> {
     let rollup = spec.rollup().filter(|_| spec.is_prunable())?;
     let (name, base) = (spec.id().full_name(), rollup.base().full_name());
@@ -331,7 +351,7 @@ pub(crate) fn take_over_cutoff(spec: &CounterSpec) -> Option<String> {
     ))
 }
 
-/// Writes where a counter lives anew into the catalogue.
+/// Updates a counter's storage clause in the catalogue.
 pub(crate) fn replace(spec: &CounterSpec) -> String {
     let (storage_clause, name) = (spec.storage_clause(), spec.id().full_name());
     format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{storage_clause}' WHERE c."name" = '{name}'"#)

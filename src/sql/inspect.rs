@@ -1,15 +1,16 @@
-//! How a database's own description of its tables is read: queries that give texts, and the texts that are wanted.
+//! Queries that read a database's own description of its tables as texts, and the expected texts.
 
 use super::{CATALOGUE, Dialect, Query, Value, columns, quote};
 use crate::key::{KeyPart, KeyParts};
 
-/// What a name stands for: `table`, `index` or something else; no row where it stands for nothing.
+/// The kind of object that a name stands for: `table`, `index` or something else; no row if there
+/// is none.
 pub(crate) fn kind_of(dialect: Dialect, name: &str) -> Query<'_> {
     about(
         dialect,
         name,
         match dialect {
-            // Names fold case.
+            // Names are case-insensitive.
             Dialect::Sqlite => "SELECT type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE",
             Dialect::Postgres => {
                 "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'i' THEN 'index' ELSE 'relation of another kind' END
@@ -19,7 +20,7 @@ pub(crate) fn kind_of(dialect: Dialect, name: &str) -> Query<'_> {
     )
 }
 
-/// Each column of a table, in order, as [`column`] says it.
+/// Each column of a table, in order, as [`column`] spells it.
 pub(crate) fn columns_of(dialect: Dialect, table: &str) -> Query<'_> {
     about(
         dialect,
@@ -41,7 +42,7 @@ pub(crate) fn columns_of(dialect: Dialect, table: &str) -> Query<'_> {
     )
 }
 
-/// A column that is not null, of a type as it is declared, at this place in the primary key, from 1.
+/// A NOT NULL column with its declared type and its position in the primary key, from 1.
 pub(crate) fn column(dialect: Dialect, name: &str, kind: &str, in_key: Option<usize>) -> String {
     let kind = match (dialect, kind.split_once(' ')) {
         (Dialect::Sqlite, _) => kind.to_owned(),
@@ -52,15 +53,15 @@ pub(crate) fn column(dialect: Dialect, name: &str, kind: &str, in_key: Option<us
     format!("{} {kind} NOT NULL{key}", name.replace('"', ""))
 }
 
-/// The columns of the table of a counter or leaderboard: its key's, and the last.
+/// The columns of the table of a counter or leaderboard: those of its key, and the last.
 pub(crate) fn keyed(dialect: Dialect, parts: KeyParts, (name, kind): (&str, &str)) -> Vec<String> {
     let keys = columns(dialect, parts).into_iter().zip(1..);
     let keys = keys.map(|((name, kind), at)| column(dialect, &name, kind, Some(at)));
     keys.chain([column(dialect, name, kind, None)]).collect()
 }
 
-/// What could skip or change what is written to a table, or sorts its texts otherwise than by bytes: a text each. Those of texts only where the
-/// table's keys have them.
+/// Everything that could skip or change writes to a table, or that does not sort its texts by
+/// bytes, as one text each. With `texts`, includes those that concern texts in keys.
 pub(crate) fn faults(dialect: Dialect, table: &str, texts: bool) -> impl Iterator<Item = Query<'_>> {
     let faults = match dialect {
         Dialect::Sqlite => SQLITE_FAULTS,
@@ -69,12 +70,13 @@ pub(crate) fn faults(dialect: Dialect, table: &str, texts: bool) -> impl Iterato
     faults.iter().filter(move |(of_texts, _)| texts || !of_texts).map(move |(_, text)| about(dialect, table, text))
 }
 
-/// Whether keys of these parts are sorted by texts.
+/// Whether keys of these parts include texts.
 pub(crate) fn has_texts(parts: KeyParts) -> bool {
     parts.as_slice().contains(&KeyPart::Text)
 }
 
-/// In PostgreSQL, that the catalogue is in another schema than the first of the search path, where tables would be made.
+/// In PostgreSQL, a text if the catalogue is in another schema than the first of the search path,
+/// where tables would be created.
 pub(crate) fn elsewhere() -> Query<'static> {
     about(
         Dialect::Postgres,
@@ -122,7 +124,7 @@ const SQLITE_FAULTS: &[(bool, &str)] = &[
     ),
     (
         true,
-        // Streams and runs are looked up and not sorted.
+        // Streams and runs are looked up, not sorted.
         "SELECT 'the database is encoded in ' || encoding || ', where texts do not sort as UTF-8'
          FROM pragma_encoding WHERE encoding <> 'UTF-8' AND ?1 NOT IN ('keepcount_offsets', 'keepcount_runs')",
     ),

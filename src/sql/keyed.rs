@@ -1,4 +1,5 @@
-//! Statements about many keys: in SQLite executed once for each of them, in PostgreSQL with an array for each column.
+//! Statements over many keys: in SQLite executed once for each key, in PostgreSQL with an array for
+//! each column.
 
 use std::borrow::Cow;
 
@@ -10,10 +11,10 @@ use crate::counter::{CounterId, CounterSpec};
 use crate::error::Result;
 use crate::key::{KeyBuf, KeyParts};
 
-/// How many rows one execution of a statement of PostgreSQL's reads or writes at most.
+/// The maximum number of rows that one execution of a PostgreSQL statement reads or writes.
 pub(crate) const MAX_ARRAY: usize = 10_000;
 
-/// Appends rows of parameters: as they are, or many of them as one row of arrays.
+/// Appends rows of parameters: as they are, or as rows of arrays.
 pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut Vec<Value<'a>>) {
     if !arrays {
         to.append(&mut rows);
@@ -25,7 +26,7 @@ pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize
     }
 }
 
-/// A query of some rows of parameters.
+/// A query with some rows of parameters.
 pub(crate) fn of_rows(dialect: Dialect, text: String, rows: Vec<Value<'_>>, width: usize) -> Query<'_> {
     let mut values = Vec::new();
     push_rows(dialect == Dialect::Postgres, rows, width, &mut values);
@@ -41,13 +42,13 @@ pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &CounterId, keys: &'a [Key
     Ok(rows)
 }
 
-/// Keys as parameters of PostgreSQL's, an array for each column.
+/// Keys as PostgreSQL parameters, an array for each column.
 #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 pub(crate) fn key_arrays<'a>(counter: &CounterId, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
     Ok(Value::columns(key_rows(Dialect::Postgres, counter, keys)?, key_columns(counter.parts()).len()))
 }
 
-/// Reads these keys: the key's columns and another, in any order.
+/// Reads these keys: the key's columns and another column, in any order.
 pub(crate) fn read_keys<'a>(
     dialect: Dialect,
     table: &str,
@@ -61,7 +62,8 @@ pub(crate) fn read_keys<'a>(
     Ok(of_rows(dialect, text, key_rows(dialect, counter, keys)?, key_columns(parts).len()))
 }
 
-/// Reads all totals under some beginnings of keys, of as many parts: the key's columns and the total, in any order.
+/// Reads all totals under some prefixes with this many parts: the key's columns and the total, in
+/// any order.
 pub(crate) fn read_under<'a>(
     dialect: Dialect,
     spec: &CounterSpec,
@@ -125,12 +127,13 @@ fn array_params<'k>(kinds: impl Iterator<Item = &'k str>) -> String {
     kinds.enumerate().map(|(at, kind)| array_param(at, kind)).collect::<Vec<_>>().join(", ")
 }
 
-/// PostgreSQL's parameter behind the first `at`, an array of this type.
+/// PostgreSQL's parameter after the first `index`, an array of this type.
 fn array_param(index: usize, kind: &str) -> String {
     format!("${}::{}[]", index + 1, kind.split(' ').next().unwrap_or(kind))
 }
 
-/// Writes one column of the rows of the keys in the parameters, `set` where a row is there; the value is behind its key.
+/// Writes one column of the rows of the keys in the parameters. The value comes after its key; an
+/// existing row gets the value of the expression `set`.
 pub(crate) fn write_keys(
     dialect: Dialect,
     table: &str,
@@ -149,7 +152,8 @@ pub(crate) fn write_keys(
     )
 }
 
-/// PostgreSQL's [`upsert`] of many totals: the parameters are arrays of each key column, and of the deltas.
+/// PostgreSQL's [`upsert`](super::upsert) of many totals: the parameters are arrays of each key
+/// column, and of the deltas.
 pub(crate) fn upsert_many(spec: &CounterSpec) -> String {
     let kind = ("total", column_kind(Dialect::Postgres, None));
     write_keys(Dialect::Postgres, &spec.table_name(), spec.id().parts(), kind, r#"t."total" + excluded."total""#)
@@ -160,9 +164,9 @@ pub(crate) fn remove_zeros(dialect: Dialect, spec: &CounterSpec) -> String {
     format!(r#"{} AND t."total" = 0"#, delete_keys(dialect, &spec.table_name(), spec.id().parts()))
 }
 
-/// A lock of these totals of PostgreSQL's, in key order, until the transaction ends; one that is absent is made, at 0. Gives the key's columns and
-/// the total.
-pub(crate) fn hold<'a>(spec: &CounterSpec, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
+/// Locks these totals in PostgreSQL, in key order, until the transaction ends. An absent one is
+/// created with 0. Returns the key's columns and the total.
+pub(crate) fn lock_totals<'a>(spec: &CounterSpec, keys: &'a [KeyBuf]) -> Result<Query<'a>> {
     let parts = spec.id().parts();
     let mut rows = Vec::with_capacity(keys.len() * (parts.len() + 1));
     for key in keys {
@@ -173,23 +177,24 @@ pub(crate) fn hold<'a>(spec: &CounterSpec, keys: &'a [KeyBuf]) -> Result<Query<'
     Ok(of_rows(Dialect::Postgres, text, rows, key_columns(parts).len() + 1))
 }
 
-/// The cutoffs of some counters, with their names; in PostgreSQL in the order of names, and `hold` keeps them until the transaction ends.
-pub(crate) fn read_cutoffs(dialect: Dialect, names: Vec<Cow<'static, str>>, hold: bool) -> Query<'static> {
+/// The cutoffs of some counters, with their names. In PostgreSQL they are in the order of names,
+/// and `lock` locks them until the transaction ends.
+pub(crate) fn read_cutoffs(dialect: Dialect, names: Vec<Cow<'static, str>>, lock: bool) -> Query<'static> {
     let read = format!(r#"SELECT c."name", c."cutoff" FROM "{CATALOGUE}" AS c WHERE c."name" ="#);
     match dialect {
         Dialect::Sqlite => Query::of_rows(format!("{read} ?1"), names.into_iter().map(Value::Text).collect(), 1),
         Dialect::Postgres => {
-            let hold = if hold { " FOR SHARE" } else { "" };
-            Query::new(format!(r#"{read} ANY($1) ORDER BY c."name"{hold}"#), vec![Value::Texts(names)])
+            let lock = if lock { " FOR SHARE" } else { "" };
+            Query::new(format!(r#"{read} ANY($1) ORDER BY c."name"{lock}"#), vec![Value::Texts(names)])
         }
     }
 }
 
-/// Sets the cutoff of a counter, which is the second parameter, where it is not as late yet.
+/// Sets the cutoff of the counter in the second parameter, unless it already is as late.
 pub(crate) fn set_cutoff(dialect: Dialect) -> String {
     let (cutoff, name) = (dialect.param(1), dialect.param(2));
     format!(
-        r#"UPDATE "{CATALOGUE}" AS c SET "cut" = {cutoff} WHERE c."name" = {name} AND (c."cut" IS NULL OR c."cut" < {cutoff})"#
+        r#"UPDATE "{CATALOGUE}" AS c SET "cutoff" = {cutoff} WHERE c."name" = {name} AND (c."cutoff" IS NULL OR c."cutoff" < {cutoff})"#
     )
 }
 

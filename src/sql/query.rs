@@ -2,7 +2,9 @@
 
 use super::Value;
 
-/// A query with its parameters; what it returns, the function that makes it says.
+/// A query with its parameters.
+///
+/// The function that makes it documents what it returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Query<'a> {
@@ -10,7 +12,7 @@ pub struct Query<'a> {
     pub text: String,
     /// The parameters of all its executions, one after the other.
     pub values: Vec<Value<'a>>,
-    /// How many parameters one execution has.
+    /// The number of parameters of one execution.
     width: usize,
     exact: bool,
     single: bool,
@@ -24,20 +26,21 @@ impl<'a> Query<'a> {
         Self { text: text.into(), values, width, exact: false, single: false }
     }
 
-    /// A query that is executed once for each `width` values; not at all where there are none.
+    /// A query that is executed once for each `width` values; not at all if there are no values.
     #[must_use]
     pub fn of_rows(text: impl Into<String>, values: Vec<Value<'a>>, width: usize) -> Self {
         debug_assert!(width > 0 && values.len().is_multiple_of(width));
         Self { text: text.into(), values, width, exact: false, single: false }
     }
 
-    /// Each execution is to write as many rows as it has parameters for: one, or as many as its arrays have values.
+    /// Requires each execution to write as many rows as it has parameters for: one, or as many as
+    /// its arrays have values.
     pub(crate) const fn exact(mut self) -> Self {
         self.exact = true;
         self
     }
 
-    /// No more than one row is read, and what the queries behind it read is of the same snapshot.
+    /// Reads at most one row, and makes the queries after it read the same snapshot.
     pub(crate) const fn single(mut self) -> Self {
         self.single = true;
         self
@@ -49,13 +52,15 @@ impl<'a> Query<'a> {
         (0..rows).map(|row| self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default())
     }
 
-    /// Whether an execution wrote another number of rows than it was to write: a trigger or rule was in its way.
+    /// Whether an execution wrote another number of rows than it must, because a trigger or rule
+    /// interfered.
     #[must_use]
     pub fn is_skipped(&self, row: &[Value<'_>], written: u64) -> bool {
         self.exact && row.first().map_or(1, Value::len) != written
     }
 
-    /// Whether an executor reads no more than one row, and keeps what it read it from open until the queries behind it are read.
+    /// Whether an executor must read at most one row, and keep its cursor open until the queries
+    /// after it are read.
     #[must_use]
     pub const fn is_single(&self) -> bool {
         self.single

@@ -1,6 +1,7 @@
-//! What a clean-up removes: totals of 0 and, in PostgreSQL, locks that nobody's snapshot can miss; and offsets, listed and forgotten.
+//! The statements of a sweep, which removes totals of 0 and, in PostgreSQL, lock rows older than
+//! every snapshot; and those that list and drop offsets.
 
-// Without a database offsets alone are read, through another library.
+// Without a database feature only offsets are read, through another library.
 #![cfg_attr(not(feature = "postgres"), allow(dead_code, unused_imports))]
 
 use super::{Dialect, LOCKS, OFFSETS, Query, Terms, Value, key_columns};
@@ -8,16 +9,19 @@ use crate::counter::CounterSpec;
 use crate::error::Result;
 use crate::range::KeyRange;
 
-/// The age of the oldest snapshot that a transaction of this database has, of those that have one and of those that write. A row that an older
-/// transaction wrote last is seen as it is by everybody: by transactions that run, and by those that come.
+/// The age of the oldest snapshot of the transactions of this database that have one, and of those
+/// that write. A row that an older transaction wrote last looks the same to all transactions,
+/// running and future.
 ///
-/// A transaction above READ COMMITTED that wrote nothing yet has no number, and so is not in `pg_current_snapshot`; its snapshot's is in
-/// `pg_stat_activity`, which shows that column of every session to everybody.
+/// A transaction above READ COMMITTED that has written nothing yet has no number, so it is not in
+/// `pg_current_snapshot`. Its snapshot's number is in `pg_stat_activity`, which shows that column
+/// of every session to everybody.
 const OLDEST: &str = "(SELECT greatest(max(age(a.backend_xmin)), age(pg_snapshot_xmin(pg_current_snapshot())::xid)) \
                       FROM pg_catalog.pg_stat_activity AS a WHERE a.datname = current_database())";
 
-/// Removes the totals of 0 of a range. In PostgreSQL those that nobody holds, and that no snapshot is older than: a transaction above READ
-/// COMMITTED that read such a total before it became 0 must meet the row when it writes, and fail to serialize.
+/// Removes the totals of 0 of a range. In PostgreSQL only those that nobody has locked and that are
+/// older than every snapshot: a transaction above READ COMMITTED that read such a total before it
+/// became 0 must find the row when it writes, and fail to serialize.
 pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Result<Query<'a>> {
     let mut terms = Terms::of(dialect, spec, range)?;
     terms.texts.push(r#"t."total" = 0"#.to_owned());
@@ -29,7 +33,8 @@ pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, spec: &CounterSpec, range: &
     Ok(Query::new(text, terms.values))
 }
 
-/// Removes rows that nobody holds and that no snapshot is older than. Waits for no row, so that whoever waits for one of these waits for nobody else.
+/// Removes rows that nobody has locked and that are older than every snapshot. It waits for no row,
+/// so a transaction that waits for one of these rows waits for nothing else.
 fn remove_seen(table: &str, condition: &str, keys: &[String]) -> String {
     let own = keys.iter().map(|key| format!("t.{key}")).collect::<Vec<_>>().join(", ");
     let same = keys.iter().map(|key| format!("t.{key} = free.{key}")).collect::<Vec<_>>().join(" AND ");
@@ -39,7 +44,7 @@ fn remove_seen(table: &str, condition: &str, keys: &[String]) -> String {
     )
 }
 
-/// PostgreSQL's locks behind one, in order, at most `limit`.
+/// PostgreSQL's lock rows after one, in order, at most `limit`.
 pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Query<'_> {
     let (mut values, condition) = behind_lock(after);
     values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
@@ -50,8 +55,9 @@ pub(crate) fn locks(after: Option<&(String, i64, Vec<u8>)>, limit: usize) -> Que
     Query::new(text, values)
 }
 
-/// Removes locks behind one and up to another, of those that nobody holds and that no snapshot is older than: a transaction whose snapshot is
-/// older than the last that held a lock must meet its row, and fail to serialize.
+/// Removes lock rows after one and up to another, those that nobody has locked and that are older
+/// than every snapshot. A transaction whose snapshot is older than the last use of a lock must find
+/// its row, and fail to serialize.
 pub(crate) fn remove_locks<'a>(
     after: Option<&'a (String, i64, Vec<u8>)>,
     last: &'a (String, i64, Vec<u8>),
@@ -78,8 +84,10 @@ fn lock_values<'a>((of, level, key): &'a (String, i64, Vec<u8>), values: &mut Ve
     format!("${}, ${}, ${}", at + 1, at + 2, at + 3)
 }
 
-/// Reads the streams behind `?1` and their last events that were applied, in the order of their names' bytes, at most `?2`: every stream has a name, so
-/// they begin behind the empty one.
+/// Reads at most `?2` streams after `?1` and their last applied events, in the order of their
+/// names' bytes.
+///
+/// Every stream has a name, so start after the empty one.
 #[must_use]
 pub fn read_offsets(dialect: Dialect) -> String {
     let (after, limit) = (dialect.param(1), dialect.param(2));
@@ -88,7 +96,9 @@ pub fn read_offsets(dialect: Dialect) -> String {
     )
 }
 
-/// Forgets the offset of the stream `?1`, whose events count again from then on.
+/// Drops the offset of the stream `?1`.
+///
+/// Its events count again from then on.
 #[must_use]
 pub fn forget_offset(dialect: Dialect) -> String {
     format!(r#"DELETE FROM "{OFFSETS}" AS m WHERE m."stream" = {}"#, dialect.param(1))

@@ -1,4 +1,4 @@
-//! The values of keys as parameters and columns of SQL.
+//! The values of keys as SQL parameters and columns.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyPart, KeyValue};
 
-/// The longest text key of SQL stores, in bytes.
+/// The maximum length of a text key in SQL stores, in bytes.
 pub const MAX_TEXT: usize = 1024;
 
 /// A parameter.
@@ -17,24 +17,26 @@ pub enum Value<'a> {
     Integer(i64),
     /// A text.
     Text(Cow<'a, str>),
-    /// A 16-byte id, or a 128-bit integer, big-endian, biased where it is signed, so that bytes sort as the numbers do.
+    /// A 16-byte id, or a 128-bit integer: big-endian, and biased if signed, so that bytes sort as
+    /// the numbers do.
     Blob([u8; 16]),
     /// A UUID: PostgreSQL's `uuid`, and 16 bytes in SQLite.
     Uuid([u8; 16]),
-    /// Bytes of any length, which are no key's: PostgreSQL's `bytea`.
+    /// Bytes of any length that are not part of a key: PostgreSQL's `bytea`.
     Bytes(Cow<'a, [u8]>),
-    /// A column of many rows, for PostgreSQL alone: `bigint[]`.
+    /// A column of many rows, for PostgreSQL only: `bigint[]`.
     Integers(Vec<i64>),
-    /// The same of texts: `text[]`.
+    /// A column of texts: `text[]`.
     Texts(Vec<Cow<'a, str>>),
-    /// The same of bytes: `bytea[]`.
+    /// A column of bytes: `bytea[]`.
     Blobs(Vec<Cow<'a, [u8]>>),
-    /// The same of UUIDs: `uuid[]`.
+    /// A column of UUIDs: `uuid[]`.
     Uuids(Vec<[u8; 16]>),
 }
 
 impl Value<'_> {
-    /// Makes a column of the values of many rows, `width` to each: one array for each place. All values at one place are of one kind.
+    /// Turns the values of many rows, `width` each, into columns: one array for each position. All
+    /// values at one position have the same kind.
     pub(crate) fn columns(rows: Vec<Self>, width: usize) -> Vec<Self> {
         let mut columns: Vec<Self> = Vec::with_capacity(width);
         for (at, value) in rows.into_iter().enumerate() {
@@ -46,7 +48,7 @@ impl Value<'_> {
         columns
     }
 
-    /// How many rows it has values of.
+    /// The number of rows that it has values for.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn len(&self) -> u64 {
         match self {
@@ -85,8 +87,9 @@ impl Value<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::Key`] for an unsigned integer above `i64::MAX`, a text over [`MAX_TEXT`] bytes or, in PostgreSQL, with a zero byte, or bytes that are
-/// no key of this counter.
+/// [`Error::Key`] for an unsigned integer above `i64::MAX` in a part of at most 64 bits, a text
+/// over [`MAX_TEXT`] bytes or, in PostgreSQL, with a zero byte, or bytes that are not a key of this
+/// counter.
 pub fn key_values<'a>(dialect: Dialect, counter: &CounterId, key: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
     let mut values = Vec::with_capacity(counter.parts().len() + 1);
     push_key_values(dialect, counter, key, &mut values)?;
@@ -110,7 +113,7 @@ pub(crate) fn push_key_values<'a>(
     Ok(())
 }
 
-/// The beginning of a key as parameters, one for each part that it has.
+/// A prefix of a key as parameters, one for each part that it has.
 pub(crate) fn prefix_values<'a>(dialect: Dialect, counter: &CounterId, prefix: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
     let parts = counter.parts();
     let values = parts.values_of_prefix(prefix).map_err(|cause| Error::key(counter, prefix, cause))?;
@@ -146,7 +149,7 @@ fn wide(value: &impl ToString) -> KeyError {
 ///
 /// # Errors
 ///
-/// [`KeyError`] when the value does not fit the part, or is a text over [`MAX_TEXT`] bytes.
+/// [`KeyError`] if the value does not fit the part, or is a text over [`MAX_TEXT`] bytes.
 pub fn push_key_part(part: KeyPart, value: &Value<'_>, to: &mut KeyBuf) -> Result<(), KeyError> {
     match (part, value) {
         (_, Value::Text(text)) if text.len() > MAX_TEXT => Err(KeyError::TooLong { bytes: text.len(), most: MAX_TEXT }),

@@ -1,4 +1,5 @@
-//! The store trait for stores that wait: what `Store` is, for a database that is asked over a connection.
+//! The store trait for asynchronous stores: [`Store`](super::Store) for a database behind a
+//! connection.
 
 use std::future::Future;
 
@@ -10,20 +11,29 @@ use crate::key::{AsKey, Key, KeyBuf};
 use crate::offset::{self, StreamRange};
 use crate::range::KeyRange;
 
-/// A place where totals live that is asked over a connection; [`Store`](super::Store) says what each method does and how it fails.
+/// An asynchronous store of totals, for example behind a connection.
 ///
-/// Run [`conformance`](crate::conformance) over a store of your own. A future that is dropped before it is ready may have applied or not, as a
-/// commit whose answer was lost; [`apply_idempotent`](Self::apply_idempotent) may be tried again as it is. Within a caller's transaction it may have applied a part: roll that back.
+/// [`Store`](super::Store) specifies each method and its errors. Run
+/// [`conformance`](crate::conformance) on your own store.
+///
+/// If you drop a future before it is ready, its effect is unknown, as with a commit whose answer
+/// was lost: it may have been applied or not. You can retry
+/// [`apply_idempotent`](Self::apply_idempotent) unchanged. Inside your own transaction, a part may
+/// have been applied: roll that transaction back.
 pub trait AsyncStore: Send {
-    /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing. The batch is empty afterwards;
-    /// after an error, and where the future is dropped, it is as it was.
+    /// Adds a batch's deltas, and the rollup deltas that follow from them, to the totals: all or
+    /// nothing.
+    ///
+    /// An empty batch changes nothing. The batch is empty afterwards. After an error, or if the
+    /// future is dropped, the batch is unchanged.
     ///
     /// # Errors
     ///
     /// As [`Store::apply`](super::Store::apply).
     fn apply(&mut self, batch: &mut Batch) -> impl Future<Output = Result<Applied>> + Send;
 
-    /// As [`apply`](Self::apply), once for the events that the batch stands for.
+    /// Applies the batch like [`apply`](Self::apply), but once only for the events that it stands
+    /// for.
     ///
     /// # Errors
     ///
@@ -34,14 +44,15 @@ pub trait AsyncStore: Send {
         stream_range: &StreamRange<'_>,
     ) -> impl Future<Output = Result<Applied>> + Send;
 
-    /// The last event of a stream that was applied; 0 where there was none.
+    /// Returns the last applied event of a stream; 0 if none was applied.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn offset(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send;
 
-    /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`.
+    /// Returns the first event of a stream to deliver after a start, given `end`, the last event in
+    /// its log.
     ///
     /// # Errors
     ///
@@ -50,14 +61,15 @@ pub trait AsyncStore: Send {
         async move { offset::replay_from(stream, self.offset(stream).await?, end) }
     }
 
-    /// The totals of these keys, in their order; 0 where there is none.
+    /// Returns the totals of these keys, in the same order; 0 for a key without a total.
     ///
     /// # Errors
     ///
     /// As [`Store::read`](super::Store::read).
     fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send;
 
-    /// The first totals of a range, in key order, at most `limit` of them. Totals of 0 may be among them.
+    /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
+    /// them.
     ///
     /// # Errors
     ///
@@ -69,14 +81,15 @@ pub trait AsyncStore: Send {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send;
 
-    /// The sum of the totals of a range. Costs a pass over the range.
+    /// Returns the sum of the totals in a range. Costs one scan of the range.
     ///
     /// # Errors
     ///
     /// As [`Store::sum`](super::Store::sum).
     fn sum(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send;
 
-    /// The next totals after a key, in key order, at most `limit` of them; from the first when `after` is none.
+    /// Returns the next totals after a key, in key order, at most `limit`; the first ones if
+    /// `after` is `None`.
     ///
     /// # Errors
     ///
@@ -91,7 +104,7 @@ pub trait AsyncStore: Send {
         async move { self.range(counter, &range?, limit).await }
     }
 
-    /// The total of one key; 0 where there is none.
+    /// Returns the total of one key; 0 if it has none.
     ///
     /// # Errors
     ///
@@ -101,7 +114,9 @@ pub trait AsyncStore: Send {
         async move { Ok(self.read(id, &key).await?.first().copied().unwrap_or(0)) }
     }
 
-    /// All totals other than 0, in key order; for small counters and tests: it takes memory for all of them.
+    /// Returns all totals other than 0, in key order.
+    ///
+    /// It holds all of them in memory: use it for small counters and tests.
     ///
     /// # Errors
     ///

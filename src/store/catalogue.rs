@@ -1,4 +1,5 @@
-//! What a database's catalogue says of counters and leaderboards, beside what a schema says; pure.
+//! Compares what a database's catalogue records about counters and leaderboards with the schema; no
+//! I/O.
 
 use std::fmt;
 
@@ -10,14 +11,14 @@ use crate::schema::Schema;
 use crate::sql::value::column_value;
 use crate::sql::{Dialect, Value};
 
-/// What the catalogue says of a counter or leaderboard.
+/// A counter or leaderboard as the catalogue records it.
 pub(crate) struct Known {
     pub(crate) row: CatalogueRow,
     pub(crate) identity: i64,
     pub(crate) ready: bool,
 }
 
-/// What has to be as a schema says it.
+/// The part of a catalogue row that must match the schema.
 #[derive(PartialEq, Eq)]
 pub(crate) struct CatalogueRow {
     pub(crate) name: String,
@@ -51,7 +52,8 @@ impl CatalogueRow {
         self.name.replace('.', "_")
     }
 
-    /// What a rollup sums and its membership, or the counters of a leaderboard; nothing for what rows drive.
+    /// Returns the base and membership of a rollup, or the counters of a leaderboard; nothing for a
+    /// counter that rows feed directly.
     pub(crate) fn made_of(&self) -> impl Iterator<Item = &str> {
         let leaderboard = self.placement.strip_prefix("leaderboard of ");
         let sum = self.placement.strip_prefix("table, sum").and_then(|sum| sum.split_once(" of ")).map(|(_, of)| of);
@@ -67,9 +69,13 @@ impl fmt::Display for CatalogueRow {
     }
 }
 
-/// Refuses a database where somebody else's rollup or leaderboard is fed by a counter of this schema, or is a later version of one, and this schema
-/// would not keep it: an older version of the application, say. One that is not ready may miss what this schema writes: it is made whole
-/// when this schema is gone.
+/// Refuses a database that has a ready rollup or leaderboard which this schema lacks, but would
+/// have to maintain.
+///
+/// Such a one is fed by a counter of this schema, or is a later version of one of its counters.
+/// This happens if, for example, an older version of the application starts. One that is not ready
+/// is no reason to refuse: it may miss what this schema writes, because it is backfilled after this
+/// schema is gone.
 pub(crate) fn check_others(schema: &Schema, known: &[Known], forget: &str) -> Result<()> {
     for Known { row, .. } in known.iter().filter(|known| known.ready && !has(schema, &known.row.name)) {
         let fed_by = row.made_of().find(|name| has(schema, name));
@@ -90,31 +96,32 @@ pub(crate) fn check_others(schema: &Schema, known: &[Known], forget: &str) -> Re
     Ok(())
 }
 
-/// Whether this is a version of a counter of which the schema has earlier ones alone.
+/// Returns whether this is a version of a counter of which the schema has only earlier versions.
 fn is_later(schema: &Schema, row: &CatalogueRow) -> bool {
     let name = row.name.strip_suffix(&format!(".v{}", row.version));
     let ours = schema.counters().iter().map(CounterSpec::id).filter(|id| Some(id.name()) == name);
     ours.map(|id| id.version()).max().is_some_and(|ours| ours < row.version)
 }
 
-/// Whether the schema has a counter of this full name, or a leaderboard.
+/// Returns whether the schema has a counter or leaderboard of this full name.
 pub(crate) fn has(schema: &Schema, name: &str) -> bool {
     schema.counters().iter().any(|spec| spec.id().full_name() == name)
         || schema.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
 }
 
-/// What tells a database's totals from another's.
+/// Returns a number that distinguishes this database's totals from those of another.
 pub(crate) fn identity(schema: &Schema, known: &[Known]) -> u64 {
     let ours = |name: &str| schema.counters().iter().any(|spec| spec.id().full_name() == name);
     let ours = known.iter().filter(|known| ours(&known.row.name));
     ours.fold(0, |all, known| all ^ known.identity.cast_unsigned())
 }
 
-/// The catalogue's row of a lost counter or leaderboard, of this name.
+/// Returns the catalogue row of an orphaned counter or leaderboard.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidUse`] where the schema has it, or something else is made of it; [`Error::UnknownCounter`] where there is none.
+/// [`Error::InvalidUse`] if the schema has it or something else is made of it;
+/// [`Error::UnknownCounter`] if the catalogue does not have it.
 pub(crate) fn orphaned<'k>(schema: &Schema, known: &'k [Known], name: &str) -> Result<&'k CatalogueRow> {
     let refused = |reason: String| Err(Error::invalid_use("forget", reason));
     if has(schema, name) {
@@ -129,7 +136,7 @@ pub(crate) fn orphaned<'k>(schema: &Schema, known: &'k [Known], name: &str) -> R
     Ok(&orphan.row)
 }
 
-/// The value of an encoded last part, as a counter's cut is kept.
+/// Returns the value of an encoded key suffix, as the catalogue stores a counter's cutoff.
 pub(crate) fn suffix_value<'a>(dialect: Dialect, counter: &CounterId, suffix: &'a KeyBuf) -> Result<Value<'a>> {
     let failed = |cause| Error::key(counter, suffix, cause);
     let parts = counter.parts();

@@ -1,4 +1,4 @@
-//! Totals of one process, in lock-striped hash tables.
+//! The in-memory store: the totals of one process, in lock-striped hash tables.
 
 mod audited;
 mod offsets;
@@ -36,9 +36,10 @@ use crate::rollup_update;
 use crate::schema::Schema;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
-/// Totals in memory, shared between threads; every method takes `&self`.
+/// Stores totals in memory, shared between threads; every method takes `&self`.
 ///
-/// Kept over a restart by [`snapshot`](Self::snapshot), or recounted at start.
+/// To keep the totals over a restart, take a [`snapshot`](Self::snapshot); or recount them at
+/// start.
 ///
 /// # Examples
 ///
@@ -58,40 +59,45 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 #[derive(Debug)]
 pub struct MemoryStore {
     schema: Schema,
-    /// What tells it from every other store, also from one that is restored from its snapshot.
+    /// Distinguishes this store from every other one, also from one restored from its snapshot.
     identity: u64,
     /// One for each counter, in the schema's order.
     plans: Box<[WritePlan]>,
-    /// A power of two of them, so that some bits of a hash choose one.
+    /// The number of stripes is a power of two, so that some bits of a hash choose one.
     stripes: Box<[Stripe]>,
-    /// Shared by batches that go from stripe to stripe; exclusive for whoever must see none of them half done, and for every batch that
-    /// changes a membership.
+    /// Shared by batches that go from stripe to stripe. Exclusive for whatever must not see a batch
+    /// half applied, and for every batch that changes a membership.
     batch_lock: RwLock<Cutoffs>,
-    /// Whether some total left [`ROOMY`], so that a batch may overflow in its middle. Never reset.
+    /// Whether a total was ever outside [`ROOMY`], so that a batch may overflow halfway. Never
+    /// reset.
     wide: AtomicBool,
     offsets: Offsets,
     /// Whether each counter is ready, in the schema's order.
     ready: Box<[AtomicBool]>,
-    /// How many are not: what reading looks at first.
+    /// The number of counters that are not ready; a read checks it first.
     unready: AtomicU64,
-    /// How many audits are reading just now: pending writes note their keys for them. Changed behind `reading`.
+    /// The number of audits that are reading now: pending writes note their keys for them. Changed
+    /// under the lock `reading`.
     watched: AtomicU64,
     reading: Mutex<()>,
-    /// How many audits were made that count on pending writes; and how many there were when a hook last ran without one.
+    /// `audits` is the number of audits so far that rely on pending writes; `unguarded` is the
+    /// value it had when a hook last ran without a pending write.
     audits: AtomicU64,
     unguarded: AtomicU64,
-    /// How often a repair, or a prune, has moved totals that rollups are made of.
+    /// How often a repair or a prune changed totals that rollups are computed from.
     moved: AtomicU64,
-    /// When a pending write is dropped, this says when that was.
+    /// Gives the time at which a pending write is dropped.
     clock: Clock,
 }
 
-/// What a store does with one counter.
+/// How a store writes one counter.
 #[derive(Debug, Clone, Copy)]
 struct WritePlan {
-    /// Where keys have several parts, how many of them choose the stripe: totals that are read together are in one.
+    /// If keys have several parts, the number of parts that choose the stripe: totals that are read
+    /// together are in one stripe.
     prefix: Option<usize>,
-    /// Whether it is written as the batch says: it feeds no rollup and is not prunable.
+    /// Whether deltas are written as the batch has them: the counter is no rollup, feeds none and
+    /// is not prunable.
     plain: bool,
     /// Whether it is the membership of a rollup.
     membership: bool,
@@ -99,24 +105,26 @@ struct WritePlan {
     rollup: bool,
 }
 
-/// Totals by key, in no order.
+/// Totals by key, unordered.
 type Totals = Vec<(KeyBuf, i64)>;
 
-/// The cutoff of each counter that was pruned, in the schema's order: the encoded last part of its keys.
+/// The cutoff of each pruned counter, in the schema's order: the encoded last part of its keys.
 type Cutoffs = Box<[Option<KeyBuf>]>;
 
-/// Stripes for each processor, so that writers seldom meet; and their bounds.
+/// Stripes for each processor, so many that writers rarely meet, and the bounds of their total
+/// number.
 const STRIPES_EACH: usize = 16;
 const MIN_STRIPES: usize = 64;
 const MAX_STRIPES: usize = 1024;
-/// While every total is within this, deltas up to [`SMALL`] cannot overflow: not even 2^21 of them on one total.
+/// While every total is within `ROOMY`, deltas up to [`SMALL`] cannot overflow: not even 2^21 of
+/// them on one total.
 const ROOMY: u64 = 1 << 62;
 const SMALL: u64 = 1 << 40;
 /// Tables up to this many totals stay in the processor's nearest caches.
 const NEAR: usize = 1024;
 
 impl MemoryStore {
-    /// An empty store for these counters.
+    /// Creates an empty store for these counters.
     #[must_use]
     pub fn new(schema: &Schema) -> Self {
         let stripes = replay::stripes().unwrap_or_else(|| {
@@ -143,17 +151,21 @@ impl MemoryStore {
         }
     }
 
-    /// The same store with a clock of the caller's, which gives the time since some moment; by default the process's own.
-    /// It must not jump ahead, as a wall clock may: keys of dropped pending writes would be settled too early. Where it goes back, they are settled later.
-    /// It is asked when a [`PendingWrite`] is dropped, and by audits for how long ago that was.
+    /// Replaces the store's clock with yours, which returns the time since some fixed moment; the
+    /// default is the process's clock.
+    ///
+    /// It must not jump ahead, as a wall clock may: keys of dropped pending writes would then count
+    /// as resolved too early. If it goes back, they count as resolved later. The store reads it
+    /// when a [`PendingWrite`] is dropped, and audits read it to see how long ago that was.
     #[must_use]
     pub fn with_clock(mut self, now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         self.clock = Clock::new(now);
         self
     }
 
-    /// An empty store for counters of rows that are there already: it counts, and what it counts can be read when a
-    /// backfill has made it whole.
+    /// Creates an empty store for counters whose rows exist already.
+    ///
+    /// It counts from now on; a counter can be read once a backfill has completed it.
     #[must_use]
     pub fn pending_backfill(schema: &Schema) -> Self {
         let store = Self::new(schema);
@@ -164,7 +176,8 @@ impl MemoryStore {
     }
 
     pub(crate) fn set_ready(&self, position: usize, is: bool) {
-        // By how each changes: whoever looked at all of them could write down what another has changed meanwhile.
+        // Adjust the number by the change of this one flag: a thread that counted all the flags
+        // could overwrite what another changed meanwhile.
         match self.ready.get(position).map(|ready| ready.swap(is, Ordering::AcqRel)) {
             Some(false) if is => {
                 self.unready.fetch_sub(1, Ordering::Release);
@@ -176,8 +189,10 @@ impl MemoryStore {
         }
     }
 
-    /// Adds a batch's deltas to the totals, all or nothing. Who reads several keys meanwhile may see some of a batch before the others; a
-    /// snapshot sees all or none.
+    /// Adds a batch's deltas to the totals: all or nothing.
+    ///
+    /// A reader of several keys may meanwhile see some of the batch's totals before others. A
+    /// snapshot sees all of them or none.
     ///
     /// # Errors
     ///
@@ -202,7 +217,8 @@ impl MemoryStore {
         Ok(applied)
     }
 
-    /// Adds a batch's deltas once for the events that it stands for; appliers of one stream take turns.
+    /// Adds a batch's deltas once only for the events that it stands for. Appliers of one stream
+    /// take turns.
     ///
     /// # Errors
     ///
@@ -220,28 +236,34 @@ impl MemoryStore {
             return Ok(Applied::skipped());
         }
         let applied = self.apply_many(batch, || turn.set(stream_range.last()))?;
-        // Before anybody is told: what a recorder of metrics does is not known here.
+        // End the turn before the observer runs: what a metrics recorder does is unknown here.
         drop(turn);
         observe::stored(observe::Backend::Memory, began, batch, &applied);
         batch.spend();
         Ok(applied)
     }
 
-    /// The last event of a stream that was applied; 0 where there was none.
+    /// Returns the last applied event of a stream; 0 if none was applied.
     #[must_use]
     pub fn offset(&self, stream: &str) -> u64 {
         self.offsets.last(stream)
     }
 
-    /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`: the one behind the
-    /// [offset](Self::offset). Ask before the first event is delivered, for every stream with an offset, and for those whose log is gone with an `end` of 0.
+    /// Returns the first event of a stream to deliver after a start, given `end`, the last event in
+    /// its log.
     ///
-    /// A log that loses its last events (it was not synced when the power went) and a store that keeps them do not fit: events that come next get
-    /// numbers that were applied, and would be skipped one by one, without an error. So a log must be on the disk before what names its position is.
+    /// It is the event after the [offset](Self::offset). Call it before you deliver the first
+    /// event: for every stream with an offset, and with an `end` of 0 for a stream whose log is
+    /// gone.
+    ///
+    /// A log can lose its last events, for example if it was not synced when the power failed. If
+    /// the store keeps them, the two do not match: new events get numbers that were applied
+    /// already, and each would be skipped without an error. So sync the log to disk before anything
+    /// that records a position in it.
     ///
     /// # Errors
     ///
-    /// [`Error::LogTruncated`](crate::Error::LogTruncated) when the offset is ahead of the log's end.
+    /// [`Error::LogTruncated`](crate::Error::LogTruncated) if the offset is ahead of the log's end.
     ///
     /// # Examples
     ///
@@ -268,17 +290,19 @@ impl MemoryStore {
         offset::replay_from(stream, self.offset(stream), end)
     }
 
-    /// The streams behind one, in the order of their names' bytes, at most `limit`, each with its last event that was applied; from the first where
-    /// `after` is none.
+    /// Returns streams with their last applied events, in the byte order of their names: at most
+    /// `limit`, after `after`, or from the first if it is `None`.
     #[must_use]
     pub fn offsets(&self, after: Option<&str>, limit: usize) -> Vec<(String, u64)> {
         self.offsets.page(after, limit)
     }
 
-    /// Forgets the offset of a stream that ended; gives what it was, 0 where there was none. Totals stay as they are. Whoever applies the stream just now
-    /// is waited for.
+    /// Removes the offset of a finished stream and returns it; 0 if it had none.
     ///
-    /// A store without an offset takes every event for a new one: if one of the stream is ever delivered again, from the first on, it counts again.
+    /// Totals stay. If another thread is applying the stream, this waits for it.
+    ///
+    /// A store without an offset treats every event as new: if the stream is ever delivered again
+    /// from its first event, it counts again.
     ///
     /// # Examples
     ///
@@ -299,13 +323,16 @@ impl MemoryStore {
     /// ```
     pub fn forget_offset(&self, stream: &str) -> u64 {
         let turn = self.offsets.turn(stream);
-        // A snapshot that is taken meanwhile has it or has it not.
+        // A concurrent snapshot either has the offset or lacks it.
         let _shared = self.batch_lock.read();
         turn.forget()
     }
 
-    /// Remembers that a hook ran without a pending write since the last audit was made that counts on them. Writes only where that is new, and never goes
-    /// back: another hook may have seen a later audit meanwhile.
+    /// Records that a hook ran without a pending write since the last audit that relies on them
+    /// began.
+    ///
+    /// It writes only if that is new, and never goes back: another hook may have seen a later audit
+    /// meanwhile.
     #[inline]
     fn note_unguarded(&self) {
         let audits = self.audits.load(Ordering::Relaxed);
@@ -314,20 +341,23 @@ impl MemoryStore {
         }
     }
 
-    /// A batch of one small delta, and the end of so many pending writes over it: one lock. None, and nothing is done, where its total is not roomy or its
-    /// counter feeds others.
+    /// Applies a batch of one small delta, and ends `ends` pending writes over its key, under one
+    /// lock.
+    ///
+    /// Returns `None` and does nothing if the total is not roomy or the counter is not plain.
     #[inline]
     fn apply_one(&self, (position, spread): (usize, u64), entry: &Entry, hash: u64, ends: u64) -> Option<u64> {
         self.plans.get(position).filter(|plan| plan.plain)?;
         let delta = narrow(entry.delta);
-        // Where keys have one part, the hash that chooses the stripe is the table's too.
+        // For keys of one part, the hash that chooses the stripe is also the table's.
         let mut state = self.stripe(spread)?.lock();
         state.tables.get_mut(position)?.add(hash, &entry.key, delta, ROOMY)?;
         state.ended += ends;
         Some(u64::from(delta != 0))
     }
 
-    /// Any batch; `then` runs once all of it is applied, before anybody who holds the batch lock alone can see it.
+    /// Applies any batch. `then` runs after all of it is applied and before any exclusive holder of
+    /// the batch lock can see it.
     #[inline(never)]
     fn apply_many(&self, batch: &Batch, then: impl Fn()) -> Result<Applied> {
         if batch.entries().is_empty() {
@@ -355,10 +385,12 @@ impl MemoryStore {
         Ok(Applied::new(totals, 0))
     }
 
-    /// A batch with counters that feed rollups, or are prunable.
+    /// Applies a batch with counters that feed rollups or are prunable.
     ///
-    /// Links change only while the batch lock is held alone. So a batch without memberships climbs beside others: what it asks for, memberships, stays as it
-    /// is until it has been applied, and adding commutes. One with memberships also asks for base totals, and needs them to stay: alone.
+    /// Memberships change only under the exclusive batch lock. So a batch without memberships can
+    /// update rollups next to others: the memberships that it reads stay until it is applied, and
+    /// addition commutes. A batch with memberships also reads base totals and needs them to stay,
+    /// so it takes the lock exclusively.
     fn apply_with_rollups(&self, batch: &Batch, memberships: bool, then: impl Fn()) -> Result<Applied> {
         if !memberships {
             let shared = self.batch_lock.read();
@@ -373,8 +405,12 @@ impl MemoryStore {
         Ok(applied.unwrap_or_default())
     }
 
-    /// Climbs and applies while the batch lock is shared, or held alone. None, and nothing is done, where only somebody alone may go on. Whoever is
-    /// alone needs no stripe for climbing: what a climb asks for is written by nobody who passes the batch lock by.
+    /// Computes the rollup deltas and applies the batch, under the shared or the exclusive batch
+    /// lock.
+    ///
+    /// Returns `None` and does nothing if only an exclusive holder may continue. An exclusive
+    /// holder needs no stripe lock to read for rollups: nothing that bypasses the batch lock writes
+    /// the totals that it reads.
     fn update_behind(&self, cutoffs: &Cutoffs, batch: &Batch, alone: bool) -> Result<Option<Applied>> {
         let kept = self.above_cutoffs(cutoffs, batch);
         let expanded = rollup_update::expand(&self.schema, kept, |request, each| self.answer(request, each))?;
@@ -387,7 +423,7 @@ impl MemoryStore {
         Ok(totals.map(|totals| Applied::new(totals, 0).of(expanded)))
     }
 
-    /// The batch without what is below a cutoff.
+    /// Returns the batch without the keys below a cutoff.
     fn above_cutoffs(&self, cutoffs: &Cutoffs, batch: &Batch) -> Batch {
         if cutoffs.iter().all(Option::is_none) {
             return batch.clone();
@@ -398,12 +434,16 @@ impl MemoryStore {
         })
     }
 
-    /// Forgets the totals of a counter, and of the rollups by its suffix, whose last part is before `before`; from now on hooks and audits
-    /// leave such keys alone. The cutoff never goes back; an earlier one than before changes nothing. Gives how many totals went.
+    /// Removes the totals of a counter, and of its rollups by suffix, whose last key part is before
+    /// `before`.
+    ///
+    /// From then on, hooks and audits ignore such keys. The cutoff never goes back: an earlier one
+    /// has no effect. Returns the number of totals removed.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`](crate::Error::InvalidUse) when the counter is not placed as [`prunable`](CounterSpec::prunable), or `T` has several parts,
+    /// [`Error::InvalidUse`](crate::Error::InvalidUse) if the counter is not
+    /// [`prunable`](CounterSpec::prunable) or `T` has several parts,
     /// [`Error::Rollup`](crate::Error::Rollup) for a rollup, and as [`total`](Self::total).
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let (cutoff, mut gone) = (KeyBuf::of::<T>(before), 0);
@@ -434,22 +474,27 @@ impl MemoryStore {
         self.identity
     }
 
-    /// The encoded last part below which a counter was pruned.
+    /// Returns the cutoff of a counter: the encoded last part below which it was pruned.
     pub(crate) fn cutoff(&self, position: usize) -> Option<KeyBuf> {
         self.batch_lock.read().get(position).cloned().flatten()
     }
 
-    /// All stripes, in their order.
+    /// Locks all stripes, in order.
     fn lock_all(&self) -> Vec<MutexGuard<'_, StripeState>> {
         self.stripes.iter().map(Stripe::lock).collect()
     }
 
-    /// A batch of small deltas while all totals are roomy: one stripe at a time is locked, from the first entry's on and around, so that
-    /// writers seldom meet. None, and nothing is done, where that is not so.
+    /// Applies a batch of small deltas while all totals are roomy, with one stripe locked at a
+    /// time.
     ///
-    /// Nothing can overflow in the middle: when the batch began, `wide` was false and every total within [`ROOMY`]. Until it ends it keeps
-    /// its share of the batch lock, so only small deltas are added, alone up to `ROOMY` or by batches as this one, each of which began before it
-    /// could see `wide` become true: 2^21 of them would have to be under way at once.
+    /// It starts at the first entry's stripe and wraps around, so that writers rarely meet. Returns
+    /// `None` and does nothing if a total may not be roomy.
+    ///
+    /// Nothing can overflow halfway. When the batch began, `wide` was false and every total was
+    /// within [`ROOMY`]. Until it ends, it keeps its share of the batch lock, so only small deltas
+    /// are added: single ones up to `ROOMY`, and those of other batches like this one. Each of
+    /// these began before it could see `wide` become true, so 2^21 of them would have to be in
+    /// progress at once.
     fn apply_by_stripe(&self, _behind_the_lock: &Cutoffs, positions: &Positions, batch: &Batch) -> Option<u64> {
         if self.wide.load(Ordering::Acquire) {
             return None;
@@ -482,7 +527,8 @@ impl MemoryStore {
         Some(applied)
     }
 
-    /// Any batch: alone, with all stripes held to the end. On overflow, what was added is taken back under the same locks.
+    /// Applies any batch with all stripes locked until the end. On overflow, it subtracts what was
+    /// added, under the same locks.
     #[cold]
     fn apply_exclusively(
         &self,
@@ -493,7 +539,8 @@ impl MemoryStore {
         self.apply_steps(state, positions, batch, false)
     }
 
-    /// With `split`, deltas beyond 64 bits are added in steps.
+    /// Applies a batch with all stripes locked. If `split`, a delta outside `i64` is added in
+    /// steps.
     fn apply_steps(
         &self,
         state: &mut [MutexGuard<'_, StripeState>],
@@ -525,7 +572,8 @@ impl MemoryStore {
         Ok(batch.len() as u64)
     }
 
-    /// The hash that chooses a key's stripe: its head's, where keys have several parts.
+    /// Returns the hash that chooses a key's stripe: that of its prefix, if keys have several
+    /// parts.
     fn spread(&self, position: usize, key: &KeyBuf, hash: u64) -> u64 {
         let (plan, spec) = (self.plans.get(position), self.schema.counters().get(position));
         let (Some(WritePlan { prefix: Some(prefix), .. }), Some(spec)) = (plan, spec) else { return hash };
@@ -534,7 +582,7 @@ impl MemoryStore {
         prefix.map_or(hash, |prefix| KeyBuf::from_bytes(prefix).hash64())
     }
 
-    /// [`spread`](Self::spread) of every entry.
+    /// Returns the [`spread`](Self::spread) of every entry.
     fn spread_all<'b>(&self, positions: &Positions, batch: &'b Batch) -> Cow<'b, [u64]> {
         let ordered = |at: usize| self.plans.get(at).is_some_and(|plan| plan.prefix.is_some());
         if !positions.iter().any(ordered) {
@@ -546,7 +594,8 @@ impl MemoryStore {
             .collect()
     }
 
-    /// The stripe is chosen by bits from 48 on: the table below takes its bucket from the lowest and its tag from the highest.
+    /// Chooses the stripe by the bits from 48 on: the table inside takes its bucket from the lowest
+    /// bits and its tag from the highest.
     #[inline]
     #[allow(clippy::cast_possible_truncation)] // masked
     fn stripe_of(&self, hash: u64) -> usize {
@@ -558,7 +607,8 @@ impl MemoryStore {
         self.stripes.get(self.stripe_of(hash))
     }
 
-    /// The places of hashes, sorted by stripe, and where each stripe's begin: a counting sort, in time proportional to their number.
+    /// Returns the positions of the hashes, sorted by stripe, and where each stripe's run begins.
+    /// It is a counting sort, in time proportional to the number of hashes.
     fn by_stripe(&self, hashes: &[u64]) -> (Vec<(u64, u32)>, Vec<u32>) {
         let mut starts = vec![0_u32; self.stripes.len() + 1];
         for hash in hashes {
@@ -640,7 +690,7 @@ impl Store for &MemoryStore {
 impl WritePlan {
     fn of(schema: &Schema, spec: &CounterSpec) -> Self {
         let id = spec.id();
-        // Where several rollups split its keys, the shortest child is a head of all.
+        // If several rollups split its keys, the shortest child is a prefix of all of them.
         let child = |feeds: &CounterSpec| {
             let rollup = feeds.rollup()?;
             let splits = rollup.membership().same(&id) || (rollup.keeps_suffix() && rollup.base().same(&id));
@@ -656,7 +706,7 @@ impl WritePlan {
     }
 }
 
-/// Where the tables of a batch's counters are in every stripe.
+/// The positions of a batch's counters in every stripe's tables.
 enum Positions {
     One(usize),
     Many(Vec<usize>),
@@ -693,7 +743,7 @@ impl Positions {
     }
 }
 
-/// A delta of a batch whose bulk is small.
+/// Returns a delta of a batch whose bulk is small.
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // at most SMALL
 fn narrow(delta: i128) -> i64 {
@@ -701,8 +751,10 @@ fn narrow(delta: i128) -> i64 {
     delta as i64
 }
 
-/// Looks where a run of deltas will go, and makes room for those that are new. In a table beyond the processor's nearest caches this
-/// loop, which depends on nothing, waits for many of its lines at once, where adding waits for one after the other.
+/// Looks up where a run of deltas will go, and reserves room for the new keys.
+///
+/// In a table beyond the processor's nearest caches, the lookups of this loop are independent, so
+/// it waits for many cache lines at once. Adding waits for one after the other.
 #[inline]
 fn make_room<'d>(positions: &Positions, tables: &mut Tables, deltas: impl Iterator<Item = (&'d Entry, &'d u64)>) {
     let Positions::One(position) = positions else { return };
@@ -728,7 +780,8 @@ mod tests {
         store.apply(&mut batch).unwrap();
     }
 
-    /// By batches of all three kinds: one delta under a lock, several stripe by stripe, large ones alone.
+    /// By batches of all three kinds: one delta under one lock, several stripe by stripe, large
+    /// ones exclusively.
     #[test]
     fn a_total_that_may_overflow_in_the_middle_of_a_batch_is_noticed_once_it_is_there() {
         let roomy = ROOMY.cast_signed();

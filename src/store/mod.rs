@@ -1,4 +1,4 @@
-//! Where totals live: the trait that every store implements, and the stores.
+//! The trait that every store of totals implements, and the stores.
 
 mod asynchronous;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -19,10 +19,10 @@ use crate::key::{AsKey, Key, KeyBuf};
 use crate::offset::{self, StreamRange};
 use crate::range::KeyRange;
 
-/// A place where totals live.
+/// A store of totals.
 ///
-/// Five methods are to be implemented; run [`conformance`](crate::conformance) over a store of your own, and let [`RollupUpdate::run`](crate::RollupUpdate::run)
-/// find what a batch means for rollups.
+/// A store of your own implements five methods. Run [`conformance`](crate::conformance) on it, and
+/// let [`RollupUpdate::run`](crate::RollupUpdate::run) compute what a batch means for rollups.
 ///
 /// # Examples
 ///
@@ -42,69 +42,88 @@ use crate::range::KeyRange;
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub trait Store {
-    /// Adds a batch's deltas to the totals, and what climbs from them to rollups, all or nothing. An empty batch touches nothing. Costs O(1) a
-    /// delta in memory, O(log totals) in a table or where keys have several parts; for each rollup more, as
-    /// [`sum_of`](Counter::sum_of) says.
+    /// Adds a batch's deltas, and the rollup deltas that follow from them, to the totals: all or
+    /// nothing.
     ///
-    /// The batch is empty afterwards, so that it is not applied twice; after an error it is as it was, and may be applied again. If the
-    /// transaction that it was applied in is rolled back, build it again.
+    /// An empty batch changes nothing. A delta costs O(1) in memory, and O(log totals) in a table
+    /// or if keys have several parts. Each rollup adds to that, as [`sum_of`](Counter::sum_of)
+    /// says.
+    ///
+    /// The batch is empty afterwards, so that you cannot apply it twice. After an error it is
+    /// unchanged, and you may apply it again. If the transaction that it was applied in is rolled
+    /// back, build the batch again.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that is not this store's; [`Error::Rollup`] for a delta on a rollup;
-    /// [`Error::Overflow`] when a delta or a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and what its
-    /// database says. [`Error::recovery`] tells them apart.
+    /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that this store
+    /// does not have; [`Error::Rollup`] for a delta on a rollup; [`Error::Overflow`] if a delta or
+    /// a total would leave 64 bits; [`Error::Key`] for a key that the store cannot hold; and errors
+    /// of the database. [`Error::recovery`] tells them apart.
     fn apply(&mut self, batch: &mut Batch) -> Result<Applied>;
 
-    /// As [`apply`](Self::apply), once for the events that the batch stands for: where all of them were applied before, it does nothing
-    /// and says [`skipped`](Applied::skipped), and the caller rolls back the rows that it wrote for them too; the batch is empty then too. The offset moves in the same
-    /// transaction as the totals, also with a batch that counts nothing; so an outcome that is not known can always be tried again.
+    /// Applies the batch like [`apply`](Self::apply), but once only for the events that it stands
+    /// for.
     ///
-    /// A caller whose rows cannot be written twice asks [`offset`](Self::offset) before it writes them, under the same lock: in SQLite, in a
-    /// transaction that began with BEGIN IMMEDIATE.
+    /// If all of them were applied before, it does nothing and returns
+    /// [`skipped`](Applied::skipped); the batch is empty then too. Roll back the rows that you
+    /// wrote for them. The offset moves in the same transaction as the totals, also for a batch
+    /// that counts nothing. So you can always retry after an unknown outcome.
+    ///
+    /// If your rows cannot be written twice, read the [`offset`](Self::offset) before you write
+    /// them, under the same lock: in SQLite, in a transaction that began with BEGIN IMMEDIATE.
     ///
     /// # Errors
     ///
-    /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as [`StreamRange::follows`] says; nothing is applied then, and the offset
-    /// stays. Where several apply one stream, a gap may be what another is just about to fill.
+    /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as
+    /// [`StreamRange::follows`] says; then nothing is applied and the offset stays. If several
+    /// processes apply one stream, another may be about to fill a gap.
     fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied>;
 
-    /// The last event of a stream that was applied; 0 where there was none.
+    /// Returns the last applied event of a stream; 0 if none was applied.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// Errors of the database.
     fn offset(&mut self, stream: &str) -> Result<u64>;
 
-    /// The first event of a stream that is to be delivered after a start, where the last one that its log has is `end`: the one behind the
-    /// [offset](Self::offset). Ask before the first event is delivered, for every stream with an offset, and for those whose log is gone with an `end` of 0.
+    /// Returns the first event of a stream to deliver after a start, given `end`, the last event in
+    /// its log.
     ///
-    /// A log that loses its last events (it was not synced when the power went) and a store that keeps them do not fit: events that come next get
-    /// numbers that were applied, and would be skipped one by one, without an error. So a log must be on the disk before what names its position is.
+    /// It is the event after the [offset](Self::offset). Call it before you deliver the first
+    /// event: for every stream with an offset, and with an `end` of 0 for a stream whose log is
+    /// gone.
+    ///
+    /// A log can lose its last events, for example if it was not synced when the power failed. If
+    /// the store keeps them, the two do not match: new events get numbers that were applied
+    /// already, and each would be skipped without an error. So sync the log to disk before anything
+    /// that records a position in it.
     ///
     /// # Errors
     ///
-    /// [`Error::LogTruncated`] when the offset is ahead of the log's end, and as [`offset`](Self::offset).
+    /// [`Error::LogTruncated`] if the offset is ahead of the log's end, and as
+    /// [`offset`](Self::offset).
     fn replay_from(&mut self, stream: &str, end: u64) -> Result<u64> {
         offset::replay_from(stream, self.offset(stream)?, end)
     }
 
-    /// The totals of these keys, in their order; 0 where there is none.
+    /// Returns the totals of these keys, in the same order; 0 for a key without a total.
     ///
     /// # Errors
     ///
-    /// As [`apply`](Self::apply), without overflow; [`Error::NotReady`] while the counter, or one that it sums, is to be backfilled.
+    /// As [`apply`](Self::apply), without overflow; [`Error::NotReady`] while a backfill of the
+    /// counter, or of one that it sums, is pending.
     fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>>;
 
-    /// The first totals of a range, in key order, at most `limit` of them. Totals of 0 may be among them.
+    /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
+    /// them.
     ///
     /// # Errors
     ///
     /// As [`read`](Self::read).
     fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
 
-    /// The next totals after a key, in key order, at most `limit` of them; from the first when `after` is none. Totals of 0
-    /// may be among them.
+    /// Returns the next totals after a key, in key order, at most `limit`; the first ones if
+    /// `after` is `None`. Totals of 0 may be among them.
     ///
     /// # Errors
     ///
@@ -113,16 +132,18 @@ pub trait Store {
         self.range(counter, &behind(&counter, after)?, limit)
     }
 
-    /// The sum of the totals of a range: how many shows an artist has from a day on, for one. Costs a pass over the range.
+    /// Returns the sum of the totals in a range, for example an artist's shows from one day on.
+    /// Costs one scan of the range.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read), [`Error::Overflow`] where the sum leaves 64 bits, and [`Error::Pruned`] where some of the range was pruned.
+    /// As [`read`](Self::read), [`Error::Overflow`] if the sum leaves 64 bits, and
+    /// [`Error::Pruned`] if a part of the range was pruned.
     fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         sum_by_pages(self, counter, range)
     }
 
-    /// The total of one key; 0 where there is none.
+    /// Returns the total of one key; 0 if it has none.
     ///
     /// # Errors
     ///
@@ -134,7 +155,9 @@ pub trait Store {
         Ok(self.read(counter.id(), &[KeyBuf::of::<K>(key)])?.first().copied().unwrap_or(0))
     }
 
-    /// All totals other than 0, in key order; for small counters and tests: it takes memory for all of them.
+    /// Returns all totals other than 0, in key order.
+    ///
+    /// It holds all of them in memory: use it for small counters and tests.
     ///
     /// # Errors
     ///
@@ -188,7 +211,8 @@ impl<S: Store + ?Sized> Store for &mut S {
 
 pub(crate) const TOTALS_PAGE: usize = 4096;
 
-/// The keys behind one, which must be a whole key: a beginning would stand for all that begin so.
+/// Returns the range of keys after one, which must be a whole key: a prefix would stand for all
+/// keys that begin with it.
 pub(crate) fn behind(counter: &CounterId, after: Option<&KeyBuf>) -> Result<KeyRange> {
     if let Some(after) = after {
         counter.parts().values(after).map_err(|cause| Error::key(counter, after, cause))?;
@@ -196,7 +220,7 @@ pub(crate) fn behind(counter: &CounterId, after: Option<&KeyBuf>) -> Result<KeyR
     Ok(KeyRange::after(after))
 }
 
-/// By the counts.
+/// Compares the counts only.
 impl PartialEq for Applied {
     fn eq(&self, other: &Self) -> bool {
         (self.totals, self.statements, self.skipped) == (other.totals, other.statements, other.skipped)
@@ -222,52 +246,58 @@ pub(crate) fn sum_overflow(counter: &CounterId) -> Error {
     Error::Overflow { counter: counter.name(), key: "of a range".to_owned(), what: "sum" }
 }
 
-/// What an apply did.
+/// The result of an apply.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Applied {
-    /// Totals that were written, those of rollups included.
+    /// Totals written, including those of rollups.
     pub totals: u64,
-    /// Statements on tables of totals that wrote, once for each total in SQLite and each counter in PostgreSQL, and lines of leaderboards; 0 in memory.
+    /// Statements that wrote: on tables of totals, one for each total in SQLite and one for each
+    /// counter in PostgreSQL; and on rows of leaderboards. 0 in memory.
     pub statements: u64,
-    /// Whether the batch's events were applied before, so that nothing was done now; the caller's rows of them are to be rolled back.
+    /// Whether the batch's events were applied before, so that nothing was done now. Roll back the
+    /// rows that you wrote for them.
     pub skipped: bool,
-    /// What was written, where that is more or less than the batch.
+    /// What was written, if that is more or less than the batch.
     expanded: Option<Box<Batch>>,
 }
 
 impl Applied {
-    /// So many totals by so many statements: for a store of your own.
+    /// Reports the numbers of totals and statements, for a store of your own.
     #[must_use]
     pub const fn new(totals: u64, statements: u64) -> Self {
         Self { totals, statements, skipped: false, expanded: None }
     }
 
-    /// Nothing, because the batch's events were applied before: for a store of your own.
+    /// Reports that nothing was done because the batch's events were applied before, for a store of
+    /// your own.
     #[must_use]
     pub fn skipped() -> Self {
         Self { skipped: true, expanded: Some(Box::default()), ..Self::default() }
     }
 
-    /// The same, where more than the caller's batch was written, or less: what climbed to rollups, what was pruned before.
+    /// Adds what was written, if it is more or less than the caller's batch: deltas of rollups were
+    /// added, or keys below a cutoff left out.
     #[must_use]
     pub fn of(mut self, written: Batch) -> Self {
         self.expanded = Some(Box::new(written));
         self
     }
 
-    /// Every delta that was added when this batch was applied: its own, and what climbed to rollups. A ranking follows them. Ask before
-    /// anything is added to the batch, or it is cleared.
+    /// Returns every delta that this batch's apply added: its own and those of rollups. A
+    /// leaderboard follows them.
+    ///
+    /// Call it before you add anything to the batch or clear it.
     pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (CounterId, &'a KeyBuf, i128)> {
         let (written, spent) = self.expanded.as_deref().map_or((batch, true), |expanded| (expanded, false));
-        // Where nothing was written, what the batch holds was told by an apply before.
+        // If nothing was written, the batch's deltas were reported by an earlier apply.
         let most = if self.totals == 0 { 0 } else { usize::MAX };
         written.applied_deltas(spent).take(most)
     }
 }
 
-/// A change of a total from one 64-bit integer to another, as changes of 64 bits each: one, or two where the way is longer. On the
-/// way the total stays between the two.
+/// Divides a change of a total from one `i64` to another into changes that each fit `i64`: one, or
+/// two if it is larger. In between, the total stays between the two.
 pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {
     std::iter::from_fn(move || {
         let step = i64::try_from(change).unwrap_or(if change < 0 { i64::MIN } else { i64::MAX });
@@ -288,7 +318,8 @@ mod tests {
     const VOTES: Counter<i64> = Counter::new("votes");
     const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 
-    /// A store that has nothing but what every store must: totals of 1, and how many pages of them were read.
+    /// A store with nothing but what every store must have: totals of 1, and the number of pages
+    /// read.
     struct Plain(BTreeMap<KeyBuf, i64>, usize);
 
     impl Plain {

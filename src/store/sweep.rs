@@ -1,6 +1,6 @@
-//! How far a clean-up has come, and what one call of it did: pure, the same for both databases.
+//! The progress of a sweep and the result of one call; no I/O, and the same for both databases.
 
-// Locks are PostgreSQL's.
+// Only PostgreSQL has locks.
 #![cfg_attr(not(feature = "postgres"), allow(dead_code))]
 
 use super::TOTALS_PAGE;
@@ -9,13 +9,15 @@ use crate::key::KeyBuf;
 use crate::range::KeyRange;
 use crate::schema::Schema;
 
-/// A clean-up of rows that mean nothing any more, a bounded part a call: the place of the next call, and how many rows one looks at.
+/// Removes rows that no longer mean anything, a bounded number at each call; holds where the next
+/// call begins and how many rows it checks.
 ///
-/// What goes: totals of 0, which read as absent totals do; and in PostgreSQL, locks of children and of keys of leaderboards. The rows that are
-/// left are those of totals other than 0, so a table grows with what there is and not with what there ever was.
+/// It removes totals of 0, which read like absent ones, and in PostgreSQL the lock rows of children
+/// and of keys of leaderboards. What is left are totals other than 0, so the size of a table
+/// follows the keys that exist now, not those that ever existed.
 ///
-/// It belongs to one store and schema. Keep it between calls: a new one begins at the first row, and one a call would come to the same rows
-/// each time.
+/// A sweep belongs to one store and schema. Keep it between calls: a new one begins at the first
+/// row, so a new one for each call would check the same rows each time.
 ///
 /// # Examples
 ///
@@ -38,7 +40,8 @@ use crate::schema::Schema;
 /// let mut sweep = Sweep::new().rows(500);
 /// let mut totals = 0;
 /// loop {
-///     let swept = store.sweep(&mut sweep)?; // one short transaction a page; look at a stop flag in between
+///     // One short transaction for each page; check a stop flag here.
+///     let swept = store.sweep(&mut sweep)?;
 ///     totals += swept.totals;
 ///     if swept.complete {
 ///         break;
@@ -54,7 +57,7 @@ pub struct Sweep {
     at: At,
 }
 
-/// The table that is next, and the last key of it that was looked at.
+/// The next table, and the last key in it that was checked.
 #[derive(Debug, Clone)]
 enum At {
     /// The counter's position in the schema.
@@ -62,24 +65,24 @@ enum At {
     Locks(LockKey),
 }
 
-/// The key of a lock: what it is of, its level, and the encoded key.
+/// The key of a lock: what it locks, its level, and the encoded key.
 pub(crate) type LockKey = (String, i64, Vec<u8>);
 
-/// What one call of a clean-up did.
+/// The result of one call of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Swept {
-    /// Rows that were looked at.
+    /// Rows checked.
     pub looked: u64,
-    /// Totals of 0 that went.
+    /// Totals of 0 removed.
     pub totals: u64,
-    /// Locks that went; 0 in SQLite, which has none.
+    /// Locks removed; 0 in SQLite, which has none.
     pub locks: u64,
     /// Whether the last row was reached: the next call begins at the first.
     pub complete: bool,
 }
 
-/// Rows of one table that are looked at together, behind a key.
+/// Rows of one table that are checked together, after a key.
 pub(crate) struct Page {
     pub(crate) spec: &'static CounterSpec,
     pub(crate) range: KeyRange,
@@ -89,28 +92,30 @@ pub(crate) struct Page {
 const ROWS: usize = 1000;
 
 impl Sweep {
-    /// From the first row on, 1,000 rows a call.
+    /// Creates a sweep from the first row on, with 1,000 rows a call.
     #[must_use]
     pub const fn new() -> Self {
         Self { rows: ROWS, at: At::Totals(0, None) }
     }
 
-    /// How many rows a call looks at, at least 1; 1,000 by default. A call removes no more than that, a part in each transaction: so no writer
-    /// waits for long.
+    /// Sets how many rows a call checks, at least 1; the default is 1,000.
+    ///
+    /// A call removes no more rows than that, and each transaction only a part of them, so no
+    /// writer waits for long.
     #[must_use]
     pub const fn rows(mut self, rows: usize) -> Self {
         self.rows = if rows == 0 { 1 } else { rows };
         self
     }
 
-    /// The next page of totals, where this call may look at more rows and there are more tables.
+    /// Returns the next page of totals, if this call may check more rows and there are more tables.
     pub(crate) fn totals(&self, schema: &Schema, swept: &Swept) -> Option<Page> {
         let At::Totals(position, after) = &self.at else { return None };
         let spec = schema.counters().get(*position)?;
         Some(Page { spec, range: KeyRange::after(after.as_ref()), rows: self.left(swept)? })
     }
 
-    /// The next page of locks: behind which, and how many rows.
+    /// Returns the next page of locks: the key that it comes after, and the number of rows.
     pub(crate) fn locks(&self, swept: &Swept) -> Option<(Option<&LockKey>, usize)> {
         let after = match &self.at {
             At::Totals(..) => None,
@@ -125,7 +130,8 @@ impl Sweep {
         (left > 0).then_some(left)
     }
 
-    /// A page was looked at, to this key; one that is shorter than it might be was the table's last.
+    /// Records that a page was checked up to this key. A page shorter than its limit was the
+    /// table's last.
     pub(crate) fn passed(&mut self, page: &Page, keys: usize, last: Option<&KeyBuf>) {
         if let At::Totals(position, after) = &mut self.at {
             if keys < page.rows {
@@ -136,7 +142,7 @@ impl Sweep {
         }
     }
 
-    /// Whether every table of totals is behind.
+    /// Returns whether all tables of totals were checked.
     pub(crate) fn is_through(&self, schema: &Schema) -> bool {
         match &self.at {
             At::Totals(position, _) => *position >= schema.counters().len(),
@@ -144,12 +150,12 @@ impl Sweep {
         }
     }
 
-    /// A page of locks was looked at, to this one.
+    /// Records that a page of locks was checked up to this one.
     pub(crate) fn passed_locks(&mut self, last: LockKey) {
         self.at = At::Locks(last);
     }
 
-    /// The last row was reached.
+    /// Goes back to the first row, because the last one was reached.
     pub(crate) fn begin_anew(&mut self) {
         self.at = At::Totals(0, None);
     }

@@ -1,8 +1,10 @@
-//! The write paths on PostgreSQL: every insert, update and delete of the application, each with its hook beside its statements.
+//! The write paths on PostgreSQL: every insert, update and delete of the application, each with its
+//! hook next to its statements.
 //!
-//! Old values come from under the row's lock, or from the write itself (RETURNING). A delete locks its row and then those below it, each level in the
-//! order of ids: nobody can bring a child in or take one away any more. No statement waits for the answer of one before it, so that those of many events
-//! are under way at once; the server runs them in the order in which they were sent.
+//! Old values are read under the row's lock, or come from the write itself (RETURNING). A delete
+//! locks its row and then those below it, each level in the order of ids: after that, no child can
+//! be added or removed. No statement waits for the answer to an earlier one, so the statements of
+//! many events are in flight at once; the server runs them in the order in which they were sent.
 
 use std::collections::HashMap;
 
@@ -26,7 +28,8 @@ pub struct Db<'t> {
     pub statements: &'t Statements,
 }
 
-/// Gives the deltas of one event, which it applies to the rows. After an error the transaction can only be rolled back.
+/// Applies one event to the rows, and returns its deltas. After an error the transaction can only
+/// be rolled back.
 pub async fn apply(db: &Db<'_>, event: &Event) -> Result<Batch> {
     let mut batch = Batch::new();
     match event {
@@ -79,7 +82,7 @@ async fn insert_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<(
     Ok(())
 }
 
-// Nobody changes an id, so the lock of an update leaves those alone who insert children.
+// Ids never change, so the lock of an update does not block inserts of children.
 const FIND_ARTIST: &str = "SELECT id, name, followers, popularity FROM artists WHERE id = $1 FOR NO KEY UPDATE";
 const FIND_SHOW: &str = "SELECT id, artist_id, date, status FROM shows WHERE id = $1 FOR NO KEY UPDATE";
 const FIND_SETLIST: &str = "SELECT id, show_id FROM setlists WHERE id = $1 FOR NO KEY UPDATE";
@@ -153,7 +156,8 @@ const DELETE_ARTIST: &str = "DELETE FROM artists WHERE id = $1 RETURNING id, nam
 /// A DELETE .. RETURNING, and the hook of each row that it removed.
 type Removal = (&'static str, fn(&Row, &mut Batch) -> Result<(), tokio_postgres::Error>);
 
-/// What deleting a row means: its name, the locks from the row down, and the removals from the last children up to the row itself.
+/// How a row is deleted: its name, the locks from the row down, and the removals from the last
+/// children up to the row itself.
 type Deletion = (&'static str, &'static [&'static str], &'static [Removal]);
 
 const fn deletion(table: Table) -> Deletion {
@@ -204,11 +208,11 @@ fn removed<R: Record + ReadRow>(row: &Row, batch: &mut Batch) -> Result<(), toki
     Ok(())
 }
 
-// What the write paths share.
+// Shared by the write paths.
 
 type Value<'v> = &'v (dyn ToSql + Sync);
 
-/// The write paths' statements, each prepared once a connection.
+/// The write paths' statements, each prepared once for a connection.
 #[derive(Default)]
 pub struct Statements(HashMap<&'static str, Statement>);
 
@@ -248,7 +252,8 @@ fn one<R: ReadRow>(rows: Result<Vec<Row>, tokio_postgres::Error>, what: &str, id
     Ok(R::read_row(rows.first().ok_or_else(|| absent(what, id))?)?)
 }
 
-/// Three failures are the event's fault: its id is taken, its parent is not there, or the server cannot store what it holds.
+/// Three failures are the event's fault: its id exists already, its parent does not exist, or the
+/// server cannot store its values.
 fn refuse(error: tokio_postgres::Error, what: &str, id: &str, parent: Option<(&str, &str)>) -> Error {
     let Some(db) = error.as_db_error() else { return Error::Postgres(error) };
     match (db.code(), parent) {

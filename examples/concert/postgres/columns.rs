@@ -1,4 +1,4 @@
-//! How PostgreSQL returns the application's rows: the select lists are SQLite's.
+//! Reads the application's rows from PostgreSQL; the select lists are those for SQLite.
 
 use std::error::Error;
 use std::str::FromStr;
@@ -43,7 +43,7 @@ impl ReadRow for VoteRow {
     }
 }
 
-/// A text column as what it stands for.
+/// Parses a text column.
 struct Parsed<T>(T);
 
 impl<'a, T: FromStr<Err: Error + Send + Sync + 'static>> FromSql<'a> for Parsed<T> {

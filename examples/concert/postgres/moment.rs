@@ -1,4 +1,4 @@
-//! A database as it was at one moment: a snapshot, read by waiting for each answer.
+//! A database at one moment: a snapshot that blocks for each answer.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::schema::C;
 use crate::site::{Leaderboards, Moment};
 
-/// What is read in it is of one moment; blocks nobody.
+/// Begins a transaction whose reads are all of one moment; it blocks nobody.
 pub async fn snapshot(client: &mut Client) -> Result<Transaction<'_>> {
     Ok(client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?)
 }
@@ -41,7 +41,7 @@ impl Moment for Snapshot<'_> {
     }
 
     fn version(&mut self) -> Result<String> {
-        // Which transactions it sees.
+        // The transactions that it sees.
         let row = self.runtime.block_on(self.tx.query_one("SELECT pg_current_snapshot()::text", &[]))?;
         Ok(row.try_get(0)?)
     }
@@ -68,7 +68,7 @@ impl Moment for Snapshot<'_> {
     }
 }
 
-/// The totals and leaderboards in a transaction, for code that does not wait by itself.
+/// The totals and leaderboards in a transaction, for blocking code.
 struct Blocking<'m, 'c> {
     runtime: &'m Runtime,
     tx: &'m Transaction<'c>,

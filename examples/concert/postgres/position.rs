@@ -8,7 +8,7 @@ use crate::lines::Position;
 use crate::position;
 use crate::schema::C;
 
-/// In a transaction in which offset and hash are of one moment.
+/// Reads a position. Call it in a transaction in which offset and hash are of one moment.
 pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
     let last = PostgresStore::in_transaction(tx, &C::SCHEMA).offset(stream).await?;
     let row = tx.query_opt("SELECT hash FROM replay_prefix WHERE stream = $1", &[&stream]).await?;
@@ -20,7 +20,7 @@ pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
     position::of(stream, last, hash.transpose()?)
 }
 
-/// The offset moves with the totals.
+/// Stores the hash; the offset moves with the totals.
 pub async fn set_hash(tx: &Transaction<'_>, stream: &str, position: &Position) -> Result<()> {
     let text = "INSERT INTO replay_prefix (stream, hash) VALUES ($1, $2)
                 ON CONFLICT (stream) DO UPDATE SET hash = excluded.hash";
@@ -28,7 +28,7 @@ pub async fn set_hash(tx: &Transaction<'_>, stream: &str, position: &Position) -
     Ok(())
 }
 
-/// The streams that were replayed.
+/// Returns the streams that were replayed.
 pub async fn streams(client: &impl GenericClient) -> Result<Vec<String>> {
     let rows = client.query("SELECT stream FROM replay_prefix", &[]).await?;
     Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)

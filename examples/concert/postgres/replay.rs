@@ -1,4 +1,5 @@
-//! Events into PostgreSQL: rows, totals, offset and hash in one transaction each time, and again from its beginning where it was taken back.
+//! Replays events into PostgreSQL: rows, totals, offset and hash in one transaction each time,
+//! which is repeated if it was rolled back.
 
 use std::time::Duration;
 
@@ -16,14 +17,15 @@ use crate::lines::{Position, Refused};
 use crate::replay::{Done, Target, overtaken, unapplied};
 use crate::schema::C;
 
-/// Events whose statements are under way at once.
+/// Events whose statements are in flight at once.
 const UNDER_WAY: usize = 25;
-/// A transaction is tried so many times, with pauses from the first to the longest in between: together, a restart of the server.
+/// A transaction is tried this many times, with pauses that grow from the first to the longest: in
+/// all, enough for a restart of the server.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 
-/// The classes of locks that replays take beside those of rows.
+/// The classes of the advisory locks that replays take, besides the row locks.
 const ALL_REPLAYS: i32 = 1_842_002;
 const ONE_STREAM: i32 = 1_842_003;
 
@@ -55,7 +57,7 @@ impl Target for Connection {
                     }
                     return Ok(refused);
                 }
-                // Those before it are applied without it; each time there are fewer.
+                // The events before it are applied without it; each time there are fewer.
                 Err(Stop::Refused(at, reason)) => {
                     let (before, rest) = events.split_at(at);
                     refused = rest.first().map(|(after, _)| Refused { line: after.lines, reason });
@@ -82,13 +84,13 @@ struct Chunk<'e> {
     /// What was applied before.
     applied: Position,
     events: &'e [(Position, Event)],
-    /// A try before may have been taken back, or its commit's answer been lost.
+    /// An earlier try may have been rolled back, or the answer to its commit was lost.
     is_again: bool,
 }
 
 /// Why a transaction was not committed.
 enum Stop {
-    /// Event number .., from 0 on, does not fit the rows.
+    /// The event with this number, from 0 on, does not fit the rows.
     Refused(usize, String),
     Failed(Error),
 }
@@ -100,13 +102,13 @@ impl<E: Into<Error>> From<E> for Stop {
 }
 
 impl Connection {
-    /// Gives how many statements wrote totals and leaderboards.
+    /// Returns how many statements wrote totals and leaderboards.
     fn try_to_commit(&mut self, chunk: &Chunk<'_>) -> Result<u64, Stop> {
         let Self { runtime, url, client, prepared, statements } = self;
         runtime.block_on(async {
             if client.is_closed() {
                 *client = connect(url, MAX_LOCK).await?;
-                // They were the other connection's.
+                // They belonged to the other connection.
                 (*prepared, *statements) = <_>::default();
             }
             if statements.is_empty() {
@@ -114,7 +116,7 @@ impl Connection {
             }
             let mut tx = client.transaction().await?;
             hold(&tx, chunk).await?;
-            // Before the rows: one that is there already is refused for that.
+            // Check this before the rows: a row that exists already would be refused as such.
             let applied = position::read(&tx, chunk.stream).await?;
             if applied != chunk.applied {
                 let is_done = chunk.is_again && chunk.events.last().is_some_and(|(end, _)| *end == applied);
@@ -123,10 +125,12 @@ impl Connection {
             let Some((end, _)) = chunk.events.last() else { return Ok(0) };
             let mut batch = write_rows(&Db { tx: &tx, statements }, chunk.events).await?;
             position::set_hash(&tx, chunk.stream, end).await?;
-            // Totals last: their rows, which everybody wants, are held for the shortest time.
+            // Totals last: many transactions need their rows, which are so locked for the shortest
+            // time.
             let first = applied.lines + 1;
             let stream_range = StreamRange::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
-            // In a savepoint of its own, so that of an overflow it can still be said whose it is.
+            // This runs in its own savepoint, so that after an overflow its counter can still be
+            // reported.
             let written = PostgresStore::new(&mut tx, &C::SCHEMA)
                 .prepared(prepared)
                 .apply_idempotent(&mut batch, &stream_range)
@@ -140,8 +144,8 @@ impl Connection {
     }
 }
 
-/// Keeps others from replaying the same stream. Replays of other streams go on, unless this one comes again: then it is alone, since it met one of them
-/// in a circle of waits, or waited too long for one.
+/// Prevents another replay of the same stream. Replays of other streams go on, unless this is a
+/// retry: then it runs alone, because it deadlocked with one of them or waited too long for one.
 async fn hold(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
     let all = if chunk.is_again { "pg_advisory_xact_lock" } else { "pg_advisory_xact_lock_shared" };
     tx.execute(&format!("SELECT {all}($1, 0)"), &[&ALL_REPLAYS]).await?;
@@ -149,11 +153,12 @@ async fn hold(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Applies events to the rows; gives their deltas.
+/// Applies events to the rows; returns their deltas.
 async fn write_rows(db: &Db<'_>, events: &[(Position, Event)]) -> Result<Batch, Stop> {
     let mut batch = Batch::new();
     for (chunk, at) in events.chunks(UNDER_WAY).zip((0..).step_by(UNDER_WAY)) {
-        // They are sent in their order. The first to fail has failed by itself; those behind it, because of it.
+        // They are sent in order. The first one that fails is the cause; those after it fail
+        // because of it.
         let applied = join_all(chunk.iter().map(|(_, event)| app::apply(db, event))).await;
         for (hooks, at) in applied.into_iter().zip(at..) {
             match hooks {

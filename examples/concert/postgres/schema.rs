@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::rows::{ArtistRow, SetlistRow, ShowRow, VoteRow};
 use crate::schema::C;
 
-/// Texts that are keys sort by their bytes, as keepcount's do: so the pages of an audit come out of the indices below.
+/// Texts that are keys sort by their bytes, as keepcount's do, so that the pages of an audit are
+/// read from the indices below.
 const TABLES: &str = r#"
     CREATE TABLE IF NOT EXISTS artists (
         id text COLLATE "C" NOT NULL PRIMARY KEY,
@@ -43,7 +44,8 @@ const TABLES: &str = r#"
     );
 "#;
 
-/// They serve two: the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first columns.
+/// They serve the cascades of `app.rs`, and the sources of `audit.rs`, which page by the first
+/// columns.
 const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS shows_by_artist ON shows (artist_id, date, status);
     CREATE INDEX IF NOT EXISTS shows_by_date ON shows (date, id, status);
@@ -54,10 +56,11 @@ const INDICES: &str = "
     CREATE INDEX IF NOT EXISTS setlists_by_id ON setlists (id, show_id);
 ";
 
-/// Who makes tables; one at a time, so that nobody asks for them while another writes into those that are just made.
+/// The lock for making tables: one process at a time, so that none checks for tables while another
+/// is still making them.
 const MAKING: i64 = 1_842_001;
 
-/// Makes what is not there yet: the application's tables, the tables of totals.
+/// Makes what does not exist yet: the application's tables, the tables of totals.
 pub async fn create(client: &mut Client) -> Result<()> {
     if is_made(client).await? {
         return Ok(());
@@ -71,7 +74,7 @@ pub async fn create(client: &mut Client) -> Result<()> {
 }
 
 async fn make(client: &mut Client) -> Result<()> {
-    // By whoever held the lock before.
+    // The process that held the lock before may have made them.
     if is_made(client).await? {
         return Ok(());
     }
@@ -86,7 +89,7 @@ async fn make(client: &mut Client) -> Result<()> {
 async fn is_made(client: &mut Client) -> Result<bool> {
     match check(client).await {
         Ok(()) => Ok(true),
-        // What it is that is wrong, making the tables finds out.
+        // Making the tables will find out what is wrong.
         Err(Error::Foreign(_) | Error::Count(keepcount::Error::SchemaMismatch { .. })) => Ok(false),
         Err(error) => Err(error),
     }

@@ -7,9 +7,10 @@ use tokio_postgres::{Client, Transaction};
 
 use crate::error::Result;
 
-/// Notes every counter that a run has found clean from its first key to its last, at a time in seconds since 1970.
+/// Notes every counter that a run found clean from its first key to its last, at a time in seconds
+/// since 1970.
 pub async fn note(client: &mut Client, report: &Report, now: i64) -> Result<()> {
-    // In one order for all who note.
+    // In the same order for every process, so that they do not deadlock.
     let mut clean: Vec<&str> =
         report.counters.iter().filter(|counter| counter.clean).map(|counter| counter.counter.name()).collect();
     clean.sort_unstable();
@@ -19,7 +20,7 @@ pub async fn note(client: &mut Client, report: &Report, now: i64) -> Result<()> 
     Ok(())
 }
 
-/// The times that were noted, by counter.
+/// Returns the noted times, by counter.
 pub async fn read(tx: &Transaction<'_>) -> Result<HashMap<String, i64>> {
     let rows = tx.query("SELECT counter, at FROM verifications", &[]).await?;
     Ok(rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, tokio_postgres::Error>>()?)

@@ -1,4 +1,5 @@
-//! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
+//! The write paths of the application: each takes a row's old values from the write itself, never
+//! from an earlier read.
 
 use diesel::data_types::PgDate;
 use diesel::prelude::*;
@@ -24,12 +25,12 @@ mod schema {
         votes (id) { id -> BigInt, setlist_id -> BigInt, user_id -> Uuid, day -> Date, }
     }
     diesel::table! {
-        /// A counter's table is one like any other.
+        /// A counter's table is like any other.
         show_votes (key) { key -> Text, total -> BigInt, }
     }
 }
 
-/// A connection; one out of a pool serves as well.
+/// A connection; one from a pool works too.
 pub struct App {
     conn: AsyncPgConnection,
 }
@@ -39,7 +40,7 @@ impl App {
         Ok(Self { conn: AsyncPgConnection::establish(url).await? })
     }
 
-    /// The first migration: the application's tables and those of its counters.
+    /// Runs the first migration: the application's tables and those of its counters.
     pub async fn migrate(&mut self) -> Result<()> {
         let migrated = self.conn.transaction(async |conn| {
             conn.batch_execute(TABLES).await?;
@@ -48,7 +49,7 @@ impl App {
         Ok(migrated.await?)
     }
 
-    /// Shows drive no counter.
+    /// Shows count for no counter.
     pub async fn add_show(&mut self, slug: &str) -> Result<()> {
         diesel::insert_into(shows::table).values(shows::slug.eq(slug)).execute(&mut self.conn).await?;
         Ok(())
@@ -65,7 +66,7 @@ impl App {
         added.await
     }
 
-    /// Moves a setlist to another show, and so its votes.
+    /// Moves a setlist with its votes to another show.
     pub async fn move_setlist(&mut self, id: i64, show: &str) -> Result<bool> {
         let moved = self.conn.transaction(async |conn| {
             let held = setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
@@ -80,7 +81,8 @@ impl App {
         moved.await
     }
 
-    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has all of it.
+    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has
+    /// all of it.
     pub async fn delete_setlist(&mut self, id: i64) -> Result<bool> {
         let deleted = self.conn.transaction(async |conn| {
             let held = setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
@@ -136,7 +138,8 @@ impl App {
         deleted.await
     }
 
-    /// Takes the votes that can be taken, each in a savepoint with a batch of its own, and says how many; a preview takes none.
+    /// Takes the votes that can be taken, each in a savepoint with its own batch, and returns their
+    /// number; a preview takes none.
     pub async fn import(&mut self, votes: &[Vote], preview: bool) -> Result<usize> {
         let mut taken = 0;
         let imported = self.conn.transaction(async |conn| {
@@ -153,7 +156,7 @@ impl App {
                         taken += 1;
                     }
                     Err(error) if no_such_setlist(&error) => {}
-                    // A connection that is gone, a deadlock: of the whole transaction.
+                    // A lost connection or a deadlock fails the whole transaction.
                     Err(error) => return Err(error),
                 }
             }
@@ -166,7 +169,8 @@ impl App {
         }
     }
 
-    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    /// Takes the votes of a feed from number `first` on, once however often they are delivered;
+    /// returns `false` if they were taken before.
     pub async fn deliver(&mut self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let delivered = self.conn.transaction(async |conn| {
@@ -193,10 +197,11 @@ impl App {
     }
 }
 
-/// The upsert: which of both it was decides the hook, so it is two statements and not `ON CONFLICT DO UPDATE`.
+/// Inserts or updates. Which of the two it was decides the hook, so it is two statements and not
+/// `ON CONFLICT DO UPDATE`.
 async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> Result<i64> {
     let day = votes::day.eq(PgDate(vote.day.days() - EPOCH));
-    // Between both a vote may be deleted, and then it is inserted after all.
+    // Between the two statements a vote may be deleted; then it is inserted after all.
     for _ in 0..10 {
         let insert = diesel::insert_into(votes::table)
             .values((votes::setlist_id.eq(vote.setlist), votes::user_id.eq(vote.user), day))
@@ -217,7 +222,7 @@ async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> R
     Err("a vote that is given and taken again and again".into())
 }
 
-/// The last event of a stream that was taken.
+/// The last event taken from a stream.
 #[derive(QueryableByName)]
 struct Last {
     #[diesel(sql_type = BigInt)]
@@ -235,7 +240,7 @@ fn setlist_of((id, show): SetlistRow) -> Setlist {
     Setlist { id, show }
 }
 
-/// PostgreSQL counts days from 2000-01-01 on.
+/// PostgreSQL counts days from 2000-01-01.
 const EPOCH: i32 = 10_957;
 
 fn vote_of((_, setlist, user, PgDate(days)): VoteRow) -> Result<Vote> {

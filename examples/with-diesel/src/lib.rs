@@ -1,4 +1,5 @@
-//! An application on PostgreSQL that writes with diesel and diesel-async, and keeps its counters in the same transactions.
+//! An application on PostgreSQL that writes with diesel and diesel-async, and keeps its counters in
+//! the same transactions.
 
 mod app;
 #[path = "../../votes/counters.rs"]
@@ -7,6 +8,6 @@ pub mod totals;
 
 pub use app::App;
 
-/// Whatever fails rolls the transaction back.
+/// Any error rolls the transaction back.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;

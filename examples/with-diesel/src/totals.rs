@@ -1,4 +1,4 @@
-//! What an application copies: a batch, applied in a transaction of diesel-async's.
+//! The file that an application copies: it applies a batch in a transaction of diesel-async.
 
 use std::time::Instant;
 
@@ -13,7 +13,8 @@ use keepcount::{Batch, KeyBuf, RollupUpdate, Schema, observe};
 
 use crate::Result;
 
-/// Applies what the hooks have collected: the last statements of the closure that `transaction` is given.
+/// Applies what the hooks have collected. Call it last in the closure that you pass to
+/// `transaction`.
 pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
     let mut update = RollupUpdate::new(schema, batch)?;
@@ -21,7 +22,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch)
         if let Some(lock) = request.lock(Dialect::Postgres) {
             query(&lock.text, &lock.values).execute(conn).await?;
         }
-        // A statement of its own: it has to begin after the lock is had.
+        // This needs its own statement, because it must begin after the lock is granted.
         let ask = request.query(Dialect::Postgres, schema)?;
         for answer in query(&ask.text, &ask.values).load::<Answer>(conn).await? {
             let mut key = KeyBuf::new();
@@ -40,7 +41,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch)
     Ok(())
 }
 
-/// diesel prepares an `sql_query` each time that it runs.
+/// diesel prepares an `sql_query` each time it runs.
 fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQuery> {
     let query = diesel::sql_query(text).into_boxed();
     values.iter().fold(query, |query, value| match value {
@@ -59,7 +60,8 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQu
     })
 }
 
-/// The key's columns and the total. Which columns there are, only the question knows, so the database says of which type each is.
+/// The key's columns and the total. Only the request knows which columns there are, so their types
+/// come from the database.
 struct Answer {
     key: Vec<Value<'static>>,
     total: i64,
@@ -71,7 +73,7 @@ impl QueryableByName<Pg> for Answer {
         for at in 0..total {
             let field = Row::get(row, at).ok_or("a column that is not there")?;
             let value = field.value().ok_or("a column of a key is null")?;
-            // As pg_type has them, in every database.
+            // The type numbers of pg_type, the same in every database.
             key.push(match value.get_oid().get() {
                 17 => Value::Blob(<Vec<u8> as FromSql<Binary, Pg>>::from_sql(value)?.as_slice().try_into()?),
                 25 => Value::Text(<String as FromSql<Text, Pg>>::from_sql(value)?.into()),

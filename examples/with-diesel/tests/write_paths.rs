@@ -1,4 +1,4 @@
-//! The write paths of the application with diesel, on private PostgreSQL servers.
+//! Tests the application's write paths with diesel, on private PostgreSQL servers.
 #![cfg(unix)]
 
 #[path = "../../../tests/support/postgres/mod.rs"]
@@ -10,7 +10,7 @@ use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 use keepcount::{Batch, Schema};
 use keepcount_with_diesel::{App, counters, totals};
 
-/// What a user of `totals` does.
+/// Does what a user of `totals` does.
 async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let mut conn = AsyncPgConnection::establish(url).await.unwrap();
     conn.transaction(async |conn| totals::apply(conn, schema, batch).await).await.unwrap();

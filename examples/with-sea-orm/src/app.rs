@@ -1,4 +1,5 @@
-//! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
+//! The write paths of the application: each takes a row's old values from the write itself, never
+//! from an earlier read.
 
 use keepcount::sql::{self, Dialect};
 use keepcount::{Batch, StreamRange};
@@ -13,7 +14,7 @@ use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
 use crate::entities::{day_of, setlists, show_votes, shows, votes};
 use crate::{Error, Result, totals};
 
-/// A pool of connections: what belongs together goes through one transaction.
+/// A pool of connections: writes that belong together go through one transaction.
 pub struct App {
     pool: DatabaseConnection,
 }
@@ -23,7 +24,7 @@ impl App {
         Ok(Self { pool: Database::connect(url).await? })
     }
 
-    /// The first migration: the application's tables and those of its counters.
+    /// Runs the first migration: the application's tables and those of its counters.
     pub async fn migrate(&self) -> Result<()> {
         let tx = self.pool.begin().await?;
         tx.execute_unprepared(TABLES).await?;
@@ -33,7 +34,7 @@ impl App {
         Ok(tx.commit().await?)
     }
 
-    /// Shows drive no counter.
+    /// Shows count for no counter.
     pub async fn add_show(&self, slug: &str) -> Result<()> {
         let show = shows::ActiveModel { slug: Set(slug.to_owned()) };
         shows::Entity::insert(show).exec(&self.pool).await?;
@@ -49,7 +50,7 @@ impl App {
         finish(tx, &batch).await
     }
 
-    /// Moves a setlist to another show, and so its votes.
+    /// Moves a setlist with its votes to another show.
     pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
         let tx = self.pool.begin().await?;
         let held = setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
@@ -62,7 +63,8 @@ impl App {
         Ok(true)
     }
 
-    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has all of it.
+    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has
+    /// all of it.
     pub async fn delete_setlist(&self, id: i64) -> Result<bool> {
         let tx = self.pool.begin().await?;
         if setlists::Entity::find_by_id(id).lock_exclusive().one(&tx).await?.is_none() {
@@ -110,7 +112,8 @@ impl App {
         Ok(true)
     }
 
-    /// Takes the votes that can be taken, each in a savepoint with a batch of its own, and says how many; a preview takes none.
+    /// Takes the votes that can be taken, each in a savepoint with its own batch, and returns their
+    /// number; a preview takes none.
     pub async fn import(&self, votes: &[Vote], preview: bool) -> Result<usize> {
         let tx = self.pool.begin().await?;
         let (mut batch, mut taken) = (Batch::new(), 0);
@@ -124,7 +127,7 @@ impl App {
                     taken += 1;
                 }
                 Err(error) if no_such_setlist(&error) => savepoint.rollback().await?,
-                // A connection that is gone, a deadlock: of the whole transaction.
+                // A lost connection or a deadlock fails the whole transaction.
                 Err(error) => return Err(error),
             }
         }
@@ -137,7 +140,8 @@ impl App {
         Ok(taken)
     }
 
-    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    /// Takes the votes of a feed from number `first` on, once however often they are delivered;
+    /// returns `false` if they were taken before.
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let tx = self.pool.begin().await?;
@@ -170,9 +174,10 @@ async fn finish(tx: DatabaseTransaction, batch: &Batch) -> Result<()> {
     Ok(tx.commit().await?)
 }
 
-/// The upsert: which of both it was decides the hook, so it is two statements and not `ON CONFLICT DO UPDATE`.
+/// Inserts or updates. Which of the two it was decides the hook, so it is two statements and not
+/// `ON CONFLICT DO UPDATE`.
 async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Result<i64> {
-    // Between both a vote may be deleted, and then it is inserted after all.
+    // Between the two statements a vote may be deleted; then it is inserted after all.
     for _ in 0..10 {
         let row = votes::ActiveModel {
             setlist_id: Set(vote.setlist),
@@ -182,7 +187,7 @@ async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Resul
         };
         let unique = OnConflict::columns([votes::Column::SetlistId, votes::Column::UserId]).do_nothing().to_owned();
         let insert = votes::Entity::insert(row.clone()).on_conflict(unique).try_insert();
-        // Not `exec_with_returning`, for which a row that was there is an error.
+        // Do not use `exec_with_returning`: it treats an existing row as an error.
         if let TryInsertResult::Inserted(inserted) = insert.exec(tx).await? {
             batch.insert(vote);
             return Ok(inserted.last_insert_id);

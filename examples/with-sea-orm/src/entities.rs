@@ -1,4 +1,4 @@
-//! The application's tables as SeaORM's entities, and their rows as keepcount's records.
+//! The application's tables as SeaORM entities, and their rows as keepcount records.
 
 use keepcount::Date;
 
@@ -57,7 +57,7 @@ pub mod votes {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// A counter's table is one like any other, to be read.
+/// A counter's table is like any other, for reading.
 pub mod show_votes {
     use sea_orm::entity::prelude::*;
 

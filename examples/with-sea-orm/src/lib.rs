@@ -1,4 +1,5 @@
-//! An application on PostgreSQL that writes with SeaORM, and keeps its counters in the same transactions.
+//! An application on PostgreSQL that writes with SeaORM, and keeps its counters in the same
+//! transactions.
 
 mod app;
 #[path = "../../votes/counters.rs"]
@@ -8,6 +9,6 @@ pub mod totals;
 
 pub use app::App;
 
-/// Whatever fails rolls the transaction back.
+/// Any error rolls the transaction back.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;

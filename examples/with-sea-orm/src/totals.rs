@@ -1,4 +1,4 @@
-//! What an application copies: a batch, applied in a transaction of SeaORM's.
+//! The file that an application copies: it applies a batch in a transaction of SeaORM.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult,
 
 use crate::Result;
 
-/// Applies what the hooks have collected: the last statements before the commit.
+/// Applies what the hooks have collected. Call it last before the commit.
 pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
     let mut update = RollupUpdate::new(schema, batch)?;
@@ -17,7 +17,7 @@ pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> 
         if let Some(lock) = request.lock(Dialect::Postgres) {
             tx.execute_raw(query(&lock.text, &lock.values)).await?;
         }
-        // A statement of its own: it has to begin after the lock is had.
+        // This needs its own statement, because it must begin after the lock is granted.
         let ask = request.query(Dialect::Postgres, schema)?;
         for row in tx.query_all_raw(query(&ask.text, &ask.values)).await? {
             let (key, total) = read(&request.counter, &row)?;
@@ -48,7 +48,7 @@ fn query(text: &str, values: &[sql::Value<'_>]) -> Statement {
     Statement::from_sql_and_values(DbBackend::Postgres, text, values)
 }
 
-/// An answer: the key's columns and the total.
+/// Reads one row of an answer: the key's columns and the total.
 fn read(counter: &CounterId, row: &QueryResult) -> Result<(KeyBuf, i64)> {
     let (parts, mut key) = (counter.parts(), KeyBuf::new());
     let parts = parts.as_slice();

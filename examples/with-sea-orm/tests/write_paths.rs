@@ -1,4 +1,4 @@
-//! The write paths of the application with SeaORM, on private PostgreSQL servers.
+//! Tests the application's write paths with SeaORM, on private PostgreSQL servers.
 #![cfg(unix)]
 
 #[path = "../../../tests/support/postgres/mod.rs"]
@@ -10,7 +10,7 @@ use keepcount::{Batch, Schema};
 use keepcount_with_sea_orm::{App, counters, totals};
 use sea_orm::{Database, TransactionTrait as _};
 
-/// What a user of `totals` does.
+/// Does what a user of `totals` does.
 async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let pool = Database::connect(url).await.unwrap();
     let tx = pool.begin().await.unwrap();

@@ -1,4 +1,5 @@
-//! The write paths of the application: each takes a row's old values from the write itself, never from an earlier read.
+//! The write paths of the application: each takes a row's old values from the write itself, never
+//! from an earlier read.
 
 use keepcount::sql::{self, Dialect};
 use keepcount::{Batch, Date, StreamRange};
@@ -9,10 +10,11 @@ use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres, Row as _, Transacti
 use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
 use crate::{Error, Result, totals};
 
-/// A pool of connections: what belongs together goes through one transaction.
+/// A pool of connections: writes that belong together go through one transaction.
 ///
-/// A transaction that is dropped is rolled back when its connection comes back to the pool; one over a connection of its own only when that is used again, and
-/// until then it holds its locks.
+/// A dropped transaction is rolled back when its connection returns to the pool. A dropped
+/// transaction over a single connection is rolled back only when that is used again, and holds its
+/// locks until then.
 pub struct App {
     pool: PgPool,
 }
@@ -22,7 +24,7 @@ impl App {
         Ok(Self { pool: PgPool::connect(url).await? })
     }
 
-    /// The first migration: the application's tables and those of its counters.
+    /// Runs the first migration: the application's tables and those of its counters.
     pub async fn migrate(&self) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         sqlx::raw_sql(TABLES).execute(&mut *tx).await?;
@@ -32,7 +34,7 @@ impl App {
         Ok(tx.commit().await?)
     }
 
-    /// Shows drive no counter.
+    /// Shows count for no counter.
     pub async fn add_show(&self, slug: &str) -> Result<()> {
         sqlx::query("INSERT INTO shows (slug) VALUES ($1)").bind(slug).execute(&self.pool).await?;
         Ok(())
@@ -47,7 +49,8 @@ impl App {
         finish(tx, &batch).await
     }
 
-    /// Moves a setlist to another show, and so its votes: the membership's conflict is the row's lock.
+    /// Moves a setlist with its votes to another show; the row's lock serializes conflicting
+    /// changes of its membership.
     pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
         let held = sqlx::query("SELECT id, show_slug FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
@@ -60,7 +63,8 @@ impl App {
         Ok(true)
     }
 
-    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has all of it.
+    /// Deletes a setlist with its votes: the parent's lock keeps new votes out, and one batch has
+    /// all of it.
     pub async fn delete_setlist(&self, id: i64) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
         let held = sqlx::query("SELECT id FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
@@ -118,7 +122,8 @@ impl App {
         Ok(true)
     }
 
-    /// Takes the votes that can be taken, each in a savepoint with a batch of its own, and says how many; a preview takes none.
+    /// Takes the votes that can be taken, each in a savepoint with its own batch, and returns their
+    /// number; a preview takes none.
     pub async fn import(&self, votes: &[Vote], preview: bool) -> Result<usize> {
         let mut tx = self.pool.begin().await?;
         let (mut batch, mut taken) = (Batch::new(), 0);
@@ -132,7 +137,7 @@ impl App {
                     taken += 1;
                 }
                 Err(error) if no_such_setlist(&error) => savepoint.rollback().await?,
-                // A connection that is gone, a deadlock: of the whole transaction.
+                // A lost connection or a deadlock fails the whole transaction.
                 Err(error) => return Err(error),
             }
         }
@@ -145,7 +150,8 @@ impl App {
         Ok(taken)
     }
 
-    /// Takes the votes number `first` and on of a feed, once however often they are delivered; false where they were taken before.
+    /// Takes the votes of a feed from number `first` on, once however often they are delivered;
+    /// returns `false` if they were taken before.
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let mut tx = self.pool.begin().await?;
@@ -165,7 +171,7 @@ impl App {
         Ok(true)
     }
 
-    /// A total is a row like any other: join with it.
+    /// Reads a total: it is a row like any other, so you can join with it.
     pub async fn show_votes(&self, show: &str) -> Result<i64> {
         let total = sqlx::query_scalar("SELECT total FROM show_votes WHERE key = $1").bind(show);
         Ok(total.fetch_optional(&self.pool).await?.unwrap_or(0))
@@ -177,10 +183,11 @@ async fn finish(mut tx: Transaction<'_, Postgres>, batch: &Batch) -> Result<()> 
     Ok(tx.commit().await?)
 }
 
-/// The upsert: which of both it was decides the hook, so it is two statements and not `ON CONFLICT DO UPDATE`.
+/// Inserts or updates. Which of the two it was decides the hook, so it is two statements and not
+/// `ON CONFLICT DO UPDATE`.
 async fn cast(tx: &mut Transaction<'_, Postgres>, vote: &Vote, batch: &mut Batch) -> Result<i64> {
     let (user, day) = (vote.user, vote.day.to_string());
-    // Between both a vote may be deleted, and then it is inserted after all.
+    // Between the two statements a vote may be deleted; then it is inserted after all.
     for _ in 0..10 {
         let insert = sqlx::query_scalar(
             "INSERT INTO votes (setlist_id, user_id, day) VALUES ($1, $2, $3::text::date) ON CONFLICT (setlist_id, user_id) DO NOTHING RETURNING id",
@@ -209,7 +216,7 @@ fn no_such_setlist(error: &Error) -> bool {
     error.is_some_and(DatabaseError::is_foreign_key_violation)
 }
 
-/// A date's key is its text; without a library for dates it is read as one, too.
+/// A date's key is its text; without a date library the column is read as text too.
 fn vote_of(row: &PgRow) -> Result<Vote> {
     let day: Date = row.try_get::<String, _>("day")?.parse()?;
     Ok(Vote { setlist: row.try_get("setlist_id")?, user: row.try_get("user_id")?, day })

@@ -1,6 +1,7 @@
-//! keepcount beside sqlx: the statements of `keepcount::sql` on the application's own transaction.
+//! keepcount with sqlx: runs the statements of `keepcount::sql` in the application's own
+//! transaction.
 //!
-//! The README shows the function between the markers; a test holds both together.
+//! The README shows the function between the markers; a test compares the two.
 
 use keepcount::{Batch, Counter, CounterId, Record, Schema, StreamRange, Tally};
 use sqlx::{Connection as _, Row as _};
@@ -43,7 +44,8 @@ async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn
 }
 // README: end
 
-/// Applies events once, in the transaction that wrote their rows. False where they were applied before: the caller rolls back.
+/// Applies events once, in the transaction that wrote their rows. Returns `false` if they were
+/// applied before: roll back then.
 async fn apply_idempotent(
     conn: &mut SqliteConnection,
     batch: &Batch,

@@ -1,4 +1,4 @@
-//! What an application copies: a batch, applied in a transaction of sqlx's.
+//! The file that an application copies: it applies a batch in a transaction of sqlx.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::Result;
 
-/// Applies what the hooks have collected: the last statements before the commit.
+/// Applies what the hooks have collected. Call it last before the commit.
 pub async fn apply(tx: &mut Transaction<'_, Postgres>, schema: &Schema, batch: &Batch) -> Result<()> {
     let began = Instant::now();
     let mut update = RollupUpdate::new(schema, batch)?;
@@ -18,7 +18,7 @@ pub async fn apply(tx: &mut Transaction<'_, Postgres>, schema: &Schema, batch: &
         if let Some(lock) = request.lock(Dialect::Postgres) {
             query(&lock.text, &lock.values).execute(&mut **tx).await?;
         }
-        // A statement of its own: it has to begin after the lock is had.
+        // This needs its own statement, because it must begin after the lock is granted.
         let ask = request.query(Dialect::Postgres, schema)?;
         for row in query(&ask.text, &ask.values).fetch_all(&mut **tx).await? {
             let (key, total) = read(&request.counter, &row)?;
@@ -34,7 +34,8 @@ pub async fn apply(tx: &mut Transaction<'_, Postgres>, schema: &Schema, batch: &
     Ok(())
 }
 
-/// The same few texts come again and again, so sqlx keeps them prepared; behind a pool of statements, add `.persistent(false)`.
+/// The same few texts come again and again, so sqlx keeps them prepared. With a pooler between you
+/// and the server, add `.persistent(false)`.
 fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArguments> {
     let query = sqlx::query(AssertSqlSafe(text.to_owned()));
     values.iter().fold(query, |query, value| match value {
@@ -49,7 +50,7 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArgum
     })
 }
 
-/// An answer: the key's columns and the total.
+/// Reads one row of an answer: the key's columns and the total.
 fn read(counter: &CounterId, row: &PgRow) -> Result<(KeyBuf, i64)> {
     let (parts, mut key) = (counter.parts(), KeyBuf::new());
     for (at, part) in parts.as_slice().iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The write paths of the application with sqlx, on private PostgreSQL servers.
+//! Tests the application's write paths with sqlx, on private PostgreSQL servers.
 #![cfg(unix)]
 
 #[path = "../../../tests/support/postgres/mod.rs"]
@@ -10,7 +10,7 @@ use keepcount::{Batch, Schema};
 use keepcount_with_sqlx::{App, counters, totals};
 use sqlx::{Connection as _, PgConnection};
 
-/// What a user of `totals` does.
+/// Does what a user of `totals` does.
 async fn apply(url: &str, schema: &Schema, batch: &Batch) {
     let mut conn = PgConnection::connect(url).await.unwrap();
     let mut tx = conn.begin().await.unwrap();

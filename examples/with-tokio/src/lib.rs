@@ -1,7 +1,8 @@
-//! What the two processes share: a repair that does a few pages at a time, and keeps its place between them in a file
-//! beside the database.
+//! What the two processes share: a repair that does a few pages at a time, and keeps its token in
+//! between in a file next to the database.
 //!
-//! `src/bin/interval.rs` runs it by `tokio::time::interval`, `src/bin/scheduler.rs` by a cron scheduler.
+//! `src/bin/interval.rs` runs it by `tokio::time::interval`, `src/bin/scheduler.rs` by a cron
+//! scheduler.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -27,7 +28,7 @@ impl Record for Vote {
     }
 }
 
-/// The repair of one database; clones are the same, with one stop flag.
+/// The repair of one database; clones share one stop flag.
 #[derive(Debug, Clone)]
 pub struct Repair {
     db: PathBuf,
@@ -40,7 +41,8 @@ const PAGES: u64 = 2;
 const PAGE_KEYS: usize = 4;
 
 impl Repair {
-    /// The repair of this database; a demonstration with votes and drift is made where there is none.
+    /// Creates the repair of this database; if it does not exist, makes a demonstration with votes
+    /// and drift.
     pub fn open(db: &Path) -> Result<Self, Cause> {
         if !db.exists() {
             make_example(&Connection::open(db)?)?;
@@ -49,10 +51,12 @@ impl Repair {
         Ok(Self { db: db.to_owned(), place, stop: Arc::default() })
     }
 
-    /// Does the next pages. It blocks: call it where that is allowed, and once at a time, because there is one place.
+    /// Does the next pages. It blocks: call it where that is allowed, and one call at a time,
+    /// because there is one token.
     pub fn part(&self) -> Result<Report, Cause> {
         self.go_on().map_err(|error| match error.downcast_ref() {
-            // Not silently from the beginning: a run that always starts anew never gets to the end.
+            // Do not silently start from the beginning: a run that always starts again never
+            // reaches the end.
             Some(Error::Token { .. }) => {
                 let place = self.place.display();
                 format!("{error}\nthe place in {place} cannot be used; delete the file to begin anew").into()
@@ -83,7 +87,8 @@ impl Repair {
         Ok(done?)
     }
 
-    /// Writes the place beside its file and renames it, so that whoever is killed leaves the old place or the new one.
+    /// Writes the token to a file next to the old one and renames it, so that a process that is
+    /// killed leaves the old token or the new one.
     fn keep(&self, token: Option<Token>) -> std::io::Result<()> {
         let Some(token) = token else {
             return if self.place.exists() { fs::remove_file(&self.place) } else { Ok(()) };
@@ -95,20 +100,21 @@ impl Repair {
         fs::rename(beside, &self.place)
     }
 
-    /// Ends the part that is under way after its page; one that begins later does none.
+    /// Ends the part in progress after its page; a part that begins later does nothing.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-/// What a process is asked to do: `[DB [ROUNDS]]`.
+/// The arguments of a process: `[DB [ROUNDS]]`.
 #[derive(Debug)]
 pub struct Asked {
     /// The repair of the database.
     pub repair: Repair,
-    /// After how many parts it ends; without end by default, and four for the demonstration.
+    /// The number of parts after which it ends; unlimited by default, and four for the
+    /// demonstration.
     pub rounds: usize,
-    /// Where the demonstration is, until it ends.
+    /// The demonstration's folder, kept until the process ends.
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -126,7 +132,7 @@ impl Asked {
     }
 }
 
-/// Prints an error, and says the exit code.
+/// Prints an error, and returns the exit code.
 pub fn exit(done: Result<(), Cause>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,7 +143,7 @@ pub fn exit(done: Result<(), Cause>) -> ExitCode {
     }
 }
 
-/// Thirty shows with votes, and totals of which some are wrong, missing, or of no show.
+/// Makes thirty shows with votes, and totals of which some are wrong, missing, or of no show.
 fn make_example(conn: &Connection) -> Result<(), Cause> {
     conn.execute_batch(
         "PRAGMA journal_mode = wal;

@@ -1,4 +1,5 @@
-//! Both processes, each on a database of its own with planted drift: in parts, over a restart, until totals equal rows.
+//! Tests both processes, each on its own database with planted drift: in parts, over a restart,
+//! until totals equal rows.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -10,7 +11,8 @@ use rusqlite::Connection;
 
 const PROCESSES: [&str; 2] = [env!("CARGO_BIN_EXE_interval"), env!("CARGO_BIN_EXE_scheduler")];
 
-/// For each process in a thread of its own, with the path of a database that is not there yet.
+/// Runs the check for each process in its own thread, with the path of a database that does not
+/// exist yet.
 fn for_each(check: impl Fn(&str, &Path) + Sync) {
     thread::scope(|threads| {
         for process in PROCESSES {
@@ -27,7 +29,7 @@ fn start(process: &str, db: &Path, rounds: &str) -> Child {
     command.arg(db).arg(rounds).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Exit code, and the lines of stdout and stderr.
+/// Returns the exit code, and the lines of stdout and stderr.
 fn end(process: Child) -> (Option<i32>, Vec<String>, String) {
     let output = process.wait_with_output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
@@ -38,7 +40,7 @@ fn place(db: &Path) -> PathBuf {
     db.with_added_extension("token")
 }
 
-/// Shows whose total is not the number of their votes.
+/// Returns the shows whose total is not the number of their votes.
 fn wrong(db: &Path) -> Vec<i64> {
     let conn = Connection::open(db).unwrap();
     let sql =

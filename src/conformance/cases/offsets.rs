@@ -1,4 +1,4 @@
-//! The cases of events that are applied once.
+//! The conformance cases of events that are applied once.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::batch::Batch;
 use crate::conformance::Call;
 use crate::counter::Counter;
 
-/// A stream, and the first and the last of the events that a batch stands for.
+/// A stream, and the first and last event that a batch covers.
 type Events<'a> = (&'a str, u64, u64);
 
-/// The last number that an event can have.
+/// The largest number that an event can have.
 const MAX_LAST: u64 = i64::MAX.unsigned_abs();
 
 impl Script {
@@ -21,13 +21,13 @@ impl Script {
         self.call(Call::ApplyIdempotent { batch: batch(fill), stream: stream.to_owned(), first, last }, expect);
     }
 
-    /// Events are applied, write this many totals, and move the offset of their stream.
+    /// Events are applied, write this many totals, and advance the offset of their stream.
     fn apply_idempotent(&mut self, events: Events<'_>, totals: u64, fill: impl FnOnce(&mut Batch)) {
         self.deliver(events, Expect::Applied(totals), fill);
         self.offset(events.0, events.2);
     }
 
-    /// Events of which the last one applied is `applied` are skipped, or refused, and leave the offset.
+    /// Events are skipped or refused and leave the offset at `applied`.
     fn stays(&mut self, events: Events<'_>, applied: u64, expect: Expect, fill: impl FnOnce(&mut Batch)) {
         self.deliver(events, expect, fill);
         self.offset(events.0, applied);
@@ -38,7 +38,7 @@ impl Script {
     }
 }
 
-/// A delta that would show.
+/// A delta that would be visible.
 fn seven(batch: &mut Batch) {
     batch.add(NUMBER, 7, 1);
 }
@@ -63,7 +63,7 @@ pub(super) fn a_repeat_is_skipped(script: &mut Script) {
     for _ in 0..3 {
         script.stays(("votes", 1, 3), 3, Expect::Skipped, |batch| batch.add(NUMBER, 7, 3));
     }
-    // Whatever it holds by now, nothing included.
+    // Whatever the repeat contains by now, even nothing.
     script.stays(("votes", 1, 3), 3, Expect::Skipped, |_| {});
     script.stays(("votes", 1, 3), 3, Expect::Skipped, |batch| batch.add(OTHER, 9, 9));
     script.holds(NUMBER, &[(7, 3)]);
@@ -92,7 +92,7 @@ pub(super) fn a_gap_applies_nothing(script: &mut Script) {
         script.stays(("votes", first, last), 3, Expect::Gap(3), |_| {});
     }
     script.holds(NUMBER, &[(7, 3)]);
-    // What is missing comes, and then what was refused.
+    // The missing event arrives, then the refused ones.
     script.apply_idempotent(("votes", 4, 4), 1, seven);
     script.apply_idempotent(("votes", 5, 9), 1, seven);
     script.holds(NUMBER, &[(7, 5)]);
@@ -148,7 +148,8 @@ pub(super) fn streams_are_apart(script: &mut Script) {
     script.holds(NUMBER, &[(7, i64::try_from(streams).unwrap_or(0))]);
 }
 
-/// A store may go another way with one delta, with many, with large ones, with memberships, and with what climbs.
+/// A store may take different paths for one delta, many, large ones, memberships, and deltas that
+/// propagate to rollups.
 pub(super) fn batches_of_every_kind_move_the_offset(script: &mut Script) {
     let many: Vec<(i64, i64)> = (0..400).map(|key| (key, 1)).collect();
     script.apply_idempotent(("votes", 1, 1), 1, |batch| batch.add(NUMBER, 0, 1));
@@ -224,7 +225,7 @@ pub(super) fn a_repeat_is_skipped_where_it_has_no_room_any_more(script: &mut Scr
     script.apply_idempotent(("links", 1, 1), 1, membership);
     script.apply_idempotent(("votes", 1, 1), 2, vote);
     script.apply_idempotent(("numbers", 1, 1), 1, |batch| batch.add(NUMBER, 7, i64::MAX));
-    // Applied again, each would leave 64 bits: as a total, or as what climbs.
+    // Applied again, each would leave 64 bits: as a total, or in a rollup.
     script.stays(("links", 1, 1), 1, Expect::Skipped, membership);
     script.stays(("votes", 1, 1), 1, Expect::Skipped, vote);
     script.stays(("numbers", 1, 1), 1, Expect::Skipped, |batch| batch.add(NUMBER, 7, i64::MAX));
@@ -273,7 +274,8 @@ pub(super) fn rollups_climb_once(script: &mut Script) {
     script.holds(TOP, &[((), 7)]);
 }
 
-/// Streams of which each event is one delta, delivered in chunks that follow, repeat, leave a gap or overlap.
+/// Streams in which each event is one delta, delivered in chunks that follow, repeat, leave a gap
+/// or overlap.
 pub(super) fn random_streams_follow_a_model(script: &mut Script) {
     const STREAMS: [&str; 3] = ["a", "b", "votes of a site"];
     let mut random = Random(0x6d61_726b);
@@ -284,7 +286,7 @@ pub(super) fn random_streams_follow_a_model(script: &mut Script) {
         let Some((name, applied)) = STREAMS.iter().zip(&mut offsets).nth(at) else { break };
         let first = (*applied + random.below(8)).saturating_sub(3).max(1);
         let last = first + random.below(9);
-        // What an event adds is all its own, so that one applied twice or lost shows.
+        // Each event adds a distinct amount, so that one applied twice or lost is visible.
         let event = |number: u64| ((format!("{name} {}", number % 7), number.cast_signed() % 3), number.cast_signed());
         let deltas: Vec<_> = (first..=last).map(event).collect();
         let fill = |batch: &mut Batch| deltas.iter().for_each(|(key, delta)| batch.add(PAIR, key, *delta));

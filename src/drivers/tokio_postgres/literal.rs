@@ -1,4 +1,5 @@
-//! Values as literals of SQL, for statements that are run by text: what the driver would send in binary, in the text that the server reads as the same.
+//! Values as SQL literals, for statements sent as text: the text that the server reads as the same
+//! value that the driver would send in binary.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -9,12 +10,14 @@ use tokio_postgres::types::{Format, FromSql, IsNull, Kind, ToSql, Type};
 use crate::date::Date;
 use crate::key::KeyValue;
 
-/// What is longer is sent as a parameter, which costs less then.
+/// The maximum length of a message in bytes. Longer values are sent as parameters, which costs less
+/// then.
 const MAX: usize = 1 << 20;
 
-/// Appends a value of this type; none where the driver would refuse it, where keepcount knows no text for its type, or where it gets too long.
+/// Appends a value of this type. Returns `None` if the driver would refuse it, if keepcount knows
+/// no text for its type, or if the message gets too long.
 ///
-/// The literal has no type of its own: the server takes it for what the parameter is.
+/// The literal has no type of its own: the server gives it the type of the parameter.
 pub(super) fn push(out: &mut String, kind: &Type, value: &(dyn ToSql + Sync)) -> Option<()> {
     let mut bytes = BytesMut::new();
     if !matches!(value.encode_format(kind), Format::Binary) {
@@ -28,10 +31,11 @@ pub(super) fn push(out: &mut String, kind: &Type, value: &(dyn ToSql + Sync)) ->
     Some(())
 }
 
-/// Appends a text in quotes, which means the same whether or not the server takes a backslash in plain quotes for itself.
+/// Appends a text in quotes. It means the same whether or not the server treats a backslash in
+/// plain quotes as an escape.
 fn quote(out: &mut String, text: &str) -> Option<()> {
     let has_backslash = text.contains('\\');
-    // To a server that was told of another encoding a backslash can be the second half of a letter.
+    // For a server with another client encoding, a backslash can be the second byte of a character.
     if text.contains('\0') || has_backslash && !text.is_ascii() {
         return None;
     }
@@ -80,13 +84,13 @@ fn text_of(kind: &Type, bytes: &[u8]) -> Option<String> {
     })
 }
 
-/// The day so many days after 2000-01-01; none outside the calendar, as an infinity is.
+/// The day this many days after 2000-01-01; `None` outside the calendar, as an infinity is.
 fn date(days: i64) -> Option<Date> {
     const DAYS_TO_2000: i64 = 10_957;
     Date::from_days(i32::try_from(days.checked_add(DAYS_TO_2000)?).ok()?)
 }
 
-/// The moment so many microseconds after 2000-01-01.
+/// The time this many microseconds after 2000-01-01.
 fn timestamp(micros: i64) -> Option<String> {
     const DAY: i64 = 86_400_000_000;
     let (day, micros) = (date(micros.div_euclid(DAY))?, micros.rem_euclid(DAY));
@@ -95,7 +99,7 @@ fn timestamp(micros: i64) -> Option<String> {
     Some(format!("{day} {hour:02}:{minute:02}:{second:02}.{micros:06}"))
 }
 
-/// An element as it came.
+/// An element's bytes, undecoded.
 struct Raw<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for Raw<'a> {
@@ -108,9 +112,10 @@ impl<'a> FromSql<'a> for Raw<'a> {
     }
 }
 
-/// An array of one dimension without nulls that counts from 1, as the driver makes it of a slice.
+/// An array of one dimension, without nulls, indexed from 1, as the driver makes it from a slice.
 fn array(kind: &Type, of: &Type, bytes: &[u8]) -> Option<String> {
-    // How many dimensions, whether there are nulls, of what type; how many elements, the first one's number.
+    // The header: number of dimensions, whether there are nulls, element type, number of elements,
+    // lower bound.
     let first = bytes.get(16..20).map_or(Ok(1), |first| i32::from_sql(&Type::INT4, first)).ok()?;
     let elements = Vec::<Option<Raw<'_>>>::from_sql(kind, bytes).ok().filter(|_| first == 1)?;
     let mut text = "{".to_owned();
@@ -118,7 +123,7 @@ fn array(kind: &Type, of: &Type, bytes: &[u8]) -> Option<String> {
         if at > 0 {
             text.push(',');
         }
-        // A server with `array_nulls = off` would take a null for the text NULL.
+        // A server with `array_nulls = off` would read a null as the text NULL.
         let Some(Raw(element)) = element else { return None };
         text.push('"');
         for char in text_of(of, element)?.chars() {

@@ -1,4 +1,5 @@
-//! The driver over tokio-postgres: statements on the caller's client or transaction, one by one or many in one round trip.
+//! The driver over tokio-postgres: runs statements on the caller's client or transaction, one by
+//! one or many in one round trip.
 
 mod literal;
 mod prepared;
@@ -21,23 +22,24 @@ use crate::error::{Cause, Error, Result};
 use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
 use crate::sql::{Dialect, Query, Value};
 
-/// A client or transaction, and the transaction or savepoint that was begun on it here.
+/// A client or transaction, and the transaction or savepoint that this driver began on it.
 pub(crate) struct Postgres<'c, C: GenericClient> {
     pub(crate) client: &'c C,
     prepared: Option<&'c PreparedStatements>,
-    /// Whether transactions are begun here; else all is part of the caller's.
+    /// Whether this driver begins transactions; if not, all statements are part of the caller's.
     begins: bool,
     is_open: bool,
-    /// Whether the server has forgotten what was prepared.
+    /// Whether the server has forgotten the prepared statements.
     forgot: bool,
 }
 
-/// Statements that are sent in one go; the server runs them one after the other.
+/// The maximum number of statements in one pipeline. The server runs them one after the other.
 const MAX_PIPELINE: usize = 16;
-/// The savepoint of a write in a transaction of the caller's.
+/// The savepoint of a write within the caller's transaction.
 const SAVEPOINT: &str = "keepcount";
 
-/// One execution of a query: its position, which row of its parameters, and those.
+/// One execution of a query: its position, the number of its row of parameters, and those
+/// parameters.
 #[derive(Clone, Copy)]
 struct Execution<'q> {
     query: usize,
@@ -58,7 +60,7 @@ impl Execution<'_> {
         Stopped::Failed { query: self.query, row: self.row, error }
     }
 
-    /// Refuses a number of written rows that is not what it was to write.
+    /// Refuses a number of written rows that differs from the number it must write.
     fn check(&self, written: u64) -> Result<(), Stopped<tokio_postgres::Error>> {
         if self.of.is_skipped(self.values, written) {
             return Err(Stopped::Skipped { query: self.query, row: self.row });
@@ -68,12 +70,12 @@ impl Execution<'_> {
 }
 
 impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
-    /// Begins transactions, or savepoints where it is a transaction.
+    /// Begins transactions, or savepoints if `client` is a transaction.
     pub(crate) const fn own(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
         Self { client, prepared, begins: true, is_open: false, forgot: false }
     }
 
-    /// Executes in a transaction of the caller's.
+    /// Executes within the caller's transaction.
     pub(crate) const fn within(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
         Self { client, prepared, begins: false, is_open: false, forgot: false }
     }
@@ -91,7 +93,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         Ok(())
     }
 
-    /// The statement of a text of the application's own: as it was prepared before, or now.
+    /// The statement for a text of the application: the known one, or one prepared now.
     async fn statement(&self, text: &str) -> Result<Statement, tokio_postgres::Error> {
         if let Some(known) = self.prepared.and_then(|prepared| prepared.known(text)) {
             return Ok(known);
@@ -122,7 +124,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         }
     }
 
-    /// What `run` gives for each execution, in their order; or the first that failed, and why.
+    /// What `run` returns for each execution, in their order; or the first failure.
     async fn run_all<'q, T, F: Future<Output = Result<T, tokio_postgres::Error>>>(
         &self,
         all: &[Execution<'q>],
@@ -149,12 +151,13 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         self.run_all(all, |execution| self.written_by(execution)).await
     }
 
-    /// The rows of some queries, which change nothing where they fail.
+    /// The rows of some queries. If they fail, nothing was changed, so they may be tried a second
+    /// time.
     async fn read_all(&mut self, all: &[Execution<'_>]) -> Result<Vec<Vec<Row>>, Stopped<tokio_postgres::Error>> {
         let rows = self.rows_of_all(all).await;
         let Err(Stopped::Failed { error, .. }) = &rows else { return rows };
         self.note(error);
-        // On a client it was a transaction of its own, of which nothing is left.
+        // On a client the queries were their own transaction, of which nothing is left.
         if self.is_open || !is_client(self.client) {
             return rows;
         }
@@ -165,7 +168,8 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         rows
     }
 
-    /// Prepares all anew where the server has forgotten it.
+    /// Drops all prepared statements if the server has forgotten them, so that they are prepared
+    /// again.
     fn note(&mut self, error: &tokio_postgres::Error) {
         if let Some(prepared) = self.prepared.filter(|_| is_forgotten(error)) {
             prepared.forget();
@@ -173,7 +177,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         }
     }
 
-    /// As [`note`](Self::note), of an error that the driver's is the cause of.
+    /// Like [`note`](Self::note), for an error caused by a driver's error.
     fn note_cause(&mut self, error: &Error) {
         if let Error::Busy { cause, .. } = error
             && let Some(error) = cause.downcast_ref()
@@ -190,7 +194,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
             .map(|rows| rows.into_iter().flatten().collect())
     }
 
-    /// The rows of each query, which is executed once; or the first that failed, and why.
+    /// The rows of each query, each executed once; or the first failure with the query's position.
     pub(crate) async fn query_all(
         &self,
         queries: &[Query<'_>],
@@ -198,8 +202,9 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         self.rows_of_all(&executions(queries)).await.map_err(failure)
     }
 
-    /// What `read` makes of the rows of one query that is not prepared, without its nones. Rows are read as they come: the server goes on meanwhile,
-    /// and nobody holds them all as they were sent.
+    /// The values that `read` makes of the rows of one unprepared query, without the `None`s. Rows
+    /// are read as they arrive: the server works on meanwhile, and the raw rows are never all in
+    /// memory.
     pub(crate) async fn read<T>(
         &self,
         query: &Query<'_>,
@@ -211,7 +216,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     }
 }
 
-/// The driver's error, which is the only one that it stops for by itself.
+/// The driver's error: the only reason why it stops by itself.
 fn failure(stopped: Stopped<tokio_postgres::Error>) -> (usize, tokio_postgres::Error) {
     match stopped {
         Stopped::Failed { query, error, .. } => (query, error),
@@ -267,7 +272,8 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         self.is_open = true;
         let text = if is_client(self.client) { "BEGIN".to_owned() } else { format!("SAVEPOINT {SAVEPOINT}") };
         let mut begun = self.client.batch_execute(&text).await;
-        // A future that was dropped, and a ROLLBACK that was cancelled, left the client in a transaction that is aborted.
+        // A dropped future, or a ROLLBACK that was cancelled, left the client in an aborted
+        // transaction.
         if begun.as_ref().is_err_and(is_aborted) && is_client(self.client) && end_transaction(self.client).await.is_ok()
         {
             begun = self.client.batch_execute(&text).await;
@@ -275,7 +281,7 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         begun
     }
 
-    /// Unless the server itself says that it took the transaction back, nobody knows.
+    /// The outcome is unknown unless the server itself reports that it rolled the transaction back.
     async fn commit(&mut self) -> Result<(), NotCommitted<tokio_postgres::Error>> {
         let text = if is_client(self.client) { "COMMIT".to_owned() } else { format!("RELEASE SAVEPOINT {SAVEPOINT}") };
         match self.client.batch_execute(&text).await {
@@ -290,12 +296,13 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
 
     async fn roll_back(&mut self) -> bool {
         if !self.begins {
-            // Whoever commits the caller's transaction now rolls it back.
+            // Aborts the caller's transaction: a commit of it now rolls it back.
             let _ = self.client.batch_execute("SELECT 1 / 0").await;
             return true;
         }
         if !is_client(self.client) {
-            // A transaction of the caller's is left to the caller; where its savepoint cannot be gone back to, it is aborted.
+            // The caller's transaction is left to the caller. If the rollback to the savepoint
+            // fails, it is aborted.
             let _ = self.client.batch_execute(&roll_back_to_savepoint()).await;
             self.is_open = false;
             return true;
@@ -310,12 +317,12 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
     }
 }
 
-/// A future that nobody waits for any more may have begun a transaction, and said nothing else.
+/// A dropped future may have begun a transaction without reporting it.
 impl<C: GenericClient> Drop for Postgres<'_, C> {
     fn drop(&mut self) {
         if self.is_open {
             let text = if is_client(self.client) { "ROLLBACK".to_owned() } else { roll_back_to_savepoint() };
-            // It is sent when it is first polled.
+            // The message is sent at the first poll.
             let _ = self.client.batch_execute(&text).now_or_never();
         }
     }
@@ -325,22 +332,23 @@ fn roll_back_to_savepoint() -> String {
     format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}")
 }
 
-/// Whether this is a client, and not a transaction of the caller's.
+/// Whether this is a client, and not a transaction of the caller.
 fn is_client<C: GenericClient>(client: &C) -> bool {
     std::ptr::addr_eq(client, client.client())
 }
 
-/// How often a ROLLBACK is tried that is cancelled.
+/// How often a ROLLBACK that is cancelled is tried.
 const MAX_ROLLBACKS: u32 = 8;
 
-/// Ends whatever transaction a client was left in. One of the caller's is left to the caller.
+/// Ends any transaction that a client was left in. A transaction of the caller is left to the
+/// caller.
 async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postgres::Error> {
     if !is_client(client) {
         return Ok(());
     }
     let mut ended = client.batch_execute("ROLLBACK").await;
     for _ in 1..MAX_ROLLBACKS {
-        // It is cancelled as any statement is, and then it has done nothing.
+        // A ROLLBACK can be cancelled like any statement, and then it has done nothing.
         if !ended.as_ref().is_err_and(is_refused) {
             break;
         }
@@ -349,22 +357,23 @@ async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postg
     ended
 }
 
-/// Whether an earlier error has aborted the transaction, and nothing is done in it.
+/// Whether an earlier error has aborted the transaction, so that nothing more is done in it.
 fn is_aborted(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION)
 }
 
-/// Whether the server does not know a statement that was prepared, by the driver (s and a number) or by its name in SQL.
+/// Whether the server does not know a prepared statement, under the driver's name (s and a number)
+/// or under its name in SQL.
 fn is_forgotten(error: &tokio_postgres::Error) -> bool {
     let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
     let is_ours = |word: &str| word.starts_with(prepared::NAME) || word.strip_prefix('s').is_some_and(is_number);
-    // Behind a pooler another connection may have one of the same name, too.
+    // Behind a pooler, another connection may also have one with the same name.
     let codes = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT];
     let said = error.as_db_error().filter(|db| codes.contains(db.code()));
     said.is_some_and(|db| db.message().split(|c: char| !c.is_alphanumeric() && c != '_').any(is_ours))
 }
 
-/// Whether a table is not what a statement takes it for: it lacks a column, or has one of another type.
+/// Whether a table is not as the statement expects: a column is missing or has another type.
 fn is_misfit(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         Some(code) => {
@@ -377,7 +386,8 @@ fn is_misfit(error: &tokio_postgres::Error) -> bool {
 
 const ENDED: &str = "the server ended the connection; open another, and try the whole transaction again";
 
-/// Why nothing was applied and a retry helps, if so. Whoever lost the connection before a commit applied nothing either.
+/// The reason why nothing was applied and a retry helps, if that is so. If the connection was lost
+/// before a commit, nothing was applied either.
 fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
     let Some(db) = error.as_db_error() else {
         let lost = error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
@@ -407,24 +417,27 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
         | SqlState::CRASH_SHUTDOWN
         | SqlState::CANNOT_CONNECT_NOW
         | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Some(ENDED),
-        // Whatever it is, another of its timeouts say.
+        // Whatever the code is: other timeouts of the server end the connection too.
         _ if matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) => Some(ENDED),
         _ => None,
     }
 }
 
-/// What a commit's error means: unless the server itself says that it took the transaction back, nobody knows.
+/// The error of a failed commit: its outcome is unknown unless the server itself reports that it
+/// rolled the transaction back.
 pub(crate) fn commit_failed(operation: &str, error: tokio_postgres::Error) -> Error {
     if is_refused(&error) { failed(Whose::Connection, operation, error) } else { unknown(operation, error) }
 }
 
-/// An error after which nobody knows whether it was applied.
+/// An error after which it is unknown whether the operation was applied.
 fn unknown(operation: &str, error: tokio_postgres::Error) -> Error {
     Error::Indeterminate { operation: operation.to_owned(), cause: error.into() }
 }
 
-/// What a failed call says, after its client was brought out of any transaction: a BEGIN, COMMIT or ROLLBACK that is refused before it runs leaves it in an
-/// aborted one. Where that is not possible, the error says that the connection must go.
+/// Ends any transaction that the client of a failed call is in, and returns the call's error. A
+/// BEGIN, COMMIT or ROLLBACK that is refused before it runs leaves the client in an aborted
+/// transaction. If the transaction cannot be ended, the error states that the connection must be
+/// closed.
 pub(crate) async fn settled<C: GenericClient>(client: &C, operation: &str, error: Error) -> Error {
     match end_transaction(client).await {
         Err(_) if !client.client().is_closed() && !matches!(error, Error::Indeterminate { .. }) => {
@@ -434,7 +447,8 @@ pub(crate) async fn settled<C: GenericClient>(client: &C, operation: &str, error
     }
 }
 
-/// Whether the server says so itself, and goes on: then what the statement belongs to is taken back.
+/// Whether the server itself reported the error and keeps the connection. Then it rolls back what
+/// the statement belongs to.
 fn is_refused(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error))
 }
@@ -446,7 +460,7 @@ impl DriverError for tokio_postgres::Error {
         }
         match self.code() {
             Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE) => ErrorKind::Overflow,
-            // The server gives the name of a table that is absent in the message alone.
+            // The server names an absent table only in the message.
             Some(&SqlState::UNDEFINED_TABLE) => ErrorKind::NoTable(None),
             Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => ErrorKind::ReadOnly,
             _ if is_misfit(self) => ErrorKind::Misfit,

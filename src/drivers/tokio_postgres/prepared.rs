@@ -1,4 +1,4 @@
-//! The statements that a connection has prepared, by the driver's names and by names in SQL.
+//! The statements that a connection has prepared, under the driver's names and under names in SQL.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,18 @@ use super::is_refused;
 use crate::counter::{FNV_OFFSET, fnv1a};
 use crate::sql;
 
-/// The statements that a connection has prepared: kept beside it, they spare the server from planning each of them anew.
+/// The statements that a connection has prepared.
 ///
-/// Belongs to one connection: the statements of another are unknown to the server. So they are not for a pooler that gives each transaction another connection, unless it keeps
-/// prepared statements apart itself: what is lost is prepared anew, and what another process left under the same name of the driver's may be run instead. Keeps at most 256; what comes later is planned each time. As many again have
-/// a name in SQL, for [`write`](crate::PostgresStore::write); those stay on the server until the connection ends.
+/// Keep it together with the connection: it saves the server from planning each statement again.
+///
+/// It belongs to one connection, because the server does not know the statements of another. Do not
+/// use it behind a pooler that gives each transaction another connection, unless the pooler tracks
+/// prepared statements itself. Statements that are missing are prepared again, but a statement that
+/// another process left under the same driver's name may be run instead.
+///
+/// Keeps at most 256 statements; later ones are planned each time. Up to 256 more have a name in
+/// SQL, for [`write`](crate::PostgresStore::write); those stay on the server until the connection
+/// ends.
 ///
 /// # Examples
 ///
@@ -37,37 +44,40 @@ pub struct PreparedStatements {
     names: Mutex<Names>,
 }
 
-/// Statements that have a name in SQL beside the driver's, so that one message can run several of them.
+/// Statements that also have a name in SQL, so that one message can run several of them.
 #[derive(Debug, Default)]
 struct Names {
     of: HashMap<String, Named>,
-    /// Given up: the caller wants parameters, or what was prepared was not there when it was run, since a pooler hands out another connection to each message.
+    /// Whether names are no longer used: the caller wants parameters, or prepared statements were
+    /// missing when they were run, because a pooler hands out another connection for each message.
     forgone: bool,
-    /// How often they were not there.
+    /// How often they were missing.
     lost: u32,
 }
 
 #[derive(Debug)]
 struct Named {
     kinds: Vec<Type>,
-    /// None for what SQL's PREPARE does not take.
+    /// `None` for a statement that SQL's PREPARE does not accept.
     name: Option<String>,
 }
 
-/// How names begin.
+/// The prefix of all names.
 pub(super) const NAME: &str = "keepcount_";
 const MAX_PREPARED: usize = 256;
-/// How often names are prepared anew before they are given up.
+/// How often names are prepared again before they are given up.
 const MAX_LOST: u32 = 16;
 
 impl PreparedStatements {
-    /// None yet.
+    /// No statements yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// None yet; values are only ever sent as parameters. [`write`](crate::PostgresStore::write) then takes several messages, and the server's log and
+    /// No statements yet, and values are only ever sent as parameters.
+    ///
+    /// [`write`](crate::PostgresStore::write) then takes several messages, and the server's log and
     /// `pg_stat_activity` show no values.
     #[must_use]
     pub fn by_parameters() -> Self {
@@ -88,9 +98,11 @@ impl PreparedStatements {
         self.by_text.lock().insert(text.to_owned(), statement);
     }
 
-    /// The name under which SQL's EXECUTE runs a text, which is prepared where it has none yet; none where there is no room, or where that is not possible.
+    /// The name under which SQL's EXECUTE runs a text; prepares it if it has none yet. `None` if
+    /// there is no room or the text cannot be prepared.
     ///
-    /// It is made of the text: where several share a connection, a name does not come to be another statement's.
+    /// The name is derived from the text, so that it cannot become another statement's where
+    /// several share a connection.
     pub(super) async fn name(
         &self,
         client: &impl GenericClient,
@@ -113,13 +125,14 @@ impl PreparedStatements {
         let prepare = format!("PREPARE {name}{types} AS {text}");
         let mut prepared = client.batch_execute(&prepare).await;
         if prepared.as_ref().is_err_and(|error| error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)) {
-            // Of this text, but of types that may have been made anew since. One message, since a pooler may have another connection for each.
+            // It is the same text, but its types may have been recreated since. One message, since
+            // a pooler may give each another connection.
             prepared = client.batch_execute(&format!("DEALLOCATE {name}; {prepare}")).await;
         }
         let name = match prepared {
             Ok(()) => Some(name),
             Err(error) if error.code() == Some(&SqlState::SYNTAX_ERROR) => None,
-            // Whatever is the matter, it is said where the statement itself is run.
+            // The statement itself will report the problem when it is run.
             Err(error) if is_refused(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -133,12 +146,13 @@ impl PreparedStatements {
         !self.names.lock().forgone
     }
 
-    /// Gives no names from now on.
+    /// Returns no names from now on.
     pub(super) fn forgo_names(&self) {
         self.names.lock().forgone = true;
     }
 
-    /// Prepares names anew when they are wanted, as they were not there; false where that was in vain too often.
+    /// Drops the names, which were missing on the server, so that they are prepared again. Returns
+    /// false if that happened too often.
     pub(super) fn lose_names(&self) -> bool {
         let mut names = self.names.lock();
         names.of.clear();
@@ -146,7 +160,8 @@ impl PreparedStatements {
         names.lost < MAX_LOST
     }
 
-    /// Prepares all anew when it is wanted: the server has forgotten it.
+    /// Drops all statements, which the server has forgotten, so that they are prepared again when
+    /// needed.
     pub(super) fn forget(&self) {
         self.by_text.lock().clear();
         self.names.lock().of.clear();

@@ -1,5 +1,5 @@
-//! Rows of the application's own and their totals: one message that is a transaction by itself, or else all of it up to COMMIT behind a BEGIN that was
-//! answered.
+//! Writes the application's rows and their totals: in one message that is a transaction by itself,
+//! or as a pipeline up to COMMIT after an answered BEGIN.
 
 use std::fmt::Write as _;
 use std::pin::pin;
@@ -26,7 +26,7 @@ use crate::store::Applied;
 /// The values of one statement.
 type Values<'r> = [&'r (dyn ToSql + Sync)];
 
-/// A statement of the application's own, with its values.
+/// A statement of the application, with its values.
 pub(crate) type Given<'r> = (&'r str, &'r Values<'r>);
 
 /// The same, prepared.
@@ -36,7 +36,7 @@ struct Row<'r> {
     values: &'r Values<'r>,
 }
 
-/// Runs the application's own statements, in one round trip.
+/// Runs the application's statements in one round trip.
 async fn run_rows(client: &impl GenericClient, rows: &[Row<'_>]) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
     try_join_all(rows.iter().enumerate().map(async |(at, row)| {
         let written = client.execute(&row.statement, row.values).await;
@@ -45,12 +45,13 @@ async fn run_rows(client: &impl GenericClient, rows: &[Row<'_>]) -> Result<Vec<u
     .await
 }
 
-/// What the failure of a statement of the application's own means.
+/// The error of a failed statement of the application.
 fn row_failed((at, error): (usize, tokio_postgres::Error)) -> Error {
     failed(Whose::Row(at), "writing rows", error)
 }
 
-/// Refuses values that the driver would not send for a statement: it would leave that one out, and send what comes behind it.
+/// Refuses values that the driver would not send for a statement. It would skip that statement and
+/// send those after it.
 fn check_rows(rows: &[Row<'_>]) -> Result<()> {
     for (at, Row { statement, values, .. }) in rows.iter().enumerate() {
         let refused = |cause: Cause| Error::Database {
@@ -68,7 +69,7 @@ fn check_rows(rows: &[Row<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a name was not known that had been prepared, so that nothing was done.
+/// Whether the server did not know a name that had been prepared, so that nothing was done.
 fn is_nameless(error: &tokio_postgres::Error) -> bool {
     if !is_refused(error) {
         return false;
@@ -88,7 +89,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         Ok(all)
     }
 
-    /// Writes rows and their batch in one message or a few; none where totals have to be read first, or there is too much of it.
+    /// Writes rows and their batch in one message or a few. Returns `None` if totals must be read
+    /// first, or if there are too many statements.
     async fn write_at_once(
         &mut self,
         schema: &Schema,
@@ -109,7 +111,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         };
         for (execution, written) in all.iter().zip(totals) {
             if let Err(skipped) = execution.check(written) {
-                // It is committed by now, all but what was skipped.
+                // By now everything is committed except what was skipped.
                 let error = writes.failed(batch, None, skipped).unnamed();
                 return Err(Error::Indeterminate { operation: operation(batch, None), cause: error.into() }.into());
             }
@@ -117,8 +119,9 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         Ok(Some((written, Applied::new(batch.len() as u64, all.len() as u64))))
     }
 
-    /// How many rows each statement wrote, and how many totals; all in one message, which the server takes for one transaction. None where nothing
-    /// was written, and sending the statements one by one can do it, or says why it cannot be done.
+    /// Sends everything in one message, which the server treats as one transaction. Returns how
+    /// many rows each statement wrote, and how many totals. `None` if nothing was written and
+    /// sending the statements one by one can succeed, or can report why it fails.
     async fn by_message(
         &self,
         rows: &[Given<'_>],
@@ -131,7 +134,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         let Some(message) = self.message(prepared, &rows, all).await? else { return Ok(None) };
         let (mut written, mut error) = self.send(&message).await;
         if error.as_ref().is_some_and(is_nameless) && prepared.lose_names() {
-            // Forgotten, by DISCARD or DEALLOCATE: by their new names nothing is different.
+            // The names were dropped by DISCARD or DEALLOCATE. Nothing was done, and new names can
+            // be tried.
             let Some(message) = self.message(prepared, &rows, all).await? else { return Ok(None) };
             (written, error) = self.send(&message).await;
         }
@@ -144,7 +148,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
                 prepared.forgo_names();
                 Ok(None)
             }
-            // The first that was not done, or else the commit of all.
+            // The first statement that was not done, or else the commit of all.
             Some(error) if is_refused(&error) => match written.len().checked_sub(rows.len()) {
                 None => Err(row_failed((written.len(), error)).into()),
                 Some(at) => Err(match all.get(at) {
@@ -156,7 +160,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         }
     }
 
-    /// Sends one message of several statements. Gives how many rows each wrote that was done, and why not all of them were.
+    /// Sends one message of several statements. Returns how many rows each completed statement
+    /// wrote, and the error that stopped the rest.
     async fn send(&self, message: &str) -> (Vec<u64>, Option<tokio_postgres::Error>) {
         let mut written = Vec::new();
         let mut answers = match self.client.client().simple_query_raw(message).await {
@@ -173,7 +178,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         }
     }
 
-    /// The message that runs all of these statements by their names; none where one of them has no name, or a value no text.
+    /// The message that runs all of these statements by their names; `None` if a statement has no
+    /// name or a value has no literal.
     async fn message(
         &self,
         prepared: &PreparedStatements,
@@ -206,8 +212,9 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         Ok(Some(message))
     }
 
-    /// The same in several messages: BEGIN, and all that follows once that is answered, since without a transaction each would be committed by itself. What
-    /// fails in the middle makes the server's COMMIT a rollback.
+    /// Does the same in several messages: first BEGIN, and all the others once it is answered,
+    /// since without a transaction each would be committed by itself. After a failure in the
+    /// middle, the server turns COMMIT into a rollback.
     async fn by_pipeline(
         &mut self,
         rows: &[Given<'_>],
@@ -218,7 +225,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         let begun = self.begin().await;
         let begun = begun.map_err(|error| Failed::from(failed(Whose::Connection, &operation(batch, None), error)));
         let rows = match begun {
-            // Behind BEGIN, since a pooler may have another connection before, and before the rest, which would come behind COMMIT.
+            // After BEGIN, since a pooler may use another connection before it. Before the rest,
+            // since preparing later would come after COMMIT.
             Ok(()) => self.prepare(rows, batch, writes, all).await,
             Err(failed) => Err(failed),
         };
@@ -231,7 +239,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         };
         let is_over = committed.is_ok();
         self.is_open = !is_over;
-        // COMMIT is on its way whatever comes of the others: only where the server itself refused one of them was nothing committed.
+        // COMMIT is sent whatever becomes of the others. Only if the server itself refused one of
+        // them was nothing committed.
         let unless_unknown = |error: &tokio_postgres::Error| is_refused(error);
         let written = written.map_err(|(at, error)| match unless_unknown(&error) {
             true => row_failed((at, error)).into(),
@@ -249,7 +258,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         Err(if is_over { failed } else { self.ended(batch, failed).await })
     }
 
-    /// Rows that can be sent, and all that has to be prepared.
+    /// Checks that the rows can be sent, and prepares all statements.
     async fn prepare<'r>(
         &self,
         rows: &[Given<'r>],
@@ -263,19 +272,19 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         Ok(rows)
     }
 
-    /// The failure of a transaction, which is over then.
+    /// Rolls back a failed transaction and returns its failure.
     async fn ended(&mut self, batch: &Batch, failed: Failed) -> Failed {
         let is_over = self.roll_back().await;
         match failed {
             Failed::Known(error) if is_over => error.into(),
             Failed::Known(error) => still_open(&operation(batch, None), error).into(),
-            // What stays open is refused to be read, which says so.
+            // If the transaction is still open, the read that follows reports it.
             Failed::Overflow(..) => failed,
         }
     }
 }
 
-/// Writes rows and their batch in a transaction of its own, in as few messages as it can.
+/// Writes rows and their batch in its own transaction, in as few messages as possible.
 pub(crate) async fn write_in_own<C: GenericClient + Send + Sync>(
     executor: &mut Postgres<'_, C>,
     schema: &Schema,
@@ -316,7 +325,8 @@ async fn write_idempotent<C: GenericClient + Send + Sync>(
     write::finish(executor, schema, nested, operation, done).await
 }
 
-/// Writes rows of the application's own, and applies their batch; neither where its events were applied before.
+/// Writes the application's rows and applies their batch; does neither if the events were applied
+/// before.
 async fn write_rows<C: GenericClient + Send + Sync>(
     executor: &mut Postgres<'_, C>,
     schema: &Schema,
@@ -324,7 +334,8 @@ async fn write_rows<C: GenericClient + Send + Sync>(
     batch: &Batch,
     stream_range: Option<&StreamRange<'_>>,
 ) -> Result<(Vec<u64>, Applied), Failed> {
-    // First: rows that are there already would be refused before it is seen that they are.
+    // Check the offset first: rows that are already there would be refused before the repeat is
+    // detected.
     if let Some(stream_range) = stream_range
         && !write::follows(executor, batch, stream_range).await?
     {

@@ -6,12 +6,12 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use crate::executor::{Column, Row};
 use crate::sql::Value;
 
-/// The parameters of a query that is prepared.
+/// The parameters of a prepared query.
 pub(crate) fn params<'q>(values: &'q [Value<'q>]) -> Vec<&'q (dyn ToSql + Sync)> {
     values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
 }
 
-/// The parameters of a query that is not prepared.
+/// The parameters of an unprepared query, with their types.
 pub(crate) fn typed<'q>(values: &'q [Value<'q>]) -> Vec<(&'q (dyn ToSql + Sync), Type)> {
     values.iter().map(|value| (value as &(dyn ToSql + Sync), value.kind())).collect()
 }
@@ -31,7 +31,7 @@ impl Value<'_> {
     }
 }
 
-/// Sixteen bytes as the driver sends a UUID.
+/// Sixteen bytes, sent as a UUID.
 #[derive(Debug)]
 struct Uuid<'a>(&'a [u8; 16]);
 
@@ -89,7 +89,7 @@ impl ToSql for Value<'_> {
     }
 }
 
-/// A column as it came; of the types that keepcount does not write, none is read.
+/// A received column. Types that keepcount does not write are not decoded.
 struct Came<'a>(Column<'a>);
 
 impl<'a> FromSql<'a> for Came<'a> {
@@ -103,7 +103,7 @@ impl<'a> FromSql<'a> for Came<'a> {
             Type::BYTEA => Column::Bytes(raw.into()),
             _ if <&str as FromSql<'_>>::accepts(kind) => match std::str::from_utf8(raw) {
                 Ok(text) => Column::Text(text.into()),
-                // Of a database that takes texts in any encoding.
+                // From a database that accepts texts in any encoding.
                 Err(_) => Column::NoText(raw.into()),
             },
             _ => Column::Other("".into()),

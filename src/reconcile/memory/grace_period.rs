@@ -1,8 +1,8 @@
-//! How long an audit beside writers waits, and for what.
+//! How long an audit waits for concurrent writers, and for what.
 
 use std::time::Duration;
 
-/// The waits of an audit beside writers; every one is bounded.
+/// The waits of an audit that runs next to writers; each of them is bounded.
 ///
 /// # Examples
 ///
@@ -22,23 +22,26 @@ pub struct GracePeriod {
 }
 
 impl GracePeriod {
-    /// Keys of dropped pending writes are left alone for this long, the grace period: by then it must be certain what became of their rows, and whoever resolves a dropped
-    /// pending write by hand must have done so.
+    /// Sets the grace period: for this long, keys of dropped pending writes are not compared.
+    ///
+    /// By its end it must be certain what became of their rows. If you resolve a dropped pending
+    /// write by hand, do so within this time.
     #[must_use]
     pub const fn after(time: Duration) -> Self {
         Self { time, barrier_time: Duration::from_millis(100), tries: 8 }
     }
 
-    /// How long a barrier may be shut before the pending writes that are open have ended; 100 ms by default. Then it opens, and the key is unsettled and left
-    /// alone for the grace period.
+    /// Sets how long a barrier may stay shut before the open pending writes have ended; the default
+    /// is 100 ms. After that it opens, and the key is unsettled and skipped for the grace period.
     #[must_use]
     pub const fn barrier_time(mut self, time: Duration) -> Self {
         self.barrier_time = time;
         self
     }
 
-    /// How often a key is looked for with no pending write open over its stripe before its barrier is shut; 8 by default. In between it waits from 100 us on,
-    /// doubling up to 2 ms.
+    /// Sets how often the audit looks for a moment with no pending write open over a key's stripe,
+    /// before it shuts the barrier; the default is 8. It waits in between, from 100 us on, doubling
+    /// up to 2 ms.
     #[must_use]
     pub const fn tries(mut self, tries: u32) -> Self {
         self.tries = tries;

@@ -1,4 +1,5 @@
-//! Measuring and repairing beside writers that pending write their writes: exactly, key by key where a page was not left alone.
+//! Compares and repairs exactly next to guarded writers: key by key, if a page's keys were written
+//! meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -15,24 +16,24 @@ use crate::store::memory::{Before, Lone, Reading, Shut};
 
 pub(super) struct Guarded<'a> {
     grace_period: GracePeriod,
-    /// This audit's number, for noticing hooks without pending writes.
+    /// This audit's number, to notice hooks without pending writes.
     audit: u64,
     runtime: Box<dyn Runtime + 'a>,
-    /// Lives as long as the window of totals that was fetched after it began.
+    /// Exists as long as the window of totals that was fetched after it began.
     reading: Option<Reading<'a>>,
-    /// Suspects of the counter at hand that were measured before their pages.
+    /// Unresolved keys of the current counter that were compared before their pages.
     early: BTreeSet<KeyBuf>,
-    /// Keys whose barrier was shut in vain, and until when they are left alone.
+    /// Keys whose barrier was shut in vain, and until when they are skipped.
     left_alone: BTreeMap<(usize, KeyBuf), Duration>,
 }
 
 const MIN_WAIT: Duration = Duration::from_micros(100);
 const MAX_WAIT: Duration = Duration::from_millis(2);
-/// A barrier is waited for this often at most, whatever the clock says.
+/// The most waits for one barrier, whatever the clock says.
 const MAX_BARRIER_WAITS: u32 = 100_000;
-/// Behind a barrier only a prune comes between, and few do.
+/// Behind a shut barrier only a prune can interfere, and there are few of those.
 const MAX_PRUNES: u32 = 8;
-/// Keys that are left alone are remembered up to this many.
+/// The most skipped keys that are remembered.
 const MAX_LEFT_ALONE: usize = 10_000;
 
 impl<'a> Guarded<'a> {
@@ -54,7 +55,8 @@ impl<'a> Guarded<'a> {
             self.early.clear();
         }
         let mut diff = PageDiff::default();
-        // Remembered when all has come well: who asks again after an error has not been told what was found.
+        // Recorded only after everything succeeded: a caller that asks again after an error has not
+        // received what was found.
         let mut early = BTreeSet::new();
         for key in store.due_unresolved(position, self.settled(store)) {
             if !self.early.contains(&key) {
@@ -96,12 +98,13 @@ impl<'a> Guarded<'a> {
         Ok(repaired)
     }
 
-    /// What was dropped by this time is settled by now.
+    /// Returns the time such that what was dropped at it or before is resolved by now.
     fn settled(&self, store: &MemoryStore) -> Option<Duration> {
         store.now().checked_sub(self.grace_period.time)
     }
 
-    /// Whether a key's pending write was dropped, and what became of its rows may not be known yet.
+    /// Returns whether a key's pending write was dropped and the fate of its rows may still be
+    /// unknown.
     fn is_unresolved(&self, store: &MemoryStore, of: &Lone<'_>) -> bool {
         store.is_unresolved(of, self.settled(store))
     }
@@ -114,7 +117,8 @@ impl<'a> Guarded<'a> {
         Err(Error::invalid_use("audit", format!("counter {}: {reason}", counter.name())))
     }
 
-    /// A page of rows beside totals that were read after everybody who had begun before was done; and the keys that were touched since.
+    /// Compares a page of rows with totals that were read after all earlier pending writes had
+    /// ended; also returns the keys touched since.
     fn read_page(
         &mut self,
         store: &'a MemoryStore,
@@ -137,7 +141,8 @@ impl<'a> Guarded<'a> {
                 reading.touched(position, after, page.next.as_ref())
             });
             if let Some(touched) = touched {
-                // Behind the notes: a pending write that is not among them was dropped before.
+                // Check this after the notes: a pending write that is not among them was dropped
+                // before.
                 if store.are_unresolved_lost(self.settled(store)) {
                     let reason = "the outcome of too many writes is not known; wait for the grace period";
                     return Err(busy(&ask.counter, reason));
@@ -145,14 +150,17 @@ impl<'a> Guarded<'a> {
                 return Ok((page, touched));
             }
         }
-        // While one reads, nobody's notes are forgotten.
+        // Drop the reading, so that the next one clears the notes: they stay while any reading
+        // exists.
         self.reading = None;
         Err(busy(&ask.counter, "too many writes began while a page was read; make pages smaller"))
     }
 
-    /// Pending writes note their keys from now on; those that began before have ended when this returns.
+    /// Makes pending writes note their keys from now on; those that began before have ended when
+    /// this returns.
     fn begin_reading(&mut self, store: &'a MemoryStore, counter: &CounterId) -> Result<()> {
-        // First: while anybody reads, no note is forgotten, and what was noted before is of totals that are fetched anew.
+        // Drop the old reading first: notes stay while any reading exists, and the old notes are of
+        // totals that are fetched again.
         self.reading = None;
         let reading = store.reading();
         for stripe in 0..store.stripe_count() {
@@ -167,7 +175,7 @@ impl<'a> Guarded<'a> {
         Ok(())
     }
 
-    /// Measures one key.
+    /// Compares one key.
     fn probe_at(
         &mut self,
         store: &MemoryStore,
@@ -186,8 +194,9 @@ impl<'a> Guarded<'a> {
         Ok(())
     }
 
-    /// Compares a key with its rows while nobody writes it, and repairs it where that is wanted; none where that could not be had, or a pending write over
-    /// it was dropped too short a time ago.
+    /// Compares a key with its rows while no pending write is open over it, and repairs it if
+    /// `repair`. Returns `None` if there was no such moment, or if a pending write over it was
+    /// dropped less than the grace period ago.
     fn settle(
         &mut self,
         store: &MemoryStore,
@@ -203,7 +212,8 @@ impl<'a> Guarded<'a> {
         let mut wait = MIN_WAIT;
         for _ in 0..self.grace_period.tries {
             if let Some(before) = store.quiet(stripe) {
-                // After the look: what was open until then may have been dropped.
+                // Check this after `quiet`: a pending write that was open until then may have been
+                // dropped.
                 if self.is_unresolved(store, of) {
                     return Ok(None);
                 }
@@ -230,7 +240,7 @@ impl<'a> Guarded<'a> {
         Ok(None)
     }
 
-    /// Whether no pending write was open over a stripe at some moment.
+    /// Returns whether there was a moment with no pending write open over a stripe.
     fn wait_for_quiet(&mut self, store: &MemoryStore, stripe: usize) -> bool {
         let mut wait = MIN_WAIT;
         for _ in 0..self.grace_period.tries {
@@ -243,7 +253,8 @@ impl<'a> Guarded<'a> {
         store.quiet(stripe).is_some()
     }
 
-    /// Shuts a stripe's barrier and waits for the pending writes that are open; none where they do not end in time, or another audit has it shut all the while.
+    /// Shuts a stripe's barrier and waits for the open pending writes. Returns `None` if they do
+    /// not end in time, or if another audit keeps the barrier shut.
     fn shut<'s>(&mut self, store: &'s MemoryStore, stripe: usize) -> Option<Shut<'s>> {
         let since = self.runtime.now();
         let mut shut = store.shut(stripe);
@@ -261,7 +272,7 @@ impl<'a> Guarded<'a> {
     }
 }
 
-/// Recounts a key's rows and compares; none where a writer or a prune came between.
+/// Recounts a key's rows and compares; `None` if a writer or a prune interfered.
 fn attempt(
     store: &MemoryStore,
     sources: &mut Sources<'_>,
@@ -269,7 +280,8 @@ fn attempt(
     before: Before,
     repair: bool,
 ) -> Result<Option<Drift>> {
-    // The recount asks for the cutoff itself, later: where that is another, it is another still when the two are compared.
+    // The recount reads the cutoff itself, later: if it is a different one, it still differs when
+    // the total is compared.
     let cutoff = store.cutoff(of.position);
     let recount = sources.recount_one(store, of)?;
     let stored = store.compare(of, before, (recount.total, cutoff.as_ref()), repair)?;

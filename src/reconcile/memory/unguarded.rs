@@ -1,4 +1,5 @@
-//! Verifying beside hooks without pending writes: a difference counts when it is seen twice, further apart than a hook can take.
+//! Verifies next to hooks without pending writes: a difference counts if it is seen twice, further
+//! apart than a hook can take.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ pub(super) struct Unguarded<'a> {
     runtime: Box<dyn Runtime + 'a>,
 }
 
-/// A wait that is cut short is gone on with this often.
+/// How often a wait that was cut short is continued.
 const MAX_WAITS: u32 = 1000;
 
 impl<'a> Unguarded<'a> {
@@ -23,7 +24,7 @@ impl<'a> Unguarded<'a> {
         Self { longest_delay, runtime }
     }
 
-    /// Looks once more at what differed; keys that differ otherwise by now are unsettled.
+    /// Checks the differences once more; keys that differ by another amount now are unsettled.
     pub(super) fn look_again(
         &mut self,
         store: &MemoryStore,
@@ -53,7 +54,8 @@ impl<'a> Unguarded<'a> {
         Ok(once)
     }
 
-    /// Lets every hook that was under way come to its end; false where the waits end too early.
+    /// Waits until every hook that was in progress has ended; returns `false` if the waits end too
+    /// early.
     fn wait(&mut self) -> bool {
         let until = self.runtime.now() + self.longest_delay;
         for _ in 0..MAX_WAITS {

@@ -1,5 +1,5 @@
-//! What audits ask of a memory store while writers go on: which keys were touched meanwhile, one key measured and repaired, and a rollup with what it
-//! sums in one cut.
+//! What audits need from a memory store while writers go on: the keys touched meanwhile, one key
+//! probed and repaired, and a rollup with its base and membership in one snapshot.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -16,11 +16,11 @@ use crate::rollup_update::{self, TotalsRequest};
 use crate::store::steps;
 use crate::sync::Ordering;
 
-/// While it lives, pending writes note their keys.
+/// While it exists, pending writes note their keys.
 #[derive(Debug)]
 pub(crate) struct Reading<'s>(&'s MemoryStore);
 
-/// A key's stripe as it was before the key's rows were recounted.
+/// The state of a key's stripe before the key's rows were recounted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Before {
     /// No pending write was open, and this many had begun.
@@ -29,7 +29,7 @@ pub(crate) enum Before {
     Shut,
 }
 
-/// A key that is measured by itself.
+/// A key that is compared on its own.
 #[derive(Debug)]
 pub(crate) struct Lone<'k> {
     pub(crate) counter: CounterId,
@@ -38,17 +38,18 @@ pub(crate) struct Lone<'k> {
 }
 
 impl MemoryStore {
-    /// Counts one more audit that relies on pending writes; its number is for [`ran_unguarded_since`](Self::ran_unguarded_since).
+    /// Counts one more audit that relies on pending writes; returns its number, for
+    /// [`ran_unguarded_since`](Self::ran_unguarded_since).
     pub(crate) fn count_audit(&self) -> u64 {
         self.audits.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Whether a hook ran without a pending write since this audit was counted.
+    /// Returns whether a hook ran without a pending write since this audit was counted.
     pub(crate) fn ran_unguarded_since(&self, audit: u64) -> bool {
         self.unguarded.load(Ordering::Relaxed) >= audit
     }
 
-    /// The time, as the store's clock has it.
+    /// Returns the time of the store's clock.
     pub(crate) fn now(&self) -> Duration {
         self.clock.now()
     }
@@ -64,7 +65,7 @@ impl MemoryStore {
         Reading(self)
     }
 
-    /// A key's total, of a counter that need not be ready.
+    /// Returns a key's total; its counter need not be ready.
     pub(crate) fn stored(&self, of: &Lone<'_>) -> i64 {
         self.get(of.position, of.key)
     }
@@ -73,24 +74,28 @@ impl MemoryStore {
         self.stripes.len()
     }
 
-    /// The stripe of a key.
+    /// Returns the stripe of a key.
     pub(crate) fn stripe_at(&self, of: &Lone<'_>) -> usize {
         self.stripe_of(self.spread(of.position, of.key, of.key.hash64()))
     }
 
-    /// What a stripe is like just now, if no pending write is open over it.
+    /// Returns the stripe's present state, if no pending write is open over it.
     pub(crate) fn quiet(&self, stripe: usize) -> Option<Before> {
         let stripe = self.stripes.get(stripe)?;
         stripe.quiet(&stripe.lock()).map(Before::Quiet)
     }
 
-    /// Makes pending writes that would begin over a stripe wait until the guard is dropped; none where another audit does.
+    /// Makes new pending writes over a stripe wait until the guard is dropped; `None` if another
+    /// audit does so already.
     pub(crate) fn shut(&self, stripe: usize) -> Option<Shut<'_>> {
         self.stripes.get(stripe)?.shut()
     }
 
-    /// Compares a key's total with what its rows were recounted to since `before`, and adds what it lacks where it is to be repaired; gives the total
-    /// from before that. None, and nothing is done, where a pending write began since, or a prune moved the cutoff that the recount left rows out by.
+    /// Compares a key's total with `expected`, recounted since `before`, and if `repair` adds the
+    /// difference; returns the total from before the repair.
+    ///
+    /// Returns `None` and does nothing if a pending write began since `before`, or if a prune moved
+    /// the cutoff below which the recount left rows out.
     pub(crate) fn compare(
         &self,
         of: &Lone<'_>,
@@ -119,8 +124,9 @@ impl MemoryStore {
             }
             return Ok(Some(stored));
         }
-        // What feeds others changes only behind the barrier: held alone, the total stays while the stripe's lock is given back. And a batch that is under way
-        // from stripe to stripe counts on roomy totals until it ends.
+        // Totals that feed rollups change only under the batch lock. With it held exclusively, the
+        // total stays when the stripe's lock is released. And a batch in progress from stripe to
+        // stripe relies on roomy totals until it ends.
         let cutoffs = self.batch_lock.write();
         if cutoffs.get(of.position).and_then(Option::as_ref) != cutoff || !unchanged(&stripe.lock()) {
             return Ok(None);
@@ -134,7 +140,8 @@ impl MemoryStore {
         Ok(Some(stored))
     }
 
-    /// As [`apply`](Self::apply), for what keys lack: also of rollups, and beyond 64 bits. The barrier is held alone.
+    /// Like [`apply`](Self::apply), for the differences that a repair adds: also to rollups, and
+    /// outside `i64`. The batch lock is held exclusively.
     fn correct(&self, _alone: &Cutoffs, batch: Batch) -> Result<()> {
         let answer =
             |request: &TotalsRequest, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(request, each);
@@ -142,28 +149,31 @@ impl MemoryStore {
         let expanded = rollup_update::update_where_room(&self.schema, batch, answer, total)?;
         let positions = Positions::of(&self.schema, &expanded)?;
         self.moved.fetch_add(1, Ordering::Release);
-        // What one total lacks may be two steps away.
+        // The difference of one total may need two steps.
         self.apply_steps(&mut self.lock_all(), &positions, &expanded, true).map(drop)
     }
 
-    /// Whether a key's pending write was dropped, behind `settled`, a time.
+    /// Returns whether a key's pending write was dropped after the time `settled`.
     pub(crate) fn is_unresolved(&self, of: &Lone<'_>, settled: Option<Duration>) -> bool {
         let stripe = self.stripes.get(self.stripe_at(of));
         stripe.is_some_and(|stripe| stripe.lock().unresolved.is_fresh(of.position, of.key, settled))
     }
 
-    /// Whether so many pending writes were dropped behind `settled` that not all of their keys are known.
+    /// Returns whether so many pending writes were dropped after `settled` that not all of their
+    /// keys are known.
     pub(crate) fn are_unresolved_lost(&self, settled: Option<Duration>) -> bool {
         self.stripes.iter().any(|stripe| stripe.lock().unresolved.are_lost(settled))
     }
 
-    /// The keys of a counter whose pending writes were dropped, behind one and up to another, in order.
+    /// Returns the keys of a counter whose pending writes were dropped, after `after` and up to
+    /// `until`, in order.
     pub(crate) fn unresolved(&self, position: usize, after: Option<&KeyBuf>, until: Option<&KeyBuf>) -> Vec<KeyBuf> {
         let inside = |key: &&KeyBuf| Some(*key) > after && until.is_none_or(|until| *key <= until);
         self.sorted(|stripe| stripe.unresolved.of(position).map(|(key, _)| key).filter(inside).cloned().collect())
     }
 
-    /// The keys of a counter whose pending writes were dropped at `settled` or before, in order.
+    /// Returns the keys of a counter whose pending writes were dropped at `settled` or before, in
+    /// order.
     pub(crate) fn due_unresolved(&self, position: usize, settled: Option<Duration>) -> Vec<KeyBuf> {
         let due = |(key, since): (&KeyBuf, Duration)| (Some(since) <= settled).then(|| key.clone());
         self.sorted(|stripe| stripe.unresolved.of(position).filter_map(due).collect())
@@ -175,15 +185,17 @@ impl MemoryStore {
         keys
     }
 
-    /// Forgets that a key's pending write was dropped, unless one was behind `settled`.
+    /// Forgets that a key's pending write was dropped, unless that was after `settled`.
     pub(crate) fn clear_unresolved(&self, of: &Lone<'_>, settled: Option<Duration>) {
         if let Some(stripe) = self.stripes.get(self.stripe_at(of)) {
             stripe.lock().unresolved.clear(of.position, of.key, settled);
         }
     }
 
-    /// A rollup's totals, and what they should be, at one moment: takes memory for all of its keys, and of what it sums. Writers of these wait while
-    /// they are copied.
+    /// Copies a rollup's totals, and what they should be, at one moment.
+    ///
+    /// It takes memory for all keys of the rollup, its base and its membership. Writers of these
+    /// wait during the copy.
     pub(crate) fn rollup_snapshot(&self, counter: &CounterId, rollup: &Rollup) -> Result<RollupSnapshot> {
         let copy = |id: &CounterId| {
             let mut totals = BTreeMap::new();
@@ -200,7 +212,9 @@ impl MemoryStore {
         Ok(RollupSnapshot { counter: *counter, sums: sums(rollup, &memberships, &base)?, totals, moved })
     }
 
-    /// Adds what some totals of a rollup lacked in a cutoff; how many differed. None, and nothing is done, where a repair or a prune came between.
+    /// Adds the differences that a snapshot showed to some totals of a rollup; returns the number
+    /// that differed. Returns `None` and does nothing if a repair or a prune came after the
+    /// snapshot.
     pub(crate) fn repair_rollup(&self, snapshot: &mut RollupSnapshot, keys: &[KeyBuf]) -> Result<Option<u64>> {
         let alone = self.batch_lock.write();
         if self.moved.load(Ordering::Acquire) != snapshot.moved {
@@ -220,8 +234,8 @@ impl MemoryStore {
 }
 
 impl Reading<'_> {
-    /// The keys of a counter, in order, over which pending writes began since the reading did, behind `after` and up to `until`. None where there
-    /// were too many to note.
+    /// Returns the keys of a counter, in order, over which pending writes began since this reading
+    /// did, after `after` and up to `until`. `None` if there were too many to note.
     pub(crate) fn touched(
         &self,
         position: usize,
@@ -246,13 +260,14 @@ impl Drop for Reading<'_> {
     fn drop(&mut self) {
         let _turn = self.0.reading.lock();
         if self.0.watched.fetch_sub(1, Ordering::SeqCst) == 1 {
-            // Nobody asks for notes any more.
+            // Nothing reads the notes any more.
             self.0.stripes.iter().for_each(|stripe| stripe.lock().noted.clear());
         }
     }
 }
 
-/// A rollup's totals and what they should be, at one moment. How they differ stays as it is while hooks run and repairs climb.
+/// A rollup's totals and what they should be, at one moment. Their difference stays the same while
+/// hooks run and their deltas update the rollup.
 #[derive(Debug)]
 pub(crate) struct RollupSnapshot {
     counter: CounterId,
@@ -261,7 +276,8 @@ pub(crate) struct RollupSnapshot {
     moved: u64,
 }
 
-/// What the pairs of membership and base total add up to at each key, none where that left 128 bits, and how many they are.
+/// For each key, the sum over its pairs of membership and base total (`None` if it left 128 bits),
+/// and the number of pairs.
 type Sums = BTreeMap<KeyBuf, (Option<i128>, u64)>;
 
 impl RollupSnapshot {
@@ -269,13 +285,13 @@ impl RollupSnapshot {
         self.counter == *counter
     }
 
-    /// The first totals behind a key.
+    /// Returns the first totals after a key.
     pub(crate) fn totals(&self, after: Option<&KeyBuf>, limit: usize) -> Vec<(KeyBuf, i64)> {
         let totals = self.totals.range::<KeyBuf, _>((behind(after), Bound::Unbounded));
         totals.filter(|(_, total)| **total != 0).take(limit).map(|(key, total)| (key.clone(), *total)).collect()
     }
 
-    /// What the first totals behind a key should be, and how many pairs that is the sum of.
+    /// Returns what the first totals after a key should be, and the number of pairs in each sum.
     pub(crate) fn expected_all(&self, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64, u64)>> {
         let sums = self.sums.range::<KeyBuf, _>((behind(after), Bound::Unbounded)).take(limit);
         sums.map(|(key, (_, pairs))| Ok((key.clone(), self.expected(key)?, *pairs))).collect()

@@ -6,16 +6,18 @@ use std::ops::Bound;
 use crate::key::KeyBuf;
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
-/// Streams by name, in shares. Nothing is kept of a stream of which nothing was applied.
+/// Streams by name, divided into shares. A stream of which nothing was applied takes no space.
 #[derive(Debug)]
 pub(super) struct Offsets(Box<[Share; SHARES]>);
 
-/// Some of the streams. Their appliers take turns: those of one stream must, those of two that share one seldom meet.
+/// Some of the streams. Their appliers take turns: appliers of one stream must, and those of two
+/// streams in one share rarely meet.
 #[derive(Debug, Default)]
 struct Share {
     turn: Mutex<()>,
-    /// Written by whose turn it is, behind the store's barrier; so whoever holds the barrier alone reads it in one cut with the totals. Names up to 22 bytes
-    /// lie in the map itself.
+    /// Written by the holder of the turn, under the store's batch lock. So an exclusive holder of
+    /// the batch lock reads it in one snapshot with the totals. Names up to 22 bytes are stored in
+    /// the map itself.
     lasts: RwLock<BTreeMap<KeyBuf, u64>>,
 }
 
@@ -47,7 +49,7 @@ impl Offsets {
         self.share(&stream).lasts.read().get(&stream).copied().unwrap_or(0)
     }
 
-    /// The streams behind one, in order, at most `limit`.
+    /// Returns the streams after `after`, in order, at most `limit`.
     pub(super) fn page(&self, after: Option<&str>, limit: usize) -> Vec<(String, u64)> {
         let after = after.map(|after| KeyBuf::from_bytes(after.as_bytes()));
         let start = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
@@ -55,7 +57,7 @@ impl Offsets {
         for share in self.0.iter() {
             for (stream, last) in share.lasts.read().range::<KeyBuf, _>((start, Bound::Unbounded)) {
                 if first.len() >= limit {
-                    // What follows in this share is behind it too.
+                    // All that follows in this share is larger too.
                     let Some(mut largest) = first.peek_mut().filter(|largest| *stream < largest.0) else { break };
                     *largest = (stream.clone(), *last);
                 } else {
@@ -66,7 +68,8 @@ impl Offsets {
         first.into_sorted_vec().into_iter().map(|(stream, last)| (name(&stream), last)).collect()
     }
 
-    /// Every stream of which something was applied; to be asked behind the store's barrier, alone.
+    /// Returns every stream of which something was applied. Call it under the exclusive batch lock
+    /// of the store.
     pub(super) fn all(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for share in self.0.iter() {
@@ -98,7 +101,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Gives what it was.
+    /// Returns the previous value.
     pub(super) fn forget(&self) -> u64 {
         self.lasts.write().remove(&self.stream).unwrap_or(0)
     }

@@ -1,4 +1,5 @@
-//! Pending writes: a writer says when its rows may become visible and when their deltas are in, so that totals can be audited meanwhile.
+//! Pending writes: a writer marks when its rows may become visible and when their deltas are
+//! applied, so that totals can be audited meanwhile.
 
 use super::stripe::{Stripe, StripeState};
 use super::{MemoryStore, Positions, SMALL};
@@ -10,17 +11,22 @@ use crate::offset::StreamRange;
 use crate::store::Applied;
 use crate::sync::Ordering;
 
-/// A write under way: made by [`MemoryStore::begin`] before its rows can become visible, ended after they are.
+/// A write in progress: [`MemoryStore::begin`] makes it before its rows can become visible, and you
+/// end it after they are.
 ///
-/// - [`commit`](Self::commit) once the rows are committed: applies the batch, which is empty afterwards; it is as it was otherwise.
-/// - [`abort`](Self::abort) once it is certain that they never will be.
-/// - Dropped, the outcome is taken for unknown: nothing is applied, and audits leave the batch's keys alone until the grace period that they
-///   are given has passed; who finds out before what became of the rows begins a new pending write.
+/// - [`commit`](Self::commit), once the rows are committed: applies the batch, which is empty
+///   afterwards. In every other case the batch is unchanged.
+/// - [`abort`](Self::abort), once it is certain that the rows will never be committed.
+/// - Drop it if the outcome is unknown: nothing is applied, and audits ignore the batch's keys
+///   until their grace period has passed. If you find out earlier what became of the rows, begin a
+///   new pending write.
 ///
-/// Begin it just before the rows' transaction commits, or before it takes its first lock, and never while another pending write of the same task is
-/// open: an audit may be waiting for that one. It can be held across an `.await`, moved between threads, and dropped with a future.
+/// Begin it just before the rows' transaction commits, or before that takes its first lock. Never
+/// begin it while another pending write of the same task is open: an audit may be waiting for that
+/// one. You can hold it across an `.await`, move it between threads, and drop it with a future.
 ///
-/// Costs one atomic addition for each stripe of keys that the batch touches; memory for these where they are several.
+/// It costs one atomic addition for each stripe that the batch's keys are in, and memory for these
+/// if there are several.
 ///
 /// # Examples
 ///
@@ -53,10 +59,10 @@ pub struct PendingWrite<'a> {
     open: bool,
 }
 
-/// The stripes that a pending write is over.
+/// The stripes that a pending write covers.
 #[derive(Debug)]
 enum Over {
-    /// That of the only delta, and its counter's position.
+    /// The stripe of the only delta, and its counter's position.
     One {
         position: usize,
         hash: u64,
@@ -65,14 +71,19 @@ enum Over {
 }
 
 impl MemoryStore {
-    /// Begins a pending write over a batch's keys, before its rows become visible. Waits while an audit has shut the barrier of one of them: as long as the
-    /// recount of one key takes, and at most the time that the audit was given to wait for the pending writes that are open.
+    /// Begins a pending write over a batch's keys. Call it before the rows become visible.
+    ///
+    /// It waits while an audit has shut the barrier of one of these keys: as long as the recount of
+    /// one key takes, plus at most the time that the audit may wait for open pending writes.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::DefinitionConflict`](crate::Error::DefinitionConflict) and
-    /// [`Error::Rollup`](crate::Error::Rollup) as [`apply`](Self::apply), before anything is written; [`Error::InvalidUse`](crate::Error::InvalidUse) where it would
-    /// wait for itself: called by a source, a control or a clock of the audit that has shut the barrier, on the audit's thread.
+    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter),
+    /// [`Error::DefinitionConflict`](crate::Error::DefinitionConflict) and
+    /// [`Error::Rollup`](crate::Error::Rollup) as [`apply`](Self::apply), before anything is
+    /// written. [`Error::InvalidUse`](crate::Error::InvalidUse) if it would wait for itself: if a
+    /// source, a runtime or a clock of the audit that has shut the barrier calls it on the audit's
+    /// thread.
     #[inline]
     pub fn begin<'a>(&'a self, batch: &'a mut Batch) -> Result<PendingWrite<'a>> {
         let over = self.over(batch)?;
@@ -84,7 +95,8 @@ impl MemoryStore {
         Ok(PendingWrite { store: self, batch, over, open: true })
     }
 
-    /// As [`begin`](Self::begin), without waiting: none while a barrier is shut. An asynchronous task sleeps a millisecond and tries again.
+    /// Begins a pending write like [`begin`](Self::begin), but returns `None` instead of waiting
+    /// while a barrier is shut. An asynchronous task sleeps for a millisecond and tries again.
     ///
     /// # Errors
     ///
@@ -118,7 +130,8 @@ impl MemoryStore {
         Ok(Over::Many(stripes.into()))
     }
 
-    /// Begins on every stripe, or on none and says whose barrier is shut: who waits must not be waited for.
+    /// Begins on every stripe; or on none, and returns the stripe whose barrier is shut: a writer
+    /// that waits must not be waited for.
     #[inline]
     fn enter(&self, batch: &Batch, over: &Over) -> Result<(), &Stripe> {
         match over {
@@ -136,14 +149,15 @@ impl MemoryStore {
                 }
             }
         }
-        // After the stripes count the pending write: an audit that begins to read a page says so first, and then looks who is open.
+        // Check this after the stripes have counted the pending write: an audit that begins to read
+        // a page announces it first, and then checks for open ones.
         if self.watched.load(Ordering::SeqCst) > 0 {
             self.each_key(batch, |position, key, state| state.noted.add(position, key));
         }
         Ok(())
     }
 
-    /// Applies what a pending write is over, and ends it where that succeeds.
+    /// Applies the batch of a pending write, and ends the pending write if that succeeds.
     #[inline]
     fn commit(&self, batch: &mut Batch, over: &Over) -> Result<Applied> {
         let began = observe::begin(observe::Backend::Memory, batch);
@@ -173,9 +187,9 @@ impl MemoryStore {
         }
     }
 
-    /// Calls `each` with every key of a batch, and what its stripe's lock protects.
+    /// Calls `each` with every key of a batch and the state that its stripe's lock protects.
     fn each_key(&self, batch: &Batch, mut each: impl FnMut(usize, &KeyBuf, &mut StripeState)) {
-        // A pending write is over counters of the schema only.
+        // A pending write has only counters of the schema.
         let Ok(positions) = Positions::of(&self.schema, batch) else { return };
         let spread = self.spread_all(&positions, batch);
         for (entry, hash) in batch.entries().iter().zip(spread.iter()) {
@@ -185,7 +199,7 @@ impl MemoryStore {
         }
     }
 
-    /// Ends a pending write whose outcome is not known: its keys are unresolved keys from before it ends.
+    /// Ends a pending write whose outcome is unknown: its keys become unresolved before it ends.
     #[cold]
     fn lose(&self, batch: &Batch, over: &Over) {
         let now = self.clock.now();
@@ -205,8 +219,9 @@ impl PendingWrite<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Overflow`](crate::Error::Overflow) as [`MemoryStore::apply`]; nothing is applied then, and the pending write ends as if it were
-    /// dropped: the totals lack these rows until a repair.
+    /// [`Error::Overflow`](crate::Error::Overflow) as [`MemoryStore::apply`]. Then nothing is
+    /// applied, and the pending write ends as if you had dropped it: the totals lack these rows
+    /// until a repair.
     #[inline]
     pub fn commit(mut self) -> Result<Applied> {
         let applied = self.store.commit(self.batch, &self.over)?;
@@ -214,9 +229,12 @@ impl PendingWrite<'_> {
         Ok(applied)
     }
 
-    /// As [`commit`](Self::commit), once for the events that the batch stands for: where all of them were applied before, nothing is. The rows are
-    /// committed by then. Whoever may write those of an event twice looks at [`MemoryStore::offset`] before it commits them, and
-    /// [aborts](Self::abort) where they were applied.
+    /// Commits like [`commit`](Self::commit), but once only for the events that the batch stands
+    /// for: if all of them were applied before, nothing is applied.
+    ///
+    /// The rows are committed by then. If you could write the rows of an event twice, check
+    /// [`MemoryStore::offset`] before you commit them, and [`abort`](Self::abort) if the event was
+    /// applied.
     ///
     /// # Errors
     ///
@@ -228,7 +246,7 @@ impl PendingWrite<'_> {
         Ok(applied)
     }
 
-    /// Ends the pending write of rows that were rolled back, or never written.
+    /// Ends the pending write of rows that were rolled back or never written.
     pub fn abort(mut self) {
         self.open = false;
         self.store.end(&self.over);

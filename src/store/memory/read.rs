@@ -1,4 +1,5 @@
-//! Reading a memory store: one total, some, ranges and their sums; what climbs ask; and whether a counter may be read.
+//! Reads of a memory store: totals, ranges and their sums, what rollup updates read, and whether a
+//! counter may be read.
 
 use std::collections::BinaryHeap;
 use std::ops::Bound;
@@ -16,11 +17,12 @@ use crate::store::{Store, behind, sum_overflow};
 use crate::sync::Ordering;
 
 impl MemoryStore {
-    /// The total of one key; 0 where there is none.
+    /// Returns the total of one key; 0 if it has none.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter), [`Error::DefinitionConflict`](crate::Error::DefinitionConflict), and
+    /// [`Error::UnknownCounter`](crate::Error::UnknownCounter),
+    /// [`Error::DefinitionConflict`](crate::Error::DefinitionConflict), and
     /// [`Error::NotReady`](crate::Error::NotReady).
     pub fn total<K: Key>(&self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64> {
         Ok(self.get(self.readable(&counter.id())?, &KeyBuf::of::<K>(key)))
@@ -32,7 +34,7 @@ impl MemoryStore {
         stripe.map_or(0, |stripe| stripe.lock().tables.get(position).map_or(0, |table| table.get(hash, key)))
     }
 
-    /// The totals of these keys, in their order; 0 where there is none.
+    /// Returns the totals of these keys, in the same order; 0 for a key without a total.
     ///
     /// # Errors
     ///
@@ -42,8 +44,11 @@ impl MemoryStore {
         Ok(keys.iter().map(|key| self.get(position, key)).collect())
     }
 
-    /// The first totals of a range, in key order, at most `limit`. Costs memory for `limit` keys, and where keys have one part, a pass over the
-    /// counter's totals; where they have several, O(log totals) a stripe and the keys read, of one stripe for a range under one head.
+    /// Returns the first totals of a range, in key order, at most `limit`.
+    ///
+    /// It takes memory for `limit` keys. If keys have one part, it costs a scan of the counter's
+    /// totals. If they have several, it costs O(log totals) a stripe plus the keys read; a range
+    /// under one prefix is in one stripe.
     ///
     /// # Errors
     ///
@@ -53,7 +58,7 @@ impl MemoryStore {
         self.range_unready(&counter, range, limit)
     }
 
-    /// As [`page`](Self::page), of a counter that need not be ready.
+    /// As [`page`](Self::page), for a counter that need not be ready.
     pub(crate) fn page_unready(
         &self,
         counter: &CounterId,
@@ -63,7 +68,7 @@ impl MemoryStore {
         self.range_unready(counter, &behind(counter, after)?, limit)
     }
 
-    /// As [`range`](Self::range), of a counter that need not be ready.
+    /// As [`range`](Self::range), for a counter that need not be ready.
     fn range_unready(&self, counter: &CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         let position = self.schema.position(counter)?;
         check_bounds(counter, range)?;
@@ -80,7 +85,7 @@ impl MemoryStore {
                         *largest = (key.clone(), total);
                         true
                     }
-                    // Of a stripe in order, what follows is larger still.
+                    // In an ordered stripe, all that follows is larger still.
                     _ => !in_order,
                 }
             });
@@ -88,7 +93,8 @@ impl MemoryStore {
         Ok(smallest.into_sorted_vec())
     }
 
-    /// The sum of the totals of a range; costs as [`range`](Self::range), without the memory.
+    /// Returns the sum of the totals in a range; costs as [`range`](Self::range), without the
+    /// memory.
     ///
     /// # Errors
     ///
@@ -101,14 +107,15 @@ impl MemoryStore {
             sum += i128::from(total);
             true
         });
-        // Afterwards: a cutoff never goes back, so what it spares now was spared all along.
+        // Check this afterwards: a cutoff never goes back, so what it keeps now was kept all along.
         if self.plans.get(position).is_some_and(|plan| !plan.plain) {
             retention::check_range(&counter, range, self.cutoff(position).as_ref())?;
         }
         i64::try_from(sum).map_err(|_| sum_overflow(&counter))
     }
 
-    /// Calls `each` with the totals of a range, stripe by stripe; no is for what is left of a stripe.
+    /// Calls `each` with the totals of a range, stripe by stripe; `false` skips the rest of a
+    /// stripe.
     pub(super) fn visit(&self, position: usize, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
         let stripes = match self.stripe_of_range(position, range) {
             Some(at) => self.stripes.get(at..=at),
@@ -121,7 +128,7 @@ impl MemoryStore {
         }
     }
 
-    /// The stripe that holds all of a range, where its keys have a head in common.
+    /// Returns the stripe that contains a whole range, if its keys share a prefix.
     fn stripe_of_range(&self, position: usize, range: &KeyRange) -> Option<usize> {
         let (plan, spec) = (self.plans.get(position)?, self.schema.counters().get(position)?);
         let shared = range.shared();
@@ -129,7 +136,8 @@ impl MemoryStore {
         Some(self.stripe_of(KeyBuf::from_bytes(prefix).hash64()))
     }
 
-    /// The next totals after a key, in key order, at most `limit`; costs as [`range`](Self::range).
+    /// Returns the next totals after a key, in key order, at most `limit`; costs as
+    /// [`range`](Self::range).
     ///
     /// # Errors
     ///
@@ -138,7 +146,7 @@ impl MemoryStore {
         self.range(counter, &behind(&counter, after)?, limit)
     }
 
-    /// All totals other than 0, in key order; takes memory for all of them.
+    /// Returns all totals other than 0, in key order; it holds all of them in memory.
     ///
     /// # Errors
     ///
@@ -147,18 +155,19 @@ impl MemoryStore {
         Store::totals(&mut &*self, counter)
     }
 
-    /// How many totals other than 0 a counter has.
+    /// Returns how many totals other than 0 a counter has; it need not be ready.
     ///
     /// # Errors
     ///
-    /// As [`total`](Self::total).
+    /// As [`total`](Self::total), except [`Error::NotReady`](crate::Error::NotReady).
     pub fn len(&self, counter: CounterId) -> Result<usize> {
         let position = self.schema.position(&counter)?;
         let len = |stripe: &Stripe| stripe.lock().tables.get(position).map_or(0, Table::len);
         Ok(self.stripes.iter().map(len).sum())
     }
 
-    /// Every total of a climb's question: one key, or what is under a child, which is in one stripe.
+    /// Calls `each` with every total that a rollup update requests: one key, or all keys under a
+    /// child, which are in one stripe.
     pub(super) fn answer(
         &self,
         request: &TotalsRequest,
@@ -178,16 +187,16 @@ impl MemoryStore {
         done
     }
 
-    /// Whether a counter may be read: it, and all that it sums, are ready.
+    /// Returns whether a counter may be read: it and all counters that it sums are ready.
     ///
     /// # Errors
     ///
-    /// As [`total`](Self::total), but for [`Error::NotReady`](crate::Error::NotReady).
+    /// As [`total`](Self::total), except [`Error::NotReady`](crate::Error::NotReady).
     pub fn is_ready(&self, counter: CounterId) -> Result<bool> {
         Ok(self.first_unready(self.schema.position(&counter)?)?.is_none())
     }
 
-    /// The position of a counter that is to be read.
+    /// Returns the position of a counter, if it may be read.
     fn readable(&self, counter: &CounterId) -> Result<usize> {
         let position = self.schema.position(counter)?;
         if self.unready.load(Ordering::Acquire) == 0 {
@@ -201,7 +210,7 @@ impl MemoryStore {
         }
     }
 
-    /// What is not ready of all that a counter is made of.
+    /// Returns the first counter that is not ready, of this one and all that it is computed from.
     fn first_unready(&self, position: usize) -> Result<Option<CounterId>> {
         let Some(spec) = self.schema.counters().get(position) else { return Ok(None) };
         let is_ready = |id: &CounterId| {
@@ -212,7 +221,7 @@ impl MemoryStore {
     }
 }
 
-/// Refuses a bound that is no key of the counter, nor the first parts of one.
+/// Refuses a bound that is neither a key of the counter nor the first parts of one.
 fn check_bounds(counter: &CounterId, range: &KeyRange) -> Result<()> {
     for bound in [range.start(), range.end()] {
         if let Bound::Included(prefix) | Bound::Excluded(prefix) = bound {

@@ -1,4 +1,5 @@
-//! All totals and offsets of a memory store at one moment: taken while writers go on, and a store made of them again.
+//! All totals and offsets of a memory store at one moment: taken while writers go on, and restored
+//! into a store.
 
 mod disk;
 #[cfg(test)]
@@ -19,8 +20,8 @@ use crate::sync::Ordering;
 
 /// All totals and offsets of a [`MemoryStore`] at one moment.
 ///
-/// [`save`](Self::save) and [`load`](Self::load) keep it in a file. serde reads and writes it too, with keys as hexadecimal strings where
-/// the format is one for people.
+/// [`save`](Self::save) and [`load`](Self::load) keep it in a file. serde also reads and writes it,
+/// with keys as hexadecimal strings in human-readable formats.
 ///
 /// # Examples
 ///
@@ -48,10 +49,11 @@ pub struct Snapshot {
     offsets: BTreeMap<String, u64>,
 }
 
-/// One counter, its declaration as text, and its totals in key order.
+/// One counter: its declaration as text, and its totals in key order.
 ///
-/// What format 1 did not have is read as nothing, so that its format is what a snapshot of then is refused for. No counter has no place, so
-/// [`restore`](MemoryStore::restore) refuses nothing.
+/// Fields that format 1 lacked default to empty, so that a snapshot of that format is refused
+/// because of its format. No counter has an empty storage clause, so
+/// [`restore`](MemoryStore::restore) would refuse it too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct CounterTotals {
     /// The full name: another version is another counter.
@@ -62,19 +64,20 @@ struct CounterTotals {
     storage_clause: String,
     #[serde(default)]
     ready: bool,
-    /// The encoded last part below which it was pruned.
+    /// The encoded last part below which the counter was pruned.
     #[serde(default)]
     cutoff: Option<KeyBuf>,
     totals: Totals,
 }
 
-/// The form of what follows; another one is refused when it is read.
+/// The format of what follows; a read refuses another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 struct Format;
 
 impl Format {
-    /// 1 had a hash of the whole schema instead of each counter's declaration, and no offsets; it was never in a file.
+    /// Format 1 had a hash of the whole schema instead of each counter's declaration, and no
+    /// offsets; it was never written to a file.
     const NUMBER: u32 = 2;
 }
 
@@ -93,8 +96,10 @@ impl TryFrom<u32> for Format {
 }
 
 impl MemoryStore {
-    /// All totals and offsets at one moment. A writer waits while totals are copied, at most for all of them; sorting comes after. Equal stores
-    /// give equal snapshots.
+    /// Returns all totals and offsets at one moment.
+    ///
+    /// Writers wait during the copy, at most until all totals are copied; sorting comes afterwards.
+    /// Equal stores give equal snapshots.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.moment();
@@ -104,15 +109,20 @@ impl MemoryStore {
         snapshot
     }
 
-    /// Everything at one moment, in no order. The moment is when the last of the stripes is locked.
+    /// Returns everything at one moment, unordered. The moment is when the last stripe is locked.
     ///
-    /// No batch is half done then: one that goes from stripe to stripe keeps its share of the batch lock, or holds it alone, until all of it is
-    /// applied and its offset has moved, and the batch lock is held alone here; any other is one total, changed under its stripe's lock. Cuts change
-    /// behind the batch lock too, so they and the offsets are of that moment; and what is seen to be ready was made so by totals that are there.
-    /// From then on the batch lock may be open: a stripe stays locked until it is copied, so what is copied is what it held at that moment, and
-    /// who writes to it comes after, whatever was written meanwhile to stripes that were copied before.
+    /// No batch is half applied then. A batch that goes from stripe to stripe keeps the batch lock,
+    /// shared or exclusive, until all of it is applied and its offset has moved, and this function
+    /// takes the batch lock exclusively. Any other batch is one total, changed under its stripe's
+    /// lock. Cutoffs also change under the batch lock, so they and the offsets are of that moment.
+    /// A counter that is seen as ready was made so by totals that are present.
     ///
-    /// Nobody waits for a stripe while holding another, but behind the batch lock and in the stripes' order, as here: so all of this comes to an end.
+    /// From then on the batch lock may be released. A stripe stays locked until it is copied, so
+    /// the copy has its state of that moment. A write to it comes later, whatever is written
+    /// meanwhile to stripes that were copied before.
+    ///
+    /// No thread waits for a stripe while it holds another, except under the batch lock and in the
+    /// stripes' order, as here. So this cannot deadlock.
     fn moment(&self) -> Snapshot {
         let spec = self.schema.counters().iter();
         let mut counters: Vec<CounterTotals> = spec.map(|spec| self.room_for(spec)).collect();
@@ -123,7 +133,7 @@ impl MemoryStore {
         }
         let offsets = self.offsets.all();
         drop(cutoffs);
-        // Each lock goes when its stripe has been copied.
+        // Each lock is released once its stripe is copied.
         for stripe in locked {
             for (counter, table) in counters.iter_mut().zip(stripe.tables.iter()) {
                 table.for_each(|key, total| counter.totals.push((key.clone(), total)));
@@ -132,8 +142,10 @@ impl MemoryStore {
         Snapshot { format: Format, counters, offsets }
     }
 
-    /// A counter with room for its totals, and for some that come until they are copied. The room is written to, because a page of memory
-    /// that is touched for the first time costs several times what it costs to copy totals there, and later writers wait.
+    /// Returns a counter with room for its totals, and for some more that may come before the copy.
+    ///
+    /// The room is written to in advance: a page of memory that is touched for the first time costs
+    /// several times what it costs to copy totals into it, and writers wait during the copy.
     fn room_for(&self, spec: &CounterSpec) -> CounterTotals {
         let len = self.len(spec.id()).unwrap_or_default();
         let mut totals = vec![(KeyBuf::new(), 0); len + len / 16];
@@ -141,23 +153,26 @@ impl MemoryStore {
         CounterTotals { totals, ..CounterTotals::of(spec) }
     }
 
-    /// A store with the totals and offsets of a snapshot.
+    /// Creates a store with the totals and offsets of a snapshot.
     ///
-    /// A counter that the snapshot lacks, because it is new or its version was raised, comes up empty and is not [ready](Self::is_ready): its
-    /// past is to be backfilled. So does a rollup of such a counter, because what it sums is nothing yet. A counter may have become
-    /// [`prunable`](crate::CounterSpec::prunable), or ceased to be where it was never pruned. The order of the schema does not matter.
+    /// A counter that the snapshot lacks, because it is new or its version was raised, starts empty
+    /// and is not [ready](Self::is_ready): backfill its past. The same holds for a rollup of such a
+    /// counter, because what it sums is still empty. A counter may have become
+    /// [`prunable`](crate::CounterSpec::prunable), or stopped being so if it was never pruned. The
+    /// order of the schema does not matter.
     ///
-    /// Ask [`replay_from`](Self::replay_from) for each of its [`offsets`](Self::offsets) before events are delivered: a log that was cut, by a power loss say, does not
-    /// fit a snapshot that knows what it lost.
+    /// Before you deliver events, call [`replay_from`](Self::replay_from) for each of the
+    /// [`offsets`](Self::offsets): a log that was truncated, for example by a power failure, does
+    /// not match a snapshot that has events which the log lost.
     ///
-    /// A [`Token`](crate::reconcile::Token) of the store that the snapshot was taken of is refused by an audit of this one: what was repaired after the
-    /// snapshot is not in it.
+    /// An audit of this store refuses a [`Token`](crate::reconcile::Token) of the store that the
+    /// snapshot was taken of: the snapshot lacks what was repaired after it.
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`] when a counter has another key or place in the schema, or is not in it
-    /// ([`Snapshot::drop_counter`] drops its totals); for a key or cut that is none of its counter's, an offset that is none, and a key or counter that
-    /// comes twice.
+    /// [`Error::Snapshot`] if a counter has a different key or storage clause in the schema, or is
+    /// not in it ([`Snapshot::drop_counter`] drops its totals); for an invalid key, cutoff or
+    /// offset; and for a key or counter that comes twice.
     pub fn restore(schema: &Schema, snapshot: &Snapshot) -> Result<Self> {
         snapshot.check(schema)?;
         let mut store = Self::new(schema);
@@ -170,7 +185,7 @@ impl MemoryStore {
                 store.put(position, spec, counter)?;
                 counter.cutoff.clone()
             } else {
-                // What it sums may be pruned already, and stands before it.
+                // Its base may already be pruned, and comes before it in the schema.
                 let base = spec.rollup().filter(|_| spec.is_prunable()).map(Rollup::base);
                 base.and_then(|base| store.cutoff(schema.position(&base).ok()?))
             };
@@ -185,7 +200,7 @@ impl MemoryStore {
         Ok(store)
     }
 
-    /// Puts one counter's totals into an empty store as they are: nothing climbs.
+    /// Puts one counter's totals into an empty store unchanged, without updating rollups.
     fn put(&mut self, position: usize, spec: &CounterSpec, counter: &CounterTotals) -> Result<()> {
         let id = spec.id();
         let refused = |key: &KeyBuf, why: &str| {
@@ -219,8 +234,10 @@ impl MemoryStore {
 }
 
 impl Snapshot {
-    /// The counters that the schema does not have any more, by their full names: a snapshot with them is not
-    /// restored, because their totals would be lost unnoticed.
+    /// Returns the counters that the schema no longer has, by their full names.
+    ///
+    /// [`MemoryStore::restore`] refuses a snapshot with such counters, because their totals would
+    /// be lost unnoticed.
     ///
     /// # Examples
     ///
@@ -247,12 +264,12 @@ impl Snapshot {
         lost.map(|counter| counter.name.clone()).collect()
     }
 
-    /// Drops the totals of a counter, named as [`orphaned`](Self::orphaned) does. One that the schema has comes up empty then, and is not ready;
-    /// and so do its rollups.
+    /// Drops the totals of a counter, named as [`orphaned`](Self::orphaned) names it. If the schema
+    /// has the counter, it and its rollups then start empty and not ready.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownCounter`] when the snapshot does not have it.
+    /// [`Error::UnknownCounter`] if the snapshot does not have it.
     pub fn drop_counter(&mut self, counter: &str) -> Result<()> {
         let before = self.counters.len();
         self.counters.retain(|known| known.name != counter);
@@ -266,13 +283,13 @@ impl Snapshot {
         self.counters.iter().find(|counter| counter.is(id))
     }
 
-    /// Refuses counters that come twice, that the schema lost, or declares otherwise.
+    /// Refuses counters that come twice, are not in the schema, or are declared differently there.
     fn check(&self, schema: &Schema) -> Result<()> {
         let mut seen = BTreeSet::new();
         for counter in &self.counters {
             let refused = |reason: String| {
                 let name = shortened(&counter.name);
-                Err(failed(format!("counter {name} {reason}; `Snapshot::forget` gives its totals up")))
+                Err(failed(format!("counter {name} {reason}; `Snapshot::drop_counter` gives its totals up")))
             };
             let Some(spec) = counter.spec(schema) else {
                 return refused("is not in the schema".to_owned());
@@ -294,7 +311,7 @@ impl Snapshot {
 }
 
 impl CounterTotals {
-    /// A counter as it is declared, with nothing in it.
+    /// Returns a counter as declared, without totals.
     fn of(spec: &CounterSpec) -> Self {
         let id = spec.id();
         Self {
@@ -316,7 +333,8 @@ impl CounterTotals {
     }
 }
 
-/// A place without whether it may be pruned: that may change until it is.
+/// Returns a storage clause without the mark that it is prunable: that may change until the counter
+/// is pruned.
 fn unpruned(storage_clause: &str) -> &str {
     storage_clause.strip_suffix(", prunable").unwrap_or(storage_clause)
 }

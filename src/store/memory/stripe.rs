@@ -1,4 +1,5 @@
-//! A share of the keys: their totals behind one lock, and how many pending writes began and ended over them.
+//! A stripe: the totals of a share of the keys behind one lock, and how many pending writes began
+//! and ended over them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -11,34 +12,37 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, ThreadId, current};
 /// One table for each counter, in the schema's order.
 pub(super) type Tables = Box<[Table]>;
 
-/// On cache lines of its own: neighbours must not slow each other.
+/// Aligned to its own cache lines, so that neighbours do not slow each other.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Stripe {
-    /// How many pending writes began, less those that backed out; and [`SHUT`] while the barrier is shut.
+    /// The number of pending writes that began, less those that backed out; plus [`SHUT`] while the
+    /// barrier is shut.
     begun: AtomicU64,
     state: Mutex<StripeState>,
-    /// Held by who has shut the barrier; whoever meets it shut waits for it.
+    /// Held while the barrier is shut, by the audit that shut it; writers that find it shut wait
+    /// for it.
     barrier: Mutex<()>,
-    /// The thread that has shut it: it must not wait for itself.
+    /// The thread that shut the barrier: it must not wait for itself.
     keeper: Mutex<Option<ThreadId>>,
 }
 
-/// What a stripe's lock protects.
+/// The state that a stripe's lock protects.
 #[derive(Debug)]
 pub(super) struct StripeState {
     pub(super) tables: Tables,
-    /// How many pending writes ended.
+    /// The number of pending writes that ended.
     pub(super) ended: u64,
     pub(super) noted: Noted,
     pub(super) unresolved: UnresolvedKeys,
 }
 
-/// The bit of `begun` that says that the barrier is shut.
+/// The bit of `begun` that marks the barrier as shut.
 const SHUT: u64 = 1 << 63;
-/// Keys that a stripe notes while pages are read; more, and the page is read again.
+/// Keys that a stripe notes while pages are read. If there are more, the page is read again.
 const MAX_NOTED: usize = 16_384;
-/// Suspects that a stripe remembers by key; more, and all of its keys are unresolved keys for a while.
+/// Unresolved keys that a stripe remembers. If there are more, all of its keys are unresolved for a
+/// while.
 const MAX_UNRESOLVED: usize = 4096;
 
 impl Stripe {
@@ -52,10 +56,10 @@ impl Stripe {
         self.state.lock()
     }
 
-    /// Begins a pending write; false, and nothing is begun, where the barrier is shut.
+    /// Begins a pending write. Returns `false` and begins nothing if the barrier is shut.
     ///
-    /// The addition comes before the look, in one order that all threads see: who shuts the barrier, and then sees no open pending write, is
-    /// seen by whoever begins later.
+    /// The addition comes before the check, in one order that all threads see. So if an audit shuts
+    /// the barrier and then sees no open pending write, every later `begin` sees the barrier shut.
     #[inline]
     pub(super) fn begin(&self) -> bool {
         let begun = self.begun.fetch_add(1, Ordering::SeqCst);
@@ -65,12 +69,13 @@ impl Stripe {
         begun & SHUT == 0
     }
 
-    /// Takes back a begin, of a pending write that has done nothing yet.
+    /// Undoes the begin of a pending write that has done nothing yet.
     pub(super) fn back_out(&self) {
         self.begun.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Waits while the barrier is shut: for the recount of one key, and a bounded time before it. False, and nobody waits, where this thread has shut it.
+    /// Waits while the barrier is shut: for the recount of one key, and a bounded time before that.
+    /// Returns `false` without waiting if this thread shut it.
     #[cold]
     pub(super) fn wait(&self) -> bool {
         if *self.keeper.lock() == Some(current().id()) {
@@ -80,13 +85,13 @@ impl Stripe {
         true
     }
 
-    /// How many pending writes began, where none is open.
+    /// Returns how many pending writes began, if none is open.
     pub(super) fn quiet(&self, state: &StripeState) -> Option<u64> {
         let begun = self.begun.load(Ordering::SeqCst) & !SHUT;
         (begun == state.ended).then_some(begun)
     }
 
-    /// Shuts the barrier until the guard is dropped; none where another has.
+    /// Shuts the barrier until the guard is dropped; `None` if another has shut it.
     pub(super) fn shut(&self) -> Option<Shut<'_>> {
         let turn = self.barrier.try_lock()?;
         *self.keeper.lock() = Some(current().id());
@@ -95,10 +100,10 @@ impl Stripe {
     }
 }
 
-/// A barrier that is shut.
+/// A shut barrier.
 pub(crate) struct Shut<'s> {
     stripe: &'s Stripe,
-    /// Given back after the bit is cleared.
+    /// Released after the bit is cleared.
     _turn: MutexGuard<'s, ()>,
 }
 
@@ -113,7 +118,7 @@ impl Drop for Shut<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     keys: BTreeSet<(usize, KeyBuf)>,
-    /// Whether a key came for which there was no room.
+    /// Whether there was no room for a key.
     pub(super) full: bool,
 }
 
@@ -126,7 +131,7 @@ impl Noted {
         }
     }
 
-    /// The keys of one counter, from its first on or behind one.
+    /// Returns the keys of one counter, from its first one on or after `after`.
     pub(super) fn behind<'n>(&'n self, position: usize, after: Option<&KeyBuf>) -> impl Iterator<Item = &'n KeyBuf> {
         let start = match after {
             Some(after) => Bound::Excluded((position, after.clone())),
@@ -141,11 +146,11 @@ impl Noted {
     }
 }
 
-/// Keys of pending writes whose outcome is not known, by counter, with the time of the last one.
+/// Keys of pending writes whose outcome is unknown, by counter, with the time of the last one.
 #[derive(Debug, Default)]
 pub(super) struct UnresolvedKeys {
     keys: BTreeMap<(usize, KeyBuf), Duration>,
-    /// When a key came for which there was no room.
+    /// When there was last no room for a key.
     all: Option<Duration>,
 }
 
@@ -159,18 +164,19 @@ impl UnresolvedKeys {
         }
     }
 
-    /// Whether a key's pending write was dropped behind `settled`, a time.
+    /// Returns whether a key's pending write was dropped after the time `settled`.
     pub(super) fn is_fresh(&self, position: usize, key: &KeyBuf, settled: Option<Duration>) -> bool {
         let since = if self.keys.is_empty() { None } else { self.keys.get(&(position, key.clone())).copied() };
         since.is_some_and(|since| Some(since) > settled) || self.are_lost(settled)
     }
 
-    /// Whether a key came behind `settled` for which there was no room.
+    /// Returns whether there was no room for a key that came after `settled`.
     pub(super) fn are_lost(&self, settled: Option<Duration>) -> bool {
         self.all.is_some_and(|since| Some(since) > settled)
     }
 
-    /// The keys of one counter, in order, and when the last pending write over each was dropped.
+    /// Returns the keys of one counter, in order, each with the time when the last pending write
+    /// over it was dropped.
     pub(super) fn of(&self, position: usize) -> impl Iterator<Item = (&KeyBuf, Duration)> {
         let of_counter = self.keys.range((position, KeyBuf::new())..).take_while(move |((at, _), _)| *at == position);
         of_counter.map(|((_, key), since)| (key, *since))
@@ -206,7 +212,7 @@ mod tests {
         for settled in [at(20), at(21)] {
             assert!(!unresolved.are_lost(settled) && !unresolved.is_fresh(0, &key(7), settled), "{settled:?}");
         }
-        // One that is known needs no room.
+        // A known key needs no room.
         unresolved.add(0, &key(7), Duration::from_secs(30));
         assert!(unresolved.is_fresh(0, &key(7), at(20)) && !unresolved.are_lost(at(20)));
         unresolved.clear(0, &key(8), at(19));

@@ -1,5 +1,5 @@
-//! One counter's totals in one stripe: in key order where keys have several parts, else a hash table, whose keys are 64-bit words where
-//! every key of the counter fits one.
+//! One counter's totals in one stripe: ordered by key if keys have several parts, else a hash
+//! table, whose keys are 64-bit words if every key of the counter fits one.
 
 use std::collections::BTreeMap;
 use std::ops::RangeBounds as _;
@@ -12,11 +12,11 @@ use crate::range::KeyRange;
 /// Totals by key; none of them is 0.
 #[derive(Debug)]
 pub(super) enum Table {
-    /// Keys of a fixed length of at most eight bytes: 16 bytes an entry, half of the other form's.
+    /// Keys of a fixed length of at most eight bytes: 16 bytes an entry, half as much as `Long`.
     Short { len: usize, totals: HashTable<(u64, i64)> },
     /// All other keys of one part.
     Long(HashTable<(KeyBuf, i64)>),
-    /// Keys of several parts, of which ranges are wanted: a child's memberships, an artist's days.
+    /// Keys of several parts, which are read by range: a child's memberships, an artist's days.
     Ordered(BTreeMap<KeyBuf, i64>),
 }
 
@@ -29,10 +29,10 @@ impl Table {
         }
     }
 
-    /// Adds to one total and keeps zeros out; gives the new total, or none and changes nothing where it would leave 64 bits, or be
-    /// further from 0 than `most`.
+    /// Adds to one total and removes it if it becomes 0. Returns the new total; or `None`, with
+    /// nothing changed, if it would leave 64 bits or be further from 0 than `most`.
     #[inline(always)]
-    #[allow(clippy::inline_always)] // measured: a call of its own costs a tenth of a large batch
+    #[allow(clippy::inline_always)] // measured: a separate call costs a tenth of a large batch
     pub(super) fn add(&mut self, hash: u64, key: &KeyBuf, delta: i64, most: u64) -> Option<i64> {
         match self {
             Self::Short { len, totals } => {
@@ -61,7 +61,7 @@ impl Table {
         }
     }
 
-    /// Makes room for some more totals.
+    /// Makes room for this many more totals.
     pub(super) fn reserve(&mut self, more: usize) {
         match self {
             Self::Short { len, totals } => totals.reserve(more, |(word, _)| KeyBuf::from_word(*word, *len).hash64()),
@@ -90,7 +90,7 @@ impl Table {
         }
     }
 
-    /// Calls `each` with every total, in no order.
+    /// Calls `each` with every total, unordered.
     pub(super) fn for_each(&self, mut each: impl FnMut(&KeyBuf, i64)) {
         match self {
             Self::Short { len, totals } => {
@@ -111,7 +111,8 @@ impl Table {
         }
     }
 
-    /// Calls `each` with the totals of a range until it says no: in key order where the table is in order, else in none.
+    /// Calls `each` with the totals of a range: in key order, until it returns `false`, if the
+    /// table is ordered; otherwise unordered, with all of them.
     pub(super) fn visit(&self, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
         let Some(bounds) = range.as_bytes() else { return };
         match self {
@@ -126,7 +127,7 @@ impl Table {
         }
     }
 
-    /// Forgets the totals that `keep` refuses.
+    /// Removes the totals for which `keep` returns `false`.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&KeyBuf) -> bool) {
         match self {
             Self::Short { len, totals } => {
@@ -142,7 +143,7 @@ impl Table {
     }
 }
 
-/// As [`add`], in a table in key order.
+/// Like [`add`], for an ordered table.
 fn add_ordered(totals: &mut BTreeMap<KeyBuf, i64>, key: &KeyBuf, delta: i64, most: u64) -> Option<i64> {
     let Some(total) = totals.get_mut(key) else {
         if delta != 0 {
@@ -194,14 +195,14 @@ fn remove<K>(
     give_back(totals, rehash);
 }
 
-/// A table that held much more once gives its room back: what that costs was paid by removing as much.
+/// Releases memory if a table has shrunk much: the removals have paid for the cost.
 fn give_back<K>(totals: &mut HashTable<(K, i64)>, rehash: impl Fn(&(K, i64)) -> u64) {
     if totals.capacity() > ROOM_KEPT && totals.len() < totals.capacity() / 8 {
         totals.shrink_to(totals.len() * 2, rehash);
     }
 }
 
-/// Room for so many totals is never given back.
+/// Room for this many totals is never released.
 const ROOM_KEPT: usize = 1024;
 
 #[cfg(test)]
@@ -209,7 +210,7 @@ mod tests {
     use super::*;
     use crate::counter::Counter;
 
-    /// Its memory stayed that of the most totals that it ever held.
+    /// Its memory used to stay at the most totals that it ever held.
     #[test]
     fn a_table_gives_room_back_when_its_totals_go() {
         let key = |n: i64, parts: KeyParts| match parts.fixed_len() {

@@ -282,7 +282,12 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
 
 // The recount, in plain SQL.
 
-const CUTOFF: &str = "(SELECT coalesce(max(cutoff), 0) FROM keepcount_counters WHERE name = 'setlist.days')";
+/// The cutoff is the encoded day: eight bytes, of which a day of the site needs the last two.
+const CUTOFF: &str = "(SELECT coalesce(max(4096 * instr('123456789ABCDEF', substr(hex(cutoff), 13, 1))
+    + 256 * instr('123456789ABCDEF', substr(hex(cutoff), 14, 1))
+    + 16 * instr('123456789ABCDEF', substr(hex(cutoff), 15, 1))
+    + instr('123456789ABCDEF', substr(hex(cutoff), 16, 1))), 0)
+    FROM keepcount_counters WHERE name = 'setlist.days' AND cutoff IS NOT NULL)";
 
 /// Of each counter: its table, what its totals are by the rows, and, of a rollup, by the totals that it sums.
 const EXPECTED: [(&str, &str, &str); 8] = [

@@ -1,4 +1,4 @@
-//! Some of the application's writes on the empty database that DATABASE_URL names.
+//! Does some of the application's writes on the empty database that DATABASE_URL names.
 
 use keepcount::Date;
 use keepcount_with_sqlx::counters::{Setlist, Vote};

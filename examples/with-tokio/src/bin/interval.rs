@@ -1,7 +1,8 @@
-//! The repair by `tokio::time::interval`: a part a second where blocking is allowed; ticks that come while a part is
-//! under way are skipped, and Ctrl-C ends a part between two pages.
+//! Repairs by `tokio::time::interval`: one part a second on a blocking thread. Ticks that come
+//! during a part are skipped, and Ctrl-C ends a part between two pages.
 //!
-//! `cargo run --bin interval` is the demonstration, `cargo run --bin interval -- DB [ROUNDS]` takes a database.
+//! `cargo run --bin interval` is the demonstration, `cargo run --bin interval -- DB [ROUNDS]` takes
+//! a database.
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use tokio::signal::ctrl_c;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// So often for the demonstration; minutes are enough for most counters.
+/// This often for the demonstration only; every few minutes is enough for most counters.
 const EVERY: Duration = Duration::from_secs(1);
 
 #[tokio::main]
@@ -24,7 +25,7 @@ async fn main() -> ExitCode {
 async fn job() -> Result<(), Cause> {
     let asked = Asked::of_process()?;
     let mut ticks = interval(EVERY);
-    // The default is to make up for missed ticks in a burst.
+    // By default, missed ticks are made up for in a burst.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut interrupted = pin!(ctrl_c());
     for _ in 0..asked.rounds {
@@ -39,7 +40,7 @@ async fn job() -> Result<(), Cause> {
             report = &mut part => println!("{}", report??),
             _ = &mut interrupted => {
                 asked.repair.stop();
-                // What was done is kept, and the place too.
+                // What was done is kept, and the token too.
                 println!("{}", part.await??);
                 break;
             }

@@ -1,7 +1,9 @@
-//! The repair by a cron scheduler, the crate `tokio-cron-scheduler`: a part every second. The scheduler starts a run
-//! whether or not the last one has ended, so a run that finds another at work leaves it alone.
+//! Repairs by a cron scheduler, the crate `tokio-cron-scheduler`: one part every second. The
+//! scheduler starts a run even if the last one has not ended, so a run that finds another in
+//! progress does nothing.
 //!
-//! `cargo run --bin scheduler` is the demonstration, `cargo run --bin scheduler -- DB [ROUNDS]` takes a database.
+//! `cargo run --bin scheduler` is the demonstration, `cargo run --bin scheduler -- DB [ROUNDS]`
+//! takes a database.
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -14,7 +16,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_cron_scheduler::{Job, JobScheduler};
 
-/// Seconds first. So often for the demonstration; `0 */10 * * * *` is every ten minutes.
+/// Seconds come first. This often for the demonstration only; `0 */10 * * * *` is every ten
+/// minutes.
 const WHEN: &str = "* * * * * *";
 
 #[tokio::main]
@@ -33,7 +36,7 @@ async fn job() -> Result<(), Cause> {
             Box::pin(async move {
                 let Ok(_alone) = at_work.try_lock() else { return };
                 let part = spawn_blocking(move || repair.part()).await;
-                // An error here: nobody listens any more, because the process ends.
+                // It fails if there is no receiver any more, because the process ends.
                 let _ = parts.send(part).await;
             })
         }
@@ -57,7 +60,7 @@ async fn job() -> Result<(), Cause> {
         }
     }
     asked.repair.stop();
-    drop(done); // before waiting for a part, which may be waiting to be listened to
+    drop(done); // before waiting for a part, which may be waiting for a receiver
     scheduler.shutdown().await?;
     drop(at_work.lock().await);
     result

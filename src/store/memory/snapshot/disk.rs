@@ -1,4 +1,5 @@
-//! A snapshot in a file, old or new and never a mix: what is asked of a file system, and in which order.
+//! Saves and loads a snapshot file that is old or new and never a mix: which file system calls, and
+//! in which order.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
@@ -10,37 +11,41 @@ use super::file::{HEAD, whole_len};
 use super::{Snapshot, failed};
 use crate::error::{Error, Result};
 
-/// What saving and loading ask of a file system; tests put one in its place that fails wherever it can.
+/// The file system calls of save and load; tests use a disk that fails wherever it can.
 pub(super) trait Disk {
     type File: io::Write;
 
-    /// Removes the files of a folder that no process holds, of those whose name is wanted.
+    /// Removes the files in a folder that no process holds and whose names are `wanted`.
     fn sweep(&self, folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()>;
-    /// Makes a file of a name with a random number, and holds it until it is dropped.
+    /// Creates a file under a name with a random number, and holds it until it is dropped.
     fn create(&self, name: impl Fn(u64) -> PathBuf) -> io::Result<(PathBuf, Self::File)>;
-    /// Returns when the file's bytes are where a crash leaves them alone.
+    /// Returns once a crash can no longer lose the file's bytes.
     fn sync(&self, file: &mut Self::File) -> io::Result<()>;
-    /// Puts a file in another's place at once.
+    /// Puts a file in the place of another, atomically.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Returns when the folder's names are where a crash leaves them alone.
+    /// Returns once a crash can no longer lose the folder's names.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn open(&self, path: &Path) -> io::Result<impl io::Read>;
 }
 
 impl Snapshot {
-    /// Writes the snapshot to a file, in place of the one that may be there: after a crash at any moment there is the old one or the new one.
+    /// Writes the snapshot to a file and replaces the one that may be there: after a crash at any
+    /// moment, it is the old one or the new one.
     ///
-    /// It is written to a temporary file in the same folder, `.NAME.keepcount-*.tmp`, which is synced and then renamed, and the folder is
-    /// synced. What a process that was killed left of such files, the next save removes. Several may save to one file at once: the last to
-    /// rename wins. A symbolic membership is replaced, not followed, and permissions are those of a new file.
+    /// It writes a temporary file in the same folder, `.NAME.keepcount-*.tmp`, syncs it, renames
+    /// it, and syncs the folder. The next save removes such files that a killed process left.
+    /// Several saves to one file may run at once: the last to rename wins. A symbolic link is
+    /// replaced, not followed, and permissions are those of a new file.
     ///
-    /// Outside unix the folder is not synced: after a loss of power, the file may be the old one though `save` returned.
+    /// Outside unix the folder is not synced: after a power failure, the file may be the old one
+    /// although `save` returned.
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] when the disk fails: the old file is as it was. [`Error::Indeterminate`] when the folder could not be synced: the file is
-    /// the new one, and after a crash one of both; save again. [`Error::InvalidUse`] for a path that names no file.
+    /// [`Error::Database`] if the disk fails: the old file is unchanged. [`Error::Indeterminate`]
+    /// if the folder could not be synced: the file is the new one, but after a crash it may be
+    /// either; save again. [`Error::InvalidUse`] for a path that names no file.
     ///
     /// # Examples
     ///
@@ -66,23 +71,25 @@ impl Snapshot {
         save(&Real, path.as_ref(), &self.to_bytes()?)
     }
 
-    /// Reads the file that [`save`](Self::save) wrote.
+    /// Reads a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
     ///
-    /// [`Error::Database`] when there is none, or it cannot be read; [`Error::Snapshot`] as [`from_bytes`](Self::from_bytes). Both name the file.
+    /// [`Error::Database`] if the file does not exist or cannot be read; [`Error::Snapshot`] as
+    /// [`from_bytes`](Self::from_bytes). Both name the file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         load(&Real, path.as_ref())
     }
 }
 
-/// Writes, syncs, renames, and syncs the name. A sync that failed is not tried again: a file system may take for written what it then dropped.
+/// Writes, syncs, renames, and syncs the name. A failed sync is not retried: a file system may
+/// report data as written that it dropped then.
 pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::invalid_use("path of a snapshot", format!("{} names no file", path.display())));
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    // A leftover that cannot be removed costs its space, and nothing else.
+    // A leftover that cannot be removed costs only its space.
     let _ = disk.sweep(folder, |known| is_temporary(known, name));
     let failed = |cause: io::Error| Error::Database {
         operation: format!("saving snapshot {}", path.display()),
@@ -101,7 +108,7 @@ pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Reads no more than a file's head says, and one byte.
+/// Reads no more than the length that the file's head states, plus one byte.
 pub(super) fn load(disk: &impl Disk, path: &Path) -> Result<Snapshot> {
     let unread = |cause: io::Error| Error::Database {
         operation: format!("loading snapshot {}", path.display()),
@@ -116,7 +123,8 @@ pub(super) fn load(disk: &impl Disk, path: &Path) -> Result<Snapshot> {
     Snapshot::parse(&bytes).map_err(refused)
 }
 
-/// New names after somebody swept a file between its making and its lock: each time that is a chance of microseconds.
+/// New names to try if another save swept a file between its creation and its lock: each time the
+/// chance of that is a matter of microseconds.
 const TRIES: usize = 16;
 const ENDING: &str = ".tmp";
 const DIGITS: usize = 16;
@@ -125,7 +133,7 @@ fn beginning(name: &OsStr) -> OsString {
     [OsStr::new("."), name, OsStr::new(".keepcount-")].into_iter().collect()
 }
 
-/// A name that no other save has, so that two of them never write to one file.
+/// Returns a name that no other save has, so that two saves never write to one file.
 fn temporary_name(name: &OsStr, random: u64) -> OsString {
     let mut temporary = beginning(name);
     temporary.push(format!("{random:0DIGITS$x}{ENDING}"));
@@ -144,8 +152,8 @@ struct Real;
 impl Disk for Real {
     type File = File;
 
-    /// A process holds its file by a lock, which ends with the process. It is had while the file is removed, so who has it has the file, or
-    /// one that is gone.
+    /// A process holds its file by a lock, which ends with the process. The lock is held during the
+    /// removal, so another process that gets it has a file that still exists or one that is gone.
     fn sweep(&self, folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
         for known in fs::read_dir(folder)?.filter_map(io::Result::ok).filter(|known| wanted(&known.file_name())) {
             let file = File::open(known.path())?;
@@ -156,7 +164,7 @@ impl Disk for Real {
         Ok(())
     }
 
-    /// Where the file system has no locks, nobody sweeps.
+    /// On a file system without locks, no file is swept.
     fn create(&self, name: impl Fn(u64) -> PathBuf) -> io::Result<(PathBuf, File)> {
         for _ in 0..TRIES {
             let path = name(RandomState::new().hash_one(()));

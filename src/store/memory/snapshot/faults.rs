@@ -1,5 +1,6 @@
-//! A disk that fails at every step in every way, and crashes at every step with what was not synced lost, kept, or kept in part: afterwards
-//! the file is exactly the old snapshot or exactly the new one.
+//! Tests with a disk that fails at every step in every way, and crashes at every step with unsynced
+//! data lost, kept, or partly kept: afterwards the file is exactly the old snapshot or exactly the
+//! new one.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::BTreeMap;
@@ -15,26 +16,27 @@ use crate::counter::Counter;
 use crate::error::{Error, Result};
 use crate::schema::Schema;
 
-/// What happens to one call instead of what was asked for.
+/// What happens to one call instead of what it requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     /// An error, and nothing is done.
     Fails,
-    /// The disk is full: a write writes half of what it could and the next one fails; anything else fails at once.
+    /// The disk is full: a write writes half of what it could, and the next one fails. Any other
+    /// call fails at once.
     Full,
-    /// An error, after half of a write was done, or all of anything else but a rename.
+    /// An error after half of a write was done, or after all of any other call except a rename.
     Torn,
     /// A write of one byte.
     Short,
-    /// A write of none.
+    /// A write of no bytes.
     Nothing,
-    /// A call that a signal interrupted, to be made again.
+    /// A call that a signal interrupted, to be repeated.
     Interrupted,
-    /// The process is gone before the call.
+    /// The process dies before the call.
     Dies,
-    /// The process is gone in the middle: half of a write is done.
+    /// The process dies during the call: half of a write is done.
     DiesHalfway,
-    /// The process is gone after the call.
+    /// The process dies after the call.
     DiesAfter,
 }
 
@@ -50,7 +52,7 @@ const FAULTS: [Fault; 9] = [
     Fault::DiesAfter,
 ];
 
-/// What is asked of a disk.
+/// The calls to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
     Sweep,
@@ -68,14 +70,15 @@ enum Call {
 #[derive(Debug, Clone, Default)]
 struct Node {
     written: Vec<u8>,
-    /// What a crash leaves alone.
+    /// The bytes that survive a crash.
     synced: Vec<u8>,
-    /// A sync failed: the bytes of then are taken for written and never will be, whatever a later sync says.
+    /// A sync failed: the bytes at that moment are reported as written and never will be, whatever
+    /// a later sync returns.
     dropped: bool,
     held: bool,
 }
 
-/// What was done to names and not synced yet.
+/// A change of names that is not synced yet.
 #[derive(Debug, Clone)]
 enum Named {
     Created(PathBuf, usize),
@@ -89,27 +92,27 @@ struct State {
     names: BTreeMap<PathBuf, usize>,
     synced_names: BTreeMap<PathBuf, usize>,
     unsynced: Vec<Named>,
-    /// Calls so far, and what happens to which.
+    /// The number of calls so far, and the faults planned by call.
     calls: usize,
     plan: Vec<(usize, Fault)>,
     hit: Vec<(Call, Fault)>,
     full: bool,
     dead: bool,
     random: u64,
-    /// A whole other save, and the call before which it comes.
+    /// A complete other save, and the call before which it happens.
     beside: Option<(usize, Vec<u8>)>,
 }
 
-/// Writes and reads are of so many bytes at most, so that a snapshot takes several.
+/// The most bytes of one write or read, so that a snapshot takes several.
 const CHUNK: usize = 100;
 
-/// What becomes of bytes that were not synced when the machine crashes.
+/// What a crash of the machine does to unsynced bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unsynced {
     Lost,
     Kept,
     Half,
-    /// The length was kept, and the bytes are zeros.
+    /// The length is kept, and the bytes are zeros.
     Zeros,
 }
 
@@ -120,7 +123,7 @@ impl State {
         io::Error::new(kind, format!("planned: {kind}"))
     }
 
-    /// What happens to this call; an error where nothing is done of it.
+    /// Returns the fault of this call; an error if the call does nothing.
     fn call(&mut self, call: Call) -> io::Result<Option<Fault>> {
         if self.dead {
             return Err(Self::error(ErrorKind::Other));
@@ -150,14 +153,15 @@ impl State {
         }
     }
 
-    /// The call's end, where something was done of it.
+    /// Ends a call that did something.
     fn end<T>(&mut self, fault: Option<Fault>, done: T) -> io::Result<T> {
         self.dead |= matches!(fault, Some(Fault::DiesHalfway | Fault::DiesAfter));
         self.full |= fault == Some(Fault::Full);
         if self.dead || fault == Some(Fault::Torn) { Err(Self::error(ErrorKind::Other)) } else { Ok(done) }
     }
 
-    /// The disk after a crash: these of the changes of names that were not synced, in their order, and this of the bytes.
+    /// Returns the disk after a crash that kept these of the unsynced name changes, in their order,
+    /// and did this to the bytes.
     fn after_crash(&self, kept: u32, bytes: Unsynced) -> Self {
         let mut names = self.synced_names.clone();
         for (at, named) in self.unsynced.iter().enumerate() {
@@ -192,7 +196,7 @@ impl State {
         Self { nodes, synced_names: names.clone(), names, random: self.random, ..Self::default() }
     }
 
-    /// Every disk that a crash may leave now.
+    /// Returns every disk that a crash may leave now.
     fn after_crashes(&self) -> impl Iterator<Item = Self> {
         let kept = 0..1 << self.unsynced.len();
         kept.flat_map(move |kept| UNSYNCED.map(|bytes| self.after_crash(kept, bytes)))
@@ -208,7 +212,7 @@ impl Faulty {
         Self(Rc::new(RefCell::new(state)))
     }
 
-    /// The same disk now, with other things to happen to it.
+    /// Returns the same disk with another plan of faults.
     fn planned(&self, plan: &[(usize, Fault)]) -> Self {
         let state = self.state();
         Self::of(State { calls: 0, plan: plan.to_vec(), hit: Vec::new(), full: false, ..state })
@@ -218,7 +222,7 @@ impl Faulty {
         self.0.borrow().clone()
     }
 
-    /// The state for the next call; before it, somebody else may save.
+    /// Returns the state for the next call; another save may come before it.
     fn next(&self) -> RefMut<'_, State> {
         let mut state = self.0.borrow_mut();
         let calls = state.calls;
@@ -239,7 +243,7 @@ impl Faulty {
     }
 }
 
-/// A file that is open, and how much of it was read.
+/// An open file, and how much of it was read.
 #[derive(Debug)]
 struct Handle {
     disk: Faulty,
@@ -366,7 +370,7 @@ const PATH: &str = "totals/site.snapshot";
 const VOTES: Counter<String> = Counter::new("show.votes");
 const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
 
-/// A snapshot of so many totals.
+/// Returns a snapshot of this many totals.
 fn snapshot(totals: i64) -> Snapshot {
     let store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
@@ -375,7 +379,8 @@ fn snapshot(totals: i64) -> Snapshot {
     store.snapshot()
 }
 
-/// A disk with the old snapshot, all of it synced, or with none; and what a killed process left beside it.
+/// Returns a disk with the old snapshot, fully synced, or without one; and with a leftover of a
+/// killed process.
 fn disk(old: Option<&Snapshot>) -> Faulty {
     let disk = Faulty::default();
     if let Some(old) = old {
@@ -386,7 +391,8 @@ fn disk(old: Option<&Snapshot>) -> Faulty {
     disk
 }
 
-/// Which of two snapshots a disk has; of the old one also that there was none.
+/// Returns whether a disk has the new snapshot. Otherwise it must have the old one, or none if
+/// there was no old one.
 fn is_new(disk: &Faulty, old: Option<&Snapshot>, new: &Snapshot) -> bool {
     match disk.load() {
         Ok(found) if found == *new => true,
@@ -401,13 +407,14 @@ fn is_new(disk: &Faulty, old: Option<&Snapshot>, new: &Snapshot) -> bool {
     }
 }
 
-/// Saves with these faults and holds what is there against what was said, now and after every crash.
+/// Saves with these faults, and compares the file with what the save returned, now and after every
+/// crash.
 fn check(old: Option<&Snapshot>, new: &Snapshot, plan: &[(usize, Fault)]) -> Vec<(Call, Fault)> {
     let disk = disk(old).planned(plan);
     let saved = save(&disk, Path::new(PATH), &new.to_bytes().unwrap());
     let state = disk.state();
     let now = is_new(&Faulty::of(State { dead: false, ..state.clone() }), old, new);
-    // A call that failed although it did what it was for may leave one too.
+    // A call that did its work and then failed may also leave a file.
     let may_leave = |hit: &(Call, Fault)| matches!(hit, (Call::Remove | Call::Sweep, _) | (Call::Create, Fault::Torn));
     let excused = state.hit.iter().any(may_leave);
     for crashed in state.after_crashes().map(Faulty::of) {
@@ -422,7 +429,7 @@ fn check(old: Option<&Snapshot>, new: &Snapshot, plan: &[(usize, Fault)]) -> Vec
             }
         }
         if plan.len() == 1 {
-            // The next process saves, and nothing is left beside it.
+            // The next process saves, and no other file is left.
             let newer = snapshot(9);
             save(&crashed, Path::new(PATH), &newer.to_bytes().unwrap()).unwrap();
             assert_eq!(crashed.load().unwrap(), newer);
@@ -434,7 +441,7 @@ fn check(old: Option<&Snapshot>, new: &Snapshot, plan: &[(usize, Fault)]) -> Vec
     state.hit
 }
 
-/// All calls of one save, and some more.
+/// Returns the number of calls of one save, plus a few.
 fn calls(old: Option<&Snapshot>, new: &Snapshot) -> usize {
     let disk = disk(old).planned(&[]);
     save(&disk, Path::new(PATH), &new.to_bytes().unwrap()).unwrap();
@@ -498,7 +505,8 @@ fn whatever_fails_a_load_gives_the_snapshot_or_says_why_not() {
     assert!(given > 20 && refused > 20, "{given} {refused}");
 }
 
-/// Before each call of a save, somebody else saves to the same file: the last to rename wins, and nothing is left of the other.
+/// Before each call of a save, another save writes the same file: the last to rename wins, and
+/// nothing is left of the other.
 #[test]
 fn two_saves_at_once_never_mix() {
     let (old, one, two) = (snapshot(1), snapshot(3), snapshot(12));
@@ -517,6 +525,7 @@ fn two_saves_at_once_never_mix() {
         assert_eq!(disk.names(), 1);
         assert!(state.after_crashes().all(|crashed| Faulty::of(crashed).load().unwrap() == found));
     }
-    // The second renames after the first only when it begins between the first's last two calls.
+    // The second save renames after the first only if it begins between the first one's last two
+    // calls.
     assert!(won[0] > 5 && won[1] == 1, "{won:?}");
 }

@@ -1,4 +1,4 @@
-//! A snapshot as bytes: what a file holds, and why bytes that are none are refused.
+//! The bytes of a snapshot file, and the errors for bytes that are not a valid one.
 //!
 //! ```text
 //! bytes   what
@@ -9,23 +9,24 @@
 //! 8       64-bit FNV-1a of everything before
 //! ```
 //!
-//! Each step of FNV-1a is a bijection of the hash for a given byte and of the byte for a given hash, so a change of one byte always changes it.
+//! Each step of FNV-1a is a bijection of the hash for a given byte, and of the byte for a given
+//! hash. So a change of one byte always changes the hash.
 
 use super::{Format, Snapshot, failed};
 use crate::counter::{FNV_OFFSET, fnv1a};
 use crate::error::Result;
 
 const MAGIC: &[u8; 16] = b"keepcount totals";
-/// What is before the body.
+/// The length of what precedes the body.
 pub(super) const HEAD: usize = MAGIC.len() + size_of::<u32>() + size_of::<u64>();
 const CHECKSUM: usize = size_of::<u64>();
 
 impl Snapshot {
-    /// The bytes of a file: for an object store, say, or whatever else keeps them.
+    /// Returns the bytes of a snapshot file, for an object store, for example.
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`](crate::Error::Snapshot) when it cannot be encoded, which is not known to happen.
+    /// [`Error::Snapshot`](crate::Error::Snapshot) if it cannot be encoded; no such case is known.
     ///
     /// # Examples
     ///
@@ -52,12 +53,13 @@ impl Snapshot {
         Ok(bytes)
     }
 
-    /// Reads the bytes of a file. Takes memory in proportion to them, whatever they say.
+    /// Reads the bytes of a snapshot file. Takes memory in proportion to their number, whatever
+    /// they contain.
     ///
     /// # Errors
     ///
-    /// [`Error::Snapshot`](crate::Error::Snapshot) with the reason: bytes of something else, of a newer format, cut off, with more behind
-    /// their end, or damaged.
+    /// [`Error::Snapshot`](crate::Error::Snapshot) with the reason: bytes of something else, of
+    /// another format, truncated, with more bytes after their end, or damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::parse(bytes).map_err(failed)
     }
@@ -82,7 +84,7 @@ impl Snapshot {
     }
 }
 
-/// How many bytes there should be, by the first [`HEAD`] of them.
+/// Returns how many bytes there should be, according to the first [`HEAD`] of them.
 pub(super) fn whole_len(bytes: &[u8]) -> Result<u64, String> {
     let begun = bytes.get(..MAGIC.len()).unwrap_or(bytes);
     if !MAGIC.starts_with(begun) {
