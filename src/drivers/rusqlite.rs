@@ -216,7 +216,8 @@ impl Row for rusqlite::Row<'_> {
             Ok(ValueRef::Integer(value)) => Column::Integer(value),
             Ok(ValueRef::Real(value)) => Column::Real(value),
             Ok(ValueRef::Text(bytes)) => {
-                std::str::from_utf8(bytes).map_or(Column::NoText(bytes.into()), |text| Column::Text(text.into()))
+                let text = std::str::from_utf8(bytes);
+                text.map_or_else(|_| Column::NoText(bytes.into()), |text| Column::Text(text.into()))
             }
             Ok(ValueRef::Blob(bytes)) => Column::Bytes(bytes.into()),
             Ok(ValueRef::Null) | Err(_) => Column::Null,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::rows::text;
-use super::{Whose, begin, end, failed, readiness, retention, write};
+use super::{Whose, failed, readiness, retention, transact, write};
 use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
@@ -55,14 +55,7 @@ pub(crate) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
 pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Kept> {
     let Some(keep) = runs::keep(E::DIALECT, ask) else { return Ok(Kept::Here) };
     let operation = "keeping how far a run has come";
-    let kept = match begin(executor, operation).await {
-        Ok(nested) => {
-            let kept = keep_in(executor, ask, keep, operation).await;
-            end(executor, nested, operation, kept).await
-        }
-        Err(error) => Err(error),
-    };
-    match kept {
+    match transact!(executor, operation, keep_in(executor, ask, &keep, operation)) {
         // A replica, or a user who may only read: it can still verify, and its token then says
         // less.
         Err(Error::Database { cause, .. }) if is_read_only::<E>(&cause) => Ok(Kept::Nowhere),
@@ -70,9 +63,10 @@ pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Ke
     }
 }
 
-async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: Query<'_>, operation: &str) -> Result<Kept> {
+async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: &Query<'_>, operation: &str) -> Result<Kept> {
     let failed = |error| failed(Whose::Connection, operation, error);
-    let kept = executor.execute(&[keep]).await.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
+    let kept =
+        executor.execute(std::slice::from_ref(keep)).await.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
     if kept.first() == Some(&0) {
         return Ok(Kept::Lost);
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::readiness::{self, Reading};
 use super::rows::{integer, of_catalogue, read_parts, read_total};
-use super::{Whose, failed, failed_on, read, retention};
+use super::{Whose, failed, failed_on, read, retention, transact};
 use crate::batch::Batch;
 use crate::counter::{CounterId, CounterSpec};
 use crate::decay::Decayed;
@@ -169,9 +169,7 @@ pub(crate) async fn rebuild<E: Executor>(
     leaderboard: &LeaderboardId,
 ) -> Result<u64> {
     let operation = format!("rebuilding leaderboard {}", leaderboard.name());
-    let nested = super::begin(executor, &operation).await?;
-    let changed = rebuild_in(executor, schema, leaderboard, &operation).await;
-    super::end(executor, nested, &operation, changed).await
+    transact!(executor, &operation, rebuild_in(executor, schema, leaderboard, &operation))
 }
 
 async fn rebuild_in<E: Executor>(

@@ -24,6 +24,37 @@ use crate::counter::CounterId;
 use crate::error::{Error, Result, chain};
 use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
 
+/// Runs a call that is all of a transaction, and runs it once more if the driver has put right why
+/// it failed.
+macro_rules! run_again {
+    ($executor:expr, $call:expr) => {{
+        let mut done = $call;
+        if done.is_err() && $executor.may_run_again() {
+            done = $call;
+        }
+        done
+    }};
+}
+pub(crate) use run_again;
+
+/// Runs `work` in the caller's transaction, or in one that is begun here, and ends that one. It is a
+/// macro since a function could not say that the future of a closure is `Send`.
+macro_rules! transact {
+    ($executor:expr, $operation:expr, $work:expr) => {
+        $crate::engine::run_again!(
+            $executor,
+            match $crate::engine::begin($executor, $operation).await {
+                Ok(nested) => {
+                    let done = $work.await;
+                    $crate::engine::end($executor, nested, $operation, done).await
+                }
+                Err(error) => Err(error),
+            }
+        )
+    };
+}
+pub(crate) use transact;
+
 /// The result of a future whose driver blocks: it is ready at the first poll.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {

@@ -190,13 +190,13 @@ pub(crate) async fn count_non_zero<E: Executor>(
     let text = sql::count_non_zero(E::DIALECT, schema.spec(counter)?);
     let query = Query::new(text, vec![Value::Integer(i64::try_from(most).unwrap_or(i64::MAX))]);
     let mut count = 0;
-    let counted = executor
+    let read = executor
         .fetch(&[query], |_, row| {
             count = integer(row, 0, &counter.table_name())?;
             Ok(())
         })
         .await;
-    counted.map_err(|stopped| stopped.or(|_, error| failed_on("counting totals", counter, error)))?;
+    read.map_err(|stopped| stopped.or(|_, error| failed_on("counting totals", counter, error)))?;
     Ok(count.unsigned_abs())
 }
 

@@ -1,7 +1,7 @@
 //! Retention: drops totals before a cutoff, and filters out of a batch what is below one.
 
 use super::rows::{of_catalogue, text};
-use super::{Whose, failed, failed_on, leaderboard};
+use super::{Whose, failed, failed_on, leaderboard, transact};
 use crate::batch::Batch;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
@@ -93,9 +93,7 @@ pub(crate) async fn prune<E: Executor>(
 ) -> Result<u64> {
     let family = retention::family(schema, &counter, time)?;
     let operation = format!("pruning counter {}", counter.full_name());
-    let nested = super::begin(executor, &operation).await?;
-    let gone = prune_family(executor, schema, &family, cutoff).await;
-    super::end(executor, nested, &operation, gone).await
+    transact!(executor, &operation, prune_family(executor, schema, &family, cutoff))
 }
 
 async fn prune_family<E: Executor>(

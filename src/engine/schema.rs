@@ -2,7 +2,7 @@
 //! orphaned tables.
 
 use super::rows::{integer, of_catalogue, text};
-use super::{Whose, after_reads, begin, end, failed};
+use super::{Whose, after_reads, failed, transact};
 use crate::error::{Error, Result};
 use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyParts;
@@ -22,9 +22,7 @@ pub(crate) async fn create<E: Executor>(executor: &mut E, schema: &Schema, rows:
     let journal = check_journal(executor).await;
     after_reads(executor, nested, journal)?;
     let operation = "making tables";
-    let nested = begin(executor, operation).await?;
-    let made = create_all(executor, schema, rows).await;
-    end(executor, nested, operation, made).await
+    transact!(executor, operation, create_all(executor, schema, rows))
 }
 
 async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
@@ -308,9 +306,7 @@ pub(crate) async fn orphaned<E: Executor>(executor: &mut E, schema: &Schema) -> 
 /// Drops the table of an orphaned counter or leaderboard, and its row in the catalogue.
 pub(crate) async fn drop_counter<E: Executor>(executor: &mut E, schema: &Schema, name: &str) -> Result<()> {
     let operation = format!("forgetting {name}");
-    let nested = begin(executor, &operation).await?;
-    let dropped = drop_orphan(executor, schema, name, &operation).await;
-    end(executor, nested, &operation, dropped).await
+    transact!(executor, &operation, drop_orphan(executor, schema, name, &operation))
 }
 
 async fn drop_orphan<E: Executor>(executor: &mut E, schema: &Schema, name: &str, operation: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Removes totals of 0 and PostgreSQL's lock rows while writers go on, and drops the offsets of
 //! streams that ended.
 
-use super::{Whose, after_reads, begin, end, failed, read};
+use super::{Whose, after_reads, failed, read, transact};
 use crate::error::{Error, Result};
 use crate::executor::{Column, Executor, Row as _};
 use crate::key::KeyBuf;
@@ -76,17 +76,15 @@ async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: us
 /// default is. Above READ COMMITTED, a row that another transaction changed meanwhile would make it
 /// fail.
 async fn remove<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, operation: &str) -> Result<u64> {
-    let nested = begin(executor, operation).await?;
-    let gone = remove_in(executor, query, table, operation).await;
-    end(executor, nested, operation, gone).await
+    transact!(executor, operation, remove_in(executor, &query, table, operation))
 }
 
-async fn remove_in<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, operation: &str) -> Result<u64> {
+async fn remove_in<E: Executor>(executor: &mut E, query: &Query<'_>, table: &str, operation: &str) -> Result<u64> {
     if E::DIALECT == Dialect::Postgres {
         let set = executor.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
         set.map_err(|error| failed(Whose::Connection, operation, error))?;
     }
-    let gone = executor.execute(&[query]).await;
+    let gone = executor.execute(std::slice::from_ref(query)).await;
     let gone = gone.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(table), operation, error)))?;
     Ok(gone.first().copied().unwrap_or(0))
 }
@@ -95,9 +93,7 @@ async fn remove_in<E: Executor>(executor: &mut E, query: Query<'_>, table: &str,
 pub(crate) async fn forget_offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
     read::check_stream(E::DIALECT, stream)?;
     let operation = format!("forgetting the offset of stream {stream}");
-    let nested = begin(executor, &operation).await?;
-    let forgotten = forget_in(executor, stream, &operation).await;
-    end(executor, nested, &operation, forgotten).await
+    transact!(executor, &operation, forget_in(executor, stream, &operation))
 }
 
 async fn forget_in<E: Executor>(executor: &mut E, stream: &str, operation: &str) -> Result<u64> {

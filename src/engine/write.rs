@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use super::leaderboard::Moved;
 use super::rows::read_total;
-use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, skipped};
+use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, run_again, skipped};
 use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
@@ -94,11 +94,7 @@ pub(crate) async fn apply<E: Executor>(
         return Ok(Applied::default());
     }
     let began = observe::begin(E::DIALECT.into(), batch);
-    let mut applied = apply_idempotent(executor, schema, batch, stream_range).await;
-    if applied.is_err() && executor.may_run_again() {
-        applied = apply_idempotent(executor, schema, batch, stream_range).await;
-    }
-    let applied = applied?;
+    let applied = run_again!(executor, apply_whole(executor, schema, batch, stream_range).await)?;
     if !applied.skipped {
         observe::stored(E::DIALECT.into(), began, batch, &applied);
     }
@@ -106,7 +102,7 @@ pub(crate) async fn apply<E: Executor>(
     Ok(applied)
 }
 
-async fn apply_idempotent<E: Executor>(
+async fn apply_whole<E: Executor>(
     executor: &mut E,
     schema: &Schema,
     batch: &Batch,

@@ -48,7 +48,7 @@ impl<'a> Query<'a> {
 
     /// The parameters of each execution, in their order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Value<'a>]> {
-        let rows = if self.width == 0 { 1 } else { self.values.len() / self.width };
+        let rows = self.values.len().checked_div(self.width).unwrap_or(1);
         (0..rows).map(|row| self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default())
     }
 

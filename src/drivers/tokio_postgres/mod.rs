@@ -29,8 +29,8 @@ pub(crate) struct Postgres<'c, C: GenericClient> {
     /// Whether this driver begins transactions; if not, all statements are part of the caller's.
     begins: bool,
     is_open: bool,
-    /// Whether the server has forgotten the prepared statements.
-    forgot: bool,
+    /// Whether the reason of the last failure was put right.
+    recovered: bool,
 }
 
 /// The maximum number of statements in one pipeline. The server runs them one after the other.
@@ -72,12 +72,12 @@ impl Execution<'_> {
 impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     /// Begins transactions, or savepoints if `client` is a transaction.
     pub(crate) const fn own(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
-        Self { client, prepared, begins: true, is_open: false, forgot: false }
+        Self { client, prepared, begins: true, is_open: false, recovered: false }
     }
 
     /// Executes within the caller's transaction.
     pub(crate) const fn within(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
-        Self { client, prepared, begins: false, is_open: false, forgot: false }
+        Self { client, prepared, begins: false, is_open: false, recovered: false }
     }
 
     async fn prepare_all(&self, all: &[Execution<'_>]) -> Result<(), Stopped<tokio_postgres::Error>> {
@@ -156,33 +156,31 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     async fn read_all(&mut self, all: &[Execution<'_>]) -> Result<Vec<Vec<Row>>, Stopped<tokio_postgres::Error>> {
         let rows = self.rows_of_all(all).await;
         let Err(Stopped::Failed { error, .. }) = &rows else { return rows };
-        self.note(error);
+        self.recover(error).await;
         // On a client the queries were their own transaction, of which nothing is left.
-        if self.is_open || !is_client(self.client) {
-            return rows;
-        }
-        let forgot = std::mem::take(&mut self.forgot);
-        if forgot || (is_aborted(error) && end_transaction(self.client).await.is_ok()) {
+        if !self.is_open && is_client(self.client) && std::mem::take(&mut self.recovered) {
             return self.rows_of_all(all).await;
         }
         rows
     }
 
-    /// Drops all prepared statements if the server has forgotten them, so that they are prepared
-    /// again.
-    fn note(&mut self, error: &tokio_postgres::Error) {
+    /// Puts right why a statement failed, if it can: it drops prepared statements that the server
+    /// has forgotten, and ends an aborted transaction in which a dropped future left the client.
+    async fn recover(&mut self, error: &tokio_postgres::Error) {
         if let Some(prepared) = self.prepared.filter(|_| is_forgotten(error)) {
             prepared.forget();
-            self.forgot = true;
+            self.recovered = true;
+        } else if !self.is_open && is_aborted(error) && is_client(self.client) {
+            self.recovered = end_transaction(self.client).await.is_ok();
         }
     }
 
-    /// Like [`note`](Self::note), for an error caused by a driver's error.
-    fn note_cause(&mut self, error: &Error) {
+    /// Like [`recover`](Self::recover), for an error caused by a driver's error.
+    async fn recover_from(&mut self, error: &Error) {
         if let Error::Busy { cause, .. } = error
             && let Some(error) = cause.downcast_ref()
         {
-            self.note(error);
+            self.recover(error).await;
         }
     }
 
@@ -252,7 +250,7 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         let all = executions(queries);
         let done = self.written_by_all(&all).await;
         if let Err(Stopped::Failed { error, .. }) = &done {
-            self.note(error);
+            self.recover(error).await;
         }
         let mut written = vec![0; queries.len()];
         for (execution, rows) in all.iter().zip(done?) {
@@ -313,7 +311,7 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
     }
 
     fn may_run_again(&mut self) -> bool {
-        std::mem::take(&mut self.forgot) && self.begins
+        std::mem::take(&mut self.recovered) && self.begins
     }
 }
 

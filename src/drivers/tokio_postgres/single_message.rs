@@ -15,7 +15,7 @@ use super::prepared::{NAME, PreparedStatements};
 use super::{Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, literal, params, unknown};
 use crate::batch::Batch;
 use crate::engine::write::{self, Failed, Writes, operation};
-use crate::engine::{Whose, begin, failed, still_open};
+use crate::engine::{Whose, begin, failed, run_again, still_open};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{Executor as _, Stopped};
 use crate::offset::StreamRange;
@@ -241,13 +241,11 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         self.is_open = !is_over;
         // COMMIT is sent whatever becomes of the others. Only if the server itself refused one of
         // them was nothing committed.
-        let unless_unknown = |error: &tokio_postgres::Error| is_refused(error);
-        let written = written.map_err(|(at, error)| match unless_unknown(&error) {
-            true => row_failed((at, error)).into(),
-            false => unknown(&operation(batch, None), error).into(),
+        let written = written.map_err(|(at, error)| {
+            if is_refused(&error) { row_failed((at, error)) } else { unknown(&operation(batch, None), error) }.into()
         });
         let totals = totals.map_err(|stopped| match stopped {
-            Stopped::Failed { error, .. } if !unless_unknown(&error) => unknown(&operation(batch, None), error).into(),
+            Stopped::Failed { error, .. } if !is_refused(&error) => unknown(&operation(batch, None), error).into(),
             stopped => writes.failed(batch, None, stopped),
         });
         let committed = committed.map_err(|error| commit_failed(&operation(batch, None), error).into());
@@ -292,17 +290,16 @@ pub(crate) async fn write_in_own<C: GenericClient + Send + Sync>(
     batch: &Batch,
     stream_range: Option<&StreamRange<'_>>,
 ) -> Result<(Vec<u64>, Applied)> {
-    let mut done = write_idempotent(executor, schema, rows, batch, stream_range).await;
-    if let Err(error) = &done {
-        executor.note_cause(error);
-        if executor.may_run_again() {
-            done = write_idempotent(executor, schema, rows, batch, stream_range).await;
+    run_again!(executor, {
+        let done = write_whole(executor, schema, rows, batch, stream_range).await;
+        if let Err(error) = &done {
+            executor.recover_from(error).await;
         }
-    }
-    done
+        done
+    })
 }
 
-async fn write_idempotent<C: GenericClient + Send + Sync>(
+async fn write_whole<C: GenericClient + Send + Sync>(
     executor: &mut Postgres<'_, C>,
     schema: &Schema,
     rows: &[Given<'_>],

@@ -98,7 +98,6 @@ impl<'a> FromSql<'a> for Came<'a> {
             Type::INT8 => Column::Integer(i64::from_sql(kind, raw)?),
             Type::INT4 => Column::Integer(i32::from_sql(kind, raw)?.into()),
             Type::INT2 => Column::Integer(i16::from_sql(kind, raw)?.into()),
-            Type::FLOAT8 => Column::Real(f64::from_sql(kind, raw)?),
             Type::UUID => Column::Uuid(raw.try_into()?),
             Type::BYTEA => Column::Bytes(raw.into()),
             _ if <&str as FromSql<'_>>::accepts(kind) => match std::str::from_utf8(raw) {
@@ -123,10 +122,9 @@ impl Row for tokio_postgres::Row {
     fn column(&self, index: usize) -> Column<'_> {
         let kind = || self.columns().get(index).map_or("nothing", |column| column.type_().name());
         match self.try_get::<_, Option<Came<'_>>>(index) {
-            Ok(Some(Came(Column::Other(_)))) => Column::Other(kind().into()),
+            Ok(Some(Came(Column::Other(_)))) | Err(_) => Column::Other(kind().into()),
             Ok(Some(Came(column))) => column,
             Ok(None) => Column::Null,
-            Err(_) => Column::Other(kind().into()),
         }
     }
 }

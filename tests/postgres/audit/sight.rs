@@ -445,7 +445,7 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
     });
     audit.add(SHARES, shares).await.unwrap();
     audit.add(PLAIN, PostgresSource::table("plain", ["k"]).rows("k", |row| Ok(Plain(row.try_get(0)?)))).await.unwrap();
-    for says in ["a bytea of 2 bytes, 0aff", "division by zero"] {
+    for says in ["a blob of 2 bytes, 0aff", "division by zero"] {
         for (mode, found) in [(Mode::Verify, 2), (Mode::Backfill, 2), (Mode::Repair, 0)] {
             let report = run_whole(mode, &THREE, Options::default(), &mut audit).await.unwrap();
             let why = |at: usize| report.counters[at].failure.clone().unwrap_or_else(|| panic!("{report}"));
