@@ -1,4 +1,63 @@
+// README links to files of the repository. Markdown takes the first definition of a link, so these
+// lead to modules instead.
+#![doc = "[guide]: docs::guide"]
+#![doc = "[monitoring]: docs::guide#monitor"]
+#![doc = "[vocabulary]: docs::vocabulary"]
+#![doc = "[guarantees]: docs::guarantees"]
+#![doc = "[every mode]: docs::guarantees#in-every-mode"]
+#![doc = "[by mode]: docs::guarantees#by-mode"]
+#![doc = "[preconditions]: docs::guarantees#preconditions-and-what-happens-without-them"]
+#![doc = "[after a failure]: docs::guarantees#after-a-failure"]
+#![doc = "[deploy]: docs::deploy"]
+#![doc = "[libraries]: docs::libraries"]
+#![doc = "[performance]: docs::performance"]
+#![doc = "[testing]: docs::testing"]
+#![doc = "[design]: docs::design"]
+#![doc = ""]
 #![doc = include_str!("../README.md")]
+// Without its feature, a type leads to the table of features.
+#![cfg_attr(feature = "sqlite", doc = "[`SqliteStore`]: SqliteStore")]
+#![cfg_attr(feature = "sqlite", doc = "[`SqliteAudit`]: reconcile::SqliteAudit")]
+#![cfg_attr(feature = "postgres", doc = "[`PostgresStore`]: PostgresStore")]
+#![cfg_attr(feature = "postgres", doc = "[`PostgresAudit`]: reconcile::PostgresAudit")]
+#![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Sweep`]: Sweep")]
+#![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Executor`]: executor::Executor")]
+#![doc = "[`SqliteStore`]: docs::guide#features"]
+#![doc = "[`SqliteAudit`]: docs::guide#features"]
+#![doc = "[`PostgresStore`]: docs::guide#features"]
+#![doc = "[`PostgresAudit`]: docs::guide#features"]
+#![doc = "[`Sweep`]: docs::guide#features"]
+#![doc = "[`Executor`]: docs::guide#features"]
+//!
+//! # Concepts
+//!
+//! | type | what it is | page |
+//! | --- | --- | --- |
+//! | [`Counter`] | a typed `const` handle: a name, a version and a key type | [declare](docs::guide#declare-counters) |
+//! | [`Key`], [`KeyBuf`] | what a counter is grouped by, and its encoding, which sorts as the key does | [keys](docs::guide#keys) |
+//! | [`Schema`] | every counter and leaderboard of an application | [declare](docs::guide#declare-counters) |
+//! | [`Record`], [`Tally`] | a row that counts, and where it says what it adds | [tally](docs::guide#write-the-tally) |
+//! | [`Batch`] | the hooks `insert`, `update` and `delete`, and the sums that they collect | [hooks](docs::guide#hook-the-writes) |
+//! | [`Store`], [`AsyncStore`] | apply a batch, read totals | [read](docs::guide#read-totals) |
+//! | [`MemoryStore`] | totals in memory, shared between threads | [memory](docs::guide#keep-totals-in-memory) |
+//! | [`SqliteStore`], [`PostgresStore`] | totals in tables next to your rows | [hooks](docs::guide#hook-the-writes) |
+//! | [`Snapshot`], [`PendingWrite`] | all totals as of one moment; a write that a store knows of before its rows are visible | [memory](docs::guide#keep-totals-in-memory) |
+//! | [`Rollup`] | what a counter is the sum of: a base counter, along a membership | [rollups](docs::guide#roll-up) |
+//! | [`KeyRange`], [`Date`] | a range of keys; a day, as a key | [ranges](docs::guide#sum-over-a-range) |
+//! | [`Leaderboard`], [`MemoryLeaderboard`] | keys in the order of a score made of totals | [leaderboards](docs::guide#rank) |
+//! | [`HalfLife`], [`Decayed`] | amounts that weigh half after some time, and their exact sums | [decay](docs::guide#decay) |
+//! | [`Sweep`] | removes rows of totals that are 0 | [retention](docs::guide#retention) |
+//! | [`StreamRange`] | which events of a stream a batch stands for | [idempotent apply](docs::guide#apply-each-event-once) |
+//! | [`Reconciler`](reconcile::Reconciler) | the state machine that verifies and repairs, without I/O | [repair](docs::guide#verify-and-repair) |
+//! | [`Audit`](reconcile::Audit), [`SqliteAudit`], [`PostgresAudit`] | rows and totals, read in one snapshot | [repair](docs::guide#verify-and-repair) |
+//! | [`Freshness`](reconcile::Freshness), [`observe`] | the age of the last clean verification; metrics and events | [monitor](docs::guide#monitor) |
+//! | [`Schedule`](job::Schedule) | work every interval, on a thread | [jobs](docs::guide#run-it-as-a-job) |
+//! | [`sql`], [`RollupUpdate`] | statements as text, for your own driver | [libraries] |
+//! | [`Executor`] | the I/O of SQL stores: what a driver does | [design] |
+//! | [`Error`], [`Recovery`] | what went wrong, and what you do next | [after a failure] |
+//! | [`conformance`] | the test suite for a store of your own | [testing] |
+//! | [`concert`] | ready-made counters for artists, shows, setlists and votes | [example](docs::guide#the-example) |
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations)]
 
@@ -9,6 +68,8 @@ pub mod conformance;
 mod counter;
 mod date;
 mod decay;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod drivers;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -58,8 +119,3 @@ pub use sqlite::SqliteStore;
 pub use store::{Applied, AsyncStore, MemoryStore, PendingWrite, Snapshot, Store};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use store::{Sweep, Swept};
-
-/// The example in docs/deploy.md is a test.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/deploy.md")]
-mod deploy {}

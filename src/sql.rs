@@ -456,7 +456,6 @@ pub fn set_offset(dialect: Dialect) -> String {
 }
 
 /// A name quoted for SQL, whatever characters it has.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -62,7 +62,7 @@ impl<'a> PostgresAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when the client is inside a transaction, and what [`PostgresStore::check`] finds.
+    /// [`Error::InvalidUse`] when the client is inside a transaction, and what [`PostgresStore::check`](crate::PostgresStore::check) finds.
     pub async fn new(client: &'a mut Client, schema: &'a Schema) -> Result<Self> {
         refuse_transaction(client).await?;
         let mut executor = Postgres::own(&*client, None);

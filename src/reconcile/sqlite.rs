@@ -46,7 +46,7 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidUse`] when the connection is inside a transaction, and what [`SqliteStore::check`] finds.
+    /// [`Error::InvalidUse`] when the connection is inside a transaction, and what [`SqliteStore::check`](crate::SqliteStore::check) finds.
     pub fn new(conn: &'a Connection, schema: &'a Schema) -> Result<Self> {
         refuse_transaction(conn)?;
         let mut executor = Rusqlite::new(conn);

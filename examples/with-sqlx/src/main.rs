@@ -1,7 +1,7 @@
 //! keepcount with sqlx: runs the statements of `keepcount::sql` in the application's own
 //! transaction.
 //!
-//! The README shows the function between the markers; a test compares the two.
+//! docs/libraries.md shows the function between the markers; a test compares both.
 
 use keepcount::{Batch, Counter, CounterId, Record, Schema, StreamRange, Tally};
 use sqlx::{Connection as _, Row as _};
@@ -21,7 +21,7 @@ impl Record for Vote {
     }
 }
 
-// README: begin
+// docs/libraries.md: begin
 use keepcount::sql::{self, Dialect, Value};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
@@ -42,7 +42,7 @@ async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn
     }
     Ok(()) // behind the commit: `batch.spend()`, if the batch is used again
 }
-// README: end
+// docs/libraries.md: end
 
 /// Applies events once, in the transaction that wrote their rows. Returns `false` if they were
 /// applied before: roll back then.
@@ -105,13 +105,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_readme_shows_what_is_compiled_here() {
+    fn the_page_shows_what_is_compiled_here() {
         let shown = |text: &'static str, begin: &str, end: &str| {
             text.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown.trim()).unwrap()
         };
-        let source = shown(include_str!("main.rs"), "// README: begin\n", "// README: end\n");
-        let readme = include_str!("../../../README.md");
-        assert!(readme.contains(source), "README.md does not show src/main.rs's `apply`");
+        let source = shown(include_str!("main.rs"), "// docs/libraries.md: begin\n", "// docs/libraries.md: end\n");
+        let page = include_str!("../../../docs/libraries.md");
+        assert!(page.contains(source), "docs/libraries.md does not show src/main.rs's `apply`");
     }
 
     #[test]
