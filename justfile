@@ -40,7 +40,7 @@ fuzz TARGET SECONDS="3600":
 
 # Threads on one memory store as a model checker schedules them; KEEPCOUNT_SCHEDULES says how many schedules of each kind a test runs.
 concurrency:
-    RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --test concurrency
+    RUSTFLAGS="--cfg keepcount_shuttle" cargo test --target-dir target/shuttle --manifest-path tests/checker/Cargo.toml
 
 # Every aim as a ratio against its peer, interleaved in one run.
 aims:

@@ -13,7 +13,7 @@
 mod common;
 #[cfg(unix)]
 #[path = "../tests/support/postgres/mod.rs"]
-mod postgres;
+mod servers;
 
 #[cfg(unix)]
 fn main() {
@@ -37,7 +37,7 @@ mod postgres {
 
     use super::common::sides::{Side, interleaved, table};
     use super::common::{Random, only_tested};
-    use super::postgres::{DURABLE, Server, connect};
+    use super::servers::{DURABLE, Server, connect};
 
     const CONNECTIONS: u64 = 16;
     const SHOWS: u64 = 1_000;

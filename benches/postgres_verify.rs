@@ -11,7 +11,7 @@
 mod common;
 #[cfg(unix)]
 #[path = "../tests/support/postgres/mod.rs"]
-mod postgres;
+mod servers;
 
 #[cfg(unix)]
 fn main() {
@@ -34,7 +34,7 @@ mod verify {
 
     use super::common::only_tested;
     use super::common::sides::{Side, interleaved, table};
-    use super::postgres::{Server, connect};
+    use super::servers::{Server, connect};
 
     const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);

@@ -11,7 +11,7 @@
 mod common;
 #[cfg(unix)]
 #[path = "../tests/support/postgres/mod.rs"]
-mod postgres;
+mod servers;
 
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ mod postgres {
     use keepcount::reconcile::{PostgresAudit, TokioRuntime, run_async};
     use tokio::runtime::Builder;
 
-    use super::postgres::{Server, connect};
+    use super::servers::{Server, connect};
     use super::{GROUP_BY, SCHEMA, SHAPES, check, least, line, reconciler, timed, widths};
 
     pub fn main() {

@@ -2,7 +2,9 @@
 //! applications that run them through another library.
 
 mod ddl;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod inspect;
+#[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
 mod keyed;
 mod query;
 mod sweep;
@@ -40,6 +42,15 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// Appends the text of the parameter at this position, from 1 on.
+    fn push_param(self, index: usize, text: &mut String) {
+        text.push(match self {
+            Self::Sqlite => '?',
+            Self::Postgres => '$',
+        });
+        push_number(index, text);
+    }
+
     /// The text of the parameter at this position, from 1 on.
     pub(crate) fn param(self, index: usize) -> String {
         match self {
@@ -264,13 +275,48 @@ fn removals<'a>(
 /// Adds one delta to one total; an absent total starts at 0.
 #[must_use]
 pub fn upsert(dialect: Dialect, spec: &CounterSpec) -> String {
-    let columns = key_columns(spec.id().parts());
-    let keys = columns.join(", ");
-    let params = dialect.params(columns.len() + 1);
-    format!(
-        r#"INSERT INTO "{}" AS t ({keys}, "total") VALUES ({params}) ON CONFLICT ({keys}) DO UPDATE SET "total" = t."total" + excluded."total""#,
-        spec.table_name()
-    )
+    let width = spec.id().parts().len().max(1);
+    let mut text = String::with_capacity(256);
+    for piece in [r#"INSERT INTO ""#, &spec.table_name(), r#"" AS t ("#] {
+        text.push_str(piece);
+    }
+    push_key_columns(width, &mut text);
+    text.push_str(r#", "total") VALUES ("#);
+    for at in 1..=width {
+        dialect.push_param(at, &mut text);
+        text.push_str(", ");
+    }
+    dialect.push_param(width + 1, &mut text);
+    text.push_str(") ON CONFLICT (");
+    push_key_columns(width, &mut text);
+    text.push_str(r#") DO UPDATE SET "total" = t."total" + excluded."total""#);
+    text
+}
+
+/// Appends the key columns, with commas between.
+fn push_key_columns(width: usize, text: &mut String) {
+    for at in 1..=width {
+        text.push_str(if at == 1 { "" } else { ", " });
+        push_key_column(at, width, text);
+    }
+}
+
+/// Appends the key column at this place, from 1 on.
+fn push_key_column(at: usize, width: usize, text: &mut String) {
+    text.push_str(r#""key"#);
+    if width > 1 {
+        text.push('_');
+        push_number(at, text);
+    }
+    text.push('"');
+}
+
+/// Appends a number without the machinery of `format!`: a statement's text is made in every apply.
+fn push_number(number: usize, text: &mut String) {
+    if number >= 10 {
+        push_number(number / 10, text);
+    }
+    text.push(char::from(b'0' + u8::try_from(number % 10).unwrap_or(0)));
 }
 
 /// Removes one total if it is 0.
@@ -456,6 +502,7 @@ pub fn set_offset(dialect: Dialect) -> String {
 }
 
 /// A name quoted for SQL, whatever characters it has.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -492,7 +539,13 @@ pub(crate) fn own_key_columns(parts: KeyParts) -> Vec<String> {
 }
 
 fn key_is(dialect: Dialect, spec: &CounterSpec) -> String {
-    let columns = own_key_columns(spec.id().parts());
-    let terms = columns.iter().enumerate().map(|(at, column)| format!("{column} = {}", dialect.param(at + 1)));
-    terms.collect::<Vec<_>>().join(" AND ")
+    let width = spec.id().parts().len().max(1);
+    let mut text = String::with_capacity(64);
+    for at in 1..=width {
+        text.push_str(if at == 1 { "t." } else { " AND t." });
+        push_key_column(at, width, &mut text);
+        text.push_str(" = ");
+        dialect.push_param(at, &mut text);
+    }
+    text
 }

@@ -163,7 +163,7 @@ fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) 
 /// connection must be in no transaction.
 pub(crate) fn under_lock<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut executor = Rusqlite::new(conn);
-    now(begin(&mut executor, operation))?;
+    now(begin(&mut executor, || operation.to_owned()))?;
     let done = work();
     if now(executor.roll_back()) {
         return done;

@@ -43,10 +43,10 @@ macro_rules! transact {
     ($executor:expr, $operation:expr, $work:expr) => {
         $crate::engine::run_again!(
             $executor,
-            match $crate::engine::begin($executor, $operation).await {
+            match $crate::engine::begin($executor, || $operation.to_string()).await {
                 Ok(nested) => {
                     let done = $work.await;
-                    $crate::engine::end($executor, nested, $operation, done).await
+                    $crate::engine::end($executor, nested, || $operation.to_string(), done).await
                 }
                 Err(error) => Err(error),
             }
@@ -56,6 +56,7 @@ macro_rules! transact {
 pub(crate) use transact;
 
 /// The result of a future whose driver blocks: it is ready at the first poll.
+#[cfg(any(test, feature = "sqlite"))]
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
@@ -123,15 +124,16 @@ pub(crate) fn skipped(table: String) -> Error {
 }
 
 /// Begins a transaction unless the caller's is open. Returns whether the caller's is open.
-pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: &str) -> Result<bool> {
+pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: impl FnOnce() -> String) -> Result<bool> {
     if executor.is_nested() {
         return Ok(true);
     }
     match executor.begin().await {
         Ok(()) => Ok(false),
         Err(error) => {
-            let error = failed(Whose::Connection, operation, error);
-            Err(if executor.roll_back().await { error } else { still_open(operation, error) })
+            let operation = operation();
+            let error = failed(Whose::Connection, &operation, error);
+            Err(if executor.roll_back().await { error } else { still_open(&operation, error) })
         }
     }
 }
@@ -141,25 +143,28 @@ pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: &str) -> Res
 pub(crate) async fn end<E: Executor, T>(
     executor: &mut E,
     is_nested: bool,
-    operation: &str,
+    operation: impl FnOnce() -> String,
     done: Result<T>,
 ) -> Result<T> {
     if is_nested {
         return done.map_err(|error| if executor.is_nested() { error } else { lost(error) });
     }
-    let error = match done {
-        Err(error) => error,
+    let (operation, error) = match done {
+        Err(error) => (operation(), error),
         Ok(done) => match executor.commit().await {
             Ok(()) => return Ok(done),
-            Err(NotCommitted::Refused(error)) => failed(Whose::Connection, operation, error),
+            Err(NotCommitted::Refused(error)) => {
+                let operation = operation();
+                let error = failed(Whose::Connection, &operation, error);
+                (operation, error)
+            }
             Err(NotCommitted::Unknown(error)) => {
-                let error = Error::Indeterminate { operation: operation.to_owned(), cause: error.into_cause() };
                 executor.roll_back().await;
-                return Err(error);
+                return Err(Error::Indeterminate { operation: operation(), cause: error.into_cause() });
             }
         },
     };
-    Err(if executor.roll_back().await { error } else { still_open(operation, error) })
+    Err(if executor.roll_back().await { error } else { still_open(&operation, error) })
 }
 
 /// After failed reads, checks whether the caller's transaction was lost with them. SQLite rolls

@@ -44,7 +44,11 @@ pub(crate) async fn read_unchecked<E: Executor>(
 }
 
 fn of_keys<'k>(dialect: Dialect, schema: &Schema, counter: &CounterId, keys: &'k [KeyBuf]) -> Result<Query<'k>> {
-    let table = schema.spec(counter)?.table_name();
+    let spec = schema.spec(counter)?;
+    if let [key] = keys {
+        return Ok(Query::new(sql::read(dialect, spec), sql::key_values(dialect, counter, key)?));
+    }
+    let table = spec.table_name();
     sql::read_keys(dialect, &table, counter, "total", keys)
 }
 

@@ -111,7 +111,7 @@ async fn apply_whole<E: Executor>(
     // Refuse what cannot be written before a transaction begins.
     let writes = if is_plain(schema) { Some(Writes::of(E::DIALECT, schema, batch, false)?) } else { None };
     let operation = || operation(batch, stream_range);
-    let nested = if executor.is_nested() { true } else { begin(executor, &operation()).await? };
+    let nested = begin(executor, operation).await?;
     let done = write(executor, schema, batch, stream_range, writes).await;
     finish(executor, schema, nested, operation, done).await
 }
@@ -122,18 +122,16 @@ pub(crate) async fn finish<E: Executor, T>(
     executor: &mut E,
     schema: &Schema,
     nested: bool,
-    operation: impl Fn() -> String,
+    operation: impl FnOnce() -> String,
     done: Result<T, Failed>,
 ) -> Result<T> {
     match done {
-        // The operation's text is made only where it is needed.
-        Ok(done) if nested => Ok(done),
-        Ok(done) => end(executor, nested, &operation(), Ok(done)).await,
+        Ok(done) => end(executor, nested, operation, Ok(done)).await,
         Err(Failed::Overflow(counter, batch)) if !nested => {
             executor.roll_back().await;
             Err(find_overflow(executor, schema, &counter, &batch).await)
         }
-        Err(failed) => end(executor, nested, &operation(), Err(failed.unnamed())).await,
+        Err(failed) => end(executor, nested, operation, Err(failed.unnamed())).await,
     }
 }
 
@@ -190,7 +188,7 @@ pub(crate) async fn write_following<E: Executor>(
         return write_all(executor, schema, batch, stream_range, (writes, &Vec::new())).await;
     }
     let kept = retention::above_cutoffs(executor, schema, batch).await?;
-    let expanded = update(executor, schema, kept).await?;
+    let expanded = update_rollups(executor, schema, kept).await?;
     let applied = write_with_rollups(executor, schema, &expanded, stream_range, false).await?;
     Ok(applied.of(expanded))
 }
@@ -428,7 +426,7 @@ fn leaderboard_locks<'m>(
 /// Propagates a batch to rollups. In PostgreSQL, each child whose memberships or base totals change
 /// is locked first and read in a later statement, so that what was read does not change until the
 /// transaction ends.
-pub(crate) async fn update<E: Executor>(executor: &mut E, schema: &Schema, batch: Batch) -> Result<Batch> {
+pub(crate) async fn update_rollups<E: Executor>(executor: &mut E, schema: &Schema, batch: Batch) -> Result<Batch> {
     if schema.is_plain() || rollup_update::first_fed(schema, &batch).is_none() {
         return Ok(batch);
     }
@@ -484,6 +482,7 @@ fn asked<'q>(dialect: Dialect, schema: &Schema, requests: &'q [TotalsRequest]) -
 
 /// In PostgreSQL, takes the locks that a change of each of these keys would take on the levels
 /// above, before any total is locked.
+#[cfg(feature = "postgres")]
 pub(crate) async fn lock_above<E: Executor>(
     executor: &mut E,
     schema: &Schema,
@@ -497,7 +496,7 @@ pub(crate) async fn lock_above<E: Executor>(
     for key in keys {
         any.add_raw(*counter, &mut key.clone(), 1);
     }
-    let expanded = match update(executor, schema, any.clone()).await {
+    let expanded = match update_rollups(executor, schema, any.clone()).await {
         // There is no room above, so the repair will not propagate either.
         Err(Error::Overflow { .. }) => any,
         expanded => expanded?,
@@ -529,7 +528,7 @@ pub(crate) async fn lock_totals<E: Executor>(
 /// Writes differences to totals. Unlike an apply it also writes rollups, keys below a cutoff, and
 /// deltas beyond 64 bits.
 pub(crate) async fn repair<E: Executor>(executor: &mut E, schema: &Schema, lacking: &Batch) -> Result<()> {
-    let expanded = match update(executor, schema, lacking.clone()).await {
+    let expanded = match update_rollups(executor, schema, lacking.clone()).await {
         Err(Error::Overflow { .. }) => lacking.clone(),
         expanded => with_room(executor, schema, expanded?, lacking).await?,
     };

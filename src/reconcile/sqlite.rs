@@ -333,9 +333,9 @@ impl<'a> SqliteAudit<'a> {
         work: impl FnOnce(&mut Self, &mut Rusqlite<'a>) -> Result<T>,
     ) -> Result<T> {
         let mut executor = Rusqlite::new(self.conn);
-        let nested = now(engine::begin(&mut executor, operation))?;
+        let nested = now(engine::begin(&mut executor, || operation.to_owned()))?;
         let done = work(self, &mut executor);
-        now(engine::end(&mut executor, nested, operation, done))
+        now(engine::end(&mut executor, nested, || operation.to_owned(), done))
     }
 }
 

@@ -35,12 +35,14 @@ impl<'a> Query<'a> {
 
     /// Requires each execution to write as many rows as it has parameters for: one, or as many as
     /// its arrays have values.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) const fn exact(mut self) -> Self {
         self.exact = true;
         self
     }
 
     /// Reads at most one row, and makes the queries after it read the same snapshot.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) const fn single(mut self) -> Self {
         self.single = true;
         self

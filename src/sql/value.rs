@@ -49,7 +49,6 @@ impl Value<'_> {
     }
 
     /// The number of rows that it has values for.
-    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Integers(column) => column.len() as u64,

@@ -368,7 +368,7 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
     let mut all = Repaired::default();
     while !done.load(Ordering::SeqCst) {
         // Pages of all sizes, so that rows change between a measure and its repair.
-        let page = *random.pick(&["", "--page 50", "--page 7"]);
+        let page = *random.pick_skewed(&["", "--page 50", "--page 7"]);
         let repair = site.spawn(&format!("repair --json {page}"));
         if kill && random.one_in(2) {
             all.kills += usize::from(kill_after(repair, below(&mut random, Duration::from_millis(150))));

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
+use crate::support::random::Random;
 use crate::support::test_of;
 use crate::support::world::{Trace, run_whole};
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
@@ -72,31 +73,6 @@ fn songs() -> Vec<Id> {
     ];
     let numbers = (-10..10).chain([i16::MIN, i16::MAX, 255, 256, -256]);
     numbers.flat_map(|number| NAMES.map(|name| (number, name.to_owned()))).collect()
-}
-
-/// Splitmix64 (Steele, Lea, Flood).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-
-    fn small(&mut self, end: u32) -> i64 {
-        i64::try_from(self.below(end as usize)).unwrap()
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
 }
 
 /// Totals, and the leaderboard sorted by other means than the crate's.
@@ -163,7 +139,7 @@ impl Model {
                 (_, 2) => i64::MAX - 1,
                 (_, 3) => random.next().cast_signed(),
                 (_, 4..9) => 0,
-                _ => random.small(7) - 3,
+                _ => random.below(7) - 3,
             };
             if let Some(delta) = total.checked_sub(now).filter(|delta| *delta != 0) {
                 return (key, counter, delta, total);
@@ -269,7 +245,7 @@ fn whoever_brings_the_deltas_of_several_writers_the_ranking_equals_the_totals() 
                 for _ in 0..5_000 {
                     batch.clear();
                     for _ in 0..=random.below(3) {
-                        add(&mut batch, random.pick(keys), random.below(3), random.small(5) - 2);
+                        add(&mut batch, random.pick(keys), random.below(3), random.below(5) - 2);
                     }
                     let applied = store.apply(&mut batch).unwrap();
                     if random.below(8) == 0 {
@@ -659,7 +635,7 @@ fn tunes() -> Connection {
     let (random, mut batch) = (&mut Random(3), Batch::new());
     for _ in 0..900 {
         let tune =
-            Tune { id: random.small(120) - 60, up: random.small(9), down: random.small(9), epoch: random.small(3_000) };
+            Tune { id: random.below(120) - 60, up: random.below(9), down: random.below(9), epoch: random.below(3_000) };
         conn.execute(
             "INSERT INTO tunes (id, up, down, epoch) VALUES (?1, ?2, ?3, ?4)",
             (tune.id, tune.up, tune.down, tune.epoch),
@@ -995,8 +971,8 @@ fn two_connections_agree_whoever_writes() {
                     let mut batch = Batch::new();
                     for _ in 0..=random.below(5) {
                         // Small ones, which leave 64 bits nowhere but at a total that lies at their end.
-                        add(&mut batch, random.pick(keys), 0, random.small(3) - 1);
-                        batch.add(DOWN, (300, random.pick(keys).1.as_str()), random.small(9) - 4);
+                        add(&mut batch, random.pick(keys), 0, random.below(3) - 1);
+                        batch.add(DOWN, (300, random.pick(keys).1.as_str()), random.below(9) - 4);
                         batch.add(LISTED, (300, random.pick(keys).1.as_str()), 1);
                     }
                     SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
@@ -1117,12 +1093,12 @@ fn leaderboards_over_rollups_equal_sorting_everything_after_each_of_10_000_chang
                     moves += 1;
                 }
                 3 => {
-                    let (artist, amount) = (random.below(7), random.small(5) - 2);
+                    let (artist, amount) = (random.below(7), random.below(5) - 2);
                     batch.add(ARTIST_BONUS, i16::try_from(artist).unwrap() - 3, amount);
                     bonus[artist] += amount;
                 }
                 _ => {
-                    let (setlist, amount) = (random.below(SETLISTS), random.small(7) - 3);
+                    let (setlist, amount) = (random.below(SETLISTS), random.below(7) - 3);
                     batch.add(SETLIST_VOTES, setlist as i64, amount);
                     votes[setlist] += amount;
                 }
@@ -1265,11 +1241,11 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
             kind => {
                 // Any time; now; far from both, so that all else is a trifle beside it; at an epoch's first second.
                 let epoch = match kind {
-                    4 => 4_000 + random.small(3),
+                    4 => 4_000 + random.below(3),
                     5 => *random.pick(&[MIN, MIN + i64::from(SPAN) - 1, 0, -1]),
-                    _ => MIN + random.small(SPAN),
+                    _ => MIN + random.below(i64::from(SPAN)),
                 };
-                let within = if random.below(3) == 0 { 0 } else { random.small(21_600) };
+                let within = if random.below(3) == 0 { 0 } else { random.below(21_600) };
                 let one = (
                     random.below(SETLISTS),
                     epoch * HALF_LIFE.as_seconds() + within,
@@ -1309,9 +1285,9 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
             let rest = store.top_after(SHOWS_TRENDING, &found, 100).unwrap();
             assert_eq!(plain(rest), &wanted[usize::try_from(line.0).unwrap()..]);
             let sum = &of_shows[line.1[5..].parse::<usize>().unwrap()];
-            check_value(sum, &found.score, MIN + random.small(SPAN));
+            check_value(sum, &found.score, MIN + random.below(i64::from(SPAN)));
             check_value(sum, &found.score, latest);
-            let at = random.small(1 << 30) - (1 << 29);
+            let at = random.below(1 << 30) - (1 << 29);
             assert_eq!(found.score.at(HALF_LIFE, at, 1_000), sum.decayed().at(HALF_LIFE, at, 1_000));
         }
     }

@@ -2,6 +2,7 @@
 //! one moment, and damaged snapshots that are refused.
 #![allow(clippy::disallowed_methods)]
 
+use crate::support::random::Random;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,18 +14,6 @@ use serde_json::{Value, json};
 const VOTES: Counter<i64> = Counter::new("show.votes");
 const USES: Counter<String> = Counter::new("tag.uses");
 const SCHEMA: Schema = Schema::new(&[VOTES.table(), USES.table()]);
-
-/// Marsaglia's xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: i64) -> i64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        i64::try_from(self.0 >> 1).unwrap() % end
-    }
-}
 
 fn batch(deltas: impl IntoIterator<Item = (i64, i64)>) -> Batch {
     let mut batch = Batch::new();

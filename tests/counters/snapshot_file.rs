@@ -128,7 +128,7 @@ fn add_event(batch: &mut Batch, stream: &str, event: u64) {
     } else {
         batch.add(VOTES, setlist, 1);
         batch.add(USERS, format!("user-{}", random.below(30)), 1);
-        batch.add(DAYS, (setlist, i32::try_from(random.below(9)).unwrap()), 1);
+        batch.add(DAYS, (setlist, random.below(9)), 1);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
+use crate::support::random::Random;
 use crate::support::world::{run_whole, through_text};
 use keepcount::reconcile::{
     CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run,
@@ -152,24 +153,12 @@ fn recount(rows: &[Row]) -> Totals {
     all
 }
 
-/// xorshift64 (Marsaglia).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: i64) -> i64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        i64::try_from(self.0 % most.unsigned_abs()).unwrap()
+fn row(random: &mut Random) -> Row {
+    if random.below(4) == 0 {
+        return Row::Setlist { id: random.below(6), show: random.below(3) };
     }
-
-    fn row(&mut self) -> Row {
-        if self.below(4) == 0 {
-            return Row::Setlist { id: self.below(6), show: self.below(3) };
-        }
-        let (setlist, weight) = (self.below(6), self.below(5) - 1);
-        Row::Vote { setlist, weight, spam: self.below(3) == 0, day: self.below(4) }
-    }
+    let (setlist, weight) = (random.below(6), random.below(5) - 1);
+    Row::Vote { setlist, weight, spam: random.below(3) == 0, day: random.below(4) }
 }
 
 fn database() -> Connection {
@@ -200,12 +189,12 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
                         batch.delete(&rows.swap_remove(at));
                     }
                     1 if !rows.is_empty() => {
-                        let row = random.row();
+                        let row = row(&mut random);
                         batch.update(&rows[0], &row);
                         rows[0] = row;
                     }
                     _ => {
-                        let row = random.row();
+                        let row = row(&mut random);
                         batch.insert(&row);
                         rows.push(row);
                     }

@@ -14,7 +14,7 @@ use keepcount::{Error, Recovery};
 use rusqlite::ErrorCode;
 
 /// How many children fail, where nobody says.
-const ROUNDS: u64 = 24;
+const ROUNDS: u64 = 12;
 
 /// What a process of its own runs, whose files are limited.
 #[test]
@@ -146,7 +146,7 @@ fn disks_that_fail(journal: Journal) {
         // From what a log needs that is often taken into the file, to about as much as the file will have.
         let half_pages = fs::metadata(site.path()).unwrap().len() / 512;
         let blocks = 66 + random.below(if journal == Journal::Wal && round % 2 == 0 { 60 } else { half_pages });
-        let seed = random.below(1 << 40).to_string();
+        let seed = random.below(1_u64 << 40).to_string();
         Running::start(limited(
             &test_of(module_path!(), "a_child_whose_files_are_limited"),
             &["all", &seed],

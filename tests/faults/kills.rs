@@ -22,7 +22,7 @@ use keepcount::reconcile::{
 use rusqlite::Connection;
 
 /// How many rounds of each test, where nobody says.
-const ROUNDS: u64 = 40;
+const ROUNDS: u64 = 20;
 /// From so many rounds on, every kind of moment must have been hit.
 const ROUNDS_MANY: u64 = 600;
 /// Rounds on one file; then comes a new one.

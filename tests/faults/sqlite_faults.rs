@@ -278,8 +278,9 @@ fn allow_pages(conn: &Connection, pages: i64) {
 
 /// The disk has room for so many pages more, from none on to as many as the call needs.
 fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
-    // In steps that grow with the room.
-    let rooms = std::iter::successors(Some(0), |room| Some(room + 1 + room / 4)).take_while(|room| *room < 100);
+    // In steps that grow with the room, and smaller ones where rounds are asked for.
+    let part = if rounds(0) == 0 { 2 } else { 4 };
+    let rooms = std::iter::successors(Some(0), |room| Some(room + 1 + room / part)).take_while(|room| *room < 100);
     for room in rooms {
         let site = ready_site(journal);
         let conn = site.open_quickly();
@@ -414,7 +415,7 @@ fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_lef
 
 // A file that is damaged.
 
-const DAMAGES: u64 = 40;
+const DAMAGES: u64 = 20;
 
 /// Other bytes in some page of a table.
 fn damage(site: &Site, table: &str, random: &mut Random) {

@@ -517,7 +517,7 @@ impl Stages {
 }
 
 /// At how many moments a call is stopped, where nobody says; one that has more is stopped here and there.
-const MOMENTS: u64 = 20;
+const MOMENTS: u64 = 8;
 
 /// The moments at which a call is stopped: every one, or others for each kind of point.
 fn moments(call: Run<'_>, point: &Point, place: &Place) -> impl Iterator<Item = u64> + use<> {

@@ -1,6 +1,7 @@
 //! docs/deploy.md acted out by processes on one file: old and new ones write side by side, the new counters are backfilled by a job that is
 //! killed again and again, and at the end the old ones are dropped. Whoever reads meanwhile reads what is exact, or is refused.
 
+use crate::support::random::Random;
 use crate::support::test_of;
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,8 +69,8 @@ const TABLES: &str = "PRAGMA journal_mode = WAL;
     CREATE INDEX votes_by_setlist ON votes (setlist, weight, spam);
     CREATE TABLE setlists (id INTEGER PRIMARY KEY, show INTEGER NOT NULL);
     CREATE INDEX setlists_by_id ON setlists (id, show)";
-const SETLISTS: u64 = 300;
-const SHOW_COUNT: u64 = 20;
+const SETLISTS: i64 = 300;
+const SHOW_COUNT: i64 = 20;
 
 fn open(path: &Path) -> Connection {
     let conn = Connection::open(path).unwrap();
@@ -77,22 +78,6 @@ fn open(path: &Path) -> Connection {
     conn.set_prepared_statement_cache_capacity(64);
     conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
     conn
-}
-
-/// xorshift64 (Marsaglia).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
-
-    fn int(&mut self, most: u64) -> i64 {
-        i64::try_from(self.below(most)).unwrap()
-    }
 }
 
 // The processes.
@@ -150,7 +135,7 @@ fn write<const RELEASE: usize>(path: &Path, seed: u64) {
 
 /// A statement on the rows, and its hooks; old values are of the statement itself.
 fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &mut Batch) {
-    let (id, weight, spam) = (random.int(SETLISTS), random.int(7) - 2, random.below(4) == 0);
+    let (id, weight, spam) = (random.below(SETLISTS), random.below(7) - 2, random.below(4) == 0);
     match random.below(10) {
         0..6 => {
             conn.execute("INSERT INTO votes (setlist, weight, spam) VALUES (?1, ?2, ?3)", (id, weight, spam)).unwrap();
@@ -172,7 +157,7 @@ fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &
         }
         _ => {
             let old = conn.query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], setlist::<RELEASE>).unwrap();
-            let show = random.int(SHOW_COUNT);
+            let show = random.below(SHOW_COUNT);
             conn.execute("UPDATE setlists SET show = ?2 WHERE id = ?1", (id, show)).unwrap();
             batch.update(&old, &Row::Setlist { id, show });
         }
@@ -232,7 +217,7 @@ impl Site {
         conn.execute_batch(TABLES).unwrap();
         let fill = "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < ?1 - 1)
                     INSERT INTO setlists SELECT n, n % ?2 FROM n";
-        conn.execute(fill, [SETLISTS, SHOW_COUNT].map(|count| i64::try_from(count).unwrap())).unwrap();
+        conn.execute(fill, [SETLISTS, SHOW_COUNT]).unwrap();
         Self { path, writers: Vec::new(), started: 0, _dir: dir }
     }
 

@@ -466,13 +466,13 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
             scope.spawn(move || {
                 let mut random = Random(seed);
                 while !done.load(Ordering::Relaxed) {
-                    let show = i64::try_from(random.below(20)).unwrap();
+                    let show = random.below(20);
                     let mut batch = Batch::new();
                     if random.below(3) == 0 {
                         // Old values come from the write itself.
                         let lock = row_locks.lock().unwrap();
                         let old = shows.lock().unwrap()[&show];
-                        let new = Show(show, i64::try_from(random.below(4)).unwrap());
+                        let new = Show(show, random.below(4));
                         batch.update(&old, &new);
                         let pending_write = store.begin(&mut batch).unwrap();
                         shows.lock().unwrap().insert(show, new);

@@ -343,10 +343,10 @@ fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
                 token = report.token;
             }
             // Every writer runs the new hooks: votes and setlists, before and behind where the backfill stands.
-            let setlist = i64::try_from(random.below(14)).unwrap();
+            let setlist = random.below(14);
             write(&conn, &SUMS, &Row::Vote { setlist, weight: 3 });
             if random.below(5) == 0 {
-                let show = i64::try_from(random.below(6)).unwrap();
+                let show = random.below(6);
                 write(&conn, &SUMS, &Row::Setlist { id: setlist, show });
             }
         }

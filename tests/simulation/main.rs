@@ -17,6 +17,8 @@ mod facts;
 mod intent;
 mod jobs;
 mod setup;
+#[path = "../support/mod.rs"]
+mod support;
 mod variant;
 mod world;
 mod writer;

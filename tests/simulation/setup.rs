@@ -1,15 +1,7 @@
 //! What differs from seed to seed: how many take part, what may happen to them, and how long audits wait.
 
+use super::support::random::Random;
 use super::variant::Variant;
-
-/// Steele, Lea, Flood: `SplitMix64`.
-pub fn next(state: u64) -> (u64, u64) {
-    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut out = state;
-    out = (out ^ (out >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    out = (out ^ (out >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (state, out ^ (out >> 31))
-}
 
 /// Times are in microseconds.
 #[derive(Debug, Clone)]
@@ -43,12 +35,8 @@ pub struct Setup {
 
 impl Setup {
     pub fn of(seed: u64, variant: Option<Variant>) -> Self {
-        let mut state = seed;
-        let mut below = |most: u64| {
-            let (after, out) = next(state);
-            state = after;
-            out % most
-        };
+        let mut random = Random(seed);
+        let mut below = |most: u64| random.below(most);
         let replays = matches!(variant, Some(Variant::RepairBeforeCaughtUp));
         Self {
             seed,

@@ -17,7 +17,8 @@ use super::courier::Courier;
 use super::domain::{Name, SCHEMA, Totals, at, is_pruned, recount, show};
 use super::facts::{Facts, Fate, Offsets, STREAM_NAMES, STREAMS, TxId, Version};
 use super::jobs::Slot;
-use super::setup::{self, Setup};
+use super::setup::Setup;
+use super::support::random::Random;
 use super::variant::Variant;
 use super::writer::Writer;
 
@@ -152,9 +153,10 @@ impl<'a> World<'a> {
     }
 
     pub fn below(&self, most: u64) -> u64 {
-        let (after, out) = setup::next(self.random.get());
-        self.random.set(after);
-        out % most
+        let mut random = Random(self.random.get());
+        let drawn = random.below(most);
+        self.random.set(random.0);
+        drawn
     }
 
     /// True one time in so many.

@@ -7,6 +7,8 @@ use keepcount::{Applied, Batch, Counter, Leaderboard, MemoryStore, Schema, Sqlit
 use rusqlite::{Connection, TransactionBehavior};
 use tempfile::TempDir;
 
+pub use super::random::Random;
+
 pub const VOTES: Counter<i64> = Counter::new("show.votes");
 pub const SUM: Counter<String> = Counter::new("stream.sum");
 pub const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
@@ -140,20 +142,4 @@ pub fn open(path: &Path, wait: Duration) -> Connection {
     conn.set_prepared_statement_cache_capacity(64);
     conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
     conn
-}
-
-/// splitmix64.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    pub fn coin(&mut self) -> bool {
-        self.below(2) == 0
-    }
 }

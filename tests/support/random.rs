@@ -4,14 +4,44 @@
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn below(&mut self, most: u64) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % most
+        mixed ^ mixed >> 31
+    }
+
+    /// From 0 on, below `end`, which is not negative.
+    pub fn below<N: TryFrom<u64> + TryInto<u64>>(&mut self, end: N) -> N {
+        let end: u64 = end.try_into().ok().unwrap();
+        N::try_from(self.next() % end).ok().unwrap()
     }
 
     pub fn int(&mut self, from: i64, to: i64) -> i64 {
-        from + i64::try_from(self.below(u64::try_from(to - from).unwrap())).unwrap()
+        from + self.below(to - from)
+    }
+
+    pub fn coin(&mut self) -> bool {
+        self.below(2) == 0
+    }
+
+    pub fn one_in(&mut self, many: usize) -> bool {
+        self.below(many) == 0
+    }
+
+    /// Small numbers much more often than large ones.
+    pub fn mismatched(&mut self, end: usize) -> usize {
+        let most = self.below(end) + 1;
+        let most = self.below(most) + 1;
+        self.below(most)
+    }
+
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+
+    /// The first much more often than the last.
+    pub fn pick_skewed<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.mismatched(from.len())]
     }
 }

@@ -317,7 +317,7 @@ async fn write_whole<C: GenericClient + Send + Sync>(
         }
     }
     let operation = || operation(batch, stream_range);
-    let nested = begin(executor, &operation()).await?;
+    let nested = begin(executor, operation).await?;
     let done = write_rows(executor, schema, rows, batch, stream_range).await;
     write::finish(executor, schema, nested, operation, done).await
 }
