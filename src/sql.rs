@@ -541,11 +541,16 @@ pub(crate) fn own_key_columns(parts: KeyParts) -> Vec<String> {
 fn key_is(dialect: Dialect, spec: &CounterSpec) -> String {
     let width = spec.id().parts().len().max(1);
     let mut text = String::with_capacity(64);
-    for at in 1..=width {
-        text.push_str(if at == 1 { "t." } else { " AND t." });
-        push_key_column(at, width, &mut text);
-        text.push_str(" = ");
-        dialect.push_param(at, &mut text);
-    }
+    push_key_is(dialect, (width, width), &mut text);
     text
+}
+
+/// Appends the condition that the first key columns, of so many, are those in the parameters.
+fn push_key_is(dialect: Dialect, (prefix, width): (usize, usize), text: &mut String) {
+    for at in 1..=prefix {
+        text.push_str(if at == 1 { "t." } else { " AND t." });
+        push_key_column(at, width, text);
+        text.push_str(" = ");
+        dialect.push_param(at, text);
+    }
 }

@@ -229,9 +229,8 @@ fn what_fails_in_a_transaction_of_its_own_is_rolled_back_and_may_be_tried_again(
 #[test]
 fn an_error_says_what_stands() {
     for (commit, rolls_back) in [(true, true), (false, true), (true, false), (false, false)] {
-        let mut script = Script::<true>::default();
-        script.commit = Some(if commit { NotCommitted::Refused(busy()) } else { NotCommitted::Unknown(busy()) });
-        script.cannot_roll_back = !rolls_back;
+        let refused = if commit { NotCommitted::Refused(busy()) } else { NotCommitted::Unknown(busy()) };
+        let mut script = Script::<true> { commit: Some(refused), cannot_roll_back: !rolls_back, ..Script::default() };
         let error = now(write::apply(&mut script, &PLAIN, &mut votes([7]), None)).unwrap_err();
         match (commit, rolls_back) {
             (false, _) => assert!(matches!(error, Error::Indeterminate { .. }), "{error:?}"),

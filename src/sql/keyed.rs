@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::{
     CATALOGUE, Dialect, Query, Value, column_kind, columns, key_columns, own_key_columns, prefix_values,
-    push_key_values,
+    push_key_column, push_key_is, push_key_values,
 };
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::Result;
@@ -57,9 +57,9 @@ pub(crate) fn read_keys<'a>(
     keys: &'a [KeyBuf],
 ) -> Result<Query<'a>> {
     let parts = counter.parts();
-    let (own, from) = (own_key_columns(parts).join(", "), from_keys(dialect, table, &columns(dialect, parts)));
-    let text = format!(r#"SELECT {own}, t."{column}" {from}"#);
-    Ok(of_rows(dialect, text, key_rows(dialect, counter, keys)?, key_columns(parts).len()))
+    let width = parts.len().max(1);
+    let text = select(dialect, table, parts, (width, column));
+    Ok(of_rows(dialect, text, key_rows(dialect, counter, keys)?, width))
 }
 
 /// Reads all totals under some prefixes with this many parts: the key's columns and the total, in
@@ -71,41 +71,57 @@ pub(crate) fn read_under<'a>(
     prefixes: &[&'a KeyBuf],
 ) -> Result<Query<'a>> {
     let (id, table) = (spec.id(), spec.table_name());
-    let own = own_key_columns(id.parts()).join(", ");
+    let text = select(dialect, &table, id.parts(), (parts, "total"));
     let mut rows = Vec::with_capacity(prefixes.len() * parts);
     for prefix in prefixes {
         rows.extend(prefix_values(dialect, &id, prefix)?);
     }
     if parts == 0 {
-        return Ok(Query::new(format!(r#"SELECT {own}, t."total" FROM "{table}" AS t"#), Vec::new()));
+        return Ok(Query::new(text, Vec::new()));
     }
-    let columns = columns(dialect, id.parts());
-    let from = from_keys(dialect, &table, columns.get(..parts).unwrap_or(&columns));
-    Ok(of_rows(dialect, format!(r#"SELECT {own}, t."total" {from}"#), rows, parts))
+    Ok(of_rows(dialect, text, rows, parts))
 }
 
-/// The rows of a table that have one of the keys in the parameters.
-fn from_keys(dialect: Dialect, table: &str, columns: &[(String, &'static str)]) -> String {
-    match dialect {
-        Dialect::Sqlite => format!(r#"FROM "{table}" AS t WHERE {}"#, same_as_params(columns)),
-        Dialect::Postgres => format!(r#"FROM {} JOIN "{table}" AS t ON {}"#, unnested(columns), same_as_k(columns)),
+/// Selects the key's columns and another one of the rows whose first `prefix` key columns are those
+/// of a row of parameters.
+fn select(dialect: Dialect, table: &str, parts: KeyParts, (prefix, column): (usize, &str)) -> String {
+    let width = parts.len().max(1);
+    let mut text = String::with_capacity(192);
+    text.push_str("SELECT t.");
+    for at in 1..=width {
+        text.push_str(if at == 1 { "" } else { ", t." });
+        push_key_column(at, width, &mut text);
     }
+    for piece in [r#", t.""#, column, r#"" FROM "#] {
+        text.push_str(piece);
+    }
+    if dialect == Dialect::Postgres && prefix > 0 {
+        let columns = columns(dialect, parts);
+        let columns = columns.get(..prefix).unwrap_or(&columns);
+        let join = format!(r#"{} JOIN "{table}" AS t ON {}"#, unnested(columns), same_as_k(columns));
+        text.push_str(&join);
+        return text;
+    }
+    for piece in ["\"", table, r#"" AS t"#] {
+        text.push_str(piece);
+    }
+    if prefix > 0 {
+        text.push_str(" WHERE ");
+        push_key_is(dialect, (prefix, width), &mut text);
+    }
+    text
 }
 
 /// Deletes the rows that have one of the keys in the parameters.
 pub(crate) fn delete_keys(dialect: Dialect, table: &str, parts: KeyParts) -> String {
-    let columns = columns(dialect, parts);
-    match dialect {
-        Dialect::Sqlite => format!(r#"DELETE FROM "{table}" AS t WHERE {}"#, same_as_params(&columns)),
-        Dialect::Postgres => {
-            format!(r#"DELETE FROM "{table}" AS t USING {} WHERE {}"#, unnested(&columns), same_as_k(&columns))
-        }
+    if dialect == Dialect::Postgres {
+        let columns = columns(dialect, parts);
+        return format!(r#"DELETE FROM "{table}" AS t USING {} WHERE {}"#, unnested(&columns), same_as_k(&columns));
     }
-}
-
-fn same_as_params(columns: &[(String, &str)]) -> String {
-    let same = columns.iter().enumerate().map(|(at, (column, _))| format!("t.{column} = ?{}", at + 1));
-    same.collect::<Vec<_>>().join(" AND ")
+    let width = parts.len().max(1);
+    let mut text = format!(r#"DELETE FROM "{table}" AS t WHERE "#);
+    push_key_is(dialect, (width, width), &mut text);
+    text
 }
 
 fn same_as_k(columns: &[(String, &str)]) -> String {
