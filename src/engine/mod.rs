@@ -17,9 +17,6 @@ pub(crate) mod write;
 #[cfg(test)]
 mod scripted;
 
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
-
 use crate::counter::CounterId;
 use crate::error::{Error, Result, chain};
 use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
@@ -58,9 +55,10 @@ pub(crate) use transact;
 /// The result of a future whose driver blocks: it is ready at the first poll.
 #[cfg(any(test, feature = "sqlite"))]
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(done) => done,
-        Poll::Pending => unreachable!("a driver that blocks is never waited for"),
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(done) => done,
+        std::task::Poll::Pending => unreachable!("a driver that blocks is never waited for"),
     }
 }
 

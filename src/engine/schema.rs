@@ -42,10 +42,12 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
         };
     }
     let own = [sql::create_catalogue, sql::create_offsets, sql::create_runs].map(|create| create(E::DIALECT));
-    for text in own.into_iter().chain(sql::create_locks(E::DIALECT)).chain([sql::create_unready(E::DIALECT)]) {
+    for text in own.into_iter().chain(sql::create_locks(E::DIALECT)) {
         make(executor, &text).await?;
     }
+    // A table of that name that is not keepcount's is named before anything is made on it.
     let known = catalogue(executor).await?;
+    make(executor, &sql::create_unready(E::DIALECT)).await?;
     for spec in schema.counters() {
         if let Some(known) = known.iter().find(|known| known.row.name == spec.id().full_name()) {
             if format!("{}, prunable", known.row.placement) == spec.storage_clause() {

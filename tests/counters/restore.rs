@@ -100,7 +100,11 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         SHOW_DAYS.table(),
     ]);
     let mut snapshot = sample(&ALL).snapshot();
-    refused(&NEW, &snapshot, "counter setlist.votes is not in the schema; `Snapshot::forget` gives its totals up");
+    refused(
+        &NEW,
+        &snapshot,
+        "counter setlist.votes is not in the schema; `Snapshot::drop_counter` gives its totals up",
+    );
     assert_eq!(snapshot.orphaned(&NEW), ["setlist.votes"]);
     snapshot.drop_counter("setlist.votes").unwrap();
     assert!(snapshot.orphaned(&NEW).is_empty());
@@ -108,7 +112,7 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         &NEW,
         &snapshot,
         "counter show.votes is placed as \"table, sum of setlist.votes along setlist.show\", and as \"table, sum of setlist.votes.v2 \
-         along setlist.show\" in the schema; `Snapshot::forget` gives its totals up",
+         along setlist.show\" in the schema; `Snapshot::drop_counter` gives its totals up",
     );
     snapshot.drop_counter("show.votes").unwrap();
     let store = MemoryStore::restore(&NEW, &snapshot).unwrap();
@@ -159,7 +163,11 @@ fn a_lost_counter_is_named_and_forgotten_on_demand() {
     let mut snapshot = MemoryStore::new(&MORE).snapshot();
     assert_eq!(snapshot.orphaned(&FEWER), ["setlist.likes.v3", "setlist.show"]);
     assert!(snapshot.orphaned(&MORE).is_empty());
-    refused(&FEWER, &snapshot, "counter setlist.likes.v3 is not in the schema; `Snapshot::forget` gives its totals up");
+    refused(
+        &FEWER,
+        &snapshot,
+        "counter setlist.likes.v3 is not in the schema; `Snapshot::drop_counter` gives its totals up",
+    );
     for name in ["setlist.likes", "setlist.likes.v2", "", "votes"] {
         let error = snapshot.drop_counter(name).unwrap_err();
         assert!(matches!(&error, Error::UnknownCounter { counter, .. } if counter == name), "{error}");
@@ -181,18 +189,17 @@ const NO_SUM: Schema =
 
 #[test]
 fn other_keys_and_other_places_are_refused_by_name() {
-    let there =
-        "counter setlist.votes has the key (i64), and (text) in the schema; `Snapshot::forget` gives its totals up";
+    let there = "counter setlist.votes has the key (i64), and (text) in the schema; `Snapshot::drop_counter` gives its totals up";
     refused(&TEXTS, &sample(&PLAIN).snapshot(), there);
 
     let sum = "table, sum of setlist.votes along setlist.show";
     for (schema, place) in [(OTHER_SUM, "table, sum of setlist.likes along setlist.show"), (NO_SUM, "table")] {
         let here = format!(
-            "counter show.votes is placed as {sum:?}, and as {place:?} in the schema; `Snapshot::forget` gives its totals up"
+            "counter show.votes is placed as {sum:?}, and as {place:?} in the schema; `Snapshot::drop_counter` gives its totals up"
         );
         refused(&schema, &sample(&SUM).snapshot(), &here);
         let there = format!(
-            "counter show.votes is placed as {place:?}, and as {sum:?} in the schema; `Snapshot::forget` gives its totals up"
+            "counter show.votes is placed as {place:?}, and as {sum:?} in the schema; `Snapshot::drop_counter` gives its totals up"
         );
         refused(&SUM, &sample(&schema).snapshot(), &there);
     }

@@ -54,7 +54,7 @@ const CALLS: [Call; 6] = [
     },
     Call { names: "making tables", rows: |_| (), run: |conn| SqliteStore::new(conn, &WIDER).create(), inside: true },
     Call {
-        names: "leaderboard show.leaderboard",
+        names: "leaderboard show.board",
         rows: |_| (),
         run: |conn| SqliteStore::new(conn, &SCHEMA).rebuild(SHOWS).map(drop),
         inside: true,

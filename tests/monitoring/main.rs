@@ -317,9 +317,9 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
             r#"keepcount_drift_total{counter="user.votes",kind="wrong"} 1"#,
             r#"keepcount_keys_verified_total{counter="show.votes"} 4"#,
             r#"keepcount_keys_verified_total{counter="user.votes"} 7"#,
-            r#"keepcount_repairs_total{counter="user.votes"} 3"#,
             r#"keepcount_pages_verified_total{counter="show.votes"} 2"#,
             r#"keepcount_pages_verified_total{counter="user.votes"} 2"#,
+            r#"keepcount_repairs_total{counter="user.votes"} 3"#,
             r#"keepcount_rows_verified_total{counter="show.votes"} 8"#,
             r#"keepcount_rows_verified_total{counter="user.votes"} 8"#,
             r#"keepcount_verification_age_seconds{counter="show.votes"} 60"#,
@@ -443,7 +443,7 @@ fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
         assert!(run(&mut backfill, &mut audit, &mut World::default()).unwrap().complete());
     });
     for counter in ["show.votes", "show.votes.v2"] {
-        for metric in ["deltas_applied", "pages_verified", "mends"] {
+        for metric in ["deltas_applied", "pages_verified", "repairs"] {
             assert_eq!(metrics.count(&format!(r#"keepcount_{metric}_total{{counter="{counter}"}}"#)), 1, "{metric}");
         }
         let missing = format!(r#"keepcount_drift_total{{counter="{counter}",kind="missing"}}"#);

@@ -455,7 +455,7 @@ fn a_page_of_many_orphans_is_looked_at_again_before_its_repair() {
         let mut fake = Fake { later: Some(later), ..Fake::clean(2).orphans(A, orphans) };
         let result = go(&mut fake, Mode::Repair, options().force(force)).0;
         let looks = fake.count("look a.votes");
-        (result, looks, fake.count("mend"))
+        (result, looks, fake.count("repair"))
     };
     let full = ProbeResult { empty: false, totals: 0 };
     let empty = ProbeResult { empty: true, totals: 100 };
@@ -546,7 +546,7 @@ fn too_large_a_share_of_wrong_keys_is_not_repaired() {
     let go = |keys, wrong, mode, options: Options| {
         let mut fake = Fake::clean(keys).wrong(B, 0..wrong);
         let result = go(&mut fake, mode, options.max_wrong_percent(10)).0;
-        (result, fake.count("mend"))
+        (result, fake.count("repair"))
     };
     let (result, repairs) = go(100, 11, Mode::Repair, options());
     let error = result.unwrap_err();
@@ -575,7 +575,7 @@ fn too_large_a_share_of_wrong_keys_is_not_repaired() {
 fn a_repair_holds_few_keys_and_few_rows() {
     let mut fake = Fake::clean(600).wrong(A, 0..600);
     let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
-    let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
+    let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("repair")).collect();
     assert_eq!(repairs, ["repair 256 of a.votes", "repair 256 of a.votes", "repair 88 of a.votes"]);
     assert_eq!((report.pages, report.counters[0].corrected), (2, 600));
 
@@ -584,7 +584,7 @@ fn a_repair_holds_few_keys_and_few_rows() {
     let big = [60_000, 60_000, 60_000, 99_999, 1, 10_000_000, 5];
     fake.side(&A.id()).rows = (0..).zip(big).map(|(key, rows)| (key, (1, rows))).collect();
     let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
-    let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("mend")).collect();
+    let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("repair")).collect();
     assert_eq!(repairs, ["repair 2 of a.votes", "repair 2 of a.votes", "repair 2 of a.votes", "repair 1 of a.votes"]);
     assert_eq!(report.counters[0].corrected, 7);
 

@@ -427,7 +427,7 @@ impl Audit for Noted<'_> {
     }
 
     fn repair(&mut self, ask: &RepairRequest) -> Result<Repaired> {
-        self.note("mend", &ask.counter);
+        self.note("repair", &ask.counter);
         let unsettled = left_alone(&ask.counter, &self.unsettled.1);
         Ok(Repaired { unsettled, ..self.audit.repair(ask)? })
     }
