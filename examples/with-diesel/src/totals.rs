@@ -48,6 +48,7 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQu
         Value::Integer(number) => query.bind::<BigInt, _>(*number),
         Value::Text(text) => query.bind::<Text, _>(text.as_ref()),
         Value::Blob(bytes) => query.bind::<Binary, _>(bytes.as_slice()),
+        Value::Bytes(bytes) => query.bind::<Binary, _>(bytes.as_ref()),
         Value::Uuid(bytes) => query.bind::<Uuid, _>(uuid::Uuid::from_bytes(*bytes)),
         Value::Integers(column) => query.bind::<Array<BigInt>, _>(column.as_slice()),
         Value::Texts(column) => query.bind::<Array<Text>, _>(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),

@@ -39,6 +39,7 @@ fn query(text: &str, values: &[sql::Value<'_>]) -> Statement {
         sql::Value::Integer(number) => Value::from(*number),
         sql::Value::Text(text) => Value::from(text.as_ref()),
         sql::Value::Blob(bytes) => Value::from(bytes.to_vec()),
+        sql::Value::Bytes(bytes) => Value::from(bytes.to_vec()),
         sql::Value::Uuid(bytes) => Value::from(Uuid::from_bytes(*bytes)),
         sql::Value::Integers(column) => Value::from(column.clone()),
         sql::Value::Texts(column) => Value::from(column.iter().map(ToString::to_string).collect::<Vec<String>>()),

@@ -42,6 +42,7 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArgum
         Value::Integer(number) => query.bind(*number),
         Value::Text(text) => query.bind(text.as_ref()),
         Value::Blob(bytes) => query.bind(bytes.as_slice()),
+        Value::Bytes(bytes) => query.bind(bytes.as_ref()),
         Value::Uuid(bytes) => query.bind(Uuid::from_bytes(*bytes)),
         Value::Integers(column) => query.bind(column.as_slice()),
         Value::Texts(column) => query.bind(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),
