@@ -256,7 +256,7 @@ impl DriverError for rusqlite::Error {
             ),
             Some(ErrorCode::ReadOnly) => ErrorKind::ReadOnly,
             _ if extended == CONSTRAINT_DATATYPE => ErrorKind::Overflow,
-            code => self.kind_in_words(code),
+            code => kind_in_words(&self.to_string(), code),
         }
     }
 
@@ -266,22 +266,15 @@ impl DriverError for rusqlite::Error {
 }
 
 /// Errors that SQLite tells apart only in the message.
-trait InWords {
-    fn kind_in_words(&self, code: Option<ErrorCode>) -> ErrorKind;
-}
-
-impl InWords for rusqlite::Error {
-    fn kind_in_words(&self, code: Option<ErrorCode>) -> ErrorKind {
-        let text = self.to_string();
-        if text.contains("integer overflow") {
-            return ErrorKind::Overflow;
-        }
-        if let Some((_, table)) = text.split_once("no such table: ") {
-            let table = table.split([' ', ',']).next().unwrap_or(table);
-            return ErrorKind::NoTable(Some(table.trim_start_matches("main.").to_owned()));
-        }
-        // A missing column. Errors of the database itself, with a code of their own, are not this.
-        let is_misfit = matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
-        if is_misfit { ErrorKind::Misfit } else { ErrorKind::Other }
+fn kind_in_words(text: &str, code: Option<ErrorCode>) -> ErrorKind {
+    if text.contains("integer overflow") {
+        return ErrorKind::Overflow;
     }
+    if let Some((_, table)) = text.split_once("no such table: ") {
+        let table = table.split([' ', ',']).next().unwrap_or(table);
+        return ErrorKind::NoTable(Some(table.trim_start_matches("main.").to_owned()));
+    }
+    // A missing column. Errors of the database itself, with a code of their own, are not this.
+    let is_misfit = matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
+    if is_misfit { ErrorKind::Misfit } else { ErrorKind::Other }
 }

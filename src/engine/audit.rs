@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::rows::text;
-use super::{Whose, failed, readiness, retention, transact, write};
+use super::{Whose, failed, is_kind, readiness, retention, transact, write};
 use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::{DriverError as _, ErrorKind, Executor};
+use crate::executor::{ErrorKind, Executor};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{Keep, Kept, Ready, Repaired};
 use crate::reconcile::runs;
@@ -58,7 +58,7 @@ pub(crate) async fn keep<E: Executor>(executor: &mut E, ask: &Keep) -> Result<Ke
     match transact!(executor, operation, keep_in(executor, ask, &keep, operation)) {
         // A replica, or a user who may only read: it can still verify, and its token then says
         // less.
-        Err(Error::Database { cause, .. }) if is_read_only::<E>(&cause) => Ok(Kept::Nowhere),
+        Err(Error::Database { cause, .. }) if is_kind::<E>(&cause, &ErrorKind::ReadOnly) => Ok(Kept::Nowhere),
         kept => kept,
     }
 }
@@ -75,10 +75,6 @@ async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: &Query<'_>, op
         forgotten.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
     }
     Ok(Kept::Here)
-}
-
-fn is_read_only<E: Executor>(cause: &crate::error::Cause) -> bool {
-    cause.downcast_ref::<E::Error>().is_some_and(|error| error.kind() == ErrorKind::ReadOnly)
 }
 
 /// Records that a backfill has reached its last key, in the current transaction.

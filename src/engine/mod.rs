@@ -18,7 +18,7 @@ pub(crate) mod write;
 mod scripted;
 
 use crate::counter::CounterId;
-use crate::error::{Error, Result, chain};
+use crate::error::{Cause, Error, Result, chain};
 use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
 
 /// Runs a call that is all of a transaction, and runs it once more if the driver has put right why
@@ -113,6 +113,11 @@ impl<E: DriverError> Stopped<E> {
             Self::Refused(error) => error,
         }
     }
+}
+
+/// Whether a cause is an error of the driver, of this kind.
+pub(crate) fn is_kind<E: Executor>(cause: &Cause, kind: &ErrorKind) -> bool {
+    cause.downcast_ref::<E::Error>().is_some_and(|error| error.kind() == *kind)
 }
 
 /// The error of a write that wrote nothing.

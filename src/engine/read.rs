@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::readiness::{self, Reading};
-use super::rows::{integer, read_total, text};
-use super::{Whose, after_reads, failed, failed_on, retention};
+use super::rows::{integer, last_total, read_total, text};
+use super::{Whose, after_reads, failed, failed_on, is_kind, retention};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::{Column, Executor, Row as _};
+use crate::executor::{Column, ErrorKind, Executor, Row as _};
 use crate::key::KeyBuf;
 use crate::range::KeyRange;
 use crate::retention::check_range;
@@ -67,7 +67,7 @@ impl<'k> Totals<'k> {
 
     pub(crate) fn take(&mut self, row: &impl crate::executor::Row) -> Result<()> {
         if self.keys.len() == 1 {
-            self.one = integer(row, row.len().saturating_sub(1), &self.counter.table_name())?;
+            self.one = last_total(self.counter, row)?;
         } else {
             let (key, total) = read_total(self.counter, row)?;
             self.many.insert(key, total);
@@ -148,7 +148,7 @@ pub(crate) async fn sum<E: Executor>(
     let sum = match summed {
         Ok(()) => sum.unwrap_or(0),
         // Only an intermediate sum may have left 64 bits.
-        Err(Error::Database { cause, .. }) if E::DIALECT == Dialect::Sqlite && is_overflow(&cause) => {
+        Err(Error::Database { cause, .. }) if is_kind::<E>(&cause, &ErrorKind::Overflow) => {
             sum_by_pages(executor, schema, counter, range).await?
         }
         Err(error) => return Err(error),
@@ -160,11 +160,6 @@ pub(crate) async fn sum<E: Executor>(
     let cutoffs = after_reads(executor, nested, cutoffs)?;
     check_range(&counter, range, cutoffs.first().map(|(_, cutoff)| cutoff))?;
     Ok(sum)
-}
-
-/// SQLite reports it only in the message.
-fn is_overflow(cause: &crate::error::Cause) -> bool {
-    cause.to_string().contains("integer overflow")
 }
 
 async fn sum_by_pages<E: Executor>(

@@ -43,8 +43,15 @@ fn raw_text(row: &impl Row, first: usize, parts: usize) -> String {
 
 /// Reads a key and, in the last column, its total.
 pub(crate) fn read_total(counter: &CounterId, row: &impl Row) -> Result<(KeyBuf, i64)> {
-    let key = read_key(counter, row, 0)?;
-    Ok((key, integer(row, row.len().saturating_sub(1), &counter.table_name())?))
+    Ok((read_key(counter, row, 0)?, last_total(counter, row)?))
+}
+
+/// Reads the total in the last column. Only an error costs the table's name, not every row.
+pub(crate) fn last_total(counter: &CounterId, row: &impl Row) -> Result<i64> {
+    match row.column(row.len().saturating_sub(1)) {
+        Column::Integer(total) => Ok(total),
+        other => Err(foreign(&counter.table_name(), &other)),
+    }
 }
 
 /// An integer from a table of keepcount.
