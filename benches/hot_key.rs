@@ -17,7 +17,7 @@ use std::{env, thread};
 use keepcount::reconcile::{
     Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run,
 };
-use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
+use keepcount::{Batch, Counter, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -31,8 +31,6 @@ const EVERY: Duration = Duration::from_millis(1);
 struct Votes(i64, i64);
 
 impl Record for Votes {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.0, self.1);
     }

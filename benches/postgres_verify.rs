@@ -28,7 +28,7 @@ mod verify {
     use keepcount::reconcile::{
         Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, run_async,
     };
-    use keepcount::{Counter, CounterId, KeyBuf, PostgresStore, Record, Schema, Tally};
+    use keepcount::{Counter, KeyBuf, PostgresStore, Record, Schema, Tally};
     use tokio::runtime::{Builder, Runtime};
     use tokio_postgres::Client;
 
@@ -42,8 +42,6 @@ mod verify {
     struct Vote(i64);
 
     impl Record for Vote {
-        const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(SHOW_VOTES, self.0, 1);
         }

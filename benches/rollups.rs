@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{Random, only_tested};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use keepcount::concert::{Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
+use keepcount::concert::{Concert, Setlist, Show, Status, Trend, Trends, Vote};
 use keepcount::{Batch, Date, Key, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -55,8 +55,6 @@ const ARTISTS: u64 = 50;
 struct Counted<'l>(&'l Schema, i64, i64, i64);
 
 impl Record for Counted<'_> {
-    const COUNTERS: &'static [keepcount::CounterId] = Decaying::<i64, ThreeHalfLives>::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
         let Self(schema, setlist, user, at) = *self;
         if schema.position(&Trend::<i64>::DAY.setlists.id()).is_ok() {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::{Random, only_tested};
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
-use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Snapshot, Store, Tally};
+use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Snapshot, Store, Tally};
 
 const NUMBERS: Counter<u64> = Counter::new("bench.numbers");
 const TEXTS: Counter<String> = Counter::new("bench.texts");
@@ -89,21 +89,18 @@ struct Text(String);
 struct Pair(u64, u32);
 
 impl Record for Number {
-    const COUNTERS: &'static [CounterId] = &[NUMBERS.id()];
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(NUMBERS, self.0, 1);
     }
 }
 
 impl Record for Text {
-    const COUNTERS: &'static [CounterId] = &[TEXTS.id()];
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(TEXTS, &self.0, 1);
     }
 }
 
 impl Record for Pair {
-    const COUNTERS: &'static [CounterId] = &[PAIRS.id()];
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(PAIRS, (self.0, self.1), 1);
     }

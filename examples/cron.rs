@@ -23,7 +23,7 @@ use clap::Parser;
 use keepcount::reconcile::{
     Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run,
 };
-use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Sweep, Tally};
+use keepcount::{Counter, Record, Schema, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -32,8 +32,6 @@ const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
     }

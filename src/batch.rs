@@ -45,8 +45,9 @@ pub struct Batch {
     /// at 2^64 - 1. It is `u64::MAX` when the batch was applied or must be refused. Stores read it
     /// only on their careful paths, which batches that large take.
     bulk: u64,
-    /// The position in `counters` of the first counter that a record added to without listing it.
-    undeclared: Option<u32>,
+    /// The position in `counters` of the first counter to which the tallies of two record types
+    /// added, and the second type.
+    two_records: Option<(u32, &'static Driver)>,
     /// Whether the entries were applied, so that the batch counts as empty. The next addition
     /// discards them; until then [`Applied::deltas`](crate::Applied::deltas) reads them.
     spent: bool,
@@ -83,8 +84,17 @@ impl Named {
 /// What a record type states about itself; one static value for each type.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    pub(crate) counters: &'static [CounterId],
     pub(crate) name: fn() -> &'static str,
+}
+
+impl Driver {
+    /// Whether both are one record type, as far as names tell: a generic type has one name whatever
+    /// it is made of, and a trait object may be any type.
+    fn is_same(&self, other: &Self) -> bool {
+        let [one, two] = [self, other].map(|driver| (driver.name)());
+        let generic = |name: &'static str| name.split('<').next();
+        generic(one) == generic(two) || [one, two].iter().any(|name| name.starts_with("dyn "))
+    }
 }
 
 /// The sum for one counter and key.
@@ -112,7 +122,7 @@ impl Batch {
             entries: Vec::new(),
             index: HashTable::new(),
             bulk: 0,
-            undeclared: None,
+            two_records: None,
             spent: false,
         }
     }
@@ -148,14 +158,16 @@ impl Batch {
                 if let Some(from) = other.counters.get(entry.counter as usize) {
                     let counter = self.counter_index(from.id);
                     self.add_hashed(counter, &mut entry.key, *hash, entry.delta);
-                    if let (Some(to), Some(by)) = (self.counters.get_mut(counter as usize), from.by) {
-                        to.by.get_or_insert(by);
+                    if let Some(by) = from.by {
+                        self.drive(counter, by);
                     }
                 }
             }
-            if let Some(Named { id, by: Some(by) }) = other.undeclared.and_then(|at| other.counters.get(at as usize)) {
+            if let Some((counter, second)) = other.two_records
+                && let Some(Named { id, .. }) = other.counters.get(counter as usize)
+            {
                 let counter = self.counter_index(*id);
-                self.refuse(counter, by);
+                self.refuse(counter, second);
             }
         }
         other.clear();
@@ -169,7 +181,7 @@ impl Batch {
         self.entries.clear();
         self.index.clear();
         self.bulk = 0;
-        self.undeclared = None;
+        self.two_records = None;
         self.spent = false;
     }
 
@@ -273,11 +285,12 @@ impl Batch {
         self.counters().iter().map(|counter| counter.id).collect()
     }
 
-    /// Refuses the batch if a record added to a counter that it does not list.
-    pub(crate) fn check_declared(&self) -> Result<()> {
-        match self.undeclared.and_then(|at| self.counters.get(at as usize)) {
-            Some(Named { id, by: Some(by) }) if !self.spent => {
-                Err(Error::Undeclared { counter: id.name(), record: (by.name)() })
+    /// Refuses the batch if the tallies of two record types added to one counter.
+    pub(crate) fn check_records(&self) -> Result<()> {
+        let Some((counter, second)) = self.two_records.filter(|_| !self.spent) else { return Ok(()) };
+        match self.counters.get(counter as usize) {
+            Some(Named { id, by: Some(first) }) => {
+                Err(Error::TwoRecords { counter: id.name(), first: (first.name)(), second: (second.name)() })
             }
             _ => Ok(()),
         }
@@ -312,34 +325,25 @@ impl Batch {
         key.encode(&mut raw);
         let counter = self.add_raw(counter.id(), &mut raw, delta);
         // A record type has one driver, usually at one address; a driver at another address is
-        // checked again.
+        // compared by its name.
         if self.counters.get(counter as usize).is_none_or(|known| !known.by.is_some_and(|known| ptr::eq(known, by))) {
             self.drive(counter, by);
         }
     }
 
-    /// Notes the record that adds to a counter. The first record that does not list the counter
-    /// refuses the batch.
+    /// Notes the record type that adds to a counter. A second type refuses the batch.
     #[inline(never)]
     fn drive(&mut self, counter: u32, by: &'static Driver) {
         let Some(known) = self.counters.get_mut(counter as usize) else { return };
-        if by.counters.iter().any(|listed| listed.same(&known.id)) {
-            if self.undeclared != Some(counter) {
-                known.by = Some(by);
-            }
-        } else {
-            self.refuse(counter, by);
+        match known.by {
+            Some(first) if !first.is_same(by) => self.refuse(counter, by),
+            _ => known.by = Some(by),
         }
     }
 
     #[cold]
-    fn refuse(&mut self, counter: u32, by: &'static Driver) {
-        if self.undeclared.is_none() {
-            self.undeclared = Some(counter);
-            if let Some(known) = self.counters.get_mut(counter as usize) {
-                known.by = Some(by);
-            }
-        }
+    fn refuse(&mut self, counter: u32, second: &'static Driver) {
+        self.two_records.get_or_insert((counter, second));
         self.bulk = u64::MAX;
     }
 

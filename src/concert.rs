@@ -260,9 +260,6 @@ impl<I: Id> Artist<I> {
 }
 
 impl<I: Id> Record for Artist<I> {
-    const COUNTERS: &'static [CounterId] =
-        &[Concert::<I::Key>::ARTIST_LISTED.id(), Concert::<I::Key>::ARTIST_FAME.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(Concert::<I::Key>::ARTIST_LISTED, &self.id, 1);
         to.add(Concert::<I::Key>::ARTIST_FAME, &self.id, self.fame());
@@ -291,14 +288,6 @@ impl<I: Id> Show<I> {
 }
 
 impl<I: Id> Record for Show<I> {
-    const COUNTERS: &'static [CounterId] = &[
-        Concert::<I::Key>::ARTIST_SHOWS.id(),
-        Concert::<I::Key>::ARTIST_UPCOMING_SHOWS.id(),
-        Concert::<I::Key>::ARTIST_SHOWS_AHEAD.id(),
-        Concert::<I::Key>::SHOW_ARTIST.id(),
-        Concert::<I::Key>::SHOW_UPCOMING.id(),
-    ];
-
     fn tally(&self, to: &mut Tally<'_>) {
         let upcoming = self.status == Status::Upcoming;
         if let Some(artist) = &self.artist {
@@ -333,9 +322,6 @@ impl<I: Id> Setlist<I> {
 }
 
 impl<I: Id> Record for Setlist<I> {
-    const COUNTERS: &'static [CounterId] =
-        &[Concert::<I::Key>::SHOW_SETLISTS.id(), Concert::<I::Key>::SETLIST_SHOW.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = &self.show {
             to.add(Concert::<I::Key>::SHOW_SETLISTS, show, 1);
@@ -392,8 +378,6 @@ pub struct FutureVote {
 }
 
 impl<I: Id> Record for Vote<I> {
-    const COUNTERS: &'static [CounterId] = Decaying::<I, Week>::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
         self.tally_with(<Week as Trends<I::Key>>::TRENDS, to);
     }

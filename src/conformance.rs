@@ -139,7 +139,7 @@ enum Expect {
     Rollup(CounterId),
     Overflow(CounterId, KeyBuf, &'static str),
     UnknownCounter(CounterId),
-    Undeclared(CounterId),
+    TwoRecords(CounterId),
     DefinitionConflict(CounterId),
 }
 
@@ -235,7 +235,7 @@ impl Expect {
             (Self::SumOverflow(id), Error::Overflow { counter, what, .. }) => *counter == id.name() && *what == "sum",
             (Self::UnknownCounter(id), Error::UnknownCounter { counter, .. }) => counter == id.name(),
             (Self::Rollup(id), Error::Rollup { counter, .. })
-            | (Self::Undeclared(id), Error::Undeclared { counter, .. })
+            | (Self::TwoRecords(id), Error::TwoRecords { counter, .. })
             | (Self::DefinitionConflict(id), Error::DefinitionConflict { counter, .. }) => *counter == id.name(),
             _ => false,
         };
@@ -465,7 +465,7 @@ macro_rules! conformance_tests {
             a_delta_beyond_64_bits_applies_nothing
             the_least_delta_is_undone
             an_unknown_counter_is_refused
-            a_counter_that_its_record_does_not_list_is_refused
+            a_counter_of_two_record_types_is_refused
             another_version_is_refused
             another_key_is_refused
             merged_batches_are_one

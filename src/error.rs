@@ -73,14 +73,16 @@ pub enum Error {
         /// The type of the record whose `tally` added to it, if one did.
         record: Option<&'static str>,
     },
-    /// A counter to which a record's `tally` added although the record does not list it: it belongs
-    /// to another record, or to none.
-    #[error("counter {counter}: the tally of {record} adds to it, which does not list it in its COUNTERS")]
-    Undeclared {
+    /// A counter to which the tallies of two record types added in one batch. It belongs to one of
+    /// them: a recount sums the rows of one type.
+    #[error("counter {counter}: the tallies of two record types add to it, {first} and {second}")]
+    TwoRecords {
         /// The counter's name.
         counter: &'static str,
-        /// The record's type.
-        record: &'static str,
+        /// The type that added to it first.
+        first: &'static str,
+        /// The other type.
+        second: &'static str,
     },
     /// A counter that the schema has with another key or version.
     #[error("counter {counter}{} is {found} here, but {wanted} in the schema", added_by(*record))]

@@ -18,12 +18,11 @@
 //!
 //! use keepcount::job::Schedule;
 //! use keepcount::reconcile::{Mode, Options, Outcome, Reconciler, Source, SqliteAudit, SystemRuntime, run};
-//! # use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
+//! # use keepcount::{Counter, Record, Schema, SqliteStore, Tally};
 //! # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 //! # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 //! # struct Vote { show: i64 }
 //! # impl Record for Vote {
-//! #     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 //! #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.show, 1); }
 //! # }
 //! # let conn = rusqlite::Connection::open_in_memory()?;

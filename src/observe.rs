@@ -259,7 +259,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::Overflow { .. } => "overflow",
         Error::Key { .. } => "key",
         Error::UnknownCounter { .. } => "unknown counter",
-        Error::Undeclared { .. } => "undeclared counter",
+        Error::TwoRecords { .. } => "two records of a counter",
         Error::DefinitionConflict { .. } => "definition conflict",
         Error::Rollup { .. } => "rollup",
         Error::Pruned { .. } => "pruned",

@@ -4,7 +4,7 @@ use std::any::type_name;
 use std::marker::PhantomData;
 
 use crate::batch::{Batch, Driver};
-use crate::counter::{Counter, CounterId};
+use crate::counter::Counter;
 use crate::key::{AsKey, Key};
 
 /// A row that counts.
@@ -12,14 +12,18 @@ use crate::key::{AsKey, Key};
 /// `tally` states what it adds, and both the hooks and the recount use it.
 ///
 /// A condition is an `if`, a sum is an amount, two parents are two lines. `tally` must be pure: it
-/// depends on the row alone, not on a clock, a setting or another row. Each counter belongs to one
-/// record type, which lists it. If a `tally` adds to a counter that its record does not list, every
-/// store refuses the batch ([`Error::Undeclared`](crate::Error::Undeclared)).
+/// depends on the row alone, not on a clock, a setting or another row.
+///
+/// Each counter belongs to one record type, so that its rows can be recounted. If the tallies of two
+/// types add to one counter in one batch, every store refuses that batch
+/// ([`Error::TwoRecords`](crate::Error::TwoRecords)). A reference, an `Option`, a slice and a `Vec`
+/// count as the type inside, and so does a record that passes on another's tally by
+/// [`Tally::record`]. The types that one generic type makes count as one.
 ///
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Counter, CounterId, Record, Tally};
+/// use keepcount::{Counter, Record, Tally};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 /// const USER_VOTES: Counter<String> = Counter::new("user.votes");
@@ -31,8 +35,6 @@ use crate::key::{AsKey, Key};
 /// }
 ///
 /// impl Record for Vote {
-///     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id(), USER_VOTES.id()];
-///
 ///     fn tally(&self, to: &mut Tally<'_>) {
 ///         if !self.spam {
 ///             to.add(SHOW_VOTES, self.show, 1);
@@ -45,45 +47,35 @@ use crate::key::{AsKey, Key};
 /// ```
 pub trait Record {
     /// The counters that rows of this type add to.
-    const COUNTERS: &'static [CounterId];
-
     /// Adds what this row counts for, and nothing else.
     fn tally(&self, to: &mut Tally<'_>);
 }
 
 impl<R: Record + ?Sized> Record for &R {
-    const COUNTERS: &'static [CounterId] = R::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
-        (**self).tally(to);
+        to.record(*self);
     }
 }
 
 impl<R: Record> Record for Option<R> {
-    const COUNTERS: &'static [CounterId] = R::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(row) = self {
-            row.tally(to);
+            to.record(row);
         }
     }
 }
 
 impl<R: Record> Record for [R] {
-    const COUNTERS: &'static [CounterId] = R::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
         for row in self {
-            row.tally(to);
+            to.record(row);
         }
     }
 }
 
 impl<R: Record> Record for Vec<R> {
-    const COUNTERS: &'static [CounterId] = R::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
-        self.as_slice().tally(to);
+        to.record(self.as_slice());
     }
 }
 
@@ -99,7 +91,7 @@ pub struct Tally<'a> {
 struct DriverOf<R: ?Sized>(PhantomData<R>);
 
 impl<R: Record + ?Sized> DriverOf<R> {
-    const DRIVER: &'static Driver = &Driver { counters: R::COUNTERS, name: type_name::<R> };
+    const DRIVER: &'static Driver = &Driver { name: type_name::<R> };
 }
 
 impl Tally<'_> {
@@ -107,6 +99,48 @@ impl Tally<'_> {
     #[inline]
     pub fn add<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>, amount: i64) {
         self.batch.add_driven(counter, key, self.sign * i128::from(amount), self.by);
+    }
+
+    /// Adds what `row` counts for, as a record of its own type.
+    ///
+    /// Use it where one record stands for another: several types for the rows of one table, or an
+    /// enum of rows.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Tally};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    ///
+    /// struct Vote(i64);
+    /// # impl Record for Vote {
+    /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.0, 1); }
+    /// # }
+    /// /// A vote as the queue delivers it.
+    /// struct Delivered {
+    ///     vote: Vote,
+    ///     _at: i64,
+    /// }
+    ///
+    /// impl Record for Delivered {
+    ///     fn tally(&self, to: &mut Tally<'_>) {
+    ///         to.record(&self.vote);
+    ///     }
+    /// }
+    ///
+    /// let store = MemoryStore::new(&SCHEMA);
+    /// let mut batch = Batch::new();
+    /// batch.insert(&Vote(7));
+    /// batch.insert(&Delivered { vote: Vote(7), _at: 0 });
+    /// store.apply(&mut batch)?;
+    /// assert_eq!(store.total(SHOW_VOTES, 7)?, 2);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    #[inline]
+    pub fn record<R: Record + ?Sized>(&mut self, row: &R) {
+        row.tally(&mut Tally { batch: self.batch, sign: self.sign, by: DriverOf::<R>::DRIVER });
     }
 }
 

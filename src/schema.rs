@@ -295,8 +295,7 @@ impl Schema {
     ///
     /// # Errors
     ///
-    /// [`Error::Undeclared`] if a record's `tally` added to a counter that the record does not
-    /// list; those of [`position`](Self::position) for a counter that the schema does not have;
+    /// [`Error::TwoRecords`] if the tallies of two record types added to one counter; those of [`position`](Self::position) for a counter that the schema does not have;
     /// [`Error::Rollup`] for a rollup, since nothing may be added to one.
     ///
     /// # Examples
@@ -315,7 +314,7 @@ impl Schema {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn check_batch(&self, batch: &Batch) -> Result<()> {
-        batch.check_declared()?;
+        batch.check_records()?;
         for counter in batch.counters() {
             let spec = self.spec(counter).map_err(|error| counter.blame(error))?;
             if let Some(rollup) = spec.rollup() {

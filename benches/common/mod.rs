@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use hashbrown::HashMap;
 use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run};
-use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
+use keepcount::{Batch, Counter, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -132,9 +132,6 @@ pub struct VoteRow {
 }
 
 impl Record for VoteRow {
-    const COUNTERS: &'static [CounterId] =
-        &[SETLIST_VOTES.id(), SETLIST_UPVOTES.id(), SETLIST_SCORE.id(), USER_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, &self.setlist_id, 1);
         if self.up {

@@ -1,7 +1,7 @@
 //! The application's own rows, and what each counts for.
 
 use keepcount::concert::{Artist, Decaying, FutureVote, Setlist, Show, Status, Trend, Trends, Vote};
-use keepcount::{CounterId, Date, Key, Record, Tally};
+use keepcount::{Date, Key, Record, Tally};
 
 #[derive(Debug)]
 pub struct ArtistRow {
@@ -45,34 +45,26 @@ impl<K: Key> Trends<K> for HalfLives {
 // What counts: the hooks of `app.rs` and the recount of `audit.rs` both use this.
 
 impl Record for ArtistRow {
-    const COUNTERS: &'static [CounterId] = Artist::<&str>::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
-        Artist::new(self.id.as_str(), self.followers, self.popularity).tally(to);
+        to.record(&Artist::new(self.id.as_str(), self.followers, self.popularity));
     }
 }
 
 impl Record for ShowRow {
-    const COUNTERS: &'static [CounterId] = Show::<&str>::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
-        Show::new(self.id.as_str(), self.artist_id.as_deref(), self.date, self.status).tally(to);
+        to.record(&Show::new(self.id.as_str(), self.artist_id.as_deref(), self.date, self.status));
     }
 }
 
 impl Record for SetlistRow {
-    const COUNTERS: &'static [CounterId] = Setlist::<&str>::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
-        Setlist::new(self.id.as_str(), self.show_id.as_deref()).tally(to);
+        to.record(&Setlist::new(self.id.as_str(), self.show_id.as_deref()));
     }
 }
 
 impl Record for VoteRow {
-    const COUNTERS: &'static [CounterId] = Decaying::<&str, HalfLives>::COUNTERS;
-
     fn tally(&self, to: &mut Tally<'_>) {
-        self.decaying::<HalfLives>().tally(to);
+        to.record(&self.decaying::<HalfLives>());
     }
 }
 

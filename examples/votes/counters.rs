@@ -42,8 +42,6 @@ pub struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id(), USER_VOTES.id(), DAY_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, self.setlist, 1);
         to.add(USER_VOTES, self.user, 1);
@@ -58,8 +56,6 @@ pub struct Setlist {
 }
 
 impl Record for Setlist {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_SHOW, (self.id, self.show.as_str()), 1);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use super::{Concert, Id, Vote};
-use crate::counter::{Counter, CounterId};
+use crate::counter::Counter;
 use crate::decay::{Decayed, HalfLife};
 use crate::key::Key;
 use crate::leaderboard::Leaderboard;
@@ -132,26 +132,7 @@ impl<I: fmt::Debug, T> fmt::Debug for Decaying<I, T> {
     }
 }
 
-impl<I: Id, T: Trends<I::Key>> Decaying<I, T> {
-    const DRIVEN: &'static Listed<CounterId> = &{
-        let mut all = Listed::of(&[
-            Concert::<I::Key>::SETLIST_VOTES.id(),
-            Concert::<I::Key>::SETLIST_UPVOTES.id(),
-            Concert::<I::Key>::SETLIST_SCORE.id(),
-            Concert::<I::Key>::USER_VOTES.id(),
-        ]);
-        let mut trends = T::TRENDS;
-        while let [trend, rest @ ..] = trends {
-            all.push(trend.setlists.id());
-            trends = rest;
-        }
-        all
-    };
-}
-
 impl<I: Id, T: Trends<I::Key>> Record for Decaying<I, T> {
-    const COUNTERS: &'static [CounterId] = Self::DRIVEN.as_slice();
-
     fn tally(&self, to: &mut Tally<'_>) {
         self.vote.tally_with(T::TRENDS, to);
     }

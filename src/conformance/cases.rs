@@ -15,7 +15,7 @@ use offsets::{
 
 use super::{Call, Expect, Step};
 use crate::batch::Batch;
-use crate::counter::{Counter, CounterId};
+use crate::counter::Counter;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::range::KeyRange;
 use crate::record::{Record, Tally};
@@ -526,12 +526,10 @@ fn an_unknown_counter_is_refused(script: &mut Script) {
     is_refused(script, unknown, &Expect::UnknownCounter(unknown.id()));
 }
 
-/// Lists one counter, and also adds to another one of the schema.
+/// Adds to one counter, and from key 8 on to that of another record type.
 struct Stray(i64);
 
 impl Record for Stray {
-    const COUNTERS: &'static [CounterId] = &[NUMBER.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(NUMBER, self.0, 1);
         if self.0 > 7 {
@@ -540,19 +538,46 @@ impl Record for Stray {
     }
 }
 
-fn a_counter_that_its_record_does_not_list_is_refused(script: &mut Script) {
-    script.apply(1, |batch| batch.insert(&Stray(7)));
-    script.refuse(Expect::Undeclared(OTHER.id()), |batch| batch.insert(&Stray(8)));
-    script.refuse(Expect::Undeclared(OTHER.id()), |batch| {
+/// The record that the other counter belongs to.
+struct Owner(i64);
+
+impl Record for Owner {
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(OTHER, self.0, 1);
+    }
+}
+
+fn a_counter_of_two_record_types_is_refused(script: &mut Script) {
+    script.apply(2, |batch| {
+        batch.insert(&Owner(6));
+        batch.insert(&Stray(7));
+    });
+    let refused = Expect::TwoRecords(OTHER.id());
+    script.refuse(refused.clone(), |batch| {
+        batch.insert(&Owner(6));
+        batch.insert(&Stray(8));
+    });
+    script.refuse(refused.clone(), |batch| {
         batch.insert(&Stray(8));
         batch.delete(&Stray(8));
+        batch.insert(&[Owner(8)][..]);
+        batch.delete(&Some(&Owner(8)));
     });
-    script.refuse(Expect::Undeclared(OTHER.id()), |batch| {
+    script.refuse(refused, |batch| {
         (0..20).for_each(|key| batch.add(OTHER, key, 1));
-        batch.insert(&Stray(8));
+        batch.insert(&Owner(8));
+        let mut released = Batch::new();
+        released.insert(&Stray(8));
+        batch.merge(&mut released);
+    });
+    script.apply(1, |batch| {
+        batch.add(OTHER, 6, 1);
+        batch.insert(&vec![Owner(6)]);
+        batch.update(&Some(Owner(6)), &None);
+        batch.insert(&&Owner(6));
     });
     script.holds(NUMBER, &[(7, 1)]);
-    script.holds::<i64, i64>(OTHER, &[]);
+    script.holds::<i64, i64>(OTHER, &[(6, 3)]);
 }
 
 fn another_version_is_refused(script: &mut Script) {

@@ -33,12 +33,11 @@ use crate::schema::Schema;
 /// ```
 /// use keepcount::reconcile::{Freshness, Report};
 /// # use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
-/// # use keepcount::{Counter, CounterId, MemoryStore, Record, Schema, Tally};
+/// # use keepcount::{Counter, MemoryStore, Record, Schema, Tally};
 /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 /// # struct Vote;
 /// # impl Record for Vote {
-/// #     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
 /// #     fn tally(&self, _: &mut Tally<'_>) {}
 /// # }
 ///

@@ -17,7 +17,7 @@ use super::audit::{
     Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
 };
 use super::driver::Runtime;
-use super::recount::{check_driven, share, sum_by_key};
+use super::recount::{share, sum_by_key};
 use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::{Counter, CounterId, Rollup};
@@ -107,7 +107,7 @@ impl<'a> MemoryAudit<'a> {
     /// use std::sync::Mutex;
     /// use std::time::Duration;
     /// use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
-    /// use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Tally};
+    /// use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Tally};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
@@ -115,7 +115,6 @@ impl<'a> MemoryAudit<'a> {
     /// #[derive(Clone)]
     /// struct Vote(i64);
     /// # impl Record for Vote {
-    /// #     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
     /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.0, 1); }
     /// # }
     ///
@@ -197,7 +196,6 @@ impl<'a> MemoryAudit<'a> {
             let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().name());
             return Err(Error::source(&id, None, reason));
         }
-        check_driven::<R>(&id)?;
         let shares = move |from: Bound<&KeyBuf>| {
             let from = match from {
                 Bound::Unbounded => Bound::Unbounded,

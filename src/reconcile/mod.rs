@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
-//! use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Tally};
+//! use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Tally};
 //!
 //! const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 //! const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
@@ -16,8 +16,6 @@
 //! struct Vote(i64);
 //!
 //! impl Record for Vote {
-//!     const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-//!
 //!     fn tally(&self, to: &mut Tally<'_>) {
 //!         to.add(SHOW_VOTES, self.0, 1);
 //!     }

@@ -92,7 +92,7 @@ impl<'a> PostgresAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`] when the table is absent. [`Error::Source`] when records of this type do not drive the counter, the key has another number of columns
+    /// [`Error::SchemaMismatch`] when the table is absent. [`Error::Source`] when the key has another number of columns
     /// or columns of other types, amounts are no integers, the rows of a table do not come out of an index in key order, or the server refuses the SQL;
     /// when several schemas of `search_path` have the table; and when not all rows can be seen in one snapshot with the totals: where a policy of row security, or a
     /// view's condition on who asks, hides some from this role, and in tables of other servers and materialized views. While a run goes on, the server refuses to
@@ -103,7 +103,6 @@ impl<'a> PostgresAudit<'a> {
 
     async fn add_id(&mut self, counter: CounterId, mut source: TypedPostgresSource<'a>) -> Result<()> {
         source.target.check(self.schema, &counter, source.by_tally)?;
-        (source.check_driven)(&counter)?;
         let tx = snapshot(self.client, &counter).await?;
         let session = Postgres::within(&tx, None);
         for name in source.target.names() {

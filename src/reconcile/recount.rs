@@ -22,7 +22,7 @@ pub(super) fn share<R: Record + ?Sized>(
 ) -> Result<Option<(KeyBuf, i64)>> {
     scratch.clear();
     scratch.insert(row);
-    scratch.check_declared()?;
+    scratch.check_records()?;
     let mut deltas = scratch.deltas().filter(|(id, ..)| id == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {
@@ -31,15 +31,6 @@ pub(super) fn share<R: Record + ?Sized>(
     }
     let amount = i64::try_from(amount).map_err(|_| Error::overflow(counter, key, "recount"))?;
     Ok(Some((key.clone(), amount)))
-}
-
-/// Refuses a record type that does not count for the counter.
-pub(super) fn check_driven<R: Record>(counter: &CounterId) -> Result<()> {
-    if R::COUNTERS.contains(counter) {
-        return Ok(());
-    }
-    let reason = format!("records of type {} do not drive it: it is not in their COUNTERS", std::any::type_name::<R>());
-    Err(Error::source(counter, None, reason))
 }
 
 /// Adds the row's key to an error, now that it is known.

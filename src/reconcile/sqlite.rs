@@ -59,13 +59,12 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`] when the table is absent; [`Error::Source`] when records of this type do not drive the counter, the key has another number of
+    /// [`Error::SchemaMismatch`] when the table is absent; [`Error::Source`] when the key has another number of
     /// columns, the rows of a table do not come out of an index in key order, several schemas have the table, as where a temporary one hides it, rows are in an
     /// attached file that can only be read, in WAL mode, or SQLite refuses the SQL.
     pub fn add<K: Key>(&mut self, counter: Counter<K>, mut source: TypedSource<'a>) -> Result<()> {
         let counter = counter.id();
         source.target.check(self.schema, &counter, source.by_tally)?;
-        (source.check_driven)(&counter)?;
         source.target.names().try_for_each(|name| sight::find(self.conn, &counter, name))?;
         let statements = source.target.statements(Dialect::Sqlite, &counter, None)?;
         for text in statements.all() {
@@ -100,14 +99,13 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// ```
     /// use keepcount::reconcile::{Source, SqliteAudit};
-    /// use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
+    /// use keepcount::{Counter, Record, Schema, SqliteStore, Tally};
     ///
     /// const VOTES: Counter<i64> = Counter::new("show.votes");
     /// const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
     ///
     /// struct Vote(i64);
     /// # impl Record for Vote {
-    /// #     const COUNTERS: &'static [CounterId] = &[VOTES.id()];
     /// #     fn tally(&self, to: &mut Tally<'_>) { to.add(VOTES, self.0, 1); }
     /// # }
     ///

@@ -365,7 +365,7 @@ impl MemoryStore {
             then();
             return Ok(Applied::default());
         }
-        batch.check_declared()?;
+        batch.check_records()?;
         let positions = Positions::of(&self.schema, batch)?;
         let is = |what: fn(&WritePlan) -> bool| positions.iter().any(|at| self.plans.get(at).is_some_and(what));
         if is(|plan| !plan.plain) {

@@ -18,8 +18,6 @@ const SCHEMA: Schema =
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, self.0, 1);
     }
@@ -30,8 +28,6 @@ impl Record for Vote {
 struct Setlist(i64, i64);
 
 impl Record for Setlist {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_SHOW, (self.0, self.1), 1);
     }
@@ -42,8 +38,6 @@ impl Record for Setlist {
 struct Day(i64, i64);
 
 impl Record for Day {
-    const COUNTERS: &'static [CounterId] = &[SHOW_DAYS.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_DAYS, (self.0, self.1), 1);
     }

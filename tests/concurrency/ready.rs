@@ -1,7 +1,7 @@
 //! Counters that become ready beside writers and readers: who may read one sees all of its rows.
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, run};
-use keepcount::{Batch, Counter, CounterId, Error, MemoryStore, Record, Schema, Tally};
+use keepcount::{Batch, Counter, Error, MemoryStore, Record, Schema, Tally};
 
 use super::threads::{Mutex, check, thread};
 use super::world::{World, grace_period, unsettled};
@@ -15,8 +15,6 @@ const SCHEMA: Schema = Schema::new(&[VOTES.table(), FANS.table()]);
 struct Vote;
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), FANS.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, 1, 1);
         to.add(FANS, 2, 1);

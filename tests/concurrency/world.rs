@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, run};
-use keepcount::{Batch, Counter, CounterId, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema, Tally};
+use keepcount::{Batch, Counter, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema, Tally};
 
 use super::threads::{Mutex, once, thread};
 
@@ -23,8 +23,6 @@ pub struct Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.key, self.amount);
     }

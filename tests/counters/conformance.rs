@@ -185,8 +185,8 @@ enum Fault {
     SortsOtherwise,
     /// What is not known is taken for absent.
     AcceptsUnknownCounters,
-    /// What a record adds to a counter that it does not list is applied.
-    IgnoresLists,
+    /// What two record types add to one counter is applied.
+    IgnoresRecords,
     /// What it holds with another version is taken as its own.
     IgnoresVersions,
     /// An empty batch counts as a write.
@@ -345,7 +345,7 @@ impl Broken {
             (Fault::SwallowsOverflow, Err(Error::Overflow { .. }))
             | (Fault::AcceptsUnknownCounters, Err(Error::UnknownCounter { .. }))
             | (Fault::IgnoresVersions, Err(Error::DefinitionConflict { .. }))
-            | (Fault::IgnoresLists, Err(Error::Undeclared { .. })) => Ok(Applied::default()),
+            | (Fault::IgnoresRecords, Err(Error::TwoRecords { .. })) => Ok(Applied::default()),
             (Fault::CountsEmptyBatches, Ok(mut applied)) => {
                 applied.totals = applied.totals.max(1);
                 Ok(applied)
@@ -415,7 +415,7 @@ fn the_suite_fails_for_every_fault() {
         (Fault::IgnoresTheLimit, "a_page_holds_at_most_its_limit"),
         (Fault::SortsOtherwise, "text_keys_are_paged_in_order"),
         (Fault::AcceptsUnknownCounters, "an_unknown_counter_is_refused"),
-        (Fault::IgnoresLists, "a_counter_that_its_record_does_not_list_is_refused"),
+        (Fault::IgnoresRecords, "a_counter_of_two_record_types_is_refused"),
         (Fault::IgnoresVersions, "another_version_is_refused"),
         (Fault::IgnoresVersions, "another_key_is_refused"),
         (Fault::CountsEmptyBatches, "an_empty_batch_writes_nothing"),

@@ -582,8 +582,6 @@ struct Tune {
 }
 
 impl Record for Tune {
-    const COUNTERS: &'static [CounterId] = &[TUNE_UP.id(), TUNE_DOWN.id(), TREND.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(TUNE_UP, self.id, self.up);
         to.add(TUNE_DOWN, self.id, self.down);
@@ -667,8 +665,6 @@ fn repair(conn: &Connection, page: usize) -> u64 {
 struct Song;
 
 impl Record for Song {
-    const COUNTERS: &'static [CounterId] = &[LISTED.id(), UP.id(), DOWN.id()];
-
     fn tally(&self, _: &mut Tally<'_>) {}
 }
 

@@ -9,8 +9,8 @@ use std::thread;
 use crate::support::world::run_whole;
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Report, Source, SqliteAudit};
 use keepcount::{
-    Batch, Counter, CounterId, Error, KeyBuf, KeyRange, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery,
-    Schema, Snapshot, SqliteStore, Store, Sweep, Swept, Tally,
+    Batch, Counter, Error, KeyBuf, KeyRange, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery, Schema,
+    Snapshot, SqliteStore, Store, Sweep, Swept, Tally,
 };
 use proptest::collection::vec;
 use proptest::option::weighted;
@@ -37,8 +37,6 @@ enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_DAYS.id(), SETLIST_SHOW.id(), SETLIST_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match self {
             Self::Vote { setlist, day, amount } => {

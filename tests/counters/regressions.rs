@@ -10,8 +10,7 @@ use keepcount::reconcile::{
     Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, Step, SystemRuntime, merge, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store,
-    Tally,
+    Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store, Tally,
 };
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -26,8 +25,6 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), ALL.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.show, self.amount);
         to.add(ALL, (), 1);

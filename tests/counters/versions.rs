@@ -103,8 +103,6 @@ enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), VOTES_2.id(), MEMBERSHIP.id(), DAYS.id(), DAYS_2.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
             Self::Vote { setlist, weight, spam, day } => {

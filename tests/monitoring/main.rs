@@ -44,8 +44,6 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[USER_VOTES.id(), SHOW_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(USER_VOTES, &self.user, 1);
         to.add(SHOW_VOTES, self.show, 1);
@@ -419,8 +417,6 @@ fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
 struct Newer(i64);
 
 impl Record for Newer {
-    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id(), SHOW_VOTES.version(2).id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
         to.add(SHOW_VOTES.version(2), self.0, 2);
@@ -609,8 +605,6 @@ const ONE: Schema = Schema::new(&[SHOW_VOTES.table()]);
 struct Show(i64);
 
 impl Record for Show {
-    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
     }
@@ -756,8 +750,6 @@ enum Leaf {
 }
 
 impl Record for Leaf {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id(), SETLIST_SHOW.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match self {
             Self::Setlist => to.add(SETLIST_SHOW, (1_i64, 7_i64), 1),

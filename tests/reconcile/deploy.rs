@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, Token, run};
-use keepcount::{Batch, Counter, CounterId, Error, Leaderboard, Record, Schema, SqliteStore, Store, Tally};
+use keepcount::{Batch, Counter, Error, Leaderboard, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 
 // An application in three releases. The first counts votes. The second counts them in another way as well, and sums that by show, which it ranks.
@@ -38,8 +38,6 @@ enum Row<const RELEASE: usize> {
 }
 
 impl<const RELEASE: usize> Record for Row<RELEASE> {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), VOTES_2.id(), MEMBERSHIP.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
             Self::Vote { setlist, weight, spam } => {

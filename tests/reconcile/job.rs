@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use keepcount::job::{Job, Schedule, Status};
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Outcome, Reconciler, SystemRuntime, run};
-use keepcount::{Counter, CounterId, Error, MemoryStore, Record, Schema, Tally};
+use keepcount::{Counter, Error, MemoryStore, Record, Schema, Tally};
 use proptest::prelude::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -226,8 +226,6 @@ const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
     }

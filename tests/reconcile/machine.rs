@@ -620,7 +620,6 @@ fn one_audit_in_memory_serves_run_after_run() {
     const SCHEMA: Schema = Schema::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
     struct Vote(i64);
     impl Record for Vote {
-        const COUNTERS: &'static [CounterId] = &[A.id(), B.id()];
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(A, self.0, 1);
             to.add(B, self.0, 1);
@@ -628,7 +627,6 @@ fn one_audit_in_memory_serves_run_after_run() {
     }
     struct Link(i64);
     impl Record for Link {
-        const COUNTERS: &'static [CounterId] = &[PARENT.id()];
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(PARENT, (self.0, self.0 / 4), 1);
         }
@@ -880,8 +878,6 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     ]);
     struct Any;
     impl Record for Any {
-        const COUNTERS: &'static [CounterId] =
-            &[UNIT.id(), TEXT.id(), PAIR.id(), ID.id(), BYTES.id(), WIDE.id(), WIDER.id(), NARROW.id(), SINGLE.id()];
         fn tally(&self, _: &mut Tally<'_>) {}
     }
     let mut store = MemoryStore::new(&SCHEMA);

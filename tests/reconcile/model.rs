@@ -39,8 +39,6 @@ struct Sale {
 }
 
 impl Record for Sale {
-    const COUNTERS: &'static [CounterId] = &[ALL_SALES.id(), SHOP_DAYS.id(), SHOP_SALES.id(), SHOP_SUM.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(ALL_SALES, (), 1);
         if let Some(shop) = self.shop {
@@ -63,8 +61,6 @@ struct Tag {
 }
 
 impl Record for Tag {
-    const COUNTERS: &'static [CounterId] = &[TAG_USES.id(), TAG_YEARS.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(name) = &self.name {
             to.add(TAG_USES, name, 1);

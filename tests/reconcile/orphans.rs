@@ -4,8 +4,7 @@
 use crate::support::world::run_whole;
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
 use keepcount::{
-    Batch, Counter, CounterId, Error, KeyRange, Leaderboard, LeaderboardId, Record, Recovery, Schema, SqliteStore,
-    Store, Tally,
+    Batch, Counter, Error, KeyRange, Leaderboard, LeaderboardId, Record, Recovery, Schema, SqliteStore, Store, Tally,
 };
 use rusqlite::Connection;
 
@@ -184,8 +183,6 @@ fn a_name_in_the_catalogue_that_somebody_wrote_by_hand_is_no_statement() {
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), VOTES_2.id(), MEMBERSHIP.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.0, 1);
         to.add(VOTES_2, self.0, 1);

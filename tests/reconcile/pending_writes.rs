@@ -27,8 +27,6 @@ const GRACE: Duration = Duration::from_secs(10);
 struct Votes(i64, i64);
 
 impl Record for Votes {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.0, self.1);
     }
@@ -39,8 +37,6 @@ impl Record for Votes {
 struct Show(i64, i64);
 
 impl Record for Show {
-    const COUNTERS: &'static [CounterId] = &[MEMBERSHIP.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(MEMBERSHIP, (self.0, self.1), 1);
     }

@@ -35,8 +35,6 @@ enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), MEMBERSHIP.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
             Self::Vote { setlist, weight } => to.add(VOTES, setlist, weight),

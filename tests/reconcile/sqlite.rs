@@ -11,7 +11,7 @@ use keepcount::reconcile::{
     Repaired, Report, Runtime, Source, SqliteAudit, Step, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
+    Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
 };
 use rusqlite::{Connection, OpenFlags, Row};
 
@@ -35,8 +35,6 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.show, self.stars);
     }
@@ -308,8 +306,6 @@ const UNITS: Schema = Schema::new(&[UNIT.table()]);
 struct Star(i64);
 
 impl Record for Star {
-    const COUNTERS: &'static [CounterId] = &[UNIT.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(UNIT, (), self.0);
     }
@@ -679,8 +675,6 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     const SCHEMA: Schema = Schema::new(&[SHOW.table()]);
     struct Setlist(i64, i64);
     impl Record for Setlist {
-        const COUNTERS: &'static [CounterId] = &[SHOW.id()];
-
         fn tally(&self, to: &mut Tally<'_>) {
             to.add(SHOW, (self.0, self.1), 1);
         }

@@ -78,16 +78,6 @@ pub enum RowId {
 pub type Tables = BTreeMap<RowId, Row>;
 
 impl Record for Row {
-    const COUNTERS: &'static [CounterId] = &[
-        SETLIST_VOTES.id(),
-        SETLIST_DAYS.id(),
-        SETLIST_SHOW.id(),
-        SHOW_ARTIST.id(),
-        USER_SPENT.id(),
-        ALL_VOTES.id(),
-        SHOW_SETLISTS.id(),
-    ];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
             Self::Vote { setlist, user, day, stars, spam } => {

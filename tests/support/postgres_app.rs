@@ -56,8 +56,6 @@ pub struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_VOTES.id(), SETLIST_DAYS.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SETLIST_VOTES, self.setlist, self.weight);
         to.add(SETLIST_DAYS, (self.setlist, self.day), self.weight);
@@ -71,8 +69,6 @@ pub struct Setlist {
 }
 
 impl Record for Setlist {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id(), SHOW_SETLISTS.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = self.show {
             to.add(SETLIST_SHOW, (self.id, show), 1);
@@ -88,8 +84,6 @@ pub struct Show {
 }
 
 impl Record for Show {
-    const COUNTERS: &'static [CounterId] = &[SHOW_ARTIST.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(artist) = self.artist {
             to.add(SHOW_ARTIST, (self.id, artist), 1);

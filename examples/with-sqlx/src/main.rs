@@ -3,7 +3,7 @@
 //!
 //! docs/libraries.md shows the function between the markers; a test compares both.
 
-use keepcount::{Batch, Counter, CounterId, Record, Schema, StreamRange, Tally};
+use keepcount::{Batch, Counter, Record, Schema, StreamRange, Tally};
 use sqlx::{Connection as _, Row as _};
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -14,8 +14,6 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.show, 1);
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run};
-use keepcount::{Cause, Counter, CounterId, Error, Record, Schema, SqliteStore, Tally};
+use keepcount::{Cause, Counter, Error, Record, Schema, SqliteStore, Tally};
 use rusqlite::Connection;
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -21,8 +21,6 @@ const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 struct Vote(i64);
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[SHOW_VOTES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_VOTES, self.0, 1);
     }

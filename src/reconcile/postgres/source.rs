@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::{Error, Result, chain};
 use crate::key::KeyBuf;
-use crate::reconcile::recount::{check_driven, share};
+use crate::reconcile::recount::share;
 use crate::reconcile::statements::{Name, Target};
 use crate::record::Record;
 
@@ -20,7 +20,7 @@ use crate::record::Record;
 ///
 /// ```no_run
 /// use keepcount::reconcile::{Mode, Options, PostgresAudit, PostgresSource, Reconciler, TokioRuntime, run_async};
-/// use keepcount::{Counter, CounterId, PostgresStore, Record, Schema, Tally};
+/// use keepcount::{Counter, PostgresStore, Record, Schema, Tally};
 ///
 /// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
 /// const SCHEMA: Schema = Schema::new(&[SHOW_SCORE.table()]);
@@ -28,8 +28,6 @@ use crate::record::Record;
 /// struct Vote { show: i64, stars: i32, spam: bool }
 ///
 /// impl Record for Vote {
-///     const COUNTERS: &'static [CounterId] = &[SHOW_SCORE.id()];
-///
 ///     fn tally(&self, to: &mut Tally<'_>) {
 ///         if !self.spam {
 ///             to.add(SHOW_SCORE, self.show, self.stars.into());
@@ -78,7 +76,7 @@ impl PostgresSource {
         };
         let mut target = self.0;
         columns.clone_into(&mut target.columns);
-        TypedPostgresSource { target, by_tally: false, share: Box::new(share), check_driven: check_driven::<R> }
+        TypedPostgresSource { target, by_tally: false, share: Box::new(share) }
     }
 }
 
@@ -87,7 +85,6 @@ pub struct TypedPostgresSource<'a> {
     pub(super) target: Target,
     pub(super) by_tally: bool,
     pub(super) share: Box<Share<'a>>,
-    pub(super) check_driven: fn(&CounterId) -> Result<()>,
 }
 
 type Share<'a> = dyn Fn(&CounterId, &Row, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + Send + Sync + 'a;

@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::Result;
 use crate::key::KeyBuf;
-use crate::reconcile::recount::{check_driven, share};
+use crate::reconcile::recount::share;
 use crate::reconcile::statements::{Name, Target};
 use crate::record::Record;
 
@@ -20,7 +20,7 @@ use crate::record::Record;
 ///
 /// ```
 /// use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run};
-/// use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
+/// use keepcount::{Counter, Record, Schema, SqliteStore, Tally};
 ///
 /// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
 /// const SCHEMA: Schema = Schema::new(&[SHOW_SCORE.table()]);
@@ -28,8 +28,6 @@ use crate::record::Record;
 /// struct Vote { show: i64, stars: i64, spam: bool }
 ///
 /// impl Record for Vote {
-///     const COUNTERS: &'static [CounterId] = &[SHOW_SCORE.id()];
-///
 ///     fn tally(&self, to: &mut Tally<'_>) {
 ///         if !self.spam {
 ///             to.add(SHOW_SCORE, self.show, self.stars);
@@ -76,7 +74,7 @@ impl Source {
         };
         let mut target = self.0;
         columns.clone_into(&mut target.columns);
-        TypedSource { target, by_tally: false, share: Box::new(share), check_driven: check_driven::<R> }
+        TypedSource { target, by_tally: false, share: Box::new(share) }
     }
 }
 
@@ -85,7 +83,6 @@ pub struct TypedSource<'a> {
     pub(super) target: Target,
     pub(super) by_tally: bool,
     pub(super) share: Box<Share<'a>>,
-    pub(super) check_driven: fn(&CounterId) -> Result<()>,
 }
 
 type Share<'a> = dyn Fn(&CounterId, &Row<'_>, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + 'a;

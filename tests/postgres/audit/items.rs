@@ -5,7 +5,7 @@ use keepcount::reconcile::{
     AsyncAudit, Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, TypedPostgresSource,
     run_async,
 };
-use keepcount::{AsKey, Counter, CounterId, Key, PostgresStore, Record, Result, Schema, Tally};
+use keepcount::{AsKey, Counter, Key, PostgresStore, Record, Result, Schema, Tally};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -70,8 +70,6 @@ pub struct Item<T: Kind> {
 }
 
 impl<T: Kind> Record for Item<T> {
-    const COUNTERS: &'static [CounterId] = &[T::COUNTER.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(key) = self.key.as_ref().filter(|_| self.counts) {
             to.add(T::COUNTER, key.clone(), self.amount);

@@ -4,7 +4,7 @@ use keepcount::reconcile::{
     AsyncAudit, Mode, Options, PageRequest, PostgresAudit, PostgresSource, Probe, Reconciler, RepairRequest,
     TokioRuntime, run_async,
 };
-use keepcount::{AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, PostgresStore, Record, Schema, Tally};
+use keepcount::{AsyncStore, Batch, Counter, Error, KeyBuf, PostgresStore, Record, Schema, Tally};
 use tokio_postgres::Client;
 
 use super::items::{connect_again, database, run_whole, text_of};
@@ -37,8 +37,6 @@ struct Vote {
 }
 
 impl Record for Vote {
-    const COUNTERS: &'static [CounterId] = &[VOTES.id(), DAYS.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(VOTES, self.setlist, self.amount);
         to.add(DAYS, (self.setlist, self.at.div_euclid(DAY)), self.amount);
@@ -51,8 +49,6 @@ struct Setlist {
 }
 
 impl Record for Setlist {
-    const COUNTERS: &'static [CounterId] = &[SETLIST_SHOW.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         if let Some(show) = self.show {
             to.add(SETLIST_SHOW, (self.id, show), 1);
@@ -66,8 +62,6 @@ struct Show {
 }
 
 impl Record for Show {
-    const COUNTERS: &'static [CounterId] = &[SHOW_ARTIST.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHOW_ARTIST, (self.id, &self.artist), 1);
     }

@@ -3,7 +3,7 @@
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared};
 use keepcount::reconcile::{Mode, Options, Outcome, PostgresAudit, PostgresSource, TypedPostgresSource};
-use keepcount::{Counter, CounterId, Error, PostgresStore, Record, Recovery, Result, Schema, Tally};
+use keepcount::{Counter, Error, PostgresStore, Record, Recovery, Result, Schema, Tally};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_postgres::Client;
 
@@ -395,24 +395,18 @@ struct Share([u8; 16], i64);
 struct Plain(i64);
 
 impl Record for Named {
-    const COUNTERS: &'static [CounterId] = &[NAMES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(NAMES, &self.0, 1);
     }
 }
 
 impl Record for Share {
-    const COUNTERS: &'static [CounterId] = &[SHARES.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(SHARES, self.0, self.1);
     }
 }
 
 impl Record for Plain {
-    const COUNTERS: &'static [CounterId] = &[PLAIN.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(PLAIN, self.0, 1);
     }

@@ -6,7 +6,7 @@ use keepcount::reconcile::{
     AsyncAudit, Mode, Options, Outcome, PageRequest, PostgresAudit, PostgresSource, Reconciler, RepairRequest,
     TokioRuntime, TypedPostgresSource, active_connections, replay_lag, replay_lag_bytes, run_async,
 };
-use keepcount::{Counter, CounterId, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
+use keepcount::{Counter, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -224,8 +224,6 @@ const UNSIGNED_SCHEMA: Schema = Schema::new(&[UNSIGNED.table()]);
 struct Unsigned(i64);
 
 impl Record for Unsigned {
-    const COUNTERS: &'static [CounterId] = &[UNSIGNED.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         to.add(UNSIGNED, self.0.cast_unsigned(), 1);
     }

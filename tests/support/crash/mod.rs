@@ -58,9 +58,6 @@ pub enum Row {
 }
 
 impl Record for Row {
-    const COUNTERS: &'static [CounterId] =
-        &[SETLIST_VOTES.id(), SETLIST_DAYS.id(), SETLIST_SHOW.id(), SHOW_ARTIST.id()];
-
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {
             Self::Vote { setlist, stars, day } => {

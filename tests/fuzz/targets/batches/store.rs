@@ -16,21 +16,6 @@ pub struct Row(pub Vec<(Cell, i64)>);
 
 impl Record for Row {
     // Rollups too, which are refused when they are applied.
-    const COUNTERS: &'static [CounterId] = &[
-        ALL.id(),
-        WORDS.id(),
-        SET_VOTES.id(),
-        SET_DAYS.id(),
-        SET_SHOW.id(),
-        SET_SITE.id(),
-        SHOW_ARTIST.id(),
-        SITE_VOTES.id(),
-        SHOW_VOTES.id(),
-        SHOW_DAYS.id(),
-        ARTIST_VOTES.id(),
-        ARTIST_DAYS.id(),
-    ];
-
     fn tally(&self, to: &mut Tally<'_>) {
         for (cell, amount) in &self.0 {
             match *cell {
