@@ -23,11 +23,10 @@ use clap::Parser;
 use keepcount::reconcile::{
     Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run,
 };
-use keepcount::{Counter, Record, Schema, SqliteStore, Sweep, Tally};
+use keepcount::{Record, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
 
-const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 
 struct Vote(i64);
 

@@ -118,12 +118,15 @@ impl<K: Key> Counter<K> {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, MemoryStore, Schema};
+    /// use keepcount::{Batch, MemoryStore};
     ///
-    /// const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
-    /// const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-    /// const SCHEMA: Schema = Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table()]);
+    /// keepcount::counters! {
+    ///     SCHEMA {
+    ///         SETLIST_VOTES: i64 = "setlist.votes";
+    ///         SETLIST_SHOW: (i64, i64) = "setlist.show";
+    ///         SHOW_VOTES: i64 = "show.votes".sum_of(SETLIST_VOTES, SETLIST_SHOW);
+    ///     }
+    /// }
     ///
     /// let store = MemoryStore::new(&SCHEMA);
     /// let mut batch = Batch::new();
@@ -163,10 +166,9 @@ impl<K: Key> Counter<K> {
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Date, MemoryStore, Schema};
+/// use keepcount::{Batch, Date, MemoryStore};
 ///
-/// const ARTIST_DATES: Counter<(i64, Date)> = Counter::new("artist.dates");
-/// const SCHEMA: Schema = Schema::new(&[ARTIST_DATES.table()]);
+/// keepcount::counters! { SCHEMA { ARTIST_DATES: (i64, Date) = "artist.dates"; } }
 ///
 /// let store = MemoryStore::new(&SCHEMA);
 /// let mut batch = Batch::new();

@@ -18,9 +18,8 @@
 //!
 //! use keepcount::job::Schedule;
 //! use keepcount::reconcile::{Mode, Options, Outcome, Reconciler, Source, SqliteAudit, SystemRuntime, run};
-//! # use keepcount::{Counter, Record, Schema, SqliteStore, Tally};
-//! # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-//! # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+//! # use keepcount::{Record, SqliteStore, Tally};
+//! # keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 //! # struct Vote { show: i64 }
 //! # impl Record for Vote {
 //! #     fn tally(&self, to: &mut Tally<'_>) { to.add(SHOW_VOTES, self.show, 1); }

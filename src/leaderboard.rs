@@ -29,11 +29,14 @@ use crate::store::Store;
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Leaderboard, MemoryLeaderboard, MemoryStore, Schema};
+/// use keepcount::{Batch, Leaderboard, MemoryLeaderboard, MemoryStore};
 ///
-/// const UPVOTES: Counter<String> = Counter::new("song.upvotes");
-/// const DOWNVOTES: Counter<String> = Counter::new("song.downvotes");
-/// const SCHEMA: Schema = Schema::new(&[UPVOTES.table(), DOWNVOTES.table()]);
+/// keepcount::counters! {
+///     SCHEMA {
+///         UPVOTES: String = "song.upvotes";
+///         DOWNVOTES: String = "song.downvotes";
+///     }
+/// }
 /// const SONGS: Leaderboard<String> = Leaderboard::new("song.board", &[UPVOTES.id(), DOWNVOTES.id()], |totals| match totals {
 ///     [up, down] if up + down > 0 => Some(up - down),
 ///     _ => None, // not listed

@@ -35,7 +35,7 @@
 //! | --- | --- | --- |
 //! | [`Counter`] | a typed `const` handle: a name, a version and a key type | [declare](docs::guide#declare-counters) |
 //! | [`Key`], [`KeyBuf`] | what a counter is grouped by, and its encoding, which sorts as the key does | [keys](docs::guide#keys) |
-//! | [`Schema`] | every counter and leaderboard of an application | [declare](docs::guide#declare-counters) |
+//! | [`counters!`], [`Schema`] | every counter and leaderboard of an application | [declare](docs::guide#declare-counters) |
 //! | [`Record`], [`Tally`] | a row that counts, and where it says what it adds | [tally](docs::guide#write-the-tally) |
 //! | [`Batch`] | the hooks `insert`, `update` and `delete`, and the sums that they collect | [hooks](docs::guide#hook-the-writes) |
 //! | [`Store`], [`AsyncStore`] | apply a batch, read totals | [read](docs::guide#read-totals) |

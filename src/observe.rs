@@ -147,10 +147,9 @@ pub(crate) fn stored(backend: Backend, began: Began, batch: &Batch, applied: &Ap
 ///
 /// ```
 /// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, Counter, RollupUpdate, Schema, observe};
+/// use keepcount::{Batch, RollupUpdate, observe};
 ///
-/// const VOTES: Counter<i64> = Counter::new("votes");
-/// const SCHEMA: Schema = Schema::new(&[VOTES.table()]);
+/// keepcount::counters! { SCHEMA { VOTES: i64 = "votes"; } }
 ///
 /// let mut batch = Batch::new();
 /// batch.add(VOTES, 1, 3);

@@ -12,10 +12,9 @@ use crate::error::{Error, Result};
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Error, MemoryStore, Schema, StreamRange};
+/// use keepcount::{Batch, Error, MemoryStore, StreamRange};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// let store = MemoryStore::new(&SCHEMA);
 /// let mut batch = Batch::new();

@@ -39,10 +39,9 @@ use crate::store::{Applied, AsyncStore, Sweep, Swept};
 /// # Examples
 ///
 /// ```no_run
-/// use keepcount::{AsyncStore, Batch, Counter, PostgresStore, Schema};
+/// use keepcount::{AsyncStore, Batch, PostgresStore};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// # async fn vote(mut client: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
 /// PostgresStore::new(&mut client, &SCHEMA).create().await?;
@@ -361,9 +360,8 @@ impl PostgresStore<'_, Client> {
     /// # Examples
     ///
     /// ```no_run
-    /// # use keepcount::{Batch, Counter, PostgresStore, PreparedStatements, Schema};
-    /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// # use keepcount::{Batch, PostgresStore, PreparedStatements};
+    /// # keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     /// # async fn vote(client: &mut tokio_postgres::Client, prepared: &PreparedStatements) -> Result<(), Box<dyn std::error::Error>> {
     /// let insert = "INSERT INTO votes (show_id) VALUES ($1)";
     /// let mut batch = Batch::new();
@@ -395,9 +393,8 @@ impl PostgresStore<'_, Client> {
     /// # Examples
     ///
     /// ```no_run
-    /// # use keepcount::{Batch, Counter, Error, PostgresStore, Schema, StreamRange};
-    /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// # use keepcount::{Batch, Error, PostgresStore, StreamRange};
+    /// # keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     /// # async fn vote(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
     /// let mut batch = Batch::new();
     /// batch.add(SHOW_VOTES, 7, 1);

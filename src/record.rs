@@ -109,10 +109,9 @@ impl Tally<'_> {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Tally};
+    /// use keepcount::{Batch, MemoryStore, Record, Tally};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     ///
     /// struct Vote(i64);
     /// # impl Record for Vote {

@@ -29,12 +29,15 @@ use crate::sql::{self, Dialect, Statement};
 ///
 /// ```
 /// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, Counter, KeyBuf, RollupUpdate, Schema};
+/// use keepcount::{Batch, KeyBuf, RollupUpdate};
 ///
-/// const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
-/// const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-/// const SCHEMA: Schema = Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table()]);
+/// keepcount::counters! {
+///     SCHEMA {
+///         SETLIST_VOTES: i64 = "setlist.votes";
+///         SETLIST_SHOW: (i64, i64) = "setlist.show";
+///         SHOW_VOTES: i64 = "show.votes".sum_of(SETLIST_VOTES, SETLIST_SHOW);
+///     }
+/// }
 ///
 /// let mut batch = Batch::new();
 /// batch.add(SETLIST_VOTES, 1, 3);

@@ -5,16 +5,96 @@ use crate::counter::{CounterId, CounterSpec, FNV_OFFSET, Rollup, fnv1a};
 use crate::error::{Error, Result};
 use crate::leaderboard::LeaderboardId;
 
-/// All counters of an application, as one `const`.
+/// Declares counters and the schema that lists them, each once.
+///
+/// Each line is a counter: its constant, its key type, its name, and what else
+/// [`Counter`](crate::Counter) says about it ([`version`](crate::Counter::version),
+/// [`sum_of`](crate::Counter::sum_of), [`sum_of_suffix`](crate::Counter::sum_of_suffix)).
+/// `prunable` before the constant makes it [prunable](crate::CounterSpec::prunable). The schema lists
+/// the counters in this order, and then the leaderboards.
 ///
 /// # Examples
+///
+/// ```
+/// use keepcount::{Date, Leaderboard};
+///
+/// keepcount::counters! {
+///     /// All counters of this application.
+///     pub SCHEMA {
+///         /// Votes on a show.
+///         pub SHOW_VOTES: i64 = "show.votes";
+///         USER_VOTES: String = "user.votes".version(2);
+///         SHOW_ARTIST: (i64, i64) = "show.artist";
+///         pub ARTIST_VOTES: i64 = "artist.votes".sum_of(SHOW_VOTES, SHOW_ARTIST);
+///         pub(crate) prunable ARTIST_DATES: (i64, Date) = "artist.dates";
+///     }
+///     leaderboards [ARTISTS]
+/// }
+///
+/// const ARTISTS: Leaderboard<i64> = Leaderboard::new("artist.board", &[ARTIST_VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+///
+/// assert_eq!(SCHEMA.counters().len(), 5);
+/// assert_eq!(USER_VOTES.id().full_name(), "user.votes.v2");
+/// assert!(SCHEMA.spec(&ARTIST_DATES.id())?.is_prunable());
+/// assert_eq!(SCHEMA.leaderboard_ids().len(), 1);
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+///
+/// It is the same as this:
 ///
 /// ```
 /// use keepcount::{Counter, Schema};
 ///
 /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SHOW_SETLISTS: Counter<i64> = Counter::new("show.setlists");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table(), SHOW_SETLISTS.table()]);
+/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// ```
+#[macro_export]
+macro_rules! counters {
+    (@counter [$($meta:tt)*] $vis:vis prunable $counter:ident: $key:ty = $value:expr) => {
+        $($meta)* $vis const $counter: $crate::Counter<$key> = $value;
+    };
+    (@counter [$($meta:tt)*] $vis:vis $counter:ident: $key:ty = $value:expr) => {
+        $($meta)* $vis const $counter: $crate::Counter<$key> = $value;
+    };
+    (@spec $vis:vis prunable $counter:ident) => {
+        $counter.table().prunable()
+    };
+    (@spec $vis:vis $counter:ident) => {
+        $counter.table()
+    };
+    (
+        $(#[$about:meta])* $vis:vis $schema:ident {
+            $(
+                $(#[$meta:meta])*
+                $($word:ident $(($($within:tt)*))?)+: $key:ty = $name:literal $(.$method:ident $arguments:tt)*;
+            )*
+        }
+        $(leaderboards [$($leaderboard:expr),* $(,)?])?
+    ) => {
+        $(
+            $crate::counters! {
+                @counter [$(#[$meta])*] $($word $(($($within)*))?)+:
+                    $key = $crate::Counter::new($name)$(.$method $arguments)*
+            }
+        )*
+        $(#[$about])*
+        $vis const $schema: $crate::Schema =
+            $crate::Schema::new(&[$($crate::counters!(@spec $($word $(($($within)*))?)+)),*])
+                $(.leaderboards(&[$($leaderboard.id()),*]))?;
+    };
+}
+
+/// All counters of an application, as one `const`; [`counters!`](crate::counters) declares it.
+///
+/// # Examples
+///
+/// ```
+/// keepcount::counters! {
+///     SCHEMA {
+///         SHOW_VOTES: i64 = "show.votes";
+///         SHOW_SETLISTS: i64 = "show.setlists";
+///     }
+/// }
 /// assert_eq!(SCHEMA.counters().len(), 2);
 /// ```
 ///

@@ -146,10 +146,9 @@ impl<'a> Statement<'a> {
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Schema, sql};
+/// use keepcount::{Batch, sql};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// let mut batch = Batch::new();
 /// batch.add(SHOW_VOTES, 7, 2);

@@ -28,10 +28,9 @@ use crate::store::{Applied, Store, Sweep, Swept};
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, Schema, SqliteStore, Store};
+/// use keepcount::{Batch, SqliteStore, Store};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// let mut conn = rusqlite::Connection::open_in_memory()?;
 /// conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)")?;
@@ -95,10 +94,9 @@ impl<'c> SqliteStore<'c> {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, Error, Schema, SqliteStore, Store};
+    /// use keepcount::{Batch, Error, SqliteStore, Store};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// conn.execute_batch("CREATE TABLE votes (show_id INTEGER NOT NULL); INSERT INTO votes VALUES (7), (7), (8)")?;
@@ -266,11 +264,10 @@ impl<'c> SqliteStore<'c> {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, Leaderboard, Schema, SqliteStore, Store};
+    /// use keepcount::{Batch, Leaderboard, SqliteStore, Store};
     ///
-    /// const VOTES: Counter<i64> = Counter::new("song.votes");
+    /// keepcount::counters! { SCHEMA { VOTES: i64 = "song.votes"; } leaderboards [SONGS] }
     /// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", &[VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
-    /// const SCHEMA: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[SONGS.id()]);
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// let mut store = SqliteStore::new(&conn, &SCHEMA);

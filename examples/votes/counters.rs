@@ -1,24 +1,20 @@
 //! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and
 //! `with-sea-orm` each write with their library.
 
-use keepcount::{Counter, CounterId, Date, Record, Schema, Tally};
+use keepcount::{CounterId, Date, Record, Tally};
 use uuid::Uuid;
 
-pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
-pub const USER_VOTES: Counter<Uuid> = Counter::new("user.votes");
-pub const DAY_VOTES: Counter<Date> = Counter::new("day.votes");
-/// The membership: which show a setlist belongs to.
-pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
-/// The rollup: a show's votes are those of its setlists, and follow a setlist that moves.
-pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-
-pub const SCHEMA: Schema = Schema::new(&[
-    SETLIST_VOTES.table(),
-    USER_VOTES.table(),
-    DAY_VOTES.table(),
-    SETLIST_SHOW.table(),
-    SHOW_VOTES.table(),
-]);
+keepcount::counters! {
+    pub SCHEMA {
+        pub SETLIST_VOTES: i64 = "setlist.votes";
+        pub USER_VOTES: Uuid = "user.votes";
+        pub DAY_VOTES: Date = "day.votes";
+        /// The membership: which show a setlist belongs to.
+        pub SETLIST_SHOW: (i64, String) = "setlist.show";
+        /// The rollup: a show's votes are those of its setlists, and follow a setlist that moves.
+        pub SHOW_VOTES: String = "show.votes".sum_of(SETLIST_VOTES, SETLIST_SHOW);
+    }
+}
 
 /// The application's own tables; `SCHEMA.ddl(..)` has those of the counters.
 pub const TABLES: &str = "

@@ -65,10 +65,8 @@ impl Schema {
     ///
     /// ```
     /// use keepcount::sql::Dialect;
-    /// use keepcount::{Counter, Schema};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     /// let script = SCHEMA.ddl(Dialect::Postgres).join(";\n");
     /// assert!(script.contains(r#"CREATE TABLE "show_votes""#));
     /// ```
@@ -84,10 +82,8 @@ impl Schema {
     ///
     /// ```
     /// use keepcount::sql::Dialect;
-    /// use keepcount::{Counter, Schema};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     /// let [ready, pending] = [SCHEMA.ddl(Dialect::Sqlite), SCHEMA.ddl_pending_backfill(Dialect::Sqlite)];
     /// assert_ne!(ready, pending);
     /// ```

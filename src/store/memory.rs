@@ -44,10 +44,9 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, MemoryStore, Schema};
+/// use keepcount::{Batch, MemoryStore};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 /// static TOTALS: std::sync::LazyLock<MemoryStore> = std::sync::LazyLock::new(|| MemoryStore::new(&SCHEMA));
 ///
 /// let mut batch = Batch::new();
@@ -268,10 +267,9 @@ impl MemoryStore {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, Error, MemoryStore, Schema, StreamRange};
+    /// use keepcount::{Batch, Error, MemoryStore, StreamRange};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     ///
     /// let mut log = vec![7, 7, 8]; // a show a vote, numbered from 1 on
     /// let store = MemoryStore::new(&SCHEMA);
@@ -307,10 +305,9 @@ impl MemoryStore {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, MemoryStore, Schema, StreamRange};
+    /// use keepcount::{Batch, MemoryStore, StreamRange};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     ///
     /// let store = MemoryStore::new(&SCHEMA);
     /// let mut batch = Batch::new();

@@ -27,10 +27,9 @@ use crate::range::KeyRange;
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, MemoryStore, Schema, Store};
+/// use keepcount::{Batch, MemoryStore, Store};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// fn vote(store: &mut impl Store, show: i64) -> keepcount::Result<i64> {
 ///     let mut batch = Batch::new();

@@ -23,10 +23,9 @@ use crate::schema::Schema;
 ///
 /// ```
 /// # #[cfg(feature = "sqlite")] {
-/// use keepcount::{Batch, Counter, Schema, SqliteStore, Store, Sweep};
+/// use keepcount::{Batch, SqliteStore, Store, Sweep};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// let conn = rusqlite::Connection::open_in_memory()?;
 /// let mut store = SqliteStore::new(&conn, &SCHEMA);

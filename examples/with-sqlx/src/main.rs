@@ -3,11 +3,10 @@
 //!
 //! docs/libraries.md shows the function between the markers; a test compares both.
 
-use keepcount::{Batch, Counter, Record, Schema, StreamRange, Tally};
+use keepcount::{Batch, Record, StreamRange, Tally};
 use sqlx::{Connection as _, Row as _};
 
-const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 
 struct Vote {
     show: i64,

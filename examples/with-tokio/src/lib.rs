@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run};
-use keepcount::{Cause, Counter, Error, Record, Schema, SqliteStore, Tally};
+use keepcount::{Cause, Error, Record, SqliteStore, Tally};
 use rusqlite::Connection;
 
-const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 
 struct Vote(i64);
 

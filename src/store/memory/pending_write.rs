@@ -31,10 +31,9 @@ use crate::sync::Ordering;
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, MemoryStore, Schema};
+/// use keepcount::{Batch, MemoryStore};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// # fn insert_vote_and_commit() -> Result<(), &'static str> { Ok(()) }
 /// let store = MemoryStore::new(&SCHEMA);

@@ -26,10 +26,9 @@ use crate::sync::Ordering;
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Batch, Counter, MemoryStore, Schema, Snapshot, StreamRange};
+/// use keepcount::{Batch, MemoryStore, Snapshot, StreamRange};
 ///
-/// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-/// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
 /// let store = MemoryStore::new(&SCHEMA);
 /// let mut batch = Batch::new();

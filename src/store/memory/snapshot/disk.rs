@@ -50,10 +50,9 @@ impl Snapshot {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Batch, Counter, MemoryStore, Schema, Snapshot};
+    /// use keepcount::{Batch, MemoryStore, Snapshot};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     ///
     /// # let folder = tempfile::tempdir()?;
     /// let path = folder.path().join("totals.snapshot");

@@ -31,10 +31,9 @@ impl Snapshot {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::{Counter, MemoryStore, Schema, Snapshot};
+    /// use keepcount::{MemoryStore, Snapshot};
     ///
-    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
     ///
     /// let snapshot = MemoryStore::new(&SCHEMA).snapshot();
     /// let bytes = snapshot.to_bytes()?;
