@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::{Random, only_tested};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use keepcount::concert::{Concert, Setlist, Show, Status, Trend, Trends, Vote};
-use keepcount::{Batch, Date, Key, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
+use keepcount::{Batch, Date, Key, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
 type C = Concert<i64>;
@@ -172,7 +172,6 @@ fn reads(c: &mut Criterion) {
     store.apply(&mut site(&C::SCHEMA)).unwrap();
     let mut random = Random(5);
     store.apply(&mut votes(&C::SCHEMA, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
-    let page: Vec<KeyBuf> = (0..100_i64).map(KeyBuf::of::<i64>).collect();
     for (name, begin, end) in [("of its own", "", ""), ("around all", "BEGIN", "COMMIT")] {
         let mut group = c.benchmark_group(format!("sqlite, reads in a transaction {name}"));
         group.sample_size(50).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
@@ -180,7 +179,7 @@ fn reads(c: &mut Criterion) {
         let mut key = || (random.next() % SHOWS).cast_signed();
         group.bench_function("a total", |b| b.iter(|| store.total(C::SETLIST_VOTES, key()).unwrap()));
         group.bench_function("a rollup's total", |b| b.iter(|| store.total(C::SHOW_VOTES, key()).unwrap()));
-        group.bench_function("100 totals", |b| b.iter(|| store.read(C::SETLIST_VOTES.id(), &page).unwrap()));
+        group.bench_function("100 totals", |b| b.iter(|| store.totals_of(C::SETLIST_VOTES, 0..100).unwrap()));
         group.bench_function("first 10 of a leaderboard", |b| {
             b.iter(|| store.top(Trend::<i64>::WEEK.leaderboard, 10).unwrap());
         });

@@ -177,8 +177,8 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// # Errors
     ///
     /// As [`Store::sum`].
-    pub fn shows_ahead(store: &mut impl Store, artist: impl AsKey<K>, at: Date) -> Result<i64> {
-        store.sum(Self::ARTIST_SHOWS_AHEAD.id(), &Self::ARTIST_SHOWS_AHEAD.suffixes(artist, at..))
+    pub fn shows_ahead(mut store: impl Store, artist: impl AsKey<K>, at: Date) -> Result<i64> {
+        store.sum(Self::ARTIST_SHOWS_AHEAD.suffixes(artist, at..))
     }
 }
 

@@ -82,18 +82,9 @@ pub enum Call {
     },
     /// [`Store::offset`] of this stream.
     Offset(String),
-    /// [`Store::read`].
+    /// [`Store::read_keys`].
     Read(CounterId, Vec<KeyBuf>),
-    /// [`Store::page`].
-    Page {
-        /// The counter.
-        counter: CounterId,
-        /// The key before the page, if any.
-        after: Option<KeyBuf>,
-        /// The maximum number of totals.
-        limit: usize,
-    },
-    /// [`Store::range`].
+    /// [`Store::read_range`].
     Range {
         /// The counter.
         counter: CounterId,
@@ -102,7 +93,7 @@ pub enum Call {
         /// The maximum number of totals.
         limit: usize,
     },
-    /// [`Store::sum`].
+    /// [`Store::sum_range`].
     Sum(CounterId, KeyRange),
 }
 
@@ -115,7 +106,7 @@ pub enum Answer {
     Offset(u64),
     /// To [`Call::Read`].
     Read(Vec<i64>),
-    /// To [`Call::Page`] and [`Call::Range`].
+    /// To [`Call::Range`].
     Page(Vec<(KeyBuf, i64)>),
     /// To [`Call::Sum`].
     Sum(i64),
@@ -173,13 +164,10 @@ impl Step {
             (Expect::Read(totals), Call::Read(counter, keys), Ok(Answer::Read(read))) => {
                 check_read(counter, keys, totals, read)
             }
-            (Expect::Following(totals), Call::Page { counter, after, limit }, Ok(Answer::Page(page))) => {
-                check_page(counter, after.as_ref(), *limit, totals, page)
-            }
             (Expect::Following(totals), Call::Range { counter, range, limit }, Ok(Answer::Page(page))) => {
                 match page.iter().find(|(key, _)| !range.contains(key)) {
                     Some((key, _)) => Err(format!("{counter:?}: key {} is outside the range", counter.show(key))),
-                    None => check_page(counter, None, *limit, totals, page),
+                    None => check_page(counter, *limit, totals, page),
                 }
             }
             (Expect::Sum(sum), _, Ok(Answer::Sum(found))) if sum == found => Ok(()),
@@ -255,7 +243,6 @@ fn check_read(counter: &CounterId, keys: &[KeyBuf], expected: &[i64], read: &[i6
 
 fn check_page(
     counter: &CounterId,
-    after: Option<&KeyBuf>,
     limit: usize,
     following: &[(KeyBuf, i64)],
     page: &[(KeyBuf, i64)],
@@ -263,9 +250,9 @@ fn check_page(
     if page.len() > limit {
         return Err(format!("{} totals of {counter:?} in a page of {limit}", page.len()));
     }
-    let mut before = after;
+    let mut before: Option<&KeyBuf> = None;
     for (key, _) in page {
-        if let Some(before) = before.filter(|before| key <= before) {
+        if let Some(before) = before.filter(|before| key <= *before) {
             return Err(format!("{counter:?}: key {} after key {}", counter.show(key), counter.show(before)));
         }
         before = Some(key);
@@ -294,7 +281,7 @@ fn check_page(
 /// use keepcount::{MemoryStore, conformance};
 ///
 /// for case in conformance::cases() {
-///     conformance::run(&case, &mut MemoryStore::new(&conformance::SCHEMA));
+///     conformance::run(&case, &MemoryStore::new(&conformance::SCHEMA));
 /// }
 /// ```
 #[must_use]
@@ -325,7 +312,7 @@ fn build((name, write): (&'static str, Write)) -> Case {
 ///
 /// If an answer differs from the expected one. The message has the case's name, the step's number
 /// and the difference.
-pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
+pub fn run(case: &Case, mut store: impl Store) {
     for (number, step) in case.steps.iter().enumerate() {
         let mut left = Batch::new();
         let answer = match &step.call {
@@ -341,10 +328,9 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
                     .map(Answer::Applied)
             }
             Call::Offset(stream) => store.offset(stream).map(Answer::Offset),
-            Call::Read(counter, keys) => store.read(*counter, keys).map(Answer::Read),
-            Call::Page { counter, after, limit } => store.page(*counter, after.as_ref(), *limit).map(Answer::Page),
-            Call::Range { counter, range, limit } => store.range(*counter, range, *limit).map(Answer::Page),
-            Call::Sum(counter, range) => store.sum(*counter, range).map(Answer::Sum),
+            Call::Read(counter, keys) => store.read_keys(*counter, keys).map(Answer::Read),
+            Call::Range { counter, range, limit } => store.read_range(*counter, range, *limit).map(Answer::Page),
+            Call::Sum(counter, range) => store.sum_range(*counter, range).map(Answer::Sum),
         };
         case.check(number, &left, &answer);
     }
@@ -355,7 +341,7 @@ pub fn run<S: Store + ?Sized>(case: &Case, store: &mut S) {
 /// # Panics
 ///
 /// As [`run`].
-pub async fn run_async<S: AsyncStore>(case: &Case, store: &mut S) {
+pub async fn run_async(case: &Case, mut store: impl AsyncStore) {
     for (number, step) in case.steps.iter().enumerate() {
         let mut left = Batch::new();
         let answer = match &step.call {
@@ -371,12 +357,9 @@ pub async fn run_async<S: AsyncStore>(case: &Case, store: &mut S) {
                 }
             }
             Call::Offset(stream) => store.offset(stream).await.map(Answer::Offset),
-            Call::Read(counter, keys) => store.read(*counter, keys).await.map(Answer::Read),
-            Call::Page { counter, after, limit } => {
-                store.page(*counter, after.as_ref(), *limit).await.map(Answer::Page)
-            }
-            Call::Range { counter, range, limit } => store.range(*counter, range, *limit).await.map(Answer::Page),
-            Call::Sum(counter, range) => store.sum(*counter, range).await.map(Answer::Sum),
+            Call::Read(counter, keys) => store.read_keys(*counter, keys).await.map(Answer::Read),
+            Call::Range { counter, range, limit } => store.read_range(*counter, range, *limit).await.map(Answer::Page),
+            Call::Sum(counter, range) => store.sum_range(*counter, range).await.map(Answer::Sum),
         };
         case.check(number, &left, &answer);
     }

@@ -4,10 +4,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::RangeBounds;
 
 use crate::key::{AsKey, Key, KeyBuf, KeyParts};
-use crate::range::KeyRange;
+use crate::range::{CounterRange, KeyBounds, KeyRange};
 
 /// A counter grouped by keys of type `K`.
 ///
@@ -45,6 +44,12 @@ impl<K> Copy for Counter<K> {}
 impl<K> fmt::Debug for Counter<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.id.fmt(f)
+    }
+}
+
+impl<K> From<Counter<K>> for CounterId {
+    fn from(counter: Counter<K>) -> Self {
+        counter.id
     }
 }
 
@@ -148,6 +153,34 @@ impl<K: Key> Counter<K> {
         self
     }
 
+    /// All keys.
+    #[must_use]
+    pub const fn all(self) -> CounterRange<K> {
+        CounterRange::new(&self, KeyRange::ALL)
+    }
+
+    /// The keys in this range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, MemoryStore};
+    ///
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+    ///
+    /// let store = MemoryStore::new(&SCHEMA);
+    /// let mut batch = Batch::new();
+    /// (0..5).for_each(|show| batch.add(SHOW_VOTES, show, 10 + show));
+    /// store.apply(&mut batch)?;
+    /// assert_eq!(store.range(SHOW_VOTES.keys(3..), 10)?, [(3, 13), (4, 14)]);
+    /// assert_eq!(store.sum(SHOW_VOTES.keys(..=1))?, 21);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keys(self, keys: impl KeyBounds<K>) -> CounterRange<K> {
+        CounterRange::new(&self, KeyRange::of::<K>(keys))
+    }
+
     /// The counter without its key type.
     #[must_use]
     pub const fn id(self) -> CounterId {
@@ -177,7 +210,7 @@ impl<K: Key> Counter<K> {
 /// }
 /// store.apply(&mut batch)?;
 /// let today: Date = "2026-06-01".parse()?;
-/// assert_eq!(store.sum(ARTIST_DATES.id(), &ARTIST_DATES.suffixes(7_i64, today..))?, 2);
+/// assert_eq!(store.sum(ARTIST_DATES.suffixes(7, today..))?, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 impl<H: Key, T: Key> Counter<(H, T)> {
@@ -198,20 +231,20 @@ impl<H: Key, T: Key> Counter<(H, T)> {
 
     /// All keys with this prefix.
     #[must_use]
-    pub fn under(self, prefix: impl AsKey<H>) -> KeyRange {
-        KeyRange::under(KeyBuf::of::<H>(prefix))
+    pub fn under(self, prefix: impl AsKey<H>) -> CounterRange<(H, T)> {
+        CounterRange::new(&self, KeyRange::under(KeyBuf::of::<H>(prefix)))
     }
 
     /// The keys with this prefix whose suffix is in this range.
     #[must_use]
-    pub fn suffixes<X: AsKey<T>>(self, prefix: impl AsKey<H>, suffixes: impl RangeBounds<X>) -> KeyRange {
-        KeyRange::suffixes::<H, T, X>(&prefix, &suffixes)
+    pub fn suffixes(self, prefix: impl AsKey<H>, suffixes: impl KeyBounds<T>) -> CounterRange<(H, T)> {
+        CounterRange::new(&self, KeyRange::suffixes::<T>(&KeyBuf::of::<H>(prefix), suffixes))
     }
 
     /// The keys whose prefix is in this range.
     #[must_use]
-    pub fn prefixes<X: AsKey<H>>(self, prefixes: impl RangeBounds<X>) -> KeyRange {
-        KeyRange::of::<H, X>(prefixes)
+    pub fn prefixes(self, prefixes: impl KeyBounds<H>) -> CounterRange<(H, T)> {
+        CounterRange::new(&self, KeyRange::of::<H>(prefixes))
     }
 }
 

@@ -48,7 +48,7 @@ use crate::store::Store;
 /// batch.add(UPVOTES, "encore", 3);
 /// batch.add(DOWNVOTES, "opener", 1);
 /// let applied = store.apply(&mut batch)?;
-/// songs.follow(&mut &store, applied.deltas(&batch))?;
+/// songs.follow(&store, applied.deltas(&batch))?;
 /// let top = songs.top(10)?;
 /// assert_eq!((top[0].rank, top[0].key.as_str(), top[0].score), (1, "encore", 3));
 /// # Ok::<(), keepcount::Error>(())
@@ -210,9 +210,9 @@ impl LeaderboardId {
         let mut totals = Vec::with_capacity(self.counters().len());
         for counter in self.counters() {
             if self.has_epochs() {
-                totals.extend(store.range(*counter, &KeyRange::under(key.clone()), usize::MAX)?);
+                totals.extend(store.read_range(*counter, &KeyRange::under(key.clone()), usize::MAX)?);
             } else {
-                let total = store.read(*counter, std::slice::from_ref(key))?;
+                let total = store.read_keys(*counter, std::slice::from_ref(key))?;
                 totals.extend(total.into_iter().map(|total| (key.clone(), total)));
             }
         }
@@ -254,10 +254,10 @@ impl LeaderboardId {
         mut each: impl FnMut(&mut dyn Store, KeyBuf) -> Result<()>,
     ) -> Result<()> {
         for counter in self.counters() {
-            let mut after = None;
+            let mut range = KeyRange::ALL;
             let mut before = None;
             loop {
-                let page = store.page(*counter, after.as_ref(), KEYS_PAGE)?;
+                let page = store.read_range(*counter, &range, KEYS_PAGE)?;
                 for (key, _) in &page {
                     let key = self.key_of(counter, key)?;
                     if before.as_ref() != Some(&key) {
@@ -266,7 +266,7 @@ impl LeaderboardId {
                     }
                 }
                 match page.last() {
-                    Some((last, _)) if page.len() == KEYS_PAGE => after = Some(last.clone()),
+                    Some((last, _)) if page.len() == KEYS_PAGE => range = range.behind(last),
                     _ => break,
                 }
             }

@@ -110,7 +110,7 @@ pub use leaderboard::{Leaderboard, LeaderboardId, MemoryLeaderboard, Ranked, Sco
 pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
-pub use range::KeyRange;
+pub use range::{CounterRange, KeyBounds, KeyRange};
 pub use record::{Record, Tally};
 pub use rollup_update::{RollupUpdate, TotalsRequest};
 pub use schema::Schema;

@@ -196,8 +196,8 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// [`Error::UnknownCounter`] and [`Error::DefinitionConflict`] for a counter that the schema
     /// does not have, and those of the database.
-    pub async fn is_ready(&mut self, counter: CounterId) -> Result<bool> {
-        engine::readiness::is_ready(&mut self.executor(), self.schema, counter).await
+    pub async fn is_ready(&mut self, counter: impl Into<CounterId>) -> Result<bool> {
+        engine::readiness::is_ready(&mut self.executor(), self.schema, counter.into()).await
     }
 
     /// The counters of the schema that need a backfill, in the order of names, for
@@ -475,15 +475,15 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
         engine::read::offset(&mut self.executor(), stream).await
     }
 
-    async fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    async fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         engine::read::read(&mut self.executor(), self.schema, counter, keys).await
     }
 
-    async fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    async fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         engine::read::range(&mut self.executor(), self.schema, counter, range, limit).await
     }
 
-    async fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+    async fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         engine::read::sum(&mut self.executor(), self.schema, counter, range).await
     }
 }

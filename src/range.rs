@@ -1,26 +1,134 @@
 //! Ranges of keys: two bounds, each a key or a prefix of one.
 
 use std::cmp::Ordering;
-use std::ops::{Bound, RangeBounds};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Bound, Range, RangeBounds, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
+use crate::counter::{Counter, CounterId};
 use crate::key::{AsKey, Key, KeyBuf};
 
-/// A range of a counter's keys.
+/// A range of a counter's keys, with the counter: what [`Store::range`](crate::Store::range) and
+/// [`Store::sum`](crate::Store::sum) read.
 ///
-/// A bound may be a prefix of a key, with fewer parts; then it stands for all keys with this
-/// prefix. [`Counter`](crate::Counter) makes the typed ranges: [`under`](crate::Counter::under),
-/// [`suffixes`](crate::Counter::suffixes), [`prefixes`](crate::Counter::prefixes).
+/// [`Counter`] makes it: [`all`](Counter::all) and [`keys`](Counter::keys); and for a key that is a
+/// pair, [`under`](Counter::under), [`suffixes`](Counter::suffixes) and
+/// [`prefixes`](Counter::prefixes).
 ///
 /// # Examples
 ///
 /// ```
-/// use keepcount::{Counter, KeyBuf};
+/// use keepcount::Counter;
 ///
 /// const VISITS: Counter<(String, i64)> = Counter::new("page.visits");
 /// let range = VISITS.suffixes("home", 10..20);
-/// assert!(range.contains(&KeyBuf::of::<(String, i64)>(("home", 10))));
-/// assert!(!range.contains(&KeyBuf::of::<(String, i64)>(("home", 20))));
+/// assert!(range.contains(("home", 10)));
+/// assert!(!range.contains(("home", 20)));
 /// ```
+pub struct CounterRange<K> {
+    counter: CounterId,
+    keys: KeyRange,
+    key: PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for CounterRange<K> {
+    fn clone(&self) -> Self {
+        Self { keys: self.keys.clone(), ..*self }
+    }
+}
+
+impl<K> fmt::Debug for CounterRange<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CounterRange").field("counter", &self.counter).field("keys", &self.keys).finish()
+    }
+}
+
+impl<K: Key> CounterRange<K> {
+    pub(crate) const fn new(counter: &Counter<K>, keys: KeyRange) -> Self {
+        Self { counter: counter.id(), keys, key: PhantomData }
+    }
+
+    /// The counter without its key type.
+    #[must_use]
+    pub const fn counter(&self) -> &CounterId {
+        &self.counter
+    }
+
+    /// The range without its key type.
+    #[must_use]
+    pub const fn keys(&self) -> &KeyRange {
+        &self.keys
+    }
+
+    /// The same range without the keys up to this one: for the next page.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, MemoryStore};
+    ///
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+    ///
+    /// let store = MemoryStore::new(&SCHEMA);
+    /// let mut batch = Batch::new();
+    /// (0..5).for_each(|show| batch.add(SHOW_VOTES, show, 1));
+    /// store.apply(&mut batch)?;
+    ///
+    /// let (mut range, mut shows) = (SHOW_VOTES.all(), Vec::new());
+    /// loop {
+    ///     let page = store.range(range.clone(), 2)?;
+    ///     let Some((last, _)) = page.last() else { break };
+    ///     range = range.after(last);
+    ///     shows.extend(page.iter().map(|(show, _)| *show));
+    /// }
+    /// assert_eq!(shows, [0, 1, 2, 3, 4]);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    #[must_use]
+    pub fn after(self, key: impl AsKey<K>) -> Self {
+        Self { keys: self.keys.behind(&KeyBuf::of::<K>(key)), ..self }
+    }
+
+    /// Whether a key is in the range.
+    #[must_use]
+    pub fn contains(&self, key: impl AsKey<K>) -> bool {
+        self.keys.contains(&KeyBuf::of::<K>(key))
+    }
+}
+
+/// A range of values of type `K`: `..`, `a..b`, `a..=b`, `a..`, `..b`, `..=b`, or a pair of
+/// [`Bound`]s.
+///
+/// `..` needs no type, unlike [`RangeBounds`].
+pub trait KeyBounds<K> {
+    /// The lower and the upper bound, encoded.
+    fn encoded(self) -> (Bound<KeyBuf>, Bound<KeyBuf>);
+}
+
+impl<K> KeyBounds<K> for RangeFull {
+    fn encoded(self) -> (Bound<KeyBuf>, Bound<KeyBuf>) {
+        (Bound::Unbounded, Bound::Unbounded)
+    }
+}
+
+macro_rules! bounds {
+    ($($range:ty),*) => {
+        $(
+            impl<K: Key, X: AsKey<K>> KeyBounds<K> for $range {
+                fn encoded(self) -> (Bound<KeyBuf>, Bound<KeyBuf>) {
+                    (self.start_bound().map(KeyBuf::of::<K>), self.end_bound().map(KeyBuf::of::<K>))
+                }
+            }
+        )*
+    };
+}
+
+bounds!(Range<X>, RangeInclusive<X>, RangeFrom<X>, RangeTo<X>, RangeToInclusive<X>, (Bound<X>, Bound<X>));
+
+/// A range of keys without their type, for a store of your own.
+///
+/// A bound may be a prefix of a key, with fewer parts; then it stands for all keys with this
+/// prefix. [`CounterRange`] is the typed range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRange {
     start: Bound<KeyBuf>,
@@ -45,26 +153,23 @@ impl KeyRange {
 
     /// The keys in a range; `K` is the counter's key, or the first of its parts.
     #[must_use]
-    pub fn of<K: Key, X: AsKey<K>>(keys: impl RangeBounds<X>) -> Self {
-        let bound = |bound: Bound<&X>| bound.map(KeyBuf::of::<K>);
-        Self { start: bound(keys.start_bound()), end: bound(keys.end_bound()) }
+    pub fn of<K>(keys: impl KeyBounds<K>) -> Self {
+        let (start, end) = keys.encoded();
+        Self { start, end }
     }
 
-    pub(crate) fn suffixes<H: Key, T: Key, X: AsKey<T>>(
-        prefix: &impl AsKey<H>,
-        suffixes: &impl RangeBounds<X>,
-    ) -> Self {
-        let prefix = KeyBuf::of::<H>(prefix);
-        let whole = |suffix: &X| {
+    pub(crate) fn suffixes<T>(prefix: &KeyBuf, suffixes: impl KeyBounds<T>) -> Self {
+        let whole = |suffix: KeyBuf| {
             let mut key = prefix.clone();
-            suffix.encode(&mut key);
+            key.push(suffix.as_bytes());
             key
         };
-        let bound = |bound: Bound<&X>| match bound.map(whole) {
+        let bound = |bound: Bound<KeyBuf>| match bound.map(whole) {
             Bound::Unbounded => Bound::Included(prefix.clone()),
             bound => bound,
         };
-        Self { start: bound(suffixes.start_bound()), end: bound(suffixes.end_bound()) }
+        let (start, end) = suffixes.encoded();
+        Self { start: bound(start), end: bound(end) }
     }
 
     /// The same range without the keys up to this one: for the next page.

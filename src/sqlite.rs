@@ -102,7 +102,7 @@ impl<'c> SqliteStore<'c> {
     /// conn.execute_batch("CREATE TABLE votes (show_id INTEGER NOT NULL); INSERT INTO votes VALUES (7), (7), (8)")?;
     /// let mut store = SqliteStore::new(&conn, &SCHEMA);
     /// store.create_pending_backfill()?;
-    /// assert!(!store.is_ready(SHOW_VOTES.id())?);
+    /// assert!(!store.is_ready(SHOW_VOTES)?);
     /// assert!(matches!(store.total(SHOW_VOTES, 7), Err(Error::NotReady { .. })));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -178,8 +178,8 @@ impl<'c> SqliteStore<'c> {
     /// [`UnknownCounter`](crate::Error::UnknownCounter) and
     /// [`DefinitionConflict`](crate::Error::DefinitionConflict) for a counter that the schema does
     /// not have, and those of the database.
-    pub fn is_ready(&self, counter: CounterId) -> Result<bool> {
-        now(engine::readiness::is_ready(&mut self.executor(), self.schema, counter))
+    pub fn is_ready(&self, counter: impl Into<CounterId>) -> Result<bool> {
+        now(engine::readiness::is_ready(&mut self.executor(), self.schema, counter.into()))
     }
 
     /// The counters of the schema that need a backfill, in the order of names, for
@@ -356,15 +356,15 @@ impl Store for SqliteStore<'_> {
         now(engine::read::offset(&mut self.executor(), stream))
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         now(engine::read::read(&mut self.executor(), self.schema, counter, keys))
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         now(engine::read::range(&mut self.executor(), self.schema, counter, range, limit))
     }
 
-    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         now(engine::read::sum(&mut self.executor(), self.schema, counter, range))
     }
 }

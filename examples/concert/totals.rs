@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use keepcount::{CounterId, Date, KeyBuf, Store};
+use keepcount::{CounterId, Date, KeyBuf, KeyRange, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::C;
@@ -59,14 +59,14 @@ fn each_total(
     counter: CounterId,
     mut each: impl FnMut(&KeyBuf, i64) -> Result<()>,
 ) -> Result<()> {
-    let mut after = None;
+    let mut range = KeyRange::ALL;
     loop {
-        let page = store.page(counter, after.as_ref(), PAGE)?;
+        let page = store.read_range(counter, &range, PAGE)?;
         for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
             each(key, *total)?;
         }
         match page.last() {
-            Some((key, _)) if page.len() == PAGE => after = Some(key.clone()),
+            Some((key, _)) if page.len() == PAGE => range = range.behind(key),
             _ => return Ok(()),
         }
     }

@@ -1,7 +1,7 @@
 //! The tables, rows and counters of one application, which `with-sqlx`, `with-diesel` and
 //! `with-sea-orm` each write with their library.
 
-use keepcount::{CounterId, Date, Record, Tally};
+use keepcount::{Date, Record, Tally};
 use uuid::Uuid;
 
 keepcount::counters! {

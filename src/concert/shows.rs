@@ -87,16 +87,16 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     ///
     /// type C = Concert<String>;
     ///
-    /// let mut store = MemoryStore::new(&C::SCHEMA);
+    /// let store = MemoryStore::new(&C::SCHEMA);
     /// let (today, then): (Date, Date) = ("2026-06-01".parse()?, "2026-06-11".parse()?);
     /// let mut batch = Batch::new();
     /// batch.insert(&Show::new("sh1", None, then, Status::Upcoming));
     /// store.apply(&mut batch)?;
-    /// let top = C::top_shows(&mut store, today, 10)?;
+    /// let top = C::top_shows(&store, today, 10)?;
     /// assert_eq!((top[0].show.as_str(), top[0].score.to_string().as_str()), ("sh1", "0.6667"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn top_shows(store: &mut impl Store, at: Date, limit: usize) -> Result<Vec<ShowStanding<K>>> {
+    pub fn top_shows(store: impl Store, at: Date, limit: usize) -> Result<Vec<ShowStanding<K>>> {
         let mut best: BinaryHeap<Reverse<Place>> = BinaryHeap::new();
         each_candidate::<K>(store, at, |place| {
             best.push(Reverse(place));
@@ -117,10 +117,10 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// # Errors
     ///
     /// The store's errors.
-    pub fn rank_of_show(store: &mut impl Store, at: Date, show: impl AsKey<K>) -> Result<Option<ShowStanding<K>>> {
+    pub fn rank_of_show(mut store: impl Store, at: Date, show: impl AsKey<K>) -> Result<Option<ShowStanding<K>>> {
         let wanted = KeyBuf::of::<K>(show);
         let mut own: Option<Place> = None;
-        each_candidate::<K>(store, at, |place| {
+        each_candidate::<K>(&mut store, at, |place| {
             if id_of(&place.1.0) == wanted.as_bytes() && own.as_ref().is_none_or(|own| place > *own) {
                 own = Some(place);
             }
@@ -139,14 +139,14 @@ fn standing<K: Key>(rank: u64, (score, Reverse(key)): Place) -> Result<ShowStand
 }
 
 /// Calls `each` with every show that has a score, read as a range of the counter by date.
-fn each_candidate<K: Key>(store: &mut impl Store, at: Date, mut each: impl FnMut(Place)) -> Result<()> {
+fn each_candidate<K: Key>(mut store: impl Store, at: Date, mut each: impl FnMut(Place)) -> Result<()> {
     let upcoming = Concert::<K>::SHOW_UPCOMING;
-    let mut range = at.plus(WINDOW - 1).map_or(KeyRange::ALL, |last| upcoming.prefixes(..=last));
+    let mut range = at.plus(WINDOW - 1).map_or(KeyRange::ALL, |last| KeyRange::of::<Date>(..=last));
     loop {
-        let page = store.range(upcoming.id(), &range, PAGE)?;
+        let page = store.read_range(upcoming.id(), &range, PAGE)?;
         let shows: Vec<KeyBuf> = page.iter().map(|(key, _)| KeyBuf::from_bytes(id_of(key))).collect();
-        let votes = store.read(Concert::<K>::SHOW_VOTES.id(), &shows)?;
-        let setlists = store.read(Concert::<K>::SHOW_SETLISTS.id(), &shows)?;
+        let votes = store.read_keys(Concert::<K>::SHOW_VOTES.id(), &shows)?;
+        let setlists = store.read_keys(Concert::<K>::SHOW_SETLISTS.id(), &shows)?;
         for (((key, listed), votes), setlists) in page.iter().zip(votes).zip(setlists) {
             let (date, _) = key.decode::<(Date, K)>().map_err(|cause| Error::key(&upcoming.id(), key, cause))?;
             let exact = ShowScore::new(date, at, votes, setlists);

@@ -39,7 +39,7 @@ use crate::record::{Record, Tally};
 /// batch.insert(&Vote::stored(Some("se1"), Some("ann"), true, 1_750_000_000).decaying::<DayAndMonth>());
 /// store.apply(&mut batch)?;
 /// for trend in C::TRENDS {
-///     assert_eq!(store.page(trend.shows.id(), None, 10)?.len(), 1);
+///     assert_eq!(store.range(trend.shows.all(), 10)?.len(), 1);
 /// }
 /// # Ok::<(), keepcount::Error>(())
 /// ```

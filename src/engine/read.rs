@@ -14,6 +14,7 @@ use crate::range::KeyRange;
 use crate::retention::check_range;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
+use crate::store::pages::Sum;
 use crate::store::{TOTALS_PAGE, sum_overflow};
 
 /// The totals of these keys, in their order; 0 for a key without one.
@@ -168,15 +169,12 @@ async fn sum_by_pages<E: Executor>(
     counter: CounterId,
     over: &KeyRange,
 ) -> Result<i64> {
-    let (mut sum, mut over) = (0_i128, over.clone());
-    loop {
-        let page = range(executor, schema, counter, &over, TOTALS_PAGE).await?;
-        sum += page.iter().map(|(_, total)| i128::from(*total)).sum::<i128>();
-        match page.last() {
-            Some((last, _)) if page.len() == TOTALS_PAGE => over = over.behind(last),
-            _ => return i64::try_from(sum).map_err(|_| sum_overflow(&counter)),
-        }
+    let mut sum = Sum::of(counter, over);
+    while let Some(over) = sum.ask() {
+        let page = range(executor, schema, counter, over, TOTALS_PAGE).await?;
+        sum.take(&page);
     }
+    sum.sum()
 }
 
 /// How many totals are not 0, counted up to `most`.

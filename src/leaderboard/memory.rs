@@ -55,10 +55,10 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
     /// # Errors
     ///
     /// The store's errors. The leaderboard is then unchanged.
-    pub fn rebuild(&mut self, store: &mut impl Store) -> Result<()> {
+    pub fn rebuild(&mut self, mut store: impl Store) -> Result<()> {
         let id = self.leaderboard.id();
         let mut listed = Vec::new();
-        id.each_key(store, |totals, key| {
+        id.each_key(&mut store, |totals, key| {
             listed.extend(id.score(totals, &key)?.and_then(S::from_cell).map(|score| (key, score)));
             Ok(())
         })?;
@@ -74,13 +74,13 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
     /// The store's errors. You must then [`rebuild`](Self::rebuild) the leaderboard.
     pub fn follow<'a>(
         &mut self,
-        store: &mut impl Store,
+        mut store: impl Store,
         deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
     ) -> Result<u64> {
         let id = self.leaderboard.id();
         let mut changed = 0;
         for key in id.changed(deltas)? {
-            let now = id.score(store, &key)?.and_then(S::from_cell);
+            let now = id.score(&mut store, &key)?.and_then(S::from_cell);
             changed += u64::from(self.standings.set(key, now));
         }
         Ok(changed)

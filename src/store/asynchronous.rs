@@ -3,13 +3,13 @@
 
 use std::future::Future;
 
-use super::{Applied, TOTALS_PAGE, behind};
+use super::{Applied, TOTALS_PAGE, encoded, pages};
 use crate::batch::Batch;
 use crate::counter::{Counter, CounterId};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::offset::{self, StreamRange};
-use crate::range::KeyRange;
+use crate::range::{CounterRange, KeyRange};
 
 /// An asynchronous store of totals, for example behind a connection.
 ///
@@ -63,55 +63,95 @@ pub trait AsyncStore: Send {
 
     /// Returns the totals of these keys, in the same order; 0 for a key without a total.
     ///
+    /// Write it in a store of your own. To read, use [`total`](Self::total) and
+    /// [`totals_of`](Self::totals_of).
+    ///
     /// # Errors
     ///
-    /// As [`Store::read`](super::Store::read).
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send;
+    /// As [`Store::read_keys`](super::Store::read_keys).
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send;
 
     /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
     /// them.
     ///
+    /// Write it in a store of your own. To read, use [`range`](Self::range).
+    ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
-    fn range(
+    /// As [`read_keys`](Self::read_keys).
+    fn read_range(
         &mut self,
         counter: CounterId,
         range: &KeyRange,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send;
 
-    /// Returns the sum of the totals in a range. Costs one scan of the range.
+    /// Returns the sum of the totals in a range, read page by page.
+    ///
+    /// Write it in a store of your own that can do better. To read, use [`sum`](Self::sum).
     ///
     /// # Errors
     ///
     /// As [`Store::sum`](super::Store::sum).
-    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send;
-
-    /// Returns the next totals after a key, in key order, at most `limit`; the first ones if
-    /// `after` is `None`.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
-    fn page(
-        &mut self,
-        counter: CounterId,
-        after: Option<&KeyBuf>,
-        limit: usize,
-    ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send {
-        let range = behind(&counter, after);
-        async move { self.range(counter, &range?, limit).await }
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send {
+        let mut sum = pages::Sum::of(counter, range);
+        async move {
+            while let Some(range) = sum.ask() {
+                let page = self.read_range(counter, range, TOTALS_PAGE).await?;
+                sum.take(&page);
+            }
+            sum.sum()
+        }
     }
 
     /// Returns the total of one key; 0 if it has none.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
+    /// As [`Store::total`](super::Store::total).
     fn total<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>) -> impl Future<Output = Result<i64>> + Send {
         let (id, key) = (counter.id(), [KeyBuf::of::<K>(key)]);
-        async move { Ok(self.read(id, &key).await?.first().copied().unwrap_or(0)) }
+        async move { Ok(self.read_keys(id, &key).await?.first().copied().unwrap_or(0)) }
+    }
+
+    /// Returns the totals of these keys, in the same order; 0 for a key without a total.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    fn totals_of<K: Key>(
+        &mut self,
+        counter: Counter<K>,
+        keys: impl IntoIterator<Item: AsKey<K>>,
+    ) -> impl Future<Output = Result<Vec<i64>>> + Send {
+        let (id, keys) = (counter.id(), encoded(keys));
+        async move { self.read_keys(id, &keys).await }
+    }
+
+    /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    fn range<K: Key>(
+        &mut self,
+        range: CounterRange<K>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(K, i64)>>> + Send {
+        async move {
+            let page = self.read_range(*range.counter(), range.keys(), limit).await?;
+            pages::typed(range.counter(), &page).collect()
+        }
+    }
+
+    /// Returns the sum of the totals in a range. Costs one scan of the range.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::sum`](super::Store::sum).
+    fn sum<K: Key>(&mut self, range: CounterRange<K>) -> impl Future<Output = Result<i64>> + Send {
+        async move { self.sum_range(*range.counter(), range.keys()).await }
     }
 
     /// Returns all totals other than 0, in key order.
@@ -120,23 +160,50 @@ pub trait AsyncStore: Send {
     ///
     /// # Errors
     ///
-    /// As [`page`](Self::page).
+    /// As [`total`](Self::total).
     fn totals<K: Key + Send>(&mut self, counter: Counter<K>) -> impl Future<Output = Result<Vec<(K, i64)>>> + Send {
-        let id = counter.id();
+        let mut totals = pages::Totals::of(counter.id());
         async move {
-            let mut all = Vec::new();
-            let mut after = None;
-            loop {
-                let page = self.page(id, after.as_ref(), TOTALS_PAGE).await?;
-                let full = page.len() == TOTALS_PAGE;
-                after = page.last().map(|(key, _)| key.clone());
-                for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
-                    all.push((key.decode().map_err(|cause| Error::key(&id, key, cause))?, *total));
-                }
-                if !full {
-                    return Ok(all);
-                }
+            while let Some(range) = totals.ask() {
+                let page = self.read_range(counter.id(), range, TOTALS_PAGE).await?;
+                totals.take(&page)?;
             }
+            Ok(totals.all)
         }
+    }
+}
+
+impl<S: AsyncStore + ?Sized> AsyncStore for &mut S {
+    fn apply(&mut self, batch: &mut Batch) -> impl Future<Output = Result<Applied>> + Send {
+        (**self).apply(batch)
+    }
+
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> impl Future<Output = Result<Applied>> + Send {
+        (**self).apply_idempotent(batch, stream_range)
+    }
+
+    fn offset(&mut self, stream: &str) -> impl Future<Output = Result<u64>> + Send {
+        (**self).offset(stream)
+    }
+
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send {
+        (**self).read_keys(counter, keys)
+    }
+
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(KeyBuf, i64)>>> + Send {
+        (**self).read_range(counter, range, limit)
+    }
+
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send {
+        (**self).sum_range(counter, range)
     }
 }

@@ -645,16 +645,16 @@ impl Store for MemoryStore {
         Ok(Self::offset(self, stream))
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         Self::read(self, counter, keys)
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        Self::range(self, counter, range, limit)
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        Self::read_range(self, counter, range, limit)
     }
 
-    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        Self::sum(self, counter, range)
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+        Self::sum_range(self, counter, range)
     }
 }
 
@@ -671,16 +671,16 @@ impl Store for &MemoryStore {
         Ok(MemoryStore::offset(self, stream))
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         MemoryStore::read(self, counter, keys)
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        MemoryStore::range(self, counter, range, limit)
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        MemoryStore::read_range(self, counter, range, limit)
     }
 
-    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        MemoryStore::sum(self, counter, range)
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+        MemoryStore::sum_range(self, counter, range)
     }
 }
 

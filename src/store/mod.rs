@@ -4,6 +4,7 @@ mod asynchronous;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod catalogue;
 pub(crate) mod memory;
+pub(crate) mod pages;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod sweep;
 
@@ -17,7 +18,7 @@ use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::offset::{self, StreamRange};
-use crate::range::KeyRange;
+use crate::range::{CounterRange, KeyRange};
 
 /// A store of totals.
 ///
@@ -31,13 +32,13 @@ use crate::range::KeyRange;
 ///
 /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 ///
-/// fn vote(store: &mut impl Store, show: i64) -> keepcount::Result<i64> {
+/// fn vote(mut store: impl Store, show: i64) -> keepcount::Result<i64> {
 ///     let mut batch = Batch::new();
 ///     batch.add(SHOW_VOTES, show, 1);
 ///     store.apply(&mut batch)?;
 ///     store.total(SHOW_VOTES, show)
 /// }
-/// assert_eq!(vote(&mut MemoryStore::new(&SCHEMA), 7)?, 1);
+/// assert_eq!(vote(&MemoryStore::new(&SCHEMA), 7)?, 1);
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub trait Store {
@@ -107,28 +108,95 @@ pub trait Store {
 
     /// Returns the totals of these keys, in the same order; 0 for a key without a total.
     ///
+    /// Write it in a store of your own. To read, use [`total`](Self::total) and
+    /// [`totals_of`](Self::totals_of).
+    ///
     /// # Errors
     ///
     /// As [`apply`](Self::apply), without overflow; [`Error::NotReady`] while a backfill of the
     /// counter, or of one that it sums, is pending.
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>>;
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>>;
 
     /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
     /// them.
     ///
+    /// Write it in a store of your own. To read, use [`range`](Self::range).
+    ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
+    /// As [`read_keys`](Self::read_keys).
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
 
-    /// Returns the next totals after a key, in key order, at most `limit`; the first ones if
-    /// `after` is `None`. Totals of 0 may be among them.
+    /// Returns the sum of the totals in a range, read page by page.
+    ///
+    /// Write it in a store of your own that can do better. To read, use [`sum`](Self::sum).
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
-    fn page(&mut self, counter: CounterId, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.range(counter, &behind(&counter, after)?, limit)
+    /// As [`sum`](Self::sum).
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+        let mut sum = pages::Sum::of(counter, range);
+        while let Some(range) = sum.ask() {
+            let page = self.read_range(counter, range, TOTALS_PAGE)?;
+            sum.take(&page);
+        }
+        sum.sum()
+    }
+
+    /// Returns the total of one key; 0 if it has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply), without overflow; [`Error::NotReady`] while a backfill of the
+    /// counter, or of one that it sums, is pending.
+    fn total<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64>
+    where
+        Self: Sized,
+    {
+        Ok(self.read_keys(counter.id(), &[KeyBuf::of::<K>(key)])?.first().copied().unwrap_or(0))
+    }
+
+    /// Returns the totals of these keys, in the same order; 0 for a key without a total.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Batch, MemoryStore, Store};
+    ///
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+    ///
+    /// let mut store = MemoryStore::new(&SCHEMA);
+    /// let mut batch = Batch::new();
+    /// batch.add(SHOW_VOTES, 7, 1);
+    /// store.apply(&mut batch)?;
+    /// assert_eq!(store.totals_of(SHOW_VOTES, [8, 7])?, [0, 1]);
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    fn totals_of<K: Key>(&mut self, counter: Counter<K>, keys: impl IntoIterator<Item: AsKey<K>>) -> Result<Vec<i64>>
+    where
+        Self: Sized,
+    {
+        self.read_keys(counter.id(), &encoded(keys))
+    }
+
+    /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
+    /// them.
+    ///
+    /// [`CounterRange::after`] gives the range of the next page.
+    ///
+    /// # Errors
+    ///
+    /// As [`total`](Self::total).
+    fn range<K: Key>(&mut self, range: CounterRange<K>, limit: usize) -> Result<Vec<(K, i64)>>
+    where
+        Self: Sized,
+    {
+        let page = self.read_range(*range.counter(), range.keys(), limit)?;
+        pages::typed(range.counter(), &page).collect()
     }
 
     /// Returns the sum of the totals in a range, for example an artist's shows from one day on.
@@ -136,22 +204,13 @@ pub trait Store {
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read), [`Error::Overflow`] if the sum leaves 64 bits, and
+    /// As [`total`](Self::total), [`Error::Overflow`] if the sum leaves 64 bits, and
     /// [`Error::Pruned`] if a part of the range was pruned.
-    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        sum_by_pages(self, counter, range)
-    }
-
-    /// Returns the total of one key; 0 if it has none.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read).
-    fn total<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>) -> Result<i64>
+    fn sum<K: Key>(&mut self, range: CounterRange<K>) -> Result<i64>
     where
         Self: Sized,
     {
-        Ok(self.read(counter.id(), &[KeyBuf::of::<K>(key)])?.first().copied().unwrap_or(0))
+        self.sum_range(*range.counter(), range.keys())
     }
 
     /// Returns all totals other than 0, in key order.
@@ -160,25 +219,17 @@ pub trait Store {
     ///
     /// # Errors
     ///
-    /// As [`page`](Self::page).
+    /// As [`total`](Self::total).
     fn totals<K: Key>(&mut self, counter: Counter<K>) -> Result<Vec<(K, i64)>>
     where
         Self: Sized,
     {
-        let id = counter.id();
-        let mut all = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.page(id, after.as_ref(), TOTALS_PAGE)?;
-            let full = page.len() == TOTALS_PAGE;
-            after = page.last().map(|(key, _)| key.clone());
-            for (key, total) in page.iter().filter(|(_, total)| *total != 0) {
-                all.push((key.decode().map_err(|cause| Error::key(&id, key, cause))?, *total));
-            }
-            if !full {
-                return Ok(all);
-            }
+        let mut totals = pages::Totals::of(counter.id());
+        while let Some(range) = totals.ask() {
+            let page = self.read_range(counter.id(), range, TOTALS_PAGE)?;
+            totals.take(&page)?;
         }
+        Ok(totals.all)
     }
 }
 
@@ -195,19 +246,20 @@ impl<S: Store + ?Sized> Store for &mut S {
         (**self).offset(stream)
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        (**self).read(counter, keys)
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        (**self).read_keys(counter, keys)
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        (**self).range(counter, range, limit)
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        (**self).read_range(counter, range, limit)
     }
 
-    fn sum(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        (**self).sum(counter, range)
+    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+        (**self).sum_range(counter, range)
     }
 }
 
+/// How many totals are read at once.
 pub(crate) const TOTALS_PAGE: usize = 4096;
 
 /// Returns the range of keys after one, which must be a whole key: a prefix would stand for all
@@ -228,17 +280,8 @@ impl PartialEq for Applied {
 
 impl Eq for Applied {}
 
-fn sum_by_pages(store: &mut (impl Store + ?Sized), counter: CounterId, range: &KeyRange) -> Result<i64> {
-    let mut sum = 0_i128;
-    let mut range = range.clone();
-    loop {
-        let page = store.range(counter, &range, TOTALS_PAGE)?;
-        sum += page.iter().map(|(_, total)| i128::from(*total)).sum::<i128>();
-        match page.last() {
-            Some((last, _)) if page.len() == TOTALS_PAGE => range = range.behind(last),
-            _ => return i64::try_from(sum).map_err(|_| sum_overflow(&counter)),
-        }
-    }
+fn encoded<K: Key>(keys: impl IntoIterator<Item: AsKey<K>>) -> Vec<KeyBuf> {
+    keys.into_iter().map(KeyBuf::of::<K>).collect()
 }
 
 pub(crate) fn sum_overflow(counter: &CounterId) -> Error {
@@ -341,11 +384,11 @@ mod tests {
             Ok(0)
         }
 
-        fn read(&mut self, _: CounterId, _: &[KeyBuf]) -> Result<Vec<i64>> {
+        fn read_keys(&mut self, _: CounterId, _: &[KeyBuf]) -> Result<Vec<i64>> {
             unreachable!("only ranges are read")
         }
 
-        fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
             SCHEMA.position(&counter)?;
             self.1 += 1;
             let inside = self.0.iter().filter(|(key, _)| range.contains(key));
@@ -357,7 +400,7 @@ mod tests {
     fn what_is_not_read_in_one_page_is_summed_and_listed_whole() {
         for (totals, pages) in [(0, 1), (1, 1), (TOTALS_PAGE - 1, 1), (TOTALS_PAGE, 2), (2 * TOTALS_PAGE + 7, 3)] {
             let mut store = Plain::of(totals);
-            assert_eq!(store.sum(VOTES.id(), &KeyRange::after(None)).unwrap(), i64::try_from(totals).unwrap());
+            assert_eq!(store.sum(VOTES.all()).unwrap(), i64::try_from(totals).unwrap());
             assert_eq!(store.1, pages);
             let listed = store.totals(VOTES).unwrap();
             assert!(listed.into_iter().eq((0..).take(totals).map(|key| (key, 1))));

@@ -402,10 +402,10 @@ impl Memory {
         }
         store.apply(&mut batch).unwrap();
         let mut artists = MemoryLeaderboard::new(C::ARTISTS);
-        artists.rebuild(&mut &store).unwrap();
+        artists.rebuild(&store).unwrap();
         let ranked = C::TRENDS.iter().map(|trend| {
             let mut ranking = MemoryLeaderboard::new(trend.leaderboard);
-            ranking.rebuild(&mut &store).unwrap();
+            ranking.rebuild(&store).unwrap();
             ranking
         });
         let trending = ranked.collect();
@@ -559,7 +559,7 @@ fn shows_ahead_are_right(conn: &Connection, memory: &Memory, days: &[Date]) {
         for id in &ids {
             let wanted = counted.get(id).copied().unwrap_or(0);
             assert_eq!(C::shows_ahead(&mut store, id, *day).unwrap(), wanted, "{id} {day}");
-            assert_eq!(C::shows_ahead(&mut &memory.store, id, *day).unwrap(), wanted, "{id} {day}, in memory");
+            assert_eq!(C::shows_ahead(&memory.store, id, *day).unwrap(), wanted, "{id} {day}, in memory");
             all += wanted;
         }
     }

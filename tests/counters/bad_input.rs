@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use keepcount::{
-    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
+    Batch, Counter, Error, Key, KeyBuf, KeyError, KeyRange, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
@@ -159,8 +159,8 @@ fn an_unknown_counter_is_named() {
         let unknown = |error: Error| assert!(matches!(error, Error::UnknownCounter { .. }), "{error:?}");
         let names = ["counter show.comments", "not in the schema"];
         unknown(assert_error(store.apply(&mut with_unknown), Recovery::Permanent, &names));
-        unknown(assert_error(store.read(UNKNOWN.id(), &[]), Recovery::Permanent, &names));
-        unknown(assert_error(store.page(UNKNOWN.id(), None, 1), Recovery::Permanent, &names));
+        unknown(assert_error(store.read_keys(UNKNOWN.id(), &[]), Recovery::Permanent, &names));
+        unknown(assert_error(store.read_range(UNKNOWN.id(), &KeyRange::ALL, 1), Recovery::Permanent, &names));
         unknown(assert_error(store.total(UNKNOWN, 7), Recovery::Permanent, &names));
         unknown(assert_error(store.totals(UNKNOWN), Recovery::Permanent, &names));
     }
@@ -197,7 +197,11 @@ fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
     with_key.add(counter, key, 1);
     check(assert_error(store(&conn).apply(&mut with_key.clone()), Recovery::Permanent, names));
     check(assert_error(store(&conn).total(counter, key), Recovery::Permanent, names));
-    check(assert_error(store(&conn).page(counter.id(), Some(&KeyBuf::of::<K>(key)), 1), Recovery::Permanent, names));
+    check(assert_error(
+        store(&conn).read_range(counter.id(), &KeyRange::after(Some(&KeyBuf::of::<K>(key))), 1),
+        Recovery::Permanent,
+        names,
+    ));
     conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
     check(assert_error(store(&conn).apply(&mut with_key), Recovery::Permanent, names));
     conn.execute_batch("DELETE FROM votes; COMMIT").unwrap();
@@ -266,7 +270,7 @@ fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
     ] {
         let conn = database();
         conn.execute_batch(insert).unwrap();
-        let error = assert_error(store(&conn).page(counter, None, 100), Recovery::Permanent, &names);
+        let error = assert_error(store(&conn).read_range(counter, &KeyRange::ALL, 100), Recovery::Permanent, &names);
         assert!(matches!(error, Error::Key { .. }), "{error:?}");
         assert_eq!(store(&conn).total(VOTES, 1).unwrap(), 10, "other counters are readable");
     }
@@ -510,8 +514,8 @@ fn a_dropped_totals_table_is_named_and_what_was_written_before_is_taken_back() {
     }
     let conn = database();
     conn.execute_batch("DROP TABLE show_votes").unwrap();
-    assert_schema(store(&conn).read(VOTES.id(), &[KeyBuf::of::<i64>(1)]), "show_votes", &["show.votes", "absent"]);
-    assert_schema(store(&conn).page(VOTES.id(), None, 1), "show_votes", &["show.votes", "absent"]);
+    assert_schema(store(&conn).read_keys(VOTES.id(), &[KeyBuf::of::<i64>(1)]), "show_votes", &["show.votes", "absent"]);
+    assert_schema(store(&conn).read_range(VOTES.id(), &KeyRange::ALL, 1), "show_votes", &["show.votes", "absent"]);
     assert_eq!(store(&conn).total(USES, "rock").unwrap(), 1);
 }
 

@@ -2,6 +2,7 @@
 //! write; and the suite fails for stores that are wrong.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use keepcount::conformance::{self, Call, SCHEMA};
@@ -82,12 +83,12 @@ impl Store for InTransaction {
         self.store.offset(stream)
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        self.store.read(counter, keys)
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        self.store.read_keys(counter, keys)
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.store.range(counter, range, limit)
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        self.store.read_range(counter, range, limit)
     }
 }
 
@@ -117,7 +118,7 @@ impl Store for Naive {
     fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         let mut totals = self.totals.clone();
         let expanded =
-            RollupUpdate::run(&SCHEMA, batch, |request| self.range(request.counter, &request.range, usize::MAX))?;
+            RollupUpdate::run(&SCHEMA, batch, |request| self.read_range(request.counter, &request.range, usize::MAX))?;
         for (counter, key, delta) in expanded.deltas() {
             SCHEMA.position(&counter)?;
             let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
@@ -146,13 +147,13 @@ impl Store for Naive {
         Ok(self.offsets.get(stream).copied().unwrap_or(0))
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         SCHEMA.position(&counter)?;
         let total = |key: &KeyBuf| self.totals.get(&(counter.name(), key.clone())).copied().unwrap_or(0);
         Ok(keys.iter().map(total).collect())
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         SCHEMA.position(&counter)?;
         let of_counter = self.totals.iter().filter(|((name, _), _)| *name == counter.name());
         let inside = of_counter.filter(|((_, key), _)| range.contains(key));
@@ -269,14 +270,14 @@ impl Store for Broken {
         }
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        let mut totals = self.inner.read(counter, keys)?;
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+        let mut totals = self.inner.read_keys(counter, keys)?;
         match self.fault {
             Fault::HidesNegatives => totals.iter_mut().for_each(|total| *total = (*total).max(0)),
             Fault::SortsTheRequest => {
                 let mut keys = keys.to_vec();
                 keys.sort();
-                totals = self.inner.read(counter, &keys)?;
+                totals = self.inner.read_keys(counter, &keys)?;
             }
             Fault::MixesCounters => {
                 let every = &self.inner.totals;
@@ -288,24 +289,24 @@ impl Store for Broken {
         Ok(totals)
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.inner.range(counter, range, limit)
-    }
-
-    fn page(&mut self, counter: CounterId, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         match self.fault {
             Fault::RepeatsAKey => {
-                let all = self.inner.page(counter, None, usize::MAX)?.into_iter();
-                Ok(all.filter(|(key, _)| after.is_none_or(|after| key >= after)).take(limit).collect())
+                let last = match range.start() {
+                    Bound::Excluded(last) => Some(last),
+                    _ => None,
+                };
+                let all = self.inner.read_range(counter, &KeyRange::ALL, usize::MAX)?.into_iter();
+                Ok(all.filter(|(key, _)| range.contains(key) || Some(key) == last).take(limit).collect())
             }
-            Fault::IgnoresTheLimit => self.inner.page(counter, after, usize::MAX),
+            Fault::IgnoresTheLimit => self.inner.read_range(counter, range, usize::MAX),
             Fault::SortsOtherwise => {
-                let mut all = self.inner.page(counter, None, usize::MAX)?;
+                let mut all = self.inner.read_range(counter, range, usize::MAX)?;
                 all.sort_by_key(|(key, _)| (key.as_bytes().len(), key.clone()));
-                let at = after.and_then(|after| all.iter().position(|(key, _)| key == after)).map_or(0, |at| at + 1);
-                Ok(all.into_iter().skip(at).take(limit).collect())
+                all.truncate(limit);
+                Ok(all)
             }
-            _ => self.inner.page(counter, after, limit),
+            _ => self.inner.read_range(counter, range, limit),
         }
     }
 }
@@ -365,7 +366,7 @@ impl Broken {
         let before = self.inner.offset(&stream)?;
         if self.fault == Fault::UpdatesRollupsBeforeItLooks {
             let inner = &mut self.inner;
-            RollupUpdate::run(&SCHEMA, batch, |request| inner.range(request.counter, &request.range, usize::MAX))?;
+            RollupUpdate::run(&SCHEMA, batch, |request| inner.read_range(request.counter, &request.range, usize::MAX))?;
         }
         let applied = self.inner.apply_idempotent(batch, &StreamRange::new(&stream, first, last)?);
         match (self.fault, &applied) {

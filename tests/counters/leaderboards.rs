@@ -176,7 +176,7 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
         batch.clear();
         add(&mut batch, &key, counter, delta);
         let applied = store.apply(&mut batch).unwrap();
-        let changed = ranking.follow(&mut &store, applied.deltas(&batch)).unwrap();
+        let changed = ranking.follow(&store, applied.deltas(&batch)).unwrap();
         assert_eq!(changed, u64::from(model.put(&key, counter, total)), "change {change}");
         moved += changed;
 
@@ -190,7 +190,7 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
             let all = plain(ranking.top(usize::MAX).unwrap());
             assert_eq!(all, model.sorted_anew(), "change {change}");
             let mut anew = MemoryLeaderboard::new(SONGS);
-            anew.rebuild(&mut &store).unwrap();
+            anew.rebuild(&store).unwrap();
             assert_eq!(plain(anew.top(usize::MAX).unwrap()), all, "change {change}");
             (least, most) = (least.min(all.len()), most.max(all.len()));
         }
@@ -206,7 +206,7 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
             restored.apply(&mut batch.clone()).unwrap();
         }
     }
-    ranking.rebuild(&mut &restored).unwrap();
+    ranking.rebuild(&restored).unwrap();
     assert_eq!(plain(ranking.top(usize::MAX).unwrap()), model.sorted_anew());
 }
 
@@ -217,17 +217,17 @@ fn a_ranking_follows_no_foreign_deltas_and_none_that_failed() {
     let mut batch = Batch::new();
     batch.add(other, (1, "a"), 5);
     assert!(matches!(store.apply(&mut batch.clone()), Err(Error::UnknownCounter { .. })));
-    assert_eq!(ranking.follow(&mut &store, batch.deltas()).unwrap(), 0);
+    assert_eq!(ranking.follow(&store, batch.deltas()).unwrap(), 0);
     batch.clear();
     batch.add(LISTED, (1, "a"), 1);
     batch.add(UP, (1, "a"), i64::MAX);
-    assert_eq!(ranking.follow(&mut &store, store.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap(), 1);
+    assert_eq!(ranking.follow(&store, store.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap(), 1);
     batch.clear();
     batch.add(LISTED, (2, "b"), 1);
     batch.add(UP, (1, "a"), 1);
     assert!(matches!(store.apply(&mut batch.clone()), Err(Error::Overflow { .. })));
     // Deltas of a batch that was not applied change nothing either: scores are read.
-    assert_eq!(ranking.follow(&mut &store, batch.deltas()).unwrap(), 0);
+    assert_eq!(ranking.follow(&store, batch.deltas()).unwrap(), 0);
     assert_eq!(plain(ranking.top(9).unwrap()), [(1, (1, "a".to_owned()), i64::MAX)]);
 }
 
@@ -251,7 +251,7 @@ fn whoever_brings_the_deltas_of_several_writers_the_ranking_equals_the_totals() 
                     if random.below(8) == 0 {
                         thread::yield_now(); // so that others arrive first
                     }
-                    ranking.lock().unwrap().follow(&mut &*store, applied.deltas(&batch)).unwrap();
+                    ranking.lock().unwrap().follow(&*store, applied.deltas(&batch)).unwrap();
                 }
             });
         }
@@ -792,7 +792,7 @@ fn a_prune_leaves_leaderboards_of_what_is_kept() {
     let mut batch = Batch::new();
     let mut all = conn.prepare("SELECT id, up, down, epoch FROM tunes").unwrap();
     all.query_map((), read_tune).unwrap().for_each(|tune| batch.insert(&tune.unwrap()));
-    ranking.follow(&mut &memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
+    ranking.follow(&memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
     assert_eq!(plain(ranking.top(usize::MAX).unwrap()), plain(store.top(TRENDING, usize::MAX).unwrap()));
     for cutoff in [500_i64, 2_000, 2_995] {
         assert!(store.prune(TREND, cutoff).unwrap() > 0);
@@ -811,7 +811,7 @@ fn a_prune_leaves_leaderboards_of_what_is_kept() {
         });
         assert_eq!(store.rebuild(TRENDING).unwrap(), 0);
         memory.prune(TREND, cutoff).unwrap();
-        ranking.rebuild(&mut &memory).unwrap();
+        ranking.rebuild(&memory).unwrap();
         assert_eq!(plain(ranking.top(usize::MAX).unwrap()), plain(store.top(TRENDING, usize::MAX).unwrap()));
         // What is deleted below the cutoff changes nothing.
         let before = dump(&conn, "tune_trending");
@@ -1101,8 +1101,8 @@ fn leaderboards_over_rollups_equal_sorting_everything_after_each_of_10_000_chang
             }
         }
         let applied = memory.apply(&mut batch.clone()).unwrap();
-        shows.follow(&mut &memory, applied.deltas(&batch)).unwrap();
-        artists.follow(&mut &memory, applied.deltas(&batch)).unwrap();
+        shows.follow(&memory, applied.deltas(&batch)).unwrap();
+        artists.follow(&memory, applied.deltas(&batch)).unwrap();
         SqliteStore::new(&conn, &ROLLED).apply(&mut batch).unwrap();
 
         let mut of_shows = [0; SHOWS_THERE];
@@ -1257,8 +1257,8 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
             continue;
         }
         let applied = memory.apply(&mut batch.clone()).unwrap();
-        setlists.follow(&mut &memory, applied.deltas(&batch)).unwrap();
-        shows.follow(&mut &memory, applied.deltas(&batch)).unwrap();
+        setlists.follow(&memory, applied.deltas(&batch)).unwrap();
+        shows.follow(&memory, applied.deltas(&batch)).unwrap();
         let mut store = SqliteStore::new(&conn, &DECAYING);
         if random.below(6) == 0 {
             sql(&conn, "BEGIN");
@@ -1297,8 +1297,8 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
         batch.add(SETLIST_TREND, (setlist as i64, HALF_LIFE.epoch(at)), -amount * HALF_LIFE.weight(at));
     }
     let applied = memory.apply(&mut batch.clone()).unwrap();
-    setlists.follow(&mut &memory, applied.deltas(&batch)).unwrap();
-    shows.follow(&mut &memory, applied.deltas(&batch)).unwrap();
+    setlists.follow(&memory, applied.deltas(&batch)).unwrap();
+    shows.follow(&memory, applied.deltas(&batch)).unwrap();
     SqliteStore::new(&conn, &DECAYING).apply(&mut batch).unwrap();
     assert!(setlists.is_empty() && shows.is_empty());
     assert_eq!((store.listed(SETLISTS_TRENDING).unwrap(), store.listed(SHOWS_TRENDING).unwrap()), (0, 0));
@@ -1324,7 +1324,7 @@ fn epochs_at_both_ends_of_64_bits_have_their_order() {
     ] {
         batch.add(SETLIST_TREND, (setlist, epoch), amount);
     }
-    ranking.follow(&mut &memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
+    ranking.follow(&memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
     SqliteStore::new(&conn, &DECAYING).apply(&mut batch).unwrap();
     let order = |lines: Vec<Ranked<i64, Decayed>>| lines.into_iter().map(|line| line.key).collect::<Vec<_>>();
     assert_eq!(order(ranking.top(9).unwrap()), [8, 2, 5, 1, 4, 6, 7, 3]);

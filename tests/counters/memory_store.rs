@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use keepcount::{Batch, Counter, Error, KeyBuf, MemoryStore, Recovery, Schema, Snapshot, StreamRange};
+use keepcount::{Batch, Counter, Error, KeyBuf, KeyRange, MemoryStore, Recovery, Schema, Snapshot, Store, StreamRange};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -364,11 +364,11 @@ fn keys_of_another_width_are_nobody_elses() {
         long.push(&vec![0; 8 - cutoff]);
         long.push(zero.as_bytes());
         for foreign in [short, long, KeyBuf::of::<(i64, u8)>((0, 0)), KeyBuf::of::<i128>(0)] {
-            match store.read(VOTES.id(), std::slice::from_ref(&foreign)) {
+            match Store::read_keys(&mut &store, VOTES.id(), std::slice::from_ref(&foreign)) {
                 Ok(totals) => assert_eq!(totals, [0], "{foreign:?}"),
                 Err(error) => assert!(matches!(error, Error::Key { counter: "show.votes", .. }), "{error}"),
             }
-            if let Ok(page) = store.page(VOTES.id(), Some(&foreign), 10) {
+            if let Ok(page) = Store::read_range(&mut &store, VOTES.id(), &KeyRange::after(Some(&foreign)), 10) {
                 let all = [(zero.clone(), 5), (KeyBuf::of::<i64>(0x100), 6)];
                 assert_eq!(page, all.into_iter().filter(|(key, _)| *key > foreign).collect::<Vec<_>>(), "{foreign:?}");
             }

@@ -286,7 +286,7 @@ fn threads_apply_each_event_once_in_memory_and_what_an_offset_says_is_in_the_tot
         moments += looks.len();
         assert!(delivered.skipped > 0 && delivered.again > 0);
         let all: Vec<(&str, u64)> = streams.iter().map(|stream| (*stream, COUNT_IN_MEMORY)).collect();
-        assert_applied(&mut &store, schema, &all);
+        assert_applied(&store, schema, &all);
     }
     assert!(moments > 3, "{moments} different moments seen");
 }

@@ -1,6 +1,6 @@
 //! What of a snapshot comes back under another schema: counters that are new, raised, lost, of other keys, in other places, or pruned.
 
-use keepcount::{Batch, Counter, CounterId, Error, KeyRange, MemoryStore, Recovery, Schema, Snapshot};
+use keepcount::{Batch, Counter, CounterId, Error, MemoryStore, Recovery, Schema, Snapshot};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -81,7 +81,7 @@ fn a_new_counter_comes_up_empty_and_is_not_read() {
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 1);
     store.apply(&mut batch).unwrap();
-    assert_eq!(store.range(SHOW_VOTES.id(), &KeyRange::ALL, 1).unwrap_err().recovery(), Recovery::Permanent);
+    assert_eq!(store.range(SHOW_VOTES.all(), 1).unwrap_err().recovery(), Recovery::Permanent);
     assert_eq!(store.len(SHOW_VOTES.id()).unwrap(), 1);
 }
 

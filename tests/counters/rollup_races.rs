@@ -107,7 +107,7 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
         all.setlists.extend(rows.setlists.into_iter().map(|(id, row)| (first + id, row)));
         all.billings.extend(rows.billings.into_iter().map(|(id, row)| (first + id, row)));
     }
-    assert_eq!(totals_of(&mut &store), all.recount());
+    assert_eq!(totals_of(&store), all.recount());
     assert!(all.recount().len() > 40, "much is left to compare");
 }
 

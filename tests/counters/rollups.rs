@@ -221,19 +221,19 @@ fn on_both(
     let read =
         |store: &mut dyn FnMut(CounterId, &KeyBuf) -> i64| reads.iter().map(|(id, key)| store(*id, key)).collect();
     check(&mut |batch| memory.apply(batch).map(drop), &|| {
-        read(&mut |id, key| memory.read(id, std::slice::from_ref(key)).unwrap()[0])
+        read(&mut |id, key| (&memory).read_keys(id, std::slice::from_ref(key)).unwrap()[0])
     });
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, schema).create().unwrap();
     let read_all =
-        || read(&mut |id, key| SqliteStore::new(&conn, schema).read(id, std::slice::from_ref(key)).unwrap()[0]);
+        || read(&mut |id, key| SqliteStore::new(&conn, schema).read_keys(id, std::slice::from_ref(key)).unwrap()[0]);
     check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
     // And inside a caller's transaction, which goes on after a refusal.
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, schema).create().unwrap();
     conn.execute_batch("BEGIN").unwrap();
     let read_all =
-        || read(&mut |id, key| SqliteStore::new(&conn, schema).read(id, std::slice::from_ref(key)).unwrap()[0]);
+        || read(&mut |id, key| SqliteStore::new(&conn, schema).read_keys(id, std::slice::from_ref(key)).unwrap()[0]);
     check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
     conn.execute_batch("COMMIT").unwrap();
 }

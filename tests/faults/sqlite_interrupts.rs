@@ -237,8 +237,8 @@ const WHOLE: [Call; 16] = [
         let mut store = SqliteStore::new(conn, &SCHEMA);
         arm();
         store.total(SETLIST_VOTES, 1)?;
-        store.sum(SETLIST_VOTES.id(), &KeyRange::after(None))?;
-        store.range(SETLIST_VOTES.id(), &KeyRange::after(None), 9)?;
+        store.sum(SETLIST_VOTES.all())?;
+        store.read_range(SETLIST_VOTES.id(), &KeyRange::after(None), 9)?;
         store.offset("feed 1")?;
         store.top(SHOWS, 3)?;
         store.rank(SHOWS, 1_i64)?;

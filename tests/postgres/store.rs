@@ -138,7 +138,7 @@ async fn counters_come_unready_and_go_by_hand() {
     later.create().await.unwrap(); // leaves what is there
     assert_eq!(later.unready().await.unwrap(), [ARTIST.id(), LINKED.id()]);
     assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
-    assert!(matches!(later.sum(LINKED.id(), &keepcount::KeyRange::ALL).await, Err(Error::NotReady { .. })));
+    assert!(matches!(later.sum(LINKED.all()).await, Err(Error::NotReady { .. })));
     assert!(later.is_ready(VOTES.id()).await.unwrap() && !later.is_ready(ARTIST.id()).await.unwrap());
     // It counts already.
     let mut batch = Batch::new();
@@ -434,7 +434,7 @@ async fn a_column_that_became_another_type_is_named() {
         .batch_execute("ALTER TABLE show_artist ALTER key_2 TYPE float8; UPDATE keepcount_counters SET ready = 1")
         .await
         .unwrap();
-    let error = PostgresStore::new(&mut client, &SECOND).page(LINKED.id(), None, 9).await.unwrap_err();
+    let error = PostgresStore::new(&mut client, &SECOND).range(LINKED.all(), 9).await.unwrap_err();
     assert!(matches!(&error, Error::Key { counter: "show.artist", .. }), "{error:?}");
     assert!(error.to_string().contains("a column of type float8"), "{error}");
 }
@@ -510,14 +510,14 @@ async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
     store.create().await.unwrap();
     client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
     let mut store = PostgresStore::new(&mut client, &WARM);
-    assert!(matches!(store.sum(HEAT_SUM.id(), &HEAT_SUM.under(7)).await, Err(Error::Pruned { .. })));
+    assert!(matches!(store.sum(HEAT_SUM.under(7)).await, Err(Error::Pruned { .. })));
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, &COOL).create().unwrap();
     SqliteStore::new(&conn, &COOL).prune(HEAT_COUNTER, 5).unwrap();
     SqliteStore::new(&conn, &WARM).create().unwrap();
     conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
     let mut sqlite = SqliteStore::new(&conn, &WARM);
-    assert!(matches!(sqlite.sum(HEAT_SUM.id(), &HEAT_SUM.under(7)), Err(Error::Pruned { .. })));
+    assert!(matches!(sqlite.sum(HEAT_SUM.under(7)), Err(Error::Pruned { .. })));
 }
 
 #[tokio::test]

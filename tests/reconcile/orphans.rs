@@ -4,7 +4,7 @@
 use crate::support::world::run_whole;
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
 use keepcount::{
-    Batch, Counter, Error, KeyRange, Leaderboard, LeaderboardId, Record, Recovery, Schema, SqliteStore, Store, Tally,
+    Batch, Counter, Error, Leaderboard, LeaderboardId, Record, Recovery, Schema, SqliteStore, Store, Tally,
 };
 use rusqlite::Connection;
 
@@ -267,7 +267,7 @@ fn an_older_schema_starts_beside_a_newer_version_of_its_counter_until_that_is_re
     newer.apply(&mut batch.clone()).unwrap();
     old.check().unwrap();
     assert_eq!((old.total(VOTES, 1).unwrap(), newer.total(VOTES, 1).unwrap()), (2, 2));
-    assert!(matches!(newer.sum(VOTES_2.id(), &KeyRange::ALL), Err(Error::NotReady { .. })));
+    assert!(matches!(newer.sum(VOTES_2.all()), Err(Error::NotReady { .. })));
     assert!(matches!(old.apply(&mut batch), Err(Error::DefinitionConflict { .. })), "it knows one version");
 
     conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();

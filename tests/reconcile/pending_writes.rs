@@ -596,8 +596,8 @@ fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
             audit
                 .add(VOTES, |from| {
                     assert_eq!(store.total(VOTES, 1).unwrap(), 0);
-                    assert_eq!(store.page(VOTES.id(), None, 9).unwrap(), []);
-                    assert_eq!(store.sum(VOTES.id(), &keepcount::KeyRange::ALL).unwrap(), 0);
+                    assert_eq!(store.range(VOTES.all(), 9).unwrap(), []);
+                    assert_eq!(store.sum(VOTES.all()).unwrap(), 0);
                     let _ = store.snapshot();
                     store.forget_offset("votes");
                     drop(store.try_begin(&mut Batch::new()).unwrap());

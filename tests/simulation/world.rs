@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::Mode;
-use keepcount::{Batch, CounterSpec, KeyBuf, KeyRange, MemoryStore, PendingWrite, Snapshot, StreamRange};
+use keepcount::{Batch, CounterSpec, KeyBuf, KeyRange, MemoryStore, PendingWrite, Snapshot, Store, StreamRange};
 use serde_json::Value;
 
 use super::courier::Courier;
@@ -207,7 +207,7 @@ impl<'a> World<'a> {
     /// What the store has, counter by counter.
     fn pages(&self) -> Pages {
         let counters = SCHEMA.counters().iter();
-        let read = |spec: &CounterSpec| self.store().range(spec.id(), &KeyRange::ALL, usize::MAX);
+        let read = |spec: &CounterSpec| Store::read_range(&mut self.store(), spec.id(), &KeyRange::ALL, usize::MAX);
         counters.map(read).collect::<keepcount::Result<_>>().unwrap_or_else(|_| {
             // What is not ready is not to be read.
             let mut json = serde_json::to_value(self.store().snapshot()).unwrap();

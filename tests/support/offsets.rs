@@ -47,7 +47,7 @@ pub fn stream_range(stream: &str, first: u64, last: u64) -> StreamRange<'_> {
 
 /// The totals are those of every stream's events up to these, each once.
 #[track_caller]
-pub fn assert_applied(store: &mut impl Store, schema: &Schema, streams: &[(&str, u64)]) {
+pub fn assert_applied(mut store: impl Store, schema: &Schema, streams: &[(&str, u64)]) {
     let mut all = Batch::new();
     for (stream, last) in streams {
         assert_eq!(store.offset(stream).unwrap(), *last, "the offset of {stream}");

@@ -94,12 +94,17 @@ impl Store for Blocking<'_, '_> {
         self.runtime.block_on(self.store().offset(stream))
     }
 
-    fn read(&mut self, counter: CounterId, keys: &[KeyBuf]) -> keepcount::Result<Vec<i64>> {
-        self.runtime.block_on(self.store().read(counter, keys))
+    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> keepcount::Result<Vec<i64>> {
+        self.runtime.block_on(self.store().read_keys(counter, keys))
     }
 
-    fn range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> keepcount::Result<Vec<(KeyBuf, i64)>> {
-        self.runtime.block_on(self.store().range(counter, range, limit))
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> keepcount::Result<Vec<(KeyBuf, i64)>> {
+        self.runtime.block_on(self.store().read_range(counter, range, limit))
     }
 }
 

@@ -10,7 +10,7 @@ use super::table::Table;
 use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::range::KeyRange;
+use crate::range::{CounterRange, KeyRange};
 use crate::retention;
 use crate::rollup_update::TotalsRequest;
 use crate::store::{Store, behind, sum_overflow};
@@ -39,7 +39,11 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn read(&self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+    pub fn totals_of<K: Key>(&self, counter: Counter<K>, keys: impl IntoIterator<Item: AsKey<K>>) -> Result<Vec<i64>> {
+        Store::totals_of(&mut &*self, counter, keys)
+    }
+
+    pub(super) fn read(&self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         let position = self.readable(&counter)?;
         Ok(keys.iter().map(|key| self.get(position, key)).collect())
     }
@@ -53,12 +57,16 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn range(&self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    pub fn range<K: Key>(&self, range: CounterRange<K>, limit: usize) -> Result<Vec<(K, i64)>> {
+        Store::range(&mut &*self, range, limit)
+    }
+
+    pub(super) fn read_range(&self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         self.readable(&counter)?;
         self.range_unready(&counter, range, limit)
     }
 
-    /// As [`page`](Self::page), for a counter that need not be ready.
+    /// The next totals after a key, of a counter that need not be ready.
     pub(crate) fn page_unready(
         &self,
         counter: &CounterId,
@@ -68,7 +76,7 @@ impl MemoryStore {
         self.range_unready(counter, &behind(counter, after)?, limit)
     }
 
-    /// As [`range`](Self::range), for a counter that need not be ready.
+    /// As [`read_range`](Self::read_range), for a counter that need not be ready.
     fn range_unready(&self, counter: &CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
         let position = self.schema.position(counter)?;
         check_bounds(counter, range)?;
@@ -99,7 +107,11 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`Store::sum`].
-    pub fn sum(&self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+    pub fn sum<K: Key>(&self, range: CounterRange<K>) -> Result<i64> {
+        Store::sum(&mut &*self, range)
+    }
+
+    pub(super) fn sum_range(&self, counter: CounterId, range: &KeyRange) -> Result<i64> {
         let position = self.readable(&counter)?;
         check_bounds(&counter, range)?;
         let mut sum = 0_i128;
@@ -136,16 +148,6 @@ impl MemoryStore {
         Some(self.stripe_of(KeyBuf::from_bytes(prefix).hash64()))
     }
 
-    /// Returns the next totals after a key, in key order, at most `limit`; costs as
-    /// [`range`](Self::range).
-    ///
-    /// # Errors
-    ///
-    /// As [`total`](Self::total).
-    pub fn page(&self, counter: CounterId, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
-        self.range(counter, &behind(&counter, after)?, limit)
-    }
-
     /// Returns all totals other than 0, in key order; it holds all of them in memory.
     ///
     /// # Errors
@@ -160,8 +162,8 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total), except [`Error::NotReady`](crate::Error::NotReady).
-    pub fn len(&self, counter: CounterId) -> Result<usize> {
-        let position = self.schema.position(&counter)?;
+    pub fn len(&self, counter: impl Into<CounterId>) -> Result<usize> {
+        let position = self.schema.position(&counter.into())?;
         let len = |stripe: &Stripe| stripe.lock().tables.get(position).map_or(0, Table::len);
         Ok(self.stripes.iter().map(len).sum())
     }
@@ -192,8 +194,8 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total), except [`Error::NotReady`](crate::Error::NotReady).
-    pub fn is_ready(&self, counter: CounterId) -> Result<bool> {
-        Ok(self.first_unready(self.schema.position(&counter)?)?.is_none())
+    pub fn is_ready(&self, counter: impl Into<CounterId>) -> Result<bool> {
+        Ok(self.first_unready(self.schema.position(&counter.into())?)?.is_none())
     }
 
     /// Returns the position of a counter, if it may be read.

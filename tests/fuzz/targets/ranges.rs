@@ -166,9 +166,9 @@ impl Range {
 /// A store reads and sums what is inside.
 fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, inside: &[(KeyBuf, i64)], limit: usize) {
     let id = counter.id();
-    assert_eq!(store.range(id, range, limit).unwrap(), inside.get(..limit).unwrap_or(inside), "{range:?}");
+    assert_eq!(store.read_range(id, range, limit).unwrap(), inside.get(..limit).unwrap_or(inside), "{range:?}");
     let sum: i128 = inside.iter().map(|(_, total)| i128::from(*total)).sum();
-    match store.sum(id, range) {
+    match store.sum_range(id, range) {
         Ok(found) => assert_eq!(i128::from(found), sum, "{range:?}"),
         Err(Error::Overflow { counter, what: "sum", .. }) => {
             assert!(counter == id.name() && i64::try_from(sum).is_err(), "{range:?}");
@@ -180,8 +180,8 @@ fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, insi
 /// A bound that is no key's beginning is refused, by whoever is asked.
 fn check_raw(store: &MemoryStore, range: &KeyRange) {
     for spec in SCHEMA.counters() {
-        let found = store.range(spec.id(), range, usize::MAX);
-        let summed = store.sum(spec.id(), range);
+        let found = store.read_range(spec.id(), range, usize::MAX);
+        let summed = store.sum_range(spec.id(), range);
         let query = sql::range(Dialect::Sqlite, spec, range, 1);
         let Ok(found) = found else {
             assert!(matches!(found, Err(Error::Key { cause: KeyError::Malformed, .. })), "{found:?}");

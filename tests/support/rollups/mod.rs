@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 pub use super::random::Random;
 use keepcount::reconcile::CounterReport;
-use keepcount::{Batch, Counter, CounterId, Key, KeyBuf, Record, Schema, Store, Tally};
+use keepcount::{Batch, Counter, CounterId, Key, KeyBuf, KeyRange, Record, Schema, Store, Tally};
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i8)> = Counter::new("setlist.days");
@@ -428,15 +428,15 @@ impl Found {
 }
 
 /// Every total that is not 0, of every counter and rollup.
-pub fn totals_of(store: &mut impl Store) -> Totals {
+pub fn totals_of(mut store: impl Store) -> Totals {
     let mut totals = Totals::new();
     for spec in SCHEMA.counters() {
         let id = spec.id();
-        let mut after = None;
+        let mut range = KeyRange::ALL;
         loop {
-            let page = store.page(id, after.as_ref(), 3).unwrap();
+            let page = store.read_range(id, &range, 3).unwrap();
             let Some((last, _)) = page.last() else { break };
-            after = Some(last.clone());
+            range = range.behind(last);
             totals.extend(page.iter().map(|(key, total)| (Name::of(id.name(), key), *total)));
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use keepcount::reconcile::{Audit, MemoryAudit, PageRequest, RepairRequest, SqliteAudit};
-use keepcount::{Batch, CounterId, KeyBuf, MemoryStore, Schema, SqliteStore, Store};
+use keepcount::{Batch, CounterId, KeyBuf, KeyRange, MemoryStore, Schema, SqliteStore, Store};
 use rusqlite::Connection;
 
 use super::Random;
@@ -51,9 +51,9 @@ pub fn check_shape(shape: &Shape) {
         sums.retain(|_, sum| *sum != 0);
         memory.apply(&mut batch.clone()).unwrap();
         SqliteStore::new(&conn, schema).apply(&mut batch).unwrap();
-        let in_memory = memory.page(*rollup, None, 9).unwrap();
+        let in_memory = (&memory).read_range(*rollup, &KeyRange::ALL, 9).unwrap();
         assert_eq!(in_memory.into_iter().collect::<BTreeMap<_, _>>(), sums, "in memory");
-        let mut in_sqlite = SqliteStore::new(&conn, schema).page(*rollup, None, 9).unwrap();
+        let mut in_sqlite = SqliteStore::new(&conn, schema).read_range(*rollup, &KeyRange::ALL, 9).unwrap();
         in_sqlite.retain(|(_, total)| *total != 0);
         assert_eq!(in_sqlite.into_iter().collect::<BTreeMap<_, _>>(), sums, "in SQLite");
         if round < 30 {

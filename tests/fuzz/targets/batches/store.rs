@@ -91,13 +91,13 @@ pub fn check(store: &MemoryStore, model: &Model) {
         let wanted = || model.totals.iter().filter(|(cell, _)| cell.counter() == counter.name());
         assert_eq!(store.len(counter).unwrap(), wanted().count());
         assert_eq!(store.is_ready(counter).unwrap(), model.is_ready(counter.name()));
-        match store.page(counter, None, usize::MAX) {
+        match store.read_range(counter, &KeyRange::ALL, usize::MAX) {
             Ok(page) => {
                 assert!(model.is_ready(counter.name()) && page.is_sorted());
                 let (keys, totals): (Vec<KeyBuf>, Vec<i64>) = page.into_iter().unzip();
                 assert!(keys.iter().map(|key| cell(&counter, key)).eq(wanted().map(|(cell, _)| *cell)), "{keys:?}");
                 assert!(totals.iter().eq(wanted().map(|(_, total)| total)), "{counter:?}: {keys:?}, {totals:?}");
-                assert_eq!(store.read(counter, &keys).unwrap(), totals);
+                assert_eq!(store.read_keys(counter, &keys).unwrap(), totals);
             }
             Err(Error::NotReady { .. }) => assert!(!model.is_ready(counter.name()), "{counter:?}"),
             Err(other) => panic!("{other}"),
@@ -117,7 +117,7 @@ pub fn check_sum(store: &MemoryStore, model: &Model, set: Id, from: Option<Day>)
     let is_inside = |cell: &Cell| matches!(cell, Cell::SetDays(of, day) if *of == set && from <= Some(*day));
     let inside = model.totals.iter().filter(|(cell, _)| is_inside(cell));
     let sum: i128 = inside.map(|(_, total)| i128::from(*total)).sum();
-    match store.sum(SET_DAYS.id(), &range) {
+    match store.sum_range(SET_DAYS.id(), &range) {
         Ok(found) => {
             assert!(i128::from(found) == sum && (model.cutoff.is_none() || from >= model.cutoff), "{found}, {sum}")
         }
