@@ -29,7 +29,7 @@ use tempfile::TempDir;
 const PIPELINE: u64 = 256;
 
 const SCORES: Counter<u64> = Counter::new("bench.scores");
-const LEADERBOARD: Leaderboard<u64> = Leaderboard::new("bench.board", &[SCORES.id()], |totals| totals.first().copied());
+const LEADERBOARD: Leaderboard<u64> = Leaderboard::new("bench.board", [SCORES]).by(|[total]| Some(total));
 
 fn leaderboards(c: &mut Criterion) {
     let redis = server_on_path();
@@ -150,7 +150,7 @@ impl Redis {
         let mut random = Random(9);
         for key in random.keys(1_000, keys) {
             self.ask_rank(key);
-            assert_eq!(self.answer(), [(leaderboard.rank(key).unwrap().unwrap().rank - 1).to_string()]);
+            assert_eq!(self.answer(), [(leaderboard.rank(key).unwrap().rank - 1).to_string()]);
         }
     }
 

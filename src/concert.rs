@@ -13,7 +13,7 @@ use std::str::FromStr;
 pub use self::shows::{ShowScore, ShowStanding};
 use self::trends::Listed;
 pub use self::trends::{Decaying, Trend, Trends, Week};
-use crate::counter::{Counter, CounterId, CounterSpec};
+use crate::counter::{Counter, CounterSpec};
 use crate::date::Date;
 use crate::error::Result;
 use crate::key::{AsKey, Key};
@@ -119,9 +119,9 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
 
     /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity /
     /// 10)), ties by id.
-    pub const ARTISTS: Leaderboard<K> = Leaderboard::new("artist.board", Self::ARTIST_SCORE_OF, artist_score);
-    const ARTIST_SCORE_OF: &'static [CounterId] =
-        &[Self::ARTIST_LISTED.id(), Self::ARTIST_UPCOMING_SHOWS.id(), Self::ARTIST_FAME.id()];
+    pub const ARTISTS: Leaderboard<K> =
+        Leaderboard::new("artist.board", [Self::ARTIST_LISTED, Self::ARTIST_UPCOMING_SHOWS, Self::ARTIST_FAME])
+            .by(artist_score);
 
     const SPEC: &'static Listed<CounterSpec> = &{
         let mut spec = Listed::of(&[
@@ -183,11 +183,8 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
 }
 
 /// The score of the leaderboard of artists, from the totals of listed, upcoming shows and fame.
-fn artist_score(totals: &[i64]) -> Option<i64> {
-    match totals {
-        [listed, upcoming, fame] if *listed > 0 => Some(upcoming.saturating_add(*fame).max(1)),
-        _ => None,
-    }
+fn artist_score([listed, upcoming, fame]: [i64; 3]) -> Option<i64> {
+    (listed > 0).then(|| upcoming.saturating_add(fame).max(1))
 }
 
 /// The status of a show.

@@ -37,10 +37,8 @@ use crate::store::Store;
 ///         DOWNVOTES: String = "song.downvotes";
 ///     }
 /// }
-/// const SONGS: Leaderboard<String> = Leaderboard::new("song.board", &[UPVOTES.id(), DOWNVOTES.id()], |totals| match totals {
-///     [up, down] if up + down > 0 => Some(up - down),
-///     _ => None, // not listed
-/// });
+/// const SONGS: Leaderboard<String> =
+///     Leaderboard::new("song.board", [UPVOTES, DOWNVOTES]).by(|[up, down]| (up + down > 0).then_some(up - down));
 ///
 /// let store = MemoryStore::new(&SCHEMA);
 /// let mut songs = MemoryLeaderboard::new(SONGS);
@@ -52,6 +50,20 @@ use crate::store::Store;
 /// let top = songs.top(10)?;
 /// assert_eq!((top[0].rank, top[0].key.as_str(), top[0].score), (1, "encore", 3));
 /// # Ok::<(), keepcount::Error>(())
+/// ```
+///
+/// A score of another number of totals, or a counter with another key, is a compile error:
+///
+/// ```compile_fail
+/// # use keepcount::{Counter, Leaderboard};
+/// const VOTES: Counter<i64> = Counter::new("song.votes");
+/// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", [VOTES]).by(|[up, down]| Some(up - down));
+/// ```
+///
+/// ```compile_fail
+/// # use keepcount::{Counter, Leaderboard};
+/// const VOTES: Counter<i64> = Counter::new("song.votes");
+/// const SONGS: Leaderboard<String> = Leaderboard::new("song.board", [VOTES]).by(|[votes]| Some(votes));
 /// ```
 pub struct Leaderboard<K, S = i64> {
     id: LeaderboardId,
@@ -73,32 +85,68 @@ impl<K, S> fmt::Debug for Leaderboard<K, S> {
 }
 
 impl<K: Key> Leaderboard<K, i64> {
-    /// A leaderboard by an integer computed from the totals of these counters at one key, given in
-    /// their order.
-    ///
-    /// A key without a score is not listed.
-    ///
-    /// All-zero totals must have no score: nothing lists all keys that have no total.
+    /// A leaderboard by an integer computed from the totals of these counters, 1 to 8 of them;
+    /// [`by`](Unscored::by) says how.
     ///
     /// # Panics
     ///
-    /// If the name is not valid for a counter, or a counter has another key. In a `const` that is a
-    /// compile error.
+    /// If the name is not valid for a counter, or there are no counters or more than 8. In a
+    /// `const` that is a compile error.
     #[must_use]
-    #[allow(clippy::indexing_slicing)] // const fn: no iterators
-    pub const fn new(name: &'static str, counters: &'static [CounterId], score: fn(&[i64]) -> Option<i64>) -> Self {
-        assert!(!counters.is_empty(), "a leaderboard has a counter at least");
-        let mut at = 0;
-        while at < counters.len() {
-            assert!(
-                counters[at].parts().code() == K::PARTS.code(),
-                "a leaderboard's counters have the leaderboard's key"
-            );
-            at += 1;
-        }
-        Self::of(LeaderboardId { counter: Counter::<K>::new(name).id(), of: Of::Totals { counters, score } })
+    #[allow(clippy::new_ret_no_self)] // the score makes it whole
+    pub const fn new<const N: usize>(name: &'static str, counters: [Counter<K>; N]) -> Unscored<K, N> {
+        assert!(N > 0 && N <= MOST, "a leaderboard has 1 to 8 counters");
+        Unscored { counter: Counter::<K>::new(name).id(), counters }
     }
 }
+
+/// A [`Leaderboard`] that lacks its score, made by [`Leaderboard::new`].
+#[derive(Debug, Clone, Copy)]
+pub struct Unscored<K, const N: usize> {
+    counter: CounterId,
+    counters: [Counter<K>; N],
+}
+
+/// The maximum number of counters that one score is computed from.
+const MOST: usize = 8;
+
+macro_rules! scores {
+    ($($by:ident: $counters:literal),*) => {
+        /// How a leaderboard's scores are computed, without the number of counters in its type.
+        #[derive(Clone, Copy)]
+        enum Scores {
+            /// The decayed sum of all epochs of a key.
+            Epochs,
+            $($by(fn([i64; $counters]) -> Option<i64>)),*
+        }
+
+        impl Scores {
+            /// The score of these totals, one of each counter.
+            fn of(&self, totals: &[i64]) -> Option<i64> {
+                match self {
+                    Self::Epochs => None,
+                    $(Self::$by(score) => totals.first_chunk().copied().and_then(score)),*
+                }
+            }
+        }
+
+        $(
+            impl<K: Key> Unscored<K, $counters> {
+                /// The leaderboard by this score, which is computed from the totals at one key, one
+                /// of each counter in their order.
+                ///
+                /// A key without a score is not listed. Totals that are all 0 must have no score:
+                /// nothing lists the keys that have no total.
+                #[must_use]
+                pub const fn by(self, score: fn([i64; $counters]) -> Option<i64>) -> Leaderboard<K> {
+                    Leaderboard::of(LeaderboardId::new(self.counter, &self.counters, Scores::$by(score)))
+                }
+            }
+        )*
+    };
+}
+
+scores!(One: 1, Two: 2, Three: 3, Four: 4, Five: 5, Six: 6, Seven: 7, Eight: 8);
 
 impl<K: Key> Leaderboard<K, Decayed> {
     /// A leaderboard by a counter keyed (key, epoch) of decayed amounts: each key has its exact
@@ -112,11 +160,12 @@ impl<K: Key> Leaderboard<K, Decayed> {
     /// If the name is not valid for a counter. In a `const` that is a compile error.
     #[must_use]
     pub const fn decayed(name: &'static str, counter: Counter<(K, i64)>) -> Self {
-        Self::of(LeaderboardId { counter: Counter::<K>::new(name).id(), of: Of::Epochs([counter.id()]) })
+        Self::of(LeaderboardId::new(Counter::<K>::new(name).id(), &[counter], Scores::Epochs))
     }
 }
 
 impl<K: Key, S> Leaderboard<K, S> {
+    #[allow(clippy::large_types_passed_by_value)] // at compile time
     const fn of(id: LeaderboardId) -> Self {
         Self { id, types: PhantomData }
     }
@@ -146,13 +195,11 @@ impl<K: Key, S> Leaderboard<K, S> {
 pub struct LeaderboardId {
     /// Its name, version and key, in the form of a counter.
     counter: CounterId,
-    of: Of,
-}
-
-#[derive(Clone, Copy)]
-enum Of {
-    Totals { counters: &'static [CounterId], score: fn(&[i64]) -> Option<i64> },
-    Epochs([CounterId; 1]),
+    /// The counters that scores are computed from, and then anything.
+    counters: [CounterId; MOST],
+    /// The number of these counters.
+    of: usize,
+    scores: Scores,
 }
 
 impl fmt::Debug for LeaderboardId {
@@ -162,6 +209,17 @@ impl fmt::Debug for LeaderboardId {
 }
 
 impl LeaderboardId {
+    #[allow(clippy::indexing_slicing)] // const fn: no iterators
+    const fn new<K: Key>(counter: CounterId, counters: &[Counter<K>], scores: Scores) -> Self {
+        let mut all = [counter; MOST];
+        let mut of = 0;
+        while of < counters.len() {
+            all[of] = counters[of].id();
+            of += 1;
+        }
+        Self { counter, counters: all, of, scores }
+    }
+
     /// The leaderboard's name.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -171,10 +229,7 @@ impl LeaderboardId {
     /// The counters that its scores are computed from.
     #[must_use]
     pub const fn counters(&self) -> &[CounterId] {
-        match &self.of {
-            Of::Totals { counters, .. } => counters,
-            Of::Epochs(counter) => counter,
-        }
+        self.counters.split_at(self.of).0
     }
 
     pub(crate) const fn counter_id(&self) -> &CounterId {
@@ -221,29 +276,26 @@ impl LeaderboardId {
 
     /// Whether scores are computed from all epochs of a key instead of the key's own totals.
     pub(crate) const fn has_epochs(&self) -> bool {
-        matches!(self.of, Of::Epochs(_))
+        matches!(self.scores, Scores::Epochs)
     }
 
     /// A key's score, computed from these totals: one of each counter in their order, or those of
     /// all epochs.
     pub(crate) fn score_of(&self, key: &KeyBuf, totals: &[(KeyBuf, i64)]) -> Result<Option<Cell>> {
-        match &self.of {
-            Of::Totals { score, .. } => {
-                let totals: Vec<i64> = totals.iter().map(|(_, total)| *total).collect();
-                Ok(score(&totals).map(Cell::Integer))
-            }
-            Of::Epochs([counter]) => {
-                let mut epochs = Vec::new();
-                for (whole, total) in totals {
-                    let (_, suffix) = whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
-                    let epoch: i64 =
-                        KeyBuf::from_bytes(suffix).decode().map_err(|cause| Error::key(counter, whole, cause))?;
-                    epochs.push((epoch, *total));
-                }
-                let sum = Decayed::sum(epochs);
-                Ok((!sum.is_zero()).then_some(Cell::Decayed(sum)))
-            }
+        if !self.has_epochs() {
+            let totals: Vec<i64> = totals.iter().map(|(_, total)| *total).collect();
+            return Ok(self.scores.of(&totals).map(Cell::Integer));
         }
+        let mut epochs = Vec::new();
+        for (whole, total) in totals {
+            let (_, suffix) = whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
+            let decoded = KeyBuf::from_bytes(suffix).decode();
+            let counter = self.counters().first().unwrap_or(&self.counter);
+            let epoch: i64 = decoded.map_err(|cause| Error::key(counter, whole, cause))?;
+            epochs.push((epoch, *total));
+        }
+        let sum = Decayed::sum(epochs);
+        Ok((!sum.is_zero()).then_some(Cell::Decayed(sum)))
     }
 
     /// Calls `each` with every key that has a total in one of the counters. A key may come several
@@ -321,6 +373,30 @@ impl Score for Decayed {
     }
 }
 
+/// Where a key stands on a leaderboard, listed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Standing<K, S> {
+    /// The rank, from 1 on. A key that is not listed stands behind all that are: its rank is one
+    /// more than their number, and every such key has it.
+    pub rank: u64,
+    /// The key.
+    pub key: K,
+    /// The score; `None` if the key is not listed.
+    pub score: Option<S>,
+}
+
+impl<K, S> Standing<K, S> {
+    /// The key's line; `None` if it is not listed.
+    ///
+    /// The SQL stores' `top_after` reads the lines after it.
+    #[must_use]
+    pub fn line(self) -> Option<Ranked<K, S>> {
+        let Self { rank, key, score } = self;
+        score.map(|score| Ranked { rank, key, score })
+    }
+}
+
 /// A line of a leaderboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -371,10 +447,7 @@ pub(crate) fn enlist_anew(leaderboard: &LeaderboardId, ready: bool) -> String {
 }
 
 pub(crate) const fn score_column(dialect: Dialect, leaderboard: &LeaderboardId) -> &'static str {
-    match leaderboard.of {
-        Of::Totals { .. } => sql::column_kind(dialect, None),
-        Of::Epochs(_) => sql::column_kind(dialect, Some(KeyPart::Bytes16)),
-    }
+    sql::column_kind(dialect, if leaderboard.has_epochs() { Some(KeyPart::Bytes16) } else { None })
 }
 
 /// A leaderboard's storage and what it is computed from, as the catalogue spells it.

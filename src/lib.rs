@@ -106,7 +106,7 @@ pub use decay::{Decayed, HalfLife, SCALE_BITS};
 pub use drivers::tokio_postgres::PreparedStatements;
 pub use error::{Cause, Error, Recovery, Result};
 pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
-pub use leaderboard::{Leaderboard, LeaderboardId, MemoryLeaderboard, Ranked, Score};
+pub use leaderboard::{Leaderboard, LeaderboardId, MemoryLeaderboard, Ranked, Score, Standing, Unscored};
 pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;

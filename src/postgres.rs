@@ -12,7 +12,7 @@ use crate::drivers::tokio_postgres::{Postgres, PreparedStatements, write_in_own}
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::leaderboard::{Leaderboard, Ranked, Score};
+use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::observe;
 use crate::offset::StreamRange;
 use crate::range::KeyRange;
@@ -267,7 +267,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         leaderboard: Leaderboard<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top(&mut self.executor(), self.schema, leaderboard, limit).await
+        engine::leaderboard::top(&mut self.executor(), self.schema, &leaderboard, limit).await
     }
 
     /// The lines after a line that was read before.
@@ -283,10 +283,10 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         after: &Ranked<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top_after(&mut self.executor(), self.schema, leaderboard, after, limit).await
+        engine::leaderboard::top_after(&mut self.executor(), self.schema, &leaderboard, after, limit).await
     }
 
-    /// The line of one key; `None` if it is not listed.
+    /// Where a key stands; behind all listed keys if it is not listed.
     ///
     /// Counts the lines before it, so it costs O(rank).
     ///
@@ -297,9 +297,9 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         &mut self,
         leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
-    ) -> Result<Option<Ranked<K, S>>> {
+    ) -> Result<Standing<K, S>> {
         let key = KeyBuf::of::<K>(key);
-        engine::leaderboard::rank(&mut self.executor(), self.schema, leaderboard, &key).await
+        engine::leaderboard::rank(&mut self.executor(), self.schema, &leaderboard, &key).await
     }
 
     /// How many keys a leaderboard lists.

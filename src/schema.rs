@@ -31,7 +31,7 @@ use crate::leaderboard::LeaderboardId;
 ///     leaderboards [ARTISTS]
 /// }
 ///
-/// const ARTISTS: Leaderboard<i64> = Leaderboard::new("artist.board", &[ARTIST_VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+/// const ARTISTS: Leaderboard<i64> = Leaderboard::new("artist.board", [ARTIST_VOTES]).by(|[votes]| (votes > 0).then_some(votes));
 ///
 /// assert_eq!(SCHEMA.counters().len(), 5);
 /// assert_eq!(USER_VOTES.id().full_name(), "user.votes.v2");

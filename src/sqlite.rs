@@ -9,7 +9,7 @@ use crate::drivers::rusqlite::Rusqlite;
 use crate::engine::{self, now};
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::leaderboard::{Leaderboard, Ranked, Score};
+use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::offset::StreamRange;
 use crate::range::KeyRange;
 use crate::schema::Schema;
@@ -267,7 +267,7 @@ impl<'c> SqliteStore<'c> {
     /// use keepcount::{Batch, Leaderboard, SqliteStore, Store};
     ///
     /// keepcount::counters! { SCHEMA { VOTES: i64 = "song.votes"; } leaderboards [SONGS] }
-    /// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", &[VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+    /// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", [VOTES]).by(|[votes]| (votes > 0).then_some(votes));
     ///
     /// let conn = rusqlite::Connection::open_in_memory()?;
     /// let mut store = SqliteStore::new(&conn, &SCHEMA);
@@ -278,11 +278,12 @@ impl<'c> SqliteStore<'c> {
     /// store.apply(&mut batch)?;
     /// let top = store.top(SONGS, 10)?;
     /// assert_eq!(top.iter().map(|line| (line.rank, line.key, line.score)).collect::<Vec<_>>(), [(1, 8, 5), (2, 7, 2)]);
-    /// assert_eq!(store.rank(SONGS, 7_i64)?.map(|line| line.rank), Some(2));
+    /// assert_eq!(store.rank(SONGS, 7)?.rank, 2);
+    /// assert_eq!(store.rank(SONGS, 9)?.score, None); // it is not listed
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn top<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>, limit: usize) -> Result<Vec<Ranked<K, S>>> {
-        now(engine::leaderboard::top(&mut self.executor(), self.schema, leaderboard, limit))
+        now(engine::leaderboard::top(&mut self.executor(), self.schema, &leaderboard, limit))
     }
 
     /// The lines after a line that was read before.
@@ -298,22 +299,18 @@ impl<'c> SqliteStore<'c> {
         after: &Ranked<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        now(engine::leaderboard::top_after(&mut self.executor(), self.schema, leaderboard, after, limit))
+        now(engine::leaderboard::top_after(&mut self.executor(), self.schema, &leaderboard, after, limit))
     }
 
-    /// The line of one key; `None` if it is not listed.
+    /// Where a key stands; behind all listed keys if it is not listed.
     ///
     /// Counts the lines before it, so it costs O(rank).
     ///
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub fn rank<K: Key, S: Score>(
-        &self,
-        leaderboard: Leaderboard<K, S>,
-        key: impl AsKey<K>,
-    ) -> Result<Option<Ranked<K, S>>> {
-        now(engine::leaderboard::rank(&mut self.executor(), self.schema, leaderboard, &KeyBuf::of::<K>(key)))
+    pub fn rank<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>, key: impl AsKey<K>) -> Result<Standing<K, S>> {
+        now(engine::leaderboard::rank(&mut self.executor(), self.schema, &leaderboard, &KeyBuf::of::<K>(key)))
     }
 
     /// How many keys a leaderboard lists.

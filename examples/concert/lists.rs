@@ -81,9 +81,9 @@ impl List {
     /// Returns the line of one id as `top` has it; `None` if it is not listed.
     pub fn rank(&self, store: &mut (impl Store + Leaderboards), at: Date, id: &str) -> Result<Option<Line>> {
         Ok(match self {
-            Self::Artists => store.rank(C::ARTISTS, id)?.as_ref().map(artist),
+            Self::Artists => store.rank(C::ARTISTS, id)?.line().as_ref().map(artist),
             Self::Shows => C::rank_of_show(store, at, id)?.as_ref().map(show),
-            Self::Trending(of) => store.rank(of.leaderboard, id)?.map(|line| trending(&line, of.half_life, at)),
+            Self::Trending(of) => store.rank(of.leaderboard, id)?.line().map(|line| trending(&line, of.half_life, at)),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use keepcount::reconcile::{Reconciler, Report};
-use keepcount::{AsKey, Key, Leaderboard, Ranked, Score, Store};
+use keepcount::{AsKey, Key, Leaderboard, Ranked, Score, Standing, Store};
 
 use crate::error::Result;
 use crate::lines::Lines;
@@ -74,5 +74,5 @@ pub trait Leaderboards {
         &mut self,
         leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
-    ) -> keepcount::Result<Option<Ranked<K, S>>>;
+    ) -> keepcount::Result<Standing<K, S>>;
 }

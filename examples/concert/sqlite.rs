@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use keepcount::reconcile::{self, Reconciler, Report, SystemRuntime};
-use keepcount::{AsKey, Batch, Key, Leaderboard, Ranked, Score, SqliteStore, Store, StreamRange};
+use keepcount::{AsKey, Batch, Key, Leaderboard, Ranked, Score, SqliteStore, Standing, Store, StreamRange};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
@@ -111,7 +111,7 @@ impl Leaderboards for SqliteStore<'_> {
         &mut self,
         leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
-    ) -> keepcount::Result<Option<Ranked<K, S>>> {
+    ) -> keepcount::Result<Standing<K, S>> {
         SqliteStore::rank(self, leaderboard, key)
     }
 }

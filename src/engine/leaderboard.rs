@@ -12,7 +12,7 @@ use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::executor::{Column, DriverError, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::leaderboard::{self, Cell, Leaderboard, LeaderboardId, Ranked, Score};
+use crate::leaderboard::{self, Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
@@ -22,17 +22,17 @@ const KEYS_PAGE: usize = 1024;
 
 /// The keys of each leaderboard that a batch may move, without the leaderboards that it cannot
 /// move. The order is the same for processes with different schemas.
-pub(crate) type Moved = Vec<(LeaderboardId, BTreeSet<KeyBuf>)>;
+pub(crate) type Moved = Vec<(&'static LeaderboardId, BTreeSet<KeyBuf>)>;
 
 pub(crate) fn moved(schema: &Schema, batch: &Batch) -> Result<Moved> {
     let mut moved = Vec::new();
     for leaderboard in schema.leaderboard_ids() {
         let keys = leaderboard.changed(batch.deltas())?;
         if !keys.is_empty() {
-            moved.push((*leaderboard, keys));
+            moved.push((leaderboard, keys));
         }
     }
-    moved.sort_unstable_by_key(|(leaderboard, _): &(LeaderboardId, _)| leaderboard.name());
+    moved.sort_unstable_by_key(|(leaderboard, _): &(&LeaderboardId, _)| leaderboard.name());
     Ok(moved)
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn moved(schema: &Schema, batch: &Batch) -> Result<Moved> {
 pub(crate) async fn top<E: Executor, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
-    leaderboard: Leaderboard<K, S>,
+    leaderboard: &Leaderboard<K, S>,
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
     let query = lines(E::DIALECT, &leaderboard.id(), "", Vec::new(), limit);
@@ -51,7 +51,7 @@ pub(crate) async fn top<E: Executor, K: Key, S: Score>(
 pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     executor: &mut E,
     schema: &Schema,
-    leaderboard: Leaderboard<K, S>,
+    leaderboard: &Leaderboard<K, S>,
     after: &Ranked<K, S>,
     limit: usize,
 ) -> Result<Vec<Ranked<K, S>>> {
@@ -70,35 +70,42 @@ pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     ranked(executor, schema, leaderboard, after.rank, queries, limit).await
 }
 
-/// The line of one key; `None` if it is not listed. Counts the lines before it.
+/// Where a key stands. Counts the lines before it, which are all lines if it is not listed.
 pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
-    leaderboard: Leaderboard<K, S>,
+    leaderboard: &Leaderboard<K, S>,
     key: &KeyBuf,
-) -> Result<Option<Ranked<K, S>>> {
+) -> Result<Standing<K, S>> {
     let id = leaderboard.id();
     let (own, params) = own_keys(E::DIALECT, &id, 1);
     let (keys, table) = (own.replace("t.", "s."), id.table_name());
     let text = format!(
         r#"SELECT s."score", (SELECT count(*) FROM "{table}" AS t WHERE t."score" > s."score")
             + (SELECT count(*) FROM "{table}" AS t WHERE t."score" = s."score" AND ({own}) < ({params}))
-        FROM "{table}" AS s WHERE ({keys}) = ({params})"#
+        FROM "{table}" AS s WHERE ({keys}) = ({params})
+        UNION ALL
+        SELECT NULL, (SELECT count(*) FROM "{table}")
+        WHERE NOT EXISTS (SELECT 1 FROM "{table}" AS s WHERE ({keys}) = ({params}))"#
     );
     let query = Query::new(text, sql::key_values(E::DIALECT, id.counter_id(), key)?);
-    let mut found = None;
+    let (mut before, mut listed) = (0, None);
     readiness::fetch(executor, Reading::Leaderboard(schema, &id), vec![query], |_, row| {
-        let score = cell(row, 0).ok_or_else(|| foreign(&id))?;
-        found = Some((integer(row, 1, &table)?.unsigned_abs(), score));
+        before = integer(row, 1, &table)?.unsigned_abs();
+        listed = match row.column(0) {
+            Column::Null => None,
+            _ => Some(cell(row, 0).ok_or_else(|| foreign(&id))?),
+        };
         Ok(())
     })
     .await?;
-    let Some((before, score)) = found else { return Ok(None) };
-    Ok(Some(line(leaderboard, before + 1, key, score)?))
+    let score = listed.map(|cell| S::from_cell(cell).ok_or_else(|| foreign(&id))).transpose()?;
+    let key = key.decode().map_err(|cause| Error::key(id.counter_id(), key, cause))?;
+    Ok(Standing { rank: before + 1, key, score })
 }
 
 fn line<K: Key, S: Score>(
-    leaderboard: Leaderboard<K, S>,
+    leaderboard: &Leaderboard<K, S>,
     rank: u64,
     raw: &KeyBuf,
     score: Cell,
@@ -142,7 +149,7 @@ fn lines<'a>(
 async fn ranked<E: Executor, K: Key, S: Score>(
     executor: &mut E,
     schema: &Schema,
-    leaderboard: Leaderboard<K, S>,
+    leaderboard: &Leaderboard<K, S>,
     rank: u64,
     queries: Vec<Query<'_>>,
     limit: usize,

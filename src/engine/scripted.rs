@@ -19,8 +19,7 @@ const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SHOW);
 const PLAIN: Schema = Schema::new(&[VOTES.table()]);
 const SUMMED: Schema = Schema::new(&[VOTES.table(), SHOW.table(), SHOWS.table()]);
-const TOP: Leaderboard<i64> =
-    Leaderboard::new("setlist.top", &[VOTES.id()], |totals| totals.first().copied().filter(|n| *n > 0));
+const TOP: Leaderboard<i64> = Leaderboard::new("setlist.top", [VOTES]).by(|[n]| (n > 0).then_some(n));
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[TOP.id()]);
 
 #[derive(Debug, Clone)]

@@ -412,12 +412,12 @@ impl<'b> Writes<'b> {
 /// score depends on totals that they change.
 fn leaderboard_locks<'m>(
     dialect: Dialect,
-    moved: &'m [(LeaderboardId, std::collections::BTreeSet<KeyBuf>)],
+    moved: &'m [(&'static LeaderboardId, std::collections::BTreeSet<KeyBuf>)],
 ) -> Vec<Query<'m>> {
     if dialect != Dialect::Postgres {
         return Vec::new();
     }
-    let lock = |(leaderboard, keys): &'m (LeaderboardId, std::collections::BTreeSet<KeyBuf>)| {
+    let lock = |(leaderboard, keys): &'m (&'static LeaderboardId, std::collections::BTreeSet<KeyBuf>)| {
         sql::lock(leaderboard.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
     };
     moved.iter().map(lock).collect()

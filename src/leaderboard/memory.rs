@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::score_index::ScoreIndex;
-use super::{Leaderboard, Ranked, Score};
+use super::{Leaderboard, Ranked, Score, Standing};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
@@ -27,12 +27,14 @@ use crate::store::Store;
 /// use keepcount::{Counter, Leaderboard, MemoryLeaderboard};
 ///
 /// const VOTES: Counter<i64> = Counter::new("song.votes");
-/// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", &[VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+/// const SONGS: Leaderboard<i64> = Leaderboard::new("song.board", [VOTES]).by(|[votes]| (votes > 0).then_some(votes));
 ///
 /// let mut songs = MemoryLeaderboard::new(SONGS);
 /// songs.set(7_i64, Some(2));
 /// songs.set(8_i64, Some(5));
-/// assert_eq!(songs.rank(7_i64)?.map(|line| line.rank), Some(2));
+/// let (second, last) = (songs.rank(7)?, songs.rank(9)?);
+/// assert_eq!((second.rank, second.score), (2, Some(2)));
+/// assert_eq!((last.rank, last.score), (3, None)); // it is not listed
 /// # Ok::<(), keepcount::Error>(())
 /// ```
 pub struct MemoryLeaderboard<K, S = i64> {
@@ -115,15 +117,15 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
             .collect()
     }
 
-    /// The line of one key; `None` if it is not listed.
+    /// Where a key stands; behind all listed keys if it is not listed.
     ///
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub fn rank(&self, key: impl AsKey<K>) -> Result<Option<Ranked<K, S>>> {
-        let key = KeyBuf::of::<K>(key);
-        let line = self.standings.rank(&key).zip(self.standings.score(&key));
-        line.map(|(rank, score)| self.line(rank, &key, score)).transpose()
+    pub fn rank(&self, key: impl AsKey<K>) -> Result<Standing<K, S>> {
+        let raw = KeyBuf::of::<K>(key);
+        let rank = self.standings.rank(&raw).unwrap_or(self.standings.len() as u64 + 1);
+        Ok(Standing { rank, key: self.typed(&raw)?, score: self.standings.score(&raw).cloned() })
     }
 
     /// The number of listed keys.
@@ -139,8 +141,11 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
     }
 
     fn line(&self, rank: u64, key: &KeyBuf, score: &S) -> Result<Ranked<K, S>> {
-        let typed = key.decode().map_err(|cause| Error::key(self.leaderboard.id().counter_id(), key, cause))?;
-        Ok(Ranked { rank, key: typed, score: score.clone() })
+        Ok(Ranked { rank, key: self.typed(key)?, score: score.clone() })
+    }
+
+    fn typed(&self, key: &KeyBuf) -> Result<K> {
+        key.decode().map_err(|cause| Error::key(self.leaderboard.id().counter_id(), key, cause))
     }
 }
 

@@ -416,7 +416,7 @@ fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
 }
 
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[SHOWS.id()]);
-const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", &[VOTES.id()], |totals| totals.first().copied());
+const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
 
 /// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that only reads too. Only what wrote totals said so: where a
 /// leaderboard was rebuilt in the caller's transaction, or an offset read, the error was an ordinary one, and whoever went on wrote what belonged to the

@@ -43,17 +43,15 @@ fn alone(name: &'static str, version: u32) -> Schema {
 }
 
 const BOTH: &[CounterSpec] = &[VOTES.table(), VOTES_2.table()];
-const OF_SECOND: &[CounterId] = &[VOTES_2.id()];
-
 const fn leaderboard(name: &'static str) -> LeaderboardId {
-    Leaderboard::<i64>::new(name, OF_SECOND, |_| None).id()
+    Leaderboard::<i64>::new(name, [VOTES_2]).by(|_| None).id()
 }
 
 #[test]
 fn the_version_counts_for_reserved_names_and_for_leaderboards() {
     const TAKEN: &[LeaderboardId] = &[leaderboard("setlist.votes.v2")];
     const INDEX: &[LeaderboardId] = &[leaderboard("rank"), leaderboard("rank.order")];
-    const THIRD: &[LeaderboardId] = &[Leaderboard::<i64>::new("rank", &[VOTES.version(3).id()], |_| None).id()];
+    const THIRD: &[LeaderboardId] = &[Leaderboard::<i64>::new("rank", [VOTES.version(3)]).by(|_| None).id()];
     const FREE: &[LeaderboardId] = &[leaderboard("rank")];
     let fails = |what: &str, schema: fn() -> Schema, says: &str| {
         let panic = catch_unwind(schema).expect_err(what);

@@ -121,8 +121,7 @@ const MORE: [CounterSpec; 12] = [
     NEW[2].table(),
     NEW[3].table(),
 ];
-const NEW_LEADERBOARD: Leaderboard<(i64, String)> =
-    Leaderboard::new("new.board", &[NEW[0].id()], |totals| totals.first().copied());
+const NEW_LEADERBOARD: Leaderboard<(i64, String)> = Leaderboard::new("new.board", [NEW[0]]).by(|[total]| Some(total));
 /// The schema of a newer application.
 const WIDER: Schema = Schema::new(&MORE).leaderboards(&[SHOWS.id(), NEW_LEADERBOARD.id()]);
 

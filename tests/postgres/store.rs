@@ -3,6 +3,7 @@
 
 use crate::support::postgres::{connect, shared};
 use crate::support::random::Random;
+use crate::support::standings;
 use keepcount::{
     AsyncStore, Batch, Counter, Decayed, Error, HalfLife, KeyError, Leaderboard, PostgresStore, PreparedStatements,
     Recovery, Schema, SqliteStore, Store, StreamRange,
@@ -17,9 +18,8 @@ const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VO
 const SHOW_FANS: Counter<String> = Counter::new("show.fans");
 const HOT: HalfLife = HalfLife::days(1);
 const SHOW_HEAT: Counter<(String, i64)> = Counter::new("show.heat");
-const SHOWS: Leaderboard<String> = Leaderboard::new("show.board", &[SHOW_VOTES.id(), SHOW_FANS.id()], |totals| {
-    Some(totals.iter().sum::<i64>()).filter(|sum| *sum != 0)
-});
+const SHOWS: Leaderboard<String> = Leaderboard::new("show.board", [SHOW_VOTES, SHOW_FANS])
+    .by(|[votes, fans]| Some(votes + fans).filter(|sum| *sum != 0));
 const HEAT: Leaderboard<String, Decayed> = Leaderboard::decayed("show.heat_board", SHOW_HEAT);
 const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
@@ -55,6 +55,18 @@ fn batch(random: &mut Random) -> Batch {
 }
 
 #[tokio::test]
+async fn a_key_stands_where_it_is_listed_or_behind_all_that_are() {
+    let Some((_, mut client)) = open(&standings::SCHEMA).await else { return };
+    let mut store = PostgresStore::new(&mut client, &standings::SCHEMA);
+    for step in standings::STEPS {
+        store.apply(&mut step.batch()).await.unwrap();
+        for (at, (song, ..)) in step.stand.iter().enumerate() {
+            step.check("in PostgreSQL", at, &store.rank(standings::SONGS, song).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
 async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
     let Some((_, mut client)) = open(&SCHEMA).await else { return };
     let conn = Connection::open_in_memory().unwrap();
@@ -80,17 +92,18 @@ async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
         assert_eq!((&top, &heat), (&sqlite.top(SHOWS, 100).unwrap(), &sqlite.top(HEAT, 100).unwrap()));
         assert_eq!(store.listed(SHOWS).await.unwrap(), top.len() as u64);
         for (at, line) in top.iter().enumerate() {
-            assert_eq!(store.rank(SHOWS, line.key.as_str()).await.unwrap().as_ref(), Some(line));
+            assert_eq!(store.rank(SHOWS, line.key.as_str()).await.unwrap().line().as_ref(), Some(line));
             assert_eq!(
                 store.top_after(SHOWS, line, 2).await.unwrap(),
                 top[at + 1..].iter().take(2).cloned().collect::<Vec<_>>()
             );
         }
         for (at, line) in heat.iter().enumerate() {
-            assert_eq!(store.rank(HEAT, line.key.as_str()).await.unwrap().as_ref(), Some(line));
+            assert_eq!(store.rank(HEAT, line.key.as_str()).await.unwrap().line().as_ref(), Some(line));
             assert_eq!(store.top_after(HEAT, line, 9).await.unwrap(), heat[at + 1..]);
         }
-        assert_eq!(store.rank(SHOWS, "nobody").await.unwrap(), None);
+        let nobody = store.rank(SHOWS, "nobody").await.unwrap();
+        assert_eq!((nobody.rank, nobody.score), (top.len() as u64 + 1, None));
         // As a rebuild finds it.
         assert_eq!(store.rebuild(SHOWS).await.unwrap(), 0);
         assert_eq!(store.rebuild(HEAT).await.unwrap(), 0);
@@ -162,7 +175,7 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(raised.orphaned().await.unwrap(), ["show.votes"]);
 }
 
-const LISTED: Leaderboard<i64> = Leaderboard::new("show.votes_board", &[VOTES.id()], |totals| totals.first().copied());
+const LISTED: Leaderboard<i64> = Leaderboard::new("show.votes_board", [VOTES]).by(|[total]| Some(total));
 
 /// A counter that becomes prunable, and a leaderboard of counters that are there, come into tables that are there.
 #[tokio::test]

@@ -446,7 +446,7 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
 
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
 const SUM: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP);
-const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("show.board", &[VOTES.id()], |totals| totals.first().copied());
+const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
 
 /// Where totals have to be read first, it is a transaction as any other.
 #[tokio::test]

@@ -22,8 +22,7 @@ const VOTES: Counter<i64> = Counter::new("setlist.votes");
 const VOTES_2: Counter<i64> = VOTES.version(2);
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES_2, MEMBERSHIP);
-const RANK: Leaderboard<i64> =
-    Leaderboard::new("show.board", &[SHOWS.id()], |totals| totals.first().copied().filter(|votes| *votes != 0));
+const RANK: Leaderboard<i64> = Leaderboard::new("show.board", [SHOWS]).by(|[votes]| (votes != 0).then_some(votes));
 
 const FIRST: Schema = Schema::new(&[VOTES.table()]);
 const SECOND: Schema =

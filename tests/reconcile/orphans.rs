@@ -18,7 +18,7 @@ const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(D
 const ALONG: Counter<i64> = Counter::new("along");
 const OF: Counter<(i64, i64)> = Counter::new("of");
 const SUM: Counter<i64> = Counter::new("sum").sum_of(ALONG, OF);
-const RANK: LeaderboardId = Leaderboard::<i64>::new("show.board", &[SHOWS.id(), VOTES_2.id()], |_| None).id();
+const RANK: LeaderboardId = Leaderboard::<i64>::new("show.board", [SHOWS, VOTES_2]).by(|_| None).id();
 
 const ALL: Schema = Schema::new(&[
     VOTES.table(),
@@ -191,7 +191,7 @@ impl Record for Vote {
 }
 
 const SUMMED: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SHOWS.table()]);
-const RANKED: LeaderboardId = Leaderboard::<i64>::new("setlist.board", &[VOTES.id()], |_| None).id();
+const RANKED: LeaderboardId = Leaderboard::<i64>::new("setlist.board", [VOTES]).by(|_| None).id();
 
 fn votes(conn: &Connection) {
     conn.execute_batch(
@@ -235,8 +235,7 @@ fn an_older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
 
 #[test]
 fn an_older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
-    const LEADERBOARD: Leaderboard<i64> =
-        Leaderboard::new("setlist.board", &[VOTES.id()], |totals| totals.first().copied());
+    const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("setlist.board", [VOTES]).by(|[total]| Some(total));
     const NEWER: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[RANKED]);
     let conn = Connection::open_in_memory().unwrap();
     let old = SqliteStore::new(&conn, &OLD);

@@ -22,8 +22,7 @@ use crate::support::random::Random;
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
-const RANK: Leaderboard<i64> =
-    Leaderboard::new("show.board", &[SHOWS.id()], |totals| totals.first().copied().filter(|votes| *votes != 0));
+const RANK: Leaderboard<i64> = Leaderboard::new("show.board", [SHOWS]).by(|[votes]| (votes != 0).then_some(votes));
 const OLD: Schema = Schema::new(&[VOTES.table()]);
 const SUMS: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SHOWS.table()]);
 const NEW: Schema = SUMS.leaderboards(&[RANK.id()]);
@@ -310,7 +309,10 @@ fn a_leaderboard_is_read_when_it_is_rebuilt_and_its_counters_are_ready() {
         let top = new.top(RANK, 10).unwrap();
         assert_eq!(top.iter().map(|line| (line.key, line.score)).collect::<Vec<_>>(), wanted);
         assert_eq!(new.top_after(RANK, &top[1], 10).unwrap(), top[2..]);
-        assert_eq!((new.rank(RANK, top[2].key).unwrap().unwrap(), new.listed(RANK).unwrap()), (top[2].clone(), 4));
+        assert_eq!(
+            (new.rank(RANK, top[2].key).unwrap().line().unwrap(), new.listed(RANK).unwrap()),
+            (top[2].clone(), 4)
+        );
     }
 }
 

@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod postgres_app;
 pub mod random;
 pub mod rollups;
+pub mod standings;
 pub mod world;
 
 /// A test's whole name, by which a process of its own runs it: `test_of(module_path!(), "a_child_that_is_killed")`.

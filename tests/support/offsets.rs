@@ -13,8 +13,7 @@ pub const VOTES: Counter<i64> = Counter::new("show.votes");
 pub const SUM: Counter<String> = Counter::new("stream.sum");
 pub const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
 pub const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP);
-pub const LEADERBOARD: Leaderboard<i64> =
-    Leaderboard::new("artist.board", &[ARTIST.id()], |totals| totals.first().copied());
+pub const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("artist.board", [ARTIST]).by(|[total]| Some(total));
 /// What is written as it is, and what climbs and moves a leaderboard: stores go different ways with them.
 pub const PLAIN: Schema = Schema::new(&[VOTES.table(), SUM.table(), MEMBERSHIP.table()]);
 pub const RISING: Schema =

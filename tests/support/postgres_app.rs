@@ -19,11 +19,8 @@ pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suff
 pub const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 
 /// By totals of two counters, which different transactions change at once.
-pub const SHOWS: Leaderboard<i64> =
-    Leaderboard::new("show.board", &[SHOW_VOTES.id(), SHOW_SETLISTS.id()], |totals| match totals {
-        [votes, setlists] if *setlists != 0 => Some(votes * 10 + setlists),
-        _ => None,
-    });
+pub const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", [SHOW_VOTES, SHOW_SETLISTS])
+    .by(|[votes, setlists]| (setlists != 0).then(|| votes * 10 + setlists));
 
 pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use keepcount::{
     Applied, AsKey, AsyncStore as _, Batch, CounterId, Key, KeyBuf, KeyRange, Leaderboard, PostgresStore,
-    PreparedStatements, Ranked, Score, Store, StreamRange,
+    PreparedStatements, Ranked, Score, Standing, Store, StreamRange,
 };
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
@@ -121,7 +121,7 @@ impl Leaderboards for Blocking<'_, '_> {
         &mut self,
         leaderboard: Leaderboard<K, S>,
         key: impl AsKey<K>,
-    ) -> keepcount::Result<Option<Ranked<K, S>>> {
+    ) -> keepcount::Result<Standing<K, S>> {
         self.runtime.block_on(self.store().rank(leaderboard, key))
     }
 }

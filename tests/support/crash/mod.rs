@@ -27,7 +27,7 @@ const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTE
 /// Totals without rows: the numbers of a feed's events, summed up.
 pub const FEED_SUM: Counter<i64> = Counter::new("feed.sum");
 pub const SHOWS: Leaderboard<i64> =
-    Leaderboard::new("show.board", &[SHOW_VOTES.id()], |totals| totals.first().copied().filter(|votes| *votes > 0));
+    Leaderboard::new("show.board", [SHOW_VOTES]).by(|[votes]| (votes > 0).then_some(votes));
 
 pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
