@@ -165,7 +165,6 @@ impl<K: Key> Leaderboard<K, Decayed> {
 }
 
 impl<K: Key, S> Leaderboard<K, S> {
-    #[allow(clippy::large_types_passed_by_value)] // at compile time
     const fn of(id: LeaderboardId) -> Self {
         Self { id, types: PhantomData }
     }

@@ -4,11 +4,11 @@
 use std::fmt;
 
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, GenericClient};
+use tokio_postgres::{Client, GenericClient, Transaction};
 
 use crate::batch::Batch;
 use crate::counter::{Counter, CounterId};
-use crate::drivers::tokio_postgres::{Postgres, PreparedStatements, write_in_own};
+use crate::drivers::tokio_postgres::{Postgres, PreparedStatements, is_refused, write_in_own};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
@@ -76,14 +76,27 @@ impl<C> fmt::Debug for PostgresStore<'_, C> {
     }
 }
 
-impl<'c, 't> PostgresStore<'c, tokio_postgres::Transaction<'t>> {
+impl<'c, 't> PostgresStore<'c, Transaction<'t>> {
     /// A store of these counters within a transaction: what you apply commits or rolls back with
     /// it.
     ///
     /// Does no I/O.
     #[must_use]
-    pub const fn in_transaction(tx: &'c tokio_postgres::Transaction<'t>, schema: &'c Schema) -> Self {
+    pub const fn in_transaction(tx: &'c Transaction<'t>, schema: &'c Schema) -> Self {
         Self { conn: Conn::Within(tx), schema, prepared: None }
+    }
+
+    /// Applies a batch as the last statement of the transaction.
+    async fn apply_last(&mut self, batch: &mut Batch) -> Result<()> {
+        if batch.is_empty()
+            && let Conn::Within(tx) = &self.conn
+        {
+            // A commit of an aborted transaction rolls it back without an error.
+            let operation = "running a transaction";
+            let checked = tx.batch_execute("SELECT 1").await;
+            checked.map_err(|error| engine::failed(engine::Whose::Connection, operation, error))?;
+        }
+        self.apply(batch).await.map(drop)
     }
 }
 
@@ -330,6 +343,71 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
 }
 
 impl PostgresStore<'_, Client> {
+    /// Runs `work` in a transaction, applies the batch that it fills, and commits.
+    ///
+    /// So no batch is forgotten, none is applied whose rows are not committed, and each is applied
+    /// once, as the last statement before the commit. `work` writes the rows on the transaction that
+    /// it is given and calls the hooks next to them. Lock what you read before you write it
+    /// (`SELECT .. FOR UPDATE`).
+    ///
+    /// If `work` fails or panics, or the batch or the commit fails, nothing is committed. If you
+    /// drop the future, nothing is committed, unless the commit was sent.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`. As [`apply`](AsyncStore::apply), with [`Error::Indeterminate`] if it is not
+    /// known whether the commit happened. [`Error::InvalidUse`] for a store that is
+    /// [`in_transaction`](PostgresStore::in_transaction).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use keepcount::PostgresStore;
+    /// # keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+    /// # async fn vote(client: &mut tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// PostgresStore::new(client, &SCHEMA)
+    ///     .transaction(async |tx, batch| {
+    ///         tx.execute("INSERT INTO votes (show_id) VALUES (7)", &[]).await?;
+    ///         batch.add(SHOW_VOTES, 7, 1);
+    ///         Ok::<_, Box<dyn std::error::Error>>(())
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    pub async fn transaction<T, E: From<Error>>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Transaction<'_>, &mut Batch) -> Result<T, E>,
+    ) -> Result<T, E> {
+        const OPERATION: &str = "running a transaction";
+        let failed = |error| engine::failed(engine::Whose::Connection, OPERATION, error);
+        let Conn::Own(client) = &mut self.conn else {
+            return Err(Error::invalid_use("transaction", "the store is within one").into());
+        };
+        let mut tx = client.transaction().await.map_err(failed)?;
+        // Dropped, it rolls back.
+        let mut batch = Batch::new();
+        let done = match work(&mut tx, &mut batch).await {
+            Ok(value) => {
+                let conn = Conn::Within(&tx);
+                let mut store = PostgresStore { conn, schema: self.schema, prepared: self.prepared };
+                store.apply_last(&mut batch).await.map(|()| value).map_err(E::from)
+            }
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(value) => match tx.commit().await {
+                Ok(()) => Ok(value),
+                Err(error) if is_refused(&error) => Err(failed(error).into()),
+                Err(error) => Err(Error::Indeterminate { operation: OPERATION.to_owned(), cause: error.into() }.into()),
+            },
+            Err(error) => {
+                // If this fails too, the connection is lost, and the server rolls back.
+                let _ = tx.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Writes the application's rows and applies their batch in one transaction, and returns how
     /// many rows each statement wrote.
     ///

@@ -7,7 +7,8 @@ use crate::batch::Batch;
 use crate::counter::{Counter, CounterId};
 use crate::drivers::rusqlite::Rusqlite;
 use crate::engine::{self, now};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::executor::Executor as _;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::offset::StreamRange;
@@ -63,6 +64,76 @@ impl<'c> SqliteStore<'c> {
 
     const fn executor(&self) -> Rusqlite<'c> {
         Rusqlite::new(self.conn)
+    }
+
+    /// Runs `work` in a transaction, applies the batch that it fills, and commits.
+    ///
+    /// So no batch is forgotten, and none is applied whose rows are not committed. `work` writes the
+    /// rows on the connection that it is given and calls the hooks next to them. The transaction
+    /// begins with `BEGIN IMMEDIATE`, so what `work` reads stays true until it commits.
+    ///
+    /// If `work` fails or panics, or the batch or the commit fails, nothing is committed. `work` must
+    /// not end the transaction itself.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`. As [`apply`](Store::apply), with [`Busy`](crate::Error::Busy) if another
+    /// connection writes and [`Indeterminate`](crate::Error::Indeterminate) if it is not known
+    /// whether the commit happened. [`InvalidUse`](crate::Error::InvalidUse) if the connection is in
+    /// a transaction: apply a batch in that yourself.
+    /// [`TransactionLost`](crate::Error::TransactionLost) if the transaction was over before the
+    /// batch could be applied, and [`TransactionOpen`](crate::Error::TransactionOpen) if it could
+    /// not be rolled back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{SqliteStore, Store};
+    ///
+    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+    ///
+    /// let conn = rusqlite::Connection::open_in_memory()?;
+    /// conn.execute_batch("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)")?;
+    /// let mut store = SqliteStore::new(&conn, &SCHEMA);
+    /// store.create()?;
+    /// let id = store.transaction(|conn, batch| {
+    ///     conn.execute("INSERT INTO votes (show_id) VALUES (7)", ())?;
+    ///     batch.add(SHOW_VOTES, 7, 1);
+    ///     Ok::<_, Box<dyn std::error::Error>>(conn.last_insert_rowid())
+    /// })?;
+    /// assert_eq!((id, store.total(SHOW_VOTES, 7)?), (1, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn transaction<T, E: From<Error>>(
+        &self,
+        work: impl FnOnce(&'c Connection, &mut Batch) -> Result<T, E>,
+    ) -> Result<T, E> {
+        const OPERATION: &str = "running a transaction";
+        if !self.conn.is_autocommit() {
+            let reason = "the connection is in one; apply the batch in that";
+            return Err(Error::invalid_use("transaction", reason).into());
+        }
+        let mut executor = self.executor();
+        // Dropped in a panic, the executor rolls back.
+        now(engine::begin(&mut executor, || OPERATION.to_owned()))?;
+        let mut batch = Batch::new();
+        let value = match work(self.conn, &mut batch) {
+            Ok(value) => value,
+            Err(error) => {
+                let is_over = now(executor.roll_back());
+                let cause = || Error::Database { operation: OPERATION.to_owned(), cause: "its work failed".into() };
+                return Err(if is_over { error } else { engine::still_open(OPERATION, cause()).into() });
+            }
+        };
+        let applied = if self.conn.is_autocommit() {
+            let cause = "it was over before its batch was applied".into();
+            Err(Error::TransactionLost { operation: OPERATION.to_owned(), cause })
+        } else {
+            // For another executor, the transaction is the caller's.
+            Self::new(self.conn, self.schema).apply(&mut batch)
+        };
+        let done = applied.map(|_| value);
+        Ok(now(engine::end(&mut executor, false, || OPERATION.to_owned(), done))?)
     }
 
     /// Creates the catalogue and the missing tables, and checks the existing ones.

@@ -514,7 +514,6 @@ fn a_leaderboard_that_cannot_be_written_leaves_totals_and_leaderboards_as_they_w
     }
 }
 
-#[allow(clippy::large_types_passed_by_value)] // as the store's methods take it
 fn pages<K: Key + AsKey<K>, S: Score>(store: &SqliteStore<'_>, leaderboard: Leaderboard<K, S>)
 where
     for<'a> &'a K: AsKey<K>,

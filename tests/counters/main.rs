@@ -20,5 +20,6 @@ mod rollups;
 mod snapshot_file;
 #[path = "../support/mod.rs"]
 mod support;
+mod transactions;
 mod versions;
 mod write_paths;

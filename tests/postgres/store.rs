@@ -729,3 +729,76 @@ async fn a_total_of_another_type_says_which_and_where() {
     assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error:?}");
     assert!(error.to_string().contains("numeric"), "{error}");
 }
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the work does after it has written a row and called its hook.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Commits,
+    Fails,
+    Overflows,
+    BreaksAForeignKey,
+    SwallowsAnError,
+}
+
+async fn run(client: &mut tokio_postgres::Client, then: Then) -> Result<i64, Failure> {
+    let mut store = PostgresStore::new(client, &SCHEMA);
+    store
+        .transaction(async |tx, batch| {
+            let parent = if matches!(then, Then::BreaksAForeignKey) { 2_i64 } else { 1 };
+            tx.execute("INSERT INTO children VALUES ($1)", &[&parent]).await?;
+            batch.add(SETLIST_VOTES, parent, if matches!(then, Then::Overflows) { i64::MAX } else { 1 });
+            match then {
+                Then::Fails => return Err("the work failed".into()),
+                Then::SwallowsAnError => {
+                    batch.clear();
+                    tx.execute("nonsense", &[]).await.unwrap_err();
+                }
+                _ => {}
+            }
+            Ok(tx.query_one("SELECT count(*) FROM children", &[]).await.map_or(0, |row| row.get(0)))
+        })
+        .await
+}
+
+async fn state(client: &mut tokio_postgres::Client) -> (i64, Vec<(i64, i64)>) {
+    let rows = client.query_one("SELECT count(*) FROM children", &[]).await.unwrap().get(0);
+    (rows, PostgresStore::new(client, &SCHEMA).totals(SETLIST_VOTES).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_transaction_commits_rows_and_totals_or_neither() {
+    let Some((config, mut client)) = open(&SCHEMA).await else { return };
+    let tables = "CREATE TABLE parents (id bigint PRIMARY KEY); INSERT INTO parents VALUES (1);
+        CREATE TABLE children (parent bigint NOT NULL REFERENCES parents DEFERRABLE INITIALLY DEFERRED)";
+    client.batch_execute(tables).await.unwrap();
+    assert_eq!(run(&mut client, Then::Commits).await.unwrap(), 1);
+    let before = (1, vec![(1, 1)]);
+    assert_eq!(state(&mut client).await, before);
+    for then in [Then::Fails, Then::Overflows, Then::BreaksAForeignKey, Then::SwallowsAnError] {
+        let failed = run(&mut client, then).await.unwrap_err();
+        assert_eq!(state(&mut client).await, before, "{then:?}");
+        match (then, failed.downcast_ref::<Error>()) {
+            (Then::Fails, None) => assert_eq!(failed.to_string(), "the work failed"),
+            (Then::Overflows, Some(Error::Overflow { .. })) => {}
+            (Then::BreaksAForeignKey | Then::SwallowsAnError, Some(Error::Database { operation, .. })) => {
+                assert!(operation.contains("transaction"), "{operation}");
+            }
+            (then, _) => panic!("{then:?}: {failed}"),
+        }
+    }
+    // A task of its own, which panics.
+    let panicked = tokio::spawn(async move {
+        let mut store = PostgresStore::new(&mut client, &SCHEMA);
+        let done = store.transaction(async |tx, batch| {
+            tx.execute("INSERT INTO children VALUES (1)", &[]).await?;
+            batch.add(SETLIST_VOTES, 1, 1);
+            assert!(batch.is_empty(), "the work panics");
+            Ok::<(), Failure>(())
+        });
+        done.await
+    });
+    assert!(panicked.await.unwrap_err().is_panic());
+    assert_eq!(state(&mut connect(&config).await).await, before);
+}

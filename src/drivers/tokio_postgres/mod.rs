@@ -447,7 +447,7 @@ pub(crate) async fn settled<C: GenericClient>(client: &C, operation: &str, error
 
 /// Whether the server itself reported the error and keeps the connection. Then it rolls back what
 /// the statement belongs to.
-fn is_refused(error: &tokio_postgres::Error) -> bool {
+pub(crate) fn is_refused(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error))
 }
 
