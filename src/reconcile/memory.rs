@@ -16,8 +16,8 @@ use self::unguarded::Unguarded;
 use super::audit::{
     Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
 };
-use super::driver::Runtime;
 use super::recount::{check_driven, share, sum_by_key};
+use super::runtime::Runtime;
 use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::{Counter, CounterId, Rollup};

@@ -36,7 +36,6 @@
 //! # Ok::<(), keepcount::Error>(())
 //! ```
 
-mod asynchronous;
 pub(crate) mod audit;
 mod driver;
 mod freshness;
@@ -53,6 +52,7 @@ mod report;
 mod rollup_join;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod runs;
+mod runtime;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod source;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -61,25 +61,28 @@ mod spans;
 mod sqlite;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod statements;
+mod step;
 pub(crate) mod token;
 #[cfg(feature = "postgres")]
 mod tokio_runtime;
 
-pub use asynchronous::{AsyncAudit, AsyncRuntime, run_async};
 pub use audit::{
-    Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
+    AsyncAudit, Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
+    Repaired, merge,
 };
-pub use driver::{Runtime, SystemRuntime, run};
+pub use driver::{run, run_async};
 pub use freshness::Freshness;
 pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresAudit, PostgresSource, TypedPostgresSource};
 pub use progress::Progress;
-pub use reconciler::{Reconciler, Step};
+pub use reconciler::Reconciler;
 pub use report::{CounterReport, Outcome, Report, Sample, Table};
+pub use runtime::{AsyncRuntime, Runtime, SystemRuntime};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};
+pub use step::{Answer, Request, Step};
 pub use token::Token;
 #[cfg(feature = "postgres")]
 pub use tokio_runtime::{ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes};

@@ -17,9 +17,8 @@ use self::rollup_source::RollupSource;
 use self::row_source::RowSource;
 use self::sight::source_failed;
 pub use self::source::{PostgresSource, TypedPostgresSource};
-use super::asynchronous::AsyncAudit;
 use super::audit::{
-    self, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired,
+    self, AsyncAudit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired,
 };
 use super::spans::{Plan, merge_up_to};
 use super::token::Token;

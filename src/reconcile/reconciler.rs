@@ -9,44 +9,19 @@ use super::options::{Mode, Options};
 use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
 use super::report::{CounterReport, Outcome, Report};
+use super::step::{Answer, Request, Step};
 use super::token::{Part, Token};
 use crate::counter::CounterId;
 use crate::error::{Error, Recovery, Result};
 use crate::key::KeyBuf;
+use crate::observe;
 use crate::schema::Schema;
-
-/// What a driver does next. Afterwards it calls the method that the step names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Call [`Audit::identity`](super::Audit::identity), then [`Reconciler::identified`].
-    Identify,
-    /// Call [`Audit::recall`](super::Audit::recall) for what was kept of this run, then
-    /// [`Reconciler::recalled`].
-    Recall(Token),
-    /// Do this probe, then call [`Reconciler::probed`].
-    Probe(Probe),
-    /// Compare this page, then call [`Reconciler::compared`]; or, if a throttle is closed, call
-    /// [`Reconciler::throttled`] instead.
-    Compare(PageRequest),
-    /// Do this repair, then call [`Reconciler::repaired`].
-    Repair(RepairRequest),
-    /// Call [`Audit::ready`](super::Audit::ready) to make this counter ready, then
-    /// [`Reconciler::readied`].
-    Ready(Ready),
-    /// Call [`Audit::keep`](super::Audit::keep) to store how far the run has come, then
-    /// [`Reconciler::kept`].
-    Keep(Keep),
-    /// Wait this long for this reason, then call only [`Reconciler::next`].
-    Wait(Duration, String),
-    /// Nothing is left to do: [`Reconciler::report`] is final.
-    End,
-}
 
 /// A run of verification, repair or backfill: it decides what to do next, and receives the results.
 ///
 /// [`run`](super::run) drives it. A driver of your own calls [`next`](Self::next) until it returns
-/// [`Step::End`], does each step, and passes the answer to the method that the step names, or an
-/// error to [`failed`](Self::failed). `now` comes from any clock that never goes back.
+/// [`Step::End`], does each step, and passes the answer to [`handle`](Self::handle). `now` comes
+/// from any clock that never goes back.
 ///
 /// # Examples
 ///
@@ -119,6 +94,8 @@ pub struct Reconciler {
     interrupted: Option<State>,
     wait: Option<(Duration, String)>,
     stop: bool,
+    /// Whether the throttles were asked about the next page, and none is closed.
+    open: bool,
     page: Pages,
     /// When the current step was handed out, and the work done on the current page so far.
     issued: Duration,
@@ -139,6 +116,8 @@ pub struct Reconciler {
     /// Keys that this run is expected to compare, for each counter of `scope`.
     expected: Vec<Option<u64>>,
     outcome: Outcome,
+    /// Whether its end was reported to metrics and tracing.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -165,6 +144,16 @@ enum Then {
     /// Compares the next page, after this wait.
     GoOn(Option<(Duration, String)>),
     End(Outcome),
+    /// Ends the run with this error, which came in this state.
+    Fail(Box<Failure>),
+}
+
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    outcome: Outcome,
+    /// The state that the run continues from if it is driven again.
+    state: State,
 }
 
 /// What is left to do of a compared page.
@@ -249,6 +238,7 @@ impl Reconciler {
             interrupted: None,
             wait: None,
             stop: false,
+            open: false,
             page: Pages::new(options.page.unwrap_or(1024)),
             issued: Duration::ZERO,
             worked: Duration::ZERO,
@@ -261,6 +251,7 @@ impl Reconciler {
             pages: 0,
             rows: 0,
             pace: Pace::default(),
+            told: false,
         })
     }
 
@@ -402,14 +393,14 @@ impl Reconciler {
         if self.outcome == Outcome::Failed {
             // A run that is driven again after an error continues where that occurred. The
             // connection may be another one now, to a standby that took over and lost some totals.
-            self.outcome = Outcome::Running;
+            (self.outcome, self.told) = (Outcome::Running, false);
             match std::mem::replace(&mut self.state, State::Identify) {
                 State::Identify | State::Recall => {}
                 state => self.interrupted = Some(state),
             }
         }
         if self.outcome != Outcome::Running {
-            return Step::End;
+            return self.ended();
         }
         self.seen = self.seen.max(now);
         let limit = self.limit_reached(now.saturating_sub(started));
@@ -423,7 +414,7 @@ impl Reconciler {
             _ => {}
         }
         if self.outcome != Outcome::Running {
-            return Step::End;
+            return self.ended();
         }
         if let Some((until, reason)) = &self.wait {
             if now < *until {
@@ -431,14 +422,111 @@ impl Reconciler {
             }
             self.wait = None;
         }
+        if matches!(self.state, State::Compare) && !self.open {
+            return Step::Throttle;
+        }
+        // After the throttles: the time that they took is not the page's.
         self.issued = now;
-        self.step()
+        self.request().map_or(Step::End, Step::Ask)
+    }
+
+    fn ended(&mut self) -> Step {
+        if !std::mem::replace(&mut self.told, true) {
+            observe::ended(&self.report());
+        }
+        Step::End
+    }
+
+    /// Takes the answer to the step that [`next`](Self::next) returned last. Returns how far the
+    /// run has come, if the answer moved it: after each page compared, after each repair, and after
+    /// a backfill made a counter ready.
+    ///
+    /// After an [`Answer::Failed`], the step comes again after a wait if a retry helps and retries
+    /// are left. An error that is caused by one counter's own rows ([`Error::Source`],
+    /// [`Error::Key`], an [`Error::Overflow`] of a recount) ends only that counter, if the run has
+    /// others: its report has the reason ([`CounterReport::failure`]), it is neither complete nor
+    /// clean, and the run continues with the next counter. Any other error ends the run, once it
+    /// has stored how far it came.
+    ///
+    /// # Errors
+    ///
+    /// The error that ends the run; [`report`](Self::report) then says how far it came. Besides the
+    /// errors of answers:
+    ///
+    /// - [`Error::Token`] if the run resumes one on other totals.
+    /// - [`Error::SourceEmpty`] if a source is empty while 100 or more totals are not 0, unless the
+    ///   run is forced, and [`Error::DriftLimit`] if a repair has found a larger share of wrong keys
+    ///   than its options allow; the run ends as refused.
+    /// - [`Error::Source`] if a page does not end after the key that it was asked to begin after.
+    ///
+    /// # Panics
+    ///
+    /// In a debug build, if the answer is to another step.
+    pub fn handle(&mut self, answer: Answer, now: Duration) -> Result<Option<Progress>> {
+        match std::mem::replace(&mut self.state, State::Identify) {
+            State::Keep(Then::Fail(failure)) => {
+                let kept = if let Answer::Kept(kept) = answer { Some(kept) } else { None };
+                return self.fail(*failure, kept);
+            }
+            state => self.state = state,
+        }
+        let counter = self.counter();
+        let error = match self.take(answer, counter, now) {
+            Ok(moved) => return Ok(moved.then(|| self.progress(now))),
+            Err(error) => error,
+        };
+        let (kind, recovery) = (observe::kind(&error), error.recovery());
+        let fatal = self.retry(error, now);
+        observe::failed(counter, kind, recovery, fatal.is_some());
+        fatal.map_or(Ok(None), |error| self.end_by(error))
+    }
+
+    /// Returns the counter that the current step is about.
+    fn counter(&self) -> Option<CounterId> {
+        let at = match self.state {
+            State::Probe(at) => at,
+            State::ProbeAgain(_) | State::Compare | State::Repair(_) | State::Ready => self.at,
+            State::Identify | State::Recall | State::Keep(_) => return None,
+        };
+        self.scope.get(at).copied()
+    }
+
+    /// Returns whether the answer moved the run.
+    fn take(&mut self, answer: Answer, counter: Option<CounterId>, now: Duration) -> Result<bool> {
+        let open = std::mem::take(&mut self.open);
+        match (&self.state, answer, counter) {
+            (_, Answer::Failed(error), _) => return Err(error),
+            (State::Compare, Answer::Throttled(reason), _) if !open => self.throttled(reason, now),
+            (State::Identify, Answer::Identified(identity), _) => self.identified(identity)?,
+            (State::Recall, Answer::Recalled(found), _) => self.recalled(found, now),
+            (State::Probe(_) | State::ProbeAgain(_), Answer::Probed(looked), _) => self.probed(looked, now)?,
+            (State::Compare, Answer::Compared(diff), Some(counter)) if open => {
+                observe::compared(&counter, &diff);
+                self.compared(diff, now)?;
+                return Ok(true);
+            }
+            (State::Repair(_), Answer::Repaired(repaired), Some(counter)) => {
+                observe::repaired(&counter, &repaired);
+                self.repaired(&repaired, now);
+                return Ok(true);
+            }
+            (State::Ready, Answer::Readied(kept), Some(counter)) => {
+                if kept != Kept::Lost {
+                    observe::readied(&counter);
+                }
+                self.readied(kept, now);
+                return Ok(true);
+            }
+            (State::Keep(_), Answer::Kept(kept), _) => self.kept(kept, now),
+            (state, answer, _) => debug_assert!(false, "{answer:?} is no answer to {state:?}"),
+        }
+        Ok(false)
     }
 
     /// Ends the run before its last key. First it stores what it has found, so that the next run
     /// may rely on it.
     fn end(&mut self, outcome: Outcome) {
-        if self.keep_now().is_some() {
+        if self.has_to_keep() {
             self.wait = None;
             self.state = State::Keep(Then::End(outcome));
         } else {
@@ -446,18 +534,13 @@ impl Reconciler {
         }
     }
 
-    /// Returns what to store if the run ends here. A backfill has stored it already, and a part
-    /// claims nothing.
-    pub(super) fn keep_now(&self) -> Option<Keep> {
+    /// Returns whether there is something to store if the run ends here. A backfill has stored it
+    /// already, and a part claims nothing.
+    fn has_to_keep(&self) -> bool {
         let asks = self.mode != Mode::Backfill && self.part.is_none() && self.pages > 0;
         // Nothing is claimed of these totals before it is known what was kept of them.
         let keeping = matches!(self.state, State::Identify | State::Recall | State::Keep(_));
-        (asks && !keeping && self.kept != self.token()).then(|| self.keep())
-    }
-
-    /// Records the result of storing it.
-    pub(super) fn kept_now(&mut self, keep: Keep, kept: Kept) {
-        self.kept = keep.to.filter(|_| kept == Kept::Here);
+        asks && !keeping && self.kept != self.token()
     }
 
     fn keep(&self) -> Keep {
@@ -473,26 +556,22 @@ impl Reconciler {
         PageRequest { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page.keys }
     }
 
-    fn step(&self) -> Step {
-        let probe_at =
-            |at: usize| self.scope.get(at).map(|counter| Probe { counter: *counter, totals: EMPTY_SOURCE_TOTALS });
-        let step = match &self.state {
-            State::Identify => Some(Step::Identify),
-            State::Recall => self.kept.clone().or_else(|| self.token()).map(Step::Recall),
-            State::Keep(_) => Some(Step::Keep(self.keep())),
-            State::Probe(at) => probe_at(*at).map(Step::Probe),
-            State::ProbeAgain(_) => probe_at(self.at).map(Step::Probe),
-            State::Compare => self.scope.get(self.at).map(|counter| Step::Compare(self.ask(*counter))),
-            State::Repair(page) => self.scope.get(self.at).map(|counter| {
+    fn request(&self) -> Option<Request> {
+        let counter = self.counter();
+        Some(match &self.state {
+            State::Identify => Request::Identify,
+            State::Recall => Request::Recall(self.kept.clone().or_else(|| self.token())?),
+            State::Keep(_) => Request::Keep(self.keep()),
+            State::Probe(_) | State::ProbeAgain(_) => {
+                Request::Probe(Probe { counter: counter?, totals: EMPTY_SOURCE_TOTALS })
+            }
+            State::Compare => Request::Compare(self.ask(counter?)),
+            State::Repair(page) => {
                 let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
-                Step::Repair(RepairRequest { counter: *counter, keys })
-            }),
-            State::Ready => self
-                .scope
-                .get(self.at)
-                .map(|counter| Step::Ready(Ready { counter: *counter, run: self.run, kept: self.kept.clone() })),
-        };
-        step.unwrap_or(Step::End)
+                Request::Repair(RepairRequest { counter: counter?, keys })
+            }
+            State::Ready => Request::Ready(Ready { counter: counter?, run: self.run, kept: self.kept.clone() }),
+        })
     }
 
     fn limit_reached(&self, elapsed: Duration) -> Option<&'static str> {
@@ -512,13 +591,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes the answer to [`Step::Identify`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Token`] if the run resumes one on other totals.
-    pub fn identified(&mut self, identity: u64) -> Result<()> {
-        debug_assert!(matches!(self.state, State::Identify), "an answer to another step");
+    fn identified(&mut self, identity: u64) -> Result<()> {
         if self.identity.is_some_and(|known| known != identity) {
             return Err(Error::Token { reason: "it is of another database" });
         }
@@ -539,13 +612,10 @@ impl Reconciler {
         self.state = self.interrupted.take().unwrap_or(first);
     }
 
-    /// Takes the answer to [`Step::Recall`].
-    ///
     /// A backfill continues from what was kept, or begins again if nothing is. A verify or repair
     /// continues from its token; it calls nothing clean that was compared before, unless the token
     /// is what was kept.
-    pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
-        debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
+    fn recalled(&mut self, found: Option<Token>, now: Duration) {
         self.answered(now);
         if self.mode == Mode::Backfill {
             // What was repaired of a page and is not stored yet may be lost.
@@ -580,13 +650,9 @@ impl Reconciler {
         self.scope.iter().filter_map(position).collect()
     }
 
-    /// Takes the answer to [`Step::Keep`].
-    pub fn kept(&mut self, kept: Kept, now: Duration) {
+    fn kept(&mut self, kept: Kept, now: Duration) {
         self.answered(now);
-        let State::Keep(then) = std::mem::replace(&mut self.state, State::Compare) else {
-            debug_assert!(false, "an answer to another step");
-            return;
-        };
+        let State::Keep(then) = std::mem::replace(&mut self.state, State::Compare) else { return };
         let lost = kept == Kept::Lost;
         if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
             // These totals are older than those that were repaired, for example on another server.
@@ -601,25 +667,18 @@ impl Reconciler {
         match then {
             Then::GoOn(wait) => self.wait = wait,
             Then::End(outcome) => self.outcome = outcome,
+            Then::Fail(_) => {}
         }
     }
 
-    /// Takes the answer to [`Step::Probe`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::SourceEmpty`] if the source is empty while 100 or more totals are not 0, unless the
-    /// run is forced; the run ends as refused.
-    pub fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
+    /// Continues with the next counter's probe, or with the first page.
+    fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
         self.answered(now);
         let (at, then) = match std::mem::replace(&mut self.state, State::Compare) {
             State::Probe(at) if at + 1 < self.driven_by_rows => (at, State::Probe(at + 1)),
-            State::ProbeAgain(page) => (self.at, State::Repair(page)),
             State::Probe(at) => (at, State::Compare),
-            State::Identify | State::Recall | State::Compare | State::Repair(_) | State::Ready | State::Keep(_) => {
-                debug_assert!(false, "an answer to another step");
-                return Ok(());
-            }
+            State::ProbeAgain(page) => (self.at, State::Repair(page)),
+            _ => return Ok(()),
         };
         self.state = then;
         self.orphans = 0;
@@ -627,29 +686,13 @@ impl Reconciler {
             self.begin_comparing();
         }
         if looked.empty && looked.totals >= EMPTY_SOURCE_TOTALS && !self.options.force {
-            self.outcome = Outcome::Refused;
             let counter = self.scope.get(at).map_or("", CounterId::name);
             return Err(Error::SourceEmpty { counter, totals: looked.totals });
         }
         Ok(())
     }
 
-    /// Records that no throttle is closed. Call it just before [`Step::Compare`] is done: the time
-    /// that the throttles took is not the page's.
-    pub fn passed(&mut self, now: Duration) {
-        self.issued = now;
-        self.throttled_since = None;
-    }
-
-    /// Takes the answer to [`Step::Compare`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DriftLimit`] if a repair has found a larger share of wrong keys than its options
-    /// allow; the run ends as refused. [`Error::Source`] if the audit did not get past the key that
-    /// it was given.
-    pub fn compared(&mut self, diff: PageDiff, now: Duration) -> Result<()> {
-        debug_assert!(matches!(self.state, State::Compare), "an answer to another step");
+    fn compared(&mut self, diff: PageDiff, now: Duration) -> Result<()> {
         let took = now.saturating_sub(self.issued);
         self.answered(now);
         let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
@@ -673,21 +716,14 @@ impl Reconciler {
             self.page_done(diff.next, now);
             return Ok(());
         }
-        if let Err(error) = self.check_share() {
-            self.outcome = Outcome::Refused;
-            return Err(error);
-        }
+        self.check_share()?;
         self.repair_next(Page { drifts: diff.drifts.into(), next: diff.next }, now);
         Ok(())
     }
 
-    /// Takes the answer to [`Step::Repair`].
-    pub fn repaired(&mut self, repaired: &Repaired, now: Duration) {
+    fn repaired(&mut self, repaired: &Repaired, now: Duration) {
         self.answered(now);
-        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else {
-            debug_assert!(false, "an answer to another step");
-            return;
-        };
+        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else { return };
         if let Some(report) = self.reports.get_mut(self.at) {
             report.corrected += repaired.corrected;
             report.leave_alone(&repaired.unsettled, self.options.samples);
@@ -711,42 +747,48 @@ impl Reconciler {
         self.state = if probe { State::ProbeAgain(page) } else { State::Repair(page) };
     }
 
-    /// Takes the answer to [`Step::Ready`].
-    pub fn readied(&mut self, kept: Kept, now: Duration) {
-        debug_assert!(matches!(self.state, State::Ready), "an answer to another step");
-        if matches!(self.state, State::Ready) {
-            self.answered(now);
-            if kept == Kept::Lost { self.state = State::Recall } else { self.move_on(None, now) }
-        }
+    fn readied(&mut self, kept: Kept, now: Duration) {
+        self.answered(now);
+        if kept == Kept::Lost { self.state = State::Recall } else { self.move_on(None, now) }
     }
 
-    /// Takes an error instead of an answer.
-    ///
-    /// If a retry helps and retries are left, the step comes again after a wait. An error that is
-    /// caused by one counter's own rows ([`Error::Source`], [`Error::Key`], an [`Error::Overflow`]
-    /// of a recount) ends only that counter, if the run has others: its report has the reason
-    /// ([`CounterReport::failure`]), it is neither complete nor clean, and the run continues with
-    /// the next counter.
-    ///
-    /// # Errors
-    ///
-    /// The error itself, if it ends the run; [`report`](Self::report) then says how far the run
-    /// came.
-    pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
+    /// Continues in spite of an error, now or after a wait; returns the error if it ends the run.
+    fn retry(&mut self, error: Error, now: Duration) -> Option<Error> {
         if self.is_of_one(&error) {
             self.leave_out(&error, now);
-            return Ok(());
+            return None;
         }
         if error.recovery() != Recovery::Retry || self.failures >= self.options.retries {
-            if self.outcome == Outcome::Running {
-                self.outcome = Outcome::Failed;
-            }
-            return Err(error);
+            return Some(error);
         }
         let wait = MIN_RETRY_WAIT.saturating_mul(1 << self.failures.min(8)).min(MAX_RETRY_WAIT);
         self.failures += 1;
         self.wait = Some((now + wait, error.to_string()));
-        Ok(())
+        None
+    }
+
+    /// Ends the run by an error, once it has stored how far it came.
+    fn end_by(&mut self, error: Error) -> Result<Option<Progress>> {
+        let refused = matches!(error, Error::SourceEmpty { .. } | Error::DriftLimit { .. });
+        let outcome = if refused { Outcome::Refused } else { Outcome::Failed };
+        let keeps = self.has_to_keep();
+        let failure = Failure { error, outcome, state: std::mem::replace(&mut self.state, State::Identify) };
+        if keeps {
+            self.state = State::Keep(Then::Fail(Box::new(failure)));
+            return Ok(None);
+        }
+        self.fail(failure, None)
+    }
+
+    /// Ends the run by an error. If it could not be stored how far it came, its token resumes it all
+    /// the same.
+    fn fail(&mut self, failure: Failure, kept: Option<Kept>) -> Result<Option<Progress>> {
+        if let Some(kept) = kept {
+            self.kept = self.token().filter(|_| kept == Kept::Here);
+        }
+        (self.outcome, self.state) = (failure.outcome, failure.state);
+        self.ended();
+        Err(failure.error)
     }
 
     /// Returns whether an error concerns the rows of one counter, in a run over several. That
@@ -786,9 +828,13 @@ impl Reconciler {
         }
     }
 
-    /// Records that a throttle is closed, instead of [`Step::Compare`]: the step comes again after
-    /// a wait, or the run ends as stalled.
-    pub fn throttled(&mut self, reason: String, now: Duration) {
+    /// Continues with the page if no throttle is closed; otherwise asks again after a wait, or ends
+    /// the run as stalled.
+    fn throttled(&mut self, reason: Option<String>, now: Duration) {
+        let Some(reason) = reason else {
+            (self.open, self.throttled_since) = (true, None);
+            return;
+        };
         let since = *self.throttled_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.options.stall_after {
             self.end(Outcome::Stalled(reason));

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
-    Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, Step, SystemRuntime, merge, run,
+    Answer, Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
+    Reconciler, Recount, RepairRequest, Repaired, Report, Request, Runtime, Source, SqliteAudit, Step, SystemRuntime,
+    merge, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store,
@@ -192,11 +193,13 @@ fn a_run_that_is_at_its_limit_does_not_wait_first() {
 fn a_run_measures_a_page_at_least() {
     let options = Options::default().max_time(Duration::from_secs(10));
     let mut repair = scoped(Mode::Repair, VOTES, options);
-    assert_eq!(repair.next(Duration::ZERO), Step::Identify);
-    repair.identified(0).unwrap();
-    assert!(matches!(repair.next(Duration::ZERO), Step::Probe(_)));
-    repair.probed(ProbeResult { empty: false, totals: 0 }, Duration::from_secs(11)).unwrap();
-    assert!(matches!(repair.next(Duration::from_secs(11)), Step::Compare(_)));
+    assert_eq!(repair.next(Duration::ZERO), Step::Ask(Request::Identify));
+    repair.handle(Answer::Identified(0), Duration::ZERO).unwrap();
+    assert!(matches!(repair.next(Duration::ZERO), Step::Ask(Request::Probe(_))));
+    repair.handle(Answer::Probed(ProbeResult { empty: false, totals: 0 }), Duration::from_secs(11)).unwrap();
+    assert_eq!(repair.next(Duration::from_secs(11)), Step::Throttle);
+    repair.handle(Answer::Throttled(None), Duration::from_secs(11)).unwrap();
+    assert!(matches!(repair.next(Duration::from_secs(11)), Step::Ask(Request::Compare(_))));
     assert!(Reconciler::new(Mode::Verify, &SCHEMA, Options::default().max_rows(0)).is_err());
 }
 
@@ -291,14 +294,31 @@ fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
 /// An audit of somebody else's that did not get on made the run endless.
 #[test]
 fn a_page_that_ends_where_it_began_is_an_error() {
+    /// Every page ends at the same key.
+    struct Stuck;
+
+    impl Audit for Stuck {
+        fn identity(&mut self) -> Result<u64> {
+            Ok(0)
+        }
+
+        fn probe(&mut self, _: &Probe) -> Result<ProbeResult> {
+            unreachable!("a verify does not probe")
+        }
+
+        fn compare(&mut self, _: &PageRequest) -> Result<PageDiff> {
+            Ok(PageDiff { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..PageDiff::default() })
+        }
+
+        fn repair(&mut self, _: &RepairRequest) -> Result<Repaired> {
+            unreachable!("a verify does not repair")
+        }
+    }
+
     let mut verify = scoped(Mode::Verify, VOTES, Options::default());
-    let _ = verify.next(Duration::ZERO);
-    verify.identified(0).unwrap();
-    let page = || PageDiff { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..PageDiff::default() };
-    let _ = verify.next(Duration::ZERO);
-    verify.compared(page(), Duration::ZERO).unwrap();
-    let _ = verify.next(Duration::ZERO);
-    assert!(matches!(verify.compared(page(), Duration::ZERO), Err(Error::Source { .. })));
+    let stuck = run(&mut verify, &mut Stuck, &mut Virtual::default());
+    assert!(matches!(stuck, Err(Error::Source { .. })));
+    assert_eq!(verify.report().pages, 1);
 }
 
 /// Batches merged with themselves left 128 bits: a panic, or a wrong sum.

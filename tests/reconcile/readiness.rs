@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::support::world::{Trace, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Audit, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
-    Ready, Reconciler, RepairRequest, Repaired, Source, SqliteAudit, Step, SystemRuntime, Token, run,
+    Answer, Audit, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe,
+    ProbeResult, Ready, Reconciler, RepairRequest, Repaired, Request, Source, SqliteAudit, Step, SystemRuntime, Token,
+    run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, Key, KeyBuf, KeyRange, Leaderboard, MemoryStore, Record, Recovery, Result,
@@ -479,20 +480,19 @@ fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
     let mut killed = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(5)).unwrap();
     let mut sources = audit(&conn, &SUMS);
     let counter = loop {
-        match killed.next(zero) {
-            Step::Identify => killed.identified(sources.identity().unwrap()).unwrap(),
-            Step::Probe(probe) => killed.probed(sources.probe(&probe).unwrap(), zero).unwrap(),
-            Step::Compare(ask) => killed.compared(sources.compare(&ask).unwrap(), zero).unwrap(),
-            Step::Repair(repair) => killed.repaired(&sources.repair(&repair).unwrap(), zero),
-            Step::Keep(keep) => killed.kept(sources.keep(&keep).unwrap(), zero),
-            Step::Ready(ready) => break ready.counter,
+        let answer = match killed.next(zero) {
+            Step::Ask(Request::Ready(ready)) => break ready.counter,
+            Step::Ask(request) => sources.answer(&request),
+            Step::Throttle => Answer::Throttled(None),
             step => panic!("{step:?}"),
-        }
+        };
+        killed.handle(answer, zero).unwrap();
     };
     assert_eq!(counter, MEMBERSHIP.id());
     // Who stops it now, or is at a limit, gets the step all the same: it is the end of the page.
     killed.stop();
-    assert!(matches!(killed.next(zero), Step::Ready(Ready { counter, .. }) if counter == MEMBERSHIP.id()));
+    let next = killed.next(zero);
+    assert!(matches!(next, Step::Ask(Request::Ready(Ready { counter, .. })) if counter == MEMBERSHIP.id()));
     assert!(!killed.report().counters[0].complete, "not before it is ready");
     let token = through_text(&killed.token().unwrap());
     drop(killed);

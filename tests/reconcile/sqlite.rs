@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Audit, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest,
-    Repaired, Report, Runtime, Source, SqliteAudit, Step, run,
+    Answer, Audit, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
+    RepairRequest, Repaired, Report, Request, Runtime, Source, SqliteAudit, Step, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
@@ -615,21 +615,21 @@ fn a_repair_believes_no_measure() {
     let mut audit = audit(&conn);
     let zero = Duration::ZERO;
     loop {
-        match liar.next(zero) {
-            Step::Identify => liar.identified(0).unwrap(),
-            Step::Probe(probe) => liar.probed(audit.probe(&probe).unwrap(), zero).unwrap(),
-            Step::Compare(_) => {
+        let answer = match liar.next(zero) {
+            Step::Ask(Request::Compare(_)) => {
                 let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, expected: 77, rows: 1 };
                 let drifts = vec![drift(1), drift(2), drift(3)];
-                liar.compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() }, zero).unwrap();
+                Answer::Compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() })
             }
-            Step::Repair(repair) => liar.repaired(&audit.repair(&repair).unwrap(), zero),
-            Step::Recall(token) => panic!("nothing is resumed: {token}"),
-            Step::Ready(ready) => panic!("a repair makes {ready:?} ready"),
-            Step::Keep(keep) => panic!("a whole run keeps {keep:?}"),
-            Step::End => break,
+            Step::Ask(Request::Recall(token)) => panic!("nothing is resumed: {token}"),
+            Step::Ask(Request::Ready(ready)) => panic!("a repair makes {ready:?} ready"),
+            Step::Ask(Request::Keep(keep)) => panic!("a whole run keeps {keep:?}"),
+            Step::Ask(request) => audit.answer(&request),
+            Step::Throttle => Answer::Throttled(None),
             Step::Wait(time, reason) => panic!("a wait of {time:?}: {reason}"),
-        }
+            Step::End => break,
+        };
+        liar.handle(answer, zero).unwrap();
     }
     assert_eq!(liar.report().counters[0].corrected, 1);
     exact(&conn);

@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::super::audit::{Drift, PageDiff, PageRequest, RepairRequest, Repaired, merge};
-use super::super::driver::Runtime;
+use super::super::runtime::Runtime;
 use super::{GracePeriod, Sources, WINDOWS, Window};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::audit::{Drift, PageDiff, PageRequest};
-use super::super::driver::Runtime;
+use super::super::runtime::Runtime;
 use super::Sources;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
