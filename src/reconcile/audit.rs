@@ -41,7 +41,7 @@ pub trait Audit {
     /// # Errors
     ///
     /// [`Error::DefinitionMismatch`] if a sampled row's tally differs from what the source counts
-    /// for it; [`Error::Source`] if there is no source.
+    /// for it; [`Error::NoSource`] if there is no source.
     fn probe(&mut self, ask: &Probe) -> Result<ProbeResult>;
 
     /// Compares the next keys of rows and totals, read in one snapshot.
@@ -49,7 +49,7 @@ pub trait Audit {
     /// # Errors
     ///
     /// [`Error::Source`], [`Error::Key`] and [`Error::Overflow`] for rows or totals that cannot be
-    /// compared; errors of the database.
+    /// compared; [`Error::NoSource`] if there is no source; errors of the database.
     fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff>;
 
     /// Locks the totals of some keys, compares those keys again, and adds the differences.

@@ -106,7 +106,7 @@ impl<'a> MemoryAudit<'a> {
     /// ```
     /// use std::sync::Mutex;
     /// use std::time::Duration;
-    /// use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+    /// use keepcount::reconcile::{GracePeriod, MemoryAudit, SystemRuntime, repair};
     /// use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Tally};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -135,8 +135,7 @@ impl<'a> MemoryAudit<'a> {
     ///     });
     ///     let mut audit = MemoryAudit::live(&store, GracePeriod::after(Duration::from_secs(10)), SystemRuntime::new());
     ///     audit.add(SHOW_VOTES, |_| votes.lock().unwrap().clone())?;
-    ///     let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default())?;
-    ///     run(&mut repair, &mut audit, &mut SystemRuntime::new())
+    ///     repair(&SCHEMA).run(&mut audit)
     /// })?;
     /// assert_eq!(store.total(SHOW_VOTES, 1)?, 101);
     /// # Ok::<(), keepcount::Error>(())
@@ -255,7 +254,7 @@ impl Sources<'_> {
     ) -> Result<Vec<Recount>> {
         let cutoff = store.cutoff(store.schema().position(counter)?);
         let source = self.0.iter_mut().find(|(known, _)| known == counter);
-        let (_, rows) = source.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
+        let (_, rows) = source.ok_or_else(|| Error::no_source(counter))?;
         let kept = |share: Option<(KeyBuf, i64)>| {
             share.filter(|(key, _)| cutoff.as_ref().is_none_or(|cutoff| retention::keeps(counter, key, cutoff)))
         };

@@ -208,7 +208,7 @@ async fn expected<'s, 'a, C: GenericClient + Send + Sync>(
         return Ok(Expected::Totals(Box::new(RollupSource::of(schema, *counter, rollup)?)));
     }
     let found = sources.iter_mut().find(|row_source| row_source.counter == *counter);
-    let row_source = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
+    let row_source = found.ok_or_else(|| Error::no_source(counter))?;
     row_source.cutoff_at(cutoff.map(|(_, cutoff)| cutoff))?;
     Ok(Expected::Rows(row_source))
 }

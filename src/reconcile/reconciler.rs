@@ -19,30 +19,33 @@ use crate::schema::Schema;
 
 /// A run of verification, repair or backfill: it decides what to do next, and receives the results.
 ///
-/// [`run`](super::run) drives it. A driver of your own calls [`next`](Self::next) until it returns
+/// [`run`](super::run) drives it; [`Run`](super::Run) makes one and runs it, which is the usual case.
+/// A driver of your own calls [`next`](Self::next) until it returns
 /// [`Step::End`], does each step, and passes the answer to [`handle`](Self::handle). `now` comes
 /// from any clock that never goes back.
 ///
 /// # Examples
 ///
-/// A job that does a hundred pages at a time, and keeps its token in between:
+/// A driver of your own, without waits and throttles:
 ///
 /// ```
-/// use keepcount::reconcile::{Audit, Mode, Options, Reconciler, SystemRuntime, Token, run};
+/// use keepcount::reconcile::{Answer, Audit, Mode, Options, Reconciler, Report, Step};
 /// # use keepcount::{Counter, Schema};
 /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
-/// fn job(audit: &mut impl Audit, place: &mut Option<String>) -> keepcount::Result<()> {
-///     let options = Options::default().max_pages(100);
-///     let mut repair = match place.take() {
-///         Some(token) => Reconciler::resume(Mode::Repair, &SCHEMA, &token.parse::<Token>()?, options)?,
-///         None => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
-///     };
-///     let report = run(&mut repair, audit, &mut SystemRuntime::new())?;
-///     println!("{report}");
-///     *place = report.token.map(|token| token.to_string());
-///     Ok(())
+/// fn verified(audit: &mut impl Audit) -> keepcount::Result<Report> {
+///     let started = std::time::Instant::now();
+///     let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default().retries(0))?;
+///     loop {
+///         let answer = match verify.next(started.elapsed()) {
+///             Step::Ask(request) => audit.answer(&request),
+///             Step::Throttle => Answer::Throttled(None),
+///             Step::Wait(..) => continue,
+///             Step::End => return Ok(verify.report()),
+///         };
+///         verify.handle(answer, started.elapsed())?;
+///     }
 /// }
 /// ```
 ///
@@ -74,6 +77,8 @@ pub struct Reconciler {
     scope: Vec<CounterId>,
     /// How many of `scope`, at its front, are not rollups.
     driven_by_rows: usize,
+    /// For each counter of `scope`, whether the caller named it: then it must have a source.
+    named: Vec<bool>,
     /// For each counter of `scope`, the positions of all that it sums.
     below: Vec<Vec<usize>>,
     /// For each counter of `scope`, whether it is done and was not clean, in this run or in those
@@ -180,14 +185,20 @@ const THROTTLE_WAIT: Duration = Duration::from_millis(250);
 impl Reconciler {
     /// Creates a run over every counter of the schema.
     ///
+    /// A counter that the audit has no source for is not checked, and the report says so
+    /// ([`CounterReport::unchecked`]); if none has a source, that is an error.
+    ///
     /// # Errors
     ///
     /// [`Error::InvalidUse`] if an option is out of its bounds.
     pub fn new(mode: Mode, schema: &Schema, options: Options) -> Result<Self> {
-        Self::scoped(mode, schema, &schema.by_name(), options)
+        let mut run = Self::scoped(mode, schema, &schema.by_name(), options)?;
+        run.named.fill(false);
+        Ok(run)
     }
 
-    /// Creates a run over some counters; one that you name twice is compared once.
+    /// Creates a run over some counters; one that you name twice is compared once. Each of them must
+    /// have a source, or be a rollup.
     ///
     /// A rollup is compared with the stored totals of its base, so a run over a rollup includes its
     /// base counters and their memberships too.
@@ -213,7 +224,7 @@ impl Reconciler {
         };
         let sums = scope.iter().map(sums).collect::<Result<Vec<Vec<CounterId>>>>()?;
         let position = |below: &CounterId| scope.iter().position(|id| id == below);
-        let counters = scope.len();
+        let of_scope = scope.len();
         Ok(Self {
             mode,
             options,
@@ -223,10 +234,11 @@ impl Reconciler {
             kept: None,
             names,
             below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
-            unclean: vec![false; scope.len()],
+            unclean: vec![false; of_scope],
             reports: scope.iter().zip(sums).map(|(id, sums)| CounterReport::new(*id, sums)).collect(),
-            expected: vec![None; counters],
+            expected: vec![None; of_scope],
             outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
+            named: scope.iter().map(|id| counters.contains(id)).collect(),
             scope,
             driven_by_rows: rows,
             at: 0,
@@ -244,7 +256,7 @@ impl Reconciler {
             worked: Duration::ZERO,
             started: None,
             seen: Duration::ZERO,
-            begun: vec![None; counters],
+            begun: vec![None; of_scope],
             failures: 0,
             throttled_since: None,
             orphans: 0,
@@ -336,6 +348,9 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.run = token.run;
         run.part.clone_from(&token.part);
+        for (at, named) in run.named.iter_mut().enumerate() {
+            *named = is_in(&token.named, at);
+        }
         if run.positions() != token.scope {
             return refused("its counters are not those that a run over them has");
         }
@@ -355,12 +370,15 @@ impl Reconciler {
         self.after.clone_from(&token.after);
         (self.dirty, self.unsettled) = (token.dirty, token.unsettled);
         for (at, unclean) in self.unclean.iter_mut().enumerate() {
-            *unclean = token.unclean.iter().any(|known| usize::from(*known) == at);
+            *unclean = is_in(&token.unclean, at);
         }
         for at in &token.failed {
             if let Some(report) = self.reports.get_mut(usize::from(*at)) {
                 report.failure.get_or_insert_with(|| LEFT_OUT_BEFORE.to_owned());
             }
+        }
+        for (at, report) in self.reports.iter_mut().enumerate() {
+            report.unchecked |= is_in(&token.unchecked, at);
         }
         self.kept = Some(token.clone());
     }
@@ -372,7 +390,7 @@ impl Reconciler {
         for report in self.reports.iter_mut().skip(index) {
             (report.complete, report.clean) = (false, false);
             // It is compared again.
-            report.failure = None;
+            (report.failure, report.unchecked) = (None, false);
         }
         self.unclean.iter_mut().skip(index).for_each(|unclean| *unclean = false);
     }
@@ -754,7 +772,7 @@ impl Reconciler {
 
     /// Continues in spite of an error, now or after a wait; returns the error if it ends the run.
     fn retry(&mut self, error: Error, now: Duration) -> Option<Error> {
-        if self.is_of_one(&error) {
+        if self.is_of_one(&error) || self.is_unchecked(&error) {
             self.leave_out(&error, now);
             return None;
         }
@@ -798,12 +816,23 @@ impl Reconciler {
         error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
     }
 
+    /// Returns whether an error says that the current counter has no source, in a run that does not
+    /// name it and has another counter to check.
+    fn is_unchecked(&self, error: &Error) -> bool {
+        let at = if let State::Probe(at) = self.state { at } else { self.at };
+        let others = || self.reports.iter().enumerate().any(|(other, report)| other != at && !report.unchecked);
+        matches!(error, Error::NoSource { .. }) && self.named.get(at) == Some(&false) && others()
+    }
+
     /// Continues after the counter that the current step is about.
     fn leave_out(&mut self, error: &Error, now: Duration) {
         self.answered(now);
         let looked_at = if let State::Probe(at) = self.state { Some(at) } else { None };
         if let Some(report) = self.reports.get_mut(looked_at.unwrap_or(self.at)) {
-            report.failure = Some(error.to_string());
+            match error {
+                Error::NoSource { .. } => report.unchecked = true,
+                _ => report.failure = Some(error.to_string()),
+            }
         }
         match looked_at {
             Some(at) if at + 1 < self.driven_by_rows => self.state = State::Probe(at + 1),
@@ -815,7 +844,7 @@ impl Reconciler {
     /// Compares next, and skips counters whose probe failed.
     fn begin_comparing(&mut self) {
         self.state = State::Compare;
-        while self.reports.get(self.at).is_some_and(|report| report.failure.is_some()) {
+        while self.reports.get(self.at).is_some_and(CounterReport::is_left_out) {
             // It was not compared, so what sums it is not known to be clean either.
             if let Some(unclean) = self.unclean.get_mut(self.at) {
                 *unclean = true;
@@ -917,7 +946,10 @@ impl Reconciler {
     pub fn token(&self) -> Option<Token> {
         let identity = self.identity?;
         let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
-        let failed = self.reports.iter().take(self.at).enumerate().filter(|(_, report)| report.failure.is_some());
+        let done = || self.reports.iter().take(self.at).enumerate();
+        let failed = done().filter(|(_, report)| report.failure.is_some());
+        let unchecked = done().filter(|(_, report)| report.unchecked);
+        let named = self.named.iter().enumerate().filter(|(_, named)| **named);
         (self.at < self.scope.len()).then(|| Token {
             mode: self.mode,
             force: self.options.force,
@@ -929,6 +961,8 @@ impl Reconciler {
             scope: self.positions(),
             unclean: unclean.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
             failed: failed.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            unchecked: unchecked.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            named: named.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
             part: self.part.clone(),
@@ -965,7 +999,7 @@ impl Reconciler {
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Compare;
         if next.is_none() {
-            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && report.failure.is_none());
+            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && !report.is_left_out());
             if let Some(report) = whole {
                 let clean = report.is_clean() && !self.dirty;
                 let is_clean = |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
@@ -1010,8 +1044,13 @@ impl Reconciler {
 
     /// Ends a complete run: what was kept of it is no longer needed.
     fn finish(&mut self) {
-        let failed = self.reports.iter().any(|report| report.failure.is_some());
-        let outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
+        let outcome = if self.reports.iter().any(|report| report.failure.is_some()) {
+            Outcome::Incomplete
+        } else if self.reports.iter().any(|report| report.unchecked) {
+            Outcome::Unchecked
+        } else {
+            Outcome::Complete
+        };
         if self.kept.is_some() && self.part.is_none() {
             self.state = State::Keep(Then::End(outcome));
         } else {
@@ -1041,6 +1080,11 @@ impl Reconciler {
 /// Returns a number that no other run has.
 fn new_run() -> u64 {
     RandomState::new().hash_one(())
+}
+
+/// Returns whether a list of a token has this position of the scope.
+fn is_in(list: &[u16], at: usize) -> bool {
+    list.iter().any(|known| usize::from(*known) == at)
 }
 
 /// Returns the drifts that the next repair takes: at least one, and so few that no writer waits

@@ -213,7 +213,7 @@ impl<'a> SqliteAudit<'a> {
         let cutoffs = now(retention::cutoffs(&mut Rusqlite::new(conn), self.schema, &[*counter], false))?;
         let cutoff = cutoffs.into_iter().next().map(|(_, cutoff)| cutoff);
         let found = self.sources.iter_mut().find(|row_source| row_source.counter == *counter);
-        let row_source = found.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
+        let row_source = found.ok_or_else(|| Error::no_source(counter))?;
         row_source.cutoff_at(cutoff)?;
         Ok(Expected::Rows(row_source))
     }

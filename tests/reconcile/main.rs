@@ -13,3 +13,4 @@ mod sources;
 mod sqlite;
 #[path = "../support/mod.rs"]
 mod support;
+mod unchecked;
