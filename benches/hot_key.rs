@@ -14,9 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run,
-};
+use keepcount::reconcile::{self, Audit, GracePeriod, MemoryAudit, Options, Source, SqliteAudit, SystemRuntime};
 use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -118,8 +116,8 @@ fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired
             audit.add(VOTES, votes).unwrap();
             Box::new(audit)
         };
-        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(PAGE.into())).unwrap();
-        let report = run(&mut repair, audit.as_mut(), &mut SystemRuntime::new()).unwrap();
+        let options = Options::default().page(PAGE.into());
+        let report = reconcile::repair(&SCHEMA).options(options).run(audit.as_mut()).unwrap();
         repaired.fetch_add(report.counters[0].corrected, Ordering::Relaxed);
         assert!(lost.is_ok());
     }

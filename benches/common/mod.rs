@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use hashbrown::HashMap;
-use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run};
+use keepcount::reconcile::{Options, Report, Source, SqliteAudit, verify};
 use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
@@ -244,8 +244,7 @@ impl Votes {
         });
         audit.add(SETLIST_VOTES, source).unwrap();
         let scope = [SETLIST_VOTES.id()];
-        let mut verify = Reconciler::scoped(Mode::Verify, &VOTES, &scope, options).unwrap();
-        run(&mut verify, &mut audit, &mut SystemRuntime::new()).unwrap()
+        verify(&VOTES).counters(&scope).options(options).run(&mut audit).unwrap()
     }
 }
 

@@ -1,13 +1,13 @@
 //! The reconciler: compares totals with the source rows page by page, and repairs drift by adding,
 //! while writes go on.
 //!
-//! [`run`] drives a [`Reconciler`], which decides what to do, on an [`Audit`], which has the rows
-//! and totals.
+//! [`verify`], [`repair`] and [`backfill`] are the usual runs. [`run`] drives a [`Reconciler`],
+//! which decides what to do, on an [`Audit`], which has the rows and totals.
 //!
 //! # Examples
 //!
 //! ```
-//! use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+//! use keepcount::reconcile::{MemoryAudit, repair};
 //! use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Tally};
 //!
 //! const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -28,8 +28,7 @@
 //!
 //! let mut audit = MemoryAudit::new(&mut store);
 //! audit.add(SHOW_VOTES, |_| votes.iter())?;
-//! let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default())?;
-//! let report = run(&mut repair, &mut audit, &mut SystemRuntime::new())?;
+//! let report = repair(&SCHEMA).run(&mut audit)?;
 //! assert_eq!(report.to_string(), "repair: 1 counter, 2 keys: 0 wrong, 2 missing, 0 orphan; 2 corrected; 1 page, 3 rows; complete");
 //! drop(audit);
 //! assert_eq!(store.total(SHOW_VOTES, 1)?, 2);
@@ -38,6 +37,7 @@
 
 pub(crate) mod audit;
 mod driver;
+mod facade;
 mod freshness;
 mod memory;
 mod options;
@@ -71,6 +71,7 @@ pub use audit::{
     Repaired, merge,
 };
 pub use driver::{run, run_async};
+pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
 pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};

@@ -14,3 +14,4 @@ mod sqlite;
 #[path = "../support/mod.rs"]
 mod support;
 mod unchecked;
+mod usual;
