@@ -20,9 +20,7 @@ pub(super) fn share<R: Record + ?Sized>(
     row: &R,
     scratch: &mut Batch,
 ) -> Result<Option<(KeyBuf, i64)>> {
-    scratch.clear();
-    scratch.insert(row);
-    scratch.check_declared()?;
+    tally(row, scratch)?;
     let mut deltas = scratch.deltas().filter(|(id, ..)| id == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {
@@ -31,6 +29,13 @@ pub(super) fn share<R: Record + ?Sized>(
     }
     let amount = i64::try_from(amount).map_err(|_| Error::overflow(counter, key, "recount"))?;
     Ok(Some((key.clone(), amount)))
+}
+
+/// Puts what a row adds by its `tally` into `scratch`, instead of what was there.
+pub(super) fn tally<R: Record + ?Sized>(row: &R, scratch: &mut Batch) -> Result<()> {
+    scratch.clear();
+    scratch.insert(row);
+    scratch.check_declared()
 }
 
 /// Refuses a record type that does not count for the counter.

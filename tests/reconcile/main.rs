@@ -9,6 +9,7 @@ mod model;
 mod orphans;
 mod pending_writes;
 mod readiness;
+mod rows;
 mod sources;
 mod sqlite;
 #[path = "../support/mod.rs"]

@@ -190,14 +190,19 @@ impl<'a> Job<'a> {
             .tries(world.setup.tries);
         let mut audit = MemoryAudit::live(world.store(), grace_period, Waiting(Rc::clone(world)));
         let old = Rc::clone(&world.facts.borrow().rows);
-        let mut reads = Reads { world, old: &old, audit: &mut audit };
-        reads.add(domain::SETLIST_VOTES);
-        reads.add(domain::SETLIST_DAYS);
-        reads.add(domain::SETLIST_SHOW);
-        reads.add(domain::SHOW_ARTIST);
-        reads.add(domain::USER_SPENT);
-        reads.add(domain::ALL_VOTES);
-        reads.add(domain::SHOW_SETLISTS);
+        if world.setup.scans {
+            let (world, old) = (Rc::clone(world), Rc::clone(&old));
+            audit.rows_fallible(move || scan(&world, &old)).unwrap();
+        } else {
+            let mut reads = Reads { world, old: &old, audit: &mut audit };
+            reads.add(domain::SETLIST_VOTES);
+            reads.add(domain::SETLIST_DAYS);
+            reads.add(domain::SETLIST_SHOW);
+            reads.add(domain::SHOW_ARTIST);
+            reads.add(domain::USER_SPENT);
+            reads.add(domain::ALL_VOTES);
+            reads.add(domain::SHOW_SETLISTS);
+        }
         world.count("jobs started");
         Self { audit, run, mode, wake: 0, pass }
     }
@@ -384,25 +389,69 @@ struct Reading<'a> {
     failed: bool,
 }
 
-fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound<KeyBuf>) -> Reading<'a> {
+/// The rows as a read that begins now sees them.
+fn rows(world: &Rc<World<'_>>, old: &Rc<Tables>) -> Rc<Tables> {
     world.check();
     for _ in 0..world.below(3) {
         world.step();
     }
-    let variant = world.setup.variant;
     let facts = world.facts.borrow();
-    let rows = match variant {
+    match world.setup.variant {
         Some(Variant::OldRead) => Rc::clone(old),
         Some(Variant::StaleReplica) => Rc::clone(&facts.replica),
         _ => Rc::clone(&facts.rows),
-    };
-    drop(facts);
+    }
+}
+
+/// All rows, the last first, read one by one, while others go on.
+struct Scanning<'a> {
+    world: Rc<World<'a>>,
+    /// None where they are read as they are by then.
+    at_once: Option<Rc<Tables>>,
+    before: Option<RowId>,
+    failed: bool,
+}
+
+fn scan<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>) -> Scanning<'a> {
+    let rows = rows(world, old);
+    world.count("scans");
+    let cursor = world.setup.cursors && world.setup.variant.is_none();
+    Scanning { world: Rc::clone(world), at_once: (!cursor).then_some(rows), before: None, failed: false }
+}
+
+impl Iterator for Scanning<'_> {
+    type Item = Result<Row, Cause>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.failed |= goes_on(&self.world);
+        if self.failed {
+            return Some(Err(READ_FAILED.into()));
+        }
+        let rows = self.at_once.clone().unwrap_or_else(|| Rc::clone(&self.world.facts.borrow().rows));
+        let before = self.before.map_or(Bound::Unbounded, Bound::Excluded);
+        let (id, row) = rows.range((Bound::Unbounded, before)).next_back()?;
+        self.before = Some(*id);
+        Some(Ok(*row))
+    }
+}
+
+/// Others may go on between two rows; returns whether the read breaks.
+fn goes_on(world: &Rc<World<'_>>) -> bool {
+    if world.one_in(8) {
+        world.step();
+    }
+    let breaks = world.setup.read_errors && !world.draining.get() && world.one_in(200);
+    breaks || world.dying.get() || world.has_failed()
+}
+
+fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound<KeyBuf>) -> Reading<'a> {
+    let rows = rows(world, old);
     if let Bound::Included(_) = from {
         world.count("keys read alone");
     }
     // A source may start too early.
     let from = if world.one_in(4) { Bound::Unbounded } else { from };
-    let cursor = world.setup.cursors && variant.is_none();
+    let cursor = world.setup.cursors && world.setup.variant.is_none();
     let rest = if cursor { Vec::new() } else { ordered(&rows, counter, &from) };
     let after = match from {
         Bound::Included(key) => Some((Some(key), RowId::Show(i64::MIN))),
@@ -441,13 +490,7 @@ impl Iterator for Reading<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let world = Rc::clone(&self.world);
-        if world.one_in(8) {
-            world.step();
-        }
-        let breaks = world.setup.read_errors && !world.draining.get() && world.one_in(200);
-        if breaks || world.dying.get() || world.has_failed() {
-            self.failed = true;
-        }
+        self.failed |= goes_on(&world);
         if self.failed {
             return Some(Err(READ_FAILED.into()));
         }
