@@ -9,8 +9,9 @@ use super::runtime::{AsyncRuntime, Runtime, SystemRuntime};
 use super::token::Token;
 #[cfg(feature = "postgres")]
 use super::tokio_runtime::TokioRuntime;
-use crate::counter::CounterId;
-use crate::error::Result;
+use crate::counter::{Counter, CounterId};
+use crate::error::{Error, Result, shortened};
+use crate::key::{AsKey, Key, KeyBuf};
 use crate::schema::Schema;
 
 /// A verify: compares totals with rows, and changes none.
@@ -83,13 +84,34 @@ pub struct Run<'a> {
     options: Options,
     /// `None` for all of the schema.
     counters: Option<Vec<CounterId>>,
+    keys: Vec<(CounterId, Wanted)>,
     resume: Option<Token>,
+}
+
+/// A key as the caller gives it.
+#[derive(Debug, Clone)]
+enum Wanted {
+    Key(KeyBuf),
+    Text(String),
+}
+
+impl Wanted {
+    fn of(&self, counter: &CounterId) -> Result<KeyBuf> {
+        match self {
+            Self::Key(key) => Ok(key.clone()),
+            Self::Text(text) => counter.parse_key(text).map_err(|cause| Error::Key {
+                counter: counter.name(),
+                key: shortened(text),
+                cause,
+            }),
+        }
+    }
 }
 
 impl<'a> Run<'a> {
     /// Describes a run of this mode over a schema, where the mode is known only when it runs.
     pub fn new(mode: Mode, schema: &'a Schema) -> Self {
-        Self { mode, schema, options: Options::default(), counters: None, resume: None }
+        Self { mode, schema, options: Options::default(), counters: None, keys: Vec::new(), resume: None }
     }
 
     /// Sets the options.
@@ -102,6 +124,34 @@ impl<'a> Run<'a> {
     /// counters of the schema.
     pub fn counters(mut self, counters: &[CounterId]) -> Self {
         self.counters = Some(counters.to_vec());
+        self
+    }
+
+    /// Restricts the run to this key of one counter, as [`Reconciler::keys`] does. Call it again for
+    /// more keys of the same counter.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{Audit, Report, repair};
+    /// # use keepcount::{Counter, Schema};
+    /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    ///
+    /// fn repair_show(show: i64, audit: &mut impl Audit) -> keepcount::Result<Report> {
+    ///     repair(&SCHEMA).key(SHOW_VOTES, show).run(audit)
+    /// }
+    /// ```
+    pub fn key<K: Key>(mut self, counter: Counter<K>, key: impl AsKey<K>) -> Self {
+        self.keys.push((counter.id(), Wanted::Key(KeyBuf::of::<K>(key))));
+        self
+    }
+
+    /// Restricts the run to a key like [`key`](Self::key), given as the text that
+    /// [`CounterId::show`] gives: an operator's input, for example. A text that is no key is an error
+    /// when it is run.
+    pub fn key_text(mut self, counter: &CounterId, key: impl Into<String>) -> Self {
+        self.keys.push((*counter, Wanted::Text(key.into())));
         self
     }
 
@@ -137,12 +187,23 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     ///
-    /// Those of [`Reconciler::new`], [`Reconciler::scoped`] and [`Reconciler::resume`].
+    /// Those of [`Reconciler::new`], [`Reconciler::scoped`], [`Reconciler::keys`] and
+    /// [`Reconciler::resume`]; [`Error::InvalidUse`] for keys of several counters, and for keys
+    /// together with counters or a token.
     pub fn reconciler(&self) -> Result<Reconciler> {
-        match (&self.resume, &self.counters) {
-            (Some(token), _) => Reconciler::resume(self.mode, self.schema, token, self.options),
-            (None, Some(counters)) => Reconciler::scoped(self.mode, self.schema, counters, self.options),
-            (None, None) => Reconciler::new(self.mode, self.schema, self.options),
+        let (mode, schema, options) = (self.mode, self.schema, self.options);
+        match (self.keys.first(), &self.resume, &self.counters) {
+            (None, Some(token), _) => Reconciler::resume(mode, schema, token, options),
+            (None, None, Some(counters)) => Reconciler::scoped(mode, schema, counters, options),
+            (None, None, None) => Reconciler::new(mode, schema, options),
+            (Some((counter, _)), None, None) if self.keys.iter().all(|(other, _)| other == counter) => {
+                let keys = self.keys.iter().map(|(_, key)| key.of(counter)).collect::<Result<Vec<KeyBuf>>>()?;
+                Reconciler::keys(mode, schema, *counter, &keys, options)
+            }
+            (Some(_), ..) => {
+                let reason = "a run over keys is of one counter, without a list of counters and without a token";
+                Err(Error::invalid_use("keys", reason))
+            }
         }
     }
 

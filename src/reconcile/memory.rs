@@ -369,6 +369,8 @@ impl Window {
 
 impl Audit for MemoryAudit<'_> {
     fn identity(&mut self) -> Result<u64> {
+        // A run begins: what an earlier one read of a rollup may be of other totals.
+        self.rollup = None;
         Ok(self.store.identity())
     }
 

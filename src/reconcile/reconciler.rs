@@ -89,6 +89,8 @@ pub struct Reconciler {
     after: Option<KeyBuf>,
     /// Set if not all keys of a counter are compared.
     part: Option<Part>,
+    /// In a run over single keys: those that are left, the current one last.
+    only: Vec<KeyBuf>,
     /// Whether the runs that this one resumes found drift in the current counter.
     dirty: bool,
     /// Whether they skipped keys of it.
@@ -174,6 +176,8 @@ const EMPTY_SOURCE_TOTALS: u64 = 100;
 /// wait for no more than that.
 const REPAIR_KEYS: usize = 256;
 const REPAIR_ROWS: u64 = 100_000;
+/// The page of a run over single keys: the key, and few that may come between it and the one before.
+const KEYS_OF_ONE: usize = 16;
 /// Keys to compare before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
 /// The failure of a counter that an earlier leg left out; only that leg's report has the reason.
@@ -192,9 +196,7 @@ impl Reconciler {
     ///
     /// [`Error::InvalidUse`] if an option is out of its bounds.
     pub fn new(mode: Mode, schema: &Schema, options: Options) -> Result<Self> {
-        let mut run = Self::scoped(mode, schema, &schema.by_name(), options)?;
-        run.named.fill(false);
-        Ok(run)
+        Self::over(mode, schema, &schema.by_name(), &[], options)
     }
 
     /// Creates a run over some counters; one that you name twice is compared once. Each of them must
@@ -208,13 +210,17 @@ impl Reconciler {
     /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
     /// counter that is not in the schema.
     pub fn scoped(mode: Mode, schema: &Schema, counters: &[CounterId], options: Options) -> Result<Self> {
-        options.check()?;
         for counter in counters {
             schema.position(counter)?;
         }
-        let names = schema.by_name();
-        let wanted = schema.with_bases(counters)?;
-        let mut scope: Vec<CounterId> = names.iter().filter(|id| wanted.contains(id)).copied().collect();
+        Self::over(mode, schema, &schema.with_bases(counters)?, counters, options)
+    }
+
+    /// Creates a run over `wanted`, of which the caller names some.
+    fn over(mode: Mode, schema: &Schema, wanted: &[CounterId], named: &[CounterId], options: Options) -> Result<Self> {
+        options.check()?;
+        let all = schema.by_name();
+        let mut scope: Vec<CounterId> = all.iter().filter(|id| wanted.contains(id)).copied().collect();
         scope.sort_by_key(|id| schema.level(id)); // stable: by name within a level
         let rows = scope.iter().take_while(|id| schema.level(id) == 0).count();
         let sums = |id: &CounterId| {
@@ -232,18 +238,19 @@ impl Reconciler {
             identity: None,
             run: new_run(),
             kept: None,
-            names,
+            names: all,
             below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
             unclean: vec![false; of_scope],
             reports: scope.iter().zip(sums).map(|(id, sums)| CounterReport::new(*id, sums)).collect(),
             expected: vec![None; of_scope],
             outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
-            named: scope.iter().map(|id| counters.contains(id)).collect(),
+            named: scope.iter().map(|id| named.contains(id)).collect(),
             scope,
             driven_by_rows: rows,
             at: 0,
             after: None,
             part: None,
+            only: Vec::new(),
             dirty: false,
             unsettled: false,
             state: State::Identify,
@@ -319,6 +326,56 @@ impl Reconciler {
         Ok(run)
     }
 
+    /// Creates a run over some keys of one counter.
+    ///
+    /// A key of a rollup is compared with the stored totals that it sums, and these are not compared.
+    /// The guards of a repair are those of a whole run. Its report never calls the counter
+    /// [complete](CounterReport::complete), and it has no token: if it is stopped, run it again.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
+    /// counter that is not in the schema; [`Error::Key`] for bytes that are not a key of the counter;
+    /// [`Error::InvalidUse`] without keys, and for a backfill, which must be one run from the first
+    /// key to the last.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{Mode, Options, Reconciler};
+    /// use keepcount::{Counter, KeyBuf, Schema};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let keys = [KeyBuf::of::<i64>(7)];
+    /// let repair = Reconciler::keys(Mode::Repair, &SCHEMA, SHOW_VOTES.id(), &keys, Options::default())?;
+    /// # let _ = repair;
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn keys(mode: Mode, schema: &Schema, counter: CounterId, keys: &[KeyBuf], options: Options) -> Result<Self> {
+        let refused =
+            |reason: &str| Err(Error::invalid_use("keys", format!("counter {}: {reason}", counter.full_name())));
+        if mode == Mode::Backfill {
+            return refused("a backfill goes from the first key to the last");
+        }
+        if keys.is_empty() {
+            return refused("there are none");
+        }
+        schema.position(&counter)?;
+        for key in keys {
+            counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
+        }
+        let mut run = Self::over(mode, schema, &[counter], &[counter], options)?;
+        run.only = keys.to_vec();
+        run.only.sort_unstable_by(|one, next| next.cmp(one));
+        run.only.dedup();
+        run.page = Pages::new(KEYS_OF_ONE);
+        run.options.page = Some(KEYS_OF_ONE);
+        run.go_to_key();
+        Ok(run)
+    }
+
     /// Resumes a stopped run. Mode, scope, page, samples and force come from the token; `options`
     /// gives limits and pace.
     ///
@@ -381,6 +438,14 @@ impl Reconciler {
             report.unchecked |= is_in(&token.unchecked, at);
         }
         self.kept = Some(token.clone());
+    }
+
+    /// Goes to the next key of a run over single keys.
+    fn go_to_key(&mut self) {
+        if let (Some(key), Some(counter)) = (self.only.last(), self.scope.get(self.at)) {
+            self.after = counter.parts().before(key);
+            self.part = Some(Part { until: Some(key.clone()) });
+        }
     }
 
     /// Goes back to the first key of a counter, as if nothing of it or of later counters were done.
@@ -710,7 +775,13 @@ impl Reconciler {
         Ok(())
     }
 
-    fn compared(&mut self, diff: PageDiff, now: Duration) -> Result<()> {
+    fn compared(&mut self, mut diff: PageDiff, now: Duration) -> Result<()> {
+        if let Some(only) = self.only.last() {
+            // There may be keys between the one that the page begins after and the wanted one.
+            diff.drifts.retain(|drift| drift.key == *only);
+            diff.dangling.retain(|key| key == only);
+            diff.unsettled.retain(|key| key == only);
+        }
         let took = now.saturating_sub(self.issued);
         self.answered(now);
         let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
@@ -767,7 +838,11 @@ impl Reconciler {
 
     fn readied(&mut self, kept: Kept, now: Duration) {
         self.answered(now);
-        if kept == Kept::Lost { self.state = State::Recall } else { self.move_on(None, now) }
+        if kept == Kept::Lost {
+            self.state = State::Recall;
+        } else {
+            self.move_on(None, now);
+        }
     }
 
     /// Continues in spite of an error, now or after a wait; returns the error if it ends the run.
@@ -944,7 +1019,7 @@ impl Reconciler {
     /// complete, or before the totals' identity is known.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
-        let identity = self.identity?;
+        let identity = self.identity.filter(|_| self.only.is_empty())?;
         let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
         let done = || self.reports.iter().take(self.at).enumerate();
         let failed = done().filter(|(_, report)| report.failure.is_some());
@@ -998,6 +1073,13 @@ impl Reconciler {
 
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Compare;
+        let is_left_out = self.reports.get(self.at).is_some_and(CounterReport::is_left_out);
+        if next.is_none() && self.only.len() > 1 && !is_left_out {
+            self.only.pop();
+            self.go_to_key();
+            self.wait_for_pace(now);
+            return;
+        }
         if next.is_none() {
             let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && !report.is_left_out());
             if let Some(report) = whole {
@@ -1024,6 +1106,15 @@ impl Reconciler {
         if self.at == self.scope.len() {
             return;
         }
+        self.wait_for_pace(now);
+        if self.mode == Mode::Backfill {
+            // Before the wait, because a run may be stopped while it waits.
+            self.state = State::Keep(Then::GoOn(self.wait.take()));
+        }
+    }
+
+    /// Waits before the next page, as the options say.
+    fn wait_for_pace(&mut self, now: Duration) {
         let duty = u32::from(self.options.duty_percent.clamp(1, 100));
         let rest = self.worked * (100 - duty) / duty;
         self.worked = Duration::ZERO;
@@ -1035,10 +1126,6 @@ impl Reconciler {
             if due > now {
                 self.wait_until(due, "rows per second");
             }
-        }
-        if self.mode == Mode::Backfill {
-            // Before the wait, because a run may be stopped while it waits.
-            self.state = State::Keep(Then::GoOn(self.wait.take()));
         }
     }
 

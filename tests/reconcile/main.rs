@@ -4,6 +4,7 @@
 
 mod deploy;
 mod job;
+mod keys;
 mod machine;
 mod model;
 mod orphans;
