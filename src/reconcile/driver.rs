@@ -3,6 +3,7 @@
 use super::audit::{AsyncAudit, Audit};
 use super::reconciler::Reconciler;
 use super::report::Report;
+use super::running::Driven;
 use super::runtime::{AsyncRuntime, Runtime};
 use super::step::{Answer, Step};
 use crate::error::Result;
@@ -11,8 +12,10 @@ use crate::observe;
 /// The loop. It is a macro, since a blocking audit need not be `Send` and an asynchronous one must
 /// be: no function is generic over both.
 macro_rules! drive {
-    ($run:ident, $audit:ident, $runtime:ident $(, $wait:tt)?) => {
+    ($run:ident, $audit:ident, $runtime:ident $(, $wait:tt)?) => {{
+        let mut driven = Driven::new();
         loop {
+            driven.list($run);
             if $runtime.stopped() {
                 $run.stop();
             }
@@ -29,7 +32,7 @@ macro_rules! drive {
                 $runtime.progress(&progress);
             }
         }
-    };
+    }};
 }
 
 /// Runs a reconciler's steps until it ends.

@@ -127,8 +127,8 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Restricts the run to this key of one counter, as [`Reconciler::keys`] does. Call it again for
-    /// more keys of the same counter.
+    /// Restricts the run to this key of one counter, as [`Reconciler::keys`] does. Call it again
+    /// for more keys of the same counter.
     ///
     /// # Examples
     ///
@@ -148,15 +148,15 @@ impl<'a> Run<'a> {
     }
 
     /// Restricts the run to a key like [`key`](Self::key), given as the text that
-    /// [`CounterId::show`] gives: an operator's input, for example. A text that is no key is an error
-    /// when it is run.
+    /// [`CounterId::show`] gives: an operator's input, for example. A text that is no key is an
+    /// error when it is run.
     pub fn key_text(mut self, counter: &CounterId, key: impl Into<String>) -> Self {
         self.keys.push((*counter, Wanted::Text(key.into())));
         self
     }
 
-    /// Resumes from this token, if there is one, as [`Reconciler::resume`] does. The token knows the
-    /// counters.
+    /// Resumes from this token, if there is one, as [`Reconciler::resume`] does. The token knows
+    /// the counters.
     ///
     /// # Examples
     ///

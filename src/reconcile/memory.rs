@@ -161,10 +161,10 @@ impl<'a> MemoryAudit<'a> {
     /// **Cost.** For each page, `rows` is called and read to its end, and only the page's keys are
     /// kept. Pages that take long grow to 100,000 keys, so a counter is read about once for every
     /// 100,000 keys, and some times more at first; with a fixed
-    /// [`Options::page`](super::Options::page) once for every page. A repair reads all rows once for
-    /// 256 keys. Next to writers, the keys of a page that differ or are written meanwhile are read
-    /// together once, and each that a writer gets in the way of is read alone, again all rows: give
-    /// a counter with many such keys a sorted source. Memory: one page's keys.
+    /// [`Options::page`](super::Options::page) once for every page. A repair reads all rows once
+    /// for 256 keys. Next to writers, the keys of a page that differ or are written meanwhile are
+    /// read together once, and each that a writer gets in the way of is read alone, again all rows:
+    /// give a counter with many such keys a sorted source. Memory: one page's keys.
     ///
     /// # Errors
     ///

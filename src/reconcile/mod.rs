@@ -50,6 +50,7 @@ mod recount;
 mod report;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod rollup_join;
+mod running;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod runs;
 mod runtime;
@@ -79,7 +80,7 @@ pub use options::{Mode, Options};
 pub use postgres::{PostgresAudit, PostgresSource, TypedPostgresSource};
 pub use progress::Progress;
 pub use reconciler::Reconciler;
-pub use report::{CounterReport, Outcome, Report, Sample, Table};
+pub use report::{CounterReport, Outcome, Overlap, Report, Sample, Table};
 pub use runtime::{AsyncRuntime, Runtime, SystemRuntime};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{Source, SqliteAudit, TypedSource};

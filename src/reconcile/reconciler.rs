@@ -8,7 +8,7 @@ use super::audit::{Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult,
 use super::options::{Mode, Options};
 use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
-use super::report::{CounterReport, Outcome, Report};
+use super::report::{CounterReport, Outcome, Overlap, Report};
 use super::step::{Answer, Request, Step};
 use super::token::{Part, Token};
 use crate::counter::CounterId;
@@ -19,10 +19,10 @@ use crate::schema::Schema;
 
 /// A run of verification, repair or backfill: it decides what to do next, and receives the results.
 ///
-/// [`run`](super::run) drives it; [`Run`](super::Run) makes one and runs it, which is the usual case.
-/// A driver of your own calls [`next`](Self::next) until it returns
-/// [`Step::End`], does each step, and passes the answer to [`handle`](Self::handle). `now` comes
-/// from any clock that never goes back.
+/// [`run`](super::run) drives it; [`Run`](super::Run) makes one and runs it, which is the usual
+/// case. A driver of your own calls [`next`](Self::next) until it returns [`Step::End`], does each
+/// step, and passes the answer to [`handle`](Self::handle). `now` comes from any clock that never
+/// goes back.
 ///
 /// # Examples
 ///
@@ -123,6 +123,7 @@ pub struct Reconciler {
     /// Keys that this run is expected to compare, for each counter of `scope`.
     expected: Vec<Option<u64>>,
     outcome: Outcome,
+    overlap: Option<Overlap>,
     /// Whether its end was reported to metrics and tracing.
     told: bool,
 }
@@ -176,7 +177,8 @@ const EMPTY_SOURCE_TOTALS: u64 = 100;
 /// wait for no more than that.
 const REPAIR_KEYS: usize = 256;
 const REPAIR_ROWS: u64 = 100_000;
-/// The page of a run over single keys: the key, and few that may come between it and the one before.
+/// The page of a run over single keys: the key, and few that may come between it and the one
+/// before.
 const KEYS_OF_ONE: usize = 16;
 /// Keys to compare before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
@@ -199,8 +201,8 @@ impl Reconciler {
         Self::over(mode, schema, &schema.by_name(), &[], options)
     }
 
-    /// Creates a run over some counters; one that you name twice is compared once. Each of them must
-    /// have a source, or be a rollup.
+    /// Creates a run over some counters; one that you name twice is compared once. Each of them
+    /// must have a source, or be a rollup.
     ///
     /// A rollup is compared with the stored totals of its base, so a run over a rollup includes its
     /// base counters and their memberships too.
@@ -270,6 +272,7 @@ impl Reconciler {
             pages: 0,
             rows: 0,
             pace: Pace::default(),
+            overlap: None,
             told: false,
         })
     }
@@ -328,16 +331,17 @@ impl Reconciler {
 
     /// Creates a run over some keys of one counter.
     ///
-    /// A key of a rollup is compared with the stored totals that it sums, and these are not compared.
-    /// The guards of a repair are those of a whole run. Its report never calls the counter
-    /// [complete](CounterReport::complete), and it has no token: if it is stopped, run it again.
+    /// A key of a rollup is compared with the stored totals that it sums, and these are not
+    /// compared. The guards of a repair are those of a whole run. Its report never calls the
+    /// counter [complete](CounterReport::complete), and it has no token: if it is stopped, run it
+    /// again.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new); [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
-    /// counter that is not in the schema; [`Error::Key`] for bytes that are not a key of the counter;
-    /// [`Error::InvalidUse`] without keys, and for a backfill, which must be one run from the first
-    /// key to the last.
+    /// counter that is not in the schema; [`Error::Key`] for bytes that are not a key of the
+    /// counter; [`Error::InvalidUse`] without keys, and for a backfill, which must be one run from
+    /// the first key to the last.
     ///
     /// # Examples
     ///
@@ -538,8 +542,8 @@ impl Reconciler {
     ///
     /// - [`Error::Token`] if the run resumes one on other totals.
     /// - [`Error::SourceEmpty`] if a source is empty while 100 or more totals are not 0, unless the
-    ///   run is forced, and [`Error::DriftLimit`] if a repair has found a larger share of wrong keys
-    ///   than its options allow; the run ends as refused.
+    ///   run is forced, and [`Error::DriftLimit`] if a repair has found a larger share of wrong
+    ///   keys than its options allow; the run ends as refused.
     /// - [`Error::Source`] if a page does not end after the key that it was asked to begin after.
     ///
     /// # Panics
@@ -712,6 +716,9 @@ impl Reconciler {
         } else if found.is_some() && found == self.token() {
             self.kept = found;
         } else {
+            if found.is_some() && found != self.kept {
+                self.meet(Overlap::TakenOver);
+            }
             self.disown();
         }
         self.begin();
@@ -737,6 +744,9 @@ impl Reconciler {
         self.answered(now);
         let State::Keep(then) = std::mem::replace(&mut self.state, State::Compare) else { return };
         let lost = kept == Kept::Lost;
+        if lost {
+            self.meet(Overlap::TakenOver);
+        }
         if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
             // These totals are older than those that were repaired, for example on another server.
             // Ask what was kept of them.
@@ -839,6 +849,7 @@ impl Reconciler {
     fn readied(&mut self, kept: Kept, now: Duration) {
         self.answered(now);
         if kept == Kept::Lost {
+            self.meet(Overlap::TakenOver);
             self.state = State::Recall;
         } else {
             self.move_on(None, now);
@@ -873,8 +884,8 @@ impl Reconciler {
         self.fail(failure, None)
     }
 
-    /// Ends the run by an error. If it could not be stored how far it came, its token resumes it all
-    /// the same.
+    /// Ends the run by an error. If it could not be stored how far it came, its token resumes it
+    /// all the same.
     fn fail(&mut self, failure: Failure, kept: Option<Kept>) -> Result<Option<Progress>> {
         if let Some(kept) = kept {
             self.kept = self.token().filter(|_| kept == Kept::Here);
@@ -984,12 +995,25 @@ impl Reconciler {
             rows: self.rows,
             drift: sum(CounterReport::drift),
             corrected: sum(|report| report.corrected),
+            overlap: self.overlap,
             elapsed: self.started.map_or(Duration::ZERO, |started| now.saturating_sub(started)),
             keys_per_second,
             rows_per_second,
             fraction: estimate.map(|(fraction, _)| fraction),
             eta: estimate.and_then(|(_, eta)| eta),
         }
+    }
+
+    /// Returns the totals and counters that no other run is expected to work on; `None` before the
+    /// totals are known, and for parts, which are meant to run side by side.
+    pub(super) fn claims(&self) -> Option<(u64, &[CounterId])> {
+        let identity = self.identity.filter(|identity| *identity != 0 && self.part.is_none());
+        identity.map(|identity| (identity, self.scope.as_slice()))
+    }
+
+    /// Records that another run is at work.
+    pub(super) fn meet(&mut self, overlap: Overlap) {
+        self.overlap.get_or_insert(overlap);
     }
 
     pub(super) const fn mode(&self) -> Mode {
@@ -1010,6 +1034,7 @@ impl Reconciler {
             pages: self.pages,
             rows: self.rows,
             outcome: self.outcome.clone(),
+            overlap: self.overlap,
             token: self.token(),
             run: self.run,
         }

@@ -14,9 +14,9 @@ use crate::key::KeyBuf;
 
 /// What a run found and did. Counts cover this run alone, not the runs that it resumed.
 ///
-/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`. A counter has `dangling` if it
-/// has dangling memberships, `unsettled` if some keys were skipped, `failure` if it could not be
-/// compared, and `unchecked` if it has no source.
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`, and `overlap` if there was
+/// one. A counter has `dangling` if it has dangling memberships, `unsettled` if some keys were
+/// skipped, `failure` if it could not be compared, and `unchecked` if it has no source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -30,10 +30,36 @@ pub struct Report {
     pub rows: u64,
     /// How the run ended.
     pub outcome: Outcome,
+    /// Whether another run was at work on the same counters, as far as this run could see.
+    pub overlap: Option<Overlap>,
     /// Where to resume; `None` if complete.
     pub token: Option<Token>,
     /// The number of the run, the same in all of its legs.
     pub(super) run: u64,
+}
+
+/// Another run over the same counters. It does no harm, and both do the same work: it says that two
+/// jobs are set up where one was meant.
+///
+/// Not every other run is seen: a run in another process is noticed only if it continues this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overlap {
+    /// When this run began, this process was driving another one over one of its counters, with the
+    /// same totals. Parts and runs over single keys are not meant.
+    InProcess,
+    /// What was [kept](super::Audit::keep) of this run is not what it left: another process went on
+    /// from its token, or the totals are older than the token.
+    TakenOver,
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InProcess => "another run was at work in this process",
+            Self::TakenOver => "another process went on from this token, or the totals are older",
+        })
+    }
 }
 
 /// How a run ended.
@@ -268,7 +294,7 @@ impl fmt::Display for Report {
                 write!(f, "; {}", many(keys, what))?;
             }
         }
-        Ok(())
+        self.overlap.map_or(Ok(()), |overlap| write!(f, "; {overlap}"))
     }
 }
 
@@ -332,6 +358,9 @@ impl Serialize for Report {
         report.serialize_field("pages", &self.pages)?;
         report.serialize_field("complete", &self.complete())?;
         report.serialize_field("resume", &self.token)?;
+        if let Some(overlap) = self.overlap {
+            report.serialize_field("overlap", &overlap.to_string())?;
+        }
         report.end()
     }
 }

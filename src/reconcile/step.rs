@@ -16,7 +16,8 @@ pub enum Step {
     /// Ask the throttles, if there are any, and answer [`Answer::Throttled`]. It comes before each
     /// page.
     Throttle,
-    /// Wait this long for this reason, then call only [`Reconciler::next`](super::Reconciler::next).
+    /// Wait this long for this reason, then call only
+    /// [`Reconciler::next`](super::Reconciler::next).
     Wait(Duration, String),
     /// Nothing is left to do: [`Reconciler::report`](super::Reconciler::report) is final.
     End,

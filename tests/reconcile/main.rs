@@ -8,6 +8,7 @@ mod keys;
 mod machine;
 mod model;
 mod orphans;
+mod overlap;
 mod pending_writes;
 mod readiness;
 mod rows;
