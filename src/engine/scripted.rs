@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{leaderboard, now, read, schema, sweep, write};
 use crate::error::{Cause, Error, Result};
-use crate::executor::{Column, DriverError, ErrorKind, Executor, NotCommitted, Row, Stopped};
+use crate::executor::{Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped};
 use crate::leaderboard::Leaderboard;
 use crate::sql::{Dialect, Query};
 use crate::store::Sweep;
@@ -96,10 +96,16 @@ impl<const POSTGRES: bool> Script<POSTGRES> {
     }
 }
 
-impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
+enum Scripted<const POSTGRES: bool> {}
+
+impl<const POSTGRES: bool> Driver for Scripted<POSTGRES> {
     const DIALECT: Dialect = if POSTGRES { Dialect::Postgres } else { Dialect::Sqlite };
     type Row<'r> = Line;
     type Error = Refused;
+}
+
+impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
+    type Driver = Scripted<POSTGRES>;
 
     fn is_nested(&self) -> bool {
         self.nested
@@ -113,6 +119,19 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         for (query, text) in queries.iter().enumerate() {
             for line in self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })? {
                 each(query, &Line(line)).map_err(Stopped::Refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn scan(
+        &mut self,
+        query: &Query<'_>,
+        mut each: impl FnMut(&Line) -> Result<bool> + Send,
+    ) -> Result<(), Stopped<Refused>> {
+        for line in self.answer(query).map_err(|error| Stopped::Failed { query: 0, row: 0, error })? {
+            if !each(&Line(line)).map_err(Stopped::Refused)? {
+                break;
             }
         }
         Ok(())
@@ -137,6 +156,14 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
 
     async fn begin(&mut self) -> Result<(), Refused> {
         self.run("BEGIN").await
+    }
+
+    async fn begin_read(&mut self, reading: Reading<'_>) -> Result<(), Refused> {
+        self.run(&format!("BEGIN; {}", reading.script)).await
+    }
+
+    async fn is_idle(&mut self) -> Result<bool, Refused> {
+        Ok(!self.nested)
     }
 
     async fn commit(&mut self) -> Result<(), NotCommitted<Refused>> {

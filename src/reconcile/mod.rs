@@ -38,6 +38,8 @@
 
 mod asynchronous;
 pub(crate) mod audit;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod database;
 mod driver;
 mod freshness;
 mod memory;
@@ -49,18 +51,8 @@ mod progress;
 mod reconciler;
 mod recount;
 mod report;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod rollup_join;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod runs;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod source;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod spans;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod statements;
 pub(crate) mod token;
 #[cfg(feature = "postgres")]
 mod tokio_runtime;

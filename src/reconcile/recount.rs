@@ -22,8 +22,13 @@ pub(super) fn share<R: Record + ?Sized>(
 ) -> Result<Option<(KeyBuf, i64)>> {
     scratch.clear();
     scratch.insert(row);
-    scratch.check_declared()?;
-    let mut deltas = scratch.deltas().filter(|(id, ..)| id == counter);
+    share_of(counter, scratch)
+}
+
+/// Returns what the only row of a batch adds to one counter, as [`share`] does.
+pub(super) fn share_of(counter: &CounterId, tallied: &Batch) -> Result<Option<(KeyBuf, i64)>> {
+    tallied.check_declared()?;
+    let mut deltas = tallied.deltas().filter(|(id, ..)| id == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {
         let reason = "its tally adds to several keys of this counter; let the source give one row for each of them";

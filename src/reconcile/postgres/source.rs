@@ -1,13 +1,16 @@
 //! Where a counter's rows are in PostgreSQL, as an application says it.
 
+use std::sync::Arc;
+
 use tokio_postgres::Row;
 
 use crate::batch::Batch;
 use crate::counter::CounterId;
-use crate::error::{Error, Result, chain};
-use crate::key::KeyBuf;
-use crate::reconcile::recount::{check_driven, share};
-use crate::reconcile::statements::{Name, Target};
+use crate::drivers::tokio_postgres::TokioPostgres;
+use crate::error::Result;
+use crate::reconcile::database::row_source::Reader;
+use crate::reconcile::database::statements::{Name, Target};
+use crate::reconcile::recount::check_driven;
 use crate::record::Record;
 
 /// Where a counter's rows are, said in SQL: a table, its key's columns, an amount, a filter.
@@ -58,7 +61,7 @@ use crate::record::Record;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresSource(Target);
 
-crate::reconcile::source::builder!(PostgresSource, TypedPostgresSource);
+crate::reconcile::database::source::builder!(PostgresSource, TypedPostgresSource);
 
 impl PostgresSource {
     /// The columns of a row, as a select list, and how they make a record, for holding rows against their `tally`: a repair does so with the
@@ -70,15 +73,13 @@ impl PostgresSource {
         columns: &str,
         read: impl Fn(&Row) -> Result<R, tokio_postgres::Error> + Send + Sync + 'a,
     ) -> TypedPostgresSource<'a> {
-        let share = move |counter: &CounterId, row: &Row, scratch: &mut Batch| {
-            let record = read(row);
-            let record = record
-                .map_err(|error| Error::source_of(counter, format!("reading a row: {}", chain(&error)), error))?;
-            share(counter, &record, scratch)
+        let reader = move |row: &Row, to: &mut Batch| {
+            to.insert(&read(row)?);
+            Ok(())
         };
         let mut target = self.0;
         columns.clone_into(&mut target.columns);
-        TypedPostgresSource { target, by_tally: false, share: Box::new(share), check_driven: check_driven::<R> }
+        TypedPostgresSource { target, by_tally: false, reader: Arc::new(reader), check_driven: check_driven::<R> }
     }
 }
 
@@ -86,8 +87,6 @@ impl PostgresSource {
 pub struct TypedPostgresSource<'a> {
     pub(super) target: Target,
     pub(super) by_tally: bool,
-    pub(super) share: Box<Share<'a>>,
+    pub(super) reader: Arc<Reader<'a, TokioPostgres>>,
     pub(super) check_driven: fn(&CounterId) -> Result<()>,
 }
-
-type Share<'a> = dyn Fn(&CounterId, &Row, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + Send + Sync + 'a;

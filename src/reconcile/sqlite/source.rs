@@ -1,14 +1,16 @@
 //! Where a counter's rows are, as an application says it.
 
+use std::sync::Arc;
+
 use rusqlite::Row;
 
-use super::sight::source_failed;
 use crate::batch::Batch;
 use crate::counter::CounterId;
+use crate::drivers::rusqlite::Sqlite;
 use crate::error::Result;
-use crate::key::KeyBuf;
-use crate::reconcile::recount::{check_driven, share};
-use crate::reconcile::statements::{Name, Target};
+use crate::reconcile::database::row_source::Reader;
+use crate::reconcile::database::statements::{Name, Target};
+use crate::reconcile::recount::check_driven;
 use crate::record::Record;
 
 /// Where a counter's rows are, said in SQL: a table, its key's columns, an amount, a filter.
@@ -58,7 +60,7 @@ use crate::record::Record;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source(Target);
 
-crate::reconcile::source::builder!(Source, TypedSource);
+crate::reconcile::database::source::builder!(Source, TypedSource);
 
 impl Source {
     /// The columns of a row, as a select list, and how they make a record, for holding rows against their `tally`: a repair does so with the
@@ -68,15 +70,15 @@ impl Source {
     pub fn rows<'a, R: Record>(
         self,
         columns: &str,
-        read: impl Fn(&Row<'_>) -> rusqlite::Result<R> + 'a,
+        read: impl Fn(&Row<'_>) -> rusqlite::Result<R> + Send + Sync + 'a,
     ) -> TypedSource<'a> {
-        let share = move |counter: &CounterId, row: &Row<'_>, scratch: &mut Batch| {
-            let record = read(row).map_err(|error| source_failed("reading a row", counter, error))?;
-            share(counter, &record, scratch)
+        let reader = move |row: &Row<'_>, to: &mut Batch| {
+            to.insert(&read(row)?);
+            Ok(())
         };
         let mut target = self.0;
         columns.clone_into(&mut target.columns);
-        TypedSource { target, by_tally: false, share: Box::new(share), check_driven: check_driven::<R> }
+        TypedSource { target, by_tally: false, reader: Arc::new(reader), check_driven: check_driven::<R> }
     }
 }
 
@@ -84,8 +86,6 @@ impl Source {
 pub struct TypedSource<'a> {
     pub(super) target: Target,
     pub(super) by_tally: bool,
-    pub(super) share: Box<Share<'a>>,
+    pub(super) reader: Arc<Reader<'a, Sqlite>>,
     pub(super) check_driven: fn(&CounterId) -> Result<()>,
 }
-
-type Share<'a> = dyn Fn(&CounterId, &Row<'_>, &mut Batch) -> Result<Option<(KeyBuf, i64)>> + 'a;

@@ -91,4 +91,4 @@ macro_rules! builder {
     };
 }
 
-pub(super) use builder;
+pub(in crate::reconcile) use builder;

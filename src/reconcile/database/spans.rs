@@ -3,7 +3,7 @@
 
 use std::ops::Bound;
 
-use super::audit::{PageDiff, PageRequest, Recount, merge};
+use crate::reconcile::audit::{PageDiff, PageRequest, Recount, merge};
 use crate::counter::CounterId;
 use crate::error::Result;
 use crate::key::KeyBuf;
