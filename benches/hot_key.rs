@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run,
+    Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Reconciler, SqliteAudit, SqliteRows, SystemRuntime, run,
 };
 use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
@@ -114,8 +114,8 @@ fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired
             Box::new(audit)
         } else {
             let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-            let votes = Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Votes(row.get(0)?, 1)));
-            audit.add(VOTES, votes).unwrap();
+            let votes = SqliteRows::of("votes", |row| Ok(Votes(row.get(0)?, 1))).columns("show_id");
+            audit.add(votes.key(VOTES, Columns::of(["show_id"]).count())).unwrap();
             Box::new(audit)
         };
         let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(PAGE.into())).unwrap();

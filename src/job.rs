@@ -17,7 +17,9 @@
 //! use std::time::Duration;
 //!
 //! use keepcount::job::Schedule;
-//! use keepcount::reconcile::{Mode, Options, Outcome, Reconciler, Source, SqliteAudit, SystemRuntime, run};
+//! use keepcount::reconcile::{
+//!     Columns, Mode, Options, Outcome, Reconciler, SqliteAudit, SqliteRows, SystemRuntime, run,
+//! };
 //! # use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
 //! # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 //! # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
@@ -33,8 +35,8 @@
 //! let mut place = None;
 //! let job = Schedule::every(Duration::from_secs(10 * 60)).jitter_percent(10).spawn("repair", move |stop| {
 //!     let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
-//!     let votes = Source::table("votes", ["show_id"]);
-//!     audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote { show: row.get(0)? })))?;
+//!     let votes = SqliteRows::of("votes", |row| Ok(Vote { show: row.get("show_id")? }));
+//!     audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count()))?;
 //!     let options = Options::default().max_pages(100);
 //!     let mut repair = match &place {
 //!         Some(token) => Reconciler::resume(Mode::Repair, &SCHEMA, token, options)?,

@@ -14,7 +14,7 @@ pub(crate) mod sweep;
 pub(crate) mod write;
 
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 
 use crate::counter::CounterId;
 use crate::error::{Cause, Error, Result, chain};

@@ -1,5 +1,5 @@
-//! Tests of the engine over a scripted executor: without a database, and every statement that ran
-//! can be inspected.
+//! A scripted executor, and tests of the engine over it: without a database, and every statement
+//! that ran can be inspected.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,7 +24,7 @@ const TOP: Leaderboard<i64> =
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[TOP.id()]);
 
 #[derive(Debug, Clone)]
-struct Refused(ErrorKind);
+pub(crate) struct Refused(ErrorKind);
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,7 +44,7 @@ impl DriverError for Refused {
     }
 }
 
-struct Line(Vec<Column<'static>>);
+pub(crate) struct Line(Vec<Column<'static>>);
 
 impl Row for Line {
     fn len(&self) -> usize {
@@ -57,27 +57,34 @@ impl Row for Line {
 }
 
 /// The answer to the next query whose text begins with this prefix.
-type Answer = (&'static str, Result<Vec<Vec<Column<'static>>>, Refused>);
+pub(crate) type Answer = (&'static str, Result<Vec<Vec<Column<'static>>>, Refused>);
 
 /// Records what runs and answers with the script. Without a scripted answer a query returns
 /// nothing, and each execution writes one row.
 #[derive(Default)]
-struct Script<const POSTGRES: bool> {
+pub(crate) struct Script<const POSTGRES: bool> {
     nested: bool,
-    ran: Vec<String>,
+    pub(crate) ran: Vec<String>,
     answers: VecDeque<Answer>,
     commit: Option<NotCommitted<Refused>>,
     cannot_roll_back: bool,
+    /// How many rows were scanned.
+    pub(crate) scanned: usize,
 }
 
 impl<const POSTGRES: bool> Script<POSTGRES> {
-    fn answering(answers: impl IntoIterator<Item = Answer>) -> Self {
+    pub(crate) fn answering(answers: impl IntoIterator<Item = Answer>) -> Self {
         Self { answers: answers.into_iter().collect(), ..Self::default() }
     }
 
-    fn within(mut self) -> Self {
+    pub(crate) fn within(mut self) -> Self {
         self.nested = true;
         self
+    }
+
+    /// Is busy at the next query whose text begins with this prefix.
+    pub(crate) fn failing(begins: &'static str) -> Self {
+        Self::answering([(begins, Err(busy()))])
     }
 
     fn answer(&mut self, query: &Query<'_>) -> Result<Vec<Vec<Column<'static>>>, Refused> {
@@ -91,12 +98,12 @@ impl<const POSTGRES: bool> Script<POSTGRES> {
     }
 
     /// The first word of each statement that ran.
-    fn verbs(&self) -> Vec<&str> {
+    pub(crate) fn verbs(&self) -> Vec<&str> {
         self.ran.iter().map(|text| text.split([' ', ';']).next().unwrap_or_default()).collect()
     }
 }
 
-enum Scripted<const POSTGRES: bool> {}
+pub(crate) enum Scripted<const POSTGRES: bool> {}
 
 impl<const POSTGRES: bool> Driver for Scripted<POSTGRES> {
     const DIALECT: Dialect = if POSTGRES { Dialect::Postgres } else { Dialect::Sqlite };
@@ -130,6 +137,7 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         mut each: impl FnMut(&Line) -> Result<bool> + Send,
     ) -> Result<(), Stopped<Refused>> {
         for line in self.answer(query).map_err(|error| Stopped::Failed { query: 0, row: 0, error })? {
+            self.scanned += 1;
             if !each(&Line(line)).map_err(Stopped::Refused)? {
                 break;
             }

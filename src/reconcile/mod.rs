@@ -39,7 +39,7 @@
 mod asynchronous;
 pub(crate) mod audit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod database;
+mod database;
 mod driver;
 mod freshness;
 mod memory;
@@ -61,17 +61,19 @@ pub use asynchronous::{AsyncAudit, AsyncRuntime, run_async};
 pub use audit::{
     Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
 };
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use database::{Columns, Rows};
 pub use driver::{Runtime, SystemRuntime, run};
 pub use freshness::Freshness;
 pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};
 #[cfg(feature = "postgres")]
-pub use postgres::{PostgresAudit, PostgresSource, TypedPostgresSource};
+pub use postgres::{PostgresAudit, PostgresRows};
 pub use progress::Progress;
 pub use reconciler::{Reconciler, Step};
 pub use report::{CounterReport, Outcome, Report, Sample, Table};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Source, SqliteAudit, TypedSource};
+pub use sqlite::{SqliteAudit, SqliteRows};
 pub use token::Token;
 #[cfg(feature = "postgres")]
 pub use tokio_runtime::{ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes};

@@ -1,29 +1,75 @@
 //! The audit of a PostgreSQL database: an asynchronous face of [`Database`].
 
 mod sight;
-mod source;
 
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
-pub use self::source::{PostgresSource, TypedPostgresSource};
 use super::asynchronous::AsyncAudit;
 use super::audit::{Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
-use super::database::Database;
+use super::database::{Database, Rows};
 use super::token::Token;
-use crate::counter::{Counter, CounterId};
+use crate::counter::CounterId;
 use crate::drivers::tokio_postgres::{Postgres, TokioPostgres};
 use crate::error::{Error, Result};
-use crate::key::Key;
 use crate::schema::Schema;
+
+/// The rows of a record in PostgreSQL.
+///
+/// A key of integers is read from columns of any of PostgreSQL's three widths, texts from `text` or
+/// `varchar`, UUIDs from `uuid`, all else from `bytea`. Amounts are integers, or `numeric` without
+/// a fraction.
+///
+/// # Examples
+///
+/// ```no_run
+/// use keepcount::reconcile::{
+///     Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, TokioRuntime, run_async,
+/// };
+/// use keepcount::{Counter, CounterId, PostgresStore, Record, Schema, Tally};
+///
+/// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
+/// const SCHEMA: Schema = Schema::new(&[SHOW_SCORE.table()]);
+///
+/// struct Vote { show: i64, stars: i32, spam: bool }
+///
+/// impl Record for Vote {
+///     const COUNTERS: &'static [CounterId] = &[SHOW_SCORE.id()];
+///
+///     fn tally(&self, to: &mut Tally<'_>) {
+///         if !self.spam {
+///             to.add(SHOW_SCORE, self.show, self.stars.into());
+///         }
+///     }
+/// }
+///
+/// # async fn verify(mut client: tokio_postgres::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// client.batch_execute(
+///     "CREATE TABLE votes (show_id BIGINT, stars INT, spam BOOLEAN);
+///      CREATE INDEX votes_by_show ON votes (show_id)",
+/// ).await?;
+/// PostgresStore::new(&mut client, &SCHEMA).create().await?;
+///
+/// let votes = PostgresRows::of("votes", |row| {
+///     Ok(Vote { show: row.try_get("show_id")?, stars: row.try_get("stars")?, spam: row.try_get("spam")? })
+/// });
+/// let mut audit = PostgresAudit::new(&mut client, &SCHEMA).await?;
+/// audit.add(votes.key(SHOW_SCORE, Columns::of(["show_id"]).sum("stars").filter("NOT spam"))).await?;
+/// let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default())?;
+/// let report = run_async(&mut verify, &mut audit, &mut TokioRuntime::new()).await?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
+pub type PostgresRows<'a> = Rows<'a, TokioPostgres>;
 
 /// A PostgreSQL database's rows and totals, over a client of its own.
 ///
 /// A page is compared in one snapshot, which blocks nobody, on a hot standby too. A repair locks
 /// the totals of its keys, recounts the keys in a statement that begins after that, adds the
 /// differences, and commits: a writer waits for the repair of a key that it writes, and for no
-/// other. See [`PostgresSource`] for an example.
+/// other. See [`PostgresRows`] for an example.
 pub struct PostgresAudit<'a> {
     client: &'a mut Client,
     database: Database<'a, TokioPostgres>,
@@ -65,7 +111,9 @@ impl<'a> PostgresAudit<'a> {
         self
     }
 
-    /// Adds the rows of a counter. A second call for one counter replaces the first.
+    /// Adds the rows of a record. A counter that was added before gets this source instead.
+    ///
+    /// If one of the counters is refused, none is added.
     ///
     /// # Errors
     ///
@@ -77,15 +125,12 @@ impl<'a> PostgresAudit<'a> {
     /// policy of row security, or a view's condition on the role, hides some; or a table is on
     /// another server, or a materialized view. During a run the server refuses to leave out what a
     /// policy hides.
-    pub async fn add<K: Key>(&mut self, counter: Counter<K>, source: TypedPostgresSource<'a>) -> Result<()> {
-        self.add_id(counter.id(), source).await
-    }
-
-    async fn add_id(&mut self, counter: CounterId, source: TypedPostgresSource<'a>) -> Result<()> {
-        source.target.check(self.database.schema(), &counter, source.by_tally)?;
-        (source.check_driven)(&counter)?;
-        let source = sight::look(&mut Postgres::own(&*self.client, None), counter, source).await?;
-        self.database.put(source);
+    pub async fn add(&mut self, rows: PostgresRows<'a>) -> Result<()> {
+        let mut found = Vec::new();
+        for source in rows.sources(self.database.schema())? {
+            found.push(sight::look(&mut Postgres::own(&*self.client, None), source).await?);
+        }
+        self.database.put(found);
         Ok(())
     }
 

@@ -1,20 +1,65 @@
 //! The audit of a SQLite database: a face of [`Database`] that blocks.
 
 mod sight;
-mod source;
 
 use rusqlite::Connection;
 
-pub use self::source::{Source, TypedSource};
 use super::audit::{Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
-use super::database::{Database, RowSource};
+use super::database::{Database, Rows};
 use super::token::Token;
-use crate::counter::{Counter, CounterId};
+use crate::counter::CounterId;
 use crate::drivers::rusqlite::{Rusqlite, Sqlite};
 use crate::engine::now;
 use crate::error::{Error, Result};
-use crate::key::Key;
 use crate::schema::Schema;
+
+/// The rows of a record in SQLite.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::reconcile::{Columns, Mode, Options, Reconciler, SqliteAudit, SqliteRows, SystemRuntime, run};
+/// use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
+///
+/// const SHOW_SCORE: Counter<i64> = Counter::new("show.score");
+/// const USER_VOTES: Counter<String> = Counter::new("user.votes");
+/// const SCHEMA: Schema = Schema::new(&[SHOW_SCORE.table(), USER_VOTES.table()]);
+///
+/// struct Vote { show: i64, user: String, stars: i64, spam: bool }
+///
+/// impl Record for Vote {
+///     const COUNTERS: &'static [CounterId] = &[SHOW_SCORE.id(), USER_VOTES.id()];
+///
+///     fn tally(&self, to: &mut Tally<'_>) {
+///         if !self.spam {
+///             to.add(SHOW_SCORE, self.show, self.stars);
+///             to.add(USER_VOTES, &self.user, 1);
+///         }
+///     }
+/// }
+///
+/// let conn = rusqlite::Connection::open_in_memory()?;
+/// conn.execute_batch(
+///     "CREATE TABLE votes (show_id INTEGER, user TEXT, stars INTEGER, spam INTEGER);
+///      CREATE INDEX votes_by_show ON votes (show_id);
+///      CREATE INDEX votes_by_user ON votes (user);
+///      INSERT INTO votes VALUES (7, 'ann', 5, 0), (7, 'bob', 3, 0), (7, 'bob', 1, 1)",
+/// )?;
+/// SqliteStore::new(&conn, &SCHEMA).create()?;
+///
+/// let votes = SqliteRows::of("votes", |row| {
+///     Ok(Vote { show: row.get("show_id")?, user: row.get("user")?, stars: row.get("stars")?, spam: row.get("spam")? })
+/// });
+/// let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
+/// audit.add(votes
+///     .key(USER_VOTES, ["user"]) // by its tally
+///     .key(SHOW_SCORE, Columns::of(["show_id"]).sum("stars").filter("NOT spam")))?; // by SQL
+/// let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default())?;
+/// let report = run(&mut verify, &mut audit, &mut SystemRuntime::new())?;
+/// assert_eq!((report.drift(), report.counters[0].samples[0].expected), (3, 8));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub type SqliteRows<'a> = Rows<'a, Sqlite>;
 
 /// A SQLite database's rows and totals.
 ///
@@ -39,7 +84,9 @@ impl<'a> SqliteAudit<'a> {
         Ok(Self { conn, database: now(Database::of(&mut Rusqlite::new(conn), schema))? })
     }
 
-    /// Adds the rows of a counter. A second call for one counter replaces the first.
+    /// Adds the rows of a record. A counter that was added before gets this source instead.
+    ///
+    /// If one of the counters is refused, none is added.
     ///
     /// # Errors
     ///
@@ -48,14 +95,16 @@ impl<'a> SqliteAudit<'a> {
     /// do not come out of an index in key order; if several schemas have the table, for instance
     /// because a temporary one hides it; if rows are in an attached file that can only be read, in
     /// WAL mode; or if SQLite refuses the SQL.
-    pub fn add<K: Key>(&mut self, counter: Counter<K>, mut source: TypedSource<'a>) -> Result<()> {
-        let counter = counter.id();
-        source.target.check(self.database.schema(), &counter, source.by_tally)?;
-        (source.check_driven)(&counter)?;
-        source.target.names().try_for_each(|name| sight::find(self.conn, &counter, name))?;
-        let mut source = RowSource::<Sqlite>::of(counter, source.target, source.by_tally, source.reader)?;
-        sight::check(self.conn, &mut source)?;
-        self.database.put(source);
+    pub fn add(&mut self, rows: SqliteRows<'a>) -> Result<()> {
+        let mut found = Vec::new();
+        for mut source in rows.sources(self.database.schema())? {
+            let counter = source.counter;
+            source.target.names().try_for_each(|name| sight::find(self.conn, &counter, name))?;
+            let mut source = source.found()?;
+            sight::check(self.conn, &mut source)?;
+            found.push(source);
+        }
+        self.database.put(found);
         Ok(())
     }
 
@@ -70,7 +119,7 @@ impl<'a> SqliteAudit<'a> {
     /// # Examples
     ///
     /// ```
-    /// use keepcount::reconcile::{Source, SqliteAudit};
+    /// use keepcount::reconcile::{Columns, SqliteAudit, SqliteRows};
     /// use keepcount::{Counter, CounterId, Record, Schema, SqliteStore, Tally};
     ///
     /// const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -86,7 +135,7 @@ impl<'a> SqliteAudit<'a> {
     /// conn.execute_batch("CREATE TABLE votes (show); CREATE INDEX i ON votes (show); INSERT INTO votes VALUES (7), (x'07'), ('7')")?;
     /// SqliteStore::new(&conn, &SCHEMA).create()?;
     /// let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
-    /// audit.add(VOTES, Source::table("votes", ["show"]).rows("show", |row| Ok(Vote(row.get(0)?))))?;
+    /// audit.add(SqliteRows::of("votes", |row| Ok(Vote(row.get(0)?))).key(VOTES, Columns::of(["show"]).count()))?;
     /// for row in audit.faulty_rows(VOTES.id(), 100)? {
     ///     eprintln!("{row}");
     /// }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::support::world::{Trace, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Audit, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
-    Ready, Reconciler, RepairRequest, Repaired, Source, SqliteAudit, Step, SystemRuntime, Token, run,
+    Audit, Columns, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe,
+    ProbeResult, Ready, Reconciler, RepairRequest, Repaired, SqliteAudit, SqliteRows, Step, SystemRuntime, Token, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, Key, KeyBuf, KeyRange, Leaderboard, MemoryStore, Record, Recovery, Result,
@@ -94,13 +94,11 @@ fn write(conn: &Connection, schema: &Schema, row: &Row) {
 
 fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
-    let votes = Source::table("votes", ["setlist"]).amount("weight");
-    let votes = votes.rows("setlist, weight", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
-    audit.add(VOTES, votes).unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
+    audit.add(votes.columns("setlist, weight").key(VOTES, Columns::of(["setlist"]).sum("weight"))).unwrap();
     if schema.position(&MEMBERSHIP.id()).is_ok() {
-        let setlists = Source::table("setlists", ["id", "show"]);
-        let setlists = setlists.rows("id, show", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
-        audit.add(MEMBERSHIP, setlists).unwrap();
+        let setlists = SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
+        audit.add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
     }
     audit
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Audit, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest,
-    Repaired, Report, Runtime, Source, SqliteAudit, Step, run,
+    Audit, Columns, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
+    RepairRequest, Repaired, Report, Runtime, SqliteAudit, SqliteRows, Step, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
@@ -98,10 +98,14 @@ fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
     (dir, conn, other)
 }
 
+fn source() -> SqliteRows<'static> {
+    let votes = SqliteRows::of("votes", |row| Ok(read_vote(row)?)).columns("show, stars");
+    votes.key(VOTES, Columns::of(["show"]).sum("stars"))
+}
+
 fn audit(conn: &Connection) -> SqliteAudit<'_> {
     let mut audit = SqliteAudit::new(conn, &ONE).unwrap();
-    let source = Source::table("votes", ["show"]).amount("stars");
-    audit.add(VOTES, source.rows("show, stars", read_vote)).unwrap();
+    audit.add(source()).unwrap();
     audit
 }
 
@@ -328,8 +332,9 @@ fn a_counter_of_one_total_is_repaired_like_any_other() {
                     conn.execute("INSERT INTO all_stars VALUES (0, ?1)", [stored]).unwrap();
                 }
                 let mut audit = SqliteAudit::new(&conn, &UNITS).unwrap();
-                let typed = Source::table("votes", []).amount("stars").rows("stars", |row| Ok(Star(row.get(0)?)));
-                audit.add(UNIT, if tally { typed.by_tally() } else { typed }).unwrap();
+                let columns = if tally { Columns::of([]) } else { Columns::of([]).sum("stars") };
+                let votes = SqliteRows::of("votes", |row| Ok(Star(row.get(0)?))).columns("stars");
+                audit.add(votes.key(UNIT, columns)).unwrap();
                 let corrected = u64::from(total != stored.unwrap_or(0));
                 // It came new to the database, so it is read after a backfill.
                 for (mode, repaired) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
@@ -530,7 +535,7 @@ fn rows_in_an_attached_file_that_is_only_read_are_refused_in_wal_mode() {
         let rows = format!("file:{}?mode=ro", dir.path().join("rows.db").display());
         conn.execute("ATTACH ?1 AS rows", [rows]).unwrap();
         let mut audit = SqliteAudit::new(&conn, &ONE).unwrap();
-        let added = audit.add(VOTES, Source::table("votes", ["show"]).amount("stars").rows("show, stars", read_vote));
+        let added = audit.add(source());
         if refused {
             let error = added.unwrap_err();
             assert!(matches!(error, Error::Source { counter: "a.votes", .. }), "{error:?}");
@@ -702,8 +707,8 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
 
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-    let source = Source::table("setlists", ["id", "show"]).parent("shows", ["id"]);
-    audit.add(SHOW, source.rows("id, show", |row| Ok(Setlist(row.get(0)?, row.get(1)?)))).unwrap();
+    let setlists = SqliteRows::of("setlists", |row| Ok(Setlist(row.get(0)?, row.get(1)?))).columns("id, show");
+    audit.add(setlists.key(SHOW, Columns::of(["id", "show"]).count().parent("shows", ["id"]))).unwrap();
     assert_eq!(audit.counters(), [SHOW.id()]);
     let keys = |ids: &[i64]| ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>();
     for page in [1, 3, 4, 5, 100] {

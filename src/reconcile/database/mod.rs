@@ -2,14 +2,17 @@
 //! their totals. Written once, over an executor.
 
 mod kept;
-pub(crate) mod row_source;
 mod rollup_join;
 mod rollup_source;
-pub(crate) mod runs;
+mod row_source;
+mod runs;
 mod settings;
-pub(crate) mod source;
+mod source;
 mod spans;
-pub(crate) mod statements;
+pub(super) mod statements;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,6 +20,9 @@ use std::time::Duration;
 use self::kept::{keep_run, kept_of, ready_in};
 use self::rollup_source::RollupSource;
 pub(super) use self::row_source::{RowSource, source_failed};
+pub use self::source::{Columns, Rows};
+#[cfg(feature = "postgres")]
+pub(super) use self::source::Unfound;
 #[cfg(feature = "postgres")]
 pub(super) use self::settings::of_page;
 use self::spans::{Plan, merge_up_to};
@@ -66,14 +72,19 @@ pub(super) struct Limits {
     pub(super) statement: Duration,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self { lock: Duration::from_secs(5), statement: Duration::from_secs(60) }
+    }
+}
+
 impl<'a, D: Driver> Database<'a, D> {
     /// Checks the tables of totals.
     pub(super) async fn of<E: Executor<Driver = D>>(executor: &mut E, schema: &'a Schema) -> Result<Self> {
         refuse_transaction(executor).await?;
         engine::schema::check(executor, schema).await?;
         let identity = engine::schema::identity(executor, schema).await?;
-        let limits = Limits { lock: Duration::from_secs(5), statement: Duration::from_secs(60) };
-        Ok(Self { schema, identity, sources: Vec::new(), plan: None, limits })
+        Ok(Self { schema, identity, sources: Vec::new(), plan: None, limits: Limits::default() })
     }
 
     pub(super) const fn schema(&self) -> &'a Schema {
@@ -84,10 +95,12 @@ impl<'a, D: Driver> Database<'a, D> {
         self.identity
     }
 
-    /// Adds a counter's source, or replaces it.
-    pub(super) fn put(&mut self, source: RowSource<'a, D>) {
-        self.sources.retain(|known| known.counter != source.counter);
-        self.sources.push(source);
+    /// Adds counters' sources, or replaces them.
+    pub(super) fn put(&mut self, sources: Vec<RowSource<'a, D>>) {
+        for source in sources {
+            self.sources.retain(|known| known.counter != source.counter);
+            self.sources.push(source);
+        }
     }
 
     /// The counters that have a source, and the rollups of them.

@@ -9,7 +9,7 @@ use crate::sql::{self, Dialect, Value, quote};
 /// What a source reads, as its author declared it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::reconcile) struct Target {
-    from: Rows,
+    from: From,
     key: Vec<String>,
     pub(in crate::reconcile) amount: Option<String>,
     pub(in crate::reconcile) filter: Option<String>,
@@ -21,21 +21,17 @@ pub(in crate::reconcile) struct Target {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Rows {
+pub(in crate::reconcile) enum From {
     Table(Name),
     Query(String),
 }
 
 impl Target {
-    pub(in crate::reconcile) fn table(table: &str, key: &[&str]) -> Self {
-        Self::over(Rows::Table(Name::new(table)), key)
-    }
-
     /// Returns the tables that it names, the rows' table first, for the database to locate.
     pub(in crate::reconcile) fn names(&mut self) -> impl Iterator<Item = &mut Name> {
         let rows = match &mut self.from {
-            Rows::Table(name) => Some(name),
-            Rows::Query(_) => None,
+            From::Table(name) => Some(name),
+            From::Query(_) => None,
         };
         rows.into_iter().chain(self.parent.as_mut().map(|(name, _)| name))
     }
@@ -46,15 +42,11 @@ impl Target {
         let columns = self.key.iter().zip(parts.as_slice());
         let keys = columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
         match &self.from {
-            Rows::Table(name) if !self.key.is_empty() => {
+            From::Table(name) if !self.key.is_empty() => {
                 Some(format!("{} ({})", name.shown(dialect), keys.collect::<Vec<_>>().join(", ")))
             }
             _ => None,
         }
-    }
-
-    pub(in crate::reconcile) fn query(query: &str, key: &[&str]) -> Self {
-        Self::over(Rows::Query(query.to_owned()), key)
     }
 
     /// Refuses a source that cannot be this counter's.
@@ -76,12 +68,12 @@ impl Target {
 
     /// Returns whether rows are read from an index of a table; a query gives no such order.
     pub(in crate::reconcile) fn is_indexed(&self) -> bool {
-        matches!(self.from, Rows::Table(_)) && !self.key.is_empty()
+        matches!(self.from, From::Table(_)) && !self.key.is_empty()
     }
 
     /// Key columns carry the table's name: SQLite reads a quoted name alone that no column has as a
     /// string.
-    fn over(from: Rows, key: &[&str]) -> Self {
+    pub(in crate::reconcile) fn over(from: From, key: &[String]) -> Self {
         let key = key.iter().map(|column| format!("r.{}", quote(column))).collect();
         Self { from, key, amount: None, filter: None, columns: String::new(), per: None, parent: None }
     }
@@ -102,8 +94,8 @@ impl Target {
         let (ordered, keys) = self.key_columns(dialect, counter)?;
         let (key, order) = (keys.join(", "), ordered.join(", "));
         let from = match &self.from {
-            Rows::Table(name) => format!("{} AS r", name.quoted()),
-            Rows::Query(query) => format!("({query}) AS r"),
+            From::Table(name) => format!("{} AS r", name.quoted()),
+            From::Query(query) => format!("({query}) AS r"),
         };
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));

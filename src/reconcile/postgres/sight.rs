@@ -6,7 +6,6 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
-use super::TypedPostgresSource;
 use crate::counter::CounterId;
 use crate::drivers::tokio_postgres::{Postgres, TokioPostgres, typed};
 use crate::engine::failed_on;
@@ -14,29 +13,29 @@ use crate::error::{Error, Result};
 use crate::executor::Reading;
 use crate::key::KeyPart;
 use crate::reconcile::database::statements::Name;
-use crate::reconcile::database::{Opening, RowSource, begin_read, end_read, of_page, source_failed};
+use crate::reconcile::database::{Opening, RowSource, Unfound, begin_read, end_read, of_page, source_failed};
 use crate::sql::{Dialect, Query, Value};
 
 /// Finds the tables of a source and checks it.
 pub(super) async fn look<'a>(
     session: &mut Postgres<'_, Client>,
-    counter: CounterId,
-    source: TypedPostgresSource<'a>,
+    source: Unfound<'a, TokioPostgres>,
 ) -> Result<RowSource<'a, TokioPostgres>> {
+    let counter = source.counter;
     begin_read(session, Reading::default(), &counter).await?;
-    let looked = look_in(session.client, counter, source).await;
+    let looked = look_in(session.client, source).await;
     end_read(session, &counter, looked).await
 }
 
 async fn look_in<'a>(
     client: &Client,
-    counter: CounterId,
-    mut source: TypedPostgresSource<'a>,
+    mut source: Unfound<'a, TokioPostgres>,
 ) -> Result<RowSource<'a, TokioPostgres>> {
+    let counter = source.counter;
     for name in source.target.names() {
         find(client, &counter, name).await?;
     }
-    let mut source = RowSource::<TokioPostgres>::of(counter, source.target, source.by_tally, source.reader)?;
+    let mut source = source.found()?;
     let mut script = of_page();
     client.batch_execute(&script).await.map_err(|error| failed_on("reading the source", &counter, error))?;
     check_types(client, &source).await?;
