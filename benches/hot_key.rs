@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, run,
+    self, Audit, Columns, GracePeriod, MemoryAudit, Options, SqliteAudit, SqliteRows, SystemRuntime,
 };
 use keepcount::{Batch, Counter, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, TransactionBehavior};
@@ -112,12 +112,12 @@ fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired
             Box::new(audit)
         } else {
             let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-            let votes = Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Votes(row.get(0)?, 1)));
-            audit.add(VOTES, votes).unwrap();
+            let votes = SqliteRows::of("votes", |row| Ok(Votes(row.get(0)?, 1))).columns("show_id");
+            audit.add(votes.key(VOTES, Columns::of(["show_id"]).count())).unwrap();
             Box::new(audit)
         };
-        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(PAGE.into())).unwrap();
-        let report = run(&mut repair, audit.as_mut(), &mut SystemRuntime::new()).unwrap();
+        let options = Options::default().page(PAGE.into());
+        let report = reconcile::repair(&SCHEMA).options(options).run(audit.as_mut()).unwrap();
         repaired.fetch_add(report.counters[0].corrected, Ordering::Relaxed);
         assert!(lost.is_ok());
     }

@@ -26,7 +26,7 @@ mod verify {
     use std::time::{Duration, Instant};
 
     use keepcount::reconcile::{
-        Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, run_async,
+        Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async,
     };
     use keepcount::{Counter, KeyBuf, PostgresStore, Record, Schema, Tally};
     use tokio::runtime::{Builder, Runtime};
@@ -50,8 +50,8 @@ mod verify {
     /// Verifies a part of all shows.
     async fn verify(client: &mut Client, part: [Option<i64>; 2]) -> Report {
         let mut audit = PostgresAudit::new(client, &SCHEMA).await.unwrap();
-        let source = PostgresSource::table("votes", ["show_id"]);
-        audit.add(SHOW_VOTES, source.rows("show_id", |row| Ok(Vote(row.try_get(0)?)))).await.unwrap();
+        let votes = PostgresRows::of("votes", |row| Ok(Vote(row.try_get(0)?))).columns("show_id");
+        audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count())).await.unwrap();
         let options = Options::default();
         let [after, until] = part.map(|key| key.map(KeyBuf::of::<i64>));
         let id = SHOW_VOTES.id();

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Random, only_tested};
-use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
+use keepcount::reconcile::{self, MemoryAudit};
 use keepcount::{Batch, Counter, KeyRange, MemoryStore, Record, Schema, Snapshot, Store, Tally};
 
 const NUMBERS: Counter<u64> = Counter::new("bench.numbers");
@@ -145,8 +145,7 @@ fn verify(store: &mut MemoryStore, keys: u64) {
             (first..if pairs { keys } else { 0 }).map(|key| Pair(key / 30, u32::try_from(key % 30).unwrap()))
         })
         .unwrap();
-    let mut run_of = Reconciler::new(Mode::Verify, &SCHEMA, Options::default()).unwrap();
-    let report = run(&mut run_of, &mut audit, &mut SystemRuntime::new()).unwrap();
+    let report = reconcile::verify(&SCHEMA).run(&mut audit).unwrap();
     assert_eq!(
         (report.drift(), report.counters.iter().map(|counter| counter.keys).sum::<u64>()),
         (0, keys),

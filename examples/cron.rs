@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keepcount::reconcile::{
-    Mode, Options, Outcome, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run,
+    Columns, Mode, Options, Outcome, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, Token, run,
 };
 use keepcount::{Record, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
@@ -128,7 +128,8 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
 /// Does a bounded part of a run, from the kept token on, and keeps the new token.
 fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Report, Box<dyn Error>> {
     let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
-    audit.add(SHOW_VOTES, Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
+    let votes = SqliteRows::of("votes", |row| Ok(Vote(row.get("show_id")?)));
+    audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count()))?;
     // A page this small is for the demonstration only.
     let options = Options::default().page(4).max_pages(pages);
     let mut reconciler = match fs::read(token) {

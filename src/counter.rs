@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::key::{AsKey, Key, KeyBuf, KeyParts};
+use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyParts};
 use crate::range::{CounterRange, KeyBounds, KeyRange};
 
 /// A counter grouped by keys of type `K`.
@@ -370,6 +370,28 @@ impl CounterId {
     #[inline]
     pub(crate) const fn same(&self, other: &Self) -> bool {
         self.name_hash == other.name_hash && self.version == other.version && self.code == other.code
+    }
+
+    /// Parses a key from the text that [`show`](Self::show) gives: an operator's input, for example.
+    ///
+    /// A key with several text parts must have no comma in any of them.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] if the text is no key of this counter.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::{Counter, KeyBuf};
+    ///
+    /// const SETLIST_SONGS: Counter<(i64, String)> = Counter::new("setlist.songs");
+    /// let key = KeyBuf::of::<(i64, String)>((7, "encore"));
+    /// assert_eq!(SETLIST_SONGS.id().parse_key("7,encore")?, key);
+    /// # Ok::<(), keepcount::KeyError>(())
+    /// ```
+    pub fn parse_key(&self, text: &str) -> Result<KeyBuf, KeyError> {
+        self.parts.parse(text)
     }
 
     /// A key as human-readable text: parts joined by commas, `()` for the empty key.

@@ -178,6 +178,12 @@ pub enum Error {
         /// The driver's error, if that is the cause. The reason includes its text.
         cause: Option<Cause>,
     },
+    /// A counter that an audit has no source for.
+    #[error("source of counter {counter}: there is none: add it to the audit")]
+    NoSource {
+        /// The counter's name.
+        counter: &'static str,
+    },
     /// A row that the source's SQL counts differently from its `tally`. No recount of this source
     /// can be trusted.
     #[error(
@@ -319,6 +325,10 @@ impl Error {
     pub(crate) fn source(counter: &CounterId, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
         let (counter, key) = (counter.name(), key.map(|key| shortened(&counter.show(key))));
         Self::Source { counter, key, reason: reason.into(), cause: None }
+    }
+
+    pub(crate) const fn no_source(counter: &CounterId) -> Self {
+        Self::NoSource { counter: counter.name() }
     }
 
     /// Like [`source`](Self::source), with a cause whose text the reason includes.

@@ -7,6 +7,22 @@ use std::fmt;
 use crate::error::{Cause, Error, Result, shortened};
 use crate::sql::{Dialect, Query};
 
+/// What the executors of one library have in common, whatever they borrow.
+pub trait Driver: 'static {
+    /// The dialect of SQL.
+    const DIALECT: Dialect;
+    /// A row of an answer.
+    type Row<'r>: Row;
+    /// The library's own error.
+    type Error: DriverError;
+}
+
+/// The error of an executor's driver.
+pub type ErrorOf<E> = <<E as Executor>::Driver as Driver>::Error;
+
+/// A row of an executor's answer.
+pub type RowOf<'r, E> = <<E as Executor>::Driver as Driver>::Row<'r>;
+
 /// One connection or transaction of the application, as the engine uses it.
 ///
 /// A driver only executes. Which statements run, in which order, and what their errors mean is
@@ -17,12 +33,11 @@ use crate::sql::{Dialect, Query};
 /// transaction that it began, because the future that used it was dropped, it rolls that
 /// transaction back.
 pub trait Executor {
+    /// What its connections speak.
+    type Driver: Driver;
+
     /// The dialect of SQL that it runs.
-    const DIALECT: Dialect;
-    /// A row of an answer.
-    type Row<'r>: Row;
-    /// The driver's own error.
-    type Error: DriverError;
+    const DIALECT: Dialect = <Self::Driver as Driver>::DIALECT;
 
     /// Whether statements belong to a transaction of the caller, which the caller ends.
     fn is_nested(&self) -> bool;
@@ -38,8 +53,23 @@ pub trait Executor {
     fn fetch(
         &mut self,
         queries: &[Query<'_>],
-        each: impl FnMut(usize, &Self::Row<'_>) -> Result<()> + Send,
-    ) -> impl Future<Output = Result<(), Stopped<Self::Error>>> + Send;
+        each: impl FnMut(usize, &RowOf<'_, Self>) -> Result<()> + Send,
+    ) -> impl Future<Output = Result<(), Stopped<ErrorOf<Self>>>> + Send;
+
+    /// Runs one query and passes each row to `each`, until that returns `false`.
+    ///
+    /// The answer may be as long as a table, unless it [is bounded](Query::is_bounded): the driver
+    /// reads only some rows ahead. It runs after [`begin_read`](Self::begin_read) or
+    /// [`begin`](Self::begin), and one at a time.
+    ///
+    /// # Errors
+    ///
+    /// The first failure.
+    fn scan(
+        &mut self,
+        query: &Query<'_>,
+        each: impl FnMut(&RowOf<'_, Self>) -> Result<bool> + Send,
+    ) -> impl Future<Output = Result<(), Stopped<ErrorOf<Self>>>> + Send;
 
     /// Runs statements in their order, each once for each of its rows of parameters, and returns
     /// how many rows each wrote.
@@ -48,22 +78,39 @@ pub trait Executor {
     ///
     /// The first statement that failed or [was skipped](Query::is_skipped). In SQLite nothing after
     /// it ran.
-    fn execute(&mut self, queries: &[Query<'_>])
-    -> impl Future<Output = Result<Vec<u64>, Stopped<Self::Error>>> + Send;
+    fn execute(
+        &mut self,
+        queries: &[Query<'_>],
+    ) -> impl Future<Output = Result<Vec<u64>, Stopped<ErrorOf<Self>>>> + Send;
 
     /// Runs a script of statements without parameters.
     ///
     /// # Errors
     ///
     /// The driver's error.
-    fn run(&mut self, script: &str) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn run(&mut self, script: &str) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
 
     /// Begins a transaction that may write, or a savepoint, if it [is not nested](Self::is_nested).
     ///
     /// # Errors
     ///
     /// The driver's error. The engine then still calls [`roll_back`](Self::roll_back).
-    fn begin(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn begin(&mut self) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
+
+    /// Makes what follows read one snapshot, until [`roll_back`](Self::roll_back). The connection
+    /// must be [idle](Self::is_idle).
+    ///
+    /// # Errors
+    ///
+    /// The driver's error. The engine then still calls [`roll_back`](Self::roll_back).
+    fn begin_read(&mut self, reading: Reading<'_>) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
+
+    /// Whether the connection is in no transaction, neither the caller's nor its own.
+    ///
+    /// # Errors
+    ///
+    /// The driver's error.
+    fn is_idle(&mut self) -> impl Future<Output = Result<bool, ErrorOf<Self>>> + Send;
 
     /// Commits what was begun.
     ///
@@ -71,7 +118,7 @@ pub trait Executor {
     ///
     /// The driver's error, and whether it is certain that nothing was committed. The engine then
     /// still calls [`roll_back`](Self::roll_back).
-    fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<Self::Error>>> + Send;
+    fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<ErrorOf<Self>>>> + Send;
 
     /// Ends what was begun, whatever its state is, and returns whether it is over.
     ///
@@ -85,6 +132,17 @@ pub trait Executor {
     fn may_run_again(&mut self) -> bool {
         false
     }
+}
+
+/// How [`begin_read`](Executor::begin_read) begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reading<'a> {
+    /// A script to run first, before the snapshot is taken. Not in SQLite.
+    pub script: &'a str,
+    /// Whether nobody may write meanwhile, because the files that are read have a snapshot each.
+    /// In SQLite alone.
+    pub is_locked: bool,
 }
 
 /// Why [`fetch`](Executor::fetch) or [`execute`](Executor::execute) stopped early.
@@ -154,6 +212,23 @@ pub enum Column<'r> {
     Other(Cow<'r, str>),
 }
 
+impl Column<'_> {
+    /// The same column, with nothing borrowed from its row.
+    #[must_use]
+    pub fn into_owned(self) -> Column<'static> {
+        match self {
+            Self::Null => Column::Null,
+            Self::Integer(value) => Column::Integer(value),
+            Self::Real(value) => Column::Real(value),
+            Self::Text(text) => Column::Text(text.into_owned().into()),
+            Self::NoText(bytes) => Column::NoText(bytes.into_owned().into()),
+            Self::Bytes(bytes) => Column::Bytes(bytes.into_owned().into()),
+            Self::Uuid(bytes) => Column::Uuid(bytes),
+            Self::Other(kind) => Column::Other(kind.into_owned().into()),
+        }
+    }
+}
+
 /// As a message shows it. Anything that is not text is shown as its bytes.
 impl fmt::Display for Column<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,6 +254,12 @@ pub trait DriverError: std::error::Error + Send + Sync + Sized + 'static {
 
     /// The error as a cause.
     fn into_cause(self) -> Cause;
+
+    /// What is wrong with the statement itself, or with the rows that it reads, if the error is
+    /// about those: the source of a counter is then at fault, and not the database.
+    fn fault(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a driver's error means.

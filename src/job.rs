@@ -17,7 +17,9 @@
 //! use std::time::Duration;
 //!
 //! use keepcount::job::Schedule;
-//! use keepcount::reconcile::{Mode, Options, Outcome, Reconciler, Source, SqliteAudit, SystemRuntime, run};
+//! use keepcount::reconcile::{
+//!     Columns, Options, Outcome, SqliteAudit, SqliteRows, SystemRuntime, repair, run,
+//! };
 //! # use keepcount::{Record, SqliteStore, Tally};
 //! # keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
 //! # struct Vote { show: i64 }
@@ -31,19 +33,19 @@
 //! let mut place = None;
 //! let job = Schedule::every(Duration::from_secs(10 * 60)).jitter_percent(10).spawn("repair", move |stop| {
 //!     let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
-//!     let votes = Source::table("votes", ["show_id"]);
-//!     audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote { show: row.get(0)? })))?;
+//!     let votes = SqliteRows::of("votes", |row| Ok(Vote { show: row.get("show_id")? }));
+//!     audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count()))?;
 //!     let options = Options::default().max_pages(100);
-//!     let mut repair = match &place {
-//!         Some(token) => Reconciler::resume(Mode::Repair, &SCHEMA, token, options)?,
-//!         None => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
-//!     };
-//!     let done = run(&mut repair, &mut audit, &mut SystemRuntime::new().stop_flag(stop));
-//!     place = repair.token(); // also after an error: the pages before it are done
+//!     let mut part = repair(&SCHEMA).options(options).resume(place.as_ref()).reconciler()?;
+//!     let done = run(&mut part, &mut audit, &mut SystemRuntime::new().stop_flag(stop));
+//!     place = part.token(); // also after an error: the pages before it are done
 //!     let report = done?;
 //!     println!("{}", report.table());
-//!     // Rows of some counter cannot be counted.
-//!     if report.outcome == Outcome::Incomplete { Err(report.to_string().into()) } else { Ok(()) }
+//!     match report.outcome {
+//!         // Rows of some counter cannot be counted, or it has no source.
+//!         Outcome::Incomplete | Outcome::Unchecked => Err(report.to_string().into()),
+//!         _ => Ok(()),
+//!     }
 //! })?;
 //!
 //! job.run_now(); // for instance, because an operator asked

@@ -1,8 +1,10 @@
 //! What counters are grouped by: the key traits, and the types that implement them.
 
+mod before;
 mod buf;
 mod encoding;
 mod part;
+mod text;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -48,6 +48,7 @@
 //! | [`HalfLife`], [`Decayed`] | amounts that weigh half after some time, and their exact sums | [decay](docs::guide#decay) |
 //! | [`Sweep`] | removes rows of totals that are 0 | [retention](docs::guide#retention) |
 //! | [`StreamRange`] | which events of a stream a batch stands for | [idempotent apply](docs::guide#apply-each-event-once) |
+//! | [`verify`](reconcile::verify), [`repair`](reconcile::repair), [`backfill`](reconcile::backfill) | the usual runs, in one expression | [repair](docs::guide#verify-and-repair) |
 //! | [`Reconciler`](reconcile::Reconciler) | the state machine that verifies and repairs, without I/O | [repair](docs::guide#verify-and-repair) |
 //! | [`Audit`](reconcile::Audit), [`SqliteAudit`], [`PostgresAudit`] | rows and totals, read in one snapshot | [repair](docs::guide#verify-and-repair) |
 //! | [`Freshness`](reconcile::Freshness), [`observe`] | the age of the last clean verification; metrics and events | [monitor](docs::guide#monitor) |

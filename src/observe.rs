@@ -264,6 +264,7 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
         Error::Pruned { .. } => "pruned",
         Error::SchemaMismatch { .. } => "schema mismatch",
         Error::Source { .. } => "source",
+        Error::NoSource { .. } => "no source",
         Error::DefinitionMismatch { .. } => "definition mismatch",
         Error::SourceEmpty { .. } => "source empty",
         Error::DriftLimit { .. } => "drift limit",

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use hashbrown::HashMap;
-use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run};
+use keepcount::reconcile::{Columns, Options, Report, SqliteAudit, SqliteRows, verify};
 use keepcount::{Batch, Counter, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use parking_lot::Mutex;
 use rusqlite::{Connection, TransactionBehavior};
@@ -236,13 +236,13 @@ impl Votes {
 
     pub fn verify(&self, options: Options) -> Report {
         let mut audit = SqliteAudit::new(&self.conn, &VOTES).unwrap();
-        let source = Source::table("votes", ["setlist_id"]).rows("id, setlist_id, user_id, kind = 'up'", |row| {
+        let votes = SqliteRows::of("votes", |row| {
             Ok(VoteRow { id: row.get(0)?, setlist_id: row.get(1)?, user_id: row.get(2)?, up: row.get(3)? })
         });
-        audit.add(SETLIST_VOTES, source).unwrap();
+        let votes = votes.columns("id, setlist_id, user_id, kind = 'up'");
+        audit.add(votes.key(SETLIST_VOTES, Columns::of(["setlist_id"]).count())).unwrap();
         let scope = [SETLIST_VOTES.id()];
-        let mut verify = Reconciler::scoped(Mode::Verify, &VOTES, &scope, options).unwrap();
-        run(&mut verify, &mut audit, &mut SystemRuntime::new()).unwrap()
+        verify(&VOTES).counters(&scope).options(options).run(&mut audit).unwrap()
     }
 }
 

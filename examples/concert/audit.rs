@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use keepcount::concert::{Concert, Trends};
-use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, Token};
+use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, Token};
 use rusqlite::Connection;
 
 use crate::cli::Outcome;
@@ -25,48 +25,50 @@ pub struct Scope {
     pub resume: Option<String>,
 }
 
-/// Declares the sources: for each counter its table, key columns, amount and filter, in SQL, and
-/// the row whose tally they must agree with. Every repair first checks a sample of rows. SQL cannot
-/// say how votes decay: their rows are recounted by the tally itself. Rollups have no rows of their
-/// own.
+/// Declares the sources: for each kind of row its table and how a row is read, and for each counter
+/// its key columns, amount and filter, in SQL, which must agree with the row's tally. Every repair
+/// first checks a sample of rows. SQL cannot say how votes decay: their rows are recounted by the
+/// tally itself. Rollups have no rows of their own.
 ///
 /// Both databases share these declarations: `$read` reads a row of that database, `$wait` is
 /// `await` if adding a source waits for an answer, and `$trends` are the half-lives that are
 /// counted.
 macro_rules! declare_sources {
-    ($audit:ident, $Source:ident, $read:ident, $trends:expr $(, $wait:tt)?) => {{
-        let shows = || $Source::table("shows", ["artist_id"]);
-        let setlists = || $Source::table("setlists", ["show_id"]);
-        let votes = || $Source::table("votes", ["setlist_id"]);
-        let votes_of_users = || $Source::table("votes", ["user_id"]);
-        let upcoming = shows().filter("status = 'upcoming'");
-        let up = votes().filter("kind = 'up'");
-        let score = votes().amount("CASE kind WHEN 'up' THEN 1 ELSE -1 END");
+    ($audit:ident, $Rows:ident, $read:ident, $trends:expr $(, $wait:tt)?) => {{
+        let upcoming = "status = 'upcoming'";
+        let fame = "followers / 1000000 + popularity / 10";
+        let score = "CASE kind WHEN 'up' THEN 1 ELSE -1 END";
 
-        let artists = || $Source::table("artists", ["id"]);
-        let fame = artists().amount("followers / 1000000 + popularity / 10");
-        let dates = $Source::table("shows", ["artist_id", "date"]);
-        let upcoming_dates = $Source::table("shows", ["date", "id"]).filter("status = 'upcoming'");
-        let show_artists = $Source::table("shows", ["id", "artist_id"]).parent("artists", ["id"]);
-        let setlist_shows = $Source::table("setlists", ["id", "show_id"]).parent("shows", ["id"]);
-
-        $audit.add(C::ARTIST_LISTED, artists().rows(ArtistRow::COLUMNS, ArtistRow::$read))$(.$wait)??;
-        $audit.add(C::ARTIST_FAME, fame.rows(ArtistRow::COLUMNS, ArtistRow::$read))$(.$wait)??;
-        $audit.add(C::ARTIST_SHOWS_AHEAD, dates.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
-        $audit.add(C::SHOW_UPCOMING, upcoming_dates.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
-        $audit.add(C::SHOW_ARTIST, show_artists.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
-        $audit.add(C::SETLIST_SHOW, setlist_shows.rows(SetlistRow::COLUMNS, SetlistRow::$read))$(.$wait)??;
-        $audit.add(C::ARTIST_SHOWS, shows().rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
-        $audit.add(C::ARTIST_UPCOMING_SHOWS, upcoming.rows(ShowRow::COLUMNS, ShowRow::$read))$(.$wait)??;
-        $audit.add(C::SHOW_SETLISTS, setlists().rows(SetlistRow::COLUMNS, SetlistRow::$read))$(.$wait)??;
-        $audit.add(C::SETLIST_VOTES, votes().rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
-        $audit.add(C::SETLIST_UPVOTES, up.rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
-        $audit.add(C::SETLIST_SCORE, score.rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
-        $audit.add(C::USER_VOTES, votes_of_users().rows(VoteRow::COLUMNS, VoteRow::$read))$(.$wait)??;
+        let artists = $Rows::of("artists", |row| Ok(ArtistRow::$read(row)?))
+            .columns(ArtistRow::COLUMNS)
+            .key(C::ARTIST_LISTED, Columns::of(["id"]).count())
+            .key(C::ARTIST_FAME, Columns::of(["id"]).sum(fame));
+        let shows = $Rows::of("shows", |row| Ok(ShowRow::$read(row)?))
+            .columns(ShowRow::COLUMNS)
+            .key(C::ARTIST_SHOWS, Columns::of(["artist_id"]).count())
+            .key(C::ARTIST_UPCOMING_SHOWS, Columns::of(["artist_id"]).count().filter(upcoming))
+            .key(C::ARTIST_SHOWS_AHEAD, Columns::of(["artist_id", "date"]).count())
+            .key(C::SHOW_UPCOMING, Columns::of(["date", "id"]).count().filter(upcoming))
+            .key(C::SHOW_ARTIST, Columns::of(["id", "artist_id"]).count().parent("artists", ["id"]));
+        let setlists = $Rows::of("setlists", |row| Ok(SetlistRow::$read(row)?))
+            .columns(SetlistRow::COLUMNS)
+            .key(C::SHOW_SETLISTS, Columns::of(["show_id"]).count())
+            .key(C::SETLIST_SHOW, Columns::of(["id", "show_id"]).count().parent("shows", ["id"]));
+        let mut votes = $Rows::of("votes", |row| Ok(VoteRow::$read(row)?))
+            .columns(VoteRow::COLUMNS)
+            .key(C::SETLIST_VOTES, Columns::of(["setlist_id"]).count())
+            .key(C::SETLIST_UPVOTES, Columns::of(["setlist_id"]).count().filter("kind = 'up'"))
+            .key(C::SETLIST_SCORE, Columns::of(["setlist_id"]).sum(score))
+            .key(C::USER_VOTES, Columns::of(["user_id"]).count());
         for trend in $trends {
-            let epochs = $Source::table("votes", ["setlist_id", "created_at"]).per(trend.half_life.as_seconds());
-            $audit.add(trend.setlists, epochs.rows(VoteRow::COLUMNS, VoteRow::$read).by_tally())$(.$wait)??;
+            let epochs = Columns::of(["setlist_id", "created_at"]).per(trend.half_life.as_seconds());
+            votes = votes.key(trend.setlists, epochs);
         }
+
+        $audit.add(artists)$(.$wait)??;
+        $audit.add(shows)$(.$wait)??;
+        $audit.add(setlists)$(.$wait)??;
+        $audit.add(votes)$(.$wait)??;
     }};
 }
 
@@ -74,7 +76,7 @@ pub(crate) use declare_sources;
 
 pub fn sources<T: Trends<String>>(conn: &Connection) -> Result<SqliteAudit<'_>> {
     let mut audit = SqliteAudit::new(conn, &Concert::<String, T>::SCHEMA)?;
-    declare_sources!(audit, Source, read, T::TRENDS);
+    declare_sources!(audit, SqliteRows, read, T::TRENDS);
     Ok(audit)
 }
 

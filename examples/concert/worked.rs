@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keepcount::concert::{Concert, Week};
-use keepcount::reconcile::{self, Mode, Options, Reconciler, SystemRuntime};
+use keepcount::reconcile::verify;
 use keepcount::{Batch, Date, SqliteStore, Store as _};
 use rusqlite::{Connection, TransactionBehavior, params};
 
@@ -206,8 +206,7 @@ impl Worked {
     fn verified(&mut self) -> Result<Cost> {
         let started = now();
         let (report, traced) = trace(&mut self.conn, Tell::Statements, |conn| {
-            let mut run = Reconciler::new(Mode::Verify, &C::SCHEMA, Options::default())?;
-            Ok(reconcile::run(&mut run, &mut audit::sources::<Week>(conn)?, &mut SystemRuntime::new())?)
+            Ok(verify(&C::SCHEMA).run(&mut audit::sources::<Week>(conn)?)?)
         })?;
         let time = started.elapsed();
         if report.drift() > 0 || !report.complete() {

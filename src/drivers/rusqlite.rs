@@ -10,9 +10,8 @@ use std::future::ready;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Statement, ffi, params_from_iter};
 
-use crate::engine::{Whose, begin, failed, now, still_open};
-use crate::error::{Cause, Error, Result};
-use crate::executor::{Column, DriverError, ErrorKind, Executor, NotCommitted, Row, Stopped};
+use crate::error::{Cause, Result, chain};
+use crate::executor::{Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped};
 use crate::sql::{Dialect, Query, Value};
 
 /// A connection, and the transaction that this driver began on it.
@@ -21,13 +20,16 @@ pub(crate) struct Rusqlite<'c> {
     /// The statement that began the transaction, while it is open. It can end the transaction when
     /// a handler stops every statement.
     begun: Option<CachedStatement<'c>>,
+    /// The open cursor that holds the snapshot being read. The snapshot ends with the statement,
+    /// which takes no call that could fail.
+    snapshot: Option<Statement<'c>>,
 }
 
 const BEGIN: &str = "BEGIN IMMEDIATE";
 
 impl<'c> Rusqlite<'c> {
     pub(crate) const fn new(conn: &'c Connection) -> Self {
-        Self { conn, begun: None }
+        Self { conn, begun: None, snapshot: None }
     }
 
     /// Runs queries. After a query that is single, its cursor stays open while the following
@@ -58,6 +60,46 @@ impl<'c> Rusqlite<'c> {
         Ok(())
     }
 
+    fn scan_rows(
+        &self,
+        query: &Query<'_>,
+        each: &mut dyn FnMut(&rusqlite::Row<'_>) -> Result<bool>,
+    ) -> Result<(), Stopped<rusqlite::Error>> {
+        let failed = |row| move |error| Stopped::Failed { query: 0, row, error };
+        let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
+        for (row_at, params) in query.rows().enumerate() {
+            let failed = failed(row_at);
+            let mut rows = statement.query(params_from_iter(params)).map_err(failed)?;
+            while let Some(row) = rows.next().map_err(failed)? {
+                if !each(row).map_err(Stopped::Refused)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&mut self) -> rusqlite::Result<()> {
+        let mut begin = self.conn.prepare_cached(BEGIN)?;
+        let begun = begin.execute(());
+        // The transaction is also open if the statement was stopped after it had begun it.
+        if begun.is_ok() || !self.conn.is_autocommit() {
+            self.begun = Some(begin);
+            return Ok(());
+        }
+        begun.map(drop)
+    }
+
+    fn open_snapshot(&mut self) -> rusqlite::Result<()> {
+        let mut first = self.conn.prepare("SELECT EXISTS (SELECT 1 FROM sqlite_schema)")?;
+        let mut rows = first.raw_query();
+        rows.next()?;
+        // Dropped, it would reset the statement, and so end the snapshot.
+        std::mem::forget(rows);
+        self.snapshot = Some(first);
+        Ok(())
+    }
+
     fn write_rows(&self, query: &Query<'_>, at: usize) -> Result<u64, Stopped<rusqlite::Error>> {
         let failed = |row| move |error| Stopped::Failed { query: at, row, error };
         let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
@@ -73,10 +115,18 @@ impl<'c> Rusqlite<'c> {
     }
 }
 
-impl Executor for Rusqlite<'_> {
+/// rusqlite, as a driver.
+#[derive(Debug)]
+pub enum Sqlite {}
+
+impl Driver for Sqlite {
     const DIALECT: Dialect = Dialect::Sqlite;
     type Row<'r> = rusqlite::Row<'r>;
     type Error = rusqlite::Error;
+}
+
+impl Executor for Rusqlite<'_> {
+    type Driver = Sqlite;
 
     fn is_nested(&self) -> bool {
         self.begun.is_none() && !self.conn.is_autocommit()
@@ -88,6 +138,14 @@ impl Executor for Rusqlite<'_> {
         mut each: impl FnMut(usize, &rusqlite::Row<'_>) -> Result<()> + Send,
     ) -> impl Future<Output = Result<(), Stopped<rusqlite::Error>>> + Send {
         ready(self.each_row(queries, 0, &mut each))
+    }
+
+    fn scan(
+        &mut self,
+        query: &Query<'_>,
+        mut each: impl FnMut(&rusqlite::Row<'_>) -> Result<bool> + Send,
+    ) -> impl Future<Output = Result<(), Stopped<rusqlite::Error>>> + Send {
+        ready(self.scan_rows(query, &mut each))
     }
 
     fn execute(
@@ -103,15 +161,15 @@ impl Executor for Rusqlite<'_> {
 
     /// Takes the write lock.
     fn begin(&mut self) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
-        ready(self.conn.prepare_cached(BEGIN).and_then(|mut begin| {
-            let begun = begin.execute(());
-            // The transaction is also open if the statement was stopped after it had begun it.
-            if begun.is_ok() || !self.conn.is_autocommit() {
-                self.begun = Some(begin);
-                return Ok(());
-            }
-            begun.map(drop)
-        }))
+        ready(self.lock())
+    }
+
+    fn begin_read(&mut self, reading: Reading<'_>) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
+        ready(if reading.is_locked { self.lock() } else { self.open_snapshot() })
+    }
+
+    fn is_idle(&mut self) -> impl Future<Output = Result<bool, rusqlite::Error>> + Send {
+        ready(Ok(self.conn.is_autocommit()))
     }
 
     /// A commit that fails and leaves the transaction open, for instance because of a lock, did
@@ -133,6 +191,9 @@ impl Executor for Rusqlite<'_> {
     }
 
     fn roll_back(&mut self) -> impl Future<Output = bool> + Send {
+        if self.snapshot.take().is_some() {
+            return ready(true);
+        }
         let mut begin = self.begun.take().or_else(|| self.conn.prepare_cached(BEGIN).ok());
         ready(rolled_back(self.conn, begin.as_deref_mut()))
     }
@@ -157,30 +218,6 @@ fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) 
         let changed = || usize::try_from(conn.changes()).unwrap_or(usize::MAX);
         if through && !conn.is_autocommit() { Ok(changed()) } else { Err(error) }
     })
-}
-
-/// Runs `work`, which only reads, while nobody else writes any file of this connection. The
-/// connection must be in no transaction.
-pub(crate) fn under_lock<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let mut executor = Rusqlite::new(conn);
-    now(begin(&mut executor, || operation.to_owned()))?;
-    let done = work();
-    if now(executor.roll_back()) {
-        return done;
-    }
-    let reads_done = || Error::Database { operation: operation.to_owned(), cause: "its reads are done".into() };
-    Err(still_open(operation, done.err().unwrap_or_else(reads_done)))
-}
-
-/// Runs `work` so that its reads of the database's own file see one snapshot. The connection must
-/// be in no transaction, and stays in none: an open cursor holds the snapshot, which needs no end
-/// that could fail.
-pub(crate) fn in_snapshot<T>(conn: &Connection, operation: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let failed = |error| failed(Whose::Connection, operation, error);
-    let mut first = conn.prepare_cached("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").map_err(failed)?;
-    let mut rows = first.query(()).map_err(failed)?;
-    rows.next().map_err(failed)?;
-    work()
 }
 
 /// How often a rollback is tried. A handler may stop the first one, before it did anything or after
@@ -262,6 +299,15 @@ impl DriverError for rusqlite::Error {
 
     fn into_cause(self) -> Cause {
         self.into()
+    }
+
+    /// Without a code, rusqlite itself refused a column or a text of SQL; and an error of SQL has a
+    /// code that has no name of its own.
+    fn fault(&self) -> Option<String> {
+        let code = self.sqlite_error_code();
+        let is_of_statement =
+            matches!(code, None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig));
+        is_of_statement.then(|| chain(self))
     }
 }
 

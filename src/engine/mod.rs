@@ -4,7 +4,6 @@
 //! All functions are async. A blocking driver's futures are ready at once, so a store over it polls
 //! only once.
 
-pub(crate) mod audit;
 pub(crate) mod leaderboard;
 pub(crate) mod read;
 pub(crate) mod readiness;
@@ -15,11 +14,11 @@ pub(crate) mod sweep;
 pub(crate) mod write;
 
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 
 use crate::counter::CounterId;
 use crate::error::{Cause, Error, Result, chain};
-use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
+use crate::executor::{DriverError, ErrorKind, ErrorOf, Executor, NotCommitted, Stopped};
 
 /// Runs a call that is all of a transaction, and runs it once more if the driver has put right why
 /// it failed.
@@ -117,7 +116,7 @@ impl<E: DriverError> Stopped<E> {
 
 /// Whether a cause is an error of the driver, of this kind.
 pub(crate) fn is_kind<E: Executor>(cause: &Cause, kind: &ErrorKind) -> bool {
-    cause.downcast_ref::<E::Error>().is_some_and(|error| error.kind() == *kind)
+    cause.downcast_ref::<ErrorOf<E>>().is_some_and(|error| error.kind() == *kind)
 }
 
 /// The error of a write that wrote nothing.

@@ -8,7 +8,7 @@ use super::rows::{integer, last_total, read_total, text};
 use super::{Whose, after_reads, failed, failed_on, is_kind, retention};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::{Column, ErrorKind, Executor, Row as _};
+use crate::executor::{Column, ErrorKind, ErrorOf, Executor, Row as _, Stopped};
 use crate::key::KeyBuf;
 use crate::range::KeyRange;
 use crate::retention::check_range;
@@ -120,6 +120,18 @@ pub(crate) async fn range_unchecked<E: Executor>(
         .await;
     read.map_err(|stopped| stopped.or(|_, error| failed_on("reading totals", counter, error)))?;
     Ok(page)
+}
+
+/// Whether a query returns a row.
+pub(crate) async fn any<E: Executor>(executor: &mut E, query: &Query<'_>) -> Result<bool, Stopped<ErrorOf<E>>> {
+    let mut any = false;
+    executor
+        .fetch(std::slice::from_ref(query), |_, _| {
+            any = true;
+            Ok(())
+        })
+        .await?;
+    Ok(any)
 }
 
 /// The sum of the totals of a range.

@@ -7,7 +7,7 @@ use super::rows::{self, of_catalogue};
 use super::{after_reads, failed, schema};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::Executor;
+use crate::executor::{Executor, RowOf};
 use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
 use crate::sql::{self, Query, Value};
@@ -53,7 +53,7 @@ pub(crate) async fn fetch<E: Executor>(
     executor: &mut E,
     reading: Reading<'_>,
     queries: Vec<Query<'_>>,
-    mut each: impl FnMut(usize, &E::Row<'_>) -> Result<()> + Send,
+    mut each: impl FnMut(usize, &RowOf<'_, E>) -> Result<()> + Send,
 ) -> Result<()> {
     let look = Query::new(sql::unready(E::DIALECT), Vec::new()).single();
     let all: Vec<Query<'_>> = std::iter::once(look).chain(queries).collect();

@@ -1,5 +1,5 @@
-//! Tests of the engine over a scripted executor: without a database, and every statement that ran
-//! can be inspected.
+//! A scripted executor, and tests of the engine over it: without a database, and every statement
+//! that ran can be inspected.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{leaderboard, now, read, schema, sweep, write};
 use crate::error::{Cause, Error, Result};
-use crate::executor::{Column, DriverError, ErrorKind, Executor, NotCommitted, Row, Stopped};
+use crate::executor::{Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped};
 use crate::leaderboard::Leaderboard;
 use crate::sql::{Dialect, Query};
 use crate::store::Sweep;
@@ -23,7 +23,7 @@ const TOP: Leaderboard<i64> = Leaderboard::new("setlist.top", [VOTES]).by(|[n]| 
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[TOP.id()]);
 
 #[derive(Debug, Clone)]
-struct Refused(ErrorKind);
+pub(crate) struct Refused(ErrorKind);
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,7 +43,7 @@ impl DriverError for Refused {
     }
 }
 
-struct Line(Vec<Column<'static>>);
+pub(crate) struct Line(Vec<Column<'static>>);
 
 impl Row for Line {
     fn len(&self) -> usize {
@@ -56,27 +56,34 @@ impl Row for Line {
 }
 
 /// The answer to the next query whose text begins with this prefix.
-type Answer = (&'static str, Result<Vec<Vec<Column<'static>>>, Refused>);
+pub(crate) type Answer = (&'static str, Result<Vec<Vec<Column<'static>>>, Refused>);
 
 /// Records what runs and answers with the script. Without a scripted answer a query returns
 /// nothing, and each execution writes one row.
 #[derive(Default)]
-struct Script<const POSTGRES: bool> {
+pub(crate) struct Script<const POSTGRES: bool> {
     nested: bool,
-    ran: Vec<String>,
+    pub(crate) ran: Vec<String>,
     answers: VecDeque<Answer>,
     commit: Option<NotCommitted<Refused>>,
     cannot_roll_back: bool,
+    /// How many rows were scanned.
+    pub(crate) scanned: usize,
 }
 
 impl<const POSTGRES: bool> Script<POSTGRES> {
-    fn answering(answers: impl IntoIterator<Item = Answer>) -> Self {
+    pub(crate) fn answering(answers: impl IntoIterator<Item = Answer>) -> Self {
         Self { answers: answers.into_iter().collect(), ..Self::default() }
     }
 
-    fn within(mut self) -> Self {
+    pub(crate) fn within(mut self) -> Self {
         self.nested = true;
         self
+    }
+
+    /// Is busy at the next query whose text begins with this prefix.
+    pub(crate) fn failing(begins: &'static str) -> Self {
+        Self::answering([(begins, Err(busy()))])
     }
 
     fn answer(&mut self, query: &Query<'_>) -> Result<Vec<Vec<Column<'static>>>, Refused> {
@@ -90,15 +97,21 @@ impl<const POSTGRES: bool> Script<POSTGRES> {
     }
 
     /// The first word of each statement that ran.
-    fn verbs(&self) -> Vec<&str> {
+    pub(crate) fn verbs(&self) -> Vec<&str> {
         self.ran.iter().map(|text| text.split([' ', ';']).next().unwrap_or_default()).collect()
     }
 }
 
-impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
+pub(crate) enum Scripted<const POSTGRES: bool> {}
+
+impl<const POSTGRES: bool> Driver for Scripted<POSTGRES> {
     const DIALECT: Dialect = if POSTGRES { Dialect::Postgres } else { Dialect::Sqlite };
     type Row<'r> = Line;
     type Error = Refused;
+}
+
+impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
+    type Driver = Scripted<POSTGRES>;
 
     fn is_nested(&self) -> bool {
         self.nested
@@ -112,6 +125,20 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         for (query, text) in queries.iter().enumerate() {
             for line in self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })? {
                 each(query, &Line(line)).map_err(Stopped::Refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn scan(
+        &mut self,
+        query: &Query<'_>,
+        mut each: impl FnMut(&Line) -> Result<bool> + Send,
+    ) -> Result<(), Stopped<Refused>> {
+        for line in self.answer(query).map_err(|error| Stopped::Failed { query: 0, row: 0, error })? {
+            self.scanned += 1;
+            if !each(&Line(line)).map_err(Stopped::Refused)? {
+                break;
             }
         }
         Ok(())
@@ -136,6 +163,14 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
 
     async fn begin(&mut self) -> Result<(), Refused> {
         self.run("BEGIN").await
+    }
+
+    async fn begin_read(&mut self, reading: Reading<'_>) -> Result<(), Refused> {
+        self.run(&format!("BEGIN; {}", reading.script)).await
+    }
+
+    async fn is_idle(&mut self) -> Result<bool, Refused> {
+        Ok(!self.nested)
     }
 
     async fn commit(&mut self) -> Result<(), NotCommitted<Refused>> {

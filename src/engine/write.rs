@@ -482,7 +482,6 @@ fn asked<'q>(dialect: Dialect, schema: &Schema, requests: &'q [TotalsRequest]) -
 
 /// In PostgreSQL, takes the locks that a change of each of these keys would take on the levels
 /// above, before any total is locked.
-#[cfg(feature = "postgres")]
 pub(crate) async fn lock_above<E: Executor>(
     executor: &mut E,
     schema: &Schema,

@@ -1,11 +1,28 @@
 //! What the reconciler requests of rows and totals, and the one function that compares them.
 
+use super::step::{Answer, Request};
 use super::token::Token;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::schema::Schema;
+
+/// Passes a request to its method.
+macro_rules! answer {
+    ($audit:ident, $request:ident $(, $wait:tt)?) => {
+        match $request {
+            Request::Identify => $audit.identity()$(.$wait)?.map(Answer::Identified),
+            Request::Recall(token) => $audit.recall(token)$(.$wait)?.map(Answer::Recalled),
+            Request::Probe(probe) => $audit.probe(probe)$(.$wait)?.map(Answer::Probed),
+            Request::Compare(ask) => $audit.compare(ask)$(.$wait)?.map(Answer::Compared),
+            Request::Repair(repair) => $audit.repair(repair)$(.$wait)?.map(Answer::Repaired),
+            Request::Ready(ready) => $audit.ready(ready)$(.$wait)?.map(Answer::Readied),
+            Request::Keep(keep) => $audit.keep(keep)$(.$wait)?.map(Answer::Kept),
+        }
+        .unwrap_or_else(Answer::Failed)
+    };
+}
 
 /// Rows and totals in one value, so that both can be read in one consistent snapshot.
 pub trait Audit {
@@ -24,7 +41,7 @@ pub trait Audit {
     /// # Errors
     ///
     /// [`Error::DefinitionMismatch`] if a sampled row's tally differs from what the source counts
-    /// for it; [`Error::Source`] if there is no source.
+    /// for it; [`Error::NoSource`] if there is no source.
     fn probe(&mut self, ask: &Probe) -> Result<ProbeResult>;
 
     /// Compares the next keys of rows and totals, read in one snapshot.
@@ -32,7 +49,7 @@ pub trait Audit {
     /// # Errors
     ///
     /// [`Error::Source`], [`Error::Key`] and [`Error::Overflow`] for rows or totals that cannot be
-    /// compared; errors of the database.
+    /// compared; [`Error::NoSource`] if there is no source; errors of the database.
     fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff>;
 
     /// Locks the totals of some keys, compares those keys again, and adds the differences.
@@ -84,6 +101,80 @@ pub trait Audit {
     fn ready(&mut self, ask: &Ready) -> Result<Kept> {
         let _ = ask;
         Ok(Kept::Nowhere)
+    }
+
+    /// Answers a request by the method that it names.
+    fn answer(&mut self, request: &Request) -> Answer {
+        answer!(self, request)
+    }
+}
+
+/// Rows and totals behind a connection; [`Audit`] specifies each method and its
+/// errors.
+///
+/// If you drop a future before it is ready, its work may be done or not; asking again is harmless.
+pub trait AsyncAudit: Send {
+    /// As [`Audit::identity`].
+    ///
+    /// # Errors
+    ///
+    /// Errors of the database.
+    fn identity(&mut self) -> impl Future<Output = Result<u64>> + Send;
+
+    /// As [`Audit::probe`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Audit::probe`].
+    fn probe(&mut self, ask: &Probe) -> impl Future<Output = Result<ProbeResult>> + Send;
+
+    /// As [`Audit::compare`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Audit::compare`].
+    fn compare(&mut self, ask: &PageRequest) -> impl Future<Output = Result<PageDiff>> + Send;
+
+    /// As [`Audit::repair`]: in a database, all of the keys or none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Audit::repair`].
+    fn repair(&mut self, ask: &RepairRequest) -> impl Future<Output = Result<Repaired>> + Send;
+
+    /// As [`Audit::recall`].
+    ///
+    /// # Errors
+    ///
+    /// Errors of the database.
+    fn recall(&mut self, token: &Token) -> impl Future<Output = Result<Option<Token>>> + Send {
+        let _ = token;
+        async { Ok(None) }
+    }
+
+    /// As [`Audit::keep`].
+    ///
+    /// # Errors
+    ///
+    /// Errors of the database.
+    fn keep(&mut self, ask: &Keep) -> impl Future<Output = Result<Kept>> + Send {
+        let _ = ask;
+        async { Ok(Kept::Nowhere) }
+    }
+
+    /// As [`Audit::ready`].
+    ///
+    /// # Errors
+    ///
+    /// Errors of the database.
+    fn ready(&mut self, ask: &Ready) -> impl Future<Output = Result<Kept>> + Send {
+        let _ = ask;
+        async { Ok(Kept::Nowhere) }
+    }
+
+    /// Answers a request by the method that it names.
+    fn answer(&mut self, request: &Request) -> impl Future<Output = Answer> + Send {
+        async move { answer!(self, request, await) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod grace_period;
 mod guarded;
+mod sources;
 mod unguarded;
 
 use std::collections::VecDeque;
@@ -12,19 +13,19 @@ use std::time::Duration;
 
 pub use self::grace_period::GracePeriod;
 use self::guarded::Guarded;
+use self::sources::{Shares, Sources, Visitor};
 use self::unguarded::Unguarded;
 use super::audit::{
     Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
 };
-use super::driver::Runtime;
-use super::recount::{share, sum_by_key};
+use super::recount::{share, tally};
+use super::runtime::Runtime;
 use super::token::Token;
 use crate::batch::Batch;
 use crate::counter::{Counter, CounterId, Rollup};
 use crate::error::{Cause, Error, Result};
 use crate::key::{Key, KeyBuf};
 use crate::record::Record;
-use crate::retention;
 use crate::store::MemoryStore;
 use crate::store::memory::{Before, Lone, RollupSnapshot};
 
@@ -50,14 +51,6 @@ enum Writers<'a> {
     Guarded(Guarded<'a>),
     Unguarded(Unguarded<'a>),
 }
-
-/// Where each counter's rows come from.
-#[derive(Default)]
-struct Sources<'a>(Vec<(CounterId, Rows<'a>)>);
-
-/// Returns what each row adds, from a key on.
-type Rows<'a> = Box<dyn FnMut(Bound<&KeyBuf>) -> Result<Shares<'a>> + 'a>;
-type Shares<'a> = Box<dyn Iterator<Item = Result<Option<(KeyBuf, i64)>>> + 'a>;
 
 /// The next totals in key order, fetched for many pages at once: finding the smallest keys of a
 /// hash table costs a scan of all of it.
@@ -106,8 +99,8 @@ impl<'a> MemoryAudit<'a> {
     /// ```
     /// use std::sync::Mutex;
     /// use std::time::Duration;
-    /// use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
     /// use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Tally};
+    /// use keepcount::reconcile::{GracePeriod, MemoryAudit, SystemRuntime, repair};
     ///
     /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
     /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
@@ -134,8 +127,7 @@ impl<'a> MemoryAudit<'a> {
     ///     });
     ///     let mut audit = MemoryAudit::live(&store, GracePeriod::after(Duration::from_secs(10)), SystemRuntime::new());
     ///     audit.add(SHOW_VOTES, |_| votes.lock().unwrap().clone())?;
-    ///     let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default())?;
-    ///     run(&mut repair, &mut audit, &mut SystemRuntime::new())
+    ///     repair(&SCHEMA).run(&mut audit)
     /// })?;
     /// assert_eq!(store.total(SHOW_VOTES, 1)?, 101);
     /// # Ok::<(), keepcount::Error>(())
@@ -159,11 +151,101 @@ impl<'a> MemoryAudit<'a> {
         Self { store, sources: Sources::default(), writers, window: Window::default(), rollup: None }
     }
 
-    /// Sets where a counter's rows come from: anything iterable, in key order, in which each row
-    /// adds to at most one key.
+    /// Gives the rows of one record type, in any order, for these counters, to which its tally adds:
+    /// anything iterable.
+    ///
+    /// If several record types drive a counter, call it for each: their rows add up, so give no row
+    /// twice. For one of the counters, [`add`](Self::add) takes the place of all of them.
+    ///
+    /// **Cost.** For each page, `rows` is called and read to its end, and only the page's keys are
+    /// kept. Pages that take long grow to 100,000 keys, so a counter is read about once for every
+    /// 100,000 keys, and some times more at first; with a fixed
+    /// [`Options::page`](super::Options::page) once for every page. A repair reads all rows once
+    /// for 256 keys. Next to writers, the keys of a page that differ or are written meanwhile are
+    /// read together once, and each that a writer gets in the way of is read alone, again all rows:
+    /// give a counter with many such keys a sorted source. Memory: one page's keys.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidUse`] without a counter; [`Error::UnknownCounter`] and
+    /// [`Error::DefinitionConflict`] for one that the store does not have; [`Error::Source`] for a
+    /// rollup.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{MemoryAudit, repair};
+    /// use keepcount::{Counter, MemoryStore, Record, Schema, Tally};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const USER_VOTES: Counter<i64> = Counter::new("user.votes");
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table(), USER_VOTES.table()]);
+    ///
+    /// struct Vote { show: i64, user: i64 }
+    ///
+    /// impl Record for Vote {
+    ///     fn tally(&self, to: &mut Tally<'_>) {
+    ///         to.add(SHOW_VOTES, self.show, 1);
+    ///         to.add(USER_VOTES, self.user, 1);
+    ///     }
+    /// }
+    ///
+    /// let votes = [Vote { show: 7, user: 2 }, Vote { show: 7, user: 1 }]; // in any order
+    /// let mut store = MemoryStore::new(&SCHEMA);
+    /// let mut audit = MemoryAudit::new(&mut store);
+    /// audit.rows(&[SHOW_VOTES.id(), USER_VOTES.id()], || votes.iter())?;
+    /// assert!(repair(&SCHEMA).run(&mut audit)?.complete());
+    /// drop(audit);
+    /// assert_eq!((store.total(SHOW_VOTES, 7)?, store.total(USER_VOTES, 2)?), (2, 1));
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn rows<R: Record, I: IntoIterator<Item = R>>(
+        &mut self,
+        counters: &[CounterId],
+        mut rows: impl FnMut() -> I + 'a,
+    ) -> Result<()> {
+        self.rows_fallible(counters, move || rows().into_iter().map(Ok))
+    }
+
+    /// Gives rows like [`rows`](Self::rows), whose reading can fail. Such an error ends the run,
+    /// because the next counter's rows may be unreadable too.
+    ///
+    /// # Errors
+    ///
+    /// As [`rows`](Self::rows).
+    pub fn rows_fallible<R, I>(&mut self, counters: &[CounterId], mut rows: impl FnMut() -> I + 'a) -> Result<()>
+    where
+        R: Record,
+        I: IntoIterator<Item = Result<R, Cause>>,
+    {
+        if counters.is_empty() {
+            let reason = format!("rows of type {} are given for no counter", std::any::type_name::<R>());
+            return Err(Error::invalid_use("rows", reason));
+        }
+        let counters = counters.iter().map(|id| self.driven_by_rows(id)).collect::<Result<Vec<_>>>()?;
+        let mut scratch = Batch::new();
+        let scan = move |counter: &CounterId, each: &mut Visitor<'_>| {
+            for row in rows() {
+                let row = row.map_err(|cause| unreadable(counter, cause))?;
+                tally(&row, &mut scratch)?;
+                for (_, key, amount) in scratch.deltas().filter(|(id, ..)| id == counter) {
+                    if !each(key, amount)? {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        };
+        self.sources.scan(counters, Box::new(scan));
+        Ok(())
+    }
+
+    /// Sets where one counter's rows come from: anything iterable, in key order, in which each row
+    /// adds to at most one key. Unlike [`rows`](Self::rows), it reads only what a page needs.
     ///
     /// `rows` receives the key from which on rows are wanted. It may start earlier, even at the
-    /// first row. It is called once for each page and once for each repaired key.
+    /// first row. It is called once for each page and once for each repaired key. A second source
+    /// of a counter takes the first's place.
     ///
     /// # Errors
     ///
@@ -191,11 +273,7 @@ impl<'a> MemoryAudit<'a> {
         I: IntoIterator<Item = Result<R, Cause>>,
         I::IntoIter: 'a,
     {
-        let id = counter.id();
-        if let Some(rollup) = self.store.schema().spec(&id)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().name());
-            return Err(Error::source(&id, None, reason));
-        }
+        let id = self.driven_by_rows(&counter.id())?;
         let shares = move |from: Bound<&KeyBuf>| {
             let from = match from {
                 Bound::Unbounded => Bound::Unbounded,
@@ -205,15 +283,19 @@ impl<'a> MemoryAudit<'a> {
             let mut scratch = Batch::new();
             let shares = rows(from).into_iter().map(move |row| match row {
                 Ok(row) => share(&id, &row, &mut scratch),
-                Err(cause) => {
-                    Err(Error::Database { operation: format!("reading rows of counter {}", id.name()), cause })
-                }
+                Err(cause) => Err(unreadable(&id, cause)),
             });
             Ok(Box::new(shares) as Shares<'a>)
         };
-        self.sources.0.retain(|(known, _)| *known != id);
-        self.sources.0.push((id, Box::new(shares)));
+        self.sources.set(id, Box::new(shares));
         Ok(())
+    }
+
+    /// Refuses a rollup, and what is not in the schema.
+    fn driven_by_rows(&self, id: &CounterId) -> Result<CounterId> {
+        let Some(rollup) = self.store.schema().spec(id)?.rollup() else { return Ok(*id) };
+        let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().name());
+        Err(Error::source(id, None, reason))
     }
 
     /// Compares a rollup's totals with what they should be; one snapshot serves all of its pages.
@@ -239,32 +321,6 @@ impl<'a> MemoryAudit<'a> {
             snapshot = None;
         }
         Ok(Repaired { corrected: 0, unsettled: ask.keys.clone() })
-    }
-}
-
-impl Sources<'_> {
-    /// Returns the first keys' sums, of rows that are not below the counter's cutoff.
-    fn recount(
-        &mut self,
-        store: &MemoryStore,
-        counter: &CounterId,
-        from: Bound<&KeyBuf>,
-        limit: usize,
-    ) -> Result<Vec<Recount>> {
-        let cutoff = store.cutoff(store.schema().position(counter)?);
-        let source = self.0.iter_mut().find(|(known, _)| known == counter);
-        let (_, rows) = source.ok_or_else(|| Error::source(counter, None, "there is none: add it to the audit"))?;
-        let kept = |share: Option<(KeyBuf, i64)>| {
-            share.filter(|(key, _)| cutoff.as_ref().is_none_or(|cutoff| retention::keeps(counter, key, cutoff)))
-        };
-        sum_by_key(counter, from, limit, rows(from)?.map(|share| share.map(kept)))
-    }
-
-    /// Returns one key's sum.
-    fn recount_one(&mut self, store: &MemoryStore, of: &Lone<'_>) -> Result<Recount> {
-        let first = self.recount(store, &of.counter, Bound::Included(of.key), 1)?.into_iter().next();
-        let nothing = || Recount { key: of.key.clone(), total: 0, rows: 0 };
-        Ok(first.filter(|recount| recount.key == *of.key).unwrap_or_else(nothing))
     }
 }
 
@@ -307,6 +363,8 @@ impl Window {
 
 impl Audit for MemoryAudit<'_> {
     fn identity(&mut self) -> Result<u64> {
+        // A run begins: what an earlier one read of a rollup may be of other totals.
+        self.rollup = None;
         Ok(self.store.identity())
     }
 
@@ -316,7 +374,7 @@ impl Audit for MemoryAudit<'_> {
         }
         let empty = match self.store.schema().spec(&ask.counter)?.rollup() {
             Some(rollup) => self.store.rollup_snapshot(&ask.counter, rollup)?.expected_all(None, 1)?.is_empty(),
-            None => self.sources.recount(self.store, &ask.counter, Bound::Unbounded, 1)?.is_empty(),
+            None => self.sources.is_empty(self.store, &ask.counter)?,
         };
         let totals = if empty { self.store.len(ask.counter)? as u64 } else { 0 };
         Ok(ProbeResult { empty, totals: totals.min(ask.totals) })
@@ -376,7 +434,7 @@ fn compare_pages(
     ask: &PageRequest,
 ) -> Result<PageDiff> {
     let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-    let recounts = sources.recount(store, &ask.counter, from, ask.keys.saturating_add(1))?;
+    let recounts = sources.page(store, &ask.counter, from, ask.keys.saturating_add(1))?;
     merge(ask, recounts, window.totals(store, ask)?)
 }
 
@@ -384,16 +442,20 @@ fn compare_pages(
 /// totals unchanged.
 fn repair_alone(store: &MemoryStore, sources: &mut Sources<'_>, ask: &RepairRequest) -> Result<Repaired> {
     let position = store.schema().position(&ask.counter)?;
-    let lone = |key| Lone { counter: ask.counter, position, key };
-    let expected_all = ask.keys.iter().map(|key| Ok(sources.recount_one(store, &lone(key))?.total));
-    let expected_all = expected_all.collect::<Result<Vec<i64>>>()?;
+    let keys: Vec<&KeyBuf> = ask.keys.iter().collect();
+    let recounts = sources.keys(store, &ask.counter, &keys)?;
     let cutoff = store.cutoff(position);
     let mut repaired = Repaired::default();
-    for (key, expected) in ask.keys.iter().zip(expected_all) {
-        let stored = store.compare(&lone(key), Before::Shut, (expected, cutoff.as_ref()), true)?;
-        repaired.corrected += u64::from(stored.is_some_and(|stored| stored != expected));
+    for Recount { key, total: expected, .. } in &recounts {
+        let of = Lone { counter: ask.counter, position, key };
+        let stored = store.compare(&of, Before::Shut, (*expected, cutoff.as_ref()), true)?;
+        repaired.corrected += u64::from(stored.is_some_and(|stored| stored != *expected));
     }
     Ok(repaired)
+}
+
+fn unreadable(counter: &CounterId, cause: Cause) -> Error {
+    Error::Database { operation: format!("reading rows of counter {}", counter.name()), cause }
 }
 
 fn decode<K: Key>(counter: &CounterId, key: &KeyBuf) -> Result<K> {
@@ -402,7 +464,6 @@ fn decode<K: Key>(counter: &CounterId, key: &KeyBuf) -> Result<K> {
 
 impl fmt::Debug for MemoryAudit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sources: Vec<&str> = self.sources.0.iter().map(|(counter, _)| counter.name()).collect();
-        f.debug_struct("MemoryAudit").field("sources", &sources).finish_non_exhaustive()
+        f.debug_struct("MemoryAudit").field("sources", &self.sources.names()).finish_non_exhaustive()
     }
 }

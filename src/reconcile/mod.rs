@@ -1,14 +1,14 @@
 //! The reconciler: compares totals with the source rows page by page, and repairs drift by adding,
 //! while writes go on.
 //!
-//! [`run`] drives a [`Reconciler`], which decides what to do, on an [`Audit`], which has the rows
-//! and totals.
+//! [`verify`], [`repair`] and [`backfill`] are the usual runs. [`run`] drives a [`Reconciler`],
+//! which decides what to do, on an [`Audit`], which has the rows and totals.
 //!
 //! # Examples
 //!
 //! ```
-//! use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, SystemRuntime, run};
 //! use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Tally};
+//! use keepcount::reconcile::{MemoryAudit, repair};
 //!
 //! const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 //! const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
@@ -26,17 +26,18 @@
 //!
 //! let mut audit = MemoryAudit::new(&mut store);
 //! audit.add(SHOW_VOTES, |_| votes.iter())?;
-//! let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default())?;
-//! let report = run(&mut repair, &mut audit, &mut SystemRuntime::new())?;
+//! let report = repair(&SCHEMA).run(&mut audit)?;
 //! assert_eq!(report.to_string(), "repair: 1 counter, 2 keys: 0 wrong, 2 missing, 0 orphan; 2 corrected; 1 page, 3 rows; complete");
 //! drop(audit);
 //! assert_eq!(store.total(SHOW_VOTES, 1)?, 2);
 //! # Ok::<(), keepcount::Error>(())
 //! ```
 
-mod asynchronous;
 pub(crate) mod audit;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod database;
 mod driver;
+mod facade;
 mod freshness;
 mod memory;
 mod options;
@@ -47,37 +48,35 @@ mod progress;
 mod reconciler;
 mod recount;
 mod report;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod rollup_join;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod runs;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod source;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod spans;
+mod running;
+mod runtime;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod statements;
+mod step;
 pub(crate) mod token;
 #[cfg(feature = "postgres")]
 mod tokio_runtime;
 
-pub use asynchronous::{AsyncAudit, AsyncRuntime, run_async};
 pub use audit::{
-    Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
+    AsyncAudit, Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
+    Repaired, merge,
 };
-pub use driver::{Runtime, SystemRuntime, run};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use database::{Columns, Rows};
+pub use driver::{run, run_async};
+pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
 pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};
 #[cfg(feature = "postgres")]
-pub use postgres::{PostgresAudit, PostgresSource, TypedPostgresSource};
+pub use postgres::{PostgresAudit, PostgresRows};
 pub use progress::Progress;
-pub use reconciler::{Reconciler, Step};
-pub use report::{CounterReport, Outcome, Report, Sample, Table};
+pub use reconciler::Reconciler;
+pub use report::{CounterReport, Outcome, Overlap, Report, Sample, Table};
+pub use runtime::{AsyncRuntime, Runtime, SystemRuntime};
 #[cfg(feature = "sqlite")]
-pub use sqlite::{Source, SqliteAudit, TypedSource};
+pub use sqlite::{SqliteAudit, SqliteRows};
+pub use step::{Answer, Request, Step};
 pub use token::Token;
 #[cfg(feature = "postgres")]
 pub use tokio_runtime::{ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::options::Mode;
+use super::report::Overlap;
 use crate::counter::CounterId;
 
 /// How far a run has come, from [`Reconciler::progress`](super::Reconciler::progress). Counts cover
@@ -58,6 +59,8 @@ pub struct Progress {
     pub drift: u64,
     /// Totals repaired.
     pub corrected: u64,
+    /// Another run that is at work on the same counters; see [`Overlap`].
+    pub overlap: Option<Overlap>,
     /// The time since the run's first step.
     pub elapsed: Duration,
     /// The recent rate of keys compared a second, waits included: what was done a minute ago counts
@@ -100,10 +103,10 @@ impl fmt::Display for Progress {
             // Rounded down: 100% means done.
             write!(f, "; {}%", (fraction * 100.0).floor())?;
         }
-        match self.eta {
-            Some(eta) if !eta.is_zero() => write!(f, ", {} left", Clock(eta)),
-            _ => Ok(()),
+        if let Some(eta) = self.eta.filter(|eta| !eta.is_zero()) {
+            write!(f, ", {} left", Clock(eta))?;
         }
+        self.overlap.map_or(Ok(()), |overlap| write!(f, "; {overlap}"))
     }
 }
 

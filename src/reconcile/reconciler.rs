@@ -8,66 +8,44 @@ use super::audit::{Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult,
 use super::options::{Mode, Options};
 use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
-use super::report::{CounterReport, Outcome, Report};
+use super::report::{CounterReport, Outcome, Overlap, Report};
+use super::step::{Answer, Request, Step};
 use super::token::{Part, Token};
 use crate::counter::CounterId;
 use crate::error::{Error, Recovery, Result};
 use crate::key::KeyBuf;
+use crate::observe;
 use crate::schema::Schema;
-
-/// What a driver does next. Afterwards it calls the method that the step names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Call [`Audit::identity`](super::Audit::identity), then [`Reconciler::identified`].
-    Identify,
-    /// Call [`Audit::recall`](super::Audit::recall) for what was kept of this run, then
-    /// [`Reconciler::recalled`].
-    Recall(Token),
-    /// Do this probe, then call [`Reconciler::probed`].
-    Probe(Probe),
-    /// Compare this page, then call [`Reconciler::compared`]; or, if a throttle is closed, call
-    /// [`Reconciler::throttled`] instead.
-    Compare(PageRequest),
-    /// Do this repair, then call [`Reconciler::repaired`].
-    Repair(RepairRequest),
-    /// Call [`Audit::ready`](super::Audit::ready) to make this counter ready, then
-    /// [`Reconciler::readied`].
-    Ready(Ready),
-    /// Call [`Audit::keep`](super::Audit::keep) to store how far the run has come, then
-    /// [`Reconciler::kept`].
-    Keep(Keep),
-    /// Wait this long for this reason, then call only [`Reconciler::next`].
-    Wait(Duration, String),
-    /// Nothing is left to do: [`Reconciler::report`] is final.
-    End,
-}
 
 /// A run of verification, repair or backfill: it decides what to do next, and receives the results.
 ///
-/// [`run`](super::run) drives it. A driver of your own calls [`next`](Self::next) until it returns
-/// [`Step::End`], does each step, and passes the answer to the method that the step names, or an
-/// error to [`failed`](Self::failed). `now` comes from any clock that never goes back.
+/// [`run`](super::run) drives it; [`Run`](super::Run) makes one and runs it, which is the usual
+/// case. A driver of your own calls [`next`](Self::next) until it returns [`Step::End`], does each
+/// step, and passes the answer to [`handle`](Self::handle). `now` comes from any clock that never
+/// goes back.
 ///
 /// # Examples
 ///
-/// A job that does a hundred pages at a time, and keeps its token in between:
+/// A driver of your own, without waits and throttles:
 ///
 /// ```
-/// use keepcount::reconcile::{Audit, Mode, Options, Reconciler, SystemRuntime, Token, run};
+/// use keepcount::reconcile::{Answer, Audit, Mode, Options, Reconciler, Report, Step};
 /// # use keepcount::{Counter, Schema};
 /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
 ///
-/// fn job(audit: &mut impl Audit, place: &mut Option<String>) -> keepcount::Result<()> {
-///     let options = Options::default().max_pages(100);
-///     let mut repair = match place.take() {
-///         Some(token) => Reconciler::resume(Mode::Repair, &SCHEMA, &token.parse::<Token>()?, options)?,
-///         None => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
-///     };
-///     let report = run(&mut repair, audit, &mut SystemRuntime::new())?;
-///     println!("{report}");
-///     *place = report.token.map(|token| token.to_string());
-///     Ok(())
+/// fn verified(audit: &mut impl Audit) -> keepcount::Result<Report> {
+///     let started = std::time::Instant::now();
+///     let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default().retries(0))?;
+///     loop {
+///         let answer = match verify.next(started.elapsed()) {
+///             Step::Ask(request) => audit.answer(&request),
+///             Step::Throttle => Answer::Throttled(None),
+///             Step::Wait(..) => continue,
+///             Step::End => return Ok(verify.report()),
+///         };
+///         verify.handle(answer, started.elapsed())?;
+///     }
 /// }
 /// ```
 ///
@@ -99,6 +77,8 @@ pub struct Reconciler {
     scope: Vec<CounterId>,
     /// How many of `scope`, at its front, are not rollups.
     driven_by_rows: usize,
+    /// For each counter of `scope`, whether the caller named it: then it must have a source.
+    named: Vec<bool>,
     /// For each counter of `scope`, the positions of all that it sums.
     below: Vec<Vec<usize>>,
     /// For each counter of `scope`, whether it is done and was not clean, in this run or in those
@@ -109,6 +89,8 @@ pub struct Reconciler {
     after: Option<KeyBuf>,
     /// Set if not all keys of a counter are compared.
     part: Option<Part>,
+    /// In a run over single keys: those that are left, the current one last.
+    only: Vec<KeyBuf>,
     /// Whether the runs that this one resumes found drift in the current counter.
     dirty: bool,
     /// Whether they skipped keys of it.
@@ -119,6 +101,8 @@ pub struct Reconciler {
     interrupted: Option<State>,
     wait: Option<(Duration, String)>,
     stop: bool,
+    /// Whether the throttles were asked about the next page, and none is closed.
+    open: bool,
     page: Pages,
     /// When the current step was handed out, and the work done on the current page so far.
     issued: Duration,
@@ -139,6 +123,9 @@ pub struct Reconciler {
     /// Keys that this run is expected to compare, for each counter of `scope`.
     expected: Vec<Option<u64>>,
     outcome: Outcome,
+    overlap: Option<Overlap>,
+    /// Whether its end was reported to metrics and tracing.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -165,6 +152,16 @@ enum Then {
     /// Compares the next page, after this wait.
     GoOn(Option<(Duration, String)>),
     End(Outcome),
+    /// Ends the run with this error, which came in this state.
+    Fail(Box<Failure>),
+}
+
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    outcome: Outcome,
+    /// The state that the run continues from if it is driven again.
+    state: State,
 }
 
 /// What is left to do of a compared page.
@@ -180,6 +177,9 @@ const EMPTY_SOURCE_TOTALS: u64 = 100;
 /// wait for no more than that.
 const REPAIR_KEYS: usize = 256;
 const REPAIR_ROWS: u64 = 100_000;
+/// The page of a run over single keys: the key, and few that may come between it and the one
+/// before.
+const KEYS_OF_ONE: usize = 16;
 /// Keys to compare before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
 /// The failure of a counter that an earlier leg left out; only that leg's report has the reason.
@@ -191,14 +191,18 @@ const THROTTLE_WAIT: Duration = Duration::from_millis(250);
 impl Reconciler {
     /// Creates a run over every counter of the schema.
     ///
+    /// A counter that the audit has no source for is not checked, and the report says so
+    /// ([`CounterReport::unchecked`]); if none has a source, that is an error.
+    ///
     /// # Errors
     ///
     /// [`Error::InvalidUse`] if an option is out of its bounds.
     pub fn new(mode: Mode, schema: &Schema, options: Options) -> Result<Self> {
-        Self::scoped(mode, schema, &schema.by_name(), options)
+        Self::over(mode, schema, &schema.by_name(), &[], options)
     }
 
-    /// Creates a run over some counters; one that you name twice is compared once.
+    /// Creates a run over some counters; one that you name twice is compared once. Each of them
+    /// must have a source, or be a rollup.
     ///
     /// A rollup is compared with the stored totals of its base, so a run over a rollup includes its
     /// base counters and their memberships too.
@@ -208,13 +212,17 @@ impl Reconciler {
     /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
     /// counter that is not in the schema.
     pub fn scoped(mode: Mode, schema: &Schema, counters: &[CounterId], options: Options) -> Result<Self> {
-        options.check()?;
         for counter in counters {
             schema.position(counter)?;
         }
-        let names = schema.by_name();
-        let wanted = schema.with_bases(counters)?;
-        let mut scope: Vec<CounterId> = names.iter().filter(|id| wanted.contains(id)).copied().collect();
+        Self::over(mode, schema, &schema.with_bases(counters)?, counters, options)
+    }
+
+    /// Creates a run over `wanted`, of which the caller names some.
+    fn over(mode: Mode, schema: &Schema, wanted: &[CounterId], named: &[CounterId], options: Options) -> Result<Self> {
+        options.check()?;
+        let all = schema.by_name();
+        let mut scope: Vec<CounterId> = all.iter().filter(|id| wanted.contains(id)).copied().collect();
         scope.sort_by_key(|id| schema.level(id)); // stable: by name within a level
         let rows = scope.iter().take_while(|id| schema.level(id) == 0).count();
         let sums = |id: &CounterId| {
@@ -224,7 +232,7 @@ impl Reconciler {
         };
         let sums = scope.iter().map(sums).collect::<Result<Vec<Vec<CounterId>>>>()?;
         let position = |below: &CounterId| scope.iter().position(|id| id == below);
-        let counters = scope.len();
+        let of_scope = scope.len();
         Ok(Self {
             mode,
             options,
@@ -232,35 +240,40 @@ impl Reconciler {
             identity: None,
             run: new_run(),
             kept: None,
-            names,
+            names: all,
             below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
-            unclean: vec![false; scope.len()],
+            unclean: vec![false; of_scope],
             reports: scope.iter().zip(sums).map(|(id, sums)| CounterReport::new(*id, sums)).collect(),
-            expected: vec![None; counters],
+            expected: vec![None; of_scope],
             outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
+            named: scope.iter().map(|id| named.contains(id)).collect(),
             scope,
             driven_by_rows: rows,
             at: 0,
             after: None,
             part: None,
+            only: Vec::new(),
             dirty: false,
             unsettled: false,
             state: State::Identify,
             interrupted: None,
             wait: None,
             stop: false,
+            open: false,
             page: Pages::new(options.page.unwrap_or(1024)),
             issued: Duration::ZERO,
             worked: Duration::ZERO,
             started: None,
             seen: Duration::ZERO,
-            begun: vec![None; counters],
+            begun: vec![None; of_scope],
             failures: 0,
             throttled_since: None,
             orphans: 0,
             pages: 0,
             rows: 0,
             pace: Pace::default(),
+            overlap: None,
+            told: false,
         })
     }
 
@@ -316,6 +329,57 @@ impl Reconciler {
         Ok(run)
     }
 
+    /// Creates a run over some keys of one counter.
+    ///
+    /// A key of a rollup is compared with the stored totals that it sums, and these are not
+    /// compared. The guards of a repair are those of a whole run. Its report never calls the
+    /// counter [complete](CounterReport::complete), and it has no token: if it is stopped, run it
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
+    /// counter that is not in the schema; [`Error::Key`] for bytes that are not a key of the
+    /// counter; [`Error::InvalidUse`] without keys, and for a backfill, which must be one run from
+    /// the first key to the last.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::reconcile::{Mode, Options, Reconciler};
+    /// use keepcount::{Counter, KeyBuf, Schema};
+    ///
+    /// const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+    /// const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);
+    ///
+    /// let keys = [KeyBuf::of::<i64>(7)];
+    /// let repair = Reconciler::keys(Mode::Repair, &SCHEMA, SHOW_VOTES.id(), &keys, Options::default())?;
+    /// # let _ = repair;
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn keys(mode: Mode, schema: &Schema, counter: CounterId, keys: &[KeyBuf], options: Options) -> Result<Self> {
+        let refused =
+            |reason: &str| Err(Error::invalid_use("keys", format!("counter {}: {reason}", counter.full_name())));
+        if mode == Mode::Backfill {
+            return refused("a backfill goes from the first key to the last");
+        }
+        if keys.is_empty() {
+            return refused("there are none");
+        }
+        schema.position(&counter)?;
+        for key in keys {
+            counter.parts().values(key).map_err(|cause| Error::key(&counter, key, cause))?;
+        }
+        let mut run = Self::over(mode, schema, &[counter], &[counter], options)?;
+        run.only = keys.to_vec();
+        run.only.sort_unstable_by(|one, next| next.cmp(one));
+        run.only.dedup();
+        run.page = Pages::new(KEYS_OF_ONE);
+        run.options.page = Some(KEYS_OF_ONE);
+        run.go_to_key();
+        Ok(run)
+    }
+
     /// Resumes a stopped run. Mode, scope, page, samples and force come from the token; `options`
     /// gives limits and pace.
     ///
@@ -345,6 +409,9 @@ impl Reconciler {
         run.identity = Some(token.identity);
         run.run = token.run;
         run.part.clone_from(&token.part);
+        for (at, named) in run.named.iter_mut().enumerate() {
+            *named = is_in(&token.named, at);
+        }
         if run.positions() != token.scope {
             return refused("its counters are not those that a run over them has");
         }
@@ -364,14 +431,25 @@ impl Reconciler {
         self.after.clone_from(&token.after);
         (self.dirty, self.unsettled) = (token.dirty, token.unsettled);
         for (at, unclean) in self.unclean.iter_mut().enumerate() {
-            *unclean = token.unclean.iter().any(|known| usize::from(*known) == at);
+            *unclean = is_in(&token.unclean, at);
         }
         for at in &token.failed {
             if let Some(report) = self.reports.get_mut(usize::from(*at)) {
                 report.failure.get_or_insert_with(|| LEFT_OUT_BEFORE.to_owned());
             }
         }
+        for (at, report) in self.reports.iter_mut().enumerate() {
+            report.unchecked |= is_in(&token.unchecked, at);
+        }
         self.kept = Some(token.clone());
+    }
+
+    /// Goes to the next key of a run over single keys.
+    fn go_to_key(&mut self) {
+        if let (Some(key), Some(counter)) = (self.only.last(), self.scope.get(self.at)) {
+            self.after = counter.parts().before(key);
+            self.part = Some(Part { until: Some(key.clone()) });
+        }
     }
 
     /// Goes back to the first key of a counter, as if nothing of it or of later counters were done.
@@ -381,7 +459,7 @@ impl Reconciler {
         for report in self.reports.iter_mut().skip(index) {
             (report.complete, report.clean) = (false, false);
             // It is compared again.
-            report.failure = None;
+            (report.failure, report.unchecked) = (None, false);
         }
         self.unclean.iter_mut().skip(index).for_each(|unclean| *unclean = false);
     }
@@ -402,14 +480,14 @@ impl Reconciler {
         if self.outcome == Outcome::Failed {
             // A run that is driven again after an error continues where that occurred. The
             // connection may be another one now, to a standby that took over and lost some totals.
-            self.outcome = Outcome::Running;
+            (self.outcome, self.told) = (Outcome::Running, false);
             match std::mem::replace(&mut self.state, State::Identify) {
                 State::Identify | State::Recall => {}
                 state => self.interrupted = Some(state),
             }
         }
         if self.outcome != Outcome::Running {
-            return Step::End;
+            return self.ended();
         }
         self.seen = self.seen.max(now);
         let limit = self.limit_reached(now.saturating_sub(started));
@@ -423,7 +501,7 @@ impl Reconciler {
             _ => {}
         }
         if self.outcome != Outcome::Running {
-            return Step::End;
+            return self.ended();
         }
         if let Some((until, reason)) = &self.wait {
             if now < *until {
@@ -431,14 +509,111 @@ impl Reconciler {
             }
             self.wait = None;
         }
+        if matches!(self.state, State::Compare) && !self.open {
+            return Step::Throttle;
+        }
+        // After the throttles: the time that they took is not the page's.
         self.issued = now;
-        self.step()
+        self.request().map_or(Step::End, Step::Ask)
+    }
+
+    fn ended(&mut self) -> Step {
+        if !std::mem::replace(&mut self.told, true) {
+            observe::ended(&self.report());
+        }
+        Step::End
+    }
+
+    /// Takes the answer to the step that [`next`](Self::next) returned last. Returns how far the
+    /// run has come, if the answer moved it: after each page compared, after each repair, and after
+    /// a backfill made a counter ready.
+    ///
+    /// After an [`Answer::Failed`], the step comes again after a wait if a retry helps and retries
+    /// are left. An error that is caused by one counter's own rows ([`Error::Source`],
+    /// [`Error::Key`], an [`Error::Overflow`] of a recount) ends only that counter, if the run has
+    /// others: its report has the reason ([`CounterReport::failure`]), it is neither complete nor
+    /// clean, and the run continues with the next counter. Any other error ends the run, once it
+    /// has stored how far it came.
+    ///
+    /// # Errors
+    ///
+    /// The error that ends the run; [`report`](Self::report) then says how far it came. Besides the
+    /// errors of answers:
+    ///
+    /// - [`Error::Token`] if the run resumes one on other totals.
+    /// - [`Error::SourceEmpty`] if a source is empty while 100 or more totals are not 0, unless the
+    ///   run is forced, and [`Error::DriftLimit`] if a repair has found a larger share of wrong
+    /// keys   than its options allow; the run ends as refused.
+    /// - [`Error::Source`] if a page does not end after the key that it was asked to begin after.
+    ///
+    /// # Panics
+    ///
+    /// In a debug build, if the answer is to another step.
+    pub fn handle(&mut self, answer: Answer, now: Duration) -> Result<Option<Progress>> {
+        match std::mem::replace(&mut self.state, State::Identify) {
+            State::Keep(Then::Fail(failure)) => {
+                let kept = if let Answer::Kept(kept) = answer { Some(kept) } else { None };
+                return self.fail(*failure, kept);
+            }
+            state => self.state = state,
+        }
+        let counter = self.counter();
+        let error = match self.take(answer, counter, now) {
+            Ok(moved) => return Ok(moved.then(|| self.progress(now))),
+            Err(error) => error,
+        };
+        let (kind, recovery) = (observe::kind(&error), error.recovery());
+        let fatal = self.retry(error, now);
+        observe::failed(counter, kind, recovery, fatal.is_some());
+        fatal.map_or(Ok(None), |error| self.end_by(error))
+    }
+
+    /// Returns the counter that the current step is about.
+    fn counter(&self) -> Option<CounterId> {
+        let at = match self.state {
+            State::Probe(at) => at,
+            State::ProbeAgain(_) | State::Compare | State::Repair(_) | State::Ready => self.at,
+            State::Identify | State::Recall | State::Keep(_) => return None,
+        };
+        self.scope.get(at).copied()
+    }
+
+    /// Returns whether the answer moved the run.
+    fn take(&mut self, answer: Answer, counter: Option<CounterId>, now: Duration) -> Result<bool> {
+        let open = std::mem::take(&mut self.open);
+        match (&self.state, answer, counter) {
+            (_, Answer::Failed(error), _) => return Err(error),
+            (State::Compare, Answer::Throttled(reason), _) if !open => self.throttled(reason, now),
+            (State::Identify, Answer::Identified(identity), _) => self.identified(identity)?,
+            (State::Recall, Answer::Recalled(found), _) => self.recalled(found, now),
+            (State::Probe(_) | State::ProbeAgain(_), Answer::Probed(looked), _) => self.probed(looked, now)?,
+            (State::Compare, Answer::Compared(diff), Some(counter)) if open => {
+                observe::compared(&counter, &diff);
+                self.compared(diff, now)?;
+                return Ok(true);
+            }
+            (State::Repair(_), Answer::Repaired(repaired), Some(counter)) => {
+                observe::repaired(&counter, &repaired);
+                self.repaired(&repaired, now);
+                return Ok(true);
+            }
+            (State::Ready, Answer::Readied(kept), Some(counter)) => {
+                if kept != Kept::Lost {
+                    observe::readied(&counter);
+                }
+                self.readied(kept, now);
+                return Ok(true);
+            }
+            (State::Keep(_), Answer::Kept(kept), _) => self.kept(kept, now),
+            (state, answer, _) => debug_assert!(false, "{answer:?} is no answer to {state:?}"),
+        }
+        Ok(false)
     }
 
     /// Ends the run before its last key. First it stores what it has found, so that the next run
     /// may rely on it.
     fn end(&mut self, outcome: Outcome) {
-        if self.keep_now().is_some() {
+        if self.has_to_keep() {
             self.wait = None;
             self.state = State::Keep(Then::End(outcome));
         } else {
@@ -446,18 +621,13 @@ impl Reconciler {
         }
     }
 
-    /// Returns what to store if the run ends here. A backfill has stored it already, and a part
-    /// claims nothing.
-    pub(super) fn keep_now(&self) -> Option<Keep> {
+    /// Returns whether there is something to store if the run ends here. A backfill has stored it
+    /// already, and a part claims nothing.
+    fn has_to_keep(&self) -> bool {
         let asks = self.mode != Mode::Backfill && self.part.is_none() && self.pages > 0;
         // Nothing is claimed of these totals before it is known what was kept of them.
         let keeping = matches!(self.state, State::Identify | State::Recall | State::Keep(_));
-        (asks && !keeping && self.kept != self.token()).then(|| self.keep())
-    }
-
-    /// Records the result of storing it.
-    pub(super) fn kept_now(&mut self, keep: Keep, kept: Kept) {
-        self.kept = keep.to.filter(|_| kept == Kept::Here);
+        asks && !keeping && self.kept != self.token()
     }
 
     fn keep(&self) -> Keep {
@@ -473,26 +643,22 @@ impl Reconciler {
         PageRequest { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page.keys }
     }
 
-    fn step(&self) -> Step {
-        let probe_at =
-            |at: usize| self.scope.get(at).map(|counter| Probe { counter: *counter, totals: EMPTY_SOURCE_TOTALS });
-        let step = match &self.state {
-            State::Identify => Some(Step::Identify),
-            State::Recall => self.kept.clone().or_else(|| self.token()).map(Step::Recall),
-            State::Keep(_) => Some(Step::Keep(self.keep())),
-            State::Probe(at) => probe_at(*at).map(Step::Probe),
-            State::ProbeAgain(_) => probe_at(self.at).map(Step::Probe),
-            State::Compare => self.scope.get(self.at).map(|counter| Step::Compare(self.ask(*counter))),
-            State::Repair(page) => self.scope.get(self.at).map(|counter| {
+    fn request(&self) -> Option<Request> {
+        let counter = self.counter();
+        Some(match &self.state {
+            State::Identify => Request::Identify,
+            State::Recall => Request::Recall(self.kept.clone().or_else(|| self.token())?),
+            State::Keep(_) => Request::Keep(self.keep()),
+            State::Probe(_) | State::ProbeAgain(_) => {
+                Request::Probe(Probe { counter: counter?, totals: EMPTY_SOURCE_TOTALS })
+            }
+            State::Compare => Request::Compare(self.ask(counter?)),
+            State::Repair(page) => {
                 let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
-                Step::Repair(RepairRequest { counter: *counter, keys })
-            }),
-            State::Ready => self
-                .scope
-                .get(self.at)
-                .map(|counter| Step::Ready(Ready { counter: *counter, run: self.run, kept: self.kept.clone() })),
-        };
-        step.unwrap_or(Step::End)
+                Request::Repair(RepairRequest { counter: counter?, keys })
+            }
+            State::Ready => Request::Ready(Ready { counter: counter?, run: self.run, kept: self.kept.clone() }),
+        })
     }
 
     fn limit_reached(&self, elapsed: Duration) -> Option<&'static str> {
@@ -512,13 +678,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes the answer to [`Step::Identify`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Token`] if the run resumes one on other totals.
-    pub fn identified(&mut self, identity: u64) -> Result<()> {
-        debug_assert!(matches!(self.state, State::Identify), "an answer to another step");
+    fn identified(&mut self, identity: u64) -> Result<()> {
         if self.identity.is_some_and(|known| known != identity) {
             return Err(Error::Token { reason: "it is of another database" });
         }
@@ -539,13 +699,10 @@ impl Reconciler {
         self.state = self.interrupted.take().unwrap_or(first);
     }
 
-    /// Takes the answer to [`Step::Recall`].
-    ///
     /// A backfill continues from what was kept, or begins again if nothing is. A verify or repair
     /// continues from its token; it calls nothing clean that was compared before, unless the token
     /// is what was kept.
-    pub fn recalled(&mut self, found: Option<Token>, now: Duration) {
-        debug_assert!(matches!(self.state, State::Recall), "an answer to another step");
+    fn recalled(&mut self, found: Option<Token>, now: Duration) {
         self.answered(now);
         if self.mode == Mode::Backfill {
             // What was repaired of a page and is not stored yet may be lost.
@@ -559,6 +716,9 @@ impl Reconciler {
         } else if found.is_some() && found == self.token() {
             self.kept = found;
         } else {
+            if found.is_some() && found != self.kept {
+                self.meet(Overlap::TakenOver);
+            }
             self.disown();
         }
         self.begin();
@@ -580,14 +740,13 @@ impl Reconciler {
         self.scope.iter().filter_map(position).collect()
     }
 
-    /// Takes the answer to [`Step::Keep`].
-    pub fn kept(&mut self, kept: Kept, now: Duration) {
+    fn kept(&mut self, kept: Kept, now: Duration) {
         self.answered(now);
-        let State::Keep(then) = std::mem::replace(&mut self.state, State::Compare) else {
-            debug_assert!(false, "an answer to another step");
-            return;
-        };
+        let State::Keep(then) = std::mem::replace(&mut self.state, State::Compare) else { return };
         let lost = kept == Kept::Lost;
+        if lost {
+            self.meet(Overlap::TakenOver);
+        }
         if lost && self.mode == Mode::Backfill && self.at < self.scope.len() {
             // These totals are older than those that were repaired, for example on another server.
             // Ask what was kept of them.
@@ -601,25 +760,18 @@ impl Reconciler {
         match then {
             Then::GoOn(wait) => self.wait = wait,
             Then::End(outcome) => self.outcome = outcome,
+            Then::Fail(_) => {}
         }
     }
 
-    /// Takes the answer to [`Step::Probe`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::SourceEmpty`] if the source is empty while 100 or more totals are not 0, unless the
-    /// run is forced; the run ends as refused.
-    pub fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
+    /// Continues with the next counter's probe, or with the first page.
+    fn probed(&mut self, looked: ProbeResult, now: Duration) -> Result<()> {
         self.answered(now);
         let (at, then) = match std::mem::replace(&mut self.state, State::Compare) {
             State::Probe(at) if at + 1 < self.driven_by_rows => (at, State::Probe(at + 1)),
-            State::ProbeAgain(page) => (self.at, State::Repair(page)),
             State::Probe(at) => (at, State::Compare),
-            State::Identify | State::Recall | State::Compare | State::Repair(_) | State::Ready | State::Keep(_) => {
-                debug_assert!(false, "an answer to another step");
-                return Ok(());
-            }
+            State::ProbeAgain(page) => (self.at, State::Repair(page)),
+            _ => return Ok(()),
         };
         self.state = then;
         self.orphans = 0;
@@ -627,29 +779,19 @@ impl Reconciler {
             self.begin_comparing();
         }
         if looked.empty && looked.totals >= EMPTY_SOURCE_TOTALS && !self.options.force {
-            self.outcome = Outcome::Refused;
             let counter = self.scope.get(at).map_or("", CounterId::name);
             return Err(Error::SourceEmpty { counter, totals: looked.totals });
         }
         Ok(())
     }
 
-    /// Records that no throttle is closed. Call it just before [`Step::Compare`] is done: the time
-    /// that the throttles took is not the page's.
-    pub fn passed(&mut self, now: Duration) {
-        self.issued = now;
-        self.throttled_since = None;
-    }
-
-    /// Takes the answer to [`Step::Compare`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DriftLimit`] if a repair has found a larger share of wrong keys than its options
-    /// allow; the run ends as refused. [`Error::Source`] if the audit did not get past the key that
-    /// it was given.
-    pub fn compared(&mut self, diff: PageDiff, now: Duration) -> Result<()> {
-        debug_assert!(matches!(self.state, State::Compare), "an answer to another step");
+    fn compared(&mut self, mut diff: PageDiff, now: Duration) -> Result<()> {
+        if let Some(only) = self.only.last() {
+            // There may be keys between the one that the page begins after and the wanted one.
+            diff.drifts.retain(|drift| drift.key == *only);
+            diff.dangling.retain(|key| key == only);
+            diff.unsettled.retain(|key| key == only);
+        }
         let took = now.saturating_sub(self.issued);
         self.answered(now);
         let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
@@ -673,21 +815,14 @@ impl Reconciler {
             self.page_done(diff.next, now);
             return Ok(());
         }
-        if let Err(error) = self.check_share() {
-            self.outcome = Outcome::Refused;
-            return Err(error);
-        }
+        self.check_share()?;
         self.repair_next(Page { drifts: diff.drifts.into(), next: diff.next }, now);
         Ok(())
     }
 
-    /// Takes the answer to [`Step::Repair`].
-    pub fn repaired(&mut self, repaired: &Repaired, now: Duration) {
+    fn repaired(&mut self, repaired: &Repaired, now: Duration) {
         self.answered(now);
-        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else {
-            debug_assert!(false, "an answer to another step");
-            return;
-        };
+        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else { return };
         if let Some(report) = self.reports.get_mut(self.at) {
             report.corrected += repaired.corrected;
             report.leave_alone(&repaired.unsettled, self.options.samples);
@@ -711,42 +846,53 @@ impl Reconciler {
         self.state = if probe { State::ProbeAgain(page) } else { State::Repair(page) };
     }
 
-    /// Takes the answer to [`Step::Ready`].
-    pub fn readied(&mut self, kept: Kept, now: Duration) {
-        debug_assert!(matches!(self.state, State::Ready), "an answer to another step");
-        if matches!(self.state, State::Ready) {
-            self.answered(now);
-            if kept == Kept::Lost { self.state = State::Recall } else { self.move_on(None, now) }
+    fn readied(&mut self, kept: Kept, now: Duration) {
+        self.answered(now);
+        if kept == Kept::Lost {
+            self.meet(Overlap::TakenOver);
+            self.state = State::Recall;
+        } else {
+            self.move_on(None, now);
         }
     }
 
-    /// Takes an error instead of an answer.
-    ///
-    /// If a retry helps and retries are left, the step comes again after a wait. An error that is
-    /// caused by one counter's own rows ([`Error::Source`], [`Error::Key`], an [`Error::Overflow`]
-    /// of a recount) ends only that counter, if the run has others: its report has the reason
-    /// ([`CounterReport::failure`]), it is neither complete nor clean, and the run continues with
-    /// the next counter.
-    ///
-    /// # Errors
-    ///
-    /// The error itself, if it ends the run; [`report`](Self::report) then says how far the run
-    /// came.
-    pub fn failed(&mut self, error: Error, now: Duration) -> Result<()> {
-        if self.is_of_one(&error) {
+    /// Continues in spite of an error, now or after a wait; returns the error if it ends the run.
+    fn retry(&mut self, error: Error, now: Duration) -> Option<Error> {
+        if self.is_of_one(&error) || self.is_unchecked(&error) {
             self.leave_out(&error, now);
-            return Ok(());
+            return None;
         }
         if error.recovery() != Recovery::Retry || self.failures >= self.options.retries {
-            if self.outcome == Outcome::Running {
-                self.outcome = Outcome::Failed;
-            }
-            return Err(error);
+            return Some(error);
         }
         let wait = MIN_RETRY_WAIT.saturating_mul(1 << self.failures.min(8)).min(MAX_RETRY_WAIT);
         self.failures += 1;
         self.wait = Some((now + wait, error.to_string()));
-        Ok(())
+        None
+    }
+
+    /// Ends the run by an error, once it has stored how far it came.
+    fn end_by(&mut self, error: Error) -> Result<Option<Progress>> {
+        let refused = matches!(error, Error::SourceEmpty { .. } | Error::DriftLimit { .. });
+        let outcome = if refused { Outcome::Refused } else { Outcome::Failed };
+        let keeps = self.has_to_keep();
+        let failure = Failure { error, outcome, state: std::mem::replace(&mut self.state, State::Identify) };
+        if keeps {
+            self.state = State::Keep(Then::Fail(Box::new(failure)));
+            return Ok(None);
+        }
+        self.fail(failure, None)
+    }
+
+    /// Ends the run by an error. If it could not be stored how far it came, its token resumes it
+    /// all the same.
+    fn fail(&mut self, failure: Failure, kept: Option<Kept>) -> Result<Option<Progress>> {
+        if let Some(kept) = kept {
+            self.kept = self.token().filter(|_| kept == Kept::Here);
+        }
+        (self.outcome, self.state) = (failure.outcome, failure.state);
+        self.ended();
+        Err(failure.error)
     }
 
     /// Returns whether an error concerns the rows of one counter, in a run over several. That
@@ -756,12 +902,23 @@ impl Reconciler {
         error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
     }
 
+    /// Returns whether an error says that the current counter has no source, in a run that does not
+    /// name it and has another counter to check.
+    fn is_unchecked(&self, error: &Error) -> bool {
+        let at = if let State::Probe(at) = self.state { at } else { self.at };
+        let others = || self.reports.iter().enumerate().any(|(other, report)| other != at && !report.unchecked);
+        matches!(error, Error::NoSource { .. }) && self.named.get(at) == Some(&false) && others()
+    }
+
     /// Continues after the counter that the current step is about.
     fn leave_out(&mut self, error: &Error, now: Duration) {
         self.answered(now);
         let looked_at = if let State::Probe(at) = self.state { Some(at) } else { None };
         if let Some(report) = self.reports.get_mut(looked_at.unwrap_or(self.at)) {
-            report.failure = Some(error.to_string());
+            match error {
+                Error::NoSource { .. } => report.unchecked = true,
+                _ => report.failure = Some(error.to_string()),
+            }
         }
         match looked_at {
             Some(at) if at + 1 < self.driven_by_rows => self.state = State::Probe(at + 1),
@@ -773,7 +930,7 @@ impl Reconciler {
     /// Compares next, and skips counters whose probe failed.
     fn begin_comparing(&mut self) {
         self.state = State::Compare;
-        while self.reports.get(self.at).is_some_and(|report| report.failure.is_some()) {
+        while self.reports.get(self.at).is_some_and(CounterReport::is_left_out) {
             // It was not compared, so what sums it is not known to be clean either.
             if let Some(unclean) = self.unclean.get_mut(self.at) {
                 *unclean = true;
@@ -786,9 +943,13 @@ impl Reconciler {
         }
     }
 
-    /// Records that a throttle is closed, instead of [`Step::Compare`]: the step comes again after
-    /// a wait, or the run ends as stalled.
-    pub fn throttled(&mut self, reason: String, now: Duration) {
+    /// Continues with the page if no throttle is closed; otherwise asks again after a wait, or ends
+    /// the run as stalled.
+    fn throttled(&mut self, reason: Option<String>, now: Duration) {
+        let Some(reason) = reason else {
+            (self.open, self.throttled_since) = (true, None);
+            return;
+        };
         let since = *self.throttled_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.options.stall_after {
             self.end(Outcome::Stalled(reason));
@@ -834,12 +995,25 @@ impl Reconciler {
             rows: self.rows,
             drift: sum(CounterReport::drift),
             corrected: sum(|report| report.corrected),
+            overlap: self.overlap,
             elapsed: self.started.map_or(Duration::ZERO, |started| now.saturating_sub(started)),
             keys_per_second,
             rows_per_second,
             fraction: estimate.map(|(fraction, _)| fraction),
             eta: estimate.and_then(|(_, eta)| eta),
         }
+    }
+
+    /// Returns the totals and counters that no other run is expected to work on; `None` before the
+    /// totals are known, and for parts, which are meant to run side by side.
+    pub(super) fn claims(&self) -> Option<(u64, &[CounterId])> {
+        let identity = self.identity.filter(|identity| *identity != 0 && self.part.is_none());
+        identity.map(|identity| (identity, self.scope.as_slice()))
+    }
+
+    /// Records that another run is at work.
+    pub(super) fn meet(&mut self, overlap: Overlap) {
+        self.overlap.get_or_insert(overlap);
     }
 
     pub(super) const fn mode(&self) -> Mode {
@@ -860,6 +1034,7 @@ impl Reconciler {
             pages: self.pages,
             rows: self.rows,
             outcome: self.outcome.clone(),
+            overlap: self.overlap,
             token: self.token(),
             run: self.run,
         }
@@ -869,9 +1044,12 @@ impl Reconciler {
     /// complete, or before the totals' identity is known.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
-        let identity = self.identity?;
+        let identity = self.identity.filter(|_| self.only.is_empty())?;
         let unclean = self.unclean.iter().enumerate().filter(|(_, unclean)| **unclean);
-        let failed = self.reports.iter().take(self.at).enumerate().filter(|(_, report)| report.failure.is_some());
+        let done = || self.reports.iter().take(self.at).enumerate();
+        let failed = done().filter(|(_, report)| report.failure.is_some());
+        let unchecked = done().filter(|(_, report)| report.unchecked);
+        let named = self.named.iter().enumerate().filter(|(_, named)| **named);
         (self.at < self.scope.len()).then(|| Token {
             mode: self.mode,
             force: self.options.force,
@@ -883,6 +1061,8 @@ impl Reconciler {
             scope: self.positions(),
             unclean: unclean.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
             failed: failed.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            unchecked: unchecked.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
+            named: named.filter_map(|(at, _)| u16::try_from(at).ok()).collect(),
             at: u16::try_from(self.at).unwrap_or(u16::MAX),
             after: self.after.clone(),
             part: self.part.clone(),
@@ -918,8 +1098,15 @@ impl Reconciler {
 
     fn move_on(&mut self, next: Option<KeyBuf>, now: Duration) {
         self.state = State::Compare;
+        let is_left_out = self.reports.get(self.at).is_some_and(CounterReport::is_left_out);
+        if next.is_none() && self.only.len() > 1 && !is_left_out {
+            self.only.pop();
+            self.go_to_key();
+            self.wait_for_pace(now);
+            return;
+        }
         if next.is_none() {
-            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && report.failure.is_none());
+            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && !report.is_left_out());
             if let Some(report) = whole {
                 let clean = report.is_clean() && !self.dirty;
                 let is_clean = |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
@@ -944,6 +1131,15 @@ impl Reconciler {
         if self.at == self.scope.len() {
             return;
         }
+        self.wait_for_pace(now);
+        if self.mode == Mode::Backfill {
+            // Before the wait, because a run may be stopped while it waits.
+            self.state = State::Keep(Then::GoOn(self.wait.take()));
+        }
+    }
+
+    /// Waits before the next page, as the options say.
+    fn wait_for_pace(&mut self, now: Duration) {
         let duty = u32::from(self.options.duty_percent.clamp(1, 100));
         let rest = self.worked * (100 - duty) / duty;
         self.worked = Duration::ZERO;
@@ -956,16 +1152,17 @@ impl Reconciler {
                 self.wait_until(due, "rows per second");
             }
         }
-        if self.mode == Mode::Backfill {
-            // Before the wait, because a run may be stopped while it waits.
-            self.state = State::Keep(Then::GoOn(self.wait.take()));
-        }
     }
 
     /// Ends a complete run: what was kept of it is no longer needed.
     fn finish(&mut self) {
-        let failed = self.reports.iter().any(|report| report.failure.is_some());
-        let outcome = if failed { Outcome::Incomplete } else { Outcome::Complete };
+        let outcome = if self.reports.iter().any(|report| report.failure.is_some()) {
+            Outcome::Incomplete
+        } else if self.reports.iter().any(|report| report.unchecked) {
+            Outcome::Unchecked
+        } else {
+            Outcome::Complete
+        };
         if self.kept.is_some() && self.part.is_none() {
             self.state = State::Keep(Then::End(outcome));
         } else {
@@ -995,6 +1192,11 @@ impl Reconciler {
 /// Returns a number that no other run has.
 fn new_run() -> u64 {
     RandomState::new().hash_one(())
+}
+
+/// Returns whether a list of a token has this position of the scope.
+fn is_in(list: &[u16], at: usize) -> bool {
+    list.iter().any(|known| usize::from(*known) == at)
 }
 
 /// Returns the drifts that the next repair takes: at least one, and so few that no writer waits

@@ -20,10 +20,13 @@ pub(super) fn share<R: Record + ?Sized>(
     row: &R,
     scratch: &mut Batch,
 ) -> Result<Option<(KeyBuf, i64)>> {
-    scratch.clear();
-    scratch.insert(row);
-    scratch.check_records()?;
-    let mut deltas = scratch.deltas().filter(|(id, ..)| id == counter);
+    tally(row, scratch)?;
+    share_of(counter, scratch)
+}
+
+/// Returns what the only row of a batch adds to one counter, as [`share`] does.
+pub(super) fn share_of(counter: &CounterId, tallied: &Batch) -> Result<Option<(KeyBuf, i64)>> {
+    let mut deltas = tallied.deltas().filter(|(id, ..)| id == counter);
     let Some((_, key, amount)) = deltas.next() else { return Ok(None) };
     if deltas.next().is_some() {
         let reason = "its tally adds to several keys of this counter; let the source give one row for each of them";
@@ -31,6 +34,13 @@ pub(super) fn share<R: Record + ?Sized>(
     }
     let amount = i64::try_from(amount).map_err(|_| Error::overflow(counter, key, "recount"))?;
     Ok(Some((key.clone(), amount)))
+}
+
+/// Puts what a row adds by its `tally` into `scratch`, instead of what was there.
+pub(super) fn tally<R: Record + ?Sized>(row: &R, scratch: &mut Batch) -> Result<()> {
+    scratch.clear();
+    scratch.insert(row);
+    scratch.check_records()
 }
 
 /// Adds the row's key to an error, now that it is known.

@@ -14,9 +14,9 @@ use crate::key::KeyBuf;
 
 /// What a run found and did. Counts cover this run alone, not the runs that it resumed.
 ///
-/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`. A counter has `dangling` if it
-/// has dangling memberships, `unsettled` if some keys were skipped, and `failure` if it could not
-/// be compared.
+/// Serde writes `{"counters": [..], "pages", "complete", "resume"}`, and `overlap` if there was
+/// one. A counter has `dangling` if it has dangling memberships, `unsettled` if some keys were
+/// skipped, `failure` if it could not be compared, and `unchecked` if it has no source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -30,10 +30,36 @@ pub struct Report {
     pub rows: u64,
     /// How the run ended.
     pub outcome: Outcome,
+    /// Whether another run was at work on the same counters, as far as this run could see.
+    pub overlap: Option<Overlap>,
     /// Where to resume; `None` if complete.
     pub token: Option<Token>,
     /// The number of the run, the same in all of its legs.
     pub(super) run: u64,
+}
+
+/// Another run over the same counters. It does no harm, and both do the same work: it says that two
+/// jobs are set up where one was meant.
+///
+/// Not every other run is seen: a run in another process is noticed only if it continues this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overlap {
+    /// When this run began, this process was driving another one over one of its counters, with the
+    /// same totals. Parts and runs over single keys are not meant.
+    InProcess,
+    /// What was [kept](super::Audit::keep) of this run is not what it left: another process went on
+    /// from its token, or the totals are older than the token.
+    TakenOver,
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InProcess => "another run was at work in this process",
+            Self::TakenOver => "another process went on from this token, or the totals are older",
+        })
+    }
 }
 
 /// How a run ended.
@@ -47,6 +73,9 @@ pub enum Outcome {
     /// Nothing is left to do, but not everything was compared: [`failure`](CounterReport::failure)
     /// gives the reason for some counters.
     Incomplete,
+    /// Nothing is left to do, and every counter that has a source was compared; some have none
+    /// ([`unchecked`](CounterReport::unchecked)).
+    Unchecked,
     /// It reached the limit of this name.
     Limit(&'static str),
     /// It was asked to stop.
@@ -66,6 +95,7 @@ impl fmt::Display for Outcome {
             Self::Running => f.write_str("running"),
             Self::Complete => f.write_str("complete"),
             Self::Incomplete => f.write_str("incomplete"),
+            Self::Unchecked => f.write_str("complete for what has a source"),
             Self::Limit(limit) => write!(f, "stopped at the limit of {limit}"),
             Self::Stopped => f.write_str("stopped"),
             Self::Stalled(reason) => write!(f, "stalled: {reason}"),
@@ -79,6 +109,7 @@ impl fmt::Display for Outcome {
 /// base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::struct_excessive_bools)] // each says one thing about the counter, apart from the others
 pub struct CounterReport {
     /// The counter.
     pub counter: CounterId,
@@ -108,6 +139,9 @@ pub struct CounterReport {
     /// Why it was not compared to its end, if its own rows or totals are the reason; other counters
     /// were compared.
     pub failure: Option<String>,
+    /// Whether it was not checked, because the audit has no source for it and the run does not name
+    /// it. Nothing is known of its totals, nor of rollups above it: none of them is clean.
+    pub unchecked: bool,
     /// Whether this run, and not one that it resumed, compared its first key.
     pub begun: bool,
     /// If so: how long before this report.
@@ -158,6 +192,7 @@ impl CounterReport {
             unsettled: 0,
             unsettled_keys: Vec::new(),
             failure: None,
+            unchecked: false,
             begun: false,
             complete: false,
             clean: false,
@@ -197,6 +232,11 @@ impl CounterReport {
     /// Returns the number of keys that differ, of every kind.
     pub const fn drift(&self) -> u64 {
         self.wrong + self.missing + self.orphan
+    }
+
+    /// Returns whether the run passed over it, or over the rest of it.
+    pub(super) const fn is_left_out(&self) -> bool {
+        self.failure.is_some() || self.unchecked
     }
 
     /// Returns whether every key compared so far was right.
@@ -248,12 +288,13 @@ impl fmt::Display for Report {
             (self.sum(|counter| counter.dangling), "dangling membership"),
             (self.sum(|counter| counter.unsettled), "unsettled key"),
             (self.sum(|counter| counter.failure.is_some().into()), "failed counter"),
+            (self.sum(|counter| counter.unchecked.into()), "unchecked counter"),
         ] {
             if keys > 0 {
                 write!(f, "; {}", many(keys, what))?;
             }
         }
-        Ok(())
+        self.overlap.map_or(Ok(()), |overlap| write!(f, "; {overlap}"))
     }
 }
 
@@ -299,6 +340,9 @@ impl fmt::Display for Table<'_> {
             if let Some(failure) = &counter.failure {
                 writeln!(f, "  {name} failed, and was not compared to its end: {failure}")?;
             }
+            if counter.unchecked {
+                writeln!(f, "  {name} was not checked: the audit has no source for it")?;
+            }
             if counter.drift() > counter.samples.len() as u64 && !counter.samples.is_empty() {
                 writeln!(f, "  {name}: {} more", counter.drift() - counter.samples.len() as u64)?;
             }
@@ -314,6 +358,9 @@ impl Serialize for Report {
         report.serialize_field("pages", &self.pages)?;
         report.serialize_field("complete", &self.complete())?;
         report.serialize_field("resume", &self.token)?;
+        if let Some(overlap) = self.overlap {
+            report.serialize_field("overlap", &overlap.to_string())?;
+        }
         report.end()
     }
 }
@@ -336,6 +383,9 @@ impl Serialize for CounterReport {
         }
         if let Some(failure) = &self.failure {
             counter.serialize_field("failure", failure)?;
+        }
+        if self.unchecked {
+            counter.serialize_field("unchecked", &true)?;
         }
         counter.end()
     }

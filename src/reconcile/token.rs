@@ -46,6 +46,11 @@ pub struct Token {
     /// The positions before `at` of counters that were left out because their rows could not be
     /// counted; all of them are unclean.
     pub(super) failed: Vec<u16>,
+    /// The positions before `at` of counters that were not checked because they have no source; all
+    /// of them are unclean.
+    pub(super) unchecked: Vec<u16>,
+    /// The positions of counters that the run names, which must have a source.
+    pub(super) named: Vec<u16>,
     pub(super) after: Option<KeyBuf>,
     pub(super) part: Option<Part>,
     /// Whether drift was found in the counter at `at`, as far as it was compared.
@@ -60,7 +65,7 @@ pub(super) struct Part {
     pub(super) until: Option<KeyBuf>,
 }
 
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 impl Token {
@@ -90,7 +95,7 @@ impl Token {
         bytes.extend(u16::try_from(self.scope.len()).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend(self.scope.iter().flat_map(|at| at.to_be_bytes()));
         bytes.extend(self.run.to_be_bytes());
-        for list in [&self.unclean, &self.failed] {
+        for list in [&self.unclean, &self.failed, &self.unchecked, &self.named] {
             bytes.extend(u16::try_from(list.len()).unwrap_or(u16::MAX).to_be_bytes());
             bytes.extend(list.iter().flat_map(|at| at.to_be_bytes()));
         }
@@ -127,10 +132,11 @@ impl Token {
         let scope_len = u16::from_be_bytes(take(&mut raw)?);
         let scope = positions(&mut raw, scope_len)?;
         let run = u64::from_be_bytes(take(&mut raw)?);
-        let unclean_len = u16::from_be_bytes(take(&mut raw)?);
-        let unclean = positions(&mut raw, unclean_len)?;
-        let failed_len = u16::from_be_bytes(take(&mut raw)?);
-        let failed = positions(&mut raw, failed_len)?;
+        let [unclean, failed, unchecked, named] = [(); 4].map(|()| {
+            let len = u16::from_be_bytes(take(&mut raw)?);
+            positions(&mut raw, len).filter(|list| list.is_sorted_by(|one, next| one < next))
+        });
+        let (unclean, failed, unchecked, named) = (unclean?, failed?, unchecked?, named?);
         let until = if has_until {
             let len = usize::try_from(u32::from_be_bytes(take(&mut raw)?)).ok()?;
             let (until, rest) = raw.split_at_checked(len)?;
@@ -140,11 +146,11 @@ impl Token {
             None
         };
         let has_key = flags & 4 != 0;
-        let unclean_are_done =
-            unclean.is_sorted_by(|one, next| one < next) && unclean.last().is_none_or(|last| *last < at);
-        let failed_are_unclean =
-            failed.is_sorted_by(|one, next| one < next) && failed.iter().all(|at| unclean.binary_search(at).is_ok());
-        if at >= scope_len || !unclean_are_done || !failed_are_unclean || (!has_key && !raw.is_empty()) {
+        let unclean_are_done = unclean.last().is_none_or(|last| *last < at);
+        let left_out_are_unclean = failed.iter().chain(&unchecked).all(|at| unclean.binary_search(at).is_ok());
+        let named_are_in_scope = named.last().is_none_or(|last| *last < scope_len);
+        let are_positions = unclean_are_done && left_out_are_unclean && named_are_in_scope;
+        if at >= scope_len || !are_positions || (!has_key && !raw.is_empty()) {
             return None;
         }
         Some(Self {
@@ -159,6 +165,8 @@ impl Token {
             at,
             unclean,
             failed,
+            unchecked,
+            named,
             after: has_key.then(|| KeyBuf::from_bytes(raw)),
             part: part.then_some(Part { until }),
             dirty: flags & 8 != 0,
@@ -262,6 +270,8 @@ mod tests {
             at: 1,
             unclean: vec![0],
             failed: vec![0],
+            unchecked: vec![0],
+            named: vec![2],
             after: Some(KeyBuf::of::<String>("se\0 1")),
             part: None,
             dirty: true,
@@ -329,8 +339,11 @@ mod tests {
         assert_eq!(sealed(&|raw| raw[1] &= !4), None);
         // A counter that was not clean, and is not done yet.
         assert_eq!(sealed(&|raw| raw[47] = 1), None);
-        // A counter that was left out but is marked clean.
+        // Counters that were left out but are marked clean.
         assert_eq!(sealed(&|raw| raw[51] = 1), None);
+        assert_eq!(sealed(&|raw| raw[55] = 1), None);
+        // A counter that the run names, and that is not in its scope.
+        assert_eq!(sealed(&|raw| raw[59] = 3), None);
     }
 
     #[test]

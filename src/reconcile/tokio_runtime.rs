@@ -1,26 +1,22 @@
 //! The runtime of a run in tokio: its clock, a stop flag, throttles that may query a database, and
 //! ready-made ones.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
-use super::asynchronous::AsyncRuntime;
-use super::driver::WAIT_SLICE;
 use super::progress::Progress;
+use super::runtime::{AsyncRuntime, Surroundings, WAIT_SLICE};
 
 /// The future answer of a throttle: a reason not to compare a page now, if there is one.
 pub type ThrottleAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
 
-type Gate<'a> = Box<dyn FnMut() -> ThrottleAnswer<'a> + Send + 'a>;
-
-type Show<'a> = Box<dyn FnMut(&Progress) + Send + 'a>;
+type Throttle<'a> = Box<dyn FnMut() -> ThrottleAnswer<'a> + Send + 'a>;
 
 /// The runtime for [`run_async`](super::run_async): tokio's clock, with optional stop flag,
 /// throttles and progress callback.
@@ -42,25 +38,27 @@ type Show<'a> = Box<dyn FnMut(&Progress) + Send + 'a>;
 /// # let _ = &mut runtime;
 /// # }
 /// ```
-#[derive(Default)]
-pub struct TokioRuntime<'a> {
-    started: Option<Instant>,
-    stop: Option<&'a AtomicBool>,
-    throttles: Vec<Gate<'a>>,
-    on_progress: Option<Show<'a>>,
+#[derive(Debug)]
+pub struct TokioRuntime<'a>(Surroundings<'a, Throttle<'a>, dyn FnMut(&Progress) + Send + 'a>);
+
+impl Default for TokioRuntime<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl<'a> TokioRuntime<'a> {
     /// Creates a runtime with tokio's clock, no stop flag and no throttle.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    #[allow(clippy::disallowed_methods)] // the runtime is where the clock is
+    pub const fn new() -> Self {
+        Self(Surroundings::new(|| Instant::now().into_std()))
     }
 
     /// As [`SystemRuntime::stop_flag`](super::SystemRuntime::stop_flag).
     #[must_use]
-    pub fn stop_flag(mut self, flag: &'a AtomicBool) -> Self {
-        self.stop = Some(flag);
+    pub const fn stop_flag(mut self, flag: &'a AtomicBool) -> Self {
+        self.0.stop = Some(flag);
         self
     }
 
@@ -73,50 +71,38 @@ impl<'a> TokioRuntime<'a> {
         mut self,
         mut throttle: impl FnMut() -> F + Send + 'a,
     ) -> Self {
-        self.throttles.push(Box::new(move || Box::pin(throttle())));
+        self.0.throttles.push(Box::new(move || Box::pin(throttle())));
         self
     }
 
     /// As [`SystemRuntime::on_progress`](super::SystemRuntime::on_progress).
     #[must_use]
     pub fn on_progress(mut self, show: impl FnMut(&Progress) + Send + 'a) -> Self {
-        self.on_progress = Some(Box::new(show));
+        self.0.on_progress = Some(Box::new(show));
         self
     }
 }
 
-impl fmt::Debug for TokioRuntime<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokioRuntime")
-            .field("stop", &self.stop)
-            .field("throttles", &self.throttles.len())
-            .finish_non_exhaustive()
-    }
-}
-
 impl AsyncRuntime for TokioRuntime<'_> {
-    #[allow(clippy::disallowed_methods)] // the driver is where the clock is
     fn now(&mut self) -> Duration {
-        self.started.get_or_insert_with(Instant::now).elapsed()
+        self.0.now()
     }
 
     async fn wait(&mut self, time: Duration, _: &str) {
         let until = self.now() + time;
-        let mut left = time;
-        // At least one slice, also when stopped: the work in progress may still have to wait for
-        // its retry.
-        while !left.is_zero() {
-            sleep(left.min(WAIT_SLICE)).await;
-            left = if self.stopped() { Duration::ZERO } else { until.saturating_sub(self.now()) };
+        let mut slice = Some(time.min(WAIT_SLICE));
+        while let Some(time) = slice {
+            sleep(time).await;
+            slice = self.0.slice(until);
         }
     }
 
     fn stopped(&mut self) -> bool {
-        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+        self.0.stopped()
     }
 
     async fn throttle(&mut self) -> Option<String> {
-        for throttle in &mut self.throttles {
+        for throttle in &mut self.0.throttles {
             if let Some(reason) = throttle().await {
                 return Some(reason);
             }
@@ -125,9 +111,7 @@ impl AsyncRuntime for TokioRuntime<'_> {
     }
 
     fn progress(&mut self, progress: &Progress) {
-        if let Some(show) = &mut self.on_progress {
-            show(progress);
-        }
+        self.0.progress(progress);
     }
 }
 
@@ -193,6 +177,8 @@ async fn over(client: &Client, text: &str, most: u64, reason: impl Fn(u64) -> St
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

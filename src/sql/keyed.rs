@@ -42,12 +42,6 @@ pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &CounterId, keys: &'a [Key
     Ok(rows)
 }
 
-/// Keys as PostgreSQL parameters, an array for each column.
-#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
-pub(crate) fn key_arrays<'a>(counter: &CounterId, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
-    Ok(Value::columns(key_rows(Dialect::Postgres, counter, keys)?, key_columns(counter.parts()).len()))
-}
-
 /// Reads these keys: the key's columns and another column, in any order.
 pub(crate) fn read_keys<'a>(
     dialect: Dialect,

@@ -16,6 +16,7 @@ pub struct Query<'a> {
     width: usize,
     exact: bool,
     single: bool,
+    bounded: bool,
 }
 
 impl<'a> Query<'a> {
@@ -23,14 +24,14 @@ impl<'a> Query<'a> {
     #[must_use]
     pub fn new(text: impl Into<String>, values: Vec<Value<'a>>) -> Self {
         let width = values.len();
-        Self { text: text.into(), values, width, exact: false, single: false }
+        Self { text: text.into(), values, width, exact: false, single: false, bounded: false }
     }
 
     /// A query that is executed once for each `width` values; not at all if there are no values.
     #[must_use]
     pub fn of_rows(text: impl Into<String>, values: Vec<Value<'a>>, width: usize) -> Self {
         debug_assert!(width > 0 && values.len().is_multiple_of(width));
-        Self { text: text.into(), values, width, exact: false, single: false }
+        Self { text: text.into(), values, width, exact: false, single: false, bounded: false }
     }
 
     /// Requires each execution to write as many rows as it has parameters for: one, or as many as
@@ -45,6 +46,13 @@ impl<'a> Query<'a> {
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) const fn single(mut self) -> Self {
         self.single = true;
+        self
+    }
+
+    /// Says that the rows of an answer are few, so that a scan may read them all at once.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) const fn bounded(mut self) -> Self {
+        self.bounded = true;
         self
     }
 
@@ -66,5 +74,11 @@ impl<'a> Query<'a> {
     #[must_use]
     pub const fn is_single(&self) -> bool {
         self.single
+    }
+
+    /// Whether a scan may read all rows of an answer at once, because the query itself limits them.
+    #[must_use]
+    pub const fn is_bounded(&self) -> bool {
+        self.bounded
     }
 }

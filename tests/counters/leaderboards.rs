@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::support::random::Random;
 use crate::support::world::{Trace, run_whole};
 use crate::support::{standings, test_of};
-use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
+use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::{
     AsKey, Batch, Counter, CounterSpec, Decayed, Error, HalfLife, Key, Leaderboard, LeaderboardId, MemoryLeaderboard,
     MemoryStore, Ranked, Record, Schema, Score, SqliteStore, Store, Tally,
@@ -663,15 +663,15 @@ fn tunes() -> Connection {
 
 fn repair(conn: &Connection, page: usize) -> u64 {
     let mut audit = SqliteAudit::new(conn, &MIXED).unwrap();
-    let columns = "id, up, down, epoch";
-    audit.add(TUNE_UP, Source::table("tunes", ["id"]).amount("up").rows(columns, read_tune)).unwrap();
-    audit.add(TUNE_DOWN, Source::table("tunes", ["id"]).amount("down").rows(columns, read_tune)).unwrap();
-    let trend = Source::table("tunes", ["name", "epoch"]).amount("up - down");
-    audit.add(TREND, trend.rows(columns, read_tune)).unwrap();
-    for counter in [LISTED, UP, DOWN] {
-        let none = Source::query("SELECT 0 AS a, '' AS b WHERE 0", ["a", "b"]);
-        audit.add(counter, none.rows("a, b", |_| -> rusqlite::Result<Song> { Ok(Song) })).unwrap();
-    }
+    let tunes = SqliteRows::of("tunes", |row| Ok(read_tune(row)?))
+        .columns("id, up, down, epoch")
+        .key(TUNE_UP, Columns::of(["id"]).sum("up"))
+        .key(TUNE_DOWN, Columns::of(["id"]).sum("down"))
+        .key(TREND, Columns::of(["name", "epoch"]).sum("up - down"));
+    audit.add(tunes).unwrap();
+    let none = SqliteRows::query("SELECT 0 AS a, '' AS b WHERE 0", |_| Ok(Song));
+    let columns = || Columns::of(["a", "b"]).count();
+    audit.add(none.key(LISTED, columns()).key(UP, columns()).key(DOWN, columns())).unwrap();
     let report = run_whole(Mode::Repair, &MIXED, Options::default().page(page), &mut audit).unwrap();
     report.counters.iter().map(|counter| counter.corrected).sum()
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 
 use crate::support::world::run_whole;
-use keepcount::reconcile::{MemoryAudit, Mode, Options, Report, Source, SqliteAudit};
+use keepcount::reconcile::{Columns, MemoryAudit, Mode, Options, Report, SqliteAudit, SqliteRows};
 use keepcount::{
     Batch, Counter, Error, KeyBuf, KeyRange, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery, Schema,
     Snapshot, SqliteStore, Store, Sweep, Swept, Tally,
@@ -276,18 +276,16 @@ impl Subject for Sqlite {
     }
 
     fn reconcile(&mut self, mode: Mode, options: Options, other: bool) -> Report {
-        let read_vote =
-            |row: &rusqlite::Row<'_>| Ok(Row::Vote { setlist: row.get(0)?, day: row.get(1)?, amount: row.get(2)? });
-        let votes = |source: Source| {
-            let typed = source.amount("amount").rows("setlist, day, amount", read_vote);
-            if other { typed.by_tally() } else { typed }
-        };
+        let amounts = |columns: Columns| if other { columns } else { columns.sum("amount") };
+        let votes = SqliteRows::of("votes", |row| {
+            Ok(Row::Vote { setlist: row.get("setlist")?, day: row.get("day")?, amount: row.get("amount")? })
+        });
+        let setlists =
+            SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get("id")?, show: row.get("show")? }));
         let mut audit = SqliteAudit::new(&self.conn, &SCHEMA).unwrap();
-        audit.add(SETLIST_VOTES, votes(Source::table("votes", ["setlist"]))).unwrap();
-        audit.add(SETLIST_DAYS, votes(Source::table("votes", ["setlist", "day"]))).unwrap();
-        let setlists = Source::table("setlists", ["id", "show"]);
-        let read = |row: &rusqlite::Row<'_>| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? });
-        audit.add(SETLIST_SHOW, setlists.rows("id, show", read)).unwrap();
+        let votes = votes.key(SETLIST_VOTES, amounts(Columns::of(["setlist"])));
+        audit.add(votes.key(SETLIST_DAYS, amounts(Columns::of(["setlist", "day"])))).unwrap();
+        audit.add(setlists.key(SETLIST_SHOW, Columns::of(["id", "show"]).count())).unwrap();
         run_whole(mode, &SCHEMA, options, &mut audit).unwrap()
     }
 

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
-    Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, Step, SystemRuntime, merge, run,
+    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe,
+    ProbeResult, Reconciler, Recount, RepairRequest, Repaired, Report, Request, Runtime, SqliteAudit, SqliteRows, Step,
+    SystemRuntime, merge, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store, Tally,
@@ -82,14 +83,14 @@ fn scoped<K: keepcount::Key>(mode: Mode, counter: Counter<K>, options: Options) 
 fn repair_in<K: keepcount::Key>(
     conn: &Connection,
     counter: Counter<K>,
-    source: Source,
+    columns: Columns,
     by_tally: bool,
 ) -> Result<Report> {
     let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
-    let read =
-        |row: &rusqlite::Row<'_>| Ok(Vote { show: row.get::<_, Option<i64>>(0)?.unwrap_or(0), amount: row.get(1)? });
-    let source = source.rows("show_id, amount", read);
-    audit.add(counter, if by_tally { source.by_tally() } else { source })?;
+    let votes = SqliteRows::of("votes", |row| {
+        Ok(Vote { show: row.get::<_, Option<i64>>(0)?.unwrap_or(0), amount: row.get(1)? })
+    });
+    audit.add(votes.key(counter, if by_tally { columns.by_tally() } else { columns }))?;
     run(&mut scoped(Mode::Repair, counter, Options::default()), &mut audit, &mut Virtual::default())
 }
 
@@ -100,11 +101,11 @@ fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
     for by_tally in [false, true] {
         let conn = database();
         conn.execute_batch("INSERT INTO votes VALUES (1, 1), (2, 1)").unwrap();
-        let report = repair_in(&conn, ALL, Source::table("votes", []), by_tally).unwrap();
+        let report = repair_in(&conn, ALL, Columns::of([]).count(), by_tally).unwrap();
         assert_eq!((report.counters[0].missing, report.counters[0].corrected), (1, 1));
         assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(ALL, ()).unwrap(), 2);
         conn.execute_batch("DELETE FROM votes").unwrap();
-        let report = repair_in(&conn, ALL, Source::table("votes", []), by_tally).unwrap();
+        let report = repair_in(&conn, ALL, Columns::of([]).count(), by_tally).unwrap();
         assert_eq!((report.counters[0].orphan, report.counters[0].corrected), (1, 1));
     }
 }
@@ -142,8 +143,7 @@ fn rows_without_a_key_that_count_are_refused_by_tally_too() {
         let mut batch = Batch::new();
         batch.insert(&[vote(0), vote(0), vote(3)][..]);
         SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
-        let error =
-            repair_in(&conn, VOTES, Source::table("votes", ["show_id"]).amount("amount"), by_tally).unwrap_err();
+        let error = repair_in(&conn, VOTES, Columns::of(["show_id"]).sum("amount"), by_tally).unwrap_err();
         assert!(matches!(error, Error::DefinitionMismatch { counter: "show.votes", .. }), "{error}");
         assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(VOTES, 0).unwrap(), 2);
     }
@@ -165,7 +165,8 @@ fn a_measure_takes_no_lock_whatever_the_connection_s_default() {
     let writer = Connection::open(&file).unwrap();
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-    audit.add(VOTES, Source::table("votes", ["show_id"]).rows("show_id", |row| Ok(vote(row.get(0)?)))).unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(vote(row.get(0)?)));
+    audit.add(votes.key(VOTES, Columns::of(["show_id"]).count())).unwrap();
     let report =
         run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut Virtual::default()).unwrap();
     assert!(report.complete());
@@ -189,11 +190,13 @@ fn a_run_that_is_at_its_limit_does_not_wait_first() {
 fn a_run_measures_a_page_at_least() {
     let options = Options::default().max_time(Duration::from_secs(10));
     let mut repair = scoped(Mode::Repair, VOTES, options);
-    assert_eq!(repair.next(Duration::ZERO), Step::Identify);
-    repair.identified(0).unwrap();
-    assert!(matches!(repair.next(Duration::ZERO), Step::Probe(_)));
-    repair.probed(ProbeResult { empty: false, totals: 0 }, Duration::from_secs(11)).unwrap();
-    assert!(matches!(repair.next(Duration::from_secs(11)), Step::Compare(_)));
+    assert_eq!(repair.next(Duration::ZERO), Step::Ask(Request::Identify));
+    repair.handle(Answer::Identified(0), Duration::ZERO).unwrap();
+    assert!(matches!(repair.next(Duration::ZERO), Step::Ask(Request::Probe(_))));
+    repair.handle(Answer::Probed(ProbeResult { empty: false, totals: 0 }), Duration::from_secs(11)).unwrap();
+    assert_eq!(repair.next(Duration::from_secs(11)), Step::Throttle);
+    repair.handle(Answer::Throttled(None), Duration::from_secs(11)).unwrap();
+    assert!(matches!(repair.next(Duration::from_secs(11)), Step::Ask(Request::Compare(_))));
     assert!(Reconciler::new(Mode::Verify, &SCHEMA, Options::default().max_rows(0)).is_err());
 }
 
@@ -276,10 +279,8 @@ fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
     let conn = database();
     conn.execute_batch("INSERT INTO votes VALUES (1, 0), (2, 0), (3, 0), (4, 9223372036854775807), (4, 1)").unwrap();
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-    let source = Source::table("votes", ["show_id"]).amount("amount").filter("amount <> 0");
-    audit
-        .add(VOTES, source.rows("show_id, amount", |row| Ok(Vote { show: row.get(0)?, amount: row.get(1)? })))
-        .unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(Vote { show: row.get(0)?, amount: row.get(1)? }));
+    audit.add(votes.key(VOTES, Columns::of(["show_id"]).sum("amount").filter("amount <> 0"))).unwrap();
     let mut verify = scoped(Mode::Verify, VOTES, Options::default().page(1));
     let error = run(&mut verify, &mut audit, &mut Virtual::default()).unwrap_err();
     assert_eq!(error.to_string(), "counter show.votes, key 4: the recount leaves 64 bits");
@@ -288,14 +289,31 @@ fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
 /// An audit of somebody else's that did not get on made the run endless.
 #[test]
 fn a_page_that_ends_where_it_began_is_an_error() {
+    /// Every page ends at the same key.
+    struct Stuck;
+
+    impl Audit for Stuck {
+        fn identity(&mut self) -> Result<u64> {
+            Ok(0)
+        }
+
+        fn probe(&mut self, _: &Probe) -> Result<ProbeResult> {
+            unreachable!("a verify does not probe")
+        }
+
+        fn compare(&mut self, _: &PageRequest) -> Result<PageDiff> {
+            Ok(PageDiff { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..PageDiff::default() })
+        }
+
+        fn repair(&mut self, _: &RepairRequest) -> Result<Repaired> {
+            unreachable!("a verify does not repair")
+        }
+    }
+
     let mut verify = scoped(Mode::Verify, VOTES, Options::default());
-    let _ = verify.next(Duration::ZERO);
-    verify.identified(0).unwrap();
-    let page = || PageDiff { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..PageDiff::default() };
-    let _ = verify.next(Duration::ZERO);
-    verify.compared(page(), Duration::ZERO).unwrap();
-    let _ = verify.next(Duration::ZERO);
-    assert!(matches!(verify.compared(page(), Duration::ZERO), Err(Error::Source { .. })));
+    let stuck = run(&mut verify, &mut Stuck, &mut Virtual::default());
+    assert!(matches!(stuck, Err(Error::Source { .. })));
+    assert_eq!(verify.report().pages, 1);
 }
 
 /// Batches merged with themselves left 128 bits: a panic, or a wrong sum.
@@ -325,7 +343,7 @@ fn every_row_of_the_keys_to_be_repaired_is_held_against_its_tally() {
         )
         .unwrap();
         conn.execute_batch("INSERT INTO show_votes SELECT show_id, sum(amount) FROM votes GROUP BY show_id").unwrap();
-        let error = repair_in(&conn, VOTES, Source::table("votes", ["show_id"]), false).unwrap_err();
+        let error = repair_in(&conn, VOTES, Columns::of(["show_id"]).count(), false).unwrap_err();
         assert!(matches!(&error, Error::DefinitionMismatch { key, .. } if key == "5"), "{error}");
         assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(VOTES, 5).unwrap(), 999);
     }
@@ -341,8 +359,8 @@ fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
         conn.execute_batch(&format!("INSERT INTO votes VALUES (1, 1), (2, 3), (2, {amount})")).unwrap();
         SqliteStore::new(&conn, &SCHEMA).create().unwrap();
         let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-        let source = Source::table("votes", ["show_id"]).amount("amount");
-        audit.add(VOTES, source.rows("show_id", |row| Ok(vote(row.get(0)?)))).unwrap();
+        let votes = SqliteRows::of("votes", |row| Ok(vote(row.get(0)?)));
+        audit.add(votes.key(VOTES, Columns::of(["show_id"]).sum("amount"))).unwrap();
         let mut verify = scoped(Mode::Verify, VOTES, Options::default());
         let error = run(&mut verify, &mut audit, &mut Virtual::default()).unwrap_err();
         assert_eq!(error.to_string(), "source of counter show.votes, key 2: 1 of its amounts are not integers");

@@ -6,7 +6,8 @@ use std::panic::catch_unwind;
 use crate::support::random::Random;
 use crate::support::world::{run_whole, through_text};
 use keepcount::reconcile::{
-    CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run,
+    Columns, CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows,
+    SystemRuntime, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, CounterSpec, Error, Leaderboard, LeaderboardId, MemoryStore, Record, Recovery,
@@ -320,20 +321,19 @@ fn catalogue_tables_and_statements_have_the_full_names() {
 // Reports.
 
 fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
-    let vote = |row: &rusqlite::Row<'_>| {
+    let votes = SqliteRows::of("votes", |row| {
         Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)?, spam: row.get(2)?, day: row.get(3)? })
-    };
-    let all = "setlist, weight, spam, day";
-    let votes = || Source::table("votes", ["setlist"]);
-    let days = || Source::table("votes", ["setlist", "day"]);
-    let setlists = Source::table("setlists", ["id", "show"]);
+    });
+    let setlists = SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
+    let votes = votes
+        .columns("setlist, weight, spam, day")
+        .key(VOTES, Columns::of(["setlist"]).count())
+        .key(VOTES_2, Columns::of(["setlist"]).sum("weight").filter("NOT spam"))
+        .key(DAYS, Columns::of(["setlist", "day"]).count())
+        .key(DAYS_2, Columns::of(["setlist", "day"]).sum("weight").filter("NOT spam"));
     let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
-    audit.add(VOTES, votes().rows(all, vote)).unwrap();
-    audit.add(VOTES_2, votes().amount("weight").filter("NOT spam").rows(all, vote)).unwrap();
-    audit.add(DAYS, days().rows(all, vote)).unwrap();
-    audit.add(DAYS_2, days().amount("weight").filter("NOT spam").rows(all, vote)).unwrap();
-    let setlist = |row: &rusqlite::Row<'_>| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? });
-    audit.add(MEMBERSHIP, setlists.rows("id, show", setlist)).unwrap();
+    audit.add(votes).unwrap();
+    audit.add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
     audit
 }
 

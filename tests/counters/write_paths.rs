@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, run_whole};
 use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
-use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
+use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
     Applied, Batch, Counter, CounterId, Date, Error, HalfLife, Key, MemoryStore, Record, Recovery, RollupUpdate,
@@ -1153,11 +1153,10 @@ fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
     assert_eq!(all(&conn).0, [(1, -25), (2, -2), (3, -4)]);
 
     let mut audit = SqliteAudit::new(&conn, &THREE).unwrap();
-    let read = |row: &Row<'_>| Ok(Payment(row.get(0)?, row.get(1)?));
-    let source = Source::table("payments", ["account"]).amount("cents");
-    audit.add(FIRST, source.rows("account, cents", read)).unwrap();
-    audit.add(MIDDLE, Source::query("SELECT 1 AS a, '' AS b WHERE 0", ["a", "b"]).rows("a", |_| Ok(Nothing))).unwrap();
-    audit.add(LAST, Source::query("SELECT 1 AS a WHERE 0", ["a"]).rows("a", |_| Ok(Nothing))).unwrap();
+    let payments = SqliteRows::of("payments", |row| Ok(Payment(row.get(0)?, row.get(1)?)));
+    audit.add(payments.key(FIRST, Columns::of(["account"]).sum("cents"))).unwrap();
+    let none = SqliteRows::query("SELECT 1 AS a, '' AS b WHERE 0", |_| Ok(Nothing));
+    audit.add(none.key(MIDDLE, Columns::of(["a", "b"]).count()).key(LAST, Columns::of(["a"]).count())).unwrap();
     let report = run_whole(Mode::Verify, &THREE, Options::default(), &mut audit).unwrap();
     let first = &report.counters[0];
     assert_eq!((first.keys, first.wrong, first.missing, first.orphan), (3, 1, 0, 1), "{}", report.table());

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Audit, Freshness, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Progress,
-    Reconciler, Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, SystemRuntime, Token, merge,
-    run,
+    Audit, Columns, Freshness, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
+    Progress, Reconciler, Recount, RepairRequest, Repaired, Report, Runtime, SqliteAudit, SqliteRows, SystemRuntime,
+    Token, merge, run,
 };
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
@@ -25,7 +25,7 @@ use keepcount::{
     Schema, SqliteStore, Store, StreamRange, Tally, observe,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use rusqlite::{Connection, Row};
+use rusqlite::Connection;
 use support::world::{Clock, World, run_whole, through_text};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -272,14 +272,16 @@ fn insert(conn: &Connection, votes: &[Vote]) -> Result<()> {
     SqliteStore::new(conn, &SCHEMA).apply(&mut batch).map(drop)
 }
 
-fn read_vote(row: &Row<'_>) -> rusqlite::Result<Vote> {
-    Ok(Vote { user: row.get(0)?, show: row.get(1)? })
+/// Votes, with how they count for users.
+fn votes(of_users: Columns) -> SqliteRows<'static> {
+    SqliteRows::of("votes", |row| Ok(Vote { user: row.get("user")?, show: row.get("show")? }))
+        .key(USER_VOTES, of_users)
+        .key(SHOW_VOTES, Columns::of(["show"]).count())
 }
 
 fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
     let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
-    audit.add(USER_VOTES, Source::table("votes", ["user"]).rows("user, show", read_vote)).unwrap();
-    audit.add(SHOW_VOTES, Source::table("votes", ["show"]).rows("user, show", read_vote)).unwrap();
+    audit.add(votes(Columns::of(["user"]).count())).unwrap();
     audit
 }
 
@@ -547,9 +549,7 @@ fn errors_are_told_by_kind_without_the_key_that_they_name() {
     let ((), metrics, events) = watched(|| {
         // A source that counts another amount than the record does.
         let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-        let mismatched = Source::table("votes", ["user"]).amount("2").rows("user, show", read_vote);
-        audit.add(USER_VOTES, mismatched).unwrap();
-        audit.add(SHOW_VOTES, Source::table("votes", ["show"]).rows("user, show", read_vote)).unwrap();
+        audit.add(votes(Columns::of(["user"]).sum("2"))).unwrap();
         let error = run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut audit).unwrap_err();
         assert!(matches!(error, Error::DefinitionMismatch { .. }));
         assert!(error.to_string().contains(SECRET), "the caller is told: {error}");

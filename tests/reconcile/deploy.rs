@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use keepcount::reconcile::{Mode, Options, Reconciler, Source, SqliteAudit, SystemRuntime, Token, run};
+use keepcount::reconcile::{Columns, Mode, Options, Reconciler, SqliteAudit, SqliteRows, SystemRuntime, Token, run};
 use keepcount::{Batch, Counter, Error, Leaderboard, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 
@@ -163,9 +163,10 @@ fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &
 
 fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
-    let votes = Source::table("votes", ["setlist"]).amount("weight").filter("NOT spam");
-    audit.add(VOTES_2, votes.rows("setlist, weight, spam", vote::<2>)).unwrap();
-    audit.add(MEMBERSHIP, Source::table("setlists", ["id", "show"]).rows("id, show", setlist::<2>)).unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(vote::<2>(row)?)).columns("setlist, weight, spam");
+    audit.add(votes.key(VOTES_2, Columns::of(["setlist"]).sum("weight").filter("NOT spam"))).unwrap();
+    let setlists = SqliteRows::of("setlists", |row| Ok(setlist::<2>(row)?)).columns("id, show");
+    audit.add(setlists.key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
     audit
 }
 

@@ -257,7 +257,7 @@ fn stop_ends_a_reconciler_between_two_pages() {
     while diff.recv_timeout(LONGEST).unwrap() < 3 {}
     job.stop();
     let report = reported.recv_timeout(LONGEST).unwrap();
-    assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 3));
+    assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 2));
     assert!(report.token.is_some());
     assert_eq!(job.join().failures, 0);
 }

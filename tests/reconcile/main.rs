@@ -4,12 +4,17 @@
 
 mod deploy;
 mod job;
+mod keys;
 mod machine;
 mod model;
 mod orphans;
+mod overlap;
 mod pending_writes;
 mod readiness;
+mod rows;
 mod sources;
 mod sqlite;
 #[path = "../support/mod.rs"]
 mod support;
+mod unchecked;
+mod usual;

@@ -6,7 +6,7 @@ use std::ops::Bound;
 
 use crate::support::world::{World, through_text};
 use keepcount::reconcile::{
-    Audit, CounterReport, MemoryAudit, Mode, Options, Reconciler, Report, Sample, Source, SqliteAudit, run,
+    Audit, Columns, CounterReport, MemoryAudit, Mode, Options, Reconciler, Report, Sample, SqliteAudit, SqliteRows, run,
 };
 use keepcount::{Batch, Counter, CounterId, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
 use proptest::collection::vec;
@@ -461,20 +461,19 @@ impl Subject for Sqlite {
 
     fn reconcile(&mut self, reconciler: &mut Reconciler, other: bool) -> Report {
         let mut audit = SqliteAudit::new(&self.0, &SCHEMA).unwrap();
-        let sale = |source: Source| {
-            let typed = source.rows(SALE, read_sale);
-            if other { typed.by_tally() } else { typed }
-        };
-        let tag = |source: Source| {
-            let typed = source.rows(TAG, read_tag);
-            if other { typed.by_tally() } else { typed }
-        };
-        audit.add(ALL_SALES, sale(Source::table("sales", []))).unwrap();
-        audit.add(SHOP_DAYS, sale(Source::table("sales", ["shop", "day"]).amount("amount"))).unwrap();
-        audit.add(SHOP_SALES, sale(Source::table("sales", ["shop"]).filter("open"))).unwrap();
-        audit.add(SHOP_SUM, sale(Source::table("sales", ["shop"]).filter("open").amount("amount"))).unwrap();
-        audit.add(TAG_USES, tag(Source::table("tags", ["name"]))).unwrap();
-        audit.add(TAG_YEARS, tag(Source::table("tags", ["name", "year"]).amount("weight"))).unwrap();
+        let counted = |columns: Columns| if other { columns.by_tally() } else { columns };
+        let sales = SqliteRows::of("sales", |row| Ok(read_sale(row)?))
+            .columns(SALE)
+            .key(ALL_SALES, counted(Columns::of([]).count()))
+            .key(SHOP_DAYS, counted(Columns::of(["shop", "day"]).sum("amount")))
+            .key(SHOP_SALES, counted(Columns::of(["shop"]).count().filter("open")))
+            .key(SHOP_SUM, counted(Columns::of(["shop"]).sum("amount").filter("open")));
+        let tags = SqliteRows::of("tags", |row| Ok(read_tag(row)?))
+            .columns(TAG)
+            .key(TAG_USES, counted(Columns::of(["name"]).count()))
+            .key(TAG_YEARS, counted(Columns::of(["name", "year"]).sum("weight")));
+        audit.add(sales).unwrap();
+        audit.add(tags).unwrap();
         go(reconciler, &mut audit)
     }
 }

@@ -2,7 +2,7 @@
 //! which an older one may start or not.
 
 use crate::support::world::run_whole;
-use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
+use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::{
     Batch, Counter, Error, Leaderboard, LeaderboardId, Record, Recovery, Schema, SqliteStore, Store, Tally,
 };
@@ -202,10 +202,11 @@ fn votes(conn: &Connection) {
 
 fn backfill(conn: &Connection, schema: &Schema) {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
-    let source = |columns| Source::table("votes", columns);
-    audit.add(VOTES, source(["setlist"]).rows("setlist", |row| Ok(Vote(row.get(0)?)))).unwrap();
-    let memberships = Source::table("votes", ["setlist", "show"]).rows("setlist", |row| Ok(Vote(row.get(0)?)));
-    audit.add(MEMBERSHIP, memberships).unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(Vote(row.get(0)?)))
+        .columns("setlist")
+        .key(VOTES, Columns::of(["setlist"]).count())
+        .key(MEMBERSHIP, Columns::of(["setlist", "show"]).count());
+    audit.add(votes).unwrap();
     assert!(run_whole(Mode::Backfill, schema, Options::default(), &mut audit).unwrap().complete());
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::support::world::{Trace, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Audit, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
-    Ready, Reconciler, RepairRequest, Repaired, Source, SqliteAudit, Step, SystemRuntime, Token, run,
+    Answer, Audit, Columns, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe,
+    ProbeResult, Ready, Reconciler, RepairRequest, Repaired, Request, SqliteAudit, SqliteRows, Step, SystemRuntime,
+    Token, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, Key, KeyBuf, KeyRange, Leaderboard, MemoryStore, Record, Recovery, Result,
@@ -91,13 +92,11 @@ fn write(conn: &Connection, schema: &Schema, row: &Row) {
 
 fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
-    let votes = Source::table("votes", ["setlist"]).amount("weight");
-    let votes = votes.rows("setlist, weight", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
-    audit.add(VOTES, votes).unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
+    audit.add(votes.columns("setlist, weight").key(VOTES, Columns::of(["setlist"]).sum("weight"))).unwrap();
     if schema.position(&MEMBERSHIP.id()).is_ok() {
-        let setlists = Source::table("setlists", ["id", "show"]);
-        let setlists = setlists.rows("id, show", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
-        audit.add(MEMBERSHIP, setlists).unwrap();
+        let setlists = SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
+        audit.add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
     }
     audit
 }
@@ -479,20 +478,19 @@ fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
     let mut killed = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(5)).unwrap();
     let mut sources = audit(&conn, &SUMS);
     let counter = loop {
-        match killed.next(zero) {
-            Step::Identify => killed.identified(sources.identity().unwrap()).unwrap(),
-            Step::Probe(probe) => killed.probed(sources.probe(&probe).unwrap(), zero).unwrap(),
-            Step::Compare(ask) => killed.compared(sources.compare(&ask).unwrap(), zero).unwrap(),
-            Step::Repair(repair) => killed.repaired(&sources.repair(&repair).unwrap(), zero),
-            Step::Keep(keep) => killed.kept(sources.keep(&keep).unwrap(), zero),
-            Step::Ready(ready) => break ready.counter,
+        let answer = match killed.next(zero) {
+            Step::Ask(Request::Ready(ready)) => break ready.counter,
+            Step::Ask(request) => sources.answer(&request),
+            Step::Throttle => Answer::Throttled(None),
             step => panic!("{step:?}"),
-        }
+        };
+        killed.handle(answer, zero).unwrap();
     };
     assert_eq!(counter, MEMBERSHIP.id());
     // Who stops it now, or is at a limit, gets the step all the same: it is the end of the page.
     killed.stop();
-    assert!(matches!(killed.next(zero), Step::Ready(Ready { counter, .. }) if counter == MEMBERSHIP.id()));
+    let next = killed.next(zero);
+    assert!(matches!(next, Step::Ask(Request::Ready(Ready { counter, .. })) if counter == MEMBERSHIP.id()));
     assert!(!killed.report().counters[0].complete, "not before it is ready");
     let token = through_text(&killed.token().unwrap());
     drop(killed);

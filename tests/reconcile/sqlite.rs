@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
 use keepcount::reconcile::{
-    Audit, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest,
-    Repaired, Report, Runtime, Source, SqliteAudit, Step, run,
+    Answer, Audit, Columns, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
+    RepairRequest, Repaired, Report, Request, Runtime, SqliteAudit, SqliteRows, Step, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
@@ -96,10 +96,14 @@ fn file(journal: &str) -> (tempfile::TempDir, Connection, Connection) {
     (dir, conn, other)
 }
 
+fn source() -> SqliteRows<'static> {
+    let votes = SqliteRows::of("votes", |row| Ok(read_vote(row)?)).columns("show, stars");
+    votes.key(VOTES, Columns::of(["show"]).sum("stars"))
+}
+
 fn audit(conn: &Connection) -> SqliteAudit<'_> {
     let mut audit = SqliteAudit::new(conn, &ONE).unwrap();
-    let source = Source::table("votes", ["show"]).amount("stars");
-    audit.add(VOTES, source.rows("show, stars", read_vote)).unwrap();
+    audit.add(source()).unwrap();
     audit
 }
 
@@ -324,8 +328,9 @@ fn a_counter_of_one_total_is_repaired_like_any_other() {
                     conn.execute("INSERT INTO all_stars VALUES (0, ?1)", [stored]).unwrap();
                 }
                 let mut audit = SqliteAudit::new(&conn, &UNITS).unwrap();
-                let typed = Source::table("votes", []).amount("stars").rows("stars", |row| Ok(Star(row.get(0)?)));
-                audit.add(UNIT, if tally { typed.by_tally() } else { typed }).unwrap();
+                let columns = if tally { Columns::of([]) } else { Columns::of([]).sum("stars") };
+                let votes = SqliteRows::of("votes", |row| Ok(Star(row.get(0)?))).columns("stars");
+                audit.add(votes.key(UNIT, columns)).unwrap();
                 let corrected = u64::from(total != stored.unwrap_or(0));
                 // It came new to the database, so it is read after a backfill.
                 for (mode, repaired) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
@@ -526,7 +531,7 @@ fn rows_in_an_attached_file_that_is_only_read_are_refused_in_wal_mode() {
         let rows = format!("file:{}?mode=ro", dir.path().join("rows.db").display());
         conn.execute("ATTACH ?1 AS rows", [rows]).unwrap();
         let mut audit = SqliteAudit::new(&conn, &ONE).unwrap();
-        let added = audit.add(VOTES, Source::table("votes", ["show"]).amount("stars").rows("show, stars", read_vote));
+        let added = audit.add(source());
         if refused {
             let error = added.unwrap_err();
             assert!(matches!(error, Error::Source { counter: "a.votes", .. }), "{error:?}");
@@ -611,21 +616,21 @@ fn a_repair_believes_no_measure() {
     let mut audit = audit(&conn);
     let zero = Duration::ZERO;
     loop {
-        match liar.next(zero) {
-            Step::Identify => liar.identified(0).unwrap(),
-            Step::Probe(probe) => liar.probed(audit.probe(&probe).unwrap(), zero).unwrap(),
-            Step::Compare(_) => {
+        let answer = match liar.next(zero) {
+            Step::Ask(Request::Compare(_)) => {
                 let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, expected: 77, rows: 1 };
                 let drifts = vec![drift(1), drift(2), drift(3)];
-                liar.compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() }, zero).unwrap();
+                Answer::Compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() })
             }
-            Step::Repair(repair) => liar.repaired(&audit.repair(&repair).unwrap(), zero),
-            Step::Recall(token) => panic!("nothing is resumed: {token}"),
-            Step::Ready(ready) => panic!("a repair makes {ready:?} ready"),
-            Step::Keep(keep) => panic!("a whole run keeps {keep:?}"),
-            Step::End => break,
+            Step::Ask(Request::Recall(token)) => panic!("nothing is resumed: {token}"),
+            Step::Ask(Request::Ready(ready)) => panic!("a repair makes {ready:?} ready"),
+            Step::Ask(Request::Keep(keep)) => panic!("a whole run keeps {keep:?}"),
+            Step::Ask(request) => audit.answer(&request),
+            Step::Throttle => Answer::Throttled(None),
             Step::Wait(time, reason) => panic!("a wait of {time:?}: {reason}"),
-        }
+            Step::End => break,
+        };
+        liar.handle(answer, zero).unwrap();
     }
     assert_eq!(liar.report().counters[0].corrected, 1);
     exact(&conn);
@@ -696,8 +701,8 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
 
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-    let source = Source::table("setlists", ["id", "show"]).parent("shows", ["id"]);
-    audit.add(SHOW, source.rows("id, show", |row| Ok(Setlist(row.get(0)?, row.get(1)?)))).unwrap();
+    let setlists = SqliteRows::of("setlists", |row| Ok(Setlist(row.get(0)?, row.get(1)?))).columns("id, show");
+    audit.add(setlists.key(SHOW, Columns::of(["id", "show"]).count().parent("shows", ["id"]))).unwrap();
     assert_eq!(audit.counters(), [SHOW.id()]);
     let keys = |ids: &[i64]| ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>();
     for page in [1, 3, 4, 5, 100] {

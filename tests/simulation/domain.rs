@@ -77,6 +77,17 @@ pub enum RowId {
 
 pub type Tables = BTreeMap<RowId, Row>;
 
+/// The counters that rows add to.
+pub const DRIVEN: [CounterId; 7] = [
+    SETLIST_VOTES.id(),
+    SETLIST_DAYS.id(),
+    SETLIST_SHOW.id(),
+    SHOW_ARTIST.id(),
+    USER_SPENT.id(),
+    ALL_VOTES.id(),
+    SHOW_SETLISTS.id(),
+];
+
 impl Record for Row {
     fn tally(&self, to: &mut Tally<'_>) {
         match *self {

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, PageDiff, PageRequest, Ready, Reconciler, RepairRequest, Report,
-    Runtime, Step, Token,
+    Answer, Audit, GracePeriod, Kept, MemoryAudit, Mode, Options, PageDiff, PageRequest, Ready, Reconciler,
+    RepairRequest, Repaired, Report, Request, Runtime, Step, Token,
 };
 use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 
@@ -190,55 +190,59 @@ impl<'a> Job<'a> {
             .tries(world.setup.tries);
         let mut audit = MemoryAudit::live(world.store(), grace_period, Waiting(Rc::clone(world)));
         let old = Rc::clone(&world.facts.borrow().rows);
-        let mut reads = Reads { world, old: &old, audit: &mut audit };
-        reads.add(domain::SETLIST_VOTES);
-        reads.add(domain::SETLIST_DAYS);
-        reads.add(domain::SETLIST_SHOW);
-        reads.add(domain::SHOW_ARTIST);
-        reads.add(domain::USER_SPENT);
-        reads.add(domain::ALL_VOTES);
-        reads.add(domain::SHOW_SETLISTS);
+        if world.setup.scans {
+            let (world, old) = (Rc::clone(world), Rc::clone(&old));
+            audit.rows_fallible(&domain::DRIVEN, move || scan(&world, &old)).unwrap();
+        } else {
+            let mut reads = Reads { world, old: &old, audit: &mut audit };
+            reads.add(domain::SETLIST_VOTES);
+            reads.add(domain::SETLIST_DAYS);
+            reads.add(domain::SETLIST_SHOW);
+            reads.add(domain::SHOW_ARTIST);
+            reads.add(domain::USER_SPENT);
+            reads.add(domain::ALL_VOTES);
+            reads.add(domain::SHOW_SETLISTS);
+        }
         world.count("jobs started");
         Self { audit, run, mode, wake: 0, pass }
     }
 
     /// One step of the run, with the oracle; the report when it ends.
     fn step(&mut self, world: &Rc<World<'a>>, at: usize) -> Result<Option<Report>, Error> {
-        let step = self.run.next(world.now_as_time());
-        let done = match step {
-            Step::Identify => self.identify(world),
-            Step::Probe(probe) => {
-                world.note(&format!("job {at} looks at {}", probe.counter.name()));
-                self.audit.probe(&probe).and_then(|looked| self.run.probed(looked, world.now_as_time()))
-            }
-            Step::Compare(ask) => self.compare(world, at, &ask),
-            Step::Repair(repair) => self.repair(world, at, &repair),
-            Step::Recall(token) => self.audit.recall(&token).map(|found| self.run.recalled(found, world.now_as_time())),
-            Step::Keep(keep) => self.audit.keep(&keep).map(|kept| self.run.kept(kept, world.now_as_time())),
-            Step::Ready(ready) => self.ready(world, at, &ready),
+        let mut step = self.run.next(world.now_as_time());
+        if step == Step::Throttle {
+            self.run.handle(Answer::Throttled(None), world.now_as_time())?;
+            step = self.run.next(world.now_as_time());
+        }
+        let request = match step {
+            Step::Ask(request) => request,
             Step::Wait(time, _) => {
                 self.wake = world.now() + time.as_micros() as u64;
-                Ok(())
+                world.check();
+                return Ok(None);
             }
-            Step::End => return Ok(Some(self.run.report())),
+            Step::Throttle | Step::End => return Ok(Some(self.run.report())),
+        };
+        let answer = match &request {
+            Request::Compare(ask) => self.compare(world, at, ask).map_or_else(Answer::Failed, Answer::Compared),
+            Request::Repair(repair) => self.repair(world, at, repair).map_or_else(Answer::Failed, Answer::Repaired),
+            Request::Ready(ready) => self.ready(world, at, ready).map_or_else(Answer::Failed, Answer::Readied),
+            Request::Probe(probe) => {
+                world.note(&format!("job {at} looks at {}", probe.counter.name()));
+                self.audit.answer(&request)
+            }
+            Request::Identify | Request::Recall(_) | Request::Keep(_) => self.audit.answer(&request),
         };
         world.check();
-        if let Err(error) = done {
-            self.run.failed(error, world.now_as_time())?;
+        self.run.handle(answer, world.now_as_time())?;
+        // A token of the process before the crash is refused: what was repaired then is lost.
+        if request == Request::Identify && self.pass.life != world.life.get() {
+            world.fail("a token outlives the totals that it is of");
         }
         Ok(None)
     }
 
-    /// A token of the process before the crash is refused: what was repaired then is lost.
-    fn identify(&mut self, world: &World<'a>) -> keepcount::Result<()> {
-        let identified = self.audit.identity().and_then(|identity| self.run.identified(identity));
-        if identified.is_ok() && self.pass.life != world.life.get() {
-            world.fail("a token outlives the totals that it is of");
-        }
-        identified
-    }
-
-    fn compare(&mut self, world: &Rc<World<'a>>, at: usize, ask: &PageRequest) -> keepcount::Result<()> {
+    fn compare(&mut self, world: &Rc<World<'a>>, at: usize, ask: &PageRequest) -> keepcount::Result<PageDiff> {
         let counter = SCHEMA.position(&ask.counter)?;
         world.note(&format!("job {at} measures {} behind {:?}", ask.counter.name(), ask.after));
         let moment = world.facts.borrow().moment;
@@ -247,7 +251,6 @@ impl<'a> Job<'a> {
         }
         assert_eq!(self.pass.counter, counter, "a run that resumes another goes on with its counter");
         let began = world.now();
-        self.run.passed(world.now_as_time());
         let diff = self.audit.compare(ask)?;
         world.count("pages measured");
         world.check();
@@ -255,7 +258,7 @@ impl<'a> Job<'a> {
             // Where a precondition is dropped, reports are the least of it: totals must come out wrong.
             self.hold_against(world, &diff, began);
         }
-        self.run.compared(diff, world.now_as_time())
+        Ok(diff)
     }
 
     /// What is reported was so at some moment of the pass; and what was off all the while is reported.
@@ -292,7 +295,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn repair(&mut self, world: &Rc<World<'a>>, at: usize, repair: &RepairRequest) -> keepcount::Result<()> {
+    fn repair(&mut self, world: &Rc<World<'a>>, at: usize, repair: &RepairRequest) -> keepcount::Result<Repaired> {
         let counter = SCHEMA.position(&repair.counter)?;
         let names: Vec<Name> = repair.keys.iter().map(|key| (counter, key.clone())).collect();
         let shown: Vec<String> = names.iter().map(show).collect();
@@ -313,12 +316,11 @@ impl<'a> Job<'a> {
         repaired.unsettled.iter().for_each(|_| world.count("repairs unsettled"));
         self.pass.unsettled |= !repaired.unsettled.is_empty();
         drop(facts);
-        self.run.repaired(&repaired, world.now_as_time());
-        Ok(())
+        Ok(repaired)
     }
 
     /// A counter that is to be ready was right at every key, at some moment since it began to be compared.
-    fn ready(&mut self, world: &Rc<World<'a>>, at: usize, ready: &Ready) -> keepcount::Result<()> {
+    fn ready(&mut self, world: &Rc<World<'a>>, at: usize, ready: &Ready) -> keepcount::Result<Kept> {
         let counter = ready.counter;
         let facts = world.facts.borrow();
         let Pass { counter: position, since, unsettled, .. } = self.pass;
@@ -334,8 +336,7 @@ impl<'a> Job<'a> {
         let kept = self.audit.ready(ready)?;
         world.note(&format!("job {at}: {} is ready", counter.name()));
         world.count("counters ready");
-        self.run.readied(kept, world.now_as_time());
-        Ok(())
+        Ok(kept)
     }
 }
 
@@ -388,25 +389,69 @@ struct Reading<'a> {
     failed: bool,
 }
 
-fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound<KeyBuf>) -> Reading<'a> {
+/// The rows as a read that begins now sees them.
+fn rows(world: &Rc<World<'_>>, old: &Rc<Tables>) -> Rc<Tables> {
     world.check();
     for _ in 0..world.below(3) {
         world.step();
     }
-    let variant = world.setup.variant;
     let facts = world.facts.borrow();
-    let rows = match variant {
+    match world.setup.variant {
         Some(Variant::OldRead) => Rc::clone(old),
         Some(Variant::StaleReplica) => Rc::clone(&facts.replica),
         _ => Rc::clone(&facts.rows),
-    };
-    drop(facts);
+    }
+}
+
+/// All rows, the last first, read one by one, while others go on.
+struct Scanning<'a> {
+    world: Rc<World<'a>>,
+    /// None where they are read as they are by then.
+    at_once: Option<Rc<Tables>>,
+    before: Option<RowId>,
+    failed: bool,
+}
+
+fn scan<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>) -> Scanning<'a> {
+    let rows = rows(world, old);
+    world.count("scans");
+    let cursor = world.setup.cursors && world.setup.variant.is_none();
+    Scanning { world: Rc::clone(world), at_once: (!cursor).then_some(rows), before: None, failed: false }
+}
+
+impl Iterator for Scanning<'_> {
+    type Item = Result<Row, Cause>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.failed |= goes_on(&self.world);
+        if self.failed {
+            return Some(Err(READ_FAILED.into()));
+        }
+        let rows = self.at_once.clone().unwrap_or_else(|| Rc::clone(&self.world.facts.borrow().rows));
+        let before = self.before.map_or(Bound::Unbounded, Bound::Excluded);
+        let (id, row) = rows.range((Bound::Unbounded, before)).next_back()?;
+        self.before = Some(*id);
+        Some(Ok(*row))
+    }
+}
+
+/// Others may go on between two rows; returns whether the read breaks.
+fn goes_on(world: &Rc<World<'_>>) -> bool {
+    if world.one_in(8) {
+        world.step();
+    }
+    let breaks = world.setup.read_errors && !world.draining.get() && world.one_in(200);
+    breaks || world.dying.get() || world.has_failed()
+}
+
+fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound<KeyBuf>) -> Reading<'a> {
+    let rows = rows(world, old);
     if let Bound::Included(_) = from {
         world.count("keys read alone");
     }
     // A source may start too early.
     let from = if world.one_in(4) { Bound::Unbounded } else { from };
-    let cursor = world.setup.cursors && variant.is_none();
+    let cursor = world.setup.cursors && world.setup.variant.is_none();
     let rest = if cursor { Vec::new() } else { ordered(&rows, counter, &from) };
     let after = match from {
         Bound::Included(key) => Some((Some(key), RowId::Show(i64::MIN))),
@@ -445,13 +490,7 @@ impl Iterator for Reading<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let world = Rc::clone(&self.world);
-        if world.one_in(8) {
-            world.step();
-        }
-        let breaks = world.setup.read_errors && !world.draining.get() && world.one_in(200);
-        if breaks || world.dying.get() || world.has_failed() {
-            self.failed = true;
-        }
+        self.failed |= goes_on(&world);
         if self.failed {
             return Some(Err(READ_FAILED.into()));
         }

@@ -82,7 +82,7 @@ const SEEDS: u64 = 400;
 const VARIANT_SEEDS: u64 = 300;
 
 /// What must happen over these seeds, and how often at least: a world in which nothing meets shows nothing.
-const HAPPENS: [(&str, u64); 36] = [
+const HAPPENS: [(&str, u64); 37] = [
     ("rows committed", 10_000),
     ("pending writes committed", 10_000),
     ("rolled back", 1_000),
@@ -102,6 +102,7 @@ const HAPPENS: [(&str, u64); 36] = [
     ("tries that were not quiet", 5_000),
     ("waits for a barrier", 5_000),
     ("keys read alone", 5_000),
+    ("scans", 5_000),
     ("keys unsettled", 500),
     ("repairs unsettled", 50),
     ("drifts found", 3_000),

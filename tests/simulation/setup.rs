@@ -31,6 +31,8 @@ pub struct Setup {
     pub pending_backfill: bool,
     /// Rows are read one by one as they are by then, instead of all at one moment.
     pub cursors: bool,
+    /// Audits read all rows in an order of no key, instead of a page's rows in key order.
+    pub scans: bool,
 }
 
 impl Setup {
@@ -55,6 +57,7 @@ impl Setup {
             read_errors: below(3) == 0,
             cursors: below(2) == 0,
             pending_backfill: below(10) == 0 || variant == Some(Variant::BackfillBeforeHooks),
+            scans: below(3) == 0,
         }
     }
 

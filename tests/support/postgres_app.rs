@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use keepcount::reconcile::{PostgresAudit, PostgresSource};
+use keepcount::reconcile::{Columns, PostgresAudit, PostgresRows};
 use keepcount::{Batch, Counter, CounterId, Leaderboard, PostgresStore, Record, Schema, Tally};
 use tokio_postgres::{Client, Error, GenericClient, Row, Transaction};
 
@@ -102,18 +102,19 @@ fn show(row: &Row) -> Result<Show, Error> {
 
 /// Where the counters' rows are.
 pub async fn audit(client: &mut Client) -> keepcount::Result<PostgresAudit<'_>> {
+    let votes = PostgresRows::of("votes", |row| Ok(vote(row)?))
+        .columns("setlist, weight, day")
+        .key(SETLIST_VOTES, Columns::of(["setlist"]).sum("weight"))
+        .key(SETLIST_DAYS, Columns::of(["setlist", "day"]).sum("weight"));
+    let setlists = PostgresRows::of("setlists", |row| Ok(setlist(row)?))
+        .columns("id, show")
+        .key(SETLIST_SHOW, Columns::of(["id", "show"]).count())
+        .key(SHOW_SETLISTS, Columns::of(["show"]).count());
+    let shows = PostgresRows::of("shows", |row| Ok(show(row)?)).columns("id, artist");
     let mut audit = PostgresAudit::new(client, &SCHEMA).await?;
-    let votes = |key: &[&str]| match key {
-        [one] => PostgresSource::table("votes", [*one]).amount("weight"),
-        [one, two, ..] => PostgresSource::table("votes", [*one, *two]).amount("weight"),
-        [] => unreachable!("votes have keys"),
-    };
-    let columns = "setlist, weight, day";
-    audit.add(SETLIST_VOTES, votes(&["setlist"]).rows(columns, vote)).await?;
-    audit.add(SETLIST_DAYS, votes(&["setlist", "day"]).rows(columns, vote)).await?;
-    audit.add(SETLIST_SHOW, PostgresSource::table("setlists", ["id", "show"]).rows("id, show", setlist)).await?;
-    audit.add(SHOW_SETLISTS, PostgresSource::table("setlists", ["show"]).rows("id, show", setlist)).await?;
-    audit.add(SHOW_ARTIST, PostgresSource::table("shows", ["id", "artist"]).rows("id, artist", show)).await?;
+    audit.add(votes).await?;
+    audit.add(setlists).await?;
+    audit.add(shows.key(SHOW_ARTIST, Columns::of(["id", "artist"]).count())).await?;
     Ok(audit)
 }
 

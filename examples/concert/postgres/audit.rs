@@ -1,6 +1,6 @@
 //! Verify and repair on PostgreSQL: the sources that `audit.rs` declares, and a run over them.
 
-use keepcount::reconcile::{PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, run_async};
+use keepcount::reconcile::{Columns, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async};
 use tokio_postgres::Client;
 
 use super::columns::ReadRow as _;
@@ -12,7 +12,7 @@ use crate::schema::C;
 /// Drives a run over all sources.
 pub async fn run(client: &mut Client, run: &mut Reconciler) -> Result<Report> {
     let mut audit = PostgresAudit::new(client, &C::SCHEMA).await?;
-    declare_sources!(audit, PostgresSource, read_row, C::TRENDS, await);
+    declare_sources!(audit, PostgresRows, read_row, C::TRENDS, await);
     let done = run_async(run, &mut audit, &mut TokioRuntime::new()).await;
     ended(run, done)
 }

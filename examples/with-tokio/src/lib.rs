@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, Token, run};
 use keepcount::{Cause, Error, Record, SqliteStore, Tally};
+use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, Token, run};
 use rusqlite::Connection;
 
 keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
@@ -65,8 +65,8 @@ impl Repair {
     fn go_on(&self) -> Result<Report, Cause> {
         let conn = Connection::open(&self.db)?;
         let mut audit = SqliteAudit::new(&conn, &SCHEMA)?;
-        let votes = Source::table("votes", ["show_id"]);
-        audit.add(SHOW_VOTES, votes.rows("show_id", |row| Ok(Vote(row.get(0)?))))?;
+        let votes = SqliteRows::of("votes", |row| Ok(Vote(row.get("show_id")?)));
+        audit.add(votes.key(SHOW_VOTES, Columns::of(["show_id"]).count()))?;
         let options = Options::default().page(PAGE_KEYS).max_pages(PAGES);
         let mut repair = match fs::read(&self.place) {
             Ok(text) => {

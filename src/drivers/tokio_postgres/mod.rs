@@ -8,18 +8,21 @@ mod values;
 
 use std::error::Error as _;
 
-use futures_util::future::{ready, try_join_all};
-use futures_util::{FutureExt, TryStreamExt};
-use tokio_postgres::error::{Severity, SqlState};
+use std::pin::pin;
+
+use futures_util::future::{join, try_join_all};
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::types::{Type, WrongType};
-use tokio_postgres::{GenericClient, Row, Statement};
+use tokio_postgres::{GenericClient, Row, RowStream, SimpleQueryMessage, Statement};
 
 pub use self::prepared::PreparedStatements;
 pub(crate) use self::single_message::write_in_own;
 pub(crate) use self::values::{params, typed};
 use crate::engine::{Whose, failed};
 use crate::error::{Cause, Error, Result};
-use crate::executor::{DriverError, ErrorKind, Executor, NotCommitted, Stopped};
+use crate::executor::{Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Stopped};
 use crate::sql::{Dialect, Query, Value};
 
 /// A client or transaction, and the transaction or savepoint that this driver began on it.
@@ -35,6 +38,10 @@ pub(crate) struct Postgres<'c, C: GenericClient> {
 
 /// The maximum number of statements in one pipeline. The server runs them one after the other.
 const MAX_PIPELINE: usize = 16;
+/// The number of rows that a scan reads at a time.
+const MAX_FETCH: usize = 2_000;
+/// The cursor of a scan.
+const CURSOR: &str = "keepcount_scan";
 /// The savepoint of a write within the caller's transaction.
 const SAVEPOINT: &str = "keepcount";
 
@@ -110,11 +117,13 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         self.prepared.and_then(|prepared| prepared.known(&query.text))
     }
 
-    async fn rows_of(&self, execution: Execution<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
-        match self.known(execution.of) {
-            Some(statement) => self.client.query(&statement, &params(execution.values)).await,
-            None => self.client.query_typed(&execution.of.text, &typed(execution.values)).await,
-        }
+    /// Sends an execution, and waits for the first of its rows.
+    async fn open(&self, execution: Execution<'_>) -> Result<RowStream, Stopped<tokio_postgres::Error>> {
+        let rows = match self.known(execution.of) {
+            Some(statement) => self.client.query_raw(&statement, params(execution.values)).await,
+            None => self.client.query_typed_raw(&execution.of.text, typed(execution.values)).await,
+        };
+        rows.map_err(|error| execution.failed(error))
     }
 
     async fn written_by(&self, execution: Execution<'_>) -> Result<u64, tokio_postgres::Error> {
@@ -124,44 +133,100 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         }
     }
 
-    /// What `run` returns for each execution, in their order; or the first failure.
-    async fn run_all<'q, T, F: Future<Output = Result<T, tokio_postgres::Error>>>(
-        &self,
-        all: &[Execution<'q>],
-        run: impl Fn(Execution<'q>) -> F,
-    ) -> Result<Vec<T>, Stopped<tokio_postgres::Error>> {
+    async fn written_by_all(&self, all: &[Execution<'_>]) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
         self.prepare_all(all).await?;
         let mut done = Vec::with_capacity(all.len());
         for chunk in all.chunks(MAX_PIPELINE) {
-            let sent = chunk.iter().map(|execution| {
-                let answer = run(*execution);
-                async move { answer.await.map_err(|error| execution.failed(error)) }
-            });
+            let sent = chunk
+                .iter()
+                .map(|execution| async { self.written_by(*execution).await.map_err(|error| execution.failed(error)) });
             done.extend(try_join_all(sent).await?);
         }
         Ok(done)
     }
 
-    /// The rows of each execution.
-    async fn rows_of_all(&self, all: &[Execution<'_>]) -> Result<Vec<Vec<Row>>, Stopped<tokio_postgres::Error>> {
-        self.run_all(all, |execution| self.rows_of(execution)).await
-    }
-
-    async fn written_by_all(&self, all: &[Execution<'_>]) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
-        self.run_all(all, |execution| self.written_by(execution)).await
-    }
-
-    /// The rows of some queries. If they fail, nothing was changed, so they may be tried a second
-    /// time.
-    async fn read_all(&mut self, all: &[Execution<'_>]) -> Result<Vec<Vec<Row>>, Stopped<tokio_postgres::Error>> {
-        let rows = self.rows_of_all(all).await;
-        let Err(Stopped::Failed { error, .. }) = &rows else { return rows };
-        self.recover(error).await;
-        // On a client the queries were their own transaction, of which nothing is left.
-        if !self.is_open && is_client(self.client) && std::mem::take(&mut self.recovered) {
-            return self.rows_of_all(all).await;
+    /// Passes the rows of each execution to `each` as they arrive: the server works on meanwhile,
+    /// and the rows are never all in memory. Says in `begun` whether any has arrived.
+    async fn read_all(
+        &self,
+        all: &[Execution<'_>],
+        begun: &mut bool,
+        each: &mut (impl FnMut(usize, &Row) -> Result<()> + Send),
+    ) -> Result<(), Stopped<tokio_postgres::Error>> {
+        self.prepare_all(all).await?;
+        for chunk in all.chunks(MAX_PIPELINE) {
+            // All are sent before the first is answered.
+            let mut answers: FuturesOrdered<_> = FuturesOrdered::new();
+            for execution in chunk {
+                answers.push_back(self.open(*execution));
+            }
+            for execution in chunk {
+                let Some(rows) = answers.next().await else { break };
+                let mut rows = pin!(rows?);
+                while let Some(row) = rows.try_next().await.map_err(|error| execution.failed(error))? {
+                    *begun = true;
+                    each(execution.query, &row).map_err(Stopped::Refused)?;
+                }
+            }
         }
-        rows
+        Ok(())
+    }
+
+    /// Passes the rows of one execution to `each`. Returns whether all were wanted.
+    async fn scan_bounded(
+        &self,
+        execution: Execution<'_>,
+        each: &mut (impl FnMut(&Row) -> Result<bool> + Send),
+    ) -> Result<bool, Stopped<tokio_postgres::Error>> {
+        let mut rows = pin!(self.open(execution).await?);
+        while let Some(row) = rows.try_next().await.map_err(|error| execution.failed(error))? {
+            if !each(&row).map_err(Stopped::Refused)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The same, some rows at a time.
+    async fn scan_by_cursor(
+        &self,
+        execution: Execution<'_>,
+        each: &mut (impl FnMut(&Row) -> Result<bool> + Send),
+    ) -> Result<bool, Stopped<tokio_postgres::Error>> {
+        let failed = |error| execution.failed(error);
+        let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {}", execution.of.text);
+        let values = typed(execution.values);
+        let next = format!("FETCH {MAX_FETCH} FROM {CURSOR}");
+        // Both are sent before either is answered.
+        let (declared, rows) =
+            join(self.client.execute_typed(&declare, &values), self.client.query_typed(&next, &[])).await;
+        declared.map_err(failed)?;
+        let mut rows = rows.map_err(failed)?;
+        loop {
+            for row in &rows {
+                if !each(row).map_err(Stopped::Refused)? {
+                    self.client.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
+                    return Ok(false);
+                }
+            }
+            if rows.len() < MAX_FETCH {
+                self.client.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
+                return Ok(true);
+            }
+            rows = self.client.query_typed(&next, &[]).await.map_err(failed)?;
+        }
+    }
+
+    /// Begins with this text. If a dropped future, or a ROLLBACK that was cancelled, left the
+    /// client in an aborted transaction, that one is ended first.
+    async fn begin_with(&mut self, text: &str) -> Result<(), tokio_postgres::Error> {
+        self.is_open = true;
+        let begun = self.client.batch_execute(text).await;
+        if begun.as_ref().is_err_and(is_aborted) && is_client(self.client) && end_transaction(self.client).await.is_ok()
+        {
+            return self.client.batch_execute(text).await;
+        }
+        begun
     }
 
     /// Puts right why a statement failed, if it can: it drops prepared statements that the server
@@ -183,49 +248,20 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
             self.recover(error).await;
         }
     }
-
-    /// The rows of one query.
-    pub(crate) async fn query(&self, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
-        self.query_all(std::slice::from_ref(query))
-            .await
-            .map_err(|(_, error)| error)
-            .map(|rows| rows.into_iter().flatten().collect())
-    }
-
-    /// The rows of each query, each executed once; or the first failure with the query's position.
-    pub(crate) async fn query_all(
-        &self,
-        queries: &[Query<'_>],
-    ) -> Result<Vec<Vec<Row>>, (usize, tokio_postgres::Error)> {
-        self.rows_of_all(&executions(queries)).await.map_err(failure)
-    }
-
-    /// The values that `read` makes of the rows of one unprepared query, without the `None`s. Rows
-    /// are read as they arrive: the server works on meanwhile, and the raw rows are never all in
-    /// memory.
-    pub(crate) async fn read<T>(
-        &self,
-        query: &Query<'_>,
-        failed: impl Fn(tokio_postgres::Error) -> Error,
-        read: impl Fn(&Row) -> Result<Option<T>>,
-    ) -> Result<Vec<T>> {
-        let rows = self.client.query_typed_raw(&query.text, typed(&query.values)).await.map_err(&failed)?;
-        rows.map_err(failed).try_filter_map(|row| ready(read(&row))).try_collect().await
-    }
 }
 
-/// The driver's error: the only reason why it stops by itself.
-fn failure(stopped: Stopped<tokio_postgres::Error>) -> (usize, tokio_postgres::Error) {
-    match stopped {
-        Stopped::Failed { query, error, .. } => (query, error),
-        Stopped::Skipped { .. } | Stopped::Refused(_) => unreachable!("only the engine refuses rows"),
-    }
-}
+/// tokio-postgres, as a driver.
+#[derive(Debug)]
+pub enum TokioPostgres {}
 
-impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
+impl Driver for TokioPostgres {
     const DIALECT: Dialect = Dialect::Postgres;
     type Row<'r> = Row;
     type Error = tokio_postgres::Error;
+}
+
+impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
+    type Driver = TokioPostgres;
 
     fn is_nested(&self) -> bool {
         !self.begins
@@ -237,10 +273,30 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         mut each: impl FnMut(usize, &Row) -> Result<()> + Send,
     ) -> Result<(), Stopped<tokio_postgres::Error>> {
         let all = executions(queries);
-        let rows = self.read_all(&all).await?;
-        for (execution, rows) in all.iter().zip(rows) {
-            for row in rows {
-                each(execution.query, &row).map_err(Stopped::Refused)?;
+        let mut begun = false;
+        let read = self.read_all(&all, &mut begun, &mut each).await;
+        let Err(Stopped::Failed { error, .. }) = &read else { return read };
+        self.recover(error).await;
+        // On a client the queries were their own transaction, of which nothing is left.
+        if !begun && !self.is_open && is_client(self.client) && std::mem::take(&mut self.recovered) {
+            return self.read_all(&all, &mut begun, &mut each).await;
+        }
+        read
+    }
+
+    async fn scan(
+        &mut self,
+        query: &Query<'_>,
+        mut each: impl FnMut(&Row) -> Result<bool> + Send,
+    ) -> Result<(), Stopped<tokio_postgres::Error>> {
+        for execution in executions(std::slice::from_ref(query)) {
+            let all = if query.is_bounded() {
+                self.scan_bounded(execution, &mut each).await?
+            } else {
+                self.scan_by_cursor(execution, &mut each).await?
+            };
+            if !all {
+                break;
             }
         }
         Ok(())
@@ -267,16 +323,24 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
     }
 
     async fn begin(&mut self) -> Result<(), tokio_postgres::Error> {
-        self.is_open = true;
         let text = if is_client(self.client) { "BEGIN".to_owned() } else { format!("SAVEPOINT {SAVEPOINT}") };
-        let mut begun = self.client.batch_execute(&text).await;
-        // A dropped future, or a ROLLBACK that was cancelled, left the client in an aborted
-        // transaction.
-        if begun.as_ref().is_err_and(is_aborted) && is_client(self.client) && end_transaction(self.client).await.is_ok()
-        {
-            begun = self.client.batch_execute(&text).await;
+        self.begin_with(&text).await
+    }
+
+    async fn begin_read(&mut self, reading: Reading<'_>) -> Result<(), tokio_postgres::Error> {
+        self.begin_with(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", reading.script)).await
+    }
+
+    /// Outside a transaction, a statement begins when its transaction does.
+    async fn is_idle(&mut self) -> Result<bool, tokio_postgres::Error> {
+        match self.client.simple_query("SELECT now() = statement_timestamp()").await {
+            Ok(answer) => Ok(answer.iter().any(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0) == Some("t"),
+                _ => false,
+            })),
+            Err(error) if is_aborted(&error) => Ok(false),
+            Err(error) => Err(error),
         }
-        begun
     }
 
     /// The outcome is unknown unless the server itself reports that it rolled the transaction back.
@@ -432,19 +496,6 @@ fn unknown(operation: &str, error: tokio_postgres::Error) -> Error {
     Error::Indeterminate { operation: operation.to_owned(), cause: error.into() }
 }
 
-/// Ends any transaction that the client of a failed call is in, and returns the call's error. A
-/// BEGIN, COMMIT or ROLLBACK that is refused before it runs leaves the client in an aborted
-/// transaction. If the transaction cannot be ended, the error states that the connection must be
-/// closed.
-pub(crate) async fn settled<C: GenericClient>(client: &C, operation: &str, error: Error) -> Error {
-    match end_transaction(client).await {
-        Err(_) if !client.client().is_closed() && !matches!(error, Error::Indeterminate { .. }) => {
-            Error::TransactionOpen { operation: operation.to_owned(), cause: error.into() }
-        }
-        _ => error,
-    }
-}
-
 /// Whether the server itself reported the error and keeps the connection. Then it rolls back what
 /// the statement belongs to.
 pub(crate) fn is_refused(error: &tokio_postgres::Error) -> bool {
@@ -469,4 +520,19 @@ impl DriverError for tokio_postgres::Error {
     fn into_cause(self) -> Cause {
         self.into()
     }
+
+    /// Of the classes "cardinality violation", "data exception", and "syntax error or access rule
+    /// violation".
+    fn fault(&self) -> Option<String> {
+        let said = self.as_db_error()?;
+        ["21", "22", "42"].iter().any(|class| said.code().code().starts_with(class)).then(|| text_of(said))
+    }
+}
+
+/// What the server said of a statement or its rows.
+fn text_of(said: &DbError) -> String {
+    let more = [said.detail(), said.hint()].into_iter().flatten().map(|more| format!("; {more}"));
+    let role =
+        if *said.code() == SqlState::INSUFFICIENT_PRIVILEGE { "; read it as a role that sees all rows" } else { "" };
+    format!("{} ({}){}{role}", said.message(), said.code().code(), more.collect::<String>())
 }

@@ -145,7 +145,9 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
                 Ok(Some((written, totals)))
             }
             Some(error) if is_nameless(&error) => {
+                // Behind a pooler, what was prepared outside a transaction may be on another connection.
                 prepared.forgo_names();
+                prepared.forget();
                 Ok(None)
             }
             // The first statement that was not done, or else the commit of all.

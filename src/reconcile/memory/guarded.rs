@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::super::audit::{Drift, PageDiff, PageRequest, RepairRequest, Repaired, merge};
-use super::super::driver::Runtime;
+use super::super::runtime::Runtime;
 use super::{GracePeriod, Sources, WINDOWS, Window};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
@@ -58,20 +58,15 @@ impl<'a> Guarded<'a> {
         // Recorded only after everything succeeded: a caller that asks again after an error has not
         // received what was found.
         let mut early = BTreeSet::new();
-        for key in store.due_unresolved(position, self.settled(store)) {
-            if !self.early.contains(&key) {
-                self.probe_at(store, sources, &Lone { counter: ask.counter, position, key: &key }, &mut diff)?;
-                early.insert(key);
-            }
-        }
+        early.extend(store.due_unresolved(position, self.settled(store)));
+        early.retain(|key| !self.early.contains(key));
+        self.probe_all(store, sources, (&ask.counter, position), &early, &mut diff)?;
         let (page, touched) = self.read_page(store, sources, window, ask)?;
         let mut unresolved: BTreeSet<KeyBuf> = touched.into_iter().collect();
         unresolved.extend(page.drifts.into_iter().map(|drift| drift.key));
         unresolved.extend(store.unresolved(position, ask.after.as_ref(), page.next.as_ref()));
         unresolved.retain(|key| !self.early.contains(key) && !early.contains(key));
-        for key in &unresolved {
-            self.probe_at(store, sources, &Lone { counter: ask.counter, position, key }, &mut diff)?;
-        }
+        self.probe_all(store, sources, (&ask.counter, position), &unresolved, &mut diff)?;
         self.early.append(&mut early);
         (diff.keys, diff.rows, diff.next) = (page.keys, page.rows, page.next);
         if diff.next.is_none() {
@@ -88,9 +83,11 @@ impl<'a> Guarded<'a> {
     ) -> Result<Repaired> {
         let position = store.schema().position(&ask.counter)?;
         let mut repaired = Repaired::default();
+        let mut found = self.settle_together(store, sources, (&ask.counter, position), &ask.keys, true)?;
         for key in &ask.keys {
             self.refuse_unguarded_hooks(store, &ask.counter)?;
-            match self.settle(store, sources, &Lone { counter: ask.counter, position, key }, true)? {
+            let of = Lone { counter: ask.counter, position, key };
+            match found.remove(key).map_or_else(|| self.settle(store, sources, &of, true), |found| Ok(Some(found)))? {
                 Some(found) => repaired.corrected += u64::from(found.stored != found.expected),
                 None => repaired.unsettled.push(key.clone()),
             }
@@ -134,7 +131,7 @@ impl<'a> Guarded<'a> {
                 window.fetch(store, ask, wanted + more)?;
             }
             let from = ask.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-            let recounts = sources.recount(store, &ask.counter, from, wanted)?;
+            let recounts = sources.page(store, &ask.counter, from, wanted)?;
             let page = merge(ask, recounts, window.totals.iter().take(wanted).cloned().collect())?;
             let touched = self.reading.as_ref().and_then(|reading| {
                 let after = ask.after.as_ref();
@@ -175,23 +172,75 @@ impl<'a> Guarded<'a> {
         Ok(())
     }
 
-    /// Compares one key.
-    fn probe_at(
+    /// Compares keys one by one.
+    fn probe_all(
         &mut self,
         store: &MemoryStore,
         sources: &mut Sources<'_>,
-        of: &Lone<'_>,
+        (counter, position): (&CounterId, usize),
+        keys: &BTreeSet<KeyBuf>,
         into: &mut PageDiff,
     ) -> Result<()> {
-        let settled = self.settled(store);
-        match self.settle(store, sources, of, false)? {
-            Some(found) => {
-                store.clear_unresolved(of, settled);
-                into.drifts.extend((found.stored != found.expected).then_some(found));
+        let before = self.settled(store);
+        let mut found = self.settle_together(store, sources, (counter, position), keys, false)?;
+        for key in keys {
+            let of = Lone { counter: *counter, position, key };
+            let (settled, found) = match found.remove(key) {
+                Some(found) => (before, Some(found)),
+                None => (self.settled(store), self.settle(store, sources, &of, false)?),
+            };
+            match found {
+                Some(found) => {
+                    store.clear_unresolved(&of, settled);
+                    into.drifts.extend((found.stored != found.expected).then_some(found));
+                }
+                None => into.unsettled.push(key.clone()),
             }
-            None => into.unsettled.push(of.key.clone()),
         }
         Ok(())
+    }
+
+    /// Compares keys by one recount of all of them, where each recount reads all rows, and repairs
+    /// them if `repair`. Leaves those out that a writer is in the way of, for
+    /// [`settle`](Self::settle): a key is compared here under the same conditions as there.
+    fn settle_together<'k>(
+        &mut self,
+        store: &MemoryStore,
+        sources: &mut Sources<'_>,
+        (counter, position): (&CounterId, usize),
+        keys: impl IntoIterator<Item = &'k KeyBuf>,
+        repair: bool,
+    ) -> Result<BTreeMap<KeyBuf, Drift>> {
+        let mut found = BTreeMap::new();
+        if !sources.reads_all(counter) {
+            return Ok(found);
+        }
+        self.refuse_unguarded_hooks(store, counter)?;
+        let lone = |key: &'k KeyBuf| Lone { counter: *counter, position, key };
+        let mut quiet = Vec::new();
+        for key in keys {
+            let left_alone = self.left_alone.contains_key(&(position, key.clone()));
+            let before = store.quiet(store.stripe_at(&lone(key)));
+            // Check this after `quiet`, as `settle` does.
+            if let Some(before) = before.filter(|_| !left_alone && !self.is_unresolved(store, &lone(key))) {
+                quiet.push((key, before));
+            }
+        }
+        if quiet.is_empty() {
+            return Ok(found);
+        }
+        let cutoff = store.cutoff(position);
+        let keys: Vec<&KeyBuf> = quiet.iter().map(|(key, _)| *key).collect();
+        let recounts = sources.keys(store, counter, &keys)?;
+        self.refuse_unguarded_hooks(store, counter)?;
+        for ((key, before), recount) in quiet.into_iter().zip(recounts) {
+            let stored = store.compare(&lone(key), before, (recount.total, cutoff.as_ref()), repair)?;
+            found.extend(stored.map(|stored| {
+                let drift = Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows };
+                (key.clone(), drift)
+            }));
+        }
+        Ok(found)
     }
 
     /// Compares a key with its rows while no pending write is open over it, and repairs it if
@@ -283,7 +332,7 @@ fn attempt(
     // The recount reads the cutoff itself, later: if it is a different one, it still differs when
     // the total is compared.
     let cutoff = store.cutoff(of.position);
-    let recount = sources.recount_one(store, of)?;
+    let recount = sources.key(store, &of.counter, of.key)?;
     let stored = store.compare(of, before, (recount.total, cutoff.as_ref()), repair)?;
     Ok(stored.map(|stored| Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows }))
 }

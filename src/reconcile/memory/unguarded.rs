@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use super::super::audit::{Drift, PageDiff, PageRequest};
-use super::super::driver::Runtime;
+use super::super::runtime::Runtime;
 use super::Sources;
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
+use crate::key::KeyBuf;
 use crate::store::MemoryStore;
 use crate::store::memory::Lone;
 
@@ -40,15 +41,20 @@ impl<'a> Unguarded<'a> {
             return Ok(once);
         }
         let position = store.schema().position(&ask.counter)?;
-        for first in std::mem::take(&mut once.drifts) {
-            let of = Lone { counter: ask.counter, position, key: &first.key };
-            let again = sources.recount_one(store, &of)?;
-            let stored = store.stored(&of);
-            let drift = |stored: i64, expected: i64| i128::from(stored) - i128::from(expected);
-            if drift(stored, again.total) == drift(first.stored, first.expected) {
-                once.drifts.push(Drift { key: again.key, stored, expected: again.total, rows: again.rows });
-            } else if stored != again.total {
-                once.unsettled.push(first.key);
+        let drifts = std::mem::take(&mut once.drifts);
+        // One by one, so that a total is read soon after its rows; but all at once where each
+        // recount reads all rows.
+        let together = if sources.reads_all(&ask.counter) { drifts.len() } else { 1 };
+        for firsts in drifts.chunks(together) {
+            let keys: Vec<&KeyBuf> = firsts.iter().map(|first| &first.key).collect();
+            for (first, again) in firsts.iter().zip(sources.keys(store, &ask.counter, &keys)?) {
+                let stored = store.stored(&Lone { counter: ask.counter, position, key: &first.key });
+                let drift = |stored: i64, expected: i64| i128::from(stored) - i128::from(expected);
+                if drift(stored, again.total) == drift(first.stored, first.expected) {
+                    once.drifts.push(Drift { key: again.key, stored, expected: again.total, rows: again.rows });
+                } else if stored != again.total {
+                    once.unsettled.push(first.key.clone());
+                }
             }
         }
         Ok(once)

@@ -1,17 +1,174 @@
-//! What a source shows: where its tables are, and whether the server shows all of their rows, to this role and in this snapshot.
+//! Checks what a source shows in PostgreSQL: where its tables are, of which types its columns are,
+//! whether its pages come out of an index, and whether the server shows all rows, to this role and
+//! in one snapshot.
 
-use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use crate::counter::CounterId;
-use crate::drivers::tokio_postgres::Postgres;
+use crate::drivers::tokio_postgres::{Postgres, TokioPostgres, typed};
 use crate::engine::failed_on;
 use crate::error::{Error, Result};
-use crate::reconcile::statements::Name;
-use crate::sql::{Query, Value};
+use crate::executor::Reading;
+use crate::key::KeyPart;
+use crate::reconcile::database::statements::Name;
+use crate::reconcile::database::{Opening, RowSource, Unfound, begin_read, end_read, of_page, source_failed};
+use crate::sql::{Dialect, Query, Value};
 
-/// Where there are relations of the name `$1`: the schema, whether a bare name reaches it, whether it is this session's for what is temporary; and
-/// whether the relation is a partition.
+/// Finds the tables of a source and checks it.
+pub(super) async fn look<'a>(
+    session: &mut Postgres<'_, Client>,
+    source: Unfound<'a, TokioPostgres>,
+) -> Result<RowSource<'a, TokioPostgres>> {
+    let counter = source.counter;
+    begin_read(session, Reading::default(), &counter).await?;
+    let looked = look_in(session.client, source).await;
+    end_read(session, &counter, looked).await
+}
+
+async fn look_in<'a>(client: &Client, mut source: Unfound<'a, TokioPostgres>) -> Result<RowSource<'a, TokioPostgres>> {
+    let counter = source.counter;
+    for name in source.target.names() {
+        find(client, &counter, name).await?;
+    }
+    let mut source = source.found()?;
+    let mut script = of_page();
+    client.batch_execute(&script).await.map_err(|error| failed_on("reading the source", &counter, error))?;
+    check_types(client, &source).await?;
+    // The first page is not limited to some partitions by its key.
+    let first = plan_of(client, &source, "EXPLAIN (VERBOSE)", false).await?;
+    refuse_part(client, &counter, &first).await?;
+    let next = plan_of(client, &source, "EXPLAIN", true).await?;
+    if let Some(index) = source.target.wanted_index(Dialect::Postgres, &counter)
+        && next.iter().any(|line| sorts(line))
+    {
+        let reason = format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
+        return Err(Error::source(&counter, None, reason));
+    }
+    // Partitions and children come without waiting for readers.
+    let kinship = Query::new(KINSHIP, Vec::new());
+    let failed = |error| failed_on("looking at the tables of the source", &counter, error);
+    let rows = rows(client, &kinship).await.map_err(failed)?;
+    let kin: String = rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)?;
+    source.watch = (!kin.is_empty()).then_some(kinship);
+    // The tables are locked before the snapshot, which does not see what TRUNCATE, a partition that
+    // comes or goes, or a rewrite of a table does to it later.
+    let names: Vec<String> = source.target.names().map(|name| name.quoted()).collect();
+    if !names.is_empty() {
+        let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+        match client.batch_execute(&lock).await {
+            Ok(()) => script = format!("{lock}; {script}"),
+            // A role that may read some columns only locks nothing.
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {}
+            Err(error) => return Err(source_failed("locking the source", &counter, error)),
+        }
+    }
+    source.opening = Opening { script, is_locked: false };
+    Ok(source)
+}
+
+/// The rows of one query.
+async fn rows(client: &Client, query: &Query<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+    client.query_typed(&query.text, &typed(&query.values)).await
+}
+
+/// Finds what PostgreSQL cannot prepare, and columns that do not have the types of the key and of
+/// amounts, before anything runs.
+async fn check_types(client: &Client, source: &RowSource<'_, TokioPostgres>) -> Result<()> {
+    let (counter, statements) = (&source.counter, &source.statements);
+    let kinds: Vec<Type> = some_key(counter).iter().map(Value::kind).collect();
+    let arrays: Vec<Type> = some_key(counter).into_iter().map(|value| value.into_column().kind()).collect();
+    let limited = [kinds.as_slice(), &[Type::INT8]].concat();
+    let prepare = async |text: &str, kinds: &[Type]| {
+        let prepared = client.prepare_typed(text, kinds).await;
+        prepared.map_err(|error| source_failed("preparing its SQL", counter, error))
+    };
+    let sample = prepare(&statements.sample_first, &[Type::INT8]).await?;
+    let (parts, columns) = (counter.parts(), sample.columns());
+    let key_at = columns.len().saturating_sub(parts.len() + 2);
+    for (part, column) in parts.as_slice().iter().zip(columns.iter().skip(key_at)) {
+        if !fits(*part, column.type_()) {
+            let reason = format!("a key of {part} cannot be read from a column of type {}", column.type_());
+            return Err(Error::source(counter, None, reason));
+        }
+    }
+    if source.by_tally {
+        prepare(&statements.rows_next, &kinds).await?;
+        prepare(&statements.rows_of_keys, &arrays).await?;
+    } else {
+        prepare(&statements.sums_next, &limited).await?;
+        prepare(&statements.sums_of_keys, &arrays).await?;
+        if let Some(amount) = &statements.amount {
+            let amount = prepare(amount, &[]).await?;
+            let kind = amount.columns().first().map(|column| column.type_().clone());
+            check_amount(counter, kind.as_ref())?;
+        }
+    }
+    if let Some(parent) = &statements.parent {
+        prepare(parent, &arrays).await?;
+    }
+    prepare(&statements.sample_of_key, &limited).await?;
+    Ok(())
+}
+
+/// A key as parameters, of the right types.
+fn some_key(counter: &CounterId) -> Vec<Value<'static>> {
+    let value = |part: &KeyPart| match part {
+        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => Value::Integer(0),
+        KeyPart::Text => Value::Text("".into()),
+        KeyPart::Uuid => Value::Uuid([0; 16]),
+        _ => Value::Blob([0; 16]),
+    };
+    counter.parts().as_slice().iter().map(value).collect()
+}
+
+/// Whether a column of this type holds such a part of a key, and compares as it does.
+fn fits(part: KeyPart, kind: &Type) -> bool {
+    match part {
+        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => matches!(*kind, Type::INT2 | Type::INT4 | Type::INT8),
+        KeyPart::Text => matches!(*kind, Type::TEXT | Type::VARCHAR),
+        KeyPart::Uuid => *kind == Type::UUID,
+        _ => *kind == Type::BYTEA,
+    }
+}
+
+fn check_amount(counter: &CounterId, kind: Option<&Type>) -> Result<()> {
+    match kind {
+        Some(&(Type::INT2 | Type::INT4 | Type::INT8 | Type::NUMERIC)) => Ok(()),
+        kind => {
+            let kind = kind.map_or("nothing", Type::name);
+            Err(Error::source(counter, None, format!("its amounts are of type {kind}, and are to be integers")))
+        }
+    }
+}
+
+/// The plan of a page, a line a row.
+async fn plan_of(
+    client: &Client,
+    source: &RowSource<'_, TokioPostgres>,
+    explain: &str,
+    is_behind: bool,
+) -> Result<Vec<String>> {
+    let mut values = if is_behind { some_key(&source.counter) } else { Vec::new() };
+    if !source.by_tally {
+        values.push(Value::Integer(1024));
+    }
+    let query = Query::new(format!("{explain} {}", source.page_text(is_behind)), values);
+    let plan = rows(client, &query).await;
+    let plan = plan.map_err(|error| source_failed("planning the source", &source.counter, error))?;
+    Ok(plan.iter().map(|row| row.try_get(0).unwrap_or_default()).collect())
+}
+
+/// Whether a line of a plan says that rows are sorted, or come in no order.
+fn sorts(line: &str) -> bool {
+    let node = line.trim_start().trim_start_matches("->").trim_start();
+    // Of a merge of partitions too there is a line "Sort Key".
+    ["Sort  (", "Incremental Sort  (", "HashAggregate  ("].iter().any(|name| node.starts_with(name))
+}
+
+/// Where there are relations of the name `$1`: the schema, whether a bare name reaches it, whether
+/// it is this session's for what is temporary; and whether the relation is a partition.
 const NAMED: &str =
     "SELECT n.nspname::text, array_position(current_schemas(true), n.nspname) IS NOT NULL, n.oid = pg_my_temp_schema(), c.relispartition
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -19,15 +176,11 @@ const NAMED: &str =
     ORDER BY array_position(current_schemas(true), n.nspname), 1";
 
 /// Finds the one schema that a table's name stands for.
-pub(super) async fn find<C: GenericClient + Send + Sync>(
-    session: &Postgres<'_, C>,
-    counter: &CounterId,
-    name: &mut Name,
-) -> Result<()> {
+async fn find(client: &Client, counter: &CounterId, name: &mut Name) -> Result<()> {
     let failed = |error| failed_on("finding the tables of the source", counter, error);
     let query = Query::new(NAMED.to_owned(), vec![Value::Text(name.table.clone().into())]);
     let (mut meant, mut others, mut is_part) = (Vec::new(), Vec::new(), false);
-    for row in session.query(&query).await.map_err(failed)? {
+    for row in rows(client, &query).await.map_err(failed)? {
         let place = |row: &Row| Ok((row.try_get::<_, String>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
         let (schema, reached, temporary, partition): (_, _, _, bool) = place(&row).map_err(failed)?;
         let is_meant = match name.schema.as_deref() {
@@ -47,12 +200,9 @@ pub(super) async fn find<C: GenericClient + Send + Sync>(
     Ok(())
 }
 
-/// Refuses a source of which the plan, as EXPLAIN VERBOSE gives it, reads what is not all there is, or is not of the snapshot.
-pub(super) async fn refuse_part<C: GenericClient + Send + Sync>(
-    session: &Postgres<'_, C>,
-    counter: &CounterId,
-    plan: &[String],
-) -> Result<()> {
+/// Refuses a source whose plan, as EXPLAIN VERBOSE gives it, does not read all rows, or reads some
+/// of another snapshot.
+async fn refuse_part(client: &Client, counter: &CounterId, plan: &[String]) -> Result<()> {
     let refused = |what: String| Err(Error::source(counter, None, what));
     for line in plan.iter().map(|line| line.trim_start().trim_start_matches("->").trim_start()) {
         if let Some((node, _)) = line.split_once("  (cost=") {
@@ -71,36 +221,16 @@ pub(super) async fn refuse_part<C: GenericClient + Send + Sync>(
     let text = "SELECT n FROM unnest($1::text[]) AS n JOIN pg_class AS c ON c.oid = to_regclass(n) WHERE c.relkind = 'm' LIMIT 1";
     let failed = |error| failed_on("looking at the tables of the source", counter, error);
     let query = Query::new(text.to_owned(), vec![Value::Texts(names)]);
-    let Some(row) = session.query(&query).await.map_err(failed)?.into_iter().next() else { return Ok(()) };
+    let Some(row) = rows(client, &query).await.map_err(failed)?.into_iter().next() else { return Ok(()) };
     let name: String = row.try_get(0).map_err(failed)?;
     refused(format!("{name} is a materialized view, which has the rows of its last refresh"))
 }
 
-/// Which tables are partitions or children of which, in the snapshot; empty where there are none, nor any that may have some.
-pub(super) async fn kinship<C: GenericClient + Send + Sync>(
-    session: &Postgres<'_, C>,
-    counter: &CounterId,
-) -> Result<String> {
-    let text = "SELECT coalesce(string_agg(i.inhparent || '>' || i.inhrelid, ' ' ORDER BY i.inhparent, i.inhrelid),
-        CASE WHEN EXISTS (SELECT FROM pg_class AS c WHERE c.relkind = 'p') THEN 'none' ELSE '' END) FROM pg_inherits AS i";
-    let failed = |error| failed_on("looking at the tables of the source", counter, error);
-    let rows = session.query(&Query::new(text.to_owned(), Vec::new())).await.map_err(failed)?;
-    rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)
-}
-
-/// Refuses to say that keys differ where a table's partitions or children do since the snapshot of the page, which was read from those that there were then.
-pub(super) async fn refuse_change<C: GenericClient + Send + Sync>(
-    session: &Postgres<'_, C>,
-    counter: &CounterId,
-    before: &str,
-) -> Result<()> {
-    if kinship(session, counter).await? == before {
-        return Ok(());
-    }
-    let reason = "a table's partitions or children changed meanwhile; measure again";
-    let operation = format!("measuring rows of counter {}", counter.full_name());
-    Err(Error::Busy { operation, reason, cause: reason.into() })
-}
+/// Which tables are partitions or children of which, in the snapshot; empty if there are none, nor
+/// any that may have some.
+const KINSHIP: &str =
+    "SELECT coalesce(string_agg(i.inhparent || '>' || i.inhrelid, ' ' ORDER BY i.inhparent, i.inhrelid),
+    CASE WHEN EXISTS (SELECT FROM pg_class AS c WHERE c.relkind = 'p') THEN 'none' ELSE '' END) FROM pg_inherits AS i";
 
 /// Whether a line of a plan has an expression of who asks, or of a setting.
 fn depends_on_session(line: &str) -> bool {
@@ -147,26 +277,6 @@ fn relation(line: &str) -> Option<&str> {
     });
     let name = name.get(..end.unwrap_or(name.len()))?;
     name.contains('.').then_some(name)
-}
-
-/// What an error means while a source is read: what the server says of the SQL, or of what it makes of a row, is the source's.
-pub(super) fn source_failed(what: &str, counter: &CounterId, error: tokio_postgres::Error) -> Error {
-    match error.as_db_error() {
-        Some(said) if is_of_source(said) => Error::source_of(counter, format!("{what}: {}", text_of(said)), error),
-        _ => failed_on(what, counter, error),
-    }
-}
-
-/// Of the classes "cardinality violation", "data exception", and "syntax error or access rule violation".
-fn is_of_source(said: &DbError) -> bool {
-    ["21", "22", "42"].iter().any(|class| said.code().code().starts_with(class))
-}
-
-fn text_of(said: &DbError) -> String {
-    let more = [said.detail(), said.hint()].into_iter().flatten().map(|more| format!("; {more}"));
-    let who =
-        if *said.code() == SqlState::INSUFFICIENT_PRIVILEGE { "; read it as a role that sees all rows" } else { "" };
-    format!("{} ({}){}{who}", said.message(), said.code().code(), more.collect::<String>())
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 
 use crate::support::postgres::{Server, connect};
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, PostgresAudit, PostgresSource, Reconciler, Report, TokioRuntime, TypedPostgresSource,
-    run_async,
+    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async,
 };
 use keepcount::{AsKey, Counter, Key, PostgresStore, Record, Result, Schema, Tally};
 use tokio_postgres::{Client, Row};
@@ -18,11 +17,11 @@ pub trait Kind: Sized + Send + Sync + 'static {
 
     fn read(row: &Row) -> std::result::Result<Self::Key, tokio_postgres::Error>;
 
-    fn source() -> PostgresSource {
+    fn columns() -> Columns {
         match Self::COLUMNS {
-            [(one, ..)] => PostgresSource::table("items", [one]),
-            [(one, ..), (two, ..)] => PostgresSource::table("items", [one, two]),
-            _ => PostgresSource::table("items", []),
+            [(one, ..)] => Columns::of([one]),
+            [(one, ..), (two, ..)] => Columns::of([one, two]),
+            _ => Columns::of([]),
         }
     }
 }
@@ -92,7 +91,7 @@ pub fn key_columns<T: Kind>() -> (Vec<String>, Vec<&'static str>) {
     (keys, T::COLUMNS.iter().map(|(name, ..)| *name).collect())
 }
 
-pub fn source<T: Kind>() -> TypedPostgresSource<'static> {
+pub fn source<T: Kind>(by_tally: bool) -> PostgresRows<'static> {
     let columns = T::COLUMNS.iter().map(|(name, kind, _)| match *kind {
         "UUID" => format!("{name}::text, "),
         _ => format!("{name}, "),
@@ -100,13 +99,15 @@ pub fn source<T: Kind>() -> TypedPostgresSource<'static> {
     let there = T::COLUMNS.first().map_or_else(|| "true".to_owned(), |(name, ..)| format!("{name} IS NOT NULL"));
     let columns = format!("{}amount, spam, {there}", columns.collect::<String>());
     let width = T::COLUMNS.len();
-    T::source().amount("amount").filter("NOT spam").rows(&columns, move |row| {
+    let rows = PostgresRows::of("items", move |row| {
         Ok(Item::<T> {
             key: if row.try_get(width + 2)? { Some(T::read(row)?) } else { None },
             amount: row.try_get::<_, i32>(width)?.into(),
             counts: !row.try_get::<_, bool>(width + 1)?,
         })
-    })
+    });
+    let key = if by_tally { T::columns() } else { T::columns().sum("amount").filter("NOT spam") };
+    rows.columns(&columns).key(T::COUNTER, key)
 }
 
 /// Rows of 300 keys, some without one, and right totals.
@@ -211,7 +212,7 @@ pub async fn database(server: &Server) -> Client {
 /// An audit of one kind's items.
 pub async fn audit<T: Kind>(client: &mut Client) -> PostgresAudit<'_> {
     let mut audit = PostgresAudit::new(client, &T::SCHEMA).await.unwrap();
-    audit.add(T::COUNTER, source::<T>()).await.unwrap();
+    audit.add(source::<T>(false)).await.unwrap();
     audit
 }
 

@@ -1,7 +1,7 @@
 //! Rollups with and without suffixes, memberships that dangle, keys by epoch, and what was pruned.
 
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, PageRequest, PostgresAudit, PostgresSource, Probe, Reconciler, RepairRequest,
+    AsyncAudit, Columns, Mode, Options, PageRequest, PostgresAudit, PostgresRows, Probe, Reconciler, RepairRequest,
     TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore, Batch, Counter, Error, KeyBuf, PostgresStore, Record, Schema, Tally};
@@ -122,22 +122,22 @@ async fn drift(client: &Client) -> Vec<i64> {
 
 async fn audit(client: &mut Client) -> PostgresAudit<'_> {
     let mut audit = PostgresAudit::new(client, &SCHEMA).await.unwrap();
-    let vote = |row: &tokio_postgres::Row| {
-        let (setlist, amount): (i32, i32) = (row.try_get(0)?, row.try_get(2)?);
-        Ok(Vote { setlist: setlist.into(), at: row.try_get(1)?, amount: amount.into() })
-    };
-    let votes = PostgresSource::table("votes", ["setlist"]).amount("amount");
-    audit.add(VOTES, votes.rows("setlist, at, amount", vote)).await.unwrap();
-    let days = PostgresSource::table("votes", ["setlist", "at"]).per(DAY).rows("setlist, at, amount", vote);
-    audit.add(DAYS, days.by_tally()).await.unwrap();
-    let setlists = PostgresSource::table("setlists", ["id", "show"]).parent("shows", ["id"]);
-    let setlists =
-        setlists.rows("id, show", |row| Ok(Setlist { id: row.try_get::<_, i32>(0)?.into(), show: row.try_get(1)? }));
-    audit.add(SETLIST_SHOW, setlists).await.unwrap();
-    let shows = PostgresSource::table("shows", ["id", "artist"]);
-    let shows =
-        shows.rows("id, artist", |row| Ok(Show { id: row.try_get::<_, i32>(0)?.into(), artist: row.try_get(1)? }));
-    audit.add(SHOW_ARTIST, shows).await.unwrap();
+    let votes = PostgresRows::of("votes", |row| {
+        let (setlist, amount): (i32, i32) = (row.try_get("setlist")?, row.try_get("amount")?);
+        Ok(Vote { setlist: setlist.into(), at: row.try_get("at")?, amount: amount.into() })
+    });
+    let votes =
+        votes.key(VOTES, Columns::of(["setlist"]).sum("amount")).key(DAYS, Columns::of(["setlist", "at"]).per(DAY));
+    let setlists = PostgresRows::of("setlists", |row| {
+        Ok(Setlist { id: row.try_get::<_, i32>("id")?.into(), show: row.try_get("show")? })
+    });
+    let shows = PostgresRows::of("shows", |row| {
+        Ok(Show { id: row.try_get::<_, i32>("id")?.into(), artist: row.try_get("artist")? })
+    });
+    audit.add(votes).await.unwrap();
+    let of_shows = Columns::of(["id", "show"]).count().parent("shows", ["id"]);
+    audit.add(setlists.key(SETLIST_SHOW, of_shows)).await.unwrap();
+    audit.add(shows.key(SHOW_ARTIST, Columns::of(["id", "artist"]).count())).await.unwrap();
     audit
 }
 

@@ -3,8 +3,8 @@
 use super::items::*;
 use crate::support::postgres::shared;
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, PageDiff, PageRequest, PostgresAudit, PostgresSource, Probe, ProbeResult, Reconciler,
-    RepairRequest, Repaired, Token, TokioRuntime, run_async,
+    AsyncAudit, Columns, Mode, Options, PageDiff, PageRequest, PostgresAudit, PostgresRows, Probe, ProbeResult,
+    Reconciler, RepairRequest, Repaired, Token, TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore, Batch, Error, KeyBuf, PostgresStore, Recovery, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -244,18 +244,16 @@ async fn a_statement_that_takes_too_long_makes_the_repair_busy() {
     client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 3").await.unwrap();
     let mut hasty = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     // A transaction that has written is the repair's.
-    let slow = PostgresSource::query(
-        "SELECT k, amount, spam FROM items WHERE k <> 3 OR pg_current_xact_id_if_assigned() IS NULL OR pg_sleep(5) IS NOT NULL",
-        ["k"],
-    );
-    let source = slow.amount("amount").filter("NOT spam").rows("k, amount, spam", |row| {
+    let slow = "SELECT k, amount, spam FROM items WHERE k <> 3 OR pg_current_xact_id_if_assigned() IS NULL OR pg_sleep(5) IS NOT NULL";
+    let rows = PostgresRows::query(slow, |row| {
         Ok(Item::<Integer> {
             key: Some(row.try_get::<_, i32>(0)?.into()),
             amount: row.try_get::<_, i32>(1)?.into(),
             counts: !row.try_get::<_, bool>(2)?,
         })
     });
-    hasty.add(Integer::COUNTER, source).await.unwrap();
+    let columns = Columns::of(["k"]).sum("amount").filter("NOT spam");
+    hasty.add(rows.columns("k, amount, spam").key(Integer::COUNTER, columns)).await.unwrap();
     let mut hasty = hasty.statement_timeout(Duration::from_millis(80));
     let keys = vec![KeyBuf::of::<i64>(3)];
     let error = hasty.repair(&RepairRequest { counter: Integer::COUNTER.id(), keys }).await.unwrap_err();

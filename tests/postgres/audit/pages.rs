@@ -23,8 +23,7 @@ async fn exact_at_every_page<T: Kind>(by_tally: bool) {
         let options = Options::default().page(page).samples(1_000);
         let mut other = connect_again(&client, server).await;
         let mut audit = PostgresAudit::new(&mut client, &T::SCHEMA).await.unwrap();
-        let source = if by_tally { source::<T>().by_tally() } else { source::<T>() };
-        audit.add(T::COUNTER, source).await.unwrap();
+        audit.add(source::<T>(by_tally)).await.unwrap();
         let dry = run_whole(Mode::Verify, &T::SCHEMA, options, &mut audit).await.unwrap();
         assert_eq!((kinds_of(&dry), dry.complete()), (planted, true));
         assert_eq!(drift::<T>(&other).await, planted);

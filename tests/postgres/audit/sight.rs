@@ -2,10 +2,10 @@
 
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared};
-use keepcount::reconcile::{Mode, Options, Outcome, PostgresAudit, PostgresSource, TypedPostgresSource};
-use keepcount::{Counter, Error, PostgresStore, Record, Recovery, Result, Schema, Tally};
+use keepcount::reconcile::{Columns, Mode, Options, Outcome, PostgresAudit, PostgresRows};
+use keepcount::{Cause, Counter, Error, PostgresStore, Record, Recovery, Result, Schema, Tally};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 /// A role of this name's beginning that may read rows and write totals, and its connection.
 async fn role(client: &Client, server: &Server) -> (String, Client) {
@@ -21,15 +21,26 @@ async fn role(client: &Client, server: &Server) -> (String, Client) {
     (role, auditor)
 }
 
-fn read(source: PostgresSource) -> TypedPostgresSource<'static> {
-    source.amount("amount").filter("NOT spam").rows("k, amount, spam", |row| {
-        let key = row.try_get::<_, Option<i32>>(0)?.map(i64::from);
-        Ok(Item::<Integer> { key, amount: row.try_get::<_, i32>(1)?.into(), counts: !row.try_get::<_, bool>(2)? })
-    })
+fn read(row: &Row) -> Result<Item<Integer>, Cause> {
+    let key = row.try_get::<_, Option<i32>>(0)?.map(i64::from);
+    Ok(Item { key, amount: row.try_get::<_, i32>(1)?.into(), counts: !row.try_get::<_, bool>(2)? })
 }
 
-async fn add(client: &mut Client, source: TypedPostgresSource<'_>) -> Result<()> {
-    PostgresAudit::new(client, &Integer::SCHEMA).await?.add(Integer::COUNTER, source).await
+/// The items of a table or of a query, by this key.
+fn items(rows: PostgresRows<'static>, key: Columns) -> PostgresRows<'static> {
+    rows.columns("k, amount, spam").key(Integer::COUNTER, key.sum("amount").filter("NOT spam"))
+}
+
+fn items_of(table: &str) -> PostgresRows<'static> {
+    items(PostgresRows::of(table, read), Columns::of(["k"]))
+}
+
+fn items_of_query(query: &str) -> PostgresRows<'static> {
+    items(PostgresRows::query(query, read), Columns::of(["k"]))
+}
+
+async fn add(client: &mut Client, rows: PostgresRows<'_>) -> Result<()> {
+    PostgresAudit::new(client, &Integer::SCHEMA).await?.add(rows).await
 }
 
 #[track_caller]
@@ -51,13 +62,12 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
     let (role, mut auditor) = role(&client, server).await;
     for by_tally in [false, true] {
         for mode in [Mode::Verify, Mode::Repair] {
-            let source = || if by_tally { source::<Integer>().by_tally() } else { source::<Integer>() };
             client
                 .batch_execute("ALTER TABLE items DISABLE ROW LEVEL SECURITY; DROP POLICY IF EXISTS low ON items")
                 .await
                 .unwrap();
             let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
-            audit.add(Integer::COUNTER, source()).await.unwrap();
+            audit.add(source::<Integer>(by_tally)).await.unwrap();
             let report = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
             assert_eq!(report.drift(), 0);
             // In the middle of things, and before.
@@ -68,13 +78,13 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
             let run = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await;
             assert_eq!(drift::<Integer>(&client).await, (0, 0, 0), "{run:?}");
             assert_refused(run, &["row-level security", "items"]);
-            assert_refused(audit.add(Integer::COUNTER, source()).await, &["row-level security", "items"]);
+            assert_refused(audit.add(source::<Integer>(by_tally)).await, &["row-level security", "items"]);
         }
     }
     // Whom it shows all of them may go on.
     client.batch_execute(&format!("ALTER ROLE {role} BYPASSRLS")).await.unwrap();
     let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
-    audit.add(Integer::COUNTER, source::<Integer>()).await.unwrap();
+    audit.add(source::<Integer>(false)).await.unwrap();
     let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     drop(audit);
@@ -112,11 +122,11 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
         ("once", "public.once is a materialized view"),
         ("of_once", "public.once is a materialized view"),
     ] {
-        assert_refused(add(&mut auditor, read(PostgresSource::table(view, ["k"]))).await, &[says]);
+        assert_refused(add(&mut auditor, items_of(view)).await, &[says]);
         let query = format!("SELECT * FROM {view}");
-        assert_refused(add(&mut auditor, read(PostgresSource::query(&query, ["k"]))).await, &[says]);
+        assert_refused(add(&mut auditor, items_of_query(&query)).await, &[says]);
     }
-    add(&mut auditor, read(PostgresSource::table("plain", ["k"]))).await.unwrap();
+    add(&mut auditor, items_of("plain")).await.unwrap();
 
     // A view asks as its owner, or as whoever asks: a policy hides nothing from the first.
     client
@@ -126,17 +136,17 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
         ))
         .await
         .unwrap();
-    assert_refused(add(&mut auditor, read(PostgresSource::table("invoked", ["k"]))).await, &["row-level security"]);
+    assert_refused(add(&mut auditor, items_of("invoked")).await, &["row-level security"]);
     let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
-    audit.add(Integer::COUNTER, read(PostgresSource::table("plain", ["k"]))).await.unwrap();
+    audit.add(items_of("plain")).await.unwrap();
     let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     // What policies hide of the parents is not missing either.
     drop(audit);
     client.batch_execute("CREATE TABLE parents (id INT); ALTER TABLE parents ENABLE ROW LEVEL SECURITY").await.unwrap();
     client.batch_execute(&format!("GRANT SELECT ON parents TO {role}")).await.unwrap();
-    let source = PostgresSource::table("plain", ["k"]).parent("parents", ["id"]);
-    assert_refused(add(&mut auditor, read(source)).await, &["row-level security", "parents"]);
+    let rows = items(PostgresRows::of("plain", read), Columns::of(["k"]).parent("parents", ["id"]));
+    assert_refused(add(&mut auditor, rows).await, &["row-level security", "parents"]);
 }
 
 /// Rows of another server are of another snapshot, and its policies are asked for another role.
@@ -165,10 +175,7 @@ async fn a_table_of_another_server_is_named() {
         .await
         .unwrap();
     for table in ["far", "near", "parts"] {
-        assert_refused(
-            add(&mut client, read(PostgresSource::table(table, ["k"]))).await,
-            &["another server's", "Foreign Scan"],
-        );
+        assert_refused(add(&mut client, items_of(table)).await, &["another server's", "Foreign Scan"]);
     }
 }
 
@@ -186,24 +193,18 @@ async fn a_name_that_several_schemas_have_is_named_and_one_with_its_schema_is_no
         ))
         .await
         .unwrap();
-    assert_refused(
-        add(&mut client, read(PostgresSource::table("items", ["k"]))).await,
-        &["items is in app and in public", "app.items"],
-    );
+    assert_refused(add(&mut client, items_of("items")).await, &["items is in app and in public", "app.items"]);
     client
         .batch_execute(&format!("SET search_path = public; CREATE TEMP TABLE items {empty} items (k)"))
         .await
         .unwrap();
-    assert_refused(
-        add(&mut client, read(PostgresSource::table("items", ["k"]))).await,
-        &["items is in pg_temp", "and in public"],
-    );
+    assert_refused(add(&mut client, items_of("items")).await, &["items is in pg_temp", "and in public"]);
     for name in [r#"app."of.items""#, "app.items", "pg_temp.items", r#""public"."items""#] {
-        add(&mut client, read(PostgresSource::table(name, ["k"]))).await.unwrap();
+        add(&mut client, items_of(name)).await.unwrap();
     }
     client.batch_execute("DISCARD TEMP").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    audit.add(Integer::COUNTER, read(PostgresSource::table("items", ["k"]))).await.unwrap();
+    audit.add(items_of("items")).await.unwrap();
     let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
 }
@@ -220,27 +221,27 @@ async fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
         ("app.items", "one is in public"),
         ("votes", "one is in app"),
     ] {
-        let error = add(&mut client, read(PostgresSource::table(name, ["k"]))).await.unwrap_err();
+        let error = add(&mut client, items_of(name)).await.unwrap_err();
         assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == name), "{error:?}");
         assert!(error.to_string().contains(says) && !error.to_string().contains("PostgresStore"), "{error}");
     }
-    for (source, says) in [
-        (PostgresSource::table("items", ["key"]), "column r.key does not exist"),
-        (PostgresSource::table("items", ["spam"]), "cannot be read from a column of type bool"),
-        (PostgresSource::query("SELECT * FROM itmes", ["k"]), "relation \"itmes\" does not exist"),
-        (PostgresSource::table("items", ["k"]).parent("itmes", ["k"]), "itmes"),
-        (PostgresSource::table("a.b.c", ["k"]), "a.b.c names no table"),
+    let by = |key: Columns| items(PostgresRows::of("items", read), key);
+    for (rows, says) in [
+        (by(Columns::of(["key"])), "column r.key does not exist"),
+        (by(Columns::of(["spam"])), "cannot be read from a column of type bool"),
+        (items_of_query("SELECT * FROM itmes"), "relation \"itmes\" does not exist"),
+        (by(Columns::of(["k"]).parent("itmes", ["k"])), "itmes"),
+        (items_of("a.b.c"), "a.b.c names no table"),
     ] {
-        let error = add(&mut client, read(source)).await.unwrap_err();
+        let error = add(&mut client, rows).await.unwrap_err();
         assert!(
             error.to_string().contains("source of counter of.integer") && error.to_string().contains(says),
             "{error}"
         );
         assert!(!error.to_string().contains("PostgresStore"), "{error}");
     }
-    let broken = PostgresSource::table("items", ["k"])
-        .filter("spam AND")
-        .rows("k", |_| Ok(Item::<Integer> { key: None, amount: 0, counts: false }));
+    let broken = PostgresRows::of("items", |_| Ok(Item::<Integer> { key: None, amount: 0, counts: false }));
+    let broken = broken.columns("k").key(Integer::COUNTER, Columns::of(["k"]).count().filter("spam AND"));
     assert_refused(add(&mut client, broken).await, &["preparing its SQL", "syntax error"]);
 }
 
@@ -326,7 +327,7 @@ async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
         for page in [7, 1_000] {
             damage::<Integer>(&reader).await;
             let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-            audit.add(Integer::COUNTER, read(PostgresSource::table(table, ["k"]))).await.unwrap();
+            audit.add(items_of(table)).await.unwrap();
             let planted = drift::<Integer>(&reader).await;
             let report =
                 run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
@@ -334,8 +335,8 @@ async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
         }
     }
     // Who names one partition names a part of the rows.
-    assert_refused(add(&mut client, read(PostgresSource::table("high", ["k"]))).await, &["high is a partition"]);
-    add(&mut client, read(PostgresSource::query("SELECT * FROM high", ["k"]))).await.unwrap();
+    assert_refused(add(&mut client, items_of("high")).await, &["high is a partition"]);
+    add(&mut client, items_of_query("SELECT * FROM high")).await.unwrap();
 }
 
 /// A snapshot does not hold a table as it was: what is truncated, detached, attached or written anew after it shows as it is now.
@@ -370,7 +371,7 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
     });
     let mut auditor = auditor;
     let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
-    audit.add(Integer::COUNTER, read(PostgresSource::table("parts", ["k"]))).await.unwrap();
+    audit.add(items_of("parts")).await.unwrap();
     let (mut verifies, mut wrong) = (0, 0);
     while !changes.is_finished() {
         let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default().page(200), &mut audit).await.unwrap();
@@ -431,14 +432,15 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
     PostgresStore::new(&mut client, &THREE).create_pending_backfill().await.unwrap();
     let other = connect(&server.config("any_bytes")).await;
     let mut audit = PostgresAudit::new(&mut client, &THREE).await.unwrap();
-    let names = PostgresSource::table("names", ["name"]).rows("name", |row| Ok(Named(row.try_get(0)?)));
-    audit.add(NAMES, names).await.unwrap();
-    let shares = PostgresSource::table("shares", ["id"]).amount("n / of").rows("id, n / of", |row| {
+    let names = PostgresRows::of("names", |row| Ok(Named(row.try_get(0)?)));
+    audit.add(names.key(NAMES, Columns::of(["name"]).count())).await.unwrap();
+    let shares = PostgresRows::of("shares", |row| {
         let id = row.try_get::<_, &[u8]>(0)?.try_into().unwrap_or([9; 16]);
         Ok(Share(id, row.try_get::<_, i32>(1)?.into()))
     });
-    audit.add(SHARES, shares).await.unwrap();
-    audit.add(PLAIN, PostgresSource::table("plain", ["k"]).rows("k", |row| Ok(Plain(row.try_get(0)?)))).await.unwrap();
+    audit.add(shares.columns("id, n / of").key(SHARES, Columns::of(["id"]).sum("n / of"))).await.unwrap();
+    let plain = PostgresRows::of("plain", |row| Ok(Plain(row.try_get(0)?)));
+    audit.add(plain.key(PLAIN, Columns::of(["k"]).count())).await.unwrap();
     for says in ["a blob of 2 bytes, 0aff", "division by zero"] {
         for (mode, found) in [(Mode::Verify, 2), (Mode::Backfill, 2), (Mode::Repair, 0)] {
             let report = run_whole(mode, &THREE, Options::default(), &mut audit).await.unwrap();

@@ -3,19 +3,20 @@
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared, wait_until};
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, Outcome, PageRequest, PostgresAudit, PostgresSource, Reconciler, RepairRequest,
-    TokioRuntime, TypedPostgresSource, active_connections, replay_lag, replay_lag_bytes, run_async,
+    AsyncAudit, Columns, Mode, Options, Outcome, PageRequest, PostgresAudit, PostgresRows, Reconciler, RepairRequest,
+    TokioRuntime, active_connections, replay_lag, replay_lag_bytes, run_async,
 };
 use keepcount::{Counter, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-fn typed(source: PostgresSource) -> TypedPostgresSource<'static> {
-    source.rows("k, amount, spam", |row| {
+fn rows(table: &str, columns: Columns) -> PostgresRows<'static> {
+    let rows = PostgresRows::of(table, |row| {
         let key = row.try_get::<_, Option<i32>>(0)?.map(i64::from);
         let (amount, spam): (i32, bool) = (row.try_get(1)?, row.try_get(2)?);
         Ok(Item::<Integer> { key, amount: amount.into(), counts: !spam })
-    })
+    });
+    rows.columns("k, amount, spam").key(Integer::COUNTER, columns)
 }
 
 #[tokio::test]
@@ -24,21 +25,21 @@ async fn a_source_that_counts_otherwise_than_the_tally_is_not_repaired_by() {
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
     let reader = connect_again(&client, server).await;
-    let items = || PostgresSource::table("items", ["k"]);
-    let right = || items().amount("amount").filter("NOT spam");
+    let items = || Columns::of(["k"]);
+    let right = || items().sum("amount").filter("NOT spam");
     // At the ends of the source, and in its middle, where the repair of the key finds it.
     reader.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 100").await.unwrap();
-    let middle = right().amount("CASE WHEN k = 100 THEN 1 ELSE amount END");
-    for wrong in [items().amount("amount"), items().filter("NOT spam"), right().amount("-amount"), middle] {
+    let middle = right().sum("CASE WHEN k = 100 THEN 1 ELSE amount END");
+    for wrong in [items().sum("amount"), items().count().filter("NOT spam"), right().sum("-amount"), middle] {
         let shown = format!("{wrong:?}");
         let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-        audit.add(Integer::COUNTER, typed(wrong)).await.unwrap();
+        audit.add(rows("items", wrong)).await.unwrap();
         let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
         assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{shown}: {refused:?}");
         assert_eq!(drift::<Integer>(&reader).await, (1, 0, 0));
     }
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    audit.add(Integer::COUNTER, typed(right())).await.unwrap();
+    audit.add(rows("items", right())).await.unwrap();
     run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
@@ -52,7 +53,7 @@ async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
     let wrongly = "DELETE FROM of_integer; INSERT INTO of_integer SELECT k, sum(amount) FROM items WHERE k IS NOT NULL GROUP BY 1";
     client.batch_execute(wrongly).await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    audit.add(Integer::COUNTER, typed(PostgresSource::table("items", ["k"]).amount("amount"))).await.unwrap();
+    audit.add(rows("items", Columns::of(["k"]).sum("amount"))).await.unwrap();
     let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
     assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{refused:?}");
     assert_eq!(run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap().drift(), 0);
@@ -67,9 +68,9 @@ async fn a_page_of_many_rows_is_read_to_its_end() {
     let more = "INSERT INTO items (k, amount, spam) SELECT i % 300, 1, false FROM generate_series(1, 5000) AS i";
     client.batch_execute(more).await.unwrap();
     refill::<Integer>(&client).await;
-    for source in [source::<Integer>(), source::<Integer>().by_tally()] {
+    for by_tally in [false, true] {
         let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-        audit.add(Integer::COUNTER, source).await.unwrap();
+        audit.add(source::<Integer>(by_tally)).await.unwrap();
         let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
         assert_eq!(report.drift(), 0);
         assert!(report.counters[0].keys > 250, "{report}");
@@ -85,8 +86,7 @@ async fn an_emptied_source_is_refused_unless_the_repair_is_forced() {
     let reader = connect_again(&client, server).await;
     for by_tally in [false, true] {
         let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-        let source = if by_tally { source::<Integer>().by_tally() } else { source::<Integer>() };
-        audit.add(Integer::COUNTER, source).await.unwrap();
+        audit.add(source::<Integer>(by_tally)).await.unwrap();
         let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
         assert!(matches!(refused, Err(Error::SourceEmpty { totals: 100, .. })), "{refused:?}");
         assert!(drift::<Integer>(&reader).await.2 > 200);
@@ -104,8 +104,7 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     client.batch_execute("DROP INDEX items_k_idx; CREATE INDEX ON items (k)").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Text::SCHEMA).await.unwrap();
     for by_tally in [false, true] {
-        let source = if by_tally { source::<Text>().by_tally() } else { source::<Text>() };
-        let error = audit.add(Text::COUNTER, source).await.unwrap_err();
+        let error = audit.add(source::<Text>(by_tally)).await.unwrap_err();
         assert!(matches!(error, Error::Source { .. }), "{error:?}");
         assert!(error.to_string().contains(r#"CREATE INDEX .. ON "items" ("k" COLLATE "C")"#), "{error}");
     }
@@ -128,7 +127,7 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     fill::<Pair>(&mut client).await;
     client.batch_execute("DROP INDEX items_one_two_idx; CREATE INDEX ON items (one)").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Pair::SCHEMA).await.unwrap();
-    let error = audit.add(Pair::COUNTER, source::<Pair>()).await.unwrap_err();
+    let error = audit.add(source::<Pair>(false)).await.unwrap_err();
     assert!(error.to_string().contains(r#"ON "items" ("one", "two" COLLATE "C")"#), "{error}");
 }
 
@@ -162,26 +161,26 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
                  CREATE INDEX ON others (k); CREATE INDEX ON others (n); CREATE INDEX ON others (t);";
     client.batch_execute(table).await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    let others = |key| PostgresSource::table("others", [key]);
+    let others = |key| Columns::of([key]).count();
     let cases = [
-        (others("n"), "numeric"),
-        (others("t"), "text"),
-        (others("k").amount("f"), "float8"),
-        (others("k").amount("spam"), "bool"),
-        (others("k").amount("f::int4 / 0.5::float4"), "float"),
-        (others("absent"), "absent"),
-        (PostgresSource::table("nowhere", ["k"]), "nowhere"),
-        (others("k").filter("absent > 3"), "absent"),
-        (others("k").filter("amount >"), "source of counter of.integer: preparing its SQL: syntax error"),
+        ("others", others("n"), "numeric"),
+        ("others", others("t"), "text"),
+        ("others", others("k").sum("f"), "float8"),
+        ("others", others("k").sum("spam"), "bool"),
+        ("others", others("k").sum("f::int4 / 0.5::float4"), "float"),
+        ("others", others("absent"), "absent"),
+        ("nowhere", others("k"), "nowhere"),
+        ("others", others("k").filter("absent > 3"), "absent"),
+        ("others", others("k").filter("amount >"), "source of counter of.integer: preparing its SQL: syntax error"),
     ];
-    for (source, says) in cases {
-        let error = audit.add(Integer::COUNTER, typed(source)).await.unwrap_err();
+    for (table, columns, says) in cases {
+        let error = audit.add(rows(table, columns)).await.unwrap_err();
         let whole = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         let whole = whole.map(ToString::to_string).collect::<Vec<_>>().join(": ");
         assert!(whole.contains(says), "{whole}");
         assert_eq!(error.recovery(), Recovery::Permanent);
     }
-    audit.add(Integer::COUNTER, typed(others("k"))).await.unwrap();
+    audit.add(rows("others", others("k"))).await.unwrap();
 }
 
 #[tokio::test]
@@ -198,11 +197,11 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
         .unwrap();
     let other = connect_again(&client, server).await;
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
-    let sums = PostgresSource::table("sums", ["k"]).amount("amount");
-    let rows = sums.rows("k, amount::int8, spam", |row| {
+    let sums = PostgresRows::of("sums", |row| {
         Ok(Item::<Integer> { key: Some(row.try_get::<_, i32>(0)?.into()), amount: row.try_get(1)?, counts: true })
     });
-    audit.add(Integer::COUNTER, rows).await.unwrap();
+    let sums = sums.columns("k, amount::int8, spam");
+    audit.add(sums.key(Integer::COUNTER, Columns::of(["k"]).sum("amount"))).await.unwrap();
     let ask = PageRequest { counter: Integer::COUNTER.id(), after: None, until: None, keys: 100 };
     let error = audit.compare(&ask).await.unwrap_err();
     assert!(matches!(&error, Error::Source { key: Some(key), .. } if key == "2"), "{error:?}");
@@ -239,8 +238,8 @@ async fn an_integer_that_is_no_key_is_named() {
         .unwrap();
     PostgresStore::new(&mut client, &UNSIGNED_SCHEMA).create().await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_SCHEMA).await.unwrap();
-    let rows = PostgresSource::table("rows", ["k"]).rows("k", |row| Ok(Unsigned(row.try_get(0)?)));
-    audit.add(UNSIGNED, rows).await.unwrap();
+    let rows = PostgresRows::of("rows", |row| Ok(Unsigned(row.try_get(0)?)));
+    audit.add(rows.key(UNSIGNED, Columns::of(["k"]).count())).await.unwrap();
     let error = run_whole(Mode::Verify, &UNSIGNED_SCHEMA, Options::default(), &mut audit).await.unwrap_err();
     assert!(matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"), "{error:?}");
     // A position beyond bigint is one too, and not a page from the beginning.
@@ -265,8 +264,8 @@ async fn pages_come_out_of_the_indexes_of_partitions() {
         .unwrap();
     PostgresStore::new(&mut client, &UNSIGNED_SCHEMA).create().await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_SCHEMA).await.unwrap();
-    let rows = PostgresSource::table("parts", ["k"]).rows("k", |row| Ok(Unsigned(row.try_get(0)?)));
-    audit.add(UNSIGNED, rows).await.unwrap();
+    let parts = PostgresRows::of("parts", |row| Ok(Unsigned(row.try_get(0)?)));
+    audit.add(parts.key(UNSIGNED, Columns::of(["k"]).count())).await.unwrap();
     let options = Options::default().page(7);
     let report = run_whole(Mode::Repair, &UNSIGNED_SCHEMA, options, &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.counters[0].corrected), (50, 50));

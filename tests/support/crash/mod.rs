@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use super::random::Random;
 use child::{Phase, Told};
-use keepcount::reconcile::{Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run};
+use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, run};
 use keepcount::{Batch, Counter, CounterId, CounterSpec, Leaderboard, Record, Schema, SqliteStore, StreamRange, Tally};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
@@ -83,12 +83,16 @@ fn read_show(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
 }
 
 pub fn audit(conn: &Connection) -> keepcount::Result<SqliteAudit<'_>> {
+    let votes = SqliteRows::of("votes", |row| Ok(read_vote(row)?))
+        .columns("setlist, stars, day")
+        .key(SETLIST_VOTES, Columns::of(["setlist"]).sum("stars"))
+        .key(SETLIST_DAYS, Columns::of(["setlist", "day"]).sum("stars"));
+    let setlists = SqliteRows::of("setlists", |row| Ok(read_setlist(row)?)).columns("id, show");
+    let shows = SqliteRows::of("shows", |row| Ok(read_show(row)?)).columns("id, artist");
     let mut audit = SqliteAudit::new(conn, &SCHEMA)?;
-    let (votes, days) = (Source::table("votes", ["setlist"]), Source::table("votes", ["setlist", "day"]));
-    audit.add(SETLIST_VOTES, votes.amount("stars").rows("setlist, stars, day", read_vote))?;
-    audit.add(SETLIST_DAYS, days.amount("stars").rows("setlist, stars, day", read_vote))?;
-    audit.add(SETLIST_SHOW, Source::table("setlists", ["id", "show"]).rows("id, show", read_setlist))?;
-    audit.add(SHOW_ARTIST, Source::table("shows", ["id", "artist"]).rows("id, artist", read_show))?;
+    audit.add(votes)?;
+    audit.add(setlists.key(SETLIST_SHOW, Columns::of(["id", "show"]).count()))?;
+    audit.add(shows.key(SHOW_ARTIST, Columns::of(["id", "artist"]).count()))?;
     Ok(audit)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-use keepcount::reconcile::{Audit, MemoryAudit, Reconciler, Report, Runtime, Source, SqliteAudit, run};
+use keepcount::reconcile::{Audit, Columns, MemoryAudit, Reconciler, Report, Runtime, SqliteAudit, SqliteRows, run};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{Batch, KeyBuf, MemoryStore, RollupUpdate, Schema, Snapshot, SqliteStore, Store};
 use rusqlite::types::Value as Cell;
@@ -168,18 +168,21 @@ pub const BILLING: &str = "show, artist, share";
 
 /// An audit with every source, by SQL's sums or by tally.
 pub fn audit(conn: &Connection, by_tally: bool) -> SqliteAudit<'_> {
-    let typed = |source: Source, columns: &str, read: fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row>| {
-        let typed = source.rows(columns, read);
-        if by_tally { typed.by_tally() } else { typed }
-    };
+    let counted = |columns: Columns| if by_tally { columns.by_tally() } else { columns };
+    let votes = SqliteRows::of("votes", |row| Ok(read_vote(row)?))
+        .columns(VOTE)
+        .key(SETLIST_VOTES, counted(Columns::of(["setlist"]).sum("weight")))
+        .key(SETLIST_DAYS, counted(Columns::of(["setlist", "day"]).sum("weight")));
+    let setlists = SqliteRows::of("setlists", |row| Ok(read_setlist(row)?))
+        .columns(SETLIST)
+        .key(SETLIST_SHOW, counted(Columns::of(["id", "show"]).count()));
+    let billings = SqliteRows::of("billings", |row| Ok(read_billing(row)?))
+        .columns(BILLING)
+        .key(SHOW_ARTIST, counted(Columns::of(["show", "artist"]).sum("share")));
     let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
-    let votes = Source::table("votes", ["setlist"]).amount("weight");
-    audit.add(SETLIST_VOTES, typed(votes, VOTE, read_vote)).unwrap();
-    let days = Source::table("votes", ["setlist", "day"]).amount("weight");
-    audit.add(SETLIST_DAYS, typed(days, VOTE, read_vote)).unwrap();
-    audit.add(SETLIST_SHOW, typed(Source::table("setlists", ["id", "show"]), SETLIST, read_setlist)).unwrap();
-    let billings = Source::table("billings", ["show", "artist"]).amount("share");
-    audit.add(SHOW_ARTIST, typed(billings, BILLING, read_billing)).unwrap();
+    for rows in [votes, setlists, billings] {
+        audit.add(rows).unwrap();
+    }
     audit
 }
 

@@ -8,57 +8,49 @@ use crate::sql::{self, Dialect, Value, quote};
 
 /// What a source reads, as its author declared it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
-    from: Rows,
+pub(in crate::reconcile) struct Target {
+    from: From,
     key: Vec<String>,
-    pub(super) amount: Option<String>,
-    pub(super) filter: Option<String>,
-    pub(super) columns: String,
+    pub(in crate::reconcile) amount: Option<String>,
+    pub(in crate::reconcile) filter: Option<String>,
+    pub(in crate::reconcile) columns: String,
     /// The last part of the key is the last column divided by this, rounded down: an epoch.
-    pub(super) per: Option<i64>,
+    pub(in crate::reconcile) per: Option<i64>,
     /// The table whose rows the last parts of the key refer to, and its columns.
-    pub(super) parent: Option<(Name, Vec<String>)>,
+    pub(in crate::reconcile) parent: Option<(Name, Vec<String>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Rows {
+pub(in crate::reconcile) enum From {
     Table(Name),
     Query(String),
 }
 
 impl Target {
-    pub(super) fn table(table: &str, key: &[&str]) -> Self {
-        Self::over(Rows::Table(Name::new(table)), key)
-    }
-
     /// Returns the tables that it names, the rows' table first, for the database to locate.
-    pub(super) fn names(&mut self) -> impl Iterator<Item = &mut Name> {
+    pub(in crate::reconcile) fn names(&mut self) -> impl Iterator<Item = &mut Name> {
         let rows = match &mut self.from {
-            Rows::Table(name) => Some(name),
-            Rows::Query(_) => None,
+            From::Table(name) => Some(name),
+            From::Query(_) => None,
         };
         rows.into_iter().chain(self.parent.as_mut().map(|(name, _)| name))
     }
 
     /// Returns the index that pages of a table are best read from, as in CREATE INDEX.
-    pub(super) fn wanted_index(&self, dialect: Dialect, counter: &CounterId) -> Option<String> {
+    pub(in crate::reconcile) fn wanted_index(&self, dialect: Dialect, counter: &CounterId) -> Option<String> {
         let parts = counter.parts();
         let columns = self.key.iter().zip(parts.as_slice());
         let keys = columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
         match &self.from {
-            Rows::Table(name) if !self.key.is_empty() => {
+            From::Table(name) if !self.key.is_empty() => {
                 Some(format!("{} ({})", name.shown(dialect), keys.collect::<Vec<_>>().join(", ")))
             }
             _ => None,
         }
     }
 
-    pub(super) fn query(query: &str, key: &[&str]) -> Self {
-        Self::over(Rows::Query(query.to_owned()), key)
-    }
-
     /// Refuses a source that cannot be this counter's.
-    pub(super) fn check(&self, schema: &Schema, counter: &CounterId, by_tally: bool) -> Result<()> {
+    pub(in crate::reconcile) fn check(&self, schema: &Schema, counter: &CounterId, by_tally: bool) -> Result<()> {
         if let Some(rollup) = schema.spec(counter)?.rollup() {
             let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().full_name());
             return Err(Error::source(counter, None, reason));
@@ -75,14 +67,13 @@ impl Target {
     }
 
     /// Returns whether rows are read from an index of a table; a query gives no such order.
-    #[cfg(feature = "postgres")]
-    pub(super) fn is_indexed(&self) -> bool {
-        matches!(self.from, Rows::Table(_)) && !self.key.is_empty()
+    pub(in crate::reconcile) fn is_indexed(&self) -> bool {
+        matches!(self.from, From::Table(_)) && !self.key.is_empty()
     }
 
     /// Key columns carry the table's name: SQLite reads a quoted name alone that no column has as a
     /// string.
-    fn over(from: Rows, key: &[&str]) -> Self {
+    pub(in crate::reconcile) fn over(from: From, key: &[String]) -> Self {
         let key = key.iter().map(|column| format!("r.{}", quote(column))).collect();
         Self { from, key, amount: None, filter: None, columns: String::new(), per: None, parent: None }
     }
@@ -93,7 +84,7 @@ impl Target {
     /// would fold keys together, or sort them as a language does. The filter is wrapped in IS TRUE.
     /// That makes null false, and keeps SQLite from reading by an index on the filter and sorting
     /// each page. Rows whose last part is before `cutoff` are treated as rows without a key.
-    pub(super) fn statements(
+    pub(in crate::reconcile) fn statements(
         &self,
         dialect: Dialect,
         counter: &CounterId,
@@ -103,8 +94,8 @@ impl Target {
         let (ordered, keys) = self.key_columns(dialect, counter)?;
         let (key, order) = (keys.join(", "), ordered.join(", "));
         let from = match &self.from {
-            Rows::Table(name) => format!("{} AS r", name.quoted()),
-            Rows::Query(query) => format!("({query}) AS r"),
+            From::Table(name) => format!("{} AS r", name.quoted()),
+            From::Query(query) => format!("({query}) AS r"),
         };
         let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
         let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
@@ -129,8 +120,10 @@ impl Target {
         let descending = ordered.iter().map(|key| format!("{key} DESC")).collect::<Vec<_>>().join(", ");
         let (first, after) = (dialect.param(1), dialect.param(keys.len() + 1));
         let row = format!("{}{}", self.columns, if keys.is_empty() { String::new() } else { format!(", {key}") });
-        let of_sample = if dialect == Dialect::Postgres { format!("{amount}::text") } else { amount.clone() };
-        let sample = format!("SELECT {row}, {of_sample}, {counts_of_row} FROM {from}");
+        let sample = match dialect {
+            Dialect::Sqlite => format!("SELECT {row}, {amount}, {counts_of_row} FROM {from}"),
+            Dialect::Postgres => format!("SELECT {row}, {amount}::text, ({counts_of_row})::int FROM {from}"),
+        };
         let many = dialect == Dialect::Postgres && !keys.is_empty();
         let page = |condition: &str, limit: &str| {
             if many {
@@ -275,17 +268,17 @@ impl Target {
 /// All statements name the found schema, because the meaning of a bare name may change between two
 /// of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Name {
+pub(in crate::reconcile) struct Name {
     /// As its author wrote it.
-    pub(super) text: String,
-    pub(super) schema: Option<String>,
-    pub(super) table: String,
-    pub(super) found: Option<String>,
+    pub(in crate::reconcile) text: String,
+    pub(in crate::reconcile) schema: Option<String>,
+    pub(in crate::reconcile) table: String,
+    pub(in crate::reconcile) found: Option<String>,
 }
 
 impl Name {
     /// Parses `votes`, `app.votes` or `app."a.dot"`: each as it is, without case folding.
-    pub(super) fn new(text: &str) -> Self {
+    pub(in crate::reconcile) fn new(text: &str) -> Self {
         let (first, second) = match Self::part(text) {
             (first, Some(rest)) => match Self::part(rest) {
                 (second, None) => (Some(first), second),
@@ -330,7 +323,7 @@ impl Name {
     }
 
     /// Returns the name as SQL needs it.
-    pub(super) fn quoted(&self) -> String {
+    pub(in crate::reconcile) fn quoted(&self) -> String {
         let schema = self.found.as_ref().or(self.schema.as_ref());
         schema.map_or_else(|| quote(&self.table), |schema| format!("{}.{}", quote(schema), quote(&self.table)))
     }
@@ -346,7 +339,12 @@ impl Name {
     /// Sets the found schema, or returns the error for a name that no table has, or several have.
     /// `schemas` are those that have the table and that a bare name reaches; `others` are the rest
     /// that have it.
-    pub(super) fn find(&mut self, counter: &CounterId, schemas: &[String], others: &[String]) -> Result<()> {
+    pub(in crate::reconcile) fn find(
+        &mut self,
+        counter: &CounterId,
+        schemas: &[String],
+        others: &[String],
+    ) -> Result<()> {
         let (text, whose) = (&self.text, format!("source of counter {}", counter.full_name()));
         match schemas {
             [schema] => {
@@ -385,7 +383,7 @@ fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String 
 
 /// Returns PostgreSQL's query for many keys in one statement: it finds each key separately,
 /// whatever the planner estimates of the table.
-pub(super) fn of_each_key(parts: KeyParts, what: &str, of_key: &str) -> String {
+pub(in crate::reconcile) fn of_each_key(parts: KeyParts, what: &str, of_key: &str) -> String {
     let (arrays, names) = (sql::arrays(parts), names(parts.len()));
     format!("SELECT {what} FROM unnest({arrays}) AS k({names}), LATERAL ({of_key}) AS o")
 }
@@ -412,9 +410,8 @@ fn second(epoch: &str, per: i64, which: Second) -> String {
     format!("greatest(least({second}, {}), {})::bigint", i64::MAX, i64::MIN)
 }
 
-/// Returns the query that looks up the row which the last parts of a key refer to. SQLite: it finds
-/// the row, with the parts as parameters. PostgreSQL: of many keys, it returns those without such a
-/// row.
+/// Returns the query for the keys whose last parts refer to no row. In SQLite it takes one key, in
+/// PostgreSQL arrays of keys.
 fn parent(dialect: Dialect, counter: &CounterId, table: &Name, columns: &[String]) -> String {
     let parts = counter.parts();
     let first = parts.len().saturating_sub(columns.len()) + 1;
@@ -423,7 +420,10 @@ fn parent(dialect: Dialect, counter: &CounterId, table: &Name, columns: &[String
         format!("SELECT 1 FROM {} AS p WHERE {}", table.quoted(), all(dialect, terms))
     };
     match dialect {
-        Dialect::Sqlite => is(&|at| dialect.param(at + 1)),
+        Dialect::Sqlite => {
+            let found = is(&|at| dialect.param(first + at));
+            format!("SELECT {} WHERE NOT EXISTS ({found})", dialect.params(parts.len()))
+        }
         Dialect::Postgres => {
             let names = names(parts.len());
             let found = is(&|at| format!("k.k_{}", first + at));
@@ -454,38 +454,36 @@ fn literal(dialect: Dialect, value: &Value<'_>) -> String {
 /// given as the first parameters. Samples take their number of rows as the last parameter, and
 /// return columns, key, amount, and whether the row counts for a key.
 #[derive(Debug)]
-pub(super) struct Statements {
-    pub(super) sums_first: String,
-    pub(super) sums_next: String,
+pub(in crate::reconcile) struct Statements {
+    pub(in crate::reconcile) sums_first: String,
+    pub(in crate::reconcile) sums_next: String,
     /// In SQLite for the key given as the parameters, in PostgreSQL for all keys given as arrays;
-    /// `rows_of_keys` too.
-    pub(super) sums_of_keys: String,
-    pub(super) rows_first: String,
-    pub(super) rows_next: String,
-    pub(super) rows_of_keys: String,
-    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
-    pub(super) key_first: String,
-    #[cfg_attr(not(feature = "sqlite"), allow(dead_code))]
-    pub(super) key_next: String,
-    pub(super) any: String,
+    /// `rows_of_keys` and `parent` too.
+    pub(in crate::reconcile) sums_of_keys: String,
+    pub(in crate::reconcile) rows_first: String,
+    pub(in crate::reconcile) rows_next: String,
+    pub(in crate::reconcile) rows_of_keys: String,
+    pub(in crate::reconcile) key_first: String,
+    pub(in crate::reconcile) key_next: String,
+    pub(in crate::reconcile) any: String,
     /// Every row, in the form of a sample.
-    pub(super) sample_all: String,
-    pub(super) sample_first: String,
-    pub(super) sample_last: String,
-    pub(super) sample_without_key: Option<String>,
-    pub(super) sample_of_key: String,
+    pub(in crate::reconcile) sample_all: String,
+    pub(in crate::reconcile) sample_first: String,
+    pub(in crate::reconcile) sample_last: String,
+    pub(in crate::reconcile) sample_without_key: Option<String>,
+    pub(in crate::reconcile) sample_of_key: String,
     /// What each row adds, if they do not all add 1.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
-    pub(super) amount: Option<String>,
-    /// Looks up the rows that the last parts of keys refer to, if the source names their table.
-    pub(super) parent: Option<String>,
+    pub(in crate::reconcile) amount: Option<String>,
+    /// Finds the keys whose last parts refer to no row, if the source names their table.
+    pub(in crate::reconcile) parent: Option<String>,
 }
 
 impl Statements {
     /// Returns one statement of each shape, to find what SQLite cannot prepare before anything
     /// runs.
     #[cfg(feature = "sqlite")]
-    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
+    pub(in crate::reconcile) fn all(&self) -> impl Iterator<Item = &String> {
         [&self.sums_next, &self.rows_next, &self.sample_of_key].into_iter().chain(&self.parent)
     }
 }

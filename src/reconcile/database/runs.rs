@@ -1,8 +1,8 @@
 //! The statements that store how far runs have come in the same database as the totals that they
 //! compare and repair, so that both are always of one age.
 
-use super::audit::Keep;
-use super::token::Token;
+use crate::reconcile::audit::Keep;
+use crate::reconcile::token::Token;
 use crate::sql::{Dialect, Query, RUNS, Value};
 
 /// The most runs kept. Beyond that, the ones written longest ago are removed: a removed backfill
@@ -11,14 +11,14 @@ use crate::sql::{Dialect, Query, RUNS, Value};
 const MAX_RUNS: usize = 256;
 
 /// Reads what is kept of a run: its token's text.
-pub(crate) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
+pub(super) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
     let text = format!(r#"SELECT r."token" FROM "{RUNS}" AS r WHERE r."run" = {}"#, dialect.param(1));
     Query::new(text, vec![number(run)])
 }
 
 /// Writes one row, if the stored token is the expected one. Returns `None` if nothing is kept and
 /// nothing is to be.
-pub(crate) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
+pub(super) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
     let [one, two, three] = [1, 2, 3].map(|at| dialect.param(at));
     let turn = format!(r#"(SELECT coalesce(max(m."turn"), 0) + 1 FROM "{RUNS}" AS m)"#);
     let text = match (&ask.from, &ask.to) {
@@ -36,7 +36,7 @@ pub(crate) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
 }
 
 /// Removes the runs beyond the limit, after a new run was kept.
-pub(crate) fn forget(dialect: Dialect) -> Query<'static> {
+pub(super) fn forget(dialect: Dialect) -> Query<'static> {
     let text = format!(
         r#"DELETE FROM "{RUNS}" AS r WHERE r."turn" < (SELECT m."turn" FROM "{RUNS}" AS m ORDER BY m."turn" DESC LIMIT 1 OFFSET {})"#,
         dialect.param(1)
@@ -45,7 +45,7 @@ pub(crate) fn forget(dialect: Dialect) -> Query<'static> {
 }
 
 /// Parses a row's token. A text that is no token is not ours, and reads as nothing.
-pub(crate) fn read(text: Option<String>) -> Option<Token> {
+pub(super) fn read(text: Option<String>) -> Option<Token> {
     text.and_then(|text| text.parse().ok())
 }
 

@@ -3,10 +3,10 @@
 
 use std::ops::Bound;
 
-use super::audit::{PageDiff, PageRequest, Recount, merge};
 use crate::counter::CounterId;
 use crate::error::Result;
 use crate::key::KeyBuf;
+use crate::reconcile::audit::{PageDiff, PageRequest, Recount, merge};
 use crate::rollup_update;
 use crate::sql::{self, Dialect, Value};
 

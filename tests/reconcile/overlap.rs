@@ -1,0 +1,146 @@
+//! Two runs over the same counters: the second one says so, and neither is refused.
+
+use crate::support::world::{World, through_text};
+use keepcount::reconcile::{
+    Answer, Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime, SqliteAudit, SqliteRows,
+    Step, SystemRuntime, repair, run, verify,
+};
+use keepcount::{Counter, MemoryStore, Record, Result, Schema, SqliteStore, Tally};
+use rusqlite::Connection;
+use std::time::Duration;
+
+const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
+const USER_VOTES: Counter<i64> = Counter::new("user.votes");
+const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table(), USER_VOTES.table()]);
+
+struct Vote(i64);
+
+impl Record for Vote {
+    fn tally(&self, to: &mut Tally<'_>) {
+        to.add(SHOW_VOTES, self.0 / 2, 1);
+        to.add(USER_VOTES, self.0, 1);
+    }
+}
+
+fn database() -> Connection {
+    let conn = Connection::open_in_memory().unwrap();
+    conn.execute_batch(
+        "CREATE TABLE votes (id INTEGER PRIMARY KEY, show INTEGER AS (id / 2) STORED);
+         CREATE INDEX by_show ON votes (show);
+         WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 19) INSERT INTO votes (id) SELECT n FROM n",
+    )
+    .unwrap();
+    SqliteStore::new(&conn, &SCHEMA).create().unwrap();
+    conn
+}
+
+fn audit(conn: &Connection) -> SqliteAudit<'_> {
+    let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
+    let votes = SqliteRows::of("votes", |row| Ok(Vote(row.get(0)?)));
+    let (shows, users) = (Columns::of(["show"]).count(), Columns::of(["id"]).count());
+    audit.add(votes.key(SHOW_VOTES, shows).key(USER_VOTES, users)).unwrap();
+    audit
+}
+
+/// A runtime in which another run comes to its end before the first page.
+struct Meanwhile<F: FnMut() -> Report>(F, Vec<Report>);
+
+impl<F: FnMut() -> Report> Runtime for Meanwhile<F> {
+    fn now(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn wait(&mut self, _: Duration, _: &str) {}
+
+    fn throttle(&mut self) -> Option<String> {
+        if self.1.is_empty() {
+            self.1.push((self.0)());
+        }
+        None
+    }
+}
+
+#[test]
+fn run_beside_another_of_its_process_says_so_if_they_share_totals_and_counters() {
+    let (conn, other) = (database(), database());
+    let shows = [SHOW_VOTES.id()];
+    let users = [USER_VOTES.id()];
+    let all: [(&Connection, Run<'_>, bool); 7] = [
+        (&conn, repair(&SCHEMA).counters(&shows), true),
+        (&conn, verify(&SCHEMA), true),
+        (&conn, verify(&SCHEMA).counters(&users), false),
+        (&conn, verify(&SCHEMA).key(SHOW_VOTES, 3), false),
+        (&other, repair(&SCHEMA).counters(&shows), false),
+        (&conn, verify(&SCHEMA).counters(&shows).options(Options::default().max_pages(1)), true),
+        (&conn, repair(&SCHEMA).counters(&shows), true),
+    ];
+    for (at, (conn_of_second, second, overlaps)) in all.into_iter().enumerate() {
+        let mut meanwhile = Meanwhile(|| second.run(&mut audit(conn_of_second)).unwrap(), Vec::new());
+        let first = repair(&SCHEMA).counters(&shows).run_with(&mut audit(&conn), &mut meanwhile).unwrap();
+        assert!(first.complete() && first.overlap.is_none(), "{at}: it was there first");
+        let second = &meanwhile.1[0];
+        assert_eq!(second.overlap, overlaps.then_some(Overlap::InProcess), "{at}: {second}");
+        assert_eq!(second.to_string().ends_with("; another run was at work in this process"), overlaps, "{at}");
+        assert_eq!(serde_json::to_value(second).unwrap().get("overlap").is_some(), overlaps, "{at}");
+    }
+    // Nothing is left behind.
+    assert_eq!(verify(&SCHEMA).run(&mut audit(&conn)).unwrap().overlap, None);
+}
+
+#[test]
+fn run_that_ended_by_an_error_or_was_dropped_is_no_overlap() {
+    let mut store = MemoryStore::new(&SCHEMA);
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.rows_fallible(&[SHOW_VOTES.id(), USER_VOTES.id()], || [Ok(Vote(1)), Err("gone".into())]).unwrap();
+    let mut failed = verify(&SCHEMA).reconciler().unwrap();
+    assert!(run(&mut failed, &mut audit, &mut World::default()).is_err());
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut stops = SystemRuntime::new().throttle(|| panic!("the run is dropped"));
+        verify(&SCHEMA).run_with(&mut audit, &mut stops)
+    }));
+    assert!(panics.is_err());
+    audit.rows(&[SHOW_VOTES.id(), USER_VOTES.id()], || (0..20).map(Vote)).unwrap();
+    audit.add(SHOW_VOTES, |_| (0..20).map(Vote)).unwrap();
+    audit.add(USER_VOTES, |_| (0..20).map(Vote)).unwrap();
+    let mut shown = Vec::new();
+    let mut runtime = SystemRuntime::new().on_progress(|progress| shown.push(progress.overlap));
+    let report = repair(&SCHEMA).run_with(&mut audit, &mut runtime).unwrap();
+    drop(runtime);
+    assert_eq!((report.overlap, shown.iter().flatten().count()), (None, 0));
+    assert!(shown.len() > 2);
+}
+
+fn leg(token: &Report, conn: &Connection) -> Result<Report> {
+    let token = through_text(token.token.as_ref().unwrap());
+    let leg = verify(&SCHEMA).options(Options::default().max_pages(1)).resume(Some(&token));
+    leg.run_with(&mut audit(conn), &mut World::default())
+}
+
+#[test]
+fn token_that_another_leg_went_on_from_says_so_and_a_killed_leg_does_not() {
+    let conn = database();
+    let first = verify(&SCHEMA).options(Options::default().page(4).max_pages(1));
+    let first = first.run_with(&mut audit(&conn), &mut World::default()).unwrap();
+    // A leg that is killed keeps nothing, and the next one goes on as if it had not been.
+    let token = first.token.clone().unwrap();
+    let mut killed = Reconciler::resume(Mode::Verify, &SCHEMA, &token, Options::default()).unwrap();
+    let mut audit = audit(&conn);
+    for _ in 0..4 {
+        let answer = match killed.next(Duration::ZERO) {
+            Step::Ask(request) => keepcount::reconcile::Audit::answer(&mut audit, &request),
+            _ => Answer::Throttled(None),
+        };
+        killed.handle(answer, Duration::ZERO).unwrap();
+    }
+    assert!(killed.report().pages > 0);
+    drop(killed);
+    let second = leg(&first, &conn).unwrap();
+    assert_eq!(second.overlap, None, "{second}");
+    assert_eq!(leg(&second, &conn).unwrap().overlap, None);
+    // The second token was used; the first was, too.
+    for used in [&first, &second] {
+        let again = leg(used, &conn).unwrap();
+        assert_eq!(again.overlap, Some(Overlap::TakenOver), "{again}");
+        assert!(again.counters.iter().all(|counter| !counter.clean), "{again}");
+    }
+}
