@@ -2,14 +2,18 @@
 //!
 //! Kept in memory by a [`MemoryLeaderboard`], in SQL in an indexed table.
 
+#[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "memory")]
 mod order_statistic_tree;
+#[cfg(feature = "memory")]
 mod score_index;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 
+#[cfg(feature = "memory")]
 pub use self::memory::MemoryLeaderboard;
 use crate::counter::{Counter, CounterId};
 use crate::decay::Decayed;

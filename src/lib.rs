@@ -16,12 +16,24 @@
 #![doc = ""]
 #![doc = include_str!("../README.md")]
 // Without its feature, a type leads to the table of features.
+#![cfg_attr(feature = "memory", doc = "[`MemoryStore`]: MemoryStore")]
+#![cfg_attr(feature = "memory", doc = "[`MemoryLeaderboard`]: MemoryLeaderboard")]
+#![cfg_attr(feature = "memory", doc = "[`Snapshot`]: Snapshot")]
+#![cfg_attr(feature = "memory", doc = "[`PendingWrite`]: PendingWrite")]
+#![cfg_attr(feature = "concert", doc = "[`concert`]: mod@concert")]
+#![cfg_attr(feature = "conformance", doc = "[`conformance`]: mod@conformance")]
 #![cfg_attr(feature = "sqlite", doc = "[`SqliteStore`]: SqliteStore")]
 #![cfg_attr(feature = "sqlite", doc = "[`SqliteAudit`]: reconcile::SqliteAudit")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresStore`]: PostgresStore")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresAudit`]: reconcile::PostgresAudit")]
 #![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Sweep`]: Sweep")]
 #![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Executor`]: executor::Executor")]
+#![doc = "[`MemoryStore`]: docs::guide#features"]
+#![doc = "[`MemoryLeaderboard`]: docs::guide#features"]
+#![doc = "[`Snapshot`]: docs::guide#features"]
+#![doc = "[`PendingWrite`]: docs::guide#features"]
+#![doc = "[`concert`]: docs::guide#features"]
+#![doc = "[`conformance`]: docs::guide#features"]
 #![doc = "[`SqliteStore`]: docs::guide#features"]
 #![doc = "[`SqliteAudit`]: docs::guide#features"]
 #![doc = "[`PostgresStore`]: docs::guide#features"]
@@ -60,10 +72,15 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations)]
+// Batches, keys and leaderboards have parts that only stores in memory use.
+#![cfg_attr(not(feature = "memory"), allow(dead_code))]
 
 mod batch;
+#[cfg(feature = "memory")]
 mod clock;
+#[cfg(feature = "concert")]
 pub mod concert;
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod counter;
 mod date;
@@ -96,6 +113,7 @@ pub mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
+#[cfg(feature = "memory")]
 mod sync;
 
 pub use batch::Batch;
@@ -106,7 +124,9 @@ pub use decay::{Decayed, HalfLife, SCALE_BITS};
 pub use drivers::tokio_postgres::PreparedStatements;
 pub use error::{Cause, Error, Recovery, Result};
 pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
-pub use leaderboard::{Leaderboard, LeaderboardId, MemoryLeaderboard, Ranked, Score, Standing, Unscored};
+#[cfg(feature = "memory")]
+pub use leaderboard::MemoryLeaderboard;
+pub use leaderboard::{Leaderboard, LeaderboardId, Ranked, Score, Standing, Unscored};
 pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
@@ -116,6 +136,8 @@ pub use rollup_update::{RollupUpdate, TotalsRequest};
 pub use schema::Schema;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
-pub use store::{Applied, AsyncStore, MemoryStore, PendingWrite, Snapshot, Store};
+pub use store::{Applied, AsyncStore, Store};
+#[cfg(feature = "memory")]
+pub use store::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use store::{Sweep, Swept};

@@ -85,7 +85,7 @@ pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
             + (SELECT count(*) FROM "{table}" AS t WHERE t."score" = s."score" AND ({own}) < ({params}))
         FROM "{table}" AS s WHERE ({keys}) = ({params})
         UNION ALL
-        SELECT NULL, (SELECT count(*) FROM "{table}" AS l)
+        SELECT NULL, (SELECT count(*) FROM "{table}")
         WHERE NOT EXISTS (SELECT 1 FROM "{table}" AS s WHERE ({keys}) = ({params}))"#
     );
     let query = Query::new(text, sql::key_values(E::DIALECT, id.counter_id(), key)?);

@@ -38,6 +38,7 @@ mod asynchronous;
 pub(crate) mod audit;
 mod driver;
 mod freshness;
+#[cfg(feature = "memory")]
 mod memory;
 mod options;
 mod pages;
@@ -69,6 +70,7 @@ pub use audit::{
 };
 pub use driver::{Runtime, SystemRuntime, run};
 pub use freshness::Freshness;
+#[cfg(feature = "memory")]
 pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};
 #[cfg(feature = "postgres")]

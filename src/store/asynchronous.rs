@@ -14,7 +14,7 @@ use crate::range::{CounterRange, KeyRange};
 /// An asynchronous store of totals, for example behind a connection.
 ///
 /// [`Store`](super::Store) specifies each method and its errors. Run
-/// [`conformance`](crate::conformance) on your own store.
+/// `conformance` on your own store.
 ///
 /// If you drop a future before it is ready, its effect is unknown, as with a commit whose answer
 /// was lost: it may have been applied or not. You can retry

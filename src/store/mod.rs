@@ -3,12 +3,14 @@
 mod asynchronous;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod catalogue;
+#[cfg(feature = "memory")]
 pub(crate) mod memory;
 pub(crate) mod pages;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod sweep;
 
 pub use asynchronous::AsyncStore;
+#[cfg(feature = "memory")]
 pub use memory::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use sweep::{Sweep, Swept};
@@ -22,7 +24,7 @@ use crate::range::{CounterRange, KeyRange};
 
 /// A store of totals.
 ///
-/// A store of your own implements five methods. Run [`conformance`](crate::conformance) on it, and
+/// A store of your own implements five methods. Run `conformance` on it, and
 /// let [`RollupUpdate::run`](crate::RollupUpdate::run) compute what a batch means for rollups.
 ///
 /// # Examples

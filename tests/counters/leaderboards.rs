@@ -562,7 +562,8 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
             // Only the first page begins at the index's beginning.
             assert_eq!(plan.contains("SCAN"), !text.contains("WHERE"), "{text}: {plan}");
         } else {
-            let scans = plan.contains("SCAN t");
+            // Only for a key that is not listed are all lines counted, without an alias.
+            let scans = plan.split("; ").any(|step| step == "SCAN t" || step.starts_with("SCAN t "));
             assert!(!scans, "{text}: {plan}");
         }
     }
