@@ -54,8 +54,8 @@
 //! | [`MemoryStore`] | totals in memory, shared between threads | [memory](docs::guide#keep-totals-in-memory) |
 //! | [`SqliteStore`], [`PostgresStore`] | totals in tables next to your rows | [hooks](docs::guide#hook-the-writes) |
 //! | [`Snapshot`], [`PendingWrite`] | all totals as of one moment; a write that a store knows of before its rows are visible | [memory](docs::guide#keep-totals-in-memory) |
-//! | [`Rollup`] | what a counter is the sum of: a base counter, along a membership | [rollups](docs::guide#roll-up) |
-//! | [`KeyRange`], [`Date`] | a range of keys; a day, as a key | [ranges](docs::guide#sum-over-a-range) |
+//! | [`Rollup`](backend::Rollup) | what a counter is the sum of: a base counter, along a membership | [rollups](docs::guide#roll-up) |
+//! | [`CounterRange`], [`Date`] | a range of keys; a day, as a key | [ranges](docs::guide#sum-over-a-range) |
 //! | [`Leaderboard`], [`MemoryLeaderboard`] | keys in the order of a score made of totals | [leaderboards](docs::guide#rank) |
 //! | [`HalfLife`], [`Decayed`] | amounts that weigh half after some time, and their exact sums | [decay](docs::guide#decay) |
 //! | [`Sweep`] | removes rows of totals that are 0 | [retention](docs::guide#retention) |
@@ -64,7 +64,7 @@
 //! | [`Audit`](reconcile::Audit), [`SqliteAudit`], [`PostgresAudit`] | rows and totals, read in one snapshot | [repair](docs::guide#verify-and-repair) |
 //! | [`Freshness`](reconcile::Freshness), [`observe`] | the age of the last clean verification; metrics and events | [monitor](docs::guide#monitor) |
 //! | [`Schedule`](job::Schedule) | work every interval, on a thread | [jobs](docs::guide#run-it-as-a-job) |
-//! | [`sql`], [`RollupUpdate`] | statements as text, for your own driver | [libraries] |
+//! | [`sql`], [`RollupUpdate`](backend::RollupUpdate) | statements as text, for your own driver | [libraries] |
 //! | [`Executor`] | the I/O of SQL stores: what a driver does | [design] |
 //! | [`Error`], [`Recovery`] | what went wrong, and what you do next | [after a failure] |
 //! | [`conformance`] | the test suite for a store of your own | [testing] |
@@ -75,6 +75,7 @@
 // Batches, keys and leaderboards have parts that only stores in memory use.
 #![cfg_attr(not(feature = "memory"), allow(dead_code))]
 
+pub mod backend;
 mod batch;
 #[cfg(feature = "memory")]
 mod clock;
@@ -117,22 +118,21 @@ mod store;
 mod sync;
 
 pub use batch::Batch;
-pub use counter::{Counter, CounterId, CounterSpec, Rollup};
+pub use counter::{Counter, CounterId};
 pub use date::{Date, NoDate};
-pub use decay::{Decayed, HalfLife, SCALE_BITS};
+pub use decay::{Decayed, HalfLife};
 #[cfg(feature = "postgres")]
 pub use drivers::tokio_postgres::PreparedStatements;
 pub use error::{Cause, Error, Recovery, Result};
-pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
+pub use key::{AsKey, Key, KeyBuf, KeyError};
 #[cfg(feature = "memory")]
 pub use leaderboard::MemoryLeaderboard;
-pub use leaderboard::{Leaderboard, LeaderboardId, Ranked, Score, Standing, Unscored};
+pub use leaderboard::{Leaderboard, Ranked, Score, Standing};
 pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
-pub use range::{CounterRange, KeyBounds, KeyRange};
+pub use range::{CounterRange, KeyBounds};
 pub use record::{Record, Tally};
-pub use rollup_update::{RollupUpdate, TotalsRequest};
 pub use schema::Schema;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;

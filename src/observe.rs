@@ -58,7 +58,8 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::{Error, Recovery};
-use crate::reconcile::{Drift, Mode, PageDiff, Repaired, Report};
+use crate::reconcile::audit::{Drift, PageDiff, Repaired};
+use crate::reconcile::{Mode, Report};
 use crate::rollup_update::RollupUpdate;
 use crate::sql::Dialect;
 use crate::store::Applied;
@@ -147,7 +148,8 @@ pub(crate) fn stored(backend: Backend, began: Began, batch: &Batch, applied: &Ap
 ///
 /// ```
 /// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, RollupUpdate, observe};
+/// use keepcount::backend::RollupUpdate;
+/// use keepcount::{Batch, observe};
 ///
 /// keepcount::counters! { SCHEMA { VOTES: i64 = "votes"; } }
 ///
@@ -315,7 +317,7 @@ mod counts {
     use crate::batch::Batch;
     use crate::counter::CounterId;
     use crate::key::KeyBuf;
-    use crate::reconcile::PageDiff;
+    use crate::reconcile::audit::PageDiff;
 
     const DELTAS: &str = "keepcount_deltas_applied_total";
     const BATCHES: &str = "keepcount_batches_applied_total";

@@ -235,7 +235,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// [`Error::InvalidUse`] if the counter is not declared as
-    /// [`prunable`](crate::CounterSpec::prunable) or `T` has several parts, [`Error::Rollup`] for a
+    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts, [`Error::Rollup`] for a
     /// rollup, and those of the database.
     pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);

@@ -29,7 +29,8 @@ use crate::sql::{self, Dialect, Statement};
 ///
 /// ```
 /// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, KeyBuf, RollupUpdate};
+/// use keepcount::backend::RollupUpdate;
+/// use keepcount::{Batch, KeyBuf};
 ///
 /// keepcount::counters! {
 ///     SCHEMA {

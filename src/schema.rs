@@ -10,7 +10,7 @@ use crate::leaderboard::LeaderboardId;
 /// Each line is a counter: its constant, its key type, its name, and what else
 /// [`Counter`](crate::Counter) says about it ([`version`](crate::Counter::version),
 /// [`sum_of`](crate::Counter::sum_of), [`sum_of_suffix`](crate::Counter::sum_of_suffix)).
-/// `prunable` before the constant makes it [prunable](crate::CounterSpec::prunable). The schema lists
+/// `prunable` before the constant makes it [prunable](crate::backend::CounterSpec::prunable). The schema lists
 /// the counters in this order, and then the leaderboards.
 ///
 /// # Examples
@@ -370,7 +370,7 @@ impl Schema {
 
     /// Refuses a batch that every store must refuse before it reads a total.
     ///
-    /// Call it in your own store, unless [`RollupUpdate::run`](crate::RollupUpdate::run) computes
+    /// Call it in your own store, unless [`RollupUpdate::run`](crate::backend::RollupUpdate::run) computes
     /// what it writes.
     ///
     /// # Errors

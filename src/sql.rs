@@ -133,7 +133,7 @@ impl<'a> Statement<'a> {
 /// empty batch.
 ///
 /// Run them as the last statements of the transaction that wrote the rows. If counters of the batch
-/// feed a rollup, use a [`RollupUpdate`](crate::RollupUpdate) for the statements: it must read from
+/// feed a rollup, use a [`RollupUpdate`](crate::backend::RollupUpdate) for the statements: it must read from
 /// the database first. Only `SqliteStore` and `PostgresStore` maintain leaderboards and prunable
 /// counters.
 ///

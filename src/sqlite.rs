@@ -274,7 +274,7 @@ impl<'c> SqliteStore<'c> {
     /// # Errors
     ///
     /// [`InvalidUse`](crate::Error::InvalidUse) if the counter is not declared as
-    /// [`prunable`](crate::CounterSpec::prunable) or `T` has several parts,
+    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts,
     /// [`Rollup`](crate::Error::Rollup) for a rollup, and those of the database. If you are in a
     /// transaction, you must then roll it back.
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {

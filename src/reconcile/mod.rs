@@ -35,7 +35,7 @@
 //! ```
 
 mod asynchronous;
-pub(crate) mod audit;
+pub mod audit;
 mod driver;
 mod freshness;
 #[cfg(feature = "memory")]
@@ -65,9 +65,7 @@ pub(crate) mod token;
 mod tokio_runtime;
 
 pub use asynchronous::{AsyncAudit, AsyncRuntime, run_async};
-pub use audit::{
-    Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
-};
+pub use audit::Audit;
 pub use driver::{Runtime, SystemRuntime, run};
 pub use freshness::Freshness;
 #[cfg(feature = "memory")]

@@ -25,7 +25,7 @@ use crate::range::{CounterRange, KeyRange};
 /// A store of totals.
 ///
 /// A store of your own implements five methods. Run `conformance` on it, and
-/// let [`RollupUpdate::run`](crate::RollupUpdate::run) compute what a batch means for rollups.
+/// let [`RollupUpdate::run`](crate::backend::RollupUpdate::run) compute what a batch means for rollups.
 ///
 /// # Examples
 ///

@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use keepcount::backend::KeyRange;
 use keepcount::{
-    Batch, Counter, Error, Key, KeyBuf, KeyError, KeyRange, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
+    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};

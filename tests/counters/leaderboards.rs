@@ -14,10 +14,11 @@ use std::time::Duration;
 use crate::support::random::Random;
 use crate::support::world::{Trace, run_whole};
 use crate::support::{standings, test_of};
+use keepcount::backend::{CounterSpec, LeaderboardId};
 use keepcount::reconcile::{Mode, Options, Source, SqliteAudit};
 use keepcount::{
-    AsKey, Batch, Counter, CounterSpec, Decayed, Error, HalfLife, Key, Leaderboard, LeaderboardId, MemoryLeaderboard,
-    MemoryStore, Ranked, Record, Schema, Score, SqliteStore, Store, Tally,
+    AsKey, Batch, Counter, Decayed, Error, HalfLife, Key, Leaderboard, MemoryLeaderboard, MemoryStore, Ranked, Record,
+    Schema, Score, SqliteStore, Store, Tally,
 };
 use num_bigint::BigInt;
 use rusqlite::types::Value;

@@ -5,9 +5,10 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
 use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
-    Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, Step, SystemRuntime, merge, run,
+    Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Runtime, Source, SqliteAudit, Step,
+    SystemRuntime, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store, Tally,

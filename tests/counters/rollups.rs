@@ -11,12 +11,10 @@ use crate::support::rollups::{
     batch_of, billing, membership, totals_of, votes,
 };
 use crate::support::world::through_text;
+use keepcount::backend::{CounterSpec, RollupUpdate};
 use keepcount::reconcile::{Mode, Options, Reconciler, Report};
 use keepcount::sql::{self, Dialect};
-use keepcount::{
-    Batch, Counter, CounterId, CounterSpec, Error, KeyBuf, MemoryStore, RollupUpdate, Schema, Snapshot, SqliteStore,
-    Store,
-};
+use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Schema, Snapshot, SqliteStore, Store};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rusqlite::Connection;

@@ -5,12 +5,13 @@ use std::panic::catch_unwind;
 
 use crate::support::random::Random;
 use crate::support::world::{run_whole, through_text};
+use keepcount::backend::{CounterSpec, LeaderboardId, RollupUpdate};
 use keepcount::reconcile::{
     CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, Source, SqliteAudit, SystemRuntime, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, CounterSpec, Error, Leaderboard, LeaderboardId, MemoryStore, Record, Recovery,
-    RollupUpdate, Schema, SqliteStore, Store, Tally, sql,
+    Batch, Counter, CounterId, Error, Leaderboard, MemoryStore, Record, Recovery, Schema, SqliteStore, Store, Tally,
+    sql,
 };
 use rusqlite::Connection;
 

@@ -14,15 +14,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
+use keepcount::backend::RollupUpdate;
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
 use keepcount::reconcile::{
-    Audit, Freshness, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Progress,
-    Reconciler, Recount, RepairRequest, Repaired, Report, Runtime, Source, SqliteAudit, SystemRuntime, Token, merge,
-    run,
+    Audit, Freshness, MemoryAudit, Mode, Options, Outcome, Progress, Reconciler, Report, Runtime, Source, SqliteAudit,
+    SystemRuntime, Token, run,
 };
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record, Result, RollupUpdate,
-    Schema, SqliteStore, Store, StreamRange, Tally, observe,
+    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record, Result, Schema,
+    SqliteStore, Store, StreamRange, Tally, observe,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rusqlite::{Connection, Row};

@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::support::world::{Trace, World, run_whole, through_text};
+use keepcount::backend::KeyRange;
+use keepcount::reconcile::audit::{
+    Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use keepcount::reconcile::{
-    Audit, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
-    Ready, Reconciler, RepairRequest, Repaired, Source, SqliteAudit, Step, SystemRuntime, Token, run,
+    Audit, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Source, SqliteAudit, Step, SystemRuntime,
+    Token, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, Key, KeyBuf, KeyRange, Leaderboard, MemoryStore, Record, Recovery, Result,
-    Schema, SqliteStore, Store, StreamRange, Tally, sql,
+    Batch, Counter, CounterId, Error, Key, KeyBuf, Leaderboard, MemoryStore, Record, Recovery, Result, Schema,
+    SqliteStore, Store, StreamRange, Tally, sql,
 };
 use rusqlite::Connection;
 

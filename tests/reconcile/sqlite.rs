@@ -6,9 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
+use keepcount::reconcile::audit::{Drift, PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
 use keepcount::reconcile::{
-    Audit, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest,
-    Repaired, Report, Runtime, Source, SqliteAudit, Step, run,
+    Audit, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, Source, SqliteAudit, Step, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,

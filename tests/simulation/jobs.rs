@@ -5,10 +5,8 @@ use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
 
-use keepcount::reconcile::{
-    Audit, GracePeriod, MemoryAudit, Mode, Options, PageDiff, PageRequest, Ready, Reconciler, RepairRequest, Report,
-    Runtime, Step, Token,
-};
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Ready, RepairRequest};
+use keepcount::reconcile::{Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, Step, Token};
 use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 
 use super::domain::{self, Name, Row, RowId, SCHEMA, Tables, id, of_counter, share, show};

@@ -9,7 +9,8 @@ use diesel::row::{Field as _, NamedRow, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, KeyBuf, RollupUpdate, Schema, observe};
+use keepcount::backend::RollupUpdate;
+use keepcount::{Batch, KeyBuf, Schema, observe};
 
 use crate::Result;
 

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, CounterId, KeyBuf, KeyPart, RollupUpdate, Schema, observe};
+use keepcount::backend::{KeyPart, RollupUpdate};
+use keepcount::{Batch, CounterId, KeyBuf, Schema, observe};
 use sea_orm::prelude::Uuid;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
 

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, CounterId, KeyBuf, KeyPart, RollupUpdate, Schema, observe};
+use keepcount::backend::{KeyPart, RollupUpdate};
+use keepcount::{Batch, CounterId, KeyBuf, Schema, observe};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, Transaction, query::Query};
 use uuid::Uuid;

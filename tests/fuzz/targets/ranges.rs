@@ -8,7 +8,8 @@ use std::ops::Bound;
 
 use arbitrary::{Arbitrary, Unstructured};
 use keepcount::sql::{self, Dialect};
-use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, KeyParts, KeyRange, MemoryStore, Schema, Store};
+use keepcount::backend::{KeyParts, KeyRange};
+use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Schema, Store};
 use libfuzzer_sys::fuzz_target;
 
 /// In key order in memory.

@@ -2,9 +2,9 @@
 
 use super::items::*;
 use crate::support::postgres::shared;
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, PageDiff, PageRequest, PostgresAudit, PostgresSource, Probe, ProbeResult, Reconciler,
-    RepairRequest, Repaired, Token, TokioRuntime, run_async,
+    AsyncAudit, Mode, Options, PostgresAudit, PostgresSource, Reconciler, Token, TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore, Batch, Error, KeyBuf, PostgresStore, Recovery, Result};
 use std::sync::atomic::{AtomicBool, Ordering};

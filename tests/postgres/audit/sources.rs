@@ -2,9 +2,10 @@
 
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared, wait_until};
+use keepcount::reconcile::audit::{PageRequest, RepairRequest};
 use keepcount::reconcile::{
-    AsyncAudit, Mode, Options, Outcome, PageRequest, PostgresAudit, PostgresSource, Reconciler, RepairRequest,
-    TokioRuntime, TypedPostgresSource, active_connections, replay_lag, replay_lag_bytes, run_async,
+    AsyncAudit, Mode, Options, Outcome, PostgresAudit, PostgresSource, Reconciler, TokioRuntime, TypedPostgresSource,
+    active_connections, replay_lag, replay_lag_bytes, run_async,
 };
 use keepcount::{Counter, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};

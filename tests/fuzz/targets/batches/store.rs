@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use keepcount::{CounterId, Error, Key, KeyBuf, KeyRange, MemoryStore, Record, Store, Tally};
+use keepcount::backend::KeyRange;
+use keepcount::{CounterId, Error, Key, KeyBuf, MemoryStore, Record, Store, Tally};
 
 use crate::model::{Cell, Day, Id, Model, Name};
 use crate::schemas::{
