@@ -782,7 +782,8 @@ async fn a_transaction_commits_rows_and_totals_or_neither() {
         match (then, failed.downcast_ref::<Error>()) {
             (Then::Fails, None) => assert_eq!(failed.to_string(), "the work failed"),
             (Then::Overflows, Some(Error::Overflow { .. })) => {}
-            (Then::BreaksAForeignKey | Then::SwallowsAnError, Some(Error::Database { operation, .. })) => {
+            (Then::BreaksAForeignKey, Some(Error::Database { operation, .. }))
+            | (Then::SwallowsAnError, Some(Error::Busy { operation, .. })) => {
                 assert!(operation.contains("transaction"), "{operation}");
             }
             (then, _) => panic!("{then:?}: {failed}"),
