@@ -19,8 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Random, only_tested};
+use keepcount::backend::KeyRange;
 use keepcount::reconcile::{self, MemoryAudit};
-use keepcount::{Batch, Counter, KeyRange, MemoryStore, Record, Schema, Snapshot, Store, Tally};
+use keepcount::{Batch, Counter, MemoryStore, Record, Schema, Snapshot, Store, Tally};
 
 const NUMBERS: Counter<u64> = Counter::new("bench.numbers");
 const TEXTS: Counter<String> = Counter::new("bench.texts");

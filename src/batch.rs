@@ -2,12 +2,15 @@
 //!
 //! Adding is pure and cannot fail.
 
+mod record;
+
 use std::ops::Deref;
 use std::ptr;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Slot;
 
+pub use self::record::{Record, Tally};
 use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
@@ -452,4 +455,14 @@ fn mix(hash: u64, counter: u32) -> u64 {
 #[allow(clippy::expect_used)]
 fn narrow(index: usize) -> u32 {
     u32::try_from(index).expect("a batch holds fewer than 2^32 keys")
+}
+
+/// Divides a change of a total from one `i64` to another into changes that each fit `i64`: one, or
+/// two if it is larger. In between, the total stays between the two.
+pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {
+    std::iter::from_fn(move || {
+        let step = i64::try_from(change).unwrap_or(if change < 0 { i64::MIN } else { i64::MAX });
+        change -= i128::from(step);
+        (step != 0).then_some(step)
+    })
 }

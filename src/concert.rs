@@ -13,12 +13,12 @@ use std::str::FromStr;
 pub use self::shows::{ShowScore, ShowStanding};
 use self::trends::Listed;
 pub use self::trends::{Decaying, Trend, Trends, Week};
+use crate::batch::{Record, Tally};
 use crate::counter::{Counter, CounterSpec};
 use crate::date::Date;
 use crate::error::Result;
 use crate::key::{AsKey, Key};
 use crate::leaderboard::{Leaderboard, LeaderboardId};
-use crate::record::{Record, Tally};
 use crate::schema::Schema;
 use crate::store::Store;
 

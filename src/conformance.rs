@@ -12,10 +12,10 @@ mod cases;
 
 use crate::batch::Batch;
 use crate::counter::CounterId;
+use crate::counter::range::KeyRange;
 use crate::error::{Error, Recovery, Result};
 use crate::key::KeyBuf;
 use crate::offset::StreamRange;
-use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Store};
 use cases::{

@@ -1,12 +1,14 @@
 //! A counter's handles: `Counter<K>` with its key type, `CounterId` without it, `CounterSpec` with
 //! its storage, and `Rollup` for what it sums.
 
+pub(crate) mod range;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use self::range::{CounterRange, KeyBounds, KeyRange};
 use crate::key::{AsKey, Key, KeyBuf, KeyError, KeyParts};
-use crate::range::{CounterRange, KeyBounds, KeyRange};
 
 /// A counter grouped by keys of type `K`.
 ///
@@ -358,6 +360,14 @@ impl CounterId {
     /// The name of its table: its full name, with underscores for dots.
     pub(crate) fn table_name(&self) -> String {
         self.full_name().replace('.', "_")
+    }
+
+    /// Splits a key into its first parts, a child for instance, and the rest.
+    pub(crate) fn split(&self, key: &KeyBuf, parts: usize) -> Result<(KeyBuf, KeyBuf), KeyError> {
+        let bytes = key.as_bytes();
+        let at = self.parts.prefix_len(bytes, parts).ok_or(KeyError::Malformed)?;
+        let (first, rest) = bytes.split_at_checked(at).ok_or(KeyError::Malformed)?;
+        Ok((KeyBuf::from_bytes(first), KeyBuf::from_bytes(rest)))
     }
 
     /// The sort key for lists of counters.

@@ -14,10 +14,6 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result, shortened};
 
-/// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for 2^32 -
-/// 1 events of one key in one epoch.
-pub const SCALE_BITS: u32 = 30;
-
 /// The time in which a weight halves, in seconds; also the length of an epoch.
 ///
 /// # Examples
@@ -35,6 +31,10 @@ pub const SCALE_BITS: u32 = 30;
 pub struct HalfLife(i64);
 
 impl HalfLife {
+    /// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for 2^32 -
+    /// 1 events of one key in one epoch.
+    pub const SCALE_BITS: u32 = 30;
+
     /// A half-life of this many seconds.
     ///
     /// # Panics
@@ -92,7 +92,7 @@ impl HalfLife {
     #[must_use]
     pub fn weight(self, at: i64) -> i64 {
         let whole = power_of_two(at.rem_euclid(self.0).unsigned_abs(), self.0.unsigned_abs());
-        let dropped = POWER_BITS - SCALE_BITS;
+        let dropped = POWER_BITS - Self::SCALE_BITS;
         i64::try_from((whole + (1 << (dropped - 1))) >> dropped).unwrap_or(i64::MAX)
     }
 }
@@ -263,7 +263,7 @@ impl Decayed {
         let leading = self.digits.iter().take_while(|(position, _)| *position >= base);
         let sum: i128 =
             leading.map(|(position, digit)| i128::from(*digit) << (i64::from(DIGIT_BITS) * (position - base))).sum();
-        let mut exponent = i128::from(base) * i128::from(DIGIT_BITS) - i128::from(SCALE_BITS);
+        let mut exponent = i128::from(base) * i128::from(DIGIT_BITS) - i128::from(HalfLife::SCALE_BITS);
 
         // 2^(-at / H) = 2^(-epoch) / 2^(fraction) = 2^(-epoch - 1) x 2^(1 - fraction).
         let into = at.rem_euclid(half_life.0).unsigned_abs();

@@ -168,6 +168,24 @@ pub enum Stopped<E> {
     Refused(Error),
 }
 
+impl<E> Stopped<E> {
+    /// The error of queries that were stopped; `failed` translates the driver's error, given the
+    /// position of the query.
+    pub(crate) fn or(self, failed: impl FnOnce(usize, E) -> Error) -> Error {
+        match self {
+            Self::Failed { query, error, .. } => failed(query, error),
+            Self::Skipped { .. } => skipped("of the store's".to_owned()),
+            Self::Refused(error) => error,
+        }
+    }
+}
+
+/// The error of a write that wrote nothing.
+pub(crate) fn skipped(table: String) -> Error {
+    let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
+    Error::SchemaMismatch { table, reason }
+}
+
 /// Why [`commit`](Executor::commit) did not succeed.
 #[derive(Debug)]
 pub enum NotCommitted<E> {

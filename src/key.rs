@@ -248,7 +248,7 @@ tuple_keys!(A X 0, B Y 1, C Z 2, D W 3);
 macro_rules! key {
     ($name:ident($inner:ty) $(, $borrowed:ty)* $(,)?) => {
         impl $crate::Key for $name {
-            const PARTS: $crate::KeyParts = <$inner as $crate::Key>::PARTS;
+            const PARTS: $crate::backend::KeyParts = <$inner as $crate::Key>::PARTS;
 
             fn decode(raw: &mut &[u8]) -> ::core::result::Result<Self, $crate::KeyError> {
                 <$inner as $crate::Key>::decode(raw).map($name)

@@ -1,24 +1,13 @@
-//! Leaderboards: what is ranked, and by which score.
-//!
-//! Kept in memory by a [`MemoryLeaderboard`], in SQL in an indexed table.
-
-mod memory;
-mod order_statistic_tree;
-mod score_index;
+//! Declares leaderboards: what is ranked, and by which score.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 
-pub use self::memory::MemoryLeaderboard;
 use crate::counter::{Counter, CounterId};
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
-use crate::key::{Key, KeyBuf, KeyPart, KeyParts};
-use crate::range::KeyRange;
-use crate::rollup_update;
-use crate::sql::{self, Dialect};
-use crate::store::Store;
+use crate::key::{Key, KeyBuf, KeyParts};
 
 /// A leaderboard: keys in the order of their scores, the highest first, ties by key.
 ///
@@ -247,7 +236,8 @@ impl LeaderboardId {
 
     /// The leaderboard's key within a key of one of its counters.
     pub(crate) fn key_of(&self, counter: &CounterId, key: &KeyBuf) -> Result<KeyBuf> {
-        rollup_update::split(counter, key, self.parts().len()).map(|(own, _)| own)
+        let split = counter.split(key, self.parts().len());
+        split.map(|(own, _)| own).map_err(|cause| Error::key(counter, key, cause))
     }
 
     /// The keys whose scores some deltas may change.
@@ -257,20 +247,6 @@ impl LeaderboardId {
     ) -> Result<BTreeSet<KeyBuf>> {
         let ours = deltas.filter(|(counter, ..)| self.counters().iter().any(|known| known.same(counter)));
         ours.map(|(counter, key, _)| self.key_of(&counter, key)).collect()
-    }
-
-    /// A key's score, computed from its totals.
-    pub(crate) fn score(&self, store: &mut dyn Store, key: &KeyBuf) -> Result<Option<Cell>> {
-        let mut totals = Vec::with_capacity(self.counters().len());
-        for counter in self.counters() {
-            if self.has_epochs() {
-                totals.extend(store.read_range(*counter, &KeyRange::under(key.clone()), usize::MAX)?);
-            } else {
-                let total = store.read_keys(*counter, std::slice::from_ref(key))?;
-                totals.extend(total.into_iter().map(|total| (key.clone(), total)));
-            }
-        }
-        self.score_of(key, &totals)
     }
 
     /// Whether scores are computed from all epochs of a key instead of the key's own totals.
@@ -296,38 +272,7 @@ impl LeaderboardId {
         let sum = Decayed::sum(epochs);
         Ok((!sum.is_zero()).then_some(Cell::Decayed(sum)))
     }
-
-    /// Calls `each` with every key that has a total in one of the counters. A key may come several
-    /// times.
-    pub(crate) fn each_key(
-        &self,
-        store: &mut dyn Store,
-        mut each: impl FnMut(&mut dyn Store, KeyBuf) -> Result<()>,
-    ) -> Result<()> {
-        for counter in self.counters() {
-            let mut range = KeyRange::ALL;
-            let mut before = None;
-            loop {
-                let page = store.read_range(*counter, &range, KEYS_PAGE)?;
-                for (key, _) in &page {
-                    let key = self.key_of(counter, key)?;
-                    if before.as_ref() != Some(&key) {
-                        each(store, key.clone())?;
-                        before = Some(key);
-                    }
-                }
-                match page.last() {
-                    Some((last, _)) if page.len() == KEYS_PAGE => range = range.behind(last),
-                    _ => break,
-                }
-            }
-        }
-        Ok(())
-    }
 }
-
-/// How many totals a rebuild reads at once.
-const KEYS_PAGE: usize = 1024;
 
 /// A score as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -406,51 +351,4 @@ pub struct Ranked<K, S> {
     pub key: K,
     /// The score.
     pub score: S,
-}
-
-/// The statements that create a leaderboard's table and index and insert its row into the
-/// catalogue.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) fn ddl(dialect: Dialect, leaderboard: &LeaderboardId, ready: bool) -> [String; 3] {
-    let [table, index] = create(dialect, leaderboard);
-    [table, index, sql::enlist_all(&[listed(leaderboard, ready)])]
-}
-
-/// The catalogue's values for a leaderboard.
-pub(crate) fn listed(leaderboard: &LeaderboardId, ready: bool) -> String {
-    sql::listed_as(leaderboard.name(), &leaderboard.counter, &storage_clause(leaderboard), ready)
-}
-
-/// The statements that create a leaderboard's table and index.
-pub(crate) fn create(dialect: Dialect, leaderboard: &LeaderboardId) -> [String; 2] {
-    let table = leaderboard.table_name();
-    let columns = sql::columns(dialect, leaderboard.parts());
-    let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
-    let keys = sql::key_columns(leaderboard.parts()).join(", ");
-    let (score, options) = (score_column(dialect, leaderboard), dialect.table_options());
-    [
-        format!(r#"CREATE TABLE "{table}" ({columns}, "score" {score} NOT NULL, PRIMARY KEY ({keys})){options}"#),
-        format!(r#"CREATE INDEX "{table}_order" ON "{table}" ("score" DESC, {keys})"#),
-    ]
-}
-
-/// The statement that updates a leaderboard's version, storage clause and readiness in the
-/// catalogue.
-pub(crate) fn enlist_anew(leaderboard: &LeaderboardId, ready: bool) -> String {
-    let (name, version, storage_clause, ready) =
-        (leaderboard.name(), leaderboard.counter.version(), storage_clause(leaderboard), i64::from(ready));
-    let table = sql::CATALOGUE;
-    format!(
-        r#"UPDATE "{table}" AS c SET "version" = {version}, "placement" = '{storage_clause}', "ready" = {ready} WHERE c."name" = '{name}'"#
-    )
-}
-
-pub(crate) const fn score_column(dialect: Dialect, leaderboard: &LeaderboardId) -> &'static str {
-    sql::column_kind(dialect, if leaderboard.has_epochs() { Some(KeyPart::Bytes16) } else { None })
-}
-
-/// A leaderboard's storage and what it is computed from, as the catalogue spells it.
-pub(crate) fn storage_clause(leaderboard: &LeaderboardId) -> String {
-    let names: Vec<_> = leaderboard.counters().iter().map(CounterId::full_name).collect();
-    format!("leaderboard of {}", names.join(", "))
 }

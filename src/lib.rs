@@ -16,12 +16,24 @@
 #![doc = ""]
 #![doc = include_str!("../README.md")]
 // Without its feature, a type leads to the table of features.
+#![cfg_attr(feature = "memory", doc = "[`MemoryStore`]: MemoryStore")]
+#![cfg_attr(feature = "memory", doc = "[`MemoryLeaderboard`]: MemoryLeaderboard")]
+#![cfg_attr(feature = "memory", doc = "[`Snapshot`]: Snapshot")]
+#![cfg_attr(feature = "memory", doc = "[`PendingWrite`]: PendingWrite")]
+#![cfg_attr(feature = "concert", doc = "[`concert`]: mod@concert")]
+#![cfg_attr(feature = "conformance", doc = "[`conformance`]: mod@conformance")]
 #![cfg_attr(feature = "sqlite", doc = "[`SqliteStore`]: SqliteStore")]
 #![cfg_attr(feature = "sqlite", doc = "[`SqliteAudit`]: reconcile::SqliteAudit")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresStore`]: PostgresStore")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresAudit`]: reconcile::PostgresAudit")]
 #![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Sweep`]: Sweep")]
 #![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Executor`]: executor::Executor")]
+#![doc = "[`MemoryStore`]: docs::guide#features"]
+#![doc = "[`MemoryLeaderboard`]: docs::guide#features"]
+#![doc = "[`Snapshot`]: docs::guide#features"]
+#![doc = "[`PendingWrite`]: docs::guide#features"]
+#![doc = "[`concert`]: docs::guide#features"]
+#![doc = "[`conformance`]: docs::guide#features"]
 #![doc = "[`SqliteStore`]: docs::guide#features"]
 #![doc = "[`SqliteAudit`]: docs::guide#features"]
 #![doc = "[`PostgresStore`]: docs::guide#features"]
@@ -42,8 +54,8 @@
 //! | [`MemoryStore`] | totals in memory, shared between threads | [memory](docs::guide#keep-totals-in-memory) |
 //! | [`SqliteStore`], [`PostgresStore`] | totals in tables next to your rows | [hooks](docs::guide#hook-the-writes) |
 //! | [`Snapshot`], [`PendingWrite`] | all totals as of one moment; a write that a store knows of before its rows are visible | [memory](docs::guide#keep-totals-in-memory) |
-//! | [`Rollup`] | what a counter is the sum of: a base counter, along a membership | [rollups](docs::guide#roll-up) |
-//! | [`KeyRange`], [`Date`] | a range of keys; a day, as a key | [ranges](docs::guide#sum-over-a-range) |
+//! | [`Rollup`](backend::Rollup) | what a counter is the sum of: a base counter, along a membership | [rollups](docs::guide#roll-up) |
+//! | [`CounterRange`], [`Date`] | a range of keys; a day, as a key | [ranges](docs::guide#sum-over-a-range) |
 //! | [`Leaderboard`], [`MemoryLeaderboard`] | keys in the order of a score made of totals | [leaderboards](docs::guide#rank) |
 //! | [`HalfLife`], [`Decayed`] | amounts that weigh half after some time, and their exact sums | [decay](docs::guide#decay) |
 //! | [`Sweep`] | removes rows of totals that are 0 | [retention](docs::guide#retention) |
@@ -53,7 +65,7 @@
 //! | [`Audit`](reconcile::Audit), [`SqliteAudit`], [`PostgresAudit`] | rows and totals, read in one snapshot | [repair](docs::guide#verify-and-repair) |
 //! | [`Freshness`](reconcile::Freshness), [`observe`] | the age of the last clean verification; metrics and events | [monitor](docs::guide#monitor) |
 //! | [`Schedule`](job::Schedule) | work every interval, on a thread | [jobs](docs::guide#run-it-as-a-job) |
-//! | [`sql`], [`RollupUpdate`] | statements as text, for your own driver | [libraries] |
+//! | [`sql`], [`RollupUpdate`](backend::RollupUpdate) | statements as text, for your own driver | [libraries] |
 //! | [`Executor`] | the I/O of SQL stores: what a driver does | [design] |
 //! | [`Error`], [`Recovery`] | what went wrong, and what you do next | [after a failure] |
 //! | [`conformance`] | the test suite for a store of your own | [testing] |
@@ -61,10 +73,16 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations)]
+// Batches, keys and leaderboards have parts that only stores in memory use.
+#![cfg_attr(not(feature = "memory"), allow(dead_code))]
 
+pub mod backend;
 mod batch;
+#[cfg(feature = "memory")]
 mod clock;
+#[cfg(feature = "concert")]
 pub mod concert;
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod counter;
 mod date;
@@ -81,13 +99,13 @@ pub mod executor;
 pub mod job;
 mod key;
 mod leaderboard;
+#[cfg(feature = "memory")]
+mod memory_leaderboard;
 pub mod observe;
 mod offset;
 #[cfg(feature = "postgres")]
 mod postgres;
-mod range;
 pub mod reconcile;
-mod record;
 #[doc(hidden)]
 pub mod replay;
 mod retention;
@@ -97,26 +115,29 @@ pub mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
+#[cfg(feature = "memory")]
 mod sync;
 
-pub use batch::Batch;
-pub use counter::{Counter, CounterId, CounterSpec, Rollup};
+pub use batch::{Batch, Record, Tally};
+pub use counter::range::{CounterRange, KeyBounds, KeyRange};
+pub use counter::{Counter, CounterId};
 pub use date::{Date, NoDate};
-pub use decay::{Decayed, HalfLife, SCALE_BITS};
+pub use decay::{Decayed, HalfLife};
 #[cfg(feature = "postgres")]
 pub use drivers::tokio_postgres::PreparedStatements;
 pub use error::{Cause, Error, Recovery, Result};
-pub use key::{AsKey, Key, KeyBuf, KeyError, KeyPart, KeyParts, KeyValue};
-pub use leaderboard::{Leaderboard, LeaderboardId, MemoryLeaderboard, Ranked, Score, Standing, Unscored};
+pub use key::{AsKey, Key, KeyBuf, KeyError};
+pub use leaderboard::{Leaderboard, Ranked, Score, Standing};
+#[cfg(feature = "memory")]
+pub use memory_leaderboard::MemoryLeaderboard;
 pub use offset::StreamRange;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
-pub use range::{CounterRange, KeyBounds, KeyRange};
-pub use record::{Record, Tally};
-pub use rollup_update::{RollupUpdate, TotalsRequest};
 pub use schema::Schema;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
-pub use store::{Applied, AsyncStore, MemoryStore, PendingWrite, Snapshot, Store};
+pub use store::{Applied, AsyncStore, Store};
+#[cfg(feature = "memory")]
+pub use store::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use store::{Sweep, Swept};

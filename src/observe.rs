@@ -20,7 +20,8 @@
 //!
 //! `counter` is a counter's [full name](CounterId::full_name). `store` is `memory`, `sqlite` or
 //! `postgres`, whatever library is used: if you apply a batch with the statements of
-//! [`sql`](crate::sql), report it with [`applied`]. A batch counts when it is applied; whether the
+//! [`sql`](crate::sql), report it with
+//! [`observe_applied`](crate::RollupUpdate::observe_applied). A batch counts when it is applied; whether the
 //! surrounding transaction then commits, only the application knows. In memory, a single delta
 //! takes less time than reading the clock, so only one in 64 of them is timed on each thread, the
 //! first included. All other batches are timed. [`run`](crate::reconcile::run) and
@@ -53,15 +54,13 @@
 #![cfg_attr(not(all(feature = "metrics", feature = "tracing")), allow(unused_variables, clippy::missing_const_for_fn))]
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::counter::CounterId;
 use crate::error::{Error, Recovery};
-use crate::reconcile::{Drift, Mode, PageDiff, Repaired, Report};
-use crate::rollup_update::RollupUpdate;
-use crate::sql::Dialect;
-use crate::store::Applied;
+use crate::key::KeyBuf;
 
 /// Code that exists only with the feature `metrics`.
 macro_rules! metric {
@@ -97,15 +96,6 @@ pub(crate) enum Backend {
     Postgres,
 }
 
-impl From<Dialect> for Backend {
-    fn from(dialect: Dialect) -> Self {
-        match dialect {
-            Dialect::Sqlite => Self::Sqlite,
-            Dialect::Postgres => Self::Postgres,
-        }
-    }
-}
-
 /// When an apply began, if it is timed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Began {
@@ -122,51 +112,27 @@ pub(crate) fn begin(backend: Backend, batch: &Batch) -> Began {
     }
 }
 
-/// Call after a store applied a batch.
+/// Call after a store applied a batch, with the deltas that it wrote.
 #[inline]
-pub(crate) fn stored(backend: Backend, began: Began, batch: &Batch, applied: &Applied) {
-    if applied.totals > 0 {
-        metric!(counts::applied(backend, began.at.map(|at| at.elapsed()), applied.deltas(batch)));
-        event!(
-            TRACE,
-            store = backend.name(),
-            totals = applied.totals,
-            statements = applied.statements,
-            "a batch was applied"
-        );
+pub(crate) fn stored<'a>(
+    backend: Backend,
+    began: Began,
+    (totals, statements): (u64, u64),
+    deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
+) {
+    let _ = (backend, began, statements, &deltas);
+    if totals > 0 {
+        metric!(counts::applied(backend, began.at.map(|at| at.elapsed()), deltas));
+        event!(TRACE, store = backend.name(), totals, statements, "a batch was applied");
     }
 }
 
-/// Reports a batch whose statements you ran through another library, and the time they took, as
-/// stores report theirs.
-///
-/// Call it once after the last of a [`RollupUpdate`]'s statements. Does nothing without the
-/// features `metrics` and `tracing`.
-///
-/// # Examples
-///
-/// ```
-/// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, RollupUpdate, observe};
-///
-/// keepcount::counters! { SCHEMA { VOTES: i64 = "votes"; } }
-///
-/// let mut batch = Batch::new();
-/// batch.add(VOTES, 1, 3);
-/// let began = std::time::Instant::now();
-/// let update = RollupUpdate::new(&SCHEMA, &batch)?;
-/// for statement in update.statements(Dialect::Postgres)? {
-///     // Run it, once for each of its rows.
-/// }
-/// observe::applied(Dialect::Postgres, &update, began.elapsed());
-/// # Ok::<(), keepcount::Error>(())
-/// ```
-pub fn applied(dialect: Dialect, update: &RollupUpdate<'_>, took: Duration) {
-    let backend = Backend::from(dialect);
-    let totals = update.batch().len();
+/// Call after somebody else's library ran the statements of a batch.
+pub(crate) fn applied(backend: Backend, took: Duration, batch: &Batch, statements: impl FnOnce() -> usize) {
+    let _ = (backend, took, &statements);
+    let totals = batch.len();
     if totals > 0 {
-        metric!(counts::applied(backend, Some(took), update.batch().deltas()));
-        let statements = || update.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum());
+        metric!(counts::applied(backend, Some(took), batch.deltas()));
         event!(TRACE, store = backend.name(), totals, statements = statements(), "a batch was applied");
     }
 }
@@ -177,7 +143,8 @@ pub(crate) struct Run {
     _span: tracing::span::EnteredSpan,
 }
 
-pub(crate) fn run(mode: Mode) -> Run {
+pub(crate) fn run(mode: impl Display) -> Run {
+    let _ = &mode;
     Run {
         #[cfg(feature = "tracing")]
         _span: span(mode).entered(),
@@ -185,40 +152,34 @@ pub(crate) fn run(mode: Mode) -> Run {
 }
 
 /// An async run. Its events are in its span, which is entered whenever the run is polled.
-pub(crate) async fn run_async<F: Future>(mode: Mode, run: F) -> F::Output {
+pub(crate) async fn run_async<F: Future>(mode: impl Display, run: F) -> F::Output {
+    let _ = &mode;
     #[cfg(feature = "tracing")]
     let run = tracing::Instrument::instrument(run, span(mode));
     run.await
 }
 
 #[cfg(feature = "tracing")]
-fn span(mode: Mode) -> tracing::Span {
+fn span(mode: impl Display) -> tracing::Span {
     tracing::info_span!(target: "keepcount", "reconcile", %mode)
 }
 
-/// Call after a page was compared. One warning for each page states the drift, however much it is.
-pub(crate) fn compared(counter: &CounterId, diff: &PageDiff) {
-    let [wrong, missing, orphan] = kinds(&diff.drifts);
-    metric!(counts::compared(counter, diff, [wrong, missing, orphan]));
-    let name = counter.full_name();
-    event!(
-        DEBUG,
-        counter = &*name,
-        keys = diff.keys,
-        rows = diff.rows,
-        drift = diff.drifts.len(),
-        "a page was compared"
-    );
-    if !diff.drifts.is_empty() {
+/// Call after a page was compared, with its keys and rows, and how many keys were wrong, missing
+/// and orphaned. One warning for each page states the drift, however much it is.
+pub(crate) fn compared(counter: &CounterId, (keys, rows): (u64, u64), [wrong, missing, orphan]: [u64; 3]) {
+    metric!(counts::compared(counter, (keys, rows), [wrong, missing, orphan]));
+    let (name, drift) = (counter.full_name(), wrong + missing + orphan);
+    event!(DEBUG, counter = &*name, keys, rows, drift, "a page was compared");
+    if drift > 0 {
         event!(WARN, counter = &*name, wrong, missing, orphan, "a page had drift");
     }
 }
 
 /// Call after a repair.
-pub(crate) fn repaired(counter: &CounterId, repaired: &Repaired) {
-    if repaired.corrected > 0 {
-        metric!(counts::repaired(counter, repaired.corrected));
-        event!(INFO, counter = &*counter.full_name(), corrected = repaired.corrected, "totals were repaired");
+pub(crate) fn repaired(counter: &CounterId, corrected: u64) {
+    if corrected > 0 {
+        metric!(counts::repaired(counter, corrected));
+        event!(INFO, counter = &*counter.full_name(), corrected, "totals were repaired");
     }
 }
 
@@ -239,12 +200,22 @@ pub(crate) fn failed(counter: Option<CounterId>, error: &'static str, recovery: 
     event!(WARN, counter = &*counter, error, recovery, ends, "a step failed");
 }
 
+/// The numbers of a run that ended.
+#[cfg_attr(not(feature = "tracing"), allow(dead_code))]
+pub(crate) struct Ended<O> {
+    pub(crate) outcome: O,
+    pub(crate) pages: u64,
+    pub(crate) keys: u64,
+    pub(crate) rows: u64,
+    pub(crate) drift: u64,
+    pub(crate) corrected: u64,
+}
+
 /// Call after the last step of a run.
-pub(crate) fn ended(report: &Report) {
-    let keys: u64 = report.counters.iter().map(|counter| counter.keys).sum();
-    let corrected: u64 = report.counters.iter().map(|counter| counter.corrected).sum();
-    let drift = report.drift();
-    event!(INFO, outcome = %report.outcome, pages = report.pages, keys, rows = report.rows, drift, corrected, "a run ended");
+pub(crate) fn ended(run: &Ended<impl Display>) {
+    let Ended { outcome, pages, keys, rows, drift, corrected } = run;
+    let _ = (outcome, pages, keys, rows, drift, corrected);
+    event!(INFO, outcome = %outcome, pages, keys, rows, drift, corrected, "a run ended");
 }
 
 /// The age of a counter's last complete clean verification; infinite if there was none.
@@ -283,13 +254,6 @@ pub(crate) const fn kind(error: &Error) -> &'static str {
     }
 }
 
-/// The numbers of wrong, missing and orphaned keys, as reports distinguish them.
-fn kinds(drifts: &[Drift]) -> [u64; 3] {
-    let count = |is: fn(&Drift) -> bool| drifts.iter().filter(|drift| is(drift)).count() as u64;
-    let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.expected == 0));
-    [drifts.len() as u64 - missing - orphan, missing, orphan]
-}
-
 #[cfg(feature = "tracing")]
 impl Backend {
     const fn name(self) -> &'static str {
@@ -316,7 +280,6 @@ mod counts {
     use crate::batch::Batch;
     use crate::counter::CounterId;
     use crate::key::KeyBuf;
-    use crate::reconcile::PageDiff;
 
     const DELTAS: &str = "keepcount_deltas_applied_total";
     const BATCHES: &str = "keepcount_batches_applied_total";
@@ -406,11 +369,11 @@ mod counts {
         });
     }
 
-    pub(super) fn compared(counter: &CounterId, diff: &PageDiff, [wrong, missing, orphan]: [u64; 3]) {
+    pub(super) fn compared(counter: &CounterId, (keys, rows): (u64, u64), [wrong, missing, orphan]: [u64; 3]) {
         let name = || counter.full_name();
         counter!(PAGES, "counter" => name()).increment(1);
-        counter!(KEYS, "counter" => name()).increment(diff.keys);
-        counter!(ROWS, "counter" => name()).increment(diff.rows);
+        counter!(KEYS, "counter" => name()).increment(keys);
+        counter!(ROWS, "counter" => name()).increment(rows);
         // Also at 0: an alert on an increase needs the series to exist before it increases.
         for (kind, count) in [("wrong", wrong), ("missing", missing), ("orphan", orphan)] {
             counter!(DRIFT, "counter" => name(), "kind" => kind).increment(count);

@@ -7,6 +7,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
 use crate::batch::Batch;
+use crate::counter::range::KeyRange;
 use crate::counter::{Counter, CounterId};
 use crate::drivers::tokio_postgres::{Postgres, PreparedStatements, is_refused, write_in_own};
 use crate::engine;
@@ -15,7 +16,6 @@ use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::observe;
 use crate::offset::StreamRange;
-use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Sweep, Swept};
 
@@ -142,7 +142,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// A counter with many totals that becomes a membership gets its index while its writers wait.
     /// To avoid that, first create it CONCURRENTLY, with the statement in
-    /// [`Schema::ddl`](crate::Schema::ddl).
+    /// [`sql::ddl`](crate::sql::ddl).
     ///
     /// # Errors
     ///
@@ -235,7 +235,7 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// [`Error::InvalidUse`] if the counter is not declared as
-    /// [`prunable`](crate::CounterSpec::prunable) or `T` has several parts, [`Error::Rollup`] for a
+    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts, [`Error::Rollup`] for a
     /// rollup, and those of the database.
     pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
@@ -512,7 +512,7 @@ impl PostgresStore<'_, Client> {
         let began = observe::begin(observe::Backend::Postgres, batch);
         let (written, applied) = write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
         if !applied.skipped {
-            observe::stored(observe::Backend::Postgres, began, batch, &applied);
+            applied.observe(observe::Backend::Postgres, began, batch);
         }
         batch.spend();
         Ok((written, applied))

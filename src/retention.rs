@@ -2,10 +2,10 @@
 
 use std::ops::Bound;
 
+use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyParts};
-use crate::range::KeyRange;
 use crate::schema::Schema;
 
 /// Whether a key's last part is at or after the cutoff. A key that does not decode is kept here,

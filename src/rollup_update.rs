@@ -4,12 +4,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::batch::Batch;
+use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
-use crate::range::KeyRange;
+use crate::observe;
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Statement};
 
@@ -29,7 +31,8 @@ use crate::sql::{self, Dialect, Statement};
 ///
 /// ```
 /// use keepcount::sql::Dialect;
-/// use keepcount::{Batch, KeyBuf, RollupUpdate};
+/// use keepcount::backend::RollupUpdate;
+/// use keepcount::{Batch, KeyBuf};
 ///
 /// keepcount::counters! {
 ///     SCHEMA {
@@ -204,7 +207,8 @@ impl<'l> RollupUpdate<'l> {
     /// Takes one total of the answer to one of the last requests, the one for this counter.
     pub(crate) fn take_of(&mut self, counter: &CounterId, key: &KeyBuf, total: i64) -> Result<()> {
         let Some(first) = self.asked.first() else { return Ok(()) };
-        let (child, rest) = split(counter, key, first.request.child_parts)?;
+        let (child, rest) =
+            counter.split(key, first.request.child_parts).map_err(|cause| Error::key(counter, key, cause))?;
         let from = self.asked.partition_point(|ask| ask.request.child < child);
         let of_child = self.asked.iter().skip(from).take_while(|ask| ask.request.child == child);
         let Some(ask) = of_child.into_iter().find(|ask| ask.request.counter.same(counter)) else { return Ok(()) };
@@ -245,9 +249,33 @@ impl<'l> RollupUpdate<'l> {
         sql::statements(dialect, self.schema, &self.batch, false)
     }
 
-    /// The caller's deltas, and the rollups' deltas so far.
-    pub(crate) const fn batch(&self) -> &Batch {
-        &self.batch
+    /// Reports that you ran the [statements](Self::statements) through another library, and the time
+    /// they took, to [`observe`](crate::observe), as stores report theirs.
+    ///
+    /// Call it once after the last statement. Does nothing without the
+    /// features `metrics` and `tracing`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keepcount::sql::Dialect;
+    /// use keepcount::{Batch, RollupUpdate};
+    ///
+    /// keepcount::counters! { SCHEMA { VOTES: i64 = "votes"; } }
+    ///
+    /// let mut batch = Batch::new();
+    /// batch.add(VOTES, 1, 3);
+    /// let began = std::time::Instant::now();
+    /// let update = RollupUpdate::new(&SCHEMA, &batch)?;
+    /// for statement in update.statements(Dialect::Postgres)? {
+    ///     // Run it, once for each of its rows.
+    /// }
+    /// update.observe_applied(Dialect::Postgres, began.elapsed());
+    /// # Ok::<(), keepcount::Error>(())
+    /// ```
+    pub fn observe_applied(&self, dialect: Dialect, took: Duration) {
+        let statements = || self.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum());
+        observe::applied(dialect.backend(), took, &self.batch, statements);
     }
 
     pub(crate) fn into_batch(self) -> Batch {
@@ -271,7 +299,7 @@ impl<'l> RollupUpdate<'l> {
         for (counter, key, delta) in self.batch.deltas() {
             let is_membership = counter.same(&membership);
             for (rollup, of) in group.iter().filter(|(_, of)| is_membership || of.base().same(&counter)) {
-                let (child, rest) = split(&counter, key, parts)?;
+                let (child, rest) = counter.split(key, parts).map_err(|cause| Error::key(&counter, key, cause))?;
                 let (side, asked) =
                     if is_membership { (Side::Base, of.base()) } else { (Side::Memberships, membership) };
                 self.factors.push(Factor { child, side, asked, rollup: *rollup, rest, delta });
@@ -365,23 +393,6 @@ fn add_to_rollup(
 /// within 128 bits, so a batch is refused only for what its products add up to.
 const MAX_PRODUCT: u128 = 1 << 94;
 
-/// Splits a key into its first parts, a child for instance, and the rest.
-pub(crate) fn split(counter: &CounterId, key: &KeyBuf, child_parts: usize) -> Result<(KeyBuf, KeyBuf)> {
-    let malformed = || Error::key(counter, key, crate::KeyError::Malformed);
-    let bytes = key.as_bytes();
-    let at = counter.parts().prefix_len(bytes, child_parts).ok_or_else(malformed)?;
-    let (child, rest) = bytes.split_at_checked(at).ok_or_else(malformed)?;
-    Ok((KeyBuf::from_bytes(child), KeyBuf::from_bytes(rest)))
-}
-
-/// A counter of the batch that feeds a rollup, and the rollup.
-pub(crate) fn first_fed(schema: &Schema, batch: &Batch) -> Option<(CounterId, CounterId)> {
-    batch.counters().iter().find_map(|counter| {
-        let rollup = schema.rollups_of(counter).next()?;
-        Some((**counter, rollup.id()))
-    })
-}
-
 /// Runs the update with totals that `read` passes to the closure, all those of a request. Returns
 /// the batch unchanged if it feeds no rollup.
 pub(crate) fn expand(
@@ -389,7 +400,7 @@ pub(crate) fn expand(
     batch: Batch,
     mut read: impl FnMut(&TotalsRequest, &mut dyn FnMut(&KeyBuf, i64) -> Result<()>) -> Result<()>,
 ) -> Result<Batch> {
-    if schema.is_plain() || first_fed(schema, &batch).is_none() {
+    if schema.is_plain() || schema.first_fed(&batch).is_none() {
         return Ok(batch);
     }
     let mut update = RollupUpdate::of(schema, batch);

@@ -10,7 +10,7 @@ use crate::leaderboard::LeaderboardId;
 /// Each line is a counter: its constant, its key type, its name, and what else
 /// [`Counter`](crate::Counter) says about it ([`version`](crate::Counter::version),
 /// [`sum_of`](crate::Counter::sum_of), [`sum_of_suffix`](crate::Counter::sum_of_suffix)).
-/// `prunable` before the constant makes it [prunable](crate::CounterSpec::prunable). The schema lists
+/// `prunable` before the constant makes it [prunable](crate::backend::CounterSpec::prunable). The schema lists
 /// the counters in this order, and then the leaderboards.
 ///
 /// # Examples
@@ -267,6 +267,14 @@ impl Schema {
         self.specs.get(at).ok_or_else(|| self.absent(id))
     }
 
+    /// A counter of the batch that feeds a rollup, and the rollup.
+    pub(crate) fn first_fed(&self, batch: &Batch) -> Option<(CounterId, CounterId)> {
+        batch.counters().iter().find_map(|counter| {
+            let rollup = self.rollups_of(counter).next()?;
+            Some((**counter, rollup.id()))
+        })
+    }
+
     /// The rollups that this counter feeds, as their base or as their membership.
     pub fn rollups_of<'a>(&'a self, id: &'a CounterId) -> impl Iterator<Item = &'static CounterSpec> + 'a {
         self.specs
@@ -370,7 +378,7 @@ impl Schema {
 
     /// Refuses a batch that every store must refuse before it reads a total.
     ///
-    /// Call it in your own store, unless [`RollupUpdate::run`](crate::RollupUpdate::run) computes
+    /// Call it in your own store, unless [`RollupUpdate::run`](crate::backend::RollupUpdate::run) computes
     /// what it writes.
     ///
     /// # Errors

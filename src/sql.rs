@@ -1,11 +1,14 @@
 //! The statements of SQL stores as text and parameters, without a driver: for stores, and for
 //! applications that run them through another library.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) mod catalogue;
 mod ddl;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod inspect;
 #[cfg_attr(not(any(feature = "sqlite", feature = "postgres")), allow(dead_code))]
 mod keyed;
+pub(crate) mod leaderboard;
 mod query;
 mod sweep;
 pub(crate) mod value;
@@ -14,7 +17,7 @@ use std::borrow::Cow;
 use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
-pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS};
+pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS, ddl, ddl_pending_backfill, migration};
 pub(crate) use self::keyed::*;
 pub use self::query::Query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -23,13 +26,13 @@ pub use self::sweep::{forget_offset, read_offsets};
 pub use self::value::{MAX_TEXT, Value, key_values, push_key_part};
 pub(crate) use self::value::{prefix_values, push_key_values};
 use crate::batch::Batch;
+use crate::batch::steps;
+use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyPart, KeyParts};
-use crate::range::KeyRange;
-use crate::rollup_update;
+use crate::observe::Backend;
 use crate::schema::Schema;
-use crate::store::steps;
 
 /// The dialect of a database's SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,14 @@ impl Dialect {
             Self::Postgres => '$',
         });
         push_number(index, text);
+    }
+
+    /// The store that speaks it, for metrics and events.
+    pub(crate) const fn backend(self) -> Backend {
+        match self {
+            Self::Sqlite => Backend::Sqlite,
+            Self::Postgres => Backend::Postgres,
+        }
     }
 
     /// The text of the parameter at this position, from 1 on.
@@ -133,7 +144,7 @@ impl<'a> Statement<'a> {
 /// empty batch.
 ///
 /// Run them as the last statements of the transaction that wrote the rows. If counters of the batch
-/// feed a rollup, use a [`RollupUpdate`](crate::RollupUpdate) for the statements: it must read from
+/// feed a rollup, use a [`RollupUpdate`](crate::backend::RollupUpdate) for the statements: it must read from
 /// the database first. Only `SqliteStore` and `PostgresStore` maintain leaderboards and prunable
 /// counters.
 ///
@@ -161,7 +172,7 @@ impl<'a> Statement<'a> {
 /// ```
 pub fn apply<'a>(dialect: Dialect, schema: &Schema, batch: &'a Batch) -> Result<Vec<Statement<'a>>> {
     schema.check_batch(batch)?;
-    if let Some((counter, rollup)) = rollup_update::first_fed(schema, batch) {
+    if let Some((counter, rollup)) = schema.first_fed(batch) {
         let reason = "a RollupUpdate reads what it needs and makes the statements";
         return Err(Error::Rollup {
             counter: counter.name(),

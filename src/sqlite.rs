@@ -4,6 +4,7 @@
 use rusqlite::Connection;
 
 use crate::batch::Batch;
+use crate::counter::range::KeyRange;
 use crate::counter::{Counter, CounterId};
 use crate::drivers::rusqlite::Rusqlite;
 use crate::engine::{self, now};
@@ -12,7 +13,6 @@ use crate::executor::Executor as _;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::leaderboard::{Leaderboard, Ranked, Score, Standing};
 use crate::offset::StreamRange;
-use crate::range::KeyRange;
 use crate::schema::Schema;
 use crate::store::{Applied, Store, Sweep, Swept};
 
@@ -274,7 +274,7 @@ impl<'c> SqliteStore<'c> {
     /// # Errors
     ///
     /// [`InvalidUse`](crate::Error::InvalidUse) if the counter is not declared as
-    /// [`prunable`](crate::CounterSpec::prunable) or `T` has several parts,
+    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts,
     /// [`Rollup`](crate::Error::Rollup) for a rollup, and those of the database. If you are in a
     /// transaction, you must then roll it back.
     pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {

@@ -5,7 +5,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use keepcount::{CounterSpec, Date};
+use keepcount::Date;
+use keepcount::backend::CounterSpec;
 
 use crate::clock::now;
 use crate::error::Result;

@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use keepcount::{CounterId, Date, KeyBuf, KeyRange, Store};
+use keepcount::backend::KeyRange;
+use keepcount::{CounterId, Date, KeyBuf, Store};
 
 use crate::error::{Error, Result};
 use crate::schema::C;

@@ -99,7 +99,7 @@ impl Worked {
         for (table, ids, others) in rows {
             grown.copy(table, ids, others)?;
         }
-        let totals = C::SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name);
+        let totals = C::SCHEMA.counters().iter().map(keepcount::backend::CounterSpec::table_name);
         let leaderboards = C::SCHEMA.leaderboard_ids().iter().map(|leaderboard| leaderboard.name().replace('.', "_"));
         for table in totals.chain(leaderboards) {
             let columns: Vec<String> = grown.columns(&table)?;

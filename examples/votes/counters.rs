@@ -16,7 +16,7 @@ keepcount::counters! {
     }
 }
 
-/// The application's own tables; `SCHEMA.ddl(..)` has those of the counters.
+/// The application's own tables; `keepcount::sql::ddl(.., &SCHEMA)` has those of the counters.
 pub const TABLES: &str = "
     CREATE TABLE shows (slug TEXT PRIMARY KEY);
     CREATE TABLE setlists (id BIGINT PRIMARY KEY, show_slug TEXT NOT NULL REFERENCES shows);

@@ -271,7 +271,7 @@ fn keys_of_every_type_are_written_and_read() {
     runtime.block_on(async {
         let config = server.database().await;
         let (url, db) = (server.url(config.get_dbname().unwrap()), connect(&config).await);
-        db.batch_execute(&EVERY_TYPE.ddl(Dialect::Postgres).join(";")).await.unwrap();
+        db.batch_execute(&keepcount::sql::ddl(Dialect::Postgres, &EVERY_TYPE).join(";")).await.unwrap();
         let tracks = [(Uuid::from_u128(1), -1_i128), (Uuid::from_u128(2), i128::MAX)];
         let works = [("one", 1_u128, [1_u8; 16], 1_u8), ("two", u128::MAX, [2; 16], 2)];
         // First single values, then arrays of them; each reads the memberships of what is played.

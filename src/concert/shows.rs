@@ -6,10 +6,10 @@ use std::collections::BinaryHeap;
 use std::fmt;
 
 use super::{Concert, Trends};
+use crate::counter::range::KeyRange;
 use crate::date::Date;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::range::KeyRange;
 use crate::store::Store;
 
 /// A show's score: (30 - d)(10 + v + 2s) / 300, where d is the days to its date, clamped to 0..=30,

@@ -4,11 +4,11 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use super::{Concert, Id, Vote};
+use crate::batch::{Record, Tally};
 use crate::counter::Counter;
 use crate::decay::{Decayed, HalfLife};
 use crate::key::Key;
 use crate::leaderboard::Leaderboard;
-use crate::record::{Record, Tally};
 
 /// The half-lives that a site's votes decay with.
 ///

@@ -15,10 +15,10 @@ use offsets::{
 
 use super::{Call, Expect, Step};
 use crate::batch::Batch;
+use crate::batch::{Record, Tally};
 use crate::counter::Counter;
+use crate::counter::range::KeyRange;
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::range::KeyRange;
-use crate::record::{Record, Tally};
 
 pub(super) const NUMBER: Counter<i64> = Counter::new("conformance.number");
 pub(super) const OTHER: Counter<i64> = Counter::new("conformance.other");

@@ -81,13 +81,13 @@ impl<'c> Rusqlite<'c> {
 
     fn lock(&mut self) -> rusqlite::Result<()> {
         let mut begin = self.conn.prepare_cached(BEGIN)?;
-        let begun = begin.execute(());
+        let done = begin.execute(());
         // The transaction is also open if the statement was stopped after it had begun it.
-        if begun.is_ok() || !self.conn.is_autocommit() {
+        if done.is_ok() || !self.conn.is_autocommit() {
             self.begun = Some(begin);
             return Ok(());
         }
-        begun.map(drop)
+        done.map(drop)
     }
 
     fn open_snapshot(&mut self) -> rusqlite::Result<()> {

@@ -7,13 +7,13 @@ use super::readiness::{self, Reading};
 use super::rows::{integer, of_catalogue, read_parts, read_total};
 use super::{Whose, failed, failed_on, read, retention, transact};
 use crate::batch::Batch;
+use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, CounterSpec};
 use crate::decay::Decayed;
 use crate::error::{Error, Result};
 use crate::executor::{Column, DriverError, Executor, Row};
 use crate::key::{AsKey, Key, KeyBuf};
-use crate::leaderboard::{self, Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
-use crate::range::KeyRange;
+use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
 
@@ -85,7 +85,7 @@ pub(crate) async fn rank<E: Executor, K: Key, S: Score>(
             + (SELECT count(*) FROM "{table}" AS t WHERE t."score" = s."score" AND ({own}) < ({params}))
         FROM "{table}" AS s WHERE ({keys}) = ({params})
         UNION ALL
-        SELECT NULL, (SELECT count(*) FROM "{table}" AS l)
+        SELECT NULL, (SELECT count(*) FROM "{table}")
         WHERE NOT EXISTS (SELECT 1 FROM "{table}" AS s WHERE ({keys}) = ({params}))"#
     );
     let query = Query::new(text, sql::key_values(E::DIALECT, id.counter_id(), key)?);
@@ -188,7 +188,7 @@ async fn rebuild_in<E: Executor>(
     lock(executor, schema, &[*leaderboard]).await?;
     retention::refuse_snapshot(executor).await?;
     let changed = rescore_all(executor, schema, leaderboard).await?;
-    let enlisted = executor.execute(&[Query::new(leaderboard::enlist_anew(leaderboard, true), Vec::new())]).await;
+    let enlisted = executor.execute(&[Query::new(sql::leaderboard::enlist_anew(leaderboard, true), Vec::new())]).await;
     enlisted.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
     Ok(changed)
 }
@@ -347,7 +347,7 @@ async fn write_lines<E: Executor>(
             rows.extend(sql::key_values(E::DIALECT, leaderboard.counter_id(), key)?);
             rows.push(score_value(score));
         }
-        let column = ("score", leaderboard::score_column(E::DIALECT, leaderboard));
+        let column = ("score", sql::leaderboard::score_column(E::DIALECT, leaderboard));
         let text = sql::write_keys(E::DIALECT, &table, parts, column, r#"excluded."score""#);
         queries.push(sql::of_rows(E::DIALECT, text, rows, width + 1));
     }

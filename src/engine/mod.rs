@@ -18,7 +18,7 @@ pub(crate) mod scripted;
 
 use crate::counter::CounterId;
 use crate::error::{Cause, Error, Result, chain};
-use crate::executor::{DriverError, ErrorKind, ErrorOf, Executor, NotCommitted, Stopped};
+use crate::executor::{DriverError, ErrorKind, ErrorOf, Executor, NotCommitted};
 
 /// Runs a call that is all of a transaction, and runs it once more if the driver has put right why
 /// it failed.
@@ -102,27 +102,9 @@ pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &CounterId, error: 
     failed(Whose::Table(&counter.table_name()), &format!("{what} of counter {}", counter.full_name()), error)
 }
 
-impl<E: DriverError> Stopped<E> {
-    /// The error of queries that were stopped; `failed` translates the driver's error, given the
-    /// position of the query.
-    pub(crate) fn or(self, failed: impl FnOnce(usize, E) -> Error) -> Error {
-        match self {
-            Self::Failed { query, error, .. } => failed(query, error),
-            Self::Skipped { .. } => skipped("of the store's".to_owned()),
-            Self::Refused(error) => error,
-        }
-    }
-}
-
 /// Whether a cause is an error of the driver, of this kind.
 pub(crate) fn is_kind<E: Executor>(cause: &Cause, kind: &ErrorKind) -> bool {
     cause.downcast_ref::<ErrorOf<E>>().is_some_and(|error| error.kind() == *kind)
-}
-
-/// The error of a write that wrote nothing.
-pub(crate) fn skipped(table: String) -> Error {
-    let reason = "a write to it was skipped; it must have no triggers or rules".to_owned();
-    Error::SchemaMismatch { table, reason }
 }
 
 /// Begins a transaction unless the caller's is open. Returns whether the caller's is open.

@@ -10,8 +10,8 @@ use crate::key::{KeyBuf, KeyParts};
 use crate::leaderboard::LeaderboardId;
 use crate::retention;
 use crate::schema::Schema;
+use crate::sql::catalogue;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::catalogue;
 
 /// The cutoffs of these counters: the encoded last key parts below which they were pruned. With
 /// `lock`, locks them against pruning until the transaction ends.

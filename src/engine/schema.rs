@@ -6,10 +6,10 @@ use super::{Whose, after_reads, failed, transact};
 use crate::error::{Error, Result};
 use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
 use crate::key::KeyParts;
-use crate::leaderboard::{self, LeaderboardId};
+use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
+use crate::sql::catalogue::{self, CatalogueRow, Known};
 use crate::sql::{self, Dialect, Query, Value, inspect};
-use crate::store::catalogue::{self, CatalogueRow, Known};
 
 /// The maximum length of a table's or index's name in PostgreSQL, in bytes. It truncates longer
 /// ones.
@@ -77,7 +77,7 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
             continue;
         }
         refuse_foreign(executor, &leaderboard.table_name(), "leaderboard").await?;
-        for text in leaderboard::ddl(E::DIALECT, leaderboard, fresh) {
+        for text in sql::leaderboard::ddl(E::DIALECT, leaderboard, fresh) {
             make(executor, &text).await?;
         }
     }
@@ -112,7 +112,7 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
         return Err(Error::SchemaMismatch {
             table: sql::CATALOGUE.to_owned(),
             reason: "it is absent: this database has no keepcount tables yet; make them with the store's create() or \
-                     the statements of Schema::ddl"
+                     the statements of sql::ddl"
                 .to_owned(),
         });
     }
@@ -138,7 +138,7 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
             executor,
             &table,
             leaderboard.parts(),
-            ("score", leaderboard::score_column(E::DIALECT, leaderboard)),
+            ("score", sql::leaderboard::score_column(E::DIALECT, leaderboard)),
         )
         .await?;
         let index = format!("{table}_order");

@@ -10,11 +10,11 @@ use std::borrow::Cow;
 
 use super::leaderboard::Moved;
 use super::rows::read_total;
-use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, run_again, skipped};
-use crate::batch::Batch;
+use super::{Whose, begin, end, failed, failed_on, leaderboard, read, retention, run_again};
+use crate::batch::{Batch, steps};
 use crate::counter::CounterId;
 use crate::error::{Error, Result};
-use crate::executor::{DriverError, ErrorKind, Executor, Stopped};
+use crate::executor::{DriverError, ErrorKind, Executor, Stopped, skipped};
 use crate::key::KeyBuf;
 use crate::leaderboard::LeaderboardId;
 use crate::observe;
@@ -22,7 +22,7 @@ use crate::offset::StreamRange;
 use crate::rollup_update::{self, RollupUpdate, TotalsRequest};
 use crate::schema::Schema;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::{Applied, steps};
+use crate::store::Applied;
 
 /// Why nothing was written.
 pub(crate) enum Failed {
@@ -93,10 +93,10 @@ pub(crate) async fn apply<E: Executor>(
         batch.spend();
         return Ok(Applied::default());
     }
-    let began = observe::begin(E::DIALECT.into(), batch);
+    let began = observe::begin(E::DIALECT.backend(), batch);
     let applied = run_again!(executor, apply_whole(executor, schema, batch, stream_range).await)?;
     if !applied.skipped {
-        observe::stored(E::DIALECT.into(), began, batch, &applied);
+        applied.observe(E::DIALECT.backend(), began, batch);
     }
     batch.spend();
     Ok(applied)
@@ -427,7 +427,7 @@ fn leaderboard_locks<'m>(
 /// is locked first and read in a later statement, so that what was read does not change until the
 /// transaction ends.
 pub(crate) async fn update_rollups<E: Executor>(executor: &mut E, schema: &Schema, batch: Batch) -> Result<Batch> {
-    if schema.is_plain() || rollup_update::first_fed(schema, &batch).is_none() {
+    if schema.is_plain() || schema.first_fed(&batch).is_none() {
         return Ok(batch);
     }
     let mut update = RollupUpdate::of(schema, batch);

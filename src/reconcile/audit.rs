@@ -276,6 +276,15 @@ pub struct PageDiff {
     pub unsettled: Vec<KeyBuf>,
 }
 
+impl PageDiff {
+    /// The numbers of wrong, missing and orphaned keys, as reports distinguish them.
+    pub(super) fn kinds(&self) -> [u64; 3] {
+        let count = |is: fn(&Drift) -> bool| self.drifts.iter().filter(|drift| is(drift)).count() as u64;
+        let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.expected == 0));
+        [self.drifts.len() as u64 - missing - orphan, missing, orphan]
+    }
+}
+
 /// A repair of some keys, in key order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepairRequest {

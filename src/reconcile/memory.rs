@@ -22,10 +22,10 @@ use super::recount::{share, tally};
 use super::runtime::Runtime;
 use super::token::Token;
 use crate::batch::Batch;
+use crate::batch::Record;
 use crate::counter::{Counter, CounterId, Rollup};
 use crate::error::{Cause, Error, Result};
 use crate::key::{Key, KeyBuf};
-use crate::record::Record;
 use crate::store::MemoryStore;
 use crate::store::memory::{Before, Lone, RollupSnapshot};
 

@@ -33,12 +33,13 @@
 //! # Ok::<(), keepcount::Error>(())
 //! ```
 
-pub(crate) mod audit;
+pub mod audit;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod database;
 mod driver;
 mod facade;
 mod freshness;
+#[cfg(feature = "memory")]
 mod memory;
 mod options;
 mod pages;
@@ -57,15 +58,13 @@ pub(crate) mod token;
 #[cfg(feature = "postgres")]
 mod tokio_runtime;
 
-pub use audit::{
-    AsyncAudit, Audit, Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
-    Repaired, merge,
-};
+pub use audit::{AsyncAudit, Audit};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use database::{Columns, Rows};
 pub use driver::{run, run_async};
 pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
+#[cfg(feature = "memory")]
 pub use memory::{GracePeriod, MemoryAudit};
 pub use options::{Mode, Options};
 #[cfg(feature = "postgres")]

@@ -519,7 +519,7 @@ impl Reconciler {
 
     fn ended(&mut self) -> Step {
         if !std::mem::replace(&mut self.told, true) {
-            observe::ended(&self.report());
+            self.report().observe_end();
         }
         Step::End
     }
@@ -543,7 +543,7 @@ impl Reconciler {
     /// - [`Error::Token`] if the run resumes one on other totals.
     /// - [`Error::SourceEmpty`] if a source is empty while 100 or more totals are not 0, unless the
     ///   run is forced, and [`Error::DriftLimit`] if a repair has found a larger share of wrong
-    /// keys   than its options allow; the run ends as refused.
+    ///   keys than its options allow; the run ends as refused.
     /// - [`Error::Source`] if a page does not end after the key that it was asked to begin after.
     ///
     /// # Panics
@@ -588,12 +588,12 @@ impl Reconciler {
             (State::Recall, Answer::Recalled(found), _) => self.recalled(found, now),
             (State::Probe(_) | State::ProbeAgain(_), Answer::Probed(looked), _) => self.probed(looked, now)?,
             (State::Compare, Answer::Compared(diff), Some(counter)) if open => {
-                observe::compared(&counter, &diff);
+                observe::compared(&counter, (diff.keys, diff.rows), diff.kinds());
                 self.compared(diff, now)?;
                 return Ok(true);
             }
             (State::Repair(_), Answer::Repaired(repaired), Some(counter)) => {
-                observe::repaired(&counter, &repaired);
+                observe::repaired(&counter, repaired.corrected);
                 self.repaired(&repaired, now);
                 return Ok(true);
             }

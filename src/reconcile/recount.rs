@@ -3,12 +3,12 @@
 use std::ops::Bound;
 
 use crate::batch::Batch;
+use crate::batch::Record;
 use crate::counter::CounterId;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use crate::error::shortened;
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
-use crate::record::Record;
 
 use super::audit::Recount;
 

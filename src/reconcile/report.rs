@@ -11,6 +11,7 @@ use super::options::Mode;
 use super::token::Token;
 use crate::counter::CounterId;
 use crate::key::KeyBuf;
+use crate::observe::{self, Ended};
 
 /// What a run found and did. Counts cover this run alone, not the runs that it resumed.
 ///
@@ -246,6 +247,18 @@ impl CounterReport {
 }
 
 impl Report {
+    /// Reports the end of the run to metrics and events.
+    pub(super) fn observe_end(&self) {
+        observe::ended(&Ended {
+            outcome: &self.outcome,
+            pages: self.pages,
+            keys: self.counters.iter().map(|counter| counter.keys).sum(),
+            rows: self.rows,
+            drift: self.drift(),
+            corrected: self.counters.iter().map(|counter| counter.corrected).sum(),
+        });
+    }
+
     /// Returns the number of keys that differ, of every kind and counter.
     pub fn drift(&self) -> u64 {
         self.counters.iter().map(CounterReport::drift).sum()

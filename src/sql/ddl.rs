@@ -2,10 +2,10 @@
 
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 use super::inspect;
+use super::leaderboard;
 use super::{Dialect, column_kind, columns, key_columns};
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
-use crate::leaderboard;
 use crate::schema::Schema;
 
 /// The catalogue of the counters that a database has, by their full names.
@@ -28,7 +28,7 @@ pub const RUNS: &str = "keepcount_runs";
 /// ends.
 pub const LOCKS: &str = "keepcount_locks";
 
-/// What a release changes in a database, as [`Schema::migration`] returns it.
+/// What a release changes in a database, as [`migration`] returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Migration {
@@ -49,181 +49,175 @@ pub struct DropTotals {
     pub statements: Vec<String>,
 }
 
-impl Schema {
-    /// The statements that create the catalogue and every counter's table **in a new database**,
-    /// before it has any rows.
-    ///
-    /// Run them in one transaction. All counters are ready to be read then. In a database that
-    /// already has keepcount's tables the first statement fails, and none of the others makes a
-    /// counter ready.
-    ///
-    /// If there are rows already, use [`ddl_pending_backfill`](Self::ddl_pending_backfill); for a
-    /// later release, use [`migration`](Self::migration). `SqliteStore::create` and
-    /// `PostgresStore::create` do all three.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use keepcount::sql::Dialect;
-    ///
-    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
-    /// let script = SCHEMA.ddl(Dialect::Postgres).join(";\n");
-    /// assert!(script.contains(r#"CREATE TABLE "show_votes""#));
-    /// ```
-    #[must_use]
-    pub fn ddl(&self, dialect: Dialect) -> Vec<String> {
-        self.ddl_where(dialect, true)
-    }
+/// The statements that create the catalogue and every counter's table **in a new database**,
+/// before it has any rows.
+///
+/// Run them in one transaction. All counters are ready to be read then. In a database that
+/// already has keepcount's tables the first statement fails, and none of the others makes a
+/// counter ready.
+///
+/// If there are rows already, use [`ddl_pending_backfill`](ddl_pending_backfill); for a
+/// later release, use [`migration`](migration). `SqliteStore::create` and
+/// `PostgresStore::create` do all three.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::sql::{self, Dialect};
+///
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+/// let script = sql::ddl(Dialect::Postgres, &SCHEMA).join(";\n");
+/// assert!(script.contains(r#"CREATE TABLE "show_votes""#));
+/// ```
+#[must_use]
+pub fn ddl(dialect: Dialect, schema: &Schema) -> Vec<String> {
+    ddl_where(dialect, schema, true)
+}
 
-    /// Like [`ddl`](Self::ddl), for the first release of keepcount in a database **that already has
-    /// rows**: no counter is ready before its [backfill](crate::reconcile::Mode::Backfill).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use keepcount::sql::Dialect;
-    ///
-    /// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
-    /// let [ready, pending] = [SCHEMA.ddl(Dialect::Sqlite), SCHEMA.ddl_pending_backfill(Dialect::Sqlite)];
-    /// assert_ne!(ready, pending);
-    /// ```
-    #[must_use]
-    pub fn ddl_pending_backfill(&self, dialect: Dialect) -> Vec<String> {
-        self.ddl_where(dialect, false)
-    }
+/// Like [`ddl`](ddl), for the first release of keepcount in a database **that already has
+/// rows**: no counter is ready before its [backfill](crate::reconcile::Mode::Backfill).
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::sql::{self, Dialect};
+///
+/// keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
+/// let [ready, pending] = [sql::ddl(Dialect::Sqlite, &SCHEMA), sql::ddl_pending_backfill(Dialect::Sqlite, &SCHEMA)];
+/// assert_ne!(ready, pending);
+/// ```
+#[must_use]
+pub fn ddl_pending_backfill(dialect: Dialect, schema: &Schema) -> Vec<String> {
+    ddl_where(dialect, schema, false)
+}
 
-    fn ddl_where(&self, dialect: Dialect, ready: bool) -> Vec<String> {
-        let tables = self.counters().iter().flat_map(|spec| {
-            let index = self.child_parts(&spec.id()).map(|child| create_by_parent(dialect, spec, child));
-            [create(dialect, spec)].into_iter().chain(index)
-        });
-        let leaderboards =
-            self.leaderboard_ids().iter().flat_map(|leaderboard| leaderboard::create(dialect, leaderboard));
-        let counters = self.counters().iter().map(|spec| listed(spec, ready));
-        // A leaderboard is empty, like what it ranks; a backfill updates it.
-        let lines =
-            counters.chain(self.leaderboard_ids().iter().map(|leaderboard| leaderboard::listed(leaderboard, true)));
-        let lines = lines.collect::<Vec<_>>();
-        // If anything is already listed, this makes none of them ready. New tables are then listed
-        // as pending, since it is unknown whether they have rows.
-        let all = (!lines.is_empty()).then(|| enlist_first(&lines));
-        let pending = lines.iter().map(|line| line.replace(", 1)", ", 0)")).collect::<Vec<_>>();
-        let pending = all.is_some().then(|| format!("{} ON CONFLICT DO NOTHING", enlist_all(&pending)));
-        // A catalogue that already exists is an error.
-        let catalogue = create_catalogue(dialect).replacen("IF NOT EXISTS ", "", 1);
-        std::iter::once(catalogue)
-            .chain(tables)
-            .chain(leaderboards)
-            .chain([create_offsets(dialect), create_runs(dialect), create_unready(dialect)])
-            .chain(create_locks(dialect))
-            .chain(all)
-            .chain(pending)
-            .collect()
-    }
-
-    /// The statements **for a release** that adds, raises or drops counters or leaderboards, in a
-    /// database with the schema `before`.
-    ///
-    /// What is new is not ready: [backfill](crate::reconcile::Mode::Backfill) a counter, rebuild a
-    /// leaderboard (docs/deploy.md). What is gone is listed separately, since you drop it later, if
-    /// at all. In a database that does not have the schema `before`, or where the statements
-    /// already ran, a statement fails.
-    ///
-    /// Keep each release's schema together with its migration.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DefinitionConflict`] for a counter or leaderboard that both schemas have with
-    /// different keys, or with different storage: it needs another name or version. A counter that
-    /// becomes prunable is not such a difference.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use keepcount::sql::Dialect;
-    /// use keepcount::{Counter, Schema};
-    ///
-    /// const VOTES: Counter<i64> = Counter::new("show.votes");
-    /// const STARS: Counter<i64> = Counter::new("show.stars");
-    /// const BEFORE: Schema = Schema::new(&[VOTES.table()]);
-    /// const SCHEMA: Schema = Schema::new(&[VOTES.version(2).table(), STARS.table()]);
-    ///
-    /// let migration = SCHEMA.migration(Dialect::Postgres, &BEFORE)?;
-    /// assert_eq!(migration.statements.len(), 4); // a table and a catalogue row for each
-    /// assert_eq!(migration.drops[0].name, "show.votes");
-    /// # Ok::<(), keepcount::Error>(())
-    /// ```
-    pub fn migration(&self, dialect: Dialect, before: &Self) -> Result<Migration> {
-        let mut statements = Vec::new();
-        for spec in self.counters() {
-            let name = spec.id().full_name();
-            match before.counters().iter().find(|known| known.id().full_name() == name) {
-                None => {
-                    statements.push(create(dialect, spec));
-                    statements.push(enlist(spec, false));
-                    statements.extend(take_over_cutoff(spec));
-                }
-                Some(known) if !known.id().same(&spec.id()) => {
-                    return Err(conflict(spec.id().name(), format!("{:?}", spec.id()), format!("{:?}", known.id())));
-                }
-                Some(known) if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() => {
-                    // Only prunability is new, which affects only what apply looks up.
-                    statements.push(replace(spec));
-                }
-                Some(known) if known.storage_clause() != spec.storage_clause() => {
-                    return Err(conflict(spec.id().name(), spec.storage_clause(), known.storage_clause()));
-                }
-                Some(_) => {}
-            }
-        }
-        for spec in self.counters() {
-            // Also for a counter that existed before it became a membership.
-            let child = self.child_parts(&spec.id()).filter(|_| before.child_parts(&spec.id()).is_none());
-            statements.extend(child.map(|child| create_by_parent(dialect, spec, child)));
-        }
-        for leaderboard in self.leaderboard_ids() {
-            match before.leaderboard_ids().iter().find(|known| known.name() == leaderboard.name()) {
-                None => {
-                    statements.extend(leaderboard::create(dialect, leaderboard));
-                    statements.push(enlist_all(&[leaderboard::listed(leaderboard, false)]));
-                }
-                Some(known) if leaderboard::create(dialect, known) != leaderboard::create(dialect, leaderboard) => {
-                    let [wanted, found] =
-                        [known, leaderboard].map(|leaderboard| leaderboard::create(dialect, leaderboard).concat());
-                    return Err(conflict(leaderboard.name(), found, wanted));
-                }
-                // Its lines have the old score until it is rebuilt.
-                Some(known) if leaderboard::listed(known, false) != leaderboard::listed(leaderboard, false) => {
-                    statements.push(leaderboard::enlist_anew(leaderboard, false));
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(Migration { statements, drops: self.drops(before) })
-    }
-
-    /// Leaderboards first, then rollups before what they sum.
-    fn drops(&self, before: &Self) -> Vec<DropTotals> {
-        let leaderboards = before
-            .leaderboard_ids()
-            .iter()
-            .map(|leaderboard| (leaderboard.name().to_owned(), leaderboard.table_name()));
-        let counters = before.counters().iter().rev();
-        let counters = counters.map(|spec| (spec.id().full_name().into_owned(), spec.table_name()));
-        let has = |name: &str| {
-            self.counters().iter().any(|spec| spec.id().full_name() == name)
-                || self.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
-        };
-        let gone = leaderboards.chain(counters).filter(|(name, _)| !has(name));
-        gone.map(|(name, table)| {
-            let statements = vec![
-                format!(r#"DROP TABLE "{table}""#),
-                format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#),
-            ];
-            DropTotals { name, statements }
-        })
+fn ddl_where(dialect: Dialect, schema: &Schema, ready: bool) -> Vec<String> {
+    let tables = schema.counters().iter().flat_map(|spec| {
+        let index = schema.child_parts(&spec.id()).map(|child| create_by_parent(dialect, spec, child));
+        [create(dialect, spec)].into_iter().chain(index)
+    });
+    let leaderboards =
+        schema.leaderboard_ids().iter().flat_map(|leaderboard| leaderboard::create(dialect, leaderboard));
+    let counters = schema.counters().iter().map(|spec| listed(spec, ready));
+    // A leaderboard is empty, like what it ranks; a backfill updates it.
+    let lines =
+        counters.chain(schema.leaderboard_ids().iter().map(|leaderboard| leaderboard::listed(leaderboard, true)));
+    let lines = lines.collect::<Vec<_>>();
+    // If anything is already listed, this makes none of them ready. New tables are then listed
+    // as pending, since it is unknown whether they have rows.
+    let all = (!lines.is_empty()).then(|| enlist_first(&lines));
+    let pending = lines.iter().map(|line| line.replace(", 1)", ", 0)")).collect::<Vec<_>>();
+    let pending = all.is_some().then(|| format!("{} ON CONFLICT DO NOTHING", enlist_all(&pending)));
+    // A catalogue that already exists is an error.
+    let catalogue = create_catalogue(dialect).replacen("IF NOT EXISTS ", "", 1);
+    std::iter::once(catalogue)
+        .chain(tables)
+        .chain(leaderboards)
+        .chain([create_offsets(dialect), create_runs(dialect), create_unready(dialect)])
+        .chain(create_locks(dialect))
+        .chain(all)
+        .chain(pending)
         .collect()
+}
+
+/// The statements **for a release** that adds, raises or drops counters or leaderboards, in a
+/// database with the schema `before`.
+///
+/// What is new is not ready: [backfill](crate::reconcile::Mode::Backfill) a counter, rebuild a
+/// leaderboard (docs/deploy.md). What is gone is listed separately, since you drop it later, if
+/// at all. In a database that does not have the schema `before`, or where the statements
+/// already ran, a statement fails.
+///
+/// Keep each release's schema together with its migration.
+///
+/// # Errors
+///
+/// [`Error::DefinitionConflict`] for a counter or leaderboard that both schemas have with
+/// different keys, or with different storage: it needs another name or version. A counter that
+/// becomes prunable is not such a difference.
+///
+/// # Examples
+///
+/// ```
+/// use keepcount::sql::{self, Dialect};
+/// use keepcount::{Counter, Schema};
+///
+/// const VOTES: Counter<i64> = Counter::new("show.votes");
+/// const STARS: Counter<i64> = Counter::new("show.stars");
+/// const BEFORE: Schema = Schema::new(&[VOTES.table()]);
+/// const SCHEMA: Schema = Schema::new(&[VOTES.version(2).table(), STARS.table()]);
+///
+/// let migration = sql::migration(Dialect::Postgres, &SCHEMA, &BEFORE)?;
+/// assert_eq!(migration.statements.len(), 4); // a table and a catalogue row for each
+/// assert_eq!(migration.drops[0].name, "show.votes");
+/// # Ok::<(), keepcount::Error>(())
+/// ```
+pub fn migration(dialect: Dialect, schema: &Schema, before: &Schema) -> Result<Migration> {
+    let mut statements = Vec::new();
+    for spec in schema.counters() {
+        let name = spec.id().full_name();
+        match before.counters().iter().find(|known| known.id().full_name() == name) {
+            None => {
+                statements.push(create(dialect, spec));
+                statements.push(enlist(spec, false));
+                statements.extend(take_over_cutoff(spec));
+            }
+            Some(known) if !known.id().same(&spec.id()) => {
+                return Err(conflict(spec.id().name(), format!("{:?}", spec.id()), format!("{:?}", known.id())));
+            }
+            Some(known) if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() => {
+                // Only prunability is new, which affects only what apply looks up.
+                statements.push(replace(spec));
+            }
+            Some(known) if known.storage_clause() != spec.storage_clause() => {
+                return Err(conflict(spec.id().name(), spec.storage_clause(), known.storage_clause()));
+            }
+            Some(_) => {}
+        }
     }
+    for spec in schema.counters() {
+        // Also for a counter that existed before it became a membership.
+        let child = schema.child_parts(&spec.id()).filter(|_| before.child_parts(&spec.id()).is_none());
+        statements.extend(child.map(|child| create_by_parent(dialect, spec, child)));
+    }
+    for leaderboard in schema.leaderboard_ids() {
+        match before.leaderboard_ids().iter().find(|known| known.name() == leaderboard.name()) {
+            None => {
+                statements.extend(leaderboard::create(dialect, leaderboard));
+                statements.push(enlist_all(&[leaderboard::listed(leaderboard, false)]));
+            }
+            Some(known) if leaderboard::create(dialect, known) != leaderboard::create(dialect, leaderboard) => {
+                let [wanted, found] =
+                    [known, leaderboard].map(|leaderboard| leaderboard::create(dialect, leaderboard).concat());
+                return Err(conflict(leaderboard.name(), found, wanted));
+            }
+            // Its lines have the old score until it is rebuilt.
+            Some(known) if leaderboard::listed(known, false) != leaderboard::listed(leaderboard, false) => {
+                statements.push(leaderboard::enlist_anew(leaderboard, false));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(Migration { statements, drops: drops(schema, before) })
+}
+
+/// Leaderboards first, then rollups before what they sum.
+fn drops(schema: &Schema, before: &Schema) -> Vec<DropTotals> {
+    let leaderboards =
+        before.leaderboard_ids().iter().map(|leaderboard| (leaderboard.name().to_owned(), leaderboard.table_name()));
+    let counters = before.counters().iter().rev();
+    let counters = counters.map(|spec| (spec.id().full_name().into_owned(), spec.table_name()));
+    let has = |name: &str| {
+        schema.counters().iter().any(|spec| spec.id().full_name() == name)
+            || schema.leaderboard_ids().iter().any(|leaderboard| leaderboard.name() == name)
+    };
+    let gone = leaderboards.chain(counters).filter(|(name, _)| !has(name));
+    gone.map(|(name, table)| {
+        let statements =
+            vec![format!(r#"DROP TABLE "{table}""#), format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#)];
+        DropTotals { name, statements }
+    })
+    .collect()
 }
 
 fn conflict(counter: &'static str, found: String, wanted: String) -> Error {

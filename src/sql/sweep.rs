@@ -6,8 +6,8 @@
 
 use super::{Dialect, LOCKS, OFFSETS, Query, Terms, Value, key_columns};
 use crate::counter::CounterSpec;
+use crate::counter::range::KeyRange;
 use crate::error::Result;
-use crate::range::KeyRange;
 
 /// The age of the oldest snapshot of the transactions of this database that have one, and of those
 /// that write. A row that an older transaction wrote last looks the same to all transactions,

@@ -5,16 +5,16 @@ use std::future::Future;
 
 use super::{Applied, TOTALS_PAGE, encoded, pages};
 use crate::batch::Batch;
+use crate::counter::range::{CounterRange, KeyRange};
 use crate::counter::{Counter, CounterId};
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::offset::{self, StreamRange};
-use crate::range::{CounterRange, KeyRange};
 
 /// An asynchronous store of totals, for example behind a connection.
 ///
 /// [`Store`](super::Store) specifies each method and its errors. Run
-/// [`conformance`](crate::conformance) on your own store.
+/// `conformance` on your own store.
 ///
 /// If you drop a future before it is ready, its effect is unknown, as with a commit whose answer
 /// was lost: it may have been applied or not. You can retry

@@ -21,15 +21,15 @@ pub use self::snapshot::Snapshot;
 pub(crate) use self::stripe::Shut;
 use self::stripe::{Stripe, StripeState, Tables};
 use self::table::Table;
-use super::{Applied, Store, steps};
-use crate::batch::{Batch, Entry};
+use super::{Applied, Store};
+use crate::batch::{Batch, Entry, steps};
 use crate::clock::Clock;
+use crate::counter::range::KeyRange;
 use crate::counter::{Counter, CounterId, CounterSpec};
 use crate::error::Result;
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::observe;
 use crate::offset::{self, StreamRange};
-use crate::range::KeyRange;
 use crate::replay;
 use crate::retention;
 use crate::rollup_update;
@@ -205,13 +205,13 @@ impl MemoryStore {
             let spread = self.spread(position, &entry.key, hash);
             if let Some(totals) = self.apply_one((position, spread), entry, hash, 0) {
                 let applied = Applied::new(totals, 0);
-                observe::stored(observe::Backend::Memory, began, batch, &applied);
+                applied.observe(observe::Backend::Memory, began, batch);
                 batch.spend();
                 return Ok(applied);
             }
         }
         let applied = self.apply_many(batch, || ())?;
-        observe::stored(observe::Backend::Memory, began, batch, &applied);
+        applied.observe(observe::Backend::Memory, began, batch);
         batch.spend();
         Ok(applied)
     }
@@ -237,7 +237,7 @@ impl MemoryStore {
         let applied = self.apply_many(batch, || turn.set(stream_range.last()))?;
         // End the turn before the observer runs: what a metrics recorder does is unknown here.
         drop(turn);
-        observe::stored(observe::Backend::Memory, began, batch, &applied);
+        applied.observe(observe::Backend::Memory, began, batch);
         batch.spend();
         Ok(applied)
     }

@@ -1,29 +1,30 @@
 //! The trait that every store of totals implements, and the stores.
 
 mod asynchronous;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) mod catalogue;
+#[cfg(feature = "memory")]
 pub(crate) mod memory;
 pub(crate) mod pages;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod sweep;
 
 pub use asynchronous::AsyncStore;
+#[cfg(feature = "memory")]
 pub use memory::{MemoryStore, PendingWrite, Snapshot};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use sweep::{Sweep, Swept};
 
 use crate::batch::Batch;
+use crate::counter::range::{CounterRange, KeyRange};
 use crate::counter::{Counter, CounterId};
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
+use crate::observe::{self, Backend, Began};
 use crate::offset::{self, StreamRange};
-use crate::range::{CounterRange, KeyRange};
 
 /// A store of totals.
 ///
-/// A store of your own implements five methods. Run [`conformance`](crate::conformance) on it, and
-/// let [`RollupUpdate::run`](crate::RollupUpdate::run) compute what a batch means for rollups.
+/// A store of your own implements five methods. Run `conformance` on it, and
+/// let [`RollupUpdate::run`](crate::backend::RollupUpdate::run) compute what a batch means for rollups.
 ///
 /// # Examples
 ///
@@ -318,6 +319,12 @@ impl Applied {
         Self { skipped: true, expanded: Some(Box::default()), ..Self::default() }
     }
 
+    /// Reports this apply of a batch.
+    #[inline]
+    pub(crate) fn observe(&self, backend: Backend, began: Began, batch: &Batch) {
+        observe::stored(backend, began, (self.totals, self.statements), self.deltas(batch));
+    }
+
     /// Adds what was written, if it is more or less than the caller's batch: deltas of rollups were
     /// added, or keys below a cutoff left out.
     #[must_use]
@@ -336,16 +343,6 @@ impl Applied {
         let most = if self.totals == 0 { 0 } else { usize::MAX };
         written.applied_deltas(spent).take(most)
     }
-}
-
-/// Divides a change of a total from one `i64` to another into changes that each fit `i64`: one, or
-/// two if it is larger. In between, the total stays between the two.
-pub(crate) fn steps(mut change: i128) -> impl Iterator<Item = i64> {
-    std::iter::from_fn(move || {
-        let step = i64::try_from(change).unwrap_or(if change < 0 { i64::MIN } else { i64::MAX });
-        change -= i128::from(step);
-        (step != 0).then_some(step)
-    })
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 
 use super::{TOTALS_PAGE, sum_overflow};
 use crate::counter::CounterId;
+use crate::counter::range::KeyRange;
 use crate::error::{Error, Result};
 use crate::key::{Key, KeyBuf};
-use crate::range::KeyRange;
 
 /// What is left to read of a range.
 struct Pages(Option<KeyRange>);

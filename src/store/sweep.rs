@@ -5,8 +5,8 @@
 
 use super::TOTALS_PAGE;
 use crate::counter::CounterSpec;
+use crate::counter::range::KeyRange;
 use crate::key::KeyBuf;
-use crate::range::KeyRange;
 use crate::schema::Schema;
 
 /// Removes rows that no longer mean anything, a bounded number at each call; holds where the next

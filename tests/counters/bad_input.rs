@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use keepcount::backend::KeyRange;
 use keepcount::{
-    Batch, Counter, Error, Key, KeyBuf, KeyError, KeyRange, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
+    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
@@ -281,7 +282,7 @@ fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
 #[test]
 fn a_database_without_the_tables_says_how_to_make_them() {
     let conn = Connection::open_in_memory().unwrap();
-    assert_schema(store(&conn).check(), "keepcount_counters", &["create()", "Schema::ddl"]);
+    assert_schema(store(&conn).check(), "keepcount_counters", &["create()", "sql::ddl"]);
     assert_schema(store(&conn).apply(&mut single()), "show_votes", &["absent", "show.votes"]);
     assert_schema(store(&conn).apply(&mut several()), "show_votes", &["absent", "show.votes"]);
     assert_schema(store(&conn).total(USES, "rock"), "keepcount_counters", &["absent", "tag.uses"]);

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use keepcount::backend::{KeyRange, RollupUpdate};
 use keepcount::conformance::{self, Call, SCHEMA};
 use keepcount::{
-    Applied, Batch, Counter, CounterId, Error, KeyBuf, KeyRange, MemoryStore, Result, RollupUpdate, SqliteStore, Store,
-    StreamRange,
+    Applied, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Result, SqliteStore, Store, StreamRange,
 };
 use rusqlite::Connection;
 

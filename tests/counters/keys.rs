@@ -296,6 +296,6 @@ fn the_longest_text_of_sql_is_measured_in_its_own_bytes() {
         assert!(matches!(error, Error::Key { cause: KeyError::TooLong { bytes: 1025, most: 1024 }, .. }), "{error}");
     }
     let mut to = KeyBuf::new();
-    let read = sql::push_key_part(keepcount::KeyPart::Text, &Value::Text("x".repeat(1025).into()), &mut to);
+    let read = sql::push_key_part(keepcount::backend::KeyPart::Text, &Value::Text("x".repeat(1025).into()), &mut to);
     assert_eq!(read, Err(KeyError::TooLong { bytes: 1025, most: 1024 }));
 }

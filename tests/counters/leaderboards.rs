@@ -14,10 +14,11 @@ use std::time::Duration;
 use crate::support::random::Random;
 use crate::support::world::{Trace, run_whole};
 use crate::support::{standings, test_of};
+use keepcount::backend::{CounterSpec, LeaderboardId};
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::{
-    AsKey, Batch, Counter, CounterSpec, Decayed, Error, HalfLife, Key, Leaderboard, LeaderboardId, MemoryLeaderboard,
-    MemoryStore, Ranked, Record, Schema, Score, SqliteStore, Store, Tally,
+    AsKey, Batch, Counter, Decayed, Error, HalfLife, Key, Leaderboard, MemoryLeaderboard, MemoryStore, Ranked, Record,
+    Schema, Score, SqliteStore, Store, Tally,
 };
 use num_bigint::BigInt;
 use rusqlite::types::Value;
@@ -562,7 +563,8 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
             // Only the first page begins at the index's beginning.
             assert_eq!(plan.contains("SCAN"), !text.contains("WHERE"), "{text}: {plan}");
         } else {
-            let scans = plan.contains("SCAN t");
+            // Only for a key that is not listed are all lines counted, without an alias.
+            let scans = plan.split("; ").any(|step| step == "SCAN t" || step.starts_with("SCAN t "));
             assert!(!scans, "{text}: {plan}");
         }
     }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use keepcount::{Batch, Counter, Error, KeyBuf, KeyRange, MemoryStore, Recovery, Schema, Snapshot, Store, StreamRange};
+use keepcount::backend::KeyRange;
+use keepcount::{Batch, Counter, Error, KeyBuf, MemoryStore, Recovery, Schema, Snapshot, Store, StreamRange};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::thread;
 
 use crate::support::world::run_whole;
+use keepcount::backend::KeyRange;
 use keepcount::reconcile::{Columns, MemoryAudit, Mode, Options, Report, SqliteAudit, SqliteRows};
 use keepcount::{
-    Batch, Counter, Error, KeyBuf, KeyRange, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery, Schema,
-    Snapshot, SqliteStore, Store, Sweep, Swept, Tally,
+    Batch, Counter, Error, KeyBuf, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery, Schema, Snapshot,
+    SqliteStore, Store, Sweep, Swept, Tally,
 };
 use proptest::collection::vec;
 use proptest::option::weighted;

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use keepcount::backend::KeyRange;
 use keepcount::sql::{self, Dialect, Value};
 use keepcount::{
-    Batch, Counter, CounterId, CounterRange, Error, KeyBuf, KeyError, KeyRange, MemoryStore, Schema, SqliteStore, Store,
+    Batch, Counter, CounterId, CounterRange, Error, KeyBuf, KeyError, MemoryStore, Schema, SqliteStore, Store,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -150,7 +151,7 @@ fn range_of(counter: CounterId, ends: &Ends) -> KeyRange {
 struct Raw(KeyBuf);
 
 impl keepcount::Key for Raw {
-    const PARTS: keepcount::KeyParts = keepcount::KeyParts::NONE;
+    const PARTS: keepcount::backend::KeyParts = keepcount::backend::KeyParts::NONE;
 
     fn decode(_: &mut &[u8]) -> Result<Self, KeyError> {
         Err(KeyError::Malformed)

@@ -5,10 +5,10 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe,
-    ProbeResult, Reconciler, Recount, RepairRequest, Repaired, Report, Request, Runtime, SqliteAudit, SqliteRows, Step,
-    SystemRuntime, merge, run,
+    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Request, Runtime,
+    SqliteAudit, SqliteRows, Step, SystemRuntime, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store, Tally,

@@ -11,12 +11,10 @@ use crate::support::rollups::{
     batch_of, billing, membership, totals_of, votes,
 };
 use crate::support::world::through_text;
+use keepcount::backend::{CounterSpec, RollupUpdate};
 use keepcount::reconcile::{Mode, Options, Reconciler, Report};
 use keepcount::sql::{self, Dialect};
-use keepcount::{
-    Batch, Counter, CounterId, CounterSpec, Error, KeyBuf, MemoryStore, RollupUpdate, Schema, Snapshot, SqliteStore,
-    Store,
-};
+use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Schema, Snapshot, SqliteStore, Store};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -173,7 +171,7 @@ proptest! {
     #[test]
     fn a_climb_driven_by_hand_leaves_the_tables_that_the_store_leaves(case in case(op())) {
         let (mut subject, other, mut rows) = (Sqlite::new(), Connection::open_in_memory().unwrap(), Rows::default());
-        for text in SCHEMA.ddl(Dialect::Sqlite) {
+        for text in sql::ddl(Dialect::Sqlite, &SCHEMA) {
             other.execute_batch(&text).unwrap();
         }
         for op in &case.ops {

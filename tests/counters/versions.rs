@@ -5,13 +5,14 @@ use std::panic::catch_unwind;
 
 use crate::support::random::Random;
 use crate::support::world::{run_whole, through_text};
+use keepcount::backend::{CounterSpec, LeaderboardId, RollupUpdate};
 use keepcount::reconcile::{
     Columns, CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows,
     SystemRuntime, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, CounterSpec, Error, Leaderboard, LeaderboardId, MemoryStore, Record, Recovery,
-    RollupUpdate, Schema, SqliteStore, Store, Tally, sql,
+    Batch, Counter, CounterId, Error, Leaderboard, MemoryStore, Record, Recovery, Schema, SqliteStore, Store, Tally,
+    sql,
 };
 use rusqlite::Connection;
 
@@ -314,7 +315,7 @@ fn catalogue_tables_and_statements_have_the_full_names() {
 
     // What the schema prints makes the same tables.
     let other = Connection::open_in_memory().unwrap();
-    other.execute_batch(&SCHEMA.ddl(sql::Dialect::Sqlite).join(";\n")).unwrap();
+    other.execute_batch(&sql::ddl(sql::Dialect::Sqlite, &SCHEMA).join(";\n")).unwrap();
     SqliteStore::new(&other, &SCHEMA).check().unwrap();
 }
 

@@ -7,12 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, run_whole};
+use keepcount::backend::RollupUpdate;
 use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend, Trends, Vote};
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    Applied, Batch, Counter, CounterId, Date, Error, HalfLife, Key, MemoryStore, Record, Recovery, RollupUpdate,
-    Schema, SqliteStore, Store, StreamRange, Tally,
+    Applied, Batch, Counter, CounterId, Date, Error, HalfLife, Key, MemoryStore, Record, Recovery, Schema, SqliteStore,
+    Store, StreamRange, Tally,
 };
 use rusqlite::{Connection, OptionalExtension, Row};
 use tempfile::TempDir;
@@ -581,10 +582,11 @@ fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
     let mut store = SqliteStore::new(&conn, &One::SCHEMA);
     store.create().unwrap();
     assert_eq!((One::SCHEMA.counters().len(), C::SCHEMA.counters().len()), (18, 24));
-    let tables = One::SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name);
+    let tables = One::SCHEMA.counters().iter().map(keepcount::backend::CounterSpec::table_name);
     let trends: Vec<String> = tables.filter(|table| table.contains("trend")).collect();
     assert_eq!(trends, ["setlist_trend_7d", "show_trend_7d", "artist_trend_7d"]);
-    let leaderboards: Vec<&str> = One::SCHEMA.leaderboard_ids().iter().map(keepcount::LeaderboardId::name).collect();
+    let leaderboards: Vec<&str> =
+        One::SCHEMA.leaderboard_ids().iter().map(keepcount::backend::LeaderboardId::name).collect();
     assert_eq!(leaderboards, ["artist.board", "show.trending_7d"]);
 
     let mut batch = Batch::new();
@@ -931,7 +933,7 @@ fn totals_are_written_in_schema_and_key_order() {
     // Leaderboards come last: five shows on three of them, and no artist, since none is listed.
     let lines = tables.split_off(tables.len() - 3 * 5);
     assert!(lines.iter().all(|table| table.starts_with("show_trending_")), "{lines:?}");
-    let schema: Vec<String> = C::SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name).collect();
+    let schema: Vec<String> = C::SCHEMA.counters().iter().map(keepcount::backend::CounterSpec::table_name).collect();
     let positions: Vec<usize> = tables.iter().map(|table| schema.iter().position(|t| t == table).unwrap()).collect();
     assert!(positions.is_sorted() && positions.len() as u64 == applied.totals, "{tables:?}");
 

@@ -15,10 +15,10 @@ use crate::support::crash::{
 };
 use crate::support::test_of;
 use keepcount::SqliteStore;
-use keepcount::reconcile::{
-    Audit, Keep, Kept, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Ready, Reconciler, RepairRequest,
-    Repaired, Report, SystemRuntime, Token, run,
+use keepcount::reconcile::audit::{
+    Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
 };
+use keepcount::reconcile::{Audit, Mode, Options, Reconciler, Report, SystemRuntime, Token, run};
 use rusqlite::Connection;
 
 /// How many rounds of each test, where nobody says.

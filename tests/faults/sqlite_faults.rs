@@ -10,10 +10,10 @@ use crate::support::crash::{
     Hits, Journal, Random, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact, audit, drift, dump,
     repair, rounds, settle, stream_range,
 };
-use keepcount::reconcile::{Audit as _, Mode, Options, Reconciler, RepairRequest, SystemRuntime, run};
-use keepcount::{
-    Batch, Counter, CounterSpec, Error, KeyBuf, Leaderboard, Recovery, Result, Schema, SqliteStore, Store as _,
-};
+use keepcount::backend::CounterSpec;
+use keepcount::reconcile::audit::RepairRequest;
+use keepcount::reconcile::{Audit as _, Mode, Options, Reconciler, SystemRuntime, run};
+use keepcount::{Batch, Counter, Error, KeyBuf, Leaderboard, Recovery, Result, Schema, SqliteStore, Store as _};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 // What is done while SQLite fails.

@@ -10,12 +10,10 @@ use crate::support::crash::{
     FEED_SUM, Hits, Journal, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOW_ARTIST, SHOWS, Site, Totals, assert_exact,
     assert_ready_exact, audit, drift, dump, feed, stream_range,
 };
-use keepcount::reconcile::{
-    Audit as _, Mode, Options, PageRequest, Probe, Ready, Reconciler, RepairRequest, SystemRuntime, run,
-};
-use keepcount::{
-    Batch, Counter, CounterSpec, Error, KeyBuf, KeyRange, Recovery, Result, Schema, SqliteStore, Store as _, Sweep,
-};
+use keepcount::backend::{CounterSpec, KeyRange};
+use keepcount::reconcile::audit::{PageRequest, Probe, Ready, RepairRequest};
+use keepcount::reconcile::{Audit as _, Mode, Options, Reconciler, SystemRuntime, run};
+use keepcount::{Batch, Counter, Error, KeyBuf, Recovery, Result, Schema, SqliteStore, Store as _, Sweep};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};

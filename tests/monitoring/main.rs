@@ -14,15 +14,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
+use keepcount::backend::RollupUpdate;
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
 use keepcount::reconcile::{
-    Audit, Columns, Freshness, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult,
-    Progress, Reconciler, Recount, RepairRequest, Repaired, Report, Runtime, SqliteAudit, SqliteRows, SystemRuntime,
-    Token, merge, run,
+    Audit, Columns, Freshness, MemoryAudit, Mode, Options, Outcome, Progress, Reconciler, Report, Runtime, SqliteAudit,
+    SqliteRows, SystemRuntime, Token, run,
 };
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record, Result, RollupUpdate,
-    Schema, SqliteStore, Store, StreamRange, Tally, observe,
+    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record, Result, Schema,
+    SqliteStore, Store, StreamRange, Tally,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rusqlite::Connection;
@@ -404,7 +405,7 @@ fn a_batch_that_another_library_applied_is_told_as_the_store_tells_it() {
                         conn.execute(&statement.text, rusqlite::params_from_iter(values)).unwrap();
                     }
                 }
-                observe::applied(Dialect::Sqlite, &update, Duration::from_millis(3));
+                update.observe_applied(Dialect::Sqlite, Duration::from_millis(3));
             }
             assert_eq!(SqliteStore::new(&conn, &LEVELS).total(SHOW_SUM, show(2)).unwrap(), 3);
         })

@@ -9,10 +9,10 @@ use crate::support::postgres_app::{
     self, Change, SCHEMA, SETLIST_DAYS, assert_exact, changes, create, differences, hunt, write,
 };
 use crate::support::random::Random;
+use keepcount::backend::RollupUpdate;
 use keepcount::sql::{Dialect, Query};
 use keepcount::{
-    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, RollupUpdate, Schema, StreamRange,
-    Sweep,
+    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema, StreamRange, Sweep,
 };
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, IsolationLevel, Transaction};
@@ -87,8 +87,11 @@ async fn every_race_of_a_membership_is_exact_whoever_comes_first() {
     for (name, [one, two]) in races {
         for (first, second) in [(&one, &two), (&two, &one)] {
             client.batch_execute("TRUNCATE votes, setlists, shows, keepcount_locks").await.unwrap();
-            for table in
-                SCHEMA.counters().iter().map(keepcount::CounterSpec::table_name).chain(["show_board".to_owned()])
+            for table in SCHEMA
+                .counters()
+                .iter()
+                .map(keepcount::backend::CounterSpec::table_name)
+                .chain(["show_board".to_owned()])
             {
                 client.batch_execute(&format!("TRUNCATE {table}")).await.unwrap();
             }

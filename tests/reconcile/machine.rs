@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::support::world::{Clock, World, run_whole, through_text};
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
 use keepcount::reconcile::{
-    Answer, Audit, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, Recount,
-    RepairRequest, Repaired, Report, Request, Step, SystemRuntime, Token, merge, run,
+    Answer, Audit, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Request, Step, SystemRuntime, Token, run,
 };
 use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, Tally};
 use serde_json::json;

@@ -2,10 +2,9 @@
 //! which an older one may start or not.
 
 use crate::support::world::run_whole;
+use keepcount::backend::LeaderboardId;
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
-use keepcount::{
-    Batch, Counter, Error, Leaderboard, LeaderboardId, Record, Recovery, Schema, SqliteStore, Store, Tally,
-};
+use keepcount::{Batch, Counter, Error, Leaderboard, Record, Recovery, Schema, SqliteStore, Store, Tally};
 use rusqlite::Connection;
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::support::world::{Trace, World, run_whole, through_text};
+use keepcount::backend::KeyRange;
+use keepcount::reconcile::audit::{
+    Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, GracePeriod, Keep, Kept, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Probe,
-    ProbeResult, Ready, Reconciler, RepairRequest, Repaired, Request, SqliteAudit, SqliteRows, Step, SystemRuntime,
-    Token, run,
+    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Request, SqliteAudit,
+    SqliteRows, Step, SystemRuntime, Token, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, Key, KeyBuf, KeyRange, Leaderboard, MemoryStore, Record, Recovery, Result,
-    Schema, SqliteStore, Store, StreamRange, Tally, sql,
+    Batch, Counter, CounterId, Error, Key, KeyBuf, Leaderboard, MemoryStore, Record, Recovery, Result, Schema,
+    SqliteStore, Store, StreamRange, Tally, sql,
 };
 use rusqlite::Connection;
 
@@ -154,7 +157,7 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
     for by_hand in [false, true] {
         let conn = Connection::open_in_memory().unwrap();
         if by_hand {
-            conn.execute_batch(&NEW.ddl(sql::Dialect::Sqlite).join(";\n")).unwrap();
+            conn.execute_batch(&sql::ddl(sql::Dialect::Sqlite, &NEW).join(";\n")).unwrap();
         } else {
             store(&conn, &NEW).create().unwrap();
         }
@@ -706,18 +709,18 @@ fn run_all(conn: &Connection, statements: &[String]) {
     conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).unwrap();
 }
 
-/// `Schema::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
+/// `sql::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
 #[test]
 fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
     let text = sql::Dialect::Sqlite;
     let conn = rows();
-    run_all(&conn, &OLD.ddl_pending_backfill(text));
+    run_all(&conn, &sql::ddl_pending_backfill(text, &OLD));
     store(&conn, &OLD).check().unwrap();
     not_ready(store(&conn, &OLD).total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
     backfill(&conn, &OLD);
     assert_eq!(store(&conn, &OLD).total(VOTES, 1).unwrap(), 2);
 
-    run_all(&conn, &NEW.migration(text, &OLD).unwrap().statements);
+    run_all(&conn, &sql::migration(text, &NEW, &OLD).unwrap().statements);
     store(&conn, &NEW).check().unwrap();
     assert_eq!(store(&conn, &NEW).unready().unwrap(), [MEMBERSHIP.id(), SHOWS.id()]);
     assert_eq!(store(&conn, &NEW).total(VOTES, 1).unwrap(), 2, "what was ready is");
@@ -729,7 +732,7 @@ fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
     assert_eq!(store(&conn, &NEW).top(RANK, 9).unwrap().len(), votes_of_shows(&conn).len());
     // Once more, it fails, and changes nothing.
     let before = made(&conn);
-    for statement in NEW.migration(text, &OLD).unwrap().statements {
+    for statement in sql::migration(text, &NEW, &OLD).unwrap().statements {
         let _ = conn.execute_batch(&statement);
     }
     assert_eq!(made(&conn), before);
@@ -750,10 +753,10 @@ fn text_leaves_what_create_and_forget_leave() {
         (NEW, NEW),
     ] {
         let (by_text, by_create) = (rows(), rows());
-        run_all(&by_text, &before.ddl(text));
+        run_all(&by_text, &sql::ddl(text, &before));
         store(&by_create, &before).create().unwrap();
         assert_eq!(made(&by_text), made(&by_create));
-        let migration = after.migration(text, &before).unwrap();
+        let migration = sql::migration(text, &after, &before).unwrap();
         run_all(&by_text, &migration.statements);
         store(&by_create, &after)
             .create_pending_backfill()
@@ -773,9 +776,12 @@ fn text_leaves_what_create_and_forget_leave() {
         store(&by_text, &after).check().unwrap();
     }
     let other = Schema::new(const { &[Counter::<(i64, i64)>::new("setlist.votes").table()] });
-    assert!(matches!(other.migration(text, &OLD), Err(Error::DefinitionConflict { counter: "setlist.votes", .. })));
+    assert!(matches!(
+        sql::migration(text, &other, &OLD),
+        Err(Error::DefinitionConflict { counter: "setlist.votes", .. })
+    ));
     let conn = rows();
-    run_all(&conn, &OLD.ddl_pending_backfill(text));
+    run_all(&conn, &sql::ddl_pending_backfill(text, &OLD));
     let by_create = rows();
     store(&by_create, &OLD).create_pending_backfill().unwrap();
     assert_eq!(made(&conn), made(&by_create));
@@ -784,7 +790,7 @@ fn text_leaves_what_create_and_forget_leave() {
 /// In whatever order and however often, by whoever goes on after an error.
 #[test]
 fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
-    let statements = NEW.ddl(sql::Dialect::Sqlite);
+    let statements = sql::ddl(sql::Dialect::Sqlite, &NEW);
     let conn = counted();
     assert!(conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).is_err());
     conn.execute_batch("ROLLBACK").unwrap();
@@ -797,7 +803,7 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
     }
     // Nor where no name is the same.
     let conn = Connection::open_in_memory().unwrap();
-    for statement in OLD.ddl(sql::Dialect::Sqlite).iter().chain(&OTHERS.ddl(sql::Dialect::Sqlite)) {
+    for statement in sql::ddl(sql::Dialect::Sqlite, &OLD).iter().chain(&sql::ddl(sql::Dialect::Sqlite, &OTHERS)) {
         let _ = conn.execute_batch(statement);
     }
     assert_eq!(store(&conn, &OLD).unready().unwrap(), []);

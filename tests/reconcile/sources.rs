@@ -4,9 +4,9 @@
 use std::ops::Bound;
 
 use crate::support::world::{Trace, World, run_whole};
+use keepcount::reconcile::audit::{PageDiff, PageRequest};
 use keepcount::reconcile::{
-    Audit, Columns, MemoryAudit, Mode, Options, Outcome, PageDiff, PageRequest, Reconciler, Report, SqliteAudit,
-    SqliteRows,
+    Audit, Columns, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SqliteAudit, SqliteRows,
 };
 use keepcount::{
     Batch, Counter, Error, Key, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
@@ -521,7 +521,7 @@ fn a_recount_beyond_64_bits_names_its_key() {
         // A repair of that key says the same.
         let mut audit = audit_of(&conn, &SUMS, sales(by_shop())).unwrap();
         let keys = vec![KeyBuf::of::<i64>(key.parse::<i64>().unwrap())];
-        let error = audit.repair(&keepcount::reconcile::RepairRequest { counter: SUM.id(), keys }).unwrap_err();
+        let error = audit.repair(&keepcount::reconcile::audit::RepairRequest { counter: SUM.id(), keys }).unwrap_err();
         assert!(matches!(&error, Error::Overflow { key: named, .. } if named == key), "{error}");
         assert!(conn.is_autocommit());
     }
@@ -889,7 +889,7 @@ fn a_database_in_utf_16_is_refused_where_keys_are_texts() {
         conn.execute_batch(&format!("PRAGMA encoding = '{encoding}'; CREATE TABLE tags (name TEXT)")).unwrap();
         let error = SqliteStore::new(&conn, &TEXTS).create().unwrap_err();
         assert!(matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding), "{error}");
-        for statement in TEXTS.ddl(keepcount::sql::Dialect::Sqlite) {
+        for statement in keepcount::sql::ddl(keepcount::sql::Dialect::Sqlite, &TEXTS) {
             conn.execute_batch(&statement).unwrap();
         }
         let error = SqliteStore::new(&conn, &TEXTS).check().unwrap_err();
@@ -1047,14 +1047,14 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
     }
     // An audit of somebody's own goes through `merge`, which checks the order of both lists.
     let key = |key: i64| KeyBuf::of::<i64>(key);
-    let recount = |at: i64| keepcount::reconcile::Recount { key: key(at), total: 1, rows: 1 };
+    let recount = |at: i64| keepcount::reconcile::audit::Recount { key: key(at), total: 1, rows: 1 };
     let ask = PageRequest { counter: SUM.id(), after: None, until: None, keys: 5 };
     for pair in [[2, 1], [1, 1]] {
         assert_source(
-            keepcount::reconcile::merge(&ask, pair.map(recount).to_vec(), Vec::new()),
+            keepcount::reconcile::audit::merge(&ask, pair.map(recount).to_vec(), Vec::new()),
             &["rows", "key order"],
         );
         let totals = pair.map(|at| (key(at), 1)).to_vec();
-        assert_source(keepcount::reconcile::merge(&ask, Vec::new(), totals), &["totals", "key order"]);
+        assert_source(keepcount::reconcile::audit::merge(&ask, Vec::new(), totals), &["totals", "key order"]);
     }
 }

@@ -6,9 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
+use keepcount::reconcile::audit::{Drift, PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, Drift, MemoryAudit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler,
-    RepairRequest, Repaired, Report, Request, Runtime, SqliteAudit, SqliteRows, Step, run,
+    Answer, Audit, Columns, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime, SqliteAudit, SqliteRows,
+    Step, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,

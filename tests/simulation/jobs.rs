@@ -5,9 +5,9 @@ use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
 
+use keepcount::reconcile::audit::{Kept, PageDiff, PageRequest, Ready, RepairRequest, Repaired};
 use keepcount::reconcile::{
-    Answer, Audit, GracePeriod, Kept, MemoryAudit, Mode, Options, PageDiff, PageRequest, Ready, Reconciler,
-    RepairRequest, Repaired, Report, Request, Runtime, Step, Token,
+    Answer, Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime, Step, Token,
 };
 use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use keepcount::backend::{CounterSpec, KeyRange};
 use keepcount::reconcile::Mode;
-use keepcount::{Batch, CounterSpec, KeyBuf, KeyRange, MemoryStore, PendingWrite, Snapshot, Store, StreamRange};
+use keepcount::{Batch, KeyBuf, MemoryStore, PendingWrite, Snapshot, Store, StreamRange};
 use serde_json::Value;
 
 use super::courier::Courier;

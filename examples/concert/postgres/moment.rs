@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use keepcount::backend::KeyRange;
 use keepcount::{
-    Applied, AsKey, AsyncStore as _, Batch, CounterId, Key, KeyBuf, KeyRange, Leaderboard, PostgresStore,
-    PreparedStatements, Ranked, Score, Standing, Store, StreamRange,
+    Applied, AsKey, AsyncStore as _, Batch, CounterId, Key, KeyBuf, Leaderboard, PostgresStore, PreparedStatements,
+    Ranked, Score, Standing, Store, StreamRange,
 };
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, IsolationLevel, Transaction};

@@ -44,7 +44,7 @@ impl App {
     pub async fn migrate(&mut self) -> Result<()> {
         let migrated = self.conn.transaction(async |conn| {
             conn.batch_execute(TABLES).await?;
-            conn.batch_execute(&SCHEMA.ddl(Dialect::Postgres).join(";")).await
+            conn.batch_execute(&sql::ddl(Dialect::Postgres, &SCHEMA).join(";")).await
         });
         Ok(migrated.await?)
     }

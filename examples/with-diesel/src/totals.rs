@@ -9,7 +9,8 @@ use diesel::row::{Field as _, NamedRow, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, KeyBuf, RollupUpdate, Schema, observe};
+use keepcount::{Batch, KeyBuf, Schema};
+use keepcount::backend::RollupUpdate;
 
 use crate::Result;
 
@@ -37,7 +38,7 @@ pub async fn apply(conn: &mut AsyncPgConnection, schema: &Schema, batch: &Batch)
             query(&statement.text, row).execute(conn).await?;
         }
     }
-    observe::applied(Dialect::Postgres, &update, began.elapsed());
+    update.observe_applied(Dialect::Postgres, began.elapsed());
     Ok(())
 }
 

@@ -28,7 +28,7 @@ impl App {
     pub async fn migrate(&self) -> Result<()> {
         let tx = self.pool.begin().await?;
         tx.execute_unprepared(TABLES).await?;
-        for statement in SCHEMA.ddl(Dialect::Postgres) {
+        for statement in sql::ddl(Dialect::Postgres, &SCHEMA) {
             tx.execute_unprepared(&statement).await?;
         }
         Ok(tx.commit().await?)

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, CounterId, KeyBuf, KeyPart, RollupUpdate, Schema, observe};
+use keepcount::{Batch, CounterId, KeyBuf, Schema};
+use keepcount::backend::{KeyPart, RollupUpdate};
 use sea_orm::prelude::Uuid;
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
 
@@ -29,7 +30,7 @@ pub async fn apply(tx: &DatabaseTransaction, schema: &Schema, batch: &Batch) -> 
             tx.execute_raw(query(&statement.text, row)).await?;
         }
     }
-    observe::applied(Dialect::Postgres, &update, began.elapsed());
+    update.observe_applied(Dialect::Postgres, began.elapsed());
     Ok(())
 }
 

@@ -28,7 +28,7 @@ impl App {
     pub async fn migrate(&self) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         sqlx::raw_sql(TABLES).execute(&mut *tx).await?;
-        for statement in SCHEMA.ddl(Dialect::Postgres) {
+        for statement in sql::ddl(Dialect::Postgres, &SCHEMA) {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await?;
         }
         Ok(tx.commit().await?)

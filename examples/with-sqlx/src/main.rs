@@ -64,7 +64,7 @@ async fn apply_idempotent(
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut conn = SqliteConnection::connect("sqlite::memory:").await?;
     sqlx::query("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)").execute(&mut conn).await?;
-    for statement in SCHEMA.ddl(Dialect::Sqlite) {
+    for statement in sql::ddl(Dialect::Sqlite, &SCHEMA) {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut conn).await?;
     }
 

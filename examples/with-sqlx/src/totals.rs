@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use keepcount::sql::{self, Dialect, Value};
-use keepcount::{Batch, CounterId, KeyBuf, KeyPart, RollupUpdate, Schema, observe};
+use keepcount::{Batch, CounterId, KeyBuf, Schema};
+use keepcount::backend::{KeyPart, RollupUpdate};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, Transaction, query::Query};
 use uuid::Uuid;
@@ -30,7 +31,7 @@ pub async fn apply(tx: &mut Transaction<'_, Postgres>, schema: &Schema, batch: &
             query(&statement.text, row).execute(&mut **tx).await?;
         }
     }
-    observe::applied(Dialect::Postgres, &update, began.elapsed());
+    update.observe_applied(Dialect::Postgres, began.elapsed());
     Ok(())
 }
 

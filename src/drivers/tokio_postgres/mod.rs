@@ -19,7 +19,7 @@ use tokio_postgres::{GenericClient, Row, RowStream, SimpleQueryMessage, Statemen
 
 pub use self::prepared::PreparedStatements;
 pub(crate) use self::single_message::write_in_own;
-pub(crate) use self::values::{params, typed};
+pub(crate) use self::values::{kind_of, params, typed};
 use crate::engine::{Whose, failed};
 use crate::error::{Cause, Error, Result};
 use crate::executor::{Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Stopped};
@@ -92,7 +92,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         for execution in all {
             let text = &execution.of.text;
             if prepared.known(text).is_none() && prepared.has_room() {
-                let kinds: Vec<Type> = execution.values.iter().map(Value::kind).collect();
+                let kinds: Vec<Type> = execution.values.iter().map(kind_of).collect();
                 let statement = self.client.prepare_typed(text, &kinds).await;
                 prepared.keep(text, statement.map_err(|error| execution.failed(error))?);
             }

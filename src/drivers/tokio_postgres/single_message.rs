@@ -12,7 +12,9 @@ use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
 use super::prepared::{NAME, PreparedStatements};
-use super::{Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, literal, params, unknown};
+use super::{
+    Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, kind_of, literal, params, unknown,
+};
 use crate::batch::Batch;
 use crate::engine::write::{self, Failed, Writes, operation};
 use crate::engine::{Whose, begin, failed, run_again, still_open};
@@ -20,7 +22,6 @@ use crate::error::{Cause, Error, Result};
 use crate::executor::{Executor as _, Stopped};
 use crate::offset::StreamRange;
 use crate::schema::Schema;
-use crate::sql::Value;
 use crate::store::Applied;
 
 /// The values of one statement.
@@ -190,7 +191,7 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
     ) -> Result<Option<String>> {
         let mut message = String::new();
         let own = all.iter().map(|execution| {
-            let kinds = execution.values.iter().map(Value::kind).collect::<Vec<_>>();
+            let kinds = execution.values.iter().map(kind_of).collect::<Vec<_>>();
             (execution.of.text.as_str(), kinds, params(execution.values))
         });
         let rows = rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));

@@ -13,21 +13,20 @@ pub(crate) fn params<'q>(values: &'q [Value<'q>]) -> Vec<&'q (dyn ToSql + Sync)>
 
 /// The parameters of an unprepared query, with their types.
 pub(crate) fn typed<'q>(values: &'q [Value<'q>]) -> Vec<(&'q (dyn ToSql + Sync), Type)> {
-    values.iter().map(|value| (value as &(dyn ToSql + Sync), value.kind())).collect()
+    values.iter().map(|value| (value as &(dyn ToSql + Sync), kind_of(value))).collect()
 }
 
-impl Value<'_> {
-    pub(crate) const fn kind(&self) -> Type {
-        match self {
-            Self::Integer(_) => Type::INT8,
-            Self::Text(_) => Type::TEXT,
-            Self::Blob(_) | Self::Bytes(_) => Type::BYTEA,
-            Self::Uuid(_) => Type::UUID,
-            Self::Integers(_) => Type::INT8_ARRAY,
-            Self::Texts(_) => Type::TEXT_ARRAY,
-            Self::Blobs(_) => Type::BYTEA_ARRAY,
-            Self::Uuids(_) => Type::UUID_ARRAY,
-        }
+/// The type as which a value is sent.
+pub(crate) const fn kind_of(value: &Value<'_>) -> Type {
+    match value {
+        Value::Integer(_) => Type::INT8,
+        Value::Text(_) => Type::TEXT,
+        Value::Blob(_) | Value::Bytes(_) => Type::BYTEA,
+        Value::Uuid(_) => Type::UUID,
+        Value::Integers(_) => Type::INT8_ARRAY,
+        Value::Texts(_) => Type::TEXT_ARRAY,
+        Value::Blobs(_) => Type::BYTEA_ARRAY,
+        Value::Uuids(_) => Type::UUID_ARRAY,
     }
 }
 
@@ -82,10 +81,10 @@ impl ToSql for Value<'_> {
         kind: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        if *kind == self.kind() {
+        if *kind == kind_of(self) {
             return self.to_sql(kind, out);
         }
-        Err(format!("a {kind} where keepcount gives a {}", self.kind()).into())
+        Err(format!("a {kind} where keepcount gives a {}", kind_of(self)).into())
     }
 }
 

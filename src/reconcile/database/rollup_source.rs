@@ -48,7 +48,7 @@ impl RollupSource {
             columns: KeyColumns { dialect, counter, parent, suffix },
             memberships: format!(r#""{}" AS l{by_parent}"#, membership.table_name()),
             bases: format!(r#""{}" AS f"#, base.table_name()),
-            joins: joins.iter().map(|join| format!(" AND {join}")).collect(),
+            joins: joins.iter().flat_map(|join| [" AND ", join]).collect(),
         })
     }
 
@@ -248,7 +248,8 @@ impl RollupSource {
         let Self { memberships, bases, joins, dialect, .. } = self;
         let columns = self.columns.parent.iter().chain(&self.columns.suffix).zip(1..);
         let is_key = |value: &dyn Fn(usize) -> String| -> String {
-            columns.clone().map(|(column, at)| format!(" AND {column} = {}", value(at))).collect()
+            let terms = columns.clone().map(|(column, at)| format!(" AND {column} = {}", value(at)));
+            terms.collect::<Vec<_>>().concat()
         };
         let from =
             |tables: &str, key: &str| format!(r#"FROM {tables} WHERE l."total" <> 0 AND f."total" <> 0{joins}{key}"#);

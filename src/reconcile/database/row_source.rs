@@ -17,8 +17,8 @@ use crate::executor::{Column, Driver, DriverError, ErrorKind, ErrorOf, Executor,
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{PageRequest, Recount};
 use crate::reconcile::recount::{SAMPLE, SumsByKey, mismatch, of_row, same_key, sample_of_key, share_of};
+use crate::sql::catalogue;
 use crate::sql::{self, Dialect, Query, Value};
-use crate::store::catalogue;
 
 /// Reads a row as a record, and tallies that to an empty batch.
 pub(in crate::reconcile) type Reader<'a, D> =

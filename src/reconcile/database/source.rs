@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::row_source::{Reader, RowSource};
 use super::statements::{From as Origin, Name, Target};
+use crate::batch::Record;
 use crate::counter::{Counter, CounterId};
 use crate::error::{Cause, Result};
 use crate::executor::Driver;
 use crate::key::Key;
-use crate::record::Record;
 use crate::schema::Schema;
 
 /// The rows of a record: where they are, how each is read, and which columns are the keys of the
@@ -123,11 +123,21 @@ impl<'a, D: Driver> Unfound<'a, D> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
     key: Vec<String>,
-    /// How SQL counts a row, if it does: 1, or an amount.
-    counted: Option<Option<String>>,
+    recount: Recount,
     filter: Option<String>,
     per: Option<i64>,
     parent: Option<(Name, Vec<String>)>,
+}
+
+/// How a counter is recounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Recount {
+    /// By reading every row and its `tally`.
+    Tally,
+    /// In SQL: each row adds 1.
+    Count,
+    /// In SQL: each row adds this expression.
+    Sum(String),
 }
 
 impl Columns {
@@ -136,13 +146,13 @@ impl Columns {
     #[must_use]
     pub fn of<const N: usize>(key: [&str; N]) -> Self {
         let key = key.map(str::to_owned).to_vec();
-        Self { key, counted: None, filter: None, per: None, parent: None }
+        Self { key, recount: Recount::Tally, filter: None, per: None, parent: None }
     }
 
     /// Recounts in SQL: each row adds 1.
     #[must_use]
     pub fn count(mut self) -> Self {
-        self.counted = Some(None);
+        self.recount = Recount::Count;
         self
     }
 
@@ -152,7 +162,7 @@ impl Columns {
     /// column has as a string.
     #[must_use]
     pub fn sum(mut self, amount: &str) -> Self {
-        self.counted = Some(Some(amount.to_owned()));
+        self.recount = Recount::Sum(amount.to_owned());
         self
     }
 
@@ -170,7 +180,7 @@ impl Columns {
     /// [`sum`](Self::sum).
     #[must_use]
     pub fn by_tally(mut self) -> Self {
-        self.counted = None;
+        self.recount = Recount::Tally;
         self
     }
 
@@ -198,13 +208,16 @@ impl Columns {
     }
 
     const fn is_by_tally(&self) -> bool {
-        self.counted.is_none()
+        matches!(self.recount, Recount::Tally)
     }
 
     fn target(&self, from: Origin, columns: &str) -> Target {
         let mut target = Target::over(from, &self.key);
         columns.clone_into(&mut target.columns);
-        target.amount = self.counted.clone().flatten();
+        target.amount = match &self.recount {
+            Recount::Sum(amount) => Some(amount.clone()),
+            Recount::Tally | Recount::Count => None,
+        };
         target.filter.clone_from(&self.filter);
         (target.per, target.parent) = (self.per, self.parent.clone());
         target

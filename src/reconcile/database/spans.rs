@@ -4,10 +4,9 @@
 use std::ops::Bound;
 
 use crate::counter::CounterId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{PageDiff, PageRequest, Recount, merge};
-use crate::rollup_update;
 use crate::sql::{self, Dialect, Value};
 
 /// The columns of a rollup's key, in the pairs that it sums.
@@ -58,7 +57,8 @@ impl KeyColumns {
 
     /// Returns the parent of a key.
     pub(super) fn parent_of(&self, key: &KeyBuf) -> Result<KeyBuf> {
-        rollup_update::split(&self.counter, key, self.parent.len()).map(|(parent, _)| parent)
+        let split = self.counter.split(key, self.parent.len());
+        split.map(|(parent, _)| parent).map_err(|cause| Error::key(&self.counter, key, cause))
     }
 
     pub(super) fn is_same_parent(&self, one: &KeyBuf, other: &KeyBuf) -> Result<bool> {

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{Columns, Database, Rows};
+use crate::batch::{Record, Tally};
 use crate::engine::now;
 use crate::engine::scripted::{Script, Scripted};
 use crate::error::Error;
 use crate::executor::{Column, Row as _};
 use crate::reconcile::audit::{PageRequest, Probe, RepairRequest};
-use crate::record::{Record, Tally};
 use crate::{Counter, CounterId, KeyBuf, Schema};
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -95,7 +95,7 @@ fn repair_in_postgres_locks_totals_before_it_recounts_them() {
     let mut script = Script::<true>::default();
     now(audit(by_sql()).repair(&mut script, &ask)).unwrap();
     let at = |text: &str| script.ran.iter().position(|ran| ran.contains(text)).unwrap();
-    assert!(at("READ COMMITTED") < at("FOR UPDATE") && at("FOR UPDATE") < at("LATERAL"), "{:?}", script.ran);
+    assert!(at("READ COMMITTED") < at("RETURNING") && at("RETURNING") < at("LATERAL"), "{:?}", script.ran);
     assert_eq!(script.verbs().last(), Some(&"COMMIT"));
 }
 

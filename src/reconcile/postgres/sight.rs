@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use crate::counter::CounterId;
-use crate::drivers::tokio_postgres::{Postgres, TokioPostgres, typed};
+use crate::drivers::tokio_postgres::{Postgres, TokioPostgres, kind_of, typed};
 use crate::engine::failed_on;
 use crate::error::{Error, Result};
 use crate::executor::Reading;
@@ -77,8 +77,8 @@ async fn rows(client: &Client, query: &Query<'_>) -> Result<Vec<Row>, tokio_post
 /// amounts, before anything runs.
 async fn check_types(client: &Client, source: &RowSource<'_, TokioPostgres>) -> Result<()> {
     let (counter, statements) = (&source.counter, &source.statements);
-    let kinds: Vec<Type> = some_key(counter).iter().map(Value::kind).collect();
-    let arrays: Vec<Type> = some_key(counter).into_iter().map(|value| value.into_column().kind()).collect();
+    let kinds: Vec<Type> = some_key(counter).iter().map(kind_of).collect();
+    let arrays: Vec<Type> = some_key(counter).into_iter().map(|value| kind_of(&value.into_column())).collect();
     let limited = [kinds.as_slice(), &[Type::INT8]].concat();
     let prepare = async |text: &str, kinds: &[Type]| {
         let prepared = client.prepare_typed(text, kinds).await;

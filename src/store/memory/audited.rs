@@ -8,12 +8,12 @@ use std::time::Duration;
 use super::stripe::{Shut, StripeState};
 use super::{Cutoffs, MemoryStore, Positions, ROOMY};
 use crate::batch::Batch;
+use crate::batch::steps;
+use crate::counter::range::KeyRange;
 use crate::counter::{CounterId, Rollup};
 use crate::error::{Error, Result};
 use crate::key::KeyBuf;
-use crate::range::KeyRange;
 use crate::rollup_update::{self, TotalsRequest};
-use crate::store::steps;
 use crate::sync::Ordering;
 
 /// While it exists, pending writes note their keys.
@@ -311,7 +311,10 @@ fn behind(after: Option<&KeyBuf>) -> Bound<&KeyBuf> {
 fn sums(rollup: &Rollup, memberships: &BTreeMap<KeyBuf, i64>, base: &BTreeMap<KeyBuf, i64>) -> Result<Sums> {
     let mut sums = Sums::new();
     for (key, weight) in memberships {
-        let (child, parent) = rollup_update::split(&rollup.membership(), key, rollup.child_parts())?;
+        let (child, parent) = rollup
+            .membership()
+            .split(key, rollup.child_parts())
+            .map_err(|cause| Error::key(&rollup.membership(), key, cause))?;
         let range = KeyRange::under(child.clone());
         let of_child = base.range(child.clone()..).take_while(|(key, _)| range.contains(key));
         for (fine, total) in of_child {

@@ -164,13 +164,13 @@ impl MemoryStore {
             && let Some(totals) = self.apply_one((*position, *hash), entry, of_key, 1)
         {
             let applied = Applied::new(totals, 0);
-            observe::stored(observe::Backend::Memory, began, batch, &applied);
+            applied.observe(observe::Backend::Memory, began, batch);
             batch.spend();
             return Ok(applied);
         }
         let applied = self.apply_many(batch, || ())?;
         self.end(over);
-        observe::stored(observe::Backend::Memory, began, batch, &applied);
+        applied.observe(observe::Backend::Memory, began, batch);
         batch.spend();
         Ok(applied)
     }

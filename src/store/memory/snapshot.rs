@@ -157,7 +157,7 @@ impl MemoryStore {
     /// A counter that the snapshot lacks, because it is new or its version was raised, starts empty
     /// and is not [ready](Self::is_ready): backfill its past. The same holds for a rollup of such a
     /// counter, because what it sums is still empty. A counter may have become
-    /// [`prunable`](crate::CounterSpec::prunable), or stopped being so if it was never pruned. The
+    /// [`prunable`](crate::backend::CounterSpec::prunable), or stopped being so if it was never pruned. The
     /// order of the schema does not matter.
     ///
     /// Before you deliver events, call [`replay_from`](Self::replay_from) for each of the

@@ -6,8 +6,8 @@ use std::ops::RangeBounds as _;
 
 use hashbrown::HashTable;
 
+use crate::counter::range::KeyRange;
 use crate::key::{KeyBuf, KeyParts};
-use crate::range::KeyRange;
 
 /// Totals by key; none of them is 0.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use arbitrary::Arbitrary;
-use keepcount::{Decayed, HalfLife, SCALE_BITS};
+use keepcount::{Decayed, HalfLife};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug, Arbitrary)]
@@ -72,8 +72,8 @@ fn check_time(half_life: HalfLife, at: i64) {
     let into = i128::from(at) - i128::from(epoch) * seconds;
     assert!((0..seconds).contains(&into), "{half_life}, {at}");
     let weight = half_life.weight(at);
-    assert!((1 << SCALE_BITS..=2 << SCALE_BITS).contains(&weight), "{half_life}, {at}: {weight}");
-    assert!(into > 0 || weight == 1 << SCALE_BITS);
+    assert!((1 << HalfLife::SCALE_BITS..=2 << HalfLife::SCALE_BITS).contains(&weight), "{half_life}, {at}: {weight}");
+    assert!(into > 0 || weight == 1 << HalfLife::SCALE_BITS);
     if let Some(later) = at.checked_add(1).filter(|later| half_life.epoch(*later) == epoch) {
         assert!(half_life.weight(later) >= weight, "{half_life}, {at}");
     }

@@ -7,7 +7,8 @@ use std::cmp::Ordering;
 use std::fmt::Debug;
 
 use keepcount::sql::{self, MAX_TEXT, Value};
-use keepcount::{AsKey, Counter, Date, Error, Key, KeyBuf, KeyError, KeyPart, KeyValue};
+use keepcount::backend::{KeyPart, KeyValue};
+use keepcount::{AsKey, Counter, Date, Error, Key, KeyBuf, KeyError};
 use libfuzzer_sys::fuzz_target;
 use uuid::Uuid;
 

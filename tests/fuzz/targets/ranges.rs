@@ -8,7 +8,8 @@ use std::ops::Bound;
 
 use arbitrary::{Arbitrary, Unstructured};
 use keepcount::sql::{self, Dialect};
-use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, KeyParts, KeyRange, MemoryStore, Schema};
+use keepcount::backend::{KeyParts, KeyRange};
+use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Schema, Store};
 use libfuzzer_sys::fuzz_target;
 
 /// In key order in memory.
@@ -95,7 +96,7 @@ impl AsKey<AnyKey> for Raw<'_> {
 }
 
 fn range_of(start: Bound<&[u8]>, end: Bound<&[u8]>) -> KeyRange {
-    KeyRange::of::<AnyKey, Raw<'_>>((start.map(Raw), end.map(Raw)))
+    KeyRange::of::<AnyKey>((start.map(Raw), end.map(Raw)))
 }
 
 fuzz_target!(|input: Input| {
@@ -166,9 +167,13 @@ impl Range {
 /// A store reads and sums what is inside.
 fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, inside: &[(KeyBuf, i64)], limit: usize) {
     let id = counter.id();
-    assert_eq!(store.read_range(id, range, limit).unwrap(), inside.get(..limit).unwrap_or(inside), "{range:?}");
+    assert_eq!(
+        Store::read_range(&mut &*store, id, range, limit).unwrap(),
+        inside.get(..limit).unwrap_or(inside),
+        "{range:?}"
+    );
     let sum: i128 = inside.iter().map(|(_, total)| i128::from(*total)).sum();
-    match store.sum_range(id, range) {
+    match Store::sum_range(&mut &*store, id, range) {
         Ok(found) => assert_eq!(i128::from(found), sum, "{range:?}"),
         Err(Error::Overflow { counter, what: "sum", .. }) => {
             assert!(counter == id.name() && i64::try_from(sum).is_err(), "{range:?}");
@@ -180,8 +185,8 @@ fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, insi
 /// A bound that is no key's beginning is refused, by whoever is asked.
 fn check_raw(store: &MemoryStore, range: &KeyRange) {
     for spec in SCHEMA.counters() {
-        let found = store.read_range(spec.id(), range, usize::MAX);
-        let summed = store.sum_range(spec.id(), range);
+        let found = Store::read_range(&mut &*store, spec.id(), range, usize::MAX);
+        let summed = Store::sum_range(&mut &*store, spec.id(), range);
         let query = sql::range(Dialect::Sqlite, spec, range, 1);
         let Ok(found) = found else {
             assert!(matches!(found, Err(Error::Key { cause: KeyError::Malformed, .. })), "{found:?}");

@@ -5,10 +5,8 @@
 
 mod schemas;
 
-use keepcount::reconcile::{
-    Audit, Mode, Options, PageDiff, PageRequest, Probe, ProbeResult, Reconciler, RepairRequest, Repaired,
-    SystemRuntime, Token, run,
-};
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
+use keepcount::reconcile::{Audit, Mode, Options, Reconciler, SystemRuntime, Token, run};
 use keepcount::{Error, Result, Schema};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,8 +1,8 @@
 //! Rollups with and without suffixes, memberships that dangle, keys by epoch, and what was pruned.
 
+use keepcount::reconcile::audit::{PageRequest, Probe, RepairRequest};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, PageRequest, PostgresAudit, PostgresRows, Probe, Reconciler, RepairRequest,
-    TokioRuntime, run_async,
+    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore, Batch, Counter, Error, KeyBuf, PostgresStore, Record, Schema, Tally};
 use tokio_postgres::Client;

@@ -2,9 +2,9 @@
 
 use super::items::*;
 use crate::support::postgres::shared;
+use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, PageDiff, PageRequest, PostgresAudit, PostgresRows, Probe, ProbeResult,
-    Reconciler, RepairRequest, Repaired, Token, TokioRuntime, run_async,
+    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Token, TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore, Batch, Error, KeyBuf, PostgresStore, Recovery, Result};
 use std::sync::atomic::{AtomicBool, Ordering};

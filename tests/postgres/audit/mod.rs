@@ -2,6 +2,7 @@
 //! servers are refused.
 
 mod items;
+mod keys;
 mod levels;
 mod live;
 mod pages;

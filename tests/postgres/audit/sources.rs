@@ -2,9 +2,10 @@
 
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared, wait_until};
+use keepcount::reconcile::audit::{PageRequest, RepairRequest};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, Outcome, PageRequest, PostgresAudit, PostgresRows, Reconciler, RepairRequest,
-    TokioRuntime, active_connections, replay_lag, replay_lag_bytes, run_async,
+    AsyncAudit, Columns, Mode, Options, Outcome, PostgresAudit, PostgresRows, Reconciler, TokioRuntime,
+    active_connections, replay_lag, replay_lag_bytes, run_async,
 };
 use keepcount::{Counter, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};

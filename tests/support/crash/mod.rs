@@ -10,8 +10,9 @@ use std::time::Duration;
 
 pub use super::random::Random;
 use child::{Phase, Told};
+use keepcount::backend::CounterSpec;
 use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, run};
-use keepcount::{Batch, Counter, CounterId, CounterSpec, Leaderboard, Record, Schema, SqliteStore, StreamRange, Tally};
+use keepcount::{Batch, Counter, CounterId, Leaderboard, Record, Schema, SqliteStore, StreamRange, Tally};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;

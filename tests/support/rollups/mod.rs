@@ -8,8 +8,9 @@ pub mod subjects;
 use std::collections::BTreeMap;
 
 pub use super::random::Random;
+use keepcount::backend::KeyRange;
 use keepcount::reconcile::CounterReport;
-use keepcount::{Batch, Counter, CounterId, Key, KeyBuf, KeyRange, Record, Schema, Store, Tally};
+use keepcount::{Batch, Counter, CounterId, Key, KeyBuf, Record, Schema, Store, Tally};
 
 pub const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 pub const SETLIST_DAYS: Counter<(i64, i8)> = Counter::new("setlist.days");

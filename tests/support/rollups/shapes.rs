@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use keepcount::reconcile::{Audit, MemoryAudit, PageRequest, RepairRequest, SqliteAudit};
-use keepcount::{Batch, CounterId, KeyBuf, KeyRange, MemoryStore, Schema, SqliteStore, Store};
+use keepcount::backend::KeyRange;
+use keepcount::reconcile::audit::{PageRequest, RepairRequest};
+use keepcount::reconcile::{Audit, MemoryAudit, SqliteAudit};
+use keepcount::{Batch, CounterId, KeyBuf, MemoryStore, Schema, SqliteStore, Store};
 use rusqlite::Connection;
 
 use super::Random;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
+use keepcount::backend::RollupUpdate;
 use keepcount::reconcile::{Audit, Columns, MemoryAudit, Reconciler, Report, Runtime, SqliteAudit, SqliteRows, run};
 use keepcount::sql::{Dialect, Value};
-use keepcount::{Batch, KeyBuf, MemoryStore, RollupUpdate, Schema, Snapshot, SqliteStore, Store};
+use keepcount::{Batch, KeyBuf, MemoryStore, Schema, Snapshot, SqliteStore, Store};
 use rusqlite::types::Value as Cell;
 use rusqlite::{Connection, params, params_from_iter};
 

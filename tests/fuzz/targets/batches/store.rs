@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use keepcount::{CounterId, Error, Key, KeyBuf, MemoryStore, Record, Tally};
+use keepcount::backend::KeyRange;
+use keepcount::{CounterId, Error, Key, KeyBuf, MemoryStore, Record, Store, Tally};
 
 use crate::model::{Cell, Day, Id, Model, Name};
 use crate::schemas::{
@@ -91,13 +92,13 @@ pub fn check(store: &MemoryStore, model: &Model) {
         let wanted = || model.totals.iter().filter(|(cell, _)| cell.counter() == counter.name());
         assert_eq!(store.len(counter).unwrap(), wanted().count());
         assert_eq!(store.is_ready(counter).unwrap(), model.is_ready(counter.name()));
-        match store.read_range(counter, &KeyRange::ALL, usize::MAX) {
+        match Store::read_range(&mut &*store, counter, &KeyRange::ALL, usize::MAX) {
             Ok(page) => {
                 assert!(model.is_ready(counter.name()) && page.is_sorted());
                 let (keys, totals): (Vec<KeyBuf>, Vec<i64>) = page.into_iter().unzip();
                 assert!(keys.iter().map(|key| cell(&counter, key)).eq(wanted().map(|(cell, _)| *cell)), "{keys:?}");
                 assert!(totals.iter().eq(wanted().map(|(_, total)| total)), "{counter:?}: {keys:?}, {totals:?}");
-                assert_eq!(store.read_keys(counter, &keys).unwrap(), totals);
+                assert_eq!(Store::read_keys(&mut &*store, counter, &keys).unwrap(), totals);
             }
             Err(Error::NotReady { .. }) => assert!(!model.is_ready(counter.name()), "{counter:?}"),
             Err(other) => panic!("{other}"),
@@ -117,7 +118,7 @@ pub fn check_sum(store: &MemoryStore, model: &Model, set: Id, from: Option<Day>)
     let is_inside = |cell: &Cell| matches!(cell, Cell::SetDays(of, day) if *of == set && from <= Some(*day));
     let inside = model.totals.iter().filter(|(cell, _)| is_inside(cell));
     let sum: i128 = inside.map(|(_, total)| i128::from(*total)).sum();
-    match store.sum_range(SET_DAYS.id(), &range) {
+    match store.sum(range) {
         Ok(found) => {
             assert!(i128::from(found) == sum && (model.cutoff.is_none() || from >= model.cutoff), "{found}, {sum}")
         }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use keepcount::reconcile::audit::{
+    Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use keepcount::reconcile::{
-    AsyncAudit, Keep, Kept, Mode, Options, PageDiff, PageRequest, PostgresAudit, Probe, ProbeResult, Ready, Reconciler,
-    RepairRequest, Repaired, Report, Token, TokioRuntime, run_async,
+    AsyncAudit, Mode, Options, PostgresAudit, Reconciler, Report, Token, TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore as _, Batch, CounterId, Error, PostgresStore, Recovery, Result};
 use tokio::sync::Barrier;

@@ -1,12 +1,16 @@
-//! A leaderboard in memory that follows what stores apply.
+//! Keeps a leaderboard in memory, which follows what stores apply.
+
+mod order_statistic_tree;
+mod score_index;
 
 use std::fmt;
 
-use super::score_index::ScoreIndex;
-use super::{Leaderboard, Ranked, Score, Standing};
+use self::score_index::ScoreIndex;
 use crate::counter::CounterId;
+use crate::counter::range::KeyRange;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
+use crate::leaderboard::{Cell, Leaderboard, LeaderboardId, Ranked, Score, Standing};
 use crate::store::Store;
 
 /// A [`Leaderboard`] in memory: filled from totals, then updated after each commit with the deltas
@@ -60,8 +64,8 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
     pub fn rebuild(&mut self, mut store: impl Store) -> Result<()> {
         let id = self.leaderboard.id();
         let mut listed = Vec::new();
-        id.each_key(&mut store, |totals, key| {
-            listed.extend(id.score(totals, &key)?.and_then(S::from_cell).map(|score| (key, score)));
+        each_key(&id, &mut store, |totals, key| {
+            listed.extend(score(&id, totals, &key)?.and_then(S::from_cell).map(|score| (key, score)));
             Ok(())
         })?;
         self.standings = listed.into_iter().collect();
@@ -82,7 +86,7 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
         let id = self.leaderboard.id();
         let mut changed = 0;
         for key in id.changed(deltas)? {
-            let now = id.score(&mut store, &key)?.and_then(S::from_cell);
+            let now = score(&id, &mut store, &key)?.and_then(S::from_cell);
             changed += u64::from(self.standings.set(key, now));
         }
         Ok(changed)
@@ -153,4 +157,49 @@ impl<K, S> fmt::Debug for MemoryLeaderboard<K, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryLeaderboard").field("leaderboard", &self.leaderboard).finish_non_exhaustive()
     }
+}
+
+/// A key's score, computed from its totals.
+fn score(leaderboard: &LeaderboardId, store: &mut dyn Store, key: &KeyBuf) -> Result<Option<Cell>> {
+    let mut totals = Vec::with_capacity(leaderboard.counters().len());
+    for counter in leaderboard.counters() {
+        if leaderboard.has_epochs() {
+            totals.extend(store.read_range(*counter, &KeyRange::under(key.clone()), usize::MAX)?);
+        } else {
+            let total = store.read_keys(*counter, std::slice::from_ref(key))?;
+            totals.extend(total.into_iter().map(|total| (key.clone(), total)));
+        }
+    }
+    leaderboard.score_of(key, &totals)
+}
+
+/// How many totals a rebuild reads at once.
+const KEYS_PAGE: usize = 1024;
+
+/// Calls `each` with every key that has a total in one of the counters. A key may come several
+/// times.
+fn each_key(
+    leaderboard: &LeaderboardId,
+    store: &mut dyn Store,
+    mut each: impl FnMut(&mut dyn Store, KeyBuf) -> Result<()>,
+) -> Result<()> {
+    for counter in leaderboard.counters() {
+        let mut range = KeyRange::ALL;
+        let mut before = None;
+        loop {
+            let page = store.read_range(*counter, &range, KEYS_PAGE)?;
+            for (key, _) in &page {
+                let key = leaderboard.key_of(counter, key)?;
+                if before.as_ref() != Some(&key) {
+                    each(store, key.clone())?;
+                    before = Some(key);
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == KEYS_PAGE => range = range.behind(last),
+                _ => break,
+            }
+        }
+    }
+    Ok(())
 }

@@ -3,13 +3,13 @@
 
 use std::fmt;
 
+use super::value::column_value;
+use super::{Dialect, Value};
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::{Error, Result};
 use crate::key::{KeyBuf, KeyError, KeyParts};
-use crate::leaderboard::{self, LeaderboardId};
+use crate::leaderboard::LeaderboardId;
 use crate::schema::Schema;
-use crate::sql::value::column_value;
-use crate::sql::{Dialect, Value};
 
 /// A counter or leaderboard as the catalogue records it.
 pub(crate) struct Known {
@@ -44,7 +44,7 @@ impl CatalogueRow {
             name: id.name().to_owned(),
             key: id.parts().to_string(),
             version: id.version(),
-            placement: leaderboard::storage_clause(leaderboard),
+            placement: super::leaderboard::storage_clause(leaderboard),
         }
     }
 

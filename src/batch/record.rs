@@ -3,7 +3,7 @@
 use std::any::type_name;
 use std::marker::PhantomData;
 
-use crate::batch::{Batch, Driver};
+use super::{Batch, Driver};
 use crate::counter::Counter;
 use crate::key::{AsKey, Key};
 
