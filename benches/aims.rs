@@ -20,7 +20,8 @@ fn memory(times: usize) {
         for threads in [1, 2] {
             // The deltas of one round: batches; or single deltas, so few that they are as warm in
             // the caches as a batch that was just built.
-            for (what, size, repeat) in [("batches of 1,024", 1024, 64), ("single deltas", 32, 512)] {
+            for (what, size, repeat) in [("batches of 1,024", 1024, 64), ("single deltas", 32, 512)]
+            {
                 let singles = size == 32;
                 let each = size * repeat;
                 let mut sides = vec![
@@ -81,7 +82,9 @@ fn memory(times: usize) {
                 }
                 let medians = interleaved(times, &mut sides);
                 table(
-                    &format!("memory, {keys} keys, {threads} thread(s), {what}: a delta of each thread"),
+                    &format!(
+                        "memory, {keys} keys, {threads} thread(s), {what}: a delta of each thread"
+                    ),
                     &sides,
                     &medians,
                 );
@@ -100,8 +103,10 @@ fn timed(work: impl FnOnce()) -> Duration {
 fn transactions(times: usize) {
     for (size, repeat) in [(1, 40), (100, 10), (10_000, 1)] {
         let folder = tempfile::tempdir().unwrap();
-        let mut keepers: Vec<(Keeper, &str, Votes)> =
-            KEEPERS.iter().map(|(keeper, name)| (*keeper, *name, Votes::open(folder.path(), *keeper))).collect();
+        let mut keepers: Vec<(Keeper, &str, Votes)> = KEEPERS
+            .iter()
+            .map(|(keeper, name)| (*keeper, *name, Votes::open(folder.path(), *keeper)))
+            .collect();
         let mut sides: Vec<Side<'_>> = keepers
             .iter_mut()
             .map(|(_, name, votes)| Side {
@@ -127,7 +132,9 @@ fn verification(times: usize, rows: u64, each: u64) {
         Side {
             name: "verify, pages of 1,000",
             each: rows,
-            run: Box::new(|| timed(|| assert_eq!(votes.verify(Options::default().page(1000)).drift(), 0))),
+            run: Box::new(|| {
+                timed(|| assert_eq!(votes.verify(Options::default().page(1000)).drift(), 0))
+            }),
         },
         Side {
             name: "one GROUP BY",

@@ -24,7 +24,10 @@ fn building(c: &mut Criterion) {
         let numbers = random.keys(size, size.max(10));
         let texts: Vec<String> = numbers.iter().map(|number| format!("se{number:06}")).collect();
         let mut group = c.benchmark_group(format!("batch of {size}"));
-        group.sample_size(20).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300));
+        group
+            .sample_size(20)
+            .measurement_time(Duration::from_secs(1))
+            .warm_up_time(Duration::from_millis(300));
         group.throughput(Throughput::Elements(size));
         let mut map: HashMap<u64, i64, foldhash::fast::RandomState> = HashMap::default();
         group.bench_function("hash map of integers, reused", |b| {
@@ -64,8 +67,12 @@ fn building(c: &mut Criterion) {
                 black_box(&batch);
             });
         });
-        let vote =
-            |text: &String| VoteRow { id: String::new(), setlist_id: text.clone(), user_id: text.clone(), up: true };
+        let vote = |text: &String| VoteRow {
+            id: String::new(),
+            setlist_id: text.clone(),
+            user_id: text.clone(),
+            up: true,
+        };
         let votes: Vec<VoteRow> = texts.iter().map(vote).collect();
         group.bench_function(BenchmarkId::new("votes with four counters, reused", size), |b| {
             b.iter(|| {
@@ -76,15 +83,23 @@ fn building(c: &mut Criterion) {
                 black_box(&batch);
             });
         });
-        group.bench_function(BenchmarkId::new("votes of a concert site, which decay three ways, reused", size), |b| {
-            b.iter(|| {
-                batch.clear();
-                for (text, at) in texts.iter().zip(1_750_000_000..) {
-                    batch.insert(&Vote::stored(Some(text.as_str()), Some(text.as_str()), true, at));
-                }
-                black_box(&batch);
-            });
-        });
+        group.bench_function(
+            BenchmarkId::new("votes of a concert site, which decay three ways, reused", size),
+            |b| {
+                b.iter(|| {
+                    batch.clear();
+                    for (text, at) in texts.iter().zip(1_750_000_000..) {
+                        batch.insert(&Vote::stored(
+                            Some(text.as_str()),
+                            Some(text.as_str()),
+                            true,
+                            at,
+                        ));
+                    }
+                    black_box(&batch);
+                });
+            },
+        );
         group.finish();
     }
 }

@@ -87,8 +87,12 @@ fn write(conn: &mut Connection, time: Duration, memory: Option<&MemoryStore>) ->
         };
         let entered = begun.elapsed();
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
-        tx.prepare_cached("INSERT INTO votes (show_id) VALUES (?1)").unwrap().execute([HOT]).unwrap();
-        let pending_write = pending_write.map_err(|batch| SqliteStore::new(&tx, &SCHEMA).apply(batch).unwrap());
+        tx.prepare_cached("INSERT INTO votes (show_id) VALUES (?1)")
+            .unwrap()
+            .execute([HOT])
+            .unwrap();
+        let pending_write =
+            pending_write.map_err(|batch| SqliteStore::new(&tx, &SCHEMA).apply(batch).unwrap());
         tx.commit().unwrap();
         let committed = Instant::now();
         if let Ok(pending_write) = pending_write {
@@ -107,7 +111,11 @@ fn repair(path: &Path, memory: Option<&MemoryStore>, done: &AtomicBool, repaired
     while !done.load(Ordering::Relaxed) {
         let lost = rows.execute("INSERT INTO votes (show_id) VALUES (?1)", [HOT]);
         let mut audit: Box<dyn Audit + '_> = if let Some(store) = memory {
-            let mut audit = MemoryAudit::live(store, GracePeriod::after(Duration::from_secs(10)), SystemRuntime::new());
+            let mut audit = MemoryAudit::live(
+                store,
+                GracePeriod::after(Duration::from_secs(10)),
+                SystemRuntime::new(),
+            );
             audit.add(VOTES, |from| read(&conn, from)).unwrap();
             Box::new(audit)
         } else {
@@ -132,14 +140,20 @@ fn read(conn: &Connection, from: Bound<i64>) -> Vec<Votes> {
     };
     let text = "SELECT show_id, count(*) FROM votes WHERE show_id >= ?1 GROUP BY show_id LIMIT ?2";
     let mut statement = conn.prepare_cached(text).unwrap();
-    let rows = statement.query_map((from, i64::from(PAGE) + 1), |row| Ok(Votes(row.get(0)?, row.get(1)?))).unwrap();
+    let rows = statement
+        .query_map((from, i64::from(PAGE) + 1), |row| Ok(Votes(row.get(0)?, row.get(1)?)))
+        .unwrap();
     rows.map(Result::unwrap).collect()
 }
 
 fn show(name: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |share: f64| {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
         let at = (times.len() as f64 * share) as usize;
         times[at.min(times.len() - 1)]
     };
@@ -148,7 +162,8 @@ fn show(name: &str, mut times: Vec<Duration>) {
 
 fn main() {
     let quick = env::args().any(|argument| argument == "--test");
-    let (rounds, time) = if quick { (1, Duration::from_millis(200)) } else { (3, Duration::from_secs(5)) };
+    let (rounds, time) =
+        if quick { (1, Duration::from_millis(200)) } else { (3, Duration::from_secs(5)) };
     let folder = tempfile::tempdir().unwrap();
     for (kind, in_memory) in [("memory", true), ("SQLite", false)] {
         let path = folder.path().join(format!("{kind}.db"));
@@ -171,7 +186,11 @@ fn main() {
             }
         }
         let [alone, beside] = with;
-        println!("{kind}: {} writes, {} repairs of the hot key", alone.0.len() + beside.0.len(), repaired.into_inner());
+        println!(
+            "{kind}: {} writes, {} repairs of the hot key",
+            alone.0.len() + beside.0.len(),
+            repaired.into_inner()
+        );
         show("  a write, no repair", alone.0);
         show("  a write, repairs beside it", beside.0);
         if in_memory {

@@ -21,7 +21,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::Random;
-use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
+use criterion::{
+    BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
+};
 use keepcount::{Counter, Leaderboard, MemoryLeaderboard};
 use tempfile::TempDir;
 
@@ -29,7 +31,8 @@ use tempfile::TempDir;
 const PIPELINE: u64 = 256;
 
 const SCORES: Counter<u64> = Counter::new("bench.scores");
-const LEADERBOARD: Leaderboard<u64> = Leaderboard::new("bench.board", [SCORES]).by(|[total]| Some(total));
+const LEADERBOARD: Leaderboard<u64> =
+    Leaderboard::new("bench.board", [SCORES]).by(|[total]| Some(total));
 
 fn leaderboards(c: &mut Criterion) {
     let redis = server_on_path();
@@ -49,7 +52,10 @@ fn leaderboards(c: &mut Criterion) {
             redis
         });
         let mut group = c.benchmark_group(format!("leaderboard, {keys} keys"));
-        group.sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+        group
+            .sample_size(20)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(300));
         ours(&mut group, &mut leaderboard, keys);
         if let Some(mut redis) = peer {
             redis_at_once(&mut group, &mut redis, keys, "redis", 1);
@@ -59,7 +65,11 @@ fn leaderboards(c: &mut Criterion) {
     }
 }
 
-fn ours(group: &mut BenchmarkGroup<'_, WallTime>, leaderboard: &mut MemoryLeaderboard<u64>, keys: u64) {
+fn ours(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    leaderboard: &mut MemoryLeaderboard<u64>,
+    keys: u64,
+) {
     let mut random = Random(7);
     group.bench_function("change/keepcount", |b| {
         b.iter(|| {
@@ -68,13 +78,23 @@ fn ours(group: &mut BenchmarkGroup<'_, WallTime>, leaderboard: &mut MemoryLeader
         });
     });
     group.bench_function("top 100/keepcount", |b| b.iter(|| leaderboard.top(100).unwrap()));
-    group.bench_function("rank/keepcount", |b| b.iter(|| leaderboard.rank(random.next() % keys).unwrap()));
+    group.bench_function("rank/keepcount", |b| {
+        b.iter(|| leaderboard.rank(random.next() % keys).unwrap());
+    });
 }
 
-fn redis_at_once(group: &mut BenchmarkGroup<'_, WallTime>, redis: &mut Redis, keys: u64, name: &str, at_once: u64) {
+fn redis_at_once(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    redis: &mut Redis,
+    keys: u64,
+    name: &str,
+    at_once: u64,
+) {
     let mut random = Random(7);
     let mut bench = |what: &str, send: &mut dyn FnMut(&mut Redis)| {
-        group.bench_function(format!("{what}/{name}"), |b| b.iter_custom(|count| redis.time(count, at_once, send)));
+        group.bench_function(format!("{what}/{name}"), |b| {
+            b.iter_custom(|count| redis.time(count, at_once, send));
+        });
     };
     bench("change", &mut |redis| {
         let key = random.next() % keys;
@@ -92,7 +112,9 @@ fn score(random: &mut Random, key: u64) -> i64 {
 
 fn server_on_path() -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|program| program.is_file())
+    env::split_paths(&path)
+        .map(|folder| folder.join("redis-server"))
+        .find(|program| program.is_file())
 }
 
 /// A server with one connection, and only as much of its protocol as this bench needs.
@@ -109,7 +131,17 @@ impl Redis {
         let folder = TempDir::new().unwrap();
         let socket = folder.path().join("redis.sock");
         let mut server = Command::new(program)
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no", "--unixsocket"])
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--daemonize",
+                "no",
+                "--unixsocket",
+            ])
             .arg(&socket)
             .arg("--dir")
             .arg(folder.path())
@@ -119,7 +151,13 @@ impl Redis {
         for _ in 0..500 {
             if let Ok(stream) = UnixStream::connect(&socket) {
                 let input = BufReader::with_capacity(1 << 16, stream);
-                return Self { server, output: Vec::new(), input, line: Vec::new(), _folder: folder };
+                return Self {
+                    server,
+                    output: Vec::new(),
+                    input,
+                    line: Vec::new(),
+                    _folder: folder,
+                };
             }
             sleep(Duration::from_millis(10));
         }

@@ -13,7 +13,10 @@ mod common;
 use std::time::Duration;
 
 use common::{Peers, batch, rounds};
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main, measurement};
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+    measurement,
+};
 use keepcount::Batch;
 
 const DELTAS: u64 = 1024;
@@ -22,7 +25,10 @@ const SINGLES: u64 = 32;
 
 fn group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, measurement::WallTime> {
     let mut group = c.benchmark_group(name);
-    group.sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+    group
+        .sample_size(20)
+        .measurement_time(Duration::from_secs(2))
+        .warm_up_time(Duration::from_millis(300));
     group
 }
 

@@ -30,20 +30,32 @@ fn pending_writes(c: &mut Criterion) {
     for keys in [1_000_u64, 1_000_000] {
         let Peers { store, .. } = Peers::filled(keys);
         let mut group = c.benchmark_group(format!("pending writes, {keys} keys"));
-        group.sample_size(30).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+        group
+            .sample_size(30)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(300));
         for (threads, deltas) in [(1, 1), (2, 1), (1, 16)] {
             group.throughput(Throughput::Elements(HOOKS * threads));
-            for (name, hook) in [("bare", unguarded as fn(&MemoryStore, &mut Batch)), ("bracketed", guarded)] {
-                group.bench_function(BenchmarkId::new(format!("{name}, {deltas} deltas"), threads), |b| {
-                    b.iter_custom(|times| {
-                        rounds(
-                            threads,
-                            times,
-                            |random| (0..HOOKS).map(|_| batch(&random.keys(deltas, keys))).collect::<Vec<_>>(),
-                            |batches| batches.iter_mut().for_each(|batch| hook(&store, batch)),
-                        )
-                    });
-                });
+            for (name, hook) in
+                [("bare", unguarded as fn(&MemoryStore, &mut Batch)), ("bracketed", guarded)]
+            {
+                group.bench_function(
+                    BenchmarkId::new(format!("{name}, {deltas} deltas"), threads),
+                    |b| {
+                        b.iter_custom(|times| {
+                            rounds(
+                                threads,
+                                times,
+                                |random| {
+                                    (0..HOOKS)
+                                        .map(|_| batch(&random.keys(deltas, keys)))
+                                        .collect::<Vec<_>>()
+                                },
+                                |batches| batches.iter_mut().for_each(|batch| hook(&store, batch)),
+                            )
+                        });
+                    },
+                );
             }
         }
         group.finish();

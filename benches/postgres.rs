@@ -104,13 +104,20 @@ mod postgres {
             batch.add(SHOW_VOTES, show, 1);
             if self.keeper == Keeper::Write {
                 let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [(INSERT, &key)];
-                let (written, _) =
-                    PostgresStore::new(client, &SCHEMA).prepared(prepared).write(&rows, &mut batch).await.unwrap();
+                let (written, _) = PostgresStore::new(client, &SCHEMA)
+                    .prepared(prepared)
+                    .write(&rows, &mut batch)
+                    .await
+                    .unwrap();
                 assert_eq!(written, [1]);
             } else if self.keeper == Keeper::Within {
                 let tx = client.transaction().await.unwrap();
                 assert_eq!(tx.execute(insert, &key).await.unwrap(), 1);
-                PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared).apply(&mut batch).await.unwrap();
+                PostgresStore::in_transaction(&tx, &SCHEMA)
+                    .prepared(prepared)
+                    .apply(&mut batch)
+                    .await
+                    .unwrap();
                 tx.commit().await.unwrap();
             } else if self.keeper == Keeper::Update {
                 // Sent in this order, before the first answer arrives.
@@ -149,9 +156,16 @@ mod postgres {
                 // The main statement inserts the row; the UPDATE in WITH runs after it.
                 let one = format!("WITH counted AS ({UPDATE}) {INSERT}");
                 let text = if keeper == Keeper::OneStatement { &one } else { INSERT };
-                let (insert, update) = (client.prepare(text).await.unwrap(), client.prepare(UPDATE).await.unwrap());
+                let (insert, update) =
+                    (client.prepare(text).await.unwrap(), client.prepare(UPDATE).await.unwrap());
                 let prepared = PreparedStatements::new();
-                voters.push(Arc::new(Mutex::new(Voter { client, keeper, insert, update, prepared })));
+                voters.push(Arc::new(Mutex::new(Voter {
+                    client,
+                    keeper,
+                    insert,
+                    update,
+                    prepared,
+                })));
             }
             Self { keeper, voters }
         }
@@ -176,7 +190,12 @@ mod postgres {
             let off = "SELECT count(*) FROM show_votes LEFT JOIN (SELECT show_id, count(*) AS votes FROM votes GROUP BY 1) AS rows
                        ON show_id = key WHERE total <> coalesce(votes, 0)";
             let off: i64 = voter.client.query_one(off, &[]).await.unwrap().get(0);
-            assert_eq!(off > 0, self.keeper == Keeper::Nobody, "{:?}: {off} shows differ", self.keeper);
+            assert_eq!(
+                off > 0,
+                self.keeper == Keeper::Nobody,
+                "{:?}: {off} shows differ",
+                self.keeper
+            );
         }
     }
 
@@ -206,29 +225,45 @@ mod postgres {
     }
 
     #[allow(clippy::disallowed_methods)]
-    fn timed(runtime: &Runtime, site: &Site, zipf: &Zipf, random: &mut Random, votes: u64) -> Duration {
-        let shows: Vec<Vec<i64>> = (0..CONNECTIONS).map(|_| (0..votes).map(|_| zipf.show(random)).collect()).collect();
+    fn timed(
+        runtime: &Runtime,
+        site: &Site,
+        zipf: &Zipf,
+        random: &mut Random,
+        votes: u64,
+    ) -> Duration {
+        let shows: Vec<Vec<i64>> =
+            (0..CONNECTIONS).map(|_| (0..votes).map(|_| zipf.show(random)).collect()).collect();
         let begun = Instant::now();
         runtime.block_on(site.round(shows));
         begun.elapsed()
     }
 
     pub fn main() {
-        let settings = [DURABLE, &[("shared_buffers", "256MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "1h")]];
+        let settings = [
+            DURABLE,
+            &[("shared_buffers", "256MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "1h")],
+        ];
         let Some(server) = Server::with(&settings.concat()) else { return };
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let (times, votes) = if only_tested() { (1, 5) } else { (9, 100) };
         for (what, shows) in [("one hot show", 1), ("1,000 shows by Zipf", SHOWS)] {
-            let opened = KEEPERS.map(|(keeper, name)| (name, runtime.block_on(Site::open(&server, keeper))));
+            let opened =
+                KEEPERS.map(|(keeper, name)| (name, runtime.block_on(Site::open(&server, keeper))));
             let zipf = Zipf::new(shows);
             let side = |(name, site)| {
                 let (runtime, zipf, mut random) = (&runtime, &zipf, Random(7));
                 let run = move || timed(runtime, site, zipf, &mut random, votes);
                 Side { name, each: CONNECTIONS * votes, run: Box::new(run) }
             };
-            let mut sides: Vec<Side<'_>> = opened.iter().map(|(name, site)| side((*name, site))).collect();
+            let mut sides: Vec<Side<'_>> =
+                opened.iter().map(|(name, site)| side((*name, site))).collect();
             let medians = interleaved(times, &mut sides);
-            table(&format!("PostgreSQL, {CONNECTIONS} connections, {what}: a vote"), &sides, &medians);
+            table(
+                &format!("PostgreSQL, {CONNECTIONS} connections, {what}: a vote"),
+                &sides,
+                &medians,
+            );
             for (_, site) in &opened {
                 runtime.block_on(site.check());
             }

@@ -26,7 +26,8 @@ mod verify {
     use std::time::{Duration, Instant};
 
     use keepcount::reconcile::{
-        Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async,
+        Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime,
+        run_async,
     };
     use keepcount::{Counter, KeyBuf, PostgresStore, Record, Schema, Tally};
     use tokio::runtime::{Builder, Runtime};
@@ -55,7 +56,9 @@ mod verify {
         let options = Options::default();
         let [after, until] = part.map(|key| key.map(KeyBuf::of::<i64>));
         let id = SHOW_VOTES.id();
-        let mut run = Reconciler::part(Mode::Verify, &SCHEMA, id, after.as_ref(), until.as_ref(), options).unwrap();
+        let mut run =
+            Reconciler::part(Mode::Verify, &SCHEMA, id, after.as_ref(), until.as_ref(), options)
+                .unwrap();
         run_async(&mut run, &mut audit, &mut TokioRuntime::new()).await.unwrap()
     }
 
@@ -66,10 +69,12 @@ mod verify {
     /// Counts by the best plan, which is not the planner's choice here: from the index alone,
     /// instead of by a hash table that misses the caches for each row.
     async fn group_by(client: &Client, workers: u32) -> i64 {
-        let settings =
-            format!("SET enable_hashagg = off; SET jit = off; SET max_parallel_workers_per_gather = {workers}");
+        let settings = format!(
+            "SET enable_hashagg = off; SET jit = off; SET max_parallel_workers_per_gather = {workers}"
+        );
         client.batch_execute(&settings).await.unwrap();
-        let text = "SELECT count(*) FROM (SELECT show_id, count(*) FROM votes GROUP BY show_id) AS shows";
+        let text =
+            "SELECT count(*) FROM (SELECT show_id, count(*) FROM votes GROUP BY show_id) AS shows";
         client.query_one(text, &[]).await.unwrap().get(0)
     }
 
@@ -91,8 +96,10 @@ mod verify {
             .unwrap();
         PostgresStore::new(client, &SCHEMA).create().await.unwrap();
         let text = "INSERT INTO votes (show_id) SELECT hashint8(n)::bigint & 2147483647 FROM generate_series(1, $1::bigint) AS n";
-        let text =
-            text.replace("hashint8(n)::bigint & 2147483647", &format!("(hashint8(n)::bigint & 2147483647) % {shows}"));
+        let text = text.replace(
+            "hashint8(n)::bigint & 2147483647",
+            &format!("(hashint8(n)::bigint & 2147483647) % {shows}"),
+        );
         client.execute(&text, &[&votes]).await.unwrap();
         client
             .batch_execute(
@@ -119,25 +126,42 @@ mod verify {
     }
 
     pub fn main() {
-        let settings =
-            [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("work_mem", "64MB"), ("autovacuum", "off")];
+        let settings = [
+            ("shared_buffers", "1GB"),
+            ("max_wal_size", "8GB"),
+            ("work_mem", "64MB"),
+            ("autovacuum", "off"),
+        ];
         let Some(server) = Server::with(&settings) else { return };
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (times, votes, shows) = if only_tested() { (1, 20_000, 200) } else { (5, 10_000_000, 100_000) };
+        let (times, votes, shows) =
+            if only_tested() { (1, 20_000, 200) } else { (5, 10_000_000, 100_000) };
         let database = runtime.block_on(server.database());
         let mut one = runtime.block_on(connect(&database));
-        let (mut two, mut three) = (runtime.block_on(connect(&database)), runtime.block_on(connect(&database)));
+        let (mut two, mut three) =
+            (runtime.block_on(connect(&database)), runtime.block_on(connect(&database)));
         let peer = runtime.block_on(connect(&database));
         runtime.block_on(fill(&mut one, votes, shows));
         let whole = u64::try_from(shows).unwrap();
         let before = most_memory();
         let each = u64::try_from(votes).unwrap();
         let all = runtime.block_on(verify(&mut one, [None, None]));
-        println!("memory of the process for the first verify: {} KiB more than before", most_memory() - before);
+        println!(
+            "memory of the process for the first verify: {} KiB more than before",
+            most_memory() - before
+        );
         assert_eq!((keys(&[all]), peer_sees(&runtime, &peer)), (whole, shows));
         let mut sides = [
-            Side { name: "GROUP BY, not parallel", each, run: Box::new(|| timed(&runtime, group_by(&peer, 0)).0) },
-            Side { name: "GROUP BY, parallel", each, run: Box::new(|| timed(&runtime, group_by(&peer, 2)).0) },
+            Side {
+                name: "GROUP BY, not parallel",
+                each,
+                run: Box::new(|| timed(&runtime, group_by(&peer, 0)).0),
+            },
+            Side {
+                name: "GROUP BY, parallel",
+                each,
+                run: Box::new(|| timed(&runtime, group_by(&peer, 2)).0),
+            },
             Side {
                 name: "keepcount",
                 each,
@@ -152,8 +176,12 @@ mod verify {
                 each,
                 run: Box::new(|| {
                     let middle = Some(shows / 2 - 1);
-                    let parts =
-                        async { tokio::join!(verify(&mut two, [None, middle]), verify(&mut three, [middle, None])) };
+                    let parts = async {
+                        tokio::join!(
+                            verify(&mut two, [None, middle]),
+                            verify(&mut three, [middle, None])
+                        )
+                    };
                     let (time, (one, other)) = timed(&runtime, parts);
                     assert_eq!(keys(&[one, other]), whole);
                     time
@@ -170,7 +198,11 @@ mod verify {
             },
         ];
         let medians = interleaved(times, &mut sides);
-        table(&format!("PostgreSQL, {votes} votes over {shows} shows verified: a vote"), &sides, &medians);
+        table(
+            &format!("PostgreSQL, {votes} votes over {shows} shows verified: a vote"),
+            &sides,
+            &medians,
+        );
     }
 
     fn peer_sees(runtime: &Runtime, peer: &Client) -> i64 {

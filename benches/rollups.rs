@@ -58,7 +58,9 @@ impl Record for Counted<'_> {
     fn tally(&self, to: &mut Tally<'_>) {
         let Self(schema, setlist, user, at) = *self;
         if schema.position(&Trend::<i64>::DAY.setlists.id()).is_ok() {
-            Vote::stored(Some(setlist), Some(user), true, at).decaying::<ThreeHalfLives>().tally(to);
+            Vote::stored(Some(setlist), Some(user), true, at)
+                .decaying::<ThreeHalfLives>()
+                .tally(to);
         } else if schema.position(&Trend::<i64>::WEEK.setlists.id()).is_ok() {
             Vote::stored(Some(setlist), Some(user), true, at).tally(to);
         } else {
@@ -76,7 +78,12 @@ fn votes(schema: &Schema, random: &mut Random, count: u64) -> Batch {
         // Hot setlists come first; votes are of the last weeks.
         let setlist = (random.next() % SETLISTS) * (random.next() % SETLISTS) / SETLISTS;
         let at = 1_750_000_000 + (random.next() % 3_000_000).cast_signed();
-        batch.insert(&Counted(schema, setlist.cast_signed(), (random.next() % 10_000).cast_signed(), at));
+        batch.insert(&Counted(
+            schema,
+            setlist.cast_signed(),
+            (random.next() % 10_000).cast_signed(),
+            at,
+        ));
     }
     batch
 }
@@ -95,7 +102,9 @@ fn site(schema: &Schema) -> Batch {
     for setlist in 0..SETLISTS.cast_signed() {
         all.insert(&Setlist::new(setlist, Some(setlist % SHOWS.cast_signed())));
     }
-    for (counter, key, delta) in all.deltas().filter(|(counter, ..)| schema.position(counter).is_ok()) {
+    for (counter, key, delta) in
+        all.deltas().filter(|(counter, ..)| schema.position(counter).is_ok())
+    {
         let delta = i64::try_from(delta).unwrap();
         if counter == C::SETLIST_SHOW.id() {
             batch.add(C::SETLIST_SHOW, key.decode::<(i64, i64)>().unwrap(), delta);
@@ -109,7 +118,10 @@ fn site(schema: &Schema) -> Batch {
 fn memory(c: &mut Criterion) {
     for size in [1_u64, 100] {
         let mut group = c.benchmark_group(format!("memory, batches of {size} votes"));
-        group.sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+        group
+            .sample_size(20)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(300));
         group.throughput(Throughput::Elements(size));
         for (name, schema) in SCHEMAS {
             let store = MemoryStore::new(schema);
@@ -131,7 +143,10 @@ fn sqlite(c: &mut Criterion) {
     for size in [1_u64, 100, 10_000] {
         let Ok(folder) = tempfile::tempdir() else { return };
         let mut group = c.benchmark_group(format!("sqlite, transactions of {size} votes"));
-        group.sample_size(10).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(200));
+        group
+            .sample_size(10)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(200));
         group.throughput(Throughput::Elements(size));
         for (at, (name, schema)) in (0..).zip(SCHEMAS) {
             let mut conn = Connection::open(folder.path().join(format!("{at}.db"))).unwrap();
@@ -142,7 +157,8 @@ fn sqlite(c: &mut Criterion) {
             let mut random = Random(5);
             let mut filled = votes(schema, &mut random, if only_tested() { 100 } else { 20_000 });
             SqliteStore::new(&conn, schema).apply(&mut filled).unwrap();
-            let one = SqliteStore::new(&conn, schema).apply(&mut votes(schema, &mut random, 1)).unwrap();
+            let one =
+                SqliteStore::new(&conn, schema).apply(&mut votes(schema, &mut random, 1)).unwrap();
             println!(
                 "{name}: one vote writes {} totals by {} statements, leaderboards included",
                 one.totals, one.statements
@@ -150,7 +166,8 @@ fn sqlite(c: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(name), |b| {
                 b.iter(|| {
                     let mut batch = votes(schema, &mut random, size);
-                    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+                    let tx =
+                        conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
                     SqliteStore::new(&tx, schema).apply(&mut batch).unwrap();
                     tx.commit().unwrap();
                 });
@@ -171,15 +188,26 @@ fn reads(c: &mut Criterion) {
     store.create().unwrap();
     store.apply(&mut site(&C::SCHEMA)).unwrap();
     let mut random = Random(5);
-    store.apply(&mut votes(&C::SCHEMA, &mut random, if only_tested() { 100 } else { 20_000 })).unwrap();
+    store
+        .apply(&mut votes(&C::SCHEMA, &mut random, if only_tested() { 100 } else { 20_000 }))
+        .unwrap();
     for (name, begin, end) in [("of its own", "", ""), ("around all", "BEGIN", "COMMIT")] {
         let mut group = c.benchmark_group(format!("sqlite, reads in a transaction {name}"));
-        group.sample_size(50).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(300));
+        group
+            .sample_size(50)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(300));
         conn.execute_batch(begin).unwrap();
         let mut key = || (random.next() % SHOWS).cast_signed();
-        group.bench_function("a total", |b| b.iter(|| store.total(C::SETLIST_VOTES, key()).unwrap()));
-        group.bench_function("a rollup's total", |b| b.iter(|| store.total(C::SHOW_VOTES, key()).unwrap()));
-        group.bench_function("100 totals", |b| b.iter(|| store.totals_of(C::SETLIST_VOTES, 0..100).unwrap()));
+        group.bench_function("a total", |b| {
+            b.iter(|| store.total(C::SETLIST_VOTES, key()).unwrap());
+        });
+        group.bench_function("a rollup's total", |b| {
+            b.iter(|| store.total(C::SHOW_VOTES, key()).unwrap());
+        });
+        group.bench_function("100 totals", |b| {
+            b.iter(|| store.totals_of(C::SETLIST_VOTES, 0..100).unwrap());
+        });
         group.bench_function("first 10 of a leaderboard", |b| {
             b.iter(|| store.top(Trend::<i64>::WEEK.leaderboard, 10).unwrap());
         });

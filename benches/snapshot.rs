@@ -8,7 +8,12 @@
 //! second takes the batch lock. Each round records its longest wait while one snapshot is taken,
 //! and its longest wait in as much time without one.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::cast_precision_loss, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    missing_docs
+)]
 
 #[allow(clippy::unwrap_used, clippy::disallowed_methods)]
 mod common;
@@ -50,7 +55,13 @@ impl Longest {
     }
 }
 
-fn write(store: &MemoryStore, keys: u64, add: fn(&mut Batch, u64), longest: &Longest, done: &AtomicBool) {
+fn write(
+    store: &MemoryStore,
+    keys: u64,
+    add: fn(&mut Batch, u64),
+    longest: &Longest,
+    done: &AtomicBool,
+) {
     let mut random = Random(7);
     let mut batch = Batch::new();
     while !done.load(Ordering::Relaxed) {
@@ -143,7 +154,8 @@ fn verify(store: &mut MemoryStore, keys: u64) {
                 Bound::Included(key) => at(key),
                 Bound::Excluded(key) => at(key) + 1,
             };
-            (first..if pairs { keys } else { 0 }).map(|key| Pair(key / 30, u32::try_from(key % 30).unwrap()))
+            (first..if pairs { keys } else { 0 })
+                .map(|key| Pair(key / 30, u32::try_from(key % 30).unwrap()))
         })
         .unwrap();
     let report = reconcile::verify(&SCHEMA).run(&mut audit).unwrap();

@@ -17,7 +17,10 @@ fn transactions(c: &mut Criterion) {
     for size in [1_u64, 100, 10_000] {
         let Ok(folder) = tempfile::tempdir() else { return };
         let mut group = c.benchmark_group(format!("sqlite, transactions of {size}"));
-        group.sample_size(10).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(200));
+        group
+            .sample_size(10)
+            .measurement_time(Duration::from_secs(2))
+            .warm_up_time(Duration::from_millis(200));
         group.throughput(Throughput::Elements(size));
         for (keeper, name) in KEEPERS {
             let mut votes = Votes::open(folder.path(), keeper);
@@ -32,7 +35,10 @@ fn verification(c: &mut Criterion) {
     let Ok(folder) = tempfile::tempdir() else { return };
     let votes = Votes::settled(folder.path(), rows, 100);
     let mut group = c.benchmark_group(format!("verify, {rows} votes"));
-    group.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(200));
+    group
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(3))
+        .warm_up_time(Duration::from_millis(200));
     group.throughput(Throughput::Elements(rows));
     group.bench_function("one GROUP BY", |b| b.iter(|| votes.group_by()));
     group.bench_function("verify, adapting pages", |b| b.iter(|| votes.verify(Options::default())));

@@ -22,8 +22,10 @@ use rusqlite::Connection;
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
-const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
-const SCHEMA: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
+const PARENT_DAYS: Counter<(i64, i64)> =
+    Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
+const SCHEMA: Schema =
+    Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
 const GROUP_BY: &str =
     "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
@@ -86,13 +88,17 @@ fn sqlite() {
         for keys in widths() {
             let folder = tempfile::tempdir().unwrap();
             let conn = Connection::open(folder.path().join("width.db")).unwrap();
-            conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536")
-                .unwrap();
+            conn.execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536",
+            )
+            .unwrap();
             SqliteStore::new(&conn, &SCHEMA).create().unwrap();
             let (children, days) = (shape.of)(keys);
             let (first, last) = (children - 1, days - 1);
             let series = |name: &str, last: i64| {
-                format!("{name} ({name}) AS (VALUES (0) UNION ALL SELECT {name} + 1 FROM {name} WHERE {name} < {last})")
+                format!(
+                    "{name} ({name}) AS (VALUES (0) UNION ALL SELECT {name} + 1 FROM {name} WHERE {name} < {last})"
+                )
             };
             let text = format!(
                 "INSERT INTO child_parent WITH RECURSIVE {} SELECT c, 1, 1 FROM c;
@@ -107,14 +113,19 @@ fn sqlite() {
             let mut pages = 0;
             let verify = least(|| {
                 let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-                let (time, report) = timed(|| run(&mut reconciler(), &mut audit, &mut SystemRuntime::new()).unwrap());
+                let (time, report) = timed(|| {
+                    run(&mut reconciler(), &mut audit, &mut SystemRuntime::new()).unwrap()
+                });
                 check(&report, keys);
                 pages = report.pages;
                 time
             });
             let group_by = least(|| {
                 let mut statement = conn.prepare_cached(GROUP_BY).unwrap();
-                timed(|| statement.query_map((), |row| row.get::<_, i64>(2)).unwrap().for_each(drop)).0
+                timed(|| {
+                    statement.query_map((), |row| row.get::<_, i64>(2)).unwrap().for_each(drop);
+                })
+                .0
             });
             line(shape, keys, verify, pages, group_by);
         }
@@ -131,12 +142,16 @@ mod postgres {
     use super::{GROUP_BY, SCHEMA, SHAPES, check, least, line, reconciler, timed, widths};
 
     pub fn main() {
-        let Some(server) = Server::with(&[("shared_buffers", "512MB"), ("work_mem", "64MB")]) else { return };
+        let Some(server) = Server::with(&[("shared_buffers", "512MB"), ("work_mem", "64MB")])
+        else {
+            return;
+        };
         println!("\nPostgreSQL");
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         for shape in &SHAPES {
             for keys in widths() {
-                let mut client = runtime.block_on(async { connect(&server.database().await).await });
+                let mut client =
+                    runtime.block_on(async { connect(&server.database().await).await });
                 let (children, days) = (shape.of)(keys);
                 let text = format!(
                     "INSERT INTO child_parent SELECT c, 1, 1 FROM generate_series(0, {children} - 1) AS c;
@@ -153,7 +168,9 @@ mod postgres {
                     let (time, report) = timed(|| {
                         runtime.block_on(async {
                             let mut audit = PostgresAudit::new(&mut client, &SCHEMA).await.unwrap();
-                            run_async(&mut reconciler(), &mut audit, &mut TokioRuntime::new()).await.unwrap()
+                            run_async(&mut reconciler(), &mut audit, &mut TokioRuntime::new())
+                                .await
+                                .unwrap()
                         })
                     });
                     check(&report, keys);
@@ -161,7 +178,8 @@ mod postgres {
                     time
                 });
                 let count = format!("SELECT count(*) FROM ({GROUP_BY}) AS sums");
-                let group_by = least(|| timed(|| runtime.block_on(client.query_one(&count, &[])).unwrap()).0);
+                let group_by =
+                    least(|| timed(|| runtime.block_on(client.query_one(&count, &[])).unwrap()).0);
                 line(shape, keys, verify, pages, group_by);
             }
         }

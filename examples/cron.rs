@@ -21,7 +21,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keepcount::reconcile::{
-    Columns, Mode, Options, Outcome, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, Token, run,
+    Columns, Mode, Options, Outcome, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime,
+    Token, run,
 };
 use keepcount::{Record, SqliteStore, Sweep, Tally};
 use rusqlite::Connection;
@@ -62,7 +63,9 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Clap's own exit code for wrong usage would be the one for drift.
-        Err(usage) => return ExitCode::from(u8::from(usage.print().is_err() || usage.use_stderr())),
+        Err(usage) => {
+            return ExitCode::from(u8::from(usage.print().is_err() || usage.use_stderr()));
+        }
     };
     let code = if let Some(db) = &cli.db { call(&cli, db) } else { demonstration(cli) };
     ExitCode::from(code.unwrap_or_else(|error| {
@@ -98,14 +101,17 @@ fn call(cli: &Cli, db: &Path) -> Result<u8, Box<dyn Error>> {
     lock.try_lock().map_err(|error| format!("another call is at work: {error}"))?;
 
     let conn = if db.exists() { Connection::open(db)? } else { example_database(db)? };
-    let report = part(&conn, mode, cli.pages, &token).map_err(|error| match error.downcast_ref() {
-        // Do not silently start from the beginning: a run that always starts again never reaches
-        // the end.
-        Some(keepcount::Error::Token { .. }) => {
-            format!("{error}\nthe place in {} cannot be used; delete the file to begin anew", token.display()).into()
-        }
-        _ => error,
-    })?;
+    let report =
+        part(&conn, mode, cli.pages, &token).map_err(|error| match error.downcast_ref() {
+            // Do not silently start from the beginning: a run that always starts again never
+            // reaches the end.
+            Some(keepcount::Error::Token { .. }) => format!(
+                "{error}\nthe place in {} cannot be used; delete the file to begin anew",
+                token.display()
+            )
+            .into(),
+            _ => error,
+        })?;
     println!("{}", report.table());
     if report.outcome == Outcome::Incomplete {
         return Err(
@@ -133,8 +139,15 @@ fn part(conn: &Connection, mode: Mode, pages: u64, token: &Path) -> Result<Repor
     // A page this small is for the demonstration only.
     let options = Options::default().page(4).max_pages(pages);
     let mut reconciler = match fs::read(token) {
-        Ok(text) => Reconciler::resume(mode, &SCHEMA, &String::from_utf8_lossy(&text).parse::<Token>()?, options)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(mode, &SCHEMA, options)?,
+        Ok(text) => Reconciler::resume(
+            mode,
+            &SCHEMA,
+            &String::from_utf8_lossy(&text).parse::<Token>()?,
+            options,
+        )?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Reconciler::new(mode, &SCHEMA, options)?
+        }
         Err(error) => return Err(error.into()),
     };
     let done = run(&mut reconciler, &mut audit, &mut SystemRuntime::new());

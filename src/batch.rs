@@ -75,8 +75,10 @@ impl Named {
     /// Adds the record that adds to this counter to the error that a schema does not have the
     /// counter.
     pub(crate) fn blame(&self, mut error: Error) -> Error {
-        if let (Error::UnknownCounter { record, .. } | Error::DefinitionConflict { record, .. }, Some(by)) =
-            (&mut error, self.by)
+        if let (
+            Error::UnknownCounter { record, .. } | Error::DefinitionConflict { record, .. },
+            Some(by),
+        ) = (&mut error, self.by)
         {
             *record = Some((by.name)());
         }
@@ -231,13 +233,21 @@ impl Batch {
     }
 
     /// The deltas that were applied; with `spent`, a store has emptied the batch since.
-    pub(crate) fn applied_deltas(&self, spent: bool) -> impl Iterator<Item = (CounterId, &KeyBuf, i128)> {
+    pub(crate) fn applied_deltas(
+        &self,
+        spent: bool,
+    ) -> impl Iterator<Item = (CounterId, &KeyBuf, i128)> {
         self.deltas_of(if spent { &self.entries } else { self.entries() })
     }
 
-    fn deltas_of<'b>(&'b self, entries: &'b [Entry]) -> impl Iterator<Item = (CounterId, &'b KeyBuf, i128)> {
+    fn deltas_of<'b>(
+        &'b self,
+        entries: &'b [Entry],
+    ) -> impl Iterator<Item = (CounterId, &'b KeyBuf, i128)> {
         entries.iter().filter(|entry| entry.delta != 0).filter_map(|entry| {
-            self.counters.get(entry.counter as usize).map(|counter| (counter.id, &entry.key, entry.delta))
+            self.counters
+                .get(entry.counter as usize)
+                .map(|counter| (counter.id, &entry.key, entry.delta))
         })
     }
 
@@ -290,11 +300,15 @@ impl Batch {
 
     /// Refuses the batch if the tallies of two record types added to one counter.
     pub(crate) fn check_records(&self) -> Result<()> {
-        let Some((counter, second)) = self.two_records.filter(|_| !self.spent) else { return Ok(()) };
+        let Some((counter, second)) = self.two_records.filter(|_| !self.spent) else {
+            return Ok(());
+        };
         match self.counters.get(counter as usize) {
-            Some(Named { id, by: Some(first) }) => {
-                Err(Error::TwoRecords { counter: id.name(), first: (first.name)(), second: (second.name)() })
-            }
+            Some(Named { id, by: Some(first) }) => Err(Error::TwoRecords {
+                counter: id.name(),
+                first: (first.name)(),
+                second: (second.name)(),
+            }),
             _ => Ok(()),
         }
     }
@@ -329,7 +343,11 @@ impl Batch {
         let counter = self.add_raw(counter.id(), &mut raw, delta);
         // A record type has one driver, usually at one address; a driver at another address is
         // compared by its name.
-        if self.counters.get(counter as usize).is_none_or(|known| !known.by.is_some_and(|known| ptr::eq(known, by))) {
+        if self
+            .counters
+            .get(counter as usize)
+            .is_none_or(|known| !known.by.is_some_and(|known| ptr::eq(known, by)))
+        {
             self.drive(counter, by);
         }
     }
@@ -387,7 +405,8 @@ impl Batch {
 
     #[inline]
     fn add_hashed(&mut self, counter: u32, key: &mut KeyBuf, hash: u64, delta: i128) {
-        self.bulk = self.bulk.saturating_add(u64::try_from(delta.unsigned_abs()).unwrap_or(u64::MAX));
+        self.bulk =
+            self.bulk.saturating_add(u64::try_from(delta.unsigned_abs()).unwrap_or(u64::MAX));
         let (entries, hashes) = (&self.entries, &self.hashes);
         let is = |entry: &Entry| entry.counter == counter && entry.key == *key;
         let found = if entries.len() < LINEAR {
@@ -417,7 +436,9 @@ impl Batch {
     #[inline]
     fn push(&mut self, entry: Entry, hash: u64) {
         debug_assert!(
-            self.counters.get(entry.counter as usize).is_none_or(|counter| counter.parts().values(&entry.key).is_ok()),
+            self.counters
+                .get(entry.counter as usize)
+                .is_none_or(|counter| counter.parts().values(&entry.key).is_ok()),
             "an AsKey encodes another key than its counter's"
         );
         self.entries.push(entry);
@@ -432,7 +453,9 @@ impl Batch {
     fn index_all(&mut self) {
         let (entries, hashes) = (&self.entries, &self.hashes);
         for at in (0..entries.len()).map(narrow) {
-            self.index.insert_unique(mixed_at(entries, hashes, at), at, |at| mixed_at(entries, hashes, *at));
+            self.index.insert_unique(mixed_at(entries, hashes, at), at, |at| {
+                mixed_at(entries, hashes, *at)
+            });
         }
     }
 }

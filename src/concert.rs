@@ -98,9 +98,11 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// Membership: the artist of a show.
     pub const SHOW_ARTIST: Counter<(K, K)> = Counter::new("show.artist");
     /// Votes on the setlists of a show.
-    pub const SHOW_VOTES: Counter<K> = Counter::new("show.votes").sum_of(Self::SETLIST_VOTES, Self::SETLIST_SHOW);
+    pub const SHOW_VOTES: Counter<K> =
+        Counter::new("show.votes").sum_of(Self::SETLIST_VOTES, Self::SETLIST_SHOW);
     /// Votes on the setlists of an artist's shows.
-    pub const ARTIST_VOTES: Counter<K> = Counter::new("artist.votes").sum_of(Self::SHOW_VOTES, Self::SHOW_ARTIST);
+    pub const ARTIST_VOTES: Counter<K> =
+        Counter::new("artist.votes").sum_of(Self::SHOW_VOTES, Self::SHOW_ARTIST);
 
     /// Shows of an artist by date, whatever their status.
     ///
@@ -119,9 +121,11 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
 
     /// Every artist by max(1, upcoming shows + floor(followers / 1,000,000) + floor(popularity /
     /// 10)), ties by id.
-    pub const ARTISTS: Leaderboard<K> =
-        Leaderboard::new("artist.board", [Self::ARTIST_LISTED, Self::ARTIST_UPCOMING_SHOWS, Self::ARTIST_FAME])
-            .by(artist_score);
+    pub const ARTISTS: Leaderboard<K> = Leaderboard::new(
+        "artist.board",
+        [Self::ARTIST_LISTED, Self::ARTIST_UPCOMING_SHOWS, Self::ARTIST_FAME],
+    )
+    .by(artist_score);
 
     const SPEC: &'static Listed<CounterSpec> = &{
         let mut spec = Listed::of(&[
@@ -168,7 +172,8 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     };
 
     /// All of these counters, each in its own table, and the leaderboards.
-    pub const SCHEMA: Schema = Schema::new(Self::SPEC.as_slice()).leaderboards(Self::LEADERBOARDS.as_slice());
+    pub const SCHEMA: Schema =
+        Schema::new(Self::SPEC.as_slice()).leaderboards(Self::LEADERBOARDS.as_slice());
 
     /// The number of shows of an artist on this day and later, whatever their status.
     ///
@@ -348,7 +353,13 @@ impl<I: Id> Vote<I> {
     ///
     /// [`FutureVote`] if `created_at` is later than `now`: the vote would weigh twice as much for
     /// each half-life that it is ahead.
-    pub fn new(setlist: Option<I>, user: Option<I>, up: bool, created_at: i64, now: i64) -> Result<Self, FutureVote> {
+    pub fn new(
+        setlist: Option<I>,
+        user: Option<I>,
+        up: bool,
+        created_at: i64,
+        now: i64,
+    ) -> Result<Self, FutureVote> {
         if created_at > now {
             return Err(FutureVote { created_at, now });
         }
@@ -389,7 +400,11 @@ impl<I: Id> Vote<I> {
             }
             to.add(Concert::<I::Key>::SETLIST_SCORE, setlist, if self.up { 1 } else { -1 });
             for Trend { half_life, setlists, .. } in trends {
-                to.add(*setlists, (setlist, half_life.epoch(self.created_at)), half_life.weight(self.created_at));
+                to.add(
+                    *setlists,
+                    (setlist, half_life.epoch(self.created_at)),
+                    half_life.weight(self.created_at),
+                );
             }
         }
         if let Some(user) = &self.user {

@@ -19,8 +19,8 @@ use crate::offset::StreamRange;
 use crate::schema::Schema;
 use crate::store::{Applied, AsyncStore, Store};
 use cases::{
-    CHILD, DAYS, ID, LARGE, MEMBERSHIP, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS, SMALL, Script, TEXT,
-    TOP, TOP_MEMBERSHIP, TRIPLE, WIDE, WIDEST, Write,
+    CHILD, DAYS, ID, LARGE, MEMBERSHIP, NUMBER, ONE, OTHER, PAIR, PARENT, PARENT_DAYS, SCRIPTS,
+    SMALL, Script, TEXT, TOP, TOP_MEMBERSHIP, TRIPLE, WIDE, WIDEST, Write,
 };
 
 /// The counters that the cases use.
@@ -155,8 +155,13 @@ impl Step {
             {
                 Ok(())
             }
-            (Expect::Skipped, Call::ApplyIdempotent { batch, .. }, Ok(Answer::Applied(applied)))
-                if applied.skipped && applied.totals == 0 && applied.deltas(batch).next().is_none() =>
+            (
+                Expect::Skipped,
+                Call::ApplyIdempotent { batch, .. },
+                Ok(Answer::Applied(applied)),
+            ) if applied.skipped
+                && applied.totals == 0
+                && applied.deltas(batch).next().is_none() =>
             {
                 Ok(())
             }
@@ -164,15 +169,21 @@ impl Step {
             (Expect::Read(totals), Call::Read(counter, keys), Ok(Answer::Read(read))) => {
                 check_read(counter, keys, totals, read)
             }
-            (Expect::Following(totals), Call::Range { counter, range, limit }, Ok(Answer::Page(page))) => {
-                match page.iter().find(|(key, _)| !range.contains(key)) {
-                    Some((key, _)) => Err(format!("{counter:?}: key {} is outside the range", counter.show(key))),
-                    None => check_page(counter, *limit, totals, page),
+            (
+                Expect::Following(totals),
+                Call::Range { counter, range, limit },
+                Ok(Answer::Page(page)),
+            ) => match page.iter().find(|(key, _)| !range.contains(key)) {
+                Some((key, _)) => {
+                    Err(format!("{counter:?}: key {} is outside the range", counter.show(key)))
                 }
-            }
+                None => check_page(counter, *limit, totals, page),
+            },
             (Expect::Sum(sum), _, Ok(Answer::Sum(found))) if sum == found => Ok(()),
             (expect, call, Err(error)) if expect.is_refusal(call, error) => Ok(()),
-            (Expect::Read(_) | Expect::Following(_), _, Err(error)) => Err(format!("it was refused: {error}")),
+            (Expect::Read(_) | Expect::Following(_), _, Err(error)) => {
+                Err(format!("it was refused: {error}"))
+            }
             (expect, _, answer) => Err(format!("expected {expect:?}, got {answer:?}")),
         }
     }
@@ -187,10 +198,16 @@ impl Step {
     ///
     /// The difference, in words.
     pub fn check_batch(&self, left: &Batch, answer: &Result<Answer>) -> Result<(), String> {
-        let (Call::Apply(batch) | Call::ApplyIdempotent { batch, .. }) = &self.call else { return Ok(()) };
+        let (Call::Apply(batch) | Call::ApplyIdempotent { batch, .. }) = &self.call else {
+            return Ok(());
+        };
         match answer {
-            Ok(_) if !left.is_empty() => Err(format!("{} deltas are left in a batch that was applied", left.len())),
-            Ok(Answer::Applied(applied)) if !applied.skipped && applied.deltas(left).count() < batch.len() => {
+            Ok(_) if !left.is_empty() => {
+                Err(format!("{} deltas are left in a batch that was applied", left.len()))
+            }
+            Ok(Answer::Applied(applied))
+                if !applied.skipped && applied.deltas(left).count() < batch.len() =>
+            {
                 Err("it is not told any more what a batch held that was applied".to_owned())
             }
             Err(error) if sorted(left.deltas()) != sorted(batch.deltas()) => {
@@ -202,8 +219,11 @@ impl Step {
 }
 
 /// Every delta, sorted by counter name and key.
-fn sorted<'b>(deltas: impl Iterator<Item = (CounterId, &'b KeyBuf, i128)>) -> Vec<(&'static str, &'b KeyBuf, i128)> {
-    let mut all: Vec<_> = deltas.map(|(counter, key, delta)| (counter.name(), key, delta)).collect();
+fn sorted<'b>(
+    deltas: impl Iterator<Item = (CounterId, &'b KeyBuf, i128)>,
+) -> Vec<(&'static str, &'b KeyBuf, i128)> {
+    let mut all: Vec<_> =
+        deltas.map(|(counter, key, delta)| (counter.name(), key, delta)).collect();
     all.sort_unstable();
     all
 }
@@ -220,22 +240,34 @@ impl Expect {
             (Self::Overflow(id, raw, sum), Error::Overflow { counter, key, what }) => {
                 *counter == id.name() && *key == id.show(raw) && what == sum
             }
-            (Self::SumOverflow(id), Error::Overflow { counter, what, .. }) => *counter == id.name() && *what == "sum",
-            (Self::UnknownCounter(id), Error::UnknownCounter { counter, .. }) => counter == id.name(),
+            (Self::SumOverflow(id), Error::Overflow { counter, what, .. }) => {
+                *counter == id.name() && *what == "sum"
+            }
+            (Self::UnknownCounter(id), Error::UnknownCounter { counter, .. }) => {
+                counter == id.name()
+            }
             (Self::Rollup(id), Error::Rollup { counter, .. })
             | (Self::TwoRecords(id), Error::TwoRecords { counter, .. })
-            | (Self::DefinitionConflict(id), Error::DefinitionConflict { counter, .. }) => *counter == id.name(),
+            | (Self::DefinitionConflict(id), Error::DefinitionConflict { counter, .. }) => {
+                *counter == id.name()
+            }
             _ => false,
         };
         named && error.recovery() == Recovery::Permanent
     }
 }
 
-fn check_read(counter: &CounterId, keys: &[KeyBuf], expected: &[i64], read: &[i64]) -> Result<(), String> {
+fn check_read(
+    counter: &CounterId,
+    keys: &[KeyBuf],
+    expected: &[i64],
+    read: &[i64],
+) -> Result<(), String> {
     if read.len() != keys.len() {
         return Err(format!("{} totals of {counter:?} for {} keys", read.len(), keys.len()));
     }
-    let differing = keys.iter().zip(expected.iter().zip(read)).find(|(_, (expected, read))| expected != read);
+    let differing =
+        keys.iter().zip(expected.iter().zip(read)).find(|(_, (expected, read))| expected != read);
     differing.map_or(Ok(()), |(key, (expected, read))| {
         Err(format!("{counter:?}, key {}: {read} was read, not {expected}", counter.show(key)))
     })
@@ -253,7 +285,11 @@ fn check_page(
     let mut before: Option<&KeyBuf> = None;
     for (key, _) in page {
         if let Some(before) = before.filter(|before| key <= *before) {
-            return Err(format!("{counter:?}: key {} after key {}", counter.show(key), counter.show(before)));
+            return Err(format!(
+                "{counter:?}: key {} after key {}",
+                counter.show(key),
+                counter.show(before)
+            ));
         }
         before = Some(key);
     }
@@ -262,13 +298,22 @@ fn check_page(
     let mut due = following.iter().take_while(|(key, _)| page.len() < limit || Some(key) <= last);
     let mut shown = page.iter().filter(|(_, total)| *total != 0);
     let text = |one: Option<&(KeyBuf, i64)>| {
-        one.map_or_else(|| "none".to_owned(), |(key, total)| format!("{total} at key {}", counter.show(key)))
+        one.map_or_else(
+            || "none".to_owned(),
+            |(key, total)| format!("{total} at key {}", counter.show(key)),
+        )
     };
     loop {
         match (due.next(), shown.next()) {
             (None, None) => return Ok(()),
             (due, shown) if due == shown => {}
-            (due, shown) => return Err(format!("{counter:?}: the next total is {}, not {}", text(shown), text(due))),
+            (due, shown) => {
+                return Err(format!(
+                    "{counter:?}: the next total is {}, not {}",
+                    text(shown),
+                    text(due)
+                ));
+            }
         }
     }
 }
@@ -329,7 +374,9 @@ pub fn run(case: &Case, mut store: impl Store) {
             }
             Call::Offset(stream) => store.offset(stream).map(Answer::Offset),
             Call::Read(counter, keys) => store.read_keys(*counter, keys).map(Answer::Read),
-            Call::Range { counter, range, limit } => store.read_range(*counter, range, *limit).map(Answer::Page),
+            Call::Range { counter, range, limit } => {
+                store.read_range(*counter, range, *limit).map(Answer::Page)
+            }
             Call::Sum(counter, range) => store.sum_range(*counter, range).map(Answer::Sum),
         };
         case.check(number, &left, &answer);
@@ -352,13 +399,17 @@ pub async fn run_async(case: &Case, mut store: impl AsyncStore) {
             Call::ApplyIdempotent { batch, stream, first, last } => {
                 left.clone_from(batch);
                 match StreamRange::new(stream, *first, *last) {
-                    Ok(stream_range) => store.apply_idempotent(&mut left, &stream_range).await.map(Answer::Applied),
+                    Ok(stream_range) => {
+                        store.apply_idempotent(&mut left, &stream_range).await.map(Answer::Applied)
+                    }
                     Err(error) => Err(error),
                 }
             }
             Call::Offset(stream) => store.offset(stream).await.map(Answer::Offset),
             Call::Read(counter, keys) => store.read_keys(*counter, keys).await.map(Answer::Read),
-            Call::Range { counter, range, limit } => store.read_range(*counter, range, *limit).await.map(Answer::Page),
+            Call::Range { counter, range, limit } => {
+                store.read_range(*counter, range, *limit).await.map(Answer::Page)
+            }
             Call::Sum(counter, range) => store.sum_range(*counter, range).await.map(Answer::Sum),
         };
         case.check(number, &left, &answer);

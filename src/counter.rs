@@ -226,7 +226,11 @@ impl<H: Key, T: Key> Counter<(H, T)> {
     ///
     /// As [`sum_of`](Self::sum_of).
     #[must_use]
-    pub const fn sum_of_suffix<C: Key>(mut self, base: Counter<(C, T)>, membership: Counter<(C, H)>) -> Self {
+    pub const fn sum_of_suffix<C: Key>(
+        mut self,
+        base: Counter<(C, T)>,
+        membership: Counter<(C, H)>,
+    ) -> Self {
         self.rollup = Some(Rollup::over(base, membership.id, C::PARTS.len(), true));
         self
     }
@@ -239,7 +243,11 @@ impl<H: Key, T: Key> Counter<(H, T)> {
 
     /// The keys with this prefix whose suffix is in this range.
     #[must_use]
-    pub fn suffixes(self, prefix: impl AsKey<H>, suffixes: impl KeyBounds<T>) -> CounterRange<(H, T)> {
+    pub fn suffixes(
+        self,
+        prefix: impl AsKey<H>,
+        suffixes: impl KeyBounds<T>,
+    ) -> CounterRange<(H, T)> {
         CounterRange::new(&self, KeyRange::suffixes::<T>(&KeyBuf::of::<H>(prefix), suffixes))
     }
 
@@ -265,12 +273,20 @@ pub struct Rollup {
 const MAX_LEVELS: usize = 64;
 
 impl Rollup {
-    const fn over<F: Key>(base: Counter<F>, membership: CounterId, child: usize, suffix: bool) -> Self {
+    const fn over<F: Key>(
+        base: Counter<F>,
+        membership: CounterId,
+        child: usize,
+        suffix: bool,
+    ) -> Self {
         let below = match &base.rollup {
             Some(rollup) => rollup.level,
             None => 0,
         };
-        assert!(below < MAX_LEVELS, "a rollup has at most 64 levels: what it sums is a rollup of level 64 already");
+        assert!(
+            below < MAX_LEVELS,
+            "a rollup has at most 64 levels: what it sums is a rollup of level 64 already"
+        );
         Self { base: base.id, membership, child, suffix, level: below + 1 }
     }
 
@@ -379,10 +395,13 @@ impl CounterId {
     /// names.
     #[inline]
     pub(crate) const fn same(&self, other: &Self) -> bool {
-        self.name_hash == other.name_hash && self.version == other.version && self.code == other.code
+        self.name_hash == other.name_hash
+            && self.version == other.version
+            && self.code == other.code
     }
 
-    /// Parses a key from the text that [`show`](Self::show) gives: an operator's input, for example.
+    /// Parses a key from the text that [`show`](Self::show) gives: an operator's input, for
+    /// example.
     ///
     /// A key with several text parts must have no comma in any of them.
     ///
@@ -450,7 +469,10 @@ impl CounterSpec {
     /// When the key has fewer than two parts. In a `const` that is a compile error.
     #[must_use]
     pub const fn prunable(mut self) -> Self {
-        assert!(self.id.parts.len() > 1, "a counter is pruned by the last of at least two parts of its key");
+        assert!(
+            self.id.parts.len() > 1,
+            "a counter is pruned by the last of at least two parts of its key"
+        );
         self.prunable = true;
         self
     }
@@ -476,7 +498,11 @@ impl CounterSpec {
             None => format!("table{prunable}"),
             Some(Rollup { base, membership, suffix, .. }) => {
                 let suffixes = if *suffix { " by suffix" } else { "" };
-                format!("table, sum{suffixes} of {} along {}{prunable}", base.full_name(), membership.full_name())
+                format!(
+                    "table, sum{suffixes} of {} along {}{prunable}",
+                    base.full_name(),
+                    membership.full_name()
+                )
             }
         }
     }

@@ -100,7 +100,8 @@ const fn days_from_civil(year: i32, month: i32, day: i32) -> i32 {
 const fn civil_from_days(days: i32) -> (i32, i32, i32) {
     let days = days + 719_468;
     let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * of_era + of_era / 4 - of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let (month, day) = ((from_march + 2) % 12 + 1, day_of_year - (153 * from_march + 2) / 5 + 1);
@@ -137,9 +138,12 @@ fn parse(text: &str) -> Option<Date> {
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2] = text.as_bytes() else { return None };
     let number = |digits: &[u8]| {
         let all_digits = digits.iter().all(u8::is_ascii_digit);
-        all_digits.then(|| digits.iter().fold(0_u16, |number, digit| number * 10 + u16::from(digit - b'0')))
+        all_digits.then(|| {
+            digits.iter().fold(0_u16, |number, digit| number * 10 + u16::from(digit - b'0'))
+        })
     };
-    let (year, month, day) = (number(&[*y1, *y2, *y3, *y4])?, number(&[*m1, *m2])?, number(&[*d1, *d2])?);
+    let (year, month, day) =
+        (number(&[*y1, *y2, *y3, *y4])?, number(&[*m1, *m2])?, number(&[*d1, *d2])?);
     Date::new(year.into(), u8::try_from(month).ok()?, u8::try_from(day).ok()?)
 }
 

@@ -31,8 +31,8 @@ use crate::error::{Error, Result, shortened};
 pub struct HalfLife(i64);
 
 impl HalfLife {
-    /// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for 2^32 -
-    /// 1 events of one key in one epoch.
+    /// Weights are in units of 2^-30: each is at most about 2^-31 off, and a total has room for
+    /// 2^32 - 1 events of one key in one epoch.
     pub const SCALE_BITS: u32 = 30;
 
     /// A half-life of this many seconds.
@@ -129,7 +129,10 @@ impl FromStr for HalfLife {
         };
         parse().ok_or_else(|| {
             let text = shortened(text);
-            Error::invalid_use("half-life", format!("{text:?} is not a number above 0 with s, h or d behind it, as 6h"))
+            Error::invalid_use(
+                "half-life",
+                format!("{text:?} is not a number above 0 with s, h or d behind it, as 6h"),
+            )
         })
     }
 }
@@ -178,8 +181,13 @@ fn power_of_two(part: u64, whole: u64) -> u128 {
     let mut power = 1_u128 << POWER_BITS;
     for (position, powers) in DIGITS.iter().enumerate() {
         let digit = exponent >> (60 - 4 * position) & 15;
-        power =
-            times(power, powers.get(usize::try_from(digit).unwrap_or(0)).copied().map_or(1 << POWER_BITS, u128::from));
+        power = times(
+            power,
+            powers
+                .get(usize::try_from(digit).unwrap_or(0))
+                .copied()
+                .map_or(1 << POWER_BITS, u128::from),
+        );
     }
     // The rest of the exponent is below 2^-32: 2^x is 1 + x ln 2, and what is left out is below
     // 2^-65.
@@ -261,9 +269,13 @@ impl Decayed {
         // The highest three digits: the digits after them are below 2^-62 of the whole.
         let base = top - 2;
         let leading = self.digits.iter().take_while(|(position, _)| *position >= base);
-        let sum: i128 =
-            leading.map(|(position, digit)| i128::from(*digit) << (i64::from(DIGIT_BITS) * (position - base))).sum();
-        let mut exponent = i128::from(base) * i128::from(DIGIT_BITS) - i128::from(HalfLife::SCALE_BITS);
+        let sum: i128 = leading
+            .map(|(position, digit)| {
+                i128::from(*digit) << (i64::from(DIGIT_BITS) * (position - base))
+            })
+            .sum();
+        let mut exponent =
+            i128::from(base) * i128::from(DIGIT_BITS) - i128::from(HalfLife::SCALE_BITS);
 
         // 2^(-at / H) = 2^(-epoch) / 2^(fraction) = 2^(-epoch - 1) x 2^(1 - fraction).
         let into = at.rem_euclid(half_life.0).unsigned_abs();
@@ -348,7 +360,9 @@ fn round_half_up(negative: bool, size: u128, exponent: i128) -> Option<i128> {
         return Some(0);
     }
     let rounded = match u32::try_from(-exponent) {
-        Err(_) if exponent > 0 => size.checked_mul(1_u128.checked_shl(u32::try_from(exponent).ok()?)?)?,
+        Err(_) if exponent > 0 => {
+            size.checked_mul(1_u128.checked_shl(u32::try_from(exponent).ok()?)?)?
+        }
         Ok(0) => size,
         Ok(shift @ 1..=127) => (size + ((1 << (shift - 1)) - u128::from(negative))) >> shift,
         _ => 0, // below a quarter

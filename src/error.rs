@@ -106,7 +106,9 @@ pub enum Error {
     },
     /// A counter whose totals do not yet include rows from before its hooks ran everywhere, or that
     /// is made of such a counter; or a leaderboard that was newly created.
-    #[error("{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a leaderboard rebuilt")]
+    #[error(
+        "{counter}: {unready} is not ready to be read: a counter is to be backfilled first, a leaderboard rebuilt"
+    )]
     NotReady {
         /// The name of the counter or leaderboard that you asked for.
         counter: &'static str,
@@ -322,7 +324,11 @@ impl Error {
         Self::Key { counter: counter.name(), key: shortened(&counter.show(key)), cause }
     }
 
-    pub(crate) fn source(counter: &CounterId, key: Option<&KeyBuf>, reason: impl Into<String>) -> Self {
+    pub(crate) fn source(
+        counter: &CounterId,
+        key: Option<&KeyBuf>,
+        reason: impl Into<String>,
+    ) -> Self {
         let (counter, key) = (counter.name(), key.map(|key| shortened(&counter.show(key))));
         Self::Source { counter, key, reason: reason.into(), cause: None }
     }
@@ -340,7 +346,10 @@ impl Error {
     /// Whether the cause is the rows that a counter is recounted from. Then another counter can
     /// still be recounted.
     pub(crate) fn is_of_rows(&self) -> bool {
-        matches!(self, Self::Source { .. } | Self::Key { .. } | Self::Overflow { what: "recount", .. })
+        matches!(
+            self,
+            Self::Source { .. } | Self::Key { .. } | Self::Overflow { what: "recount", .. }
+        )
     }
 
     pub(crate) fn invalid_use(what: &'static str, reason: impl Into<String>) -> Self {
@@ -376,11 +385,15 @@ fn said(error: &(dyn std::error::Error + 'static)) -> String {
         use tokio_postgres::error::DbError;
 
         // Its text says only that the server reported an error, which is its source.
-        if error.downcast_ref().is_some_and(|error: &tokio_postgres::Error| error.as_db_error().is_some()) {
+        if error
+            .downcast_ref()
+            .is_some_and(|error: &tokio_postgres::Error| error.as_db_error().is_some())
+        {
             return String::new();
         }
         if let Some(db) = error.downcast_ref::<DbError>() {
-            let more = [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}"));
+            let more =
+                [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}"));
             let more = more.collect::<String>();
             return format!("{}: {} ({}){more}", db.severity(), db.message(), db.code().code());
         }
@@ -431,7 +444,9 @@ mod tests {
     #[test]
     fn an_error_says_each_of_its_causes_once() {
         for says in [false, true] {
-            let cause = || -> Cause { Hop("outer", says, Some(Hop("inner", false, Some("why".into())).into())).into() };
+            let cause = || -> Cause {
+                Hop("outer", says, Some(Hop("inner", false, Some("why".into())).into())).into()
+            };
             let operation = || "writing".to_owned();
             let errors = [
                 Error::Database { operation: operation(), cause: cause() },
@@ -441,7 +456,10 @@ mod tests {
                 Error::Indeterminate { operation: operation(), cause: cause() },
             ];
             for error in errors {
-                let printed = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+                let printed =
+                    std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
+                        error.source()
+                    });
                 let printed = printed.map(ToString::to_string).collect::<Vec<_>>().join(": ");
                 assert!(printed.starts_with("writing: outer: inner: why"), "{printed}");
                 for once in ["writing", "outer", "inner", "why"] {

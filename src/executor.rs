@@ -103,7 +103,10 @@ pub trait Executor {
     /// # Errors
     ///
     /// The driver's error. The engine then still calls [`roll_back`](Self::roll_back).
-    fn begin_read(&mut self, reading: Reading<'_>) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
+    fn begin_read(
+        &mut self,
+        reading: Reading<'_>,
+    ) -> impl Future<Output = Result<(), ErrorOf<Self>>> + Send;
 
     /// Whether the connection is in no transaction, neither the caller's nor its own.
     ///
@@ -250,8 +253,9 @@ impl Column<'_> {
 /// As a message shows it. Anything that is not text is shown as its bytes.
 impl fmt::Display for Column<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex =
-            |bytes: &[u8]| shortened(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat());
+        let hex = |bytes: &[u8]| {
+            shortened(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat())
+        };
         match self {
             Self::Null => f.write_str("null"),
             Self::Integer(value) => value.fmt(f),

@@ -154,9 +154,14 @@ impl Schedule {
         let interval = self.interval_nanos();
         let latest = interval.saturating_mul(u128::from(self.jitter_percent.min(MAX_JITTER))) / 100;
         let jitter = share_of(latest, splitmix64(self.seed, number));
-        let nanos = self.first.as_nanos().saturating_add(interval.saturating_mul(number.into())).saturating_add(jitter);
-        u64::try_from(nanos / SECOND)
-            .map_or(Duration::MAX, |seconds| Duration::new(seconds, u32::try_from(nanos % SECOND).unwrap_or_default()))
+        let nanos = self
+            .first
+            .as_nanos()
+            .saturating_add(interval.saturating_mul(number.into()))
+            .saturating_add(jitter);
+        u64::try_from(nanos / SECOND).map_or(Duration::MAX, |seconds| {
+            Duration::new(seconds, u32::try_from(nanos % SECOND).unwrap_or_default())
+        })
     }
 
     /// The number of the first due time later than this moment.
@@ -164,7 +169,8 @@ impl Schedule {
     pub fn next_after(&self, moment: Duration) -> u64 {
         let Some(since_first) = moment.checked_sub(self.first) else { return 0 };
         // The jitter is at most half an interval, so the first later one is this one or the next.
-        let number = u64::try_from(since_first.as_nanos() / self.interval_nanos()).unwrap_or(u64::MAX);
+        let number =
+            u64::try_from(since_first.as_nanos() / self.interval_nanos()).unwrap_or(u64::MAX);
         if self.due(number) > moment { number } else { number.saturating_add(1) }
     }
 
@@ -218,7 +224,8 @@ impl Schedule {
         });
         let threads = Arc::clone(&shared);
         let thread = thread::Builder::new().name(name).spawn(move || threads.run(work));
-        let thread = thread.map_err(|error| Error::invalid_use("job", format!("it gets no thread: {error}")))?;
+        let thread = thread
+            .map_err(|error| Error::invalid_use("job", format!("it gets no thread: {error}")))?;
         Ok(Job { shared, thread: Some(thread) })
     }
 
@@ -409,7 +416,8 @@ impl Shared {
         while self.begin() {
             // The error's text is made, and the error dropped, inside, so that a panic of either is
             // contained too.
-            let ended = catch_unwind(AssertUnwindSafe(|| work(&self.stop).map_err(|error| chain(&*error))));
+            let ended =
+                catch_unwind(AssertUnwindSafe(|| work(&self.stop).map_err(|error| chain(&*error))));
             self.report(match ended {
                 Ok(Ok(())) => Outcome::Well,
                 Ok(Err(error)) => Outcome::Failed(error),

@@ -306,15 +306,25 @@ mod tests {
             KeyPart::Signed(1).push(&KeyValue::Signed(128), &mut to),
             Err(KeyError::Range { wanted: "i8", .. })
         ));
-        assert!(matches!(KeyPart::Unsigned(8).push(&KeyValue::Signed(-1), &mut to), Err(KeyError::Range { .. })));
-        assert!(matches!(KeyPart::Text.push(&KeyValue::Signed(1), &mut to), Err(KeyError::Type { .. })));
+        assert!(matches!(
+            KeyPart::Unsigned(8).push(&KeyValue::Signed(-1), &mut to),
+            Err(KeyError::Range { .. })
+        ));
+        assert!(matches!(
+            KeyPart::Text.push(&KeyValue::Signed(1), &mut to),
+            Err(KeyError::Type { .. })
+        ));
         assert_eq!(to, KeyBuf::new());
     }
 
     #[test]
     fn malformed_bytes_are_refused() {
         for raw in [&[][..], b"a", &[1, 3, 0], &[1, 0], &[0xff, 0]] {
-            assert_eq!(KeyBuf::from_bytes(raw).decode::<String>(), Err(KeyError::Malformed), "{raw:?}");
+            assert_eq!(
+                KeyBuf::from_bytes(raw).decode::<String>(),
+                Err(KeyError::Malformed),
+                "{raw:?}"
+            );
         }
         assert_eq!(KeyBuf::from_bytes(&[0; 9]).decode::<i64>(), Err(KeyError::Malformed));
     }

@@ -83,7 +83,10 @@ impl<K: Key> Leaderboard<K, i64> {
     /// `const` that is a compile error.
     #[must_use]
     #[allow(clippy::new_ret_no_self)] // the score makes it whole
-    pub const fn new<const N: usize>(name: &'static str, counters: [Counter<K>; N]) -> Unscored<K, N> {
+    pub const fn new<const N: usize>(
+        name: &'static str,
+        counters: [Counter<K>; N],
+    ) -> Unscored<K, N> {
         assert!(N > 0 && N <= MOST, "a leaderboard has 1 to 8 counters");
         Unscored { counter: Counter::<K>::new(name).id(), counters }
     }
@@ -245,7 +248,8 @@ impl LeaderboardId {
         &self,
         deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
     ) -> Result<BTreeSet<KeyBuf>> {
-        let ours = deltas.filter(|(counter, ..)| self.counters().iter().any(|known| known.same(counter)));
+        let ours =
+            deltas.filter(|(counter, ..)| self.counters().iter().any(|known| known.same(counter)));
         ours.map(|(counter, key, _)| self.key_of(&counter, key)).collect()
     }
 
@@ -263,7 +267,8 @@ impl LeaderboardId {
         }
         let mut epochs = Vec::new();
         for (whole, total) in totals {
-            let (_, suffix) = whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
+            let (_, suffix) =
+                whole.as_bytes().split_at_checked(key.as_bytes().len()).unwrap_or_default();
             let decoded = KeyBuf::from_bytes(suffix).decode();
             let counter = self.counters().first().unwrap_or(&self.counter);
             let epoch: i64 = decoded.map_err(|cause| Error::key(counter, whole, cause))?;

@@ -27,7 +27,10 @@
 #![cfg_attr(feature = "postgres", doc = "[`PostgresStore`]: PostgresStore")]
 #![cfg_attr(feature = "postgres", doc = "[`PostgresAudit`]: reconcile::PostgresAudit")]
 #![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Sweep`]: Sweep")]
-#![cfg_attr(any(feature = "sqlite", feature = "postgres"), doc = "[`Executor`]: executor::Executor")]
+#![cfg_attr(
+    any(feature = "sqlite", feature = "postgres"),
+    doc = "[`Executor`]: executor::Executor"
+)]
 #![doc = "[`MemoryStore`]: docs::guide#features"]
 #![doc = "[`MemoryLeaderboard`]: docs::guide#features"]
 #![doc = "[`Snapshot`]: docs::guide#features"]

@@ -65,7 +65,8 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
         let id = self.leaderboard.id();
         let mut listed = Vec::new();
         each_key(&id, &mut store, |totals, key| {
-            listed.extend(score(&id, totals, &key)?.and_then(S::from_cell).map(|score| (key, score)));
+            listed
+                .extend(score(&id, totals, &key)?.and_then(S::from_cell).map(|score| (key, score)));
             Ok(())
         })?;
         self.standings = listed.into_iter().collect();
@@ -155,7 +156,9 @@ impl<K: Key, S: Score> MemoryLeaderboard<K, S> {
 
 impl<K, S> fmt::Debug for MemoryLeaderboard<K, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryLeaderboard").field("leaderboard", &self.leaderboard).finish_non_exhaustive()
+        f.debug_struct("MemoryLeaderboard")
+            .field("leaderboard", &self.leaderboard)
+            .finish_non_exhaustive()
     }
 }
 

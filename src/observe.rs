@@ -20,12 +20,12 @@
 //!
 //! `counter` is a counter's [full name](CounterId::full_name). `store` is `memory`, `sqlite` or
 //! `postgres`, whatever library is used: if you apply a batch with the statements of
-//! [`sql`](crate::sql), report it with
-//! [`observe_applied`](crate::RollupUpdate::observe_applied). A batch counts when it is applied; whether the
-//! surrounding transaction then commits, only the application knows. In memory, a single delta
-//! takes less time than reading the clock, so only one in 64 of them is timed on each thread, the
-//! first included. All other batches are timed. [`run`](crate::reconcile::run) and
-//! [`run_async`](crate::reconcile::run_async) count a reconciler's pages; your own driver does not.
+//! [`sql`](crate::sql), report it with [`observe_applied`](crate::RollupUpdate::observe_applied). A
+//! batch counts when it is applied; whether the surrounding transaction then commits, only the
+//! application knows. In memory, a single delta takes less time than reading the clock, so only one
+//! in 64 of them is timed on each thread, the first included. All other batches are timed.
+//! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async) count a
+//! reconciler's pages; your own driver does not.
 //!
 //! # Events
 //!
@@ -51,7 +51,10 @@
 
 // Only this file knows these features. Without them the functions are empty and their arguments
 // unused.
-#![cfg_attr(not(all(feature = "metrics", feature = "tracing")), allow(unused_variables, clippy::missing_const_for_fn))]
+#![cfg_attr(
+    not(all(feature = "metrics", feature = "tracing")),
+    allow(unused_variables, clippy::missing_const_for_fn)
+)]
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -128,12 +131,23 @@ pub(crate) fn stored<'a>(
 }
 
 /// Call after somebody else's library ran the statements of a batch.
-pub(crate) fn applied(backend: Backend, took: Duration, batch: &Batch, statements: impl FnOnce() -> usize) {
+pub(crate) fn applied(
+    backend: Backend,
+    took: Duration,
+    batch: &Batch,
+    statements: impl FnOnce() -> usize,
+) {
     let _ = (backend, took, &statements);
     let totals = batch.len();
     if totals > 0 {
         metric!(counts::applied(backend, Some(took), batch.deltas()));
-        event!(TRACE, store = backend.name(), totals, statements = statements(), "a batch was applied");
+        event!(
+            TRACE,
+            store = backend.name(),
+            totals,
+            statements = statements(),
+            "a batch was applied"
+        );
     }
 }
 
@@ -166,7 +180,11 @@ fn span(mode: impl Display) -> tracing::Span {
 
 /// Call after a page was compared, with its keys and rows, and how many keys were wrong, missing
 /// and orphaned. One warning for each page states the drift, however much it is.
-pub(crate) fn compared(counter: &CounterId, (keys, rows): (u64, u64), [wrong, missing, orphan]: [u64; 3]) {
+pub(crate) fn compared(
+    counter: &CounterId,
+    (keys, rows): (u64, u64),
+    [wrong, missing, orphan]: [u64; 3],
+) {
     metric!(counts::compared(counter, (keys, rows), [wrong, missing, orphan]));
     let (name, drift) = (counter.full_name(), wrong + missing + orphan);
     event!(DEBUG, counter = &*name, keys, rows, drift, "a page was compared");
@@ -190,7 +208,12 @@ pub(crate) fn readied(counter: &CounterId) {
 
 /// Call after a step failed, whether it is retried or not. The error's text is left out: it may
 /// contain a key.
-pub(crate) fn failed(counter: Option<CounterId>, error: &'static str, recovery: Recovery, ends: bool) {
+pub(crate) fn failed(
+    counter: Option<CounterId>,
+    error: &'static str,
+    recovery: Recovery,
+    ends: bool,
+) {
     let counter = counter.map_or(Cow::Borrowed(""), |counter| counter.full_name());
     let recovery = match recovery {
         Recovery::Permanent => "permanent",
@@ -272,8 +295,8 @@ mod counts {
 
     use foldhash::HashMap;
     use metrics::{
-        Key, Label, Level, Metadata, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
-        histogram, with_recorder,
+        Key, Label, Level, Metadata, Unit, counter, describe_counter, describe_gauge,
+        describe_histogram, gauge, histogram, with_recorder,
     };
 
     use super::Backend;
@@ -301,7 +324,11 @@ mod counts {
     }
 
     pub(super) fn describe() {
-        describe_counter!(DELTAS, Unit::Count, "Totals changed by applying batches, those of rollups included.");
+        describe_counter!(
+            DELTAS,
+            Unit::Count,
+            "Totals changed by applying batches, those of rollups included."
+        );
         describe_counter!(BATCHES, Unit::Count, "Batches applied that changed a total.");
         describe_histogram!(
             SECONDS,
@@ -311,7 +338,11 @@ mod counts {
         describe_counter!(PAGES, Unit::Count, "Pages of totals compared with their rows.");
         describe_counter!(KEYS, Unit::Count, "Keys compared with their rows.");
         describe_counter!(ROWS, Unit::Count, "Rows added up for comparing.");
-        describe_counter!(DRIFT, Unit::Count, "Keys whose total differed from their rows, by kind.");
+        describe_counter!(
+            DRIFT,
+            Unit::Count,
+            "Keys whose total differed from their rows, by kind."
+        );
         describe_counter!(REPAIRS, Unit::Count, "Totals repaired.");
         describe_gauge!(
             AGE,
@@ -359,8 +390,11 @@ mod counts {
     }
 
     fn add_deltas(counter: &CounterId, count: u64) {
-        static METADATA: Metadata<'_> = Metadata::new("keepcount", Level::INFO, Some(module_path!()));
-        let add = |key: &Key| with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(count));
+        static METADATA: Metadata<'_> =
+            Metadata::new("keepcount", Level::INFO, Some(module_path!()));
+        let add = |key: &Key| {
+            with_recorder(|recorder| recorder.register_counter(key, &METADATA).increment(count));
+        };
         let key = || Key::from_parts(DELTAS, vec![Label::new("counter", counter.full_name())]);
         DELTA_KEYS.with(|keys| match keys.try_borrow_mut() {
             Ok(mut keys) => add(keys.entry(counter.order()).or_insert_with(key)),
@@ -369,7 +403,11 @@ mod counts {
         });
     }
 
-    pub(super) fn compared(counter: &CounterId, (keys, rows): (u64, u64), [wrong, missing, orphan]: [u64; 3]) {
+    pub(super) fn compared(
+        counter: &CounterId,
+        (keys, rows): (u64, u64),
+        [wrong, missing, orphan]: [u64; 3],
+    ) {
         let name = || counter.full_name();
         counter!(PAGES, "counter" => name()).increment(1);
         counter!(KEYS, "counter" => name()).increment(keys);

@@ -49,7 +49,10 @@ impl<'a> StreamRange<'a> {
     pub fn new(stream: &'a str, first: u64, last: u64) -> Result<Self> {
         let refused = |reason| Err(Error::invalid_use("stream range", reason));
         if stream.is_empty() || stream.len() > MAX_STREAM {
-            return refused(format!("a stream's name has 1 to {MAX_STREAM} bytes, not {}", stream.len()));
+            return refused(format!(
+                "a stream's name has 1 to {MAX_STREAM} bytes, not {}",
+                stream.len()
+            ));
         }
         if first == 0 || first > last || last > MAX_LAST {
             return refused(format!(
@@ -134,14 +137,24 @@ mod tests {
     #[test]
     fn what_is_no_offset_is_refused() {
         let long = "s".repeat(MAX_STREAM + 1);
-        for (stream, first, last) in
-            [("", 1, 1), (&long, 1, 1), ("s", 0, 1), ("s", 2, 1), ("s", 1, MAX_LAST + 1), ("s", 0, 0)]
-        {
+        for (stream, first, last) in [
+            ("", 1, 1),
+            (&long, 1, 1),
+            ("s", 0, 1),
+            ("s", 2, 1),
+            ("s", 1, MAX_LAST + 1),
+            ("s", 0, 0),
+        ] {
             assert!(matches!(
                 StreamRange::new(stream, first, last),
                 Err(Error::InvalidUse { what: "stream range", .. })
             ));
         }
-        assert!(StreamRange::new(&long[1..], MAX_LAST, MAX_LAST).unwrap().follows(MAX_LAST - 1).unwrap());
+        assert!(
+            StreamRange::new(&long[1..], MAX_LAST, MAX_LAST)
+                .unwrap()
+                .follows(MAX_LAST - 1)
+                .unwrap()
+        );
     }
 }

@@ -235,11 +235,16 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// [`Error::InvalidUse`] if the counter is not declared as
-    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts, [`Error::Rollup`] for a
-    /// rollup, and those of the database.
-    pub async fn prune<H: Key, T: Key>(&mut self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
+    /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts,
+    /// [`Error::Rollup`] for a rollup, and those of the database.
+    pub async fn prune<H: Key, T: Key>(
+        &mut self,
+        counter: Counter<(H, T)>,
+        before: impl AsKey<T>,
+    ) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
-        engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff).await
+        engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff)
+            .await
     }
 
     /// At most `limit` streams after `after`, in the order of their names' bytes, each with its
@@ -251,7 +256,11 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     ///
     /// The database's errors, and [`Error::SchemaMismatch`](crate::Error::SchemaMismatch) for an
     /// offset that somebody else wrote.
-    pub async fn offsets(&mut self, after: Option<&str>, limit: usize) -> Result<Vec<(String, u64)>> {
+    pub async fn offsets(
+        &mut self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, u64)>> {
         engine::read::offsets(&mut self.executor(), after, limit).await
     }
 
@@ -296,7 +305,14 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
         after: &Ranked<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        engine::leaderboard::top_after(&mut self.executor(), self.schema, &leaderboard, after, limit).await
+        engine::leaderboard::top_after(
+            &mut self.executor(),
+            self.schema,
+            &leaderboard,
+            after,
+            limit,
+        )
+        .await
     }
 
     /// Where a key stands; behind all listed keys if it is not listed.
@@ -320,7 +336,10 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub async fn listed<K: Key, S: Score>(&mut self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
+    pub async fn listed<K: Key, S: Score>(
+        &mut self,
+        leaderboard: Leaderboard<K, S>,
+    ) -> Result<u64> {
         engine::leaderboard::listed(&mut self.executor(), self.schema, &leaderboard.id()).await
     }
 
@@ -337,7 +356,10 @@ impl<'c, C: GenericClient + Send + Sync> PostgresStore<'c, C> {
     /// # Errors
     ///
     /// The database's errors.
-    pub async fn rebuild<K: Key, S: Score>(&mut self, leaderboard: Leaderboard<K, S>) -> Result<u64> {
+    pub async fn rebuild<K: Key, S: Score>(
+        &mut self,
+        leaderboard: Leaderboard<K, S>,
+    ) -> Result<u64> {
         engine::leaderboard::rebuild(&mut self.executor(), self.schema, &leaderboard.id()).await
     }
 }
@@ -346,8 +368,8 @@ impl PostgresStore<'_, Client> {
     /// Runs `work` in a transaction, applies the batch that it fills, and commits.
     ///
     /// So no batch is forgotten, none is applied whose rows are not committed, and each is applied
-    /// once, as the last statement before the commit. `work` writes the rows on the transaction that
-    /// it is given and calls the hooks next to them. Lock what you read before you write it
+    /// once, as the last statement before the commit. `work` writes the rows on the transaction
+    /// that it is given and calls the hooks next to them. Lock what you read before you write it
     /// (`SELECT .. FOR UPDATE`).
     ///
     /// If `work` fails or panics, or the batch or the commit fails, nothing is committed. If you
@@ -389,7 +411,8 @@ impl PostgresStore<'_, Client> {
         let done = match work(&mut tx, &mut batch).await {
             Ok(value) => {
                 let conn = Conn::Within(&tx);
-                let mut store = PostgresStore { conn, schema: self.schema, prepared: self.prepared };
+                let mut store =
+                    PostgresStore { conn, schema: self.schema, prepared: self.prepared };
                 store.apply_last(&mut batch).await.map(|()| value).map_err(E::from)
             }
             Err(error) => Err(error),
@@ -398,7 +421,11 @@ impl PostgresStore<'_, Client> {
             Ok(value) => match tx.commit().await {
                 Ok(()) => Ok(value),
                 Err(error) if is_refused(&error) => Err(failed(error).into()),
-                Err(error) => Err(Error::Indeterminate { operation: OPERATION.to_owned(), cause: error.into() }.into()),
+                Err(error) => Err(Error::Indeterminate {
+                    operation: OPERATION.to_owned(),
+                    cause: error.into(),
+                }
+                .into()),
             },
             Err(error) => {
                 // If this fails too, the connection is lost, and the server rolls back.
@@ -501,16 +528,24 @@ impl PostgresStore<'_, Client> {
     ) -> Result<(Vec<u64>, Applied)> {
         self.schema.check_batch(batch)?;
         let Conn::Own(client) = &self.conn else {
-            return Err(Error::invalid_use("write", "it begins a transaction, and the store is within one"));
+            return Err(Error::invalid_use(
+                "write",
+                "it begins a transaction, and the store is within one",
+            ));
         };
         if client.is_closed() {
             // Nothing was sent, so the outcome is certain.
             let reason = "the connection was lost before; open another";
             let cause = "connection closed".into();
-            return Err(Error::Busy { operation: engine::write::operation(batch, stream_range), reason, cause });
+            return Err(Error::Busy {
+                operation: engine::write::operation(batch, stream_range),
+                reason,
+                cause,
+            });
         }
         let began = observe::begin(observe::Backend::Postgres, batch);
-        let (written, applied) = write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
+        let (written, applied) =
+            write_in_own(&mut self.executor(), self.schema, rows, batch, stream_range).await?;
         if !applied.skipped {
             applied.observe(observe::Backend::Postgres, began, batch);
         }
@@ -545,7 +580,11 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
         engine::write::apply(&mut self.executor(), self.schema, batch, None).await
     }
 
-    async fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    async fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         engine::write::apply(&mut self.executor(), self.schema, batch, Some(stream_range)).await
     }
 
@@ -557,7 +596,12 @@ impl<C: GenericClient + Send + Sync> AsyncStore for PostgresStore<'_, C> {
         engine::read::read(&mut self.executor(), self.schema, counter, keys).await
     }
 
-    async fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    async fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         engine::read::range(&mut self.executor(), self.schema, counter, range, limit).await
     }
 

@@ -29,7 +29,9 @@ static TAKEN: OnceLock<Taken> = OnceLock::new();
 /// If `stripes` is not a power of two.
 pub fn fix(stripes: usize) -> bool {
     assert!(stripes.is_power_of_two(), "a hash is masked to a stripe");
-    TAKEN.set(Taken { seed: SharedSeed::global_fixed().clone(), start: 0, stripes: Some(stripes) }).is_ok()
+    TAKEN
+        .set(Taken { seed: SharedSeed::global_fixed().clone(), start: 0, stripes: Some(stripes) })
+        .is_ok()
 }
 
 #[inline]

@@ -100,7 +100,8 @@ impl TotalsRequest {
     #[must_use]
     pub fn lock(&self, dialect: Dialect) -> Option<sql::Query<'_>> {
         let child = std::borrow::Cow::Borrowed(self.child.as_bytes());
-        (dialect == Dialect::Postgres).then(|| sql::lock(&self.membership.full_name(), self.level, vec![child]))
+        (dialect == Dialect::Postgres)
+            .then(|| sql::lock(&self.membership.full_name(), self.level, vec![child]))
     }
 }
 
@@ -158,7 +159,14 @@ impl<'l> RollupUpdate<'l> {
     /// Like [`new`](Self::new), but also accepts what a repair adds to a rollup.
     pub(crate) fn of(schema: &'l Schema, batch: Batch) -> Self {
         let groups = groups(schema, &batch);
-        Self { schema, batch, groups, asks: VecDeque::new(), asked: Vec::new(), factors: Vec::new() }
+        Self {
+            schema,
+            batch,
+            groups,
+            asks: VecDeque::new(),
+            asked: Vec::new(),
+            factors: Vec::new(),
+        }
     }
 
     /// The next request; `None` when there are no more.
@@ -200,21 +208,29 @@ impl<'l> RollupUpdate<'l> {
     /// [`Error::Overflow`] if one product that a rollup's delta is summed from exceeds 2^94,
     /// [`Error::Key`] if the key does not belong to the requested counter.
     pub fn take(&mut self, key: &KeyBuf, total: i64) -> Result<()> {
-        let Some(counter) = self.asked.first().map(|ask| ask.request.counter) else { return Ok(()) };
+        let Some(counter) = self.asked.first().map(|ask| ask.request.counter) else {
+            return Ok(());
+        };
         self.take_of(&counter, key, total)
     }
 
     /// Takes one total of the answer to one of the last requests, the one for this counter.
     pub(crate) fn take_of(&mut self, counter: &CounterId, key: &KeyBuf, total: i64) -> Result<()> {
         let Some(first) = self.asked.first() else { return Ok(()) };
-        let (child, rest) =
-            counter.split(key, first.request.child_parts).map_err(|cause| Error::key(counter, key, cause))?;
+        let (child, rest) = counter
+            .split(key, first.request.child_parts)
+            .map_err(|cause| Error::key(counter, key, cause))?;
         let from = self.asked.partition_point(|ask| ask.request.child < child);
         let of_child = self.asked.iter().skip(from).take_while(|ask| ask.request.child == child);
-        let Some(ask) = of_child.into_iter().find(|ask| ask.request.counter.same(counter)) else { return Ok(()) };
+        let Some(ask) = of_child.into_iter().find(|ask| ask.request.counter.same(counter)) else {
+            return Ok(());
+        };
         for factor in self.factors.get(ask.factors.clone()).unwrap_or_default() {
-            let (parent, suffix) =
-                if ask.side == Side::Memberships { (&rest, &factor.rest) } else { (&factor.rest, &rest) };
+            let (parent, suffix) = if ask.side == Side::Memberships {
+                (&rest, &factor.rest)
+            } else {
+                (&factor.rest, &rest)
+            };
             let delta = i128::from(total).checked_mul(factor.delta);
             add_to_rollup(&mut self.batch, factor.rollup, parent, suffix, delta)?;
         }
@@ -249,8 +265,8 @@ impl<'l> RollupUpdate<'l> {
         sql::statements(dialect, self.schema, &self.batch, false)
     }
 
-    /// Reports that you ran the [statements](Self::statements) through another library, and the time
-    /// they took, to [`observe`](crate::observe), as stores report theirs.
+    /// Reports that you ran the [statements](Self::statements) through another library, and the
+    /// time they took, to [`observe`](crate::observe), as stores report theirs.
     ///
     /// Call it once after the last statement. Does nothing without the
     /// features `metrics` and `tracing`.
@@ -274,7 +290,9 @@ impl<'l> RollupUpdate<'l> {
     /// # Ok::<(), keepcount::Error>(())
     /// ```
     pub fn observe_applied(&self, dialect: Dialect, took: Duration) {
-        let statements = || self.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum());
+        let statements = || {
+            self.statements(dialect).map_or(0, |all| all.iter().map(|one| one.rows().count()).sum())
+        };
         observe::applied(dialect.backend(), took, &self.batch, statements);
     }
 
@@ -298,27 +316,43 @@ impl<'l> RollupUpdate<'l> {
         let (membership, parts) = (first.membership(), first.child_parts());
         for (counter, key, delta) in self.batch.deltas() {
             let is_membership = counter.same(&membership);
-            for (rollup, of) in group.iter().filter(|(_, of)| is_membership || of.base().same(&counter)) {
-                let (child, rest) = counter.split(key, parts).map_err(|cause| Error::key(&counter, key, cause))?;
-                let (side, asked) =
-                    if is_membership { (Side::Base, of.base()) } else { (Side::Memberships, membership) };
+            for (rollup, of) in
+                group.iter().filter(|(_, of)| is_membership || of.base().same(&counter))
+            {
+                let (child, rest) =
+                    counter.split(key, parts).map_err(|cause| Error::key(&counter, key, cause))?;
+                let (side, asked) = if is_membership {
+                    (Side::Base, of.base())
+                } else {
+                    (Side::Memberships, membership)
+                };
                 self.factors.push(Factor { child, side, asked, rollup: *rollup, rest, delta });
             }
         }
-        let order = |factor: &Factor| (factor.side == Side::Base, factor.asked.name_hash(), factor.asked.version());
-        self.factors.sort_unstable_by(|a, b| a.child.cmp(&b.child).then_with(|| order(a).cmp(&order(b))));
+        let order = |factor: &Factor| {
+            (factor.side == Side::Base, factor.asked.name_hash(), factor.asked.version())
+        };
+        self.factors
+            .sort_unstable_by(|a, b| a.child.cmp(&b.child).then_with(|| order(a).cmp(&order(b))));
         if self.factors.iter().all(|factor| factor.side == Side::Memberships) {
             return Ok(());
         }
         for of_child in self.factors.chunk_by(|a, b| a.child == b.child) {
-            let (base, memberships) =
-                of_child.split_at(of_child.partition_point(|factor| factor.side == Side::Memberships));
-            for (base, membership) in
-                base.iter().flat_map(|base| memberships.iter().map(move |membership| (base, membership)))
+            let (base, memberships) = of_child
+                .split_at(of_child.partition_point(|factor| factor.side == Side::Memberships));
+            for (base, membership) in base
+                .iter()
+                .flat_map(|base| memberships.iter().map(move |membership| (base, membership)))
             {
                 if base.rollup.same(&membership.rollup) {
                     let delta = membership.delta.checked_mul(base.delta);
-                    add_to_rollup(&mut self.batch, membership.rollup, &membership.rest, &base.rest, delta)?;
+                    add_to_rollup(
+                        &mut self.batch,
+                        membership.rollup,
+                        &membership.rest,
+                        &base.rest,
+                        delta,
+                    )?;
                 }
             }
         }
@@ -360,7 +394,10 @@ fn groups(schema: &Schema, batch: &Batch) -> VecDeque<Group> {
             continue;
         }
         reached.push(spec.id());
-        match groups.iter_mut().find(|group| group.level == level && group.membership.same(&membership)) {
+        match groups
+            .iter_mut()
+            .find(|group| group.level == level && group.membership.same(&membership))
+        {
             Some(group) => group.rollups.push((spec.id(), rollup)),
             None => groups.push(Group { level, membership, rollups: vec![(spec.id(), rollup)] }),
         }

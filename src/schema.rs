@@ -10,8 +10,8 @@ use crate::leaderboard::LeaderboardId;
 /// Each line is a counter: its constant, its key type, its name, and what else
 /// [`Counter`](crate::Counter) says about it ([`version`](crate::Counter::version),
 /// [`sum_of`](crate::Counter::sum_of), [`sum_of_suffix`](crate::Counter::sum_of_suffix)).
-/// `prunable` before the constant makes it [prunable](crate::backend::CounterSpec::prunable). The schema lists
-/// the counters in this order, and then the leaderboards.
+/// `prunable` before the constant makes it [prunable](crate::backend::CounterSpec::prunable). The
+/// schema lists the counters in this order, and then the leaderboards.
 ///
 /// # Examples
 ///
@@ -166,7 +166,10 @@ impl Schema {
         while one < specs.len() {
             let id = specs[one].id();
             let table = Table::of(&id);
-            assert!(!table.is_reserved(), "a counter's table may not start with keepcount_, sqlite_ or pg_");
+            assert!(
+                !table.is_reserved(),
+                "a counter's table may not start with keepcount_, sqlite_ or pg_"
+            );
             if let Some(rollup) = specs[one].rollup() {
                 plain = false;
                 check_rollup(specs, &names, rollup, specs[one].is_prunable());
@@ -216,19 +219,31 @@ impl Schema {
         let mut at = 0;
         while at < leaderboards.len() {
             let leaderboard = &leaderboards[at];
-            let (table, index) = (Table::of_leaderboard(leaderboard, ""), Table::of_leaderboard(leaderboard, "_order"));
-            assert!(!table.is_reserved(), "a leaderboard's table may not start with keepcount_, sqlite_ or pg_");
+            let (table, index) = (
+                Table::of_leaderboard(leaderboard, ""),
+                Table::of_leaderboard(leaderboard, "_order"),
+            );
+            assert!(
+                !table.is_reserved(),
+                "a leaderboard's table may not start with keepcount_, sqlite_ or pg_"
+            );
             let mut other = 0;
             while other < self.specs.len() {
                 let taken = Table::of(&self.specs[other].id());
                 assert!(!table.is(taken), "a leaderboard and a counter of a schema share a table");
-                assert!(!index.is(taken), "a counter's table has the name of a leaderboard's index");
+                assert!(
+                    !index.is(taken),
+                    "a counter's table has the name of a leaderboard's index"
+                );
                 other += 1;
             }
             other = 0;
             while other < leaderboards.len() {
                 let taken = Table::of_leaderboard(&leaderboards[other], "");
-                assert!(other == at || !table.is(taken), "two leaderboards of a schema share a table");
+                assert!(
+                    other == at || !table.is(taken),
+                    "two leaderboards of a schema share a table"
+                );
                 assert!(!index.is(taken), "a leaderboard's table has the name of another's index");
                 other += 1;
             }
@@ -276,16 +291,23 @@ impl Schema {
     }
 
     /// The rollups that this counter feeds, as their base or as their membership.
-    pub fn rollups_of<'a>(&'a self, id: &'a CounterId) -> impl Iterator<Item = &'static CounterSpec> + 'a {
-        self.specs
-            .iter()
-            .filter(|spec| spec.rollup().is_some_and(|rollup| rollup.base().same(id) || rollup.membership().same(id)))
+    pub fn rollups_of<'a>(
+        &'a self,
+        id: &'a CounterId,
+    ) -> impl Iterator<Item = &'static CounterSpec> + 'a {
+        self.specs.iter().filter(|spec| {
+            spec.rollup()
+                .is_some_and(|rollup| rollup.base().same(id) || rollup.membership().same(id))
+        })
     }
 
     /// The number of key parts that are the child, if the counter is the membership of a rollup.
     pub(crate) fn child_parts(&self, id: &CounterId) -> Option<usize> {
-        let memberships =
-            self.specs.iter().filter_map(CounterSpec::rollup).filter(|rollup| rollup.membership().same(id));
+        let memberships = self
+            .specs
+            .iter()
+            .filter_map(CounterSpec::rollup)
+            .filter(|rollup| rollup.membership().same(id));
         memberships.map(Rollup::child_parts).next()
     }
 
@@ -301,7 +323,10 @@ impl Schema {
         while let Some(counter) = queue.pop() {
             if !all.iter().any(|known| known.same(&counter)) {
                 queue.extend(
-                    self.spec(&counter)?.rollup().into_iter().flat_map(|rollup| [rollup.base(), rollup.membership()]),
+                    self.spec(&counter)?
+                        .rollup()
+                        .into_iter()
+                        .flat_map(|rollup| [rollup.base(), rollup.membership()]),
                 );
                 all.push(counter);
             }
@@ -315,7 +340,8 @@ impl Schema {
         // A rollup comes after what it sums.
         for spec in self.specs {
             let fed = spec.rollup().is_some_and(|rollup| {
-                all.iter().any(|known| known.same(&rollup.base()) || known.same(&rollup.membership()))
+                all.iter()
+                    .any(|known| known.same(&rollup.base()) || known.same(&rollup.membership()))
             });
             if fed && !all.iter().any(|known| known.same(&spec.id())) {
                 all.push(spec.id());
@@ -354,7 +380,8 @@ impl Schema {
     pub fn find(&self, name: &str) -> Result<CounterId> {
         let all = || self.specs.iter().map(CounterSpec::id);
         let exact = all().find(|id| id.full_name() == name);
-        let found = exact.or_else(|| all().filter(|id| id.name() == name).max_by_key(CounterId::version));
+        let found =
+            exact.or_else(|| all().filter(|id| id.name() == name).max_by_key(CounterId::version));
         found.ok_or_else(|| Error::UnknownCounter { counter: name.to_owned(), record: None })
     }
 
@@ -378,13 +405,14 @@ impl Schema {
 
     /// Refuses a batch that every store must refuse before it reads a total.
     ///
-    /// Call it in your own store, unless [`RollupUpdate::run`](crate::backend::RollupUpdate::run) computes
-    /// what it writes.
+    /// Call it in your own store, unless [`RollupUpdate::run`](crate::backend::RollupUpdate::run)
+    /// computes what it writes.
     ///
     /// # Errors
     ///
-    /// [`Error::TwoRecords`] if the tallies of two record types added to one counter; those of [`position`](Self::position) for a counter that the schema does not have;
-    /// [`Error::Rollup`] for a rollup, since nothing may be added to one.
+    /// [`Error::TwoRecords`] if the tallies of two record types added to one counter; those of
+    /// [`position`](Self::position) for a counter that the schema does not have; [`Error::Rollup`]
+    /// for a rollup, since nothing may be added to one.
     ///
     /// # Examples
     ///
@@ -418,7 +446,11 @@ impl Schema {
 
     #[cold]
     fn absent(&self, id: &CounterId) -> Error {
-        let same_name = self.specs.iter().map(CounterSpec::id).filter(|known| known.name_hash() == id.name_hash());
+        let same_name = self
+            .specs
+            .iter()
+            .map(CounterSpec::id)
+            .filter(|known| known.name_hash() == id.name_hash());
         let wanted: Vec<String> = same_name.map(|known| format!("{known:?}")).collect();
         if wanted.is_empty() {
             return Error::UnknownCounter { counter: id.full_name().into_owned(), record: None };
@@ -436,8 +468,11 @@ impl Schema {
     /// Tokens contain it.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
-        let mut lines: Vec<String> =
-            self.specs.iter().map(|spec| format!("{:?} {}\n", spec.id(), spec.storage_clause())).collect();
+        let mut lines: Vec<String> = self
+            .specs
+            .iter()
+            .map(|spec| format!("{:?} {}\n", spec.id(), spec.storage_clause()))
+            .collect();
         lines.sort_unstable();
         lines.iter().fold(FNV_OFFSET, |hash, line| fnv1a(hash, line.as_bytes()))
     }
@@ -481,7 +516,11 @@ impl Index {
 
     /// The counter declared as `id`, among those indexed by their names' hashes.
     #[allow(clippy::indexing_slicing)] // const fn: no iterators
-    const fn find(&self, specs: &'static [CounterSpec], id: &CounterId) -> Option<&'static CounterSpec> {
+    const fn find(
+        &self,
+        specs: &'static [CounterSpec],
+        id: &CounterId,
+    ) -> Option<&'static CounterSpec> {
         let mut slot = Self::first(id.name_hash());
         while let Some(at) = self.at(slot) {
             if specs[at].id().same(id) {
@@ -494,14 +533,23 @@ impl Index {
 }
 
 /// Checks a rollup; `before` has the counters that come before it.
-const fn check_rollup(specs: &'static [CounterSpec], before: &Index, rollup: &Rollup, prunable: bool) {
-    let (base, membership) = (before.find(specs, &rollup.base()), before.find(specs, &rollup.membership()));
+const fn check_rollup(
+    specs: &'static [CounterSpec],
+    before: &Index,
+    rollup: &Rollup,
+    prunable: bool,
+) {
+    let (base, membership) =
+        (before.find(specs, &rollup.base()), before.find(specs, &rollup.membership()));
     let (Some(base), Some(membership)) = (base, membership) else {
         panic!(
             "what a rollup sums and its membership stand before it in a schema; two that sum each other cannot be listed"
         )
     };
-    assert!(!rollup.base().same(&rollup.membership()), "a membership is not what is summed along it");
+    assert!(
+        !rollup.base().same(&rollup.membership()),
+        "a membership is not what is summed along it"
+    );
     assert!(membership.rollup().is_none(), "a membership is tallied by rows; it is no rollup");
     assert!(!membership.is_prunable(), "a membership is not prunable: what it joins would be lost");
     assert!(
@@ -512,7 +560,10 @@ const fn check_rollup(specs: &'static [CounterSpec], before: &Index, rollup: &Ro
         Some(base) => base.level(),
         None => 0,
     };
-    assert!(rollup.level() == below + 1, "a rollup is declared with the counter that it sums as the schema lists it");
+    assert!(
+        rollup.level() == below + 1,
+        "a rollup is declared with the counter that it sums as the schema lists it"
+    );
 }
 
 #[allow(clippy::indexing_slicing)] // const fn: no iterators
@@ -652,7 +703,10 @@ mod tests {
                     let table = Table { ending: ending.as_bytes(), ..Table::of(&id) };
                     let spelt: Vec<u8> = (0..table.len()).map(|at| table.byte(at)).collect();
                     assert_eq!(table.hash(), fnv1a(FNV_OFFSET, &spelt));
-                    assert_eq!(String::from_utf8(spelt).unwrap(), format!("{}{ending}", id.table_name()));
+                    assert_eq!(
+                        String::from_utf8(spelt).unwrap(),
+                        format!("{}{ending}", id.table_name())
+                    );
                 }
             }
         }
@@ -663,7 +717,9 @@ mod tests {
         for (one, two) in [("", ""), ("a", "a"), ("ab", "ab")] {
             assert!(is_same(one, two), "{one} {two}");
         }
-        for (one, two) in [("", "a"), ("a", "b"), ("a", "ab"), ("ab", "a"), ("ab", "ac"), ("bb", "ab")] {
+        for (one, two) in
+            [("", "a"), ("a", "b"), ("a", "ab"), ("ab", "a"), ("ab", "ac"), ("bb", "ab")]
+        {
             assert!(!is_same(one, two), "{one} {two}");
         }
     }
@@ -672,9 +728,11 @@ mod tests {
     fn what_counters_feed_is_each_listed_once_behind_them() {
         const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
         const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
-        const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+        const SHOW_VOTES: Counter<i64> =
+            Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
         const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
-        const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
+        const ARTIST_VOTES: Counter<i64> =
+            Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
         const OTHER: Counter<i64> = Counter::new("other");
         const SCHEMA: Schema = Schema::new(&[
             SETLIST_VOTES.table(),
@@ -684,7 +742,9 @@ mod tests {
             SHOW_ARTIST.table(),
             ARTIST_VOTES.table(),
         ]);
-        let fed = |of: &[CounterId]| SCHEMA.with_fed(of.to_vec()).iter().map(CounterId::name).collect::<Vec<_>>();
+        let fed = |of: &[CounterId]| {
+            SCHEMA.with_fed(of.to_vec()).iter().map(CounterId::name).collect::<Vec<_>>()
+        };
         assert_eq!(fed(&[OTHER.id()]), ["other"]);
         for leg in [SETLIST_VOTES.id(), SETLIST_SHOW.id()] {
             assert_eq!(fed(&[leg]), [leg.name(), "show.votes", "artist.votes"]);

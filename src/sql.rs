@@ -17,7 +17,9 @@ use std::borrow::Cow;
 use std::ops::Bound;
 
 pub(crate) use self::ddl::*;
-pub use self::ddl::{CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS, ddl, ddl_pending_backfill, migration};
+pub use self::ddl::{
+    CATALOGUE, DropTotals, LOCKS, Migration, OFFSETS, RUNS, ddl, ddl_pending_backfill, migration,
+};
 pub(crate) use self::keyed::*;
 pub use self::query::Query;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -144,9 +146,9 @@ impl<'a> Statement<'a> {
 /// empty batch.
 ///
 /// Run them as the last statements of the transaction that wrote the rows. If counters of the batch
-/// feed a rollup, use a [`RollupUpdate`](crate::backend::RollupUpdate) for the statements: it must read from
-/// the database first. Only `SqliteStore` and `PostgresStore` maintain leaderboards and prunable
-/// counters.
+/// feed a rollup, use a [`RollupUpdate`](crate::backend::RollupUpdate) for the statements: it must
+/// read from the database first. Only `SqliteStore` and `PostgresStore` maintain leaderboards and
+/// prunable counters.
 ///
 /// # Errors
 ///
@@ -170,7 +172,11 @@ impl<'a> Statement<'a> {
 /// }
 /// # Ok::<(), keepcount::Error>(())
 /// ```
-pub fn apply<'a>(dialect: Dialect, schema: &Schema, batch: &'a Batch) -> Result<Vec<Statement<'a>>> {
+pub fn apply<'a>(
+    dialect: Dialect,
+    schema: &Schema,
+    batch: &'a Batch,
+) -> Result<Vec<Statement<'a>>> {
     schema.check_batch(batch)?;
     if let Some((counter, rollup)) = schema.first_fed(batch) {
         let reason = "a RollupUpdate reads what it needs and makes the statements";
@@ -191,8 +197,12 @@ pub(crate) fn check_text_alone(schema: &Schema, batch: &Batch) -> Result<()> {
             .iter()
             .find(|leaderboard| leaderboard.counters().iter().any(|known| known.same(counter)));
         let reason = match leaderboards {
-            Some(leaderboard) => format!("counter {} moves leaderboard {}", counter.full_name(), leaderboard.name()),
-            None if schema.spec(counter)?.is_prunable() => format!("counter {} is prunable", counter.full_name()),
+            Some(leaderboard) => {
+                format!("counter {} moves leaderboard {}", counter.full_name(), leaderboard.name())
+            }
+            None if schema.spec(counter)?.is_prunable() => {
+                format!("counter {} is prunable", counter.full_name())
+            }
             None => continue,
         };
         return Err(Error::invalid_use(
@@ -211,18 +221,25 @@ pub(crate) fn statements<'a>(
     batch: &'a Batch,
     split: bool,
 ) -> Result<Vec<Statement<'a>>> {
-    let positions =
-        batch.counters().iter().map(|counter| schema.position_in(counter)).collect::<Result<Vec<usize>>>()?;
+    let positions = batch
+        .counters()
+        .iter()
+        .map(|counter| schema.position_in(counter))
+        .collect::<Result<Vec<usize>>>()?;
     let mut deltas: Vec<(usize, &KeyBuf, i128)> = batch
         .entries()
         .iter()
         .filter(|entry| entry.delta != 0)
-        .filter_map(|entry| Some((*positions.get(entry.counter as usize)?, &entry.key, entry.delta)))
+        .filter_map(|entry| {
+            Some((*positions.get(entry.counter as usize)?, &entry.key, entry.delta))
+        })
         .collect();
     deltas.sort_unstable_by(|one, two| (one.0, one.1).cmp(&(two.0, two.1)));
     let mut statements = Vec::new();
     for run in deltas.chunk_by(|one, two| one.0 == two.0) {
-        let Some(spec) = run.first().and_then(|(at, ..)| schema.counters().get(*at)) else { continue };
+        let Some(spec) = run.first().and_then(|(at, ..)| schema.counters().get(*at)) else {
+            continue;
+        };
         statements.push(upserts(dialect, spec, run, split)?);
         if schema.child_parts(&spec.id()).is_some() {
             statements.extend(removals(dialect, spec, run)?);
@@ -332,7 +349,11 @@ fn push_number(number: usize, text: &mut String) {
 /// Removes one total if it is 0.
 #[must_use]
 pub fn remove_zero(dialect: Dialect, spec: &CounterSpec) -> String {
-    format!(r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#, spec.table_name(), key_is(dialect, spec))
+    format!(
+        r#"DELETE FROM "{}" AS t WHERE {} AND t."total" = 0"#,
+        spec.table_name(),
+        key_is(dialect, spec)
+    )
 }
 
 /// Reads one total; no row if it is absent.
@@ -346,7 +367,12 @@ pub fn read(dialect: Dialect, spec: &CounterSpec) -> String {
 /// # Errors
 ///
 /// As [`key_values`], for a bound.
-pub fn range<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange, limit: usize) -> Result<Query<'a>> {
+pub fn range<'a>(
+    dialect: Dialect,
+    spec: &CounterSpec,
+    range: &'a KeyRange,
+    limit: usize,
+) -> Result<Query<'a>> {
     let mut terms = Terms::of(dialect, spec, range)?;
     let keys = own_key_columns(spec.id().parts()).join(", ");
     // SQLite prepares a statement again whenever a parameter of its LIMIT is bound, so without a
@@ -358,7 +384,9 @@ pub fn range<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange, limi
         String::new()
     };
     let (table, condition) = (spec.table_name(), terms.condition());
-    let text = format!(r#"SELECT {keys}, t."total" FROM "{table}" AS t{condition} ORDER BY {keys}{limit_clause}"#);
+    let text = format!(
+        r#"SELECT {keys}, t."total" FROM "{table}" AS t{condition} ORDER BY {keys}{limit_clause}"#
+    );
     Ok(Query::new(text, terms.values))
 }
 
@@ -394,8 +422,12 @@ impl<'a> Terms<'a> {
         let columns = own_key_columns(id.parts());
         let parts = |bound: &'a Bound<KeyBuf>| match bound {
             Bound::Unbounded => Ok(None),
-            Bound::Included(prefix) => prefix_values(dialect, &id, prefix).map(|values| Some((values, true))),
-            Bound::Excluded(prefix) => prefix_values(dialect, &id, prefix).map(|values| Some((values, false))),
+            Bound::Included(prefix) => {
+                prefix_values(dialect, &id, prefix).map(|values| Some((values, true)))
+            }
+            Bound::Excluded(prefix) => {
+                prefix_values(dialect, &id, prefix).map(|values| Some((values, false)))
+            }
         };
         let (start, end) = (parts(range.start())?, parts(range.end())?);
         let mut terms = Self { texts: Vec::new(), values: Vec::new() };
@@ -412,7 +444,13 @@ impl<'a> Terms<'a> {
         }
         for (bound, operator) in [(start, '>'), (end, '<')] {
             if let Some((values, included)) = bound {
-                terms.compare(dialect, columns.get(same..).unwrap_or_default(), values, same, (operator, included));
+                terms.compare(
+                    dialect,
+                    columns.get(same..).unwrap_or_default(),
+                    values,
+                    same,
+                    (operator, included),
+                );
             }
         }
         Ok(terms)
@@ -442,7 +480,11 @@ impl<'a> Terms<'a> {
     }
 
     fn condition(&self) -> String {
-        if self.texts.is_empty() { String::new() } else { format!(" WHERE {}", self.texts.join(" AND ")) }
+        if self.texts.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE {}", self.texts.join(" AND "))
+        }
     }
 }
 
@@ -450,7 +492,9 @@ impl<'a> Terms<'a> {
 #[must_use]
 pub fn count_non_zero(dialect: Dialect, spec: &CounterSpec) -> String {
     let (table, most) = (spec.table_name(), dialect.param(1));
-    format!(r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most}) AS n"#)
+    format!(
+        r#"SELECT count(*) FROM (SELECT 1 FROM "{table}" AS t WHERE t."total" <> 0 LIMIT {most}) AS n"#
+    )
 }
 
 /// Reads which counters and leaderboards are not ready to be read: one row of their full names,
@@ -470,7 +514,9 @@ pub fn unready(dialect: Dialect) -> String {
 #[must_use]
 pub fn set_ready(dialect: Dialect) -> String {
     let name = dialect.param(1);
-    format!(r#"UPDATE "{CATALOGUE}" AS c SET "ready" = 1 WHERE c."name" = {name} AND c."ready" = 0"#)
+    format!(
+        r#"UPDATE "{CATALOGUE}" AS c SET "ready" = 1 WHERE c."name" = {name} AND c."ready" = 0"#
+    )
 }
 
 /// Reads the last applied event of the stream `?1`; no row if there is none.
@@ -497,7 +543,10 @@ pub(crate) fn lock<'a>(of: &str, level: usize, keys: Vec<Cow<'a, [u8]>>) -> Quer
         r#"INSERT INTO "{LOCKS}" AS l ("of", "level", "key", "turns") SELECT $1, $2, k, 1 FROM unnest($3::bytea[]) AS k ON CONFLICT ("of", "level", "key") DO UPDATE SET "turns" = l."turns" + 1"#
     );
     let level = i64::try_from(level).unwrap_or(i64::MAX);
-    Query::new(text, vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)])
+    Query::new(
+        text,
+        vec![Value::Text(of.to_owned().into()), Value::Integer(level), Value::Blobs(keys)],
+    )
 }
 
 /// Records that the events of the stream `?1` are applied up to `?2`.
@@ -526,8 +575,12 @@ pub(crate) fn columns(dialect: Dialect, parts: KeyParts) -> Vec<(String, &'stati
 /// The type of a column for a part of a key, or for one of keepcount's own numbers.
 pub(crate) const fn column_kind(dialect: Dialect, part: Option<KeyPart>) -> &'static str {
     match (dialect, part) {
-        (Dialect::Sqlite, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => "INTEGER",
-        (Dialect::Postgres, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => "BIGINT",
+        (Dialect::Sqlite, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => {
+            "INTEGER"
+        }
+        (Dialect::Postgres, None | Some(KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8))) => {
+            "BIGINT"
+        }
         (_, Some(KeyPart::Text)) => dialect.text(),
         (Dialect::Sqlite, _) => "BLOB",
         (Dialect::Postgres, Some(KeyPart::Uuid)) => "UUID",

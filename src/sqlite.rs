@@ -68,19 +68,19 @@ impl<'c> SqliteStore<'c> {
 
     /// Runs `work` in a transaction, applies the batch that it fills, and commits.
     ///
-    /// So no batch is forgotten, and none is applied whose rows are not committed. `work` writes the
-    /// rows on the connection that it is given and calls the hooks next to them. The transaction
-    /// begins with `BEGIN IMMEDIATE`, so what `work` reads stays true until it commits.
+    /// So no batch is forgotten, and none is applied whose rows are not committed. `work` writes
+    /// the rows on the connection that it is given and calls the hooks next to them. The
+    /// transaction begins with `BEGIN IMMEDIATE`, so what `work` reads stays true until it commits.
     ///
-    /// If `work` fails or panics, or the batch or the commit fails, nothing is committed. `work` must
-    /// not end the transaction itself.
+    /// If `work` fails or panics, or the batch or the commit fails, nothing is committed. `work`
+    /// must not end the transaction itself.
     ///
     /// # Errors
     ///
     /// Those of `work`. As [`apply`](Store::apply), with [`Busy`](crate::Error::Busy) if another
     /// connection writes and [`Indeterminate`](crate::Error::Indeterminate) if it is not known
-    /// whether the commit happened. [`InvalidUse`](crate::Error::InvalidUse) if the connection is in
-    /// a transaction: apply a batch in that yourself.
+    /// whether the commit happened. [`InvalidUse`](crate::Error::InvalidUse) if the connection is
+    /// in a transaction: apply a batch in that yourself.
     /// [`TransactionLost`](crate::Error::TransactionLost) if the transaction was over before the
     /// batch could be applied, and [`TransactionOpen`](crate::Error::TransactionOpen) if it could
     /// not be rolled back.
@@ -121,8 +121,15 @@ impl<'c> SqliteStore<'c> {
             Ok(value) => value,
             Err(error) => {
                 let is_over = now(executor.roll_back());
-                let cause = || Error::Database { operation: OPERATION.to_owned(), cause: "its work failed".into() };
-                return Err(if is_over { error } else { engine::still_open(OPERATION, cause()).into() });
+                let cause = || Error::Database {
+                    operation: OPERATION.to_owned(),
+                    cause: "its work failed".into(),
+                };
+                return Err(if is_over {
+                    error
+                } else {
+                    engine::still_open(OPERATION, cause()).into()
+                });
             }
         };
         let applied = if self.conn.is_autocommit() {
@@ -277,9 +284,19 @@ impl<'c> SqliteStore<'c> {
     /// [`prunable`](crate::backend::CounterSpec::prunable) or `T` has several parts,
     /// [`Rollup`](crate::Error::Rollup) for a rollup, and those of the database. If you are in a
     /// transaction, you must then roll it back.
-    pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
+    pub fn prune<H: Key, T: Key>(
+        &self,
+        counter: Counter<(H, T)>,
+        before: impl AsKey<T>,
+    ) -> Result<u64> {
         let cutoff = KeyBuf::of::<T>(before);
-        now(engine::retention::prune(&mut self.executor(), self.schema, counter.id(), T::PARTS, &cutoff))
+        now(engine::retention::prune(
+            &mut self.executor(),
+            self.schema,
+            counter.id(),
+            T::PARTS,
+            &cutoff,
+        ))
     }
 
     /// Removes totals that are 0, a bounded part for each call, while writers go on.
@@ -353,7 +370,11 @@ impl<'c> SqliteStore<'c> {
     /// assert_eq!(store.rank(SONGS, 9)?.score, None); // it is not listed
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn top<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>, limit: usize) -> Result<Vec<Ranked<K, S>>> {
+    pub fn top<K: Key, S: Score>(
+        &self,
+        leaderboard: Leaderboard<K, S>,
+        limit: usize,
+    ) -> Result<Vec<Ranked<K, S>>> {
         now(engine::leaderboard::top(&mut self.executor(), self.schema, &leaderboard, limit))
     }
 
@@ -370,7 +391,13 @@ impl<'c> SqliteStore<'c> {
         after: &Ranked<K, S>,
         limit: usize,
     ) -> Result<Vec<Ranked<K, S>>> {
-        now(engine::leaderboard::top_after(&mut self.executor(), self.schema, &leaderboard, after, limit))
+        now(engine::leaderboard::top_after(
+            &mut self.executor(),
+            self.schema,
+            &leaderboard,
+            after,
+            limit,
+        ))
     }
 
     /// Where a key stands; behind all listed keys if it is not listed.
@@ -380,8 +407,17 @@ impl<'c> SqliteStore<'c> {
     /// # Errors
     ///
     /// As [`top`](Self::top).
-    pub fn rank<K: Key, S: Score>(&self, leaderboard: Leaderboard<K, S>, key: impl AsKey<K>) -> Result<Standing<K, S>> {
-        now(engine::leaderboard::rank(&mut self.executor(), self.schema, &leaderboard, &KeyBuf::of::<K>(key)))
+    pub fn rank<K: Key, S: Score>(
+        &self,
+        leaderboard: Leaderboard<K, S>,
+        key: impl AsKey<K>,
+    ) -> Result<Standing<K, S>> {
+        now(engine::leaderboard::rank(
+            &mut self.executor(),
+            self.schema,
+            &leaderboard,
+            &KeyBuf::of::<K>(key),
+        ))
     }
 
     /// How many keys a leaderboard lists.
@@ -416,7 +452,11 @@ impl Store for SqliteStore<'_> {
         now(engine::write::apply(&mut self.executor(), self.schema, batch, None))
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         now(engine::write::apply(&mut self.executor(), self.schema, batch, Some(stream_range)))
     }
 
@@ -428,7 +468,12 @@ impl Store for SqliteStore<'_> {
         now(engine::read::read(&mut self.executor(), self.schema, counter, keys))
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         now(engine::read::range(&mut self.executor(), self.schema, counter, range, limit))
     }
 

@@ -32,10 +32,12 @@ impl Random {
     }
 }
 
-/// Every thread of every measurement draws other keys: the same ones again would be in the nearest cache.
+/// Every thread of every measurement draws other keys: the same ones again would be in the nearest
+/// cache.
 static SEEDS: AtomicU64 = AtomicU64::new(1);
 
-/// Times `work` on what `prepare` made, on each of `threads` that start every round together; the slowest thread's time.
+/// Times `work` on what `prepare` made, on each of `threads` that start every round together; the
+/// slowest thread's time.
 pub fn rounds<T>(
     threads: u64,
     rounds: u64,
@@ -105,7 +107,8 @@ pub enum Keeper {
     Hooks,
     /// By an AFTER INSERT trigger on the same tables.
     Trigger,
-    /// By the trigger, with `temp_store = MEMORY`: it helps large transactions and slows small ones.
+    /// By the trigger, with `temp_store = MEMORY`: it helps large transactions and slows small
+    /// ones.
     TriggerInMemory,
 }
 
@@ -121,8 +124,12 @@ const SETLIST_UPVOTES: Counter<String> = Counter::new("setlist.upvotes");
 const SETLIST_SCORE: Counter<String> = Counter::new("setlist.score");
 const USER_VOTES: Counter<String> = Counter::new("user.votes");
 /// The counters that a trigger can keep too: no rollups.
-const VOTES: Schema =
-    Schema::new(&[SETLIST_VOTES.table(), SETLIST_UPVOTES.table(), SETLIST_SCORE.table(), USER_VOTES.table()]);
+const VOTES: Schema = Schema::new(&[
+    SETLIST_VOTES.table(),
+    SETLIST_UPVOTES.table(),
+    SETLIST_SCORE.table(),
+    USER_VOTES.table(),
+]);
 
 pub struct VoteRow {
     pub id: String,
@@ -178,11 +185,19 @@ impl Votes {
             let score = "iif(new.kind = 'up', 1, -1)";
             let body = [
                 upsert("setlist_votes", "setlist_id", "1", "new.setlist_id IS NOT NULL"),
-                upsert("setlist_upvotes", "setlist_id", "1", "new.kind = 'up' AND new.setlist_id IS NOT NULL"),
+                upsert(
+                    "setlist_upvotes",
+                    "setlist_id",
+                    "1",
+                    "new.kind = 'up' AND new.setlist_id IS NOT NULL",
+                ),
                 upsert("setlist_score", "setlist_id", score, "new.setlist_id IS NOT NULL"),
                 upsert("user_votes", "user_id", "1", "true"),
             ];
-            let trigger = format!("CREATE TRIGGER counted AFTER INSERT ON votes BEGIN {} END", body.join("\n"));
+            let trigger = format!(
+                "CREATE TRIGGER counted AFTER INSERT ON votes BEGIN {} END",
+                body.join("\n")
+            );
             votes.conn.execute_batch(&trigger).unwrap();
         }
         votes
@@ -190,10 +205,12 @@ impl Votes {
 
     /// One transaction of so many new votes, hot setlists first: 2,000 setlists, 10,000 users.
     pub fn transaction(&mut self, votes: u64) {
-        let transaction = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let transaction =
+            self.conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
         let mut batch = Batch::new();
         {
-            let mut insert = transaction.prepare_cached("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)").unwrap();
+            let mut insert =
+                transaction.prepare_cached("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)").unwrap();
             for _ in 0..votes {
                 self.written += 1;
                 let setlist = (self.random.next() % 2000) * (self.random.next() % 2000) / 2000;
@@ -217,27 +234,38 @@ impl Votes {
     /// A file of this many votes, so many for each setlist, all counted.
     pub fn settled(folder: &Path, votes: u64, each: u64) -> Self {
         let all = Self::open(folder, Keeper::Hooks);
-        all.conn.execute_batch("PRAGMA synchronous = OFF; DELETE FROM votes; DELETE FROM setlist_votes").unwrap();
+        all.conn
+            .execute_batch("PRAGMA synchronous = OFF; DELETE FROM votes; DELETE FROM setlist_votes")
+            .unwrap();
         let fill = "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
                     INSERT INTO votes SELECT 'v' || n, 'se' || (n * 7919 % max(?1 / ?2, 1)), 'u' || (n % 1000), 'up' FROM n";
         all.conn.execute(fill, [votes, each].map(|count| i64::try_from(count).unwrap())).unwrap();
-        let count = "INSERT INTO setlist_votes SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
+        let count =
+            "INSERT INTO setlist_votes SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
         all.conn.execute_batch(count).unwrap();
         all
     }
 
-    /// What a verification is measured against: the whole count as one statement, every row of it read.
+    /// What a verification is measured against: the whole count as one statement, every row of it
+    /// read.
     pub fn group_by(&self) -> i64 {
         let text = "SELECT setlist_id, count(*) FROM votes GROUP BY setlist_id";
         let mut statement = self.conn.prepare_cached(text).unwrap();
-        let counts = statement.query_map((), |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))).unwrap();
+        let counts = statement
+            .query_map((), |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+            .unwrap();
         counts.map(|count| count.unwrap().1).sum()
     }
 
     pub fn verify(&self, options: Options) -> Report {
         let mut audit = SqliteAudit::new(&self.conn, &VOTES).unwrap();
         let votes = SqliteRows::of("votes", |row| {
-            Ok(VoteRow { id: row.get(0)?, setlist_id: row.get(1)?, user_id: row.get(2)?, up: row.get(3)? })
+            Ok(VoteRow {
+                id: row.get(0)?,
+                setlist_id: row.get(1)?,
+                user_id: row.get(2)?,
+                up: row.get(3)?,
+            })
         });
         let votes = votes.columns("id, setlist_id, user_id, kind = 'up'");
         audit.add(votes.key(SETLIST_VOTES, Columns::of(["setlist_id"]).count())).unwrap();

@@ -11,7 +11,8 @@ pub struct Side<'a> {
     pub run: Box<dyn FnMut() -> Duration + 'a>,
 }
 
-/// Runs the sides in turn, and gives each side's median time for one of what it does, in nanoseconds.
+/// Runs the sides in turn, and gives each side's median time for one of what it does, in
+/// nanoseconds.
 pub fn interleaved(times: usize, sides: &mut [Side<'_>]) -> Vec<f64> {
     let mut taken = vec![Vec::new(); sides.len()];
     for round in 0..=times {
@@ -34,7 +35,8 @@ pub fn table(title: &str, sides: &[Side<'_>], medians: &[f64]) {
     println!("\n{title}");
     for (side, time) in sides.iter().zip(medians) {
         let against = sides.iter().zip(medians).filter(|(peer, _)| peer.name != side.name);
-        let ratios: Vec<String> = against.map(|(peer, other)| format!("{:.2}x {}", other / time, peer.name)).collect();
+        let ratios: Vec<String> =
+            against.map(|(peer, other)| format!("{:.2}x {}", other / time, peer.name)).collect();
         println!("  {:28} {:>12.1} ns   {}", side.name, time, ratios.join(", "));
     }
 }

@@ -38,7 +38,8 @@ pub fn apply<T: Trends<String>>(db: &Connection, event: &Event, batch: &mut Batc
 /// length: it is refused here, where the event can still be named.
 pub fn check_keys(dialect: sql::Dialect, batch: &Batch) -> Result<()> {
     for (counter, key, _) in batch.deltas() {
-        sql::key_values(dialect, &counter, key).map_err(|error| Error::Refused(error.to_string()))?;
+        sql::key_values(dialect, &counter, key)
+            .map_err(|error| Error::Refused(error.to_string()))?;
     }
     Ok(())
 }
@@ -60,19 +61,31 @@ fn insert_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()>
         "INSERT INTO shows (id, artist_id, date, status) VALUES (?1, ?2, ?3, ?4)",
         params![show.id, show.artist_id, show.date.to_string(), show.status.as_str()],
     )
-    .map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
+    .map_err(|error| {
+        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+    })?;
     batch.insert(show);
     Ok(())
 }
 
 fn insert_setlist(db: &Connection, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
-    execute(db, "INSERT INTO setlists (id, show_id) VALUES (?1, ?2)", params![setlist.id, setlist.show_id])
-        .map_err(|error| refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref())))?;
+    execute(
+        db,
+        "INSERT INTO setlists (id, show_id) VALUES (?1, ?2)",
+        params![setlist.id, setlist.show_id],
+    )
+    .map_err(|error| {
+        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+    })?;
     batch.insert(setlist);
     Ok(())
 }
 
-fn insert_vote<T: Trends<String>>(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
+fn insert_vote<T: Trends<String>>(
+    db: &Connection,
+    vote: &VoteRow,
+    batch: &mut Batch,
+) -> Result<()> {
     execute(
         db,
         "INSERT INTO votes (id, setlist_id, user_id, kind, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -85,7 +98,8 @@ fn insert_vote<T: Trends<String>>(db: &Connection, vote: &VoteRow, batch: &mut B
 
 fn update_artist(db: &Connection, artist: &ArtistRow, batch: &mut Batch) -> Result<()> {
     let find = "SELECT id, name, followers, popularity FROM artists WHERE id = ?1";
-    let old = one(db, find, &artist.id, ArtistRow::read)?.ok_or_else(|| absent("artist", &artist.id))?;
+    let old =
+        one(db, find, &artist.id, ArtistRow::read)?.ok_or_else(|| absent("artist", &artist.id))?;
     execute(
         db,
         "UPDATE artists SET name = ?2, followers = ?3, popularity = ?4 WHERE id = ?1",
@@ -103,21 +117,34 @@ fn update_show(db: &Connection, show: &ShowRow, batch: &mut Batch) -> Result<()>
         "UPDATE shows SET artist_id = ?2, date = ?3, status = ?4 WHERE id = ?1",
         params![show.id, show.artist_id, show.date.to_string(), show.status.as_str()],
     )
-    .map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
+    .map_err(|error| {
+        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+    })?;
     batch.update(&old, show);
     Ok(())
 }
 
 fn update_setlist(db: &Connection, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
     let find = "SELECT id, show_id FROM setlists WHERE id = ?1";
-    let old = one(db, find, &setlist.id, SetlistRow::read)?.ok_or_else(|| absent("setlist", &setlist.id))?;
-    execute(db, "UPDATE setlists SET show_id = ?2 WHERE id = ?1", params![setlist.id, setlist.show_id])
-        .map_err(|error| refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref())))?;
+    let old = one(db, find, &setlist.id, SetlistRow::read)?
+        .ok_or_else(|| absent("setlist", &setlist.id))?;
+    execute(
+        db,
+        "UPDATE setlists SET show_id = ?2 WHERE id = ?1",
+        params![setlist.id, setlist.show_id],
+    )
+    .map_err(|error| {
+        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+    })?;
     batch.update(&old, setlist);
     Ok(())
 }
 
-fn update_vote<T: Trends<String>>(db: &Connection, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
+fn update_vote<T: Trends<String>>(
+    db: &Connection,
+    vote: &VoteRow,
+    batch: &mut Batch,
+) -> Result<()> {
     let find = "SELECT id, setlist_id, user_id, kind, created_at FROM votes WHERE id = ?1";
     let old = one(db, find, &vote.id, VoteRow::read)?.ok_or_else(|| absent("vote", &vote.id))?;
     execute(
@@ -136,7 +163,8 @@ fn delete_artist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch
     let votes = "DELETE FROM votes WHERE setlist_id IN (
                      SELECT setlists.id FROM shows JOIN setlists ON setlists.show_id = shows.id WHERE shows.artist_id = ?1
                  ) RETURNING id, setlist_id, user_id, kind, created_at";
-    let setlists = "DELETE FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = ?1)
+    let setlists =
+        "DELETE FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = ?1)
                     RETURNING id, show_id";
     let shows = "DELETE FROM shows WHERE artist_id = ?1 RETURNING id, artist_id, date, status";
     let artist = "DELETE FROM artists WHERE id = ?1 RETURNING id, name, followers, popularity";
@@ -167,7 +195,8 @@ fn delete_setlist<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batc
 }
 
 fn delete_vote<T: Trends<String>>(db: &Connection, id: &str, batch: &mut Batch) -> Result<()> {
-    let vote = "DELETE FROM votes WHERE id = ?1 RETURNING id, setlist_id, user_id, kind, created_at";
+    let vote =
+        "DELETE FROM votes WHERE id = ?1 RETURNING id, setlist_id, user_id, kind, created_at";
     let deleted = delete_votes::<T>(db, vote, id, batch)?;
     if deleted == 0 { Err(absent("vote", id)) } else { Ok(()) }
 }
@@ -185,15 +214,32 @@ fn one<R>(db: &Connection, text: &str, id: &str, read: Read<R>) -> rusqlite::Res
 }
 
 /// Runs a DELETE .. RETURNING and the hook of every row that it removed; returns their number.
-fn delete<R: Record>(db: &Connection, text: &str, id: &str, read: Read<R>, batch: &mut Batch) -> Result<u64> {
+fn delete<R: Record>(
+    db: &Connection,
+    text: &str,
+    id: &str,
+    read: Read<R>,
+    batch: &mut Batch,
+) -> Result<u64> {
     each_deleted(db, text, id, read, |row| batch.delete(&row))
 }
 
-fn delete_votes<T: Trends<String>>(db: &Connection, text: &str, id: &str, batch: &mut Batch) -> Result<u64> {
+fn delete_votes<T: Trends<String>>(
+    db: &Connection,
+    text: &str,
+    id: &str,
+    batch: &mut Batch,
+) -> Result<u64> {
     each_deleted(db, text, id, VoteRow::read, |vote| batch.delete(&vote.decaying::<T>()))
 }
 
-fn each_deleted<R>(db: &Connection, text: &str, id: &str, read: Read<R>, mut hook: impl FnMut(R)) -> Result<u64> {
+fn each_deleted<R>(
+    db: &Connection,
+    text: &str,
+    id: &str,
+    read: Read<R>,
+    mut hook: impl FnMut(R),
+) -> Result<u64> {
     let mut deleted = 0;
     for row in db.prepare_cached(text)?.query_map([id], read)? {
         hook(row?);
@@ -215,7 +261,9 @@ pub fn parent<'a>(what: &'static str, id: Option<&'a str>) -> Option<(&'static s
 fn refuse(error: rusqlite::Error, what: &str, id: &str, parent: Option<(&str, &str)>) -> Error {
     let constraint = error.sqlite_error().map(|error| error.extended_code);
     match (constraint, parent) {
-        (Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY), _) => Error::Refused(format!("{what} {id:?} exists already")),
+        (Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY), _) => {
+            Error::Refused(format!("{what} {id:?} exists already"))
+        }
         (Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY), Some((what, id))) => absent(what, id),
         _ => Error::Sql(error),
     }

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use keepcount::concert::{Concert, Trends};
-use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, Token};
+use keepcount::reconcile::{
+    Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, Token,
+};
 use rusqlite::Connection;
 
 use crate::cli::Outcome;
@@ -90,7 +92,8 @@ pub fn run(site: &mut impl Site, mode: Mode, scope: &Scope) -> Result<Report> {
 pub fn ended(run: &Reconciler, done: keepcount::Result<Report>) -> Result<Report> {
     done.map_err(|error| {
         let report = run.report();
-        let token = report.token.as_ref().map(|token| format!("\nresume {token}")).unwrap_or_default();
+        let token =
+            report.token.as_ref().map(|token| format!("\nresume {token}")).unwrap_or_default();
         let _ = writeln!(io::stderr(), "{report}{token}");
         error.into()
     })
@@ -114,7 +117,11 @@ fn reconciler(mode: Mode, scope: &Scope) -> Result<Reconciler> {
     if scope.counters.is_empty() {
         return Ok(Reconciler::new(mode, &C::SCHEMA, options)?);
     }
-    let counters = scope.counters.iter().map(|name| C::SCHEMA.find(name)).collect::<keepcount::Result<Vec<_>>>()?;
+    let counters = scope
+        .counters
+        .iter()
+        .map(|name| C::SCHEMA.find(name))
+        .collect::<keepcount::Result<Vec<_>>>()?;
     Ok(Reconciler::scoped(mode, &C::SCHEMA, &counters, options)?)
 }
 
@@ -137,7 +144,10 @@ pub fn print(out: &mut impl Write, report: &Report, json: bool) -> Result<()> {
 pub fn outcome(mode: Mode, report: &Report) -> Result<Outcome> {
     if report.outcome == keepcount::reconcile::Outcome::Incomplete {
         let failures = report.counters.iter().filter_map(|counter| counter.failure.as_deref());
-        return Err(Error::said(format!("not compared: {}", failures.collect::<Vec<_>>().join("; "))));
+        return Err(Error::said(format!(
+            "not compared: {}",
+            failures.collect::<Vec<_>>().join("; ")
+        )));
     }
     Ok(match mode {
         _ if !report.complete() => Outcome::Stopped,

@@ -173,7 +173,9 @@ impl Command {
         match self {
             Self::Replay { db, .. } | Self::Totals { db, .. } | Self::Watch { db, .. } => db,
             Self::Top { list, .. } | Self::Rank { list, .. } => &list.db,
-            Self::Verify { audit } | Self::Repair { audit, .. } | Self::Backfill { audit } => &audit.db,
+            Self::Verify { audit } | Self::Repair { audit, .. } | Self::Backfill { audit } => {
+                &audit.db
+            }
         }
     }
 
@@ -201,7 +203,12 @@ impl Command {
     }
 }
 
-fn replay_file(out: &mut impl Write, events: &Path, db: &impl Database, stream: Option<String>) -> Result<Outcome> {
+fn replay_file(
+    out: &mut impl Write,
+    events: &Path,
+    db: &impl Database,
+    stream: Option<String>,
+) -> Result<Outcome> {
     let stream = match stream {
         Some(stream) => stream,
         None => stream_name(events)?,
@@ -224,12 +231,19 @@ fn replay_file(out: &mut impl Write, events: &Path, db: &impl Database, stream: 
 
 /// Returns the last component of a path, without `.gz`.
 fn stream_name(events: &Path) -> Result<String> {
-    let name = events.file_name().ok_or_else(|| Error::said(format!("{}: not a file's name", events.display())))?;
+    let name = events
+        .file_name()
+        .ok_or_else(|| Error::said(format!("{}: not a file's name", events.display())))?;
     let name = name.to_string_lossy();
     Ok(name.strip_suffix(".gz").unwrap_or(&name).to_owned())
 }
 
-fn print_totals(out: &mut impl Write, counter: &str, db: &impl Database, at: Option<Date>) -> Result<Outcome> {
+fn print_totals(
+    out: &mut impl Write,
+    counter: &str,
+    db: &impl Database,
+    at: Option<Date>,
+) -> Result<Outcome> {
     let counter = C::SCHEMA.find(counter)?;
     let mut site = db.open_to_read()?;
     totals::print(out, &mut site.moment()?.store(), counter, at)?;
@@ -249,7 +263,9 @@ fn rank(out: &mut impl Write, db: &impl Database, args: &ListArgs, id: &str) -> 
     let list = List::new(args.name, args.half_life)?;
     let mut site = db.open_to_read()?;
     let line = list.rank(&mut site.moment()?.store(), args.at, id)?;
-    let line = line.ok_or_else(|| Error::said(format!("{} {id:?} is not listed on {}", list.what(), args.at)))?;
+    let line = line.ok_or_else(|| {
+        Error::said(format!("{} {id:?} is not listed on {}", list.what(), args.at))
+    })?;
     print_line(out, &line)?;
     Ok(Outcome::Clean)
 }
@@ -263,7 +279,13 @@ fn watch_db(out: &mut impl Write, db: &impl Database, at: Option<Date>) -> Resul
     Ok(Outcome::Clean)
 }
 
-fn run_audit(out: &mut impl Write, mode: Mode, db: &impl Database, args: AuditArgs, force: bool) -> Result<Outcome> {
+fn run_audit(
+    out: &mut impl Write,
+    mode: Mode,
+    db: &impl Database,
+    args: AuditArgs,
+    force: bool,
+) -> Result<Outcome> {
     let scope = Scope {
         counters: args.counter,
         page: args.page,
@@ -288,7 +310,8 @@ fn note(db: &impl Database, report: &Report) {
     if verified::is_due(report) {
         let noted = db.open_to_note().and_then(|mut site| site.note(report, seconds_now()));
         if let Err(error) = noted.map_err(|error| error.in_db(db)) {
-            let _ = writeln!(io::stderr(), "{error}; it is not noted when counters were found clean");
+            let _ =
+                writeln!(io::stderr(), "{error}; it is not noted when counters were found clean");
         }
     }
 }

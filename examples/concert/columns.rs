@@ -12,7 +12,12 @@ impl ArtistRow {
     pub const COLUMNS: &'static str = "id, name, followers, popularity";
 
     pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, name: row.get(1)?, followers: row.get(2)?, popularity: row.get(3)? })
+        Ok(Self {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            followers: row.get(2)?,
+            popularity: row.get(3)?,
+        })
     }
 }
 
@@ -20,14 +25,24 @@ impl ShowRow {
     pub const COLUMNS: &'static str = "id, artist_id, date, status";
 
     pub fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(0)?, artist_id: row.get(1)?, date: parsed(row, 2)?, status: parsed(row, 3)? })
+        Ok(Self {
+            id: row.get(0)?,
+            artist_id: row.get(1)?,
+            date: parsed(row, 2)?,
+            status: parsed(row, 3)?,
+        })
     }
 }
 
 /// Parses a text column.
-fn parsed<T: FromStr<Err: Error + Send + Sync + 'static>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+fn parsed<T: FromStr<Err: Error + Send + Sync + 'static>>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
-    text.parse().map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+    text.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+    })
 }
 
 impl SetlistRow {

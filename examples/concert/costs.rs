@@ -37,9 +37,19 @@ pub fn show(out: &mut impl Write, source: &Source<'_>, events: u64, seed: u64) -
         number((days.events() + days.span() / 2) / days.span()),
     )?;
     if let Some(busiest) = &study.busiest {
-        writeln!(out, "What a day costs: the busiest, {}\n\n{}", named(busiest), detailed(busiest))?;
+        writeln!(
+            out,
+            "What a day costs: the busiest, {}\n\n{}",
+            named(busiest),
+            detailed(busiest)
+        )?;
     }
-    writeln!(out, "What a day costs: the mean one, {}\n\n{}", named(&study.mean), detailed(&study.mean))?;
+    writeln!(
+        out,
+        "What a day costs: the mean one, {}\n\n{}",
+        named(&study.mean),
+        detailed(&study.mean)
+    )?;
     out.flush()?;
     if !study.grown.is_empty() {
         return growth(out, &study);
@@ -64,7 +74,11 @@ fn detailed(day: &DayCost) -> Table {
         table.row(cells(job.name, &format!("{}x", job.a_day), cost));
     }
     table.row(cells("the replaced system", "", &day.replaced()));
-    table.row(cells("keepcount, the hooks of its events", &format!("{}x", number(day.day.events)), &day.hooks));
+    table.row(cells(
+        "keepcount, the hooks of its events",
+        &format!("{}x", number(day.day.events)),
+        &day.hooks,
+    ));
     table.row(cells("  of which boards", "", &Cost { time: Duration::ZERO, ..day.leaderboards }));
     table.row(cells("a full verification, when wanted", "1x", &day.verification));
     table
@@ -72,12 +86,14 @@ fn detailed(day: &DayCost) -> Table {
 
 /// Shows the mean day on sites of three sizes.
 fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
-    let sizes: Vec<(u32, &DayCost)> =
-        iter::once((1, &study.mean)).chain(study.grown.iter().map(|(times, day)| (*times, day))).collect();
+    let sizes: Vec<(u32, &DayCost)> = iter::once((1, &study.mean))
+        .chain(study.grown.iter().map(|(times, day)| (*times, day)))
+        .collect();
     let mut table = Table::new(["", "rows", "statements", "rows read", "rows written", "time"]);
-    for (label, cost) in
-        [("the replaced system", DayCost::replaced as fn(&DayCost) -> Cost), ("keepcount", |day| day.hooks)]
-    {
+    for (label, cost) in [
+        ("the replaced system", DayCost::replaced as fn(&DayCost) -> Cost),
+        ("keepcount", |day| day.hooks),
+    ] {
         for (times, day) in &sizes {
             table.row(cells(&format!("{label}, {times}x"), &number(day.rows), &cost(day)));
         }
@@ -90,8 +106,11 @@ fn growth(out: &mut impl Write, study: &Study) -> Result<()> {
     if let Some((times, last)) = sizes.last() {
         let growth = |cost: fn(&DayCost) -> Cost| {
             let (one, many) = (cost(&study.mean), cost(last));
-            let (statements, rows) = (ratio(many.statements, one.statements), ratio(many.rows_read, one.rows_read));
-            format!("{statements:.1} times as many statements and {rows:.1} times as many rows read")
+            let (statements, rows) =
+                (ratio(many.statements, one.statements), ratio(many.rows_read, one.rows_read));
+            format!(
+                "{statements:.1} times as many statements and {rows:.1} times as many rows read"
+            )
         };
         writeln!(
             out,
@@ -135,7 +154,8 @@ impl Study {
     /// Applies all events up to the later of the days that are shown, and works through both days
     /// when they come.
     fn of(source: &Source<'_>, days: &Days) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(|error| Error::said(format!("a temporary folder: {error}")))?;
+        let folder = tempfile::tempdir()
+            .map_err(|error| Error::said(format!("a temporary folder: {error}")))?;
         let mut site = Worked::create(&folder.path().join("site.db"))?;
         let (at_busiest, at_mean) = (days.busiest(), days.nearest_to_mean());
         let (mut busiest, mut mean, mut grown) = (None, None, Vec::new());

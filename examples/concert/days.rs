@@ -93,7 +93,10 @@ impl Days {
     /// Returns the number of days from the first to the last, including days without events.
     pub fn span(&self) -> u64 {
         let dates = || self.iter().filter_map(|day| day.date).map(|date| i64::from(date.days()));
-        dates().max().zip(dates().min()).map_or(1, |(last, first)| (last - first).unsigned_abs() + 1)
+        dates()
+            .max()
+            .zip(dates().min())
+            .map_or(1, |(last, first)| (last - first).unsigned_abs() + 1)
     }
 
     /// Returns the index of the day with the most events; of several, the last one, which has the
@@ -106,7 +109,8 @@ impl Days {
     /// else is nearest to it.
     pub fn nearest_to_mean(&self) -> Option<usize> {
         let (events, span) = (u128::from(self.events()), u128::from(self.span()));
-        let distance = |day: &Day| (u128::from(day.events) * span).abs_diff(events).max(events / 10);
+        let distance =
+            |day: &Day| (u128::from(day.events) * span).abs_diff(events).max(events / 10);
         self.0.iter().enumerate().rev().min_by_key(|(_, day)| distance(day)).map(|(at, _)| at)
     }
 }

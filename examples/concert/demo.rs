@@ -71,8 +71,15 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
     let mut target = Writes { conn: &mut conn, count: Count::EachEvent };
     let done = replay::replay(&mut target, "demonstration", &mut lines, &mut progress)?;
     let seconds = started.elapsed().as_secs_f64();
-    let from = events.map_or_else(|| "A season, made with a seed".to_owned(), |events| events.display().to_string());
-    writeln!(out, "{from}: {} events replayed in {seconds:.1} s, each with its hooks\n", number(done.events))?;
+    let from = events.map_or_else(
+        || "A season, made with a seed".to_owned(),
+        |events| events.display().to_string(),
+    );
+    writeln!(
+        out,
+        "{from}: {} events replayed in {seconds:.1} s, each with its hooks\n",
+        number(done.events)
+    )?;
     writeln!(out, "{}", rows(&conn)?)?;
     let today = last_day(&conn)?;
     let lists = lists::side_by_side(&mut SqliteStore::new(&conn, &C::SCHEMA), today, 3)?;
@@ -101,7 +108,9 @@ fn run_in(out: &mut impl Write, events: Option<&Path>, db: &Path) -> Result<()> 
 fn last_day(conn: &Connection) -> Result<Date> {
     let text = "SELECT date FROM shows ORDER BY status = 'completed' DESC, date DESC LIMIT 1";
     let date: Option<String> = conn.query_row(text, (), |row| row.get(0)).optional()?;
-    date.map_or(Ok(Date::MIN), |date| date.parse().map_err(|error| Error::said(format!("a show's date: {error}"))))
+    date.map_or(Ok(Date::MIN), |date| {
+        date.parse().map_err(|error| Error::said(format!("a show's date: {error}")))
+    })
 }
 
 /// Returns a file for this process, after removing what an earlier process of the same number left.
@@ -123,7 +132,8 @@ fn fresh_file() -> Result<PathBuf> {
 fn rows(conn: &Connection) -> Result<Table> {
     let mut table = Table::new(["table", "rows"]);
     for name in ["artists", "shows", "setlists", "votes"] {
-        let rows: i64 = conn.query_row(&format!("SELECT count(*) FROM {name}"), (), |row| row.get(0))?;
+        let rows: i64 =
+            conn.query_row(&format!("SELECT count(*) FROM {name}"), (), |row| row.get(0))?;
         table.row([name.to_owned(), number(rows.unsigned_abs())]);
     }
     Ok(table)

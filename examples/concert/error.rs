@@ -31,7 +31,9 @@ impl Error {
     /// Names the database in an error that comes from it.
     pub fn in_db(self, db: impl fmt::Display) -> Self {
         match self {
-            Self::Sql(_) | Self::Postgres(_) | Self::Count(_) | Self::Foreign(_) => Self::Said(format!("{db}: {self}")),
+            Self::Sql(_) | Self::Postgres(_) | Self::Count(_) | Self::Foreign(_) => {
+                Self::Said(format!("{db}: {self}"))
+            }
             other => other,
         }
     }

@@ -80,7 +80,9 @@ impl Row {
                 date: row.date("date")?,
                 status: row.status("status")?,
             }),
-            Table::Setlists => Self::Setlist(SetlistRow { id, show_id: row.id_or_null("show_id")? }),
+            Table::Setlists => {
+                Self::Setlist(SetlistRow { id, show_id: row.id_or_null("show_id")? })
+            }
             Table::Votes => {
                 let vote = VoteRow {
                     id,
@@ -166,7 +168,11 @@ impl<'a> Members<'a> {
 
     fn kind(&self, name: &str) -> Result<String, Reason> {
         let kind = self.text(name)?;
-        if kind == "up" || kind == "down" { Ok(kind) } else { Err(format!("{name}: {kind:?} is none of up, down")) }
+        if kind == "up" || kind == "down" {
+            Ok(kind)
+        } else {
+            Err(format!("{name}: {kind:?} is none of up, down"))
+        }
     }
 }
 

@@ -93,7 +93,13 @@ impl Figures {
 
 impl Counted {
     fn new(spec: &CounterSpec) -> Self {
-        Self { name: spec.id().name(), table: spec.table_name(), keys: None, sum: Gauge::default(), of: None }
+        Self {
+            name: spec.id().name(),
+            table: spec.table_name(),
+            keys: None,
+            sum: Gauge::default(),
+            of: None,
+        }
     }
 
     fn count(&mut self, moment: &mut impl Moment, version: &str) -> Result<()> {

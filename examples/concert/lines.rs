@@ -107,7 +107,8 @@ impl Lines {
     pub fn next_event(&mut self) -> Result<Option<Event>, Refused> {
         while self.read()? {
             let refused = |reason| Refused { line: self.at.lines, reason };
-            let text = std::str::from_utf8(&self.line).map_err(|error| refused(format!("not UTF-8: {error}")))?;
+            let text = std::str::from_utf8(&self.line)
+                .map_err(|error| refused(format!("not UTF-8: {error}")))?;
             if !text.trim_ascii().is_empty() {
                 return Event::parse(text).map(Some).map_err(refused);
             }

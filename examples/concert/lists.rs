@@ -45,19 +45,24 @@ impl List {
         match (name, half_life) {
             (Name::Artists, None) => Ok(Self::Artists),
             (Name::Shows, None) => Ok(Self::Shows),
-            (Name::Artists | Name::Shows, Some(_)) => {
-                Err(Error::said("--half-life goes with trending only: artists and shows do not decay"))
-            }
+            (Name::Artists | Name::Shows, Some(_)) => Err(Error::said(
+                "--half-life goes with trending only: artists and shows do not decay",
+            )),
             (Name::Trending, half_life) => Self::trending(half_life.unwrap_or(Self::HALF_LIFE)),
         }
     }
 
     fn trending(half_life: HalfLife) -> Result<Self> {
-        C::TRENDS.iter().find(|trend| trend.half_life == half_life).map(Self::Trending).ok_or_else(|| {
-            let known: Vec<String> = C::TRENDS.iter().map(|trend| trend.half_life.to_string()).collect();
-            let known = known.join(", ");
-            Error::said(format!("no votes are counted with a half-life of {half_life}; there is {known}"))
-        })
+        C::TRENDS.iter().find(|trend| trend.half_life == half_life).map(Self::Trending).ok_or_else(
+            || {
+                let known: Vec<String> =
+                    C::TRENDS.iter().map(|trend| trend.half_life.to_string()).collect();
+                let known = known.join(", ");
+                Error::said(format!(
+                    "no votes are counted with a half-life of {half_life}; there is {known}"
+                ))
+            },
+        )
     }
 
     /// Returns what is listed, in words.
@@ -68,28 +73,46 @@ impl List {
         }
     }
 
-    pub fn top(&self, store: &mut (impl Store + Leaderboards), at: Date, limit: usize) -> Result<Vec<Line>> {
+    pub fn top(
+        &self,
+        store: &mut (impl Store + Leaderboards),
+        at: Date,
+        limit: usize,
+    ) -> Result<Vec<Line>> {
         Ok(match self {
             Self::Artists => store.top(C::ARTISTS, limit)?.iter().map(artist).collect(),
             Self::Shows => C::top_shows(store, at, limit)?.iter().map(show).collect(),
-            Self::Trending(of) => {
-                store.top(of.leaderboard, limit)?.iter().map(|line| trending(line, of.half_life, at)).collect()
-            }
+            Self::Trending(of) => store
+                .top(of.leaderboard, limit)?
+                .iter()
+                .map(|line| trending(line, of.half_life, at))
+                .collect(),
         })
     }
 
     /// Returns the line of one id as `top` has it; `None` if it is not listed.
-    pub fn rank(&self, store: &mut (impl Store + Leaderboards), at: Date, id: &str) -> Result<Option<Line>> {
+    pub fn rank(
+        &self,
+        store: &mut (impl Store + Leaderboards),
+        at: Date,
+        id: &str,
+    ) -> Result<Option<Line>> {
         Ok(match self {
             Self::Artists => store.rank(C::ARTISTS, id)?.line().as_ref().map(artist),
             Self::Shows => C::rank_of_show(store, at, id)?.as_ref().map(show),
-            Self::Trending(of) => store.rank(of.leaderboard, id)?.line().map(|line| trending(&line, of.half_life, at)),
+            Self::Trending(of) => {
+                store.rank(of.leaderboard, id)?.line().map(|line| trending(&line, of.half_life, at))
+            }
         })
     }
 }
 
 /// Returns the first lines of all three lists side by side.
-pub fn side_by_side(store: &mut (impl Store + Leaderboards), at: Date, limit: usize) -> Result<Table> {
+pub fn side_by_side(
+    store: &mut (impl Store + Leaderboards),
+    at: Date,
+    limit: usize,
+) -> Result<Table> {
     let mut columns = Vec::new();
     for list in [List::Artists, List::Shows, List::trending(List::HALF_LIFE)?] {
         columns.push(list.top(store, at, limit)?.into_iter());
@@ -101,18 +124,28 @@ pub fn side_by_side(store: &mut (impl Store + Leaderboards), at: Date, limit: us
         if lines.iter().all(Option::is_none) {
             break;
         }
-        let cells = lines.into_iter().flat_map(|line| line.map_or_else(Default::default, |line| [line.id, line.score]));
+        let cells = lines
+            .into_iter()
+            .flat_map(|line| line.map_or_else(Default::default, |line| [line.id, line.score]));
         table.row([rank.to_string()].into_iter().chain(cells));
     }
     Ok(table)
 }
 
 fn artist(line: &Ranked<String, i64>) -> Line {
-    Line { rank: line.rank, id: shown(C::ARTIST_LISTED.id(), &line.key), score: line.score.to_string() }
+    Line {
+        rank: line.rank,
+        id: shown(C::ARTIST_LISTED.id(), &line.key),
+        score: line.score.to_string(),
+    }
 }
 
 fn show(line: &ShowStanding<String>) -> Line {
-    Line { rank: line.rank, id: shown(C::SHOW_VOTES.id(), &line.show), score: line.score.to_string() }
+    Line {
+        rank: line.rank,
+        id: shown(C::SHOW_VOTES.id(), &line.show),
+        score: line.score.to_string(),
+    }
 }
 
 fn trending(line: &Ranked<String, Decayed>, half_life: HalfLife, at: Date) -> Line {

@@ -22,7 +22,9 @@ pub const OLD_COLUMNS: &str = "stream, lines, hash";
 /// Checks that this can be the name of a stream.
 pub fn check_name(stream: &str) -> Result<()> {
     let named = StreamRange::new(stream, 1, 1).map(drop);
-    named.map_err(|error| Error::said(format!("stream {stream:?}: {error}; give another as --stream NAME")))
+    named.map_err(|error| {
+        Error::said(format!("stream {stream:?}: {error}; give another as --stream NAME"))
+    })
 }
 
 /// Reads a position. Call it in a transaction, because offset and hash must be of one moment.
@@ -66,19 +68,28 @@ pub fn lines(conn: &Connection) -> Result<i128> {
 /// Turns the positions of an older database into offsets, and drops their table.
 pub fn take_over(tx: &Connection) -> Result<()> {
     let read = || -> rusqlite::Result<Vec<(String, Position)>> {
-        let mut find = tx.prepare(&format!("SELECT {OLD_COLUMNS} FROM {OLD_TABLE} WHERE lines > 0"))?;
-        let rows = find.query_map((), |row| Ok((row.get(0)?, Position { lines: row.get(1)?, hash: row.get(2)? })))?;
+        let mut find =
+            tx.prepare(&format!("SELECT {OLD_COLUMNS} FROM {OLD_TABLE} WHERE lines > 0"))?;
+        let rows = find.query_map((), |row| {
+            Ok((row.get(0)?, Position { lines: row.get(1)?, hash: row.get(2)? }))
+        })?;
         rows.collect()
     };
-    let positions = read().map_err(|error| Error::Foreign(format!("table {OLD_TABLE}: {error}")))?;
+    let positions =
+        read().map_err(|error| Error::Foreign(format!("table {OLD_TABLE}: {error}")))?;
     let mut store = SqliteStore::new(tx, &C::SCHEMA);
     for (stream, position) in positions {
-        let refused =
-            |why: &dyn std::fmt::Display| Error::Foreign(format!("table {OLD_TABLE}, stream {stream:?}: {why}"));
+        let refused = |why: &dyn std::fmt::Display| {
+            Error::Foreign(format!("table {OLD_TABLE}, stream {stream:?}: {why}"))
+        };
         // The totals contain these lines already.
-        let stream_range =
-            StreamRange::new(&stream, 1, position.lines.unsigned_abs()).map_err(|error| refused(&error))?;
-        if store.apply_idempotent(&mut Batch::new(), &stream_range).map_err(|error| refused(&error))?.skipped {
+        let stream_range = StreamRange::new(&stream, 1, position.lines.unsigned_abs())
+            .map_err(|error| refused(&error))?;
+        if store
+            .apply_idempotent(&mut Batch::new(), &stream_range)
+            .map_err(|error| refused(&error))?
+            .skipped
+        {
             return Err(refused(&"it has an offset already"));
         }
         set_hash(tx, &stream, &position)?;

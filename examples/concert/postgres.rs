@@ -38,10 +38,13 @@ impl Url {
     /// Returns `None` for the path of a file.
     pub fn of(db: &Path) -> Result<Option<Self>> {
         let schemes = ["postgres://", "postgresql://"];
-        let Some(text) = db.to_str().filter(|text| schemes.iter().any(|scheme| text.starts_with(scheme))) else {
+        let Some(text) =
+            db.to_str().filter(|text| schemes.iter().any(|scheme| text.starts_with(scheme)))
+        else {
             return Ok(None);
         };
-        let mut config: Config = text.parse().map_err(|error| Error::Postgres(error).in_db("--db"))?;
+        let mut config: Config =
+            text.parse().map_err(|error| Error::Postgres(error).in_db("--db"))?;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(Self::MAX_CONNECT);
         }
@@ -93,7 +96,8 @@ impl Database for Url {
 
     fn open_to_read(&self) -> Result<Connection> {
         let site = self.open()?;
-        site.runtime.block_on(site.client.batch_execute("SET default_transaction_read_only = on"))?;
+        site.runtime
+            .block_on(site.client.batch_execute("SET default_transaction_read_only = on"))?;
         Ok(site)
     }
 
@@ -118,7 +122,8 @@ pub struct Connection {
 impl Connection {
     fn open(url: &Url, lock_most: Duration) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Error::said(format!("starting the runtime: {error}")))?;
+        let runtime =
+            runtime.map_err(|error| Error::said(format!("starting the runtime: {error}")))?;
         let client = runtime.block_on(connect(url, lock_most))?;
         let (prepared, statements) = (PreparedStatements::new(), Statements::default());
         Ok(Self { runtime, url: url.clone(), client, prepared, statements })
@@ -162,10 +167,13 @@ fn may_pass(error: &Error) -> bool {
         Error::Postgres(error) => match error.code() {
             // Classes: connection, resources, rolled back, object state (with lock_timeout),
             // operator intervention.
-            Some(code) => ["08", "53", "40", "55", "57"].iter().any(|class| code.code().starts_with(class)),
+            Some(code) => {
+                ["08", "53", "40", "55", "57"].iter().any(|class| code.code().starts_with(class))
+            }
             None => {
                 error.is_closed()
-                    || std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
+                    || std::error::Error::source(error)
+                        .is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
             }
         },
         _ => false,

@@ -100,9 +100,14 @@ fn engagement(conn: &mut Connection, _today: Date) -> Result<Cost> {
 fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
     for (artist, _) in job.read("SELECT id, name FROM artists", (), pair)? {
-        let shows = job.read("SELECT id, status FROM shows WHERE artist_id = ?1", [&artist], pair)?;
-        let upcoming: i64 = shows.iter().map(|(_, status)| i64::from(status.as_deref() == Some("upcoming"))).sum();
-        job.write("UPDATE artists SET upcoming_shows_count = ?2 WHERE id = ?1", params![artist, upcoming])?;
+        let shows =
+            job.read("SELECT id, status FROM shows WHERE artist_id = ?1", [&artist], pair)?;
+        let upcoming: i64 =
+            shows.iter().map(|(_, status)| i64::from(status.as_deref() == Some("upcoming"))).sum();
+        job.write(
+            "UPDATE artists SET upcoming_shows_count = ?2 WHERE id = ?1",
+            params![artist, upcoming],
+        )?;
     }
     job.commit()
 }
@@ -111,8 +116,10 @@ fn artists(conn: &mut Connection, _today: Date) -> Result<Cost> {
 /// every one.
 fn artist_trending(conn: &mut Connection, _today: Date) -> Result<Cost> {
     let mut job = Work::begin(conn)?;
-    let all = "SELECT id, upcoming_shows_count + followers / 1000000 + popularity / 10 FROM artists";
-    let mut scored = job.read(all, (), |row| Ok((row.get::<_, String>(0)?, row.get::<_, f64>(1)?.max(1.0))))?;
+    let all =
+        "SELECT id, upcoming_shows_count + followers / 1000000 + popularity / 10 FROM artists";
+    let mut scored =
+        job.read(all, (), |row| Ok((row.get::<_, String>(0)?, row.get::<_, f64>(1)?.max(1.0))))?;
     scored.sort_by(|one, other| other.1.total_cmp(&one.1));
     job.rank("UPDATE artists SET trending_score = ?2, trending_rank = ?3 WHERE id = ?1", &scored)?;
     job.commit()
@@ -163,7 +170,11 @@ impl<'c> Work<'c> {
         params: impl Params,
         read: fn(&Row<'_>) -> rusqlite::Result<R>,
     ) -> Result<Vec<R>> {
-        let rows: Vec<R> = self.tx.prepare_cached(text)?.query_map(params, read)?.collect::<rusqlite::Result<_>>()?;
+        let rows: Vec<R> = self
+            .tx
+            .prepare_cached(text)?
+            .query_map(params, read)?
+            .collect::<rusqlite::Result<_>>()?;
         self.cost.statements += 1;
         self.cost.rows_read += rows.len() as u64;
         Ok(rows)
@@ -171,7 +182,9 @@ impl<'c> Work<'c> {
 
     /// Patches all of them, whether their score or rank has changed or not.
     fn rank(&mut self, text: &str, scored: &[(String, f64)]) -> Result<()> {
-        (1_i64..).zip(scored).try_for_each(|(rank, (id, score))| self.write(text, params![id, score, rank]))
+        (1_i64..)
+            .zip(scored)
+            .try_for_each(|(rank, (id, score))| self.write(text, params![id, score, rank]))
     }
 
     fn write(&mut self, text: &str, params: impl Params) -> Result<()> {

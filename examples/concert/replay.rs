@@ -41,7 +41,12 @@ pub trait Target {
 }
 
 /// Applies the events that an earlier replay of this stream has not applied yet.
-pub fn replay(target: &mut impl Target, stream: &str, lines: &mut Lines, progress: &mut Progress) -> Result<Done> {
+pub fn replay(
+    target: &mut impl Target,
+    stream: &str,
+    lines: &mut Lines,
+    progress: &mut Progress,
+) -> Result<Done> {
     let mut applied = target.applied(stream)?;
     lines.skip_to(&applied, stream)?;
     let mut done = Done { lines_before: applied.lines.unsigned_abs(), ..Done::default() };

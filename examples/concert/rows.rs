@@ -1,6 +1,8 @@
 //! The application's own rows, and what each counts for.
 
-use keepcount::concert::{Artist, Decaying, FutureVote, Setlist, Show, Status, Trend, Trends, Vote};
+use keepcount::concert::{
+    Artist, Decaying, FutureVote, Setlist, Show, Status, Trend, Trends, Vote,
+};
 use keepcount::{Date, Key, Record, Tally};
 
 #[derive(Debug)]
@@ -83,6 +85,11 @@ impl VoteRow {
     }
 
     fn view(&self) -> Vote<&str> {
-        Vote::stored(Some(&self.setlist_id), Some(&self.user_id), self.kind == "up", self.created_at)
+        Vote::stored(
+            Some(&self.setlist_id),
+            Some(&self.user_id),
+            self.kind == "up",
+            self.created_at,
+        )
     }
 }

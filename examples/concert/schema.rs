@@ -78,7 +78,8 @@ pub fn open(path: &Path) -> Result<Connection> {
     let open = || {
         let conn = connect(path, OpenFlags::empty())?;
         if is_old(&conn)? {
-            let reason = "is from before there were offsets: a replay into this database takes it over";
+            let reason =
+                "is from before there were offsets: a replay into this database takes it over";
             return Err(Error::Foreign(format!("table {} {reason}", position::OLD_TABLE)));
         }
         SqliteStore::new(&conn, &C::SCHEMA).check()?;
@@ -107,7 +108,8 @@ pub fn open_to_note(path: &Path) -> Result<Connection> {
 /// SQLite itself opens a write-protected file as read-only.
 fn connect(path: &Path, more: OpenFlags) -> Result<Connection> {
     // An absolute path is never taken for a URI or for `:memory:`.
-    let path = std::path::absolute(path).map_err(|error| Error::said(format!("{}: {error}", path.display())))?;
+    let path = std::path::absolute(path)
+        .map_err(|error| Error::said(format!("{}: {error}", path.display())))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(Duration::from_secs(10))?;

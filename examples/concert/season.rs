@@ -85,7 +85,9 @@ impl Season {
             let mut held = announced + self.random.between(20, 240);
             let row = |artist: Option<u64>, held, status: &str| {
                 let (artist, date) = (id_or_null("ar", artist), date(held));
-                format!(r#"{{"id":"sh{show}","artist_id":{artist},"date":"{date}","status":"{status}"}}"#)
+                format!(
+                    r#"{{"id":"sh{show}","artist_id":{artist},"date":"{date}","status":"{status}"}}"#
+                )
             };
             self.put(announced, "insert", "shows", &row(artist, held, "upcoming"));
             if show < SHOWS && self.random.one_in(30) {
@@ -114,7 +116,8 @@ impl Season {
             if gone.is_none() && self.random.one_in(40) {
                 show = None;
             }
-            let row = |show| format!(r#"{{"id":"se{setlist}","show_id":{}}}"#, id_or_null("sh", show));
+            let row =
+                |show| format!(r#"{{"id":"se{setlist}","show_id":{}}}"#, id_or_null("sh", show));
             let posted = self.random.between(POSTED, VOTED);
             self.put(posted, "insert", "setlists", &row(show));
             if gone.is_none() && self.random.one_in(25) {
@@ -135,9 +138,14 @@ impl Season {
                 _ => popular.pick(&mut self.random),
             };
             let (user, mut up) = (busy.pick(&mut self.random), !self.random.one_in(5));
-            let day = if self.random.one_in(20) { FESTIVAL } else { self.random.between(VOTED, END - 10) };
+            let day = if self.random.one_in(20) {
+                FESTIVAL
+            } else {
+                self.random.between(VOTED, END - 10)
+            };
             let row = |setlist, up| {
-                let (kind, at) = (if up { "up" } else { "down" }, 1_735_689_600 + day * 86_400 + vote % 86_400);
+                let (kind, at) =
+                    (if up { "up" } else { "down" }, 1_735_689_600 + day * 86_400 + vote % 86_400);
                 format!(
                     r#"{{"id":"vo{vote}","setlist_id":"se{setlist}","user_id":"us{user}","kind":"{kind}","created_at":{at}}}"#
                 )

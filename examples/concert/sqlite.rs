@@ -6,7 +6,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 use keepcount::reconcile::{self, Reconciler, Report, SystemRuntime};
-use keepcount::{AsKey, Batch, Key, Leaderboard, Ranked, Score, SqliteStore, Standing, Store, StreamRange};
+use keepcount::{
+    AsKey, Batch, Key, Leaderboard, Ranked, Score, SqliteStore, Standing, Store, StreamRange,
+};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{Error, Result};
@@ -49,7 +51,12 @@ impl Database for File {
 
 impl Site for Connection {
     fn replay(&mut self, stream: &str, lines: &mut Lines, progress: &mut Progress) -> Result<Done> {
-        replay::replay(&mut Writes { conn: self, count: Count::EachCommit }, stream, lines, progress)
+        replay::replay(
+            &mut Writes { conn: self, count: Count::EachCommit },
+            stream,
+            lines,
+            progress,
+        )
     }
 
     fn moment(&mut self) -> Result<impl Moment> {
@@ -92,8 +99,8 @@ impl Moment for Transaction<'_> {
             r#"SELECT count(*), coalesce(sum(total >> 32), 0), coalesce(sum(total & 4294967295), 0) FROM "{table}" WHERE total <> 0"#
         );
         let mut count = self.prepare_cached(&text)?;
-        let (keys, high, low) =
-            count.query_row((), |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))?;
+        let (keys, high, low) = count
+            .query_row((), |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))?;
         Ok((keys, (i128::from(high) << 32) + i128::from(low)))
     }
 }
@@ -195,10 +202,17 @@ impl Target for Writes<'_> {
 
 /// Writes the totals of the lines after `before` up to `last`, once. Returns how many statements it
 /// took; after an error, roll the transaction back.
-fn write_totals(tx: &Connection, batch: &mut Batch, stream: &str, before: i64, last: i64) -> Result<u64> {
+fn write_totals(
+    tx: &Connection,
+    batch: &mut Batch,
+    stream: &str,
+    before: i64,
+    last: i64,
+) -> Result<u64> {
     let first = before + 1;
-    let once = StreamRange::new(stream, first.unsigned_abs(), last.unsigned_abs())
-        .and_then(|stream_range| SqliteStore::new(tx, &C::SCHEMA).apply_idempotent(batch, &stream_range));
+    let once = StreamRange::new(stream, first.unsigned_abs(), last.unsigned_abs()).and_then(
+        |stream_range| SqliteStore::new(tx, &C::SCHEMA).apply_idempotent(batch, &stream_range),
+    );
     match once {
         Ok(applied) if applied.skipped => Err(replay::overtaken(stream)),
         Ok(applied) => Ok(applied.statements),

@@ -54,9 +54,11 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let cell_width = |row: &Vec<String>, at: usize| row.get(at).map_or(0, |cell| cell.chars().count());
-        let widths: Vec<usize> =
-            (0..columns).map(|at| self.rows.iter().map(|row| cell_width(row, at)).max().unwrap_or(0)).collect();
+        let cell_width =
+            |row: &Vec<String>, at: usize| row.get(at).map_or(0, |cell| cell.chars().count());
+        let widths: Vec<usize> = (0..columns)
+            .map(|at| self.rows.iter().map(|row| cell_width(row, at)).max().unwrap_or(0))
+            .collect();
         for (at, row) in self.rows.iter().enumerate() {
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 match column {
@@ -66,7 +68,11 @@ impl fmt::Display for Table {
             }
             writeln!(f)?;
             if at == 0 {
-                writeln!(f, "  {}", "-".repeat(widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1)))?;
+                writeln!(
+                    f,
+                    "  {}",
+                    "-".repeat(widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1))
+                )?;
             }
         }
         Ok(())

@@ -12,7 +12,12 @@ use crate::schema::C;
 const PAGE: usize = 4096;
 
 /// Prints key TAB total, in key order, without zeros. Only the counter of dates is read at a day.
-pub fn print(out: &mut impl Write, store: &mut impl Store, counter: CounterId, at: Option<Date>) -> Result<()> {
+pub fn print(
+    out: &mut impl Write,
+    store: &mut impl Store,
+    counter: CounterId,
+    at: Option<Date>,
+) -> Result<()> {
     let ahead = C::ARTIST_SHOWS_AHEAD.id();
     match at {
         Some(at) if counter == ahead => shows_ahead(out, store, at),
@@ -21,10 +26,13 @@ pub fn print(out: &mut impl Write, store: &mut impl Store, counter: CounterId, a
             counter.name(),
             ahead.name()
         ))),
-        None if counter == ahead => {
-            Err(Error::said(format!("counter {} counts from a day on: give it as --at YYYY-MM-DD", counter.name())))
-        }
-        None => each_total(store, counter, |key, total| Ok(writeln!(out, "{}\t{total}", counter.show(key))?)),
+        None if counter == ahead => Err(Error::said(format!(
+            "counter {} counts from a day on: give it as --at YYYY-MM-DD",
+            counter.name()
+        ))),
+        None => each_total(store, counter, |key, total| {
+            Ok(writeln!(out, "{}\t{total}", counter.show(key))?)
+        }),
     }
 }
 
@@ -40,7 +48,8 @@ fn shows_ahead(out: &mut impl Write, store: &mut impl Store, at: Date) -> Result
     let mut current = (String::new(), 0_i128);
     each_total(store, counter, |key, total| {
         let decoded = key.decode::<(String, Date)>();
-        let (artist, date) = decoded.map_err(|cause| keepcount::Error::key(&counter, key, cause))?;
+        let (artist, date) =
+            decoded.map_err(|cause| keepcount::Error::key(&counter, key, cause))?;
         if artist != current.0 {
             print(&current.0, current.1)?;
             current = (artist, 0);

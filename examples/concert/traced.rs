@@ -55,7 +55,9 @@ pub fn trace<R>(
             (false, _) => Cost { rows_read: 1, ..Cost::default() },
             (true, false) => Cost { statements: 1, ..Cost::default() },
             // One row, which it finds first.
-            (true, true) => Cost { statements: 1, rows_read: 1, rows_written: 1, ..Cost::default() },
+            (true, true) => {
+                Cost { statements: 1, rows_read: 1, rows_written: 1, ..Cost::default() }
+            }
         };
         counts.all = counts.all.plus(&cost);
         if statement.of_leaderboard {
@@ -85,8 +87,10 @@ impl Statement {
     /// application does not.
     fn of(text: &str) -> Option<Self> {
         let names = |table: &str| text.contains(&format!("\"{table}\""));
-        let of_leaderboard =
-            C::SCHEMA.leaderboard_ids().iter().any(|leaderboard| names(&leaderboard.name().replace('.', "_")));
+        let of_leaderboard = C::SCHEMA
+            .leaderboard_ids()
+            .iter()
+            .any(|leaderboard| names(&leaderboard.name().replace('.', "_")));
         let total = C::SCHEMA.counters().iter().any(|spec| names(&spec.table_name()));
         let ours = of_leaderboard || total || names("keepcount_counters");
         ours.then(|| Self { writes: !text.starts_with("SELECT"), of_leaderboard })

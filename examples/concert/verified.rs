@@ -39,6 +39,8 @@ pub fn note(conn: &Connection, report: &Report, now: i64) -> Result<()> {
 /// Returns the noted times, by counter.
 pub fn read(conn: &Connection) -> Result<HashMap<String, i64>> {
     let mut find = conn.prepare_cached("SELECT counter, at FROM verifications")?;
-    let times = find.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+    let times = find
+        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
     Ok(times)
 }

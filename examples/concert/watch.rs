@@ -20,7 +20,12 @@ const EVERY: Duration = Duration::from_secs(1);
 const BUDGET: Duration = Duration::from_millis(100);
 
 /// Shows lists as of the given day, or of the current one; on a terminal, until interrupted.
-pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Option<Date>) -> Result<()> {
+pub fn run(
+    out: &mut impl Write,
+    site: &mut impl Site,
+    db: &impl Display,
+    at: Option<Date>,
+) -> Result<()> {
     let mut figures = Figures::new();
     if !io::stdout().is_terminal() {
         let at = day(at)?;
@@ -29,7 +34,9 @@ pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Op
         return Ok(());
     }
     let screen = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
-    screen.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    screen.set_style(
+        ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
     // A closed terminal is no longer one.
     while io::stdout().is_terminal() {
         let at = day(at)?;
@@ -43,7 +50,8 @@ pub fn run(out: &mut impl Write, site: &mut impl Site, db: &impl Display, at: Op
 /// Returns the given day, or today in UTC.
 fn day(at: Option<Date>) -> Result<Date> {
     let today = || i32::try_from(seconds_now().div_euclid(86_400)).ok().and_then(Date::from_days);
-    at.or_else(today).ok_or_else(|| Error::said("the clock is outside the years 1 to 9999: give a day as --at"))
+    at.or_else(today)
+        .ok_or_else(|| Error::said("the clock is outside the years 1 to 9999: give a day as --at"))
 }
 
 // The lists come first, because a terminal with few lines loses the last ones.

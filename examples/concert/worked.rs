@@ -72,7 +72,9 @@ impl Worked {
     fn without_indices(path: &Path) -> Result<Self> {
         let conn = Connection::open(path)?;
         // Nothing waits for the disk here: the waits would be as many with any counters or none.
-        conn.execute_batch("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -200000")?;
+        conn.execute_batch(
+            "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -200000",
+        )?;
         conn.set_prepared_statement_cache_capacity(512);
         conn.execute_batch(TABLES)?;
         conn.execute_batch(COLUMNS)?;
@@ -100,10 +102,14 @@ impl Worked {
             grown.copy(table, ids, others)?;
         }
         let totals = C::SCHEMA.counters().iter().map(keepcount::backend::CounterSpec::table_name);
-        let leaderboards = C::SCHEMA.leaderboard_ids().iter().map(|leaderboard| leaderboard.name().replace('.', "_"));
+        let leaderboards = C::SCHEMA
+            .leaderboard_ids()
+            .iter()
+            .map(|leaderboard| leaderboard.name().replace('.', "_"));
         for table in totals.chain(leaderboards) {
             let columns: Vec<String> = grown.columns(&table)?;
-            let is_id = |column: &str| column.starts_with("key") && !DATES.contains(&(&table, column));
+            let is_id =
+                |column: &str| column.starts_with("key") && !DATES.contains(&(&table, column));
             let (ids, others): (Vec<&str>, Vec<&str>) =
                 columns.iter().map(String::as_str).partition(|name| is_id(name));
             grown.copy(&table, &ids, &others)?;
@@ -117,9 +123,14 @@ impl Worked {
     fn copy(&self, table: &str, ids: &[&str], others: &[&str]) -> Result<()> {
         let names = [ids, others].concat().join(", ");
         // An epoch is a key too, but not an id.
-        let copied = |id: &&str| format!("iif(typeof(base.{id}) = 'text', copies.id || base.{id}, base.{id})");
-        let copied: Vec<String> =
-            ids.iter().map(copied).chain(others.iter().map(|name| format!("base.{name}"))).collect();
+        let copied = |id: &&str| {
+            format!("iif(typeof(base.{id}) = 'text', copies.id || base.{id}, base.{id})")
+        };
+        let copied: Vec<String> = ids
+            .iter()
+            .map(copied)
+            .chain(others.iter().map(|name| format!("base.{name}")))
+            .collect();
         self.conn.execute_batch(&format!(
             "INSERT INTO main.{table} ({names}) SELECT {} FROM copies CROSS JOIN base.{table} AS base;
              INSERT INTO main.{table} ({names}) SELECT {names} FROM base.{table}",
@@ -195,7 +206,8 @@ impl Worked {
             Ok(())
         })?;
         // An update reads its old row.
-        let updates = events.iter().filter(|event| matches!(event, Event::Update(_))).count() as u64;
+        let updates =
+            events.iter().filter(|event| matches!(event, Event::Update(_))).count() as u64;
         let old_rows = Cost { statements: updates, rows_read: updates, time, ..Cost::default() };
         done.hooks = done.hooks.plus(&traced.all).plus(&old_rows);
         done.leaderboards = done.leaderboards.plus(&traced.leaderboards);
@@ -210,13 +222,20 @@ impl Worked {
         })?;
         let time = started.elapsed();
         if report.drift() > 0 || !report.complete() {
-            return Err(Error::said(format!("after a day, totals are not what rows say: {report}")));
+            return Err(Error::said(format!(
+                "after a day, totals are not what rows say: {report}"
+            )));
         }
         let mut totals = 0;
         for spec in C::SCHEMA.counters() {
             totals += self.count(&spec.table_name())?;
         }
-        Ok(Cost { statements: traced.statements, rows_read: report.rows + totals, rows_written: 0, time })
+        Ok(Cost {
+            statements: traced.statements,
+            rows_read: report.rows + totals,
+            rows_written: 0,
+            time,
+        })
     }
 
     /// Returns the number of artists, shows, setlists and votes.
@@ -225,7 +244,9 @@ impl Worked {
     }
 
     fn count(&self, table: &str) -> Result<u64> {
-        let rows: i64 = self.conn.query_row(&format!("SELECT count(*) FROM {table}"), params![], |row| row.get(0))?;
+        let rows: i64 =
+            self.conn
+                .query_row(&format!("SELECT count(*) FROM {table}"), params![], |row| row.get(0))?;
         Ok(rows.unsigned_abs())
     }
 }

@@ -16,8 +16,16 @@ const RECOUNTS: [(&str, &str, &str); 5] = [
     ("setlist_votes", "key::text", "SELECT setlist_id::text, count(*) FROM votes GROUP BY 1"),
     ("user_votes", "key::text", "SELECT user_id::text, count(*) FROM votes GROUP BY 1"),
     ("day_votes", "key", "SELECT to_char(day, 'YYYY-MM-DD'), count(*) FROM votes GROUP BY 1"),
-    ("setlist_show", "key_1 || ' ' || key_2", "SELECT id || ' ' || show_slug, count(*) FROM setlists GROUP BY 1"),
-    ("show_votes", "key", "SELECT show_slug, count(*) FROM votes JOIN setlists ON setlists.id = setlist_id GROUP BY 1"),
+    (
+        "setlist_show",
+        "key_1 || ' ' || key_2",
+        "SELECT id || ' ' || show_slug, count(*) FROM setlists GROUP BY 1",
+    ),
+    (
+        "show_votes",
+        "key",
+        "SELECT show_slug, count(*) FROM votes JOIN setlists ON setlists.id = setlist_id GROUP BY 1",
+    ),
 ];
 
 /// Runs the test with two applications on two shows, `a` with the setlists 1 and 2 and `b` with 3;
@@ -31,7 +39,8 @@ fn on_two_shows(test: impl AsyncFnOnce(&mut App, &mut App, &Client)) {
         let bound = format!("ALTER DATABASE {name} SET lock_timeout = '60s'");
         connect(&config).await.batch_execute(&bound).await.unwrap();
         let (url, db) = (server.url(name), connect(&config).await);
-        let (mut one, mut two) = (App::connect(&url).await.unwrap(), App::connect(&url).await.unwrap());
+        let (mut one, mut two) =
+            (App::connect(&url).await.unwrap(), App::connect(&url).await.unwrap());
         one.migrate().await.unwrap();
         for show in ["a", "b"] {
             one.add_show(show).await.unwrap();
@@ -61,10 +70,16 @@ async fn recount(db: &Client) {
 async fn votes(db: &Client) -> ([i64; 3], [i64; 2]) {
     recount(db).await;
     let sum = async |table, key| {
-        let query = format!("SELECT coalesce(sum(total), 0)::bigint FROM {table} WHERE key::text = '{key}'");
+        let query = format!(
+            "SELECT coalesce(sum(total), 0)::bigint FROM {table} WHERE key::text = '{key}'"
+        );
         db.query_one(&query, &[]).await.unwrap().get::<_, i64>(0)
     };
-    let setlists = [sum("setlist_votes", "1").await, sum("setlist_votes", "2").await, sum("setlist_votes", "3").await];
+    let setlists = [
+        sum("setlist_votes", "1").await,
+        sum("setlist_votes", "2").await,
+        sum("setlist_votes", "3").await,
+    ];
     (setlists, [sum("show_votes", "a").await, sum("show_votes", "b").await])
 }
 
@@ -81,8 +96,7 @@ async fn at_once(
 ) -> (bool, bool) {
     db.batch_execute(&format!("BEGIN; {held}")).await.unwrap();
     let release = async {
-        let waiting =
-            "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting = "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         wait_until(db, waiting).await;
         db.batch_execute("COMMIT").await.unwrap();
     };
@@ -102,7 +116,10 @@ fn inserts_updates_and_deletes_count() {
         assert!(!app.delete_vote(id).await.unwrap());
         assert!(!app.move_vote(id, 2).await.unwrap());
         assert_eq!(votes(db).await, ([1, 0, 0], [1, 0]));
-        assert_eq!((app.show_votes("a").await.unwrap(), app.show_votes("b").await.unwrap()), (1, 0));
+        assert_eq!(
+            (app.show_votes("a").await.unwrap(), app.show_votes("b").await.unwrap()),
+            (1, 0)
+        );
     });
 }
 
@@ -150,7 +167,10 @@ fn what_rolls_back_leaves_rows_and_totals_as_they_were() {
     on_two_shows(async |app, _, db| {
         app.vote(&vote(1, 7, "2026-06-01")).await.unwrap();
         let before = votes(db).await;
-        assert_eq!(app.import(&[vote(1, 8, "2026-06-01"), vote(3, 8, "2026-06-02")], true).await.unwrap(), 2);
+        assert_eq!(
+            app.import(&[vote(1, 8, "2026-06-01"), vote(3, 8, "2026-06-02")], true).await.unwrap(),
+            2
+        );
         assert_eq!(votes(db).await, before);
         // A total has no room, which is found after the row was written.
         db.execute("UPDATE user_votes SET total = 9223372036854775807", &[]).await.unwrap();
@@ -179,8 +199,11 @@ fn a_savepoint_that_rolls_back_drops_its_batch_alone() {
 fn two_that_move_one_vote_at_once_move_it_one_after_the_other() {
     on_two_shows(async |one, two, db| {
         let id = one.vote(&vote(1, 7, "2026-06-01")).await.unwrap();
-        let moves = (async { one.move_vote(id, 2).await.unwrap() }, async { two.move_vote(id, 3).await.unwrap() });
-        let moved = at_once(db, &format!("SELECT FROM votes WHERE id = {id} FOR UPDATE"), moves).await;
+        let moves = (async { one.move_vote(id, 2).await.unwrap() }, async {
+            two.move_vote(id, 3).await.unwrap()
+        });
+        let moved =
+            at_once(db, &format!("SELECT FROM votes WHERE id = {id} FOR UPDATE"), moves).await;
         assert_eq!(moved, (true, true));
         let (setlists, _) = votes(db).await;
         assert_eq!((setlists[0], setlists[1] + setlists[2]), (0, 1));
@@ -191,8 +214,11 @@ fn two_that_move_one_vote_at_once_move_it_one_after_the_other() {
 fn two_that_delete_one_vote_at_once_count_it_once() {
     on_two_shows(async |one, two, db| {
         let id = one.vote(&vote(1, 7, "2026-06-01")).await.unwrap();
-        let deletes = (async { one.delete_vote(id).await.unwrap() }, async { two.delete_vote(id).await.unwrap() });
-        let deleted = at_once(db, &format!("SELECT FROM votes WHERE id = {id} FOR UPDATE"), deletes).await;
+        let deletes = (async { one.delete_vote(id).await.unwrap() }, async {
+            two.delete_vote(id).await.unwrap()
+        });
+        let deleted =
+            at_once(db, &format!("SELECT FROM votes WHERE id = {id} FOR UPDATE"), deletes).await;
         assert!(deleted.0 ^ deleted.1, "{deleted:?}");
         assert_eq!(votes(db).await, ([0, 0, 0], [0, 0]));
     });
@@ -204,7 +230,10 @@ fn a_vote_beside_a_setlist_that_moves_is_counted_where_it_ends() {
         let writes = (async { one.vote(&vote(1, 7, "2026-06-01")).await.is_ok() }, async {
             two.move_setlist(1, "b").await.unwrap()
         });
-        assert_eq!(at_once(db, "SELECT FROM setlists WHERE id = 1 FOR UPDATE", writes).await, (true, true));
+        assert_eq!(
+            at_once(db, "SELECT FROM setlists WHERE id = 1 FOR UPDATE", writes).await,
+            (true, true)
+        );
         assert_eq!(votes(db).await, ([1, 0, 0], [0, 1]));
     });
 }
@@ -249,8 +278,9 @@ fn votes_of_a_feed_count_once_however_often_they_are_delivered() {
         assert!(!one.deliver(1, &feed[..2]).await.unwrap());
         one.deliver(4, &feed[3..]).await.unwrap_err(); // 3 comes first
         assert_eq!(votes(db).await, ([2, 0, 0], [2, 0]));
-        let both =
-            (async { one.deliver(3, &feed[2..]).await.unwrap() }, async { two.deliver(3, &feed[2..]).await.unwrap() });
+        let both = (async { one.deliver(3, &feed[2..]).await.unwrap() }, async {
+            two.deliver(3, &feed[2..]).await.unwrap()
+        });
         let delivered = at_once(db, "SELECT FROM keepcount_offsets FOR UPDATE", both).await;
         assert!(delivered.0 ^ delivered.1, "{delivered:?}");
         assert_eq!(votes(db).await, ([4, 0, 0], [4, 0]));

@@ -14,8 +14,8 @@ use crate::key::{AsKey, Key};
 /// A condition is an `if`, a sum is an amount, two parents are two lines. `tally` must be pure: it
 /// depends on the row alone, not on a clock, a setting or another row.
 ///
-/// Each counter belongs to one record type, so that its rows can be recounted. If the tallies of two
-/// types add to one counter in one batch, every store refuses that batch
+/// Each counter belongs to one record type, so that its rows can be recounted. If the tallies of
+/// two types add to one counter in one batch, every store refuses that batch
 /// ([`Error::TwoRecords`](crate::Error::TwoRecords)). A reference, an `Option`, a slice and a `Vec`
 /// count as the type inside, and so does a record that passes on another's tally by
 /// [`Tally::record`]. The types that one generic type makes count as one.

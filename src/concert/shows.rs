@@ -105,7 +105,10 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
             }
         })?;
         // The greatest place is the least reversed one.
-        (1..).zip(best.into_sorted_vec()).map(|(rank, Reverse(place))| standing(rank, place)).collect()
+        (1..)
+            .zip(best.into_sorted_vec())
+            .map(|(rank, Reverse(place))| standing(rank, place))
+            .collect()
     }
 
     /// The line of one show as [`top_shows`](Self::top_shows) would list it; `None` if it is not
@@ -117,11 +120,16 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
     /// # Errors
     ///
     /// The store's errors.
-    pub fn rank_of_show(mut store: impl Store, at: Date, show: impl AsKey<K>) -> Result<Option<ShowStanding<K>>> {
+    pub fn rank_of_show(
+        mut store: impl Store,
+        at: Date,
+        show: impl AsKey<K>,
+    ) -> Result<Option<ShowStanding<K>>> {
         let wanted = KeyBuf::of::<K>(show);
         let mut own: Option<Place> = None;
         each_candidate::<K>(&mut store, at, |place| {
-            if id_of(&place.1.0) == wanted.as_bytes() && own.as_ref().is_none_or(|own| place > *own) {
+            if id_of(&place.1.0) == wanted.as_bytes() && own.as_ref().is_none_or(|own| place > *own)
+            {
                 own = Some(place);
             }
         })?;
@@ -134,21 +142,29 @@ impl<K: Key, T: Trends<K>> Concert<K, T> {
 
 fn standing<K: Key>(rank: u64, (score, Reverse(key)): Place) -> Result<ShowStanding<K>> {
     let counter = Concert::<K>::SHOW_UPCOMING.id();
-    let (date, show) = key.decode::<(Date, K)>().map_err(|cause| Error::key(&counter, &key, cause))?;
+    let (date, show) =
+        key.decode::<(Date, K)>().map_err(|cause| Error::key(&counter, &key, cause))?;
     Ok(ShowStanding { rank, show, date, score })
 }
 
 /// Calls `each` with every show that has a score, read as a range of the counter by date.
-fn each_candidate<K: Key>(mut store: impl Store, at: Date, mut each: impl FnMut(Place)) -> Result<()> {
+fn each_candidate<K: Key>(
+    mut store: impl Store,
+    at: Date,
+    mut each: impl FnMut(Place),
+) -> Result<()> {
     let upcoming = Concert::<K>::SHOW_UPCOMING;
     let mut range = at.plus(WINDOW - 1).map_or(KeyRange::ALL, |last| KeyRange::of::<Date>(..=last));
     loop {
         let page = store.read_range(upcoming.id(), &range, PAGE)?;
-        let shows: Vec<KeyBuf> = page.iter().map(|(key, _)| KeyBuf::from_bytes(id_of(key))).collect();
+        let shows: Vec<KeyBuf> =
+            page.iter().map(|(key, _)| KeyBuf::from_bytes(id_of(key))).collect();
         let votes = store.read_keys(Concert::<K>::SHOW_VOTES.id(), &shows)?;
         let setlists = store.read_keys(Concert::<K>::SHOW_SETLISTS.id(), &shows)?;
         for (((key, listed), votes), setlists) in page.iter().zip(votes).zip(setlists) {
-            let (date, _) = key.decode::<(Date, K)>().map_err(|cause| Error::key(&upcoming.id(), key, cause))?;
+            let (date, _) = key
+                .decode::<(Date, K)>()
+                .map_err(|cause| Error::key(&upcoming.id(), key, cause))?;
             let exact = ShowScore::new(date, at, votes, setlists);
             if *listed > 0 && exact.0 > 0 {
                 each((exact, Reverse(key.clone())));

@@ -73,14 +73,29 @@ pub struct Trend<K> {
 
 impl<K: Key> Trend<K> {
     /// A half-life of 6 hours.
-    pub const HOURS_6: Self =
-        Self::new(HalfLife::hours(6), "setlist.trend_6h", "show.trend_6h", "artist.trend_6h", "show.trending_6h");
+    pub const HOURS_6: Self = Self::new(
+        HalfLife::hours(6),
+        "setlist.trend_6h",
+        "show.trend_6h",
+        "artist.trend_6h",
+        "show.trending_6h",
+    );
     /// A half-life of 1 day.
-    pub const DAY: Self =
-        Self::new(HalfLife::days(1), "setlist.trend_1d", "show.trend_1d", "artist.trend_1d", "show.trending_1d");
+    pub const DAY: Self = Self::new(
+        HalfLife::days(1),
+        "setlist.trend_1d",
+        "show.trend_1d",
+        "artist.trend_1d",
+        "show.trending_1d",
+    );
     /// A half-life of 7 days.
-    pub const WEEK: Self =
-        Self::new(HalfLife::days(7), "setlist.trend_7d", "show.trend_7d", "artist.trend_7d", "show.trending_7d");
+    pub const WEEK: Self = Self::new(
+        HalfLife::days(7),
+        "setlist.trend_7d",
+        "show.trend_7d",
+        "artist.trend_7d",
+        "show.trending_7d",
+    );
 
     /// A half-life with the names of its counters of setlists, shows and artists, and of its
     /// leaderboard.
@@ -98,9 +113,17 @@ impl<K: Key> Trend<K> {
         leaderboard: &'static str,
     ) -> Self {
         let setlists = Counter::new(setlists);
-        let shows = Counter::<(K, i64)>::new(shows).sum_of_suffix(setlists, Concert::<K>::SETLIST_SHOW);
-        let artists = Counter::<(K, i64)>::new(artists).sum_of_suffix(shows, Concert::<K>::SHOW_ARTIST);
-        Self { half_life, setlists, shows, artists, leaderboard: Leaderboard::decayed(leaderboard, shows) }
+        let shows =
+            Counter::<(K, i64)>::new(shows).sum_of_suffix(setlists, Concert::<K>::SETLIST_SHOW);
+        let artists =
+            Counter::<(K, i64)>::new(artists).sum_of_suffix(shows, Concert::<K>::SHOW_ARTIST);
+        Self {
+            half_life,
+            setlists,
+            shows,
+            artists,
+            leaderboard: Leaderboard::decayed(leaderboard, shows),
+        }
     }
 }
 

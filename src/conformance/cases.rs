@@ -6,11 +6,13 @@ mod offsets;
 use std::collections::BTreeMap;
 
 use offsets::{
-    a_gap_applies_nothing, a_part_of_what_was_applied_is_skipped, a_refused_batch_leaves_the_offset,
-    a_repeat_is_skipped, a_repeat_is_skipped_where_it_has_no_room_any_more, a_rollup_beyond_64_bits_leaves_the_offset,
+    a_gap_applies_nothing, a_part_of_what_was_applied_is_skipped,
+    a_refused_batch_leaves_the_offset, a_repeat_is_skipped,
+    a_repeat_is_skipped_where_it_has_no_room_any_more, a_rollup_beyond_64_bits_leaves_the_offset,
     an_empty_batch_moves_the_offset, an_overlap_applies_nothing, apply_leaves_offsets_alone,
-    batches_of_every_kind_move_the_offset, events_are_applied_once, plus_and_minus_one_move_the_offset,
-    random_streams_follow_a_model, rollups_climb_once, streams_are_apart,
+    batches_of_every_kind_move_the_offset, events_are_applied_once,
+    plus_and_minus_one_move_the_offset, random_streams_follow_a_model, rollups_climb_once,
+    streams_are_apart,
 };
 
 use super::{Call, Expect, Step};
@@ -36,7 +38,8 @@ pub(super) const MEMBERSHIP: Counter<(i64, String)> = Counter::new("conformance.
 pub(super) const TOP_MEMBERSHIP: Counter<(String, ())> = Counter::new("conformance.top_link");
 pub(super) const CHILD: Counter<i64> = Counter::new("conformance.child");
 pub(super) const DAYS: Counter<(i64, i32)> = Counter::new("conformance.days");
-pub(super) const PARENT: Counter<String> = Counter::new("conformance.parent").sum_of(CHILD, MEMBERSHIP);
+pub(super) const PARENT: Counter<String> =
+    Counter::new("conformance.parent").sum_of(CHILD, MEMBERSHIP);
 pub(super) const PARENT_DAYS: Counter<(String, i32)> =
     Counter::<(String, i32)>::new("conformance.parent_days").sum_of_suffix(DAYS, MEMBERSHIP);
 pub(super) const TOP: Counter<()> = Counter::new("conformance.top").sum_of(PARENT, TOP_MEMBERSHIP);
@@ -80,14 +83,22 @@ impl Script {
 
     /// Reading these keys returns these totals.
     fn read<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, totals: &[(A, i64)]) {
-        let (keys, totals) = totals.iter().map(|(key, total)| (KeyBuf::of::<K>(key), total)).unzip();
+        let (keys, totals) =
+            totals.iter().map(|(key, total)| (KeyBuf::of::<K>(key), total)).unzip();
         self.call(Call::Read(counter.id(), keys), Expect::Read(totals));
     }
 
     /// A page shows as many of these totals as its limit allows. They are all the totals after its
     /// start.
-    fn page<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, after: Option<A>, limit: usize, all: &[(A, i64)]) {
-        let first = all.iter().take(limit).map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
+    fn page<K: Key, A: AsKey<K>>(
+        &mut self,
+        counter: Counter<K>,
+        after: Option<A>,
+        limit: usize,
+        all: &[(A, i64)],
+    ) {
+        let first =
+            all.iter().take(limit).map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
         let range = KeyRange::after(after.map(KeyBuf::of::<K>).as_ref());
         self.call(Call::Range { counter: counter.id(), range, limit }, Expect::Following(first));
     }
@@ -100,17 +111,31 @@ impl Script {
 
     /// A range shows as many of these totals as its limit allows, and its sum is theirs. They are
     /// all the totals in the range.
-    fn range<K: Key, A: AsKey<K>>(&mut self, counter: Counter<K>, range: &KeyRange, all: &[(A, i64)]) {
-        let totals: Vec<_> = all.iter().map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
+    fn range<K: Key, A: AsKey<K>>(
+        &mut self,
+        counter: Counter<K>,
+        range: &KeyRange,
+        all: &[(A, i64)],
+    ) {
+        let totals: Vec<_> =
+            all.iter().map(|(key, total)| (KeyBuf::of::<K>(key), *total)).collect();
         for limit in [0, 1, totals.len(), totals.len() + 1, usize::MAX] {
             let expect = Expect::Following(totals.iter().take(limit).cloned().collect());
             self.call(Call::Range { counter: counter.id(), range: range.clone(), limit }, expect);
         }
-        self.call(Call::Sum(counter.id(), range.clone()), Expect::Sum(all.iter().map(|(_, total)| total).sum()));
+        self.call(
+            Call::Sum(counter.id(), range.clone()),
+            Expect::Sum(all.iter().map(|(_, total)| total).sum()),
+        );
     }
 
     /// Pages of one size, from the first to the empty one after the last, show these totals.
-    fn walk<K: Key, A: AsKey<K> + Clone>(&mut self, counter: Counter<K>, size: usize, totals: &[(A, i64)]) {
+    fn walk<K: Key, A: AsKey<K> + Clone>(
+        &mut self,
+        counter: Counter<K>,
+        size: usize,
+        totals: &[(A, i64)],
+    ) {
         self.page(counter, None, size, totals);
         for at in (size..=totals.len()).step_by(size) {
             let (before, behind) = totals.split_at(at);
@@ -123,7 +148,9 @@ impl Script {
         keys.sort_unstable();
         keys.dedup();
         let totals: Vec<(K, i64)> = keys.into_iter().zip(1..).collect();
-        let all = |batch: &mut Batch| totals.iter().rev().for_each(|(key, total)| batch.add(counter, key, *total));
+        let all = |batch: &mut Batch| {
+            totals.iter().rev().for_each(|(key, total)| batch.add(counter, key, *total));
+        };
         self.apply(totals.len() as u64, all);
         self.holds(counter, &totals);
         for size in [1, 3, totals.len(), totals.len() + 1] {
@@ -325,19 +352,56 @@ fn totals_are_read_in_the_order_of_the_request(script: &mut Script) {
     script.read(NUMBER, &[(3, 30), (9, 0), (1, 10), (-1, 0), (3, 30), (2, 20)]);
 }
 
-const SIGNED: [i64; 14] =
-    [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1, 0, 1, -1, 2, -2, 255, 256, -255, -256, 1 << 32];
+const SIGNED: [i64; 14] = [
+    i64::MIN,
+    i64::MIN + 1,
+    i64::MAX,
+    i64::MAX - 1,
+    0,
+    1,
+    -1,
+    2,
+    -2,
+    255,
+    256,
+    -255,
+    -256,
+    1 << 32,
+];
 
 /// Texts that would each sort or end wrongly under some encoding.
 fn all_texts() -> Vec<String> {
-    let short =
-        ["", "\0", "\0\0", "\0\u{1}", "\0a", "\u{1}", "\u{1}\0", "\u{1}\u{1}", "\u{2}", "\u{1}\u{2}", "\u{2}\0"];
-    let plain =
-        ["a", "a\0", "a\0b", "a\u{1}", "a\u{2}", "aa", "ab", "B", "b", "7", "\u{7f}", "'", "\"", "\\", "%", "\n"];
-    let beyond =
-        ["\u{80}", "\u{7ff}", "\u{800}", "\u{e9}", "e\u{301}", "\u{d7ff}", "\u{ffff}", "\u{10000}", "\u{10ffff}"];
+    let short = [
+        "",
+        "\0",
+        "\0\0",
+        "\0\u{1}",
+        "\0a",
+        "\u{1}",
+        "\u{1}\0",
+        "\u{1}\u{1}",
+        "\u{2}",
+        "\u{1}\u{2}",
+        "\u{2}\0",
+    ];
+    let plain = [
+        "a", "a\0", "a\0b", "a\u{1}", "a\u{2}", "aa", "ab", "B", "b", "7", "\u{7f}", "'", "\"",
+        "\\", "%", "\n",
+    ];
+    let beyond = [
+        "\u{80}",
+        "\u{7ff}",
+        "\u{800}",
+        "\u{e9}",
+        "e\u{301}",
+        "\u{d7ff}",
+        "\u{ffff}",
+        "\u{10000}",
+        "\u{10ffff}",
+    ];
     let inline = (20..=24).map(|len| "x".repeat(len));
-    let long = ["x", "\0", "\u{1}"].into_iter().flat_map(|one| [one.repeat(1023), one.repeat(1024)]);
+    let long =
+        ["x", "\0", "\u{1}"].into_iter().flat_map(|one| [one.repeat(1023), one.repeat(1024)]);
     let last = ["x".repeat(1023) + "y", "x".repeat(1023) + "\0", "\u{10ffff}".repeat(256)];
     let listed = short.iter().chain(&plain).chain(&beyond).map(|text| (*text).to_owned());
     listed.chain(inline).chain(long).chain(last).collect()
@@ -371,15 +435,25 @@ fn texts_with_zero_bytes_are_kept(script: &mut Script) {
     script.in_order(TEXT, all_texts());
     script.in_order(
         PAIR,
-        all_texts().into_iter().flat_map(|text| [-1, 1].map(|number| (text.clone(), number))).collect(),
+        all_texts()
+            .into_iter()
+            .flat_map(|text| [-1, 1].map(|number| (text.clone(), number)))
+            .collect(),
     );
-    script.apply(3, |batch| ["zero", "zero\0", "zero\u{1}"].iter().for_each(|text| batch.add(PAIR, (*text, 7), 1)));
+    script.apply(3, |batch| {
+        for text in &["zero", "zero\0", "zero\u{1}"] {
+            batch.add(PAIR, (*text, 7), 1);
+        }
+    });
     script.range(PAIR, PAIR.under("zero\0").keys(), &[(("zero\0", 7), 1)]);
 }
 
 fn pair_keys_are_paged_in_order(script: &mut Script) {
     let numbers = [i64::MIN, -1, 0, 1, i64::MAX];
-    script.in_order(PAIR, texts().into_iter().flat_map(|text| numbers.map(|number| (text.clone(), number))).collect());
+    script.in_order(
+        PAIR,
+        texts().into_iter().flat_map(|text| numbers.map(|number| (text.clone(), number))).collect(),
+    );
 }
 
 fn triple_keys_are_paged_in_order(script: &mut Script) {
@@ -387,7 +461,10 @@ fn triple_keys_are_paged_in_order(script: &mut Script) {
     let pairs = [i8::MIN, -1, 0, i8::MAX]
         .into_iter()
         .flat_map(|number| [[0; 16], [0x7f; 16], [0xff; 16]].map(|id| (number, id)));
-    script.in_order(TRIPLE, pairs.flat_map(|(number, id)| texts.map(|text| (number, id, text.to_owned()))).collect());
+    script.in_order(
+        TRIPLE,
+        pairs.flat_map(|(number, id)| texts.map(|text| (number, id, text.to_owned()))).collect(),
+    );
 }
 
 fn id_keys_are_paged_in_order(script: &mut Script) {
@@ -396,7 +473,10 @@ fn id_keys_are_paged_in_order(script: &mut Script) {
 
 fn wide_keys_are_paged_in_order(script: &mut Script) {
     script.in_order(WIDEST, ids().into_iter().map(u128::from_be_bytes).collect());
-    script.in_order(WIDE, ids().into_iter().map(i128::from_be_bytes).chain(SIGNED.map(i128::from)).collect());
+    script.in_order(
+        WIDE,
+        ids().into_iter().map(i128::from_be_bytes).chain(SIGNED.map(i128::from)).collect(),
+    );
 }
 
 fn the_only_key_is_paged(script: &mut Script) {
@@ -406,7 +486,8 @@ fn the_only_key_is_paged(script: &mut Script) {
 fn a_page_holds_at_most_its_limit(script: &mut Script) {
     let totals: Vec<(i64, i64)> = (1..=10).map(|key| (key, -key)).collect();
     script.page::<i64, i64>(NUMBER, None, 3, &[]);
-    script.apply(10, |batch| totals.iter().for_each(|(key, total)| batch.add(NUMBER, *key, *total)));
+    script
+        .apply(10, |batch| totals.iter().for_each(|(key, total)| batch.add(NUMBER, *key, *total)));
     for limit in [0, 1, 2, 9, 10, 11, usize::MAX] {
         script.page(NUMBER, None, limit, &totals);
         script.page(NUMBER, Some(10), limit, &[]);
@@ -417,7 +498,8 @@ fn a_page_holds_at_most_its_limit(script: &mut Script) {
 
 fn a_page_starts_after_an_absent_key_too(script: &mut Script) {
     script.apply(2, |batch| [10, 30].iter().for_each(|key| batch.add(NUMBER, key, 1)));
-    for (after, left) in [(i64::MIN, 2), (9, 2), (10, 1), (11, 1), (29, 1), (30, 0), (i64::MAX, 0)] {
+    for (after, left) in [(i64::MIN, 2), (9, 2), (10, 1), (11, 1), (29, 1), (30, 0), (i64::MAX, 0)]
+    {
         let (_, behind) = [(10, 1), (30, 1)].split_at(2 - left);
         script.page(NUMBER, Some(after), 5, behind);
         script.page(NUMBER, Some(after), 1, behind);
@@ -469,7 +551,11 @@ fn an_overflow_in_a_large_batch_applies_nothing(script: &mut Script) {
 fn a_delta_beyond_64_bits_applies_nothing(script: &mut Script) {
     script.before(-7);
     for (amount, more) in [(i64::MAX, 1), (i64::MAX, i64::MAX), (i64::MIN, -1)] {
-        let twice = |batch: &mut Batch, key| [amount, more].iter().for_each(|amount| batch.add(NUMBER, key, *amount));
+        let twice = |batch: &mut Batch, key| {
+            for amount in &[amount, more] {
+                batch.add(NUMBER, key, *amount);
+            }
+        };
         // Also where the total would have come back into its range.
         for key in EDGES {
             script.refuse(overflow(NUMBER, key, "delta"), |batch| twice(batch, key));
@@ -481,7 +567,11 @@ fn a_delta_beyond_64_bits_applies_nothing(script: &mut Script) {
         }
     }
     // Intermediate sums may leave 64 bits if the delta is within them.
-    script.apply(1, |batch| [i64::MAX, i64::MAX, -i64::MAX, -5].iter().for_each(|by| batch.add(SMALL, 8, *by)));
+    script.apply(1, |batch| {
+        for by in &[i64::MAX, i64::MAX, -i64::MAX, -5] {
+            batch.add(SMALL, 8, *by);
+        }
+    });
     script.read(SMALL, &[(8, i64::MAX - 5)]);
 }
 
@@ -598,7 +688,10 @@ fn merged_batches_are_one(script: &mut Script) {
         batch.merge(&mut Batch::new());
     });
     script.holds(TEXT, &[("a", 1)]);
-    script.holds(NUMBER, &(2..=20).map(|key| (key, if key == 2 { 6 } else { 1 })).collect::<Vec<_>>());
+    script.holds(
+        NUMBER,
+        &(2..=20).map(|key| (key, if key == 2 { 6 } else { 1 })).collect::<Vec<_>>(),
+    );
 }
 
 /// Every step checks this; here is one of each kind.
@@ -629,7 +722,11 @@ impl Random {
 
     /// One of 10,000 keys.
     fn key(&mut self) -> (String, i64) {
-        let text = "\u{1}r\u{e9}x".chars().cycle().take(4 * usize::try_from(self.below(20)).unwrap_or(0)).collect();
+        let text = "\u{1}r\u{e9}x"
+            .chars()
+            .cycle()
+            .take(4 * usize::try_from(self.below(20)).unwrap_or(0))
+            .collect();
         (text, self.below(500).cast_signed() - 250)
     }
 }
@@ -640,7 +737,9 @@ fn a_range_is_what_lies_between_its_bounds(script: &mut Script) {
         .flat_map(|text| [i64::MIN, -1, 0, 7, i64::MAX].map(|number| (text, number)))
         .zip(1..)
         .collect();
-    script.apply(all.len() as u64, |batch| all.iter().rev().for_each(|(key, total)| batch.add(PAIR, key, *total)));
+    script.apply(all.len() as u64, |batch| {
+        all.iter().rev().for_each(|(key, total)| batch.add(PAIR, key, *total));
+    });
     let mut check = |range: KeyRange, inside: &dyn Fn(&(&str, i64)) -> bool| {
         let wanted: Vec<_> = all.iter().filter(|(key, _)| inside(key)).copied().collect();
         script.range(PAIR, &range, &wanted);
@@ -695,7 +794,9 @@ fn a_sum_beyond_64_bits_is_refused(script: &mut Script) {
 }
 
 fn a_rollup_follows_what_it_sums(script: &mut Script) {
-    script.apply(3, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 1)]));
+    script.apply(3, |batch| {
+        add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 1)]);
+    });
     script.holds::<String, &str>(PARENT, &[]);
     script.apply(6, |batch| add_all(batch, CHILD, &[(1, 5), (2, 7), (3, -1), (4, 9)]));
     script.holds(PARENT, &[("a", 12), ("b", -1)]);
@@ -762,7 +863,9 @@ fn a_rollup_is_nobody_s_to_add_to(script: &mut Script) {
 }
 
 fn an_overflow_of_a_rollup_applies_nothing(script: &mut Script) {
-    script.apply(3, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 2)]));
+    script.apply(3, |batch| {
+        add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1), ((3, "b"), 2)]);
+    });
     script.apply(2, |batch| batch.add(CHILD, 1_i64, i64::MAX));
     script.refuse(overflow(PARENT, "a", "total"), |batch| {
         batch.add(CHILD, 1_i64, -1);
@@ -786,12 +889,18 @@ fn random_batches_follow_a_model(script: &mut Script) {
             *deltas.entry(random.key()).or_default() += random.below(5).cast_signed() - 2;
         }
         let written = deltas.values().filter(|delta| **delta != 0).count();
-        script.apply(written as u64, |batch| deltas.iter().for_each(|(key, delta)| batch.add(PAIR, key, *delta)));
+        script.apply(written as u64, |batch| {
+            for (key, delta) in &deltas {
+                batch.add(PAIR, key, *delta);
+            }
+        });
         for (key, delta) in &deltas {
             *model.entry(key.clone()).or_default() += delta;
         }
-        let touched: Vec<_> =
-            deltas.into_keys().map(|key| (key.clone(), model.get(&key).copied().unwrap_or(0))).collect();
+        let touched: Vec<_> = deltas
+            .into_keys()
+            .map(|key| (key.clone(), model.get(&key).copied().unwrap_or(0)))
+            .collect();
         script.read(PAIR, &touched);
         model.retain(|_, total| *total != 0);
     }
@@ -810,17 +919,27 @@ fn random_large_batches_are_refused_as_by_a_model(script: &mut Script) {
         for _ in 0..=random.below(12) {
             let size = (1_i128 << random.below(64)) - i128::from(random.below(2));
             let amount = if random.below(2) == 0 { -size } else { size };
-            deltas.insert(random.below(30).cast_signed(), i64::try_from(amount).unwrap_or(i64::MAX));
+            deltas
+                .insert(random.below(30).cast_signed(), i64::try_from(amount).unwrap_or(i64::MAX));
         }
-        let sum = |key: &i64, delta: &i64| model.get(key).map_or(Some(*delta), |total| total.checked_add(*delta));
-        let mut beyond: Vec<i64> =
-            deltas.iter().filter(|(key, delta)| sum(key, delta).is_none()).map(|(key, _)| *key).collect();
+        let sum = |key: &i64, delta: &i64| {
+            model.get(key).map_or(Some(*delta), |total| total.checked_add(*delta))
+        };
+        let mut beyond: Vec<i64> = deltas
+            .iter()
+            .filter(|(key, delta)| sum(key, delta).is_none())
+            .map(|(key, _)| *key)
+            .collect();
         // Of several overflows a store may report any, so only one is left.
         for key in beyond.split_off(beyond.len().min(1)) {
             deltas.remove(&key);
         }
         let written = deltas.values().filter(|delta| **delta != 0).count();
-        let fill = |batch: &mut Batch| deltas.iter().for_each(|(key, delta)| batch.add(NUMBER, *key, *delta));
+        let fill = |batch: &mut Batch| {
+            for (key, delta) in &deltas {
+                batch.add(NUMBER, *key, *delta);
+            }
+        };
         if let Some(key) = beyond.first() {
             script.refuse(overflow(NUMBER, *key, "total"), fill);
         } else {

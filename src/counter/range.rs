@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::{Bound, Range, RangeBounds, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
+use std::ops::{
+    Bound, Range, RangeBounds, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive,
+};
 
 use crate::counter::{Counter, CounterId};
 use crate::key::{AsKey, Key, KeyBuf};
@@ -39,7 +41,10 @@ impl<K> Clone for CounterRange<K> {
 
 impl<K> fmt::Debug for CounterRange<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CounterRange").field("counter", &self.counter).field("keys", &self.keys).finish()
+        f.debug_struct("CounterRange")
+            .field("counter", &self.counter)
+            .field("keys", &self.keys)
+            .finish()
     }
 }
 
@@ -123,7 +128,14 @@ macro_rules! bounds {
     };
 }
 
-bounds!(Range<X>, RangeInclusive<X>, RangeFrom<X>, RangeTo<X>, RangeToInclusive<X>, (Bound<X>, Bound<X>));
+bounds!(
+    Range<X>,
+    RangeInclusive<X>,
+    RangeFrom<X>,
+    RangeTo<X>,
+    RangeToInclusive<X>,
+    (Bound<X>, Bound<X>)
+);
 
 /// A range of keys without their type, for a store of your own.
 ///
@@ -142,7 +154,10 @@ impl KeyRange {
     /// The keys after this one; all keys for `None`.
     #[must_use]
     pub fn after(key: Option<&KeyBuf>) -> Self {
-        Self { start: key.cloned().map_or(Bound::Unbounded, Bound::Excluded), end: Bound::Unbounded }
+        Self {
+            start: key.cloned().map_or(Bound::Unbounded, Bound::Excluded),
+            end: Bound::Unbounded,
+        }
     }
 
     /// The keys with this encoded prefix; one key if the prefix has all of its parts.
@@ -242,7 +257,10 @@ impl KeyRange {
     /// The bytes with which every key of the range begins, as far as both bounds agree.
     pub(crate) fn shared(&self) -> &[u8] {
         match (&self.start, &self.end) {
-            (Bound::Included(one) | Bound::Excluded(one), Bound::Included(two) | Bound::Excluded(two)) => {
+            (
+                Bound::Included(one) | Bound::Excluded(one),
+                Bound::Included(two) | Bound::Excluded(two),
+            ) => {
                 let (one, two) = (one.as_bytes(), two.as_bytes());
                 let same = one.iter().zip(two).take_while(|(one, two)| one == two).count();
                 one.get(..same).unwrap_or_default()
@@ -283,7 +301,8 @@ mod tests {
             prefixes.push(KeyBuf::of::<i8>(one));
             prefixes.extend([-128, 0, 127].map(|two| pair(one, two)));
         }
-        let bound = |prefix: &KeyBuf| [Bound::Included(prefix.clone()), Bound::Excluded(prefix.clone())];
+        let bound =
+            |prefix: &KeyBuf| [Bound::Included(prefix.clone()), Bound::Excluded(prefix.clone())];
         prefixes.iter().flat_map(bound).chain([Bound::Unbounded]).collect()
     }
 
@@ -314,7 +333,14 @@ mod tests {
             let range = KeyRange { start, end: Bound::Included(KeyBuf::of::<i8>(0)) };
             for before in [pair(-128, -128), pair(-1, 0), pair(0, 127), pair(127, 0)] {
                 let behind = range.clone().behind(&before);
-                for key in [pair(-128, 0), pair(-1, 0), pair(-1, 1), pair(0, 126), pair(0, 127), pair(1, 0)] {
+                for key in [
+                    pair(-128, 0),
+                    pair(-1, 0),
+                    pair(-1, 1),
+                    pair(0, 126),
+                    pair(0, 127),
+                    pair(1, 0),
+                ] {
                     assert_eq!(
                         behind.contains(&key),
                         range.contains(&key) && key > before,

@@ -11,7 +11,9 @@ use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, ErrorCode, Params, Statement, ffi, params_from_iter};
 
 use crate::error::{Cause, Result, chain};
-use crate::executor::{Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped};
+use crate::executor::{
+    Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped,
+};
 use crate::sql::{Dialect, Query, Value};
 
 /// A connection, and the transaction that this driver began on it.
@@ -50,7 +52,11 @@ impl<'c> Rusqlite<'c> {
                     if let Some(row) = rows.next().map_err(failed)? {
                         each(first + at, row).map_err(Stopped::Refused)?;
                     }
-                    return self.each_row(queries.get(at + 1..).unwrap_or_default(), first + at + 1, each);
+                    return self.each_row(
+                        queries.get(at + 1..).unwrap_or_default(),
+                        first + at + 1,
+                        each,
+                    );
                 }
                 while let Some(row) = rows.next().map_err(failed)? {
                     each(first + at, row).map_err(Stopped::Refused)?;
@@ -105,7 +111,8 @@ impl<'c> Rusqlite<'c> {
         let mut statement = self.conn.prepare_cached(&query.text).map_err(failed(0))?;
         let mut all = 0;
         for (row, params) in query.rows().enumerate() {
-            let written = write(self.conn, &mut statement, params_from_iter(params)).map_err(failed(row))? as u64;
+            let written = write(self.conn, &mut statement, params_from_iter(params))
+                .map_err(failed(row))? as u64;
             if query.is_skipped(params, written) {
                 return Err(Stopped::Skipped { query: at, row });
             }
@@ -164,7 +171,10 @@ impl Executor for Rusqlite<'_> {
         ready(self.lock())
     }
 
-    fn begin_read(&mut self, reading: Reading<'_>) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
+    fn begin_read(
+        &mut self,
+        reading: Reading<'_>,
+    ) -> impl Future<Output = Result<(), rusqlite::Error>> + Send {
         ready(if reading.is_locked { self.lock() } else { self.open_snapshot() })
     }
 
@@ -178,16 +188,15 @@ impl Executor for Rusqlite<'_> {
     /// can also follow a commit that stands in the log: with `psow=0` SQLite writes on, up to the
     /// next sector.
     fn commit(&mut self) -> impl Future<Output = Result<(), NotCommitted<rusqlite::Error>>> + Send {
-        let committed = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute(()));
+        let committed =
+            self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute(()));
         let is_over = self.conn.is_autocommit();
         if is_over {
             self.begun = None;
         }
-        ready(
-            committed
-                .map(drop)
-                .map_err(|error| if is_over { NotCommitted::Unknown(error) } else { NotCommitted::Refused(error) }),
-        )
+        ready(committed.map(drop).map_err(|error| {
+            if is_over { NotCommitted::Unknown(error) } else { NotCommitted::Refused(error) }
+        }))
     }
 
     fn roll_back(&mut self) -> impl Future<Output = bool> + Send {
@@ -211,10 +220,15 @@ impl Drop for Rusqlite<'_> {
 /// Executes a statement that writes, in a transaction, and returns how many rows it changed. A
 /// statement that was stopped after it had finished counts as done. So does one that returns a row
 /// (`PRAGMA count_changes`), which rusqlite takes for an error.
-fn write(conn: &Connection, statement: &mut Statement<'_>, params: impl Params) -> rusqlite::Result<usize> {
+fn write(
+    conn: &Connection,
+    statement: &mut Statement<'_>,
+    params: impl Params,
+) -> rusqlite::Result<usize> {
     let before = conn.total_changes();
     statement.execute(params).or_else(|error| {
-        let through = matches!(error, rusqlite::Error::ExecuteReturnedResults) || conn.total_changes() != before;
+        let through = matches!(error, rusqlite::Error::ExecuteReturnedResults)
+            || conn.total_changes() != before;
         let changed = || usize::try_from(conn.changes()).unwrap_or(usize::MAX);
         if through && !conn.is_autocommit() { Ok(changed()) } else { Err(error) }
     })
@@ -270,7 +284,9 @@ impl ToSql for Value<'_> {
             Self::Blob(bytes) | Self::Uuid(bytes) => ValueRef::Blob(bytes),
             Self::Bytes(bytes) => ValueRef::Blob(bytes),
             Self::Integers(_) | Self::Texts(_) | Self::Blobs(_) | Self::Uuids(_) => {
-                return Err(rusqlite::Error::ToSqlConversionFailure("an array is PostgreSQL's alone".into()));
+                return Err(rusqlite::Error::ToSqlConversionFailure(
+                    "an array is PostgreSQL's alone".into(),
+                ));
             }
         }))
     }
@@ -284,10 +300,12 @@ impl DriverError for rusqlite::Error {
     fn kind(&self) -> ErrorKind {
         let extended = self.sqlite_error().map_or(0, |error| error.extended_code);
         match self.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => ErrorKind::Busy(
-                "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
+            Some(ErrorCode::DatabaseBusy) if extended == ffi::SQLITE_BUSY_SNAPSHOT => {
+                ErrorKind::Busy(
+                    "another connection wrote after this transaction had read; roll it back and repeat it whole, and begin \
                  transactions that write with BEGIN IMMEDIATE",
-            ),
+                )
+            }
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Busy(
                 "the database is locked by another connection; roll back and try again, or set a busy timeout",
             ),
@@ -305,8 +323,10 @@ impl DriverError for rusqlite::Error {
     /// code that has no name of its own.
     fn fault(&self) -> Option<String> {
         let code = self.sqlite_error_code();
-        let is_of_statement =
-            matches!(code, None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig));
+        let is_of_statement = matches!(
+            code,
+            None | Some(ErrorCode::Unknown | ErrorCode::TypeMismatch | ErrorCode::TooBig)
+        );
         is_of_statement.then(|| chain(self))
     }
 }
@@ -321,6 +341,7 @@ fn kind_in_words(text: &str, code: Option<ErrorCode>) -> ErrorKind {
         return ErrorKind::NoTable(Some(table.trim_start_matches("main.").to_owned()));
     }
     // A missing column. Errors of the database itself, with a code of their own, are not this.
-    let is_misfit = matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
+    let is_misfit =
+        matches!(code, None | Some(ErrorCode::Unknown)) && text.contains("no such column");
     if is_misfit { ErrorKind::Misfit } else { ErrorKind::Other }
 }

@@ -65,8 +65,10 @@ pub(crate) async fn top_after<E: Executor, K: Key + AsKey<K>, S: Score>(
     let first = E::DIALECT.param(1);
     let tied = format!(r#"WHERE t."score" = {first} AND ({own}) > ({params})"#);
     let lower = format!(r#"WHERE t."score" < {first}"#);
-    let queries =
-        vec![lines(E::DIALECT, &id, &tied, values, limit), lines(E::DIALECT, &id, &lower, vec![score], limit)];
+    let queries = vec![
+        lines(E::DIALECT, &id, &tied, values, limit),
+        lines(E::DIALECT, &id, &lower, vec![score], limit),
+    ];
     ranked(executor, schema, leaderboard, after.rank, queries, limit).await
 }
 
@@ -116,7 +118,11 @@ fn line<K: Key, S: Score>(
 }
 
 /// How many keys a leaderboard lists.
-pub(crate) async fn listed<E: Executor>(executor: &mut E, schema: &Schema, leaderboard: &LeaderboardId) -> Result<u64> {
+pub(crate) async fn listed<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    leaderboard: &LeaderboardId,
+) -> Result<u64> {
     let table = leaderboard.table_name();
     let query = Query::new(format!(r#"SELECT count(*) FROM "{table}""#), Vec::new());
     let mut count = 0;
@@ -188,21 +194,29 @@ async fn rebuild_in<E: Executor>(
     lock(executor, schema, &[*leaderboard]).await?;
     retention::refuse_snapshot(executor).await?;
     let changed = rescore_all(executor, schema, leaderboard).await?;
-    let enlisted = executor.execute(&[Query::new(sql::leaderboard::enlist_anew(leaderboard, true), Vec::new())]).await;
+    let enlisted = executor
+        .execute(&[Query::new(sql::leaderboard::enlist_anew(leaderboard, true), Vec::new())])
+        .await;
     enlisted.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))?;
     Ok(changed)
 }
 
 /// Blocks writers of these leaderboards' counters until the transaction ends. In SQLite all writers
 /// wait anyway.
-pub(crate) async fn lock<E: Executor>(executor: &mut E, schema: &Schema, leaderboards: &[LeaderboardId]) -> Result<()> {
+pub(crate) async fn lock<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    leaderboards: &[LeaderboardId],
+) -> Result<()> {
     if leaderboards.is_empty() || E::DIALECT != Dialect::Postgres {
         return Ok(());
     }
     // In the order in which batches write them.
-    let is_of =
-        |id: &CounterId| leaderboards.iter().any(|leaderboard| leaderboard.counters().iter().any(|of| of.same(id)));
-    let counters = schema.counters().iter().map(CounterSpec::id).filter(is_of).map(|id| id.table_name());
+    let is_of = |id: &CounterId| {
+        leaderboards.iter().any(|leaderboard| leaderboard.counters().iter().any(|of| of.same(id)))
+    };
+    let counters =
+        schema.counters().iter().map(CounterSpec::id).filter(is_of).map(|id| id.table_name());
     let mut lines: Vec<String> = leaderboards.iter().map(LeaderboardId::table_name).collect();
     lines.sort_unstable();
     for table in counters.chain(lines) {
@@ -235,7 +249,10 @@ pub(crate) async fn rescore_all<E: Executor>(
         let mut range = KeyRange::ALL;
         loop {
             let page = read::range_unchecked(executor, schema, counter, &range, KEYS_PAGE).await?;
-            let keys = page.iter().map(|(key, _)| leaderboard.key_of(counter, key)).collect::<Result<BTreeSet<_>>>()?;
+            let keys = page
+                .iter()
+                .map(|(key, _)| leaderboard.key_of(counter, key))
+                .collect::<Result<BTreeSet<_>>>()?;
             changed += rescore(executor, schema, leaderboard, &Vec::from_iter(keys)).await?;
             match page.last() {
                 Some((last, _)) if page.len() == KEYS_PAGE => range = KeyRange::after(Some(last)),
@@ -252,10 +269,14 @@ async fn listed_keys<E: Executor>(
     after: Option<&KeyBuf>,
 ) -> Result<Vec<KeyBuf>> {
     let (own, params) = own_keys(E::DIALECT, leaderboard, 1);
-    let behind = if after.is_some() { format!("WHERE ({own}) > ({params})") } else { String::new() };
+    let behind =
+        if after.is_some() { format!("WHERE ({own}) > ({params})") } else { String::new() };
     let table = leaderboard.table_name();
-    let text = format!(r#"SELECT {own} FROM "{table}" AS t {behind} ORDER BY {own} LIMIT {KEYS_PAGE}"#);
-    let values = after.map_or(Ok(Vec::new()), |after| sql::key_values(E::DIALECT, leaderboard.counter_id(), after))?;
+    let text =
+        format!(r#"SELECT {own} FROM "{table}" AS t {behind} ORDER BY {own} LIMIT {KEYS_PAGE}"#);
+    let values = after.map_or(Ok(Vec::new()), |after| {
+        sql::key_values(E::DIALECT, leaderboard.counter_id(), after)
+    })?;
     let mut keys = Vec::new();
     let read = executor
         .fetch(&[Query::new(text, values)], |_, row| {
@@ -269,7 +290,11 @@ async fn listed_keys<E: Executor>(
 
 /// Updates leaderboards after a batch was written, whose keys are locked. Returns how many lines
 /// changed.
-pub(crate) async fn follow<E: Executor>(executor: &mut E, schema: &Schema, moved: &Moved) -> Result<u64> {
+pub(crate) async fn follow<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    moved: &Moved,
+) -> Result<u64> {
     let mut changed = 0;
     for (leaderboard, keys) in moved {
         let keys: Vec<KeyBuf> = keys.iter().cloned().collect();
@@ -292,16 +317,25 @@ async fn rescore<E: Executor>(
     }
     let table = leaderboard.table_name();
     let prefixes: Vec<&KeyBuf> = keys.iter().collect();
-    let mut queries = vec![sql::read_keys(E::DIALECT, &table, leaderboard.counter_id(), "score", keys)?];
+    let mut queries =
+        vec![sql::read_keys(E::DIALECT, &table, leaderboard.counter_id(), "score", keys)?];
     for counter in leaderboard.counters() {
-        queries.push(sql::read_under(E::DIALECT, schema.spec(counter)?, leaderboard.parts().len(), &prefixes)?);
+        queries.push(sql::read_under(
+            E::DIALECT,
+            schema.spec(counter)?,
+            leaderboard.parts().len(),
+            &prefixes,
+        )?);
     }
     // A cell that does not decode as a score of this leaderboard is `None` here and is overwritten.
     let mut lines: BTreeMap<KeyBuf, Option<Cell>> = BTreeMap::new();
-    let mut totals: Vec<BTreeMap<KeyBuf, i64>> = vec![BTreeMap::new(); leaderboard.counters().len()];
+    let mut totals: Vec<BTreeMap<KeyBuf, i64>> =
+        vec![BTreeMap::new(); leaderboard.counters().len()];
     let read = executor
         .fetch(&queries, |at, row| {
-            let counter = at.checked_sub(1).and_then(|at| leaderboard.counters().get(at).zip(totals.get_mut(at)));
+            let counter = at
+                .checked_sub(1)
+                .and_then(|at| leaderboard.counters().get(at).zip(totals.get_mut(at)));
             if let Some((counter, totals)) = counter {
                 let (key, total) = read_total(counter, row)?;
                 totals.insert(key, total);
@@ -313,9 +347,11 @@ async fn rescore<E: Executor>(
         })
         .await;
     read.map_err(|stopped| {
-        stopped.or(|at, error| match at.checked_sub(1).and_then(|at| leaderboard.counters().get(at)) {
-            Some(counter) => failed_on("reading totals", counter, error),
-            None => reading(leaderboard, error),
+        stopped.or(|at, error| {
+            match at.checked_sub(1).and_then(|at| leaderboard.counters().get(at)) {
+                Some(counter) => failed_on("reading totals", counter, error),
+                None => reading(leaderboard, error),
+            }
         })
     })?;
     let (mut written, mut gone) = (Vec::new(), Vec::new());
@@ -353,20 +389,34 @@ async fn write_lines<E: Executor>(
     }
     if !gone.is_empty() {
         let rows = sql::key_rows(E::DIALECT, leaderboard.counter_id(), gone)?;
-        queries.push(sql::of_rows(E::DIALECT, sql::delete_keys(E::DIALECT, &table, parts), rows, width));
+        queries.push(sql::of_rows(
+            E::DIALECT,
+            sql::delete_keys(E::DIALECT, &table, parts),
+            rows,
+            width,
+        ));
     }
     if queries.is_empty() {
         return Ok(());
     }
     let done = executor.execute(&queries).await;
     done.map(drop).map_err(|stopped| {
-        stopped
-            .or(|_, error| failed(Whose::Table(&table), &format!("writing leaderboard {}", leaderboard.name()), error))
+        stopped.or(|_, error| {
+            failed(
+                Whose::Table(&table),
+                &format!("writing leaderboard {}", leaderboard.name()),
+                error,
+            )
+        })
     })
 }
 
 /// The totals that a key's score is computed from.
-fn totals_at(leaderboard: &LeaderboardId, key: &KeyBuf, totals: &[BTreeMap<KeyBuf, i64>]) -> Vec<(KeyBuf, i64)> {
+fn totals_at(
+    leaderboard: &LeaderboardId,
+    key: &KeyBuf,
+    totals: &[BTreeMap<KeyBuf, i64>],
+) -> Vec<(KeyBuf, i64)> {
     if leaderboard.has_epochs() {
         let under = totals.iter().flat_map(|totals| totals.range(key.clone()..));
         let under = under.take_while(|(whole, _)| whole.as_bytes().starts_with(key.as_bytes()));
@@ -406,5 +456,9 @@ fn foreign(leaderboard: &LeaderboardId) -> Error {
 }
 
 fn reading<E: DriverError>(leaderboard: &LeaderboardId, error: E) -> Error {
-    failed(Whose::Table(&leaderboard.table_name()), &format!("reading leaderboard {}", leaderboard.name()), error)
+    failed(
+        Whose::Table(&leaderboard.table_name()),
+        &format!("reading leaderboard {}", leaderboard.name()),
+        error,
+    )
 }

@@ -33,8 +33,8 @@ macro_rules! run_again {
 }
 pub(crate) use run_again;
 
-/// Runs `work` in the caller's transaction, or in one that is begun here, and ends that one. It is a
-/// macro since a function could not say that the future of a closure is `Send`.
+/// Runs `work` in the caller's transaction, or in one that is begun here, and ends that one. It is
+/// a macro since a function could not say that the future of a closure is `Send`.
 macro_rules! transact {
     ($executor:expr, $operation:expr, $work:expr) => {
         $crate::engine::run_again!(
@@ -83,23 +83,32 @@ pub(crate) fn failed<E: DriverError>(whose: Whose<'_>, operation: &str, error: E
     let said = chain(&*cause);
     let absent = |table: String| Error::SchemaMismatch {
         table,
-        reason: format!("it is absent ({operation}: {said}); the store's create() makes the tables of totals"),
+        reason: format!(
+            "it is absent ({operation}: {said}); the store's create() makes the tables of totals"
+        ),
     };
     match (whose, kind) {
         (_, ErrorKind::Busy(reason)) => Error::Busy { operation, reason, cause },
         (Whose::Table(_), ErrorKind::NoTable(Some(table))) => absent(table),
         // A message may be in any language, but it contains the table's name unchanged.
-        (Whose::Table(table), ErrorKind::NoTable(None)) if said.contains(table) => absent(table.to_owned()),
-        (Whose::Table(table), ErrorKind::Misfit) => {
-            Error::SchemaMismatch { table: table.to_owned(), reason: format!("{said} ({operation})") }
+        (Whose::Table(table), ErrorKind::NoTable(None)) if said.contains(table) => {
+            absent(table.to_owned())
         }
+        (Whose::Table(table), ErrorKind::Misfit) => Error::SchemaMismatch {
+            table: table.to_owned(),
+            reason: format!("{said} ({operation})"),
+        },
         _ => Error::Database { operation, cause },
     }
 }
 
 /// Translates a driver's error of an operation on the totals of a counter.
 pub(crate) fn failed_on<E: DriverError>(what: &str, counter: &CounterId, error: E) -> Error {
-    failed(Whose::Table(&counter.table_name()), &format!("{what} of counter {}", counter.full_name()), error)
+    failed(
+        Whose::Table(&counter.table_name()),
+        &format!("{what} of counter {}", counter.full_name()),
+        error,
+    )
 }
 
 /// Whether a cause is an error of the driver, of this kind.
@@ -108,7 +117,10 @@ pub(crate) fn is_kind<E: Executor>(cause: &Cause, kind: &ErrorKind) -> bool {
 }
 
 /// Begins a transaction unless the caller's is open. Returns whether the caller's is open.
-pub(crate) async fn begin<E: Executor>(executor: &mut E, operation: impl FnOnce() -> String) -> Result<bool> {
+pub(crate) async fn begin<E: Executor>(
+    executor: &mut E,
+    operation: impl FnOnce() -> String,
+) -> Result<bool> {
     if executor.is_nested() {
         return Ok(true);
     }
@@ -144,7 +156,10 @@ pub(crate) async fn end<E: Executor, T>(
             }
             Err(NotCommitted::Unknown(error)) => {
                 executor.roll_back().await;
-                return Err(Error::Indeterminate { operation: operation(), cause: error.into_cause() });
+                return Err(Error::Indeterminate {
+                    operation: operation(),
+                    cause: error.into_cause(),
+                });
             }
         },
     };
@@ -154,7 +169,11 @@ pub(crate) async fn end<E: Executor, T>(
 /// After failed reads, checks whether the caller's transaction was lost with them. SQLite rolls
 /// back by itself when a disk is full or fails. A statement that only reads can cause it too, since
 /// changed pages may have to be written to make room for what it reads.
-pub(crate) fn after_reads<E: Executor, T>(executor: &E, was_nested: bool, done: Result<T>) -> Result<T> {
+pub(crate) fn after_reads<E: Executor, T>(
+    executor: &E,
+    was_nested: bool,
+    done: Result<T>,
+) -> Result<T> {
     done.map_err(|error| if was_nested && !executor.is_nested() { lost(error) } else { error })
 }
 
@@ -165,7 +184,9 @@ fn lost(error: Error) -> Error {
             Error::TransactionLost { operation, cause }
         }
         lost @ (Error::TransactionLost { .. } | Error::TransactionOpen { .. }) => lost,
-        other => Error::TransactionLost { operation: "writing totals".to_owned(), cause: other.into() },
+        other => {
+            Error::TransactionLost { operation: "writing totals".to_owned(), cause: other.into() }
+        }
     }
 }
 

@@ -26,7 +26,10 @@ pub(crate) async fn read<E: Executor>(
 ) -> Result<Vec<i64>> {
     let query = of_keys(E::DIALECT, schema, &counter, keys)?;
     let mut totals = Totals::of(&counter, keys);
-    readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| totals.take(row)).await?;
+    readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
+        totals.take(row)
+    })
+    .await?;
     Ok(totals.in_order())
 }
 
@@ -44,7 +47,12 @@ pub(crate) async fn read_unchecked<E: Executor>(
     Ok(totals.in_order())
 }
 
-fn of_keys<'k>(dialect: Dialect, schema: &Schema, counter: &CounterId, keys: &'k [KeyBuf]) -> Result<Query<'k>> {
+fn of_keys<'k>(
+    dialect: Dialect,
+    schema: &Schema,
+    counter: &CounterId,
+    keys: &'k [KeyBuf],
+) -> Result<Query<'k>> {
     let spec = schema.spec(counter)?;
     if let [key] = keys {
         return Ok(Query::new(sql::read(dialect, spec), sql::key_values(dialect, counter, key)?));
@@ -123,7 +131,10 @@ pub(crate) async fn range_unchecked<E: Executor>(
 }
 
 /// Whether a query returns a row.
-pub(crate) async fn any<E: Executor>(executor: &mut E, query: &Query<'_>) -> Result<bool, Stopped<ErrorOf<E>>> {
+pub(crate) async fn any<E: Executor>(
+    executor: &mut E,
+    query: &Query<'_>,
+) -> Result<bool, Stopped<ErrorOf<E>>> {
     let mut any = false;
     executor
         .fetch(std::slice::from_ref(query), |_, _| {
@@ -143,21 +154,22 @@ pub(crate) async fn sum<E: Executor>(
 ) -> Result<i64> {
     let query = sql::sum(E::DIALECT, schema.spec(&counter)?, range)?;
     let mut sum = None;
-    let summed = readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
-        sum = Some(match row.column(0) {
-            Column::Null => 0,
-            Column::Integer(sum) => sum,
-            Column::Text(text) => text.parse().map_err(|_| sum_overflow(&counter))?,
-            other => {
-                return Err(Error::Database {
-                    operation: format!("summing totals of counter {}", counter.full_name()),
-                    cause: format!("the sum is {other}").into(),
-                });
-            }
-        });
-        Ok(())
-    })
-    .await;
+    let summed =
+        readiness::fetch(executor, Reading::Counter(schema, counter), vec![query], |_, row| {
+            sum = Some(match row.column(0) {
+                Column::Null => 0,
+                Column::Integer(sum) => sum,
+                Column::Text(text) => text.parse().map_err(|_| sum_overflow(&counter))?,
+                other => {
+                    return Err(Error::Database {
+                        operation: format!("summing totals of counter {}", counter.full_name()),
+                        cause: format!("the sum is {other}").into(),
+                    });
+                }
+            });
+            Ok(())
+        })
+        .await;
     let sum = match summed {
         Ok(()) => sum.unwrap_or(0),
         // Only an intermediate sum may have left 64 bits.
@@ -212,7 +224,10 @@ pub(crate) async fn count_non_zero<E: Executor>(
 /// Refuses a stream's name that the database cannot store.
 pub(crate) fn check_stream(dialect: Dialect, stream: &str) -> Result<()> {
     if dialect == Dialect::Postgres && stream.contains('\0') {
-        return Err(Error::invalid_use("stream", format!("{stream:?} has a zero byte, which PostgreSQL cannot hold")));
+        return Err(Error::invalid_use(
+            "stream",
+            format!("{stream:?} has a zero byte, which PostgreSQL cannot hold"),
+        ));
     }
     Ok(())
 }
@@ -224,7 +239,9 @@ pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
         Err(Error::SchemaMismatch { table: sql::OFFSETS.to_owned(), reason })
     };
     match column {
-        Column::Integer(last) => u64::try_from(*last).or_else(|_| foreign(format!("{last}, below 0"))),
+        Column::Integer(last) => {
+            u64::try_from(*last).or_else(|_| foreign(format!("{last}, below 0")))
+        }
         other => foreign(format!("{other}, not an integer")),
     }
 }
@@ -233,7 +250,8 @@ pub(crate) fn offset_of(stream: &str, column: &Column<'_>) -> Result<u64> {
 pub(crate) async fn offset<E: Executor>(executor: &mut E, stream: &str) -> Result<u64> {
     let nested = executor.is_nested();
     let query = Query::new(sql::read_offset(E::DIALECT), vec![Value::Text(stream.into())]);
-    let read = offset_by(executor, query, stream, &format!("reading the offset of stream {stream}")).await;
+    let read =
+        offset_by(executor, query, stream, &format!("reading the offset of stream {stream}")).await;
     after_reads(executor, nested, read)
 }
 
@@ -252,7 +270,9 @@ pub(crate) async fn offset_by<E: Executor>(
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error)))?;
+    read.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error))
+    })?;
     Ok(last)
 }
 
@@ -265,7 +285,10 @@ pub(crate) async fn offsets<E: Executor>(
     check_stream(E::DIALECT, after.unwrap_or_default())?;
     let nested = executor.is_nested();
     let limit = Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX));
-    let query = Query::new(sql::read_offsets(E::DIALECT), vec![Value::Text(after.unwrap_or_default().into()), limit]);
+    let query = Query::new(
+        sql::read_offsets(E::DIALECT),
+        vec![Value::Text(after.unwrap_or_default().into()), limit],
+    );
     let mut all = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
@@ -275,8 +298,9 @@ pub(crate) async fn offsets<E: Executor>(
             Ok(())
         })
         .await;
-    let read =
-        read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), "reading offsets", error)));
+    let read = read.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), "reading offsets", error))
+    });
     after_reads(executor, nested, read)?;
     Ok(all)
 }

@@ -66,8 +66,16 @@ pub(crate) async fn fetch<E: Executor>(
         .await;
     let done = done.map_err(|stopped| {
         stopped.or(|at, error| match at {
-            0 => failed(of_catalogue(), &format!("looking whether {} is ready", reading.name()), error),
-            _ => failed(super::Whose::Table(&reading.table()), &format!("reading {}", reading.name()), error),
+            0 => failed(
+                of_catalogue(),
+                &format!("looking whether {} is ready", reading.name()),
+                error,
+            ),
+            _ => failed(
+                super::Whose::Table(&reading.table()),
+                &format!("reading {}", reading.name()),
+                error,
+            ),
         })
     });
     after_reads(executor, nested, done)
@@ -77,13 +85,19 @@ fn refuse_unready(reading: &Reading<'_>, unready: Option<&str>) -> Result<()> {
     let Some(unready) = unready else { return Ok(()) };
     let is_unready = |name: &Cow<'_, str>| unready.split(',').any(|unready| unready == name);
     match reading.needs()?.into_iter().find(is_unready) {
-        Some(unready) => Err(Error::NotReady { counter: reading.name(), unready: unready.into_owned() }),
+        Some(unready) => {
+            Err(Error::NotReady { counter: reading.name(), unready: unready.into_owned() })
+        }
         None => Ok(()),
     }
 }
 
 /// Whether a counter, and everything that it sums, is ready to be read.
-pub(crate) async fn is_ready<E: Executor>(executor: &mut E, schema: &Schema, counter: CounterId) -> Result<bool> {
+pub(crate) async fn is_ready<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    counter: CounterId,
+) -> Result<bool> {
     schema.position(&counter)?;
     match fetch(executor, Reading::Counter(schema, counter), Vec::new(), |_, _| Ok(())).await {
         Err(Error::NotReady { .. }) => Ok(false),
@@ -92,12 +106,16 @@ pub(crate) async fn is_ready<E: Executor>(executor: &mut E, schema: &Schema, cou
 }
 
 /// The counters of the schema that need a backfill, in the order of names.
-pub(crate) async fn unready<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<CounterId>> {
+pub(crate) async fn unready<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+) -> Result<Vec<CounterId>> {
     let nested = executor.is_nested();
     let known = schema::catalogue(executor).await;
     let known = after_reads(executor, nested, known)?;
     let mut counters = schema.by_name();
-    counters.retain(|id| known.iter().any(|known| !known.ready && known.row.name == id.full_name()));
+    counters
+        .retain(|id| known.iter().any(|known| !known.ready && known.row.name == id.full_name()));
     Ok(counters)
 }
 
@@ -106,5 +124,6 @@ pub(crate) async fn set_ready<E: Executor>(executor: &mut E, counter: &CounterId
     let set = Query::new(sql::set_ready(E::DIALECT), vec![Value::Text(counter.full_name())]);
     let operation = format!("ending the backfill of counter {}", counter.full_name());
     let set = executor.execute(&[set]).await;
-    set.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))
+    set.map(drop)
+        .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))
 }

@@ -26,19 +26,24 @@ pub(crate) async fn cutoffs<E: Executor>(
     if prunable.is_empty() {
         return Ok(Vec::new());
     }
-    let query = sql::read_cutoffs(E::DIALECT, prunable.iter().map(CounterId::full_name).collect(), lock);
+    let query =
+        sql::read_cutoffs(E::DIALECT, prunable.iter().map(CounterId::full_name).collect(), lock);
     let mut cutoffs = Vec::new();
     let read = executor
         .fetch(&[query], |_, row| {
             let name = text(row, 0, sql::CATALOGUE)?;
-            let Some(id) = prunable.iter().find(|id| name.as_deref() == Some(&*id.full_name())) else {
+            let Some(id) = prunable.iter().find(|id| name.as_deref() == Some(&*id.full_name()))
+            else {
                 return Ok(());
             };
             let cutoff = match row.column(1) {
                 Column::Null => return Ok(()),
                 Column::Bytes(cutoff) => KeyBuf::from_bytes(&cutoff),
                 other => {
-                    let reason = format!("the cutoff of {} is {other}; somebody else wrote it", id.full_name());
+                    let reason = format!(
+                        "the cutoff of {} is {other}; somebody else wrote it",
+                        id.full_name()
+                    );
                     return Err(Error::SchemaMismatch { table: sql::CATALOGUE.to_owned(), reason });
                 }
             };
@@ -48,15 +53,18 @@ pub(crate) async fn cutoffs<E: Executor>(
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), "reading cutoffs", error)))?;
+    read.map_err(|stopped| {
+        stopped.or(|_, error| failed(of_catalogue(), "reading cutoffs", error))
+    })?;
     Ok(cutoffs)
 }
 
 /// These counters, all that they feed, and the other counters of the leaderboards that they move.
 pub(crate) fn read_with(schema: &Schema, counters: Vec<CounterId>) -> Vec<CounterId> {
     let mut all = schema.with_fed(counters);
-    let is_moved =
-        |leaderboard: &&LeaderboardId| leaderboard.counters().iter().any(|of| all.iter().any(|id| id.same(of)));
+    let is_moved = |leaderboard: &&LeaderboardId| {
+        leaderboard.counters().iter().any(|of| all.iter().any(|id| id.same(of)))
+    };
     let moved: Vec<CounterId> = schema
         .leaderboard_ids()
         .iter()
@@ -70,16 +78,23 @@ pub(crate) fn read_with(schema: &Schema, counters: Vec<CounterId>) -> Vec<Counte
 /// The batch without deltas below a cutoff. Reads nothing if the batch reaches no prunable counter.
 /// In PostgreSQL it also locks the cutoffs of the counters that the batch feeds: a membership that
 /// moves takes totals along, and they must not be pruned meanwhile.
-pub(crate) async fn above_cutoffs<E: Executor>(executor: &mut E, schema: &Schema, batch: &Batch) -> Result<Batch> {
+pub(crate) async fn above_cutoffs<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    batch: &Batch,
+) -> Result<Batch> {
     let own = batch.ids();
     let counters = if E::DIALECT == Dialect::Postgres { read_with(schema, own) } else { own };
     let cutoffs = cutoffs(executor, schema, &counters, true).await?;
     if cutoffs.is_empty() {
         return Ok(batch.clone());
     }
-    let cutoff_of =
-        |counter: &CounterId| cutoffs.iter().find(|(known, _)| known.same(counter)).map(|(_, cutoff)| cutoff);
-    Ok(batch.filtered(|counter, key| cutoff_of(counter).is_none_or(|cutoff| retention::keeps(counter, key, cutoff))))
+    let cutoff_of = |counter: &CounterId| {
+        cutoffs.iter().find(|(known, _)| known.same(counter)).map(|(_, cutoff)| cutoff)
+    };
+    Ok(batch.filtered(|counter, key| {
+        cutoff_of(counter).is_none_or(|cutoff| retention::keeps(counter, key, cutoff))
+    }))
 }
 
 /// Drops the totals of a counter, and of its rollups by suffix, whose last part is before a cutoff.
@@ -113,21 +128,25 @@ async fn prune_family<E: Executor>(
         );
         let operation = format!("pruning totals of counter {}", id.full_name());
         let set = executor.execute(&[set]).await;
-        let set = set.map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
+        let set = set
+            .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), &operation, error)))?;
         if set.first() > Some(&0) {
             moved.push(*id);
         }
     }
-    let is_made_of =
-        |leaderboard: &&LeaderboardId| leaderboard.counters().iter().any(|of| moved.iter().any(|id| id.same(of)));
-    let leaderboards: Vec<LeaderboardId> = schema.leaderboard_ids().iter().filter(is_made_of).copied().collect();
+    let is_made_of = |leaderboard: &&LeaderboardId| {
+        leaderboard.counters().iter().any(|of| moved.iter().any(|id| id.same(of)))
+    };
+    let leaderboards: Vec<LeaderboardId> =
+        schema.leaderboard_ids().iter().filter(is_made_of).copied().collect();
     leaderboard::lock(executor, schema, &leaderboards).await?;
     let mut gone = 0;
     for id in &moved {
         let last = vec![catalogue::suffix_value(E::DIALECT, id, cutoff)?];
         let delete = Query::new(sql::prune(E::DIALECT, schema.spec(id)?), last);
         let deleted = executor.execute(&[delete]).await;
-        let deleted = deleted.map_err(|stopped| stopped.or(|_, error| failed_on("pruning totals", id, error)))?;
+        let deleted = deleted
+            .map_err(|stopped| stopped.or(|_, error| failed_on("pruning totals", id, error)))?;
         gone += deleted.first().copied().unwrap_or(0);
     }
     for leaderboard in &leaderboards {
@@ -146,7 +165,8 @@ pub(crate) async fn lock_catalogue<E: Executor>(executor: &mut E) -> Result<()> 
     }
     let lock = format!(r#"LOCK TABLE "{}" IN EXCLUSIVE MODE"#, sql::CATALOGUE);
     let locked = executor.run(&lock).await;
-    locked.map_err(|error| failed(of_catalogue(), &format!("locking {}", sql::CATALOGUE), error))?;
+    locked
+        .map_err(|error| failed(of_catalogue(), &format!("locking {}", sql::CATALOGUE), error))?;
     refuse_snapshot(executor).await
 }
 
@@ -164,7 +184,9 @@ pub(crate) async fn refuse_snapshot<E: Executor>(executor: &mut E) -> Result<()>
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, "looking at the transaction", error)))?;
+    read.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Connection, "looking at the transaction", error))
+    })?;
     match isolation.unwrap_or_default().as_str() {
         "read committed" | "read uncommitted" => Ok(()),
         isolation => Err(Error::invalid_use(

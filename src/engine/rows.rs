@@ -13,23 +13,29 @@ pub(crate) fn read_key(counter: &CounterId, row: &impl Row, first: usize) -> Res
 }
 
 /// Reads columns as these parts of a key.
-pub(crate) fn read_parts(name: &'static str, parts: &[KeyPart], row: &impl Row, first: usize) -> Result<KeyBuf> {
+pub(crate) fn read_parts(
+    name: &'static str,
+    parts: &[KeyPart],
+    row: &impl Row,
+    first: usize,
+) -> Result<KeyBuf> {
     let mut key = KeyBuf::new();
     for (at, part) in parts.iter().enumerate() {
-        let found = |found: &dyn ToString| KeyError::Type { wanted: *part, found: found.to_string() };
+        let found =
+            |found: &dyn ToString| KeyError::Type { wanted: *part, found: found.to_string() };
         let value = match row.column(first + at) {
             Column::Integer(value) => Ok(Value::Integer(value)),
             Column::Text(text) => Ok(Value::Text(text)),
             Column::Uuid(bytes) => Ok(Value::Uuid(bytes)),
-            Column::Bytes(bytes) => (&*bytes).try_into().map(Value::Blob).map_err(|_| found(&"a blob not of 16 bytes")),
+            Column::Bytes(bytes) => {
+                (&*bytes).try_into().map(Value::Blob).map_err(|_| found(&"a blob not of 16 bytes"))
+            }
             Column::NoText(_) => Err(found(&"a text that is not UTF-8")),
             Column::Real(value) => Err(found(&format!("the number {value}"))),
             other @ (Column::Null | Column::Other(_)) => Err(found(&other)),
         };
-        value.and_then(|value| sql::push_key_part(*part, &value, &mut key)).map_err(|cause| Error::Key {
-            counter: name,
-            key: raw_text(row, first, parts.len()),
-            cause,
+        value.and_then(|value| sql::push_key_part(*part, &value, &mut key)).map_err(|cause| {
+            Error::Key { counter: name, key: raw_text(row, first, parts.len()), cause }
         })?;
     }
     Ok(key)
@@ -37,7 +43,8 @@ pub(crate) fn read_parts(name: &'static str, parts: &[KeyPart], row: &impl Row, 
 
 /// The columns of a key that could not be read, for the error's text.
 fn raw_text(row: &impl Row, first: usize, parts: usize) -> String {
-    let text = (first..first + parts).map(|at| row.column(at).to_string()).collect::<Vec<_>>().join(", ");
+    let text =
+        (first..first + parts).map(|at| row.column(at).to_string()).collect::<Vec<_>>().join(", ");
     if parts == 1 { text } else { format!("({text})") }
 }
 

@@ -17,7 +17,11 @@ const MAX_NAME: usize = 63;
 
 /// Creates what is missing and checks what exists. With `rows`, the application already has rows,
 /// so no new counter is ready.
-pub(crate) async fn create<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) -> Result<()> {
+pub(crate) async fn create<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    rows: bool,
+) -> Result<()> {
     let nested = executor.is_nested();
     let journal = check_journal(executor).await;
     after_reads(executor, nested, journal)?;
@@ -41,7 +45,8 @@ async fn create_all<E: Executor>(executor: &mut E, schema: &Schema, rows: bool) 
             nothing_is_missing => nothing_is_missing,
         };
     }
-    let own = [sql::create_catalogue, sql::create_offsets, sql::create_runs].map(|create| create(E::DIALECT));
+    let own = [sql::create_catalogue, sql::create_offsets, sql::create_runs]
+        .map(|create| create(E::DIALECT));
     for text in own.into_iter().chain(sql::create_locks(E::DIALECT)) {
         make(executor, &text).await?;
     }
@@ -93,7 +98,9 @@ async fn refuse_foreign<E: Executor>(executor: &mut E, table: &str, whose: &str)
         None => Ok(()),
         Some(_) => Err(Error::SchemaMismatch {
             table: table.to_owned(),
-            reason: format!("it is there already, and is not one of keepcount's; rename it or the {whose}"),
+            reason: format!(
+                "it is there already, and is not one of keepcount's; rename it or the {whose}"
+            ),
         }),
     }
 }
@@ -122,7 +129,8 @@ async fn check_all<E: Executor>(executor: &mut E, schema: &Schema) -> Result<()>
         let id = spec.id();
         let table = spec.table_name();
         check_row(&known, "counter", &CatalogueRow::of(spec), &table)?;
-        check_keyed(executor, &table, id.parts(), ("total", sql::column_kind(E::DIALECT, None))).await?;
+        check_keyed(executor, &table, id.parts(), ("total", sql::column_kind(E::DIALECT, None)))
+            .await?;
         if schema.child_parts(&id).is_some() {
             check_index(executor, table, &sql::by_parent(spec)).await?;
         }
@@ -153,9 +161,13 @@ fn check_row(known: &[Known], what: &str, wanted: &CatalogueRow, table: &str) ->
     match known.iter().find(|known| known.row.name == wanted.name) {
         None => {
             let (name, catalogue) = (&wanted.name, sql::CATALOGUE);
-            schema(format!("{what} {name} is not in the catalogue {catalogue}; the store's create() adds it"))
+            schema(format!(
+                "{what} {name} is not in the catalogue {catalogue}; the store's create() adds it"
+            ))
         }
-        Some(Known { row, .. }) if row != wanted => schema(format!("the catalogue says {row}, the schema {wanted}")),
+        Some(Known { row, .. }) if row != wanted => {
+            schema(format!("the catalogue says {row}, the schema {wanted}"))
+        }
         Some(_) => Ok(()),
     }
 }
@@ -164,16 +176,35 @@ async fn check_index<E: Executor>(executor: &mut E, table: String, index: &str) 
     if kind_of(executor, index).await?.as_deref() == Some("index") {
         return Ok(());
     }
-    Err(Error::SchemaMismatch { table, reason: format!("its index {index} is absent; the store's create() makes it") })
+    Err(Error::SchemaMismatch {
+        table,
+        reason: format!("its index {index} is absent; the store's create() makes it"),
+    })
 }
 
-async fn check_keyed<E: Executor>(executor: &mut E, table: &str, parts: KeyParts, last: (&str, &str)) -> Result<()> {
-    check_table(executor, table, &inspect::keyed(E::DIALECT, parts, last), inspect::has_texts(parts)).await
+async fn check_keyed<E: Executor>(
+    executor: &mut E,
+    table: &str,
+    parts: KeyParts,
+    last: (&str, &str),
+) -> Result<()> {
+    check_table(
+        executor,
+        table,
+        &inspect::keyed(E::DIALECT, parts, last),
+        inspect::has_texts(parts),
+    )
+    .await
 }
 
 /// Refuses a table that does not have exactly these columns, or that could write something else
 /// than it is told.
-async fn check_table<E: Executor>(executor: &mut E, table: &str, wanted: &[String], texts: bool) -> Result<()> {
+async fn check_table<E: Executor>(
+    executor: &mut E,
+    table: &str,
+    wanted: &[String],
+    texts: bool,
+) -> Result<()> {
     let schema = |reason: String| Err(Error::SchemaMismatch { table: table.to_owned(), reason });
     match kind_of(executor, table).await?.as_deref() {
         Some("table") => {}
@@ -182,7 +213,11 @@ async fn check_table<E: Executor>(executor: &mut E, table: &str, wanted: &[Strin
     }
     let columns = said(executor, inspect::columns_of(E::DIALECT, table)).await?;
     if columns != wanted {
-        return schema(format!("its columns are ({}), not ({})", columns.join(", "), wanted.join(", ")));
+        return schema(format!(
+            "its columns are ({}), not ({})",
+            columns.join(", "),
+            wanted.join(", ")
+        ));
     }
     refuse_faults(executor, table, texts).await
 }
@@ -219,11 +254,14 @@ fn check_names(dialect: Dialect, schema: &Schema) -> Result<()> {
         Some(_) => sql::by_parent(spec),
         None => spec.table_name(),
     });
-    let leaderboards =
-        schema.leaderboard_ids().iter().map(|leaderboard| format!("{}_order", LeaderboardId::table_name(leaderboard)));
+    let leaderboards = schema
+        .leaderboard_ids()
+        .iter()
+        .map(|leaderboard| format!("{}_order", LeaderboardId::table_name(leaderboard)));
     let long = counters.chain(leaderboards).find(|name| name.len() > MAX_NAME);
     long.map_or(Ok(()), |table| {
-        let reason = format!("its name has {} bytes, PostgreSQL's have at most {MAX_NAME}", table.len());
+        let reason =
+            format!("its name has {} bytes, PostgreSQL's have at most {MAX_NAME}", table.len());
         Err(Error::SchemaMismatch { table, reason })
     })
 }
@@ -251,7 +289,9 @@ async fn said<E: Executor>(executor: &mut E, query: Query<'_>) -> Result<Vec<Str
             Ok(())
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, "reading the schema", error)))?;
+    read.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Connection, "reading the schema", error))
+    })?;
     Ok(texts)
 }
 
@@ -271,7 +311,8 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
             let integer = |at| integer(row, at, sql::CATALOGUE);
             // A version that is not a u32 matches no counter.
             let version = u32::try_from(integer(2)?).unwrap_or(u32::MAX);
-            let declared = CatalogueRow { name: text(0)?, key: text(1)?, version, placement: text(3)? };
+            let declared =
+                CatalogueRow { name: text(0)?, key: text(1)?, version, placement: text(3)? };
             known.push(Known { row: declared, identity: integer(4)?, ready: integer(5)? != 0 });
             Ok(())
         })
@@ -279,7 +320,10 @@ pub(crate) async fn catalogue<E: Executor>(executor: &mut E) -> Result<Vec<Known
     read.map_err(|stopped| match stopped {
         Stopped::Failed { error, .. } if is_foreign(&error) => Error::SchemaMismatch {
             table: sql::CATALOGUE.to_owned(),
-            reason: format!("it is not keepcount's catalogue: {}", crate::error::chain(&*error.into_cause())),
+            reason: format!(
+                "it is not keepcount's catalogue: {}",
+                crate::error::chain(&*error.into_cause())
+            ),
         },
         stopped => stopped.or(|_, error| failed(of_catalogue(), "reading the catalogue", error)),
     })?;
@@ -298,7 +342,10 @@ pub(crate) async fn identity<E: Executor>(executor: &mut E, schema: &Schema) -> 
 
 /// The counters and leaderboards of this database that the schema does not have, by their full
 /// names.
-pub(crate) async fn orphaned<E: Executor>(executor: &mut E, schema: &Schema) -> Result<Vec<String>> {
+pub(crate) async fn orphaned<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+) -> Result<Vec<String>> {
     let nested = executor.is_nested();
     let known = catalogue(executor).await;
     let known = after_reads(executor, nested, known)?.into_iter().map(|known| known.row.name);
@@ -306,17 +353,31 @@ pub(crate) async fn orphaned<E: Executor>(executor: &mut E, schema: &Schema) -> 
 }
 
 /// Drops the table of an orphaned counter or leaderboard, and its row in the catalogue.
-pub(crate) async fn drop_counter<E: Executor>(executor: &mut E, schema: &Schema, name: &str) -> Result<()> {
+pub(crate) async fn drop_counter<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    name: &str,
+) -> Result<()> {
     let operation = format!("forgetting {name}");
     transact!(executor, &operation, drop_orphan(executor, schema, name, &operation))
 }
 
-async fn drop_orphan<E: Executor>(executor: &mut E, schema: &Schema, name: &str, operation: &str) -> Result<()> {
+async fn drop_orphan<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    name: &str,
+    operation: &str,
+) -> Result<()> {
     let known = catalogue(executor).await?;
     let table = catalogue::orphaned(schema, &known, name)?.table_name();
     let dropped = executor.run(&format!("DROP TABLE IF EXISTS {}", sql::quote(&table))).await;
     dropped.map_err(|error| failed(Whose::Connection, operation, error))?;
-    let text = format!(r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#, sql::CATALOGUE, E::DIALECT.param(1));
+    let text = format!(
+        r#"DELETE FROM "{}" AS c WHERE c."name" = {}"#,
+        sql::CATALOGUE,
+        E::DIALECT.param(1)
+    );
     let gone = executor.execute(&[Query::new(text, vec![Value::Text(name.into())])]).await;
-    gone.map(drop).map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))
+    gone.map(drop)
+        .map_err(|stopped| stopped.or(|_, error| failed(of_catalogue(), operation, error)))
 }

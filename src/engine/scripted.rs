@@ -8,7 +8,9 @@ use std::fmt;
 
 use super::{leaderboard, now, read, schema, sweep, write};
 use crate::error::{Cause, Error, Result};
-use crate::executor::{Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped};
+use crate::executor::{
+    Column, Driver, DriverError, ErrorKind, Executor, NotCommitted, Reading, Row, Stopped,
+};
 use crate::leaderboard::Leaderboard;
 use crate::sql::{Dialect, Query};
 use crate::store::Sweep;
@@ -19,7 +21,8 @@ const SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SHOW);
 const PLAIN: Schema = Schema::new(&[VOTES.table()]);
 const SUMMED: Schema = Schema::new(&[VOTES.table(), SHOW.table(), SHOWS.table()]);
-const TOP: Leaderboard<i64> = Leaderboard::new("setlist.top", [VOTES]).by(|[n]| (n > 0).then_some(n));
+const TOP: Leaderboard<i64> =
+    Leaderboard::new("setlist.top", [VOTES]).by(|[n]| (n > 0).then_some(n));
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[TOP.id()]);
 
 #[derive(Debug, Clone)]
@@ -123,7 +126,9 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         mut each: impl FnMut(usize, &Line) -> Result<()> + Send,
     ) -> Result<(), Stopped<Refused>> {
         for (query, text) in queries.iter().enumerate() {
-            for line in self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })? {
+            for line in
+                self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })?
+            {
                 each(query, &Line(line)).map_err(Stopped::Refused)?;
             }
         }
@@ -135,7 +140,9 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
         query: &Query<'_>,
         mut each: impl FnMut(&Line) -> Result<bool> + Send,
     ) -> Result<(), Stopped<Refused>> {
-        for line in self.answer(query).map_err(|error| Stopped::Failed { query: 0, row: 0, error })? {
+        for line in
+            self.answer(query).map_err(|error| Stopped::Failed { query: 0, row: 0, error })?
+        {
             self.scanned += 1;
             if !each(&Line(line)).map_err(Stopped::Refused)? {
                 break;
@@ -147,7 +154,8 @@ impl<const POSTGRES: bool> Executor for Script<POSTGRES> {
     async fn execute(&mut self, queries: &[Query<'_>]) -> Result<Vec<u64>, Stopped<Refused>> {
         let mut written = Vec::new();
         for (query, text) in queries.iter().enumerate() {
-            let rows = self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })?;
+            let rows =
+                self.answer(text).map_err(|error| Stopped::Failed { query, row: 0, error })?;
             // An answer with a row means that nothing was written.
             if !rows.is_empty() && text.rows().any(|row| text.is_skipped(row, 0)) {
                 return Err(Stopped::Skipped { query, row: 0 });
@@ -200,11 +208,19 @@ fn a_plain_batch_is_one_statement_in_a_transaction() {
     let applied = now(write::apply(&mut sqlite, &PLAIN, &mut votes([7, 8, 9]), None)).unwrap();
     assert_eq!((applied.totals, applied.statements), (3, 3));
     assert_eq!(sqlite.verbs(), ["BEGIN", "INSERT", "COMMIT"]);
-    assert!(sqlite.ran.iter().any(|ran| ran.ends_with("<3>")), "executed for each total: {:?}", sqlite.ran);
+    assert!(
+        sqlite.ran.iter().any(|ran| ran.ends_with("<3>")),
+        "executed for each total: {:?}",
+        sqlite.ran
+    );
     let mut postgres = Script::<true>::default();
     let applied = now(write::apply(&mut postgres, &PLAIN, &mut votes([7, 8, 9]), None)).unwrap();
     assert_eq!((applied.totals, applied.statements), (3, 1));
-    assert!(postgres.ran.iter().any(|ran| ran.contains("unnest") && ran.ends_with("<1>")), "{:?}", postgres.ran);
+    assert!(
+        postgres.ran.iter().any(|ran| ran.contains("unnest") && ran.ends_with("<1>")),
+        "{:?}",
+        postgres.ran
+    );
 }
 
 #[test]
@@ -222,15 +238,29 @@ fn an_offset_is_read_first_and_moved_last() {
     let last = |last: i64| vec![vec![Column::Integer(last)]];
     let stream_range = StreamRange::new("votes", 4, 5).unwrap();
     let mut script = Script::<false>::answering([("SELECT m.\"last\"", Ok(last(3)))]);
-    assert!(!now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&stream_range))).unwrap().skipped);
-    assert_eq!(script.verbs(), ["BEGIN", "SELECT", "INSERT", "SELECT", "SELECT", "INSERT", "COMMIT"]);
-    assert!(script.ran.iter().rev().nth(1).unwrap().contains("keepcount_offsets"), "{:?}", script.ran);
+    assert!(
+        !now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&stream_range)))
+            .unwrap()
+            .skipped
+    );
+    assert_eq!(
+        script.verbs(),
+        ["BEGIN", "SELECT", "INSERT", "SELECT", "SELECT", "INSERT", "COMMIT"]
+    );
+    assert!(
+        script.ran.iter().rev().nth(1).unwrap().contains("keepcount_offsets"),
+        "{:?}",
+        script.ran
+    );
     let mut script = Script::<false>::answering([("SELECT m.\"last\"", Ok(last(5)))]);
     let mut batch = votes([7]);
-    assert!(now(write::apply(&mut script, &RANKED, &mut batch, Some(&stream_range))).unwrap().skipped);
+    assert!(
+        now(write::apply(&mut script, &RANKED, &mut batch, Some(&stream_range))).unwrap().skipped
+    );
     assert_eq!((script.verbs(), batch.is_empty()), (vec!["BEGIN", "SELECT", "COMMIT"], true));
     let mut script = Script::<false>::answering([("SELECT m.\"last\"", Ok(last(1)))]);
-    let error = now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&stream_range))).unwrap_err();
+    let error =
+        now(write::apply(&mut script, &RANKED, &mut votes([7]), Some(&stream_range))).unwrap_err();
     assert!(matches!(error, Error::Gap { applied: 1, .. }));
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "ROLLBACK"]);
 }
@@ -240,7 +270,11 @@ fn postgres_locks_children_before_it_reads_them_and_sqlite_does_not() {
     let mut script = Script::<true>::default();
     now(write::apply(&mut script, &SUMMED, &mut votes([7, 8]), None)).unwrap();
     let locks = script.ran.iter().position(|ran| ran.contains("keepcount_locks")).unwrap();
-    let reads = script.ran.iter().position(|ran| ran.starts_with("SELECT") && ran.contains("setlist_show")).unwrap();
+    let reads = script
+        .ran
+        .iter()
+        .position(|ran| ran.starts_with("SELECT") && ran.contains("setlist_show"))
+        .unwrap();
     assert!(locks < reads);
     assert_eq!(script.verbs(), ["BEGIN", "INSERT", "SELECT", "INSERT", "COMMIT"]);
     let mut script = Script::<false>::default();
@@ -256,15 +290,23 @@ fn what_fails_in_a_transaction_of_its_own_is_rolled_back_and_may_be_tried_again(
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     assert_eq!((script.verbs(), batch.len()), (vec!["BEGIN", "INSERT", "ROLLBACK"], 1));
     let mut script = Script::<true>::answering([("BEGIN", Err(busy()))]);
-    assert!(matches!(now(write::apply(&mut script, &PLAIN, &mut batch, None)), Err(Error::Busy { .. })));
+    assert!(matches!(
+        now(write::apply(&mut script, &PLAIN, &mut batch, None)),
+        Err(Error::Busy { .. })
+    ));
     assert_eq!(script.verbs(), ["BEGIN", "ROLLBACK"], "a BEGIN that failed may have begun");
 }
 
 #[test]
 fn an_error_says_what_stands() {
     for (commit, rolls_back) in [(true, true), (false, true), (true, false), (false, false)] {
-        let refused = if commit { NotCommitted::Refused(busy()) } else { NotCommitted::Unknown(busy()) };
-        let mut script = Script::<true> { commit: Some(refused), cannot_roll_back: !rolls_back, ..Script::default() };
+        let refused =
+            if commit { NotCommitted::Refused(busy()) } else { NotCommitted::Unknown(busy()) };
+        let mut script = Script::<true> {
+            commit: Some(refused),
+            cannot_roll_back: !rolls_back,
+            ..Script::default()
+        };
         let error = now(write::apply(&mut script, &PLAIN, &mut votes([7]), None)).unwrap_err();
         match (commit, rolls_back) {
             (false, _) => assert!(matches!(error, Error::Indeterminate { .. }), "{error:?}"),
@@ -296,7 +338,10 @@ fn what_fails_within_the_caller_s_transaction_cannot_be_committed() {
 fn a_write_that_is_skipped_is_an_error_that_names_the_table() {
     let mut script = Script::<false>::answering([("INSERT", Ok(vec![Vec::new()]))]);
     let error = now(write::apply(&mut script, &PLAIN, &mut votes([7]), None)).unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "setlist_votes"), "{error:?}");
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "setlist_votes"),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -312,14 +357,20 @@ fn a_total_without_room_is_named_by_its_row_or_looked_for() {
     assert_eq!(script.verbs(), ["BEGIN", "INSERT", "ROLLBACK", "SELECT"]);
     let mut script = Script::<true>::answering([full()]).within();
     let error = now(write::apply(&mut script, &PLAIN, &mut votes([7, 8]), None)).unwrap_err();
-    assert!(matches!(&error, Error::Overflow { key, .. } if key == "7 or another of 2"), "{error:?}");
+    assert!(
+        matches!(&error, Error::Overflow { key, .. } if key == "7 or another of 2"),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn readiness_is_looked_for_in_the_same_fetch_as_what_is_read() {
     let total = vec![vec![Column::Integer(3)]];
     let mut script = Script::<true>::answering([("SELECT t.\"total\"", Ok(total))]);
-    assert_eq!(now(read::read(&mut script, &PLAIN, VOTES.id(), &[KeyBuf::of::<i64>(7)])).unwrap(), [3]);
+    assert_eq!(
+        now(read::read(&mut script, &PLAIN, VOTES.id(), &[KeyBuf::of::<i64>(7)])).unwrap(),
+        [3]
+    );
     assert_eq!(script.ran.len(), 2);
     let unready = vec![vec![Column::Text("setlist.show,other".into())]];
     let mut script = Script::<true>::answering([("SELECT string_agg", Ok(unready))]);
@@ -339,7 +390,8 @@ fn a_leaderboard_writes_only_where_a_score_changes() {
         (None, 0, &["SELECT", "SELECT"]),
     ] {
         let stored = stored.map_or_else(Vec::new, |score| line([7, score]));
-        let answers = [("SELECT t.\"key\"", Ok(stored)), ("SELECT t.\"key\"", Ok(line([7, total])))];
+        let answers =
+            [("SELECT t.\"key\"", Ok(stored)), ("SELECT t.\"key\"", Ok(line([7, total])))];
         let mut script = Script::<false>::answering(answers);
         let moved = leaderboard::moved(&RANKED, &votes([7])).unwrap();
         let changed = now(leaderboard::follow(&mut script, &RANKED, &moved)).unwrap();
@@ -362,7 +414,10 @@ fn a_sweep_writes_only_where_there_is_something_to_remove() {
 fn a_check_only_reads() {
     for nested in [false, true] {
         let mut script = Script::<true> { nested, ..Script::default() };
-        assert!(matches!(now(schema::check(&mut script, &PLAIN)), Err(Error::SchemaMismatch { .. })));
+        assert!(matches!(
+            now(schema::check(&mut script, &PLAIN)),
+            Err(Error::SchemaMismatch { .. })
+        ));
         assert!(script.verbs().iter().all(|verb| *verb == "SELECT"), "{:?}", script.ran);
     }
 }

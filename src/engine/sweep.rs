@@ -10,12 +10,17 @@ use crate::sql::{self, Dialect, Query, Value};
 use crate::store::sweep::{LockKey, Page, Sweep, Swept};
 
 /// Removes a bounded part of the rows that no longer mean anything.
-pub(crate) async fn sweep<E: Executor>(executor: &mut E, schema: &Schema, sweep: &mut Sweep) -> Result<Swept> {
+pub(crate) async fn sweep<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    sweep: &mut Sweep,
+) -> Result<Swept> {
     let mut swept = Swept::default();
     while let Some(page) = sweep.totals(schema, &swept) {
         let counter = page.spec.id();
         let nested = executor.is_nested();
-        let totals = read::range_unchecked(executor, schema, &counter, &page.range, page.rows).await;
+        let totals =
+            read::range_unchecked(executor, schema, &counter, &page.range, page.rows).await;
         let totals = after_reads(executor, nested, totals)?;
         let last = totals.last().map(|(key, _)| key);
         if totals.iter().any(|(_, total)| *total == 0) {
@@ -45,7 +50,11 @@ pub(crate) async fn sweep<E: Executor>(executor: &mut E, schema: &Schema, sweep:
 
 /// Removes the zeros of a page that was read up to its last key. Totals that became 0 since are
 /// removed too; totals that are no longer 0 stay.
-async fn remove_zeros_of<E: Executor>(executor: &mut E, page: &Page, last: Option<&KeyBuf>) -> Result<u64> {
+async fn remove_zeros_of<E: Executor>(
+    executor: &mut E,
+    page: &Page,
+    last: Option<&KeyBuf>,
+) -> Result<u64> {
     let Some(last) = last else { return Ok(0) };
     let range = page.range.clone().up_to(last);
     let query = sql::remove_zeros_of(E::DIALECT, page.spec, &range)?;
@@ -53,7 +62,11 @@ async fn remove_zeros_of<E: Executor>(executor: &mut E, page: &Page, last: Optio
     remove(executor, query, &page.spec.table_name(), &operation).await
 }
 
-async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: usize) -> Result<Vec<LockKey>> {
+async fn locks<E: Executor>(
+    executor: &mut E,
+    after: Option<&LockKey>,
+    limit: usize,
+) -> Result<Vec<LockKey>> {
     let query = sql::locks(after, limit);
     let mut locks = Vec::new();
     let read = executor
@@ -68,24 +81,37 @@ async fn locks<E: Executor>(executor: &mut E, after: Option<&LockKey>, limit: us
             }),
         })
         .await;
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), "reading locks", error)))?;
+    read.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), "reading locks", error))
+    })?;
     Ok(locks)
 }
 
 /// Removes rows of one page in a transaction that sees what is committed, whatever the session's
 /// default is. Above READ COMMITTED, a row that another transaction changed meanwhile would make it
 /// fail.
-async fn remove<E: Executor>(executor: &mut E, query: Query<'_>, table: &str, operation: &str) -> Result<u64> {
+async fn remove<E: Executor>(
+    executor: &mut E,
+    query: Query<'_>,
+    table: &str,
+    operation: &str,
+) -> Result<u64> {
     transact!(executor, operation, remove_in(executor, &query, table, operation))
 }
 
-async fn remove_in<E: Executor>(executor: &mut E, query: &Query<'_>, table: &str, operation: &str) -> Result<u64> {
+async fn remove_in<E: Executor>(
+    executor: &mut E,
+    query: &Query<'_>,
+    table: &str,
+    operation: &str,
+) -> Result<u64> {
     if E::DIALECT == Dialect::Postgres {
         let set = executor.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
         set.map_err(|error| failed(Whose::Connection, operation, error))?;
     }
     let gone = executor.execute(std::slice::from_ref(query)).await;
-    let gone = gone.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(table), operation, error)))?;
+    let gone = gone
+        .map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(table), operation, error)))?;
     Ok(gone.first().copied().unwrap_or(0))
 }
 
@@ -104,8 +130,12 @@ async fn forget_in<E: Executor>(executor: &mut E, stream: &str, operation: &str)
         Dialect::Postgres => format!("{} FOR UPDATE", sql::read_offset(Dialect::Postgres)),
     };
     let stream_value = || vec![Value::Text(stream.into())];
-    let last = read::offset_by(executor, Query::new(text, stream_value()), stream, operation).await?;
-    let forgotten = executor.execute(&[Query::new(sql::forget_offset(E::DIALECT), stream_value())]).await;
-    forgotten.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error)))?;
+    let last =
+        read::offset_by(executor, Query::new(text, stream_value()), stream, operation).await?;
+    let forgotten =
+        executor.execute(&[Query::new(sql::forget_offset(E::DIALECT), stream_value())]).await;
+    forgotten.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Table(sql::OFFSETS), operation, error))
+    })?;
     Ok(last)
 }

@@ -52,14 +52,21 @@ impl Failed {
                         let key = format!("{} or another of {}", counter.show(first), keys.len());
                         Error::Overflow { counter: counter.name(), key, what: "total" }
                     }
-                    [] => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },
+                    [] => Error::Overflow {
+                        counter: counter.name(),
+                        key: String::new(),
+                        what: "total",
+                    },
                 }
             }
         }
     }
 }
 
-fn of_counter<'b>(batch: &'b Batch, counter: &CounterId) -> impl Iterator<Item = (&'b KeyBuf, i128)> {
+fn of_counter<'b>(
+    batch: &'b Batch,
+    counter: &CounterId,
+) -> impl Iterator<Item = (&'b KeyBuf, i128)> {
     let counter = *counter;
     batch.deltas().filter(move |(of, ..)| of.same(&counter)).map(|(_, key, delta)| (key, delta))
 }
@@ -69,7 +76,8 @@ pub(crate) fn operation(batch: &Batch, stream_range: Option<&StreamRange<'_>>) -
     match stream_range {
         Some(stream_range) if batch.is_empty() => moving(stream_range),
         _ => {
-            let mut names: Vec<_> = batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
+            let mut names: Vec<_> =
+                batch.deltas().map(|(counter, ..)| counter.full_name()).collect();
             names.sort_unstable();
             names.dedup();
             format!("writing totals of counter {}", names.join(", "))
@@ -109,7 +117,8 @@ async fn apply_whole<E: Executor>(
     stream_range: Option<&StreamRange<'_>>,
 ) -> Result<Applied> {
     // Refuse what cannot be written before a transaction begins.
-    let writes = if is_plain(schema) { Some(Writes::of(E::DIALECT, schema, batch, false)?) } else { None };
+    let writes =
+        if is_plain(schema) { Some(Writes::of(E::DIALECT, schema, batch, false)?) } else { None };
     let operation = || operation(batch, stream_range);
     let nested = begin(executor, operation).await?;
     let done = write(executor, schema, batch, stream_range, writes).await;
@@ -171,7 +180,13 @@ pub(crate) async fn follows<E: Executor>(
         Dialect::Postgres => sql::lock_offset(),
     };
     let query = Query::new(text, vec![Value::Text(stream_range.stream().into())]);
-    let last = read::offset_by(executor, query, stream_range.stream(), &operation(batch, Some(stream_range))).await?;
+    let last = read::offset_by(
+        executor,
+        query,
+        stream_range.stream(),
+        &operation(batch, Some(stream_range)),
+    )
+    .await?;
     stream_range.follows(last)
 }
 
@@ -224,18 +239,30 @@ async fn write_all<E: Executor>(
     let written = executor.execute(&writes.queries).await;
     let error = match written {
         Ok(written) => {
-            match follow(executor, schema, batch, (stream_range, set_offset.filter(|_| !together)), moved).await {
+            match follow(
+                executor,
+                schema,
+                batch,
+                (stream_range, set_offset.filter(|_| !together)),
+                moved,
+            )
+            .await
+            {
                 Ok(lines) => {
                     let statements = writes.statements(&written) + lines;
                     return Ok(Applied::new(batch.len() as u64, statements));
                 }
-                Err(error) => take_back(executor, schema, &writes, (usize::MAX, 0), moved, error).await,
+                Err(error) => {
+                    take_back(executor, schema, &writes, (usize::MAX, 0), moved, error).await
+                }
             }
         }
         Err(stopped) => {
             let reached = reached(&stopped);
             match writes.failed(batch, stream_range, stopped) {
-                Failed::Known(error) => take_back(executor, schema, &writes, reached, moved, error).await,
+                Failed::Known(error) => {
+                    take_back(executor, schema, &writes, reached, moved, error).await
+                }
                 overflow @ Failed::Overflow(..) => return Err(overflow),
             }
         }
@@ -265,7 +292,11 @@ fn set_offset<'m, E: Executor>(stream_range: &StreamRange<'m>) -> Query<'m> {
     Query::new(sql::set_offset(E::DIALECT), values).exact()
 }
 
-fn offset_failed<E: DriverError>(batch: &Batch, stream_range: Option<&StreamRange<'_>>, stopped: Stopped<E>) -> Error {
+fn offset_failed<E: DriverError>(
+    batch: &Batch,
+    stream_range: Option<&StreamRange<'_>>,
+    stopped: Stopped<E>,
+) -> Error {
     match stopped {
         Stopped::Skipped { .. } => skipped(sql::OFFSETS.to_owned()),
         stopped => stopped.or(|_, error| {
@@ -349,9 +380,16 @@ struct Totals {
 
 impl<'b> Writes<'b> {
     /// The statements that write a batch's totals.
-    pub(crate) fn of(dialect: Dialect, schema: &Schema, batch: &'b Batch, split: bool) -> Result<Self> {
+    pub(crate) fn of(
+        dialect: Dialect,
+        schema: &Schema,
+        batch: &'b Batch,
+        split: bool,
+    ) -> Result<Self> {
         let statements = sql::statements(dialect, schema, batch, split)?;
-        let totals = statements.iter().map(|statement| Totals { counter: statement.counter, adds: statement.adds });
+        let totals = statements
+            .iter()
+            .map(|statement| Totals { counter: statement.counter, adds: statement.adds });
         let totals = totals.collect();
         let queries = statements.into_iter().map(sql::Statement::into_query).collect();
         Ok(Self { queries, before: 0, totals })
@@ -380,7 +418,9 @@ impl<'b> Writes<'b> {
     ) -> Failed {
         let (query, row) = reached(&stopped);
         match (self.totals_of(query), stopped) {
-            (Some(totals), Stopped::Failed { error, .. }) if error.kind() == ErrorKind::Overflow => {
+            (Some(totals), Stopped::Failed { error, .. })
+                if error.kind() == ErrorKind::Overflow =>
+            {
                 match self.key_of(query, row, &totals.counter) {
                     Some(key) => Error::overflow(&totals.counter, &key, "total").into(),
                     None => Failed::Overflow(totals.counter, Box::new(batch.clone())),
@@ -417,16 +457,25 @@ fn leaderboard_locks<'m>(
     if dialect != Dialect::Postgres {
         return Vec::new();
     }
-    let lock = |(leaderboard, keys): &'m (&'static LeaderboardId, std::collections::BTreeSet<KeyBuf>)| {
-        sql::lock(leaderboard.name(), 0, keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect())
-    };
+    let lock =
+        |(leaderboard, keys): &'m (&'static LeaderboardId, std::collections::BTreeSet<KeyBuf>)| {
+            sql::lock(
+                leaderboard.name(),
+                0,
+                keys.iter().map(|key| Cow::Borrowed(key.as_bytes())).collect(),
+            )
+        };
     moved.iter().map(lock).collect()
 }
 
 /// Propagates a batch to rollups. In PostgreSQL, each child whose memberships or base totals change
 /// is locked first and read in a later statement, so that what was read does not change until the
 /// transaction ends.
-pub(crate) async fn update_rollups<E: Executor>(executor: &mut E, schema: &Schema, batch: Batch) -> Result<Batch> {
+pub(crate) async fn update_rollups<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    batch: Batch,
+) -> Result<Batch> {
     if schema.is_plain() || schema.first_fed(&batch).is_none() {
         return Ok(batch);
     }
@@ -437,7 +486,8 @@ pub(crate) async fn update_rollups<E: Executor>(executor: &mut E, schema: &Schem
         let asked = asked(E::DIALECT, schema, &requests)?;
         let mut queries = Vec::with_capacity(asked.len() + 1);
         if E::DIALECT == Dialect::Postgres {
-            let mut children: Vec<&KeyBuf> = requests.iter().map(|request| &request.child).collect();
+            let mut children: Vec<&KeyBuf> =
+                requests.iter().map(|request| &request.child).collect();
             children.dedup();
             let children = children.iter().map(|child| Cow::Borrowed(child.as_bytes())).collect();
             queries.push(sql::lock(&first.membership.full_name(), first.level, children));
@@ -465,7 +515,11 @@ pub(crate) async fn update_rollups<E: Executor>(executor: &mut E, schema: &Schem
 }
 
 /// One query for each requested counter.
-fn asked<'q>(dialect: Dialect, schema: &Schema, requests: &'q [TotalsRequest]) -> Result<Vec<(CounterId, Query<'q>)>> {
+fn asked<'q>(
+    dialect: Dialect,
+    schema: &Schema,
+    requests: &'q [TotalsRequest],
+) -> Result<Vec<(CounterId, Query<'q>)>> {
     let mut counters: Vec<(CounterId, Vec<&'q KeyBuf>)> = Vec::new();
     for request in requests {
         match counters.iter_mut().find(|(counter, _)| counter.same(&request.counter)) {
@@ -503,7 +557,9 @@ pub(crate) async fn lock_above<E: Executor>(
     let moved = leaderboard::moved(schema, &expanded)?;
     let locked = executor.execute(&leaderboard_locks(E::DIALECT, &moved)).await;
     let operation = format!("repairing totals of counter {}", counter.full_name());
-    locked.map(drop).map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &operation, error)))
+    locked.map(drop).map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Table(sql::LOCKS), &operation, error))
+    })
 }
 
 /// Locks these totals until the transaction ends, in key order, and returns them. In PostgreSQL,
@@ -526,24 +582,43 @@ pub(crate) async fn lock_totals<E: Executor>(
 
 /// Writes differences to totals. Unlike an apply it also writes rollups, keys below a cutoff, and
 /// deltas beyond 64 bits.
-pub(crate) async fn repair<E: Executor>(executor: &mut E, schema: &Schema, lacking: &Batch) -> Result<()> {
+pub(crate) async fn repair<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    lacking: &Batch,
+) -> Result<()> {
     let expanded = match update_rollups(executor, schema, lacking.clone()).await {
         Err(Error::Overflow { .. }) => lacking.clone(),
         expanded => with_room(executor, schema, expanded?, lacking).await?,
     };
-    write_with_rollups(executor, schema, &expanded, None, true).await.map(drop).map_err(Failed::unnamed)
+    write_with_rollups(executor, schema, &expanded, None, true)
+        .await
+        .map(drop)
+        .map_err(Failed::unnamed)
 }
 
 /// The repair with its rollup deltas, or the repair alone if a rollup has no room for them. That
 /// rollup then still differs from what it sums, and is repaired at its own level.
-async fn with_room<E: Executor>(executor: &mut E, schema: &Schema, expanded: Batch, lacking: &Batch) -> Result<Batch> {
-    let above: Vec<(CounterId, KeyBuf, i128)> =
-        expanded.deltas().skip(lacking.len()).map(|(counter, key, delta)| (counter, key.clone(), delta)).collect();
+async fn with_room<E: Executor>(
+    executor: &mut E,
+    schema: &Schema,
+    expanded: Batch,
+    lacking: &Batch,
+) -> Result<Batch> {
+    let above: Vec<(CounterId, KeyBuf, i128)> = expanded
+        .deltas()
+        .skip(lacking.len())
+        .map(|(counter, key, delta)| (counter, key.clone(), delta))
+        .collect();
     for run in above.chunk_by(|a, b| a.0.same(&b.0)) {
         let Some((counter, ..)) = run.first() else { continue };
         let keys: Vec<KeyBuf> = run.iter().map(|(_, key, _)| key.clone()).collect();
         let totals = read::read_unchecked(executor, schema, counter, &keys).await?;
-        if totals.into_iter().zip(run).any(|(total, (.., delta))| !rollup_update::has_room(total, *delta)) {
+        if totals
+            .into_iter()
+            .zip(run)
+            .any(|(total, (.., delta))| !rollup_update::has_room(total, *delta))
+        {
             return Ok(lacking.clone());
         }
     }
@@ -562,7 +637,9 @@ pub(crate) async fn remove_zeros<E: Executor>(
     let width = sql::key_columns(counter.parts()).len();
     let query = sql::of_rows(E::DIALECT, sql::remove_zeros(E::DIALECT, spec), rows, width);
     let removed = executor.execute(&[query]).await;
-    removed.map(drop).map_err(|stopped| stopped.or(|_, error| failed_on("writing totals", counter, error)))
+    removed
+        .map(drop)
+        .map_err(|stopped| stopped.or(|_, error| failed_on("writing totals", counter, error)))
 }
 
 /// The error for the total of a counter that a batch would bring beyond 64 bits, as far as it can
@@ -573,14 +650,18 @@ pub(crate) async fn find_overflow<E: Executor>(
     counter: &CounterId,
     batch: &Batch,
 ) -> Error {
-    let mut deltas: Vec<(KeyBuf, i128)> = of_counter(batch, counter).map(|(key, delta)| (key.clone(), delta)).collect();
+    let mut deltas: Vec<(KeyBuf, i128)> =
+        of_counter(batch, counter).map(|(key, delta)| (key.clone(), delta)).collect();
     deltas.sort_unstable();
     let keys: Vec<KeyBuf> = deltas.iter().map(|(key, _)| key.clone()).collect();
     let totals = match read::read_unchecked(executor, schema, counter, &keys).await {
         Ok(totals) => totals,
         Err(error) => return error,
     };
-    let beyond = deltas.iter().zip(totals).find(|((_, delta), total)| !rollup_update::has_room(*total, *delta));
+    let beyond = deltas
+        .iter()
+        .zip(totals)
+        .find(|((_, delta), total)| !rollup_update::has_room(*total, *delta));
     match beyond.map(|((key, _), _)| key).or_else(|| keys.first()) {
         Some(key) => Error::overflow(counter, key, "total"),
         None => Error::Overflow { counter: counter.name(), key: String::new(), what: "total" },

@@ -33,7 +33,9 @@ impl KeyParts {
 impl KeyPart {
     fn value_before(self, value: &KeyValue<'_>) -> Option<KeyValue<'static>> {
         Some(match value {
-            KeyValue::Signed(value) => KeyValue::Signed(value.checked_sub(1).filter(|less| self.holds(*less))?),
+            KeyValue::Signed(value) => {
+                KeyValue::Signed(value.checked_sub(1).filter(|less| self.holds(*less))?)
+            }
             KeyValue::Unsigned(value) => KeyValue::Unsigned(value.checked_sub(1)?),
             KeyValue::Bytes16(id) | KeyValue::Uuid(id) => {
                 KeyValue::Bytes16(u128::from_be_bytes(*id).checked_sub(1)?.to_be_bytes())
@@ -45,10 +47,12 @@ impl KeyPart {
     /// Returns a late value of this part: not the last one, where SQL stores cannot hold that.
     fn late_value(self) -> KeyValue<'static> {
         match self {
-            Self::Signed(bytes) => KeyValue::Signed((i128::MAX >> (128 - u32::from(bytes) * 8)).min(i64::MAX.into())),
-            Self::Unsigned(bytes) => {
-                KeyValue::Unsigned((u128::MAX >> (128 - u32::from(bytes) * 8)).min(i64::MAX.unsigned_abs().into()))
+            Self::Signed(bytes) => {
+                KeyValue::Signed((i128::MAX >> (128 - u32::from(bytes) * 8)).min(i64::MAX.into()))
             }
+            Self::Unsigned(bytes) => KeyValue::Unsigned(
+                (u128::MAX >> (128 - u32::from(bytes) * 8)).min(i64::MAX.unsigned_abs().into()),
+            ),
             Self::Bytes16 | Self::Uuid => KeyValue::Bytes16([u8::MAX; 16]),
             Self::Text => KeyValue::Text(LAST.to_string().into()),
         }
@@ -101,11 +105,27 @@ mod tests {
         assert_eq!(before::<String>("a\u{1}").unwrap(), "a");
         assert_eq!(before::<String>("a\0").unwrap(), "a");
         assert_eq!(before::<String>("\u{e000}").unwrap(), "\u{d7ff}\u{10ffff}");
-        assert_eq!(before::<(String, String)>(("b", "")).unwrap(), ("a\u{10ffff}".to_owned(), "\u{10ffff}".to_owned()));
+        assert_eq!(
+            before::<(String, String)>(("b", "")).unwrap(),
+            ("a\u{10ffff}".to_owned(), "\u{10ffff}".to_owned())
+        );
         assert_eq!(MAX_TEXT, crate::sql::MAX_TEXT);
         let long = "b".repeat(MAX_TEXT);
         assert_eq!(before::<String>(&long).unwrap().len(), MAX_TEXT);
-        let texts = ["", "a", "aa", "ab", "b", "b\0", "b\u{1}", "b\u{2}", "ba", "\u{e4}", "\u{e000}", "\u{10ffff}"];
+        let texts = [
+            "",
+            "a",
+            "aa",
+            "ab",
+            "b",
+            "b\0",
+            "b\u{1}",
+            "b\u{2}",
+            "ba",
+            "\u{e4}",
+            "\u{e000}",
+            "\u{10ffff}",
+        ];
         for (at, text) in texts.iter().enumerate().skip(1) {
             let before = KeyBuf::of::<String>(before::<String>(*text).unwrap());
             assert!(before < KeyBuf::of::<String>(*text), "{text:?}");

@@ -207,9 +207,13 @@ impl<'de> Deserialize<'de> for KeyBuf {
         let (pairs, []) = digits.as_bytes().as_chunks::<2>() else {
             return Err(de::Error::custom("a key has an odd number of hexadecimal digits"));
         };
-        let bytes =
-            pairs.iter().map(|&[high, low]| Some(nibble(high)? << 4 | nibble(low)?)).collect::<Option<Vec<u8>>>();
-        bytes.map(|bytes| Self::from_bytes(&bytes)).ok_or_else(|| de::Error::custom("a key is not hexadecimal"))
+        let bytes = pairs
+            .iter()
+            .map(|&[high, low]| Some(nibble(high)? << 4 | nibble(low)?))
+            .collect::<Option<Vec<u8>>>();
+        bytes
+            .map(|bytes| Self::from_bytes(&bytes))
+            .ok_or_else(|| de::Error::custom("a key is not hexadecimal"))
     }
 }
 
@@ -240,18 +244,26 @@ mod tests {
         let mut families = Vec::new();
         for shift in 0..=52 {
             let step = |key: u64| key << shift;
-            families.push((format!("step 2^{shift}"), (0..KEYS).map(|key| step(key).to_be_bytes().to_vec()).collect()));
+            families.push((
+                format!("step 2^{shift}"),
+                (0..KEYS).map(|key| step(key).to_be_bytes().to_vec()).collect(),
+            ));
             families.push((
                 format!("bytes turned, {shift}"),
                 (0..KEYS).map(|key| step(key).to_le_bytes().to_vec()).collect(),
             ));
             let halves = |key: u64| [step(key).to_be_bytes(), (!step(key)).to_be_bytes()].concat();
-            families.push((format!("a half undoes the other, {shift}"), (0..KEYS).map(halves).collect()));
+            families.push((
+                format!("a half undoes the other, {shift}"),
+                (0..KEYS).map(halves).collect(),
+            ));
         }
         for long in [0, 7, 8, 9, 15, 16, 17, 31, 32, 63, 64, 200, 3_000] {
             let behind = |key: u64| [vec![b'a'; long], key.to_string().into_bytes()].concat();
             let before = |key: u64| [key.to_string().into_bytes(), vec![b'a'; long]].concat();
-            let middle = |key: u64| [vec![b'a'; long / 2], key.to_string().into_bytes(), vec![b'z'; long / 2]].concat();
+            let middle = |key: u64| {
+                [vec![b'a'; long / 2], key.to_string().into_bytes(), vec![b'z'; long / 2]].concat()
+            };
             families.push((format!("behind {long} bytes"), (0..KEYS).map(behind).collect()));
             families.push((format!("before {long} bytes"), (0..KEYS).map(before).collect()));
             families.push((format!("between {long} bytes"), (0..KEYS).map(middle).collect()));
@@ -269,12 +281,14 @@ mod tests {
     fn chosen_keys_flood_no_stripe_and_no_bucket() {
         let (mut fullest, mut longest) = (0, 0);
         for (family, keys) in chosen() {
-            let hashes: Vec<u64> = keys.iter().map(|key| KeyBuf::from_bytes(key).hash64()).collect();
+            let hashes: Vec<u64> =
+                keys.iter().map(|key| KeyBuf::from_bytes(key).hash64()).collect();
             let most = |low: u32, bits: u32| {
                 let mut counts = vec![0; 1 << bits];
                 for hash in &hashes {
-                    if let Some(count) =
-                        usize::try_from(hash >> low & ((1 << bits) - 1)).ok().and_then(|at| counts.get_mut(at))
+                    if let Some(count) = usize::try_from(hash >> low & ((1 << bits) - 1))
+                        .ok()
+                        .and_then(|at| counts.get_mut(at))
                     {
                         *count += 1;
                     }
@@ -284,8 +298,13 @@ mod tests {
             // Out of 64 stripes and of 4,096 buckets. An even spread would give 64 keys and 1.
             let (stripe, bucket) = (most(48, 6), most(0, 12));
             (fullest, longest) = (fullest.max(stripe), longest.max(bucket));
-            assert!(stripe < 2_048 && bucket < 256, "{family}: {stripe} keys in one stripe, {bucket} in one bucket");
+            assert!(
+                stripe < 2_048 && bucket < 256,
+                "{family}: {stripe} keys in one stripe, {bucket} in one bucket"
+            );
         }
-        println!("{fullest} keys of {KEYS} at most in one of 64 stripes, {longest} in one of 4,096 buckets");
+        println!(
+            "{fullest} keys of {KEYS} at most in one of 64 stripes, {longest} in one of 4,096 buckets"
+        );
     }
 }

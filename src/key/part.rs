@@ -5,7 +5,9 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::encoding::{push_signed, push_text, push_unsigned, take_array, take_text, take_unsigned};
+use super::encoding::{
+    push_signed, push_text, push_unsigned, take_array, take_text, take_unsigned,
+};
 use super::{KeyBuf, KeyError};
 
 /// One part of a key.
@@ -70,7 +72,10 @@ impl KeyParts {
     #[must_use]
     #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // const fn: no try_from
     pub const fn and(mut self, more: Self) -> Self {
-        assert!(self.len as usize + more.len as usize <= Self::MAX, "a key has at most eight parts");
+        assert!(
+            self.len as usize + more.len as usize <= Self::MAX,
+            "a key has at most eight parts"
+        );
         let mut at = 0;
         while at < more.len as usize {
             self.parts[self.len as usize] = more.parts[at];
@@ -124,7 +129,10 @@ impl KeyParts {
     }
 
     /// The values of a prefix of a key, for as many parts as it has.
-    pub(crate) fn values_of_prefix<'a>(&self, prefix: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
+    pub(crate) fn values_of_prefix<'a>(
+        &self,
+        prefix: &'a KeyBuf,
+    ) -> Result<Vec<KeyValue<'a>>, KeyError> {
         let mut raw = prefix.as_bytes();
         let mut values = Vec::new();
         for part in self.as_slice() {
@@ -155,7 +163,11 @@ impl KeyParts {
     /// [`KeyError::Malformed`] if `key` does not consist of exactly these parts.
     pub fn values<'a>(&self, key: &'a KeyBuf) -> Result<Vec<KeyValue<'a>>, KeyError> {
         let mut raw = key.as_bytes();
-        let values = self.as_slice().iter().map(|part| part.take(&mut raw)).collect::<Result<Vec<_>, _>>()?;
+        let values = self
+            .as_slice()
+            .iter()
+            .map(|part| part.take(&mut raw))
+            .collect::<Result<Vec<_>, _>>()?;
         if raw.is_empty() { Ok(values) } else { Err(KeyError::Malformed) }
     }
 }

@@ -54,7 +54,11 @@ impl<S: Ord + Clone> ScoreIndex<S> {
         let skip = usize::try_from(first_rank - 1).unwrap_or(usize::MAX);
         let entries = self.order.iter_from(skip).take(limit);
         let mut page = Vec::with_capacity(limit.min(self.len().saturating_sub(skip)));
-        page.extend((first_rank..=u64::MAX).zip(entries).map(|(rank, (Reverse(score), key))| (rank, key, score)));
+        page.extend(
+            (first_rank..=u64::MAX)
+                .zip(entries)
+                .map(|(rank, (Reverse(score), key))| (rank, key, score)),
+        );
         page
     }
 
@@ -64,7 +68,11 @@ impl<S: Ord + Clone> ScoreIndex<S> {
     }
 
     fn put(&mut self, key: KeyBuf, score: S) -> bool {
-        match self.scores.entry(key.hash64(), |(known, _)| *known == key, |(known, _)| known.hash64()) {
+        match self.scores.entry(
+            key.hash64(),
+            |(known, _)| *known == key,
+            |(known, _)| known.hash64(),
+        ) {
             Entry::Vacant(free) => {
                 free.insert((key.clone(), score.clone()));
                 self.order.insert((Reverse(score), key))
@@ -81,7 +89,9 @@ impl<S: Ord + Clone> ScoreIndex<S> {
     }
 
     fn take(&mut self, key: KeyBuf) -> bool {
-        let Ok(known) = self.scores.find_entry(key.hash64(), |(known, _)| *known == key) else { return false };
+        let Ok(known) = self.scores.find_entry(key.hash64(), |(known, _)| *known == key) else {
+            return false;
+        };
         let ((_, score), _) = known.remove();
         self.order.remove(&(Reverse(score), key))
     }
@@ -97,7 +107,8 @@ impl<S: Ord + Clone> FromIterator<(KeyBuf, S)> for ScoreIndex<S> {
                 .and_modify(|(_, known)| known.clone_from(&score))
                 .or_insert((key, score));
         }
-        let order = table.iter().map(|(key, score)| (Reverse(score.clone()), key.clone())).collect();
+        let order =
+            table.iter().map(|(key, score)| (Reverse(score.clone()), key.clone())).collect();
         Self { scores: table, order }
     }
 }
@@ -121,7 +132,9 @@ mod tests {
 
     /// A page's keys and scores, with their ranks.
     fn plain(page: Vec<(u64, &KeyBuf, &i64)>) -> Vec<(u64, u64, i64)> {
-        page.into_iter().map(|(rank, key, score)| (rank, key.decode::<u64>().unwrap(), *score)).collect()
+        page.into_iter()
+            .map(|(rank, key, score)| (rank, key.decode::<u64>().unwrap(), *score))
+            .collect()
     }
 
     #[test]
@@ -163,8 +176,8 @@ mod tests {
 
     #[test]
     fn a_ranking_built_at_once_is_one_built_key_by_key() {
-        let scores =
-            (0..5_000_u64).map(|number| (key(number % 3_000), number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 100));
+        let scores = (0..5_000_u64)
+            .map(|number| (key(number % 3_000), number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 100));
         let mut single = ScoreIndex::new();
         for (key, score) in scores.clone() {
             single.set(key, Some(score));
@@ -177,12 +190,17 @@ mod tests {
 
     #[test]
     fn long_keys_are_ranked_too() {
-        let name = |number: u64| KeyBuf::of::<String>(format!("a name longer than a key holds inline, {number:05}"));
+        let name = |number: u64| {
+            KeyBuf::of::<String>(format!("a name longer than a key holds inline, {number:05}"))
+        };
         let mut ranking = ScoreIndex::new();
         for number in 0..1_000 {
             ranking.set(name(number), Some(number / 10));
         }
-        assert!((0..1_000).all(|number| ranking.rank(&name(number)) == Some(990 - number / 10 * 10 + number % 10 + 1)));
+        assert!(
+            (0..1_000).all(|number| ranking.rank(&name(number))
+                == Some(990 - number / 10 * 10 + number % 10 + 1))
+        );
     }
 
     /// SplitMix64 (Steele, Lea, Flood).
@@ -221,8 +239,12 @@ mod tests {
         }
 
         fn page(&self, first_rank: u64, limit: usize) -> Vec<(u64, u64, i64)> {
-            let entries = self.sorted.iter().skip(usize::try_from(first_rank - 1).unwrap()).take(limit);
-            (first_rank..).zip(entries).map(|(rank, (Reverse(score), number))| (rank, *number, *score)).collect()
+            let entries =
+                self.sorted.iter().skip(usize::try_from(first_rank - 1).unwrap()).take(limit);
+            (first_rank..)
+                .zip(entries)
+                .map(|(rank, (Reverse(score), number))| (rank, *number, *score))
+                .collect()
         }
 
         fn rank(&self, number: u64) -> Option<u64> {
@@ -231,7 +253,8 @@ mod tests {
         }
 
         fn sorted_anew(&self) -> Vec<(u64, i64)> {
-            let mut all: Vec<_> = self.scores.iter().map(|(number, score)| (*number, *score)).collect();
+            let mut all: Vec<_> =
+                self.scores.iter().map(|(number, score)| (*number, *score)).collect();
             all.sort_by_key(|(number, score)| (Reverse(*score), *number));
             all
         }
@@ -247,8 +270,13 @@ mod tests {
             // joined.
             let out = if change / 2_000 % 2 == 0 { 3 } else { 7 };
             let number = random.below(700);
-            let score = (random.below(10) >= out).then(|| i64::try_from(random.below(200)).unwrap() - 100);
-            assert_eq!(ranking.set(key(number), score), model.set(number, score), "change {change}");
+            let score =
+                (random.below(10) >= out).then(|| i64::try_from(random.below(200)).unwrap() - 100);
+            assert_eq!(
+                ranking.set(key(number), score),
+                model.set(number, score),
+                "change {change}"
+            );
             assert_eq!(plain(ranking.page(1, 10)), model.page(1, 10), "change {change}");
             let asked = random.below(700);
             assert_eq!(ranking.rank(&key(asked)), model.rank(asked), "change {change}");

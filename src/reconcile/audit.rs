@@ -279,8 +279,10 @@ pub struct PageDiff {
 impl PageDiff {
     /// The numbers of wrong, missing and orphaned keys, as reports distinguish them.
     pub(super) fn kinds(&self) -> [u64; 3] {
-        let count = |is: fn(&Drift) -> bool| self.drifts.iter().filter(|drift| is(drift)).count() as u64;
-        let (missing, orphan) = (count(|drift| drift.stored == 0), count(|drift| drift.expected == 0));
+        let count =
+            |is: fn(&Drift) -> bool| self.drifts.iter().filter(|drift| is(drift)).count() as u64;
+        let (missing, orphan) =
+            (count(|drift| drift.stored == 0), count(|drift| drift.expected == 0));
         [self.drifts.len() as u64 - missing - orphan, missing, orphan]
     }
 }
@@ -323,9 +325,17 @@ pub struct Recount {
 /// # Errors
 ///
 /// [`Error::Source`] if the keys of a list do not rise from `ask.after` on.
-pub fn merge(ask: &PageRequest, mut recounts: Vec<Recount>, mut totals: Vec<(KeyBuf, i64)>) -> Result<PageDiff> {
+pub fn merge(
+    ask: &PageRequest,
+    mut recounts: Vec<Recount>,
+    mut totals: Vec<(KeyBuf, i64)>,
+) -> Result<PageDiff> {
     let unordered = |key: &KeyBuf, what: &str| {
-        Err(Error::source(&ask.counter, Some(key), format!("the {what} come out of key order, or a key comes twice")))
+        Err(Error::source(
+            &ask.counter,
+            Some(key),
+            format!("the {what} come out of key order, or a key comes twice"),
+        ))
     };
     if let Some(key) = not_rising(ask.after.as_ref(), recounts.iter().map(|recount| &recount.key)) {
         return unordered(key, "rows");
@@ -353,7 +363,9 @@ pub fn merge(ask: &PageRequest, mut recounts: Vec<Recount>, mut totals: Vec<(Key
     loop {
         let drift = match (recounts.peek(), totals.peek()) {
             (None, None) => break,
-            (Some(recount), Some((key, _))) if recount.key == *key => both(recounts.next(), totals.next()),
+            (Some(recount), Some((key, _))) if recount.key == *key => {
+                both(recounts.next(), totals.next())
+            }
             (Some(recount), Some((key, _))) if recount.key > *key => both(None, totals.next()),
             (None, Some(_)) => both(None, totals.next()),
             (Some(_), _) => both(recounts.next(), None),
@@ -375,7 +387,8 @@ pub(super) fn with_rollups(schema: &Schema, mut known: Vec<CounterId>) -> Vec<Co
     // A rollup comes after what it sums.
     for spec in schema.counters() {
         let feeds = |id: &CounterId| known.iter().any(|known| known.same(id));
-        if spec.rollup().is_some_and(|rollup| feeds(&rollup.base()) && feeds(&rollup.membership())) {
+        if spec.rollup().is_some_and(|rollup| feeds(&rollup.base()) && feeds(&rollup.membership()))
+        {
             known.push(spec.id());
         }
     }
@@ -390,7 +403,10 @@ fn both(recount: Option<Recount>, total: Option<(KeyBuf, i64)>) -> Option<Drift>
 }
 
 /// Returns the first key that is not greater than the one before it.
-fn not_rising<'a>(after: Option<&'a KeyBuf>, keys: impl Iterator<Item = &'a KeyBuf>) -> Option<&'a KeyBuf> {
+fn not_rising<'a>(
+    after: Option<&'a KeyBuf>,
+    keys: impl Iterator<Item = &'a KeyBuf>,
+) -> Option<&'a KeyBuf> {
     let mut before = after;
     for key in keys {
         if before.is_some_and(|before| key <= before) {
@@ -413,7 +429,9 @@ mod tests {
     }
 
     fn rows(list: &[(i64, i64)]) -> Vec<Recount> {
-        list.iter().map(|&(key, total)| Recount { key: KeyBuf::of::<i64>(key), total, rows: 1 }).collect()
+        list.iter()
+            .map(|&(key, total)| Recount { key: KeyBuf::of::<i64>(key), total, rows: 1 })
+            .collect()
     }
 
     fn totals(list: &[(i64, i64)]) -> Vec<(KeyBuf, i64)> {
@@ -421,19 +439,32 @@ mod tests {
     }
 
     fn drifts(diff: &PageDiff) -> Vec<(i64, i64, i64)> {
-        diff.drifts.iter().map(|drift| (drift.key.decode().unwrap(), drift.stored, drift.expected)).collect()
+        diff.drifts
+            .iter()
+            .map(|drift| (drift.key.decode().unwrap(), drift.stored, drift.expected))
+            .collect()
     }
 
     #[test]
     fn both_lists_whole_is_the_last_page() {
-        let found = merge(&ask(None, 3), rows(&[(1, 5), (2, 1), (4, 1)]), totals(&[(1, 5), (2, 3), (3, 0)])).unwrap();
+        let found = merge(
+            &ask(None, 3),
+            rows(&[(1, 5), (2, 1), (4, 1)]),
+            totals(&[(1, 5), (2, 3), (3, 0)]),
+        )
+        .unwrap();
         assert_eq!((found.keys, found.rows, found.next.as_ref()), (3, 3, None));
         assert_eq!(drifts(&found), [(2, 3, 1), (4, 0, 1)]);
     }
 
     #[test]
     fn the_page_ends_where_the_shorter_reaching_list_was_shortened() {
-        let found = merge(&ask(None, 2), rows(&[(1, 1), (9, 1), (10, 1)]), totals(&[(2, 1), (3, 1), (4, 1)])).unwrap();
+        let found = merge(
+            &ask(None, 2),
+            rows(&[(1, 1), (9, 1), (10, 1)]),
+            totals(&[(2, 1), (3, 1), (4, 1)]),
+        )
+        .unwrap();
         assert_eq!(found.next.unwrap().decode::<i64>().unwrap(), 3);
         assert_eq!(found.keys, 3);
     }
@@ -461,8 +492,14 @@ mod tests {
     #[test]
     fn keys_that_do_not_rise_are_refused() {
         for list in [&[(2, 1), (1, 1)][..], &[(1, 1), (1, 1)], &[(0, 1)]] {
-            assert!(matches!(merge(&ask(Some(0), 9), rows(list), vec![]), Err(Error::Source { .. })), "{list:?}");
-            assert!(matches!(merge(&ask(Some(0), 9), vec![], totals(list)), Err(Error::Source { .. })), "{list:?}");
+            assert!(
+                matches!(merge(&ask(Some(0), 9), rows(list), vec![]), Err(Error::Source { .. })),
+                "{list:?}"
+            );
+            assert!(
+                matches!(merge(&ask(Some(0), 9), vec![], totals(list)), Err(Error::Source { .. })),
+                "{list:?}"
+            );
         }
     }
 

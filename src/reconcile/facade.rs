@@ -111,7 +111,14 @@ impl Wanted {
 impl<'a> Run<'a> {
     /// Describes a run of this mode over a schema, where the mode is known only when it runs.
     pub fn new(mode: Mode, schema: &'a Schema) -> Self {
-        Self { mode, schema, options: Options::default(), counters: None, keys: Vec::new(), resume: None }
+        Self {
+            mode,
+            schema,
+            options: Options::default(),
+            counters: None,
+            keys: Vec::new(),
+            resume: None,
+        }
     }
 
     /// Sets the options.
@@ -196,8 +203,14 @@ impl<'a> Run<'a> {
             (None, Some(token), _) => Reconciler::resume(mode, schema, token, options),
             (None, None, Some(counters)) => Reconciler::scoped(mode, schema, counters, options),
             (None, None, None) => Reconciler::new(mode, schema, options),
-            (Some((counter, _)), None, None) if self.keys.iter().all(|(other, _)| other == counter) => {
-                let keys = self.keys.iter().map(|(_, key)| key.of(counter)).collect::<Result<Vec<KeyBuf>>>()?;
+            (Some((counter, _)), None, None)
+                if self.keys.iter().all(|(other, _)| other == counter) =>
+            {
+                let keys = self
+                    .keys
+                    .iter()
+                    .map(|(_, key)| key.of(counter))
+                    .collect::<Result<Vec<KeyBuf>>>()?;
                 Reconciler::keys(mode, schema, *counter, &keys, options)
             }
             (Some(_), ..) => {
@@ -221,7 +234,11 @@ impl<'a> Run<'a> {
     /// # Errors
     ///
     /// As [`run`](Self::run).
-    pub fn run_with(&self, audit: &mut (impl Audit + ?Sized), runtime: &mut (impl Runtime + ?Sized)) -> Result<Report> {
+    pub fn run_with(
+        &self,
+        audit: &mut (impl Audit + ?Sized),
+        runtime: &mut (impl Runtime + ?Sized),
+    ) -> Result<Report> {
         driver::run(&mut self.reconciler()?, audit, runtime)
     }
 
@@ -240,7 +257,11 @@ impl<'a> Run<'a> {
     /// # Errors
     ///
     /// As [`run`](Self::run).
-    pub async fn run_async_with(&self, audit: &mut impl AsyncAudit, runtime: &mut impl AsyncRuntime) -> Result<Report> {
+    pub async fn run_async_with(
+        &self,
+        audit: &mut impl AsyncAudit,
+        runtime: &mut impl AsyncRuntime,
+    ) -> Result<Report> {
         driver::run_async(&mut self.reconciler()?, audit, runtime).await
     }
 }

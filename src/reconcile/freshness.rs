@@ -125,8 +125,12 @@ impl Freshness {
         let mut entries = Self::new(schema);
         for entry in &mut entries.0 {
             if let Some(known) = saved.0.iter().find(|known| known.is_declared_as(entry)) {
-                let runs = known.begun.get(known.begun.len().saturating_sub(MAX_RUNS)..).unwrap_or_default();
-                (entry.clean_at, entry.begun, entry.drift_at) = (known.clean_at, runs.to_vec(), known.drift_at);
+                let runs = known
+                    .begun
+                    .get(known.begun.len().saturating_sub(MAX_RUNS)..)
+                    .unwrap_or_default();
+                (entry.clean_at, entry.begun, entry.drift_at) =
+                    (known.clean_at, runs.to_vec(), known.drift_at);
             }
         }
         entries
@@ -211,8 +215,9 @@ impl Entry {
     }
 
     fn is_declared_as(&self, other: &Self) -> bool {
-        let declared =
-            |entry: &Self| (entry.counter.clone(), entry.version, entry.key.clone(), entry.storage_clause.clone());
+        let declared = |entry: &Self| {
+            (entry.counter.clone(), entry.version, entry.key.clone(), entry.storage_clause.clone())
+        };
         declared(self) == declared(other)
     }
 
@@ -248,7 +253,9 @@ impl Entry {
     }
 
     fn is(&self, id: &CounterId) -> bool {
-        self.counter == id.full_name() && self.version == id.version() && self.key == id.parts().to_string()
+        self.counter == id.full_name()
+            && self.version == id.version()
+            && self.key == id.parts().to_string()
     }
 
     fn age(&self, now: i64) -> Option<Duration> {
@@ -270,7 +277,9 @@ mod tests {
         const SCHEMA: Schema = Schema::new(&[C.table(), A.table(), B.table()]);
         let mut saved = Freshness::new(&SCHEMA);
         let begun = |runs: u64| (0..runs).map(|run| (run, 9)).collect::<Vec<_>>();
-        for (entry, times) in saved.0.iter_mut().zip([(Some(5), 1, None), (Some(7), 0, Some(6)), (None, 16, Some(8))]) {
+        for (entry, times) in
+            saved.0.iter_mut().zip([(Some(5), 1, None), (Some(7), 0, Some(6)), (None, 16, Some(8))])
+        {
             (entry.clean_at, entry.begun, entry.drift_at) = (times.0, begun(times.1), times.2);
         }
         assert_eq!(Freshness::resume(&SCHEMA, &saved), saved);

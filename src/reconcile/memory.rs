@@ -16,7 +16,8 @@ use self::guarded::Guarded;
 use self::sources::{Shares, Sources, Visitor};
 use self::unguarded::Unguarded;
 use super::audit::{
-    Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired, merge,
+    Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
+    Repaired, merge,
 };
 use super::recount::{share, tally};
 use super::runtime::Runtime;
@@ -132,7 +133,11 @@ impl<'a> MemoryAudit<'a> {
     /// assert_eq!(store.total(SHOW_VOTES, 1)?, 101);
     /// # Ok::<(), keepcount::Error>(())
     /// ```
-    pub fn live(store: &'a MemoryStore, grace_period: GracePeriod, runtime: impl Runtime + 'a) -> Self {
+    pub fn live(
+        store: &'a MemoryStore,
+        grace_period: GracePeriod,
+        runtime: impl Runtime + 'a,
+    ) -> Self {
         Self::of(store, Writers::Guarded(Guarded::new(store, grace_period, Box::new(runtime))))
     }
 
@@ -143,16 +148,26 @@ impl<'a> MemoryAudit<'a> {
     /// long.
     ///
     /// A key that is written all the time may be listed as unsettled, or, by chance, as drift.
-    pub fn watching(store: &'a MemoryStore, longest_delay: Duration, runtime: impl Runtime + 'a) -> Self {
+    pub fn watching(
+        store: &'a MemoryStore,
+        longest_delay: Duration,
+        runtime: impl Runtime + 'a,
+    ) -> Self {
         Self::of(store, Writers::Unguarded(Unguarded::new(longest_delay, Box::new(runtime))))
     }
 
     fn of(store: &'a MemoryStore, writers: Writers<'a>) -> Self {
-        Self { store, sources: Sources::default(), writers, window: Window::default(), rollup: None }
+        Self {
+            store,
+            sources: Sources::default(),
+            writers,
+            window: Window::default(),
+            rollup: None,
+        }
     }
 
-    /// Gives the rows of one record type, in any order, for these counters, to which its tally adds:
-    /// anything iterable.
+    /// Gives the rows of one record type, in any order, for these counters, to which its tally
+    /// adds: anything iterable.
     ///
     /// If several record types drive a counter, call it for each: their rows add up, so give no row
     /// twice. For one of the counters, [`add`](Self::add) takes the place of all of them.
@@ -213,16 +228,22 @@ impl<'a> MemoryAudit<'a> {
     /// # Errors
     ///
     /// As [`rows`](Self::rows).
-    pub fn rows_fallible<R, I>(&mut self, counters: &[CounterId], mut rows: impl FnMut() -> I + 'a) -> Result<()>
+    pub fn rows_fallible<R, I>(
+        &mut self,
+        counters: &[CounterId],
+        mut rows: impl FnMut() -> I + 'a,
+    ) -> Result<()>
     where
         R: Record,
         I: IntoIterator<Item = Result<R, Cause>>,
     {
         if counters.is_empty() {
-            let reason = format!("rows of type {} are given for no counter", std::any::type_name::<R>());
+            let reason =
+                format!("rows of type {} are given for no counter", std::any::type_name::<R>());
             return Err(Error::invalid_use("rows", reason));
         }
-        let counters = counters.iter().map(|id| self.driven_by_rows(id)).collect::<Result<Vec<_>>>()?;
+        let counters =
+            counters.iter().map(|id| self.driven_by_rows(id)).collect::<Result<Vec<_>>>()?;
         let mut scratch = Batch::new();
         let scan = move |counter: &CounterId, each: &mut Visitor<'_>| {
             for row in rows() {
@@ -250,7 +271,11 @@ impl<'a> MemoryAudit<'a> {
     /// # Errors
     ///
     /// [`Error::Source`] if records of this type do not count for the counter.
-    pub fn add<K, R, I>(&mut self, counter: Counter<K>, mut rows: impl FnMut(Bound<K>) -> I + 'a) -> Result<()>
+    pub fn add<K, R, I>(
+        &mut self,
+        counter: Counter<K>,
+        mut rows: impl FnMut(Bound<K>) -> I + 'a,
+    ) -> Result<()>
     where
         K: Key,
         R: Record + 'a,
@@ -266,7 +291,11 @@ impl<'a> MemoryAudit<'a> {
     /// # Errors
     ///
     /// As [`add`](Self::add).
-    pub fn add_fallible<K, R, I>(&mut self, counter: Counter<K>, mut rows: impl FnMut(Bound<K>) -> I + 'a) -> Result<()>
+    pub fn add_fallible<K, R, I>(
+        &mut self,
+        counter: Counter<K>,
+        mut rows: impl FnMut(Bound<K>) -> I + 'a,
+    ) -> Result<()>
     where
         K: Key,
         R: Record + 'a,
@@ -294,17 +323,22 @@ impl<'a> MemoryAudit<'a> {
     /// Refuses a rollup, and what is not in the schema.
     fn driven_by_rows(&self, id: &CounterId) -> Result<CounterId> {
         let Some(rollup) = self.store.schema().spec(id)?.rollup() else { return Ok(*id) };
-        let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().name());
+        let reason =
+            format!("it is the sum of {}, and has no rows of its own", rollup.base().name());
         Err(Error::source(id, None, reason))
     }
 
     /// Compares a rollup's totals with what they should be; one snapshot serves all of its pages.
     fn compare_rollup(&mut self, ask: &PageRequest, rollup: &Rollup) -> Result<PageDiff> {
-        let kept = self.rollup.take().filter(|snapshot| snapshot.is_of(&ask.counter) && ask.after.is_some());
+        let kept = self
+            .rollup
+            .take()
+            .filter(|snapshot| snapshot.is_of(&ask.counter) && ask.after.is_some());
         let snapshot = kept.map_or_else(|| self.store.rollup_snapshot(&ask.counter, rollup), Ok)?;
         let wanted = ask.keys.saturating_add(1);
         let expected_all = snapshot.expected_all(ask.after.as_ref(), wanted)?.into_iter();
-        let recounts = expected_all.map(|(key, total, rows)| Recount { key, total, rows }).collect();
+        let recounts =
+            expected_all.map(|(key, total, rows)| Recount { key, total, rows }).collect();
         let diff = merge(ask, recounts, snapshot.totals(ask.after.as_ref(), wanted));
         self.rollup = Some(snapshot);
         diff
@@ -313,7 +347,8 @@ impl<'a> MemoryAudit<'a> {
     fn repair_rollup(&mut self, ask: &RepairRequest, rollup: &Rollup) -> Result<Repaired> {
         let mut snapshot = self.rollup.take().filter(|snapshot| snapshot.is_of(&ask.counter));
         for _ in 0..MAX_SNAPSHOTS {
-            let mut of = snapshot.map_or_else(|| self.store.rollup_snapshot(&ask.counter, rollup), Ok)?;
+            let mut of =
+                snapshot.map_or_else(|| self.store.rollup_snapshot(&ask.counter, rollup), Ok)?;
             if let Some(corrected) = self.store.repair_rollup(&mut of, &ask.keys)? {
                 self.rollup = Some(of);
                 return Ok(Repaired { corrected, unsettled: Vec::new() });
@@ -373,7 +408,9 @@ impl Audit for MemoryAudit<'_> {
             return Err(unguarded::refuse_repairing(&ask.counter));
         }
         let empty = match self.store.schema().spec(&ask.counter)?.rollup() {
-            Some(rollup) => self.store.rollup_snapshot(&ask.counter, rollup)?.expected_all(None, 1)?.is_empty(),
+            Some(rollup) => {
+                self.store.rollup_snapshot(&ask.counter, rollup)?.expected_all(None, 1)?.is_empty()
+            }
             None => self.sources.is_empty(self.store, &ask.counter)?,
         };
         let totals = if empty { self.store.len(ask.counter)? as u64 } else { 0 };
@@ -386,10 +423,13 @@ impl Audit for MemoryAudit<'_> {
         }
         match &mut self.writers {
             Writers::Nobody => compare_pages(self.store, &mut self.sources, &mut self.window, ask),
-            Writers::Guarded(live) => live.compare(self.store, &mut self.sources, &mut self.window, ask),
+            Writers::Guarded(live) => {
+                live.compare(self.store, &mut self.sources, &mut self.window, ask)
+            }
             Writers::Unguarded(watch) => {
                 // Do not keep a window here: a total must not be older than its rows.
-                let once = compare_pages(self.store, &mut self.sources, &mut Window::default(), ask)?;
+                let once =
+                    compare_pages(self.store, &mut self.sources, &mut Window::default(), ask)?;
                 watch.look_again(self.store, &mut self.sources, ask, once)
             }
         }
@@ -440,7 +480,11 @@ fn compare_pages(
 
 /// Repairs without concurrent writers. All recounts come first, so that a failing one leaves all
 /// totals unchanged.
-fn repair_alone(store: &MemoryStore, sources: &mut Sources<'_>, ask: &RepairRequest) -> Result<Repaired> {
+fn repair_alone(
+    store: &MemoryStore,
+    sources: &mut Sources<'_>,
+    ask: &RepairRequest,
+) -> Result<Repaired> {
     let position = store.schema().position(&ask.counter)?;
     let keys: Vec<&KeyBuf> = ask.keys.iter().collect();
     let recounts = sources.keys(store, &ask.counter, &keys)?;
@@ -464,6 +508,8 @@ fn decode<K: Key>(counter: &CounterId, key: &KeyBuf) -> Result<K> {
 
 impl fmt::Debug for MemoryAudit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryAudit").field("sources", &self.sources.names()).finish_non_exhaustive()
+        f.debug_struct("MemoryAudit")
+            .field("sources", &self.sources.names())
+            .finish_non_exhaustive()
     }
 }

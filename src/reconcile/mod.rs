@@ -78,4 +78,6 @@ pub use sqlite::{SqliteAudit, SqliteRows};
 pub use step::{Answer, Request, Step};
 pub use token::Token;
 #[cfg(feature = "postgres")]
-pub use tokio_runtime::{ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes};
+pub use tokio_runtime::{
+    ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes,
+};

@@ -191,8 +191,11 @@ impl Options {
             if (least..=most).contains(&value) {
                 Ok(())
             } else {
-                let bounds =
-                    if most == u64::MAX { format!("{least} or more") } else { format!("within {least} to {most}") };
+                let bounds = if most == u64::MAX {
+                    format!("{least} or more")
+                } else {
+                    format!("within {least} to {most}")
+                };
                 Err(Error::invalid_use(setting, format!("{value} is not {bounds}")))
             }
         };

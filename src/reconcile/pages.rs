@@ -39,10 +39,14 @@ impl Pages {
         self.learn(work, took);
         let (took, target, fixed) = (took.as_nanos(), target.as_nanos(), self.fixed.as_nanos());
         let pays_to_grow = 2 * fixed > target;
-        let (of, to, step) =
-            if pays_to_grow && 2 * fixed > took { (took - fixed, fixed, 4) } else { (took, target.max(2 * fixed), 2) };
+        let (of, to, step) = if pays_to_grow && 2 * fixed > took {
+            (took - fixed, fixed, 4)
+        } else {
+            (took, target.max(2 * fixed), 2)
+        };
         let wanted = (self.keys as u128 * to).checked_div(of);
-        let wanted = wanted.map_or(usize::MAX, |wanted| usize::try_from(wanted).unwrap_or(usize::MAX));
+        let wanted =
+            wanted.map_or(usize::MAX, |wanted| usize::try_from(wanted).unwrap_or(usize::MAX));
         let most = if pays_to_grow { options::MAX_PAGE } else { MAX };
         self.keys = wanted.clamp(self.keys / 2, self.keys * step).clamp(MIN, most);
     }

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::audit::{AsyncAudit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
+use super::audit::{
+    AsyncAudit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest,
+    Repaired,
+};
 use super::database::{Database, Rows};
 use super::token::Token;
 use crate::counter::CounterId;
@@ -114,13 +117,13 @@ impl<'a> PostgresAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`] if the table is absent. [`Error::Source`] if the key has another number of columns, or columns of other
-    /// types; if amounts are not integers; if the rows of a table do not come out of an index in
-    /// key order; if several schemas of `search_path` have the table; or if the server refuses the
-    /// SQL. It is the same error if not all rows can be seen in one snapshot with the totals: a
-    /// policy of row security, or a view's condition on the role, hides some; or a table is on
-    /// another server, or a materialized view. During a run the server refuses to leave out what a
-    /// policy hides.
+    /// [`Error::SchemaMismatch`] if the table is absent. [`Error::Source`] if the key has another
+    /// number of columns, or columns of other types; if amounts are not integers; if the rows of a
+    /// table do not come out of an index in key order; if several schemas of `search_path` have the
+    /// table; or if the server refuses the SQL. It is the same error if not all rows can be seen in
+    /// one snapshot with the totals: a policy of row security, or a view's condition on the role,
+    /// hides some; or a table is on another server, or a materialized view. During a run the server
+    /// refuses to leave out what a policy hides.
     pub async fn add(&mut self, rows: PostgresRows<'a>) -> Result<()> {
         let mut found = Vec::new();
         for source in rows.sources(self.database.schema())? {

@@ -181,13 +181,20 @@ fn weight(time: Duration) -> f64 {
 
 /// Returns the share that is done, and the time for the rest at this rate.
 #[allow(clippy::cast_precision_loss)] // an estimate
-pub(super) fn estimate(done: u64, left: u64, complete: bool, per_second: f64) -> (f64, Option<Duration>) {
+pub(super) fn estimate(
+    done: u64,
+    left: u64,
+    complete: bool,
+    per_second: f64,
+) -> (f64, Option<Duration>) {
     if complete {
         return (1.0, Some(Duration::ZERO));
     }
     // Having passed an expectation that was too low does not mean that the run is done.
-    let fraction = if done == 0 { 0.0 } else { (done as f64 / (done as f64 + left as f64)).min(NEARLY) };
-    let eta = (left > 0 && per_second > 0.0).then(|| Duration::try_from_secs_f64(left as f64 / per_second).ok());
+    let fraction =
+        if done == 0 { 0.0 } else { (done as f64 / (done as f64 + left as f64)).min(NEARLY) };
+    let eta = (left > 0 && per_second > 0.0)
+        .then(|| Duration::try_from_secs_f64(left as f64 / per_second).ok());
     (fraction, eta.flatten())
 }
 
@@ -211,7 +218,9 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.per_second(secs(5.0)), (0.0, 0.0));
         let mut now = 100.0;
-        for (took, keys) in [(0.01, 5), (0.5, 250), (3.0, 1_500), (40.0, 20_000), (600.0, 300_000), (0.02, 10)] {
+        for (took, keys) in
+            [(0.01, 5), (0.5, 250), (3.0, 1_500), (40.0, 20_000), (600.0, 300_000), (0.02, 10)]
+        {
             pace.page(secs(now), secs(now + took), keys, 2 * keys);
             now += took;
             let (keys, rows) = pace.per_second(secs(now));

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use super::audit::{Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
+use super::audit::{
+    Drift, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use super::options::{Mode, Options};
 use super::pages::Pages;
 use super::progress::{Pace, Progress, estimate};
@@ -183,7 +185,8 @@ const KEYS_OF_ONE: usize = 16;
 /// Keys to compare before a share of wrong ones means anything.
 const SHARE_KEYS: u64 = 100;
 /// The failure of a counter that an earlier leg left out; only that leg's report has the reason.
-const LEFT_OUT_BEFORE: &str = "it was left out by an earlier leg of this run, whose report says why";
+const LEFT_OUT_BEFORE: &str =
+    "it was left out by an earlier leg of this run, whose report says why";
 const MIN_RETRY_WAIT: Duration = Duration::from_millis(50);
 const MAX_RETRY_WAIT: Duration = Duration::from_secs(1);
 const THROTTLE_WAIT: Duration = Duration::from_millis(250);
@@ -211,7 +214,12 @@ impl Reconciler {
     ///
     /// As [`new`](Self::new), and [`Error::UnknownCounter`] or [`Error::DefinitionConflict`] for a
     /// counter that is not in the schema.
-    pub fn scoped(mode: Mode, schema: &Schema, counters: &[CounterId], options: Options) -> Result<Self> {
+    pub fn scoped(
+        mode: Mode,
+        schema: &Schema,
+        counters: &[CounterId],
+        options: Options,
+    ) -> Result<Self> {
         for counter in counters {
             schema.position(counter)?;
         }
@@ -219,10 +227,17 @@ impl Reconciler {
     }
 
     /// Creates a run over `wanted`, of which the caller names some.
-    fn over(mode: Mode, schema: &Schema, wanted: &[CounterId], named: &[CounterId], options: Options) -> Result<Self> {
+    fn over(
+        mode: Mode,
+        schema: &Schema,
+        wanted: &[CounterId],
+        named: &[CounterId],
+        options: Options,
+    ) -> Result<Self> {
         options.check()?;
         let all = schema.by_name();
-        let mut scope: Vec<CounterId> = all.iter().filter(|id| wanted.contains(id)).copied().collect();
+        let mut scope: Vec<CounterId> =
+            all.iter().filter(|id| wanted.contains(id)).copied().collect();
         scope.sort_by_key(|id| schema.level(id)); // stable: by name within a level
         let rows = scope.iter().take_while(|id| schema.level(id) == 0).count();
         let sums = |id: &CounterId| {
@@ -243,7 +258,11 @@ impl Reconciler {
             names: all,
             below: sums.iter().map(|sums| sums.iter().filter_map(position).collect()).collect(),
             unclean: vec![false; of_scope],
-            reports: scope.iter().zip(sums).map(|(id, sums)| CounterReport::new(*id, sums)).collect(),
+            reports: scope
+                .iter()
+                .zip(sums)
+                .map(|(id, sums)| CounterReport::new(*id, sums))
+                .collect(),
             expected: vec![None; of_scope],
             outcome: if scope.is_empty() { Outcome::Complete } else { Outcome::Running },
             named: scope.iter().map(|id| named.contains(id)).collect(),
@@ -313,8 +332,9 @@ impl Reconciler {
         until: Option<&KeyBuf>,
         options: Options,
     ) -> Result<Self> {
-        let refused =
-            |reason: &str| Err(Error::invalid_use("part", format!("counter {}: {reason}", counter.full_name())));
+        let refused = |reason: &str| {
+            Err(Error::invalid_use("part", format!("counter {}: {reason}", counter.full_name())))
+        };
         if mode == Mode::Backfill {
             return refused("a backfill goes from the first key to the last");
         }
@@ -357,9 +377,16 @@ impl Reconciler {
     /// # let _ = repair;
     /// # Ok::<(), keepcount::Error>(())
     /// ```
-    pub fn keys(mode: Mode, schema: &Schema, counter: CounterId, keys: &[KeyBuf], options: Options) -> Result<Self> {
-        let refused =
-            |reason: &str| Err(Error::invalid_use("keys", format!("counter {}: {reason}", counter.full_name())));
+    pub fn keys(
+        mode: Mode,
+        schema: &Schema,
+        counter: CounterId,
+        keys: &[KeyBuf],
+        options: Options,
+    ) -> Result<Self> {
+        let refused = |reason: &str| {
+            Err(Error::invalid_use("keys", format!("counter {}: {reason}", counter.full_name())))
+        };
         if mode == Mode::Backfill {
             return refused("a backfill goes from the first key to the last");
         }
@@ -400,11 +427,15 @@ impl Reconciler {
             return refused("it was made with other counters, or other versions of them");
         }
         let names = schema.by_name();
-        let scope =
-            token.scope.iter().map(|at| names.get(usize::from(*at)).copied()).collect::<Option<Vec<CounterId>>>();
+        let scope = token
+            .scope
+            .iter()
+            .map(|at| names.get(usize::from(*at)).copied())
+            .collect::<Option<Vec<CounterId>>>();
         let Some(scope) = scope else { return refused("it names counters that are not there") };
         let page = (token.page != 0).then_some(token.page as usize);
-        let options = Options { page, samples: token.samples as usize, force: token.force, ..options };
+        let options =
+            Options { page, samples: token.samples as usize, force: token.force, ..options };
         let mut run = Self::scoped(mode, schema, &scope, options)?;
         run.identity = Some(token.identity);
         run.run = token.run;
@@ -586,7 +617,9 @@ impl Reconciler {
             (State::Compare, Answer::Throttled(reason), _) if !open => self.throttled(reason, now),
             (State::Identify, Answer::Identified(identity), _) => self.identified(identity)?,
             (State::Recall, Answer::Recalled(found), _) => self.recalled(found, now),
-            (State::Probe(_) | State::ProbeAgain(_), Answer::Probed(looked), _) => self.probed(looked, now)?,
+            (State::Probe(_) | State::ProbeAgain(_), Answer::Probed(looked), _) => {
+                self.probed(looked, now)?;
+            }
             (State::Compare, Answer::Compared(diff), Some(counter)) if open => {
                 observe::compared(&counter, (diff.keys, diff.rows), diff.kinds());
                 self.compared(diff, now)?;
@@ -640,7 +673,12 @@ impl Reconciler {
     }
 
     fn ask(&self, counter: CounterId) -> PageRequest {
-        PageRequest { counter, after: self.after.clone(), until: self.until().cloned(), keys: self.page.keys }
+        PageRequest {
+            counter,
+            after: self.after.clone(),
+            until: self.until().cloned(),
+            keys: self.page.keys,
+        }
     }
 
     fn request(&self) -> Option<Request> {
@@ -657,7 +695,9 @@ impl Reconciler {
                 let keys = chunk(&page.drifts).map(|drift| drift.key.clone()).collect();
                 Request::Repair(RepairRequest { counter: counter?, keys })
             }
-            State::Ready => Request::Ready(Ready { counter: counter?, run: self.run, kept: self.kept.clone() }),
+            State::Ready => {
+                Request::Ready(Ready { counter: counter?, run: self.run, kept: self.kept.clone() })
+            }
         })
     }
 
@@ -726,7 +766,8 @@ impl Reconciler {
 
     /// Returns whether a token is of this run, whatever its position.
     fn is_of_this(&self, token: &Token) -> bool {
-        let key = |counter: &CounterId| token.after.iter().all(|key| counter.parts().values(key).is_ok());
+        let key =
+            |counter: &CounterId| token.after.iter().all(|key| counter.parts().values(key).is_ok());
         self.scope.get(usize::from(token.at)).is_some_and(key)
             && (token.mode, token.run, token.schema) == (self.mode, self.run, self.schema)
             && Some(token.identity) == self.identity
@@ -735,8 +776,9 @@ impl Reconciler {
 
     /// Returns the counters in scope, as positions among the schema's counters by name.
     fn positions(&self) -> Vec<u16> {
-        let position =
-            |id: &CounterId| self.names.iter().position(|name| name == id).and_then(|at| u16::try_from(at).ok());
+        let position = |id: &CounterId| {
+            self.names.iter().position(|name| name == id).and_then(|at| u16::try_from(at).ok())
+        };
         self.scope.iter().filter_map(position).collect()
     }
 
@@ -796,7 +838,11 @@ impl Reconciler {
         self.answered(now);
         let Some(report) = self.reports.get_mut(self.at) else { return Ok(()) };
         if diff.next.is_some() && diff.next <= self.after {
-            return Err(Error::source(&report.counter, diff.next.as_ref(), "a page ended where it began"));
+            return Err(Error::source(
+                &report.counter,
+                diff.next.as_ref(),
+                "a page ended where it began",
+            ));
         }
         self.pages += 1;
         self.rows += diff.rows;
@@ -822,13 +868,16 @@ impl Reconciler {
 
     fn repaired(&mut self, repaired: &Repaired, now: Duration) {
         self.answered(now);
-        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else { return };
+        let State::Repair(mut page) = std::mem::replace(&mut self.state, State::Compare) else {
+            return;
+        };
         if let Some(report) = self.reports.get_mut(self.at) {
             report.corrected += repaired.corrected;
             report.leave_alone(&repaired.unsettled, self.options.samples);
         }
         let done = chunk(&page.drifts).count();
-        self.orphans += page.drifts.drain(..done).filter(|drift| drift.expected == 0).count() as u64;
+        self.orphans +=
+            page.drifts.drain(..done).filter(|drift| drift.expected == 0).count() as u64;
         self.repair_next(page, now);
     }
 
@@ -839,10 +888,13 @@ impl Reconciler {
             self.page_done(page.next, now);
             return;
         }
-        let taken_away = self.orphans + chunk(&page.drifts).filter(|drift| drift.expected == 0).count() as u64;
+        let taken_away =
+            self.orphans + chunk(&page.drifts).filter(|drift| drift.expected == 0).count() as u64;
         // Not for rollups: what a rollup sums are totals that were probed and repaired one level
         // below.
-        let probe = taken_away >= EMPTY_SOURCE_TOTALS && !self.options.force && self.at < self.driven_by_rows;
+        let probe = taken_away >= EMPTY_SOURCE_TOTALS
+            && !self.options.force
+            && self.at < self.driven_by_rows;
         self.state = if probe { State::ProbeAgain(page) } else { State::Repair(page) };
     }
 
@@ -876,7 +928,8 @@ impl Reconciler {
         let refused = matches!(error, Error::SourceEmpty { .. } | Error::DriftLimit { .. });
         let outcome = if refused { Outcome::Refused } else { Outcome::Failed };
         let keeps = self.has_to_keep();
-        let failure = Failure { error, outcome, state: std::mem::replace(&mut self.state, State::Identify) };
+        let failure =
+            Failure { error, outcome, state: std::mem::replace(&mut self.state, State::Identify) };
         if keeps {
             self.state = State::Keep(Then::Fail(Box::new(failure)));
             return Ok(None);
@@ -898,7 +951,10 @@ impl Reconciler {
     /// Returns whether an error concerns the rows of one counter, in a run over several. That
     /// counter must be fed by rows.
     fn is_of_one(&self, error: &Error) -> bool {
-        let asks = matches!(self.state, State::Probe(_) | State::ProbeAgain(_) | State::Compare | State::Repair(_));
+        let asks = matches!(
+            self.state,
+            State::Probe(_) | State::ProbeAgain(_) | State::Compare | State::Repair(_)
+        );
         error.is_of_rows() && asks && self.at < self.driven_by_rows && self.scope.len() > 1
     }
 
@@ -906,7 +962,9 @@ impl Reconciler {
     /// name it and has another counter to check.
     fn is_unchecked(&self, error: &Error) -> bool {
         let at = if let State::Probe(at) = self.state { at } else { self.at };
-        let others = || self.reports.iter().enumerate().any(|(other, report)| other != at && !report.unchecked);
+        let others = || {
+            self.reports.iter().enumerate().any(|(other, report)| other != at && !report.unchecked)
+        };
         matches!(error, Error::NoSource { .. }) && self.named.get(at) == Some(&false) && others()
     }
 
@@ -981,10 +1039,12 @@ impl Reconciler {
         let sum = |count: fn(&CounterReport) -> u64| self.reports.iter().map(count).sum();
         let keys = sum(|report| report.keys);
         let left = self.reports.iter().zip(&self.expected).skip(self.at);
-        let left = left.map(|(report, expected)| expected.map(|keys| keys.saturating_sub(report.keys)));
+        let left =
+            left.map(|(report, expected)| expected.map(|keys| keys.saturating_sub(report.keys)));
         let left = left.sum::<Option<u64>>();
         let (keys_per_second, rows_per_second) = self.pace.per_second(now);
-        let estimate = left.map(|left| estimate(keys, left, self.at >= self.scope.len(), keys_per_second));
+        let estimate =
+            left.map(|left| estimate(keys, left, self.at >= self.scope.len(), keys_per_second));
         Progress {
             mode: self.mode,
             counter: self.scope.get(self.at).copied(),
@@ -1025,7 +1085,8 @@ impl Reconciler {
     pub fn report(&self) -> Report {
         let mut counters = self.reports.clone();
         for (report, begun) in counters.iter_mut().zip(&self.begun) {
-            report.begun_ago = begun.map_or(Duration::ZERO, |begun| self.seen.saturating_sub(begun));
+            report.begun_ago =
+                begun.map_or(Duration::ZERO, |begun| self.seen.saturating_sub(begun));
         }
         counters.sort_unstable_by_key(|report| report.counter.order());
         Report {
@@ -1106,12 +1167,17 @@ impl Reconciler {
             return;
         }
         if next.is_none() {
-            let whole = self.reports.get_mut(self.at).filter(|report| self.part.is_none() && !report.is_left_out());
+            let whole = self
+                .reports
+                .get_mut(self.at)
+                .filter(|report| self.part.is_none() && !report.is_left_out());
             if let Some(report) = whole {
                 let clean = report.is_clean() && !self.dirty;
-                let is_clean = |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
+                let is_clean =
+                    |below: &usize| self.unclean.get(*below).is_some_and(|unclean| !unclean);
                 report.complete = true;
-                report.clean = clean && self.below.get(self.at).is_some_and(|below| below.iter().all(is_clean));
+                report.clean = clean
+                    && self.below.get(self.at).is_some_and(|below| below.iter().all(is_clean));
                 if let Some(unclean) = self.unclean.get_mut(self.at) {
                     *unclean = !clean;
                 }
@@ -1177,7 +1243,9 @@ impl Reconciler {
     }
 
     fn check_share(&self) -> Result<()> {
-        let (Some(limit), Some(report)) = (self.options.max_wrong_percent, self.reports.get(self.at)) else {
+        let (Some(limit), Some(report)) =
+            (self.options.max_wrong_percent, self.reports.get(self.at))
+        else {
             return Ok(());
         };
         let (wrong, keys) = (report.drift(), report.keys);

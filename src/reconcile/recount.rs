@@ -47,9 +47,12 @@ pub(super) fn tally<R: Record + ?Sized>(row: &R, scratch: &mut Batch) -> Result<
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(super) fn of_row(error: Error, counter: &CounterId, row: Option<&KeyBuf>) -> Error {
     match error {
-        Error::Source { counter: name, key: None, reason, cause } => {
-            Error::Source { counter: name, key: row.map(|row| shortened(&counter.show(row))), reason, cause }
-        }
+        Error::Source { counter: name, key: None, reason, cause } => Error::Source {
+            counter: name,
+            key: row.map(|row| shortened(&counter.show(row))),
+            reason,
+            cause,
+        },
         other => other,
     }
 }
@@ -101,7 +104,10 @@ impl<'k> SumsByKey<'k> {
         match self.sums.last_mut() {
             _ if early => {}
             Some(sum) if sum.key == key => {
-                sum.total = sum.total.checked_add(amount).ok_or_else(|| Error::overflow(counter, &key, "recount"))?;
+                sum.total = sum
+                    .total
+                    .checked_add(amount)
+                    .ok_or_else(|| Error::overflow(counter, &key, "recount"))?;
                 sum.rows += 1;
             }
             _ if full => return Ok(false),
@@ -114,7 +120,11 @@ impl<'k> SumsByKey<'k> {
 
 /// Returns the error for a row that SQL counts differently from its tally.
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(super) fn mismatch(counter: &CounterId, tally: Option<&(KeyBuf, i64)>, sql: Option<&(KeyBuf, i64)>) -> Error {
+pub(super) fn mismatch(
+    counter: &CounterId,
+    tally: Option<&(KeyBuf, i64)>,
+    sql: Option<&(KeyBuf, i64)>,
+) -> Error {
     let show = |key: &KeyBuf| shortened(&counter.show(key));
     let key = tally.or(sql).map_or_else(String::new, |(key, _)| show(key));
     let text = |share: Option<&(KeyBuf, i64)>| match share {
@@ -132,9 +142,11 @@ pub(super) fn same_key(
     listed: &KeyBuf,
 ) -> Result<Option<(KeyBuf, i64)>> {
     match tally {
-        Some((key, _)) if key != *listed => {
-            Err(Error::source(counter, Some(&key), "the source lists the row under another key than its tally"))
-        }
+        Some((key, _)) if key != *listed => Err(Error::source(
+            counter,
+            Some(&key),
+            "the source lists the row under another key than its tally",
+        )),
         tally => Ok(tally),
     }
 }
@@ -170,13 +182,17 @@ mod tests {
             Ok(Some((KeyBuf::of::<i64>(key), 1)))
         });
         let sums = sum_by_key(&id, Bound::Excluded(&KeyBuf::of::<i64>(1)), 2, rows).unwrap();
-        let sums: Vec<(i64, i64)> = sums.iter().map(|sum| (sum.key.decode().unwrap(), sum.total)).collect();
+        let sums: Vec<(i64, i64)> =
+            sums.iter().map(|sum| (sum.key.decode().unwrap(), sum.total)).collect();
         assert_eq!((sums, read), (vec![(2, 1), (3, 2)], vec![1, 1, 2, 3, 3, 4]));
     }
 
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
     #[test]
     fn a_repair_of_many_keys_looks_at_few_rows_of_each() {
-        assert_eq!([0, 1, 10, 156, 157, 256].map(sample_of_key), [10_000, 10_000, 1_000, 64, SAMPLE, SAMPLE]);
+        assert_eq!(
+            [0, 1, 10, 156, 157, 256].map(sample_of_key),
+            [10_000, 10_000, 1_000, 64, SAMPLE, SAMPLE]
+        );
     }
 }

@@ -282,7 +282,9 @@ impl Report {
 /// One line, for logs.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let many = |count: u64, one: &str| if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") };
+        let many = |count: u64, one: &str| {
+            if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+        };
         write!(
             f,
             "{}: {}, {}: {} wrong, {} missing, {} orphan; {} corrected; {}, {}; {}",
@@ -317,8 +319,14 @@ pub struct Table<'a>(&'a Report);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name_width =
-            self.0.counters.iter().map(|counter| counter.counter.full_name().len()).max().unwrap_or(0).max(7);
+        let name_width = self
+            .0
+            .counters
+            .iter()
+            .map(|counter| counter.counter.full_name().len())
+            .max()
+            .unwrap_or(0)
+            .max(7);
         writeln!(
             f,
             "{:name_width$} {:>9} {:>7} {:>7} {:>7} {:>9}",
@@ -340,15 +348,25 @@ impl fmt::Display for Table<'_> {
             let name = counter.counter.full_name();
             for sample in &counter.samples {
                 let key = sample.key_text();
-                writeln!(f, "  {name} of {key}: stored {}, true {}", sample.stored, sample.expected)?;
+                writeln!(
+                    f,
+                    "  {name} of {key}: stored {}, true {}",
+                    sample.stored, sample.expected
+                )?;
             }
             for key in &counter.dangling_keys {
                 let key = counter.counter.show(key);
-                writeln!(f, "  {name} of {key}: a membership that dangles: its parent is not there")?;
+                writeln!(
+                    f,
+                    "  {name} of {key}: a membership that dangles: its parent is not there"
+                )?;
             }
             for key in &counter.unsettled_keys {
                 let key = counter.counter.show(key);
-                writeln!(f, "  {name} of {key}: unsettled: a write was under way, or its outcome is not known")?;
+                writeln!(
+                    f,
+                    "  {name} of {key}: unsettled: a write was under way, or its outcome is not known"
+                )?;
             }
             if let Some(failure) = &counter.failure {
                 writeln!(f, "  {name} failed, and was not compared to its end: {failure}")?;

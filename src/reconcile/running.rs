@@ -35,7 +35,9 @@ impl Driven {
         let Some((totals, counters)) = run.claims() else { return };
         let (number, counters) = (NUMBERS.fetch_add(1, Ordering::Relaxed), counters.to_vec());
         let mut running = RUNNING.lock();
-        let meets = |entry: &Entry| entry.totals == totals && entry.counters.iter().any(|id| counters.contains(id));
+        let meets = |entry: &Entry| {
+            entry.totals == totals && entry.counters.iter().any(|id| counters.contains(id))
+        };
         let met = running.iter().any(meets);
         running.push(Entry { number, totals, counters });
         drop(running);

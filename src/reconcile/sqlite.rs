@@ -4,7 +4,9 @@ mod sight;
 
 use rusqlite::Connection;
 
-use super::audit::{Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
+use super::audit::{
+    Audit, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use super::database::{Database, Rows};
 use super::token::Token;
 use crate::counter::CounterId;
@@ -88,10 +90,10 @@ impl<'a> SqliteAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::SchemaMismatch`] if the table is absent. [`Error::Source`] if the key has another number of columns; if the rows of a table
-    /// do not come out of an index in key order; if several schemas have the table, for instance
-    /// because a temporary one hides it; if rows are in an attached file that can only be read, in
-    /// WAL mode; or if SQLite refuses the SQL.
+    /// [`Error::SchemaMismatch`] if the table is absent. [`Error::Source`] if the key has another
+    /// number of columns; if the rows of a table do not come out of an index in key order; if
+    /// several schemas have the table, for instance because a temporary one hides it; if rows are
+    /// in an attached file that can only be read, in WAL mode; or if SQLite refuses the SQL.
     pub fn add(&mut self, rows: SqliteRows<'a>) -> Result<()> {
         let mut found = Vec::new();
         for mut source in rows.sources(self.database.schema())? {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::audit::{Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired};
+use super::audit::{
+    Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
+};
 use super::token::Token;
 use crate::error::Error;
 

@@ -147,7 +147,8 @@ impl Token {
         };
         let has_key = flags & 4 != 0;
         let unclean_are_done = unclean.last().is_none_or(|last| *last < at);
-        let left_out_are_unclean = failed.iter().chain(&unchecked).all(|at| unclean.binary_search(at).is_ok());
+        let left_out_are_unclean =
+            failed.iter().chain(&unchecked).all(|at| unclean.binary_search(at).is_ok());
         let named_are_in_scope = named.last().is_none_or(|last| *last < scope_len);
         let are_positions = unclean_are_done && left_out_are_unclean && named_are_in_scope;
         if at >= scope_len || !are_positions || (!has_key && !raw.is_empty()) {
@@ -203,7 +204,9 @@ impl FromStr for Token {
         let (mut bits, mut count) = (0_u32, 0_u32);
         let mut bytes = Vec::with_capacity(text.len() * 5 / 8);
         for char in text.bytes() {
-            let Some(value) = DIGITS.iter().position(|digit| *digit == char) else { return Err(corrupt) };
+            let Some(value) = DIGITS.iter().position(|digit| *digit == char) else {
+                return Err(corrupt);
+            };
             bits = (bits << 5 | u32::try_from(value).unwrap_or(0)) & 0xfff;
             count += 5;
             if count >= 8 {
@@ -283,7 +286,8 @@ mod tests {
     fn a_token_reads_back() {
         let verify = Token { after: None, mode: Mode::Verify, force: false, ..token() };
         let backfill = Token { mode: Mode::Backfill, dirty: false, unsettled: true, ..token() };
-        let part = Token { part: Some(Part { until: Some(KeyBuf::of::<String>("t\0")) }), ..token() };
+        let part =
+            Token { part: Some(Part { until: Some(KeyBuf::of::<String>("t\0")) }), ..token() };
         let last_part = Token { part: Some(Part { until: None }), ..token() };
         for token in [token(), verify, backfill, part, last_part] {
             let text = token.to_string();
@@ -315,7 +319,9 @@ mod tests {
     #[test]
     fn every_token_with_one_digit_changed_dropped_or_added_is_refused() {
         let part = Token { part: Some(Part { until: Some(KeyBuf::of::<String>("t")) }), ..token() };
-        for text in [token(), Token { mode: Mode::Backfill, ..token() }, part].map(|token| token.to_string()) {
+        for text in [token(), Token { mode: Mode::Backfill, ..token() }, part]
+            .map(|token| token.to_string())
+        {
             every_other_digit_is_refused(&text);
         }
         for bad in ["", "x", "resume", "\u{e4}", &"0".repeat(100_000)] {

@@ -56,7 +56,11 @@ impl CatalogueRow {
     /// counter that rows feed directly.
     pub(crate) fn made_of(&self) -> impl Iterator<Item = &str> {
         let leaderboard = self.placement.strip_prefix("leaderboard of ");
-        let sum = self.placement.strip_prefix("table, sum").and_then(|sum| sum.split_once(" of ")).map(|(_, of)| of);
+        let sum = self
+            .placement
+            .strip_prefix("table, sum")
+            .and_then(|sum| sum.split_once(" of "))
+            .map(|(_, of)| of);
         let sum = sum.map(|of| of.strip_suffix(", prunable").unwrap_or(of));
         let counters = leaderboard.into_iter().flat_map(|counters| counters.split(", "));
         counters.chain(sum.into_iter().flat_map(|of| of.split(" along ")))
@@ -77,10 +81,15 @@ impl fmt::Display for CatalogueRow {
 /// is no reason to refuse: it may miss what this schema writes, because it is backfilled after this
 /// schema is gone.
 pub(crate) fn check_others(schema: &Schema, known: &[Known], forget: &str) -> Result<()> {
-    for Known { row, .. } in known.iter().filter(|known| known.ready && !has(schema, &known.row.name)) {
+    for Known { row, .. } in
+        known.iter().filter(|known| known.ready && !has(schema, &known.row.name))
+    {
         let fed_by = row.made_of().find(|name| has(schema, name));
         let because = match fed_by {
-            Some(counter) => format!("is a {} and ready to be read, and counter {counter} feeds it", row.placement),
+            Some(counter) => format!(
+                "is a {} and ready to be read, and counter {counter} feeds it",
+                row.placement
+            ),
             None if is_later(schema, row) => {
                 "is a later version of one of this schema's and ready to be read".to_owned()
             }
@@ -122,10 +131,16 @@ pub(crate) fn identity(schema: &Schema, known: &[Known]) -> u64 {
 ///
 /// [`Error::InvalidUse`] if the schema has it or something else is made of it;
 /// [`Error::UnknownCounter`] if the catalogue does not have it.
-pub(crate) fn orphaned<'k>(schema: &Schema, known: &'k [Known], name: &str) -> Result<&'k CatalogueRow> {
+pub(crate) fn orphaned<'k>(
+    schema: &Schema,
+    known: &'k [Known],
+    name: &str,
+) -> Result<&'k CatalogueRow> {
     let refused = |reason: String| Err(Error::invalid_use("forget", reason));
     if has(schema, name) {
-        return refused(format!("{name} is in the schema, which would go on counting it; take it out first"));
+        return refused(format!(
+            "{name} is in the schema, which would go on counting it; take it out first"
+        ));
     }
     let Some(orphan) = known.iter().find(|known| known.row.name == name) else {
         return Err(Error::UnknownCounter { counter: name.to_owned(), record: None });
@@ -137,10 +152,15 @@ pub(crate) fn orphaned<'k>(schema: &Schema, known: &'k [Known], name: &str) -> R
 }
 
 /// Returns the value of an encoded key suffix, as the catalogue stores a counter's cutoff.
-pub(crate) fn suffix_value<'a>(dialect: Dialect, counter: &CounterId, suffix: &'a KeyBuf) -> Result<Value<'a>> {
+pub(crate) fn suffix_value<'a>(
+    dialect: Dialect,
+    counter: &CounterId,
+    suffix: &'a KeyBuf,
+) -> Result<Value<'a>> {
     let failed = |cause| Error::key(counter, suffix, cause);
     let parts = counter.parts();
     let part = parts.as_slice().last().ok_or_else(|| failed(KeyError::Malformed))?;
     let mut values = KeyParts::one(*part).values(suffix).map_err(failed)?;
-    column_value(dialect, *part, values.pop().ok_or_else(|| failed(KeyError::Malformed))?).map_err(failed)
+    column_value(dialect, *part, values.pop().ok_or_else(|| failed(KeyError::Malformed))?)
+        .map_err(failed)
 }

@@ -93,15 +93,19 @@ pub fn ddl_pending_backfill(dialect: Dialect, schema: &Schema) -> Vec<String> {
 
 fn ddl_where(dialect: Dialect, schema: &Schema, ready: bool) -> Vec<String> {
     let tables = schema.counters().iter().flat_map(|spec| {
-        let index = schema.child_parts(&spec.id()).map(|child| create_by_parent(dialect, spec, child));
+        let index =
+            schema.child_parts(&spec.id()).map(|child| create_by_parent(dialect, spec, child));
         [create(dialect, spec)].into_iter().chain(index)
     });
-    let leaderboards =
-        schema.leaderboard_ids().iter().flat_map(|leaderboard| leaderboard::create(dialect, leaderboard));
+    let leaderboards = schema
+        .leaderboard_ids()
+        .iter()
+        .flat_map(|leaderboard| leaderboard::create(dialect, leaderboard));
     let counters = schema.counters().iter().map(|spec| listed(spec, ready));
     // A leaderboard is empty, like what it ranks; a backfill updates it.
-    let lines =
-        counters.chain(schema.leaderboard_ids().iter().map(|leaderboard| leaderboard::listed(leaderboard, true)));
+    let lines = counters.chain(
+        schema.leaderboard_ids().iter().map(|leaderboard| leaderboard::listed(leaderboard, true)),
+    );
     let lines = lines.collect::<Vec<_>>();
     // If anything is already listed, this makes none of them ready. New tables are then listed
     // as pending, since it is unknown whether they have rows.
@@ -163,21 +167,32 @@ pub fn migration(dialect: Dialect, schema: &Schema, before: &Schema) -> Result<M
                 statements.extend(take_over_cutoff(spec));
             }
             Some(known) if !known.id().same(&spec.id()) => {
-                return Err(conflict(spec.id().name(), format!("{:?}", spec.id()), format!("{:?}", known.id())));
+                return Err(conflict(
+                    spec.id().name(),
+                    format!("{:?}", spec.id()),
+                    format!("{:?}", known.id()),
+                ));
             }
-            Some(known) if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() => {
+            Some(known)
+                if format!("{}, prunable", known.storage_clause()) == spec.storage_clause() =>
+            {
                 // Only prunability is new, which affects only what apply looks up.
                 statements.push(replace(spec));
             }
             Some(known) if known.storage_clause() != spec.storage_clause() => {
-                return Err(conflict(spec.id().name(), spec.storage_clause(), known.storage_clause()));
+                return Err(conflict(
+                    spec.id().name(),
+                    spec.storage_clause(),
+                    known.storage_clause(),
+                ));
             }
             Some(_) => {}
         }
     }
     for spec in schema.counters() {
         // Also for a counter that existed before it became a membership.
-        let child = schema.child_parts(&spec.id()).filter(|_| before.child_parts(&spec.id()).is_none());
+        let child =
+            schema.child_parts(&spec.id()).filter(|_| before.child_parts(&spec.id()).is_none());
         statements.extend(child.map(|child| create_by_parent(dialect, spec, child)));
     }
     for leaderboard in schema.leaderboard_ids() {
@@ -186,13 +201,18 @@ pub fn migration(dialect: Dialect, schema: &Schema, before: &Schema) -> Result<M
                 statements.extend(leaderboard::create(dialect, leaderboard));
                 statements.push(enlist_all(&[leaderboard::listed(leaderboard, false)]));
             }
-            Some(known) if leaderboard::create(dialect, known) != leaderboard::create(dialect, leaderboard) => {
-                let [wanted, found] =
-                    [known, leaderboard].map(|leaderboard| leaderboard::create(dialect, leaderboard).concat());
+            Some(known)
+                if leaderboard::create(dialect, known)
+                    != leaderboard::create(dialect, leaderboard) =>
+            {
+                let [wanted, found] = [known, leaderboard]
+                    .map(|leaderboard| leaderboard::create(dialect, leaderboard).concat());
                 return Err(conflict(leaderboard.name(), found, wanted));
             }
             // Its lines have the old score until it is rebuilt.
-            Some(known) if leaderboard::listed(known, false) != leaderboard::listed(leaderboard, false) => {
+            Some(known)
+                if leaderboard::listed(known, false) != leaderboard::listed(leaderboard, false) =>
+            {
                 statements.push(leaderboard::enlist_anew(leaderboard, false));
             }
             Some(_) => {}
@@ -203,8 +223,10 @@ pub fn migration(dialect: Dialect, schema: &Schema, before: &Schema) -> Result<M
 
 /// Leaderboards first, then rollups before what they sum.
 fn drops(schema: &Schema, before: &Schema) -> Vec<DropTotals> {
-    let leaderboards =
-        before.leaderboard_ids().iter().map(|leaderboard| (leaderboard.name().to_owned(), leaderboard.table_name()));
+    let leaderboards = before
+        .leaderboard_ids()
+        .iter()
+        .map(|leaderboard| (leaderboard.name().to_owned(), leaderboard.table_name()));
     let counters = before.counters().iter().rev();
     let counters = counters.map(|spec| (spec.id().full_name().into_owned(), spec.table_name()));
     let has = |name: &str| {
@@ -213,8 +235,10 @@ fn drops(schema: &Schema, before: &Schema) -> Vec<DropTotals> {
     };
     let gone = leaderboards.chain(counters).filter(|(name, _)| !has(name));
     gone.map(|(name, table)| {
-        let statements =
-            vec![format!(r#"DROP TABLE "{table}""#), format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#)];
+        let statements = vec![
+            format!(r#"DROP TABLE "{table}""#),
+            format!(r#"DELETE FROM "{CATALOGUE}" WHERE "name" = '{name}'"#),
+        ];
         DropTotals { name, statements }
     })
     .collect()
@@ -228,7 +252,9 @@ pub(crate) fn create_catalogue(dialect: Dialect) -> String {
     let text = dialect.text();
     let (integer, cutoff, random, options) = match dialect {
         Dialect::Sqlite => ("INTEGER", "BLOB", "random()", " STRICT, WITHOUT ROWID"),
-        Dialect::Postgres => ("BIGINT", "BYTEA", "hashtextextended(gen_random_uuid()::text, 0)", ""),
+        Dialect::Postgres => {
+            ("BIGINT", "BYTEA", "hashtextextended(gen_random_uuid()::text, 0)", "")
+        }
     };
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{CATALOGUE}" ("name" {text} NOT NULL PRIMARY KEY, "key" {text} NOT NULL, "version" {integer} NOT NULL, "placement" {text} NOT NULL, "identity" {integer} NOT NULL DEFAULT ({random}), "cutoff" {cutoff}, "ready" {integer} NOT NULL DEFAULT 1){options}"#
@@ -237,18 +263,22 @@ pub(crate) fn create_catalogue(dialect: Dialect) -> String {
 
 /// The index of what is not ready, which is usually empty. Every read of a total looks there first.
 pub(crate) fn create_unready(_: Dialect) -> String {
-    format!(r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#)
+    format!(
+        r#"CREATE INDEX IF NOT EXISTS "keepcount_unready" ON "{CATALOGUE}" ("name") WHERE "ready" = 0"#
+    )
 }
 
 pub(crate) fn create_offsets(dialect: Dialect) -> String {
-    let (text, integer, options) = (dialect.text(), column_kind(dialect, None), dialect.table_options());
+    let (text, integer, options) =
+        (dialect.text(), column_kind(dialect, None), dialect.table_options());
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{OFFSETS}" ("stream" {text} NOT NULL PRIMARY KEY, "last" {integer} NOT NULL){options}"#
     )
 }
 
 pub(crate) fn create_runs(dialect: Dialect) -> String {
-    let (text, integer, options) = (dialect.text(), column_kind(dialect, None), dialect.table_options());
+    let (text, integer, options) =
+        (dialect.text(), column_kind(dialect, None), dialect.table_options());
     format!(
         r#"CREATE TABLE IF NOT EXISTS "{RUNS}" ("run" {integer} NOT NULL PRIMARY KEY, "token" {text} NOT NULL, "turn" {integer} NOT NULL){options}"#
     )
@@ -259,14 +289,18 @@ pub(crate) fn create_runs(dialect: Dialect) -> String {
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn own_tables(dialect: Dialect) -> Vec<(&'static str, Vec<String>)> {
     let text = |name: &str, in_key| inspect::column(dialect, name, dialect.text(), in_key);
-    let number = |name: &str, in_key| inspect::column(dialect, name, column_kind(dialect, None), in_key);
+    let number =
+        |name: &str, in_key| inspect::column(dialect, name, column_kind(dialect, None), in_key);
     let mut tables = vec![
         (OFFSETS, vec![text("stream", Some(1)), number("last", None)]),
         (RUNS, vec![number("run", Some(1)), text("token", None), number("turn", None)]),
     ];
     if dialect == Dialect::Postgres {
         let key = inspect::column(dialect, "key", "BYTEA", Some(3));
-        tables.push((LOCKS, vec![text("of", Some(1)), number("level", Some(2)), key, number("turns", None)]));
+        tables.push((
+            LOCKS,
+            vec![text("of", Some(1)), number("level", Some(2)), key, number("turns", None)],
+        ));
     }
     tables
 }
@@ -284,10 +318,17 @@ pub(crate) fn create_locks(dialect: Dialect) -> Option<String> {
 /// have free room, so that a total that changes stays in its page and the index is not written.
 pub(crate) fn create(dialect: Dialect, spec: &CounterSpec) -> String {
     let columns = columns(dialect, spec.id().parts());
-    let columns = columns.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect::<Vec<_>>().join(", ");
+    let columns = columns
+        .iter()
+        .map(|(name, kind)| format!("{name} {kind} NOT NULL"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let keys = key_columns(spec.id().parts()).join(", ");
-    let (table, total, options) = (spec.table_name(), column_kind(dialect, None), dialect.table_options());
-    format!(r#"CREATE TABLE "{table}" ({columns}, "total" {total} NOT NULL, PRIMARY KEY ({keys})){options}"#)
+    let (table, total, options) =
+        (spec.table_name(), column_kind(dialect, None), dialect.table_options());
+    format!(
+        r#"CREATE TABLE "{table}" ({columns}, "total" {total} NOT NULL, PRIMARY KEY ({keys})){options}"#
+    )
 }
 
 /// The name of the index of a membership's table by parent, from which a rollup is recounted.
@@ -301,7 +342,11 @@ pub(crate) fn create_by_parent(_: Dialect, spec: &CounterSpec, child: usize) -> 
     let columns = key_columns(spec.id().parts());
     let (child, parent) = columns.split_at_checked(child).unwrap_or_default();
     let columns = [parent, child].concat().join(", ");
-    format!(r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#, by_parent(spec), spec.table_name())
+    format!(
+        r#"CREATE INDEX IF NOT EXISTS "{}" ON "{}" ({columns}, "total")"#,
+        by_parent(spec),
+        spec.table_name()
+    )
 }
 
 /// Inserts a counter into the catalogue.
@@ -323,7 +368,10 @@ pub(crate) fn listed_as(name: &str, id: &CounterId, placement: &str, ready: bool
 
 /// Inserts counters and leaderboards into the catalogue.
 pub(crate) fn enlist_all(lines: &[String]) -> String {
-    format!(r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES {}"#, lines.join(", "))
+    format!(
+        r#"INSERT INTO "{CATALOGUE}" ("name", "key", "version", "placement", "ready") VALUES {}"#,
+        lines.join(", ")
+    )
 }
 
 /// The same, if the catalogue is empty.
@@ -344,5 +392,7 @@ pub(crate) fn take_over_cutoff(spec: &CounterSpec) -> Option<String> {
 /// Updates a counter's storage clause in the catalogue.
 pub(crate) fn replace(spec: &CounterSpec) -> String {
     let (storage_clause, name) = (spec.storage_clause(), spec.id().full_name());
-    format!(r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{storage_clause}' WHERE c."name" = '{name}'"#)
+    format!(
+        r#"UPDATE "{CATALOGUE}" AS c SET "placement" = '{storage_clause}' WHERE c."name" = '{name}'"#
+    )
 }

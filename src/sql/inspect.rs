@@ -62,12 +62,19 @@ pub(crate) fn keyed(dialect: Dialect, parts: KeyParts, (name, kind): (&str, &str
 
 /// Everything that could skip or change writes to a table, or that does not sort its texts by
 /// bytes, as one text each. With `texts`, includes those that concern texts in keys.
-pub(crate) fn faults(dialect: Dialect, table: &str, texts: bool) -> impl Iterator<Item = Query<'_>> {
+pub(crate) fn faults(
+    dialect: Dialect,
+    table: &str,
+    texts: bool,
+) -> impl Iterator<Item = Query<'_>> {
     let faults = match dialect {
         Dialect::Sqlite => SQLITE_FAULTS,
         Dialect::Postgres => POSTGRES_FAULTS,
     };
-    faults.iter().filter(move |(of_texts, _)| texts || !of_texts).map(move |(_, text)| about(dialect, table, text))
+    faults
+        .iter()
+        .filter(move |(of_texts, _)| texts || !of_texts)
+        .map(move |(_, text)| about(dialect, table, text))
 }
 
 /// Whether keys of these parts include texts.

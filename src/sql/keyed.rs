@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use super::{
-    CATALOGUE, Dialect, Query, Value, column_kind, columns, key_columns, own_key_columns, prefix_values,
-    push_key_column, push_key_is, push_key_values,
+    CATALOGUE, Dialect, Query, Value, column_kind, columns, key_columns, own_key_columns,
+    prefix_values, push_key_column, push_key_is, push_key_values,
 };
 use crate::counter::{CounterId, CounterSpec};
 use crate::error::Result;
@@ -15,7 +15,12 @@ use crate::key::{KeyBuf, KeyParts};
 pub(crate) const MAX_ARRAY: usize = 10_000;
 
 /// Appends rows of parameters: as they are, or as rows of arrays.
-pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize, to: &mut Vec<Value<'a>>) {
+pub(crate) fn push_rows<'a>(
+    arrays: bool,
+    mut rows: Vec<Value<'a>>,
+    width: usize,
+    to: &mut Vec<Value<'a>>,
+) {
     if !arrays {
         to.append(&mut rows);
         return;
@@ -27,14 +32,23 @@ pub(crate) fn push_rows<'a>(arrays: bool, mut rows: Vec<Value<'a>>, width: usize
 }
 
 /// A query with some rows of parameters.
-pub(crate) fn of_rows(dialect: Dialect, text: String, rows: Vec<Value<'_>>, width: usize) -> Query<'_> {
+pub(crate) fn of_rows(
+    dialect: Dialect,
+    text: String,
+    rows: Vec<Value<'_>>,
+    width: usize,
+) -> Query<'_> {
     let mut values = Vec::new();
     push_rows(dialect == Dialect::Postgres, rows, width, &mut values);
     Query::of_rows(text, values, width)
 }
 
 /// Keys as rows of parameters.
-pub(crate) fn key_rows<'a>(dialect: Dialect, counter: &CounterId, keys: &'a [KeyBuf]) -> Result<Vec<Value<'a>>> {
+pub(crate) fn key_rows<'a>(
+    dialect: Dialect,
+    counter: &CounterId,
+    keys: &'a [KeyBuf],
+) -> Result<Vec<Value<'a>>> {
     let mut rows = Vec::with_capacity(keys.len() * counter.parts().len());
     for key in keys {
         push_key_values(dialect, counter, key, &mut rows)?;
@@ -78,7 +92,12 @@ pub(crate) fn read_under<'a>(
 
 /// Selects the key's columns and another one of the rows whose first `prefix` key columns are those
 /// of a row of parameters.
-fn select(dialect: Dialect, table: &str, parts: KeyParts, (prefix, column): (usize, &str)) -> String {
+fn select(
+    dialect: Dialect,
+    table: &str,
+    parts: KeyParts,
+    (prefix, column): (usize, &str),
+) -> String {
     let width = parts.len().max(1);
     let mut text = String::with_capacity(192);
     text.push_str("SELECT t.");
@@ -92,7 +111,8 @@ fn select(dialect: Dialect, table: &str, parts: KeyParts, (prefix, column): (usi
     if dialect == Dialect::Postgres && prefix > 0 {
         let columns = columns(dialect, parts);
         let columns = columns.get(..prefix).unwrap_or(&columns);
-        let join = format!(r#"{} JOIN "{table}" AS t ON {}"#, unnested(columns), same_as_k(columns));
+        let join =
+            format!(r#"{} JOIN "{table}" AS t ON {}"#, unnested(columns), same_as_k(columns));
         text.push_str(&join);
         return text;
     }
@@ -110,7 +130,11 @@ fn select(dialect: Dialect, table: &str, parts: KeyParts, (prefix, column): (usi
 pub(crate) fn delete_keys(dialect: Dialect, table: &str, parts: KeyParts) -> String {
     if dialect == Dialect::Postgres {
         let columns = columns(dialect, parts);
-        return format!(r#"DELETE FROM "{table}" AS t USING {} WHERE {}"#, unnested(&columns), same_as_k(&columns));
+        return format!(
+            r#"DELETE FROM "{table}" AS t USING {} WHERE {}"#,
+            unnested(&columns),
+            same_as_k(&columns)
+        );
     }
     let width = parts.len().max(1);
     let mut text = format!(r#"DELETE FROM "{table}" AS t WHERE "#);
@@ -155,7 +179,9 @@ pub(crate) fn write_keys(
     kinds.push((String::new(), kind));
     let rows = match dialect {
         Dialect::Sqlite => format!("VALUES ({})", dialect.params(kinds.len())),
-        Dialect::Postgres => format!("SELECT * FROM unnest({})", array_params(kinds.iter().map(|(_, kind)| *kind))),
+        Dialect::Postgres => {
+            format!("SELECT * FROM unnest({})", array_params(kinds.iter().map(|(_, kind)| *kind)))
+        }
     };
     format!(
         r#"INSERT INTO "{table}" AS t ({keys}, "{column}") {rows} ON CONFLICT ({keys}) DO UPDATE SET "{column}" = {set}"#
@@ -166,7 +192,13 @@ pub(crate) fn write_keys(
 /// column, and of the deltas.
 pub(crate) fn upsert_many(spec: &CounterSpec) -> String {
     let kind = ("total", column_kind(Dialect::Postgres, None));
-    write_keys(Dialect::Postgres, &spec.table_name(), spec.id().parts(), kind, r#"t."total" + excluded."total""#)
+    write_keys(
+        Dialect::Postgres,
+        &spec.table_name(),
+        spec.id().parts(),
+        kind,
+        r#"t."total" + excluded."total""#,
+    )
 }
 
 /// Removes those of some totals that are 0.
@@ -183,19 +215,32 @@ pub(crate) fn lock_totals<'a>(spec: &CounterSpec, keys: &'a [KeyBuf]) -> Result<
         push_key_values(Dialect::Postgres, &spec.id(), key, &mut rows)?;
         rows.push(Value::Integer(0));
     }
-    let text = format!(r#"{} RETURNING {}, t."total""#, upsert_many(spec), own_key_columns(parts).join(", "));
+    let text = format!(
+        r#"{} RETURNING {}, t."total""#,
+        upsert_many(spec),
+        own_key_columns(parts).join(", ")
+    );
     Ok(of_rows(Dialect::Postgres, text, rows, key_columns(parts).len() + 1))
 }
 
 /// The cutoffs of some counters, with their names. In PostgreSQL they are in the order of names,
 /// and `lock` locks them until the transaction ends.
-pub(crate) fn read_cutoffs(dialect: Dialect, names: Vec<Cow<'static, str>>, lock: bool) -> Query<'static> {
+pub(crate) fn read_cutoffs(
+    dialect: Dialect,
+    names: Vec<Cow<'static, str>>,
+    lock: bool,
+) -> Query<'static> {
     let read = format!(r#"SELECT c."name", c."cutoff" FROM "{CATALOGUE}" AS c WHERE c."name" ="#);
     match dialect {
-        Dialect::Sqlite => Query::of_rows(format!("{read} ?1"), names.into_iter().map(Value::Text).collect(), 1),
+        Dialect::Sqlite => {
+            Query::of_rows(format!("{read} ?1"), names.into_iter().map(Value::Text).collect(), 1)
+        }
         Dialect::Postgres => {
             let lock = if lock { " FOR SHARE" } else { "" };
-            Query::new(format!(r#"{read} ANY($1) ORDER BY c."name"{lock}"#), vec![Value::Texts(names)])
+            Query::new(
+                format!(r#"{read} ANY($1) ORDER BY c."name"{lock}"#),
+                vec![Value::Texts(names)],
+            )
         }
     }
 }

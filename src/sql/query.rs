@@ -59,7 +59,9 @@ impl<'a> Query<'a> {
     /// The parameters of each execution, in their order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Value<'a>]> {
         let rows = self.values.len().checked_div(self.width).unwrap_or(1);
-        (0..rows).map(|row| self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default())
+        (0..rows).map(|row| {
+            self.values.get(row * self.width..(row + 1) * self.width).unwrap_or_default()
+        })
     }
 
     /// Whether an execution wrote another number of rows than it must, because a trigger or rule

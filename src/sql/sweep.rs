@@ -22,7 +22,11 @@ const OLDEST: &str = "(SELECT greatest(max(age(a.backend_xmin)), age(pg_snapshot
 /// Removes the totals of 0 of a range. In PostgreSQL only those that nobody has locked and that are
 /// older than every snapshot: a transaction above READ COMMITTED that read such a total before it
 /// became 0 must find the row when it writes, and fail to serialize.
-pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, spec: &CounterSpec, range: &'a KeyRange) -> Result<Query<'a>> {
+pub(crate) fn remove_zeros_of<'a>(
+    dialect: Dialect,
+    spec: &CounterSpec,
+    range: &'a KeyRange,
+) -> Result<Query<'a>> {
     let mut terms = Terms::of(dialect, spec, range)?;
     terms.texts.push(r#"t."total" = 0"#.to_owned());
     let (table, condition) = (spec.table_name(), terms.condition());
@@ -37,7 +41,8 @@ pub(crate) fn remove_zeros_of<'a>(dialect: Dialect, spec: &CounterSpec, range: &
 /// so a transaction that waits for one of these rows waits for nothing else.
 fn remove_seen(table: &str, condition: &str, keys: &[String]) -> String {
     let own = keys.iter().map(|key| format!("t.{key}")).collect::<Vec<_>>().join(", ");
-    let same = keys.iter().map(|key| format!("t.{key} = free.{key}")).collect::<Vec<_>>().join(" AND ");
+    let same =
+        keys.iter().map(|key| format!("t.{key} = free.{key}")).collect::<Vec<_>>().join(" AND ");
     let seen = format!("{condition} AND age(t.xmin) > {OLDEST}");
     format!(
         r#"WITH free AS MATERIALIZED (SELECT {own} FROM "{table}" AS t{seen} ORDER BY {own} FOR UPDATE SKIP LOCKED) DELETE FROM "{table}" AS t USING free{seen} AND {same}"#
@@ -78,9 +83,16 @@ fn behind_lock(after: Option<&(String, i64, Vec<u8>)>) -> (Vec<Value<'_>>, Strin
     (values, condition)
 }
 
-fn lock_values<'a>((of, level, key): &'a (String, i64, Vec<u8>), values: &mut Vec<Value<'a>>) -> String {
+fn lock_values<'a>(
+    (of, level, key): &'a (String, i64, Vec<u8>),
+    values: &mut Vec<Value<'a>>,
+) -> String {
     let at = values.len();
-    values.extend([Value::Text(of.as_str().into()), Value::Integer(*level), Value::Bytes(key.as_slice().into())]);
+    values.extend([
+        Value::Text(of.as_str().into()),
+        Value::Integer(*level),
+        Value::Bytes(key.as_slice().into()),
+    ]);
     format!("${}, ${}, ${}", at + 1, at + 2, at + 3)
 }
 

@@ -89,7 +89,11 @@ impl Value<'_> {
 /// [`Error::Key`] for an unsigned integer above `i64::MAX` in a part of at most 64 bits, a text
 /// over [`MAX_TEXT`] bytes or, in PostgreSQL, with a zero byte, or bytes that are not a key of this
 /// counter.
-pub fn key_values<'a>(dialect: Dialect, counter: &CounterId, key: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
+pub fn key_values<'a>(
+    dialect: Dialect,
+    counter: &CounterId,
+    key: &'a KeyBuf,
+) -> Result<Vec<Value<'a>>> {
     let mut values = Vec::with_capacity(counter.parts().len() + 1);
     push_key_values(dialect, counter, key, &mut values)?;
     Ok(values)
@@ -113,27 +117,44 @@ pub(crate) fn push_key_values<'a>(
 }
 
 /// A prefix of a key as parameters, one for each part that it has.
-pub(crate) fn prefix_values<'a>(dialect: Dialect, counter: &CounterId, prefix: &'a KeyBuf) -> Result<Vec<Value<'a>>> {
+pub(crate) fn prefix_values<'a>(
+    dialect: Dialect,
+    counter: &CounterId,
+    prefix: &'a KeyBuf,
+) -> Result<Vec<Value<'a>>> {
     let parts = counter.parts();
-    let values = parts.values_of_prefix(prefix).map_err(|cause| Error::key(counter, prefix, cause))?;
+    let values =
+        parts.values_of_prefix(prefix).map_err(|cause| Error::key(counter, prefix, cause))?;
     let columns = parts.as_slice().iter().zip(values);
     columns
-        .map(|(part, value)| column_value(dialect, *part, value).map_err(|cause| Error::key(counter, prefix, cause)))
+        .map(|(part, value)| {
+            column_value(dialect, *part, value).map_err(|cause| Error::key(counter, prefix, cause))
+        })
         .collect()
 }
 
-pub(crate) fn column_value(dialect: Dialect, part: KeyPart, value: KeyValue<'_>) -> Result<Value<'_>, KeyError> {
+pub(crate) fn column_value(
+    dialect: Dialect,
+    part: KeyPart,
+    value: KeyValue<'_>,
+) -> Result<Value<'_>, KeyError> {
     Ok(match value {
         KeyValue::Signed(value) if part == KeyPart::Signed(16) => {
             Value::Blob((value.cast_unsigned() ^ (1 << 127)).to_be_bytes())
         }
-        KeyValue::Unsigned(value) if part == KeyPart::Unsigned(16) => Value::Blob(value.to_be_bytes()),
+        KeyValue::Unsigned(value) if part == KeyPart::Unsigned(16) => {
+            Value::Blob(value.to_be_bytes())
+        }
         KeyValue::Signed(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
-        KeyValue::Unsigned(value) => Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?),
+        KeyValue::Unsigned(value) => {
+            Value::Integer(i64::try_from(value).map_err(|_| wide(&value))?)
+        }
         KeyValue::Text(text) if text.len() > MAX_TEXT => {
             return Err(KeyError::TooLong { bytes: text.len(), most: MAX_TEXT });
         }
-        KeyValue::Text(text) if dialect == Dialect::Postgres && text.contains('\0') => return Err(KeyError::ZeroByte),
+        KeyValue::Text(text) if dialect == Dialect::Postgres && text.contains('\0') => {
+            return Err(KeyError::ZeroByte);
+        }
         KeyValue::Text(text) => Value::Text(text),
         KeyValue::Bytes16(id) => Value::Blob(id),
         KeyValue::Uuid(id) => Value::Uuid(id),
@@ -151,13 +172,16 @@ fn wide(value: &impl ToString) -> KeyError {
 /// [`KeyError`] if the value does not fit the part, or is a text over [`MAX_TEXT`] bytes.
 pub fn push_key_part(part: KeyPart, value: &Value<'_>, to: &mut KeyBuf) -> Result<(), KeyError> {
     match (part, value) {
-        (_, Value::Text(text)) if text.len() > MAX_TEXT => Err(KeyError::TooLong { bytes: text.len(), most: MAX_TEXT }),
+        (_, Value::Text(text)) if text.len() > MAX_TEXT => {
+            Err(KeyError::TooLong { bytes: text.len(), most: MAX_TEXT })
+        }
         (_, Value::Integer(value)) => part.push(&KeyValue::Signed(i128::from(*value)), to),
         (_, Value::Text(text)) => part.push(&KeyValue::Text(Cow::Borrowed(text)), to),
-        (KeyPart::Signed(16), Value::Blob(bytes)) => {
-            part.push(&KeyValue::Signed((u128::from_be_bytes(*bytes) ^ (1 << 127)).cast_signed()), to)
+        (KeyPart::Signed(16), Value::Blob(bytes)) => part
+            .push(&KeyValue::Signed((u128::from_be_bytes(*bytes) ^ (1 << 127)).cast_signed()), to),
+        (KeyPart::Unsigned(16), Value::Blob(bytes)) => {
+            part.push(&KeyValue::Unsigned(u128::from_be_bytes(*bytes)), to)
         }
-        (KeyPart::Unsigned(16), Value::Blob(bytes)) => part.push(&KeyValue::Unsigned(u128::from_be_bytes(*bytes)), to),
         (_, Value::Blob(bytes) | Value::Uuid(bytes)) => part.push(&KeyValue::Bytes16(*bytes), to),
         (wanted, _) => Err(KeyError::Type { wanted, found: "bytes, or an array".to_owned() }),
     }

@@ -69,7 +69,11 @@ pub trait AsyncStore: Send {
     /// # Errors
     ///
     /// As [`Store::read_keys`](super::Store::read_keys).
-    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send;
+    fn read_keys(
+        &mut self,
+        counter: CounterId,
+        keys: &[KeyBuf],
+    ) -> impl Future<Output = Result<Vec<i64>>> + Send;
 
     /// Returns the first totals of a range, in key order, at most `limit`. Totals of 0 may be among
     /// them.
@@ -93,7 +97,11 @@ pub trait AsyncStore: Send {
     /// # Errors
     ///
     /// As [`Store::sum`](super::Store::sum).
-    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send {
+    fn sum_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+    ) -> impl Future<Output = Result<i64>> + Send {
         let mut sum = pages::Sum::of(counter, range);
         async move {
             while let Some(range) = sum.ask() {
@@ -109,7 +117,11 @@ pub trait AsyncStore: Send {
     /// # Errors
     ///
     /// As [`Store::total`](super::Store::total).
-    fn total<K: Key>(&mut self, counter: Counter<K>, key: impl AsKey<K>) -> impl Future<Output = Result<i64>> + Send {
+    fn total<K: Key>(
+        &mut self,
+        counter: Counter<K>,
+        key: impl AsKey<K>,
+    ) -> impl Future<Output = Result<i64>> + Send {
         let (id, key) = (counter.id(), [KeyBuf::of::<K>(key)]);
         async move { Ok(self.read_keys(id, &key).await?.first().copied().unwrap_or(0)) }
     }
@@ -161,7 +173,10 @@ pub trait AsyncStore: Send {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    fn totals<K: Key + Send>(&mut self, counter: Counter<K>) -> impl Future<Output = Result<Vec<(K, i64)>>> + Send {
+    fn totals<K: Key + Send>(
+        &mut self,
+        counter: Counter<K>,
+    ) -> impl Future<Output = Result<Vec<(K, i64)>>> + Send {
         let mut totals = pages::Totals::of(counter.id());
         async move {
             while let Some(range) = totals.ask() {
@@ -190,7 +205,11 @@ impl<S: AsyncStore + ?Sized> AsyncStore for &mut S {
         (**self).offset(stream)
     }
 
-    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> impl Future<Output = Result<Vec<i64>>> + Send {
+    fn read_keys(
+        &mut self,
+        counter: CounterId,
+        keys: &[KeyBuf],
+    ) -> impl Future<Output = Result<Vec<i64>>> + Send {
         (**self).read_keys(counter, keys)
     }
 
@@ -203,7 +222,11 @@ impl<S: AsyncStore + ?Sized> AsyncStore for &mut S {
         (**self).read_range(counter, range, limit)
     }
 
-    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> impl Future<Output = Result<i64>> + Send {
+    fn sum_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+    ) -> impl Future<Output = Result<i64>> + Send {
         (**self).sum_range(counter, range)
     }
 }

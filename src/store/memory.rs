@@ -130,7 +130,8 @@ impl MemoryStore {
             let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
             (processors * STRIPES_EACH).next_power_of_two().clamp(MIN_STRIPES, MAX_STRIPES)
         });
-        let tables = || schema.counters().iter().map(|spec| Table::new(spec.id().parts())).collect();
+        let tables =
+            || schema.counters().iter().map(|spec| Table::new(spec.id().parts())).collect();
         Self {
             schema: *schema,
             identity: RandomState::new().hash_one(()),
@@ -222,7 +223,11 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`Store::apply_idempotent`].
-    pub fn apply_idempotent(&self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    pub fn apply_idempotent(
+        &self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         self.note_unguarded();
         self.apply_range(batch, stream_range)
     }
@@ -343,7 +348,13 @@ impl MemoryStore {
     ///
     /// Returns `None` and does nothing if the total is not roomy or the counter is not plain.
     #[inline]
-    fn apply_one(&self, (position, spread): (usize, u64), entry: &Entry, hash: u64, ends: u64) -> Option<u64> {
+    fn apply_one(
+        &self,
+        (position, spread): (usize, u64),
+        entry: &Entry,
+        hash: u64,
+        ends: u64,
+    ) -> Option<u64> {
         self.plans.get(position).filter(|plan| plan.plain)?;
         let delta = narrow(entry.delta);
         // For keys of one part, the hash that chooses the stripe is also the table's.
@@ -364,7 +375,9 @@ impl MemoryStore {
         }
         batch.check_records()?;
         let positions = Positions::of(&self.schema, batch)?;
-        let is = |what: fn(&WritePlan) -> bool| positions.iter().any(|at| self.plans.get(at).is_some_and(what));
+        let is = |what: fn(&WritePlan) -> bool| {
+            positions.iter().any(|at| self.plans.get(at).is_some_and(what))
+        };
         if is(|plan| !plan.plain) {
             self.schema.check_batch(batch)?;
             return self.apply_with_rollups(batch, is(|plan| plan.membership), then);
@@ -388,7 +401,12 @@ impl MemoryStore {
     /// update rollups next to others: the memberships that it reads stay until it is applied, and
     /// addition commutes. A batch with memberships also reads base totals and needs them to stay,
     /// so it takes the lock exclusively.
-    fn apply_with_rollups(&self, batch: &Batch, memberships: bool, then: impl Fn()) -> Result<Applied> {
+    fn apply_with_rollups(
+        &self,
+        batch: &Batch,
+        memberships: bool,
+        then: impl Fn(),
+    ) -> Result<Applied> {
         if !memberships {
             let shared = self.batch_lock.read();
             if let Some(applied) = self.update_behind(&shared, batch, false)? {
@@ -408,12 +426,19 @@ impl MemoryStore {
     /// Returns `None` and does nothing if only an exclusive holder may continue. An exclusive
     /// holder needs no stripe lock to read for rollups: nothing that bypasses the batch lock writes
     /// the totals that it reads.
-    fn update_behind(&self, cutoffs: &Cutoffs, batch: &Batch, alone: bool) -> Result<Option<Applied>> {
+    fn update_behind(
+        &self,
+        cutoffs: &Cutoffs,
+        batch: &Batch,
+        alone: bool,
+    ) -> Result<Option<Applied>> {
         let kept = self.above_cutoffs(cutoffs, batch);
-        let expanded = rollup_update::expand(&self.schema, kept, |request, each| self.answer(request, each))?;
+        let expanded =
+            rollup_update::expand(&self.schema, kept, |request, each| self.answer(request, each))?;
         let positions = Positions::of(&self.schema, &expanded)?;
         let small = expanded.bulk() <= SMALL;
-        let mut totals = if small { self.apply_by_stripe(cutoffs, &positions, &expanded) } else { None };
+        let mut totals =
+            if small { self.apply_by_stripe(cutoffs, &positions, &expanded) } else { None };
         if alone && totals.is_none() {
             totals = Some(self.apply_exclusively(&mut self.lock_all(), &positions, &expanded)?);
         }
@@ -426,7 +451,8 @@ impl MemoryStore {
             return batch.clone();
         }
         batch.filtered(|counter, key| {
-            let cutoff = self.schema.position(counter).ok().and_then(|at| cutoffs.get(at)?.as_ref());
+            let cutoff =
+                self.schema.position(counter).ok().and_then(|at| cutoffs.get(at)?.as_ref());
             cutoff.is_none_or(|cutoff| retention::keeps(counter, key, cutoff))
         })
     }
@@ -442,14 +468,20 @@ impl MemoryStore {
     /// [`Error::InvalidUse`](crate::Error::InvalidUse) if the counter is not
     /// [`prunable`](CounterSpec::prunable) or `T` has several parts,
     /// [`Error::Rollup`](crate::Error::Rollup) for a rollup, and as [`total`](Self::total).
-    pub fn prune<H: Key, T: Key>(&self, counter: Counter<(H, T)>, before: impl AsKey<T>) -> Result<u64> {
+    pub fn prune<H: Key, T: Key>(
+        &self,
+        counter: Counter<(H, T)>,
+        before: impl AsKey<T>,
+    ) -> Result<u64> {
         let (cutoff, mut gone) = (KeyBuf::of::<T>(before), 0);
         let family = retention::family(&self.schema, &counter.id(), T::PARTS)?;
         let mut cutoffs = self.batch_lock.write();
         let mut state = self.lock_all();
         for id in family {
             let position = self.schema.position(&id)?;
-            let Some(known) = cutoffs.get_mut(position).filter(|known| known.as_ref() < Some(&cutoff)) else {
+            let Some(known) =
+                cutoffs.get_mut(position).filter(|known| known.as_ref() < Some(&cutoff))
+            else {
                 continue;
             };
             *known = Some(cutoff.clone());
@@ -492,7 +524,12 @@ impl MemoryStore {
     /// are added: single ones up to `ROOMY`, and those of other batches like this one. Each of
     /// these began before it could see `wide` become true, so 2^21 of them would have to be in
     /// progress at once.
-    fn apply_by_stripe(&self, _behind_the_lock: &Cutoffs, positions: &Positions, batch: &Batch) -> Option<u64> {
+    fn apply_by_stripe(
+        &self,
+        _behind_the_lock: &Cutoffs,
+        positions: &Positions,
+        batch: &Batch,
+    ) -> Option<u64> {
         if self.wide.load(Ordering::Acquire) {
             return None;
         }
@@ -507,7 +544,8 @@ impl MemoryStore {
                 _ => &[],
             };
             let (Some(stripe), false) = (self.stripes.get(at), run.is_empty()) else { continue };
-            let deltas = || run.iter().filter_map(|(hash, at)| Some((entries.get(*at as usize)?, hash)));
+            let deltas =
+                || run.iter().filter_map(|(hash, at)| Some((entries.get(*at as usize)?, hash)));
             let mut state = stripe.lock();
             make_room(positions, &mut state.tables, deltas());
             for (entry, hash) in deltas() {
@@ -573,7 +611,9 @@ impl MemoryStore {
     /// parts.
     fn spread(&self, position: usize, key: &KeyBuf, hash: u64) -> u64 {
         let (plan, spec) = (self.plans.get(position), self.schema.counters().get(position));
-        let (Some(WritePlan { prefix: Some(prefix), .. }), Some(spec)) = (plan, spec) else { return hash };
+        let (Some(WritePlan { prefix: Some(prefix), .. }), Some(spec)) = (plan, spec) else {
+            return hash;
+        };
         let bytes = key.as_bytes();
         let prefix = spec.id().parts().prefix_len(bytes, *prefix).and_then(|len| bytes.get(..len));
         prefix.map_or(hash, |prefix| KeyBuf::from_bytes(prefix).hash64())
@@ -587,7 +627,9 @@ impl MemoryStore {
         }
         let entries = batch.entries().iter().zip(batch.hashes());
         entries
-            .map(|(entry, hash)| positions.at(entry).map_or(*hash, |at| self.spread(at, &entry.key, *hash)))
+            .map(|(entry, hash)| {
+                positions.at(entry).map_or(*hash, |at| self.spread(at, &entry.key, *hash))
+            })
             .collect()
     }
 
@@ -637,7 +679,11 @@ impl Store for MemoryStore {
         Self::apply(self, batch)
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         Self::apply_idempotent(self, batch, stream_range)
     }
 
@@ -649,7 +695,12 @@ impl Store for MemoryStore {
         Self::read(self, counter, keys)
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         Self::read_range(self, counter, range, limit)
     }
 
@@ -663,7 +714,11 @@ impl Store for &MemoryStore {
         MemoryStore::apply(self, batch)
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         MemoryStore::apply_idempotent(self, batch, stream_range)
     }
 
@@ -675,7 +730,12 @@ impl Store for &MemoryStore {
         MemoryStore::read(self, counter, keys)
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         MemoryStore::read_range(self, counter, range, limit)
     }
 
@@ -690,13 +750,16 @@ impl WritePlan {
         // If several rollups split its keys, the shortest child is a prefix of all of them.
         let child = |feeds: &CounterSpec| {
             let rollup = feeds.rollup()?;
-            let splits = rollup.membership().same(&id) || (rollup.keeps_suffix() && rollup.base().same(&id));
+            let splits =
+                rollup.membership().same(&id) || (rollup.keeps_suffix() && rollup.base().same(&id));
             splits.then_some(rollup.child_parts())
         };
         let prefix = schema.rollups_of(&id).filter_map(child).min().unwrap_or(1);
         Self {
             prefix: (id.parts().len() > 1).then_some(prefix),
-            plain: spec.rollup().is_none() && !spec.is_prunable() && schema.rollups_of(&id).next().is_none(),
+            plain: spec.rollup().is_none()
+                && !spec.is_prunable()
+                && schema.rollups_of(&id).next().is_none(),
             membership: schema.child_parts(&id).is_some(),
             rollup: spec.rollup().is_some(),
         }
@@ -715,7 +778,12 @@ impl Positions {
         if let [one] = batch.counters() {
             return schema.position_in(one).map(Self::One);
         }
-        batch.counters().iter().map(|counter| schema.position_in(counter)).collect::<Result<_>>().map(Self::Many)
+        batch
+            .counters()
+            .iter()
+            .map(|counter| schema.position_in(counter))
+            .collect::<Result<_>>()
+            .map(Self::Many)
     }
 
     #[inline]
@@ -753,7 +821,11 @@ fn narrow(delta: i128) -> i64 {
 /// In a table beyond the processor's nearest caches, the lookups of this loop are independent, so
 /// it waits for many cache lines at once. Adding waits for one after the other.
 #[inline]
-fn make_room<'d>(positions: &Positions, tables: &mut Tables, deltas: impl Iterator<Item = (&'d Entry, &'d u64)>) {
+fn make_room<'d>(
+    positions: &Positions,
+    tables: &mut Tables,
+    deltas: impl Iterator<Item = (&'d Entry, &'d u64)>,
+) {
     let Positions::One(position) = positions else { return };
     let Some(table) = tables.get_mut(*position).filter(|table| table.len() > NEAR) else { return };
     let fresh = deltas.filter(|(entry, hash)| !table.has(**hash, &entry.key)).count();
@@ -811,7 +883,10 @@ mod tests {
         assert_eq!(store.unready.load(Ordering::Relaxed), 1);
         for _ in 0..2 {
             store.set_ready(0, true);
-            assert_eq!((store.total(VOTES, 1).unwrap(), store.unready.load(Ordering::Relaxed)), (0, 0));
+            assert_eq!(
+                (store.total(VOTES, 1).unwrap(), store.unready.load(Ordering::Relaxed)),
+                (0, 0)
+            );
         }
     }
 }

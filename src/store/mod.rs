@@ -23,8 +23,8 @@ use crate::offset::{self, StreamRange};
 
 /// A store of totals.
 ///
-/// A store of your own implements five methods. Run `conformance` on it, and
-/// let [`RollupUpdate::run`](crate::backend::RollupUpdate::run) compute what a batch means for rollups.
+/// A store of your own implements five methods. Run `conformance` on it, and let
+/// [`RollupUpdate::run`](crate::backend::RollupUpdate::run) compute what a batch means for rollups.
 ///
 /// # Examples
 ///
@@ -78,7 +78,11 @@ pub trait Store {
     /// As [`apply`](Self::apply), and [`Error::Gap`] and [`Error::Overlap`] as
     /// [`StreamRange::follows`] says; then nothing is applied and the offset stays. If several
     /// processes apply one stream, another may be about to fill a gap.
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied>;
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied>;
 
     /// Returns the last applied event of a stream; 0 if none was applied.
     ///
@@ -126,7 +130,12 @@ pub trait Store {
     /// # Errors
     ///
     /// As [`read_keys`](Self::read_keys).
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>>;
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>>;
 
     /// Returns the sum of the totals in a range, read page by page.
     ///
@@ -177,7 +186,11 @@ pub trait Store {
     /// assert_eq!(store.totals_of(SHOW_VOTES, [8, 7])?, [0, 1]);
     /// # Ok::<(), keepcount::Error>(())
     /// ```
-    fn totals_of<K: Key>(&mut self, counter: Counter<K>, keys: impl IntoIterator<Item: AsKey<K>>) -> Result<Vec<i64>>
+    fn totals_of<K: Key>(
+        &mut self,
+        counter: Counter<K>,
+        keys: impl IntoIterator<Item: AsKey<K>>,
+    ) -> Result<Vec<i64>>
     where
         Self: Sized,
     {
@@ -239,7 +252,11 @@ impl<S: Store + ?Sized> Store for &mut S {
         (**self).apply(batch)
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         (**self).apply_idempotent(batch, stream_range)
     }
 
@@ -251,7 +268,12 @@ impl<S: Store + ?Sized> Store for &mut S {
         (**self).read_keys(counter, keys)
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         (**self).read_range(counter, range, limit)
     }
 
@@ -275,7 +297,8 @@ pub(crate) fn behind(counter: &CounterId, after: Option<&KeyBuf>) -> Result<KeyR
 /// Compares the counts only.
 impl PartialEq for Applied {
     fn eq(&self, other: &Self) -> bool {
-        (self.totals, self.statements, self.skipped) == (other.totals, other.statements, other.skipped)
+        (self.totals, self.statements, self.skipped)
+            == (other.totals, other.statements, other.skipped)
     }
 }
 
@@ -337,8 +360,12 @@ impl Applied {
     /// leaderboard follows them.
     ///
     /// Call it before you add anything to the batch or clear it.
-    pub fn deltas<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = (CounterId, &'a KeyBuf, i128)> {
-        let (written, spent) = self.expanded.as_deref().map_or((batch, true), |expanded| (expanded, false));
+    pub fn deltas<'a>(
+        &'a self,
+        batch: &'a Batch,
+    ) -> impl Iterator<Item = (CounterId, &'a KeyBuf, i128)> {
+        let (written, spent) =
+            self.expanded.as_deref().map_or((batch, true), |expanded| (expanded, false));
         // If nothing was written, the batch's deltas were reported by an earlier apply.
         let most = if self.totals == 0 { 0 } else { usize::MAX };
         written.applied_deltas(spent).take(most)
@@ -385,7 +412,12 @@ mod tests {
             unreachable!("only ranges are read")
         }
 
-        fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+        fn read_range(
+            &mut self,
+            counter: CounterId,
+            range: &KeyRange,
+            limit: usize,
+        ) -> Result<Vec<(KeyBuf, i64)>> {
             SCHEMA.position(&counter)?;
             self.1 += 1;
             let inside = self.0.iter().filter(|(key, _)| range.contains(key));
@@ -395,7 +427,9 @@ mod tests {
 
     #[test]
     fn what_is_not_read_in_one_page_is_summed_and_listed_whole() {
-        for (totals, pages) in [(0, 1), (1, 1), (TOTALS_PAGE - 1, 1), (TOTALS_PAGE, 2), (2 * TOTALS_PAGE + 7, 3)] {
+        for (totals, pages) in
+            [(0, 1), (1, 1), (TOTALS_PAGE - 1, 1), (TOTALS_PAGE, 2), (2 * TOTALS_PAGE + 7, 3)]
+        {
             let mut store = Plain::of(totals);
             assert_eq!(store.sum(VOTES.all()).unwrap(), i64::try_from(totals).unwrap());
             assert_eq!(store.1, pages);
@@ -409,7 +443,9 @@ mod tests {
     fn what_applies_did_is_compared_by_its_counts() {
         let one = Applied::new(3, 2);
         assert_eq!(one, one.clone().of(Batch::new()));
-        for other in [Applied::new(4, 2), Applied::new(3, 1), Applied { skipped: true, ..one.clone() }] {
+        for other in
+            [Applied::new(4, 2), Applied::new(3, 1), Applied { skipped: true, ..one.clone() }]
+        {
             assert_ne!(one, other);
         }
     }

@@ -1,5 +1,6 @@
-//! The command line of the concert example keeps its contract: exit codes, what goes to stdout and what to stderr, the JSON, tokens,
-//! and files that are none of its own are named, refused and left as they are.
+//! The command line of the concert example keeps its contract: exit codes, what goes to stdout and
+//! what to stderr, the JSON, tokens, and files that are none of its own are named, refused and left
+//! as they are.
 #![allow(clippy::format_collect)] // what a command prints is written down as its lines are
 
 use std::collections::BTreeSet;
@@ -9,8 +10,8 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use serde_json::{Value, json};
 
 use crate::support::concert::{
-    self, COUNTERS, Part, Ran, Site, Writer, artist, drifts, expected, finish, lines, now, recount, sabotage, show,
-    start, stored, vote,
+    self, COUNTERS, Part, Ran, Site, Writer, artist, drifts, expected, finish, lines, now, recount,
+    sabotage, show, start, stored, vote,
 };
 
 /// A few hundred rows, right.
@@ -58,7 +59,8 @@ fn wrong_usage_exits_1_says_why_on_stderr_and_touches_nothing() {
     let verify = site.run("verify --page 1 --max-pages 1").exits(3).token();
     let repair = site.run("repair --page 1 --max-pages 1 --counter artist.fame").exits(3).token();
     let dump = site.dump();
-    let resumed = |command: &str, token: &str, rest: &str| format!("{command} --resume {token} {rest}");
+    let resumed =
+        |command: &str, token: &str, rest: &str| format!("{command} --resume {token} {rest}");
     let usages = [
         ("frob".to_owned(), "frob"),
         ("--frob".to_owned(), "--frob"),
@@ -173,7 +175,9 @@ fn exit_codes_tell_clean_drift_stopped_and_repaired_apart() {
 #[test]
 fn drift_in_one_counter_is_no_drift_of_another() {
     let site = clean_site();
-    site.sql("UPDATE user_votes SET total = total + 1 WHERE key = (SELECT min(key) FROM user_votes)");
+    site.sql(
+        "UPDATE user_votes SET total = total + 1 WHERE key = (SELECT min(key) FROM user_votes)",
+    );
     site.run("verify --counter setlist.votes --counter artist.shows").exits(0);
     site.run("verify --counter setlist.votes --counter user.votes").exits(2);
     let before = site.dump();
@@ -183,7 +187,8 @@ fn drift_in_one_counter_is_no_drift_of_another() {
     site.is_exact();
 }
 
-/// A rollup's line is its difference from the base level as it is stored, whatever is wrong there; so a repair of it takes that in too.
+/// A rollup's line is its difference from the base level as it is stored, whatever is wrong there;
+/// so a repair of it takes that in too.
 #[test]
 fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let site = clean_site();
@@ -194,7 +199,8 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let family = ["setlist.show", "setlist.votes", "show.votes"];
     let verify = site.run("verify --json --counter show.votes").exits(2).json();
     assert_eq!(verify["counters"], expected(&site.open(), &family, 20, false));
-    site.run("verify --counter setlist.votes --counter setlist.show --counter show.artist").exits(0);
+    site.run("verify --counter setlist.votes --counter setlist.show --counter show.artist")
+        .exits(0);
     site.run("verify --counter artist.votes").exits(2); // which sums what is wrong now
     let names = |report: &Value| -> Vec<String> {
         let counters = report["counters"].as_array().unwrap();
@@ -202,16 +208,24 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     };
     let wanted = expected(&site.open(), &family, 20, true);
     let repair = site.run("repair --json --counter show.votes").exits(0).json();
-    assert_eq!((names(&repair), &repair["counters"]), (family.map(str::to_owned).to_vec(), &wanted));
-    // What is above was right before, and not the sum of this; what was repaired here has climbed, and it still is not.
-    let left: Vec<&str> =
-        drifts(&site.open()).into_iter().filter(|(_, left)| !left.is_empty()).map(|(name, _)| name).collect();
+    assert_eq!(
+        (names(&repair), &repair["counters"]),
+        (family.map(str::to_owned).to_vec(), &wanted)
+    );
+    // What is above was right before, and not the sum of this; what was repaired here has climbed,
+    // and it still is not.
+    let left: Vec<&str> = drifts(&site.open())
+        .into_iter()
+        .filter(|(_, left)| !left.is_empty())
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(left, ["artist.votes"]);
     site.run("verify --counter artist.votes").exits(2);
     site.run("repair --counter artist.votes").exits(0);
     site.is_exact();
 
-    // Finer levels wrong, and the rollup what they sum: its own line has no drift, and the verify is not clean.
+    // Finer levels wrong, and the rollup what they sum: its own line has no drift, and the verify
+    // is not clean.
     let votes_off = "UPDATE setlist_votes SET total = total + 2 WHERE key IN
                      (SELECT key FROM setlist_votes JOIN setlist_show ON key_1 = key ORDER BY key LIMIT 3)";
     site.sql(votes_off);
@@ -225,16 +239,25 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
     let wanted = expected(&site.open(), &family, 20, true);
     let repair = site.run("repair --json --counter show.votes").exits(0).json();
     assert_eq!(repair["counters"], wanted);
-    assert_eq!(repair["counters"][2]["corrected"], 0, "what was added to the base level has climbed");
+    assert_eq!(
+        repair["counters"][2]["corrected"], 0,
+        "what was added to the base level has climbed"
+    );
     let after = concert::non_zero(&stored(&site.open()));
-    assert_eq!((&after["show.votes"], &after["setlist.votes"]), (&rows["show.votes"], &rows["setlist.votes"]));
+    assert_eq!(
+        (&after["show.votes"], &after["setlist.votes"]),
+        (&rows["show.votes"], &rows["setlist.votes"])
+    );
 
     // The whole ladder.
     let site = broken_site();
     let ladder = ["artist.votes", "setlist.show", "setlist.votes", "show.artist", "show.votes"];
     let wanted = expected(&site.open(), &ladder, 20, true);
     let repair = site.run("repair --json --counter artist.votes").exits(0).json();
-    assert_eq!((names(&repair), &repair["counters"]), (ladder.map(str::to_owned).to_vec(), &wanted));
+    assert_eq!(
+        (names(&repair), &repair["counters"]),
+        (ladder.map(str::to_owned).to_vec(), &wanted)
+    );
     let (after, rows) = (concert::non_zero(&stored(&site.open())), recount(&site.open()));
     for counter in &ladder {
         assert_eq!(after[counter], rows[counter], "{counter}");
@@ -245,8 +268,10 @@ fn a_rollup_is_verified_and_repaired_with_all_that_it_sums() {
 
 #[test]
 fn json_has_the_members_of_the_contract_and_no_others() {
-    let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>();
-    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+    let members =
+        |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<String>>();
+    let set =
+        |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
     let site = broken_site();
     for words in ["verify --json", "verify --json --page 1 --max-pages 2", "repair --json"] {
         let wanted = expected(&site.open(), &COUNTERS, 20, words == "repair --json");
@@ -254,8 +279,12 @@ fn json_has_the_members_of_the_contract_and_no_others() {
         let report = ran.json();
         assert_eq!(members(&report), set(&["counters", "pages", "complete", "resume"]), "{words}");
         let counters = report["counters"].as_array().unwrap();
-        let names: Vec<&str> = counters.iter().map(|counter| counter["name"].as_str().unwrap()).collect();
-        assert_eq!(names, COUNTERS, "{words}: every counter, in the order of names, reached or not");
+        let names: Vec<&str> =
+            counters.iter().map(|counter| counter["name"].as_str().unwrap()).collect();
+        assert_eq!(
+            names, COUNTERS,
+            "{words}: every counter, in the order of names, reached or not"
+        );
         for counter in counters {
             assert_eq!(
                 members(counter),
@@ -281,12 +310,20 @@ fn json_has_the_members_of_the_contract_and_no_others() {
 fn samples_are_the_first_20_in_key_order_or_as_many_as_asked() {
     let site = broken_site();
     assert!(drifts(&site.open())["artist.upcoming_shows"].len() > 22);
-    for (option, samples) in
-        [("", 20), ("--samples 0", 0), ("--samples 1", 1), ("--samples 22", 22), ("--samples 5000", 5_000)]
-    {
+    for (option, samples) in [
+        ("", 20),
+        ("--samples 0", 0),
+        ("--samples 1", 1),
+        ("--samples 22", 22),
+        ("--samples 5000", 5_000),
+    ] {
         for page in [1, 7, 1_000] {
             let report = site.run(&format!("verify --json --page {page} {option}")).exits(2).json();
-            assert_eq!(report["counters"], expected(&site.open(), &COUNTERS, samples, false), "{option}, page {page}");
+            assert_eq!(
+                report["counters"],
+                expected(&site.open(), &COUNTERS, samples, false),
+                "{option}, page {page}"
+            );
         }
     }
 }
@@ -332,10 +369,15 @@ fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
     for page in [1, 7, 1_000] {
         let whole = site.run(&format!("verify --json --page {page}")).exits(0).json();
         let pages = usize::try_from(whole["pages"].as_u64().unwrap()).unwrap();
-        let keys = whole["counters"].as_array().unwrap().iter().map(|counter| counter["keys"].as_u64().unwrap());
+        let keys = whole["counters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|counter| counter["keys"].as_u64().unwrap());
         let least: u64 = keys.map(|keys| keys.div_ceil(page).max(1)).sum();
         assert!(pages as u64 >= least, "{pages} pages of {page} for {whole}");
-        let run = |most: usize| site.run(&format!("verify --json --page {page} --max-pages {most}"));
+        let run =
+            |most: usize| site.run(&format!("verify --json --page {page} --max-pages {most}"));
         let report = run(pages).exits(0).json();
         assert_eq!(
             (&report["pages"], &report["complete"], &report["resume"]),
@@ -352,8 +394,11 @@ fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
 #[test]
 fn resumed_runs_add_up_to_one_whole_run() {
     let site = broken_site();
-    let scopes =
-        ["", "--counter artist.upcoming_shows", "--counter user.votes --counter artist.shows --counter show.setlists"];
+    let scopes = [
+        "",
+        "--counter artist.upcoming_shows",
+        "--counter user.votes --counter artist.shows --counter show.setlists",
+    ];
     for scope in scopes {
         for (page, at_once) in [(1, 13), (7, 1), (7, 2), (1_000, 1)] {
             for command in ["verify", "repair"] {
@@ -425,7 +470,11 @@ fn tokens_that_are_corrupt_or_of_another_database_are_refused() {
         assert_eq!(site.dump(), before, "{command}");
 
         let foreign = clean_site();
-        foreign.run(&format!("{command} --resume {token}")).fails(&["token", "another database", "site.db"]);
+        foreign.run(&format!("{command} --resume {token}")).fails(&[
+            "token",
+            "another database",
+            "site.db",
+        ]);
         // Stale: of a database that was made anew in the same place.
         let anew = site.copy();
         fs::remove_file(anew.path("site.db")).unwrap();
@@ -434,7 +483,8 @@ fn tokens_that_are_corrupt_or_of_another_database_are_refused() {
         anew.run(&format!("{command} --resume {token}")).fails(&["token", "another database"]);
         // Of other counters.
         let other = site.copy();
-        other.sql("UPDATE keepcount_counters SET identity = identity + 1 WHERE name = 'user.votes'");
+        other
+            .sql("UPDATE keepcount_counters SET identity = identity + 1 WHERE name = 'user.votes'");
         other.run(&format!("{command} --resume {token}")).fails(&["token"]);
         let ran = site.copy().run(&format!("{command} --resume {token}"));
         assert!(ran.code != Some(1), "a copy of the database takes its tokens: {ran:?}");
@@ -445,9 +495,24 @@ fn tokens_that_are_corrupt_or_of_another_database_are_refused() {
 
 #[test]
 fn totals_are_printed_in_key_order_escaped_and_without_zeros() {
-    let users =
-        ["b", "a\tb", "a\nb", "a\\b", "a", "", "\u{e9}", "Z", "z", "\u{10ffff}", "\u{ffff}", "\\t", "a b", "zero"];
-    let mut events = vec![artist("a"), show("s", Some("a"), "upcoming"), concert::setlist("l", Some("s"))];
+    let users = [
+        "b",
+        "a\tb",
+        "a\nb",
+        "a\\b",
+        "a",
+        "",
+        "\u{e9}",
+        "Z",
+        "z",
+        "\u{10ffff}",
+        "\u{ffff}",
+        "\\t",
+        "a b",
+        "zero",
+    ];
+    let mut events =
+        vec![artist("a"), show("s", Some("a"), "upcoming"), concert::setlist("l", Some("s"))];
     for (at, user) in users.iter().enumerate() {
         events.push(vote(&format!("v{at}"), "l", user, "down"));
     }
@@ -455,12 +520,32 @@ fn totals_are_printed_in_key_order_escaped_and_without_zeros() {
     let site = Site::with(&lines(&events));
     site.sql("INSERT INTO user_votes VALUES ('kept at zero', 0)");
     let ran = site.run("totals user.votes").exits(0);
-    let printed =
-        ["", "Z", "a", r"a\tb", r"a\nb", "a b", r"a\\b", "b", r"\\t", "z", "\u{e9}", "\u{ffff}", "\u{10ffff}"];
+    let printed = [
+        "",
+        "Z",
+        "a",
+        r"a\tb",
+        r"a\nb",
+        "a b",
+        r"a\\b",
+        "b",
+        r"\\t",
+        "z",
+        "\u{e9}",
+        "\u{ffff}",
+        "\u{10ffff}",
+    ];
     let mut wanted: Vec<(Vec<u8>, &str)> = printed
         .iter()
         .map(|key| {
-            (key.replace("\\\\", "\0").replace("\\t", "\t").replace("\\n", "\n").replace('\0', "\\").into_bytes(), *key)
+            (
+                key.replace("\\\\", "\0")
+                    .replace("\\t", "\t")
+                    .replace("\\n", "\n")
+                    .replace('\0', "\\")
+                    .into_bytes(),
+                *key,
+            )
         })
         .collect();
     wanted.sort();
@@ -517,9 +602,14 @@ fn results_that_cannot_be_printed_are_an_error() {
     for words in ["totals user.votes", "verify", "verify --json"] {
         let args: Vec<&str> = words.split(' ').chain(["--db", "site.db"]).collect();
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let ran = site.command(&args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
+        let ran =
+            site.command(&args).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
         let said = String::from_utf8(ran.stderr).unwrap();
-        assert!(ran.status.code() == Some(1) && said.contains("stdout"), "{words}: {:?}: {said}", ran.status);
+        assert!(
+            ran.status.code() == Some(1) && said.contains("stdout"),
+            "{words}: {:?}: {said}",
+            ran.status
+        );
     }
 }
 
@@ -528,12 +618,21 @@ fn results_that_cannot_be_printed_are_an_error() {
 #[test]
 fn an_emptied_source_is_not_repaired_without_force() {
     let site = broken_site();
-    let insert =
-        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100) SELECT 'l' || n, 1 FROM n";
-    site.sql(&format!("DELETE FROM votes; DELETE FROM setlist_votes; INSERT INTO setlist_votes {insert}"));
+    let insert = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100) SELECT 'l' || n, 1 FROM n";
+    site.sql(&format!(
+        "DELETE FROM votes; DELETE FROM setlist_votes; INSERT INTO setlist_votes {insert}"
+    ));
     let before = site.dump();
-    assert!(!drifts(&site.open())["artist.shows"].is_empty(), "something else to repair, which comes first");
-    for words in ["repair", "repair --json", "repair --counter setlist.votes", "repair --page 1 --max-pages 1"] {
+    assert!(
+        !drifts(&site.open())["artist.shows"].is_empty(),
+        "something else to repair, which comes first"
+    );
+    for words in [
+        "repair",
+        "repair --json",
+        "repair --counter setlist.votes",
+        "repair --page 1 --max-pages 1",
+    ] {
         site.run(words).fails(&["setlist.votes", "site.db"]);
         assert_eq!(site.dump(), before, "{words}");
     }
@@ -615,11 +714,16 @@ fn commands_leave_no_files_behind() {
         assert_eq!(site.files(), ["base.jsonl", "site.db"], "{words}");
     }
     let bytes = fs::read(site.path("site.db")).unwrap();
-    for words in ["totals user.votes", "totals artist.shows_ahead --at 2025-06-01", "verify --page 1 --max-pages 1"] {
+    for words in [
+        "totals user.votes",
+        "totals artist.shows_ahead --at 2025-06-01",
+        "verify --page 1 --max-pages 1",
+    ] {
         site.run(words);
         assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} has written");
     }
-    // A verify notes which counters it has found clean, and when, in a table for that; it writes nothing else.
+    // A verify notes which counters it has found clean, and when, in a table for that; it writes
+    // nothing else.
     let before = site.dump();
     site.run("verify --json").exits(0);
     assert_eq!(site.dump(), before);
@@ -632,13 +736,18 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
     let text = "This is a letter, and no database. ".repeat(200).into_bytes();
     let mut damaged = b"SQLite format 3\0".to_vec();
     damaged.extend(&text);
-    for (name, bytes, replayed) in [("empty", Vec::new(), true), ("text", text, false), ("damaged", damaged, false)] {
+    for (name, bytes, replayed) in
+        [("empty", Vec::new(), true), ("text", text, false), ("damaged", damaged, false)]
+    {
         let site = Site::new();
         site.write("base.jsonl", &lines(&[artist("a")]));
         fs::write(site.path("site.db"), &bytes).unwrap();
         let refuse = |words: &str| {
             site.run(words).fails(&["site.db"]);
-            assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{name}: {words} has written");
+            assert!(
+                fs::read(site.path("site.db")).unwrap() == bytes,
+                "{name}: {words} has written"
+            );
             assert_eq!(site.files(), ["base.jsonl", "site.db"], "{name}: {words}");
         };
         READERS.into_iter().for_each(refuse);
@@ -681,7 +790,8 @@ fn a_database_without_the_tables_is_named_and_left_alone() {
 #[test]
 fn tables_of_another_schema_are_refused() {
     let like = "(key TEXT NOT NULL PRIMARY KEY, total INTEGER NOT NULL)";
-    let remade = |columns: &str| format!("DROP TABLE user_votes; CREATE TABLE user_votes {columns}");
+    let remade =
+        |columns: &str| format!("DROP TABLE user_votes; CREATE TABLE user_votes {columns}");
     let changes = [
         "UPDATE keepcount_counters SET version = version + 1 WHERE name = 'user.votes'".to_owned(),
         "UPDATE keepcount_counters SET key = 'i64' WHERE name = 'user.votes'".to_owned(),
@@ -704,7 +814,10 @@ fn tables_of_another_schema_are_refused() {
         for words in READERS.into_iter().chain(["replay more.jsonl"]) {
             println!("{words} after {change}");
             site.run(words).fails(&["site.db", "user_votes"]);
-            assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} has written after {change}");
+            assert!(
+                fs::read(site.path("site.db")).unwrap() == bytes,
+                "{words} has written after {change}"
+            );
         }
     }
 }
@@ -736,7 +849,10 @@ fn a_foreign_table_of_the_same_name_is_refused_and_left_alone() {
             let replays = words.starts_with("replay");
             let named = ran.err.to_lowercase().contains(&table.to_lowercase());
             assert!(named || !replays, "{table} is not named: {ran:?}");
-            assert!(fs::read(site.path("site.db")).unwrap() == bytes, "{words} has written beside {ddl}");
+            assert!(
+                fs::read(site.path("site.db")).unwrap() == bytes,
+                "{words} has written beside {ddl}"
+            );
             assert_eq!(site.files(), ["base.jsonl", "site.db"]);
         }
     }
@@ -755,7 +871,9 @@ fn a_file_that_may_not_be_written_is_read_and_not_repaired() {
     // A copy, because nobody may not enter every directory that the binary may lie in.
     let binary = site.path("concert");
     fs::copy(concert::binary(), &binary).unwrap();
-    let mode = |path: &str, mode| fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    let mode = |path: &str, mode| {
+        fs::set_permissions(site.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
     mode("site.db", 0o444);
     mode("", 0o777); // files beside it may be made
     let is_root = fs::metadata(site.dir()).unwrap().uid() == 0;
@@ -798,18 +916,22 @@ fn a_writer_that_holds_its_lock_stops_no_verify_and_is_named_by_a_replay() {
     site.run("replay more.jsonl").exits(0);
 }
 
-/// What the demonstration's tables say behind a line's label: without the first number, which is how often or how large, statements, rows read and
-/// rows written.
+/// What the demonstration's tables say behind a line's label: without the first number, which is
+/// how often or how large, statements, rows read and rows written.
 fn costs_of(ran: &Ran, label: &str) -> Vec<[u64; 3]> {
     let numbers = |line: &str| -> Vec<u64> {
-        let words = line.split_whitespace().filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        let words =
+            line.split_whitespace().filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
         words.filter_map(|word| word.replace(',', "").parse().ok()).collect()
     };
     let lines = ran.out.lines().filter(|line| line.trim_start().starts_with(label));
-    lines.map(|line| numbers(line).last_chunk().copied().unwrap_or_else(|| panic!("{line}"))).collect()
+    lines
+        .map(|line| numbers(line).last_chunk().copied().unwrap_or_else(|| panic!("{line}")))
+        .collect()
 }
 
-/// Neither day has the whole season's events in it; the replaced jobs grow with the rows, and keepcount with the events alone.
+/// Neither day has the whole season's events in it; the replaced jobs grow with the rows, and
+/// keepcount with the events alone.
 #[track_caller]
 fn a_day_costs_what_its_events_are(ran: &Ran) {
     let (jobs, hooks) = (costs_of(ran, "the replaced system"), costs_of(ran, "keepcount"));
@@ -827,7 +949,11 @@ fn a_day_costs_what_its_events_are(ran: &Ran) {
         for at in 0..3 {
             let tenths = 10 * jobs_grow[1][at] / jobs_grow[0][at];
             assert!((90..=105).contains(&tenths), "{tenths} tenths: {}", ran.out);
-            assert!(hooks_grow[0][at].abs_diff(hooks_grow[1][at]) * 20 <= hooks_grow[0][at], "{}", ran.out);
+            assert!(
+                hooks_grow[0][at].abs_diff(hooks_grow[1][at]) * 20 <= hooks_grow[0][at],
+                "{}",
+                ran.out
+            );
         }
     }
 }
@@ -843,7 +969,14 @@ fn the_demonstration_needs_nothing_and_shows_everything() {
     let ran = site.run_args(&[]).exits(0);
     shows(
         &ran,
-        &["Verify", "Repair", "sqlite3 ", "What a day costs", "hourly engagement recount", "full verification"],
+        &[
+            "Verify",
+            "Repair",
+            "sqlite3 ",
+            "What a day costs",
+            "hourly engagement recount",
+            "full verification",
+        ],
     );
     let files = site.files();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -853,7 +986,10 @@ fn the_demonstration_needs_nothing_and_shows_everything() {
     let conn = site.open();
     let rows = |table: &str| concert::number(&conn, &format!("SELECT count(*) FROM {table}"));
     // The size of the season, less what the demonstration has deleted itself.
-    assert_eq!((rows("artists"), rows("shows"), rows("setlists"), rows("votes")), (1_000, 5_000, 1_998, 9_997));
+    assert_eq!(
+        (rows("artists"), rows("shows"), rows("setlists"), rows("votes")),
+        (1_000, 5_000, 1_998, 9_997)
+    );
     drop(conn);
     site.is_exact();
 

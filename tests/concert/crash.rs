@@ -1,5 +1,5 @@
-//! Nothing is counted twice and nothing is repaired wrongly when processes are killed at any moment, and when a writer and repairs
-//! work on one file at once.
+//! Nothing is counted twice and nothing is repaired wrongly when processes are killed at any
+//! moment, and when a writer and repairs work on one file at once.
 #![cfg(unix)]
 
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::support::concert::{
-    self, Key, LEADERBOARD_TABLES, LONGEST, Model, Part, ROLLUPS, Random, Site, Totals, Writer, drifts_of, dump,
-    finish, non_zero, now, number, recount, stored, total_tables, votes,
+    self, Key, LEADERBOARD_TABLES, LONGEST, Model, Part, ROLLUPS, Random, Site, Totals, Writer,
+    drifts_of, dump, finish, non_zero, now, number, recount, stored, total_tables, votes,
 };
 
 /// How many rounds there are, where `KEEPCOUNT_CRASH_ROUNDS` does not say.
@@ -28,7 +28,10 @@ fn kill_after(mut child: Child, time: Duration) -> bool {
     thread::sleep(time);
     child.kill().unwrap();
     let status = child.wait().unwrap();
-    assert!(status.signal() == Some(SIGKILL) || status.code() == Some(0), "it failed by itself: {status}");
+    assert!(
+        status.signal() == Some(SIGKILL) || status.code() == Some(0),
+        "it failed by itself: {status}"
+    );
     status.signal() == Some(SIGKILL)
 }
 
@@ -53,7 +56,8 @@ fn replays_that_are_killed_at_random_go_on_and_count_nothing_twice() {
         site.write("events.jsonl", &events);
         let wanted = 1 + random.below(3);
         let (mut kills, mut tries) = (0, 0);
-        // Kills before the first commit and after the last are not counted, though they are checked.
+        // Kills before the first commit and after the last are not counted, though they are
+        // checked.
         while kills < wanted && tries < 50 {
             tries += 1;
             let killed = kill_after(site.spawn("replay events.jsonl"), below(&mut random, takes));
@@ -88,8 +92,8 @@ fn shortest(mut run: impl FnMut()) -> Duration {
     times.min().unwrap()
 }
 
-/// What is in the file after a kill is what the events up to its position make of it, no more and no less. True when that is a part
-/// of the events.
+/// What is in the file after a kill is what the events up to its position make of it, no more and
+/// no less. True when that is a part of the events.
 fn check_prefix(site: &Site, events: &[String]) -> bool {
     let conn = site.open();
     // It may have been killed before there were tables.
@@ -101,7 +105,8 @@ fn check_prefix(site: &Site, events: &[String]) -> bool {
     (1..events.len()).contains(&applied)
 }
 
-/// Thousands of totals that are wrong, missing or orphans, in every kind of counter: of rows, of memberships, of rollups.
+/// Thousands of totals that are wrong, missing or orphans, in every kind of counter: of rows, of
+/// memberships, of rollups.
 fn break_much(conn: &Connection) {
     conn.execute_batch(
         "UPDATE setlist_votes SET total = total + 3;
@@ -145,7 +150,10 @@ fn voted_site() -> Site {
     }
     for at in 0..400 {
         let (show, by) = (format!("sh{at}"), format!("ar{}", at % 40));
-        events.push(concert::show(&show, Some(&by), if at % 3 == 0 { "upcoming" } else { "completed" }).to_string());
+        events.push(
+            concert::show(&show, Some(&by), if at % 3 == 0 { "upcoming" } else { "completed" })
+                .to_string(),
+        );
         events.push(concert::setlist(&format!("se{at}"), Some(&show)).to_string());
     }
     let setlists: Vec<String> = (0..400).map(|at| format!("se{at}")).collect();
@@ -153,8 +161,9 @@ fn voted_site() -> Site {
     Site::with(&events)
 }
 
-/// Truth minus stored of every key that differs; the truth of a rollup is the sum of the base level as it is stored. So no hooked write
-/// changes it, and no repair of another key either, whose climb changes a rollup as it changes its truth.
+/// Truth minus stored of every key that differs; the truth of a rollup is the sum of the base level
+/// as it is stored. So no hooked write changes it, and no repair of another key either, whose climb
+/// changes a rollup as it changes its truth.
 type Lacks = BTreeMap<(&'static str, Key), i64>;
 
 fn lacks(conn: &Connection) -> Lacks {
@@ -165,7 +174,9 @@ fn lacks_of(rows: &Totals, stored: &Totals) -> Lacks {
     let drifts = drifts_of(rows, stored).into_iter();
     drifts
         .flat_map(|(counter, drifts)| {
-            drifts.into_iter().map(move |(key, stored, expected)| ((counter, key), expected - stored))
+            drifts
+                .into_iter()
+                .map(move |(key, stored, expected)| ((counter, key), expected - stored))
         })
         .collect()
 }
@@ -209,7 +220,11 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
         assert!(kills > 0, "no kill hit a running repair in {tries} tries");
         hit += kills;
         let left = lacks(&site.open()).len();
-        assert_eq!(corrected(&site.run("repair --json").exits(0).json()), left, "what is left, and nothing else");
+        assert_eq!(
+            corrected(&site.run("repair --json").exits(0).json()),
+            left,
+            "what is left, and nothing else"
+        );
         assert_eq!(rows(&site.open()), rows_before, "a repair has written rows");
         site.is_exact();
     }
@@ -224,12 +239,19 @@ fn repairs_that_are_killed_at_random_leave_each_total_as_it_was_or_right() {
 /// Statements that bring the totals of another site back.
 fn restore(broken: &Site) -> String {
     let tables = total_tables().chain(LEADERBOARD_TABLES.map(str::to_owned));
-    let copies = tables.map(|table| format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM broken.{table};"));
-    format!("ATTACH '{}' AS broken; {}", broken.path("site.db").display(), copies.collect::<String>())
+    let copies = tables.map(|table| {
+        format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM broken.{table};")
+    });
+    format!(
+        "ATTACH '{}' AS broken; {}",
+        broken.path("site.db").display(),
+        copies.collect::<String>()
+    )
 }
 
 fn rows(conn: &Connection) -> Vec<String> {
-    let tables = ["artists:", "shows:", "setlists:", "votes:", "replay_prefix:", "keepcount_offsets:"];
+    let tables =
+        ["artists:", "shows:", "setlists:", "votes:", "replay_prefix:", "keepcount_offsets:"];
     dump(conn).into_iter().filter(|row| tables.iter().any(|table| row.starts_with(table))).collect()
 }
 
@@ -243,7 +265,8 @@ fn corrected(report: &serde_json::Value) -> usize {
 #[test]
 fn a_repair_over_and_over_repairs_nothing_wrongly_while_a_writer_replays() {
     let repairs: usize = (0..4).map(|seed| write_and_repair(seed, 1, false).runs).sum();
-    // A writer that hardly ever lets go of the lock may keep one round's repair waiting to its end, but not every round's.
+    // A writer that hardly ever lets go of the lock may keep one round's repair waiting to its end,
+    // but not every round's.
     assert!(repairs > 1, "the writer was too quick: {repairs} repairs");
 }
 
@@ -284,9 +307,10 @@ struct Repaired {
     corrected: usize,
 }
 
-/// A writer replays thousands of votes in one process. Others repair without pause until it has ended. All the while, the test breaks
-/// totals by known amounts, each key once: then at any moment what a key lacks is that amount or nothing, whatever is written, and
-/// every one of them is repaired exactly once. A repair that is wrong by one would show in the middle and at the end.
+/// A writer replays thousands of votes in one process. Others repair without pause until it has
+/// ended. All the while, the test breaks totals by known amounts, each key once: then at any moment
+/// what a key lacks is that amount or nothing, whatever is written, and every one of them is
+/// repaired exactly once. A repair that is wrong by one would show in the middle and at the end.
 fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     let site = voted_site();
     let setlists: Vec<String> = (0..400).map(|at| format!("se{at}")).collect();
@@ -325,7 +349,11 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
             let found = lacks(&snapshot);
             drop(snapshot);
             for (key, lack) in &found {
-                assert_eq!(planted.get(key), Some(lack), "seed {seed}: {key:?} lacks what nobody took");
+                assert_eq!(
+                    planted.get(key),
+                    Some(lack),
+                    "seed {seed}: {key:?} lacks what nobody took"
+                );
             }
             looks += 1;
             seen_drift += found.len();
@@ -345,7 +373,8 @@ fn write_and_repair(seed: u64, repairers: usize, kill: bool) -> Beside {
     let last = corrected(&site.run("repair --json").exits(0).json());
     assert_eq!(last, left.len());
     let sum = |count: fn(&Repaired) -> usize| repaired.iter().map(count).sum::<usize>();
-    let (runs, kills, repaired) = (sum(|one| one.runs), sum(|one| one.kills), sum(|one| one.corrected) + last);
+    let (runs, kills, repaired) =
+        (sum(|one| one.runs), sum(|one| one.kills), sum(|one| one.corrected) + last);
     println!(
         "seed {seed}: {runs} repairs and {kills} kills beside the writer, {looks} looks at {seen_drift} lacking totals; \
          {} planted, {repaired} reported as repaired",
@@ -371,7 +400,8 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
         let page = *random.pick_skewed(&["", "--page 50", "--page 7"]);
         let repair = site.spawn(&format!("repair --json {page}"));
         if kill && random.one_in(2) {
-            all.kills += usize::from(kill_after(repair, below(&mut random, Duration::from_millis(150))));
+            all.kills +=
+                usize::from(kill_after(repair, below(&mut random, Duration::from_millis(150))));
         } else {
             all.corrected += corrected(&finish(repair, LONGEST).exits(0).json());
             all.runs += 1;
@@ -380,7 +410,8 @@ fn repair_until(site: &Site, done: &AtomicBool, seed: u64, kill: bool) -> Repair
     all
 }
 
-/// What is broken while a writer is at work: counters of rows, base levels, memberships, rollups in the middle and at the top.
+/// What is broken while a writer is at work: counters of rows, base levels, memberships, rollups in
+/// the middle and at the top.
 const PLANTED: [&str; 9] = [
     "setlist.votes",
     "setlist.score",
@@ -393,8 +424,8 @@ const PLANTED: [&str; 9] = [
     "artist.trend_7d",
 ];
 
-/// Breaks some totals that were not broken before, under the write lock, so that what they lack is known; and what the rollups above them
-/// lack then, which were not broken before either.
+/// Breaks some totals that were not broken before, under the write lock, so that what they lack is
+/// known; and what the rollups above them lack then, which were not broken before either.
 fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
     let mut conn = site.open();
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
@@ -405,7 +436,9 @@ fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
         let fresh: Vec<Key> = non_zero(&totals)[counter]
             .keys()
             .filter(|key| !planted.contains_key(&(counter, (*key).clone())))
-            .filter(|key| parents(counter, key, &totals).iter().all(|above| !planted.contains_key(above)))
+            .filter(|key| {
+                parents(counter, key, &totals).iter().all(|above| !planted.contains_key(above))
+            })
             .cloned()
             .collect();
         if fresh.is_empty() {
@@ -426,22 +459,33 @@ fn plant(site: &Site, random: &mut Random, planted: &mut Lacks) {
             .filter(|(key, lack)| before.get(*key) != Some(*lack))
             .map(|(key, lack)| (key.clone(), *lack))
             .collect();
-        // Each key is broken once: also what is above a membership, which is one key for each epoch.
-        if before.keys().any(|key| !after.contains_key(key)) || changed.keys().any(|key| planted.contains_key(key)) {
+        // Each key is broken once: also what is above a membership, which is one key for each
+        // epoch.
+        if before.keys().any(|key| !after.contains_key(key))
+            || changed.keys().any(|key| planted.contains_key(key))
+        {
             continue;
         }
         let table = counter.replace('.', "_");
         let set = if change == "UPDATE" { " SET total = total + 9" } else { "" };
-        let columns =
-            if key.len() == 1 { vec!["key".to_owned()] } else { vec!["key_1".to_owned(), "key_2".to_owned()] };
-        let is: Vec<String> =
-            columns.iter().enumerate().map(|(at, column)| format!("{column} = ?{}", at + 1)).collect();
+        let columns = if key.len() == 1 {
+            vec!["key".to_owned()]
+        } else {
+            vec!["key_1".to_owned(), "key_2".to_owned()]
+        };
+        let is: Vec<String> = columns
+            .iter()
+            .enumerate()
+            .map(|(at, column)| format!("{column} = ?{}", at + 1))
+            .collect();
         let values = key.iter().map(|part| match part {
             Part::Int(value) => rusqlite::types::Value::Integer(*value),
             Part::Text(text) => rusqlite::types::Value::Text(text.clone()),
         });
-        let done = tx
-            .execute(&format!("{change} {table}{set} WHERE {}", is.join(" AND ")), rusqlite::params_from_iter(values));
+        let done = tx.execute(
+            &format!("{change} {table}{set} WHERE {}", is.join(" AND ")),
+            rusqlite::params_from_iter(values),
+        );
         assert_eq!(done, Ok(1));
         planted.extend(changed);
         (totals, before) = (broken, after);
@@ -454,7 +498,8 @@ fn parents(counter: &str, key: &Key, totals: &Totals) -> Vec<(&'static str, Key)
     let above = ROLLUPS.iter().filter(|(_, base, _)| *base == counter);
     above
         .flat_map(|(rollup, _, membership)| {
-            let memberships = totals[membership].keys().filter(|membership| membership[0] == key[0]);
+            let memberships =
+                totals[membership].keys().filter(|membership| membership[0] == key[0]);
             memberships.map(|membership| (*rollup, [&membership[1..], &key[1..]].concat()))
         })
         .collect()

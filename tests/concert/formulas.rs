@@ -1,16 +1,23 @@
-//! The lists of the concert counters beside an independent computation from the rows: artists, upcoming shows, shows ahead and decayed
-//! trending, on prefixes of a long real history with followers, popularity and votes added and one completion in ten left out.
+//! The lists of the concert counters beside an independent computation from the rows: artists,
+//! upcoming shows, shows ahead and decayed trending, on prefixes of a long real history with
+//! followers, popularity and votes added and one completion in ten left out.
 #![allow(clippy::cast_precision_loss)]
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use keepcount::concert::{Artist, Concert, Setlist, Show, ShowStanding, Status, Trend, Trends, Vote};
-use keepcount::{Batch, Date, Decayed, HalfLife, Key, MemoryLeaderboard, MemoryStore, Ranked, SqliteStore};
+use keepcount::concert::{
+    Artist, Concert, Setlist, Show, ShowStanding, Status, Trend, Trends, Vote,
+};
+use keepcount::{
+    Batch, Date, Decayed, HalfLife, Key, MemoryLeaderboard, MemoryStore, Ranked, SqliteStore,
+};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::support::concert::{self, Random, Site, at, but, delete, history, now, setlist, update, vote};
+use crate::support::concert::{
+    self, Random, Site, at, but, delete, history, now, setlist, update, vote,
+};
 
 type C = Concert<String, HalfLives>;
 
@@ -60,11 +67,13 @@ fn events(site: &Site) -> (Vec<String>, Vec<usize>) {
     (writer.events, ends)
 }
 
-/// Where the real one is not at hand: shows are announced 60 days ahead, have their setlist 30 days ahead, and are completed on their day.
+/// Where the real one is not at hand: shows are announced 60 days ahead, have their setlist 30 days
+/// ahead, and are completed on their day.
 fn made_up_history() -> Vec<String> {
     const SHOWS: usize = 2_000;
     let mut random = Random(1842);
-    let mut events: Vec<(i32, Value)> = (0..70).map(|id| (-800, concert::artist(&format!("ar{id}")))).collect();
+    let mut events: Vec<(i32, Value)> =
+        (0..70).map(|id| (-800, concert::artist(&format!("ar{id}")))).collect();
     for number in 0..SHOWS {
         let day = i32::try_from(number * 3 / 4).unwrap() - 700; // over both sides of 1970
         let (id, by) = (format!("sh{number}"), format!("ar{}", random.mismatched(70)));
@@ -77,7 +86,10 @@ fn made_up_history() -> Vec<String> {
         events.push((day + 60, update(show("completed"))));
     }
     events.sort_by_key(|(day, _)| *day);
-    events.into_iter().map(|(day, event)| at(event, &Date::from_days(day).unwrap().to_string()).to_string()).collect()
+    events
+        .into_iter()
+        .map(|(day, event)| at(event, &Date::from_days(day).unwrap().to_string()).to_string())
+        .collect()
 }
 
 struct Writer {
@@ -156,7 +168,8 @@ impl Writer {
         self.setlists[at].clone()
     }
 
-    /// Mostly a new vote, of this day or a few days ago; some go, some move, some change their mind.
+    /// Mostly a new vote, of this day or a few days ago; some go, some move, some change their
+    /// mind.
     fn vote(&mut self, day: &str, past: usize) {
         for _ in 0..=self.random.mismatched(4) {
             let kind = if self.random.one_in(5) { "down" } else { "up" };
@@ -168,7 +181,8 @@ impl Writer {
                 }
                 1 if !self.votes.is_empty() => {
                     let moved = self.random.below(self.votes.len());
-                    self.votes[moved] = but(self.votes[moved].clone(), "setlist_id", Some(json!(to)));
+                    self.votes[moved] =
+                        but(self.votes[moved].clone(), "setlist_id", Some(json!(to)));
                     self.put(update(self.votes[moved].clone()), day);
                 }
                 2 if !self.votes.is_empty() => {
@@ -186,7 +200,8 @@ impl Writer {
                     };
                     let user = format!("us{}", self.random.mismatched(500));
                     let vote = vote(&format!("vo{}", self.made), &to, &user, kind);
-                    let vote = but(vote, "created_at", Some(json!(ends - i64::try_from(before).unwrap())));
+                    let vote =
+                        but(vote, "created_at", Some(json!(ends - i64::try_from(before).unwrap())));
                     self.put(vote.clone(), day);
                     self.votes.push(vote);
                 }
@@ -197,7 +212,11 @@ impl Writer {
 
 // What is right, by plain SQL and integers.
 
-fn rows<T>(conn: &Connection, text: &str, mut read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>) -> Vec<T> {
+fn rows<T>(
+    conn: &Connection,
+    text: &str,
+    mut read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> Vec<T> {
     let mut all = conn.prepare(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     all.query_map((), |row| read(row)).unwrap().collect::<Result<_, _>>().unwrap()
 }
@@ -213,7 +232,8 @@ fn artists(conn: &Connection) -> Vec<(String, i64)> {
     )
 }
 
-/// A show of status upcoming: id, date, days since 1970 by SQLite's calendar, 10 + votes + 2 setlists.
+/// A show of status upcoming: id, date, days since 1970 by SQLite's calendar, 10 + votes + 2
+/// setlists.
 struct Candidate {
     id: String,
     date: String,
@@ -293,8 +313,7 @@ fn decimals_by_hand() {
 /// A vote that counts for a show: when it was given. By show.
 fn votes(conn: &Connection) -> BTreeMap<String, Vec<i64>> {
     let mut all: BTreeMap<String, Vec<i64>> = BTreeMap::new();
-    let text =
-        "SELECT show_id, created_at FROM votes JOIN setlists ON setlists.id = setlist_id WHERE show_id IS NOT NULL";
+    let text = "SELECT show_id, created_at FROM votes JOIN setlists ON setlists.id = setlist_id WHERE show_id IS NOT NULL";
     for (show, created_at) in rows(conn, text, |row| Ok((row.get(0)?, row.get(1)?))) {
         all.entry(show).or_default().push(created_at);
     }
@@ -305,12 +324,14 @@ fn votes(conn: &Connection) -> BTreeMap<String, Vec<i64>> {
 fn by_epoch(half_life: HalfLife, votes: &[i64]) -> BTreeMap<i64, i64> {
     let mut sums = BTreeMap::new();
     for created_at in votes {
-        *sums.entry(created_at.div_euclid(half_life.as_seconds())).or_default() += half_life.weight(*created_at);
+        *sums.entry(created_at.div_euclid(half_life.as_seconds())).or_default() +=
+            half_life.weight(*created_at);
     }
     sums
 }
 
-/// Which of two sums of total x 2^epoch is more: from the highest epoch down, until what is left cannot matter. Totals are below 2^44.
+/// Which of two sums of total x 2^epoch is more: from the highest epoch down, until what is left
+/// cannot matter. Totals are below 2^44.
 fn compare(one: &BTreeMap<i64, i64>, two: &BTreeMap<i64, i64>) -> Ordering {
     let mut differences: BTreeMap<i64, i128> = BTreeMap::new();
     for (sums, sign) in [(one, 1), (two, -1)] {
@@ -342,7 +363,10 @@ fn trending(half_life: HalfLife, votes: &BTreeMap<String, Vec<i64>>) -> Vec<Stri
 
 /// The formula itself: the sum of 2^((created_at - at) / H).
 fn decayed(half_life: HalfLife, votes: &[i64], at: i64) -> f64 {
-    votes.iter().map(|created_at| 2_f64.powf((created_at - at) as f64 / half_life.as_seconds() as f64)).sum()
+    votes
+        .iter()
+        .map(|created_at| 2_f64.powf((created_at - at) as f64 / half_life.as_seconds() as f64))
+        .sum()
 }
 
 #[test]
@@ -376,28 +400,43 @@ impl Memory {
         let store = MemoryStore::new(&C::SCHEMA);
         let mut batch = Batch::new();
         let optional = |row: &rusqlite::Row<'_>, at: usize| row.get::<_, Option<String>>(at);
-        for (id, followers, popularity) in rows(conn, "SELECT id, followers, popularity FROM artists", |row| {
-            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
-        }) {
+        for (id, followers, popularity) in
+            rows(conn, "SELECT id, followers, popularity FROM artists", |row| {
+                Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+            })
+        {
             batch.insert(&Artist::new(id.as_str(), followers, popularity));
         }
-        for (id, artist, date, status) in rows(conn, "SELECT id, artist_id, date, status FROM shows", |row| {
-            Ok((row.get::<_, String>(0)?, optional(row, 1)?, row.get::<_, String>(2)?, row.get::<_, String>(3)?))
-        }) {
+        for (id, artist, date, status) in
+            rows(conn, "SELECT id, artist_id, date, status FROM shows", |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    optional(row, 1)?,
+                    row.get::<_, String>(2)?,
+                    row.get::<_, String>(3)?,
+                ))
+            })
+        {
             let (date, status) = (date.parse().unwrap(), status.parse::<Status>().unwrap());
             batch.insert(&Show::new(id.as_str(), artist.as_deref(), date, status));
         }
-        for (id, show) in
-            rows(conn, "SELECT id, show_id FROM setlists", |row| Ok((row.get::<_, String>(0)?, optional(row, 1)?)))
-        {
+        for (id, show) in rows(conn, "SELECT id, show_id FROM setlists", |row| {
+            Ok((row.get::<_, String>(0)?, optional(row, 1)?))
+        }) {
             batch.insert(&Setlist::new(id.as_str(), show.as_deref()));
         }
         for (setlist, user, kind, created_at) in
             rows(conn, "SELECT setlist_id, user_id, kind, created_at FROM votes", |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get(3)?))
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                    row.get(3)?,
+                ))
             })
         {
-            let vote = Vote::stored(Some(setlist.as_str()), Some(user.as_str()), kind == "up", created_at);
+            let vote =
+                Vote::stored(Some(setlist.as_str()), Some(user.as_str()), kind == "up", created_at);
             batch.insert(&vote.decaying::<HalfLives>());
         }
         store.apply(&mut batch).unwrap();
@@ -429,15 +468,20 @@ fn artists_are_right(site: &Site, conn: &Connection, memory: &Memory, day: Date)
     assert_eq!(lines(store.top(C::ARTISTS, usize::MAX).unwrap()), wanted);
     assert_eq!(lines(memory.artists.top(usize::MAX).unwrap()), wanted);
     for (rank, (id, score)) in (1..).zip(&wanted) {
-        let (found, other) = (store.rank(C::ARTISTS, id).unwrap(), memory.artists.rank(id).unwrap());
+        let (found, other) =
+            (store.rank(C::ARTISTS, id).unwrap(), memory.artists.rank(id).unwrap());
         assert_eq!((found.rank, found.score), (rank, Some(*score)));
         assert_eq!(other, found);
     }
-    let text: Vec<String> = (1..).zip(&wanted).map(|(rank, (id, score))| format!("{rank}\t{id}\t{score}")).collect();
+    let text: Vec<String> =
+        (1..).zip(&wanted).map(|(rank, (id, score))| format!("{rank}\t{id}\t{score}")).collect();
     assert_eq!(printed(site, &format!("top artists --at {day} --limit 1000000")), text);
     assert_eq!(printed(site, &format!("top artists --at {day}")), text[..text.len().min(10)]);
     for line in [0, text.len() / 2, text.len() - 1] {
-        assert_eq!(printed(site, &format!("rank artists {} --at {day}", wanted[line].0)), [text[line].as_str()]);
+        assert_eq!(
+            printed(site, &format!("rank artists {} --at {day}", wanted[line].0)),
+            [text[line].as_str()]
+        );
     }
     site.run(&format!("rank artists nobody --at {day}")).fails(&["nobody"]);
 }
@@ -463,13 +507,23 @@ fn shows_are_right(
         (1..).zip(wanted).map(|(rank, line)| (rank, decimals(line.0), line)).collect();
     let (mut store, mut other) = (SqliteStore::new(conn, &C::SCHEMA), &memory.store);
     assert!(lines(C::top_shows(&mut store, day, usize::MAX).unwrap()) == wanted, "{day}");
-    assert!(lines(C::top_shows(&mut other, day, usize::MAX).unwrap()) == wanted, "{day}, in memory");
+    assert!(
+        lines(C::top_shows(&mut other, day, usize::MAX).unwrap()) == wanted,
+        "{day}, in memory"
+    );
     for limit in if prints { vec![0, 1, 10] } else { vec![7] } {
-        assert_eq!(lines(C::top_shows(&mut store, day, limit).unwrap()), wanted[..limit.min(wanted.len())], "{day}");
+        assert_eq!(
+            lines(C::top_shows(&mut store, day, limit).unwrap()),
+            wanted[..limit.min(wanted.len())],
+            "{day}"
+        );
     }
     for _ in 0..if prints { 3 } else { 1 } {
         if let Some(line) = (!wanted.is_empty()).then(|| &wanted[random.below(wanted.len())]) {
-            let ranks = [C::rank_of_show(&mut store, day, &line.2.2), C::rank_of_show(&mut other, day, &line.2.2)];
+            let ranks = [
+                C::rank_of_show(&mut store, day, &line.2.2),
+                C::rank_of_show(&mut other, day, &line.2.2),
+            ];
             for found in ranks {
                 assert_eq!(lines(vec![found.unwrap().unwrap()]), std::slice::from_ref(line));
             }
@@ -477,13 +531,22 @@ fn shows_are_right(
     }
     // Upcoming, but too far away; and ids of nothing.
     let listed: BTreeSet<&String> = wanted.iter().map(|(.., line)| &line.2).collect();
-    let unlisted = candidates.iter().find(|show| !listed.contains(&show.id)).map_or("nothing", |show| &show.id);
+    let unlisted = candidates
+        .iter()
+        .find(|show| !listed.contains(&show.id))
+        .map_or("nothing", |show| &show.id);
     assert_eq!(C::rank_of_show(&mut store, day, unlisted).unwrap(), None);
     if prints {
-        let text: Vec<String> =
-            wanted.iter().map(|(rank, score, line)| format!("{rank}\t{}\t{score}", line.2)).collect();
+        let text: Vec<String> = wanted
+            .iter()
+            .map(|(rank, score, line)| format!("{rank}\t{}\t{score}", line.2))
+            .collect();
         assert_eq!(printed(site, &format!("top shows --at {day} --limit 1000000")), text, "{day}");
-        assert_eq!(printed(site, &format!("top shows --at {day}")), text[..text.len().min(10)], "{day}");
+        assert_eq!(
+            printed(site, &format!("top shows --at {day}")),
+            text[..text.len().min(10)],
+            "{day}"
+        );
         if let Some(line) = text.last() {
             let id = &wanted.last().unwrap().2.2;
             assert_eq!(printed(site, &format!("rank shows {id} --at {day}")), [line.as_str()]);
@@ -503,15 +566,20 @@ fn trending_is_right(site: &Site, conn: &Connection, memory: &Memory, days: &[Da
         assert!(found.iter().map(|line| &line.key).eq(&wanted), "{half_life}");
         assert!(found.iter().map(|line| line.rank).eq(1..=wanted.len() as u64));
         assert!(ranking.top(usize::MAX).unwrap() == found, "{half_life}: in memory");
-        // By the formula alone, without weights of 30 bits: each at least what follows it, but for what they round off.
+        // By the formula alone, without weights of 30 bits: each at least what follows it, but for
+        // what they round off.
         for pair in found.windows(2) {
             let latest = *votes[&pair[0].key].iter().max().unwrap();
-            let [more, less] = [&pair[0], &pair[1]].map(|line| decayed(half_life, &votes[&line.key], latest));
+            let [more, less] =
+                [&pair[0], &pair[1]].map(|line| decayed(half_life, &votes[&line.key], latest));
             assert!(more >= less * (1.0 - 3e-9), "{half_life}: {more} {less}: {pair:?}");
         }
         let text = half_life.to_string();
         for day in days {
-            let lines = printed(site, &format!("top trending --at {day} --limit 1000000 --half-life {text}"));
+            let lines = printed(
+                site,
+                &format!("top trending --at {day} --limit 1000000 --half-life {text}"),
+            );
             assert_eq!(lines.len(), wanted.len());
             let mut above = 0;
             for (rank, (line, printed)) in (1..).zip(found.iter().zip(&lines)) {
@@ -527,11 +595,18 @@ fn trending_is_right(site: &Site, conn: &Connection, memory: &Memory, days: &[Da
                     );
                     let (whole, rest) = fields[2].split_once('.').unwrap();
                     assert_eq!(rest.len(), 3, "{printed}");
-                    assert_eq!(format!("{whole}{rest}").parse::<i128>().unwrap(), thousandths.unwrap(), "{printed}");
+                    assert_eq!(
+                        format!("{whole}{rest}").parse::<i128>().unwrap(),
+                        thousandths.unwrap(),
+                        "{printed}"
+                    );
                     above += usize::from(value >= 0.001);
                 } else if let Some(thousandths) = thousandths {
                     let found = thousandths as f64 / 1_000.0;
-                    assert!((found / value - 1.0).abs() < 1e-6, "{half_life} {day}: {found} {value}");
+                    assert!(
+                        (found / value - 1.0).abs() < 1e-6,
+                        "{half_life} {day}: {found} {value}"
+                    );
                 } else {
                     assert!(value > 1e35, "{half_life} {day}: {value}");
                 }
@@ -540,7 +615,10 @@ fn trending_is_right(site: &Site, conn: &Connection, memory: &Memory, days: &[Da
         }
         let default = printed(site, &format!("top trending --at {}", days[0]));
         if text == "7d" {
-            assert_eq!(default, printed(site, &format!("top trending --at {} --half-life 7d --limit 10", days[0])));
+            assert_eq!(
+                default,
+                printed(site, &format!("top trending --at {} --half-life 7d --limit 10", days[0]))
+            );
         }
     }
 }
@@ -554,12 +632,17 @@ fn shows_ahead_are_right(conn: &Connection, memory: &Memory, days: &[Date]) {
         .unwrap();
     let mut all = 0;
     for day in days {
-        let counted = recount.query_map([day.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let counted =
+            recount.query_map([day.to_string()], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         let counted: BTreeMap<String, i64> = counted.collect::<Result<_, _>>().unwrap();
         for id in &ids {
             let wanted = counted.get(id).copied().unwrap_or(0);
             assert_eq!(C::shows_ahead(&mut store, id, *day).unwrap(), wanted, "{id} {day}");
-            assert_eq!(C::shows_ahead(&memory.store, id, *day).unwrap(), wanted, "{id} {day}, in memory");
+            assert_eq!(
+                C::shows_ahead(&memory.store, id, *day).unwrap(),
+                wanted,
+                "{id} {day}, in memory"
+            );
             all += wanted;
         }
     }
@@ -580,16 +663,22 @@ fn every_list_equals_a_computation_from_the_rows_on_prefixes_of_a_long_history()
         println!("{share} %: {} events, replayed after {:.1?}", prefix.len(), started.elapsed());
         let conn = site.open();
         let memory = Memory::of(&conn);
-        let last = serde_json::from_str::<Value>(prefix.last().unwrap()).unwrap()["at"].as_str().unwrap().to_owned();
+        let last = serde_json::from_str::<Value>(prefix.last().unwrap()).unwrap()["at"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let last: Date = last.parse().unwrap();
         let span = |query: &str| -> i32 {
             let text: String = conn.query_row(query, (), |row| row.get(0)).unwrap();
             text.parse::<Date>().unwrap().days()
         };
-        let (first, end) = (span("SELECT min(date) FROM shows") - 90, span("SELECT max(date) FROM shows") + 40);
+        let (first, end) =
+            (span("SELECT min(date) FROM shows") - 90, span("SELECT max(date) FROM shows") + 40);
         let some_day = |random: &mut Random| {
-            Date::from_days(first + i32::try_from(random.below(usize::try_from(end - first).unwrap())).unwrap())
-                .unwrap()
+            Date::from_days(
+                first + i32::try_from(random.below(usize::try_from(end - first).unwrap())).unwrap(),
+            )
+            .unwrap()
         };
 
         artists_are_right(&site, &conn, &memory, last);
@@ -597,12 +686,21 @@ fn every_list_equals_a_computation_from_the_rows_on_prefixes_of_a_long_history()
 
         let candidates = candidates(&conn);
         let overdue = candidates.iter().filter(|show| show.day < last.days().into()).count();
-        let mut days = vec![last, last.plus(1).unwrap(), last.plus(-1).unwrap(), Date::MIN, Date::MAX];
+        let mut days =
+            vec![last, last.plus(1).unwrap(), last.plus(-1).unwrap(), Date::MIN, Date::MAX];
         days.extend((0..6).map(|_| some_day(random)));
         days.extend((2..6).map(|days| last.plus(10 * days).unwrap()));
         let mut most = 0;
         for (number, day) in days.iter().enumerate() {
-            most = most.max(shows_are_right(&site, &conn, &memory, &candidates, *day, random, number < 5));
+            most = most.max(shows_are_right(
+                &site,
+                &conn,
+                &memory,
+                &candidates,
+                *day,
+                random,
+                number < 5,
+            ));
         }
         println!(
             "  shows after {:.1?}: {} upcoming, {overdue} overdue, at most {most} listed",
@@ -611,7 +709,12 @@ fn every_list_equals_a_computation_from_the_rows_on_prefixes_of_a_long_history()
         );
         assert!(overdue > 10 && (most > overdue || share == 100));
 
-        trending_is_right(&site, &conn, &memory, &[last, last.plus(-40).unwrap(), last.plus(10).unwrap()]);
+        trending_is_right(
+            &site,
+            &conn,
+            &memory,
+            &[last, last.plus(-40).unwrap(), last.plus(10).unwrap()],
+        );
         println!("  trending after {:.1?}", started.elapsed());
 
         if share == 100 {
@@ -619,7 +722,12 @@ fn every_list_equals_a_computation_from_the_rows_on_prefixes_of_a_long_history()
             let start = last.plus(-180).unwrap();
             let mut days: Vec<Date> = (0..270).map(|day| start.plus(day).unwrap()).collect();
             days.extend((0..226).map(|_| some_day(random)));
-            days.extend([Date::MIN, Date::MAX, Date::from_days(first).unwrap(), Date::from_days(end).unwrap()]);
+            days.extend([
+                Date::MIN,
+                Date::MAX,
+                Date::from_days(first).unwrap(),
+                Date::from_days(end).unwrap(),
+            ]);
             assert_eq!(days.len(), 500);
             shows_ahead_are_right(&conn, &memory, &days);
         } else {

@@ -1,5 +1,6 @@
-//! Verify and repair need little memory however much there is: over 2 million votes with their rollups and trends, and over 300,000 orphan totals where there are no
-//! rows, their peak stays within 30 MB above that of a process that has hardly anything to do.
+//! Verify and repair need little memory however much there is: over 2 million votes with their
+//! rollups and trends, and over 300,000 orphan totals where there are no rows, their peak stays
+//! within 30 MB above that of a process that has hardly anything to do.
 #![cfg(target_os = "linux")] // where a process's peak can be read
 
 use std::fs;
@@ -27,7 +28,8 @@ fn peak(child: &Child) -> Option<u64> {
     Some(kilobytes * 1_024)
 }
 
-/// Runs a command to its end and says its peak: the last that was read before it ended, at most a millisecond earlier.
+/// Runs a command to its end and says its peak: the last that was read before it ended, at most a
+/// millisecond earlier.
 fn run(site: &Site, words: &str) -> (Ran, u64) {
     let mut command = Command::new(binary());
     command.args(words.split(' ')).args(["--db", "site.db"]).current_dir(site.dir());
@@ -37,7 +39,11 @@ fn run(site: &Site, words: &str) -> (Ran, u64) {
     while child.try_wait().unwrap().is_none() {
         assert!(started.elapsed() < LONGEST, "{words} comes to no end");
         most = most.max(peak(&child).unwrap_or(0));
-        thread::sleep(Duration::from_micros(if started.elapsed().as_millis() < 50 { 20 } else { 1_000 }));
+        thread::sleep(Duration::from_micros(if started.elapsed().as_millis() < 50 {
+            20
+        } else {
+            1_000
+        }));
     }
     let ran = finish(child, LONGEST);
     println!("{words}: {:.1} MB at its peak, {:.1?}", megabytes(most), started.elapsed());
@@ -49,9 +55,12 @@ fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// Of several, because so short a process may end between two looks at it. What is missed makes the test stricter.
+/// Of several, because so short a process may end between two looks at it. What is missed makes the
+/// test stricter.
 fn idle(site: &Site) -> u64 {
-    let peaks = (0..100).map(|_| run(site, "totals artist.shows")).map(|(ran, peak)| (ran.exits(0), peak).1);
+    let peaks = (0..100)
+        .map(|_| run(site, "totals artist.shows"))
+        .map(|(ran, peak)| (ran.exits(0), peak).1);
     peaks.filter(|peak| *peak > 0).take(5).max().expect("an idle process's memory could be read")
 }
 
@@ -83,14 +92,23 @@ const FAST: &str = "PRAGMA journal_mode = OFF; PRAGMA locking_mode = EXCLUSIVE; 
 /// The first second of 2025.
 const SINCE: i64 = 1_735_689_600;
 
-/// Decayed votes of setlists, shows and artists: SQL knows no powers of two, and is told the weights.
+/// Decayed votes of setlists, shows and artists: SQL knows no powers of two, and is told the
+/// weights.
 fn trends(conn: &Connection) {
-    for (name, half_life) in [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))] {
-        conn.execute_batch("CREATE TEMP TABLE weights (at INTEGER PRIMARY KEY, epoch INTEGER, weight INTEGER)")
-            .unwrap();
+    for (name, half_life) in
+        [("6h", HalfLife::hours(6)), ("1d", HalfLife::days(1)), ("7d", HalfLife::days(7))]
+    {
+        conn.execute_batch(
+            "CREATE TEMP TABLE weights (at INTEGER PRIMARY KEY, epoch INTEGER, weight INTEGER)",
+        )
+        .unwrap();
         for at in (0..4).map(|day| SINCE + day * 86_400) {
             let epoch = at.div_euclid(half_life.as_seconds());
-            conn.execute("INSERT INTO weights VALUES (?1, ?2, ?3)", (at, epoch, half_life.weight(at))).unwrap();
+            conn.execute(
+                "INSERT INTO weights VALUES (?1, ?2, ?3)",
+                (at, epoch, half_life.weight(at)),
+            )
+            .unwrap();
         }
         conn.execute_batch(&format!(
             "INSERT INTO setlist_trend_{name} SELECT setlist_id, epoch, sum(weight) FROM votes JOIN weights ON at = created_at GROUP BY 1, 2;
@@ -107,8 +125,8 @@ fn two_million_votes_are_verified_in_little_memory() {
     let site = Site::with(&[]);
     let idle = idle(&site);
     let started = now();
-    // One setlist has a quarter of all votes, and its show a third of all setlists; the others, and the users, are many. Votes were given in
-    // four seconds, each of another day.
+    // One setlist has a quarter of all votes, and its show a third of all setlists; the others, and
+    // the users, are many. Votes were given in four seconds, each of another day.
     let votes = format!(
         "{FAST}
          CREATE TEMP TABLE indices AS SELECT name, sql FROM sqlite_schema WHERE tbl_name = 'votes' AND sql IS NOT NULL AND type = 'index';
@@ -170,13 +188,21 @@ fn two_million_votes_are_verified_in_little_memory() {
     assert_eq!(counter(&report, "user.votes")["keys"], 400_000);
 
     // Orphans in the midst of the range of rows, where no rows are.
-    site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("user_votes", "us1200000 %06d")));
-    let report = stays_small(&site, "verify --json --counter user.votes --counter show.votes", idle, 2);
+    site.sql(&format!(
+        "{FAST} {} COMMIT; PRAGMA journal_mode = WAL",
+        orphans("user_votes", "us1200000 %06d")
+    ));
+    let report =
+        stays_small(&site, "verify --json --counter user.votes --counter show.votes", idle, 2);
     assert_eq!(counter(&report, "user.votes")["orphan"], ORPHANS);
     assert_eq!(counter(&report, "user.votes")["keys"], 400_000 + ORPHANS);
     // And of a rollup: totals of shows that are not there.
-    site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("show_votes", "sh2 %06d")));
-    let report = stays_small(&site, "verify --json --counter show.votes --counter artist.votes", idle, 2);
+    site.sql(&format!(
+        "{FAST} {} COMMIT; PRAGMA journal_mode = WAL",
+        orphans("show_votes", "sh2 %06d")
+    ));
+    let report =
+        stays_small(&site, "verify --json --counter show.votes --counter artist.votes", idle, 2);
     assert_eq!(counter(&report, "show.votes")["orphan"], ORPHANS);
     assert_eq!(counter(&report, "artist.votes")["wrong"], 0, "no membership leads to them");
 }
@@ -185,7 +211,10 @@ fn two_million_votes_are_verified_in_little_memory() {
 fn orphans_without_any_rows_are_verified_and_repaired_in_little_memory() {
     let site = Site::with(&[]);
     let idle = idle(&site);
-    site.sql(&format!("{FAST} {} COMMIT; PRAGMA journal_mode = WAL", orphans("user_votes", "user %06d")));
+    site.sql(&format!(
+        "{FAST} {} COMMIT; PRAGMA journal_mode = WAL",
+        orphans("user_votes", "user %06d")
+    ));
     let report = stays_small(&site, "verify --json", idle, 2);
     assert_eq!(counter(&report, "user.votes")["orphan"], ORPHANS);
     site.run("repair").fails(&["user.votes"]);

@@ -1,5 +1,5 @@
-//! The concert example on PostgreSQL: each command says there, byte for byte, what it says on SQLite; replays at once, killed, and cut off from their
-//! server count each event once.
+//! The concert example on PostgreSQL: each command says there, byte for byte, what it says on
+//! SQLite; replays at once, killed, and cut off from their server count each event once.
 #![cfg(unix)]
 
 use std::process::{Child, Command};
@@ -11,8 +11,8 @@ use tokio::runtime::Runtime;
 use tokio_postgres::{Client, Config};
 
 use crate::support::concert::{
-    COUNTERS, LONGEST, Ran, Random, SABOTAGE, Site, Writer, artist, but, delete, finish, history, lines, setlist, show,
-    start, update, vote, votes,
+    COUNTERS, LONGEST, Ran, Random, SABOTAGE, Site, Writer, artist, but, delete, finish, history,
+    lines, setlist, show, start, update, vote, votes,
 };
 use crate::support::postgres::{DURABLE, Server, connect, shared, wait_until};
 
@@ -26,7 +26,11 @@ struct Remote {
 
 impl Remote {
     fn new(server: &Server) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let config = runtime.block_on(server.database());
         let url = server.url(config.get_dbname().unwrap());
         Self { site: Site::new(), config, url, runtime }
@@ -75,11 +79,16 @@ impl Remote {
 
     fn number(&self, query: &str) -> i64 {
         let client = self.client();
-        self.runtime.block_on(client.query_one(query, &[])).unwrap_or_else(|error| panic!("{error:?}: {query}")).get(0)
+        self.runtime
+            .block_on(client.query_one(query, &[]))
+            .unwrap_or_else(|error| panic!("{error:?}: {query}"))
+            .get(0)
     }
 
     fn offset(&self, stream: &str) -> i64 {
-        self.number(&format!("SELECT coalesce((SELECT last FROM keepcount_offsets WHERE stream = '{stream}'), 0)"))
+        self.number(&format!(
+            "SELECT coalesce((SELECT last FROM keepcount_offsets WHERE stream = '{stream}'), 0)"
+        ))
     }
 
     /// Fails unless a verify, and a site on SQLite with the same events, agree.
@@ -101,7 +110,8 @@ impl Remote {
         assert_eq!(here.err.replace(&self.shown(), "site.db"), there.err, "{words}");
     }
 
-    /// Writes events into both folders and replays them into both databases; everything but the number of statements is the same.
+    /// Writes events into both folders and replays them into both databases; everything but the
+    /// number of statements is the same.
     #[track_caller]
     fn replays_as(&self, files: &Site, name: &str, events: &[String]) {
         self.site.write(name, events);
@@ -126,7 +136,8 @@ fn totals() -> impl Iterator<Item = String> {
 }
 
 fn lists() -> impl Iterator<Item = String> {
-    let lists = ["artists", "shows", "trending", "trending --half-life 6h", "trending --half-life 1d"];
+    let lists =
+        ["artists", "shows", "trending", "trending --half-life 6h", "trending --half-life 1d"];
     lists.into_iter().map(|list| format!("top {list} --at 2025-05-20 --limit 100000"))
 }
 
@@ -139,14 +150,19 @@ fn all_reads_agree(remote: &Remote, files: &Site) {
     for list in ["artists", "shows", "trending"] {
         let top = files.run(&format!("top {list} --at 2025-05-20 --limit 500")).exits(0).out;
         let ids = top.lines().filter_map(|line| line.split('\t').nth(1));
-        for id in ids.filter(|id| id.chars().all(char::is_alphanumeric)).step_by(40).chain(["nobody"]) {
+        for id in
+            ids.filter(|id| id.chars().all(char::is_alphanumeric)).step_by(40).chain(["nobody"])
+        {
             remote.says_what(files, &format!("rank {list} {id} --at 2025-05-20"));
         }
     }
     remote.says_what(files, "watch --at 2025-05-20");
-    for words in
-        ["totals nope", "totals user.votes --at 2025-05-20", "totals artist.shows_ahead", "verify --counter nope"]
-    {
+    for words in [
+        "totals nope",
+        "totals user.votes --at 2025-05-20",
+        "totals artist.shows_ahead",
+        "verify --counter nope",
+    ] {
         remote.says_what(files, words);
     }
 }
@@ -160,9 +176,12 @@ fn every_command_says_what_it_says_on_sqlite() {
     remote.replays_as(&files, "one.jsonl", &writer.lines(0));
     remote.replays_as(&files, "two.jsonl", &writer.lines(700));
     all_reads_agree(&remote, &files);
-    for words in
-        ["verify --page 50", "verify --json --page 7", "repair --page 50", "backfill --page 50 --counter show.votes"]
-    {
+    for words in [
+        "verify --page 50",
+        "verify --json --page 7",
+        "repair --page 50",
+        "backfill --page 50 --counter show.votes",
+    ] {
         remote.says_what(&files, words);
     }
     // Found clean by now; a name's width is the database's.
@@ -172,7 +191,8 @@ fn every_command_says_what_it_says_on_sqlite() {
     let stopped_there = files.run("verify --json --page 50 --max-pages 3").exits(3);
     assert_eq!(stopped.json()["counters"], stopped_there.json()["counters"]);
     let ended = remote.run(&format!("verify --json --resume {}", stopped.token())).exits(0).json();
-    let ended_there = files.run(&format!("verify --json --resume {}", stopped_there.token())).exits(0).json();
+    let ended_there =
+        files.run(&format!("verify --json --resume {}", stopped_there.token())).exits(0).json();
     assert_eq!(ended["counters"], ended_there["counters"]);
     assert_eq!(ended["complete"], true);
 }
@@ -183,7 +203,10 @@ fn a_long_history_counts_what_it_counts_on_sqlite() {
     let (remote, files) = (Remote::new(server), Site::new());
     let history = history(&remote.site);
     let path = history.path.to_str().unwrap();
-    let ran = [remote.run(&format!("replay {path}")).exits(0), files.run(&format!("replay {path}")).exits(0)];
+    let ran = [
+        remote.run(&format!("replay {path}")).exits(0),
+        files.run(&format!("replay {path}")).exits(0),
+    ];
     assert_eq!(without_statements(&ran[0].out), without_statements(&ran[1].out));
     let known: Vec<String> = history
         .lines
@@ -203,7 +226,9 @@ fn damage_is_found_and_repaired_as_on_sqlite() {
     let (remote, files) = (Remote::new(server), Site::new());
     remote.replays_as(&files, "one.jsonl", &Writer::new(7, "x").lines(1_500));
     // The rest is said in SQLite's own words.
-    let both = SABOTAGE.iter().filter(|(_, text)| !["iif(", "char("].iter().any(|word| text.contains(word)));
+    let both = SABOTAGE
+        .iter()
+        .filter(|(_, text)| !["iif(", "char("].iter().any(|word| text.contains(word)));
     let mut done = 0;
     for (_, damage) in both {
         remote.sql(damage);
@@ -222,7 +247,8 @@ fn damage_is_found_and_repaired_as_on_sqlite() {
     remote.is_exactly(&files);
 }
 
-/// The audit looked for the parents of no memberships with no parameters, where the statement has two: a site without setlists could not be verified.
+/// The audit looked for the parents of no memberships with no parameters, where the statement has
+/// two: a site without setlists could not be verified.
 #[test]
 fn a_site_that_has_only_just_begun_is_verified() {
     let Some(server) = shared() else { return };
@@ -248,7 +274,8 @@ fn an_emptied_source_is_not_repaired_without_force_as_on_sqlite() {
     );
     remote.sql("DELETE FROM votes");
     files.sql("DELETE FROM votes");
-    let (here, there) = (remote.run("repair --page 50").exits(1), files.run("repair --page 50").exits(1));
+    let (here, there) =
+        (remote.run("repair --page 50").exits(1), files.run("repair --page 50").exits(1));
     let last = |ran: &Ran| ran.err.lines().last().unwrap().to_owned();
     assert_eq!(last(&here).replace(&remote.shown(), "site.db"), last(&there));
     assert!(last(&here).contains("user.votes: the source is empty"), "{here:?}");
@@ -268,8 +295,11 @@ fn repairs_beside_a_replay_repair_nothing_that_is_right() {
     let mut beside = 0;
     while child.try_wait().unwrap().is_none() {
         let report = remote.run("repair --json --page 50").exits(0).json();
-        let corrected =
-            report["counters"].as_array().unwrap().iter().map(|counter| counter["corrected"].as_u64().unwrap());
+        let corrected = report["counters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|counter| counter["corrected"].as_u64().unwrap());
         assert_eq!(corrected.sum::<u64>(), 0, "{report}");
         beside += 1;
     }
@@ -325,13 +355,17 @@ fn a_line_that_does_not_fit_ends_the_replay_as_on_sqlite_and_leaves_what_came_be
         events.extend([delete("votes", "w").to_string(), good("behind")]);
         remote.replays_as(&files, &name, &events);
         let again = remote.run(&format!("replay {name}")).fails(&["line 31: "]);
-        assert_eq!(Some(again.err.lines().last()), Some(files.run(&format!("replay {name}")).err.lines().last()));
+        assert_eq!(
+            Some(again.err.lines().last()),
+            Some(files.run(&format!("replay {name}")).err.lines().last())
+        );
         assert_eq!(remote.offset(&name), 30, "{bad}");
     }
     assert_eq!(remote.number("SELECT count(*) FROM votes"), 2);
     remote.is_exactly(&files);
     // Repaired, it goes on from there.
-    let mut events: Vec<String> = (0..30).map(|id| artist(&format!("{id} 0")).to_string()).collect();
+    let mut events: Vec<String> =
+        (0..30).map(|id| artist(&format!("{id} 0")).to_string()).collect();
     events.push(artist("mended").to_string());
     remote.replays_as(&files, "bad0.jsonl", &events);
     remote.is_exactly(&files);
@@ -345,9 +379,12 @@ fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key_as_on_sql
     let damage = "UPDATE user_votes SET total = 9223372036854775807";
     remote.sql(damage);
     files.sql(damage);
-    let more: Vec<Value> = ["a", "u", "z"].map(|user| vote(&format!("of {user}"), "l", user, "up")).into();
+    let more: Vec<Value> =
+        ["a", "u", "z"].map(|user| vote(&format!("of {user}"), "l", user, "up")).into();
     remote.replays_as(&files, "more.jsonl", &lines(&more));
-    remote.run("replay more.jsonl").fails(&["counter user.votes, key u: ", "none of lines 1 to 3 is applied"]);
+    remote
+        .run("replay more.jsonl")
+        .fails(&["counter user.votes, key u: ", "none of lines 1 to 3 is applied"]);
     assert_eq!((remote.offset("more.jsonl"), remote.number("SELECT count(*) FROM votes")), (0, 2));
     remote.run("repair").exits(0);
     files.run("repair").exits(0);
@@ -391,14 +428,20 @@ fn replays_of_different_streams_at_once_count_each_event_once() {
     let (remote, files) = (Remote::new(server), Site::new());
     let setlists: Vec<String> = (0..60).map(|at| format!("l{at}")).collect();
     let mut events: Vec<Value> = (0..5).map(|at| artist(&format!("a{at}"))).collect();
-    events.extend((0..20).map(|at| show(&format!("s{at}"), Some(&format!("a{}", at % 5)), "upcoming")));
-    events.extend(setlists.iter().enumerate().map(|(at, id)| setlist(id, Some(&format!("s{}", at % 20)))));
+    events.extend(
+        (0..20).map(|at| show(&format!("s{at}"), Some(&format!("a{}", at % 5)), "upcoming")),
+    );
+    events.extend(
+        setlists.iter().enumerate().map(|(at, id)| setlist(id, Some(&format!("s{}", at % 20)))),
+    );
     // Made by whoever comes first.
-    let streams = [("base.jsonl", lines(&events)), ("left.jsonl", Vec::new()), ("right.jsonl", Vec::new())];
+    let streams =
+        [("base.jsonl", lines(&events)), ("left.jsonl", Vec::new()), ("right.jsonl", Vec::new())];
     for (name, events) in &streams {
         remote.site.write(name, events);
     }
-    let children: Vec<Child> = streams.iter().map(|(name, _)| remote.spawn(&format!("replay {name}"))).collect();
+    let children: Vec<Child> =
+        streams.iter().map(|(name, _)| remote.spawn(&format!("replay {name}"))).collect();
     for child in children {
         finish(child, LONGEST).exits(0);
     }
@@ -411,7 +454,8 @@ fn replays_of_different_streams_at_once_count_each_event_once() {
         remote.site.write(name, events);
         files.write(name, events);
     }
-    let children: Vec<Child> = streams.iter().map(|(name, _)| remote.spawn(&format!("replay {name}"))).collect();
+    let children: Vec<Child> =
+        streams.iter().map(|(name, _)| remote.spawn(&format!("replay {name}"))).collect();
     for child in children {
         finish(child, LONGEST).exits(0);
     }
@@ -421,7 +465,8 @@ fn replays_of_different_streams_at_once_count_each_event_once() {
     remote.is_exactly(&files);
 }
 
-/// Two transactions that lock the same rows the other way round wait for each other in a circle; the one that the server takes back comes again.
+/// Two transactions that lock the same rows the other way round wait for each other in a circle;
+/// the one that the server takes back comes again.
 #[test]
 fn replays_that_meet_in_a_circle_come_again_and_count_each_event_once() {
     let Some(server) = shared() else { return };
@@ -435,12 +480,18 @@ fn replays_that_meet_in_a_circle_come_again_and_count_each_event_once() {
     let back: Vec<Value> = ids.iter().rev().cycle().take(2_100).map(famous).collect();
     remote.site.write("forth.jsonl", &lines(&forth));
     remote.site.write("back.jsonl", &lines(&back));
-    // Both come as far as the row in the middle, and hold what they have written: from there, neither can pass the other.
+    // Both come as far as the row in the middle, and hold what they have written: from there,
+    // neither can pass the other.
     let client = remote.client();
-    remote.runtime.block_on(client.batch_execute("BEGIN; SELECT FROM artists WHERE id = 'a350' FOR UPDATE")).unwrap();
-    let children = ["forth.jsonl", "back.jsonl"].map(|name| remote.spawn(&format!("replay {name}")));
+    remote
+        .runtime
+        .block_on(client.batch_execute("BEGIN; SELECT FROM artists WHERE id = 'a350' FOR UPDATE"))
+        .unwrap();
+    let children =
+        ["forth.jsonl", "back.jsonl"].map(|name| remote.spawn(&format!("replay {name}")));
     let watcher = remote.client();
-    let is_ours = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let is_ours =
+        "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     remote.runtime.block_on(wait_until(&watcher, &format!("SELECT count(*) = 2 {is_ours}")));
     remote.runtime.block_on(client.batch_execute("COMMIT")).unwrap();
     for child in children {
@@ -463,7 +514,10 @@ fn two_replays_of_one_stream_apply_it_once() {
     let children = [(); 2].map(|()| remote.spawn("replay one.jsonl"));
     for ran in children.map(|child| finish(child, LONGEST)) {
         // Who finds lines applied that were not when it began has been overtaken.
-        assert!(ran.code == Some(0) || ran.err.contains("somebody else is replaying it"), "{ran:?}");
+        assert!(
+            ran.code == Some(0) || ran.err.contains("somebody else is replaying it"),
+            "{ran:?}"
+        );
     }
     remote.run("replay one.jsonl").exits(0);
     files.write("one.jsonl", &events);
@@ -476,7 +530,10 @@ fn two_replays_of_one_stream_apply_it_once() {
 fn replays_that_are_killed_go_on_where_they_were() {
     let Some(server) = shared() else { return };
     let (remote, files) = (Remote::new(server), Site::new());
-    let streams = [("x.jsonl", Writer::new(31, "x").lines(6_000)), ("y.jsonl", Writer::new(32, "y").lines(6_000))];
+    let streams = [
+        ("x.jsonl", Writer::new(31, "x").lines(6_000)),
+        ("y.jsonl", Writer::new(32, "y").lines(6_000)),
+    ];
     for (name, events) in &streams {
         remote.site.write(name, events);
         files.write(name, events);
@@ -533,7 +590,8 @@ fn what_is_no_database_of_this_application_is_named_with_the_reason() {
     let Some(server) = shared() else { return };
     let remote = Remote::new(server);
     remote.site.write("known.jsonl", &known());
-    let password = remote.url.split(['/', '@']).nth(2).unwrap().split(':').nth(1).unwrap().to_owned();
+    let password =
+        remote.url.split(['/', '@']).nth(2).unwrap().split(':').nth(1).unwrap().to_owned();
     let fails = |words: &str, db: &str, naming: &[&str]| {
         let ran = finish(start(&mut remote.command_on(words, db)), LONGEST).fails(naming);
         assert!(!ran.err.contains(&password), "{ran:?}");
@@ -552,25 +610,52 @@ fn what_is_no_database_of_this_application_is_named_with_the_reason() {
     let port = place.rsplit_once(':').unwrap().0;
     for words in commands {
         // Nobody listens on port 1.
-        fails(words, &format!("{port}:1/{name}"), &["postgres://keepcount@127.0.0.1:1/", "error connecting"]);
-        fails(words, &format!("{port}:none/{name}"), &["--db", "invalid connection string", "port"]);
-        fails(words, &format!("{place}/nowhere"), &["/nowhere: ", "database \"nowhere\" does not exist"]);
-        fails(words, &remote.url.replace(&password, "wrong"), &[&remote.shown(), "password authentication failed"]);
+        fails(
+            words,
+            &format!("{port}:1/{name}"),
+            &["postgres://keepcount@127.0.0.1:1/", "error connecting"],
+        );
+        fails(
+            words,
+            &format!("{port}:none/{name}"),
+            &["--db", "invalid connection string", "port"],
+        );
+        fails(
+            words,
+            &format!("{place}/nowhere"),
+            &["/nowhere: ", "database \"nowhere\" does not exist"],
+        );
+        fails(
+            words,
+            &remote.url.replace(&password, "wrong"),
+            &[&remote.shown(), "password authentication failed"],
+        );
         if !words.starts_with("replay") {
             fails(words, &remote.url, &[&remote.shown(), "keepcount_counters", "it is absent"]);
         }
     }
-    assert!(!is_table(&remote, "keepcount_counters") && !is_table(&remote, "artists"), "a command has made tables");
+    assert!(
+        !is_table(&remote, "keepcount_counters") && !is_table(&remote, "artists"),
+        "a command has made tables"
+    );
     fails("replay absent.jsonl", &remote.url, &["absent.jsonl: "]);
 
     remote
         .sql("CREATE TABLE votes (id bigint PRIMARY KEY, setlist_id text, user_id text, kind text, created_at bigint)");
-    fails("replay known.jsonl", &remote.url, &[&remote.shown(), "table votes is not this application's", "int8"]);
+    fails(
+        "replay known.jsonl",
+        &remote.url,
+        &[&remote.shown(), "table votes is not this application's", "int8"],
+    );
     assert!(!is_table(&remote, "artists"), "tables were made in another's database");
     remote.sql("DROP TABLE votes");
     remote.run("replay known.jsonl").exits(0);
     remote.sql("DROP TABLE replay_prefix");
-    fails("totals user.votes", &remote.url, &["table replay_prefix is not this application's", "does not exist"]);
+    fails(
+        "totals user.votes",
+        &remote.url,
+        &["table replay_prefix is not this application's", "does not exist"],
+    );
     remote.sql("DROP TABLE user_votes");
     fails("verify", &remote.url, &[&remote.shown(), "table user_votes", "it is absent"]);
 }

@@ -1,5 +1,6 @@
-//! Replays through the concert example are exact: on a long real history, on random events, on files that are broken, changed or
-//! read by two at once; and what is then broken behind the hooks' back, verify reports and repair repairs, that and nothing else.
+//! Replays through the concert example are exact: on a long real history, on random events, on
+//! files that are broken, changed or read by two at once; and what is then broken behind the hooks'
+//! back, verify reports and repair repairs, that and nothing else.
 #![allow(clippy::format_collect)] // what a command prints is written down as its lines are
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,14 +12,20 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::support::concert::{
-    COUNTERS, Key, LONGEST, Model, NEW_YEAR, Part, Random, SABOTAGE, Site, Totals, Writer, artist, at, but, delete,
-    drifts, dump, expected, finish, gzip, history, in_epoch, is_rollup, key, key_json, lines, non_zero, now, number,
-    recount, sabotage, setlist, show, stored, text, update, vote, votes,
+    COUNTERS, Key, LONGEST, Model, NEW_YEAR, Part, Random, SABOTAGE, Site, Totals, Writer, artist,
+    at, but, delete, drifts, dump, expected, finish, gzip, history, in_epoch, is_rollup, key,
+    key_json, lines, non_zero, now, number, recount, sabotage, setlist, show, stored, text, update,
+    vote, votes,
 };
 
 /// How many lines of a stream are applied.
 fn applied(conn: &Connection, stream: &str) -> usize {
-    number(conn, &format!("SELECT coalesce((SELECT last FROM keepcount_offsets WHERE stream = '{stream}'), 0)"))
+    number(
+        conn,
+        &format!(
+            "SELECT coalesce((SELECT last FROM keepcount_offsets WHERE stream = '{stream}'), 0)"
+        ),
+    )
 }
 
 /// The history, and votes over its setlists as a second stream; the model of both.
@@ -28,11 +35,17 @@ fn replayed_history() -> (Site, Model) {
     let path = history.path.to_str().unwrap();
     let started = now();
     let ran = site.run(&format!("replay {path}")).exits(0);
-    println!("{} events replayed in {:.2?}: {}", history.lines.len(), started.elapsed(), ran.out.trim());
+    println!(
+        "{} events replayed in {:.2?}: {}",
+        history.lines.len(),
+        started.elapsed(),
+        ran.out.trim()
+    );
 
     let mut model = Model::of(&history.lines);
     if history.is_real {
-        let rows = (history.lines.len(), model.artists.len(), model.shows.len(), model.setlists.len());
+        let rows =
+            (history.lines.len(), model.artists.len(), model.shows.len(), model.setlists.len());
         assert_eq!(rows, (69_573, 717, 22_952, 22_952));
     }
     model.is_in(&site.open());
@@ -55,7 +68,9 @@ fn a_long_history_counts_what_plain_sql_recounts() {
     for day in ["1900-01-01", "2025-06-01", "2025-06-02", "9999-12-31"] {
         // Shows ahead are printed as of a day.
         let mut ahead: BTreeMap<&Part, i64> = BTreeMap::new();
-        for (key, total) in all["artist.shows_ahead"].iter().filter(|(key, _)| key[1] >= Part::Text(day.to_owned())) {
+        for (key, total) in
+            all["artist.shows_ahead"].iter().filter(|(key, _)| key[1] >= Part::Text(day.to_owned()))
+        {
             *ahead.entry(&key[0]).or_default() += total;
         }
         let line = |(artist, total): (&&Part, &i64)| match artist {
@@ -63,7 +78,11 @@ fn a_long_history_counts_what_plain_sql_recounts() {
             Part::Int(_) => panic!("{artist:?}"),
         };
         let wanted: String = ahead.iter().map(line).collect();
-        assert_eq!(site.run(&format!("totals artist.shows_ahead --at {day}")).exits(0).out, wanted, "{day}");
+        assert_eq!(
+            site.run(&format!("totals artist.shows_ahead --at {day}")).exits(0).out,
+            wanted,
+            "{day}"
+        );
     }
     for counter in COUNTERS.into_iter().filter(|counter| *counter != "artist.shows_ahead") {
         let printed = site.run(&format!("totals {counter}")).exits(0).out;
@@ -71,8 +90,9 @@ fn a_long_history_counts_what_plain_sql_recounts() {
             Part::Int(value) => value.to_string(),
             Part::Text(text) => text.clone(), // no id of these needs escapes
         };
-        let line =
-            |(key, total): (&Key, &i64)| format!("{}\t{total}\n", key.iter().map(part).collect::<Vec<_>>().join(","));
+        let line = |(key, total): (&Key, &i64)| {
+            format!("{}\t{total}\n", key.iter().map(part).collect::<Vec<_>>().join(","))
+        };
         let wanted: String = all[counter].iter().map(line).collect();
         assert_eq!(printed, wanted, "{counter}");
     }
@@ -87,7 +107,12 @@ fn verify_reports_exactly_what_was_broken_in_a_long_history_and_repair_repairs_e
     let (whole, _) = replayed_history();
     sabotage(&whole);
     let of_kind = |counters: &Value, kind: &str| {
-        counters.as_array().unwrap().iter().filter(|counter| counter[kind].as_u64().unwrap() > 0).count()
+        counters
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|counter| counter[kind].as_u64().unwrap() > 0)
+            .count()
     };
     let wanted = expected(&whole.open(), &COUNTERS, 20, false);
     for kind in ["wrong", "missing", "orphan"] {
@@ -105,7 +130,10 @@ fn each_kind_of_damage_is_reported_alone_and_repaired_alone() {
         for page in [1, 7, 1_000] {
             let site = whole.copy();
             site.sql(statement);
-            assert!(drifts(&site.open()).values().any(|drifts| !drifts.is_empty()), "{kind} breaks nothing");
+            assert!(
+                drifts(&site.open()).values().any(|drifts| !drifts.is_empty()),
+                "{kind} breaks nothing"
+            );
             println!("{kind}, page {page}");
             finds_and_repairs_exactly(&site, page);
         }
@@ -131,13 +159,18 @@ fn finds_and_repairs_exactly(site: &Site, page: usize) {
     assert_eq!(recount(&conn), true_totals, "a repair has written rows");
     assert_eq!(non_zero(&after), true_totals);
     for counter in COUNTERS.into_iter().filter(|counter| !is_rollup(counter)) {
-        // Also what is 0 is as it was, where it was right. (What is added to a base level climbs: rollups follow it.)
+        // Also what is 0 is as it was, where it was right. (What is added to a base level climbs:
+        // rollups follow it.)
         let broken: BTreeSet<&Key> = broken[counter].iter().map(|(key, ..)| key).collect();
         let right = |totals: &BTreeMap<Key, i64>| {
             let kept = totals.iter().filter(|(key, _)| !broken.contains(key));
             kept.map(|(key, total)| (key.clone(), *total)).collect::<Vec<_>>()
         };
-        assert_eq!(right(&after[counter]), right(&before[counter]), "{counter}: a total that was right was touched");
+        assert_eq!(
+            right(&after[counter]),
+            right(&before[counter]),
+            "{counter}: a total that was right was touched"
+        );
     }
     let clean = site.run(&format!("verify --json --page {page}")).exits(0).json();
     assert_eq!(clean["counters"], wanted(20, false));
@@ -145,22 +178,35 @@ fn finds_and_repairs_exactly(site: &Site, page: usize) {
 
 /// What a verify says of one counter: key, stored, true.
 fn reported(report: &Value, counter: &str) -> Vec<(Value, i64, i64)> {
-    let found = report["counters"].as_array().unwrap().iter().find(|found| found["name"] == counter).unwrap();
-    let sample =
-        |sample: &Value| (sample["key"].clone(), sample["stored"].as_i64().unwrap(), sample["true"].as_i64().unwrap());
+    let found = report["counters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|found| found["name"] == counter)
+        .unwrap();
+    let sample = |sample: &Value| {
+        (
+            sample["key"].clone(),
+            sample["stored"].as_i64().unwrap(),
+            sample["true"].as_i64().unwrap(),
+        )
+    };
     found["samples"].as_array().unwrap().iter().map(sample).collect()
 }
 
-/// One setlist of one show of one artist, and votes: small enough to say by hand what each level shows.
+/// One setlist of one show of one artist, and votes: small enough to say by hand what each level
+/// shows.
 fn ladder() -> Site {
     let day = |at: usize| NEW_YEAR + i64::try_from(at).unwrap() * 86_400;
-    let timed = |at| but(vote(&format!("v{at}"), "l", "u", "up"), "created_at", Some(json!(day(at))));
+    let timed =
+        |at| but(vote(&format!("v{at}"), "l", "u", "up"), "created_at", Some(json!(day(at))));
     let mut events = vec![artist("a"), show("s", Some("a"), "upcoming"), setlist("l", Some("s"))];
     events.extend((0..5).map(timed));
     Site::with(&lines(&events))
 }
 
-/// Each of these lies on one line of the report: a rollup is compared with the base level as it is stored.
+/// Each of these lies on one line of the report: a rollup is compared with the base level as it is
+/// stored.
 #[test]
 fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it() {
     type Line = (&'static str, Value, i64, i64);
@@ -189,7 +235,8 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
                 "user.votes",
             ],
         ),
-        // A base total is wrong, so that the rollup does not sum it any more; the rollup's rollup does.
+        // A base total is wrong, so that the rollup does not sum it any more; the rollup's rollup
+        // does.
         (
             "UPDATE setlist_votes SET total = 7",
             vec![("setlist.votes", l, 7, 5), ("show.votes", s.clone(), 5, 7)],
@@ -197,7 +244,10 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
         ),
         (
             "DELETE FROM setlist_trend_1d WHERE key_2 = (SELECT min(key_2) FROM setlist_trend_1d)",
-            vec![("setlist.trend_1d", on_day("l", 0), 0, weight), ("show.trend_1d", on_day("s", 0), weight, 0)],
+            vec![
+                ("setlist.trend_1d", on_day("l", 0), 0, weight),
+                ("show.trend_1d", on_day("s", 0), weight, 0),
+            ],
             &["setlist.trend_1d", "show.trend_1d"],
         ),
         // A rollup in the middle: wrong itself, and what is above does not sum it.
@@ -226,7 +276,13 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
                 ("artist.votes", json!("b"), 0, 5),
                 ("artist.trend_1d", on_day("b", 4), 0, weight),
             ],
-            &["artist.trend_1d", "artist.trend_6h", "artist.trend_7d", "artist.votes", "show.artist"],
+            &[
+                "artist.trend_1d",
+                "artist.trend_6h",
+                "artist.trend_7d",
+                "artist.votes",
+                "show.artist",
+            ],
         ),
     ];
     let whole = ladder();
@@ -239,7 +295,8 @@ fn damage_of_one_level_is_reported_at_that_level_and_at_what_no_longer_sums_it()
             let found = reported(&report, counter);
             assert!(found.contains(&(key, stored, expected)), "{damage}: {counter}: {found:?}");
         }
-        let found: Vec<&str> = COUNTERS.into_iter().filter(|counter| !reported(&report, counter).is_empty()).collect();
+        let found: Vec<&str> =
+            COUNTERS.into_iter().filter(|counter| !reported(&report, counter).is_empty()).collect();
         assert_eq!(found, counters, "{damage}");
         finds_and_repairs_exactly(&site, 7);
         if !damage.contains("votes WHERE id") {
@@ -259,12 +316,21 @@ fn hooked_writes_leave_the_drift_of_rollups_as_it_is() {
         drifts
             .into_iter()
             .map(|(counter, drifts)| {
-                (counter, drifts.into_iter().map(|(key, stored, expected)| (key, expected - stored)).collect())
+                (
+                    counter,
+                    drifts
+                        .into_iter()
+                        .map(|(key, stored, expected)| (key, expected - stored))
+                        .collect(),
+                )
             })
             .collect()
     };
     let before = lacks(&site);
-    assert!(before.iter().filter(|(counter, _)| is_rollup(counter)).all(|(_, lacks)| !lacks.is_empty()), "{before:?}");
+    assert!(
+        before.iter().filter(|(counter, _)| is_rollup(counter)).all(|(_, lacks)| !lacks.is_empty()),
+        "{before:?}"
+    );
     site.write("more.jsonl", &writer.lines(800));
     site.run("replay more.jsonl").exits(0);
     assert_eq!(lacks(&site), before);
@@ -291,13 +357,17 @@ fn random_events_count_as_a_model_in_maps_says() {
             events.extend((0..blanks).map(|at| " \t".repeat(usize::try_from(at).unwrap())));
             site.write("events.jsonl", &events);
             site.run("replay events.jsonl").exits(0);
-            assert_eq!(applied(&site.open(), "events.jsonl") + usize::try_from(blanks).unwrap(), events.len());
+            assert_eq!(
+                applied(&site.open(), "events.jsonl") + usize::try_from(blanks).unwrap(),
+                events.len()
+            );
             println!("seed {seed}, part {part}: {} votes", writer.model.votes.len());
             writer.model.is_in(&site.open());
             site.run("verify --page 3").exits(0);
         }
         assert!(!writer.model.votes.is_empty());
-        let empty: Vec<_> = writer.model.totals().into_iter().filter(|(_, totals)| totals.is_empty()).collect();
+        let empty: Vec<_> =
+            writer.model.totals().into_iter().filter(|(_, totals)| totals.is_empty()).collect();
         assert!(empty.is_empty(), "seed {seed}: nothing counts for {empty:?}");
         site.is_exact();
     }
@@ -354,12 +424,16 @@ fn members_are_read_as_json_means_them_and_others_ignored() {
         but(vote("v", "l", "u", "up"), "created_at", Some(json!(i64::MIN))).to_string(),
         but(delete("shows", "s2"), "status", Some(json!(["of no interest"]))).to_string(),
     ];
-    let site = Site::with(&[&events[..3], &[setlist("l", None).to_string()], &events[3..]].concat());
+    let site =
+        Site::with(&[&events[..3], &[setlist("l", None).to_string()], &events[3..]].concat());
     let conn = site.open();
     assert_eq!(stored(&conn)["artist.shows"][&key("qA")], 1);
     // 9,223,372,036,854 followers by the million, and 10; and a vote in the first epoch of all.
     assert_eq!(stored(&conn)["artist.fame"][&key("qA")], 9_223_372_036_864);
-    assert_eq!(stored(&conn)["setlist.trend_1d"].keys().collect::<Vec<_>>(), [&in_epoch("l", -106_751_991_167_301)]);
+    assert_eq!(
+        stored(&conn)["setlist.trend_1d"].keys().collect::<Vec<_>>(),
+        [&in_epoch("l", -106_751_991_167_301)]
+    );
     let kept: (String, i64, i64) = conn
         .query_row(
             "SELECT hex(name), followers, (SELECT created_at FROM votes) FROM artists WHERE id = 'qA'",
@@ -384,7 +458,8 @@ fn base() -> Vec<String> {
     ])
 }
 
-/// Lines that are none of the format, or do not fit the base's rows; with what the reason must name.
+/// Lines that are none of the format, or do not fit the base's rows; with what the reason must
+/// name.
 fn invalid() -> Vec<(Vec<u8>, &'static str)> {
     let with = |event: Value, member: &str, value: Value| but(event, member, Some(value));
     let without = |event: Value, member: &str| but(event, member, None);
@@ -436,7 +511,10 @@ fn invalid() -> Vec<(Vec<u8>, &'static str)> {
         (update(vote("nope", "l1", "u", "up")), "nope"),
         (without(update(setlist("l1", None)), "show_id"), "show_id"), // an update holds the whole row
         (at(v(), "2024-12-31"), "1735689600, later than now, 1735689599"),
-        (at(update(vote("v1", "l1", "u", "up")), "2024-12-31"), "1735689600, later than now, 1735689599"),
+        (
+            at(update(vote("v1", "l1", "u", "up")), "2024-12-31"),
+            "1735689600, later than now, 1735689599",
+        ),
         (at(v(), "2025-02-30"), "at"),
         (at(v(), ""), "at"),
         (vote("x", "l1", &"u".repeat(1_025), "up"), "1025"),
@@ -498,8 +576,11 @@ const LAST_SECOND: i64 = 1_748_822_399;
 
 #[test]
 fn a_vote_from_after_the_day_of_its_event_is_refused() {
-    let given = |created_at: i64| but(vote("x", "l1", "u", "up"), "created_at", Some(json!(created_at)));
-    let changed = |created_at: i64| update(but(vote("v1", "l1", "u1", "down"), "created_at", Some(json!(created_at))));
+    let given =
+        |created_at: i64| but(vote("x", "l1", "u", "up"), "created_at", Some(json!(created_at)));
+    let changed = |created_at: i64| {
+        update(but(vote("v1", "l1", "u1", "down"), "created_at", Some(json!(created_at))))
+    };
     let late = [
         (given(LAST_SECOND + 1), "2025-06-01"),
         (given(i64::MAX), "2025-06-01"),
@@ -515,7 +596,9 @@ fn a_vote_from_after_the_day_of_its_event_is_refused() {
         let created_at = event["row"]["created_at"].as_i64().unwrap();
         let now = keepcount::Date::last_second(day.parse().unwrap());
         site.write("more.jsonl", &[event.to_string(), artist("after").to_string()]);
-        let ran = site.run("replay more.jsonl").fails(&[&format!("created_at is {created_at}, later than now, {now}")]);
+        let ran = site
+            .run("replay more.jsonl")
+            .fails(&[&format!("created_at is {created_at}, later than now, {now}")]);
         assert!(ran.err.starts_with("line 1: "), "{event}: {ran:?}");
         assert_eq!(site.dump(), before, "{event}");
     }
@@ -523,7 +606,9 @@ fn a_vote_from_after_the_day_of_its_event_is_refused() {
 
 #[test]
 fn a_vote_from_the_last_second_of_its_day_counts_and_so_does_any_without_a_day() {
-    let given = |id: &str, created_at: i64| but(vote(id, "l1", "u", "up"), "created_at", Some(json!(created_at)));
+    let given = |id: &str, created_at: i64| {
+        but(vote(id, "l1", "u", "up"), "created_at", Some(json!(created_at)))
+    };
     let in_the_future = LAST_SECOND + 100 * 365 * 86_400;
     let events = [
         at(given("last", LAST_SECOND), "2025-06-01"),
@@ -569,16 +654,27 @@ fn every_invalid_line_ends_the_replay_and_a_corrected_file_continues() {
                 for (line, names) in half {
                     let shown = String::from_utf8_lossy(line);
                     let site = Site::new();
-                    let broken = [&text(before), line.as_slice(), b"\n", &text(std::slice::from_ref(after))].concat();
+                    let broken =
+                        [&text(before), line.as_slice(), b"\n", &text(std::slice::from_ref(after))]
+                            .concat();
                     fs::write(site.path("base.jsonl"), broken).unwrap();
                     let ran = site.run("replay base.jsonl").fails(&[names]);
                     assert!(ran.err.starts_with("line 10: "), "{shown}: {ran:?}");
                     assert_eq!(ran.err.lines().count(), 1, "{shown}: {ran:?}");
                     let conn = site.open();
-                    assert_eq!((&recount(&conn), &stored(&conn)), (wanted, wanted_totals), "{shown}: applied");
-                    assert_eq!(applied(&conn, "base.jsonl"), 8, "{shown}: the last line that was applied");
+                    assert_eq!(
+                        (&recount(&conn), &stored(&conn)),
+                        (wanted, wanted_totals),
+                        "{shown}: applied"
+                    );
+                    assert_eq!(
+                        applied(&conn, "base.jsonl"),
+                        8,
+                        "{shown}: the last line that was applied"
+                    );
 
-                    let corrected = [before.as_slice(), &[artist("mid").to_string(), after.clone()]].concat();
+                    let corrected =
+                        [before.as_slice(), &[artist("mid").to_string(), after.clone()]].concat();
                     site.write("base.jsonl", &corrected);
                     let ran = site.run("replay base.jsonl").exits(0);
                     assert!(ran.out.contains(" 2 events applied"), "{shown}: {ran:?}");
@@ -594,7 +690,10 @@ fn an_invalid_line_far_into_a_file_loses_nothing_before_it() {
     let mut writer = Writer::new(3, "w");
     let good = writer.lines(2_345);
     let site = Site::new();
-    site.write("events.jsonl", &[good.as_slice(), &["{}".to_owned(), artist("later").to_string()]].concat());
+    site.write(
+        "events.jsonl",
+        &[good.as_slice(), &["{}".to_owned(), artist("later").to_string()]].concat(),
+    );
     let ran = site.run("replay events.jsonl").fails(&["line 2346: "]);
     assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
     writer.model.is_in(&site.open());
@@ -643,9 +742,13 @@ fn a_total_beyond_64_bits_refuses_the_events_and_names_counter_and_key() {
 fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_continues() {
     let events: Vec<String> = {
         let mut random = Random(9); // names that do not compress
-        let name = |random: &mut Random| (0..8).map(|_| format!("{:x}", random.below(1 << 30))).collect::<String>();
+        let name = |random: &mut Random| {
+            (0..8).map(|_| format!("{:x}", random.below(1 << 30))).collect::<String>()
+        };
         (0..4_000)
-            .map(|at| but(artist(&format!("g{at}")), "name", Some(json!(name(&mut random)))).to_string())
+            .map(|at| {
+                but(artist(&format!("g{at}")), "name", Some(json!(name(&mut random)))).to_string()
+            })
             .collect()
     };
     let whole = gzip(&text(&events));
@@ -655,13 +758,17 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
     corrupt[whole.len() / 2] ^= 0xff;
     let mut bad_checksum = whole.clone();
     bad_checksum[whole.len() - 6] ^= 1;
-    let cutoffs = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3].map(|at| whole[..at].to_vec());
+    let cutoffs = [0, 5, 12, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 3]
+        .map(|at| whole[..at].to_vec());
     for broken in cutoffs.into_iter().chain([corrupt, bad_checksum]) {
         fs::write(site.path("events.jsonl.gz"), &broken).unwrap();
         let ran = site.run("replay events.jsonl.gz").fails(&["line "]);
         let conn = site.open();
         let count = number(&conn, "SELECT count(*) FROM artists");
-        assert!(ran.err.lines().last().unwrap().starts_with(&format!("line {}: ", count + 1)), "{count}: {ran:?}");
+        assert!(
+            ran.err.lines().last().unwrap().starts_with(&format!("line {}: ", count + 1)),
+            "{count}: {ran:?}"
+        );
         assert_eq!(applied(&conn, "events.jsonl"), count);
         Model::of(&events[..count]).is_in(&conn);
         seen.push(count);
@@ -670,7 +777,10 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
             fs::remove_file(site.path("site.db")).unwrap(); // from the beginning for the next one
         }
     }
-    assert!(seen.iter().any(|count| (1..3_999).contains(count)), "none was cut off in its middle: {seen:?}");
+    assert!(
+        seen.iter().any(|count| (1..3_999).contains(count)),
+        "none was cut off in its middle: {seen:?}"
+    );
     fs::write(site.path("events.jsonl.gz"), &whole).unwrap();
     site.run("replay events.jsonl.gz").exits(0);
     Model::of(&events).is_in(&site.open());
@@ -679,8 +789,13 @@ fn a_gzip_that_is_shortened_off_or_corrupt_ends_at_its_line_and_a_whole_one_cont
 #[test]
 fn gzip_is_known_by_its_first_bytes_and_may_have_several_members() {
     let events = base();
-    let members =
-        [gzip(&text(&events[..2])), gzip(&text(&events[2..5])), gzip(&[]), gzip(&text(&events[5..]))].concat();
+    let members = [
+        gzip(&text(&events[..2])),
+        gzip(&text(&events[2..5])),
+        gzip(&[]),
+        gzip(&text(&events[5..])),
+    ]
+    .concat();
     for name in ["members.jsonl.gz", "members", "members.jsonl"] {
         let site = Site::new();
         fs::write(site.path(name), &members).unwrap();
@@ -732,12 +847,15 @@ fn a_stream_without_a_name_or_with_one_that_is_too_long_is_refused_before_anythi
     site.write("base.jsonl", &base());
     let files = site.files();
     let long = "\u{e9}".repeat(129);
-    let named = |stream: &str| site.run_args(&["replay", "base.jsonl", "--db", "site.db", "--stream", stream]);
+    let named = |stream: &str| {
+        site.run_args(&["replay", "base.jsonl", "--db", "site.db", "--stream", stream])
+    };
     named("").fails(&["stream \"\"", "1 to 256 bytes", "--stream"]);
     named(&long).fails(&[&long, "1 to 256 bytes, not 258"]);
     site.run("replay .gz").fails(&["stream \"\"", "--stream"]);
     // Before the events are looked at, too.
-    site.run_args(&["replay", "absent.jsonl", "--db", "site.db", "--stream", ""]).fails(&["1 to 256 bytes"]);
+    site.run_args(&["replay", "absent.jsonl", "--db", "site.db", "--stream", ""])
+        .fails(&["1 to 256 bytes"]);
     assert_eq!(site.files(), files);
     let longest = "\u{e9}".repeat(128);
     named(&longest).exits(0);
@@ -769,11 +887,19 @@ fn positions_from_before_there_were_offsets_are_taken_over_by_a_replay() {
     }
     assert!(site.run("replay base.jsonl").exits(0).out.contains(" 0 events applied"));
     assert_eq!(site.dump(), before);
-    assert_eq!(number(&site.open(), "SELECT count(*) FROM sqlite_schema WHERE name = 'replay_position'"), 0);
+    assert_eq!(
+        number(&site.open(), "SELECT count(*) FROM sqlite_schema WHERE name = 'replay_position'"),
+        0
+    );
 
     // Each goes on where it was, and still knows the lines that were applied.
-    site.write("two.jsonl", &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming"), artist("b3")]));
-    assert!(site.run("replay two.jsonl --stream second").exits(0).out.contains(" 1 events applied"));
+    site.write(
+        "two.jsonl",
+        &lines(&[artist("b1"), show("b2", Some("b1"), "upcoming"), artist("b3")]),
+    );
+    assert!(
+        site.run("replay two.jsonl --stream second").exits(0).out.contains(" 1 events applied")
+    );
     site.write("base.jsonl", &base()[1..]);
     site.run("replay base.jsonl").fails(&["base.jsonl", "7 lines"]);
     site.is_exact();
@@ -820,10 +946,12 @@ fn an_offset_without_the_hash_of_its_lines_is_refused() {
     }
 }
 
-/// An event's offset begins behind the event before, so that blank lines between leave no gap; those at the end belong to the next event.
+/// An event's offset begins behind the event before, so that blank lines between leave no gap;
+/// those at the end belong to the next event.
 #[test]
 fn blank_lines_are_part_of_the_next_event_s_offset() {
-    let spaced: Vec<String> = base().into_iter().flat_map(|line| [String::new(), " \t".to_owned(), line]).collect();
+    let spaced: Vec<String> =
+        base().into_iter().flat_map(|line| [String::new(), " \t".to_owned(), line]).collect();
     let last = [spaced.clone(), vec![String::new(); 4]].concat();
     let site = Site::with(&last);
     assert_eq!(applied(&site.open(), "base.jsonl"), 21);
@@ -855,7 +983,13 @@ fn a_file_that_is_shorter_or_changed_where_it_was_applied_is_an_error() {
     events[0].clone_into(&mut swapped[1]);
     let with_blank = [&[String::new()], events.as_slice()].concat();
     let spaced = changed_at(2, &format!("{} ", events[2]));
-    for changed in [changed_at(0, &artist("other").to_string()), changed_at(6, ""), swapped, with_blank, spaced] {
+    for changed in [
+        changed_at(0, &artist("other").to_string()),
+        changed_at(6, ""),
+        swapped,
+        with_blank,
+        spaced,
+    ] {
         site.write("base.jsonl", &changed);
         site.run("replay base.jsonl").fails(&["base.jsonl", "lines 1 to 7"]);
     }
@@ -884,7 +1018,10 @@ fn two_replays_of_one_stream_at_once_count_nothing_twice() {
         for ran in [&first, &second] {
             match ran.code {
                 Some(0) => {}
-                _ => assert!(ran.code == Some(1) && ran.err.contains("somebody else is replaying"), "{ran:?}"),
+                _ => assert!(
+                    ran.code == Some(1) && ran.err.contains("somebody else is replaying"),
+                    "{ran:?}"
+                ),
             }
         }
         both_worked += u64::from(first.code == second.code);

@@ -1,4 +1,5 @@
-//! Gates that audits shut: who waits holds nothing, whoever shuts one opens it again, and what could not be had is left alone.
+//! Gates that audits shut: who waits holds nothing, whoever shuts one opens it again, and what
+//! could not be had is left alone.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +13,8 @@ use super::pending_writes::assert_repaired;
 use super::threads::{check, once, thread};
 use super::world::{GRACE, Keys, Row, VOTES, World, grace_period, keys, unsettled, with_batch};
 
-/// The pending writes are over both stripes, and each repairer shuts the gate of one of them while the other has the other.
+/// The pending writes are over both stripes, and each repairer shuts the gate of one of them while
+/// the other has the other.
 #[test]
 fn pending_writes_over_two_stripes_pass_two_barriers() {
     let Keys { here, there, .. } = keys();
@@ -31,7 +33,8 @@ fn pending_writes_over_two_stripes_pass_two_barriers() {
     });
 }
 
-/// While a gate is shut `try_begin` says so at once, on every stripe of its batch or on none, and leaves the others alone.
+/// While a gate is shut `try_begin` says so at once, on every stripe of its batch or on none, and
+/// leaves the others alone.
 #[test]
 fn try_begin_does_not_wait_for_a_barrier() {
     let Keys { here, beside, there } = keys();
@@ -58,7 +61,8 @@ fn try_begin_does_not_wait_for_a_barrier() {
         let report = world.run_of(Mode::Repair, &mut audit).unwrap();
         drop(audit);
         assert_repaired(&world, &report, &[]);
-        // To measure and to repair it, and to measure the other, over which a pending write began while the page was read.
+        // To measure and to repair it, and to measure the other, over which a pending write began
+        // while the page was read.
         assert_eq!(shut.get(), 3);
     });
 }
@@ -93,8 +97,8 @@ fn rows_that_panic_while_a_barrier_is_shut_open_it() {
     });
 }
 
-/// No barrier time: a gate is looked at once. Where a pending write is open in both stripes for as long as that, nothing is measured, and the next repair has it all;
-/// mostly it is not.
+/// No barrier time: a gate is looked at once. Where a pending write is open in both stripes for as
+/// long as that, nothing is measured, and the next repair has it all; mostly it is not.
 #[test]
 fn without_time_for_barriers_nothing_is_repaired_that_is_open() {
     static REPAIRED: AtomicBool = AtomicBool::new(false);
@@ -104,7 +108,8 @@ fn without_time_for_barriers_nothing_is_repaired_that_is_open() {
         let world = World::planted(planted);
         let result = thread::scope(|scope| {
             scope.spawn(|| world.write([(here, 1), (there, 1)]));
-            let mut audit = world.audit(GracePeriod::after(GRACE).barrier_time(Duration::ZERO).tries(0));
+            let mut audit =
+                world.audit(GracePeriod::after(GRACE).barrier_time(Duration::ZERO).tries(0));
             audit.add(VOTES, |from| world.read(from)).unwrap();
             world.run_of(Mode::Repair, &mut audit)
         });

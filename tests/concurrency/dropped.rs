@@ -1,4 +1,5 @@
-//! Pending writes that are dropped: until the grace period is over nobody repairs their keys, or calls them clean; then they are seen to first.
+//! Pending writes that are dropped: until the grace period is over nobody repairs their keys, or
+//! calls them clean; then they are seen to first.
 
 use keepcount::reconcile::Mode;
 
@@ -6,8 +7,9 @@ use super::pending_writes::assert_repaired;
 use super::threads::{check, thread};
 use super::world::{GRACE, Keys, VOTES, World, keys, unsettled, with_batch};
 
-/// Whoever dropped a pending write finds out that its row is there, and counts it in a new one: had a repair repaired it meanwhile, it would count twice. It
-/// once did, where the pending write was dropped after the repair had looked for unresolved keys and before it had the key to itself.
+/// Whoever dropped a pending write finds out that its row is there, and counts it in a new one: had
+/// a repair repaired it meanwhile, it would count twice. It once did, where the pending write was
+/// dropped after the repair had looked for unresolved keys and before it had the key to itself.
 #[test]
 fn a_pending_write_that_is_dropped_and_made_good_counts_once() {
     let Keys { here, there, .. } = keys();

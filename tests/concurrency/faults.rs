@@ -1,4 +1,5 @@
-//! Pending writes that are used wrongly, each in one point: the checker finds what comes of it, so it would find it in the store too.
+//! Pending writes that are used wrongly, each in one point: the checker finds what comes of it, so
+//! it would find it in the store too.
 
 use std::ops::Bound;
 
@@ -89,7 +90,8 @@ fn rows_that_were_read_before_they_were_asked_for() {
     });
 }
 
-/// A grace period that is over before it is known what became of the rows: whoever finds out, and counts them, counts them twice.
+/// A grace period that is over before it is known what became of the rows: whoever finds out, and
+/// counts them, counts them twice.
 #[test]
 fn a_dropped_pending_write_that_is_made_good_after_the_settle_time() {
     let Keys { here, .. } = keys();

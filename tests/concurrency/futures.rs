@@ -1,4 +1,5 @@
-//! Asynchronous callers, without a runtime: a pending write lives across an await, moves with its task, and is dropped with it.
+//! Asynchronous callers, without a runtime: a pending write lives across an await, moves with its
+//! task, and is dropped with it.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,7 +14,9 @@ use super::world::{GRACE, Keys, Row, World, keys, unsettled, with_batch};
 /// Pending once, then ready: a database that takes its time.
 fn database() -> impl Future<Output = ()> + Send {
     let mut asked = false;
-    poll_fn(move |_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending })
+    poll_fn(
+        move |_| if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending },
+    )
 }
 
 /// A handler as applications write it.

@@ -1,4 +1,5 @@
-//! Rollups that climb beside a repair of what they sum and of themselves, and prunes beside a repair.
+//! Rollups that climb beside a repair of what they sum and of themselves, and prunes beside a
+//! repair.
 
 use keepcount::reconcile::{MemoryAudit, Mode, Options, Reconciler, Report, run};
 use keepcount::{Batch, Counter, CounterId, MemoryStore, Record, Schema, Snapshot, Tally};
@@ -10,8 +11,12 @@ const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
 const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days");
-const SCHEMA: Schema =
-    Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_VOTES.table(), SHOW_DAYS.table().prunable()]);
+const SCHEMA: Schema = Schema::new(&[
+    SETLIST_VOTES.table(),
+    SETLIST_SHOW.table(),
+    SHOW_VOTES.table(),
+    SHOW_DAYS.table().prunable(),
+]);
 
 /// A vote for a setlist.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +63,11 @@ struct Levels {
 
 impl Levels {
     fn new(rows: Rows, planted: impl FnOnce(&mut Batch)) -> Self {
-        let levels = Self { store: MemoryStore::new(&SCHEMA), rows: Mutex::new(Rows::default()), world: World::new() };
+        let levels = Self {
+            store: MemoryStore::new(&SCHEMA),
+            rows: Mutex::new(Rows::default()),
+            world: World::new(),
+        };
         let mut batch = Batch::new();
         batch.insert(rows.votes.as_slice());
         batch.insert(rows.setlists.as_slice());
@@ -105,7 +114,8 @@ impl Levels {
     fn run(&self, mode: Mode, counters: &[CounterId], tries: u32) -> Report {
         let mut audit = MemoryAudit::live(&self.store, grace_period(tries), self.world.waits());
         self.add_rows(&mut audit);
-        let mut reconciler = Reconciler::scoped(mode, &SCHEMA, counters, Options::default().page(2)).unwrap();
+        let mut reconciler =
+            Reconciler::scoped(mode, &SCHEMA, counters, Options::default().page(2)).unwrap();
         run(&mut reconciler, &mut audit, &mut self.world.waits()).unwrap()
     }
 
@@ -125,14 +135,22 @@ impl Levels {
         for show in [70, 71] {
             let of_show = |vote: &&Vote| rows.setlists.contains(&Setlist(vote.0, show));
             let votes = rows.votes.iter().filter(of_show).count();
-            assert_eq!(self.store.total(SHOW_VOTES, show).unwrap(), i64::try_from(votes).unwrap(), "show {show}");
+            assert_eq!(
+                self.store.total(SHOW_VOTES, show).unwrap(),
+                i64::try_from(votes).unwrap(),
+                "show {show}"
+            );
         }
     }
 }
 
 /// Two setlists of one show, with a vote each, and drift at every level.
 fn drifting() -> Levels {
-    let rows = Rows { votes: vec![Vote(1), Vote(2)], setlists: vec![Setlist(1, 70), Setlist(2, 70)], days: Vec::new() };
+    let rows = Rows {
+        votes: vec![Vote(1), Vote(2)],
+        setlists: vec![Setlist(1, 70), Setlist(2, 70)],
+        days: Vec::new(),
+    };
     Levels::new(rows, |batch| {
         batch.add(SETLIST_VOTES, 1, 5);
         batch.add(SETLIST_SHOW, (2, 70), 1);
@@ -169,8 +187,11 @@ fn a_setlist_moves_beside_a_repair_of_all_levels() {
 fn broken() -> Snapshot {
     once(|| {
         let mut json = serde_json::to_value(drifting().store.snapshot()).unwrap();
-        let rollup =
-            json["counters"].as_array_mut().unwrap().iter_mut().find(|counter| counter["name"] == "show.votes");
+        let rollup = json["counters"]
+            .as_array_mut()
+            .unwrap()
+            .iter_mut()
+            .find(|counter| counter["name"] == "show.votes");
         rollup.unwrap()["totals"][0][1] = 99.into();
         serde_json::from_value(json).unwrap()
     })
@@ -180,7 +201,8 @@ fn broken() -> Snapshot {
 fn a_rollup_is_repaired_beside_repairs_of_what_it_sums() {
     let broken = broken();
     check(move || {
-        let levels = Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
+        let levels =
+            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
         thread::scope(|scope| {
             scope.spawn(|| levels.repair(SETLIST_VOTES.id(), 1));
             scope.spawn(|| levels.repair(SETLIST_SHOW.id(), 1));
@@ -191,12 +213,14 @@ fn a_rollup_is_repaired_beside_repairs_of_what_it_sums() {
     });
 }
 
-/// Two repairs of one rollup, each by a cutoff of its own: what the first has added is not added again.
+/// Two repairs of one rollup, each by a cutoff of its own: what the first has added is not added
+/// again.
 #[test]
 fn two_repairs_of_one_rollup_repair_it_once() {
     let broken = broken();
     check(move || {
-        let levels = Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
+        let levels =
+            Levels { store: MemoryStore::restore(&SCHEMA, &broken).unwrap(), ..drifting() };
         thread::scope(|scope| {
             scope.spawn(|| levels.repair(SHOW_VOTES.id(), 1));
             scope.spawn(|| levels.take_to(1, 70, 71));
@@ -214,7 +238,9 @@ fn a_prune_beside_a_repair_and_writers_takes_away_what_is_below_and_nothing_else
             batch.add(SHOW_DAYS, (7, 10), 4);
             batch.add(SHOW_DAYS, (7, 20), 4);
         });
-        let day = |day| levels.write(|rows| rows.days.push(Day(7, day)), |batch| batch.insert(&Day(7, day)));
+        let day = |day| {
+            levels.write(|rows| rows.days.push(Day(7, day)), |batch| batch.insert(&Day(7, day)));
+        };
         thread::scope(|scope| {
             scope.spawn(|| {
                 day(10);

@@ -1,4 +1,5 @@
-//! Writers in pending writes beside an audit: what it finds is there, and what it repairs is right, whoever came between.
+//! Writers in pending writes beside an audit: what it finds is there, and what it repairs is right,
+//! whoever came between.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,8 @@ pub fn assert_repaired(world: &World, report: &Report, planted: &[(i64, i64)]) {
     assert!(report.complete(), "{report}");
     let alone = unsettled(report);
     let is_alone = |key: i64| alone.contains(&KeyBuf::of::<i64>(key));
-    let left: BTreeMap<i64, i64> = planted.iter().copied().filter(|(key, _)| is_alone(*key)).collect();
+    let left: BTreeMap<i64, i64> =
+        planted.iter().copied().filter(|(key, _)| is_alone(*key)).collect();
     assert_eq!(world.drifts(), left, "{report}");
 }
 
@@ -39,7 +41,8 @@ fn a_repair_beside_writers_repairs_what_was_planted_and_nothing_else() {
     }
 }
 
-/// A row that becomes visible while its page is read makes up for a total that is too high: what is read looks right, and is not.
+/// A row that becomes visible while its page is read makes up for a total that is too high: what is
+/// read looks right, and is not.
 #[test]
 fn a_drift_is_found_although_a_writer_hides_it() {
     let Keys { here, .. } = keys();
@@ -49,12 +52,14 @@ fn a_drift_is_found_although_a_writer_hides_it() {
             scope.spawn(|| world.write([(here, 1)]));
             world.run(Mode::Verify, 2).unwrap()
         });
-        let found: Vec<i64> = report.counters[0].samples.iter().map(|found| found.stored - found.expected).collect();
+        let found: Vec<i64> =
+            report.counters[0].samples.iter().map(|found| found.stored - found.expected).collect();
         assert_eq!((found, unsettled(&report)), (vec![1], vec![]), "{report}");
     });
 }
 
-/// While one audit reads, another begins to, and a third ends: none forgets the notes of the others.
+/// While one audit reads, another begins to, and a third ends: none forgets the notes of the
+/// others.
 #[test]
 fn a_drift_is_found_by_each_of_two_audits_although_a_writer_hides_it() {
     let Keys { here, beside, .. } = keys();
@@ -74,8 +79,8 @@ fn a_drift_is_found_by_each_of_two_audits_although_a_writer_hides_it() {
     });
 }
 
-/// A hook that had looked how many audits there were, and wrote that down when there was one more, once made the last one forget that another hook
-/// had run without a pending write.
+/// A hook that had looked how many audits there were, and wrote that down when there was one more,
+/// once made the last one forget that another hook had run without a pending write.
 #[test]
 fn a_hook_without_a_pending_write_is_noticed_beside_others() {
     let Keys { here, there, .. } = keys();
@@ -130,7 +135,8 @@ fn pending_writes_that_are_aborted_count_nothing_and_hide_nothing() {
     });
 }
 
-/// As a consumer of a queue does it: the rows are there once, and each delivery has a pending write of its own.
+/// As a consumer of a queue does it: the rows are there once, and each delivery has a pending write
+/// of its own.
 #[test]
 fn events_that_are_delivered_again_are_counted_once_beside_a_repair() {
     let Keys { here, there, .. } = keys();
@@ -169,7 +175,8 @@ fn two_repairs_beside_a_writer_repair_once() {
                 scope.spawn(|| world.write([(there, 1), (here, 1)]));
                 [world.repair(tries), other.join().unwrap()]
             });
-            // A key is left to the other only where that one holds its gate all the while, which none does for an hour.
+            // A key is left to the other only where that one holds its gate all the while, which
+            // none does for an hour.
             assert_eq!(reports.iter().flat_map(unsettled).count(), 0);
             assert_eq!(reports.iter().map(|report| report.counters[0].corrected).sum::<u64>(), 2);
             assert_repaired(&world, &reports[0], &[]);
@@ -177,8 +184,9 @@ fn two_repairs_beside_a_writer_repair_once() {
     }
 }
 
-/// A repair of a total to the end of 64 bits, beside a batch that has room before it and none behind it: the batch once looked whether any total was
-/// so large, then the repair came, then the batch went on over the end.
+/// A repair of a total to the end of 64 bits, beside a batch that has room before it and none
+/// behind it: the batch once looked whether any total was so large, then the repair came, then the
+/// batch went on over the end.
 #[test]
 fn a_repair_to_the_end_of_64_bits_leaves_a_batch_whole_or_refused() {
     let Keys { here, there, .. } = keys();

@@ -30,8 +30,13 @@ fn two_counters_become_ready_at_once_beside_a_writer_and_a_reader() {
         let backfill = |counter: Counter<i64>| {
             let mut audit = MemoryAudit::live(&store, grace_period(1), world.waits());
             audit.add(counter, |_| rows.lock().clone()).unwrap();
-            let mut backfill =
-                Reconciler::scoped(Mode::Backfill, &SCHEMA, &[counter.id()], Options::default().page(2)).unwrap();
+            let mut backfill = Reconciler::scoped(
+                Mode::Backfill,
+                &SCHEMA,
+                &[counter.id()],
+                Options::default().page(2),
+            )
+            .unwrap();
             let report = run(&mut backfill, &mut audit, &mut world.waits()).unwrap();
             assert_eq!((report.complete(), unsettled(&report)), (true, vec![]), "{report}");
         };

@@ -1,4 +1,5 @@
-//! The threads, locks and waits of the bodies, the machine's own or the checker's; and how a body is run.
+//! The threads, locks and waits of the bodies, the machine's own or the checker's; and how a body
+//! is run.
 
 #[cfg(not(keepcount_shuttle))]
 pub use parking_lot::Mutex;
@@ -48,7 +49,9 @@ mod checked {
     use std::thread;
 
     use keepcount::replay;
-    use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler, Scheduler, UrwRandomScheduler};
+    use shuttle::scheduler::{
+        DfsScheduler, PctScheduler, RandomScheduler, Scheduler, UrwRandomScheduler,
+    };
     use shuttle::{Config, Runner};
 
     /// How many schedules of each kind; others by the environment's `KEEPCOUNT_SCHEDULES`.
@@ -66,8 +69,8 @@ mod checked {
         wanted.map_or(SCHEDULES, |wanted| wanted.parse().expect("KEEPCOUNT_SCHEDULES is a number"))
     }
 
-    /// The schedulers: who is next is chosen at random; so that every schedule is as likely, although one thread has far more to do than another; by
-    /// priorities that change a few times.
+    /// The schedulers: who is next is chosen at random; so that every schedule is as likely,
+    /// although one thread has far more to do than another; by priorities that change a few times.
     fn kinds(seed: u64, schedules: usize) -> [(&'static str, Box<dyn Scheduler + Send>); 3] {
         [
             ("at random", Box::new(RandomScheduler::new_from_seed(seed, schedules))),
@@ -78,7 +81,8 @@ mod checked {
 
     fn run(scheduler: impl Scheduler + 'static, body: impl Fn() + Send + Sync + 'static) -> usize {
         static FIXED: OnceLock<bool> = OnceLock::new();
-        // A failed schedule can be replayed in another process; and over two stripes it is short, and says all that there is to say of one and another.
+        // A failed schedule can be replayed in another process; and over two stripes it is short,
+        // and says all that there is to say of one and another.
         assert!(FIXED.get_or_init(|| replay::fix(2)), "no key was hashed before");
         let mut config = Config::new();
         // A whole run of a reconciler is on it; the 32 KiB that it has by default were too few.
@@ -96,7 +100,8 @@ mod checked {
     pub fn check(body: impl Fn() + Clone + Send + Sync + 'static) {
         // Other schedules every time.
         let kinds = kinds(RandomState::new().hash_one(0), schedules());
-        let done = kinds.map(|(kind, scheduler)| format!("{} {kind}", run(scheduler, body.clone())));
+        let done =
+            kinds.map(|(kind, scheduler)| format!("{} {kind}", run(scheduler, body.clone())));
         say(&format!("schedules {}", done.join(", ")));
     }
 

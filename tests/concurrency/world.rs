@@ -1,5 +1,5 @@
-//! What the bodies share: a store, and the rows that it counts in what stands for a database; who writes them and who audits them; and keys that
-//! meet in one stripe, or do not.
+//! What the bodies share: a store, and the rows that it counts in what stands for a database; who
+//! writes them and who audits them; and keys that meet in one stripe, or do not.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, run};
+use keepcount::reconcile::{
+    GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, run,
+};
 use keepcount::{Batch, Counter, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema, Tally};
 
 use super::threads::{Mutex, once, thread};
@@ -46,7 +48,8 @@ pub struct World {
     clock: Clock,
 }
 
-/// The time of the store and of those who wait: it stands still but for [`World::pass`], and for whoever waits.
+/// The time of the store and of those who wait: it stands still but for [`World::pass`], and for
+/// whoever waits.
 #[derive(Clone, Default)]
 pub struct Clock(Arc<AtomicU64>);
 
@@ -58,7 +61,8 @@ impl Clock {
 
 /// Keys of dropped pending writes are left alone for so long.
 pub const GRACE: Duration = Duration::from_secs(3600);
-/// A day after the clock began: what was dropped then is older than the grace period, by [`World::pass`].
+/// A day after the clock began: what was dropped then is older than the grace period, by
+/// [`World::pass`].
 const BEGIN: u64 = 24 * 3600;
 
 impl World {
@@ -139,7 +143,8 @@ impl World {
 
     /// By how much totals differ from the rows, while nobody writes.
     pub fn drifts(&self) -> BTreeMap<i64, i64> {
-        let mut drifts: BTreeMap<i64, i64> = self.store.totals(VOTES).unwrap().into_iter().collect();
+        let mut drifts: BTreeMap<i64, i64> =
+            self.store.totals(VOTES).unwrap().into_iter().collect();
         for row in self.read(Bound::Unbounded) {
             *drifts.entry(row.key).or_default() -= row.amount;
         }
@@ -191,7 +196,8 @@ pub struct Keys {
     pub there: i64,
 }
 
-/// Keys are spread by a hash that is seeded by the process; so a gate is shut for one, and the others are tried.
+/// Keys are spread by a hash that is seeded by the process; so a gate is shut for one, and the
+/// others are tried.
 pub fn keys() -> Keys {
     static KEYS: OnceLock<Keys> = OnceLock::new();
     *KEYS.get_or_init(|| once(find_keys))

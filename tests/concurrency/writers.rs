@@ -1,4 +1,5 @@
-//! Writers of one store beside each other and beside who looks: every delta counts once, a batch is seen whole or not at all, and so is its offset.
+//! Writers of one store beside each other and beside who looks: every delta counts once, a batch is
+//! seen whole or not at all, and so is its offset.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +53,8 @@ fn a_batch_over_two_stripes_is_seen_whole_or_not_at_all() {
     let Keys { here, there, .. } = keys();
     check(move || {
         let store = MemoryStore::new(&SCHEMA);
-        let write = |amount| store.apply(&mut batch(&rows([(here, amount), (there, -amount)]))).unwrap();
+        let write =
+            |amount| store.apply(&mut batch(&rows([(here, amount), (there, -amount)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| write(1));
             scope.spawn(|| write(-10));
@@ -75,7 +77,8 @@ fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
         store.apply(&mut batch(&rows([(beside, i64::MAX)]))).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                let refused = store.apply(&mut batch(&rows([(here, 1), (there, 1), (beside, 1), (here, 5)])));
+                let refused =
+                    store.apply(&mut batch(&rows([(here, 1), (there, 1), (beside, 1), (here, 5)])));
                 assert!(matches!(refused, Err(Error::Overflow { .. })), "{refused:?}");
             });
             scope.spawn(|| store.apply(&mut batch(&rows([(here, 10), (there, -10)]))).unwrap());
@@ -89,7 +92,8 @@ fn a_batch_that_overflows_in_its_middle_leaves_nothing() {
     });
 }
 
-/// The batch that takes a total out of the room in which nothing can overflow, beside others that counted on it.
+/// The batch that takes a total out of the room in which nothing can overflow, beside others that
+/// counted on it.
 #[test]
 fn batches_that_fill_a_total_beside_others_count_all() {
     const ROOM: i64 = 1 << 62;

@@ -1,12 +1,14 @@
-//! What can be wrong with what the library is given, from a key that is too long to a disk that is full: each is a clear error that
-//! names the thing and says what to do next; nothing is applied, nothing is lost, nothing panics.
+//! What can be wrong with what the library is given, from a key that is too long to a disk that is
+//! full: each is a clear error that names the thing and says what to do next; nothing is applied,
+//! nothing is lost, nothing panics.
 
 use std::fs;
 use std::path::PathBuf;
 
 use keepcount::backend::KeyRange;
 use keepcount::{
-    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema, SqliteStore, Store,
+    Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Recovery, Result, Schema,
+    SqliteStore, Store,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
@@ -102,7 +104,8 @@ fn dump(conn: &Connection) -> String {
         .unwrap()
         .collect::<rusqlite::Result<Vec<_>>>()
         .unwrap();
-    let contents = tables.iter().flat_map(|table| rows(&format!("SELECT '{table}', * FROM \"{table}\"")));
+    let contents =
+        tables.iter().flat_map(|table| rows(&format!("SELECT '{table}', * FROM \"{table}\"")));
     schema.into_iter().chain(contents).collect::<Vec<_>>().join("\n")
 }
 
@@ -157,11 +160,16 @@ fn an_unknown_counter_is_named() {
     fn refused(store: &mut impl Store) {
         let mut with_unknown = several();
         with_unknown.add(UNKNOWN, 7, 1);
-        let unknown = |error: Error| assert!(matches!(error, Error::UnknownCounter { .. }), "{error:?}");
+        let unknown =
+            |error: Error| assert!(matches!(error, Error::UnknownCounter { .. }), "{error:?}");
         let names = ["counter show.comments", "not in the schema"];
         unknown(assert_error(store.apply(&mut with_unknown), Recovery::Permanent, &names));
         unknown(assert_error(store.read_keys(UNKNOWN.id(), &[]), Recovery::Permanent, &names));
-        unknown(assert_error(store.read_range(UNKNOWN.id(), &KeyRange::ALL, 1), Recovery::Permanent, &names));
+        unknown(assert_error(
+            store.read_range(UNKNOWN.id(), &KeyRange::ALL, 1),
+            Recovery::Permanent,
+            &names,
+        ));
         unknown(assert_error(store.total(UNKNOWN, 7), Recovery::Permanent, &names));
         unknown(assert_error(store.totals(UNKNOWN), Recovery::Permanent, &names));
     }
@@ -180,7 +188,8 @@ fn an_unknown_counter_is_named() {
     assert_error(SCHEMA.find("show.comments"), Recovery::Permanent, &["show.comments"]);
 }
 
-/// A batch with a key that SQL cannot hold among good ones is refused before anything is written, in and outside a transaction.
+/// A batch with a key that SQL cannot hold among good ones is refused before anything is written,
+/// in and outside a transaction.
 #[track_caller]
 fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
     counter: Counter<K>,
@@ -191,7 +200,9 @@ fn refused_by_sql<K: Key + Clone + keepcount::AsKey<K>>(
     let conn = database();
     let before = dump(&conn);
     let check = |error: Error| match error {
-        Error::Key { counter: name, cause: found, .. } => assert_eq!((name, &found), (counter.id().name(), cause)),
+        Error::Key { counter: name, cause: found, .. } => {
+            assert_eq!((name, &found), (counter.id().name(), cause));
+        }
         other => panic!("{other:?}"),
     };
     let mut with_key = several();
@@ -216,10 +227,16 @@ fn a_text_over_1024_bytes_is_refused_and_one_of_1024_is_not() {
     refused_by_sql(USES, &"x".repeat(1025), &cause(1025), &names);
     refused_by_sql(USES, &("\u{e9}".repeat(512) + "x"), &cause(1025), &names);
     refused_by_sql(USES, &"\0".repeat(5_000), &cause(5_000), &["counter tag.uses", "5000 bytes"]);
-    refused_by_sql(PAIRS, &("y".repeat(1025), 7), &cause(1025), &["counter tag.pairs", "yyy...", "1025 bytes"]);
+    refused_by_sql(
+        PAIRS,
+        &("y".repeat(1025), 7),
+        &cause(1025),
+        &["counter tag.pairs", "yyy...", "1025 bytes"],
+    );
 
     let conn = database();
-    for longest in ["x".repeat(1024), "\u{e9}".repeat(512), "\0".repeat(1024), "\u{1}".repeat(1024)] {
+    for longest in ["x".repeat(1024), "\u{e9}".repeat(512), "\0".repeat(1024), "\u{1}".repeat(1024)]
+    {
         let mut fits = several();
         fits.add(USES, &longest, 1);
         fits.add(PAIRS, (&longest, 7), 1);
@@ -233,7 +250,12 @@ fn a_text_over_1024_bytes_is_refused_and_one_of_1024_is_not() {
 fn an_unsigned_key_beyond_the_integers_of_sql_is_refused() {
     for key in [i64::MAX.cast_unsigned() + 1, u64::MAX] {
         let cause = KeyError::Range { wanted: "the integers of SQL", value: key.to_string() };
-        refused_by_sql(LIKES, &key, &cause, &["counter user.likes", &key.to_string(), "the integers of SQL"]);
+        refused_by_sql(
+            LIKES,
+            &key,
+            &cause,
+            &["counter user.likes", &key.to_string(), "the integers of SQL"],
+        );
     }
     let conn = database();
     let mut fits = Batch::new();
@@ -266,12 +288,24 @@ fn a_stored_key_that_is_none_of_its_counter_is_an_error_not_a_panic() {
     for (insert, counter, names) in [
         ("INSERT INTO user_likes VALUES (-1, 5)", LIKES.id(), ["user.likes", "-1"]),
         ("INSERT INTO tag_pairs VALUES ('rock', 300, 5)", PAIRS.id(), ["tag.pairs", "300"]),
-        ("INSERT INTO tag_uses VALUES (CAST(x'ff61' AS TEXT), 5)", USES.id(), ["tag.uses", "UTF-8"]),
-        ("INSERT INTO tag_uses VALUES (printf('%.1025c', 'x'), 5)", USES.id(), ["tag.uses", "1025 bytes"]),
+        (
+            "INSERT INTO tag_uses VALUES (CAST(x'ff61' AS TEXT), 5)",
+            USES.id(),
+            ["tag.uses", "UTF-8"],
+        ),
+        (
+            "INSERT INTO tag_uses VALUES (printf('%.1025c', 'x'), 5)",
+            USES.id(),
+            ["tag.uses", "1025 bytes"],
+        ),
     ] {
         let conn = database();
         conn.execute_batch(insert).unwrap();
-        let error = assert_error(store(&conn).read_range(counter, &KeyRange::ALL, 100), Recovery::Permanent, &names);
+        let error = assert_error(
+            store(&conn).read_range(counter, &KeyRange::ALL, 100),
+            Recovery::Permanent,
+            &names,
+        );
         assert!(matches!(error, Error::Key { .. }), "{error:?}");
         assert_eq!(store(&conn).total(VOTES, 1).unwrap(), 10, "other counters are readable");
     }
@@ -331,27 +365,39 @@ const ANOTHER_TABLE: &str = "DROP TABLE show_votes; CREATE TABLE show_votes";
 fn tables_of_another_schema_are_refused_and_left_alone() {
     for (alter, names) in [
         (
-            format!("{ANOTHER_TABLE} (key TEXT NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT, WITHOUT ROWID"),
+            format!(
+                "{ANOTHER_TABLE} (key TEXT NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+            ),
             ["key TEXT", "key INTEGER"],
         ),
         (
-            format!("{ANOTHER_TABLE} (key INTEGER NOT NULL PRIMARY KEY, total REAL NOT NULL) STRICT, WITHOUT ROWID"),
+            format!(
+                "{ANOTHER_TABLE} (key INTEGER NOT NULL PRIMARY KEY, total REAL NOT NULL) STRICT, WITHOUT ROWID"
+            ),
             ["total REAL", "total INTEGER"],
         ),
         (
-            format!("{ANOTHER_TABLE} (key INTEGER NOT NULL PRIMARY KEY, total INTEGER) STRICT, WITHOUT ROWID"),
+            format!(
+                "{ANOTHER_TABLE} (key INTEGER NOT NULL PRIMARY KEY, total INTEGER) STRICT, WITHOUT ROWID"
+            ),
             ["total INTEGER", "NOT NULL"],
         ),
         (
-            format!("{ANOTHER_TABLE} (key INTEGER NOT NULL, total INTEGER NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID"),
+            format!(
+                "{ANOTHER_TABLE} (key INTEGER NOT NULL, total INTEGER NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID"
+            ),
             ["columns", "PRIMARY KEY"],
         ),
         (
-            format!("{ANOTHER_TABLE} (key INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) WITHOUT ROWID"),
+            format!(
+                "{ANOTHER_TABLE} (key INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) WITHOUT ROWID"
+            ),
             ["not STRICT", "float"],
         ),
         (
-            format!("{ANOTHER_TABLE} (k INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT"),
+            format!(
+                "{ANOTHER_TABLE} (k INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT"
+            ),
             ["k INTEGER", "key INTEGER"],
         ),
         (
@@ -363,16 +409,21 @@ fn tables_of_another_schema_are_refused_and_left_alone() {
         ("ALTER TABLE show_votes ADD COLUMN note TEXT".to_owned(), ["note TEXT", "columns"]),
         ("DROP TABLE show_votes".to_owned(), ["show_votes", "absent"]),
         (
-            "DROP TABLE show_votes; CREATE VIEW show_votes AS SELECT 1 AS key, 2 AS total".to_owned(),
+            "DROP TABLE show_votes; CREATE VIEW show_votes AS SELECT 1 AS key, 2 AS total"
+                .to_owned(),
             ["a view", "not a table"],
         ),
         (
             "UPDATE keepcount_counters SET version = 2 WHERE name = 'show.votes'".to_owned(),
             ["show.votes v2", "show.votes v1"],
         ),
-        ("UPDATE keepcount_counters SET key = 'u64' WHERE name = 'show.votes'".to_owned(), ["(u64)", "(i64)"]),
         (
-            "UPDATE keepcount_counters SET placement = 'column' WHERE name = 'show.votes'".to_owned(),
+            "UPDATE keepcount_counters SET key = 'u64' WHERE name = 'show.votes'".to_owned(),
+            ["(u64)", "(i64)"],
+        ),
+        (
+            "UPDATE keepcount_counters SET placement = 'column' WHERE name = 'show.votes'"
+                .to_owned(),
             ["in a column", "in a table"],
         ),
     ] {
@@ -415,13 +466,19 @@ fn a_counter_that_left_the_catalogue_is_named() {
 #[test]
 fn a_foreign_table_of_the_same_name_is_refused_and_nothing_is_made() {
     for (foreign, table) in [
-        ("CREATE TABLE show_votes (show INTEGER, votes INTEGER); INSERT INTO show_votes VALUES (1, 2)", "show_votes"),
+        (
+            "CREATE TABLE show_votes (show INTEGER, votes INTEGER); INSERT INTO show_votes VALUES (1, 2)",
+            "show_votes",
+        ),
         ("CREATE TABLE tag_pairs (key_1 TEXT)", "tag_pairs"),
         ("CREATE TABLE Tag_Uses (id INTEGER PRIMARY KEY)", "tag_uses"),
         ("CREATE VIEW tag_uses AS SELECT 'rock' AS key, 1 AS total", "tag_uses"),
         ("CREATE TABLE t (a); CREATE INDEX USER_LIKES ON t (a)", "user_likes"),
         // One that looks like keepcount's, but is not in its catalogue.
-        ("CREATE TABLE show_votes (key INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT", "show_votes"),
+        (
+            "CREATE TABLE show_votes (key INTEGER NOT NULL PRIMARY KEY, total INTEGER NOT NULL) STRICT",
+            "show_votes",
+        ),
     ] {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(foreign).unwrap();
@@ -462,7 +519,8 @@ fn a_catalogue_that_is_not_keepcounts_is_refused() {
     }
 }
 
-/// Two connections with a shared cache lock single tables, so here the catalogue, and nothing else, is locked.
+/// Two connections with a shared cache lock single tables, so here the catalogue, and nothing else,
+/// is locked.
 #[test]
 fn a_catalogue_that_is_locked_is_busy_and_not_foreign() {
     let uri = "file:locked-catalogue?mode=memory&cache=shared";
@@ -474,7 +532,8 @@ fn a_catalogue_that_is_locked_is_busy_and_not_foreign() {
     store(&conn).check().unwrap();
 }
 
-/// A table of this name in the connection's temporary schema would hide the real one from every statement.
+/// A table of this name in the connection's temporary schema would hide the real one from every
+/// statement.
 #[test]
 fn a_temporary_table_does_not_take_the_totals() {
     let conn = database();
@@ -484,7 +543,8 @@ fn a_temporary_table_does_not_take_the_totals() {
     .unwrap();
     let refused = store(&conn).check().is_err();
     let _ = store(&conn).apply(&mut single());
-    let total = conn.query_row("SELECT total FROM main.show_votes WHERE key = 2", (), |row| row.get(0));
+    let total =
+        conn.query_row("SELECT total FROM main.show_votes WHERE key = 2", (), |row| row.get(0));
     assert!(refused || total == Ok(21), "check found nothing, and the total went elsewhere");
 }
 
@@ -497,7 +557,11 @@ fn a_dropped_totals_table_is_named_and_what_was_written_before_is_taken_back() {
         let mut all = several();
         all.add(LIKES, 1, 1);
         all.add(PAIRS, ("rock", 1), 1);
-        assert_schema(store(&conn).apply(&mut all.clone()), table, &["absent", &table.replace('_', ".")]);
+        assert_schema(
+            store(&conn).apply(&mut all.clone()),
+            table,
+            &["absent", &table.replace('_', ".")],
+        );
         assert!(conn.is_autocommit());
         assert_eq!(dump(&conn), before.as_str(), "{table}");
 
@@ -515,8 +579,16 @@ fn a_dropped_totals_table_is_named_and_what_was_written_before_is_taken_back() {
     }
     let conn = database();
     conn.execute_batch("DROP TABLE show_votes").unwrap();
-    assert_schema(store(&conn).read_keys(VOTES.id(), &[KeyBuf::of::<i64>(1)]), "show_votes", &["show.votes", "absent"]);
-    assert_schema(store(&conn).read_range(VOTES.id(), &KeyRange::ALL, 1), "show_votes", &["show.votes", "absent"]);
+    assert_schema(
+        store(&conn).read_keys(VOTES.id(), &[KeyBuf::of::<i64>(1)]),
+        "show_votes",
+        &["show.votes", "absent"],
+    );
+    assert_schema(
+        store(&conn).read_range(VOTES.id(), &KeyRange::ALL, 1),
+        "show_votes",
+        &["show.votes", "absent"],
+    );
     assert_eq!(store(&conn).total(USES, "rock").unwrap(), 1);
 }
 
@@ -690,17 +762,25 @@ fn a_full_disk_in_a_transaction_is_noticed_by_a_batch_of_one() {
 
 // Failures in the middle of a batch.
 
-/// Totals other than 0 of two counters, and the number of rows. A batch that was taken back may leave new keys at 0.
+/// Totals other than 0 of two counters, and the number of rows. A batch that was taken back may
+/// leave new keys at 0.
 type WhatCounts = (Vec<(i64, i64)>, Vec<(String, i64)>, i64);
 
 fn what_counts(conn: &Connection) -> WhatCounts {
     (store(conn).totals(VOTES).unwrap(), store(conn).totals(USES).unwrap(), votes(conn))
 }
 
-/// Triggers that refuse a key after others were written: of a counter in the middle, and of the last one.
+/// Triggers that refuse a key after others were written: of a counter in the middle, and of the
+/// last one.
 const REFUSALS: [(&str, &str); 2] = [
-    ("CREATE TRIGGER t BEFORE UPDATE ON show_votes WHEN NEW.key = 3 BEGIN SELECT RAISE", "show.votes"),
-    ("CREATE TRIGGER t AFTER INSERT ON tag_uses WHEN NEW.key = 'folk' BEGIN SELECT RAISE", "tag.uses"),
+    (
+        "CREATE TRIGGER t BEFORE UPDATE ON show_votes WHEN NEW.key = 3 BEGIN SELECT RAISE",
+        "show.votes",
+    ),
+    (
+        "CREATE TRIGGER t AFTER INSERT ON tag_uses WHEN NEW.key = 'folk' BEGIN SELECT RAISE",
+        "tag.uses",
+    ),
 ];
 
 #[test]
@@ -756,7 +836,8 @@ fn a_trigger_that_rolls_back_loses_the_transaction() {
     }
 }
 
-/// What was written cannot be taken away again: then the rows that belong to it may not stay either.
+/// What was written cannot be taken away again: then the rows that belong to it may not stay
+/// either.
 #[test]
 fn a_batch_that_cannot_be_taken_back_loses_the_transaction() {
     let conn = database();
@@ -780,15 +861,23 @@ fn a_batch_that_cannot_be_taken_back_loses_the_transaction() {
 fn deltas_at_the_ends_of_64_bits_are_taken_back() {
     for amount in [i64::MIN, i64::MAX] {
         let conn = database();
-        conn.execute_batch(&format!("{} (ABORT, 'not this one'); END; BEGIN IMMEDIATE", REFUSALS[1].0)).unwrap();
+        conn.execute_batch(&format!(
+            "{} (ABORT, 'not this one'); END; BEGIN IMMEDIATE",
+            REFUSALS[1].0
+        ))
+        .unwrap();
         let before = what_counts(&conn);
-        assert_database(store(&conn).apply(&mut batch(&[(-5, amount), (77, amount)], &["folk"])), &["tag.uses"]);
+        assert_database(
+            store(&conn).apply(&mut batch(&[(-5, amount), (77, amount)], &["folk"])),
+            &["tag.uses"],
+        );
         assert_eq!(what_counts(&conn), before);
         assert!(!conn.is_autocommit());
     }
 }
 
-/// A trigger that skips a write makes no error of it in SQLite; the delta would be lost without a word.
+/// A trigger that skips a write makes no error of it in SQLite; the delta would be lost without a
+/// word.
 #[test]
 fn a_write_that_a_trigger_skips_is_not_taken_for_done() {
     let conn = database();
@@ -800,7 +889,8 @@ fn a_write_that_a_trigger_skips_is_not_taken_for_done() {
     assert_eq!(what_counts(&conn), before);
 }
 
-/// A trigger may leave a write that it fails (RAISE(FAIL)), or write something else: nothing could vouch for the totals.
+/// A trigger may leave a write that it fails (RAISE(FAIL)), or write something else: nothing could
+/// vouch for the totals.
 #[test]
 fn a_table_of_totals_with_a_trigger_is_refused_by_check() {
     let conn = database();
@@ -815,8 +905,10 @@ fn a_table_of_totals_with_a_trigger_is_refused_by_check() {
 fn reading_a_table_of_other_columns_is_an_error_and_not_zero() {
     for columns in ["show INTEGER, total INTEGER", "key INTEGER, votes INTEGER", "a, b"] {
         let conn = Connection::open_in_memory().unwrap();
-        conn.execute_batch(&format!("CREATE TABLE show_votes ({columns}); INSERT INTO show_votes VALUES (1, 2)"))
-            .unwrap();
+        conn.execute_batch(&format!(
+            "CREATE TABLE show_votes ({columns}); INSERT INTO show_votes VALUES (1, 2)"
+        ))
+        .unwrap();
         assert_error(store(&conn).total(VOTES, 1), Recovery::Permanent, &["show.votes"]);
         assert_error(store(&conn).total(VOTES, 5), Recovery::Permanent, &["show.votes"]);
         assert_error(store(&conn).totals(VOTES), Recovery::Permanent, &["show.votes"]);

@@ -1,5 +1,5 @@
-//! Every store passes one suite: in memory, in SQLite inside and outside a transaction, and one that a third party might
-//! write; and the suite fails for stores that are wrong.
+//! Every store passes one suite: in memory, in SQLite inside and outside a transaction, and one
+//! that a third party might write; and the suite fails for stores that are wrong.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use keepcount::backend::{KeyRange, RollupUpdate};
 use keepcount::conformance::{self, Call, SCHEMA};
 use keepcount::{
-    Applied, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Result, SqliteStore, Store, StreamRange,
+    Applied, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Result, SqliteStore, Store,
+    StreamRange,
 };
 use rusqlite::Connection;
 
@@ -19,14 +20,18 @@ mod memory {
 mod memory_shared {
     use keepcount::MemoryStore;
 
-    keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::SCHEMA))));
+    keepcount::conformance_tests!(|| &*Box::leak(Box::new(MemoryStore::new(
+        &keepcount::conformance::SCHEMA
+    ))));
 }
 
 /// What a function that takes `impl Store` gets from a caller who keeps the store.
 mod memory_lent {
     use keepcount::MemoryStore;
 
-    keepcount::conformance_tests!(|| Box::leak(Box::new(MemoryStore::new(&keepcount::conformance::SCHEMA))));
+    keepcount::conformance_tests!(|| Box::leak(Box::new(MemoryStore::new(
+        &keepcount::conformance::SCHEMA
+    ))));
 }
 
 mod sqlite_on_its_own {
@@ -49,7 +54,8 @@ fn tables() -> &'static Connection {
     conn
 }
 
-/// A store in a caller's transaction: whatever is applied or refused, the transaction stays, with its rows; at the end it commits.
+/// A store in a caller's transaction: whatever is applied or refused, the transaction stays, with
+/// its rows; at the end it commits.
 struct InTransaction {
     conn: &'static Connection,
     store: SqliteStore<'static>,
@@ -73,7 +79,11 @@ impl Store for InTransaction {
         applied
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         let applied = self.store.apply_idempotent(batch, stream_range);
         assert!(!self.conn.is_autocommit(), "the caller's transaction is still open");
         applied
@@ -87,7 +97,12 @@ impl Store for InTransaction {
         self.store.read_keys(counter, keys)
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         self.store.read_range(counter, range, limit)
     }
 }
@@ -96,12 +111,16 @@ impl Drop for InTransaction {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.conn.execute_batch("COMMIT").unwrap();
-            assert_eq!(self.conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(1));
+            assert_eq!(
+                self.conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)),
+                Ok(1)
+            );
         }
     }
 }
 
-/// What somebody might write first: a map, copied before each batch; it keeps zeros, and shows them in pages.
+/// What somebody might write first: a map, copied before each batch; it keeps zeros, and shows them
+/// in pages.
 #[derive(Default)]
 struct Naive {
     totals: BTreeMap<(&'static str, KeyBuf), i64>,
@@ -117,11 +136,13 @@ impl Naive {
 impl Store for Naive {
     fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
         let mut totals = self.totals.clone();
-        let expanded =
-            RollupUpdate::run(&SCHEMA, batch, |request| self.read_range(request.counter, &request.range, usize::MAX))?;
+        let expanded = RollupUpdate::run(&SCHEMA, batch, |request| {
+            self.read_range(request.counter, &request.range, usize::MAX)
+        })?;
         for (counter, key, delta) in expanded.deltas() {
             SCHEMA.position(&counter)?;
-            let overflow = |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
+            let overflow =
+                |what| Error::Overflow { counter: counter.name(), key: counter.show(key), what };
             let delta = i64::try_from(delta).map_err(|_| overflow("delta"))?;
             let total = totals.entry((counter.name(), key.clone())).or_default();
             *total = total.checked_add(delta).ok_or_else(|| overflow("total"))?;
@@ -133,7 +154,11 @@ impl Store for Naive {
         Ok(applied)
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         if !stream_range.follows(self.offset(stream_range.stream())?)? {
             batch.spend();
             return Ok(Applied::skipped());
@@ -149,11 +174,17 @@ impl Store for Naive {
 
     fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
         SCHEMA.position(&counter)?;
-        let total = |key: &KeyBuf| self.totals.get(&(counter.name(), key.clone())).copied().unwrap_or(0);
+        let total =
+            |key: &KeyBuf| self.totals.get(&(counter.name(), key.clone())).copied().unwrap_or(0);
         Ok(keys.iter().map(total).collect())
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         SCHEMA.position(&counter)?;
         let of_counter = self.totals.iter().filter(|((name, _), _)| *name == counter.name());
         let inside = of_counter.filter(|((_, key), _)| range.contains(key));
@@ -251,11 +282,17 @@ impl Store for Broken {
         applied
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         let given = batch.clone();
         let applied = self.apply_idempotent_wrongly(batch, stream_range);
         match &applied {
-            Ok(applied) if applied.skipped && self.fault == Fault::KeepsSkippedBatches => *batch = given,
+            Ok(applied) if applied.skipped && self.fault == Fault::KeepsSkippedBatches => {
+                *batch = given;
+            }
             Ok(_) => batch.spend(),
             Err(_) => {}
         }
@@ -281,7 +318,13 @@ impl Store for Broken {
             }
             Fault::MixesCounters => {
                 let every = &self.inner.totals;
-                let sum = |key| every.iter().filter(|((_, known), _)| known == key).map(|(_, total)| *total).sum();
+                let sum = |key| {
+                    every
+                        .iter()
+                        .filter(|((_, known), _)| known == key)
+                        .map(|(_, total)| *total)
+                        .sum()
+                };
                 totals = keys.iter().map(sum).collect();
             }
             _ => {}
@@ -289,7 +332,12 @@ impl Store for Broken {
         Ok(totals)
     }
 
-    fn read_range(&mut self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn read_range(
+        &mut self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         match self.fault {
             Fault::RepeatsAKey => {
                 let last = match range.start() {
@@ -297,7 +345,10 @@ impl Store for Broken {
                     _ => None,
                 };
                 let all = self.inner.read_range(counter, &KeyRange::ALL, usize::MAX)?.into_iter();
-                Ok(all.filter(|(key, _)| range.contains(key) || Some(key) == last).take(limit).collect())
+                Ok(all
+                    .filter(|(key, _)| range.contains(key) || Some(key) == last)
+                    .take(limit)
+                    .collect())
             }
             Fault::IgnoresTheLimit => self.inner.read_range(counter, range, usize::MAX),
             Fault::SortsOtherwise => {
@@ -355,7 +406,11 @@ impl Broken {
         }
     }
 
-    fn apply_idempotent_wrongly(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> Result<Applied> {
+    fn apply_idempotent_wrongly(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> Result<Applied> {
         let given = batch.clone();
         let stream = match self.fault {
             Fault::SharesOneOffset => "all".to_owned(),
@@ -366,25 +421,39 @@ impl Broken {
         let before = self.inner.offset(&stream)?;
         if self.fault == Fault::UpdatesRollupsBeforeItLooks {
             let inner = &mut self.inner;
-            RollupUpdate::run(&SCHEMA, batch, |request| inner.read_range(request.counter, &request.range, usize::MAX))?;
+            RollupUpdate::run(&SCHEMA, batch, |request| {
+                inner.read_range(request.counter, &request.range, usize::MAX)
+            })?;
         }
         let applied = self.inner.apply_idempotent(batch, &StreamRange::new(&stream, first, last)?);
         match (self.fault, &applied) {
-            (Fault::MovesOffsetsOfRefusals, Err(Error::Overflow { .. })) => self.inner.set_offset(&stream, last),
-            (Fault::ForgetsEmptyBatches, Ok(_)) if given.is_empty() => self.inner.set_offset(&stream, before),
-            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => self.inner.set_offset(&stream, before + 1),
-            (Fault::LowersOffsets, Ok(applied)) if applied.skipped => self.inner.set_offset(&stream, last),
-            (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => return self.inner.apply(&mut given.clone()),
+            (Fault::MovesOffsetsOfRefusals, Err(Error::Overflow { .. })) => {
+                self.inner.set_offset(&stream, last);
+            }
+            (Fault::ForgetsEmptyBatches, Ok(_)) if given.is_empty() => {
+                self.inner.set_offset(&stream, before);
+            }
+            (Fault::CountsBatches, Ok(applied)) if !applied.skipped => {
+                self.inner.set_offset(&stream, before + 1);
+            }
+            (Fault::LowersOffsets, Ok(applied)) if applied.skipped => {
+                self.inner.set_offset(&stream, last);
+            }
+            (Fault::AppliesRepeats, Ok(applied)) if applied.skipped => {
+                return self.inner.apply(&mut given.clone());
+            }
             (Fault::HidesSkips, Ok(applied)) if applied.skipped => return Ok(Applied::default()),
             (Fault::TellsSkippedDeltas, Ok(applied)) if applied.skipped => {
                 let mut told = Applied::default();
                 (told.skipped, told.totals) = (true, 1);
                 return Ok(told);
             }
-            (Fault::SkipsGaps, Err(Error::Gap { .. })) | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
+            (Fault::SkipsGaps, Err(Error::Gap { .. }))
+            | (Fault::SkipsOverlaps, Err(Error::Overlap { .. })) => {
                 return Ok(Applied::skipped());
             }
-            (Fault::AppliesGaps, Err(Error::Gap { .. })) | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
+            (Fault::AppliesGaps, Err(Error::Gap { .. }))
+            | (Fault::AppliesOverlaps, Err(Error::Overlap { .. })) => {
                 self.inner.set_offset(&stream, last);
                 return self.inner.apply(&mut given.clone());
             }
@@ -397,7 +466,9 @@ impl Broken {
 /// What a case says to a store with this fault.
 fn failure(fault: Fault, case: &str) -> Option<String> {
     let mut store = Broken { inner: Naive::default(), fault };
-    let panic = catch_unwind(AssertUnwindSafe(|| conformance::run(&conformance::case(case), &mut store))).err()?;
+    let panic =
+        catch_unwind(AssertUnwindSafe(|| conformance::run(&conformance::case(case), &mut store)))
+            .err()?;
     Some(panic.downcast_ref::<String>().expect("a message").clone())
 }
 
@@ -480,17 +551,23 @@ fn every_case_applies_and_looks_under_a_name_of_its_own() {
     assert_eq!(names.len(), cases.len());
 }
 
-/// `Store::totals` reads pages of 4,096 and leaves zeros out: the numbers around them are where it could end too early.
+/// `Store::totals` reads pages of 4,096 and leaves zeros out: the numbers around them are where it
+/// could end too early.
 #[test]
 fn totals_are_complete_around_the_size_of_a_page() {
     const NUMBER: Counter<i64> = Counter::new("conformance.number");
 
     fn all(mut store: impl Store) {
-        for (from, to) in [(0, 1), (1, 4_095), (4_095, 4_096), (4_096, 4_097), (4_097, 8_192), (8_192, 8_193)] {
+        for (from, to) in
+            [(0, 1), (1, 4_095), (4_095, 4_096), (4_096, 4_097), (4_097, 8_192), (8_192, 8_193)]
+        {
             let mut batch = Batch::new();
             (from..to).for_each(|key| batch.add(NUMBER, key, key + 1));
             store.apply(&mut batch).unwrap();
-            assert_eq!(store.totals(NUMBER).unwrap(), (0..to).map(|key| (key, key + 1)).collect::<Vec<_>>());
+            assert_eq!(
+                store.totals(NUMBER).unwrap(),
+                (0..to).map(|key| (key, key + 1)).collect::<Vec<_>>()
+            );
             assert_eq!(store.total(NUMBER, to - 1).unwrap(), to);
             assert_eq!(store.total(NUMBER, to).unwrap(), 0);
         }

@@ -20,7 +20,8 @@ fn every_day_of_the_calendar_follows_the_one_before() {
                 let date = Date::new(year, month, day).unwrap();
                 assert_eq!(date.days(), expected, "{year}-{month}-{day}");
                 assert_eq!(Date::from_days(expected), Some(date));
-                // Texts of every seventh day and of the ends of months only: in a debug build they take most of the time.
+                // Texts of every seventh day and of the ends of months only: in a debug build they
+                // take most of the time.
                 if expected % 7 == 0 || day > 27 {
                     let text = format!("{year:04}-{month:02}-{day:02}");
                     assert_eq!(date.to_string(), text);
@@ -80,5 +81,8 @@ fn nothing_lies_outside_the_calendar() {
     assert_eq!(Date::new(10_000, 1, 1), None);
     assert_eq!(Date::MIN.plus(Date::MAX.days() - Date::MIN.days()), Some(Date::MAX));
     let json = serde_json::to_string(&Date::MAX).unwrap();
-    assert_eq!((json.as_str(), serde_json::from_str::<Date>(&json).unwrap()), ("\"9999-12-31\"", Date::MAX));
+    assert_eq!(
+        (json.as_str(), serde_json::from_str::<Date>(&json).unwrap()),
+        ("\"9999-12-31\"", Date::MAX)
+    );
 }

@@ -8,14 +8,18 @@ use proptest::prelude::*;
 
 /// The sum itself, times two to the power of `-least`.
 fn exact(totals: &[(i64, i64)], least: i64) -> BigInt {
-    totals.iter().map(|(epoch, total)| BigInt::from(*total) << usize::try_from(epoch - least).unwrap()).sum()
+    totals
+        .iter()
+        .map(|(epoch, total)| BigInt::from(*total) << usize::try_from(epoch - least).unwrap())
+        .sum()
 }
 
 fn power(base: i64, exponent: u32) -> BigInt {
     BigInt::from(base).pow(exponent)
 }
 
-/// 2^30 x 2^(r / H) lies within half a unit of the weight: both sides to the power of H are integers.
+/// 2^30 x 2^(r / H) lies within half a unit of the weight: both sides to the power of H are
+/// integers.
 #[test]
 fn every_weight_of_short_half_lives_is_the_nearest() {
     for seconds in (1..=60).chain([97, 128, 211]) {
@@ -26,14 +30,20 @@ fn every_weight_of_short_half_lives_is_the_nearest() {
             let doubled = BigInt::from(1) << usize::try_from(31 * seconds + into).unwrap(); // (2 x 2^30 x 2^(r/H))^H
             assert!(power(2 * weight - 1, times) <= doubled, "{into} of {seconds}: {weight}");
             assert!(doubled <= power(2 * weight + 1, times), "{into} of {seconds}: {weight}");
-            assert_eq!(half_life.weight(into - 1_000 * seconds), weight, "the epoch does not matter");
+            assert_eq!(
+                half_life.weight(into - 1_000 * seconds),
+                weight,
+                "the epoch does not matter"
+            );
         }
     }
 }
 
 #[test]
 fn weights_of_long_half_lives_rise_from_one_to_two() {
-    for half_life in [HalfLife::hours(6), HalfLife::days(1), HalfLife::days(7), HalfLife::seconds(i64::MAX)] {
+    for half_life in
+        [HalfLife::hours(6), HalfLife::days(1), HalfLife::days(7), HalfLife::seconds(i64::MAX)]
+    {
         let mut before = (1 << 30) - 1;
         for part in 0..=1_000 {
             let at = i64::try_from(i128::from(half_life.as_seconds() - 1) * part / 1_000).unwrap();
@@ -89,8 +99,12 @@ fn a_half_life_is_above_nothing() {
         let half_life: HalfLife = text.parse().unwrap();
         assert_eq!((half_life.as_seconds(), half_life.to_string().as_str()), (seconds, text));
     }
-    for wrong in [|| HalfLife::seconds(0), || HalfLife::seconds(-1), || HalfLife::days(0), || HalfLife::days(i64::MAX)]
-    {
+    for wrong in [
+        || HalfLife::seconds(0),
+        || HalfLife::seconds(-1),
+        || HalfLife::days(0),
+        || HalfLife::days(i64::MAX),
+    ] {
         assert!(std::panic::catch_unwind(wrong).is_err());
     }
 }
@@ -99,8 +113,8 @@ fn total() -> impl Strategy<Value = i64> {
     prop_oneof![4 => -4_i64..=4, 2 => any::<i32>().prop_map(i64::from), 1 => any::<i64>(), 1 => Just(i64::MIN), 1 => Just(i64::MAX)]
 }
 
-/// Far below the highest digits, of which values are made, something tips what is half of one. Either result is right: the exact value is nearer to a half
-/// than the error that is allowed.
+/// Far below the highest digits, of which values are made, something tips what is half of one.
+/// Either result is right: the exact value is nearer to a half than the error that is allowed.
 #[test]
 fn a_half_that_something_tiny_tips_is_rounded_either_way() {
     let at = |more: i64| {
@@ -152,7 +166,8 @@ proptest! {
     #[test]
     fn values_are_rounded_half_up(given in totals(), epoch in -4_100_i64..4_100, seconds in 1_i64..1_000_000, scale in 1_u32..100_000) {
         let value = Decayed::sum(given.iter().copied()).at(HalfLife::seconds(seconds), epoch * seconds, scale);
-        // floor(sum x scale / 2^(epoch + 30) + 1/2), with everything times 2^-LEAST; what is nearer to a half than the error may go either way.
+        // floor(sum x scale / 2^(epoch + 30) + 1/2), with everything times 2^-LEAST; what is nearer
+        // to a half than the error may go either way.
         let sum: BigInt = exact(&given, MIN) * scale;
         let shift = usize::try_from(epoch + 30 - MIN).unwrap();
         let rounded = |sum: BigInt| -> BigInt { (sum + (BigInt::from(1) << (shift - 1))) >> shift };

@@ -1,5 +1,5 @@
-//! Keys sort as their own type does, in every encoding that they have, come back as they were, and are never mixed up: a total
-//! under a wrong key cannot be told from a right one.
+//! Keys sort as their own type does, in every encoding that they have, come back as they were, and
+//! are never mixed up: a total under a wrong key cannot be told from a right one.
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
@@ -29,7 +29,8 @@ fn text(most: usize) -> impl Strategy<Value = String> {
 
 /// Two texts that are equal for a while, also longer than a key lives inline.
 fn texts() -> impl Strategy<Value = (String, String)> {
-    (text(30), text(3), text(3)).prop_map(|(start, one, two)| (format!("{start}{one}"), start + &two))
+    (text(30), text(3), text(3))
+        .prop_map(|(start, one, two)| (format!("{start}{one}"), start + &two))
 }
 
 /// Two integers: any, near each other, or at the ends.
@@ -75,7 +76,11 @@ fn through_sql<K: Key>(raw: &KeyBuf) -> Option<Vec<Value<'_>>> {
     let id = Counter::<K>::new("c").id();
     let values = match sql::key_values(sql::Dialect::Sqlite, &id, raw) {
         Ok(values) => values,
-        Err(Error::Key { counter: "c", key, cause: KeyError::Range { .. } | KeyError::TooLong { .. } }) => {
+        Err(Error::Key {
+            counter: "c",
+            key,
+            cause: KeyError::Range { .. } | KeyError::TooLong { .. },
+        }) => {
             assert_eq!(key, id.show(raw));
             return None;
         }
@@ -91,12 +96,16 @@ fn through_sql<K: Key>(raw: &KeyBuf) -> Option<Vec<Value<'_>>> {
     Some(values)
 }
 
-/// Every law for two keys: there and back, typed, untyped, in JSON and in SQL; and one order everywhere.
+/// Every law for two keys: there and back, typed, untyped, in JSON and in SQL; and one order
+/// everywhere.
 fn laws<K: Key + AsKey<K> + Ord + Debug>(one: &K, two: &K) {
     let encoded = [one, two].map(|key| {
         let raw = KeyBuf::of::<K>(key);
         assert_eq!(raw.decode::<K>().as_ref(), Ok(key));
-        assert_eq!(serde_json::from_str::<KeyBuf>(&serde_json::to_string(&raw).unwrap()).unwrap(), raw);
+        assert_eq!(
+            serde_json::from_str::<KeyBuf>(&serde_json::to_string(&raw).unwrap()).unwrap(),
+            raw
+        );
         let mut untyped = KeyBuf::new();
         for (part, value) in K::PARTS.as_slice().iter().zip(K::PARTS.values(&raw).unwrap()) {
             part.push(&value, &mut untyped).unwrap();
@@ -177,7 +186,8 @@ proptest! {
         prop_assert_eq!(KeyBuf::of::<String>(std::borrow::Cow::from(&text)), KeyBuf::of::<String>(&text));
     }
 
-    /// What decodes at all decodes to a key that encodes to the same bytes: no key has two encodings.
+    /// What decodes at all decodes to a key that encodes to the same bytes: no key has two
+    /// encodings.
     #[test]
     fn arbitrary_bytes_are_refused_or_one_key(bytes in vec(prop_oneof![0..3_u8, Just(b'a'), any::<u8>()], 0..40)) {
         fn decode<K: Key + AsKey<K>>(bytes: &[u8]) {
@@ -244,7 +254,8 @@ proptest! {
     }
 }
 
-/// Random texts seldom differ in one escaped byte only: all short ones over the bytes that matter, in all pairs.
+/// Random texts seldom differ in one escaped byte only: all short ones over the bytes that matter,
+/// in all pairs.
 #[test]
 fn all_short_pairs_of_awkward_texts_sort_strictly() {
     let mut texts = vec![String::new()];
@@ -290,12 +301,25 @@ fn the_longest_text_of_sql_is_measured_in_its_own_bytes() {
     for one in ["x", "\0", "\u{e9}", "\u{10ffff}"] {
         let longest = one.repeat(1024 / one.len());
         let fits = KeyBuf::of::<(u8, String)>((1, &longest));
-        assert_eq!(through_sql::<(u8, String)>(&fits).unwrap()[1], Value::Text(longest.as_str().into()));
+        assert_eq!(
+            through_sql::<(u8, String)>(&fits).unwrap()[1],
+            Value::Text(longest.as_str().into())
+        );
         let beyond = KeyBuf::of::<(u8, String)>((1, longest + "x"));
         let error = sql::key_values(sql::Dialect::Sqlite, &id, &beyond).unwrap_err();
-        assert!(matches!(error, Error::Key { cause: KeyError::TooLong { bytes: 1025, most: 1024 }, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Key { cause: KeyError::TooLong { bytes: 1025, most: 1024 }, .. }
+            ),
+            "{error}"
+        );
     }
     let mut to = KeyBuf::new();
-    let read = sql::push_key_part(keepcount::backend::KeyPart::Text, &Value::Text("x".repeat(1025).into()), &mut to);
+    let read = sql::push_key_part(
+        keepcount::backend::KeyPart::Text,
+        &Value::Text("x".repeat(1025).into()),
+        &mut to,
+    );
     assert_eq!(read, Err(KeyError::TooLong { bytes: 1025, most: 1024 }));
 }

@@ -1,5 +1,5 @@
-//! Leaderboards equal sorting everything: in memory and in SQLite, after random changes, rollbacks, failures, repairs and damage; decayed ones beside
-//! exact arithmetic with integers of any size.
+//! Leaderboards equal sorting everything: in memory and in SQLite, after random changes, rollbacks,
+//! failures, repairs and damage; decayed ones beside exact arithmetic with integers of any size.
 #![allow(clippy::cast_possible_wrap)]
 
 use std::cmp::Reverse;
@@ -17,8 +17,8 @@ use crate::support::{standings, test_of};
 use keepcount::backend::{CounterSpec, LeaderboardId};
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::{
-    AsKey, Batch, Counter, Decayed, Error, HalfLife, Key, Leaderboard, MemoryLeaderboard, MemoryStore, Ranked, Record,
-    Schema, Score, SqliteStore, Store, Tally,
+    AsKey, Batch, Counter, Decayed, Error, HalfLife, Key, Leaderboard, MemoryLeaderboard,
+    MemoryStore, Ranked, Record, Schema, Score, SqliteStore, Store, Tally,
 };
 use num_bigint::BigInt;
 use rusqlite::types::Value;
@@ -52,7 +52,8 @@ fn wanted_net([listed, up, down]: [i64; 3]) -> Option<i64> {
     (listed > 0).then_some(score)
 }
 
-/// Texts that begin each other, sort by bytes and not by letters, or are longer than a key holds inline.
+/// Texts that begin each other, sort by bytes and not by letters, or are longer than a key holds
+/// inline.
 fn songs() -> Vec<Id> {
     const NAMES: [&str; 16] = [
         "",
@@ -119,13 +120,17 @@ impl Model {
 
     /// Everything sorted, from the totals.
     fn sorted_anew(&self) -> Vec<Line<Id>> {
-        let mut all: Vec<(Id, i64)> =
-            self.totals.iter().filter_map(|(key, totals)| Some((key.clone(), wanted_net(*totals)?))).collect();
+        let mut all: Vec<(Id, i64)> = self
+            .totals
+            .iter()
+            .filter_map(|(key, totals)| Some((key.clone(), wanted_net(*totals)?)))
+            .collect();
         all.sort_by(|(one, first), (two, second)| second.cmp(first).then_with(|| one.cmp(two)));
         (1..).zip(all).map(|(rank, (key, score))| (rank, key, score)).collect()
     }
 
-    /// A change that keeps totals and deltas within 64 bits: key, counter, delta, the total after it.
+    /// A change that keeps totals and deltas within 64 bits: key, counter, delta, the total after
+    /// it.
     fn draw(&self, random: &mut Random, keys: &[Id], leaving: usize) -> (Id, usize, i64, i64) {
         loop {
             let key = random.pick(keys).clone();
@@ -202,7 +207,11 @@ fn in_memory_a_leaderboard_equals_sorting_everything_after_each_of_100_000_chang
         let asked = random.pick(&keys);
         assert_eq!(one(ranking.rank(asked).unwrap().line()), model.rank(asked), "change {change}");
         let (first, limit) = (1 + random.below(keys.len()), random.below(12));
-        assert_eq!(plain(ranking.page(first as u64, limit).unwrap()), model.page(first, limit), "change {change}");
+        assert_eq!(
+            plain(ranking.page(first as u64, limit).unwrap()),
+            model.page(first, limit),
+            "change {change}"
+        );
         assert_eq!(ranking.len(), model.sorted.len());
         if change % 1_000 == 999 {
             let all = plain(ranking.top(usize::MAX).unwrap());
@@ -239,7 +248,10 @@ fn a_ranking_follows_no_foreign_deltas_and_none_that_failed() {
     batch.clear();
     batch.add(LISTED, (1, "a"), 1);
     batch.add(UP, (1, "a"), i64::MAX);
-    assert_eq!(ranking.follow(&store, store.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap(), 1);
+    assert_eq!(
+        ranking.follow(&store, store.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap(),
+        1
+    );
     batch.clear();
     batch.add(LISTED, (2, "b"), 1);
     batch.add(UP, (1, "a"), 1);
@@ -329,8 +341,16 @@ fn same_in_sqlite(conn: &Connection, model: &Model, random: &mut Random, keys: &
     }
 }
 
-/// Random changes in one apply, each of another total; none where `bad`: then one in its middle leaves 64 bits, and the leaderboard must stay.
-fn apply(conn: &Connection, model: &mut Model, random: &mut Random, keys: &[Id], size: usize, bad: bool) -> usize {
+/// Random changes in one apply, each of another total; none where `bad`: then one in its middle
+/// leaves 64 bits, and the leaderboard must stay.
+fn apply(
+    conn: &Connection,
+    model: &mut Model,
+    random: &mut Random,
+    keys: &[Id],
+    size: usize,
+    bad: bool,
+) -> usize {
     let (mut batch, mut after, mut touched) = (Batch::new(), model.clone(), BTreeSet::new());
     let full: Id = (0, "full".to_owned());
     let leaving = if model.sorted.len() > 250 { 8 } else { 3 };
@@ -451,7 +471,8 @@ fn a_score_that_did_not_change_writes_nothing() {
         trace.take();
         let applied = store.apply(&mut batch).unwrap();
         let wrote = |text: &&String| {
-            text.contains("\"song_board\"") && ["INSERT", "DELETE", "UPDATE"].iter().any(|word| text.starts_with(word))
+            text.contains("\"song_board\"")
+                && ["INSERT", "DELETE", "UPDATE"].iter().any(|word| text.starts_with(word))
         };
         let leaderboards = trace.take().iter().filter(wrote).count();
         (conn.total_changes() - rows, applied.totals, applied.statements, leaderboards)
@@ -485,7 +506,9 @@ fn a_leaderboard_that_cannot_be_written_leaves_totals_and_leaderboards_as_they_w
             batch
         };
         store.apply(&mut listed(&[("a", 1), ("m", 2)])).unwrap();
-        let totals = || [LISTED, UP].map(|counter| SqliteStore::new(&conn, &SCHEMA).totals(counter).unwrap());
+        let totals = || {
+            [LISTED, UP].map(|counter| SqliteStore::new(&conn, &SCHEMA).totals(counter).unwrap())
+        };
         sql(
             &conn,
             &format!(
@@ -495,7 +518,11 @@ fn a_leaderboard_that_cannot_be_written_leaves_totals_and_leaderboards_as_they_w
         let mut bad = listed(&[("a", 5), ("b", 6), ("n", 13), ("z", 7)]);
         let before = (totals(), dump(&conn, "song_board"));
         assert!(store.apply(&mut bad.clone()).is_err());
-        assert_eq!((totals(), dump(&conn, "song_board")), before, "{raise} in a transaction of its own");
+        assert_eq!(
+            (totals(), dump(&conn, "song_board")),
+            before,
+            "{raise} in a transaction of its own"
+        );
 
         sql(&conn, "BEGIN");
         store.apply(&mut listed(&[("a", 1), ("c", 3)])).unwrap();
@@ -504,9 +531,17 @@ fn a_leaderboard_that_cannot_be_written_leaves_totals_and_leaderboards_as_they_w
         assert_eq!(matches!(error, Error::TransactionLost { .. }), lost, "{raise}: {error}");
         if lost {
             assert!(conn.is_autocommit());
-            assert_eq!((totals(), dump(&conn, "song_board")), before, "{raise} in the caller's transaction");
+            assert_eq!(
+                (totals(), dump(&conn, "song_board")),
+                before,
+                "{raise} in the caller's transaction"
+            );
         } else {
-            assert_eq!((totals(), dump(&conn, "song_board")), within, "{raise} in the caller's transaction");
+            assert_eq!(
+                (totals(), dump(&conn, "song_board")),
+                within,
+                "{raise} in the caller's transaction"
+            );
             sql(&conn, "COMMIT; DROP TRIGGER temp.no");
             assert_eq!(store.rebuild(SONGS).unwrap(), 0);
             store.apply(&mut bad).unwrap();
@@ -559,12 +594,16 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
         println!("{plan}   {text}");
         assert!(!plan.contains("TEMP B-TREE"), "{text}: {plan}");
         if text.contains("score\" DESC") {
-            assert!(plan.contains("USING COVERING INDEX") && plan.contains("_order"), "{text}: {plan}");
+            assert!(
+                plan.contains("USING COVERING INDEX") && plan.contains("_order"),
+                "{text}: {plan}"
+            );
             // Only the first page begins at the index's beginning.
             assert_eq!(plan.contains("SCAN"), !text.contains("WHERE"), "{text}: {plan}");
         } else {
             // Only for a key that is not listed are all lines counted, without an alias.
-            let scans = plan.split("; ").any(|step| step == "SCAN t" || step.starts_with("SCAN t "));
+            let scans =
+                plan.split("; ").any(|step| step == "SCAN t" || step.starts_with("SCAN t "));
             assert!(!scans, "{text}: {plan}");
         }
     }
@@ -574,10 +613,11 @@ fn pages_are_ranges_of_the_index_without_a_sort() {
 
 const TUNE_UP: Counter<i64> = Counter::new("tune.up");
 const TUNE_DOWN: Counter<i64> = Counter::new("tune.down");
-const TUNES: Leaderboard<i64> = Leaderboard::new("tune.board", [TUNE_UP, TUNE_DOWN]).by(|totals| match totals {
-    [0, 0] => None,
-    [up, down] => Some(up - down),
-});
+const TUNES: Leaderboard<i64> =
+    Leaderboard::new("tune.board", [TUNE_UP, TUNE_DOWN]).by(|totals| match totals {
+        [0, 0] => None,
+        [up, down] => Some(up - down),
+    });
 const TREND: Counter<(String, i64)> = Counter::new("tune.trend");
 const TRENDING: Leaderboard<String, Decayed> = Leaderboard::decayed("tune.trending", TREND);
 const MIXED: Schema = Schema::new(&[
@@ -623,17 +663,26 @@ fn tunes_are_right(conn: &Connection) {
     let mut exact: BTreeMap<String, BigInt> = BTreeMap::new();
     let mut all = conn.prepare("SELECT id, up, down, epoch FROM tunes").unwrap();
     for tune in all.query_map((), read_tune).unwrap().map(Result::unwrap) {
-        *exact.entry(format!("t{}", tune.id)).or_default() += BigInt::from(tune.up - tune.down) << tune.epoch;
+        *exact.entry(format!("t{}", tune.id)).or_default() +=
+            BigInt::from(tune.up - tune.down) << tune.epoch;
     }
-    let found = store.top(TRENDING, usize::MAX).unwrap().into_iter().map(|line| line.key).collect::<Vec<_>>();
+    let found = store
+        .top(TRENDING, usize::MAX)
+        .unwrap()
+        .into_iter()
+        .map(|line| line.key)
+        .collect::<Vec<_>>();
     assert_eq!(found, sorted(&exact).into_iter().map(|(key, _)| key).collect::<Vec<_>>());
 }
 
 /// Everything that is not 0, sorted: the most first, ties by key.
 fn sorted<K: Ord + Clone>(sums: &BTreeMap<K, BigInt>) -> Vec<(K, BigInt)> {
     let zero = BigInt::default();
-    let mut all: Vec<_> =
-        sums.iter().filter(|(_, sum)| **sum != zero).map(|(key, sum)| (key.clone(), sum.clone())).collect();
+    let mut all: Vec<_> = sums
+        .iter()
+        .filter(|(_, sum)| **sum != zero)
+        .map(|(key, sum)| (key.clone(), sum.clone()))
+        .collect();
     all.sort_by(|(one, first), (two, second)| second.cmp(first).then_with(|| one.cmp(two)));
     all
 }
@@ -649,8 +698,12 @@ fn tunes() -> Connection {
     );
     let (random, mut batch) = (&mut Random(3), Batch::new());
     for _ in 0..900 {
-        let tune =
-            Tune { id: random.below(120) - 60, up: random.below(9), down: random.below(9), epoch: random.below(3_000) };
+        let tune = Tune {
+            id: random.below(120) - 60,
+            up: random.below(9),
+            down: random.below(9),
+            epoch: random.below(3_000),
+        };
         conn.execute(
             "INSERT INTO tunes (id, up, down, epoch) VALUES (?1, ?2, ?3, ?4)",
             (tune.id, tune.up, tune.down, tune.epoch),
@@ -674,7 +727,8 @@ fn repair(conn: &Connection, page: usize) -> u64 {
     let none = SqliteRows::query("SELECT 0 AS a, '' AS b WHERE 0", |_| Ok(Song));
     let columns = || Columns::of(["a", "b"]).count();
     audit.add(none.key(LISTED, columns()).key(UP, columns()).key(DOWN, columns())).unwrap();
-    let report = run_whole(Mode::Repair, &MIXED, Options::default().page(page), &mut audit).unwrap();
+    let report =
+        run_whole(Mode::Repair, &MIXED, Options::default().page(page), &mut audit).unwrap();
     report.counters.iter().map(|counter| counter.corrected).sum()
 }
 
@@ -697,7 +751,8 @@ fn repairs_bring_leaderboards_along() {
         );
         assert!(repair(&conn, page) > 30);
         tunes_are_right(&conn);
-        // Totals behind the leaderboard's back, which is right still; hooked writes then carry some of it there.
+        // Totals behind the leaderboard's back, which is right still; hooked writes then carry some
+        // of it there.
         sql(
             &conn,
             "UPDATE tune_up SET total = total + 5 WHERE key % 3 = 0; DELETE FROM tune_down WHERE key % 7 = 0;
@@ -707,7 +762,11 @@ fn repairs_bring_leaderboards_along() {
         let mut batch = Batch::new();
         for id in -60..60 {
             let tune = Tune { id, up: 2, down: 1, epoch: 3_000 + id };
-            conn.execute("INSERT INTO tunes (id, up, down, epoch) VALUES (?1, 2, 1, ?2)", (id, tune.epoch)).unwrap();
+            conn.execute(
+                "INSERT INTO tunes (id, up, down, epoch) VALUES (?1, 2, 1, ?2)",
+                (id, tune.epoch),
+            )
+            .unwrap();
             batch.insert(&tune);
         }
         SqliteStore::new(&conn, &MIXED).apply(&mut batch).unwrap();
@@ -726,7 +785,8 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
     assert_eq!(store.rebuild(TUNES).unwrap(), 0);
     let lines = store.listed(TUNES).unwrap();
     let changed = number(&conn, "SELECT count(*) FROM tune_board WHERE key % 5 = 0");
-    let removed = number(&conn, "SELECT count(*) FROM tune_board WHERE key % 7 = 0 AND key % 5 <> 0");
+    let removed =
+        number(&conn, "SELECT count(*) FROM tune_board WHERE key % 7 = 0 AND key % 5 <> 0");
     sql(
         &conn,
         "UPDATE tune_board SET score = score + 1 WHERE key % 5 = 0; DELETE FROM tune_board WHERE key % 7 = 0 AND key % 5 <> 0;
@@ -742,7 +802,8 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
     tunes_are_right(&conn);
     assert_eq!((store.listed(TUNES).unwrap(), store.rebuild(TUNES).unwrap()), (lines, 0));
 
-    // Cells that are no scores: reads refuse them, naming the table, until a rebuild writes over them.
+    // Cells that are no scores: reads refuse them, naming the table, until a rebuild writes over
+    // them.
     let damage = [
         ("x''", 1),
         ("x'00'", 1),
@@ -751,8 +812,13 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
         ("zeroblob(100000)", 1),
     ];
     for (cell, wrong) in damage {
-        sql(&conn, &format!("UPDATE tune_trending SET score = CAST({cell} AS BLOB) WHERE key = 't5'"));
-        for error in [store.top(TRENDING, usize::MAX).unwrap_err(), store.rank(TRENDING, "t5").unwrap_err()] {
+        sql(
+            &conn,
+            &format!("UPDATE tune_trending SET score = CAST({cell} AS BLOB) WHERE key = 't5'"),
+        );
+        for error in
+            [store.top(TRENDING, usize::MAX).unwrap_err(), store.rank(TRENDING, "t5").unwrap_err()]
+        {
             assert!(
                 matches!(&error, Error::SchemaMismatch { table, .. } if table == "tune_trending"),
                 "{cell}: {error}"
@@ -766,7 +832,8 @@ fn a_rebuild_repairs_what_was_planted_and_says_how_many_lines() {
     let mut batch = Batch::new();
     for id in [6, 5] {
         let tune = Tune { id, up: 1, down: 0, epoch: 10 };
-        conn.execute("INSERT INTO tunes (id, up, down, epoch) VALUES (?1, 1, 0, 10)", [id]).unwrap();
+        conn.execute("INSERT INTO tunes (id, up, down, epoch) VALUES (?1, 1, 0, 10)", [id])
+            .unwrap();
         batch.insert(&tune);
         SqliteStore::new(&conn, &MIXED).apply(&mut batch.clone()).unwrap();
         batch.clear();
@@ -810,16 +877,25 @@ fn a_prune_leaves_leaderboards_of_what_is_kept() {
     let mut all = conn.prepare("SELECT id, up, down, epoch FROM tunes").unwrap();
     all.query_map((), read_tune).unwrap().for_each(|tune| batch.insert(&tune.unwrap()));
     ranking.follow(&memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
-    assert_eq!(plain(ranking.top(usize::MAX).unwrap()), plain(store.top(TRENDING, usize::MAX).unwrap()));
+    assert_eq!(
+        plain(ranking.top(usize::MAX).unwrap()),
+        plain(store.top(TRENDING, usize::MAX).unwrap())
+    );
     for cutoff in [500_i64, 2_000, 2_995] {
         assert!(store.prune(TREND, cutoff).unwrap() > 0);
         sql(&conn, &format!("DELETE FROM tunes WHERE epoch < {cutoff}"));
         let kept: BTreeSet<String> =
             store.top(TRENDING, usize::MAX).unwrap().into_iter().map(|line| line.key).collect();
         let mut exact: BTreeMap<String, BigInt> = BTreeMap::new();
-        for tune in conn.prepare("SELECT id, up, down, epoch FROM tunes").unwrap().query_map((), read_tune).unwrap() {
+        for tune in conn
+            .prepare("SELECT id, up, down, epoch FROM tunes")
+            .unwrap()
+            .query_map((), read_tune)
+            .unwrap()
+        {
             let tune = tune.unwrap();
-            *exact.entry(format!("t{}", tune.id)).or_default() += BigInt::from(tune.up - tune.down) << tune.epoch;
+            *exact.entry(format!("t{}", tune.id)).or_default() +=
+                BigInt::from(tune.up - tune.down) << tune.epoch;
         }
         assert_eq!(kept.into_iter().collect::<Vec<_>>(), {
             let mut keys: Vec<String> = sorted(&exact).into_iter().map(|(key, _)| key).collect();
@@ -829,7 +905,10 @@ fn a_prune_leaves_leaderboards_of_what_is_kept() {
         assert_eq!(store.rebuild(TRENDING).unwrap(), 0);
         memory.prune(TREND, cutoff).unwrap();
         ranking.rebuild(&memory).unwrap();
-        assert_eq!(plain(ranking.top(usize::MAX).unwrap()), plain(store.top(TRENDING, usize::MAX).unwrap()));
+        assert_eq!(
+            plain(ranking.top(usize::MAX).unwrap()),
+            plain(store.top(TRENDING, usize::MAX).unwrap())
+        );
         // What is deleted below the cutoff changes nothing.
         let before = dump(&conn, "tune_trending");
         batch.clear();
@@ -896,13 +975,27 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
         ("v2", Schema::new(SPEC).leaderboards(&[SONGS.version(2).id()])),
         (
             "leaderboard of song.up",
-            Schema::new(SPEC).leaderboards(&[Leaderboard::<Id>::new("song.board", [UP]).by(any).id()]),
+            Schema::new(SPEC)
+                .leaderboards(&[Leaderboard::<Id>::new("song.board", [UP]).by(any).id()]),
         ),
         (
             "leaderboard of song.up, song.listed",
-            Schema::new(SPEC).leaderboards(&[Leaderboard::<Id>::new("song.board", [UP, LISTED, DOWN]).by(net).id()]),
+            Schema::new(SPEC).leaderboards(&[Leaderboard::<Id>::new(
+                "song.board",
+                [UP, LISTED, DOWN],
+            )
+            .by(net)
+            .id()]),
         ),
-        ("table", Schema::new(&[UP.table(), LISTED.table(), DOWN.table(), Counter::<Id>::new("song.board").table()])),
+        (
+            "table",
+            Schema::new(&[
+                UP.table(),
+                LISTED.table(),
+                DOWN.table(),
+                Counter::<Id>::new("song.board").table(),
+            ]),
+        ),
     ];
     let conn = database(&SCHEMA);
     for (naming, schema) in &OTHERS {
@@ -940,7 +1033,10 @@ fn a_leaderboard_of_another_version_or_kind_is_refused() {
     let conn = open(Path::new(":memory:"));
     sql(&conn, "CREATE TABLE song_board (a)");
     let error = SqliteStore::new(&conn, &SCHEMA).create().unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "song_board"), "{error}");
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "song_board"),
+        "{error}"
+    );
     assert_eq!(number(&conn, "SELECT count(*) FROM sqlite_schema"), 1, "nothing is made");
 }
 
@@ -978,7 +1074,8 @@ fn two_connections_agree_whoever_writes() {
                 for _ in 0..400 {
                     let mut batch = Batch::new();
                     for _ in 0..=random.below(5) {
-                        // Small ones, which leave 64 bits nowhere but at a total that lies at their end.
+                        // Small ones, which leave 64 bits nowhere but at a total that lies at their
+                        // end.
                         add(&mut batch, random.pick(keys), 0, random.below(3) - 1);
                         batch.add(DOWN, (300, random.pick(keys).1.as_str()), random.below(9) - 4);
                         batch.add(LISTED, (300, random.pick(keys).1.as_str()), 1);
@@ -1001,12 +1098,17 @@ fn two_connections_agree_whoever_writes() {
 
     // And another process.
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &test_of(module_path!(), "prints_a_leaderboard_for_another_test"), "--nocapture"])
+        .args([
+            "--exact",
+            &test_of(module_path!(), "prints_a_leaderboard_for_another_test"),
+            "--nocapture",
+        ])
         .env(PRINT, &path)
         .output()
         .unwrap();
     let out = String::from_utf8(child.stdout).unwrap();
-    let printed: Vec<&str> = out.lines().filter_map(|line| line.split_once("line: ").map(|(_, line)| line)).collect();
+    let printed: Vec<&str> =
+        out.lines().filter_map(|line| line.split_once("line: ").map(|(_, line)| line)).collect();
     let wanted: Vec<String> = model.sorted_anew().iter().map(|line| format!("{line:?}")).collect();
     assert_eq!(printed, wanted, "{out}");
 }
@@ -1035,8 +1137,8 @@ const ARTIST_VOTES: Counter<i16> = Counter::new("artist.votes").sum_of(SHOW_VOTE
 const ARTIST_BONUS: Counter<i16> = Counter::new("artist.bonus");
 const SHOWS: Leaderboard<String> =
     Leaderboard::new("show.board", [SHOW_VOTES]).by(|[votes]| (votes != 0).then_some(votes));
-const ARTISTS: Leaderboard<i16> =
-    Leaderboard::new("artist.board", [ARTIST_BONUS, ARTIST_VOTES]).by(|[bonus, votes]| {
+const ARTISTS: Leaderboard<i16> = Leaderboard::new("artist.board", [ARTIST_BONUS, ARTIST_VOTES])
+    .by(|[bonus, votes]| {
         let sum = bonus + votes;
         (sum > 0).then_some(sum)
     });
@@ -1050,7 +1152,9 @@ const ROLLED: Schema = Schema::new(&[
 ])
 .leaderboards(&[ARTISTS.id(), SHOWS.id()]);
 
-fn ranked<K: Ord + Clone, S: Ord + Clone>(scores: impl IntoIterator<Item = (K, S)>) -> Vec<Line<K, S>> {
+fn ranked<K: Ord + Clone, S: Ord + Clone>(
+    scores: impl IntoIterator<Item = (K, S)>,
+) -> Vec<Line<K, S>> {
     let mut all: Vec<(K, S)> = scores.into_iter().collect();
     all.sort_by(|(one, first), (two, second)| second.cmp(first).then_with(|| one.cmp(two)));
     (1..).zip(all).map(|(rank, (key, score))| (rank, key, score)).collect()
@@ -1089,7 +1193,8 @@ fn leaderboards_over_rollups_equal_sorting_everything_after_each_of_10_000_chang
                 }
                 2 => {
                     let show = random.below(SHOWS_THERE);
-                    let to = (random.below(4) > 0).then(|| i16::try_from(random.below(6)).unwrap() - 3);
+                    let to =
+                        (random.below(4) > 0).then(|| i16::try_from(random.below(6)).unwrap() - 3);
                     if let Some(artist) = by[show] {
                         batch.add(SHOW_ARTIST, (name(show), artist), -1);
                     }
@@ -1147,10 +1252,13 @@ const HALF_LIFE: HalfLife = HalfLife::hours(6);
 const SETLIST_TREND: Counter<(i64, i64)> = Counter::new("setlist.trend");
 const SHOW_TREND: Counter<(String, i64)> =
     Counter::<(String, i64)>::new("show.trend").sum_of_suffix(SETLIST_TREND, SETLIST_SHOW);
-const SETLISTS_TRENDING: Leaderboard<i64, Decayed> = Leaderboard::decayed("setlist.trending", SETLIST_TREND);
-const SHOWS_TRENDING: Leaderboard<String, Decayed> = Leaderboard::decayed("show.trending", SHOW_TREND);
-const DECAYING: Schema = Schema::new(&[SETLIST_TREND.table(), SETLIST_SHOW.table(), SHOW_TREND.table()])
-    .leaderboards(&[SETLISTS_TRENDING.id(), SHOWS_TRENDING.id()]);
+const SETLISTS_TRENDING: Leaderboard<i64, Decayed> =
+    Leaderboard::decayed("setlist.trending", SETLIST_TREND);
+const SHOWS_TRENDING: Leaderboard<String, Decayed> =
+    Leaderboard::decayed("show.trending", SHOW_TREND);
+const DECAYING: Schema =
+    Schema::new(&[SETLIST_TREND.table(), SETLIST_SHOW.table(), SHOW_TREND.table()])
+        .leaderboards(&[SETLISTS_TRENDING.id(), SHOWS_TRENDING.id()]);
 
 /// Epochs of all votes lie within.
 const MIN: i64 = -4_000;
@@ -1170,7 +1278,10 @@ impl Sum {
     }
 
     fn add_all(&mut self, other: &Self, sign: i64) {
-        other.epochs.iter().for_each(|(epoch, amount)| *self.epochs.entry(*epoch).or_default() += sign * amount);
+        other
+            .epochs
+            .iter()
+            .for_each(|(epoch, amount)| *self.epochs.entry(*epoch).or_default() += sign * amount);
         self.exact += &other.exact * sign;
     }
 
@@ -1179,11 +1290,16 @@ impl Sum {
     }
 }
 
-/// Everything that is not 0, sorted by the exact sums; each with the score that the crate makes of the same totals at once.
-fn sorted_sums<'a, K: Ord + Clone + 'a>(sums: impl IntoIterator<Item = (K, &'a Sum)>) -> Vec<Line<K, Decayed>> {
+/// Everything that is not 0, sorted by the exact sums; each with the score that the crate makes of
+/// the same totals at once.
+fn sorted_sums<'a, K: Ord + Clone + 'a>(
+    sums: impl IntoIterator<Item = (K, &'a Sum)>,
+) -> Vec<Line<K, Decayed>> {
     let zero = BigInt::default();
     let mut all: Vec<(K, &Sum)> = sums.into_iter().filter(|(_, sum)| sum.exact != zero).collect();
-    all.sort_by(|(one, first), (two, second)| second.exact.cmp(&first.exact).then_with(|| one.cmp(two)));
+    all.sort_by(|(one, first), (two, second)| {
+        second.exact.cmp(&first.exact).then_with(|| one.cmp(two))
+    });
     (1..).zip(all).map(|(rank, (key, sum))| (rank, key, sum.decayed())).collect()
 }
 
@@ -1211,7 +1327,8 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
     const CHANGES: usize = 4_000;
     let (random, conn) = (&mut Random(9), database(&DECAYING));
     let memory = MemoryStore::new(&DECAYING);
-    let (mut setlists, mut shows) = (MemoryLeaderboard::new(SETLISTS_TRENDING), MemoryLeaderboard::new(SHOWS_TRENDING));
+    let (mut setlists, mut shows) =
+        (MemoryLeaderboard::new(SETLISTS_TRENDING), MemoryLeaderboard::new(SHOWS_TRENDING));
     let name = |show: usize| format!("show {show:02}");
     let mut of_setlists = vec![Sum::default(); SETLISTS];
     let mut of_shows = vec![Sum::default(); SHOWS_THERE];
@@ -1221,20 +1338,23 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
     let mut batch = Batch::new();
     let mut held = 0;
     for change in 0..CHANGES {
-        let mut vote = |batch: &mut Batch, of: &[Option<usize>], (setlist, at, amount): (usize, i64, i64)| {
-            let (epoch, weight) = (at.div_euclid(21_600), HALF_LIFE.weight(at));
-            batch.add(SETLIST_TREND, (setlist as i64, HALF_LIFE.epoch(at)), amount * weight);
-            of_setlists[setlist].add(epoch, amount * weight);
-            if let Some(show) = of[setlist] {
-                of_shows[show].add(epoch, amount * weight);
-            }
-            (earliest, latest) = (earliest.min(epoch), latest.max(epoch));
-        };
+        let mut vote =
+            |batch: &mut Batch, of: &[Option<usize>], (setlist, at, amount): (usize, i64, i64)| {
+                let (epoch, weight) = (at.div_euclid(21_600), HALF_LIFE.weight(at));
+                batch.add(SETLIST_TREND, (setlist as i64, HALF_LIFE.epoch(at)), amount * weight);
+                of_setlists[setlist].add(epoch, amount * weight);
+                if let Some(show) = of[setlist] {
+                    of_shows[show].add(epoch, amount * weight);
+                }
+                (earliest, latest) = (earliest.min(epoch), latest.max(epoch));
+            };
         match random.below(10) {
             0 | 1 => {
                 let setlist = random.below(SETLISTS);
                 let to = (random.below(5) > 0).then(|| random.below(SHOWS_THERE));
-                for (show, sign) in of[setlist].map(|show| (show, -1)).into_iter().chain(to.map(|show| (show, 1))) {
+                for (show, sign) in
+                    of[setlist].map(|show| (show, -1)).into_iter().chain(to.map(|show| (show, 1)))
+                {
                     batch.add(SETLIST_SHOW, (setlist as i64, name(show)), sign);
                     of_shows[show].add_all(&of_setlists[setlist], sign);
                 }
@@ -1246,7 +1366,8 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
                 vote(&mut batch, &of, (setlist, at, -amount));
             }
             kind => {
-                // Any time; now; far from both, so that all else is a trifle beside it; at an epoch's first second.
+                // Any time; now; far from both, so that all else is a trifle beside it; at an
+                // epoch's first second.
                 let epoch = match kind {
                     4 => 4_000 + random.below(3),
                     5 => *random.pick(&[MIN, MIN + i64::from(SPAN) - 1, 0, -1]),
@@ -1281,10 +1402,16 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
 
         let wanted = sorted_sums((0..).zip(&of_setlists));
         assert!(plain(setlists.top(100).unwrap()) == wanted, "change {change}: setlists in memory");
-        assert!(plain(store.top(SETLISTS_TRENDING, 100).unwrap()) == wanted, "change {change}: setlists in SQLite");
+        assert!(
+            plain(store.top(SETLISTS_TRENDING, 100).unwrap()) == wanted,
+            "change {change}: setlists in SQLite"
+        );
         let wanted = sorted_sums(of_shows.iter().enumerate().map(|(show, sum)| (name(show), sum)));
         assert!(plain(shows.top(100).unwrap()) == wanted, "change {change}: shows in memory");
-        assert!(plain(store.top(SHOWS_TRENDING, 100).unwrap()) == wanted, "change {change}: shows in SQLite");
+        assert!(
+            plain(store.top(SHOWS_TRENDING, 100).unwrap()) == wanted,
+            "change {change}: shows in SQLite"
+        );
         if !wanted.is_empty() {
             let line = random.pick(&wanted).clone();
             assert_eq!(one(shows.rank(&line.1).unwrap().line()), Some(line.clone()));
@@ -1295,24 +1422,37 @@ fn decayed_leaderboards_equal_exact_comparison_over_thousands_of_epochs() {
             check_value(sum, &found.score, MIN + random.below(i64::from(SPAN)));
             check_value(sum, &found.score, latest);
             let at = random.below(1 << 30) - (1 << 29);
-            assert_eq!(found.score.at(HALF_LIFE, at, 1_000), sum.decayed().at(HALF_LIFE, at, 1_000));
+            assert_eq!(
+                found.score.at(HALF_LIFE, at, 1_000),
+                sum.decayed().at(HALF_LIFE, at, 1_000)
+            );
         }
     }
     assert_eq!((held, earliest), (CHANGES, MIN));
     assert!(latest - earliest >= 8_000 && given.len() > 1_000);
     let store = SqliteStore::new(&conn, &DECAYING);
-    assert_eq!((store.rebuild(SETLISTS_TRENDING).unwrap(), store.rebuild(SHOWS_TRENDING).unwrap()), (0, 0));
+    assert_eq!(
+        (store.rebuild(SETLISTS_TRENDING).unwrap(), store.rebuild(SHOWS_TRENDING).unwrap()),
+        (0, 0)
+    );
     // All votes taken back, in another order: nobody is listed.
     for _ in 0..given.len() {
         let (setlist, at, amount) = given.swap_remove(random.below(given.len()));
-        batch.add(SETLIST_TREND, (setlist as i64, HALF_LIFE.epoch(at)), -amount * HALF_LIFE.weight(at));
+        batch.add(
+            SETLIST_TREND,
+            (setlist as i64, HALF_LIFE.epoch(at)),
+            -amount * HALF_LIFE.weight(at),
+        );
     }
     let applied = memory.apply(&mut batch.clone()).unwrap();
     setlists.follow(&memory, applied.deltas(&batch)).unwrap();
     shows.follow(&memory, applied.deltas(&batch)).unwrap();
     SqliteStore::new(&conn, &DECAYING).apply(&mut batch).unwrap();
     assert!(setlists.is_empty() && shows.is_empty());
-    assert_eq!((store.listed(SETLISTS_TRENDING).unwrap(), store.listed(SHOWS_TRENDING).unwrap()), (0, 0));
+    assert_eq!(
+        (store.listed(SETLISTS_TRENDING).unwrap(), store.listed(SHOWS_TRENDING).unwrap()),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -1337,9 +1477,14 @@ fn epochs_at_both_ends_of_64_bits_have_their_order() {
     }
     ranking.follow(&memory, memory.apply(&mut batch.clone()).unwrap().deltas(&batch)).unwrap();
     SqliteStore::new(&conn, &DECAYING).apply(&mut batch).unwrap();
-    let order = |lines: Vec<Ranked<i64, Decayed>>| lines.into_iter().map(|line| line.key).collect::<Vec<_>>();
+    let order = |lines: Vec<Ranked<i64, Decayed>>| {
+        lines.into_iter().map(|line| line.key).collect::<Vec<_>>()
+    };
     assert_eq!(order(ranking.top(9).unwrap()), [8, 2, 5, 1, 4, 6, 7, 3]);
-    assert_eq!(order(SqliteStore::new(&conn, &DECAYING).top(SETLISTS_TRENDING, 9).unwrap()), [8, 2, 5, 1, 4, 6, 7, 3]);
+    assert_eq!(
+        order(SqliteStore::new(&conn, &DECAYING).top(SETLISTS_TRENDING, 9).unwrap()),
+        [8, 2, 5, 1, 4, 6, 7, 3]
+    );
 }
 
 // What is no leaderboard.
@@ -1350,36 +1495,75 @@ fn leaderboards_and_schemas_that_cannot_be_are_refused() {
     /// Nobody looks at what was made.
     fn made<T>(_: T) {}
     const NUMBERS: Counter<i64> = Counter::new("song.numbers");
-    const TWO_ONE_TABLE: &[LeaderboardId] = &[SONGS.id(), Leaderboard::<Id>::new("song_board", BY).by(net).id()];
-    const TWO_ONE_NAME: &[LeaderboardId] = &[SONGS.id(), Leaderboard::<Id>::new("song.board", [UP]).by(any).id()];
+    const TWO_ONE_TABLE: &[LeaderboardId] =
+        &[SONGS.id(), Leaderboard::<Id>::new("song_board", BY).by(net).id()];
+    const TWO_ONE_NAME: &[LeaderboardId] =
+        &[SONGS.id(), Leaderboard::<Id>::new("song.board", [UP]).by(any).id()];
     const OF_A_COUNTER: &[LeaderboardId] = &[Leaderboard::<Id>::new("song.up", BY).by(net).id()];
-    const OF_A_COUNTERS_TABLE: &[LeaderboardId] = &[Leaderboard::<Id>::new("song_up", BY).by(net).id()];
-    const RESERVED: &[LeaderboardId] = &[Leaderboard::<Id>::new("keepcount.board", BY).by(net).id()];
+    const OF_A_COUNTERS_TABLE: &[LeaderboardId] =
+        &[Leaderboard::<Id>::new("song_up", BY).by(net).id()];
+    const RESERVED: &[LeaderboardId] =
+        &[Leaderboard::<Id>::new("keepcount.board", BY).by(net).id()];
     const SQLITES: &[LeaderboardId] = &[Leaderboard::<Id>::new("sqlite_board", BY).by(net).id()];
-    const ABSENT: &[LeaderboardId] = &[Leaderboard::<i64>::new("song.board", [NUMBERS]).by(any).id()];
-    const OTHER_VERSION: &[LeaderboardId] = &[Leaderboard::<Id>::new("song.board", [UP.version(2)]).by(any).id()];
+    const ABSENT: &[LeaderboardId] =
+        &[Leaderboard::<i64>::new("song.board", [NUMBERS]).by(any).id()];
+    const OTHER_VERSION: &[LeaderboardId] =
+        &[Leaderboard::<Id>::new("song.board", [UP.version(2)]).by(any).id()];
     const JUST_SONGS: &[LeaderboardId] = &[SONGS.id()];
     const DECAYED_ABSENT: &[LeaderboardId] = &[TRENDING.id()];
     let cases: [(&str, fn(), &str); 15] = [
         ("two of a table", || made(Schema::new(SPEC).leaderboards(TWO_ONE_TABLE)), "share a table"),
         ("two of a name", || made(Schema::new(SPEC).leaderboards(TWO_ONE_NAME)), "share a table"),
-        ("a counter's name", || made(Schema::new(SPEC).leaderboards(OF_A_COUNTER)), "share a table"),
-        ("a counter's table", || made(Schema::new(SPEC).leaderboards(OF_A_COUNTERS_TABLE)), "share a table"),
+        (
+            "a counter's name",
+            || made(Schema::new(SPEC).leaderboards(OF_A_COUNTER)),
+            "share a table",
+        ),
+        (
+            "a counter's table",
+            || made(Schema::new(SPEC).leaderboards(OF_A_COUNTERS_TABLE)),
+            "share a table",
+        ),
         ("keepcount's own", || made(Schema::new(SPEC).leaderboards(RESERVED)), "may not start"),
         ("SQLite's own", || made(Schema::new(SPEC).leaderboards(SQLITES)), "may not start"),
         ("counter absent", || made(Schema::new(SPEC).leaderboards(ABSENT)), "not in the schema"),
-        ("counter of another version", || made(Schema::new(SPEC).leaderboards(OTHER_VERSION)), "not in the schema"),
-        ("epochs absent", || made(Schema::new(SPEC).leaderboards(DECAYED_ABSENT)), "not in the schema"),
+        (
+            "counter of another version",
+            || made(Schema::new(SPEC).leaderboards(OTHER_VERSION)),
+            "not in the schema",
+        ),
+        (
+            "epochs absent",
+            || made(Schema::new(SPEC).leaderboards(DECAYED_ABSENT)),
+            "not in the schema",
+        ),
         ("no counter", || made(Leaderboard::<Id>::new("b", [])), "1 to 8 counters"),
         ("nine counters", || made(Leaderboard::<Id>::new("b", [UP; 9])), "1 to 8 counters"),
         ("no name", || made(Leaderboard::<Id>::new("", BY).by(net).id()), "1 to 48"),
-        ("a name with a space", || made(Leaderboard::<Id>::new("song leaderboard", BY).by(net).id()), "consists of"),
+        (
+            "a name with a space",
+            || made(Leaderboard::<Id>::new("song leaderboard", BY).by(net).id()),
+            "consists of",
+        ),
         (
             "a long name",
-            || made(Leaderboard::<Id>::new("a.name.of.more.than.forty-eight.characters.is.none", BY).by(net).id()),
+            || {
+                made(
+                    Leaderboard::<Id>::new(
+                        "a.name.of.more.than.forty-eight.characters.is.none",
+                        BY,
+                    )
+                    .by(net)
+                    .id(),
+                );
+            },
             "1 to 48",
         ),
-        ("a decayed one", || made(Leaderboard::<String, Decayed>::decayed("Trend", TREND).id()), "consists of"),
+        (
+            "a decayed one",
+            || made(Leaderboard::<String, Decayed>::decayed("Trend", TREND).id()),
+            "consists of",
+        ),
     ];
     for (case, make, naming) in cases {
         let panic = catch_unwind(make).expect_err(case);
@@ -1403,7 +1587,10 @@ fn a_leaderboard_that_is_not_in_the_database_is_an_error_that_names_it() {
         SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap_err(),
     ];
     for error in errors {
-        assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "song_board"), "{error:?}");
+        assert!(
+            matches!(&error, Error::SchemaMismatch { table, .. } if table == "song_board"),
+            "{error:?}"
+        );
     }
     assert_eq!(SqliteStore::new(&conn, &BARE).total(UP, (1, "a")).unwrap(), 0);
     assert!(conn.is_autocommit());

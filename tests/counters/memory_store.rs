@@ -1,5 +1,5 @@
-//! `MemoryStore` between threads, and over a restart: exact totals, batches that are seen whole or not at all, snapshots that are
-//! one moment, and damaged snapshots that are refused.
+//! `MemoryStore` between threads, and over a restart: exact totals, batches that are seen whole or
+//! not at all, snapshots that are one moment, and damaged snapshots that are refused.
 #![allow(clippy::disallowed_methods)]
 
 use crate::support::random::Random;
@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Instant;
 
 use keepcount::backend::KeyRange;
-use keepcount::{Batch, Counter, Error, KeyBuf, MemoryStore, Recovery, Schema, Snapshot, Store, StreamRange};
+use keepcount::{
+    Batch, Counter, Error, KeyBuf, MemoryStore, Recovery, Schema, Snapshot, Store, StreamRange,
+};
 use serde_json::{Value, json};
 
 const VOTES: Counter<i64> = Counter::new("show.votes");
@@ -38,7 +40,8 @@ fn threads_share_keys_and_lose_nothing() {
             let mut random = Random(seed);
             let mut sums: BTreeMap<i64, i64> = BTreeMap::new();
             for _ in 0..rounds {
-                let deltas: Vec<_> = (0..size).map(|_| (random.below(size * 3), random.below(7) - 3)).collect();
+                let deltas: Vec<_> =
+                    (0..size).map(|_| (random.below(size * 3), random.below(7) - 3)).collect();
                 let mut batch = batch(deltas.iter().copied());
                 for (key, delta) in &deltas {
                     batch.add(USES, key.to_string(), -delta);
@@ -64,7 +67,8 @@ fn threads_share_keys_and_lose_nothing() {
         let expected: Vec<_> = sums.into_iter().filter(|(_, sum)| *sum != 0).collect();
         assert!(!expected.is_empty());
         assert_eq!(votes(&store), expected, "batches of {size}");
-        let mirrored = expected.iter().map(|(key, sum)| (key.to_string(), -sum)).collect::<BTreeMap<_, _>>();
+        let mirrored =
+            expected.iter().map(|(key, sum)| (key.to_string(), -sum)).collect::<BTreeMap<_, _>>();
         assert_eq!(store.totals(USES).unwrap(), mirrored.into_iter().collect::<Vec<_>>());
     }
 }
@@ -80,8 +84,8 @@ enum Beside {
     Fills,
 }
 
-/// Amounts move between keys, each in one batch, so at every moment all totals sum to 0; meanwhile batches are refused in their
-/// middle, of which not even for a moment anything may be seen.
+/// Amounts move between keys, each in one batch, so at every moment all totals sum to 0; meanwhile
+/// batches are refused in their middle, of which not even for a moment anything may be seen.
 fn moments(beside: Beside) {
     const FULL: i64 = -1;
     let store = MemoryStore::new(&SCHEMA);
@@ -131,14 +135,18 @@ fn moments(beside: Beside) {
 
     let moments = thread::scope(|scope| {
         let observer = scope.spawn(observe);
-        let writers = [scope.spawn(|| transfer(7, 20_000, 1)), scope.spawn(|| transfer(11, 400, 100))];
+        let writers =
+            [scope.spawn(|| transfer(7, 20_000, 1)), scope.spawn(|| transfer(11, 400, 100))];
         let refused = scope.spawn(|| refused(300));
         writers.into_iter().chain([refused]).for_each(|writer| writer.join().unwrap());
         done.store(true, Ordering::Relaxed);
         observer.join().unwrap()
     });
     assert!(moments > 5, "only {moments} snapshots were taken while writers wrote");
-    assert_eq!(store.total(VOTES, FULL).unwrap(), if beside == Beside::Calm { 1 } else { i64::MAX });
+    assert_eq!(
+        store.total(VOTES, FULL).unwrap(),
+        if beside == Beside::Calm { 1 } else { i64::MAX }
+    );
 }
 
 #[test]
@@ -170,7 +178,10 @@ fn refused_batches_leave_nothing_among_writers() {
             }
             let refused = store.apply(&mut large).unwrap_err();
             let key = FULL[usize::from(round % 2 != 0)];
-            assert_eq!(refused.to_string(), format!("counter show.votes, key {key}: the total leaves 64 bits"));
+            assert_eq!(
+                refused.to_string(),
+                format!("counter show.votes, key {key}: the total leaves 64 bits")
+            );
             assert_eq!(refused.recovery(), Recovery::Permanent);
         }
     };
@@ -179,7 +190,8 @@ fn refused_batches_leave_nothing_among_writers() {
             scope.spawn(move || write(seed));
         }
     });
-    let expected = (0..1_024).map(|key| (key, 300)).chain([(FULL[0], i64::MAX), (FULL[1], i64::MIN)]);
+    let expected =
+        (0..1_024).map(|key| (key, 300)).chain([(FULL[0], i64::MAX), (FULL[1], i64::MIN)]);
     assert_eq!(votes(&store), expected.collect::<Vec<_>>());
 }
 
@@ -198,7 +210,10 @@ fn totals_at_zero_leave_the_memory() {
     assert!(store.apply(&mut batch((0..500).map(|key| (key, 1)))).is_err());
     assert_eq!(len(), 1);
     assert_eq!(store.len(USES.id()).unwrap(), 0);
-    assert!(matches!(store.len(VOTES.version(2).id()), Err(Error::DefinitionConflict { counter: "show.votes", .. })));
+    assert!(matches!(
+        store.len(VOTES.version(2).id()),
+        Err(Error::DefinitionConflict { counter: "show.votes", .. })
+    ));
 }
 
 fn sample() -> MemoryStore {
@@ -238,7 +253,10 @@ fn equal_stores_give_equal_snapshots() {
     two.apply(&mut batch((0..2_000).map(|key| (key, -1)).chain([(9_999, 1)]))).unwrap();
     two.apply(&mut batch([(9_999, -1)])).unwrap();
     assert_eq!(one.snapshot(), two.snapshot());
-    assert_eq!(serde_json::to_string(&one.snapshot()).unwrap(), serde_json::to_string(&two.snapshot()).unwrap());
+    assert_eq!(
+        serde_json::to_string(&one.snapshot()).unwrap(),
+        serde_json::to_string(&two.snapshot()).unwrap()
+    );
 }
 
 /// A snapshot after a change of its JSON; none when it cannot even be read.
@@ -251,7 +269,9 @@ fn changed(change: impl FnOnce(&mut Value)) -> Option<Snapshot> {
 #[track_caller]
 fn refused(change: impl FnOnce(&mut Value), names: &[&str]) {
     let restored = MemoryStore::restore(&SCHEMA, &changed(change).expect("it can be read"));
-    let error = restored.err().unwrap_or_else(|| panic!("a snapshot is restored that should name {names:?}"));
+    let error = restored
+        .err()
+        .unwrap_or_else(|| panic!("a snapshot is restored that should name {names:?}"));
     assert!(matches!(error, Error::Snapshot { .. }), "{error:?}");
     assert_eq!(error.recovery(), Recovery::Permanent);
     for name in names {
@@ -265,7 +285,8 @@ const TURNED: Schema = Schema::new(&[USES.table(), VOTES.table()]);
 #[test]
 fn snapshots_of_another_format_are_refused() {
     assert!(MemoryStore::restore(&SCHEMA, &changed(|_| {}).unwrap()).is_ok());
-    let old = json!({ "format": 1, "schema": 5, "counters": [{ "name": "show.votes", "totals": [] }] });
+    let old =
+        json!({ "format": 1, "schema": 5, "counters": [{ "name": "show.votes", "totals": [] }] });
     for text in [old.to_string(), serde_json::to_string_pretty(&old).unwrap()] {
         let error = serde_json::from_str::<Snapshot>(&text).unwrap_err();
         assert!(error.to_string().contains("its format is 1, not 2"), "{error}");
@@ -277,10 +298,16 @@ fn snapshots_of_another_format_are_refused() {
         assert!(error.to_string().contains(&format!("its format is {format}, not 2")), "{error}");
     }
     for field in ["format", "counters", "offsets"] {
-        assert!(changed(|json| drop(json.as_object_mut().unwrap().remove(field))).is_none(), "{field}");
+        assert!(
+            changed(|json| drop(json.as_object_mut().unwrap().remove(field))).is_none(),
+            "{field}"
+        );
     }
     // The order of writing is no part of what a schema means.
-    assert_eq!(MemoryStore::restore(&TURNED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(), -2);
+    assert_eq!(
+        MemoryStore::restore(&TURNED, &sample().snapshot()).unwrap().total(VOTES, -7).unwrap(),
+        -2
+    );
 }
 
 #[test]
@@ -309,19 +336,25 @@ fn a_key_that_is_none_of_its_counter_is_refused() {
         refused(key(1, text), &["tag.uses", text, "malformed"]);
     }
     for unreadable in ["0", "xy", "8000000000000g00", "\u{e9}\u{e9}"] {
-        assert!(changed(|json| json["counters"][0]["totals"][0][0] = json!(unreadable)).is_none(), "{unreadable}");
+        assert!(
+            changed(|json| json["counters"][0]["totals"][0][0] = json!(unreadable)).is_none(),
+            "{unreadable}"
+        );
     }
 }
 
-/// A snapshot that lacked a counter was restored with zeros, which passed for totals. It is restored, since counters are added, but such a
-/// counter is not read before it is backfilled.
+/// A snapshot that lacked a counter was restored with zeros, which passed for totals. It is
+/// restored, since counters are added, but such a counter is not read before it is backfilled.
 #[test]
 fn a_counter_that_a_snapshot_lacks_is_not_read() {
     let lacking = changed(|json| drop(json["counters"].as_array_mut().unwrap().pop())).unwrap();
     let store = restored(&lacking);
     assert!(store.is_ready(VOTES.id()).unwrap() && !store.is_ready(USES.id()).unwrap());
     let refused = store.total(USES, "\0").unwrap_err();
-    assert!(matches!(&refused, Error::NotReady { unready, .. } if unready == "tag.uses"), "{refused}");
+    assert!(
+        matches!(&refused, Error::NotReady { unready, .. } if unready == "tag.uses"),
+        "{refused}"
+    );
     assert_eq!((votes(&store).len(), store.len(USES.id()).unwrap()), (4, 0));
     // What was not ready is so after the next snapshot too.
     let again = restored(&store.snapshot());
@@ -332,15 +365,23 @@ fn a_counter_that_a_snapshot_lacks_is_not_read() {
 fn offsets_come_back_with_the_totals() {
     let store = MemoryStore::new(&SCHEMA);
     for (stream, first, last) in [("a", 1, 3), ("b", 1, 9), ("a", 4, 4)] {
-        store.apply_idempotent(&mut batch([(7, 1)]), &StreamRange::new(stream, first, last).unwrap()).unwrap();
+        store
+            .apply_idempotent(&mut batch([(7, 1)]), &StreamRange::new(stream, first, last).unwrap())
+            .unwrap();
     }
     store.apply_idempotent(&mut batch([]), &StreamRange::new("of nothing", 1, 2).unwrap()).unwrap();
-    assert!(store.apply_idempotent(&mut batch([]), &StreamRange::new("ahead", 2, 2).unwrap()).is_err());
+    assert!(
+        store.apply_idempotent(&mut batch([]), &StreamRange::new("ahead", 2, 2).unwrap()).is_err()
+    );
     let json = serde_json::to_value(store.snapshot()).unwrap();
     assert_eq!(json["offsets"], json!({ "a": 4, "b": 9, "of nothing": 2 }));
     let back = restored(&serde_json::from_value(json).unwrap());
     assert_eq!(["a", "b", "of nothing", "ahead"].map(|stream| back.offset(stream)), [4, 9, 2, 0]);
-    assert!(back.apply_idempotent(&mut batch([(7, 1)]), &StreamRange::new("a", 3, 4).unwrap()).unwrap().skipped);
+    assert!(
+        back.apply_idempotent(&mut batch([(7, 1)]), &StreamRange::new("a", 3, 4).unwrap())
+            .unwrap()
+            .skipped
+    );
     assert!(matches!(
         back.apply_idempotent(&mut batch([]), &StreamRange::new("b", 11, 11).unwrap()),
         Err(Error::Gap { .. })
@@ -352,7 +393,8 @@ fn offsets_come_back_with_the_totals() {
     }
 }
 
-/// Keys come as bytes, so one of another type may be asked for: it has no total, and must not be taken for one that has.
+/// Keys come as bytes, so one of another type may be asked for: it has no total, and must not be
+/// taken for one that has.
 #[test]
 fn keys_of_another_width_are_nobody_elses() {
     let store = MemoryStore::new(&SCHEMA);
@@ -367,19 +409,30 @@ fn keys_of_another_width_are_nobody_elses() {
         for foreign in [short, long, KeyBuf::of::<(i64, u8)>((0, 0)), KeyBuf::of::<i128>(0)] {
             match Store::read_keys(&mut &store, VOTES.id(), std::slice::from_ref(&foreign)) {
                 Ok(totals) => assert_eq!(totals, [0], "{foreign:?}"),
-                Err(error) => assert!(matches!(error, Error::Key { counter: "show.votes", .. }), "{error}"),
+                Err(error) => {
+                    assert!(matches!(error, Error::Key { counter: "show.votes", .. }), "{error}");
+                }
             }
-            if let Ok(page) = Store::read_range(&mut &store, VOTES.id(), &KeyRange::after(Some(&foreign)), 10) {
+            if let Ok(page) =
+                Store::read_range(&mut &store, VOTES.id(), &KeyRange::after(Some(&foreign)), 10)
+            {
                 // A prefix stands for all keys that begin with it.
-                let behind = |key: &KeyBuf| *key > foreign && !key.as_bytes().starts_with(foreign.as_bytes());
+                let behind = |key: &KeyBuf| {
+                    *key > foreign && !key.as_bytes().starts_with(foreign.as_bytes())
+                };
                 let all = [(zero.clone(), 5), (KeyBuf::of::<i64>(0x100), 6)];
-                assert_eq!(page, all.into_iter().filter(|(key, _)| behind(key)).collect::<Vec<_>>(), "{foreign:?}");
+                assert_eq!(
+                    page,
+                    all.into_iter().filter(|(key, _)| behind(key)).collect::<Vec<_>>(),
+                    "{foreign:?}"
+                );
             }
         }
     }
 }
 
-/// Keys of which the first half made the hash 0 in every process, whatever its seed: each was compared with all others.
+/// Keys of which the first half made the hash 0 in every process, whatever its seed: each was
+/// compared with all others.
 #[test]
 fn keys_that_are_chosen_against_the_hash_cost_no_more_than_others() {
     const IDS: Counter<[u8; 16]> = Counter::new("ids");
@@ -409,21 +462,26 @@ fn resident() -> f64 {
     f64::from(pages) * 4096.0
 }
 
-/// Figures for docs/performance.md: `KEEPCOUNT_STREAMS=1000000 cargo test --test counters many_streams -- --nocapture`.
+/// Figures for docs/performance.md: `KEEPCOUNT_STREAMS=1000000 cargo test --test counters
+/// many_streams -- --nocapture`.
 #[test]
 fn many_streams_are_kept_listed_and_forgotten() {
-    let streams: u32 = std::env::var("KEEPCOUNT_STREAMS").map_or(100_000, |streams| streams.parse().unwrap());
+    let streams: u32 =
+        std::env::var("KEEPCOUNT_STREAMS").map_or(100_000, |streams| streams.parse().unwrap());
     let name = |stream: u32| format!("device {stream:012}");
     let (store, before) = (MemoryStore::new(&SCHEMA), resident());
     let began = Instant::now();
     for stream in 0..streams {
-        store.apply_idempotent(&mut Batch::new(), &StreamRange::new(&name(stream), 1, 1).unwrap()).unwrap();
+        store
+            .apply_idempotent(&mut Batch::new(), &StreamRange::new(&name(stream), 1, 1).unwrap())
+            .unwrap();
     }
     println!("{:?} for the offsets of {streams} streams", began.elapsed());
     println!("{:.0} bytes a stream", (resident() - before) / f64::from(streams));
     let (began, mut listed) = (Instant::now(), Vec::new());
     loop {
-        let page = store.offsets(listed.last().map(|(last, _): &(String, u64)| last.as_str()), 1_000);
+        let page =
+            store.offsets(listed.last().map(|(last, _): &(String, u64)| last.as_str()), 1_000);
         if page.is_empty() {
             break;
         }

@@ -1,5 +1,6 @@
-//! Many that deliver the same streams, in chunks of their own, again, too early, and whenever they do not know an outcome: threads and processes on one
-//! SQLite file, processes that are killed, and threads on one memory store beside snapshots. Each event is applied once.
+//! Many that deliver the same streams, in chunks of their own, again, too early, and whenever they
+//! do not know an outcome: threads and processes on one SQLite file, processes that are killed, and
+//! threads on one memory store beside snapshots. Each event is applied once.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::offsets::{
-    File, PLAIN, RISING, Random, SUM, assert_applied, assert_applied_in, events, last_of, open, rows, stream_range,
-    write_rows,
+    File, PLAIN, RISING, Random, SUM, assert_applied, assert_applied_in, events, last_of, open,
+    rows, stream_range, write_rows,
 };
 use crate::support::test_of;
 use keepcount::{Applied, Error, MemoryStore, Recovery, Result, Schema, SqliteStore, Store};
@@ -45,8 +46,9 @@ impl Delivered {
     }
 }
 
-/// Delivers all events of all streams, in random chunks, some of them again, some too early, and whatever failed for a reason that may
-/// pass once more; until each event was applied, by this deliverer or by another.
+/// Delivers all events of all streams, in random chunks, some of them again, some too early, and
+/// whatever failed for a reason that may pass once more; until each event was applied, by this
+/// deliverer or by another.
 fn deliver_all(
     streams: &[&str],
     count: u64,
@@ -97,10 +99,15 @@ const STREAMS: [&str; 3] = ["votes", "totals alone", "votes of others"];
 /// What a driver's error is to somebody who tries again.
 fn driver(error: rusqlite::Error) -> Error {
     assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{error}");
-    Error::Busy { operation: "the application's own statement".to_owned(), reason: "locked", cause: error.into() }
+    Error::Busy {
+        operation: "the application's own statement".to_owned(),
+        reason: "locked",
+        cause: error.into(),
+    }
 }
 
-/// Some events in a transaction of the application, in one of several ways; one in five has an outcome that nobody learns.
+/// Some events in a transaction of the application, in one of several ways; one in five has an
+/// outcome that nobody learns.
 fn apply_in_sqlite(
     conn: &Connection,
     schema: &Schema,
@@ -126,10 +133,14 @@ fn apply_in_sqlite(
         store.apply_idempotent(&mut batch.clone(), &stream_range)
     };
     let mut applied = write();
-    let (forgotten, mut commits) = (random.below(5) == 0, applied.as_ref().is_ok_and(|applied| !applied.skipped));
+    let (forgotten, mut commits) =
+        (random.below(5) == 0, applied.as_ref().is_ok_and(|applied| !applied.skipped));
     if forgotten && applied.is_ok() {
         commits &= random.coin();
-        applied = Err(Error::Indeterminate { operation: "committing".to_owned(), cause: "nobody knows".into() });
+        applied = Err(Error::Indeterminate {
+            operation: "committing".to_owned(),
+            cause: "nobody knows".into(),
+        });
     }
     if commits && let Err(error) = conn.execute_batch("COMMIT").map_err(driver) {
         applied = Err(error);
@@ -140,7 +151,13 @@ fn apply_in_sqlite(
     applied
 }
 
-fn deliver_in_sqlite(path: &Path, schema: &Schema, streams: &[&str], count: u64, seed: u64) -> Delivered {
+fn deliver_in_sqlite(
+    path: &Path,
+    schema: &Schema,
+    streams: &[&str],
+    count: u64,
+    seed: u64,
+) -> Delivered {
     let (conn, mut random) = (open(path, Duration::from_millis(2)), Random(seed));
     deliver_all(streams, count, &mut random, |stream, first, last, random| {
         apply_in_sqlite(&conn, schema, stream, first, last, random)
@@ -150,11 +167,17 @@ fn deliver_in_sqlite(path: &Path, schema: &Schema, streams: &[&str], count: u64,
 /// Rows and totals are those of all events, each once.
 fn assert_all_applied(path: &Path, schema: &Schema, streams: &[&str], count: u64) {
     let conn = open(path, Duration::ZERO);
-    assert_applied_in(&conn, schema, &streams.iter().map(|stream| (*stream, count)).collect::<Vec<_>>());
+    assert_applied_in(
+        &conn,
+        schema,
+        &streams.iter().map(|stream| (*stream, count)).collect::<Vec<_>>(),
+    );
     let with_rows = streams.iter().filter(|stream| **stream != STREAMS[1]);
-    let all = with_rows.map(|stream| ((*stream).to_owned(), count.cast_signed(), count.cast_signed()));
+    let all =
+        with_rows.map(|stream| ((*stream).to_owned(), count.cast_signed(), count.cast_signed()));
     assert_eq!(rows(&conn), all.collect::<Vec<_>>());
-    let twice = "SELECT count(*) FROM (SELECT 1 FROM votes GROUP BY stream, event HAVING count(*) > 1)";
+    let twice =
+        "SELECT count(*) FROM (SELECT 1 FROM votes GROUP BY stream, event HAVING count(*) > 1)";
     assert_eq!(conn.query_row(twice, (), |row| row.get::<_, i64>(0)), Ok(0));
 }
 
@@ -170,7 +193,8 @@ fn threads_that_deliver_the_same_streams_apply_each_event_once() {
         let file = File::new(schema);
         let delivered = thread::scope(|scope| {
             let path = &file.path;
-            let one = |seed| scope.spawn(move || deliver_in_sqlite(path, schema, streams, count, seed));
+            let one =
+                |seed| scope.spawn(move || deliver_in_sqlite(path, schema, streams, count, seed));
             let all: Vec<_> = (1..=4).map(one).collect();
             Delivered::sum(all.into_iter().map(|one| one.join().unwrap()))
         });
@@ -188,7 +212,13 @@ const COUNT_OF_PROCESSES: u64 = 30_000;
 fn a_deliverer_in_a_process_of_its_own() {
     let Ok(what) = std::env::var(DELIVERER) else { return };
     let (seed, path) = what.split_once(' ').unwrap();
-    deliver_in_sqlite(Path::new(path), &RISING, &STREAMS, COUNT_OF_PROCESSES, seed.parse().unwrap());
+    deliver_in_sqlite(
+        Path::new(path),
+        &RISING,
+        &STREAMS,
+        COUNT_OF_PROCESSES,
+        seed.parse().unwrap(),
+    );
 }
 
 #[test]
@@ -196,7 +226,11 @@ fn processes_that_deliver_the_same_streams_and_are_killed_apply_each_event_once(
     let file = File::new(&RISING);
     let spawn = |seed: u64| -> Child {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &test_of(module_path!(), "a_deliverer_in_a_process_of_its_own"), "--quiet"])
+            .args([
+                "--exact",
+                &test_of(module_path!(), "a_deliverer_in_a_process_of_its_own"),
+                "--quiet",
+            ])
             .env(DELIVERER, format!("{seed} {}", file.path.display()))
             .stdout(Stdio::null())
             .spawn()
@@ -216,7 +250,10 @@ fn processes_that_deliver_the_same_streams_and_are_killed_apply_each_event_once(
     }
     assert!(others.iter_mut().all(|other| other.wait().unwrap().success()));
     println!("{kills} deliverers were killed at work, at events {at:?}");
-    assert!(kills > 0 && at.iter().any(|last| (1..COUNT_OF_PROCESSES).contains(last)), "none was killed at work");
+    assert!(
+        kills > 0 && at.iter().any(|last| (1..COUNT_OF_PROCESSES).contains(last)),
+        "none was killed at work"
+    );
     assert_all_applied(&file.path, &RISING, &STREAMS, COUNT_OF_PROCESSES);
 }
 
@@ -246,19 +283,24 @@ fn threads_apply_each_event_once_in_memory_and_what_an_offset_says_is_in_the_tot
                     let (store, all_here) = (&store, &all_here);
                     scope.spawn(move || {
                         all_here.wait();
-                        deliver_all(streams, COUNT_IN_MEMORY, &mut Random(seed), |stream, first, last, random| {
-                            let applied = store.apply_idempotent(
-                                &mut events(stream, first, last),
-                                &stream_range(stream, first, last),
-                            )?;
-                            if random.below(5) == 0 {
-                                return Err(Error::Indeterminate {
-                                    operation: "applying".to_owned(),
-                                    cause: "nobody knows".into(),
-                                });
-                            }
-                            Ok(applied)
-                        })
+                        deliver_all(
+                            streams,
+                            COUNT_IN_MEMORY,
+                            &mut Random(seed),
+                            |stream, first, last, random| {
+                                let applied = store.apply_idempotent(
+                                    &mut events(stream, first, last),
+                                    &stream_range(stream, first, last),
+                                )?;
+                                if random.below(5) == 0 {
+                                    return Err(Error::Indeterminate {
+                                        operation: "applying".to_owned(),
+                                        cause: "nobody knows".into(),
+                                    });
+                                }
+                                Ok(applied)
+                            },
+                        )
                     })
                 })
                 .collect();
@@ -266,13 +308,18 @@ fn threads_apply_each_event_once_in_memory_and_what_an_offset_says_is_in_the_tot
                 let mut looks = BTreeSet::new();
                 all_here.wait();
                 while !done.load(Ordering::Relaxed) {
-                    let before: Vec<u64> = streams.iter().map(|stream| store.offset(stream)).collect();
+                    let before: Vec<u64> =
+                        streams.iter().map(|stream| store.offset(stream)).collect();
                     let snapshot = store.snapshot();
-                    let after: Vec<u64> = streams.iter().map(|stream| store.offset(stream)).collect();
+                    let after: Vec<u64> =
+                        streams.iter().map(|stream| store.offset(stream)).collect();
                     let seen = MemoryStore::restore(schema, &snapshot).unwrap();
                     for ((stream, before), after) in streams.iter().zip(before).zip(after) {
                         let count = count_in(&seen, stream);
-                        assert!((before..=after).contains(&count), "{stream}: {before} {count} {after}");
+                        assert!(
+                            (before..=after).contains(&count),
+                            "{stream}: {before} {count} {after}"
+                        );
                         looks.insert(count);
                     }
                 }
@@ -285,7 +332,8 @@ fn threads_apply_each_event_once_in_memory_and_what_an_offset_says_is_in_the_tot
         println!("{delivered:?}, {} different moments seen", looks.len());
         moments += looks.len();
         assert!(delivered.skipped > 0 && delivered.again > 0);
-        let all: Vec<(&str, u64)> = streams.iter().map(|stream| (*stream, COUNT_IN_MEMORY)).collect();
+        let all: Vec<(&str, u64)> =
+            streams.iter().map(|stream| (*stream, COUNT_IN_MEMORY)).collect();
         assert_applied(&store, schema, &all);
     }
     assert!(moments > 3, "{moments} different moments seen");

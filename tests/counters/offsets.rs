@@ -1,11 +1,12 @@
-//! Each event of a stream is applied once, with its rows: through rollbacks, batches that fail in their middle, offsets that are broken or
-//! gone, transactions that were overtaken, and outcomes that nobody learns.
+//! Each event of a stream is applied once, with its rows: through rollbacks, batches that fail in
+//! their middle, offsets that are broken or gone, transactions that were overtaken, and outcomes
+//! that nobody learns.
 
 use std::time::Duration;
 
 use crate::support::offsets::{
-    File, PLAIN, RISING, Random, SCHEMAS, SUM, VOTES, assert_applied_in, database, deliver, events, last_of, open,
-    rows, stream_range, write_rows,
+    File, PLAIN, RISING, Random, SCHEMAS, SUM, VOTES, assert_applied_in, database, deliver, events,
+    last_of, open, rows, stream_range, write_rows,
 };
 use crate::support::world::{Kinds, Trace};
 use keepcount::sql::{self, Dialect};
@@ -27,7 +28,8 @@ fn rows_totals_and_the_offset_roll_back_together_and_a_skip_says_so() {
         tx.rollback().unwrap();
         assert_applied_in(&conn, schema, &[("votes", 40)]);
 
-        for (first, last, skipped) in [(41, 50, false), (41, 50, true), (1, 40, true), (45, 46, true), (51, 93, false)]
+        for (first, last, skipped) in
+            [(41, 50, false), (41, 50, true), (1, 40, true), (45, 46, true), (51, 93, false)]
         {
             let applied = deliver(&mut conn, schema, "votes", first, last);
             assert_eq!((applied.skipped, applied.totals == 0), (skipped, skipped));
@@ -66,16 +68,33 @@ fn outside_a_transaction_offset_and_totals_are_one_of_their_own() {
             let applied = store.apply_idempotent(&mut batch.clone(), &stream_range).unwrap();
             (applied.skipped, applied.statements, trace.kinds())
         };
-        let own = |writes| Kinds { reads: 1, writes, others: vec!["BEGIN IMMEDIATE".to_owned(), "COMMIT".to_owned()] };
+        let own = |writes| Kinds {
+            reads: 1,
+            writes,
+            others: vec!["BEGIN IMMEDIATE".to_owned(), "COMMIT".to_owned()],
+        };
         if schema.leaderboard_ids().is_empty() {
-            assert_eq!(ran(&events("votes", 1, 3), stream_range("votes", 1, 3)), (false, 4, own(5)));
+            assert_eq!(
+                ran(&events("votes", 1, 3), stream_range("votes", 1, 3)),
+                (false, 4, own(5))
+            );
         }
         assert_eq!(ran(&Batch::new(), stream_range("others", 1, 3)), (false, 0, own(1)));
         assert_eq!(ran(&events("others", 1, 3), stream_range("others", 1, 3)), (true, 0, own(0)));
-        let refused = store.apply_idempotent(&mut events("others", 9, 9), &stream_range("others", 9, 9)).unwrap_err();
-        assert_eq!(refused.to_string(), "stream others: event 9 leaves a gap, the last one applied is 3");
-        let refused = store.apply_idempotent(&mut events("others", 3, 4), &stream_range("others", 3, 4)).unwrap_err();
-        assert_eq!(refused.to_string(), "stream others: events 3 to 4 overlap what was applied, up to 3");
+        let refused = store
+            .apply_idempotent(&mut events("others", 9, 9), &stream_range("others", 9, 9))
+            .unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "stream others: event 9 leaves a gap, the last one applied is 3"
+        );
+        let refused = store
+            .apply_idempotent(&mut events("others", 3, 4), &stream_range("others", 3, 4))
+            .unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "stream others: events 3 to 4 overlap what was applied, up to 3"
+        );
         assert_eq!(trace.kinds().writes, 0);
         assert!(conn.is_autocommit());
         assert_eq!(last_of(&conn, "others"), 3);
@@ -87,7 +106,12 @@ fn the_statements_of_an_offset_are_prepared_once() {
     let conn = database(&PLAIN);
     let mut store = SqliteStore::new(&conn, &PLAIN);
     for event in 1..=50 {
-        store.apply_idempotent(&mut events("votes", event, event), &stream_range("votes", event, event)).unwrap();
+        store
+            .apply_idempotent(
+                &mut events("votes", event, event),
+                &stream_range("votes", event, event),
+            )
+            .unwrap();
     }
     for text in [sql::read_offset(Dialect::Sqlite), sql::set_offset(Dialect::Sqlite)] {
         let runs = conn.prepare_cached(&text).unwrap().get_status(StatementStatus::Run);
@@ -104,7 +128,10 @@ fn names_of_streams_are_taken_as_they_are() {
     for store in [&mut SqliteStore::new(&conn, &PLAIN) as &mut dyn Store, &mut &memory] {
         for (last, name) in (1..).zip(names) {
             assert!(
-                !store.apply_idempotent(&mut Batch::new(), &stream_range(name, 1, last)).unwrap().skipped,
+                !store
+                    .apply_idempotent(&mut Batch::new(), &stream_range(name, 1, last))
+                    .unwrap()
+                    .skipped,
                 "{name:?}"
             );
         }
@@ -116,8 +143,8 @@ fn names_of_streams_are_taken_as_they_are() {
 
 // Batches that fail.
 
-/// A transaction in which some events were written, with a batch of the next that fails: all is as before the batch, and the
-/// transaction goes on.
+/// A transaction in which some events were written, with a batch of the next that fails: all is as
+/// before the batch, and the transaction goes on.
 #[track_caller]
 fn fails_in_the_middle(schema: &Schema, breaks: &str, repairs: &str, batch: &Batch) -> Error {
     let mut conn = database(schema);
@@ -127,7 +154,8 @@ fn fails_in_the_middle(schema: &Schema, breaks: &str, repairs: &str, batch: &Bat
     let mut store = SqliteStore::new(&tx, schema);
     store.apply_idempotent(&mut events("votes", 41, 41), &stream_range("votes", 41, 41)).unwrap();
     tx.execute_batch(breaks).unwrap();
-    let error = store.apply_idempotent(&mut batch.clone(), &stream_range("votes", 42, 45)).unwrap_err();
+    let error =
+        store.apply_idempotent(&mut batch.clone(), &stream_range("votes", 42, 45)).unwrap_err();
     assert!(!tx.is_autocommit(), "{error}");
     tx.execute_batch(repairs).unwrap();
     assert_applied_in(&tx, schema, &[("votes", 41)]);
@@ -138,7 +166,10 @@ fn fails_in_the_middle(schema: &Schema, breaks: &str, repairs: &str, batch: &Bat
     conn.execute_batch(breaks).unwrap();
     let mut store = SqliteStore::new(&conn, schema);
     assert_eq!(
-        store.apply_idempotent(&mut batch.clone(), &stream_range("votes", 42, 45)).unwrap_err().to_string(),
+        store
+            .apply_idempotent(&mut batch.clone(), &stream_range("votes", 42, 45))
+            .unwrap_err()
+            .to_string(),
         error.to_string()
     );
     conn.execute_batch(repairs).unwrap();
@@ -154,14 +185,19 @@ fn a_batch_that_fails_in_its_middle_leaves_totals_and_offset() {
         let mut beyond = events("votes", 42, 45);
         beyond.add(SUM, "votes", i64::MAX - 500);
         let error = fails_in_the_middle(schema, "", "", &beyond);
-        assert!(matches!(error, Error::Overflow { counter: "stream.sum", what: "total", .. }), "{error:?}");
+        assert!(
+            matches!(error, Error::Overflow { counter: "stream.sum", what: "total", .. }),
+            "{error:?}"
+        );
     }
 }
 
 #[test]
 fn an_offset_that_cannot_be_moved_takes_the_totals_back() {
     let trigger = |event: &str, what: &str| {
-        let when = format!("CREATE TRIGGER odd BEFORE {event} ON keepcount_offsets BEGIN SELECT RAISE({what}); END");
+        let when = format!(
+            "CREATE TRIGGER odd BEFORE {event} ON keepcount_offsets BEGIN SELECT RAISE({what}); END"
+        );
         (when, "DROP TRIGGER odd".to_owned())
     };
     let renamed = (
@@ -177,7 +213,8 @@ fn an_offset_that_cannot_be_moved_takes_the_totals_back() {
         (renamed, ["stream votes", "view"]),
     ] {
         for schema in SCHEMAS {
-            let text = fails_in_the_middle(schema, &breaks, &repairs, &events("votes", 42, 45)).to_string();
+            let text = fails_in_the_middle(schema, &breaks, &repairs, &events("votes", 42, 45))
+                .to_string();
             assert!(names.iter().all(|name| text.contains(name)), "{text}");
         }
     }
@@ -194,7 +231,11 @@ fn an_offset_that_rolls_all_back_is_told_apart() {
     let error = SqliteStore::new(&conn, &PLAIN)
         .apply_idempotent(&mut events("votes", 6, 7), &stream_range("votes", 6, 7))
         .unwrap_err();
-    assert!(matches!(error, Error::TransactionLost { .. }) && error.to_string().contains("stream votes"), "{error}");
+    assert!(
+        matches!(error, Error::TransactionLost { .. })
+            && error.to_string().contains("stream votes"),
+        "{error}"
+    );
     assert!(conn.is_autocommit());
     assert_applied_in(&conn, &PLAIN, &[("votes", 5)]);
     assert_eq!(rows(&conn), [("votes".to_owned(), 5, 5)]);
@@ -202,9 +243,15 @@ fn an_offset_that_rolls_all_back_is_told_apart() {
 
 #[test]
 fn a_table_of_offsets_that_is_absent_or_not_ours_is_named() {
-    let table = |columns: &str| format!("DROP TABLE keepcount_offsets; CREATE TABLE keepcount_offsets {columns};");
-    let holding =
-        |value: &str| format!("{}INSERT INTO keepcount_offsets VALUES ('votes', {value})", table("(stream, last)"));
+    let table = |columns: &str| {
+        format!("DROP TABLE keepcount_offsets; CREATE TABLE keepcount_offsets {columns};")
+    };
+    let holding = |value: &str| {
+        format!(
+            "{}INSERT INTO keepcount_offsets VALUES ('votes', {value})",
+            table("(stream, last)")
+        )
+    };
     // What `check` says, and what applying says.
     for (breaks, checked, applied) in [
         ("DROP TABLE keepcount_offsets".to_owned(), "it is absent", "table keepcount_offsets: it is absent"),
@@ -260,7 +307,8 @@ fn a_table_of_offsets_that_is_absent_or_not_ours_is_named() {
 
 // Beside other connections.
 
-/// A deferred transaction reads the offset of its own moment: had it been written since, the same events would follow it still.
+/// A deferred transaction reads the offset of its own moment: had it been written since, the same
+/// events would follow it still.
 #[test]
 fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_begin() {
     for (schema, batch, operation) in [
@@ -269,7 +317,8 @@ fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_be
         (&PLAIN, Batch::new(), "moving the offset of stream votes"),
     ] {
         let file = File::new(schema);
-        let (mut ours, mut theirs) = (open(&file.path, Duration::ZERO), open(&file.path, Duration::ZERO));
+        let (mut ours, mut theirs) =
+            (open(&file.path, Duration::ZERO), open(&file.path, Duration::ZERO));
         deliver(&mut theirs, schema, "votes", 1, 5);
         let tx = ours.transaction_with_behavior(TransactionBehavior::Deferred).unwrap();
         assert_eq!(last_of(&tx, "votes"), 5);
@@ -278,7 +327,10 @@ fn a_deferred_transaction_that_somebody_else_overtook_is_busy_and_says_how_to_be
             .apply_idempotent(&mut batch.clone(), &stream_range("votes", 6, 9))
             .unwrap_err();
         let text = error.to_string();
-        assert!(matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry, "{error:?}");
+        assert!(
+            matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry,
+            "{error:?}"
+        );
         for part in [operation, "roll it back and repeat it whole", "BEGIN IMMEDIATE"] {
             assert!(text.contains(part), "{text}");
         }
@@ -297,14 +349,26 @@ fn a_lock_of_somebody_else_names_what_was_to_be_done() {
     theirs.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut store = SqliteStore::new(&ours, &PLAIN);
     for (batch, operation) in [
-        (events("votes", 1, 2), "writing totals of counter show.votes, stream.sum: database is locked"),
+        (
+            events("votes", 1, 2),
+            "writing totals of counter show.votes, stream.sum: database is locked",
+        ),
         (Batch::new(), "moving the offset of stream votes: database is locked"),
     ] {
-        let error = store.apply_idempotent(&mut batch.clone(), &stream_range("votes", 1, 2)).unwrap_err();
-        assert!(error.to_string().starts_with(operation) && error.recovery() == Recovery::Retry, "{error}");
+        let error =
+            store.apply_idempotent(&mut batch.clone(), &stream_range("votes", 1, 2)).unwrap_err();
+        assert!(
+            error.to_string().starts_with(operation) && error.recovery() == Recovery::Retry,
+            "{error}"
+        );
     }
     theirs.execute_batch("COMMIT").unwrap();
-    assert!(!store.apply_idempotent(&mut events("votes", 1, 2), &stream_range("votes", 1, 2)).unwrap().skipped);
+    assert!(
+        !store
+            .apply_idempotent(&mut events("votes", 1, 2), &stream_range("votes", 1, 2))
+            .unwrap()
+            .skipped
+    );
 }
 
 #[test]
@@ -321,7 +385,10 @@ fn an_outcome_that_nobody_learned_is_tried_again_until_it_is_known() {
                 write_rows(&tx, "votes", first, end).unwrap();
                 let mut store = SqliteStore::new(&tx, schema);
                 let applied = store
-                    .apply_idempotent(&mut events("votes", first, end), &stream_range("votes", first, end))
+                    .apply_idempotent(
+                        &mut events("votes", first, end),
+                        &stream_range("votes", first, end),
+                    )
                     .unwrap();
                 assert_eq!(applied.skipped, stands, "whether it was committed");
                 if applied.skipped || random.coin() {
@@ -362,9 +429,15 @@ fn offsets_are_listed_by_pages_and_a_forgotten_one_counts_its_events_again() {
     let mut sorted: Vec<(&str, u64)> = streams.iter().copied().zip(1..).collect();
     sorted.sort_unstable();
     for limit in [0, 1, 2, 3, 7, 100] {
-        for after in [None, Some(""), Some("a"), Some("b"), Some("c"), Some("\u{e9}"), Some("\u{ffff}")] {
-            let wanted: Vec<_> =
-                sorted.iter().filter(|(stream, _)| Some(*stream) > after).take(limit).copied().collect();
+        for after in
+            [None, Some(""), Some("a"), Some("b"), Some("c"), Some("\u{e9}"), Some("\u{ffff}")]
+        {
+            let wanted: Vec<_> = sorted
+                .iter()
+                .filter(|(stream, _)| Some(*stream) > after)
+                .take(limit)
+                .copied()
+                .collect();
             assert_eq!(names(&sqlite.offsets(after, limit).unwrap()), wanted, "{after:?} {limit}");
             assert_eq!(names(&memory.offsets(after, limit)), wanted, "{after:?} {limit}");
         }
@@ -376,8 +449,15 @@ fn offsets_are_listed_by_pages_and_a_forgotten_one_counts_its_events_again() {
     // Totals stay, and an event that is delivered again counts again.
     let sum = |store: &SqliteStore<'_>| { *store }.total(SUM, "b").unwrap();
     assert_eq!((sum(&sqlite), memory.total(SUM, "b").unwrap()), (3, 3));
-    assert!(!{ sqlite }.apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2)).unwrap().skipped);
-    assert!(!memory.apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2)).unwrap().skipped);
+    assert!(
+        !{ sqlite }
+            .apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2))
+            .unwrap()
+            .skipped
+    );
+    assert!(
+        !memory.apply_idempotent(&mut events("b", 1, 2), &stream_range("b", 1, 2)).unwrap().skipped
+    );
     assert_eq!((sum(&sqlite), memory.total(SUM, "b").unwrap()), (6, 6));
     conn.execute_batch("UPDATE keepcount_offsets SET last = -1 WHERE stream = 'a'").unwrap();
     for error in [sqlite.offsets(None, 100).unwrap_err(), sqlite.forget_offset("a").unwrap_err()] {
@@ -399,7 +479,8 @@ fn an_offset_that_is_forgotten_in_a_transaction_comes_back_with_it() {
     assert_eq!(last_of(&conn, "votes"), 40);
 }
 
-/// A log that lost its end, and totals that did not: what came next was skipped event by event, without an error.
+/// A log that lost its end, and totals that did not: what came next was skipped event by event,
+/// without an error.
 #[test]
 fn an_offset_that_is_ahead_of_its_log_is_refused_before_events_are_delivered() {
     let mut conn = database(&PLAIN);
@@ -409,23 +490,36 @@ fn an_offset_that_is_ahead_of_its_log_is_refused_before_events_are_delivered() {
     memory.apply_idempotent(&mut events("votes", 1, 40), &stream_range("votes", 1, 40)).unwrap();
     let memory = MemoryStore::restore(&PLAIN, &memory.snapshot()).unwrap();
     // The log has 35 events; another gets the number 36.
-    assert!(store.apply_idempotent(&mut events("votes", 36, 36), &stream_range("votes", 36, 36)).unwrap().skipped);
-    for (end, from) in [(40, Some(41)), (41, Some(41)), (u64::MAX, Some(41)), (39, None), (0, None)] {
+    assert!(
+        store
+            .apply_idempotent(&mut events("votes", 36, 36), &stream_range("votes", 36, 36))
+            .unwrap()
+            .skipped
+    );
+    for (end, from) in [(40, Some(41)), (41, Some(41)), (u64::MAX, Some(41)), (39, None), (0, None)]
+    {
         for found in [store.replay_from("votes", end), memory.replay_from("votes", end)] {
             match (found, from) {
                 (Ok(found), Some(from)) => assert_eq!(found, from),
                 (Err(error), None) => {
                     assert_eq!(error.recovery(), Recovery::Permanent);
                     let (wanted, found) = (
-                        format!("stream votes: events up to 40 were applied, and its log ends at {end}; "),
+                        format!(
+                            "stream votes: events up to 40 were applied, and its log ends at {end}; "
+                        ),
                         error.to_string(),
                     );
                     assert!(found.starts_with(&wanted), "{found}");
-                    assert!(matches!(error, Error::LogTruncated { applied: 40, end: known, .. } if known == end));
+                    assert!(
+                        matches!(error, Error::LogTruncated { applied: 40, end: known, .. } if known == end)
+                    );
                 }
                 (found, _) => panic!("{end}: {found:?}"),
             }
         }
     }
-    assert_eq!((store.replay_from("new", 0).unwrap(), memory.replay_from("new", 7).unwrap()), (1, 1));
+    assert_eq!(
+        (store.replay_from("new", 0).unwrap(), memory.replay_from("new", 7).unwrap()),
+        (1, 1)
+    );
 }

@@ -1,5 +1,6 @@
-//! Totals that nobody asks for any more, in both stores: what is below a cutoff goes and stays away, what is at it or above is as a plain recount
-//! says, through hooks, audits, snapshots, reopening, and writers at the same moment.
+//! Totals that nobody asks for any more, in both stores: what is below a cutoff goes and stays
+//! away, what is at it or above is as a plain recount says, through hooks, audits, snapshots,
+//! reopening, and writers at the same moment.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,8 +11,8 @@ use crate::support::world::run_whole;
 use keepcount::backend::KeyRange;
 use keepcount::reconcile::{Columns, MemoryAudit, Mode, Options, Report, SqliteAudit, SqliteRows};
 use keepcount::{
-    Batch, Counter, Error, KeyBuf, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery, Schema, Snapshot,
-    SqliteStore, Store, Sweep, Swept, Tally,
+    Batch, Counter, Error, KeyBuf, Leaderboard, MemoryLeaderboard, MemoryStore, Record, Recovery,
+    Schema, Snapshot, SqliteStore, Store, Sweep, Swept, Tally,
 };
 use proptest::collection::vec;
 use proptest::option::weighted;
@@ -20,9 +21,11 @@ use rusqlite::{Connection, params};
 
 const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
-const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> =
+    Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
-const TRENDING: Leaderboard<i64, keepcount::Decayed> = Leaderboard::decayed("show.trending", SHOW_DAYS);
+const TRENDING: Leaderboard<i64, keepcount::Decayed> =
+    Leaderboard::decayed("show.trending", SHOW_DAYS);
 const SCHEMA: Schema = Schema::new(&[
     SETLIST_VOTES.table(),
     SETLIST_DAYS.table().prunable(),
@@ -63,7 +66,9 @@ impl Rows {
     /// Every counter, without what is below a cutoff.
     fn recount(&self, cutoff: Option<i64>) -> Totals {
         let mut totals = Totals::new();
-        let mut add = |name, prefix, suffix, amount| *totals.entry((name, prefix, suffix)).or_insert(0) += amount;
+        let mut add = |name, prefix, suffix, amount| {
+            *totals.entry((name, prefix, suffix)).or_insert(0) += amount;
+        };
         for row in self.votes.values() {
             let Row::Vote { setlist, day, amount } = row else { continue };
             add("setlist.votes", *setlist, None, *amount);
@@ -73,7 +78,9 @@ impl Rows {
             add("setlist.days", *setlist, Some(*day), *amount);
             for row in self.setlists.values() {
                 match row {
-                    Row::Setlist { id, show } if id == setlist => add("show.days", *show, Some(*day), *amount),
+                    Row::Setlist { id, show } if id == setlist => {
+                        add("show.days", *show, Some(*day), *amount);
+                    }
                     _ => {}
                 }
             }
@@ -103,7 +110,11 @@ fn day() -> impl Strategy<Value = i64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let vote = (0..4_i64, day(), -2..4_i64).prop_map(|(setlist, day, amount)| Row::Vote { setlist, day, amount });
+    let vote = (0..4_i64, day(), -2..4_i64).prop_map(|(setlist, day, amount)| Row::Vote {
+        setlist,
+        day,
+        amount,
+    });
     let put = prop_oneof![
         3 => (0..8_i64, weighted(0.75, vote)).prop_map(|(id, row)| (id, row)),
         // Negative numbers are setlists.
@@ -176,7 +187,9 @@ impl Subject for Memory {
 
     fn reopen(&mut self) {
         let json = serde_json::to_string(&self.store.snapshot()).unwrap();
-        self.store = MemoryStore::restore(&SCHEMA, &serde_json::from_str::<Snapshot>(&json).unwrap()).unwrap();
+        self.store =
+            MemoryStore::restore(&SCHEMA, &serde_json::from_str::<Snapshot>(&json).unwrap())
+                .unwrap();
     }
 
     fn store(&mut self) -> Box<dyn Store + '_> {
@@ -185,7 +198,9 @@ impl Subject for Memory {
 
     fn reconcile(&mut self, mode: Mode, options: Options, _: bool) -> Report {
         let mut votes: Vec<Row> = self.rows.votes.values().cloned().collect();
-        votes.sort_by_key(|row| if let Row::Vote { setlist, day, .. } = row { (*setlist, *day) } else { (0, 0) });
+        votes.sort_by_key(|row| {
+            if let Row::Vote { setlist, day, .. } = row { (*setlist, *day) } else { (0, 0) }
+        });
         let setlists: Vec<Row> = self.rows.setlists.values().rev().cloned().collect();
         let mut audit = MemoryAudit::new(&mut self.store);
         audit.add(SETLIST_VOTES, |_: Bound<i64>| votes.clone()).unwrap();
@@ -197,7 +212,8 @@ impl Subject for Memory {
     fn leaderboards(&mut self) -> [Vec<(u64, i64)>; 2] {
         let mut ranking = MemoryLeaderboard::new(TRENDING);
         ranking.rebuild(&self.store).unwrap();
-        let lines: Vec<(u64, i64)> = ranking.top(9).unwrap().iter().map(|line| (line.rank, line.key)).collect();
+        let lines: Vec<(u64, i64)> =
+            ranking.top(9).unwrap().iter().map(|line| (line.rank, line.key)).collect();
         [lines.clone(), lines]
     }
 }
@@ -248,11 +264,16 @@ impl Subject for Sqlite {
         match row {
             Some(Row::Vote { setlist, day, amount }) => {
                 self.conn
-                    .execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)", params![id, setlist, day, amount])
+                    .execute(
+                        "INSERT INTO votes VALUES (?1, ?2, ?3, ?4)",
+                        params![id, setlist, day, amount],
+                    )
                     .unwrap();
             }
             Some(Row::Setlist { id: setlist, show }) => {
-                self.conn.execute("INSERT INTO setlists VALUES (?1, ?2, ?3)", params![id, setlist, show]).unwrap();
+                self.conn
+                    .execute("INSERT INTO setlists VALUES (?1, ?2, ?3)", params![id, setlist, show])
+                    .unwrap();
             }
             None => {}
         }
@@ -279,10 +300,15 @@ impl Subject for Sqlite {
     fn reconcile(&mut self, mode: Mode, options: Options, other: bool) -> Report {
         let amounts = |columns: Columns| if other { columns } else { columns.sum("amount") };
         let votes = SqliteRows::of("votes", |row| {
-            Ok(Row::Vote { setlist: row.get("setlist")?, day: row.get("day")?, amount: row.get("amount")? })
+            Ok(Row::Vote {
+                setlist: row.get("setlist")?,
+                day: row.get("day")?,
+                amount: row.get("amount")?,
+            })
         });
-        let setlists =
-            SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get("id")?, show: row.get("show")? }));
+        let setlists = SqliteRows::of("setlists", |row| {
+            Ok(Row::Setlist { id: row.get("id")?, show: row.get("show")? })
+        });
         let mut audit = SqliteAudit::new(&self.conn, &SCHEMA).unwrap();
         let votes = votes.key(SETLIST_VOTES, amounts(Columns::of(["setlist"])));
         audit.add(votes.key(SETLIST_DAYS, amounts(Columns::of(["setlist", "day"])))).unwrap();
@@ -296,7 +322,11 @@ impl Subject for Sqlite {
             store.top(TRENDING, 9).unwrap().iter().map(|line| (line.rank, line.key)).collect()
         };
         let kept = lines(&store);
-        assert_eq!(store.rebuild(TRENDING).unwrap(), 0, "lines of the leaderboard that a prune left behind");
+        assert_eq!(
+            store.rebuild(TRENDING).unwrap(),
+            0,
+            "lines of the leaderboard that a prune left behind"
+        );
         [kept, lines(&store)]
     }
 }
@@ -320,11 +350,16 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
                 subject.apply(&batch);
             }
             Op::Prune(before) => {
-                let below = |name: &(&str, i64, Option<i64>)| name.0.ends_with("days") && name.2 < Some(*before);
+                let below = |name: &(&str, i64, Option<i64>)| {
+                    name.0.ends_with("days") && name.2 < Some(*before)
+                };
                 let going = rows.recount(cutoff).keys().filter(|name| below(name)).count() as u64;
                 let gone = subject.prune(*before);
                 // Rows of 0 may be among those that go in SQLite.
-                assert!(gone >= going && (cutoff < Some(*before) || gone == 0), "{gone} went, not {going}, by {op:?}");
+                assert!(
+                    gone >= going && (cutoff < Some(*before) || gone == 0),
+                    "{gone} went, not {going}, by {op:?}"
+                );
                 cutoff = cutoff.max(Some(*before));
                 assert_eq!(subject.prune(*before), 0, "once more");
             }
@@ -338,22 +373,35 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
                 }
                 subject.apply(&batch);
                 let drift = subject.reconcile(Mode::Verify, options, other).drift();
-                assert_eq!(drift, batch.len() as u64, "what climbs from a total that is off is no drift of its own");
+                assert_eq!(
+                    drift,
+                    batch.len() as u64,
+                    "what climbs from a total that is off is no drift of its own"
+                );
                 let repair = subject.reconcile(Mode::Repair, options, other);
                 assert_eq!(repair.drift(), drift, "{repair}");
             }
         }
-        assert_eq!(totals(&mut *subject.store()), rows.recount(cutoff), "cut at {cutoff:?}, after {op:?}");
+        assert_eq!(
+            totals(&mut *subject.store()),
+            rows.recount(cutoff),
+            "cut at {cutoff:?}, after {op:?}"
+        );
         for prefix in 0..4 {
             let from = cutoff.unwrap_or(i64::MIN);
             let sum: i64 = rows
                 .recount(None)
                 .iter()
-                .filter(|(name, _)| name.0 == "show.days" && name.1 == prefix && name.2 >= Some(from))
+                .filter(|(name, _)| {
+                    name.0 == "show.days" && name.1 == prefix && name.2 >= Some(from)
+                })
                 .map(|(_, total)| total)
                 .sum();
             assert_eq!(
-                subject.store().sum_range(SHOW_DAYS.id(), SHOW_DAYS.suffixes(prefix, from..).keys()).unwrap(),
+                subject
+                    .store()
+                    .sum_range(SHOW_DAYS.id(), SHOW_DAYS.suffixes(prefix, from..).keys())
+                    .unwrap(),
                 sum
             );
         }
@@ -369,7 +417,12 @@ fn check<S: Subject>(ops: &[Op], page: usize, other: bool) {
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig { cases: 60, failure_persistence: None, max_shrink_iters: 2_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: 60,
+        failure_persistence: None,
+        max_shrink_iters: 2_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -429,11 +482,12 @@ fn what_moves_over_the_cutoff_counts_on_its_side_only() {
     memory.prune(SETLIST_DAYS, 10).unwrap();
     store.prune(SETLIST_DAYS, 10).unwrap();
     for (batch, left) in &steps {
-        let applied = [memory.apply(&mut batch.clone()).unwrap(), store.apply(&mut batch.clone()).unwrap()];
+        let applied =
+            [memory.apply(&mut batch.clone()).unwrap(), store.apply(&mut batch.clone()).unwrap()];
         for applied in &applied {
-            let below = applied
-                .deltas(batch)
-                .filter(|(id, key, _)| *id == SETLIST_DAYS.id() && key.decode::<(i64, i64)>().unwrap().1 < 10);
+            let below = applied.deltas(batch).filter(|(id, key, _)| {
+                *id == SETLIST_DAYS.id() && key.decode::<(i64, i64)>().unwrap().1 < 10
+            });
             assert_eq!(below.count(), 0, "what is below the cutoff is not written");
         }
         let left_days = SHOW_DAYS.suffixes(7, 10..);
@@ -448,7 +502,10 @@ fn what_moves_over_the_cutoff_counts_on_its_side_only() {
             SHOW_DAYS.all(),
         ] {
             for refused in [memory.sum(range.clone()), store.sum(range.clone())] {
-                assert!(matches!(refused, Err(Error::Pruned { counter: "show.days", .. })), "{range:?}: {refused:?}");
+                assert!(
+                    matches!(refused, Err(Error::Pruned { counter: "show.days", .. })),
+                    "{range:?}: {refused:?}"
+                );
             }
         }
     }
@@ -495,13 +552,20 @@ fn a_total_planted_below_the_cutoff_is_the_same_to_both_audits() {
             memory.prune(10);
             sqlite.prune(10);
             let mut json = serde_json::to_value(memory.store.snapshot()).unwrap();
-            let counter =
-                json["counters"].as_array_mut().unwrap().iter_mut().find(|known| known["name"] == "setlist.days");
-            counter.unwrap()["totals"] = serde_json::json!([[KeyBuf::of::<(i64, i64)>((1_i64, 3_i64)), 9]]);
-            memory.store = MemoryStore::restore(&SCHEMA, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
+            let counter = json["counters"]
+                .as_array_mut()
+                .unwrap()
+                .iter_mut()
+                .find(|known| known["name"] == "setlist.days");
+            counter.unwrap()["totals"] =
+                serde_json::json!([[KeyBuf::of::<(i64, i64)>((1_i64, 3_i64)), 9]]);
+            memory.store =
+                MemoryStore::restore(&SCHEMA, &serde_json::from_value::<Snapshot>(json).unwrap())
+                    .unwrap();
             sqlite.conn.execute("INSERT INTO setlist_days VALUES (1, 3, 9)", ()).unwrap();
         }
-        let reports = [memory.reconcile(mode, options, false), sqlite.reconcile(mode, options, false)];
+        let reports =
+            [memory.reconcile(mode, options, false), sqlite.reconcile(mode, options, false)];
         assert_eq!(reports[0].to_string(), reports[1].to_string());
         assert_eq!(totals(&mut *memory.store()), totals(&mut *sqlite.store()));
         found.push(reports[0].drift());
@@ -509,8 +573,8 @@ fn a_total_planted_below_the_cutoff_is_the_same_to_both_audits() {
     assert_eq!(found[2], 0, "a repair leaves nothing that a verify reports: {found:?}");
 }
 
-/// A repair counted the rows of its key without looking at the cutoff, while the measure leaves out those below: a total planted there, where rows still are,
-/// came back with each repair.
+/// A repair counted the rows of its key without looking at the cutoff, while the measure leaves out
+/// those below: a total planted there, where rows still are, came back with each repair.
 #[test]
 fn on_sqlite_a_total_planted_below_the_cutoff_beside_its_rows_is_repaired_away() {
     for by_tally in [false, true] {
@@ -558,7 +622,10 @@ fn in_memory_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
         }
     });
     let found = totals(&mut &store);
-    assert!(found.keys().all(|(name, _, day)| *name != "setlist.days" || *day >= Some(14)), "{found:?}");
+    assert!(
+        found.keys().all(|(name, _, day)| *name != "setlist.days" || *day >= Some(14)),
+        "{found:?}"
+    );
     for day in 14..20 {
         assert_eq!(found[&("setlist.days", day % 3, Some(day))], threads * 400);
     }
@@ -580,7 +647,11 @@ fn on_sqlite_a_prune_beside_writers_leaves_nothing_below_its_cutoff() {
     SqliteStore::new(&conn, &SCHEMA).create().unwrap();
     let mut memberships = Batch::new();
     memberships.insert(
-        &[Row::Setlist { id: 0, show: 5 }, Row::Setlist { id: 1, show: 5 }, Row::Setlist { id: 2, show: 6 }][..],
+        &[
+            Row::Setlist { id: 0, show: 5 },
+            Row::Setlist { id: 1, show: 5 },
+            Row::Setlist { id: 2, show: 6 },
+        ][..],
     );
     SqliteStore::new(&conn, &SCHEMA).apply(&mut memberships).unwrap();
     thread::scope(|scope| {
@@ -679,7 +750,10 @@ fn a_sweep_removes_totals_of_0_a_bounded_part_a_call_and_changes_nothing_that_is
         let (mut sweep, mut gone, mut calls) = (Sweep::new().rows(rows), 0, 0);
         loop {
             let swept = store.sweep(&mut sweep).unwrap();
-            assert!(swept.looked <= rows as u64 && swept.totals <= swept.looked && swept.locks == 0, "{swept:?}");
+            assert!(
+                swept.looked <= rows as u64 && swept.totals <= swept.looked && swept.locks == 0,
+                "{swept:?}"
+            );
             (gone, calls) = (gone + swept.totals, calls + 1);
             if swept.complete {
                 break;
@@ -745,7 +819,11 @@ fn a_sweep_beside_writers_loses_nothing() {
                     for round in 0..150_i64 {
                         let mut batch = Batch::new();
                         for key in 0..10 {
-                            batch.add(SETLIST_VOTES, key, if (round + writer + key) % 2 == 0 { 1 } else { -1 });
+                            batch.add(
+                                SETLIST_VOTES,
+                                key,
+                                if (round + writer + key) % 2 == 0 { 1 } else { -1 },
+                            );
                         }
                         batch.add(ALL_VOTES, (), 1);
                         SqliteStore::new(&conn, &FORUM).apply(&mut batch).unwrap();

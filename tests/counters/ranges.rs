@@ -1,5 +1,6 @@
-//! Ranges of keys and their sums, in both stores, against a filtered map of plain keys: all kinds of bounds, beginnings of keys, limits,
-//! sums beyond 64 bits; and that SQLite reads a range of its index without sorting.
+//! Ranges of keys and their sums, in both stores, against a filtered map of plain keys: all kinds
+//! of bounds, beginnings of keys, limits, sums beyond 64 bits; and that SQLite reads a range of its
+//! index without sorting.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -7,7 +8,8 @@ use std::ops::Bound;
 use keepcount::backend::KeyRange;
 use keepcount::sql::{self, Dialect, Value};
 use keepcount::{
-    Batch, Counter, CounterId, CounterRange, Error, KeyBuf, KeyError, MemoryStore, Schema, SqliteStore, Store,
+    Batch, Counter, CounterId, CounterRange, Error, KeyBuf, KeyError, MemoryStore, Schema,
+    SqliteStore, Store,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -19,7 +21,8 @@ const TWO: Counter<(String, i64)> = Counter::new("two");
 const THREE: Counter<(i8, (String, i64))> = Counter::new("three");
 const FAR: Counter<((i8, String), i64)> = Counter::new("far");
 const ALL: Counter<()> = Counter::new("all");
-const SCHEMA: Schema = Schema::new(&[ONE.table(), WORD.table(), TWO.table(), THREE.table(), FAR.table(), ALL.table()]);
+const SCHEMA: Schema =
+    Schema::new(&[ONE.table(), WORD.table(), TWO.table(), THREE.table(), FAR.table(), ALL.table()]);
 
 /// A part of a key, without the crate's types; sorts as the crate must sort it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +34,8 @@ enum Part {
 type Parts = Vec<Part>;
 type Ends = (Bound<Parts>, Bound<Parts>);
 
-/// Whether a key is within bounds that may be the beginnings of keys: such a beginning stands for all keys that begin so.
+/// Whether a key is within bounds that may be the beginnings of keys: such a beginning stands for
+/// all keys that begin so.
 fn within(key: &Parts, (start, end): &Ends) -> bool {
     let prefix = |bound: &Parts| key[..bound.len()].cmp(bound.as_slice());
     let starts = match start {
@@ -68,7 +72,9 @@ fn encoded(counter: CounterId, parts: &[Part]) -> KeyBuf {
         ("two", [one, two]) => KeyBuf::of::<(String, i64)>((text(one), int(two))),
         (_, [one]) => KeyBuf::of::<i8>(small::<i8>(one)),
         (_, [one, two]) => KeyBuf::of::<(i8, String)>((small::<i8>(one), text(two))),
-        (_, [one, two, three]) => KeyBuf::of::<(i8, (String, i64))>((small::<i8>(one), (text(two), int(three)))),
+        (_, [one, two, three]) => {
+            KeyBuf::of::<(i8, (String, i64))>((small::<i8>(one), (text(two), int(three))))
+        }
         _ => panic!("{parts:?}"),
     }
 }
@@ -101,13 +107,15 @@ const WIDE: &[i64] = &[i64::MIN, i64::MIN + 1, -256, -1, 0, 1, 255, 256, i64::MA
 /// A whole key of a counter.
 fn key(counter: CounterId) -> BoxedStrategy<Parts> {
     match counter.name() {
-        "one" => ints(&[-32768, -32767, -256, -1, 0, 1, 255, 32766, 32767]).prop_map(|one| vec![one]).boxed(),
+        "one" => ints(&[-32768, -32767, -256, -1, 0, 1, 255, 32766, 32767])
+            .prop_map(|one| vec![one])
+            .boxed(),
         "word" => texts().prop_map(|one| vec![one]).boxed(),
         "two" => (texts(), ints(WIDE)).prop_map(|(one, two)| vec![one, two]).boxed(),
         "all" => Just(Vec::new()).boxed(),
-        _ => {
-            (ints(&[-128, -1, 0, 127]), texts(), ints(WIDE)).prop_map(|(one, two, three)| vec![one, two, three]).boxed()
-        }
+        _ => (ints(&[-128, -1, 0, 127]), texts(), ints(WIDE))
+            .prop_map(|(one, two, three)| vec![one, two, three])
+            .boxed(),
     }
 }
 
@@ -124,8 +132,8 @@ fn bound(counter: CounterId) -> impl Strategy<Value = Bound<Parts>> {
 
 fn ends(counter: CounterId) -> impl Strategy<Value = Ends> {
     // Often one beginning with two suffixes, as ranges over time are.
-    let prefixes =
-        (key(counter), key(counter), 0..3_usize, 0..5_u8, 0..5_u8).prop_map(|(one, mut two, same, start, end)| {
+    let prefixes = (key(counter), key(counter), 0..3_usize, 0..5_u8, 0..5_u8).prop_map(
+        |(one, mut two, same, start, end)| {
             let same = same.min(one.len());
             two[..same].clone_from_slice(&one[..same]);
             let bound = |key: &Parts, kind: u8| match kind {
@@ -136,7 +144,8 @@ fn ends(counter: CounterId) -> impl Strategy<Value = Ends> {
                 _ => Bound::Included(key[..key.len().min(same + 1)].to_vec()),
             };
             (bound(&one, start), bound(&two, end))
-        });
+        },
+    );
     prop_oneof![(bound(counter), bound(counter)), prefixes]
 }
 
@@ -194,8 +203,12 @@ fn add(batch: &mut Batch, counter: CounterId, key: &Parts, amount: i64) {
         ("one", [one]) => batch.add(ONE, small::<i16>(one), amount),
         ("word", [one]) => batch.add(WORD, text(one), amount),
         ("two", [one, two]) => batch.add(TWO, (text(one), int(two)), amount),
-        ("three", [one, two, three]) => batch.add(THREE, (small::<i8>(one), (text(two), int(three))), amount),
-        ("far", [one, two, three]) => batch.add(FAR, ((small::<i8>(one), text(two)), int(three)), amount),
+        ("three", [one, two, three]) => {
+            batch.add(THREE, (small::<i8>(one), (text(two), int(three))), amount);
+        }
+        ("far", [one, two, three]) => {
+            batch.add(FAR, ((small::<i8>(one), text(two)), int(three)), amount);
+        }
         _ => batch.add(ALL, (), amount),
     }
 }
@@ -272,10 +285,14 @@ fn pairs() -> (Stores, Vec<(String, i64)>) {
 
 fn check_pairs(range: &CounterRange<(String, i64)>, is: impl Fn(&str, i64) -> bool) {
     let (stores, keys) = pairs();
-    let wanted: Vec<(String, i64)> = keys.into_iter().filter(|(prefix, suffix)| is(prefix, *suffix)).collect();
+    let wanted: Vec<(String, i64)> =
+        keys.into_iter().filter(|(prefix, suffix)| is(prefix, *suffix)).collect();
     stores.each(|store_is, mut store| {
-        let found: Vec<(String, i64)> =
-            Store::range(&mut store, range.clone(), usize::MAX).unwrap().into_iter().map(|(key, _)| key).collect();
+        let found: Vec<(String, i64)> = Store::range(&mut store, range.clone(), usize::MAX)
+            .unwrap()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
         assert_eq!(found, wanted, "{store_is}: {range:?}");
         assert_eq!(
             Store::sum(&mut store, range.clone()).unwrap(),
@@ -293,14 +310,20 @@ fn typed_ranges_are_what_they_say() {
     check_pairs(&TWO.suffixes("a", 0..), |prefix, suffix| prefix == "a" && suffix >= 0);
     check_pairs(&TWO.suffixes("a", ..0), |prefix, suffix| prefix == "a" && suffix < 0);
     check_pairs(&TWO.suffixes("a", ..=0), |prefix, suffix| prefix == "a" && suffix <= 0);
-    check_pairs(&TWO.suffixes("a", -1..=1), |prefix, suffix| prefix == "a" && (-1..=1).contains(&suffix));
+    check_pairs(&TWO.suffixes("a", -1..=1), |prefix, suffix| {
+        prefix == "a" && (-1..=1).contains(&suffix)
+    });
     check_pairs(&TWO.suffixes("a", i64::MIN..=i64::MAX), |prefix, _| prefix == "a");
-    check_pairs(&TWO.suffixes("a", i64::MIN..i64::MAX), |prefix, suffix| prefix == "a" && suffix != i64::MAX);
+    check_pairs(&TWO.suffixes("a", i64::MIN..i64::MAX), |prefix, suffix| {
+        prefix == "a" && suffix != i64::MAX
+    });
     check_pairs(&TWO.suffixes("", ..), |prefix, _| prefix.is_empty());
     let after = (Bound::Excluded(i64::MAX), Bound::Unbounded);
     check_pairs(&TWO.suffixes("a", after), |_, _| false);
     let between = (Bound::Excluded(-256), Bound::Excluded(255));
-    check_pairs(&TWO.suffixes("b", between), |prefix, suffix| prefix == "b" && -256 < suffix && suffix < 255);
+    check_pairs(&TWO.suffixes("b", between), |prefix, suffix| {
+        prefix == "b" && -256 < suffix && suffix < 255
+    });
     #[allow(clippy::reversed_empty_ranges)]
     check_pairs(&TWO.suffixes("a", 1..0), |_, _| false);
     check_pairs(&TWO.suffixes("a", 1..1), |_, _| false);
@@ -340,9 +363,15 @@ fn a_bound_that_is_no_beginning_of_a_key_is_refused() {
         for range in [KeyRange::under(prefix.clone()), KeyRange::after(Some(&prefix))] {
             stores.each(|store_is, store| {
                 let refused = store.read_range(TWO.id(), &range, 9);
-                assert!(matches!(refused, Err(Error::Key { counter: "two", .. })), "{store_is}: {refused:?}");
+                assert!(
+                    matches!(refused, Err(Error::Key { counter: "two", .. })),
+                    "{store_is}: {refused:?}"
+                );
                 let refused = store.sum_range(TWO.id(), &range);
-                assert!(matches!(refused, Err(Error::Key { counter: "two", .. })), "{store_is}: {refused:?}");
+                assert!(
+                    matches!(refused, Err(Error::Key { counter: "two", .. })),
+                    "{store_is}: {refused:?}"
+                );
             });
         }
     }
@@ -370,7 +399,10 @@ fn sums(totals: &[i64]) -> Vec<keepcount::Result<i64>> {
 fn a_sum_that_leaves_64_bits_is_an_error() {
     for totals in [&[i64::MAX, 1][..], &[i64::MIN, -1], &[i64::MAX; 3]] {
         for sum in sums(totals) {
-            assert!(matches!(sum, Err(Error::Overflow { counter: "two", what: "sum", .. })), "{totals:?}: {sum:?}");
+            assert!(
+                matches!(sum, Err(Error::Overflow { counter: "two", what: "sum", .. })),
+                "{totals:?}: {sum:?}"
+            );
         }
     }
     for totals in [&[i64::MAX - 1, 1][..], &[i64::MIN + 1, -1], &[i64::MIN, i64::MAX]] {
@@ -402,19 +434,22 @@ fn an_empty_range_sums_to_nothing() {
 fn plan(counter: CounterId, range: &KeyRange) -> [String; 2] {
     let stores = Stores::new();
     let spec = SCHEMA.spec(&counter).unwrap();
-    [sql::range(Dialect::Sqlite, spec, range, 10).unwrap(), sql::sum(Dialect::Sqlite, spec, range).unwrap()].map(
-        |query| {
-            let mut plan = stores.conn.prepare(&format!("EXPLAIN QUERY PLAN {}", query.text)).unwrap();
-            let values = query.values.iter().map(|value| match value {
-                Value::Integer(value) => rusqlite::types::Value::Integer(*value),
-                Value::Text(text) => rusqlite::types::Value::Text(text.clone().into_owned()),
-                Value::Blob(bytes) | Value::Uuid(bytes) => rusqlite::types::Value::Blob(bytes.to_vec()),
-                arrays => panic!("{arrays:?} in SQLite"),
-            });
-            let lines = plan.query_map(params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
-            lines.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")
-        },
-    )
+    [
+        sql::range(Dialect::Sqlite, spec, range, 10).unwrap(),
+        sql::sum(Dialect::Sqlite, spec, range).unwrap(),
+    ]
+    .map(|query| {
+        let mut plan = stores.conn.prepare(&format!("EXPLAIN QUERY PLAN {}", query.text)).unwrap();
+        let values = query.values.iter().map(|value| match value {
+            Value::Integer(value) => rusqlite::types::Value::Integer(*value),
+            Value::Text(text) => rusqlite::types::Value::Text(text.clone().into_owned()),
+            Value::Blob(bytes) | Value::Uuid(bytes) => rusqlite::types::Value::Blob(bytes.to_vec()),
+            arrays => panic!("{arrays:?} in SQLite"),
+        });
+        let lines =
+            plan.query_map(params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+        lines.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")
+    })
 }
 
 #[test]
@@ -424,9 +459,17 @@ fn sqlite_searches_the_index_for_a_range_and_sorts_nothing() {
         (TWO.id(), TWO.suffixes("a", 3..).keys().clone(), "(key_1=? AND key_2>?)"),
         (TWO.id(), TWO.suffixes("a", ..9).keys().clone(), "(key_1=? AND key_2<?)"),
         (TWO.id(), TWO.suffixes("a", 3..=9).keys().clone(), "(key_1=? AND key_2>? AND key_2<?)"),
-        (TWO.id(), TWO.suffixes("a", 3..9).after(("a", 4)).keys().clone(), "(key_1=? AND key_2>? AND key_2<?)"),
+        (
+            TWO.id(),
+            TWO.suffixes("a", 3..9).after(("a", 4)).keys().clone(),
+            "(key_1=? AND key_2>? AND key_2<?)",
+        ),
         (TWO.id(), TWO.prefixes("a".."b").keys().clone(), "(key_1>? AND key_1<?)"),
-        (FAR.id(), FAR.suffixes((1_i8, "a"), 3..).keys().clone(), "(key_1=? AND key_2=? AND key_3>?)"),
+        (
+            FAR.id(),
+            FAR.suffixes((1_i8, "a"), 3..).keys().clone(),
+            "(key_1=? AND key_2=? AND key_3>?)",
+        ),
         (FAR.id(), FAR.under((1_i8, "a")).keys().clone(), "(key_1=? AND key_2=?)"),
         (THREE.id(), THREE.under(1_i8).keys().clone(), "(key_1=?)"),
         (ONE.id(), ONE.keys(3..9).keys().clone(), "(key>? AND key<?)"),

@@ -1,17 +1,21 @@
-//! Bugs that reviews and the simulation found, one test each; every test opens with the bug's story.
+//! Bugs that reviews and the simulation found, one test each; every test opens with the bug's
+//! story.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
+use keepcount::reconcile::audit::{
+    PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
+};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Request, Runtime,
-    SqliteAudit, SqliteRows, Step, SystemRuntime, run,
+    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report,
+    Request, Runtime, SqliteAudit, SqliteRows, Step, SystemRuntime, run,
 };
 use keepcount::{
-    Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore, Store, Tally,
+    Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore,
+    Store, Tally,
 };
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -94,8 +98,8 @@ fn repair_in<K: keepcount::Key>(
     run(&mut scoped(Mode::Repair, counter, Options::default()), &mut audit, &mut Virtual::default())
 }
 
-/// The key `()` has a column among the totals and none among the rows; a repair gave the rows' statement a parameter too many, so that
-/// such a counter could be verified and never repaired.
+/// The key `()` has a column among the totals and none among the rows; a repair gave the rows'
+/// statement a parameter too many, so that such a counter could be verified and never repaired.
 #[test]
 fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
     for by_tally in [false, true] {
@@ -110,8 +114,8 @@ fn a_counter_with_a_single_total_is_repaired_in_sqlite() {
     }
 }
 
-/// The guard counted the orphans of one page: with pages under 100 keys, a source that was emptied in the middle of a run zeroed every
-/// total.
+/// The guard counted the orphans of one page: with pages under 100 keys, a source that was emptied
+/// in the middle of a run zeroed every total.
 #[test]
 fn a_source_emptied_in_the_middle_is_noticed_at_any_page_size() {
     for page in [1, 7, 50, 99, 1000] {
@@ -127,14 +131,22 @@ fn a_source_emptied_in_the_middle_is_noticed_at_any_page_size() {
             .unwrap();
         let mut repair = scoped(Mode::Repair, VOTES, Options::default().page(page));
         let error = run(&mut repair, &mut audit, &mut Virtual::default()).unwrap_err();
-        assert!(matches!(error, Error::SourceEmpty { counter: "show.votes", totals: 100 }), "{error}");
+        assert!(
+            matches!(error, Error::SourceEmpty { counter: "show.votes", totals: 100 }),
+            "{error}"
+        );
         assert_eq!(repair.report().outcome, Outcome::Refused);
         drop(audit);
-        assert!(store.len(VOTES.id()).unwrap() > 900, "page {page}: {} left", store.len(VOTES.id()).unwrap());
+        assert!(
+            store.len(VOTES.id()).unwrap() > 900,
+            "page {page}: {} left",
+            store.len(VOTES.id()).unwrap()
+        );
     }
 }
 
-/// Rows without a key are on no page; summed by tally, what their tally counts was taken for drift and repaired away.
+/// Rows without a key are on no page; summed by tally, what their tally counts was taken for drift
+/// and repaired away.
 #[test]
 fn rows_without_a_key_that_count_are_refused_by_tally_too() {
     for by_tally in [false, true] {
@@ -143,13 +155,18 @@ fn rows_without_a_key_that_count_are_refused_by_tally_too() {
         let mut batch = Batch::new();
         batch.insert(&[vote(0), vote(0), vote(3)][..]);
         SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
-        let error = repair_in(&conn, VOTES, Columns::of(["show_id"]).sum("amount"), by_tally).unwrap_err();
-        assert!(matches!(error, Error::DefinitionMismatch { counter: "show.votes", .. }), "{error}");
+        let error =
+            repair_in(&conn, VOTES, Columns::of(["show_id"]).sum("amount"), by_tally).unwrap_err();
+        assert!(
+            matches!(error, Error::DefinitionMismatch { counter: "show.votes", .. }),
+            "{error}"
+        );
         assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(VOTES, 0).unwrap(), 2);
     }
 }
 
-/// A measure began a transaction of the connection's default kind; with IMMEDIATE as default it took the write lock.
+/// A measure began a transaction of the connection's default kind; with IMMEDIATE as default it
+/// took the write lock.
 #[test]
 fn a_measure_takes_no_lock_whatever_the_connection_s_default() {
     let folder = tempfile::tempdir().unwrap();
@@ -167,8 +184,12 @@ fn a_measure_takes_no_lock_whatever_the_connection_s_default() {
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
     let votes = SqliteRows::of("votes", |row| Ok(vote(row.get(0)?)));
     audit.add(votes.key(VOTES, Columns::of(["show_id"]).count())).unwrap();
-    let report =
-        run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut Virtual::default()).unwrap();
+    let report = run(
+        &mut scoped(Mode::Verify, VOTES, Options::default()),
+        &mut audit,
+        &mut Virtual::default(),
+    )
+    .unwrap();
     assert!(report.complete());
 }
 
@@ -185,7 +206,8 @@ fn a_run_that_is_at_its_limit_does_not_wait_first() {
     assert_eq!((report.outcome, runtime.waits.len()), (Outcome::Limit("pages"), 0));
 }
 
-/// Time limits ran from the first look on: a repair whose looks took longer ended without a page, again and again.
+/// Time limits ran from the first look on: a repair whose looks took longer ended without a page,
+/// again and again.
 #[test]
 fn a_run_measures_a_page_at_least() {
     let options = Options::default().max_time(Duration::from_secs(10));
@@ -193,7 +215,9 @@ fn a_run_measures_a_page_at_least() {
     assert_eq!(repair.next(Duration::ZERO), Step::Ask(Request::Identify));
     repair.handle(Answer::Identified(0), Duration::ZERO).unwrap();
     assert!(matches!(repair.next(Duration::ZERO), Step::Ask(Request::Probe(_))));
-    repair.handle(Answer::Probed(ProbeResult { empty: false, totals: 0 }), Duration::from_secs(11)).unwrap();
+    repair
+        .handle(Answer::Probed(ProbeResult { empty: false, totals: 0 }), Duration::from_secs(11))
+        .unwrap();
     assert_eq!(repair.next(Duration::from_secs(11)), Step::Throttle);
     repair.handle(Answer::Throttled(None), Duration::from_secs(11)).unwrap();
     assert!(matches!(repair.next(Duration::from_secs(11)), Step::Ask(Request::Compare(_))));
@@ -210,11 +234,14 @@ fn a_run_that_is_stopped_before_it_begins_can_be_resumed() {
     let mut verify = scoped(Mode::Verify, VOTES, Options::default());
     let report = run(&mut verify, &mut audit, &mut SystemRuntime::new().stop_flag(&stop)).unwrap();
     assert_eq!((&report.outcome, report.pages), (&Outcome::Stopped, 0));
-    let mut rest = Reconciler::resume(Mode::Verify, &SCHEMA, &report.token.unwrap(), Options::default()).unwrap();
+    let mut rest =
+        Reconciler::resume(Mode::Verify, &SCHEMA, &report.token.unwrap(), Options::default())
+            .unwrap();
     assert!(run(&mut rest, &mut audit, &mut Virtual::default()).unwrap().complete());
 }
 
-/// An audit with one missing key, whose repairs always meet a lock and whose stop flag is set by the first.
+/// An audit with one missing key, whose repairs always meet a lock and whose stop flag is set by
+/// the first.
 struct Locked<'a>(&'a AtomicBool);
 
 impl Audit for Locked<'_> {
@@ -236,7 +263,8 @@ impl Audit for Locked<'_> {
     }
 }
 
-/// Stopped while a repair waited for its retry, the driver asked for the same wait again and again without sleeping.
+/// Stopped while a repair waited for its retry, the driver asked for the same wait again and again
+/// without sleeping.
 #[test]
 fn a_stop_in_a_retry_s_wait_does_not_spin() {
     struct Counted<'a>(SystemRuntime<'a>, u32);
@@ -269,18 +297,26 @@ fn a_slow_barrier_does_not_shrink_the_pages() {
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(VOTES, |_| rows.iter()).unwrap();
     let mut runtime = Virtual { throttle_takes: Duration::from_secs(1), ..Virtual::default() };
-    let report = run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut runtime).unwrap();
+    let report =
+        run(&mut scoped(Mode::Verify, VOTES, Options::default()), &mut audit, &mut runtime)
+            .unwrap();
     assert_eq!(report.pages, 3, "1,024, 2,048, and the rest");
 }
 
-/// Looking for the key whose sum left 64 bits went through keys that do not count, and gave up among them.
+/// Looking for the key whose sum left 64 bits went through keys that do not count, and gave up
+/// among them.
 #[test]
 fn a_sum_beyond_64_bits_is_named_behind_keys_that_do_not_count() {
     let conn = database();
-    conn.execute_batch("INSERT INTO votes VALUES (1, 0), (2, 0), (3, 0), (4, 9223372036854775807), (4, 1)").unwrap();
+    conn.execute_batch(
+        "INSERT INTO votes VALUES (1, 0), (2, 0), (3, 0), (4, 9223372036854775807), (4, 1)",
+    )
+    .unwrap();
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
     let votes = SqliteRows::of("votes", |row| Ok(Vote { show: row.get(0)?, amount: row.get(1)? }));
-    audit.add(votes.key(VOTES, Columns::of(["show_id"]).sum("amount").filter("amount <> 0"))).unwrap();
+    audit
+        .add(votes.key(VOTES, Columns::of(["show_id"]).sum("amount").filter("amount <> 0")))
+        .unwrap();
     let mut verify = scoped(Mode::Verify, VOTES, Options::default().page(1));
     let error = run(&mut verify, &mut audit, &mut Virtual::default()).unwrap_err();
     assert_eq!(error.to_string(), "counter show.votes, key 4: the recount leaves 64 bits");
@@ -302,7 +338,12 @@ fn a_page_that_ends_where_it_began_is_an_error() {
         }
 
         fn compare(&mut self, _: &PageRequest) -> Result<PageDiff> {
-            Ok(PageDiff { keys: 1, rows: 1, next: Some(KeyBuf::of::<i64>(5)), ..PageDiff::default() })
+            Ok(PageDiff {
+                keys: 1,
+                rows: 1,
+                next: Some(KeyBuf::of::<i64>(5)),
+                ..PageDiff::default()
+            })
         }
 
         fn repair(&mut self, _: &RepairRequest) -> Result<Repaired> {
@@ -325,24 +366,33 @@ fn merging_cannot_overflow() {
         let mut same = batch.clone();
         batch.merge(&mut same);
     }
-    assert!(matches!(MemoryStore::new(&SCHEMA).apply(&mut batch), Err(Error::Overflow { what: "delta", .. })));
+    assert!(matches!(
+        MemoryStore::new(&SCHEMA).apply(&mut batch),
+        Err(Error::Overflow { what: "delta", .. })
+    ));
 }
 
-/// Of a key to be repaired, 64 rows were held against their tally, and of the keys of a repair 16: a row that SQL counts and the tally does
-/// not, further on in a hot key or in another key, let the repair spoil right totals.
+/// Of a key to be repaired, 64 rows were held against their tally, and of the keys of a repair 16:
+/// a row that SQL counts and the tally does not, further on in a hot key or in another key, let the
+/// repair spoil right totals.
 #[test]
 fn every_row_of_the_keys_to_be_repaired_is_held_against_its_tally() {
-    // Show 5 has 1,000 votes, one of them of amount 0, which the tally does not count, but count(*) does; the total is right.
+    // Show 5 has 1,000 votes, one of them of amount 0, which the tally does not count, but count(*)
+    // does; the total is right.
     for odd in [1, 500, 1000] {
         let conn = database();
-        let fill = "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 1000)
+        let fill =
+            "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 1000)
                     INSERT INTO votes SELECT 5, iif(n = ?1, 0, 1) FROM n";
         conn.execute(fill, [odd]).unwrap();
         conn.execute_batch(
             "INSERT INTO votes SELECT n.value, 1 FROM (SELECT 1 AS value UNION SELECT 9) AS n, votes LIMIT 200",
         )
         .unwrap();
-        conn.execute_batch("INSERT INTO show_votes SELECT show_id, sum(amount) FROM votes GROUP BY show_id").unwrap();
+        conn.execute_batch(
+            "INSERT INTO show_votes SELECT show_id, sum(amount) FROM votes GROUP BY show_id",
+        )
+        .unwrap();
         let error = repair_in(&conn, VOTES, Columns::of(["show_id"]).count(), false).unwrap_err();
         assert!(matches!(&error, Error::DefinitionMismatch { key, .. } if key == "5"), "{error}");
         assert_eq!(SqliteStore::new(&conn, &SCHEMA).total(VOTES, 5).unwrap(), 999);
@@ -354,16 +404,22 @@ fn every_row_of_the_keys_to_be_repaired_is_held_against_its_tally() {
 fn an_amount_that_is_no_integer_is_an_error_that_names_its_key() {
     for amount in ["'5'", "'x'", "1.5", "x'01'"] {
         let conn = Connection::open_in_memory().unwrap();
-        conn.execute_batch("CREATE TABLE votes (show_id INTEGER, amount); CREATE INDEX by_show ON votes (show_id)")
+        conn.execute_batch(
+            "CREATE TABLE votes (show_id INTEGER, amount); CREATE INDEX by_show ON votes (show_id)",
+        )
+        .unwrap();
+        conn.execute_batch(&format!("INSERT INTO votes VALUES (1, 1), (2, 3), (2, {amount})"))
             .unwrap();
-        conn.execute_batch(&format!("INSERT INTO votes VALUES (1, 1), (2, 3), (2, {amount})")).unwrap();
         SqliteStore::new(&conn, &SCHEMA).create().unwrap();
         let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
         let votes = SqliteRows::of("votes", |row| Ok(vote(row.get(0)?)));
         audit.add(votes.key(VOTES, Columns::of(["show_id"]).sum("amount"))).unwrap();
         let mut verify = scoped(Mode::Verify, VOTES, Options::default());
         let error = run(&mut verify, &mut audit, &mut Virtual::default()).unwrap_err();
-        assert_eq!(error.to_string(), "source of counter show.votes, key 2: 1 of its amounts are not integers");
+        assert_eq!(
+            error.to_string(),
+            "source of counter show.votes, key 2: 1 of its amounts are not integers"
+        );
         assert_eq!(verify.report().outcome, Outcome::Failed);
     }
 }
@@ -383,8 +439,10 @@ impl<F: FnOnce()> Runtime for Meanwhile<F> {
     }
 }
 
-/// Whether a key's pending write had been dropped was asked once, before a repair waited for the key's stripe. A pending write that was open then, and dropped during
-/// the wait, held nobody: the repair added its row, and the writer, who found out in time that it was committed, added it once more.
+/// Whether a key's pending write had been dropped was asked once, before a repair waited for the
+/// key's stripe. A pending write that was open then, and dropped during the wait, held nobody: the
+/// repair added its row, and the writer, who found out in time that it was committed, added it once
+/// more.
 #[test]
 fn a_pending_write_that_is_dropped_while_a_repair_waits_for_it_holds_the_repair() {
     for tries in [8, 0] {
@@ -401,19 +459,22 @@ fn a_pending_write_that_is_dropped_while_a_repair_waits_for_it_holds_the_repair(
         let mut audit = MemoryAudit::live(&store, grace_period, cut_off);
         audit.add(VOTES, |_| votes.borrow().clone()).unwrap();
         let key = KeyBuf::of::<i64>(0);
-        let repaired = audit.repair(&RepairRequest { counter: VOTES.id(), keys: vec![key.clone()] }).unwrap();
+        let repaired =
+            audit.repair(&RepairRequest { counter: VOTES.id(), keys: vec![key.clone()] }).unwrap();
         assert_eq!(repaired, Repaired { corrected: 0, unsettled: vec![key] });
         store.begin(&mut batch).unwrap().commit().unwrap();
         assert_eq!(store.total(VOTES, 0).unwrap(), 2);
     }
 }
 
-/// Keys whose pending writes were dropped long ago are measured before their page. Where the page could not be read then, the error was all that came out,
-/// and whoever asked again was told nothing of these keys: they were taken for reported, and their counter for clean.
+/// Keys whose pending writes were dropped long ago are measured before their page. Where the page
+/// could not be read then, the error was all that came out, and whoever asked again was told
+/// nothing of these keys: they were taken for reported, and their counter for clean.
 #[test]
 fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
     let (store, votes) = (filled(3), vec![vote(0), vote(1), vote(2), vote(2)]);
-    let mut audit = MemoryAudit::live(&store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
+    let mut audit =
+        MemoryAudit::live(&store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
     let mut failures = 1;
     let rows = move |from: Bound<i64>| {
         let fails = matches!(from, Bound::Excluded(_)) && failures > 0;
@@ -422,7 +483,10 @@ fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
         failed.into_iter().chain(votes.clone().into_iter().map(Ok))
     };
     audit.add_fallible::<i64, Vote, _>(VOTES, rows).unwrap();
-    let next = audit.compare(&PageRequest { counter: VOTES.id(), after: None, until: None, keys: 1 }).unwrap().next;
+    let next = audit
+        .compare(&PageRequest { counter: VOTES.id(), after: None, until: None, keys: 1 })
+        .unwrap()
+        .next;
     let mut batch = Batch::new();
     batch.insert(&vote(2));
     drop(store.begin(&mut batch).unwrap());
@@ -436,9 +500,10 @@ fn what_was_found_of_dropped_pending_writes_is_found_again_after_an_error() {
 const RANKED: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[SHOWS.id()]);
 const SHOWS: Leaderboard<i64> = Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
 
-/// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that only reads too. Only what wrote totals said so: where a
-/// leaderboard was rebuilt in the caller's transaction, or an offset read, the error was an ordinary one, and whoever went on wrote what belonged to the
-/// transaction without one.
+/// SQLite rolls a transaction back by itself when the disk is full or fails, under a statement that
+/// only reads too. Only what wrote totals said so: where a leaderboard was rebuilt in the caller's
+/// transaction, or an offset read, the error was an ordinary one, and whoever went on wrote what
+/// belonged to the transaction without one.
 #[test]
 fn a_transaction_that_is_lost_while_a_leaderboard_is_rebuilt_says_so() {
     let conn = Connection::open_in_memory().unwrap();
@@ -450,7 +515,9 @@ fn a_transaction_that_is_lost_while_a_leaderboard_is_rebuilt_says_so() {
     store.apply(&mut batch).unwrap();
     conn.execute_batch("DELETE FROM show_board; VACUUM").unwrap();
     let pages: i64 = conn.query_row("PRAGMA page_count", (), |row| row.get(0)).unwrap();
-    let limit = |pages| conn.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |_| Ok(())).unwrap();
+    let limit = |pages| {
+        conn.query_row(&format!("PRAGMA max_page_count = {pages}"), (), |_| Ok(())).unwrap();
+    };
     limit(pages + 1);
     conn.execute_batch("BEGIN IMMEDIATE; INSERT INTO votes VALUES (7)").unwrap();
     let error = store.rebuild(SHOWS).unwrap_err();
@@ -461,19 +528,23 @@ fn a_transaction_that_is_lost_while_a_leaderboard_is_rebuilt_says_so() {
     assert_eq!(conn.query_row("SELECT count(*) FROM votes", (), |row| row.get(0)), Ok(0));
 }
 
-/// A token of a run on a memory store was taken by a store that was restored from an older snapshot. What the run had repaired before was not in that one;
-/// a verify that went on there called the counter clean, and a backfill made it ready.
+/// A token of a run on a memory store was taken by a store that was restored from an older
+/// snapshot. What the run had repaired before was not in that one; a verify that went on there
+/// called the counter clean, and a backfill made it ready.
 #[test]
 fn a_token_of_a_store_is_refused_by_one_restored_from_its_snapshot() {
     let votes = [vote(0), vote(1)];
     let store = MemoryStore::pending_backfill(&SCHEMA);
     let snapshot = store.snapshot();
     let leg = |store: &MemoryStore, mut backfill: Reconciler| {
-        let mut audit = MemoryAudit::live(store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
+        let mut audit =
+            MemoryAudit::live(store, GracePeriod::after(Duration::ZERO), SystemRuntime::new());
         audit.add(VOTES, |_| votes.iter()).unwrap();
         run(&mut backfill, &mut audit, &mut SystemRuntime::new()).map(|report| report.token)
     };
-    let token = leg(&store, scoped(Mode::Backfill, VOTES, Options::default().page(1).max_pages(1))).unwrap().unwrap();
+    let token = leg(&store, scoped(Mode::Backfill, VOTES, Options::default().page(1).max_pages(1)))
+        .unwrap()
+        .unwrap();
     let rest = || Reconciler::resume(Mode::Backfill, &SCHEMA, &token, Options::default()).unwrap();
 
     let restored = MemoryStore::restore(&SCHEMA, &snapshot).unwrap();

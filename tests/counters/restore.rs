@@ -1,4 +1,5 @@
-//! What of a snapshot comes back under another schema: counters that are new, raised, lost, of other keys, in other places, or pruned.
+//! What of a snapshot comes back under another schema: counters that are new, raised, lost, of
+//! other keys, in other places, or pruned.
 
 use keepcount::{Batch, Counter, CounterId, Error, MemoryStore, Recovery, Schema, Snapshot};
 use serde_json::{Value, json};
@@ -55,7 +56,10 @@ fn states(store: &MemoryStore, schema: &Schema) -> Vec<(&'static str, usize, boo
 fn refused(schema: &Schema, snapshot: &Snapshot, reason: &str) {
     let error = MemoryStore::restore(schema, snapshot).expect_err(reason);
     assert!(matches!(error, Error::Snapshot { .. }), "{error:?}");
-    assert_eq!((error.to_string(), error.recovery()), (format!("snapshot: {reason}"), Recovery::Permanent));
+    assert_eq!(
+        (error.to_string(), error.recovery()),
+        (format!("snapshot: {reason}"), Recovery::Permanent)
+    );
 }
 
 #[test]
@@ -122,7 +126,8 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
         ("show.artist", 1, true),
         ("setlist.days", 2, true),
         ("show.votes", 0, false),
-        // The sum of nothing: what a backfill below lets climb would come on top of what the snapshot has.
+        // The sum of nothing: what a backfill below lets climb would come on top of what the
+        // snapshot has.
         ("artist.votes", 0, false),
         ("show.days", 2, true),
     ];
@@ -131,7 +136,12 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
     batch.add(RAISED, 1, 3);
     store.apply(&mut batch).unwrap();
     let json = serde_json::to_value(store.snapshot()).unwrap();
-    let artist = json["counters"].as_array().unwrap().iter().find(|known| known["name"] == "artist.votes").unwrap();
+    let artist = json["counters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|known| known["name"] == "artist.votes")
+        .unwrap();
     assert_eq!(artist["totals"][0][1], json!(3));
     // It is named with its version.
     assert_eq!(store.snapshot().orphaned(&ALL), ["setlist.votes.v2"]);
@@ -140,8 +150,13 @@ fn a_raised_version_is_another_counter_and_its_rollups_begin_with_it() {
 #[test]
 fn a_raised_version_beside_the_old_one_leaves_it_alone() {
     const SHOW: Counter<i64> = SHOW_VOTES.version(2).sum_of(VOTES.version(2), MEMBERSHIP);
-    const BOTH: Schema =
-        Schema::new(&[VOTES.table(), VOTES.version(2).table(), MEMBERSHIP.table(), SHOW_VOTES.table(), SHOW.table()]);
+    const BOTH: Schema = Schema::new(&[
+        VOTES.table(),
+        VOTES.version(2).table(),
+        MEMBERSHIP.table(),
+        SHOW_VOTES.table(),
+        SHOW.table(),
+    ]);
     const OLD: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SHOW_VOTES.table()]);
     let store = MemoryStore::restore(&BOTH, &sample(&OLD).snapshot()).unwrap();
     let expected = [
@@ -158,7 +173,8 @@ fn a_raised_version_beside_the_old_one_leaves_it_alone() {
 
 #[test]
 fn a_lost_counter_is_named_and_forgotten_on_demand() {
-    const MORE: Schema = Schema::new(&[LIKES.version(3).table(), VOTES.table(), MEMBERSHIP.table()]);
+    const MORE: Schema =
+        Schema::new(&[LIKES.version(3).table(), VOTES.table(), MEMBERSHIP.table()]);
     const FEWER: Schema = Schema::new(&[VOTES.table()]);
     let mut snapshot = MemoryStore::new(&MORE).snapshot();
     assert_eq!(snapshot.orphaned(&FEWER), ["setlist.likes.v3", "setlist.show"]);
@@ -170,22 +186,34 @@ fn a_lost_counter_is_named_and_forgotten_on_demand() {
     );
     for name in ["setlist.likes", "setlist.likes.v2", "", "votes"] {
         let error = snapshot.drop_counter(name).unwrap_err();
-        assert!(matches!(&error, Error::UnknownCounter { counter, .. } if counter == name), "{error}");
+        assert!(
+            matches!(&error, Error::UnknownCounter { counter, .. } if counter == name),
+            "{error}"
+        );
     }
     for lost in snapshot.orphaned(&FEWER) {
         snapshot.drop_counter(&lost).unwrap();
     }
-    assert_eq!(states(&MemoryStore::restore(&FEWER, &snapshot).unwrap(), &FEWER), [("setlist.votes", 0, true)]);
+    assert_eq!(
+        states(&MemoryStore::restore(&FEWER, &snapshot).unwrap(), &FEWER),
+        [("setlist.votes", 0, true)]
+    );
 }
 
 const PLAIN: Schema = Schema::new(&[VOTES.table()]);
 const TEXTS: Schema = Schema::new(&[Counter::<String>::new("setlist.votes").table()]);
 
-const SUM: Schema = Schema::new(&[VOTES.table(), LIKES.table(), MEMBERSHIP.table(), SHOW_VOTES.table()]);
+const SUM: Schema =
+    Schema::new(&[VOTES.table(), LIKES.table(), MEMBERSHIP.table(), SHOW_VOTES.table()]);
 const SHOW_LIKES: Counter<i64> = Counter::new("show.votes").sum_of(LIKES, MEMBERSHIP);
-const OTHER_SUM: Schema = Schema::new(&[VOTES.table(), LIKES.table(), MEMBERSHIP.table(), SHOW_LIKES.table()]);
-const NO_SUM: Schema =
-    Schema::new(&[VOTES.table(), LIKES.table(), MEMBERSHIP.table(), Counter::<i64>::new("show.votes").table()]);
+const OTHER_SUM: Schema =
+    Schema::new(&[VOTES.table(), LIKES.table(), MEMBERSHIP.table(), SHOW_LIKES.table()]);
+const NO_SUM: Schema = Schema::new(&[
+    VOTES.table(),
+    LIKES.table(),
+    MEMBERSHIP.table(),
+    Counter::<i64>::new("show.votes").table(),
+]);
 
 #[test]
 fn other_keys_and_other_places_are_refused_by_name() {
@@ -193,7 +221,9 @@ fn other_keys_and_other_places_are_refused_by_name() {
     refused(&TEXTS, &sample(&PLAIN).snapshot(), there);
 
     let sum = "table, sum of setlist.votes along setlist.show";
-    for (schema, place) in [(OTHER_SUM, "table, sum of setlist.likes along setlist.show"), (NO_SUM, "table")] {
+    for (schema, place) in
+        [(OTHER_SUM, "table, sum of setlist.likes along setlist.show"), (NO_SUM, "table")]
+    {
         let here = format!(
             "counter show.votes is placed as {sum:?}, and as {place:?} in the schema; `Snapshot::drop_counter` gives its totals up"
         );
@@ -206,7 +236,8 @@ fn other_keys_and_other_places_are_refused_by_name() {
 }
 
 const BARE: Schema = Schema::new(&[DAYS.table(), MEMBERSHIP.table(), SHOW_DAYS.table()]);
-const PRUNED: Schema = Schema::new(&[DAYS.table().prunable(), MEMBERSHIP.table(), SHOW_DAYS.table().prunable()]);
+const PRUNED: Schema =
+    Schema::new(&[DAYS.table().prunable(), MEMBERSHIP.table(), SHOW_DAYS.table().prunable()]);
 const NO_ROLLUP: Schema = Schema::new(&[DAYS.table().prunable(), MEMBERSHIP.table()]);
 
 fn below_the_cutoff(store: &MemoryStore) -> usize {
@@ -223,7 +254,11 @@ fn a_counter_may_become_prunable_and_cease_to_be_until_it_is_pruned() {
     assert!(MemoryStore::restore(&BARE, &store.snapshot()).is_ok());
     assert_eq!(store.prune(DAYS, 15).unwrap(), 2);
     let snapshot = store.snapshot();
-    refused(&BARE, &snapshot, "counter setlist.days was pruned at 0x8000000f, and cannot be so here");
+    refused(
+        &BARE,
+        &snapshot,
+        "counter setlist.days was pruned at 0x8000000f, and cannot be so here",
+    );
     let back = MemoryStore::restore(&PRUNED, &snapshot).unwrap();
     assert_eq!(back.snapshot(), snapshot);
     assert_eq!(below_the_cutoff(&back), 0);
@@ -235,9 +270,13 @@ fn a_new_rollup_of_a_pruned_counter_is_pruned_with_it() {
     let store = sample(&NO_ROLLUP);
     store.prune(DAYS, 15).unwrap();
     let store = MemoryStore::restore(&PRUNED, &store.snapshot()).unwrap();
-    let cutoff =
-        |counter: usize| serde_json::to_value(store.snapshot()).unwrap()["counters"][counter]["cutoff"].clone();
-    assert_eq!((cutoff(0), cutoff(1), cutoff(2)), (json!("8000000f"), Value::Null, json!("8000000f")));
+    let cutoff = |counter: usize| {
+        serde_json::to_value(store.snapshot()).unwrap()["counters"][counter]["cutoff"].clone()
+    };
+    assert_eq!(
+        (cutoff(0), cutoff(1), cutoff(2)),
+        (json!("8000000f"), Value::Null, json!("8000000f"))
+    );
     assert_eq!(below_the_cutoff(&store), 0);
 }
 
@@ -250,13 +289,18 @@ fn a_cutoff_that_is_none_of_its_counter_is_refused() {
         json["counters"][counter]["cutoff"] = json!(cutoff);
         let snapshot = serde_json::from_value(json).unwrap();
         let name = PRUNED.counters()[counter].id().name();
-        refused(&PRUNED, &snapshot, &format!("counter {name} was pruned at 0x{cutoff}, and cannot be so here"));
+        refused(
+            &PRUNED,
+            &snapshot,
+            &format!("counter {name} was pruned at 0x{cutoff}, and cannot be so here"),
+        );
     }
 }
 
 #[test]
 fn a_store_over_rows_is_not_ready_after_its_snapshot_either() {
-    let store = MemoryStore::restore(&ALL, &MemoryStore::pending_backfill(&ALL).snapshot()).unwrap();
+    let store =
+        MemoryStore::restore(&ALL, &MemoryStore::pending_backfill(&ALL).snapshot()).unwrap();
     assert!(states(&store, &ALL).iter().all(|(_, _, ready)| !ready));
     assert!(matches!(store.total(VOTES, 1), Err(Error::NotReady { .. })));
 }

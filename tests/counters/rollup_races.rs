@@ -1,5 +1,6 @@
-//! Rollups while many write at once: setlists and shows move, parents are deleted with all that hangs on them, votes come in between. By threads
-//! on one memory store, by threads and by processes on one SQLite file, beside repairs of drift that is planted meanwhile.
+//! Rollups while many write at once: setlists and shows move, parents are deleted with all that
+//! hangs on them, votes come in between. By threads on one memory store, by threads and by
+//! processes on one SQLite file, beside repairs of drift that is planted meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,8 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::rollups::subjects::{BILLING, SETLIST, TABLES, VOTE, audit, change_in_sqlite, rows_of};
-use crate::support::rollups::{Change, Model, Name, Random, Row, Rows, SCHEMA, Totals, difference, totals_of};
+use crate::support::rollups::subjects::{
+    BILLING, SETLIST, TABLES, VOTE, audit, change_in_sqlite, rows_of,
+};
+use crate::support::rollups::{
+    Change, Model, Name, Random, Row, Rows, SCHEMA, Totals, difference, totals_of,
+};
 use crate::support::test_of;
 use keepcount::reconcile::{Mode, Options, Reconciler, SystemRuntime, run};
 use keepcount::{Batch, MemoryStore, SqliteStore, Store as _};
@@ -31,7 +36,10 @@ fn change(random: &mut Random, first: i64) -> Change {
     match random.below(24) {
         0..12 => {
             let (weight, day) = (random.int(-2, 4), i8::try_from(random.int(-1, 3)).ok());
-            Change::Put(first + random.int(0, 12), Row::Vote { setlist: Some(setlist), weight, day })
+            Change::Put(
+                first + random.int(0, 12),
+                Row::Vote { setlist: Some(setlist), weight, day },
+            )
         }
         12..15 => Change::DropVote(first + random.int(0, 12)),
         15..18 => {
@@ -40,7 +48,10 @@ fn change(random: &mut Random, first: i64) -> Change {
         }
         18 | 19 => {
             let artist = (random.below(5) > 0).then(|| artist(random));
-            Change::Put(first + random.int(0, 4), Row::Billing { show: show(random), artist, share: random.int(1, 3) })
+            Change::Put(
+                first + random.int(0, 4),
+                Row::Billing { show: show(random), artist, share: random.int(1, 3) },
+            )
         }
         20 => Change::MoveSetlists(show(random), Some(show(random))),
         21 => Change::MoveBillings(artist(random), Some(artist(random))),
@@ -67,13 +78,18 @@ fn threads_on_one_memory_store_leave_every_level_exact() {
             .map(|seed| {
                 let store = &store;
                 scope.spawn(move || {
-                    let (mut random, mut rows, mut batch) = (Random(seed), Rows::default(), Batch::new());
+                    let (mut random, mut rows, mut batch) =
+                        (Random(seed), Rows::default(), Batch::new());
                     for turn in 0..1_500 {
                         batch.clear();
                         for _ in 0..=random.below(3) {
-                            // Mostly votes alone, which go beside each other; memberships go one after the other.
+                            // Mostly votes alone, which go beside each other; memberships go one
+                            // after the other.
                             let change = change(&mut random, 0);
-                            let membership = !matches!(change, Change::Put(_, Row::Vote { .. }) | Change::DropVote(_));
+                            let membership = !matches!(
+                                change,
+                                Change::Put(_, Row::Vote { .. }) | Change::DropVote(_)
+                            );
                             if membership && turn % 3 > 0 {
                                 continue;
                             }
@@ -155,7 +171,8 @@ fn load(conn: &Connection) -> Model {
 /// Every value that a key's drift has had since somebody planted some.
 type Planted = BTreeMap<Name, BTreeSet<i64>>;
 
-/// A key's drift changes when somebody plants some, and by a repair, to nothing: never by a hook, nor by what climbs.
+/// A key's drift changes when somebody plants some, and by a repair, to nothing: never by a hook,
+/// nor by what climbs.
 fn assert_planted(drift: &Totals, planted: &Planted) {
     for (name, drift) in drift {
         assert!(
@@ -168,7 +185,8 @@ fn assert_planted(drift: &Totals, planted: &Planted) {
 /// Breaks a total of any level, under the write lock.
 fn plant(conn: &Connection, random: &mut Random, planted: &mut Planted) {
     let counter = SCHEMA.counters()[usize::try_from(random.below(8)).unwrap()];
-    let (table, membership) = (counter.table_name(), ["setlist.show", "show.artist"].contains(&counter.id().name()));
+    let (table, membership) =
+        (counter.table_name(), ["setlist.show", "show.artist"].contains(&counter.id().name()));
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let before = load_inside(conn);
     assert_planted(&before.drift(), planted);
@@ -180,7 +198,10 @@ fn plant(conn: &Connection, random: &mut Random, planted: &mut Planted) {
     };
     let key = if table.ends_with("votes") { "key" } else { "(key_1, key_2)" };
     let columns = key.trim_matches(['(', ')']);
-    let one = format!("SELECT {columns} FROM {table} ORDER BY {columns} LIMIT 1 OFFSET {}", random.below(4));
+    let one = format!(
+        "SELECT {columns} FROM {table} ORDER BY {columns} LIMIT 1 OFFSET {}",
+        random.below(4)
+    );
     conn.execute(&format!("{change} WHERE {key} = ({one})"), ()).unwrap();
     for (name, drift) in load_inside(conn).drift() {
         planted.entry(name).or_default().insert(drift);
@@ -201,7 +222,8 @@ fn load_inside(conn: &Connection) -> Model {
 }
 
 fn repair(conn: &Connection, page: usize) -> u64 {
-    let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(page).force(true)).unwrap();
+    let mut repair =
+        Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(page).force(true)).unwrap();
     let report = run(&mut repair, &mut audit(conn, page == 3), &mut SystemRuntime::new()).unwrap();
     assert!(report.complete(), "{report}");
     report.counters.iter().map(|counter| counter.corrected).sum()
@@ -210,7 +232,8 @@ fn repair(conn: &Connection, page: usize) -> u64 {
 /// More keys than this are planted on.
 const MIN_PLANTED: usize = 8;
 
-/// Repairs over and over, with drift planted meanwhile, until the writers have ended; then what is left is repaired too.
+/// Repairs over and over, with drift planted meanwhile, until the writers have ended; then what is
+/// left is repaired too.
 fn repair_beside(path: &Path, planting: bool, mut writing: impl FnMut() -> bool) {
     let done = AtomicBool::new(false);
     let mut planted = Planted::new();
@@ -243,13 +266,21 @@ fn repair_beside(path: &Path, planting: bool, mut writing: impl FnMut() -> bool)
     assert_planted(&end.drift(), &planted);
     assert!(repairs > 0);
     if planting {
-        assert!(corrected > 0 && planted.len() > MIN_PLANTED, "{repairs} repairs of {} keys", planted.len());
+        assert!(
+            corrected > 0 && planted.len() > MIN_PLANTED,
+            "{repairs} repairs of {} keys",
+            planted.len()
+        );
         assert_eq!(repair(&conn, 3), end.drift().len() as u64);
     } else {
         assert_eq!(corrected, 0, "there was nothing to repair");
     }
     let end = load(&conn);
-    assert_eq!(difference(&end.stored, &end.rows.recount()), Totals::new(), "every level equals the rows");
+    assert_eq!(
+        difference(&end.stored, &end.rows.recount()),
+        Totals::new(),
+        "every level equals the rows"
+    );
 }
 
 struct SetOnDrop<'a>(&'a AtomicBool);
@@ -272,7 +303,9 @@ fn threads_beside_repairs(planting: bool, turns: usize) {
                 })
             })
             .collect();
-        repair_beside(&path, planting, || !writers.iter().all(thread::ScopedJoinHandle::is_finished));
+        repair_beside(&path, planting, || {
+            !writers.iter().all(thread::ScopedJoinHandle::is_finished)
+        });
     });
 }
 
@@ -302,7 +335,11 @@ fn processes_on_one_file_and_repairs_of_planted_drift_leave_every_level_exact() 
     let path = create(&dir);
     let spawn = |seed: u64| {
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &test_of(module_path!(), "a_writer_in_a_process_of_its_own"), "--quiet"])
+            .args([
+                "--exact",
+                &test_of(module_path!(), "a_writer_in_a_process_of_its_own"),
+                "--quiet",
+            ])
             .env(WRITER, format!("{seed} {}", path.display()))
             .stdout(std::process::Stdio::null())
             .spawn()

@@ -1,5 +1,6 @@
-//! Rollups over three levels against a recount of rows by nested loops, in both stores: through moves, cascades and savepoints; what verify
-//! says of drift at every level, and what repair leaves.
+//! Rollups over three levels against a recount of rows by nested loops, in both stores: through
+//! moves, cascades and savepoints; what verify says of drift at every level, and what repair
+//! leaves.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -7,14 +8,16 @@ use crate::support::rollups::cases::{Case, Op, act, case, change, op, write};
 use crate::support::rollups::shapes::{Shape, check_shape};
 use crate::support::rollups::subjects::{Memory, Sqlite, Subject, dump, update_by_hand};
 use crate::support::rollups::{
-    self, ARTIST_DAYS, Change, Found, Model, Name, Part, Row, Rows, SCHEMA, SETLIST_VOTES, SHOW_VOTES, add_by_name,
-    batch_of, billing, membership, totals_of, votes,
+    self, ARTIST_DAYS, Change, Found, Model, Name, Part, Row, Rows, SCHEMA, SETLIST_VOTES,
+    SHOW_VOTES, add_by_name, batch_of, billing, membership, totals_of, votes,
 };
 use crate::support::world::through_text;
 use keepcount::backend::{CounterSpec, RollupUpdate};
 use keepcount::reconcile::{Mode, Options, Reconciler, Report};
 use keepcount::sql::{self, Dialect};
-use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Schema, Snapshot, SqliteStore, Store};
+use keepcount::{
+    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Schema, Snapshot, SqliteStore, Store,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -56,12 +59,14 @@ fn repaired(model: &mut Model, scope: &[CounterId], samples: usize) -> Vec<Found
     all
 }
 
-/// A whole repair finds each level's drift once the base ones are right; a scoped one takes in the base levels and leaves the others.
+/// A whole repair finds each level's drift once the base ones are right; a scoped one takes in the
+/// base levels and leaves the others.
 fn check_whole<S: Subject>(case: &Case) {
     let (mut subject, mut model) = planted::<S>(case);
     let options = Options::default().page(case.page).samples(case.samples);
     let all = SCHEMA.by_name();
-    let report = subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.by_tally);
+    let report = subject
+        .reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.by_tally);
     assert_eq!(found(&report), expected(&model, &all, case.samples), "a verify of everything");
 
     let rollup = SCHEMA.find(ROLLUPS[case.scope]).unwrap();
@@ -75,22 +80,37 @@ fn check_whole<S: Subject>(case: &Case) {
     let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[rollup], options).unwrap();
     let report = subject.reconcile(&mut verify, case.by_tally);
     let in_scope: Vec<CounterId> = all.iter().filter(|id| scope.contains(id)).copied().collect();
-    assert_eq!(found(&report), expected(&model, &in_scope, case.samples), "a verify of a rollup and what is below it");
+    assert_eq!(
+        found(&report),
+        expected(&model, &in_scope, case.samples),
+        "a verify of a rollup and what is below it"
+    );
     let clean = report.counters.iter().find(|found| found.counter == rollup).unwrap().clean;
     assert_eq!(clean, report.drift() == 0, "it is clean where all that it sums is");
     assert_eq!(subject.totals(), model.stored, "a verify writes nothing");
     let repair = Reconciler::scoped(Mode::Repair, &SCHEMA, &[rollup], options);
     let report = subject.reconcile(&mut repair.unwrap(), case.by_tally);
-    assert_eq!(found(&report), repaired(&mut model, &scope, case.samples), "a repair of a rollup and what is below it");
+    assert_eq!(
+        found(&report),
+        repaired(&mut model, &scope, case.samples),
+        "a repair of a rollup and what is below it"
+    );
     assert_eq!(subject.totals(), model.stored, "a scoped repair leaves the others' drift");
     let true_totals = model.rows.recount();
     for (name, drift) in rollups::difference(&model.stored, &true_totals) {
-        assert!(scope.iter().all(|id| id.name() != name.0), "{name:?} is off the rows by {drift} after its repair");
+        assert!(
+            scope.iter().all(|id| id.name() != name.0),
+            "{name:?} is off the rows by {drift} after its repair"
+        );
     }
 
-    let report = subject.reconcile(&mut Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap(), !case.by_tally);
+    let report = subject
+        .reconcile(&mut Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap(), !case.by_tally);
     assert_eq!(found(&report), repaired(&mut model, &all, case.samples), "a repair of everything");
-    assert_eq!(report.counters.iter().map(|counter| counter.corrected).sum::<u64>(), report.drift());
+    assert_eq!(
+        report.counters.iter().map(|counter| counter.corrected).sum::<u64>(),
+        report.drift()
+    );
     assert_eq!(subject.totals(), true_totals, "every level equals the rows");
 }
 
@@ -107,7 +127,8 @@ fn planted<S: Subject>(case: &Case) -> (S, Model) {
     (subject, model)
 }
 
-/// A repair stopped after some pages and gone on with by its token, over and over, with hooked writes between.
+/// A repair stopped after some pages and gone on with by its token, over and over, with hooked
+/// writes between.
 fn check_in_legs<S: Subject>(case: &Case) {
     let (mut subject, mut model) = planted::<S>(case);
     let drifting = model.drift().len() as u64;
@@ -123,7 +144,8 @@ fn check_in_legs<S: Subject>(case: &Case) {
         if let Some(changes) = between.next() {
             act(&Op::Write { changes: changes.clone(), commit: true }, &mut subject, &mut model);
         }
-        reconciler = Reconciler::resume(Mode::Repair, &SCHEMA, &through_text(&token), limits).unwrap();
+        reconciler =
+            Reconciler::resume(Mode::Repair, &SCHEMA, &through_text(&token), limits).unwrap();
     }
     assert_eq!((drift, corrected), (drifting, drifting), "each key that drifted, once");
     assert_eq!(subject.totals(), model.rows.recount(), "every level equals the rows");
@@ -132,7 +154,12 @@ fn check_in_legs<S: Subject>(case: &Case) {
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 3_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 3_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -216,22 +243,29 @@ fn on_both(
     reads: &[(CounterId, KeyBuf)],
 ) {
     let memory = MemoryStore::new(schema);
-    let read =
-        |store: &mut dyn FnMut(CounterId, &KeyBuf) -> i64| reads.iter().map(|(id, key)| store(*id, key)).collect();
+    let read = |store: &mut dyn FnMut(CounterId, &KeyBuf) -> i64| {
+        reads.iter().map(|(id, key)| store(*id, key)).collect()
+    };
     check(&mut |batch| memory.apply(batch).map(drop), &|| {
         read(&mut |id, key| (&memory).read_keys(id, std::slice::from_ref(key)).unwrap()[0])
     });
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, schema).create().unwrap();
-    let read_all =
-        || read(&mut |id, key| SqliteStore::new(&conn, schema).read_keys(id, std::slice::from_ref(key)).unwrap()[0]);
+    let read_all = || {
+        read(&mut |id, key| {
+            SqliteStore::new(&conn, schema).read_keys(id, std::slice::from_ref(key)).unwrap()[0]
+        })
+    };
     check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
     // And inside a caller's transaction, which goes on after a refusal.
     let conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, schema).create().unwrap();
     conn.execute_batch("BEGIN").unwrap();
-    let read_all =
-        || read(&mut |id, key| SqliteStore::new(&conn, schema).read_keys(id, std::slice::from_ref(key)).unwrap()[0]);
+    let read_all = || {
+        read(&mut |id, key| {
+            SqliteStore::new(&conn, schema).read_keys(id, std::slice::from_ref(key)).unwrap()[0]
+        })
+    };
     check(&mut |batch| SqliteStore::new(&conn, schema).apply(batch).map(drop), &read_all);
     conn.execute_batch("COMMIT").unwrap();
 }
@@ -242,15 +276,25 @@ type Refused = (&'static str, Vec<(Name, i64)>, &'static str, &'static str);
 #[test]
 fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
     let most = i64::MAX;
-    let base =
-        [(votes(1), most - 5), (votes(2), 5), (membership(1, "a"), 1), (membership(2, "b"), 1), (billing("a", 7), 1)];
+    let base = [
+        (votes(1), most - 5),
+        (votes(2), 5),
+        (membership(1, "a"), 1),
+        (membership(2, "b"), 1),
+        (billing("a", 7), 1),
+    ];
     let refused: [Refused; 6] = [
         ("a sum at level 2", vec![(billing("b", 7), 2)], "artist.votes", "total"),
         ("the same by votes", vec![(votes(1), 6)], "setlist.votes", "total"),
         ("a product at level 1", vec![(membership(1, "b"), 3)], "show.votes", "delta"),
         ("a product at level 2", vec![(billing("a", 8), -3)], "artist.votes", "delta"),
         ("a sum at level 1", vec![(membership(2, "a"), 2)], "show.votes", "total"),
-        ("both sides at once", vec![(votes(3), 1 << 40), (membership(3, "c"), 1 << 40)], "show.votes", "delta"),
+        (
+            "both sides at once",
+            vec![(votes(3), 1 << 40), (membership(3, "c"), 1 << 40)],
+            "show.votes",
+            "delta",
+        ),
     ];
     let reads: Vec<(CounterId, KeyBuf)> = [
         votes(1),
@@ -288,7 +332,8 @@ fn what_leaves_64_bits_at_a_higher_level_refuses_the_whole_batch() {
                     assert_eq!(read(), before, "{what}");
                 }
                 apply(&mut batch_of(&others)).unwrap();
-                apply(&mut batch_of(&others.clone().map(|(name, amount)| (name, -amount)))).unwrap();
+                apply(&mut batch_of(&others.clone().map(|(name, amount)| (name, -amount))))
+                    .unwrap();
                 assert_eq!(read(), before, "{what}: afterwards");
             },
             &reads,
@@ -335,7 +380,8 @@ fn check_recount_beyond_128_bits<S: Subject>() {
         subject.plant(&membership(at, "a"), Some(i64::MIN));
         subject.plant(&votes(at), Some(if at < 2 { i64::MIN } else { 1 << 62 }));
     }
-    let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[SHOW_VOTES.id()], Options::default()).unwrap();
+    let mut verify =
+        Reconciler::scoped(Mode::Verify, &SCHEMA, &[SHOW_VOTES.id()], Options::default()).unwrap();
     // An error says that it is beyond what fits; a report may not guess.
     if let Ok(report) = catch_unwind(AssertUnwindSafe(|| subject.reconcile(&mut verify, false))) {
         let rollup = report.counters.iter().find(|found| found.counter == SHOW_VOTES.id()).unwrap();
@@ -395,7 +441,10 @@ fn nobody_adds_to_a_rollup() {
         on_both(
             &SCHEMA,
             |apply, read| {
-                assert!(matches!(apply(&mut batch.clone()), Err(Error::Rollup { counter: "artist.days", .. })));
+                assert!(matches!(
+                    apply(&mut batch.clone()),
+                    Err(Error::Rollup { counter: "artist.days", .. })
+                ));
                 assert_eq!(read(), [0]);
             },
             &[(SETLIST_VOTES.id(), KeyBuf::of::<i64>(1))],
@@ -404,12 +453,18 @@ fn nobody_adds_to_a_rollup() {
             sql::apply(Dialect::Sqlite, &SCHEMA, &batch),
             Err(Error::Rollup { counter: "artist.days", .. })
         ));
-        assert!(matches!(RollupUpdate::new(&SCHEMA, &batch), Err(Error::Rollup { counter: "artist.days", .. })));
+        assert!(matches!(
+            RollupUpdate::new(&SCHEMA, &batch),
+            Err(Error::Rollup { counter: "artist.days", .. })
+        ));
     }
     for feeds in [votes(1), membership(1, "a"), billing("a", 1)] {
         let batch = batch_of(&[(feeds.clone(), 1)]);
         let refused = sql::apply(Dialect::Sqlite, &SCHEMA, &batch);
-        assert!(matches!(refused, Err(Error::Rollup { counter, .. }) if counter == feeds.0), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Rollup { counter, .. }) if counter == feeds.0),
+            "{refused:?}"
+        );
     }
     assert_eq!(sql::apply(Dialect::Sqlite, &SCHEMA, &Batch::new()).unwrap(), []);
 }
@@ -420,8 +475,12 @@ fn schemas_that_no_rollup_can_live_in_panic() {
     const A: Counter<i64> = Counter::new("a");
     const B: Counter<i64> = Counter::new("b").sum_of(A, MEMBERSHIP);
     let refuses = |what: &str, spec: Vec<CounterSpec>, says: &str| {
-        let panic = catch_unwind(|| Schema::new(Box::leak(spec.into_boxed_slice()))).expect_err(what);
-        let text = panic.downcast_ref::<&str>().copied().unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
+        let panic =
+            catch_unwind(|| Schema::new(Box::leak(spec.into_boxed_slice()))).expect_err(what);
+        let text = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
         assert!(text.contains(says), "{what}: {text}");
     };
     let before = "stand before it";
@@ -433,12 +492,20 @@ fn schemas_that_no_rollup_can_live_in_panic() {
     refuses("a circle, the other way", vec![MEMBERSHIP.table(), B.table(), circle.table()], before);
     let own = Counter::<i64>::new("a").sum_of(A, MEMBERSHIP);
     refuses("a sum of itself", vec![MEMBERSHIP.table(), own.table()], before);
-    refuses("another version of its base", vec![MEMBERSHIP.table(), A.version(2).table(), B.table()], before);
-    let summed =
-        Counter::<(i64, i64)>::new("link").sum_of_suffix(Counter::<(i64, i64)>::new("pairs"), Counter::new("other"));
+    refuses(
+        "another version of its base",
+        vec![MEMBERSHIP.table(), A.version(2).table(), B.table()],
+        before,
+    );
+    let summed = Counter::<(i64, i64)>::new("link")
+        .sum_of_suffix(Counter::<(i64, i64)>::new("pairs"), Counter::new("other"));
     let other = Counter::<(i64, i64)>::new("other").table();
     let pairs = Counter::<(i64, i64)>::new("pairs").table();
-    refuses("a membership that is a rollup", vec![A.table(), pairs, other, summed.table(), B.table()], "no rollup");
+    refuses(
+        "a membership that is a rollup",
+        vec![A.table(), pairs, other, summed.table(), B.table()],
+        "no rollup",
+    );
     let twice = "share a name";
     refuses("two of one name", vec![MEMBERSHIP.table(), A.table(), B.table(), B.table()], twice);
     refuses(
@@ -451,14 +518,21 @@ fn schemas_that_no_rollup_can_live_in_panic() {
         vec![Counter::<i64>::new("a.b").table(), Counter::<i64>::new("a_b").table()],
         "share a table",
     );
-    refuses("a prunable membership", vec![A.table(), MEMBERSHIP.table().prunable(), B.table()], "not prunable");
+    refuses(
+        "a prunable membership",
+        vec![A.table(), MEMBERSHIP.table().prunable(), B.table()],
+        "not prunable",
+    );
     refuses(
         "a prunable base without its time",
         vec![
             MEMBERSHIP.table(),
             pairs.prunable(),
             Counter::<i64>::new("s")
-                .sum_of(Counter::<(i64, i64)>::new("pairs"), Counter::<((i64, i64), i64)>::new("far"))
+                .sum_of(
+                    Counter::<(i64, i64)>::new("pairs"),
+                    Counter::<((i64, i64), i64)>::new("far"),
+                )
                 .table(),
         ],
         before,
@@ -479,7 +553,11 @@ fn a_child_and_a_parent_of_several_parts() {
         rollup: SUM.id(),
         base: |batch, child, _, amount| batch.add(BASE, (NUMBERS[0], TEXTS[child]), amount),
         membership: |batch, child, parent, amount| {
-            batch.add(MEMBERSHIP, ((NUMBERS[0], TEXTS[child]), (TEXTS[0], NUMBERS[parent])), amount);
+            batch.add(
+                MEMBERSHIP,
+                ((NUMBERS[0], TEXTS[child]), (TEXTS[0], NUMBERS[parent])),
+                amount,
+            );
         },
         key: |parent, _| KeyBuf::of::<(String, i64)>((TEXTS[0], NUMBERS[parent])),
         sizes: [2, 2, 1],
@@ -495,9 +573,15 @@ fn a_suffix_of_several_parts() {
     check_shape(&Shape {
         schema: SCHEMA,
         rollup: SUM.id(),
-        base: |batch, child, suffix, amount| batch.add(BASE, (TEXTS[child], (NUMBERS[0], TEXTS[suffix])), amount),
-        membership: |batch, child, parent, amount| batch.add(MEMBERSHIP, (TEXTS[child], NUMBERS[parent]), amount),
-        key: |parent, suffix| KeyBuf::of::<(i64, (i64, String))>((NUMBERS[parent], (NUMBERS[0], TEXTS[suffix]))),
+        base: |batch, child, suffix, amount| {
+            batch.add(BASE, (TEXTS[child], (NUMBERS[0], TEXTS[suffix])), amount);
+        },
+        membership: |batch, child, parent, amount| {
+            batch.add(MEMBERSHIP, (TEXTS[child], NUMBERS[parent]), amount);
+        },
+        key: |parent, suffix| {
+            KeyBuf::of::<(i64, (i64, String))>((NUMBERS[parent], (NUMBERS[0], TEXTS[suffix])))
+        },
         sizes: [2, 2, 2],
     });
 }
@@ -538,10 +622,12 @@ fn a_child_of_no_parts() {
 fn a_membership_that_is_also_what_another_membership_sums() {
     const BASE: Counter<(String, i64)> = Counter::new("finer");
     const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
-    const COUNT: Counter<(String, i64)> = Counter::new("count").sum_of_suffix(MEMBERSHIP, Counter::new("other"));
+    const COUNT: Counter<(String, i64)> =
+        Counter::new("count").sum_of_suffix(MEMBERSHIP, Counter::new("other"));
     const OTHER: Counter<(String, String)> = Counter::new("other");
     const SUM: Counter<(i64, i64)> = Counter::new("sum").sum_of_suffix(BASE, MEMBERSHIP);
-    const SCHEMA: Schema = Schema::new(&[BASE.table(), MEMBERSHIP.table(), OTHER.table(), COUNT.table(), SUM.table()]);
+    const SCHEMA: Schema =
+        Schema::new(&[BASE.table(), MEMBERSHIP.table(), OTHER.table(), COUNT.table(), SUM.table()]);
     check_shape(&Shape {
         schema: SCHEMA,
         rollup: SUM.id(),
@@ -549,7 +635,9 @@ fn a_membership_that_is_also_what_another_membership_sums() {
             batch.add(BASE, (TEXTS[child], NUMBERS[suffix]), amount);
             batch.add(OTHER, (TEXTS[child], TEXTS[suffix]), amount);
         },
-        membership: |batch, child, parent, amount| batch.add(MEMBERSHIP, (TEXTS[child], NUMBERS[parent]), amount),
+        membership: |batch, child, parent, amount| {
+            batch.add(MEMBERSHIP, (TEXTS[child], NUMBERS[parent]), amount);
+        },
         key: |parent, suffix| KeyBuf::of::<(i64, i64)>((NUMBERS[parent], NUMBERS[suffix])),
         sizes: [2, 2, 2],
     });
@@ -560,7 +648,9 @@ fn a_membership_summed_along_itself_is_right_or_refused() {
     const MEMBERSHIP: Counter<(String, i64)> = Counter::new("link");
     // How many children two parents share.
     const SUM: Counter<(i64, i64)> = Counter::new("sum").sum_of_suffix(MEMBERSHIP, MEMBERSHIP);
-    let Ok(schema) = catch_unwind(|| Schema::new(Box::leak(Box::new([MEMBERSHIP.table(), SUM.table()])))) else {
+    let Ok(schema) =
+        catch_unwind(|| Schema::new(Box::leak(Box::new([MEMBERSHIP.table(), SUM.table()]))))
+    else {
         return;
     };
     let store = MemoryStore::new(&schema);
@@ -568,11 +658,15 @@ fn a_membership_summed_along_itself_is_right_or_refused() {
     batch.add(MEMBERSHIP, ("a", 1_i64), 1);
     batch.add(MEMBERSHIP, ("a", 2_i64), 1);
     if store.apply(&mut batch).is_ok() {
-        assert_eq!(store.totals(SUM).unwrap(), [((1, 1), 1), ((1, 2), 1), ((2, 1), 1), ((2, 2), 1)]);
+        assert_eq!(
+            store.totals(SUM).unwrap(),
+            [((1, 1), 1), ((1, 2), 1), ((2, 1), 1), ((2, 2), 1)]
+        );
     }
 }
 
-/// The compiler gives up on a constant that takes it more than two million steps: each counter was compared with each, byte by byte.
+/// The compiler gives up on a constant that takes it more than two million steps: each counter was
+/// compared with each, byte by byte.
 #[test]
 fn a_schema_of_hundreds_of_counters_compiles() {
     macro_rules! row {
@@ -600,7 +694,8 @@ fn chain(levels: usize) -> (Schema, Vec<Counter<i64>>, Vec<Link>) {
     let (mut memberships, mut spec) = (Vec::new(), vec![votes[0].table()]);
     for level in 1..=levels {
         let membership = Link::new(leaked(format!("membership.{level}")));
-        let rollup = Counter::new(leaked(format!("votes.{level}"))).sum_of(votes[level - 1], membership);
+        let rollup =
+            Counter::new(leaked(format!("votes.{level}"))).sum_of(votes[level - 1], membership);
         spec.extend([membership.table(), rollup.table()]);
         memberships.push(membership);
         votes.push(rollup);
@@ -625,11 +720,17 @@ fn a_chain_of_64_levels_climbs_and_a_longer_one_is_refused() {
     memory.apply(&mut batch.clone()).unwrap();
     sqlite.apply(&mut batch).unwrap();
     for counter in &votes {
-        assert_eq!((memory.total(*counter, 1).unwrap(), sqlite.total(*counter, 1).unwrap()), (5, 5));
+        assert_eq!(
+            (memory.total(*counter, 1).unwrap(), sqlite.total(*counter, 1).unwrap()),
+            (5, 5)
+        );
     }
     let panic = catch_unwind(|| chain(65)).expect_err("a chain of 65 levels");
     let text = panic.downcast_ref::<&str>().unwrap();
-    assert_eq!(*text, "a rollup has at most 64 levels: what it sums is a rollup of level 64 already");
+    assert_eq!(
+        *text,
+        "a rollup has at most 64 levels: what it sums is a rollup of level 64 already"
+    );
 }
 
 /// What a level is says the handle; one of the same name that sums nothing is another declaration.

@@ -1,6 +1,10 @@
-//! Snapshots in real files: every key type comes back, every damage is refused with its reason, replay from the offsets is exact, and a
-//! process that is killed while it saves leaves a whole file. `src/store/memory/snapshot/faults.rs` has the disk that fails.
-#![allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that prints a figure may")]
+//! Snapshots in real files: every key type comes back, every damage is refused with its reason,
+//! replay from the offsets is exact, and a process that is killed while it saves leaves a whole
+//! file. `src/store/memory/snapshot/faults.rs` has the disk that fails.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the crate must not look at a clock; a test that prints a figure may"
+)]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -10,7 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keepcount::{Batch, Counter, Date, Error, MemoryStore, Recovery, Schema, Snapshot, StreamRange, key};
+use keepcount::{
+    Batch, Counter, Date, Error, MemoryStore, Recovery, Schema, Snapshot, StreamRange, key,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -100,7 +106,8 @@ const SITE: Schema = Schema::new(&[
     LIKES.table(),
 ]);
 
-/// A store with something of everything: a rollup, texts, a cutoff, a counter of version 2 that is not ready, offsets.
+/// A store with something of everything: a rollup, texts, a cutoff, a counter of version 2 that is
+/// not ready, offsets.
 fn fixture() -> MemoryStore {
     let mut young = MemoryStore::new(&SITE).snapshot();
     young.drop_counter("setlist.likes.v2").unwrap();
@@ -132,16 +139,23 @@ fn add_event(batch: &mut Batch, stream: &str, event: u64) {
     }
 }
 
-/// Every released version keeps a file: what today's code writes for [`fixture`] is what that of 0.1.0 wrote. When the format changes, this
-/// one still is read, as the same snapshot, and the new version gets a folder of its own.
+/// Every released version keeps a file: what today's code writes for [`fixture`] is what that of
+/// 0.1.0 wrote. When the format changes, this one still is read, as the same snapshot, and the new
+/// version gets a folder of its own.
 #[test]
 fn the_file_of_0_1_0_is_read_and_still_written_so() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/0.1.0/snapshot");
     let snapshot = fixture().snapshot();
-    let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("snapshot-{}", std::process::id()));
+    let written =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("snapshot-{}", std::process::id()));
     snapshot.save(&written).unwrap();
     let bytes = fs::read(&kept).unwrap_or_default();
-    assert!(bytes == fs::read(&written).unwrap(), "{} is not {}", kept.display(), written.display());
+    assert!(
+        bytes == fs::read(&written).unwrap(),
+        "{} is not {}",
+        kept.display(),
+        written.display()
+    );
     fs::remove_file(&written).unwrap();
     assert_eq!(Snapshot::load(&kept).unwrap(), snapshot);
 
@@ -155,7 +169,10 @@ fn the_file_of_0_1_0_is_read_and_still_written_so() {
 #[track_caller]
 fn reason(bytes: &[u8]) -> String {
     let error = Snapshot::from_bytes(bytes).expect_err("it is read");
-    assert!(matches!(error, Error::Snapshot { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
+    assert!(
+        matches!(error, Error::Snapshot { .. }) && error.recovery() == Recovery::Permanent,
+        "{error:?}"
+    );
     error.to_string().strip_prefix("snapshot: ").unwrap().to_owned()
 }
 
@@ -196,13 +213,17 @@ fn every_changed_byte_every_cutoff_and_every_byte_more_is_refused() {
         bytes[at] = whole[at];
     }
     for len in 0..whole.len() {
-        let least = if len < HEAD { format!("at least {}", HEAD + SEAL) } else { whole.len().to_string() };
+        let least =
+            if len < HEAD { format!("at least {}", HEAD + SEAL) } else { whole.len().to_string() };
         assert_eq!(reason(&whole[..len]), format!("it is cut off: {len} of {least} bytes"));
     }
     for more in 0..=255 {
         bytes.truncate(whole.len());
         bytes.push(more);
-        assert_eq!(reason(&bytes), format!("bytes are behind its end, which is at {}", whole.len()));
+        assert_eq!(
+            reason(&bytes),
+            format!("bytes are behind its end, which is at {}", whole.len())
+        );
     }
     // Two bytes that change places, and a byte that is gone from the middle or comes twice.
     for at in HEAD..whole.len() - 1 {
@@ -218,20 +239,33 @@ fn every_changed_byte_every_cutoff_and_every_byte_more_is_refused() {
 
 #[test]
 fn foreign_newer_and_senseless_files_are_told_apart() {
-    for foreign in ["SQLite format 3\0", "{\"format\":2}", "keepcount total\0", "\n", "keepcount  totals"] {
+    for foreign in
+        ["SQLite format 3\0", "{\"format\":2}", "keepcount total\0", "\n", "keepcount  totals"]
+    {
         assert_eq!(reason(foreign.as_bytes()), "it is no snapshot of keepcount");
     }
     let mut newer = fixture().snapshot().to_bytes().unwrap();
     newer.truncate(newer.len() - SEAL);
     newer[16] = 3;
-    assert_eq!(reason(&sealed(newer.clone())), "its format is 3, and this version of keepcount reads 2 at most");
+    assert_eq!(
+        reason(&sealed(newer.clone())),
+        "its format is 3, and this version of keepcount reads 2 at most"
+    );
     newer[16] = 1;
     assert_eq!(reason(&sealed(newer)), "its format is 1, of which there are no files");
 
-    // Bodies whose checksum is right: nothing, one of another format, lists that claim to be longer than memory, and more than a body.
+    // Bodies whose checksum is right: nothing, one of another format, lists that claim to be longer
+    // than memory, and more than a body.
     let endless = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
     let name = [b"\x02\x01\x0ashow.votes\x05(i64)\x05table\x01\x00".as_slice(), &endless].concat();
-    for body in [&[][..], &[2], &[1, 0, 0], &[&[2][..], &endless].concat(), &[&[2, 0][..], &endless].concat(), &name] {
+    for body in [
+        &[][..],
+        &[2],
+        &[1, 0, 0],
+        &[&[2][..], &endless].concat(),
+        &[&[2, 0][..], &endless].concat(),
+        &name,
+    ] {
         assert!(reason(&file_of(body)).starts_with("its body is none: "), "{body:?}");
     }
     assert_eq!(reason(&file_of(&[2, 0, 0, 7])), "its body is none: 1 bytes are left of it");
@@ -245,7 +279,10 @@ fn try_out(bytes: &[u8]) -> bool {
             assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), snapshot);
             match MemoryStore::restore(&SITE, &snapshot) {
                 Ok(store) => {
-                    assert!(snapshot.orphaned(&SITE).is_empty() && store.snapshot().orphaned(&SITE).is_empty());
+                    assert!(
+                        snapshot.orphaned(&SITE).is_empty()
+                            && store.snapshot().orphaned(&SITE).is_empty()
+                    );
                 }
                 Err(error) => assert!(matches!(error, Error::Snapshot { .. }), "{error:?}"),
             }
@@ -280,8 +317,10 @@ proptest! {
 
 /// What lies in a folder, sorted.
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -293,7 +332,10 @@ fn errors_name_the_file_and_what_was_there_stays() {
     let at = |name: &str| folder.path().join(name);
     let failed = |error: Error, operation: &str, path: &Path| {
         assert!(matches!(error, Error::Database { .. }), "{error:?}");
-        assert!(error.to_string().starts_with(&format!("{operation} snapshot {}: ", path.display())), "{error}");
+        assert!(
+            error.to_string().starts_with(&format!("{operation} snapshot {}: ", path.display())),
+            "{error}"
+        );
     };
     failed(Snapshot::load(at("nothing")).unwrap_err(), "loading", &at("nothing"));
     failed(Snapshot::load(folder.path()).unwrap_err(), "loading", folder.path());
@@ -307,22 +349,35 @@ fn errors_name_the_file_and_what_was_there_stays() {
 
     fs::write(at("cutoff"), &snapshot.to_bytes().unwrap()[..99]).unwrap();
     let error = Snapshot::load(at("cutoff")).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("snapshot: {}: it is cut off: 99 of ", at("cutoff").display())), "{error}");
+    assert!(
+        error.starts_with(&format!("snapshot: {}: it is cut off: 99 of ", at("cutoff").display())),
+        "{error}"
+    );
     fs::write(at("foreign"), "SQLite format 3\0").unwrap();
     let error = Snapshot::load(at("foreign")).unwrap_err().to_string();
-    assert_eq!(error, format!("snapshot: {}: it is no snapshot of keepcount", at("foreign").display()));
+    assert_eq!(
+        error,
+        format!("snapshot: {}: it is no snapshot of keepcount", at("foreign").display())
+    );
     fs::write(at("long"), [snapshot.to_bytes().unwrap(), vec![0; 9]].concat()).unwrap();
-    assert!(Snapshot::load(at("long")).unwrap_err().to_string().contains("bytes are behind its end"));
+    assert!(
+        Snapshot::load(at("long")).unwrap_err().to_string().contains("bytes are behind its end")
+    );
 }
 
-/// A process that is killed cannot clean up; a file that another process is writing is not to be taken for one of these.
+/// A process that is killed cannot clean up; a file that another process is writing is not to be
+/// taken for one of these.
 #[test]
 fn a_save_removes_what_the_killed_left_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let (left, held) = (".totals.keepcount-00000000000000aa.tmp", ".totals.keepcount-00000000000000bb.tmp");
-    let others =
-        [".other.keepcount-00000000000000aa.tmp", ".totals.keepcount-notes.tmp", ".totals.keepcount-00000000000000aa"];
+    let (left, held) =
+        (".totals.keepcount-00000000000000aa.tmp", ".totals.keepcount-00000000000000bb.tmp");
+    let others = [
+        ".other.keepcount-00000000000000aa.tmp",
+        ".totals.keepcount-notes.tmp",
+        ".totals.keepcount-00000000000000aa",
+    ];
     for name in [&[left, held][..], &others].concat() {
         fs::write(at(name), "half").unwrap();
     }
@@ -352,8 +407,9 @@ fn threads_that_save_to_one_file_leave_one_of_theirs() {
     });
     snapshots[0].save(&path).unwrap();
     thread::scope(|scope| {
-        let savers =
-            snapshots.each_ref().map(|snapshot| scope.spawn(|| (0..40).try_for_each(|_| snapshot.save(&path))));
+        let savers = snapshots
+            .each_ref()
+            .map(|snapshot| scope.spawn(|| (0..40).try_for_each(|_| snapshot.save(&path))));
         while !savers.iter().all(thread::ScopedJoinHandle::is_finished) {
             assert!(snapshots.contains(&Snapshot::load(&path).unwrap()));
         }
@@ -378,7 +434,10 @@ fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
         (first..=last).for_each(|event| add_event(&mut batch, stream, event));
         assert!(
             !store
-                .apply_idempotent(&mut batch.clone(), &StreamRange::new(stream, first, last).unwrap())
+                .apply_idempotent(
+                    &mut batch.clone(),
+                    &StreamRange::new(stream, first, last).unwrap()
+                )
                 .unwrap()
                 .skipped
         );
@@ -386,8 +445,9 @@ fn replay(store: &MemoryStore, stream: &str, seed: u64, done: impl Fn(u64)) {
     }
 }
 
-/// Snapshots are saved while three streams are applied, memberships that move among them; whichever of the files is restored after a crash, a
-/// replay from its offsets on ends where the streams themselves do.
+/// Snapshots are saved while three streams are applied, memberships that move among them; whichever
+/// of the files is restored after a crash, a replay from its offsets on ends where the streams
+/// themselves do.
 #[test]
 fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
     let folder = tempfile::tempdir().unwrap();
@@ -414,7 +474,8 @@ fn a_restored_file_and_a_replay_from_its_offsets_are_exact() {
     let mut midway = 0;
     for (at, file) in files.iter().enumerate() {
         let back = restored(&SITE, file);
-        midway += usize::from(STREAMS.iter().all(|stream| (1..EVENTS).contains(&back.offset(stream))));
+        midway +=
+            usize::from(STREAMS.iter().all(|stream| (1..EVENTS).contains(&back.offset(stream))));
         for stream in STREAMS {
             replay(&back, stream, at as u64, |_| ());
         }
@@ -448,7 +509,10 @@ fn a_million_totals_are_a_file_of_eleven_bytes_each() {
     let loaded = Snapshot::load(&path).unwrap();
     let read = took();
     let back = MemoryStore::restore(&SITE, &loaded).unwrap();
-    println!("taken in {taken:.0?}, saved in {saved:.0?}, loaded in {read:.0?}, restored in {:.0?}", took());
+    println!(
+        "taken in {taken:.0?}, saved in {saved:.0?}, loaded in {read:.0?}, restored in {:.0?}",
+        took()
+    );
     let len = fs::metadata(&path).unwrap().len();
     println!("{len} bytes");
     assert!(loaded == snapshot && back.snapshot() == snapshot);
@@ -458,7 +522,8 @@ fn a_million_totals_are_a_file_of_eleven_bytes_each() {
 const SAVER: &str = "KEEPCOUNT_SNAPSHOT_SAVER";
 const LOCKSTEP: [&str; 2] = ["one", "two"];
 
-/// What a process of its own runs: this test, with a file. It goes on from the file, counts, and saves until it is killed.
+/// What a process of its own runs: this test, with a file. It goes on from the file, counts, and
+/// saves until it is killed.
 #[test]
 fn a_saver_in_a_process_of_its_own() {
     let Some(path) = std::env::var_os(SAVER).map(PathBuf::from) else { return };
@@ -475,7 +540,10 @@ fn a_saver_in_a_process_of_its_own() {
                     }
                     batch.add(VOTES, random.int(0, 5_000), 1);
                     store
-                        .apply_idempotent(&mut batch.clone(), &StreamRange::new(stream, event, event).unwrap())
+                        .apply_idempotent(
+                            &mut batch.clone(),
+                            &StreamRange::new(stream, event, event).unwrap(),
+                        )
                         .unwrap();
                 }
             });
@@ -512,19 +580,27 @@ fn in_step(store: &MemoryStore) -> u64 {
 /// `KEEPCOUNT_CRASH_ROUNDS` raises the number of kills.
 #[test]
 fn a_process_that_is_killed_while_it_saves_leaves_a_whole_file() {
-    let rounds = std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
+    let rounds =
+        std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("totals");
     let (mut before, mut unfinished, mut random) = (0, 0, Random(5));
     for _ in 0..rounds {
         let mut saver = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", &test_of(module_path!(), "a_saver_in_a_process_of_its_own"), "--nocapture"])
+            .args([
+                "--exact",
+                &test_of(module_path!(), "a_saver_in_a_process_of_its_own"),
+                "--nocapture",
+            ])
             .env(SAVER, &path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = BufReader::new(saver.stdout.take().unwrap()).lines();
-        assert!(lines.map(|line| line.unwrap()).any(|line| line.ends_with("saved")), "it ended by itself");
+        assert!(
+            lines.map(|line| line.unwrap()).any(|line| line.ends_with("saved")),
+            "it ended by itself"
+        );
         thread::sleep(Duration::from_micros(random.below(20_000)));
         saver.kill().unwrap();
         assert!(!saver.wait().unwrap().success(), "it ended by itself");

@@ -44,7 +44,8 @@ fn a_transaction_commits_rows_and_totals_and_returns_what_its_work_returns() {
         assert_eq!((value, state(&conn)), ("done", (round, vec![(7, round)])));
     }
     // Work without a hook commits too.
-    let changed = store.transaction(|conn, _| conn.execute("DELETE FROM votes", ()).map_err(Failure::from));
+    let changed =
+        store.transaction(|conn, _| conn.execute("DELETE FROM votes", ()).map_err(Failure::from));
     assert_eq!((changed.unwrap(), state(&conn)), (2, (0, vec![(7, 2)])));
 }
 
@@ -77,7 +78,10 @@ fn nothing_is_committed_where_the_work_or_the_apply_or_the_commit_fails() {
     assert!(matches!(kept(unknown), Error::UnknownCounter { .. }));
     // The foreign key is looked at by the commit, which is refused.
     let refused = kept(fails(&|conn, batch| vote(conn, batch, 8)));
-    assert!(matches!(&refused, Error::Database { operation, .. } if operation.contains("transaction")), "{refused}");
+    assert!(
+        matches!(&refused, Error::Database { operation, .. } if operation.contains("transaction")),
+        "{refused}"
+    );
     // The work ended the transaction itself: its batch belongs to none.
     let lost = kept(fails(&|conn, _| Ok(conn.execute_batch("ROLLBACK")?)));
     assert!(matches!(lost, Error::TransactionLost { .. }), "{lost}");
@@ -99,12 +103,15 @@ fn a_panic_rolls_the_transaction_back() {
     assert_eq!(state(&conn), (1, vec![(7, 1)]));
 }
 
-/// A hook that vetoes a commit ends the transaction, as an interrupt after the commit does: the caller is to look what became of it.
+/// A hook that vetoes a commit ends the transaction, as an interrupt after the commit does: the
+/// caller is to look what became of it.
 #[test]
 fn a_commit_whose_transaction_is_over_is_indeterminate() {
     let mut conn = database(Connection::open_in_memory().unwrap());
     conn.commit_hook(Some(|| true)).unwrap();
-    let failed = SqliteStore::new(&conn, &SCHEMA).transaction(|conn, batch| vote(conn, batch, 7)).unwrap_err();
+    let failed = SqliteStore::new(&conn, &SCHEMA)
+        .transaction(|conn, batch| vote(conn, batch, 7))
+        .unwrap_err();
     conn.commit_hook(None::<fn() -> bool>).unwrap();
     assert_eq!(failed.downcast::<Error>().unwrap().recovery(), Recovery::Indeterminate);
     assert_eq!(state(&conn), (0, vec![]));
@@ -117,7 +124,9 @@ fn a_transaction_waits_for_no_other_and_nests_in_none() {
     let (conn, other) = (database(open()), open());
     conn.busy_timeout(std::time::Duration::ZERO).unwrap();
     let store = SqliteStore::new(&conn, &SCHEMA);
-    let never = |_: &Connection, _: &mut Batch| -> keepcount::Result<()> { unreachable!("it did not begin") };
+    let never = |_: &Connection, _: &mut Batch| -> keepcount::Result<()> {
+        unreachable!("it did not begin")
+    };
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert_eq!(store.transaction(never).unwrap_err().recovery(), Recovery::Retry);
     other.execute_batch("ROLLBACK").unwrap();

@@ -1,4 +1,5 @@
-//! Versions of one name side by side: which schemas hold them, and that nothing takes one for another, in memory and in SQLite.
+//! Versions of one name side by side: which schemas hold them, and that nothing takes one for
+//! another, in memory and in SQLite.
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
@@ -7,12 +8,12 @@ use crate::support::random::Random;
 use crate::support::world::{run_whole, through_text};
 use keepcount::backend::{CounterSpec, LeaderboardId, RollupUpdate};
 use keepcount::reconcile::{
-    Columns, CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows,
-    SystemRuntime, run,
+    Columns, CounterReport, Freshness, MemoryAudit, Mode, Options, Reconciler, Report, SqliteAudit,
+    SqliteRows, SystemRuntime, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, Leaderboard, MemoryStore, Record, Recovery, Schema, SqliteStore, Store, Tally,
-    sql,
+    Batch, Counter, CounterId, Error, Leaderboard, MemoryStore, Record, Recovery, Schema,
+    SqliteStore, Store, Tally, sql,
 };
 use rusqlite::Connection;
 
@@ -20,16 +21,21 @@ use rusqlite::Connection;
 
 #[test]
 fn two_counters_are_refused_exactly_where_they_are_one_or_share_a_table() {
-    const NAMES: [&str; 10] = ["a", "a.v2", "a_v2", "a.v2.v3", "a.v23", "a.b", "a_b", "a.v", "b", "a.v2.v2"];
+    const NAMES: [&str; 10] =
+        ["a", "a.v2", "a_v2", "a.v2.v3", "a.v23", "a.b", "a_b", "a.v", "b", "a.v2.v2"];
     let counters: Vec<CounterSpec> = NAMES
         .iter()
-        .flat_map(|name| [0, 1, 2, 3, 23].map(|version| Counter::<i64>::new(name).version(version).table()))
+        .flat_map(|name| {
+            [0, 1, 2, 3, 23].map(|version| Counter::<i64>::new(name).version(version).table())
+        })
         .collect();
     let mut refused = 0;
     for one in &counters {
         for two in &counters {
             let made = catch_unwind(|| Schema::new(Box::leak(Box::new([*one, *two]))));
-            let suffix = |id: CounterId| if id.version() == 1 { String::new() } else { format!("_v{}", id.version()) };
+            let suffix = |id: CounterId| {
+                if id.version() == 1 { String::new() } else { format!("_v{}", id.version()) }
+            };
             let table = |id: CounterId| id.name().replace('.', "_") + &suffix(id);
             let shared = table(one.id()) == table(two.id());
             assert_eq!(made.is_err(), shared, "{one:?} and {two:?}");
@@ -53,11 +59,15 @@ const fn leaderboard(name: &'static str) -> LeaderboardId {
 fn the_version_counts_for_reserved_names_and_for_leaderboards() {
     const TAKEN: &[LeaderboardId] = &[leaderboard("setlist.votes.v2")];
     const INDEX: &[LeaderboardId] = &[leaderboard("rank"), leaderboard("rank.order")];
-    const THIRD: &[LeaderboardId] = &[Leaderboard::<i64>::new("rank", [VOTES.version(3)]).by(|_| None).id()];
+    const THIRD: &[LeaderboardId] =
+        &[Leaderboard::<i64>::new("rank", [VOTES.version(3)]).by(|_| None).id()];
     const FREE: &[LeaderboardId] = &[leaderboard("rank")];
     let fails = |what: &str, schema: fn() -> Schema, says: &str| {
         let panic = catch_unwind(schema).expect_err(what);
-        let text = panic.downcast_ref::<&str>().copied().unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
+        let text = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .unwrap_or_else(|| panic.downcast_ref::<String>().unwrap());
         assert!(text.contains(says), "{what}: {text}");
     };
     for name in ["keepcount", "sqlite", "pg"] {
@@ -67,7 +77,11 @@ fn the_version_counts_for_reserved_names_and_for_leaderboards() {
     }
     fails("a counter's table", || Schema::new(BOTH).leaderboards(TAKEN), "share a table");
     fails("another leaderboard's index", || Schema::new(BOTH).leaderboards(INDEX), "index");
-    fails("of a version that is not there", || Schema::new(BOTH).leaderboards(THIRD), "not in the schema");
+    fails(
+        "of a version that is not there",
+        || Schema::new(BOTH).leaderboards(THIRD),
+        "not in the schema",
+    );
     fails(
         "one version twice",
         || Schema::new(Box::leak(Box::new([VOTES_2.table(), VOTES_2.table()]))),
@@ -125,14 +139,22 @@ fn totals_of(store: &mut impl Store) -> Totals {
     let mut all = Totals::new();
     for counter in [VOTES, VOTES_2, SHOWS, SHOWS_2] {
         let name = counter.id().full_name();
-        all.extend(store.totals(counter).unwrap().into_iter().map(|(key, total)| ((name.to_string(), key), total)));
+        all.extend(
+            store
+                .totals(counter)
+                .unwrap()
+                .into_iter()
+                .map(|(key, total)| ((name.to_string(), key), total)),
+        );
     }
     all
 }
 
 fn recount(rows: &[Row]) -> Totals {
     let mut all = Totals::new();
-    let mut add = |name: &str, key: i64, amount: i64| *all.entry((name.to_owned(), key)).or_default() += amount;
+    let mut add = |name: &str, key: i64, amount: i64| {
+        *all.entry((name.to_owned(), key)).or_default() += amount;
+    };
     for row in rows {
         let Row::Vote { setlist, weight, spam, .. } = *row else { continue };
         let weight = if spam { 0 } else { weight };
@@ -183,7 +205,8 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
             for _ in 0..=random.below(3) {
                 match random.below(5) {
                     0 if !rows.is_empty() => {
-                        let at = usize::try_from(random.below(i64::try_from(rows.len()).unwrap())).unwrap();
+                        let at = usize::try_from(random.below(i64::try_from(rows.len()).unwrap()))
+                            .unwrap();
                         batch.delete(&rows.swap_remove(at));
                     }
                     1 if !rows.is_empty() => {
@@ -208,7 +231,8 @@ fn each_version_keeps_its_own_totals_at_every_level_in_both_stores() {
     }
 }
 
-/// Two versions have one hash: sorted by that alone, the changes of a child that moves came in turns, and each was asked for anew.
+/// Two versions have one hash: sorted by that alone, the changes of a child that moves came in
+/// turns, and each was asked for anew.
 #[test]
 fn a_climb_asks_once_for_each_version() {
     let mut batch = Batch::new();
@@ -238,7 +262,10 @@ fn each_version_is_pruned_by_itself() {
     store.apply(&mut batch).unwrap();
     assert_eq!(store.prune(DAYS_2, 3_i64).unwrap(), 3);
     for _ in 0..2 {
-        assert_eq!((store.totals(DAYS).unwrap().len(), store.totals(DAYS_2).unwrap()), (4, vec![((1, 3), 5)]));
+        assert_eq!(
+            (store.totals(DAYS).unwrap().len(), store.totals(DAYS_2).unwrap()),
+            (4, vec![((1, 3), 5)])
+        );
         let mut late = Batch::new();
         late.insert(&Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 });
         late.delete(&Row::Vote { setlist: 1, weight: 5, spam: false, day: 1 });
@@ -269,16 +296,22 @@ const ORDER: [&str; 7] = [
 
 #[test]
 fn a_counter_is_found_by_its_full_name_or_else_as_the_highest_version() {
-    const LATER: Schema = Schema::new(&[VOTES.version(12).table(), VOTES.version(3).table(), VOTES_2.table()]);
+    const LATER: Schema =
+        Schema::new(&[VOTES.version(12).table(), VOTES.version(3).table(), VOTES_2.table()]);
     assert_eq!(names(&SCHEMA.by_name()), ORDER);
     for name in ORDER {
         assert_eq!(SCHEMA.find(name).unwrap().full_name(), name);
     }
-    assert_eq!(names(&LATER.by_name()), ["setlist.votes.v2", "setlist.votes.v3", "setlist.votes.v12"]);
+    assert_eq!(
+        names(&LATER.by_name()),
+        ["setlist.votes.v2", "setlist.votes.v3", "setlist.votes.v12"]
+    );
     assert_eq!(LATER.find("setlist.votes").unwrap(), VOTES.version(12).id());
     assert_eq!(LATER.find("setlist.votes.v3").unwrap(), VOTES.version(3).id());
     for name in ["setlist.votes.v1", "setlist.votes.v4", "setlist", "setlist.votes.v", ""] {
-        assert!(matches!(LATER.find(name), Err(Error::UnknownCounter { counter, .. }) if counter == name));
+        assert!(
+            matches!(LATER.find(name), Err(Error::UnknownCounter { counter, .. }) if counter == name)
+        );
     }
 }
 
@@ -290,7 +323,10 @@ fn a_version_that_the_schema_has_not_is_a_conflict_that_names_those_it_has() {
         let mut batch = Batch::new();
         batch.add(VOTES.version(3), 1, 1);
         let error = store.apply(&mut batch).unwrap_err();
-        assert!(matches!(error, Error::DefinitionConflict { counter: "setlist.votes", .. }), "{error}");
+        assert!(
+            matches!(error, Error::DefinitionConflict { counter: "setlist.votes", .. }),
+            "{error}"
+        );
         for part in ["setlist.votes v3 (i64)", "setlist.votes v1 (i64)", "setlist.votes v2 (i64)"] {
             assert!(error.to_string().contains(part), "{error}");
         }
@@ -302,13 +338,23 @@ fn a_version_that_the_schema_has_not_is_a_conflict_that_names_those_it_has() {
 fn catalogue_tables_and_statements_have_the_full_names() {
     let conn = database();
     let list = |text: &str| -> Vec<String> {
-        conn.prepare(text).unwrap().query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        conn.prepare(text)
+            .unwrap()
+            .query_map((), |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect()
     };
     assert_eq!(list("SELECT name FROM keepcount_counters ORDER BY name"), ORDER);
-    let places = list("SELECT placement FROM keepcount_counters WHERE name LIKE 'show.votes%' ORDER BY name");
+    let places = list(
+        "SELECT placement FROM keepcount_counters WHERE name LIKE 'show.votes%' ORDER BY name",
+    );
     assert_eq!(
         places,
-        ["table, sum of setlist.votes along setlist.show", "table, sum of setlist.votes.v2 along setlist.show"]
+        [
+            "table, sum of setlist.votes along setlist.show",
+            "table, sum of setlist.votes.v2 along setlist.show"
+        ]
     );
     let texts = sql::upsert(sql::Dialect::Sqlite, SCHEMA.spec(&VOTES_2.id()).unwrap());
     assert!(texts.starts_with(r#"INSERT INTO "setlist_votes_v2" "#), "{texts}");
@@ -323,9 +369,15 @@ fn catalogue_tables_and_statements_have_the_full_names() {
 
 fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
     let votes = SqliteRows::of("votes", |row| {
-        Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)?, spam: row.get(2)?, day: row.get(3)? })
+        Ok(Row::Vote {
+            setlist: row.get(0)?,
+            weight: row.get(1)?,
+            spam: row.get(2)?,
+            day: row.get(3)?,
+        })
     });
-    let setlists = SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
+    let setlists =
+        SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
     let votes = votes
         .columns("setlist, weight, spam, day")
         .key(VOTES, Columns::of(["setlist"]).count())
@@ -334,7 +386,9 @@ fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
         .key(DAYS_2, Columns::of(["setlist", "day"]).sum("weight").filter("NOT spam"));
     let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
     audit.add(votes).unwrap();
-    audit.add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
+    audit
+        .add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count()))
+        .unwrap();
     audit
 }
 
@@ -346,7 +400,8 @@ fn written(conn: &Connection) {
 }
 
 fn found(report: &Report) -> Vec<(String, u64)> {
-    let differs = |counter: &CounterReport| (counter.counter.full_name().into_owned(), counter.drift());
+    let differs =
+        |counter: &CounterReport| (counter.counter.full_name().into_owned(), counter.drift());
     report.counters.iter().map(differs).filter(|(_, drift)| *drift > 0).collect()
 }
 
@@ -354,32 +409,47 @@ fn found(report: &Report) -> Vec<(String, u64)> {
 fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
     let conn = database();
     written(&conn);
-    let whole = run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
-    assert_eq!(names(&whole.counters.iter().map(|counter| counter.counter).collect::<Vec<_>>()), ORDER);
+    let whole =
+        run_whole(Mode::Repair, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
+    assert_eq!(
+        names(&whole.counters.iter().map(|counter| counter.counter).collect::<Vec<_>>()),
+        ORDER
+    );
     let mut store = SqliteStore::new(&conn, &SCHEMA);
     assert_eq!(store.totals(SHOWS).unwrap(), [(10, 2), (20, 1)]);
     assert_eq!(store.totals(SHOWS_2).unwrap(), [(10, 5), (20, 3)]);
 
     conn.execute_batch("UPDATE setlist_votes_v2 SET total = 6 WHERE key = 1").unwrap();
-    let mut verify = Reconciler::new(Mode::Verify, &SCHEMA, Options::default().page(1).max_pages(1)).unwrap();
+    let mut verify =
+        Reconciler::new(Mode::Verify, &SCHEMA, Options::default().page(1).max_pages(1)).unwrap();
     let mut all = Vec::new();
     for leg in 0.. {
         assert!(leg < 40, "it ends");
         let report = run(&mut verify, &mut sqlite_audit(&conn), &mut SystemRuntime::new()).unwrap();
         all.extend(found(&report));
         let Some(token) = report.token else { break };
-        verify =
-            Reconciler::resume(Mode::Verify, &SCHEMA, &through_text(&token), Options::default().max_pages(1)).unwrap();
+        verify = Reconciler::resume(
+            Mode::Verify,
+            &SCHEMA,
+            &through_text(&token),
+            Options::default().max_pages(1),
+        )
+        .unwrap();
     }
     assert_eq!(all, [("setlist.votes.v2".to_owned(), 1), ("show.votes.v2".to_owned(), 1)]);
 
-    let report = run_whole(Mode::Verify, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
+    let report =
+        run_whole(Mode::Verify, &SCHEMA, Options::default(), &mut sqlite_audit(&conn)).unwrap();
     let table = report.table().to_string();
     assert!(table.contains("\n  setlist.votes.v2 of 1: stored 6, true 5\n"), "{table}");
     assert!(table.lines().any(|line| line.starts_with("setlist.votes.v2 ")), "{table}");
     let json = serde_json::to_value(&report).unwrap();
-    let listed: Vec<&str> =
-        json["counters"].as_array().unwrap().iter().map(|counter| counter["name"].as_str().unwrap()).collect();
+    let listed: Vec<&str> = json["counters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|counter| counter["name"].as_str().unwrap())
+        .collect();
     assert_eq!(listed, ORDER);
 }
 
@@ -387,10 +457,18 @@ fn reports_tell_versions_apart_and_a_token_keeps_them_apart() {
 fn freshness_is_each_version_s_own() {
     let conn = database();
     let mut freshness = Freshness::new(&SCHEMA);
-    let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[VOTES_2.id()], Options::default()).unwrap();
-    freshness.observe(&run(&mut verify, &mut sqlite_audit(&conn), &mut SystemRuntime::new()).unwrap(), 100);
-    assert_eq!((freshness.age(&VOTES.id(), 100), freshness.age(&VOTES_2.id(), 100).unwrap().as_secs()), (None, 0));
-    let saved: Freshness = serde_json::from_str(&serde_json::to_string(&freshness).unwrap()).unwrap();
+    let mut verify =
+        Reconciler::scoped(Mode::Verify, &SCHEMA, &[VOTES_2.id()], Options::default()).unwrap();
+    freshness.observe(
+        &run(&mut verify, &mut sqlite_audit(&conn), &mut SystemRuntime::new()).unwrap(),
+        100,
+    );
+    assert_eq!(
+        (freshness.age(&VOTES.id(), 100), freshness.age(&VOTES_2.id(), 100).unwrap().as_secs()),
+        (None, 0)
+    );
+    let saved: Freshness =
+        serde_json::from_str(&serde_json::to_string(&freshness).unwrap()).unwrap();
     let resumed = Freshness::resume(&SCHEMA, &saved);
     let clean: Vec<_> = resumed.iter().filter(|(_, at)| at.is_some()).collect();
     assert_eq!(clean, [("setlist.votes.v2", Some(100))]);
@@ -398,7 +476,10 @@ fn freshness_is_each_version_s_own() {
 
 #[test]
 fn a_memory_store_is_repaired_version_by_version() {
-    let rows = [Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 }, Row::Setlist { id: 1, show: 10 }];
+    let rows = [
+        Row::Vote { setlist: 1, weight: 5, spam: false, day: 0 },
+        Row::Setlist { id: 1, show: 10 },
+    ];
     let mut store = MemoryStore::new(&SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(VOTES, |_| rows).unwrap();

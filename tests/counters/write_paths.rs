@@ -1,5 +1,5 @@
-//! Every way in which an application writes rows, on SQLite with the ready-made concert counters: totals stay exact, and no statement
-//! is run that is not needed.
+//! Every way in which an application writes rows, on SQLite with the ready-made concert counters:
+//! totals stay exact, and no statement is run that is not needed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use keepcount::concert::{Artist, Concert, Decaying, Setlist, Show, Status, Trend
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    Applied, Batch, Counter, CounterId, Date, Error, HalfLife, Key, MemoryStore, Record, Recovery, Schema, SqliteStore,
-    Store, StreamRange, Tally,
+    Applied, Batch, Counter, CounterId, Date, Error, HalfLife, Key, MemoryStore, Record, Recovery,
+    Schema, SqliteStore, Store, StreamRange, Tally,
 };
 use rusqlite::{Connection, OptionalExtension, Row};
 use tempfile::TempDir;
@@ -37,8 +37,8 @@ const TABLES: &str = "
     CREATE INDEX votes_by_setlist ON votes (setlist);
 ";
 
-/// Each counter once more, in plain SQL that knows nothing of the crate: its table, and each row's key and amount. A key that is null in a part
-/// is none.
+/// Each counter once more, in plain SQL that knows nothing of the crate: its table, and each row's
+/// key and amount. A key that is null in a part is none.
 const RECOUNTS: [(&str, &str); 15] = [
     ("artist_listed", "SELECT id, 1 FROM artists"),
     ("artist_fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists"),
@@ -60,7 +60,8 @@ const RECOUNTS: [(&str, &str); 15] = [
     ),
 ];
 
-/// Decayed votes: the keys of each level by vote; amounts are added up in Rust, since SQL has no powers of two.
+/// Decayed votes: the keys of each level by vote; amounts are added up in Rust, since SQL has no
+/// powers of two.
 const TRENDS: [(&str, &str); 3] = [
     ("setlist_trend", "SELECT setlist, at FROM votes"),
     ("show_trend", "SELECT show, at FROM votes JOIN setlists ON setlists.id = setlist"),
@@ -145,11 +146,14 @@ fn sums(conn: &Connection, query: &str) -> Totals {
 fn trend(conn: &Connection, query: &str, half_life: HalfLife) -> Totals {
     let mut totals = Totals::new();
     let mut statement = conn.prepare(query).unwrap();
-    let rows = statement.query_map((), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?))).unwrap();
+    let rows = statement
+        .query_map((), |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, i64>(1)?)))
+        .unwrap();
     for (id, at) in rows.map(Result::unwrap) {
         if let Some(id) = id {
             let epoch = at.div_euclid(half_life.as_seconds());
-            *totals.entry(vec![id.to_string(), epoch.to_string()]).or_default() += i128::from(half_life.weight(at));
+            *totals.entry(vec![id.to_string(), epoch.to_string()]).or_default() +=
+                i128::from(half_life.weight(at));
         }
     }
     totals
@@ -160,7 +164,11 @@ fn recounts(conn: &Connection) -> Vec<(String, Totals)> {
     let mut all: Vec<(String, Totals)> =
         RECOUNTS.iter().map(|(table, rows)| ((*table).to_owned(), sums(conn, rows))).collect();
     for (table, votes) in TRENDS {
-        all.extend(HALF_LIVES.map(|(name, half_life)| (format!("{table}_{name}"), trend(conn, votes, half_life))));
+        all.extend(
+            HALF_LIVES.map(|(name, half_life)| {
+                (format!("{table}_{name}"), trend(conn, votes, half_life))
+            }),
+        );
     }
     assert_eq!(all.len(), C::SCHEMA.counters().len());
     all
@@ -170,11 +178,18 @@ fn recounts(conn: &Connection) -> Vec<(String, Totals)> {
 fn drift(conn: &Connection) -> Vec<String> {
     let differing = |(table, expected): (String, Totals)| {
         let stored = sums(conn, &format!("SELECT * FROM {table}"));
-        let keys: std::collections::BTreeSet<Vec<String>> = expected.keys().chain(stored.keys()).cloned().collect();
+        let keys: std::collections::BTreeSet<Vec<String>> =
+            expected.keys().chain(stored.keys()).cloned().collect();
         let total = |of: &Totals, key: &Vec<String>| of.get(key).copied().unwrap_or(0);
         keys.into_iter()
             .filter(|key| total(&stored, key) != total(&expected, key))
-            .map(|key| format!("{table} of {key:?}: {} for {}", total(&stored, &key), total(&expected, &key)))
+            .map(|key| {
+                format!(
+                    "{table} of {key:?}: {} for {}",
+                    total(&stored, &key),
+                    total(&expected, &key)
+                )
+            })
             .collect::<Vec<_>>()
     };
     recounts(conn).into_iter().flat_map(differing).collect()
@@ -245,12 +260,17 @@ fn read_vote(row: &Row<'_>) -> rusqlite::Result<VoteRow> {
 }
 
 fn insert_artist(conn: &Connection, batch: &mut Batch, id: i64, followers: i64, popularity: i64) {
-    conn.execute("INSERT INTO artists VALUES (?1, ?2, ?3, '')", (id, followers, popularity)).unwrap();
+    conn.execute("INSERT INTO artists VALUES (?1, ?2, ?3, '')", (id, followers, popularity))
+        .unwrap();
     batch.insert(&Artist::new(id, followers, popularity));
 }
 
 fn insert_show(conn: &Connection, batch: &mut Batch, id: i64, artist: Option<i64>, status: Status) {
-    conn.execute("INSERT INTO shows VALUES (?1, ?2, ?3, '2025-06-01', '')", (id, artist, status.as_str())).unwrap();
+    conn.execute(
+        "INSERT INTO shows VALUES (?1, ?2, ?3, '2025-06-01', '')",
+        (id, artist, status.as_str()),
+    )
+    .unwrap();
     batch.insert(&Show::new(id, artist, day("2025-06-01"), status));
 }
 
@@ -259,39 +279,51 @@ fn insert_setlist(conn: &Connection, batch: &mut Batch, id: i64, of: Option<i64>
     batch.insert(&Setlist::new(id, of));
 }
 
-fn insert_vote(conn: &Connection, batch: &mut Batch, id: i64, row: (Option<i64>, Option<i64>, bool)) {
+fn insert_vote(
+    conn: &Connection,
+    batch: &mut Batch,
+    id: i64,
+    row: (Option<i64>, Option<i64>, bool),
+) {
     insert_vote_at(conn, batch, id, (row.0, row.1, row.2, AT));
 }
 
 fn insert_vote_at(conn: &Connection, batch: &mut Batch, id: i64, row: VoteRow) {
-    conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4, ?5)", (id, row.0, row.1, row.2, row.3)).unwrap();
+    conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4, ?5)", (id, row.0, row.1, row.2, row.3))
+        .unwrap();
     batch.insert(&given(row));
 }
 
 fn update_artist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
     let find = "SELECT id, followers, popularity FROM artists WHERE id = ?1";
     let old = conn.query_row(find, [id], read_artist).unwrap();
-    let text = format!("UPDATE artists SET {set} WHERE id = ?1 RETURNING id, followers, popularity");
+    let text =
+        format!("UPDATE artists SET {set} WHERE id = ?1 RETURNING id, followers, popularity");
     let new = conn.query_row(&text, [id], read_artist).unwrap();
     batch.update(&artist(old), &artist(new));
 }
 
 fn update_show(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
-    let old = conn.query_row(&format!("SELECT {SHOW} FROM shows WHERE id = ?1"), [id], read_show).unwrap();
+    let old = conn
+        .query_row(&format!("SELECT {SHOW} FROM shows WHERE id = ?1"), [id], read_show)
+        .unwrap();
     let text = format!("UPDATE shows SET {set} WHERE id = ?1 RETURNING {SHOW}");
     let new = conn.query_row(&text, [id], read_show).unwrap();
     batch.update(&show(&old), &show(&new));
 }
 
 fn update_setlist(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
-    let old = conn.query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], read_setlist).unwrap();
+    let old =
+        conn.query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], read_setlist).unwrap();
     let text = format!("UPDATE setlists SET {set} WHERE id = ?1 RETURNING id, show");
     let new = conn.query_row(&text, [id], read_setlist).unwrap();
     batch.update(&Setlist::new(old.0, old.1), &Setlist::new(new.0, new.1));
 }
 
 fn update_vote(conn: &Connection, batch: &mut Batch, id: i64, set: &str) {
-    let old = conn.query_row(&format!("SELECT {VOTE} FROM votes WHERE id = ?1"), [id], read_vote).unwrap();
+    let old = conn
+        .query_row(&format!("SELECT {VOTE} FROM votes WHERE id = ?1"), [id], read_vote)
+        .unwrap();
     let text = format!("UPDATE votes SET {set} WHERE id = ?1 RETURNING {VOTE}");
     let new = conn.query_row(&text, [id], read_vote).unwrap();
     batch.update(&vote(old), &given(new));
@@ -323,7 +355,9 @@ fn delete_all<R: Record>(
 
 /// A show goes with its setlists and their votes, children first; gives how many votes went.
 fn delete_show(conn: &Connection, batch: &mut Batch, id: i64) -> i64 {
-    let votes = format!("votes WHERE setlist IN (SELECT id FROM setlists WHERE show = {id}) RETURNING {VOTE}");
+    let votes = format!(
+        "votes WHERE setlist IN (SELECT id FROM setlists WHERE show = {id}) RETURNING {VOTE}"
+    );
     let gone = delete_all(conn, batch, &votes, |row| read_vote(row).map(vote));
     delete_all(conn, batch, &format!("setlists WHERE show = {id} RETURNING id, show"), |row| {
         read_setlist(row).map(|row| Setlist::new(row.0, row.1))
@@ -399,13 +433,22 @@ fn an_update_of_any_column_moves_what_it_must() {
             fill(&conn);
             write(&conn, |batch| update_setlist(&conn, batch, setlist, set));
             // Whoever renames a row moves its children too.
-            let renamed = format!("setlist = {}", if set.starts_with("id") { 150 } else { setlist });
+            let renamed =
+                format!("setlist = {}", if set.starts_with("id") { 150 } else { setlist });
             let votes: Vec<i64> = if setlist == 100 { vec![1, 2] } else { vec![3] };
-            write(&conn, |batch| votes.iter().for_each(|id| update_vote(&conn, batch, *id, &renamed)));
+            write(&conn, |batch| {
+                for id in &votes {
+                    update_vote(&conn, batch, *id, &renamed);
+                }
+            });
             exact(&conn);
         }
     }
-    for set in ["followers = 0", "popularity = popularity + 50", "followers = 9223372036854775807, popularity = 100"] {
+    for set in [
+        "followers = 0",
+        "popularity = popularity + 50",
+        "followers = 9223372036854775807, popularity = 100",
+    ] {
         let conn = database();
         fill(&conn);
         write(&conn, |batch| update_artist(&conn, batch, 1, set));
@@ -434,14 +477,17 @@ fn an_update_of_any_column_moves_what_it_must() {
 fn condition_and_parent_change_in_one_update() {
     let conn = database();
     fill(&conn);
-    let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2, status = 'completed'"));
-    // Of both artists shows, the date, the membership, votes, three trends; of the old one the upcoming shows; and the show's place by date.
-    // Beside them, the old membership is removed, and the old artist falls on the leaderboard.
+    let applied =
+        write(&conn, |batch| update_show(&conn, batch, 10, "artist = 2, status = 'completed'"));
+    // Of both artists shows, the date, the membership, votes, three trends; of the old one the
+    // upcoming shows; and the show's place by date. Beside them, the old membership is removed, and
+    // the old artist falls on the leaderboard.
     assert_eq!(applied, Applied::new(2 * 7 + 2, 2 * 7 + 2 + 1 + 1));
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_SHOWS, artist)), [0, 2]);
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_UPCOMING_SHOWS, artist)), [0, 0]);
     assert_eq!([1, 2].map(|artist| total(&conn, C::ARTIST_VOTES, artist)), [0, 3]);
-    let applied = write(&conn, |batch| update_show(&conn, batch, 10, "artist = 1, status = 'upcoming'"));
+    let applied =
+        write(&conn, |batch| update_show(&conn, batch, 10, "artist = 1, status = 'upcoming'"));
     assert_eq!(applied, Applied::new(16, 18));
     exact(&conn);
 }
@@ -452,7 +498,8 @@ fn a_parent_may_come_from_null_and_go_to_null() {
     fill(&conn);
     let applied = write(&conn, |batch| insert_vote(&conn, batch, 4, (None, None, true)));
     assert_eq!(applied, Applied::default(), "a vote on nothing of nobody");
-    // Up: votes, upvotes, score and three trends of the setlist; votes and three trends of the show, and of the artist.
+    // Up: votes, upvotes, score and three trends of the setlist; votes and three trends of the
+    // show, and of the artist.
     let up = 6 + 4 + 4;
     for (set, totals) in [
         ("setlist = 101", up),
@@ -484,7 +531,10 @@ fn a_vote_from_the_future_is_refused_before_it_counts() {
     let refused = Vote::new(Some(100), Some(7), true, AT + 1, AT).unwrap_err();
     assert_eq!((refused.created_at, refused.now), (AT + 1, AT));
     assert_eq!(refused.to_string(), format!("created_at is {}, later than now, {AT}", AT + 1));
-    assert_eq!(Vote::new(Some(100), Some(7), true, AT, AT), Ok(Vote::stored(Some(100), Some(7), true, AT)));
+    assert_eq!(
+        Vote::new(Some(100), Some(7), true, AT, AT),
+        Ok(Vote::stored(Some(100), Some(7), true, AT))
+    );
     // One that is stored already goes as it came.
     let conn = database();
     fill(&conn);
@@ -497,35 +547,59 @@ fn a_vote_from_the_future_is_refused_before_it_counts() {
     exact(&conn);
 }
 
-/// What a write path costs: totals written, statements that wrote (totals, memberships removed, lines of leaderboards), statements that read.
+/// What a write path costs: totals written, statements that wrote (totals, memberships removed,
+/// lines of leaderboards), statements that read.
 type Cost = (u64, u64, usize);
 
-/// The write amplification of each path, on a site of two artists with a show each. A trend is written once a half-life: where votes lie in
-/// several epochs, a move takes each epoch along.
+/// The write amplification of each path, on a site of two artists with a show each. A trend is
+/// written once a half-life: where votes lie in several epochs, a move takes each epoch along.
 #[test]
 fn each_write_path_costs_so_many_totals_statements_and_reads() {
     type Do = fn(&Connection, &mut Batch);
     let paths: [(&str, Do, Cost); 25] = [
-        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three trends of show and artist. Three leaderboards. It
-        // reads the setlist's memberships and the show's, and for each leaderboard the show's epochs and its line.
+        // Of the setlist votes, upvotes, score, three trends; the user's votes; votes and three
+        // trends of show and artist. Three leaderboards. It reads the setlist's memberships and the
+        // show's, and for each leaderboard the show's epochs and its line.
         ("vote up", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), true)), (15, 18, 8)),
         ("vote down", |c, b| insert_vote(c, b, 9, (Some(100), Some(7), false)), (14, 17, 8)),
-        ("vote on a setlist of no show", |c, b| insert_vote(c, b, 9, (Some(102), Some(7), true)), (7, 7, 1)),
+        (
+            "vote on a setlist of no show",
+            |c, b| insert_vote(c, b, 9, (Some(102), Some(7), true)),
+            (7, 7, 1),
+        ),
         ("vote flipped", |c, b| update_vote(c, b, 1, "up = 0"), (2, 2, 0)),
         ("vote of another user", |c, b| update_vote(c, b, 1, "user = 8"), (2, 2, 0)),
-        ("vote given again 6 hours later", |c, b| update_vote(c, b, 1, "at = at + 21600"), (12, 15, 8)),
+        (
+            "vote given again 6 hours later",
+            |c, b| update_vote(c, b, 1, "at = at + 21600"),
+            (12, 15, 8),
+        ),
         ("vote moved within a show", |c, b| update_vote(c, b, 1, "setlist = 101"), (12, 12, 2)),
-        ("vote moved to another artist's show", |c, b| update_vote(c, b, 1, "setlist = 103"), (28, 34, 16)),
+        (
+            "vote moved to another artist's show",
+            |c, b| update_vote(c, b, 1, "setlist = 103"),
+            (28, 34, 16),
+        ),
         ("vote deleted", |c, b| assert!(delete_vote(c, b, 1)), (15, 18, 8)),
         ("setlist posted", |c, b| insert_setlist(c, b, 109, Some(10)), (2, 2, 4)),
         ("setlist without votes moved", |c, b| update_setlist(c, b, 104, "show = 11"), (4, 5, 4)),
-        // A membership removed and one made; then what climbs: votes and three trends of both shows and both artists. It reads the setlist's votes and
-        // three trends, the shows' memberships, the leaderboards.
+        // A membership removed and one made; then what climbs: votes and three trends of both shows
+        // and both artists. It reads the setlist's votes and three trends, the shows' memberships,
+        // the leaderboards.
         ("setlist with 2 votes moved", |c, b| update_setlist(c, b, 100, "show = 11"), (20, 27, 18)),
-        // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: twice 1 + 40 + 10 + 2 of shows, and of artists.
-        ("setlist with 50 votes over 10 days moved", |c, b| update_setlist(c, b, 105, "show = 11"), (216, 223, 18)),
+        // 50 votes in 40 epochs of 6 hours, 10 of a day, 2 of a week: twice 1 + 40 + 10 + 2 of
+        // shows, and of artists.
+        (
+            "setlist with 50 votes over 10 days moved",
+            |c, b| update_setlist(c, b, 105, "show = 11"),
+            (216, 223, 18),
+        ),
         ("show announced", |c, b| insert_show(c, b, 19, Some(1), Status::Upcoming), (5, 6, 9)),
-        ("show of nobody announced", |c, b| insert_show(c, b, 19, None, Status::Upcoming), (1, 1, 0)),
+        (
+            "show of nobody announced",
+            |c, b| insert_show(c, b, 19, None, Status::Upcoming),
+            (1, 1, 0),
+        ),
         ("show completed", |c, b| update_show(c, b, 10, "status = 'completed'"), (2, 3, 5)),
         ("show put off", |c, b| update_show(c, b, 10, "date = '2025-07-01'"), (4, 4, 1)),
         ("show renamed", |c, b| update_show(c, b, 10, "title = 'x'"), (0, 0, 0)),
@@ -533,11 +607,21 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         // Shows, upcoming, date, membership of both; votes, and trends of 41, 11, 3 epochs of both.
         ("show with 53 votes moved", |c, b| update_show(c, b, 10, "artist = 2"), (120, 122, 13)),
         ("artist signed", |c, b| insert_artist(c, b, 9, 1_000_000, 0), (2, 3, 4)),
-        ("artist's followers grow", |c, b| update_artist(c, b, 1, "followers = followers + 1000"), (0, 0, 0)),
+        (
+            "artist's followers grow",
+            |c, b| update_artist(c, b, 1, "followers = followers + 1000"),
+            (0, 0, 0),
+        ),
         ("artist's fame grows", |c, b| update_artist(c, b, 1, "followers = 4000000"), (1, 2, 4)),
-        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of 3, 3, 52 epochs; 8 users; 4 memberships and the
-        // show's setlists; 5 of the show. Then 56 of it, 56 of its artist. Five memberships are removed; three lines of the show go, one changes.
-        ("show with 53 votes deleted", |c, b| assert_eq!(delete_show(c, b, 10), 53), (196, 205, 35)),
+        // A cascade, 84 totals of rows: of three setlists 2 (its score was 0), 3, 3, with trends of
+        // 3, 3, 52 epochs; 8 users; 4 memberships and the show's setlists; 5 of the show. Then 56
+        // of it, 56 of its artist. Five memberships are removed; three lines of the show go, one
+        // changes.
+        (
+            "show with 53 votes deleted",
+            |c, b| assert_eq!(delete_show(c, b, 10), 53),
+            (196, 205, 35),
+        ),
         ("show without votes deleted", |c, b| assert_eq!(delete_show(c, b, 12), 0), (5, 7, 9)),
     ];
     for (name, path, cost) in paths {
@@ -567,13 +651,21 @@ fn each_write_path_costs_so_many_totals_statements_and_reads() {
         let ran = trace.kinds();
         conn.execute_batch("COMMIT").unwrap();
         exact(&conn);
-        println!("{name:45} {:4} totals {:4} statements {:3} reads", applied.totals, applied.statements, ran.reads);
+        println!(
+            "{name:45} {:4} totals {:4} statements {:3} reads",
+            applied.totals, applied.statements, ran.reads
+        );
         assert_eq!((applied.totals, applied.statements, ran.reads), cost, "{name}");
-        assert_eq!((ran.writes as u64, ran.others), (applied.statements, vec![]), "{name}: what is told is what ran");
+        assert_eq!(
+            (ran.writes as u64, ran.others),
+            (applied.statements, vec![]),
+            "{name}: what is told is what ran"
+        );
     }
 }
 
-/// Each half-life costs a vote three totals and a line of a leaderboard; without a choice there is one.
+/// Each half-life costs a vote three totals and a line of a leaderboard; without a choice there is
+/// one.
 #[test]
 fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
     type One = Concert<i64>;
@@ -597,14 +689,20 @@ fn a_vote_without_a_choice_of_half_lives_decays_with_one() {
     trace.take();
     batch.insert(&Vote::stored(Some(100_i64), Some(8), true, AT));
     let applied = store.apply(&mut batch).unwrap();
-    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show and artist. One leaderboard. It reads two memberships, the
-    // show's epochs and its line.
+    // Of the setlist votes, upvotes, score, a trend; the user's votes; votes and a trend of show
+    // and artist. One leaderboard. It reads two memberships, the show's epochs and its line.
     assert_eq!((applied, trace.kinds().reads), (Applied::new(9, 10), 4));
     let week = HalfLife::days(7);
-    assert_eq!(store.total(Trend::<i64>::WEEK.artists, (1_i64, week.epoch(AT))).unwrap(), 2 * week.weight(AT));
+    assert_eq!(
+        store.total(Trend::<i64>::WEEK.artists, (1_i64, week.epoch(AT))).unwrap(),
+        2 * week.weight(AT)
+    );
     assert_eq!(store.top(Trend::<i64>::WEEK.leaderboard, 9).unwrap()[0].key, 10);
     batch.insert(&vote((Some(100), Some(9), true, AT)));
-    assert!(matches!(store.apply(&mut batch), Err(Error::UnknownCounter { .. })), "half-lives that the schema lacks");
+    assert!(
+        matches!(store.apply(&mut batch), Err(Error::UnknownCounter { .. })),
+        "half-lives that the schema lacks"
+    );
 }
 
 #[test]
@@ -624,13 +722,16 @@ fn a_cascade_writes_one_total_for_each_counter_of_the_dead_and_none_for_each_chi
     exact(&conn);
     trace.take();
     let applied = write(&conn, |batch| {
-        // The parent is locked by BEGIN IMMEDIATE; then children first, each delete saying what it removed.
+        // The parent is locked by BEGIN IMMEDIATE; then children first, each delete saying what it
+        // removed.
         assert_eq!(delete_show(&conn, batch, 10), votes);
     });
-    // Three counters, three trends and the membership of each of two setlists; setlists, votes, three trends, membership and place by date of the show;
-    // shows, upcoming shows, date, votes and three trends of the artist; one of each of three users.
+    // Three counters, three trends and the membership of each of two setlists; setlists, votes,
+    // three trends, membership and place by date of the show; shows, upcoming shows, date, votes
+    // and three trends of the artist; one of each of three users.
     let totals = 2 * 7 + 7 + 7 + 3;
-    // The memberships are removed, and so is the show's line on three leaderboards; the artist falls on a fourth.
+    // The memberships are removed, and so is the show's line on three leaderboards; the artist
+    // falls on a fourth.
     let statements = totals + 3 + 4;
     assert_eq!(applied, Applied::new(totals, statements));
     // Beside the application's three deletes.
@@ -656,7 +757,10 @@ fn one_row_deleted_by_two_connections_counts_once() {
     let (_dir, path) = file();
     let conn = open(&path);
     fill(&conn);
-    write(&conn, |batch| (0..40).for_each(|id| insert_vote(&conn, batch, 1000 + id, (Some(101), Some(id % 5), true))));
+    write(&conn, |batch| {
+        (0..40)
+            .for_each(|id| insert_vote(&conn, batch, 1000 + id, (Some(101), Some(id % 5), true)));
+    });
     let worker = || {
         let conn = open(&path);
         (0..40)
@@ -699,8 +803,13 @@ fn touches_no_total(conn: &mut Connection, batch: &Batch) {
 fn an_update_of_what_nobody_counts_runs_no_statement() {
     let mut conn = database();
     fill(&conn);
-    for set in ["title = 'encore'", "artist = 1", "id = id", "title = NULL, status = 'upcoming'", "date = '2025-06-01'"]
-    {
+    for set in [
+        "title = 'encore'",
+        "artist = 1",
+        "id = id",
+        "title = NULL, status = 'upcoming'",
+        "date = '2025-06-01'",
+    ] {
         let mut batch = Batch::new();
         conn.execute_batch("BEGIN IMMEDIATE").unwrap();
         update_show(&conn, &mut batch, 10, set);
@@ -709,7 +818,9 @@ fn an_update_of_what_nobody_counts_runs_no_statement() {
         exact(&conn);
     }
     // Fame that moves by no million, and no ten.
-    for set in ["followers = followers + 1", "popularity = 40, followers = 3000000", "name = 'other'"] {
+    for set in
+        ["followers = followers + 1", "popularity = 40, followers = 3000000", "name = 'other'"]
+    {
         let mut batch = Batch::new();
         update_artist(&conn, &mut batch, 1, set);
         touches_no_total(&mut conn, &batch);
@@ -762,7 +873,8 @@ fn a_rollback_takes_rows_and_totals_back_together() {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     insert_vote(&conn, &mut batch, 4, (Some(100), Some(7), true));
     assert!(delete_vote(&conn, &mut batch, 3));
-    // Votes, upvotes, score and three trends of both setlists; user, show and artist have as many votes as before.
+    // Votes, upvotes, score and three trends of both setlists; user, show and artist have as many
+    // votes as before.
     assert_eq!(store(&conn).apply(&mut batch).unwrap().totals, 12);
     exact(&conn);
     conn.execute_batch("ROLLBACK").unwrap();
@@ -826,15 +938,16 @@ fn several_records_of_one_transaction_write_each_total_once() {
         batch.insert(&vote((Some(200 + at % 4), Some(at % 5), at % 2 == 0, AT)));
         batch.insert(&Setlist::new(300 + at % 3, Some(10 + at % 3)));
     }
-    // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203 have no upvotes. Three trends of each.
-    // Shows' setlists, and the memberships of these.
+    // Setlists 200 and 202 have votes up only, whose score and upvotes are both not 0; 201 and 203
+    // have no upvotes. Three trends of each. Shows' setlists, and the memberships of these.
     let keys = 4 + 2 + 4 + 3 * 4 + 5 + 3 + 3;
     assert_eq!(batch.len(), keys);
     let distinct = Applied::new(keys as u64, keys as u64);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
     assert_eq!(store(&conn).apply(&mut batch.clone()).unwrap(), distinct);
-    // The memberships of four setlists; and of the three others votes and three trends, since their memberships change. What climbs is nothing.
+    // The memberships of four setlists; and of the three others votes and three trends, since their
+    // memberships change. What climbs is nothing.
     let reads = 4 + 3 * 4;
     assert_eq!(
         trace.kinds(),
@@ -845,7 +958,11 @@ fn several_records_of_one_transaction_write_each_total_once() {
     trace.take();
 
     assert_eq!(store(&conn).apply(&mut batch).unwrap(), distinct);
-    let own = |writes, reads| Kinds { writes, reads, others: vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()] };
+    let own = |writes, reads| Kinds {
+        writes,
+        reads,
+        others: vec!["BEGIN IMMEDIATE".into(), "COMMIT".into()],
+    };
     assert_eq!(trace.kinds(), own(keys, reads), "outside one: one of its own");
 
     let mut one = Batch::new();
@@ -869,7 +986,10 @@ fn a_plain_schema_reads_nothing() {
     let trace = Trace::on(&mut conn);
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     trace.take();
-    assert_eq!(SqliteStore::new(&conn, &THREE).apply(&mut batch.clone()).unwrap(), Applied::new(10, 10));
+    assert_eq!(
+        SqliteStore::new(&conn, &THREE).apply(&mut batch.clone()).unwrap(),
+        Applied::new(10, 10)
+    );
     assert_eq!(trace.kinds(), Kinds { writes: 10, ..Kinds::default() });
     conn.execute_batch("COMMIT").unwrap();
     trace.take();
@@ -904,7 +1024,8 @@ const LEADERBOARDLESS: Schema = Schema::new(&[
     Trend::<i64>::WEEK.artists.table(),
 ]);
 
-/// In the schema's order, and in key order: so that two writers on a server's tables never wait for each other in a circle.
+/// In the schema's order, and in key order: so that two writers on a server's tables never wait for
+/// each other in a circle.
 #[test]
 fn totals_are_written_in_schema_and_key_order() {
     let mut conn = database();
@@ -933,18 +1054,22 @@ fn totals_are_written_in_schema_and_key_order() {
     // Leaderboards come last: five shows on three of them, and no artist, since none is listed.
     let lines = tables.split_off(tables.len() - 3 * 5);
     assert!(lines.iter().all(|table| table.starts_with("show_trending_")), "{lines:?}");
-    let schema: Vec<String> = C::SCHEMA.counters().iter().map(keepcount::backend::CounterSpec::table_name).collect();
-    let positions: Vec<usize> = tables.iter().map(|table| schema.iter().position(|t| t == table).unwrap()).collect();
+    let schema: Vec<String> =
+        C::SCHEMA.counters().iter().map(keepcount::backend::CounterSpec::table_name).collect();
+    let positions: Vec<usize> =
+        tables.iter().map(|table| schema.iter().position(|t| t == table).unwrap()).collect();
     assert!(positions.is_sorted() && positions.len() as u64 == applied.totals, "{tables:?}");
 
-    // An application that runs the statements itself gets them in the same order, from a schema without leaderboards.
+    // An application that runs the statements itself gets them in the same order, from a schema
+    // without leaderboards.
     let mut update = RollupUpdate::new(&LEADERBOARDLESS, &batch).unwrap();
     while update.next().unwrap().is_some() {} // there was nothing before
     let statements = update.statements(Dialect::Sqlite).unwrap();
     let rows: usize = statements.iter().map(|statement| statement.rows().len()).sum();
     assert_eq!(rows as u64, applied.totals);
-    let position =
-        |counter: &CounterId| LEADERBOARDLESS.counters().iter().position(|spec| spec.id() == *counter).unwrap();
+    let position = |counter: &CounterId| {
+        LEADERBOARDLESS.counters().iter().position(|spec| spec.id() == *counter).unwrap()
+    };
     assert!(statements.iter().map(|statement| position(&statement.counter)).is_sorted());
     for statement in &statements {
         let part = |part: &Value<'_>| match part {
@@ -980,10 +1105,18 @@ fn all(conn: &Connection) -> All {
 }
 
 #[track_caller]
-fn assert_overflow(error: &Error, wanted_counter: Counter<impl keepcount::Key>, wanted_key: &str, wanted_what: &str) {
+fn assert_overflow(
+    error: &Error,
+    wanted_counter: Counter<impl keepcount::Key>,
+    wanted_key: &str,
+    wanted_what: &str,
+) {
     match error {
         Error::Overflow { counter, key, what } => {
-            assert_eq!((*counter, key.as_str(), *what), (wanted_counter.id().name(), wanted_key, wanted_what));
+            assert_eq!(
+                (*counter, key.as_str(), *what),
+                (wanted_counter.id().name(), wanted_key, wanted_what)
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -1024,7 +1157,10 @@ fn refused(stored: i64, delta: i64, before_it: &[(i64, i64)]) {
             fits.add(MIDDLE, (5, "e"), -delta.signum());
             SqliteStore::new(&conn, &THREE).apply(&mut fits).unwrap();
             conn.execute_batch("COMMIT").unwrap();
-            assert_eq!(conn.query_row("SELECT text FROM notes", (), |row| row.get(0)), Ok("kept".to_owned()));
+            assert_eq!(
+                conn.query_row("SELECT text FROM notes", (), |row| row.get(0)),
+                Ok("kept".to_owned())
+            );
             let moved = SqliteStore::new(&conn, &THREE).total(MIDDLE, (5, "e")).unwrap();
             assert_eq!(moved, stored - delta.signum());
         }
@@ -1099,7 +1235,9 @@ fn a_coalesced_delta_beyond_64_bits_is_refused_before_anything_is_written() {
 #[test]
 fn totals_reach_both_ends_of_64_bits_and_come_back() {
     let conn = three();
-    for (delta, total) in [(i64::MAX, i64::MAX), (i64::MIN, -1), (i64::MIN + 1, i64::MIN), (i64::MAX, -1), (1, 0)] {
+    for (delta, total) in
+        [(i64::MAX, i64::MAX), (i64::MIN, -1), (i64::MIN + 1, i64::MIN), (i64::MAX, -1), (1, 0)]
+    {
         let mut batch = Batch::new();
         batch.add(LAST, 1, delta);
         batch.add(FIRST, 1, 1);
@@ -1108,7 +1246,8 @@ fn totals_reach_both_ends_of_64_bits_and_come_back() {
     }
 }
 
-/// Outside a transaction of the caller's, a batch is one of its own: whole or not at all, also for other connections.
+/// Outside a transaction of the caller's, a batch is one of its own: whole or not at all, also for
+/// other connections.
 #[test]
 fn apply_outside_a_transaction_is_atomic() {
     let dir = tempfile::tempdir().unwrap();
@@ -1158,11 +1297,21 @@ fn totals_below_zero_are_kept_and_reported_where_they_are_wrong() {
     let payments = SqliteRows::of("payments", |row| Ok(Payment(row.get(0)?, row.get(1)?)));
     audit.add(payments.key(FIRST, Columns::of(["account"]).sum("cents"))).unwrap();
     let none = SqliteRows::query("SELECT 1 AS a, '' AS b WHERE 0", |_| Ok(Nothing));
-    audit.add(none.key(MIDDLE, Columns::of(["a", "b"]).count()).key(LAST, Columns::of(["a"]).count())).unwrap();
+    audit
+        .add(
+            none.key(MIDDLE, Columns::of(["a", "b"]).count()).key(LAST, Columns::of(["a"]).count()),
+        )
+        .unwrap();
     let report = run_whole(Mode::Verify, &THREE, Options::default(), &mut audit).unwrap();
     let first = &report.counters[0];
-    assert_eq!((first.keys, first.wrong, first.missing, first.orphan), (3, 1, 0, 1), "{}", report.table());
-    let samples: Vec<(i64, i64)> = first.samples.iter().map(|sample| (sample.stored, sample.expected)).collect();
+    assert_eq!(
+        (first.keys, first.wrong, first.missing, first.orphan),
+        (3, 1, 0, 1),
+        "{}",
+        report.table()
+    );
+    let samples: Vec<(i64, i64)> =
+        first.samples.iter().map(|sample| (sample.stored, sample.expected)).collect();
     assert_eq!(samples, [(-2, 8), (-4, 0)]);
     assert_eq!(all(&conn).0, [(1, -25), (2, -2), (3, -4)], "nothing is clamped");
     run_whole(Mode::Repair, &THREE, Options::default(), &mut audit).unwrap();
@@ -1225,7 +1374,8 @@ impl Record for Draft {
     }
 }
 
-/// A recount sums the rows of one type. So what another type adds to its counter is drift with every hook, which each repair takes away again.
+/// A recount sums the rows of one type. So what another type adds to its counter is drift with
+/// every hook, which each repair takes away again.
 #[test]
 fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
     let (memory, conn) = (MemoryStore::new(&TAGS), Connection::open_in_memory().unwrap());
@@ -1276,7 +1426,11 @@ fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
             assert_eq!(error.recovery(), Recovery::Permanent);
             let says = error.to_string();
             assert!(words.iter().all(|word| says.contains(word)), "{says}");
-            assert_eq!(words.len() == 3, matches!(error, Error::TwoRecords { counter: "tag.posts", .. }), "{says}");
+            assert_eq!(
+                words.len() == 3,
+                matches!(error, Error::TwoRecords { counter: "tag.posts", .. }),
+                "{says}"
+            );
         }
     }
     assert_eq!((memory.offset("imports"), sqlite.offset("imports").unwrap()), (0, 0));
@@ -1285,7 +1439,8 @@ fn tallies_of_two_record_types_on_one_counter_are_refused_with_both_names() {
     batch.insert(&Post);
     batch.insert(&Use::OfAnother);
     batch.clear();
-    // What is added by hand is nobody's, and a record may add to it too. Wrappers are what they wrap.
+    // What is added by hand is nobody's, and a record may add to it too. Wrappers are what they
+    // wrap.
     batch.add(TAG_POSTS, 7, 1);
     batch.add(TAG_USES, 7, 1);
     batch.insert(&&Use::Own);
@@ -1312,7 +1467,8 @@ impl<S: Store> Apply for S {
     }
 }
 
-/// A writer that uses one batch again: what it held before was told once more, where nothing came since.
+/// A writer that uses one batch again: what it held before was told once more, where nothing came
+/// since.
 #[test]
 fn a_batch_that_is_applied_again_with_nothing_in_it_tells_nothing() {
     const VOTES: Counter<i64> = Counter::new("votes");

@@ -1,5 +1,6 @@
-//! A disk that fails at any write of what a SQLite file has: in its log, in its journal, in itself. Each error says what became of the call; what nobody
-//! knows the outcome of is delivered again with the same offset, and ends applied once.
+//! A disk that fails at any write of what a SQLite file has: in its log, in its journal, in itself.
+//! Each error says what became of the call; what nobody knows the outcome of is delivered again
+//! with the same offset, and ends applied once.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +8,8 @@ use std::path::Path;
 use crate::support::crash::child::{Phase, Running, limited, words};
 use crate::support::crash::writer::{FEED, Failure, Writer};
 use crate::support::crash::{
-    Hits, Journal, Model, Random, Site, Totals, assert_exact, check_writer, drift, offsets, repair, rounds, settle,
+    Hits, Journal, Model, Random, Site, Totals, assert_exact, check_writer, drift, offsets, repair,
+    rounds, settle,
 };
 use crate::support::test_of;
 use keepcount::{Error, Recovery};
@@ -30,10 +32,16 @@ fn a_child_whose_files_are_limited() {
     fs::write(starved.dir.join("hits"), starved.hits.join("\n")).unwrap();
 }
 
-/// Half of them say that what is beside a write may be damaged by it: then a log goes on behind a commit, up to the next sector. Where that fails, so does
-/// the call, but the commit stands there, and counts for whoever reads the log after a crash.
+/// Half of them say that what is beside a write may be damaged by it: then a log goes on behind a
+/// commit, up to the next sector. Where that fails, so does the call, but the commit stands there,
+/// and counts for whoever reads the log after a crash.
 fn start(dir: &Path, seed: u64) -> rusqlite::Result<Writer> {
-    Writer::start_at(format!("file:{}/site.db?psow={}", dir.display(), seed % 2).into(), dir, 1, seed)
+    Writer::start_at(
+        format!("file:{}/site.db?psow={}", dir.display(), seed % 2).into(),
+        dir,
+        1,
+        seed,
+    )
 }
 
 /// Ends at the first error as if it were killed: nothing is closed.
@@ -58,7 +66,8 @@ impl Starved<'_> {
     fn work(&mut self, seed: u64) {
         let Ok(mut writer) = start(self.dir, seed) else { return self.hit("opening") };
         for _ in 0..40 {
-            let turned = if writer.random.below(5) == 0 { self.repair(&mut writer) } else { writer.turn() };
+            let turned =
+                if writer.random.below(5) == 0 { self.repair(&mut writer) } else { writer.turn() };
             let Err(failure) = turned else { continue };
             let operation = judge(&writer, &failure);
             self.hit(&operation);
@@ -87,9 +96,12 @@ impl Starved<'_> {
     /// Breaks a total, and repairs.
     fn repair(&mut self, writer: &mut Writer) -> std::result::Result<(), Failure> {
         writer.told.at(Phase::Between);
-        let one = format!("(SELECT key FROM setlist_votes LIMIT 1 OFFSET {})", writer.random.below(30));
-        let broken =
-            writer.conn.execute(&format!("UPDATE setlist_votes SET total = total + 1000 WHERE key = {one}"), ());
+        let one =
+            format!("(SELECT key FROM setlist_votes LIMIT 1 OFFSET {})", writer.random.below(30));
+        let broken = writer.conn.execute(
+            &format!("UPDATE setlist_votes SET total = total + 1000 WHERE key = {one}"),
+            (),
+        );
         self.off = drift(&writer.conn)?;
         broken?;
         writer.told.at(Phase::Repair);
@@ -99,8 +111,9 @@ impl Starved<'_> {
     }
 }
 
-/// What an error says is what became of the call. A read may end the caller's transaction too: pages that the transaction has changed are written to
-/// make room for what it reads. Where that failed, the error was an ordinary one, and whoever went on wrote without a transaction.
+/// What an error says is what became of the call. A read may end the caller's transaction too:
+/// pages that the transaction has changed are written to make room for what it reads. Where that
+/// failed, the error was an ordinary one, and whoever went on wrote without a transaction.
 fn judge(writer: &Writer, failure: &Failure) -> String {
     let phase = writer.told.phase();
     let says = match failure {
@@ -111,19 +124,28 @@ fn judge(writer: &Writer, failure: &Failure) -> String {
         }
         Failure::Ours(error) => {
             let text = error.to_string();
-            assert!(text.contains("disk I/O error") || text.contains("full"), "{phase:?}: {error:?}");
+            assert!(
+                text.contains("disk I/O error") || text.contains("full"),
+                "{phase:?}: {error:?}"
+            );
             match error {
                 Error::TransactionLost { .. } => {
                     assert!(writer.conn.is_autocommit(), "{phase:?}: {error}");
                     "TransactionLost"
                 }
                 Error::Indeterminate { .. } => {
-                    assert!(phase != Phase::Apply && error.recovery() == Recovery::Indeterminate, "{phase:?}: {error}");
+                    assert!(
+                        phase != Phase::Apply && error.recovery() == Recovery::Indeterminate,
+                        "{phase:?}: {error}"
+                    );
                     "Unknown"
                 }
                 Error::Database { .. } => {
                     let lost = phase == Phase::Apply && writer.conn.is_autocommit();
-                    assert!(!lost, "the transaction is gone, and the error does not say so: {error}");
+                    assert!(
+                        !lost,
+                        "the transaction is gone, and the error does not say so: {error}"
+                    );
                     assert_eq!(error.recovery(), Recovery::Permanent);
                     "Database"
                 }
@@ -143,9 +165,11 @@ fn disks_that_fail(journal: Journal) {
         writer.conn.execute_batch("PRAGMA synchronous = OFF").unwrap();
         (0..10 + random.below(60)).for_each(|_| writer.turn().unwrap());
         drop(writer);
-        // From what a log needs that is often taken into the file, to about as much as the file will have.
+        // From what a log needs that is often taken into the file, to about as much as the file
+        // will have.
         let half_pages = fs::metadata(site.path()).unwrap().len() / 512;
-        let blocks = 66 + random.below(if journal == Journal::Wal && round % 2 == 0 { 60 } else { half_pages });
+        let blocks = 66
+            + random.below(if journal == Journal::Wal && round % 2 == 0 { 60 } else { half_pages });
         let seed = random.below(1_u64 << 40).to_string();
         Running::start(limited(
             &test_of(module_path!(), "a_child_whose_files_are_limited"),
@@ -169,7 +193,12 @@ fn disks_that_fail(journal: Journal) {
         model.assert_in(&conn);
         assert_exact(&conn);
     }
-    hits.end(&format!("failing disk, {journal:?}, {rounds} rounds, {unknown} committed though they failed"), &[]);
+    hits.end(
+        &format!(
+            "failing disk, {journal:?}, {rounds} rounds, {unknown} committed though they failed"
+        ),
+        &[],
+    );
 }
 
 #[test]
@@ -182,7 +211,8 @@ fn a_disk_that_fails_under_a_journal_leaves_every_total_exact_or_says_so() {
     disks_that_fail(Journal::Delete);
 }
 
-/// The limit moves on by half a page, so that it falls before a commit in the log, into it, and behind it.
+/// The limit moves on by half a page, so that it falls before a commit in the log, into it, and
+/// behind it.
 #[test]
 fn a_commit_that_failed_may_stand_and_is_delivered_again_with_its_offset() {
     let (mut stands, mut gone) = (0, 0);

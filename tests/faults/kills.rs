@@ -1,6 +1,7 @@
-//! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes and every commit on the disk: writers, repairs of planted
-//! drift beside a writer, and backfills beside one. After each kill, rows, totals of every level, offsets and leaderboards agree by a recount in plain SQL; then they go on.
-//! `just crash` runs thousands of rounds.
+//! Processes killed at any moment of what they do to a SQLite file, with its journal in both modes
+//! and every commit on the disk: writers, repairs of planted drift beside a writer, and backfills
+//! beside one. After each kill, rows, totals of every level, offsets and leaderboards agree by a
+//! recount in plain SQL; then they go on. `just crash` runs thousands of rounds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,8 @@ use std::time::Duration;
 use crate::support::crash::child::{Phase, Running, Told, command, now, unfinished, words};
 use crate::support::crash::writer::{Writer, told_by};
 use crate::support::crash::{
-    Hits, Journal, Model, Random, SCHEMA, SHOWS, Site, Totals, assert_exact, assert_ready_exact, audit, check_writer,
-    drift, drift_inside, open, rounds,
+    Hits, Journal, Model, Random, SCHEMA, SHOWS, Site, Totals, assert_exact, assert_ready_exact,
+    audit, check_writer, drift, drift_inside, open, rounds,
 };
 use crate::support::test_of;
 use keepcount::SqliteStore;
@@ -38,7 +39,8 @@ fn a_child_that_is_killed() {
     let (seed, turns, dir) = (seed.parse().unwrap(), turns.parse().unwrap(), Path::new(dir));
     match role.as_str() {
         "write" => write(dir, who.parse().unwrap(), seed, turns, Duration::ZERO),
-        // Whoever waits for a lock looks for it every so often only; so that one is let in, another has to let go of it for a while.
+        // Whoever waits for a lock looks for it every so often only; so that one is let in, another
+        // has to let go of it for a while.
         "write-beside" => write(dir, who.parse().unwrap(), seed, turns, Duration::from_millis(3)),
         "repair" => reconcile(Mode::Repair, dir, seed, turns),
         _ => reconcile(Mode::Backfill, dir, seed, turns),
@@ -85,9 +87,12 @@ fn writers_are_killed(journal: Journal, wanted: &[&str]) {
         if round % ROUNDS_A_SITE == 0 {
             (site, model) = (Site::new(journal), Model::default());
         }
-        let writers: Vec<i64> = if random.below(3) == 0 { vec![1, 2] } else { vec![1 + random.int(0, 2)] };
-        let running: Vec<Running> =
-            writers.iter().map(|who| child("write", *who, random.below(1 << 40), FOR_EVER, &site)).collect();
+        let writers: Vec<i64> =
+            if random.below(3) == 0 { vec![1, 2] } else { vec![1 + random.int(0, 2)] };
+        let running: Vec<Running> = writers
+            .iter()
+            .map(|who| child("write", *who, random.below(1 << 40), FOR_EVER, &site))
+            .collect();
         for one in running {
             thread::sleep(moment(&mut random, takes));
             one.kill();
@@ -105,12 +110,23 @@ fn writers_are_killed(journal: Journal, wanted: &[&str]) {
         model.assert_in(&conn);
     }
     assert!(applied > rounds, "hardly anything was written: {applied} events in {rounds} rounds");
-    let what = format!("writers, {journal:?}, {applied} events, killed within {takes:.0?}, {rounds} rounds");
+    let what = format!(
+        "writers, {journal:?}, {applied} events, killed within {takes:.0?}, {rounds} rounds"
+    );
     hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
 }
 
-const HIT_IN_WRITERS: [&str; 9] =
-    ["Starting", "Between", "Rows", "Apply", "Commit", "Commit, committed", "Alone", "Alone, committed", "Prune"];
+const HIT_IN_WRITERS: [&str; 9] = [
+    "Starting",
+    "Between",
+    "Rows",
+    "Apply",
+    "Commit",
+    "Commit, committed",
+    "Alone",
+    "Alone, committed",
+    "Prune",
+];
 
 #[test]
 fn writers_that_are_killed_lose_nothing_and_leave_every_level_exact_with_a_log() {
@@ -169,9 +185,12 @@ fn token_in(dir: &Path) -> PathBuf {
     dir.join("token")
 }
 
-/// One leg of a run as a job does it: goes on from the token that is there, and leaves the next one, or none when it is complete.
+/// One leg of a run as a job does it: goes on from the token that is there, and leaves the next
+/// one, or none when it is complete.
 fn leg(mode: Mode, conn: &Connection, dir: &Path, told: &mut Told, options: Options) -> Report {
-    let token = fs::read_to_string(token_in(dir)).ok().map(|text| text.parse::<Token>().expect("a whole token"));
+    let token = fs::read_to_string(token_in(dir))
+        .ok()
+        .map(|text| text.parse::<Token>().expect("a whole token"));
     let audit = audit(conn).unwrap();
     let mut leg = match &token {
         Some(token) => Reconciler::resume(mode, &SCHEMA, token, options),
@@ -201,13 +220,15 @@ fn reconcile(mode: Mode, dir: &Path, seed: u64, times: u64) {
     let mut told = Told::open(&reconciler_told(dir));
     let (conn, mut random, mut complete) = (open(&dir.join("site.db")).unwrap(), Random(seed), 0);
     while complete < times {
-        let report = leg(mode, &conn, dir, &mut told, Options::default().max_pages(1 + random.below(6)));
+        let report =
+            leg(mode, &conn, dir, &mut told, Options::default().max_pages(1 + random.below(6)));
         complete += u64::from(report.complete());
         told.at(Phase::Between);
     }
 }
 
-/// Tables of totals whose drift is planted, with their key columns; all but the feed's, which no rows drive.
+/// Tables of totals whose drift is planted, with their key columns; all but the feed's, which no
+/// rows drive.
 const PLANTED: [(&str, &str); 7] = [
     ("setlist_votes", "key"),
     ("setlist_days", "key_1, key_2"),
@@ -218,20 +239,28 @@ const PLANTED: [(&str, &str); 7] = [
     ("artist_votes", "key"),
 ];
 
-/// Breaks some totals under the write lock, so that by how much each key is off afterwards is known exactly.
-/// Gives how many keys were repaired before.
+/// Breaks some totals under the write lock, so that by how much each key is off afterwards is known
+/// exactly. Gives how many keys were repaired before.
 fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let repaired = check_drift(&drift_inside(conn).unwrap(), off);
     for _ in 0..6 {
         let (table, key) = PLANTED[usize::try_from(random.below(7)).unwrap()];
-        let all: i64 = conn.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get(0)).unwrap();
+        let all: i64 =
+            conn.query_row(&format!("SELECT count(*) FROM {table}"), (), |row| row.get(0)).unwrap();
         let one = format!("SELECT {key} FROM {table} LIMIT 1 OFFSET {}", random.int(0, all.max(1)));
         let text = match random.below(4) {
             0 => format!("DELETE FROM {table} WHERE ({key}) = ({one})"),
-            1 if key == "key" => format!("INSERT OR REPLACE INTO {table} VALUES ({}, 7)", 90_000 + random.int(0, 40)),
-            1 => format!("INSERT OR REPLACE INTO {table} VALUES ({}, 80000, 7)", 90_000 + random.int(0, 40)),
-            2 if table.ends_with("votes") => format!("UPDATE {table} SET total = -total - 1 WHERE ({key}) = ({one})"),
+            1 if key == "key" => {
+                format!("INSERT OR REPLACE INTO {table} VALUES ({}, 7)", 90_000 + random.int(0, 40))
+            }
+            1 => format!(
+                "INSERT OR REPLACE INTO {table} VALUES ({}, 80000, 7)",
+                90_000 + random.int(0, 40)
+            ),
+            2 if table.ends_with("votes") => {
+                format!("UPDATE {table} SET total = -total - 1 WHERE ({key}) = ({one})")
+            }
             _ => format!("UPDATE {table} SET total = total + 3 WHERE ({key}) = ({one})"),
         };
         conn.execute(&text, ()).unwrap();
@@ -241,7 +270,8 @@ fn plant(conn: &Connection, random: &mut Random, off: &mut Totals) -> usize {
     repaired
 }
 
-/// A key that was off is off by the same, or repaired; no other is off. Gives how many were repaired.
+/// A key that was off is off by the same, or repaired; no other is off. Gives how many were
+/// repaired.
 #[track_caller]
 fn check_drift(found: &Totals, off: &mut Totals) -> usize {
     for (name, drift) in found {
@@ -254,7 +284,8 @@ fn check_drift(found: &Totals, off: &mut Totals) -> usize {
 
 /// A repairer beside a writer, of whom one or both are killed in each round.
 fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
-    let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(40 + journal as u64), Hits::default());
+    let (rounds, mut random, mut hits) =
+        (rounds(ROUNDS), Random(40 + journal as u64), Hits::default());
     let (mut repaired, mut resumed) = (0, 0);
     for first in (0..rounds).step_by(usize::try_from(ROUNDS_A_SITE).unwrap()) {
         let site = Site::new(journal);
@@ -267,7 +298,8 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
         repaired += check_drift(&drift(&conn).unwrap(), &mut off);
         assert_eq!(off, Totals::new(), "a whole repair repairs all");
 
-        let mut children = [("repair", 0), ("write-beside", 1)].map(|(role, who)| (role, who, None));
+        let mut children =
+            [("repair", 0), ("write-beside", 1)].map(|(role, who)| (role, who, None));
         for _ in first..rounds.min(first + ROUNDS_A_SITE) {
             repaired += plant(&conn, &mut random, &mut off);
             for (role, who, running) in &mut children {
@@ -312,8 +344,9 @@ fn repairs_are_killed(journal: Journal, wanted: &[&str]) {
         model.assert_in(&conn);
     }
     assert!(repaired > 0 && resumed > 0, "{repaired} keys repaired, {resumed} repairs resumed");
-    let what =
-        format!("repairs, {journal:?}, {repaired} keys repaired, {resumed} resumed from a token, {rounds} rounds");
+    let what = format!(
+        "repairs, {journal:?}, {repaired} keys repaired, {resumed} resumed from a token, {rounds} rounds"
+    );
     hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
 }
 
@@ -343,19 +376,24 @@ fn repairs_that_are_killed_beside_a_writer_leave_each_total_as_it_was_or_right_w
 /// The rows of the older application, as many events as its writer wrote.
 const OLDER: u64 = 700;
 
-/// A backfill beside a writer, killed over and over until every counter is ready; in each round the writer may be killed too.
+/// A backfill beside a writer, killed over and over until every counter is ready; in each round the
+/// writer may be killed too.
 fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
-    let (rounds, mut random, mut hits) = (rounds(ROUNDS), Random(90 + journal as u64), Hits::default());
+    let (rounds, mut random, mut hits) =
+        (rounds(ROUNDS), Random(90 + journal as u64), Hits::default());
     let (mut round, mut sites, mut resumed) = (0, 0, 0);
     while round < rounds {
         let site = Site::pending_backfill(journal, OLDER);
         let (dir, conn, mut model) = (site.dir.path(), site.open(), Model::default());
         model.go_on(2, OLDER);
-        // A counter under a rollup is filled first; what climbs from it keeps the rollup as far off as it was, which is not at all.
+        // A counter under a rollup is filled first; what climbs from it keeps the rollup as far off
+        // as it was, which is not at all.
         let mut off = drift(&conn).unwrap();
         assert!(
             off.len() > 100
-                && off.keys().all(|(table, _)| !["show_votes", "show_days", "artist_votes"].contains(table))
+                && off
+                    .keys()
+                    .all(|(table, _)| !["show_votes", "show_days", "artist_votes"].contains(table))
         );
         let takes = {
             let twin = Site::pending_backfill(journal, OLDER);
@@ -368,8 +406,9 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
             round += 1;
             assert!(round < rounds + 1_000, "no end of it: {ready} are ready");
             let filler = child("backfill", 0, random.below(1 << 40), FOR_EVER, &site);
-            let written =
-                writer.take().unwrap_or_else(|| child("write-beside", 1, random.below(1 << 40), FOR_EVER, &site));
+            let written = writer.take().unwrap_or_else(|| {
+                child("write-beside", 1, random.below(1 << 40), FOR_EVER, &site)
+            });
             thread::sleep(moment(&mut random, takes / 2));
             filler.kill();
             let dies = random.below(3) == 0;
@@ -397,12 +436,19 @@ fn backfills_are_killed(journal: Journal, wanted: &[&str]) {
         sites += 1;
     }
     assert!(resumed > 0, "no backfill had to go on from a token");
-    let what = format!("backfills, {journal:?}, {sites} made ready, {resumed} resumed from a token, {round} rounds");
+    let what = format!(
+        "backfills, {journal:?}, {sites} made ready, {resumed} resumed from a token, {round} rounds"
+    );
     hits.end(&what, if rounds < ROUNDS_MANY { &[] } else { wanted });
 }
 
-const HIT_IN_BACKFILLS: [&str; 5] =
-    ["backfill: Starting", "backfill: Measure", "backfill: Repair", "backfill: Ready", "backfill: Token"];
+const HIT_IN_BACKFILLS: [&str; 5] = [
+    "backfill: Starting",
+    "backfill: Measure",
+    "backfill: Repair",
+    "backfill: Ready",
+    "backfill: Token",
+];
 
 #[test]
 fn backfills_that_are_killed_beside_a_writer_go_on_and_make_ready_what_is_exact_with_a_log() {

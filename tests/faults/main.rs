@@ -1,4 +1,5 @@
-//! What fails beneath a store on SQLite: processes, disks, locks, files, statements that are stopped.
+//! What fails beneath a store on SQLite: processes, disks, locks, files, statements that are
+//! stopped.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 

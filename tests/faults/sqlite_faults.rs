@@ -1,5 +1,6 @@
-//! SQLite's own faults at every call that writes: somebody else's lock or commit, a full disk, a file that is read-only, moved or damaged.
-//! The error says what became of the call; nothing is half applied, nothing is lost, and once the fault is gone all goes on and is exact.
+//! SQLite's own faults at every call that writes: somebody else's lock or commit, a full disk, a
+//! file that is read-only, moved or damaged. The error says what became of the call; nothing is
+//! half applied, nothing is lost, and once the fault is gone all goes on and is exact.
 
 use std::fs;
 use std::ops::Range;
@@ -7,13 +8,15 @@ use std::sync::OnceLock;
 
 use crate::support::crash::writer::Writer;
 use crate::support::crash::{
-    Hits, Journal, Random, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact, audit, drift, dump,
-    repair, rounds, settle, stream_range,
+    Hits, Journal, Random, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, Site, assert_exact,
+    audit, drift, dump, repair, rounds, settle, stream_range,
 };
 use keepcount::backend::CounterSpec;
 use keepcount::reconcile::audit::RepairRequest;
 use keepcount::reconcile::{Audit as _, Mode, Options, Reconciler, SystemRuntime, run};
-use keepcount::{Batch, Counter, Error, KeyBuf, Leaderboard, Recovery, Result, Schema, SqliteStore, Store as _};
+use keepcount::{
+    Batch, Counter, Error, KeyBuf, Leaderboard, Recovery, Result, Schema, SqliteStore, Store as _,
+};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 // What is done while SQLite fails.
@@ -39,8 +42,8 @@ const CALLS: [Call; 6] = [
         names: "totals of counter",
         rows: |conn| write_crowd(conn, 2),
         run: |conn| {
-            let applied =
-                SqliteStore::new(conn, &SCHEMA).apply_idempotent(&mut crowd(2), &stream_range("crowd", 1, 9))?;
+            let applied = SqliteStore::new(conn, &SCHEMA)
+                .apply_idempotent(&mut crowd(2), &stream_range("crowd", 1, 9))?;
             assert!(!applied.skipped, "it was not applied before");
             Ok(())
         },
@@ -52,7 +55,12 @@ const CALLS: [Call; 6] = [
         run: |conn| SqliteStore::new(conn, &SCHEMA).prune(SETLIST_DAYS, 20_i64).map(drop),
         inside: true,
     },
-    Call { names: "making tables", rows: |_| (), run: |conn| SqliteStore::new(conn, &WIDER).create(), inside: true },
+    Call {
+        names: "making tables",
+        rows: |_| (),
+        run: |conn| SqliteStore::new(conn, &WIDER).create(),
+        inside: true,
+    },
     Call {
         names: "leaderboard show.board",
         rows: |_| (),
@@ -64,7 +72,8 @@ const CALLS: [Call; 6] = [
         rows: |_| (),
         run: |conn| {
             let keys = (0..MANY).map(KeyBuf::of::<i64>).collect();
-            let repaired = audit(conn)?.repair(&RepairRequest { counter: SETLIST_VOTES.id(), keys })?;
+            let repaired =
+                audit(conn)?.repair(&RepairRequest { counter: SETLIST_VOTES.id(), keys })?;
             assert_eq!(repaired.corrected, 200, "each that is off");
             Ok(())
         },
@@ -72,7 +81,8 @@ const CALLS: [Call; 6] = [
     },
 ];
 
-/// How many ids a crowd has, of shows with one setlist and vote each; enough for some pages of each table.
+/// How many ids a crowd has, of shows with one setlist and vote each; enough for some pages of each
+/// table.
 const MANY: i64 = 200;
 
 /// Ids of a crowd of rows; those of writers begin behind.
@@ -100,7 +110,9 @@ fn write_crowd(conn: &Connection, crowd: i64) {
         "WITH RECURSIVE n (id) AS (SELECT {start} UNION ALL SELECT id + 1 FROM n WHERE id + 1 < {end})
          INSERT INTO TABLE SELECT * FROM n;"
     );
-    for (table, columns) in [("shows", "id, id % 5"), ("setlists", "id, id"), ("votes", "id, id, 3, 18 + id % 5")] {
+    for (table, columns) in
+        [("shows", "id, id % 5"), ("setlists", "id, id"), ("votes", "id, id, 3, 18 + id % 5")]
+    {
         conn.execute_batch(&text.replace("TABLE", table).replace('*', columns)).unwrap();
     }
 }
@@ -121,11 +133,13 @@ const MORE: [CounterSpec; 12] = [
     NEW[2].table(),
     NEW[3].table(),
 ];
-const NEW_LEADERBOARD: Leaderboard<(i64, String)> = Leaderboard::new("new.board", [NEW[0]]).by(|[total]| Some(total));
+const NEW_LEADERBOARD: Leaderboard<(i64, String)> =
+    Leaderboard::new("new.board", [NEW[0]]).by(|[total]| Some(total));
 /// The schema of a newer application.
 const WIDER: Schema = Schema::new(&MORE).leaderboards(&[SHOWS.id(), NEW_LEADERBOARD.id()]);
 
-/// A file in which each call has much to do: a crowd whose totals are gone, a leaderboard without lines, votes of days that are to be pruned. No page is free.
+/// A file in which each call has much to do: a crowd whose totals are gone, a leaderboard without
+/// lines, votes of days that are to be pruned. No page is free.
 fn ready_file() -> &'static [u8] {
     static FILE: OnceLock<Vec<u8>> = OnceLock::new();
     FILE.get_or_init(|| {
@@ -137,7 +151,10 @@ fn ready_file() -> &'static [u8] {
         write_crowd(&conn, 0);
         SqliteStore::new(&conn, &SCHEMA).apply(&mut crowd(0)).unwrap();
         assert_exact(&conn);
-        conn.execute_batch("DELETE FROM setlist_votes WHERE key < 200; DELETE FROM show_board; VACUUM").unwrap();
+        conn.execute_batch(
+            "DELETE FROM setlist_votes WHERE key < 200; DELETE FROM show_board; VACUUM",
+        )
+        .unwrap();
         fs::read(site.path()).unwrap()
     })
 }
@@ -167,16 +184,25 @@ fn call(conn: &Connection, call: &Call, inside: bool) {
 
 /// Each call with its rows, alone and, where it may be, in the caller's transaction.
 fn calls() -> impl Iterator<Item = (&'static Call, bool)> {
-    CALLS.iter().flat_map(|call| [(call, false), (call, true)]).filter(|(call, inside)| call.inside || !inside)
+    CALLS
+        .iter()
+        .flat_map(|call| [(call, false), (call, true)])
+        .filter(|(call, inside)| call.inside || !inside)
 }
 
 #[track_caller]
 fn assert_busy(error: &Error, call: &Call, says: &str) {
     let text = error.to_string();
-    assert!(matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry, "{error:?}");
+    assert!(
+        matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry,
+        "{error:?}"
+    );
     assert!(text.contains(says), "{text}");
     // What reads before it writes names what it reads.
-    assert!(text.contains(call.names) || text.contains("offset of stream") || text.contains("reading"), "{text}");
+    assert!(
+        text.contains(call.names) || text.contains("offset of stream") || text.contains("reading"),
+        "{text}"
+    );
 }
 
 // Other connections.
@@ -279,7 +305,8 @@ fn allow_pages(conn: &Connection, pages: i64) {
 fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
     // In steps that grow with the room, and smaller ones where rounds are asked for.
     let part = if rounds(0) == 0 { 2 } else { 4 };
-    let rooms = std::iter::successors(Some(0), |room| Some(room + 1 + room / part)).take_while(|room| *room < 100);
+    let rooms = std::iter::successors(Some(0), |room| Some(room + 1 + room / part))
+        .take_while(|room| *room < 100);
     for room in rooms {
         let site = ready_site(journal);
         let conn = site.open_quickly();
@@ -301,7 +328,10 @@ fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
             hits.note(format!("enough: {room} pages"));
             return;
         };
-        assert!(error.to_string().contains("full") && error.recovery() == Recovery::Permanent, "{error:?}");
+        assert!(
+            error.to_string().contains("full") && error.recovery() == Recovery::Permanent,
+            "{error:?}"
+        );
         match error {
             Error::Database { .. } if !inside => {
                 hits.note("alone");
@@ -310,7 +340,10 @@ fn fill_the_disk(journal: Journal, it: &Call, inside: bool, hits: &mut Hits) {
             }
             Error::Database { .. } => {
                 hits.note("in a transaction that stays");
-                assert!(!conn.is_autocommit(), "the transaction is gone, and the error does not say so: {error}");
+                assert!(
+                    !conn.is_autocommit(),
+                    "the transaction is gone, and the error does not say so: {error}"
+                );
                 conn.execute_batch("ROLLBACK").unwrap();
                 assert_eq!(dump(&conn), before);
             }
@@ -346,7 +379,8 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
         let site = ready_site(journal);
         let by_pragma = site.open_quickly();
         by_pragma.execute_batch("PRAGMA query_only = ON").unwrap();
-        let by_flag = Connection::open_with_flags(site.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let by_flag =
+            Connection::open_with_flags(site.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         for conn in [by_pragma, by_flag] {
             let before = dump(&conn);
             for (it, inside) in calls() {
@@ -355,7 +389,8 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
                 }
                 let error = (it.run)(&conn).unwrap_err();
                 assert!(
-                    matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent,
+                    matches!(error, Error::Database { .. })
+                        && error.recovery() == Recovery::Permanent,
                     "{error:?}"
                 );
                 assert!(error.to_string().contains("readonly"), "{error}");
@@ -366,7 +401,8 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
                 }
             }
             let mut audit = audit(&conn).unwrap();
-            let verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &audit.counters(), Options::default());
+            let verify =
+                Reconciler::scoped(Mode::Verify, &SCHEMA, &audit.counters(), Options::default());
             let report = run(&mut verify.unwrap(), &mut audit, &mut SystemRuntime::new());
             assert!(report.unwrap().drift() >= 200);
             assert_eq!(dump(&conn), before);
@@ -375,7 +411,8 @@ fn a_read_only_connection_refuses_every_call_and_verifies() {
     hits.end("read-only", &[]);
 }
 
-/// A file that is gone, or that another has taken the place of, is noticed where a journal would be written beside the wrong one.
+/// A file that is gone, or that another has taken the place of, is noticed where a journal would be
+/// written beside the wrong one.
 #[test]
 fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_left_alone() {
     let mut hits = Hits::default();
@@ -393,7 +430,10 @@ fn a_file_that_was_moved_away_refuses_every_call_and_the_one_in_its_place_is_lef
                 conn.execute_batch("BEGIN").unwrap();
             }
             let error = (it.run)(&conn).unwrap_err();
-            assert!(matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
+            assert!(
+                matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent,
+                "{error:?}"
+            );
             assert!(error.to_string().contains("readonly"), "{error}");
             hits.note(if replaced { "replaced" } else { "gone" });
             assert_eq!(conn.is_autocommit(), !inside);
@@ -420,7 +460,11 @@ const DAMAGES: u64 = 20;
 fn damage(site: &Site, table: &str, random: &mut Random) {
     let conn = site.open();
     let mut pages = conn.prepare("SELECT pageno FROM dbstat WHERE name = ?1").unwrap();
-    let pages = pages.query_map([table], |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<u32>>>().unwrap();
+    let pages = pages
+        .query_map([table], |row| row.get(0))
+        .unwrap()
+        .collect::<rusqlite::Result<Vec<u32>>>()
+        .unwrap();
     let page = pages[usize::try_from(random.below(pages.len() as u64)).unwrap()];
     let mut file = fs::read(site.path()).unwrap();
     for _ in 0..=random.below(6) {
@@ -467,8 +511,14 @@ fn damaged_totals_are_repaired_or_an_error_and_never_repaired_wrongly() {
         }
         if let (Ok(off), Ok(left)) = (off, drift(&conn)) {
             // What sums a table that cannot be searched is as wrong as that one.
-            for (name, drift) in left.iter().filter(|(name, _)| name.0 != table && !above(&table).contains(&name.0)) {
-                assert_eq!(off.get(name), Some(drift), "{name:?} was repaired wrongly; {found}, {repaired:?}");
+            for (name, drift) in
+                left.iter().filter(|(name, _)| name.0 != table && !above(&table).contains(&name.0))
+            {
+                assert_eq!(
+                    off.get(name),
+                    Some(drift),
+                    "{name:?} was repaired wrongly; {found}, {repaired:?}"
+                );
             }
         }
         // Made anew, it is as good as ever.

@@ -1,5 +1,7 @@
-//! Statements that are stopped: by a progress handler (the usual way to give a query a deadline) or by `sqlite3_interrupt`, at every moment at which SQLite
-//! looks, in every call. SQLite then returns an error also for statements whose effect stands; what a call says has to be true all the same.
+//! Statements that are stopped: by a progress handler (the usual way to give a query a deadline) or
+//! by `sqlite3_interrupt`, at every moment at which SQLite looks, in every call. SQLite then
+//! returns an error also for statements whose effect stands; what a call says has to be true all
+//! the same.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,13 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use crate::support::crash::{
-    FEED_SUM, Hits, Journal, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOW_ARTIST, SHOWS, Site, Totals, assert_exact,
-    assert_ready_exact, audit, drift, dump, feed, stream_range,
+    FEED_SUM, Hits, Journal, Row, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOW_ARTIST, SHOWS, Site,
+    Totals, assert_exact, assert_ready_exact, audit, drift, dump, feed, stream_range,
 };
 use keepcount::backend::{CounterSpec, KeyRange};
 use keepcount::reconcile::audit::{PageRequest, Probe, Ready, RepairRequest};
 use keepcount::reconcile::{Audit as _, Mode, Options, Reconciler, SystemRuntime, run};
-use keepcount::{Batch, Counter, Error, KeyBuf, Recovery, Result, Schema, SqliteStore, Store as _, Sweep};
+use keepcount::{
+    Batch, Counter, Error, KeyBuf, Recovery, Result, Schema, SqliteStore, Store as _, Sweep,
+};
 use rusqlite::Connection;
 use rusqlite::hooks::Wal;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
@@ -111,7 +115,11 @@ struct Call {
 }
 
 impl Call {
-    const fn new(name: &'static str, rest: Rest, run: fn(&Connection, &dyn Fn()) -> Result<()>) -> Self {
+    const fn new(
+        name: &'static str,
+        rest: Rest,
+        run: fn(&Connection, &dyn Fn()) -> Result<()>,
+    ) -> Self {
         Self { name, run, rest, fails: false }
     }
 }
@@ -184,15 +192,21 @@ const WHOLE: [Call; 16] = [
     },
     Call::new("apply once", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &PLAIN).apply_idempotent(&mut feed(1, 4, 5), &stream_range("feed 1", 4, 5)).map(drop)
+        SqliteStore::new(conn, &PLAIN)
+            .apply_idempotent(&mut feed(1, 4, 5), &stream_range("feed 1", 4, 5))
+            .map(drop)
     }),
     Call::new("apply once, a new stream, climbing", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &SCHEMA).apply_idempotent(&mut move_and_vote(), &stream_range("moves", 1, 2)).map(drop)
+        SqliteStore::new(conn, &SCHEMA)
+            .apply_idempotent(&mut move_and_vote(), &stream_range("moves", 1, 2))
+            .map(drop)
     }),
     Call::new("sweep", Rest::Nothing, |conn, arm| {
         arm();
-        SqliteStore::new(conn, &PLAIN).sweep(&mut Sweep::new()).map(|swept| assert_eq!(swept.totals, 1))
+        SqliteStore::new(conn, &PLAIN)
+            .sweep(&mut Sweep::new())
+            .map(|swept| assert_eq!(swept.totals, 1))
     }),
     Call::new("forget an offset", Rest::Nothing, |conn, arm| {
         arm();
@@ -229,7 +243,14 @@ const WHOLE: [Call; 16] = [
         let mut audit = audit(conn)?;
         arm();
         audit.probe(&Probe { counter: SETLIST_VOTES.id(), totals: 9 })?;
-        audit.compare(&PageRequest { counter: SETLIST_VOTES.id(), after: None, until: None, keys: 3 }).map(drop)
+        audit
+            .compare(&PageRequest {
+                counter: SETLIST_VOTES.id(),
+                after: None,
+                until: None,
+                keys: 3,
+            })
+            .map(drop)
     }),
     Call::new("reads", Rest::Nothing, |conn, arm| {
         let mut store = SqliteStore::new(conn, &SCHEMA);
@@ -246,37 +267,52 @@ const WHOLE: [Call; 16] = [
 ];
 
 /// Calls that are several transactions.
-const RUNS: [(&str, Mode); 3] = [("verify", Mode::Verify), ("repair", Mode::Repair), ("backfill", Mode::Backfill)];
+const RUNS: [(&str, Mode); 3] =
+    [("verify", Mode::Verify), ("repair", Mode::Repair), ("backfill", Mode::Backfill)];
 
 fn reconcile(conn: &Connection, mode: Mode, arm: &dyn Fn()) -> Result<()> {
     let mut audit = audit(conn)?;
-    let mut reconciler = Reconciler::scoped(mode, &SCHEMA, &audit.counters(), Options::default().page(3))?;
+    let mut reconciler =
+        Reconciler::scoped(mode, &SCHEMA, &audit.counters(), Options::default().page(3))?;
     arm();
     run(&mut reconciler, &mut audit, &mut SystemRuntime::new()).map(drop)
 }
 
 // Files.
 
-/// Some rows and their totals, in few pages, with drift in two counters and a line of the leaderboard that is wrong; one counter is near the end of its range,
-/// another not ready.
+/// Some rows and their totals, in few pages, with drift in two counters and a line of the
+/// leaderboard that is wrong; one counter is near the end of its range, another not ready.
 fn ready_file(rows_first: bool) -> Vec<u8> {
-    let site = if rows_first { Site::pending_backfill(Journal::Delete, 40) } else { Site::new(Journal::Delete) };
+    let site = if rows_first {
+        Site::pending_backfill(Journal::Delete, 40)
+    } else {
+        Site::new(Journal::Delete)
+    };
     let conn = site.open_quickly();
     if !rows_first {
         let mut rows = Vec::new();
         rows.extend((1..=3).map(|id| Row::Show { id, artist: 1 + id / 3 }));
         rows.extend((1..=4).map(|id| Row::Setlist { id, show: 1 + id / 3 }));
-        rows.extend((1..=8).map(|id| Row::Vote { setlist: 1 + id % 4, stars: id, day: 18 + id % 4 }));
+        rows.extend((1..=8).map(|id| Row::Vote {
+            setlist: 1 + id % 4,
+            stars: id,
+            day: 18 + id % 4,
+        }));
         let mut batch = Batch::new();
         conn.execute_batch("BEGIN").unwrap();
         for (id, row) in (1_i64..).zip(rows) {
             batch.insert(&row);
             match row {
-                Row::Show { id, artist } => conn.execute("INSERT INTO shows VALUES (?1, ?2)", [id, artist]),
-                Row::Setlist { id, show } => conn.execute("INSERT INTO setlists VALUES (?1, ?2)", [id, show]),
-                Row::Vote { setlist, stars, day } => {
-                    conn.execute("INSERT INTO votes VALUES (?1, ?2, ?3, ?4)", [id, setlist, stars, day])
+                Row::Show { id, artist } => {
+                    conn.execute("INSERT INTO shows VALUES (?1, ?2)", [id, artist])
                 }
+                Row::Setlist { id, show } => {
+                    conn.execute("INSERT INTO setlists VALUES (?1, ?2)", [id, show])
+                }
+                Row::Vote { setlist, stars, day } => conn.execute(
+                    "INSERT INTO votes VALUES (?1, ?2, ?3, ?4)",
+                    [id, setlist, stars, day],
+                ),
             }
             .unwrap();
         }
@@ -354,15 +390,21 @@ struct Point {
     pragma: &'static str,
 }
 
-const PLAINLY: Point =
-    Point { way: Way::Once, around: Around::Nothing, cursor: false, every: 1, cached: 64, pragma: "" };
+const PLAINLY: Point = Point {
+    way: Way::Once,
+    around: Around::Nothing,
+    cursor: false,
+    every: 1,
+    cached: 64,
+    pragma: "",
+};
 
 impl Point {
     /// Each way, with and without a cursor of the application.
     fn all(around: Around) -> impl Iterator<Item = Self> {
-        [Way::Once, Way::On, Way::Flag]
-            .into_iter()
-            .flat_map(move |way| [false, true].map(|cursor| Self { way, around, cursor, ..PLAINLY }))
+        [Way::Once, Way::On, Way::Flag].into_iter().flat_map(move |way| {
+            [false, true].map(|cursor| Self { way, around, cursor, ..PLAINLY })
+        })
     }
 
     fn begin(&self, conn: &Connection) {
@@ -385,7 +427,8 @@ impl Point {
         .unwrap();
     }
 
-    /// Runs a call that is stopped at some moment: its result, whether it came to that moment, and how many there were.
+    /// Runs a call that is stopped at some moment: its result, whether it came to that moment, and
+    /// how many there were.
     fn run(&self, conn: &mut Connection, at: u64, call: Run<'_>) -> (Result<()>, bool, u64) {
         conn.set_prepared_statement_cache_capacity(self.cached);
         conn.execute_batch(self.pragma).unwrap();
@@ -443,11 +486,18 @@ impl Points {
             hits.end(&format!("{test}: {call}"), &[]);
         }
         println!("{test}: {} points, {} wrong", self.count, self.wrong.len());
-        assert!(self.wrong.is_empty(), "{} of {} wrong, first {:#?}", self.wrong.len(), self.count, &self.wrong[..1]);
+        assert!(
+            self.wrong.is_empty(),
+            "{} of {} wrong, first {:#?}",
+            self.wrong.len(),
+            self.count,
+            &self.wrong[..1]
+        );
     }
 }
 
-/// What a call leaves when nobody stops it: before it, in the transaction around it, and after its end.
+/// What a call leaves when nobody stops it: before it, in the transaction around it, and after its
+/// end.
 struct Stages {
     before: Vec<String>,
     begun: Vec<String>,
@@ -479,13 +529,23 @@ impl Stages {
                 same(&found, &self.after, "half of it is there").map(|()| "unknown, there")
             }
             Err(error) => {
-                ensure(!matches!(error, Error::TransactionLost { .. }), "it was its own transaction")?;
+                ensure(
+                    !matches!(error, Error::TransactionLost { .. }),
+                    "it was its own transaction",
+                )?;
                 same(&found, &self.before, "it is there").map(|()| "an error")
             }
         }
     }
 
-    fn inside(&self, conn: &Connection, other: &Connection, done: &Result<()>, call: &Call, point: &Point) -> Says {
+    fn inside(
+        &self,
+        conn: &Connection,
+        other: &Connection,
+        done: &Result<()>,
+        call: &Call,
+        point: &Point,
+    ) -> Says {
         same(&dump(other), &self.before, "the caller's transaction was committed")?;
         match done {
             Ok(()) => {
@@ -514,7 +574,8 @@ impl Stages {
     }
 }
 
-/// At how many moments a call is stopped, where nobody says; one that has more is stopped here and there.
+/// At how many moments a call is stopped, where nobody says; one that has more is stopped here and
+/// there.
 const MOMENTS: u64 = 8;
 
 /// The moments at which a call is stopped: every one, or others for each kind of point.
@@ -523,11 +584,13 @@ fn moments(call: Run<'_>, point: &Point, place: &Place) -> impl Iterator<Item = 
     let (mut conn, _) = place.renew();
     let (_, _, all) = point.run(&mut conn, u64::MAX, call);
     let step = if all <= 2 * most { 1 } else { all.div_ceil(most) };
-    let first = 1 + (point.way as u64 * 2 + u64::from(point.cursor) + point.around as u64 * 5) % step;
+    let first =
+        1 + (point.way as u64 * 2 + u64::from(point.cursor) + point.around as u64 * 5) % step;
     (first..=all).filter(move |at| (at - first).is_multiple_of(step)).chain([all + 1])
 }
 
-/// Stops a call at every moment; at each, what it says is what became of it, and the connection works on.
+/// Stops a call at every moment; at each, what it says is what became of it, and the connection
+/// works on.
 fn stop_everywhere(place: &Place, call: &Call, point: Point, points: &mut Points) {
     let stages = Stages::of(place, call, &point);
     for at in moments(&call.run, &point, place) {
@@ -549,10 +612,16 @@ fn stop_everywhere(place: &Place, call: &Call, point: Point, points: &mut Points
 fn goes_on(conn: &Connection, other: &Connection) -> std::result::Result<(), String> {
     let mut batch = Batch::new();
     batch.add(FEED_SUM, 99, 1);
-    SqliteStore::new(conn, &PLAIN).apply(&mut batch).map_err(|error| format!("the next apply: {error}"))?;
-    let seen = other.query_row("SELECT sum(total) FROM feed_sum WHERE key = 99", (), |row| row.get(0));
+    SqliteStore::new(conn, &PLAIN)
+        .apply(&mut batch)
+        .map_err(|error| format!("the next apply: {error}"))?;
+    let seen =
+        other.query_row("SELECT sum(total) FROM feed_sum WHERE key = 99", (), |row| row.get(0));
     ensure(seen == Ok(Some(1)), "what came next was applied, and is not there")?;
-    ensure(other.execute("INSERT INTO events VALUES ('other', 1)", ()) == Ok(1), "writers are refused")
+    ensure(
+        other.execute("INSERT INTO events VALUES ('other', 1)", ()) == Ok(1),
+        "writers are refused",
+    )
 }
 
 /// The points at which a call can be stopped so; a table is not dropped below a cursor.
@@ -587,15 +656,19 @@ fn every_call_stopped_at_every_step_of_a_caller_s_transaction_says_what_became_o
     points.end("the caller's transaction");
 }
 
-/// A handler is mostly asked every so many operations; what is not in the cache of statements is prepared, which is stopped too; a journal is another way to
-/// end a transaction; and with `count_changes` each statement that writes returns a row, which the driver takes for an error.
+/// A handler is mostly asked every so many operations; what is not in the cache of statements is
+/// prepared, which is stopped too; a journal is another way to end a transaction; and with
+/// `count_changes` each statement that writes returns a row, which the driver takes for an error.
 #[test]
 fn calls_stopped_under_other_settings_say_what_became_of_them() {
     let mut points = Points::default();
     let pragma = "PRAGMA count_changes = ON";
     for journal in [Journal::Wal, Journal::Delete] {
         let place = Place::new(journal, &READY);
-        for call in WHOLE.iter().filter(|call| !["create", "look and measure", "reads"].contains(&call.name)) {
+        for call in WHOLE
+            .iter()
+            .filter(|call| !["create", "look and measure", "reads"].contains(&call.name))
+        {
             for around in [Around::Nothing, Around::Transaction] {
                 let plainly = Point { around, ..PLAINLY };
                 let others = [
@@ -609,7 +682,11 @@ fn calls_stopped_under_other_settings_say_what_became_of_them() {
                 ];
                 let may_be = call.rest != Rest::Outside || around == Around::Nothing;
                 // Some of it is enough of a journal.
-                for point in others.into_iter().skip(if journal == Journal::Wal { 0 } else { 6 }).filter(|_| may_be) {
+                for point in others
+                    .into_iter()
+                    .skip(if journal == Journal::Wal { 0 } else { 6 })
+                    .filter(|_| may_be)
+                {
                     stop_everywhere(&place, call, point, &mut points);
                 }
             }
@@ -623,7 +700,10 @@ fn calls_stopped_under_other_settings_say_what_became_of_them() {
 fn a_run_stopped_at_every_step_leaves_every_page_as_it_was_or_as_it_is_to_be() {
     let mut points = Points::default();
     for (name, mode) in RUNS {
-        let place = Place::new(Journal::Wal, if mode == Mode::Backfill { &PENDING_BACKFILL } else { &READY });
+        let place = Place::new(
+            Journal::Wal,
+            if mode == Mode::Backfill { &PENDING_BACKFILL } else { &READY },
+        );
         let call = move |conn: &Connection, arm: &dyn Fn()| reconcile(conn, mode, arm);
         let (before, planted) = {
             let (_, untouched) = place.renew();
@@ -638,14 +718,18 @@ fn a_run_stopped_at_every_step_leaves_every_page_as_it_was_or_as_it_is_to_be() {
                 let says = || {
                     ensure(conn.is_autocommit(), "a transaction was left behind")?;
                     let off = drift(&other).unwrap();
-                    ensure(off.iter().all(|(key, off)| planted.get(key) == Some(off)), &format!("{off:?}"))?;
+                    ensure(
+                        off.iter().all(|(key, off)| planted.get(key) == Some(off)),
+                        &format!("{off:?}"),
+                    )?;
                     if mode == Mode::Verify {
                         same(&dump(&other), &before, "it wrote")?;
                     }
                     if mode == Mode::Backfill {
                         assert_ready_exact(&other);
                     }
-                    reconcile(&conn, mode, &|| ()).map_err(|error| format!("the next run: {error}"))?;
+                    reconcile(&conn, mode, &|| ())
+                        .map_err(|error| format!("the next run: {error}"))?;
                     if mode != Mode::Verify {
                         let mut off = drift(&other).unwrap();
                         off.retain(|(table, _), _| *table != "feed_sum");
@@ -662,8 +746,9 @@ fn a_run_stopped_at_every_step_leaves_every_page_as_it_was_or_as_it_is_to_be() {
 
 // Stories.
 
-/// A BEGIN that was stopped when it had begun was taken for none: the next apply joined the transaction, said Ok, and was never committed. Of 20,000 that said
-/// so, another connection saw 13,300. A COMMIT that had committed was said to have done nothing.
+/// A BEGIN that was stopped when it had begun was taken for none: the next apply joined the
+/// transaction, said Ok, and was never committed. Of 20,000 that said so, another connection saw
+/// 13,300. A COMMIT that had committed was said to have done nothing.
 #[test]
 fn what_is_applied_under_a_deadline_is_seen_by_others_as_often_as_it_says() {
     let place = Place::new(Journal::Wal, &READY);
@@ -689,7 +774,8 @@ fn what_is_applied_under_a_deadline_is_seen_by_others_as_often_as_it_says() {
     assert!(done > 100 && refused > 100);
 }
 
-/// What nobody knows the outcome of is delivered again with its offset, and counts once, wherever its commit was stopped.
+/// What nobody knows the outcome of is delivered again with its offset, and counts once, wherever
+/// its commit was stopped.
 #[test]
 fn an_unknown_commit_delivered_again_with_its_offset_counts_once() {
     let place = Place::new(Journal::Wal, &READY);
@@ -697,7 +783,8 @@ fn an_unknown_commit_delivered_again_with_its_offset_counts_once() {
     for at in 1..200 {
         let (mut conn, other) = place.renew();
         let apply = |conn: &Connection| {
-            SqliteStore::new(conn, &PLAIN).apply_idempotent(&mut feed(1, 4, 5), &stream_range("feed 1", 4, 5))
+            SqliteStore::new(conn, &PLAIN)
+                .apply_idempotent(&mut feed(1, 4, 5), &stream_range("feed 1", 4, 5))
         };
         let (done, ..) = Point { ..PLAINLY }.run(&mut conn, at, &|conn, arm| {
             arm();
@@ -705,24 +792,33 @@ fn an_unknown_commit_delivered_again_with_its_offset_counts_once() {
         });
         unknown += u64::from(done.is_err_and(|error| error.recovery() == Recovery::Indeterminate));
         apply(&conn).unwrap();
-        assert_eq!(other.query_row("SELECT total FROM feed_sum WHERE key = 1", (), |row| row.get(0)), Ok(15), "{at}");
+        assert_eq!(
+            other.query_row("SELECT total FROM feed_sum WHERE key = 1", (), |row| row.get(0)),
+            Ok(15),
+            "{at}"
+        );
     }
     assert!(unknown > 0);
 }
 
-/// A WAL hook runs behind the commit, and its error comes out of COMMIT: a checkpoint of its own that met a reader made every commit "busy, try again".
+/// A WAL hook runs behind the commit, and its error comes out of COMMIT: a checkpoint of its own
+/// that met a reader made every commit "busy, try again".
 #[test]
 fn a_commit_behind_which_a_wal_hook_fails_is_unknown() {
     let place = Place::new(Journal::Wal, &READY);
     let (mut conn, other) = place.renew();
     let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-    conn.wal_hook(Some(move |_: &mut Wal, _| Err(rusqlite::Error::SqliteFailure(busy, None)))).unwrap();
+    conn.wal_hook(Some(move |_: &mut Wal, _| Err(rusqlite::Error::SqliteFailure(busy, None))))
+        .unwrap();
     let mut batch = Batch::new();
     batch.add(FEED_SUM, 50, 1);
     let error = SqliteStore::new(&conn, &PLAIN).apply(&mut batch).unwrap_err();
     assert_eq!(error.recovery(), Recovery::Indeterminate, "{error:?}");
     assert!(error.to_string().contains("counter feed.sum"), "{error}");
-    assert_eq!(other.query_row("SELECT total FROM feed_sum WHERE key = 50", (), |row| row.get(0)), Ok(1));
+    assert_eq!(
+        other.query_row("SELECT total FROM feed_sum WHERE key = 50", (), |row| row.get(0)),
+        Ok(1)
+    );
 }
 
 /// Stops each statement of which `stops` says so.
@@ -738,7 +834,8 @@ fn stop_those(conn: &mut Connection, stops: fn(&str) -> bool) {
     conn.progress_handler(1, Some(move || stopped.load(Ordering::Relaxed))).unwrap();
 }
 
-/// Only whoever looks which statement is running can stop each rollback: then the error says that the transaction is open, and who rolls it back goes on.
+/// Only whoever looks which statement is running can stop each rollback: then the error says that
+/// the transaction is open, and who rolls it back goes on.
 #[test]
 fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
     let place = Place::new(Journal::Wal, &READY);
@@ -753,9 +850,15 @@ fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
     assert!(matches!(overflows(&conn), Error::Overflow { .. }));
     stop_those(&mut conn, |text| text == "ROLLBACK");
     let error = overflows(&conn);
-    assert!(matches!(error, Error::TransactionOpen { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
+    assert!(
+        matches!(error, Error::TransactionOpen { .. }) && error.recovery() == Recovery::Permanent,
+        "{error:?}"
+    );
     let text = error.to_string();
-    assert!(text.contains("feed.sum, key 7") && text.contains("still open: roll it back"), "{text}");
+    assert!(
+        text.contains("feed.sum, key 7") && text.contains("still open: roll it back"),
+        "{text}"
+    );
     assert!(!conn.is_autocommit());
     conn.progress_handler(0, None::<fn() -> bool>).unwrap();
     conn.execute_batch("ROLLBACK").unwrap();
@@ -763,10 +866,12 @@ fn a_transaction_that_cannot_be_rolled_back_is_said_to_be_open() {
     goes_on(&conn, &other).unwrap();
 }
 
-/// A batch that failed in the caller's transaction is taken back; where that is stopped too, the transaction is rolled back, or said to be open.
+/// A batch that failed in the caller's transaction is taken back; where that is stopped too, the
+/// transaction is rolled back, or said to be open.
 #[test]
 fn a_batch_that_cannot_be_taken_back_takes_its_transaction_along_or_says_that_it_is_open() {
-    let reads_leaderboard: fn(&str) -> bool = |text| text.starts_with("SELECT") && text.contains("t.\"score\"");
+    let reads_leaderboard: fn(&str) -> bool =
+        |text| text.starts_with("SELECT") && text.contains("t.\"score\"");
     let rollback_too: fn(&str) -> bool =
         |text| text == "ROLLBACK" || text.starts_with("SELECT") && text.contains("t.\"score\"");
     for (stops, open) in [(reads_leaderboard, false), (rollback_too, true)] {
@@ -796,7 +901,9 @@ fn a_connection_without_a_journal_is_refused() {
     let before = dump(&other);
     conn.query_row("PRAGMA journal_mode = OFF", (), |_| Ok(())).unwrap();
     let store = SqliteStore::new(&conn, &WIDER);
-    for error in [store.check().unwrap_err(), store.create().unwrap_err(), audit(&conn).unwrap_err()] {
+    for error in
+        [store.check().unwrap_err(), store.create().unwrap_err(), audit(&conn).unwrap_err()]
+    {
         assert!(matches!(error, Error::InvalidUse { what: "journal_mode", .. }), "{error:?}");
     }
     assert_eq!(dump(&other), before, "nothing is made");

@@ -1,4 +1,5 @@
-//! What is told to metrics and tracing, and what never is: keys. Freshness over stopped runs and restarts; progress in virtual time.
+//! What is told to metrics and tracing, and what never is: keys. Freshness over stopped runs and
+//! restarts; progress in virtual time.
 //!
 //! Needs the features `metrics` and `tracing`: `cargo test --all-features --test monitoring`.
 
@@ -15,15 +16,17 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use keepcount::backend::RollupUpdate;
-use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
+use keepcount::reconcile::audit::{
+    PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
+};
 use keepcount::reconcile::{
-    Audit, Columns, Freshness, MemoryAudit, Mode, Options, Outcome, Progress, Reconciler, Report, Runtime, SqliteAudit,
-    SqliteRows, SystemRuntime, Token, run,
+    Audit, Columns, Freshness, MemoryAudit, Mode, Options, Outcome, Progress, Reconciler, Report,
+    Runtime, SqliteAudit, SqliteRows, SystemRuntime, Token, run,
 };
 use keepcount::sql::{Dialect, Value};
 use keepcount::{
-    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record, Result, Schema,
-    SqliteStore, Store, StreamRange, Tally,
+    AsyncStore, Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PostgresStore, Record,
+    Result, Schema, SqliteStore, Store, StreamRange, Tally,
 };
 use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rusqlite::Connection;
@@ -92,7 +95,8 @@ impl HistogramFn for Times {
 }
 
 fn series(key: &Key) -> String {
-    let labels: Vec<String> = key.labels().map(|label| format!("{}={:?}", label.key(), label.value())).collect();
+    let labels: Vec<String> =
+        key.labels().map(|label| format!("{}={:?}", label.key(), label.value())).collect();
     format!("{}{{{}}}", key.name(), labels.join(","))
 }
 
@@ -154,8 +158,9 @@ impl Recorder for Metrics {
     }
 }
 
-/// Writes down every event as a line, with the span that it is in, for each thread apart. It is everybody's: tracing remembers
-/// for each place in the code whether anybody listens, and gets that wrong where threads of tests listen one by one.
+/// Writes down every event as a line, with the span that it is in, for each thread apart. It is
+/// everybody's: tracing remembers for each place in the code whether anybody listens, and gets that
+/// wrong where threads of tests listen one by one.
 #[derive(Debug)]
 struct Events;
 
@@ -267,7 +272,8 @@ fn database() -> Connection {
 fn insert(conn: &Connection, votes: &[Vote]) -> Result<()> {
     let mut batch = Batch::new();
     for vote in votes {
-        conn.execute("INSERT INTO votes (user, show) VALUES (?1, ?2)", (&vote.user, vote.show)).unwrap();
+        conn.execute("INSERT INTO votes (user, show) VALUES (?1, ?2)", (&vote.user, vote.show))
+            .unwrap();
         batch.insert(vote);
     }
     SqliteStore::new(conn, &SCHEMA).apply(&mut batch).map(drop)
@@ -349,8 +355,12 @@ fn a_run_in_sqlite_is_counted_by_counter_and_never_by_key() {
 const SETLIST_VOTES: Counter<i64> = Counter::new("setlist.votes");
 const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_SUM: Counter<i64> = Counter::new("show.sum").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-const LEVELS: Schema =
-    Schema::new(&[SETLIST_VOTES.table(), SETLIST_SHOW.table(), SHOW_SUM.table(), SHOW_VOTES.table()]);
+const LEVELS: Schema = Schema::new(&[
+    SETLIST_VOTES.table(),
+    SETLIST_SHOW.table(),
+    SHOW_SUM.table(),
+    SHOW_VOTES.table(),
+]);
 
 #[test]
 fn batches_in_memory_are_counted_with_what_climbs_to_rollups() {
@@ -443,11 +453,16 @@ fn a_backfill_is_told_by_full_names_and_says_what_is_ready() {
     });
     for counter in ["show.votes", "show.votes.v2"] {
         for metric in ["deltas_applied", "pages_verified", "repairs"] {
-            assert_eq!(metrics.count(&format!(r#"keepcount_{metric}_total{{counter="{counter}"}}"#)), 1, "{metric}");
+            assert_eq!(
+                metrics.count(&format!(r#"keepcount_{metric}_total{{counter="{counter}"}}"#)),
+                1,
+                "{metric}"
+            );
         }
         let missing = format!(r#"keepcount_drift_total{{counter="{counter}",kind="missing"}}"#);
         assert_eq!(metrics.count(&missing), 1);
-        let ready = format!(r#"INFO reconcile{{mode=backfill}} a counter is ready: counter="{counter}""#);
+        let ready =
+            format!(r#"INFO reconcile{{mode=backfill}} a counter is ready: counter="{counter}""#);
         assert_eq!(events.iter().filter(|event| **event == ready).count(), 1, "{events:#?}");
     }
     without_keys(&metrics, &events);
@@ -483,10 +498,16 @@ fn batches_that_fail_are_not_counted() {
         memory.apply(&mut batch.clone()).unwrap();
         SqliteStore::new(&conn, &SCHEMA).apply(&mut batch.clone()).unwrap();
         assert!(matches!(memory.apply(&mut batch.clone()), Err(Error::Overflow { .. })));
-        assert!(matches!(SqliteStore::new(&conn, &SCHEMA).apply(&mut batch), Err(Error::Overflow { .. })));
+        assert!(matches!(
+            SqliteStore::new(&conn, &SCHEMA).apply(&mut batch),
+            Err(Error::Overflow { .. })
+        ));
     });
     for store in ["memory", "sqlite"] {
-        assert_eq!(metrics.count(&format!(r#"keepcount_batches_applied_total{{store="{store}"}}"#)), 1);
+        assert_eq!(
+            metrics.count(&format!(r#"keepcount_batches_applied_total{{store="{store}"}}"#)),
+            1
+        );
     }
     assert_eq!(metrics.count(r#"keepcount_deltas_applied_total{counter="user.votes"}"#), 2);
     assert_eq!(events.len(), 2);
@@ -504,15 +525,24 @@ fn batches_in_postgresql_are_counted_once_for_their_events() {
             let mut client = support::postgres::connect(&server.database().await).await;
             let mut store = PostgresStore::new(&mut client, &SCHEMA);
             store.create().await.unwrap();
-            let (mut batch, stream_range) = (Batch::new(), StreamRange::new("votes", 1, 1).unwrap());
+            let (mut batch, stream_range) =
+                (Batch::new(), StreamRange::new("votes", 1, 1).unwrap());
             batch.add(SHOW_VOTES, show(1), 1);
             for skipped in [false, true] {
-                assert_eq!(store.apply_idempotent(&mut batch.clone(), &stream_range).await.unwrap().skipped, skipped);
+                assert_eq!(
+                    store
+                        .apply_idempotent(&mut batch.clone(), &stream_range)
+                        .await
+                        .unwrap()
+                        .skipped,
+                    skipped
+                );
             }
             store.write(&[], &mut batch.clone()).await.unwrap();
             batch.add(SHOW_VOTES, show(1), i64::MAX - 1);
             assert!(
-                store.apply(&mut batch.clone()).await.is_err() && store.write(&[], &mut batch.clone()).await.is_err()
+                store.apply(&mut batch.clone()).await.is_err()
+                    && store.write(&[], &mut batch.clone()).await.is_err()
             );
         });
     });
@@ -589,7 +619,11 @@ impl Audit for Busy {
         if self.0 > 0 {
             self.0 -= 1;
             let operation = format!("measuring {}", user("ann"));
-            return Err(Error::Busy { operation, reason: "somebody holds it", cause: "locked".into() });
+            return Err(Error::Busy {
+                operation,
+                reason: "somebody holds it",
+                cause: "locked".into(),
+            });
         }
         merge(ask, vec![], vec![])
     }
@@ -612,7 +646,8 @@ impl Record for Show {
 }
 
 /// Ten shows, each of one vote.
-const SHOWS: [Show; 10] = [Show(0), Show(1), Show(2), Show(3), Show(4), Show(5), Show(6), Show(7), Show(8), Show(9)];
+const SHOWS: [Show; 10] =
+    [Show(0), Show(1), Show(2), Show(3), Show(4), Show(5), Show(6), Show(7), Show(8), Show(9)];
 
 fn shows() -> MemoryStore {
     let store = MemoryStore::new(&ONE);
@@ -698,7 +733,8 @@ fn what_a_repair_repairs_is_clean_after_the_next_run() {
     assert_eq!(age(&freshness, 200), Some(0), "a repair with nothing to repair verifies as well");
 }
 
-/// A leg that was stopped knew nothing of an audit beside it, whose drift was forgotten when the legs came to their end.
+/// A leg that was stopped knew nothing of an audit beside it, whose drift was forgotten when the
+/// legs came to their end.
 #[test]
 fn drift_that_another_run_found_outlives_legs_that_began_before_it() {
     let mut store = shows();
@@ -766,7 +802,8 @@ fn leaves(store: &mut MemoryStore, votes: usize) -> MemoryAudit<'_> {
     audit
 }
 
-/// A verify of a rollup alone compared it with the level below, which lacked the same votes, and called it clean.
+/// A verify of a rollup alone compared it with the level below, which lacked the same votes, and
+/// called it clean.
 #[test]
 fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
     let mut store = MemoryStore::new(&LEVELS);
@@ -775,13 +812,21 @@ fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
     store.apply(&mut batch).unwrap();
     let mut freshness = Freshness::new(&LEVELS);
     let verify = |store: &mut MemoryStore, votes| {
-        let mut verify = Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.id()], Options::default()).unwrap();
+        let mut verify =
+            Reconciler::scoped(Mode::Verify, &LEVELS, &[SHOW_SUM.id()], Options::default())
+                .unwrap();
         run(&mut verify, &mut leaves(store, votes), &mut World::default()).unwrap()
     };
     let report = verify(&mut store, 500); // 500 votes were written without hooks
-    let found: Vec<_> =
-        report.counters.iter().map(|found| (found.counter.name(), found.drift(), found.clean)).collect();
-    assert_eq!(found, [("setlist.show", 0, true), ("setlist.votes", 1, false), ("show.sum", 0, false)]);
+    let found: Vec<_> = report
+        .counters
+        .iter()
+        .map(|found| (found.counter.name(), found.drift(), found.clean))
+        .collect();
+    assert_eq!(
+        found,
+        [("setlist.show", 0, true), ("setlist.votes", 1, false), ("show.sum", 0, false)]
+    );
     freshness.observe(&report, 100);
     assert_eq!(freshness.age(&SHOW_SUM.id(), 100), None, "it says 0 where 500 is right");
     let report = verify(&mut store, 0);
@@ -803,13 +848,15 @@ fn a_rollup_is_clean_only_where_all_that_it_sums_is() {
 
 #[test]
 fn freshness_survives_a_restart_and_follows_the_schema() {
-    const LATER: Schema = Schema::new(&[SHOW_VOTES.version(2).table(), SETLIST_VOTES.table(), USER_VOTES.table()]);
+    const LATER: Schema =
+        Schema::new(&[SHOW_VOTES.version(2).table(), SETLIST_VOTES.table(), USER_VOTES.table()]);
 
     let conn = database();
     insert(&conn, &[vote("ann", 1)]).unwrap();
     let mut freshness = Freshness::new(&SCHEMA);
     let scoped = |counter: &CounterId| {
-        let mut verify = Reconciler::scoped(Mode::Verify, &SCHEMA, &[*counter], Options::default()).unwrap();
+        let mut verify =
+            Reconciler::scoped(Mode::Verify, &SCHEMA, &[*counter], Options::default()).unwrap();
         run(&mut verify, &mut sqlite_audit(&conn), &mut World::default()).unwrap()
     };
     freshness.observe(&scoped(&USER_VOTES.id()), -50);
@@ -835,7 +882,8 @@ fn freshness_survives_a_restart_and_follows_the_schema() {
     assert_eq!(Freshness::resume(&ONE, &later).iter().collect::<Vec<_>>(), [("show.votes", None)]);
 }
 
-/// A clock that was days ahead had left its date behind, and the age was 0 until the clock came there.
+/// A clock that was days ahead had left its date behind, and the age was 0 until the clock came
+/// there.
 #[test]
 fn a_clock_that_jumps_makes_no_counter_fresh() {
     const AHEAD: i64 = 10_000_000;
@@ -845,13 +893,17 @@ fn a_clock_that_jumps_makes_no_counter_fresh() {
         audit.add(SHOW_VOTES, |_| SHOWS.iter()).unwrap();
         verify_of(&ONE, &mut audit)
     };
-    // Ahead, then set right: no age; nor when the clock comes there, as the next run was told of it.
+    // Ahead, then set right: no age; nor when the clock comes there, as the next run was told of
+    // it.
     let mut freshness = Freshness::new(&ONE);
     freshness.observe(&whole(&mut store), AHEAD);
     assert_eq!((age(&freshness, AHEAD), age(&freshness, AHEAD - 60)), (Some(0), Some(0)));
     assert_eq!(age(&freshness, 1_000), None);
     freshness.observe(&whole(&mut store), 2_000);
-    assert_eq!((age(&freshness, 2_000), age(&freshness, AHEAD)), (Some(0), Some(AHEAD.unsigned_abs() - 2_000)));
+    assert_eq!(
+        (age(&freshness, 2_000), age(&freshness, AHEAD)),
+        (Some(0), Some(AHEAD.unsigned_abs() - 2_000))
+    );
     // Legs that were begun ahead are begun nobody knows when.
     let mut freshness = Freshness::new(&ONE);
     let first = part(Mode::Verify, &mut store, None);
@@ -861,7 +913,8 @@ fn a_clock_that_jumps_makes_no_counter_fresh() {
     // Back, and ahead again: the age is what the clocks say, and no less.
     freshness.observe(&whole(&mut store), 4_000);
     assert_eq!(age(&freshness, 4_000 + 86_400), Some(86_400));
-    // Drift that was found ahead is not forgotten, and does not outlive what is clean from the next second on.
+    // Drift that was found ahead is not forgotten, and does not outlive what is clean from the next
+    // second on.
     add(&store, 1, 1);
     freshness.observe(&whole(&mut store), AHEAD);
     add(&store, 1, -1);
@@ -886,7 +939,10 @@ fn no_clock_makes_freshness_panic() {
             assert_eq!(metrics.lines().len(), 1);
             // More than a minute ahead of the clock, one of both clocks was wrong.
             let wanted = now >= at || at.abs_diff(now) <= 60;
-            assert_eq!(age(&freshness, now), wanted.then_some(if now > at { now.abs_diff(at) } else { 0 }));
+            assert_eq!(
+                age(&freshness, now),
+                wanted.then_some(if now > at { now.abs_diff(at) } else { 0 })
+            );
         }
     }
     assert_eq!(Freshness::new(&Schema::new(&[])).oldest(0), None);
@@ -898,7 +954,8 @@ const A: Counter<i64> = Counter::new("a.votes");
 const B: Counter<i64> = Counter::new("b.votes");
 const TWO: Schema = Schema::new(&[A.table(), B.table()]);
 
-/// Two counters of so many keys, each of two rows; a page takes its time by the keys in it. Every hundredth key is wrong.
+/// Two counters of so many keys, each of two rows; a page takes its time by the keys in it. Every
+/// hundredth key is wrong.
 struct Slow {
     clock: Clock,
     keys: i64,
@@ -974,7 +1031,10 @@ fn near(found: f64, wanted: f64) {
 fn never_back(told: &[Progress]) {
     for two in told.windows(2) {
         assert!(two[0].fraction <= two[1].fraction && two[0].elapsed <= two[1].elapsed, "{two:?}");
-        assert!((two[0].pages, two[0].keys, two[0].rows) <= (two[1].pages, two[1].keys, two[1].rows), "{two:?}");
+        assert!(
+            (two[0].pages, two[0].keys, two[0].rows) <= (two[1].pages, two[1].keys, two[1].rows),
+            "{two:?}"
+        );
     }
 }
 
@@ -995,7 +1055,10 @@ fn progress_is_told_after_each_page_with_rate_fraction_and_eta() {
         near(progress.fraction.unwrap(), f64::from(at) / 20.0);
         near(progress.eta.unwrap().as_secs_f64(), f64::from(20 - at));
         assert_eq!(progress.elapsed, Duration::from_secs(at.into()));
-        assert_eq!((progress.keys, progress.drift, progress.corrected), (u64::from(at) * 100, u64::from(at), 0));
+        assert_eq!(
+            (progress.keys, progress.drift, progress.corrected),
+            (u64::from(at) * 100, u64::from(at), 0)
+        );
         assert_eq!(
             progress.counters_done,
             if at < 10 {
@@ -1068,13 +1131,17 @@ fn a_resumed_run_tells_of_itself_and_expects_what_is_left() {
     let mut first = reconciler(Mode::Verify, Options::default().page(100).max_pages(15));
     watch(&mut first, &mut audit);
     let token = first.token().unwrap();
-    let mut second = Reconciler::resume(Mode::Verify, &TWO, &through_text(&token), Options::default()).unwrap();
+    let mut second =
+        Reconciler::resume(Mode::Verify, &TWO, &through_text(&token), Options::default()).unwrap();
     second.expect(&B.id(), 500);
     let told = watch(&mut second, &mut audit);
     assert_eq!(told.len(), 5);
     for (at, progress) in (1_u32..).zip(&told) {
         near(progress.fraction.unwrap(), f64::from(at) / 5.0);
-        assert_eq!((progress.keys, progress.counters_done), (u64::from(at) * 100, if at < 5 { 1 } else { 2 }));
+        assert_eq!(
+            (progress.keys, progress.counters_done),
+            (u64::from(at) * 100, if at < 5 { 1 } else { 2 })
+        );
     }
 }
 

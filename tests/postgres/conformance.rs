@@ -1,5 +1,6 @@
-//! The suite that every store passes, on PostgreSQL: over a client, over a transaction in savepoints, within a transaction, and with statements prepared
-//! or not; and what this store refuses for reasons of its own.
+//! The suite that every store passes, on PostgreSQL: over a client, over a transaction in
+//! savepoints, within a transaction, and with statements prepared or not; and what this store
+//! refuses for reasons of its own.
 
 use crate::support::postgres::{connect, shared};
 use keepcount::conformance::{Call, Case, SCHEMA, run_async};
@@ -38,7 +39,9 @@ mod over_a_client {
     use super::*;
 
     fn runs(case: &Case) {
-        with_tables(async |mut client| follows(case, &mut PostgresStore::new(&mut client, &SCHEMA)).await);
+        with_tables(async |mut client| {
+            follows(case, &mut PostgresStore::new(&mut client, &SCHEMA)).await;
+        });
     }
 
     keepcount::conformance_tests!(each runs);
@@ -51,7 +54,9 @@ mod in_savepoints {
         with_tables(async |mut client| {
             let prepared = PreparedStatements::new();
             let mut tx = client.transaction().await.unwrap();
-            tx.batch_execute("CREATE TABLE votes (id BIGINT); INSERT INTO votes VALUES (7)").await.unwrap();
+            tx.batch_execute("CREATE TABLE votes (id BIGINT); INSERT INTO votes VALUES (7)")
+                .await
+                .unwrap();
             follows(case, &mut PostgresStore::new(&mut tx, &SCHEMA).prepared(&prepared)).await;
             // Whatever was applied or refused, the transaction stays, with its rows.
             let rows = tx.query("SELECT id FROM votes", &[]).await.unwrap();

@@ -1,6 +1,8 @@
-//! Connections cut and servers killed while events are applied once: whatever a writer was told, nothing is lost and nothing counts twice.
+//! Connections cut and servers killed while events are applied once: whatever a writer was told,
+//! nothing is lost and nothing counts twice.
 //!
-//! `KEEPCOUNT_CRASH_ROUNDS` says how many cutoffs there are (`just postgres-crash`); some in `cargo test`.
+//! `KEEPCOUNT_CRASH_ROUNDS` says how many cutoffs there are (`just postgres-crash`); some in `cargo
+//! test`.
 
 mod attacks;
 mod cancels;
@@ -11,9 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::support::postgres::{DURABLE, Server, connect, shared};
-use crate::support::postgres_app::{self, Change, SCHEMA, assert_exact, create, differences, write};
+use crate::support::postgres_app::{
+    self, Change, SCHEMA, assert_exact, create, differences, write,
+};
 use crate::support::random::Random;
-use keepcount::{AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Schema, StreamRange};
+use keepcount::{
+    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Schema, StreamRange,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::types::ToSql;
@@ -56,7 +62,8 @@ async fn open(config: &Config) -> Option<Client> {
     Some(client)
 }
 
-/// Delivers a stream's events until told to stop, each time from behind its offset on: rows, totals and offset in one transaction.
+/// Delivers a stream's events until told to stop, each time from behind its offset on: rows, totals
+/// and offset in one transaction.
 async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
     let name = format!("stream {stream}");
     let mut random = Random(stream);
@@ -67,7 +74,9 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
             continue;
         };
         // What is known for sure is what the database says.
-        let Ok(applied) = PostgresStore::new(&mut client, &SCHEMA).offset(&name).await else { continue };
+        let Ok(applied) = PostgresStore::new(&mut client, &SCHEMA).offset(&name).await else {
+            continue;
+        };
         assert!(applied >= last, "{name}: {last} was committed, the offset says {applied}");
         let mut next = applied + 1;
         while !ends.done.load(Ordering::Relaxed) {
@@ -81,7 +90,10 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
                 }
             }
             let stream_range = StreamRange::new(&name, next, until).unwrap();
-            match PostgresStore::in_transaction(&tx, &SCHEMA).apply_idempotent(&mut batch, &stream_range).await {
+            match PostgresStore::in_transaction(&tx, &SCHEMA)
+                .apply_idempotent(&mut batch, &stream_range)
+                .await
+            {
                 Ok(done) => assert!(!done.skipped),
                 Err(Error::Busy { .. }) => {
                     ends.retried.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +121,8 @@ async fn deliver(config: Config, stream: u64, ends: Arc<Ends>) -> u64 {
     last
 }
 
-/// Applies a stream without rows, in the store's own transactions, and delivers what it is not sure of again: a repeat says so.
+/// Applies a stream without rows, in the store's own transactions, and delivers what it is not sure
+/// of again: a repeat says so.
 async fn count(config: Config, ends: Arc<Ends>) -> u64 {
     let (mut next, mut sure) = (1, 0);
     while !ends.done.load(Ordering::Relaxed) || sure + 1 < next {
@@ -121,7 +134,10 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
             let mut batch = Batch::new();
             batch.add(postgres_app::SHOW_ARTIST, (1_000_000, 1_000_000), 1);
             let stream_range = StreamRange::new("counted", next, next).unwrap();
-            match PostgresStore::new(&mut client, &SCHEMA).apply_idempotent(&mut batch, &stream_range).await {
+            match PostgresStore::new(&mut client, &SCHEMA)
+                .apply_idempotent(&mut batch, &stream_range)
+                .await
+            {
                 Ok(done) => {
                     ends.skipped.fetch_add(done.skipped.into(), Ordering::Relaxed);
                     sure = next;
@@ -142,7 +158,8 @@ async fn count(config: Config, ends: Arc<Ends>) -> u64 {
     sure
 }
 
-/// Writes rows and totals in one round trip, without offsets: what is busy is written again as it is, what is not known is looked for.
+/// Writes rows and totals in one round trip, without offsets: what is busy is written again as it
+/// is, what is not known is looked for.
 async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
     let mut next = 1_i64;
     'connect: while !ends.done.load(Ordering::Relaxed) {
@@ -151,7 +168,10 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
             continue;
         };
         // Whether the last one is there, which may have been in doubt.
-        let Ok(row) = client.query_one("SELECT coalesce(max(id), 0) FROM ballots", &[]).await else { continue };
+        let Ok(row) = client.query_one("SELECT coalesce(max(id), 0) FROM ballots", &[]).await
+        else {
+            continue;
+        };
         let last: i64 = row.get(0);
         assert!(last == next || last + 1 == next, "{next} was to be written, {last} is there");
         next = last + 1;
@@ -160,7 +180,8 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
             let mut batch = Batch::new();
             batch.add(BALLOTS, (), 1);
             let mut store = PostgresStore::new(&mut client, &PLAIN).prepared(&prepared);
-            let (way, values): (usize, [&(dyn ToSql + Sync); 2]) = (usize::from(next % 2 == 0), [&next, &HOME]);
+            let (way, values): (usize, [&(dyn ToSql + Sync); 2]) =
+                (usize::from(next % 2 == 0), [&next, &HOME]);
             match store.write(&[(CAST[way], &values[..=way])], &mut batch).await {
                 Ok(_) => next += 1,
                 Err(Error::Indeterminate { .. }) => {
@@ -171,7 +192,9 @@ async fn ballots(config: Config, ends: Arc<Ends>) -> i64 {
                     // Nothing was written, it says.
                     let look = loop {
                         let Some(client) = open(&config).await else { continue };
-                        let look = client.query_one("SELECT count(*) FROM ballots WHERE id = $1", &[&next]).await;
+                        let look = client
+                            .query_one("SELECT count(*) FROM ballots WHERE id = $1", &[&next])
+                            .await;
                         if let Ok(look) = look {
                             break look.get::<_, i64>(0);
                         }
@@ -205,8 +228,9 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
     client.batch_execute("UPDATE keepcount_counters SET ready = 1").await.unwrap();
     drop(client);
     let ends = Arc::new(Ends::default());
-    let writers: Vec<_> =
-        (1..=4).map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends)))).collect();
+    let writers: Vec<_> = (1..=4)
+        .map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends))))
+        .collect();
     let counting = tokio::spawn(count(config.clone(), Arc::clone(&ends)));
     let voting = tokio::spawn(ballots(config.clone(), Arc::clone(&ends)));
     let mut random = Random(11);
@@ -228,17 +252,23 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
     let mut client = connect(&config).await;
     for (stream, writer) in (1..=4_u64).zip(writers) {
         let last = writer.await.unwrap();
-        let offset = PostgresStore::new(&mut client, &SCHEMA).offset(&format!("stream {stream}")).await.unwrap();
+        let offset = PostgresStore::new(&mut client, &SCHEMA)
+            .offset(&format!("stream {stream}"))
+            .await
+            .unwrap();
         assert!(offset >= last, "stream {stream}: {last} was committed, the offset says {offset}");
-        // Rows and offset are of one transaction: the votes that are there are those up to the offset.
+        // Rows and offset are of one transaction: the votes that are there are those up to the
+        // offset.
         let first = i64::try_from(stream * 1_000_000).unwrap();
         let wanted = (1..=offset).filter(|number| {
             matches!(event(stream, *number), Change::Vote(..))
-                && event(stream, number + 1) != Change::Unvote(first + i64::try_from(*number).unwrap())
+                && event(stream, number + 1)
+                    != Change::Unvote(first + i64::try_from(*number).unwrap())
                 || *number == offset && matches!(event(stream, *number), Change::Vote(..))
         });
         let there = "SELECT count(*) FROM votes WHERE id BETWEEN $1 AND $2";
-        let there: i64 = client.query_one(there, &[&first, &(first + 999_999)]).await.unwrap().get(0);
+        let there: i64 =
+            client.query_one(there, &[&first, &(first + 999_999)]).await.unwrap().get(0);
         assert_eq!(there, i64::try_from(wanted.count()).unwrap(), "votes of stream {stream}");
     }
     voting.await.unwrap();
@@ -258,14 +288,16 @@ async fn writers_that_are_shortened_off_lose_nothing_and_count_nothing_twice() {
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
 }
 
-/// A way to a server on which, once it is deaf, what the server says is lost, and after a while the connection too. What is said to it arrives.
+/// A way to a server on which, once it is deaf, what the server says is lost, and after a while the
+/// connection too. What is said to it arrives.
 async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         let (client, _) = listener.accept().await.unwrap();
         let (mut from_client, mut to_client) = client.into_split();
-        let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
+        let (mut from_server, mut to_server) =
+            TcpStream::connect(server).await.unwrap().into_split();
         tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
         let mut bytes = [0; 4096];
         loop {
@@ -282,7 +314,8 @@ async fn deaf_when(deaf: Arc<AtomicBool>, server: (String, u16)) -> u16 {
     port
 }
 
-/// The error said that nothing was applied: the connection had ended before the rows were answered. The COMMIT that was sent with them had been done.
+/// The error said that nothing was applied: the connection had ended before the rows were answered.
+/// The COMMIT that was sent with them had been done.
 #[tokio::test]
 async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
     let Some(server) = shared() else { return };
@@ -295,7 +328,8 @@ async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
     for (by, id) in [(0_usize, 0_i64), (1, 2)] {
         let network: Config = server.url(direct.get_dbname().unwrap()).parse().unwrap();
         let deaf = Arc::new(AtomicBool::new(false));
-        let port = deaf_when(Arc::clone(&deaf), ("127.0.0.1".to_owned(), network.get_ports()[0])).await;
+        let port =
+            deaf_when(Arc::clone(&deaf), ("127.0.0.1".to_owned(), network.get_ports()[0])).await;
         let mut way = Config::new();
         way.host("127.0.0.1").port(port).dbname(direct.get_dbname().unwrap());
         way.user(network.get_user().unwrap()).password(network.get_password().unwrap());
@@ -307,8 +341,14 @@ async fn a_round_trip_whose_answers_are_lost_is_of_unknown_outcome() {
         deaf.store(true, Ordering::Relaxed);
         let error = store.write(&[(CAST[by], &rows(&(id + 1))[..=by])], &mut batch.clone()).await;
         assert!(matches!(error, Err(Error::Indeterminate { .. })), "{error:?}");
-        let there =
-            client.query_one("SELECT count(*), (SELECT total FROM ballots_all) FROM ballots", &[]).await.unwrap();
-        assert_eq!((there.get::<_, i64>(0), there.get::<_, i64>(1)), (id + 2, id + 2), "it was committed");
+        let there = client
+            .query_one("SELECT count(*), (SELECT total FROM ballots_all) FROM ballots", &[])
+            .await
+            .unwrap();
+        assert_eq!(
+            (there.get::<_, i64>(0), there.get::<_, i64>(1)),
+            (id + 2, id + 2),
+            "it was committed"
+        );
     }
 }

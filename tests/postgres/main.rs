@@ -1,4 +1,5 @@
-//! Counters in PostgreSQL, on private servers: one for all that does not stop it, a database for each test.
+//! Counters in PostgreSQL, on private servers: one for all that does not stop it, a database for
+//! each test.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 

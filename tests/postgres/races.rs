@@ -1,5 +1,6 @@
-//! Transactions at once on one database: every race of memberships, leaderboards, cutoffs and offsets stepped by hand with two connections, the variants that must
-//! lose, and sixteen writers for a while; totals against plain SQL after each.
+//! Transactions at once on one database: every race of memberships, leaderboards, cutoffs and
+//! offsets stepped by hand with two connections, the variants that must lose, and sixteen writers
+//! for a while; totals against plain SQL after each.
 #![allow(clippy::disallowed_methods, clippy::similar_names)]
 
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use crate::support::random::Random;
 use keepcount::backend::RollupUpdate;
 use keepcount::sql::{Dialect, Query};
 use keepcount::{
-    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema, StreamRange, Sweep,
+    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema,
+    StreamRange, Sweep,
 };
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, IsolationLevel, Transaction};
@@ -40,8 +42,8 @@ async fn apply(tx: &Transaction<'_>, changes: &[Change]) -> keepcount::Result<()
     PostgresStore::in_transaction(tx, &SCHEMA).apply(&mut batch).await.map(drop)
 }
 
-/// Runs two transactions, each of which does its changes and applies them, so that the second applies while the first has applied and not committed.
-/// Says whether the second had to wait.
+/// Runs two transactions, each of which does its changes and applies them, so that the second
+/// applies while the first has applied and not committed. Says whether the second had to wait.
 async fn overlapped(config: &Config, first: &[Change], second: &[Change]) -> bool {
     let (mut one, mut two) = (connect(config).await, connect(config).await);
     let tx = one.transaction().await.unwrap();
@@ -69,19 +71,36 @@ fn vote(id: i64, setlist: i64) -> Change {
 #[tokio::test]
 async fn every_race_of_a_membership_is_exact_whoever_comes_first() {
     let Some((config, mut client)) = application().await else { return };
-    let before =
-        [Change::Bill(70, Some(7)), Change::Bill(71, Some(8)), Change::Place(1, Some(70)), vote(1, 1), vote(2, 1)];
+    let before = [
+        Change::Bill(70, Some(7)),
+        Change::Bill(71, Some(8)),
+        Change::Place(1, Some(70)),
+        vote(1, 1),
+        vote(2, 1),
+    ];
     let races: [(&str, [Vec<Change>; 2]); 8] = [
         ("a vote and a move of its setlist", [vec![vote(10, 1)], vec![Change::Place(1, Some(71))]]),
-        ("a vote of a new day and a move", [vec![Change::Vote(11, 1, 5, 99)], vec![Change::Place(1, Some(71))]]),
-        ("a first vote and a first membership", [vec![vote(12, 2)], vec![Change::Place(2, Some(70))]]),
+        (
+            "a vote of a new day and a move",
+            [vec![Change::Vote(11, 1, 5, 99)], vec![Change::Place(1, Some(71))]],
+        ),
+        (
+            "a first vote and a first membership",
+            [vec![vote(12, 2)], vec![Change::Place(2, Some(70))]],
+        ),
         ("a vote and the end of its membership", [vec![vote(13, 1)], vec![Change::Place(1, None)]]),
         ("a vote and a move of its show", [vec![vote(14, 1)], vec![Change::Bill(70, Some(9))]]),
         ("a vote and its setlist's end", [vec![vote(15, 1)], vec![Change::Drop(1)]]),
-        ("a moved vote and a move", [vec![vote(1, 2)], vec![Change::Place(1, Some(71)), Change::Place(2, Some(71))]]),
+        (
+            "a moved vote and a move",
+            [vec![vote(1, 2)], vec![Change::Place(1, Some(71)), Change::Place(2, Some(71))]],
+        ),
         (
             "moves of both levels",
-            [vec![Change::Place(1, Some(71))], vec![Change::Bill(71, Some(7)), Change::Bill(70, None)]],
+            [
+                vec![Change::Place(1, Some(71))],
+                vec![Change::Bill(71, Some(7)), Change::Bill(70, None)],
+            ],
         ),
     ];
     for (name, [one, two]) in races {
@@ -105,7 +124,8 @@ async fn every_race_of_a_membership_is_exact_whoever_comes_first() {
 /// A climb that reads its child's memberships without holding the child.
 async fn apply_unlocked(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
     let run = async |query: &Query<'_>| {
-        let values: Vec<&(dyn ToSql + Sync)> = query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+        let values: Vec<&(dyn ToSql + Sync)> =
+            query.values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
         tx.query(&query.text, &values).await.unwrap()
     };
     let mut update = RollupUpdate::new(&PLAIN, batch).unwrap();
@@ -114,8 +134,13 @@ async fn apply_unlocked(tx: &Transaction<'_>, batch: &Batch, lock: bool) {
             run(&request.lock(Dialect::Postgres).unwrap()).await;
         }
         for row in run(&request.query(Dialect::Postgres, &PLAIN).unwrap()).await {
-            let key = keepcount::KeyBuf::of::<(i64, i64)>((row.get::<_, i64>(0), row.get::<_, i64>(1)));
-            let key = if row.len() == 2 { keepcount::KeyBuf::of::<i64>(row.get::<_, i64>(0)) } else { key };
+            let key =
+                keepcount::KeyBuf::of::<(i64, i64)>((row.get::<_, i64>(0), row.get::<_, i64>(1)));
+            let key = if row.len() == 2 {
+                keepcount::KeyBuf::of::<i64>(row.get::<_, i64>(0))
+            } else {
+                key
+            };
             update.take(&key, row.get(row.len() - 1)).unwrap();
         }
     }
@@ -137,7 +162,10 @@ const PLAIN: keepcount::Schema = keepcount::Schema::new(&[
 async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_keeps_it() {
     let Some((config, mut client)) = application().await else { return };
     for (lock, votes) in [(true, Some(2)), (false, Some(1))] {
-        client.batch_execute("TRUNCATE setlist_votes, setlist_show, show_votes, keepcount_locks").await.unwrap();
+        client
+            .batch_execute("TRUNCATE setlist_votes, setlist_show, show_votes, keepcount_locks")
+            .await
+            .unwrap();
         let mut batch = Batch::new();
         batch.add(postgres_app::SETLIST_VOTES, 1, 1);
         batch.add(postgres_app::SETLIST_SHOW, (1, 70), 1);
@@ -160,7 +188,8 @@ async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_kee
             tokio::time::sleep(Duration::from_millis(150)).await;
             voter.commit().await.unwrap();
         });
-        let row = client.query_opt("SELECT total FROM show_votes WHERE key = 71", &[]).await.unwrap();
+        let row =
+            client.query_opt("SELECT total FROM show_votes WHERE key = 71", &[]).await.unwrap();
         assert_eq!(row.map(|row| row.get::<_, i64>(0)), votes, "held: {lock}");
     }
 }
@@ -169,15 +198,23 @@ async fn a_climb_that_does_not_hold_the_child_loses_a_vote_and_one_that_does_kee
 async fn a_transaction_older_than_a_move_fails_to_serialize_and_does_not_drift() {
     let Some((config, mut client)) = application().await else { return };
     commit(&mut client, &[Change::Place(1, Some(70)), vote(1, 1)]).await;
-    for (old, new) in [(vote(2, 1), Change::Place(1, Some(71))), (Change::Place(1, Some(72)), vote(3, 1))] {
+    for (old, new) in
+        [(vote(2, 1), Change::Place(1, Some(71))), (Change::Place(1, Some(72)), vote(3, 1))]
+    {
         let mut stale = connect(&config).await;
-        let tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+        let tx = stale
+            .build_transaction()
+            .isolation_level(IsolationLevel::RepeatableRead)
+            .start()
+            .await
+            .unwrap();
         tx.query("SELECT count(*) FROM votes", &[]).await.unwrap(); // its snapshot is from now
         commit(&mut client, &[new]).await;
         let mut batch = Batch::new();
         let written = write(&tx, &old, &mut batch).await;
         if written.is_ok() {
-            let error = PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.unwrap_err();
+            let error =
+                PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.unwrap_err();
             assert_eq!(error.recovery(), Recovery::Retry, "{error}");
         }
         drop(tx);
@@ -190,7 +227,10 @@ async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) 
     let (mut sweep, mut gone) = (Sweep::new().rows(rows), (0, 0));
     loop {
         let swept = PostgresStore::new(client, schema).sweep(&mut sweep).await.unwrap();
-        assert!(swept.looked <= rows as u64 && swept.totals + swept.locks <= swept.looked, "{swept:?}");
+        assert!(
+            swept.looked <= rows as u64 && swept.totals + swept.locks <= swept.looked,
+            "{swept:?}"
+        );
         gone = (gone.0 + swept.totals, gone.1 + swept.locks);
         if swept.complete {
             return gone;
@@ -198,8 +238,14 @@ async fn sweep(client: &mut Client, schema: &Schema, rows: usize) -> (u64, u64) 
     }
 }
 
-/// Cleans up until so much went: a transaction of another test's database, on the same server, may be older than what is to go.
-async fn sweep_until(client: &mut Client, schema: &Schema, rows: usize, enough: (u64, u64)) -> (u64, u64) {
+/// Cleans up until so much went: a transaction of another test's database, on the same server, may
+/// be older than what is to go.
+async fn sweep_until(
+    client: &mut Client,
+    schema: &Schema,
+    rows: usize,
+    enough: (u64, u64),
+) -> (u64, u64) {
     let mut gone = (0, 0);
     for _ in 0..600 {
         let swept = sweep(client, schema, rows).await;
@@ -229,8 +275,9 @@ const PARENTS: Counter<(i64, i64)> = Counter::new("child.parent");
 const FAMILIES: Counter<i64> = Counter::new("parent").sum_of(CHILDREN, PARENTS);
 const FAMILY: Schema = Schema::new(&[CHILDREN.table(), PARENTS.table(), FAMILIES.table()]);
 
-/// A child without a total moves, and a transaction that is older than the move adds to it: their locks are all that they share. Where the mover's was
-/// removed too early the addition goes to the parent from before, which the control shows by a plain DELETE.
+/// A child without a total moves, and a transaction that is older than the move adds to it: their
+/// locks are all that they share. Where the mover's was removed too early the addition goes to the
+/// parent from before, which the control shows by a plain DELETE.
 #[tokio::test]
 async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
     for by_hand in [false, true] {
@@ -243,7 +290,12 @@ async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
         batch.add(PARENTS, (1, 70), 1);
         store.apply(&mut batch).await.unwrap();
 
-        let tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+        let tx = stale
+            .build_transaction()
+            .isolation_level(IsolationLevel::RepeatableRead)
+            .start()
+            .await
+            .unwrap();
         tx.query("SELECT count(*) FROM parent", &[]).await.unwrap(); // its snapshot is from now, and it has no number
         batch.add(PARENTS, (1, 70), -1);
         batch.add(PARENTS, (1, 71), 1);
@@ -265,7 +317,10 @@ async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
             PostgresStore::new(&mut stale, &FAMILY).apply(&mut batch).await.unwrap();
             [(71, 1)]
         };
-        assert_eq!(PostgresStore::new(&mut client, &FAMILY).totals(FAMILIES).await.unwrap(), wanted);
+        assert_eq!(
+            PostgresStore::new(&mut client, &FAMILY).totals(FAMILIES).await.unwrap(),
+            wanted
+        );
         if !by_hand {
             assert_eq!(sweep_until(&mut client, &FAMILY, 2, (0, 1)).await, (0, 1));
         }
@@ -276,17 +331,26 @@ async fn a_sweep_leaves_a_lock_that_an_older_snapshot_must_meet() {
 #[tokio::test]
 async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_exact() {
     let Some((config, mut client)) = application().await else { return };
-    commit(&mut client, &[Change::Place(1, Some(70)), Change::Place(2, Some(70)), vote(1, 1)]).await;
-    for (old, new) in [(vote(2, 1), Change::Place(1, Some(71))), (Change::Place(1, Some(72)), vote(3, 1))] {
+    commit(&mut client, &[Change::Place(1, Some(70)), Change::Place(2, Some(70)), vote(1, 1)])
+        .await;
+    for (old, new) in
+        [(vote(2, 1), Change::Place(1, Some(71))), (Change::Place(1, Some(72)), vote(3, 1))]
+    {
         let mut stale = connect(&config).await;
-        let tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+        let tx = stale
+            .build_transaction()
+            .isolation_level(IsolationLevel::RepeatableRead)
+            .start()
+            .await
+            .unwrap();
         tx.query("SELECT count(*) FROM votes", &[]).await.unwrap();
         commit(&mut client, &[new]).await;
         sweep(&mut client, &SCHEMA, 2).await;
         assert!(left(&client).await.0 > 0);
         let mut batch = Batch::new();
         if write(&tx, &old, &mut batch).await.is_ok() {
-            let error = PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.unwrap_err();
+            let error =
+                PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut batch).await.unwrap_err();
             assert_eq!(error.recovery(), Recovery::Retry, "{error}");
         }
     }
@@ -302,7 +366,8 @@ async fn a_sweep_removes_all_locks_and_totals_of_0_and_what_comes_after_it_is_ex
     assert_exact(&differences(&client).await);
 }
 
-/// A transaction above READ COMMITTED reads that one is left and takes it: where another took it meanwhile it must not come to be taken twice.
+/// A transaction above READ COMMITTED reads that one is left and takes it: where another took it
+/// meanwhile it must not come to be taken twice.
 #[tokio::test]
 async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_else() {
     let Some((config, mut client)) = application().await else { return };
@@ -322,12 +387,24 @@ async fn a_sweep_leaves_a_total_of_0_that_an_older_snapshot_read_as_something_el
         .unwrap();
     let mut other = connect(config.clone().user("sweeping")).await;
     let mut stale = connect(&config).await;
-    let mut tx = stale.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
-    assert_eq!(PostgresStore::new(&mut tx, &SCHEMA).total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(), 1);
+    let mut tx = stale
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(
+        PostgresStore::new(&mut tx, &SCHEMA).total(postgres_app::SHOW_SETLISTS, 7).await.unwrap(),
+        1
+    );
     PostgresStore::new(&mut client, &SCHEMA).apply(&mut add(7, -1)).await.unwrap();
-    assert_eq!((sweep(&mut client, &SCHEMA, 9).await.0, sweep(&mut other, &SCHEMA, 9).await.0), (0, 0));
+    assert_eq!(
+        (sweep(&mut client, &SCHEMA, 9).await.0, sweep(&mut other, &SCHEMA, 9).await.0),
+        (0, 0)
+    );
     assert_eq!(left(&client).await.1, 1);
-    let error = PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut add(7, -1)).await.unwrap_err();
+    let error =
+        PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut add(7, -1)).await.unwrap_err();
     assert_eq!(error.recovery(), Recovery::Retry, "{error}");
     drop(tx);
     stale.execute("SELECT 1", &[]).await.unwrap();
@@ -348,7 +425,9 @@ async fn a_sweep_waits_for_no_row_whatever_the_sessions_isolation_is() {
     apply(&tx, &[vote(3, 1)]).await.unwrap();
     let mut other = connect(&config).await;
     other.batch_execute("SET default_transaction_isolation = 'serializable'").await.unwrap();
-    tokio::time::timeout(Duration::from_secs(10), sweep(&mut other, &SCHEMA, 100)).await.expect("it waits");
+    tokio::time::timeout(Duration::from_secs(10), sweep(&mut other, &SCHEMA, 100))
+        .await
+        .expect("it waits");
     assert!(left(&other).await.0 > 0, "what is held stays");
     tx.commit().await.unwrap();
     assert_exact(&differences(&client).await);
@@ -372,11 +451,16 @@ async fn a_leaderboard_is_scored_by_what_both_of_two_transactions_changed() {
 #[tokio::test]
 async fn a_prune_waits_for_writers_and_writers_for_a_prune() {
     let Some((config, mut client)) = application().await else { return };
-    commit(&mut client, &[Change::Place(1, Some(70)), Change::Vote(1, 1, 1, 5), Change::Vote(2, 1, 1, 15)]).await;
+    commit(
+        &mut client,
+        &[Change::Place(1, Some(70)), Change::Vote(1, 1, 1, 5), Change::Vote(2, 1, 1, 15)],
+    )
+    .await;
     let mut writer = connect(&config).await;
     let tx = writer.transaction().await.unwrap();
     apply(&tx, &[Change::Vote(3, 1, 1, 6), Change::Vote(4, 1, 1, 16)]).await.unwrap();
-    let pruned = async { PostgresStore::new(&mut client, &SCHEMA).prune(SETLIST_DAYS, 10).await.unwrap() };
+    let pruned =
+        async { PostgresStore::new(&mut client, &SCHEMA).prune(SETLIST_DAYS, 10).await.unwrap() };
     let (gone, ()) = tokio::join!(pruned, async {
         tokio::time::sleep(Duration::from_millis(150)).await;
         tx.commit().await.unwrap();
@@ -393,7 +477,8 @@ async fn a_prune_waits_for_writers_and_writers_for_a_prune() {
     assert_eq!(store.prune(SETLIST_DAYS, 10).await.unwrap(), 0);
 }
 
-/// A membership that moves takes a base total along, and writes a rollup's total at the same suffix: below a cutoff that came in between, that was an orphan.
+/// A membership that moves takes a base total along, and writes a rollup's total at the same
+/// suffix: below a cutoff that came in between, that was an orphan.
 #[tokio::test]
 async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
     for prune_first in [false, true] {
@@ -421,7 +506,11 @@ async fn a_prune_and_a_move_of_what_it_prunes_wait_for_each_other() {
             gone.unwrap();
         }
         let mut store = PostgresStore::new(&mut client, &SCHEMA);
-        assert_eq!(store.totals(postgres_app::SHOW_DAYS).await.unwrap(), [((71, 15), 1)], "prune first: {prune_first}");
+        assert_eq!(
+            store.totals(postgres_app::SHOW_DAYS).await.unwrap(),
+            [((71, 15), 1)],
+            "prune first: {prune_first}"
+        );
         assert_eq!(store.totals(SETLIST_DAYS).await.unwrap(), [((1, 15), 1)]);
     }
 }
@@ -442,7 +531,8 @@ async fn two_appliers_of_one_stream_take_turns_and_each_event_counts_once() {
         appliers.push(tokio::spawn(async move {
             let mut applied = 0;
             for first in (1..=400).step_by(4) {
-                // Whoever is ahead leaves the others what was applied, or a gap until the one before has committed.
+                // Whoever is ahead leaves the others what was applied, or a gap until the one
+                // before has committed.
                 loop {
                     match once(&mut client, first, first + 3).await {
                         Ok(done) => break applied += u32::from(!done.skipped),
@@ -490,7 +580,11 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
             }
         }
         if failed.is_none() {
-            match PostgresStore::in_transaction(&tx, &SCHEMA).prepared(&prepared).apply(&mut batch).await {
+            match PostgresStore::in_transaction(&tx, &SCHEMA)
+                .prepared(&prepared)
+                .apply(&mut batch)
+                .await
+            {
                 Ok(_) if random.below(10) == 0 => {
                     tx.rollback().await.unwrap();
                     met.rolled_back += 1;
@@ -505,7 +599,10 @@ async fn writer(config: Config, seed: u64, isolation: IsolationLevel, until: Ins
                 },
                 Err(error) => {
                     assert_eq!(error.recovery(), Recovery::Retry, "{error:?}");
-                    failed = Some(if format!("{error:?}").contains("40P01") { "40P01" } else { "40001" }.to_owned());
+                    failed = Some(
+                        if format!("{error:?}").contains("40P01") { "40P01" } else { "40001" }
+                            .to_owned(),
+                    );
                 }
             }
         }
@@ -532,7 +629,8 @@ async fn sweeper(config: Config, until: Instant) -> (u64, u64) {
 async fn writers(isolation: IsolationLevel) -> Option<Met> {
     let (config, client) = application().await?;
     let until = Instant::now() + hunt();
-    let writers: Vec<_> = (1..=16).map(|seed| tokio::spawn(writer(config.clone(), seed, isolation, until))).collect();
+    let writers: Vec<_> =
+        (1..=16).map(|seed| tokio::spawn(writer(config.clone(), seed, isolation, until))).collect();
     let (totals, locks) = tokio::spawn(sweeper(config, until)).await.unwrap();
     println!("beside them {totals} totals of 0 and {locks} locks went");
     assert!(totals > 0 && locks > 0);
@@ -562,11 +660,15 @@ async fn sixteen_writers_at_repeatable_read_fail_to_serialize_and_end_exact() {
     assert!(met.committed > 50 && met.serializations > 0, "{met:?}");
 }
 
-/// What most applications write: one UPDATE for each change, in the order in which the changes come.
+/// What most applications write: one UPDATE for each change, in the order in which the changes
+/// come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn updates_in_the_order_of_changes_deadlock() {
     let Some((config, client)) = application().await else { return };
-    client.batch_execute("INSERT INTO setlist_votes SELECT n, 0 FROM generate_series(0, 49) AS n").await.unwrap();
+    client
+        .batch_execute("INSERT INTO setlist_votes SELECT n, 0 FROM generate_series(0, 49) AS n")
+        .await
+        .unwrap();
     let until = Instant::now() + hunt();
     let mut writers = Vec::new();
     for seed in 1..=16 {

@@ -1,5 +1,6 @@
-//! Two processes that repair all the time while sixteen connections write; killed, and started again. Where nothing is planted they find nothing, ever;
-//! where totals are damaged behind the hooks, all is repaired in the end. With the writers' waits, in one table.
+//! Two processes that repair all the time while sixteen connections write; killed, and started
+//! again. Where nothing is planted they find nothing, ever; where totals are damaged behind the
+//! hooks, all is repaired in the end. With the writers' waits, in one table.
 #![allow(clippy::disallowed_methods, clippy::similar_names)]
 
 use std::io::{BufRead as _, BufReader};
@@ -8,7 +9,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use crate::support::postgres::{connect, shared};
-use crate::support::postgres_app::{SCHEMA, assert_exact, audit, changes, create, differences, hunt, write};
+use crate::support::postgres_app::{
+    SCHEMA, assert_exact, audit, changes, create, differences, hunt, write,
+};
 use crate::support::random::Random;
 use crate::support::test_of;
 use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
@@ -18,7 +21,8 @@ use tokio_postgres::Config;
 /// Where a child of these tests repairs.
 const CHILD: &str = "KEEPCOUNT_REPAIRS_AT";
 
-/// What a child is: it repairs until it is killed, and says after each run how many keys differed, and how many it repaired.
+/// What a child is: it repairs until it is killed, and says after each run how many keys differed,
+/// and how many it repaired.
 #[test]
 fn a_child_repairs_until_it_is_killed() {
     let Ok(url) = std::env::var(CHILD) else { return };
@@ -29,12 +33,16 @@ fn a_child_repairs_until_it_is_killed() {
         loop {
             let options = Options::default().page(7).retries(20);
             let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap();
-            let report = run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap();
+            let report =
+                run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap();
             let drifts: Vec<String> = report
                 .counters
                 .iter()
                 .flat_map(|counter| {
-                    counter.samples.iter().map(move |sample| format!("{:?} {sample:?}", counter.counter))
+                    counter
+                        .samples
+                        .iter()
+                        .map(move |sample| format!("{:?} {sample:?}", counter.counter))
                 })
                 .collect();
             println!("run {} {}", report.drift(), drifts.join("; "));
@@ -51,7 +59,11 @@ struct Repairs {
 impl Repairs {
     fn start(url: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([&test_of(module_path!(), "a_child_repairs_until_it_is_killed"), "--exact", "--nocapture"])
+            .args([
+                &test_of(module_path!(), "a_child_repairs_until_it_is_killed"),
+                "--exact",
+                "--nocapture",
+            ])
             .env(CHILD, url)
             .stdout(Stdio::piped())
             .spawn()
@@ -84,7 +96,8 @@ impl Drop for Repairs {
     }
 }
 
-/// Writes until the time is over; gives what each transaction took, from BEGIN to the answer to COMMIT.
+/// Writes until the time is over; gives what each transaction took, from BEGIN to the answer to
+/// COMMIT.
 async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
     let mut client = connect(&config).await;
     let prepared = PreparedStatements::new();
@@ -98,7 +111,11 @@ async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
         for change in &changes {
             write(&tx, change, &mut batch).await.unwrap();
         }
-        match PostgresStore::in_transaction(&tx, &SCHEMA).prepared(&prepared).apply(&mut batch).await {
+        match PostgresStore::in_transaction(&tx, &SCHEMA)
+            .prepared(&prepared)
+            .apply(&mut batch)
+            .await
+        {
             Ok(_) => tx.commit().await.unwrap(),
             Err(error) => panic!("{error:?}"),
         }
@@ -113,14 +130,23 @@ async fn writer(config: Config, seed: u64, until: Instant) -> Vec<Duration> {
 async fn saboteur(config: Config, until: Instant) -> u64 {
     let client = connect(&config).await;
     let (mut random, mut planted) = (Random(5), 0);
-    let tables = ["setlist_votes", "setlist_show", "show_setlists", "show_votes", "artist_votes", "show_artist"];
+    let tables = [
+        "setlist_votes",
+        "setlist_show",
+        "show_setlists",
+        "show_votes",
+        "artist_votes",
+        "show_artist",
+    ];
     while Instant::now() < until {
         let table = tables[usize::try_from(random.below(6)).unwrap()];
         let key = if table == "setlist_show" || table == "show_artist" { "key_1" } else { "key" };
         let text = match random.below(3) {
             0 => format!("DELETE FROM {table} WHERE {key} = $1"),
             1 => format!("UPDATE {table} SET total = total + 3 WHERE {key} = $1"),
-            _ if key == "key" => format!("INSERT INTO {table} VALUES ($1 + 100, 5) ON CONFLICT DO NOTHING"),
+            _ if key == "key" => {
+                format!("INSERT INTO {table} VALUES ($1 + 100, 5) ON CONFLICT DO NOTHING")
+            }
             _ => format!("INSERT INTO {table} VALUES ($1 + 100, $1, 5) ON CONFLICT DO NOTHING"),
         };
         planted += client.execute(&text, &[&random.int(0, 50)]).await.unwrap_or(0);
@@ -140,7 +166,8 @@ struct Seen {
 
 async fn load(config: &Config, url: Option<&str>, sabotage: bool, time: Duration) -> Seen {
     let until = Instant::now() + time;
-    let writers: Vec<_> = (1..=16).map(|seed| tokio::spawn(writer(config.clone(), seed, until))).collect();
+    let writers: Vec<_> =
+        (1..=16).map(|seed| tokio::spawn(writer(config.clone(), seed, until))).collect();
     let saboteur = sabotage.then(|| tokio::spawn(saboteur(config.clone(), until)));
     let mut repairs: Vec<Repairs> =
         url.into_iter().flat_map(|url| [Repairs::start(url), Repairs::start(url)]).collect();
@@ -190,7 +217,9 @@ async fn two_processes_repair_beside_sixteen_writers_and_only_what_was_damaged()
     let url = server.url(config.get_dbname().unwrap());
     let mut client = connect(&config).await;
     create(&mut client).await;
-    println!("| beside the writers | transactions | p50 | p99 | longest | runs | kills | planted |");
+    println!(
+        "| beside the writers | transactions | p50 | p99 | longest | runs | kills | planted |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for (name, url, sabotage) in [
         ("nothing", None, false),
@@ -213,7 +242,8 @@ async fn two_processes_repair_beside_sixteen_writers_and_only_what_was_damaged()
         if url.is_some() {
             assert!(seen.runs.len() > 2, "some runs came to their end");
         }
-        // Each measure is one snapshot, so whatever it finds was damaged; and nobody damaged anything.
+        // Each measure is one snapshot, so whatever it finds was damaged; and nobody damaged
+        // anything.
         let found: Vec<_> = seen.runs.iter().filter(|(drift, _)| *drift > 0).collect();
         assert_eq!(found.is_empty(), !sabotage, "{found:?}");
         assert_eq!(seen.planted > 0, sabotage);

@@ -1,4 +1,5 @@
-//! The harness of `support::postgres` itself: its servers start, stop, crash and follow, databases are apart, and nothing is left of a server whose process is gone.
+//! The harness of `support::postgres` itself: its servers start, stop, crash and follow, databases
+//! are apart, and nothing is left of a server whose process is gone.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
@@ -23,7 +24,9 @@ async fn the_databases_of_two_tests_are_apart() {
     let Some(server) = shared() else { return };
     let (one, other) = (server.database().await, server.database().await);
     let (one, other) = (connect(&one).await, connect(&other).await);
-    one.batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7)").await.unwrap();
+    one.batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7)")
+        .await
+        .unwrap();
     assert!(other.query("SELECT * FROM votes", &[]).await.is_err());
     other.batch_execute("CREATE TABLE votes (show BIGINT)").await.unwrap();
     assert_eq!((count(&one).await, count(&other).await), (1, 0));
@@ -32,10 +35,14 @@ async fn the_databases_of_two_tests_are_apart() {
 #[tokio::test]
 async fn a_database_sorts_by_bytes_or_as_a_language() {
     let Some(server) = shared() else { return };
-    for (database, by_bytes) in [(server.database().await, true), (server.database_of_language("en-US").await, false)] {
+    for (database, by_bytes) in
+        [(server.database().await, true), (server.database_of_language("en-US").await, false)]
+    {
         let client = connect(&database).await;
-        let row =
-            client.query_one("SELECT 'B' < 'a', 'B' < 'a' COLLATE \"C\", current_setting('server_encoding')", &[]);
+        let row = client.query_one(
+            "SELECT 'B' < 'a', 'B' < 'a' COLLATE \"C\", current_setting('server_encoding')",
+            &[],
+        );
         let row = row.await.unwrap();
         assert_eq!((row.get(0), row.get(1)), (by_bytes, true), "{database:?}");
         assert_eq!(row.get::<_, &str>(2), "UTF8");
@@ -53,9 +60,14 @@ async fn the_network_takes_the_password_alone() {
 
 #[tokio::test]
 async fn settings_are_the_callers() {
-    let Some(server) = Server::with(&[("max_connections", "17"), ("search_path", "it's, public")]) else { return };
+    let Some(server) = Server::with(&[("max_connections", "17"), ("search_path", "it's, public")])
+    else {
+        return;
+    };
     let client = connect(&server.config("postgres")).await;
-    for (name, value) in [("max_connections", "17"), ("fsync", "off"), ("search_path", "it's, public")] {
+    for (name, value) in
+        [("max_connections", "17"), ("fsync", "off"), ("search_path", "it's, public")]
+    {
         let row = client.query_one("SELECT current_setting($1)", &[&name]).await.unwrap();
         assert_eq!(row.get::<_, &str>(0), value, "{name}");
     }
@@ -77,7 +89,10 @@ async fn a_crash_keeps_what_was_committed_alone() {
     let database = server.database().await;
     let client = connect(&database).await;
     assert_eq!(client.query_one("SHOW fsync", &[]).await.unwrap().get::<_, &str>(0), "on");
-    client.batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7), (8)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7), (8)")
+        .await
+        .unwrap();
     client.batch_execute("BEGIN; INSERT INTO votes VALUES (9)").await.unwrap();
     server.crash();
     assert!(client.query("SELECT 1", &[]).await.is_err());
@@ -97,7 +112,10 @@ async fn a_replica_follows_pauses_and_refuses_writes() {
     let database = server.database().await;
     let client = connect(&database).await;
     let replica = server.replica();
-    client.batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE votes (show BIGINT); INSERT INTO votes VALUES (7)")
+        .await
+        .unwrap();
     replica.caught_up().await;
     let reader = connect(&replica.server.config(database.get_dbname().unwrap())).await;
     assert_eq!(count(&reader).await, 1);
@@ -105,7 +123,8 @@ async fn a_replica_follows_pauses_and_refuses_writes() {
     replica.pause().await;
     client.batch_execute("INSERT INTO votes VALUES (8)").await.unwrap();
     // What is to be replayed has arrived, and is not.
-    let written: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+    let written: String =
+        client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
     wait_until(&reader, &format!("SELECT pg_last_wal_receive_lsn() >= '{written}'")).await;
     assert_eq!(count(&reader).await, 1);
     replica.resume().await;
@@ -129,10 +148,15 @@ impl Traces {
 
     #[track_caller]
     fn assert_there(&self) {
-        assert!(self.folder.join("data").is_dir() && runs(self.pid) && TcpStream::connect(&self.address).is_ok());
+        assert!(
+            self.folder.join("data").is_dir()
+                && runs(self.pid)
+                && TcpStream::connect(&self.address).is_ok()
+        );
     }
 
-    /// The folder goes last. PostgreSQL itself notices that its folder is gone, but only once a minute: the process has ended before that.
+    /// The folder goes last. PostgreSQL itself notices that its folder is gone, but only once a
+    /// minute: the process has ended before that.
     #[track_caller]
     fn assert_gone(&self) {
         within(Duration::from_secs(60), "the folder is left", || !self.folder.exists());
@@ -195,7 +219,12 @@ async fn a_child_with_servers() {
 fn child(what: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
-        .args(["--exact", &test_of(module_path!(), "a_child_with_servers"), "--quiet", "--nocapture"])
+        .args([
+            "--exact",
+            &test_of(module_path!(), "a_child_with_servers"),
+            "--quiet",
+            "--nocapture",
+        ])
         .env(CHILD, what)
         .stdout(Stdio::piped());
     command
@@ -207,7 +236,11 @@ fn told(child: &mut Child) -> Vec<Traces> {
     let lines = lines.take_while(|line| line != "ready");
     let traces = lines.filter_map(|line| {
         let words: Vec<&str> = line.strip_prefix("traces ")?.split(' ').collect();
-        Some(Traces { folder: words[0].into(), pid: words[1].parse().unwrap(), address: words[2].into() })
+        Some(Traces {
+            folder: words[0].into(),
+            pid: words[1].parse().unwrap(),
+            address: words[2].into(),
+        })
     });
     traces.collect()
 }
@@ -242,12 +275,19 @@ fn nothing_is_left_of_the_servers_of_a_process_that_ended() {
 fn without_postgresql_a_test_is_skipped_or_fails_as_the_caller_wants() {
     for (required, passes) in [("0", true), ("1", false)] {
         let mut command = child("skipped");
-        command.env("KEEPCOUNT_PG_BIN", Path::new("/nonexistent")).env("KEEPCOUNT_REQUIRE_SERVERS", required);
+        command
+            .env("KEEPCOUNT_PG_BIN", Path::new("/nonexistent"))
+            .env("KEEPCOUNT_REQUIRE_SERVERS", required);
         let ended = command.stderr(Stdio::piped()).output().unwrap();
         assert_eq!(ended.status.success(), passes, "{ended:?}");
         let told = [ended.stdout, ended.stderr].concat();
         let told = String::from_utf8_lossy(&told);
-        assert!(told.contains("no PostgreSQL binaries (initdb, postgres) found; looked in /nonexistent"), "{told}");
+        assert!(
+            told.contains(
+                "no PostgreSQL binaries (initdb, postgres) found; looked in /nonexistent"
+            ),
+            "{told}"
+        );
         assert_eq!(told.contains("skipped: "), passes, "{told}");
     }
 }

@@ -1,12 +1,13 @@
-//! The store of PostgreSQL beside that of SQLite: leaderboards and their lines, counters that come and go, readiness; and what is refused, with its reason: tables
-//! that are not what they should be, locks that are held, servers that do not write, keys and names that do not fit.
+//! The store of PostgreSQL beside that of SQLite: leaderboards and their lines, counters that come
+//! and go, readiness; and what is refused, with its reason: tables that are not what they should
+//! be, locks that are held, servers that do not write, keys and names that do not fit.
 
 use crate::support::postgres::{connect, shared};
 use crate::support::random::Random;
 use crate::support::standings;
 use keepcount::{
-    AsyncStore, Batch, Counter, Decayed, Error, HalfLife, KeyError, Leaderboard, PostgresStore, PreparedStatements,
-    Recovery, Schema, SqliteStore, Store, StreamRange,
+    AsyncStore, Batch, Counter, Decayed, Error, HalfLife, KeyError, Leaderboard, PostgresStore,
+    PreparedStatements, Recovery, Schema, SqliteStore, Store, StreamRange,
 };
 use rusqlite::Connection;
 use tokio_postgres::types::ToSql;
@@ -76,11 +77,15 @@ async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
     for turn in 0..150 {
         let mut batch = batch(&mut random);
         let mut store = PostgresStore::new(&mut client, &SCHEMA).prepared(&prepared);
-        let (ours, theirs) = (store.apply(&mut batch.clone()).await.unwrap(), sqlite.apply(&mut batch).unwrap());
+        let (ours, theirs) =
+            (store.apply(&mut batch.clone()).await.unwrap(), sqlite.apply(&mut batch).unwrap());
         assert_eq!(ours.totals, theirs.totals);
         if turn % 40 == 39 {
             let cutoff = i64::from(turn) / 10;
-            assert_eq!(store.prune(SHOW_HEAT, cutoff).await.unwrap(), sqlite.prune(SHOW_HEAT, cutoff).unwrap());
+            assert_eq!(
+                store.prune(SHOW_HEAT, cutoff).await.unwrap(),
+                sqlite.prune(SHOW_HEAT, cutoff).unwrap()
+            );
         }
         if turn % 10 != 9 {
             continue;
@@ -88,18 +93,28 @@ async fn leaderboards_rollups_and_prunes_are_as_in_sqlite() {
         assert_eq!(store.totals(SHOW_VOTES).await.unwrap(), sqlite.totals(SHOW_VOTES).unwrap());
         assert_eq!(store.totals(SETLIST_SHOW).await.unwrap(), sqlite.totals(SETLIST_SHOW).unwrap());
         assert_eq!(store.totals(SHOW_HEAT).await.unwrap(), sqlite.totals(SHOW_HEAT).unwrap());
-        let (top, heat) = (store.top(SHOWS, 100).await.unwrap(), store.top(HEAT, 100).await.unwrap());
-        assert_eq!((&top, &heat), (&sqlite.top(SHOWS, 100).unwrap(), &sqlite.top(HEAT, 100).unwrap()));
+        let (top, heat) =
+            (store.top(SHOWS, 100).await.unwrap(), store.top(HEAT, 100).await.unwrap());
+        assert_eq!(
+            (&top, &heat),
+            (&sqlite.top(SHOWS, 100).unwrap(), &sqlite.top(HEAT, 100).unwrap())
+        );
         assert_eq!(store.listed(SHOWS).await.unwrap(), top.len() as u64);
         for (at, line) in top.iter().enumerate() {
-            assert_eq!(store.rank(SHOWS, line.key.as_str()).await.unwrap().line().as_ref(), Some(line));
+            assert_eq!(
+                store.rank(SHOWS, line.key.as_str()).await.unwrap().line().as_ref(),
+                Some(line)
+            );
             assert_eq!(
                 store.top_after(SHOWS, line, 2).await.unwrap(),
                 top[at + 1..].iter().take(2).cloned().collect::<Vec<_>>()
             );
         }
         for (at, line) in heat.iter().enumerate() {
-            assert_eq!(store.rank(HEAT, line.key.as_str()).await.unwrap().line().as_ref(), Some(line));
+            assert_eq!(
+                store.rank(HEAT, line.key.as_str()).await.unwrap().line().as_ref(),
+                Some(line)
+            );
             assert_eq!(store.top_after(HEAT, line, 9).await.unwrap(), heat[at + 1..]);
         }
         let nobody = store.rank(SHOWS, "nobody").await.unwrap();
@@ -152,7 +167,9 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(later.unready().await.unwrap(), [ARTIST.id(), LINKED.id()]);
     assert!(matches!(later.total(ARTIST, 7).await, Err(Error::NotReady { .. })));
     assert!(matches!(later.sum(LINKED.all()).await, Err(Error::NotReady { .. })));
-    assert!(later.is_ready(VOTES.id()).await.unwrap() && !later.is_ready(ARTIST.id()).await.unwrap());
+    assert!(
+        later.is_ready(VOTES.id()).await.unwrap() && !later.is_ready(ARTIST.id()).await.unwrap()
+    );
     // It counts already.
     let mut batch = Batch::new();
     batch.add(VOTES, 1, 5);
@@ -163,9 +180,14 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(later.total(ARTIST, 7).await.unwrap(), 5);
     // An older process must not start beside what it would not keep.
     let mut older = PostgresStore::new(&mut client, &FIRST);
-    assert!(matches!(older.check().await, Err(Error::SchemaMismatch { table, .. }) if table == "artist_votes"));
+    assert!(
+        matches!(older.check().await, Err(Error::SchemaMismatch { table, .. }) if table == "artist_votes")
+    );
     assert_eq!(older.orphaned().await.unwrap(), ["artist.votes", "show.artist"]);
-    assert!(matches!(older.drop_counter("show.artist").await, Err(Error::InvalidUse { .. })), "it is summed along");
+    assert!(
+        matches!(older.drop_counter("show.artist").await, Err(Error::InvalidUse { .. })),
+        "it is summed along"
+    );
     older.drop_counter("artist.votes").await.unwrap();
     older.drop_counter("show.artist").await.unwrap();
     assert!(matches!(older.drop_counter("show.artist").await, Err(Error::UnknownCounter { .. })));
@@ -175,14 +197,17 @@ async fn counters_come_unready_and_go_by_hand() {
     assert_eq!(raised.orphaned().await.unwrap(), ["show.votes"]);
 }
 
-const LISTED: Leaderboard<i64> = Leaderboard::new("show.votes_board", [VOTES]).by(|[total]| Some(total));
+const LISTED: Leaderboard<i64> =
+    Leaderboard::new("show.votes_board", [VOTES]).by(|[total]| Some(total));
 
-/// A counter that becomes prunable, and a leaderboard of counters that are there, come into tables that are there.
+/// A counter that becomes prunable, and a leaderboard of counters that are there, come into tables
+/// that are there.
 #[tokio::test]
 async fn what_a_counter_is_for_may_change() {
     const KEPT: Schema = Schema::new(&[VOTES.table(), LINKED.table()]);
     const PRUNED: Schema = Schema::new(&[VOTES.table(), LINKED.table().prunable()]);
-    const BOTH: Schema = Schema::new(&[VOTES.table(), LINKED.table().prunable()]).leaderboards(&[LISTED.id()]);
+    const BOTH: Schema =
+        Schema::new(&[VOTES.table(), LINKED.table().prunable()]).leaderboards(&[LISTED.id()]);
     let Some((_, mut client)) = open(&KEPT).await else { return };
     for schema in [&PRUNED, &BOTH, &BOTH] {
         PostgresStore::new(&mut client, schema).create().await.unwrap();
@@ -230,7 +255,9 @@ async fn processes_that_create_at_once_all_succeed() {
     let mut creating = Vec::new();
     for _ in 0..8 {
         let mut client = connect(&config).await;
-        creating.push(tokio::spawn(async move { PostgresStore::new(&mut client, &SCHEMA).create().await }));
+        creating.push(tokio::spawn(async move {
+            PostgresStore::new(&mut client, &SCHEMA).create().await
+        }));
     }
     for created in creating {
         created.await.unwrap().unwrap();
@@ -249,10 +276,18 @@ async fn fault(client: &mut Client) -> (String, String) {
 async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
     for (damage, table, says) in [
         ("DROP TABLE setlist_votes", "setlist_votes", "absent"),
-        ("ALTER TABLE setlist_votes ALTER total TYPE int", "setlist_votes", "total integer NOT NULL"),
+        (
+            "ALTER TABLE setlist_votes ALTER total TYPE int",
+            "setlist_votes",
+            "total integer NOT NULL",
+        ),
         ("ALTER TABLE setlist_votes ALTER total DROP NOT NULL", "setlist_votes", "total bigint)"),
         ("ALTER TABLE setlist_votes ADD note text", "setlist_votes", "note text"),
-        ("ALTER TABLE setlist_votes DROP CONSTRAINT setlist_votes_pkey", "setlist_votes", "PRIMARY KEY"),
+        (
+            "ALTER TABLE setlist_votes DROP CONSTRAINT setlist_votes_pkey",
+            "setlist_votes",
+            "PRIMARY KEY",
+        ),
         ("ALTER TABLE show_fans ALTER key TYPE text COLLATE \"default\"", "show_fans", "COLLATE"),
         ("CREATE RULE r AS ON INSERT TO show_fans DO INSTEAD NOTHING", "show_fans", "its rule r"),
         (
@@ -262,15 +297,35 @@ async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
             "its trigger t",
         ),
         ("ALTER TABLE show_fans ENABLE ROW LEVEL SECURITY", "show_fans", "row security"),
-        ("DROP INDEX setlist_show_by_parent", "setlist_show", "index setlist_show_by_parent is absent"),
+        (
+            "DROP INDEX setlist_show_by_parent",
+            "setlist_show",
+            "index setlist_show_by_parent is absent",
+        ),
         ("DROP INDEX show_board_order", "show_board", "index show_board_order is absent"),
         ("DROP TABLE keepcount_offsets", "keepcount_offsets", "absent"),
         ("ALTER TABLE keepcount_locks DROP turns", "keepcount_locks", "turns"),
         ("DROP TABLE keepcount_counters", "keepcount_counters", "no keepcount tables yet"),
-        ("DELETE FROM keepcount_counters WHERE name = 'show.fans'", "show_fans", "not in the catalogue"),
-        ("UPDATE keepcount_counters SET key = 'i64' WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
-        ("UPDATE keepcount_counters SET version = -1 WHERE name = 'show.fans'", "show_fans", "the catalogue says"),
-        ("ALTER TABLE keepcount_counters DROP identity CASCADE", "keepcount_counters", "not keepcount's catalogue"),
+        (
+            "DELETE FROM keepcount_counters WHERE name = 'show.fans'",
+            "show_fans",
+            "not in the catalogue",
+        ),
+        (
+            "UPDATE keepcount_counters SET key = 'i64' WHERE name = 'show.fans'",
+            "show_fans",
+            "the catalogue says",
+        ),
+        (
+            "UPDATE keepcount_counters SET version = -1 WHERE name = 'show.fans'",
+            "show_fans",
+            "the catalogue says",
+        ),
+        (
+            "ALTER TABLE keepcount_counters DROP identity CASCADE",
+            "keepcount_counters",
+            "not keepcount's catalogue",
+        ),
     ] {
         let Some((_, mut client)) = open(&SCHEMA).await else { return };
         client.batch_execute(damage).await.unwrap();
@@ -283,10 +338,19 @@ async fn tables_that_are_not_what_they_should_be_are_refused_by_name() {
 async fn a_table_of_somebody_elses_is_left_alone() {
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
-    client.batch_execute("CREATE TABLE show_fans (mine int); INSERT INTO show_fans VALUES (7)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE show_fans (mine int); INSERT INTO show_fans VALUES (7)")
+        .await
+        .unwrap();
     let error = PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_fans"), "{error}");
-    let made = client.query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'keepcount%'", &[]).await.unwrap();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_fans"),
+        "{error}"
+    );
+    let made = client
+        .query_one("SELECT count(*) FROM pg_class WHERE relname LIKE 'keepcount%'", &[])
+        .await
+        .unwrap();
     assert_eq!(made.get::<_, i64>(0), 0, "nothing was made");
 }
 
@@ -296,13 +360,20 @@ async fn a_name_that_postgresql_would_shortened_is_refused() {
         Counter::new("a.very.long.name.of.a.counter.of.forty.eight.let").version(12_345);
     const SUM: Counter<i64> = Counter::new("sum").sum_of(VOTES, MEMBERSHIP);
     const SCHEMA: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SUM.table()]);
-    const SHORTER: Counter<(i64, i64)> = Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
-    const FITS: Schema =
-        Schema::new(&[VOTES.table(), SHORTER.table(), Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table()]);
+    const SHORTER: Counter<(i64, i64)> =
+        Counter::new("a.very.long.name.of.a.counter.of.forty.eight.l").version(12_345);
+    const FITS: Schema = Schema::new(&[
+        VOTES.table(),
+        SHORTER.table(),
+        Counter::<i64>::new("sum").sum_of(VOTES, SHORTER).table(),
+    ]);
     let Some(server) = shared() else { return };
     let mut client = connect(&server.database().await).await;
     let error = PostgresStore::new(&mut client, &SCHEMA).create().await.unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { reason, .. } if reason.contains("63")), "{error}");
+    assert!(
+        matches!(&error, Error::SchemaMismatch { reason, .. } if reason.contains("63")),
+        "{error}"
+    );
     // An index with a name as long as may be.
     PostgresStore::new(&mut client, &FITS).create().await.unwrap();
 }
@@ -316,17 +387,33 @@ async fn a_lock_that_is_held_and_a_snapshot_that_is_old_are_busy() {
     let holder = other.transaction().await.unwrap();
     PostgresStore::in_transaction(&holder, &FIRST).apply(&mut batch.clone()).await.unwrap();
     client.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
-    let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
-    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("counter show.votes"), "{error}");
+    let error =
+        PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
+    assert!(
+        error.recovery() == Recovery::Retry && error.to_string().contains("counter show.votes"),
+        "{error}"
+    );
     client.batch_execute("SET lock_timeout = 0; SET statement_timeout = '50ms'").await.unwrap();
-    let error = PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
-    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("statement_timeout"), "{error}");
+    let error =
+        PostgresStore::new(&mut client, &FIRST).apply(&mut batch.clone()).await.unwrap_err();
+    assert!(
+        error.recovery() == Recovery::Retry && error.to_string().contains("statement_timeout"),
+        "{error}"
+    );
     client.batch_execute("SET statement_timeout = 0").await.unwrap();
-    let stale = client.build_transaction().isolation_level(IsolationLevel::Serializable).start().await.unwrap();
+    let stale = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::Serializable)
+        .start()
+        .await
+        .unwrap();
     stale.query("SELECT * FROM show_votes", &[]).await.unwrap();
     holder.commit().await.unwrap();
     let error = PostgresStore::in_transaction(&stale, &FIRST).apply(&mut batch).await.unwrap_err();
-    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("again whole"), "{error}");
+    assert!(
+        error.recovery() == Recovery::Retry && error.to_string().contains("again whole"),
+        "{error}"
+    );
     drop(stale);
     assert_eq!(PostgresStore::new(&mut client, &FIRST).total(VOTES, 1).await.unwrap(), 1);
 }
@@ -357,11 +444,15 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
     let mut large = Batch::new();
     large.add(LARGE, u64::MAX, 1);
     let error = PostgresStore::new(&mut client, &KEYS).apply(&mut large.clone()).await.unwrap_err();
-    assert!(matches!(&error, Error::Key { counter: "large", cause: KeyError::Range { .. }, .. }), "{error}");
+    assert!(
+        matches!(&error, Error::Key { counter: "large", cause: KeyError::Range { .. }, .. }),
+        "{error}"
+    );
     for text in ["x".repeat(1_025), "a\0b".to_owned()] {
         let mut batch = Batch::new();
         batch.add(TEXT, text.as_str(), 1);
-        let error = PostgresStore::new(&mut client, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
+        let error =
+            PostgresStore::new(&mut client, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
         assert!(matches!(&error, Error::Key { counter: "text", .. }), "{error}");
         let read = PostgresStore::new(&mut client, &KEYS).total(TEXT, text.as_str()).await;
         assert!(matches!(read, Err(Error::Key { counter: "text", .. })));
@@ -376,16 +467,22 @@ async fn keys_and_totals_that_do_not_fit_are_named() {
     many.add(LARGE, 9_u64, 1);
     let error = PostgresStore::new(&mut client, &KEYS).apply(&mut many.clone()).await.unwrap_err();
     assert_eq!(error.to_string(), "counter large, key 2: the total leaves 64 bits");
-    // Within a transaction that the error has aborted nobody can look which it was, unless there is one.
+    // Within a transaction that the error has aborted nobody can look which it was, unless there is
+    // one.
     for (batch, says) in [(&one, "key 1:"), (&many, "key 0 or another of 3:")] {
         let tx = client.transaction().await.unwrap();
-        let error = PostgresStore::in_transaction(&tx, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
-        assert!(matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says), "{error}");
+        let error =
+            PostgresStore::in_transaction(&tx, &KEYS).apply(&mut batch.clone()).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Overflow { .. }) && error.to_string().contains(says),
+            "{error}"
+        );
     }
     assert_eq!(PostgresStore::new(&mut client, &KEYS).total(LARGE, 0_u64).await.unwrap(), i64::MAX);
 }
 
-/// Whatever the server says to a write: what the caller is to do, and to which counter or stream it was.
+/// Whatever the server says to a write: what the caller is to do, and to which counter or stream it
+/// was.
 #[tokio::test]
 async fn every_refusal_says_what_to_do() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
@@ -398,14 +495,19 @@ async fn every_refusal_says_what_to_do() {
     let (mut batch, mut other) = (Batch::new(), Batch::new());
     batch.add(VOTES, 7, 1);
     other.add(VOTES, 8, 1);
-    let busy = ["40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25P03", "53300", "53200"];
+    let busy =
+        ["40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25P03", "53300", "53200"];
     let schema = ["42P01", "42703", "42804", "42883"];
     let stream_range = keepcount::StreamRange::new("imports", 1, 1).unwrap();
     for code in busy.into_iter().chain(schema).chain(["23514", "XX000"]) {
         client.batch_execute(&format!("SET test.code = '{code}'")).await.unwrap();
         let mut store = PostgresStore::new(&mut client, &FIRST);
         for (error, says, deferred) in [
-            (store.apply(&mut batch.clone()).await.unwrap_err(), "writing totals of counter show.votes", false),
+            (
+                store.apply(&mut batch.clone()).await.unwrap_err(),
+                "writing totals of counter show.votes",
+                false,
+            ),
             (
                 store.apply_idempotent(&mut Batch::new(), &stream_range).await.unwrap_err(),
                 "moving the offset of stream imports",
@@ -434,7 +536,10 @@ async fn every_refusal_says_what_to_do() {
         }
     }
     let mut store = PostgresStore::new(&mut client, &FIRST);
-    assert_eq!((store.total(VOTES, 8).await.unwrap(), store.offset("imports").await.unwrap()), (0, 0));
+    assert_eq!(
+        (store.total(VOTES, 8).await.unwrap(), store.offset("imports").await.unwrap()),
+        (0, 0)
+    );
 }
 
 #[tokio::test]
@@ -462,13 +567,17 @@ async fn statements_that_are_prepared_are_run_as_they_are() {
         store(&mut client, Some(&prepared)).apply(&mut batch.clone()).await.unwrap();
         store(&mut client, None).apply(&mut batch.clone()).await.unwrap();
     }
-    let runs = "SELECT count(*), sum(generic_plans + custom_plans)::bigint FROM pg_prepared_statements
+    let runs =
+        "SELECT count(*), sum(generic_plans + custom_plans)::bigint FROM pg_prepared_statements
                 WHERE statement LIKE 'INSERT INTO \"show_votes\"%'";
     let row = client.query_one(runs, &[]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 3));
 }
 
-fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {
+fn store<'c>(
+    client: &'c mut Client,
+    prepared: Option<&'c PreparedStatements>,
+) -> PostgresStore<'c, Client> {
     let store = PostgresStore::new(client, &FIRST);
     match prepared {
         Some(prepared) => store.prepared(prepared),
@@ -485,10 +594,15 @@ async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_
     let mut batch = Batch::new();
     batch.add(VOTES, 7, 1);
     let error = store(&mut client, None).apply(&mut batch.clone()).await.unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error}");
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"),
+        "{error}"
+    );
     for prepared in [None, Some(&PreparedStatements::new())] {
-        let error =
-            store(&mut client, prepared).write(&[("SELECT $1::text", &[&"a row"])], &mut batch).await.unwrap_err();
+        let error = store(&mut client, prepared)
+            .write(&[("SELECT $1::text", &[&"a row"])], &mut batch)
+            .await
+            .unwrap_err();
         assert_eq!(error.recovery(), Recovery::Indeterminate, "{error}");
     }
     // Within the caller's transaction: what is written of it cannot be committed.
@@ -500,7 +614,12 @@ async fn a_write_that_somebody_skips_is_refused_and_of_unknown_outcome_where_it_
 #[tokio::test]
 async fn prunes_and_rebuilds_see_what_is_committed_or_are_refused() {
     let Some((_, mut client)) = open(&SCHEMA).await else { return };
-    let mut tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    let mut tx = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .start()
+        .await
+        .unwrap();
     let error = PostgresStore::new(&mut tx, &SCHEMA).prune(SHOW_HEAT, 3).await.unwrap_err();
     assert!(matches!(error, Error::InvalidUse { what: "transaction_isolation", .. }), "{error}");
     let error = PostgresStore::new(&mut tx, &SCHEMA).rebuild(SHOWS).await.unwrap_err();
@@ -509,12 +628,17 @@ async fn prunes_and_rebuilds_see_what_is_committed_or_are_refused() {
 
 const HEAT_COUNTER: Counter<(i64, i64)> = Counter::new("setlist.heat");
 const HEAT_MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.of_show");
-const HEAT_SUM: Counter<(i64, i64)> = Counter::new("show.heat_sum").sum_of_suffix(HEAT_COUNTER, HEAT_MEMBERSHIP);
+const HEAT_SUM: Counter<(i64, i64)> =
+    Counter::new("show.heat_sum").sum_of_suffix(HEAT_COUNTER, HEAT_MEMBERSHIP);
 const COOL: Schema = Schema::new(&[HEAT_COUNTER.table().prunable(), HEAT_MEMBERSHIP.table()]);
-const WARM: Schema =
-    Schema::new(&[HEAT_COUNTER.table().prunable(), HEAT_MEMBERSHIP.table(), HEAT_SUM.table().prunable()]);
+const WARM: Schema = Schema::new(&[
+    HEAT_COUNTER.table().prunable(),
+    HEAT_MEMBERSHIP.table(),
+    HEAT_SUM.table().prunable(),
+]);
 
-/// It came without a cutoff: a sum over what its base counter had lost was a number, and not an error.
+/// It came without a cutoff: a sum over what its base counter had lost was a number, and not an
+/// error.
 #[tokio::test]
 async fn a_rollup_that_comes_new_is_pruned_as_far_as_what_it_sums() {
     let Some((_, mut client)) = open(&COOL).await else { return };
@@ -580,13 +704,28 @@ async fn offsets_are_listed_by_pages_and_forgotten() {
         }
     }
     assert_eq!(store.replay_from("b", 2).await.unwrap(), 3);
-    assert!(matches!(store.replay_from("b", 1).await, Err(Error::LogTruncated { applied: 2, end: 1, .. })));
-    assert_eq!((store.forget_offset("b").await.unwrap(), store.forget_offset("b").await.unwrap()), (2, 0));
-    assert_eq!((store.offset("b").await.unwrap(), store.offsets(None, 100).await.unwrap().len()), (0, 5));
-    for error in [store.offsets(Some("\0"), 1).await.unwrap_err(), store.forget_offset("\0").await.unwrap_err()] {
+    assert!(matches!(
+        store.replay_from("b", 1).await,
+        Err(Error::LogTruncated { applied: 2, end: 1, .. })
+    ));
+    assert_eq!(
+        (store.forget_offset("b").await.unwrap(), store.forget_offset("b").await.unwrap()),
+        (2, 0)
+    );
+    assert_eq!(
+        (store.offset("b").await.unwrap(), store.offsets(None, 100).await.unwrap().len()),
+        (0, 5)
+    );
+    for error in [
+        store.offsets(Some("\0"), 1).await.unwrap_err(),
+        store.forget_offset("\0").await.unwrap_err(),
+    ] {
         assert!(error.to_string().contains("zero byte"), "{error}");
     }
-    client.batch_execute("UPDATE keepcount_offsets SET last = -1 WHERE stream = 'a'").await.unwrap();
+    client
+        .batch_execute("UPDATE keepcount_offsets SET last = -1 WHERE stream = 'a'")
+        .await
+        .unwrap();
     let error = PostgresStore::new(&mut client, &SCHEMA).offsets(None, 9).await.unwrap_err();
     assert!(error.to_string().contains("the offset of stream a is -1, below 0"), "{error}");
 }
@@ -606,11 +745,15 @@ async fn what_is_read_or_written_without_tables_says_so() {
         store.offset("x").await.unwrap_err(),
         store.check().await.unwrap_err(),
     ] {
-        assert!(matches!(&error, Error::SchemaMismatch { .. }) && error.to_string().contains("create"), "{error}");
+        assert!(
+            matches!(&error, Error::SchemaMismatch { .. }) && error.to_string().contains("create"),
+            "{error}"
+        );
     }
 }
 
-/// Text for migrations of one's own leaves what `create` leaves: tables, indexes, and what is ready.
+/// Text for migrations of one's own leaves what `create` leaves: tables, indexes, and what is
+/// ready.
 #[tokio::test]
 async fn text_for_migrations_leaves_what_create_leaves() {
     const BOTH: Schema = SECOND.leaderboards(&[LISTED.id()]);
@@ -644,7 +787,10 @@ async fn text_for_migrations_leaves_what_create_leaves() {
             // The text of a new database is refused, and makes nothing of it ready.
             assert!(
                 by_text
-                    .batch_execute(&format!("BEGIN; {}", keepcount::sql::ddl(dialect, schema).join(";\n")))
+                    .batch_execute(&format!(
+                        "BEGIN; {}",
+                        keepcount::sql::ddl(dialect, schema).join(";\n")
+                    ))
                     .await
                     .is_err()
             );
@@ -653,8 +799,13 @@ async fn text_for_migrations_leaves_what_create_leaves() {
                 assert_eq!(made(&by_text).await, before);
             }
             PostgresStore::new(&mut by_create, schema).create().await.unwrap();
-            run(&by_text, &keepcount::sql::migration(dialect, schema, steps[steps.len() - 1]).unwrap().statements)
-                .await;
+            run(
+                &by_text,
+                &keepcount::sql::migration(dialect, schema, steps[steps.len() - 1])
+                    .unwrap()
+                    .statements,
+            )
+            .await;
             assert_eq!(made(&by_text).await, made(&by_create).await);
             steps.push(schema);
         }
@@ -669,7 +820,8 @@ async fn text_for_migrations_leaves_what_create_leaves() {
     }
 }
 
-/// Whose statement it was decides: the first name in quotes of the server's message was taken for the table, whatever it named and in whatever language.
+/// Whose statement it was decides: the first name in quotes of the server's message was taken for
+/// the table, whatever it named and in whatever language.
 #[tokio::test]
 async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_applications() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
@@ -685,13 +837,23 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
     ] {
         for prepared in [None, Some(&prepared)] {
             let ok = ("INSERT INTO notes VALUES ('b')", &[][..]);
-            let error = store(&mut client, prepared).write(&[ok, (text, &[])], &mut batch).await.unwrap_err();
-            assert!(matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
+            let error = store(&mut client, prepared)
+                .write(&[ok, (text, &[])], &mut batch)
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(error, Error::Database { .. }) && error.recovery() == Recovery::Permanent,
+                "{error:?}"
+            );
             let said = error.to_string();
-            assert!(said.contains("statement 2 of the application's own") && said.contains(names), "{said}");
+            assert!(
+                said.contains("statement 2 of the application's own") && said.contains(names),
+                "{said}"
+            );
         }
     }
-    // What fails only when it is run, by every way of a write; the same names in the server's message are another's.
+    // What fails only when it is run, by every way of a write; the same names in the server's
+    // message are another's.
     let raise = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
                  'BEGIN RAISE EXCEPTION USING ERRCODE = NEW.note, MESSAGE = ''column \"show_votes\" is not there''; END';
                  CREATE TRIGGER t BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION f()";
@@ -699,14 +861,18 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
     let parameters = PreparedStatements::by_parameters();
     for code in ["42P01", "42703", "42883"] {
         for prepared in [None, Some(&prepared), Some(&parameters)] {
-            let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [("INSERT INTO notes VALUES ($1)", &[&code])];
+            let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] =
+                [("INSERT INTO notes VALUES ($1)", &[&code])];
             let error = store(&mut client, prepared).write(&rows, &mut batch).await.unwrap_err();
             assert!(matches!(error, Error::Database { .. }), "{error:?}");
             assert!(error.to_string().contains("statement 1 of the application's own"), "{error}");
         }
     }
     // A table of totals that lost its column, by every way.
-    client.batch_execute("DROP TRIGGER t ON notes; ALTER TABLE show_votes RENAME total TO sum").await.unwrap();
+    client
+        .batch_execute("DROP TRIGGER t ON notes; ALTER TABLE show_votes RENAME total TO sum")
+        .await
+        .unwrap();
     let rows: [(&str, &[&(dyn ToSql + Sync)]); 1] = [("INSERT INTO notes VALUES ($1)", &[&"a"])];
     let is_named = |error: &Error| matches!(error, Error::SchemaMismatch { table, .. } if table == "show_votes");
     for prepared in [None, Some(&prepared), Some(&parameters)] {
@@ -723,7 +889,8 @@ async fn a_refused_statement_names_the_table_it_is_about_or_says_that_it_is_the_
     assert_eq!(notes.get::<_, i64>(0), 0);
 }
 
-/// It said "error deserializing column 1", and not why; the reason was in a source that no text had.
+/// It said "error deserializing column 1", and not why; the reason was in a source that no text
+/// had.
 #[tokio::test]
 async fn a_total_of_another_type_says_which_and_where() {
     let Some((_, mut client)) = open(&FIRST).await else { return };
@@ -732,7 +899,10 @@ async fn a_total_of_another_type_says_which_and_where() {
     PostgresStore::new(&mut client, &FIRST).apply(&mut batch).await.unwrap();
     client.batch_execute("ALTER TABLE show_votes ALTER total TYPE numeric").await.unwrap();
     let error = PostgresStore::new(&mut client, &FIRST).total(VOTES, 7).await.unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error:?}");
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"),
+        "{error:?}"
+    );
     assert!(error.to_string().contains("numeric"), "{error}");
 }
 
@@ -754,7 +924,11 @@ async fn run(client: &mut tokio_postgres::Client, then: Then) -> Result<i64, Fai
         .transaction(async |tx, batch| {
             let parent = if matches!(then, Then::BreaksAForeignKey) { 2_i64 } else { 1 };
             tx.execute("INSERT INTO children VALUES ($1)", &[&parent]).await?;
-            batch.add(SETLIST_VOTES, parent, if matches!(then, Then::Overflows) { i64::MAX } else { 1 });
+            batch.add(
+                SETLIST_VOTES,
+                parent,
+                if matches!(then, Then::Overflows) { i64::MAX } else { 1 },
+            );
             match then {
                 Then::Fails => return Err("the work failed".into()),
                 Then::SwallowsAnError => {

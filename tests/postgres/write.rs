@@ -1,5 +1,6 @@
-//! `PostgresStore::write`: rows and totals in one message, or in several, or in an ordinary transaction, with one result; values arrive as they would as
-//! parameters, and whatever is refused leaves nothing behind.
+//! `PostgresStore::write`: rows and totals in one message, or in several, or in an ordinary
+//! transaction, with one result; values arrive as they would as parameters, and whatever is refused
+//! leaves nothing behind.
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,7 +10,8 @@ use std::time::Duration;
 use crate::support::postgres::{A_LOCK_IS_WAITED_FOR, connect, shared, wait_until};
 use crate::support::random::Random;
 use keepcount::{
-    AsyncStore, Batch, Counter, Error, Leaderboard, PostgresStore, PreparedStatements, Recovery, Schema, StreamRange,
+    AsyncStore, Batch, Counter, Error, Leaderboard, PostgresStore, PreparedStatements, Recovery,
+    Schema, StreamRange,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -33,7 +35,10 @@ async fn open() -> Option<(Config, Client)> {
     Some((config, client))
 }
 
-fn store<'c>(client: &'c mut Client, prepared: Option<&'c PreparedStatements>) -> PostgresStore<'c, Client> {
+fn store<'c>(
+    client: &'c mut Client,
+    prepared: Option<&'c PreparedStatements>,
+) -> PostgresStore<'c, Client> {
     let store = PostgresStore::new(client, &SCHEMA);
     match prepared {
         Some(prepared) => store.prepared(prepared),
@@ -49,8 +54,10 @@ fn one(key: i64, delta: i64) -> Batch {
 
 /// How many rows there are, and what they sum up to.
 async fn written(client: &Client) -> (i64, i64) {
-    let row =
-        client.query_one("SELECT count(*), (SELECT coalesce(sum(total), 0)::bigint FROM show_votes) FROM votes", &[]);
+    let row = client.query_one(
+        "SELECT count(*), (SELECT coalesce(sum(total), 0)::bigint FROM show_votes) FROM votes",
+        &[],
+    );
     let row = row.await.unwrap();
     (row.get(0), row.get(1))
 }
@@ -80,22 +87,31 @@ async fn rows_and_totals_are_written_in_one_round_trip_or_not_at_all() {
             let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
             let values = &values[..=usize::from(from)];
             let runs = by_name(&client).await.1;
-            let (rows, applied) = store(&mut client, prepared).write(&[(text, values)], &mut one(7, 1)).await.unwrap();
+            let (rows, applied) = store(&mut client, prepared)
+                .write(&[(text, values)], &mut one(7, 1))
+                .await
+                .unwrap();
             assert_eq!((rows, applied.totals), (vec![1], 1));
             let is_message = prepared.is_some() && !from;
             assert_eq!(by_name(&client).await.1 - runs, if is_message { 2 } else { 0 });
             next += 1;
             assert_eq!(written(&client).await, (next, next));
             // A total beyond 64 bits, which is named.
-            let error = store(&mut client, prepared).write(&[(INSERT, &[&(id + 1)])], &mut one(7, i64::MAX)).await;
+            let error = store(&mut client, prepared)
+                .write(&[(INSERT, &[&(id + 1)])], &mut one(7, i64::MAX))
+                .await;
             assert!(
                 matches!(&error, Err(Error::Overflow { counter: "show.votes", key, .. }) if key == "7"),
                 "{error:?}"
             );
             // A row that is there already: its total is not counted.
-            let error = store(&mut client, prepared).write(&[(text, values)], &mut one(7, 1)).await.unwrap_err();
+            let error = store(&mut client, prepared)
+                .write(&[(text, values)], &mut one(7, 1))
+                .await
+                .unwrap_err();
             assert!(
-                error.recovery() == Recovery::Permanent && error.to_string().contains("duplicate key value"),
+                error.recovery() == Recovery::Permanent
+                    && error.to_string().contains("duplicate key value"),
                 "{error}"
             );
             let says = "writing rows, statement 1 of the application's own";
@@ -116,13 +132,16 @@ async fn several_rows_and_several_totals_are_one_transaction() {
         batch.add(TAGS, (nasty, id), 2);
     }
     let ids: Vec<i64> = (0..17).collect();
-    let values: Vec<[&(dyn ToSql + Sync); 1]> = ids.iter().map(|id| [id as &(dyn ToSql + Sync)]).collect();
-    let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> = values.iter().map(|values| (INSERT, &values[..])).collect();
+    let values: Vec<[&(dyn ToSql + Sync); 1]> =
+        ids.iter().map(|id| [id as &(dyn ToSql + Sync)]).collect();
+    let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> =
+        values.iter().map(|values| (INSERT, &values[..])).collect();
     let all = ("UPDATE votes SET id = id + 100", &[][..]);
     // The last is too much for a single round trip, and is written all the same.
     for (rows, wanted) in [(&rows[..3], 3), (&rows[3..], 14), (&rows[..], 17)] {
         let rows: Vec<_> = rows.iter().copied().chain([all]).collect();
-        let (written, applied) = store(&mut client, Some(&prepared)).write(&rows, &mut batch.clone()).await.unwrap();
+        let (written, applied) =
+            store(&mut client, Some(&prepared)).write(&rows, &mut batch.clone()).await.unwrap();
         assert_eq!(written[..wanted], vec![1; wanted]);
         assert_eq!((written.len(), applied.totals), (wanted + 1, 5));
     }
@@ -136,7 +155,8 @@ async fn several_rows_and_several_totals_are_one_transaction() {
     }
     assert_eq!(by_name(&client).await, (4, 6 + 17));
     // Rows that come back are no matter; nothing to write is no error.
-    let returning = "INSERT INTO votes SELECT n + $1::bigint FROM generate_series(1, 3) AS n RETURNING id";
+    let returning =
+        "INSERT INTO votes SELECT n + $1::bigint FROM generate_series(1, 3) AS n RETURNING id";
     let mut store = PostgresStore::new(&mut client, &SCHEMA).prepared(&prepared);
     assert_eq!(store.write(&[(returning, &[&1_000_i64])], &mut one(1, 3)).await.unwrap().0, [3]);
     assert_eq!(store.write(&[], &mut Batch::new()).await.unwrap().0, Vec::<u64>::new());
@@ -147,7 +167,11 @@ async fn several_rows_and_several_totals_are_one_transaction() {
 struct Sent(Option<Vec<u8>>);
 
 impl ToSql for Sent {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
         let Some(bytes) = &self.0 else { return Ok(IsNull::Yes) };
         out.extend_from_slice(bytes);
         Ok(IsNull::No)
@@ -164,7 +188,8 @@ impl ToSql for Sent {
 fn array(kind: &Type, first: i32, elements: &[Sent]) -> Sent {
     let has_nulls = elements.iter().any(|element| element.0.is_none());
     let length = i32::try_from(elements.len()).unwrap();
-    let mut prefix = vec![1, i32::from(has_nulls), i32::try_from(kind.oid()).unwrap(), length, first];
+    let mut prefix =
+        vec![1, i32::from(has_nulls), i32::try_from(kind.oid()).unwrap(), length, first];
     if elements.is_empty() {
         prefix = vec![0, 0, i32::try_from(kind.oid()).unwrap()];
     }
@@ -182,13 +207,28 @@ fn text(random: &mut Random) -> String {
     const CHARS: [&str; 14] =
         ["\\", "a", "'", "\"", "{", "}", ",", "NULL", "\n", " ", "$1", ";", "\u{e9}", "\u{1f3b5}"];
     let first = random.below(3);
-    (0..random.below(8)).map(|_| CHARS[usize::try_from(first + random.below(12)).unwrap()]).collect()
+    (0..random.below(8))
+        .map(|_| CHARS[usize::try_from(first + random.below(12)).unwrap()])
+        .collect()
 }
 
 /// Any bits, and often such as are special.
 fn bits(random: &mut Random) -> u64 {
-    let special = [0, 1, u64::MAX, 1 << 63, i64::MAX as u64, f64::NAN.to_bits(), f64::INFINITY.to_bits(), 1 << 52];
-    if random.below(2) == 0 { random.below(u64::MAX) } else { special[usize::try_from(random.below(8)).unwrap()] }
+    let special = [
+        0,
+        1,
+        u64::MAX,
+        1 << 63,
+        i64::MAX as u64,
+        f64::NAN.to_bits(),
+        f64::INFINITY.to_bits(),
+        1 << 52,
+    ];
+    if random.below(2) == 0 {
+        random.below(u64::MAX)
+    } else {
+        special[usize::try_from(random.below(8)).unwrap()]
+    }
 }
 
 fn some(bytes: &[u8]) -> Sent {
@@ -208,8 +248,9 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
     let double = bits(random);
     let single = u32::try_from(bits(random) >> 32).unwrap();
     let numbers: Vec<Sent> = (0..random.below(4)).map(|_| suffix(bits(random), 8)).collect();
-    let texts: Vec<Sent> =
-        (0..random.below(4)).map(|_| some(text(random).replace(|c| c > '~', "").as_bytes())).collect();
+    let texts: Vec<Sent> = (0..random.below(4))
+        .map(|_| some(text(random).replace(|c| c > '~', "").as_bytes()))
+        .collect();
     vec![
         ("bool", suffix(random.below(2), 1)),
         ("int2", suffix(bits(random), 2)),
@@ -230,7 +271,10 @@ fn values(random: &mut Random) -> Vec<(&'static str, Sent)> {
         ("int8[]", array(&Type::INT8, 1, &numbers)),
         ("text[]", array(&Type::TEXT, 1, &texts)),
         ("bytea[]", array(&Type::BYTEA, 1, &numbers)),
-        ("\"odd \"\"mood\"", some([&b"it's \\"[..], b"calm"][usize::try_from(random.below(2)).unwrap()])),
+        (
+            "\"odd \"\"mood\"",
+            some([&b"it's \\"[..], b"calm"][usize::try_from(random.below(2)).unwrap()]),
+        ),
         ("small", suffix(random.below(9), 4)),
         ("text", Sent(None)),
     ]
@@ -255,20 +299,30 @@ fn odd() -> Vec<(&'static str, Sent)> {
     ]
 }
 
-/// Writes what is sent by both ways, and looks whether it became the same. Gives how many statements were run by name for it.
+/// Writes what is sent by both ways, and looks whether it became the same. Gives how many
+/// statements were run by name for it.
 async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
-    let columns: Vec<String> = (0..).zip(values).map(|(at, (column, _))| format!("c{at} {column}")).collect();
-    client.batch_execute(&format!("CREATE TABLE IF NOT EXISTS every (way INT, {})", columns.join(", "))).await.unwrap();
+    let columns: Vec<String> =
+        (0..).zip(values).map(|(at, (column, _))| format!("c{at} {column}")).collect();
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE IF NOT EXISTS every (way INT, {})",
+            columns.join(", ")
+        ))
+        .await
+        .unwrap();
     let places: Vec<String> = (1..=values.len()).map(|at| format!("${at}")).collect();
     let insert = |way: i32| format!("INSERT INTO every VALUES ({way}, {})", places.join(", "));
-    let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|(_, value)| value as &(dyn ToSql + Sync)).collect();
+    let params: Vec<&(dyn ToSql + Sync)> =
+        values.iter().map(|(_, value)| value as &(dyn ToSql + Sync)).collect();
     client.execute(&insert(0), &params).await.unwrap();
     // As another connection would, it prepares anew: the names are the same.
     // What was run before of these names goes with them.
     let prepared = PreparedStatements::new();
     store(client, Some(&prepared)).write(&[(&insert(1), &params)], &mut one(1, 1)).await.unwrap();
     let runs = by_name(client).await.1;
-    let texts: Vec<String> = (0..values.len()).map(|at| format!("coalesce(c{at}::text, 'nothing')")).collect();
+    let texts: Vec<String> =
+        (0..values.len()).map(|at| format!("coalesce(c{at}::text, 'nothing')")).collect();
     let texts = format!("SELECT ARRAY[{}] FROM every ORDER BY way", texts.join(", "));
     let rows = client.query(&texts, &[]).await.unwrap();
     let (sent, written): (Vec<String>, Vec<String>) = (rows[0].get(0), rows[1].get(0));
@@ -284,7 +338,10 @@ async fn both_ways(client: &mut Client, values: &[(&str, Sent)]) -> i64 {
 async fn values_arrive_as_they_would_as_parameters() {
     let Some((_, mut client)) = open().await else { return };
     let mut random = Random(9);
-    client.batch_execute("CREATE TYPE \"odd \"\"mood\" AS ENUM ('it''s \\', 'calm')").await.unwrap();
+    client
+        .batch_execute("CREATE TYPE \"odd \"\"mood\" AS ENUM ('it''s \\', 'calm')")
+        .await
+        .unwrap();
     client.batch_execute("CREATE DOMAIN small AS int4 CHECK (value < 10)").await.unwrap();
     let settings = [
         "SET standard_conforming_strings = on",
@@ -314,7 +371,10 @@ async fn values_without_a_text_are_sent_as_parameters() {
     assert_eq!(both_ways(&mut client, &[number, odd().remove(0)]).await, 0);
     client.batch_execute("CREATE TABLE numbers (number INT8)").await.unwrap();
     let insert = "INSERT INTO numbers VALUES ($1)";
-    store(&mut client, Some(&PreparedStatements::new())).write(&[(insert, &[&Digits])], &mut one(1, 1)).await.unwrap();
+    store(&mut client, Some(&PreparedStatements::new()))
+        .write(&[(insert, &[&Digits])], &mut one(1, 1))
+        .await
+        .unwrap();
     let number: i64 = client.query_one("SELECT number FROM numbers", &[]).await.unwrap().get(0);
     assert_eq!(number, 12_345_678);
 }
@@ -324,7 +384,11 @@ async fn values_without_a_text_are_sent_as_parameters() {
 struct Digits;
 
 impl ToSql for Digits {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
         out.extend_from_slice(b"12345678");
         Ok(IsNull::No)
     }
@@ -343,7 +407,8 @@ impl ToSql for Digits {
 /// A statement and its values.
 type Given<'v> = (&'v str, Vec<&'v (dyn ToSql + Sync)>);
 
-/// The driver leaves out a statement whose values it cannot send, and sends what comes behind: totals were committed without their row.
+/// The driver leaves out a statement whose values it cannot send, and sends what comes behind:
+/// totals were committed without their row.
 #[tokio::test]
 async fn rows_with_values_that_do_not_fit_write_nothing() {
     let Some((_, mut client)) = open().await else { return };
@@ -365,14 +430,21 @@ async fn rows_with_values_that_do_not_fit_write_nothing() {
         let rows: Vec<(&str, &[&(dyn ToSql + Sync)])> =
             rows.iter().map(|(text, values)| (*text, &values[..])).collect();
         for prepared in [None, Some(&prepared)] {
-            let error = store(&mut client, prepared).write(&rows, &mut one(7, 1)).await.unwrap_err();
-            assert!(!matches!(error, Error::Overflow { .. }) && error.recovery() == Recovery::Permanent, "{error:?}");
+            let error =
+                store(&mut client, prepared).write(&rows, &mut one(7, 1)).await.unwrap_err();
+            assert!(
+                !matches!(error, Error::Overflow { .. }) && error.recovery() == Recovery::Permanent,
+                "{error:?}"
+            );
             assert!(error.to_string().contains(says), "{error} does not say {says}");
             assert_eq!(written(&client).await, (0, 0));
         }
     }
     // The connection serves as before.
-    store(&mut client, Some(&prepared)).write(&[(INSERT, &[&7_i64])], &mut one(7, 1)).await.unwrap();
+    store(&mut client, Some(&prepared))
+        .write(&[(INSERT, &[&7_i64])], &mut one(7, 1))
+        .await
+        .unwrap();
     assert_eq!(written(&client).await, (1, 1));
 }
 
@@ -384,8 +456,15 @@ async fn what_fails_at_the_commit_is_known_to_have_failed() {
     client.batch_execute(late).await.unwrap();
     let home = "INSERT INTO votes VALUES ($1, '::1')";
     store(&mut client, Some(&prepared)).write(&[(home, &[&1_i64])], &mut one(7, 1)).await.unwrap();
-    let error = store(&mut client, Some(&prepared)).write(&[(home, &[&2_i64])], &mut one(7, 1)).await.unwrap_err();
-    assert!(error.recovery() == Recovery::Permanent && error.to_string().contains("duplicate key value"), "{error}");
+    let error = store(&mut client, Some(&prepared))
+        .write(&[(home, &[&2_i64])], &mut one(7, 1))
+        .await
+        .unwrap_err();
+    assert!(
+        error.recovery() == Recovery::Permanent
+            && error.to_string().contains("duplicate key value"),
+        "{error}"
+    );
     assert_eq!(written(&client).await, (1, 1));
 }
 
@@ -395,8 +474,8 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     let prepared = PreparedStatements::new();
     let (by_parameters, others) = (PreparedStatements::by_parameters(), PreparedStatements::new());
     let mut wanted = 0;
-    // By name; where they are not there they are prepared anew; a second set of statements on one connection takes the names over, and their runs are
-    // counted from there.
+    // By name; where they are not there they are prepared anew; a second set of statements on one
+    // connection takes the names over, and their runs are counted from there.
     let turns = [
         (false, &prepared, 2),
         (true, &prepared, 2),
@@ -410,20 +489,32 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
             client.batch_execute(&format!("DEALLOCATE {}", row.get::<_, &str>(0))).await.unwrap();
         }
         let before = by_name(&client).await.1;
-        store(&mut client, Some(prepared)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
+        store(&mut client, Some(prepared))
+            .write(&[(INSERT, &[&wanted])], &mut one(7, 1))
+            .await
+            .unwrap();
         wanted += 1;
         assert_eq!(written(&client).await, (wanted, wanted));
         assert_eq!(by_name(&client).await.1 - before, runs);
     }
     // The same names are taken over from statements that went without them.
-    store(&mut client, Some(&PreparedStatements::new())).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
+    store(&mut client, Some(&PreparedStatements::new()))
+        .write(&[(INSERT, &[&wanted])], &mut one(7, 1))
+        .await
+        .unwrap();
     wanted += 1;
     assert_eq!(by_name(&client).await, (2, 2));
     // What cannot be prepared just now can be later; the error is that of the statement itself.
     let later = PreparedStatements::new();
     client.batch_execute("DEALLOCATE ALL; ALTER TABLE show_votes RENAME TO away").await.unwrap();
-    let error = store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"), "{error}");
+    let error = store(&mut client, Some(&later))
+        .write(&[(INSERT, &[&wanted])], &mut one(7, 1))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "show_votes"),
+        "{error}"
+    );
     assert!(error.to_string().contains("writing totals of counter show.votes"), "{error}");
     client.batch_execute("ALTER TABLE away RENAME TO show_votes").await.unwrap();
     store(&mut client, Some(&later)).write(&[(INSERT, &[&wanted])], &mut one(7, 1)).await.unwrap();
@@ -431,14 +522,20 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
     assert_eq!(by_name(&client).await, (2, 2));
     // PREPARE takes no such statement.
     let notify = "NOTIFY votes";
-    store(&mut client, Some(&PreparedStatements::new())).write(&[(notify, &[])], &mut one(7, 1)).await.unwrap();
+    store(&mut client, Some(&PreparedStatements::new()))
+        .write(&[(notify, &[])], &mut one(7, 1))
+        .await
+        .unwrap();
     assert_eq!(written(&client).await, (wanted, wanted + 1));
     // Nor is there room for more than 256, of each kind.
     client.batch_execute("DEALLOCATE ALL").await.unwrap();
     let (prepared, before) = (PreparedStatements::new(), count(&client).await);
     for at in 0..300 {
         let text = format!("INSERT INTO votes VALUES ($1::bigint + {at})");
-        store(&mut client, Some(&prepared)).write(&[(&text, &[&1_000_i64])], &mut one(7, 1)).await.unwrap();
+        store(&mut client, Some(&prepared))
+            .write(&[(&text, &[&1_000_i64])], &mut one(7, 1))
+            .await
+            .unwrap();
     }
     assert_eq!(written(&client).await, (wanted + 300, wanted + 301));
     assert_eq!(count(&client).await - before, 2 * 256);
@@ -446,7 +543,8 @@ async fn a_connection_that_does_not_know_the_names_is_written_to_all_the_same() 
 
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
 const SUM: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP);
-const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
+const LEADERBOARD: Leaderboard<i64> =
+    Leaderboard::new("show.board", [VOTES]).by(|[total]| Some(total));
 
 /// Where totals have to be read first, it is a transaction as any other.
 #[tokio::test]
@@ -472,13 +570,18 @@ async fn rollups_leaderboards_and_cutoffs_are_written_too() {
         assert_eq!(store.total(VOTES, 7).await.unwrap(), 1);
         match schema.counters().len() {
             1 => assert_eq!(store.listed(LEADERBOARD).await.unwrap(), 1),
-            2 => assert_eq!(store.total(MEMBERSHIP, (7, 70)).await.unwrap(), 0, "it is below the cutoff"),
+            2 => assert_eq!(
+                store.total(MEMBERSHIP, (7, 70)).await.unwrap(),
+                0,
+                "it is below the cutoff"
+            ),
             _ => assert_eq!(store.total(SUM, 70).await.unwrap(), 1),
         }
     }
 }
 
-/// Whoever deletes a parent holds it, and wants the total: a write that holds the total while it waits for the parent would be a deadlock.
+/// Whoever deletes a parent holds it, and wants the total: a write that holds the total while it
+/// waits for the parent would be a deadlock.
 #[tokio::test]
 async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
     let Some((config, mut client)) = open().await else { return };
@@ -493,21 +596,31 @@ async fn a_total_is_not_held_while_a_row_waits_for_its_parent() {
             let prepared = PreparedStatements::new();
             let values: [&(dyn ToSql + Sync); 2] = [&id, &HOME];
             let text = if from { INSERT_FROM } else { INSERT };
-            store(&mut voter, Some(&prepared)).write(&[(text, &values[..=usize::from(from)])], &mut one(id, 1)).await
+            store(&mut voter, Some(&prepared))
+                .write(&[(text, &values[..=usize::from(from)])], &mut one(id, 1))
+                .await
         });
         let watcher = connect(&config).await;
         wait_until(&watcher, A_LOCK_IS_WAITED_FOR).await;
         tx.batch_execute("SET LOCAL lock_timeout = '2s'").await.unwrap();
         PostgresStore::in_transaction(&tx, &SCHEMA).apply(&mut one(id, -5)).await.unwrap();
         tx.commit().await.unwrap();
-        let error = tokio::time::timeout(Duration::from_secs(20), voting).await.unwrap().unwrap().unwrap_err();
+        let error = tokio::time::timeout(Duration::from_secs(20), voting)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap_err();
         assert!(error.to_string().contains("violates foreign key constraint"), "{error}");
         assert_eq!(store(&mut client, None).total(VOTES, id).await.unwrap(), -5);
     }
 }
 
-/// A way to a server on which the next `from` that is said to it becomes `to`, of the same length, while it is armed.
-async fn tampered(config: &Config, words: Arc<Mutex<Option<(&'static str, &'static str)>>>) -> Client {
+/// A way to a server on which the next `from` that is said to it becomes `to`, of the same length,
+/// while it is armed.
+async fn tampered(
+    config: &Config,
+    words: Arc<Mutex<Option<(&'static str, &'static str)>>>,
+) -> Client {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let network: Config = shared().unwrap().url(config.get_dbname().unwrap()).parse().unwrap();
@@ -528,7 +641,8 @@ async fn tampered(config: &Config, words: Arc<Mutex<Option<(&'static str, &'stat
                 {
                     let mut armed = words.lock().unwrap();
                     if let Some((from, to)) = *armed
-                        && let Some(at) = said.windows(from.len()).position(|said| said == from.as_bytes())
+                        && let Some(at) =
+                            said.windows(from.len()).position(|said| said == from.as_bytes())
                     {
                         said[at..at + to.len()].copy_from_slice(to.as_bytes());
                         *armed = None;
@@ -548,8 +662,8 @@ async fn tampered(config: &Config, words: Arc<Mutex<Option<(&'static str, &'stat
     connect(&way).await
 }
 
-/// A COMMIT that the server refuses before it runs it, as one that is cancelled, left the client in an aborted transaction: all that came later on it failed,
-/// as [`Recovery::Permanent`], for ever.
+/// A COMMIT that the server refuses before it runs it, as one that is cancelled, left the client in
+/// an aborted transaction: all that came later on it failed, as [`Recovery::Permanent`], for ever.
 #[tokio::test]
 async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
     let Some((config, watcher)) = open().await else { return };
@@ -575,15 +689,21 @@ async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
                 4 => by.drop_counter("nothing").await,
                 _ => by.write(&[], &mut one(7, 1)).await.map(drop),
             };
-            assert!(*words.lock().unwrap() != Some(words_of_way) || call == 4, "{call}: nothing of the kind was said");
+            assert!(
+                *words.lock().unwrap() != Some(words_of_way) || call == 4,
+                "{call}: nothing of the kind was said"
+            );
             *words.lock().unwrap() = None;
             let error = error.unwrap_err();
             assert!(call == 4 || error.to_string().contains("syntax error"), "{call}: {error}");
             assert_ne!(error.recovery(), Recovery::Indeterminate, "{call}: {error}");
             assert_eq!(written(&watcher).await, before, "{call}: {error}");
-            let state =
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
-            assert_eq!(watcher.query_one(state, &[]).await.unwrap().get::<_, i64>(0), 0, "{call}: {error}");
+            let state = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+            assert_eq!(
+                watcher.query_one(state, &[]).await.unwrap().get::<_, i64>(0),
+                0,
+                "{call}: {error}"
+            );
             // All of it works as before.
             let prepared = PreparedStatements::new();
             let mut by = store(&mut client, Some(&prepared));
@@ -595,13 +715,17 @@ async fn a_commit_that_is_refused_before_it_runs_leaves_the_client_idle() {
     }
 }
 
-/// A future that is dropped sends a ROLLBACK and waits for nothing; where that is cancelled, the client stays in an aborted transaction, and nobody was told.
+/// A future that is dropped sends a ROLLBACK and waits for nothing; where that is cancelled, the
+/// client stays in an aborted transaction, and nobody was told.
 #[tokio::test]
 async fn a_client_that_was_left_in_an_aborted_transaction_serves_again() {
     let Some((_, mut client)) = open().await else { return };
     let prepared = PreparedStatements::new();
     let parameters = PreparedStatements::by_parameters();
-    store(&mut client, Some(&prepared)).write(&[(INSERT, &[&0_i64])], &mut one(7, 1)).await.unwrap();
+    store(&mut client, Some(&prepared))
+        .write(&[(INSERT, &[&0_i64])], &mut one(7, 1))
+        .await
+        .unwrap();
     for (turn, prepared) in (1_i64..).zip([None, Some(&prepared), Some(&parameters)]) {
         for call in 0..5 {
             client.batch_execute("BEGIN").await.unwrap();
@@ -643,14 +767,18 @@ async fn statements_that_the_server_forgot_are_prepared_anew() {
                         _ => {
                             // In the caller's transaction nobody but the caller can begin anew.
                             let tx = client.transaction().await.unwrap();
-                            let mut by = PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
+                            let mut by =
+                                PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
                             match (turn, by.apply(&mut one(7, 1)).await) {
                                 (0, applied) => drop(applied.unwrap()),
-                                (_, applied) => assert_eq!(applied.unwrap_err().recovery(), Recovery::Retry),
+                                (_, applied) => {
+                                    assert_eq!(applied.unwrap_err().recovery(), Recovery::Retry);
+                                }
                             }
                             drop(tx);
                             let tx = client.transaction().await.unwrap();
-                            let mut by = PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
+                            let mut by =
+                                PostgresStore::in_transaction(&tx, &SCHEMA).prepared(prepared);
                             by.apply(&mut one(7, 1)).await.unwrap();
                             tx.commit().await.unwrap();
                         }
@@ -684,7 +812,8 @@ async fn a_null_in_an_array_arrives_as_a_null_whatever_the_settings() {
     }
 }
 
-/// An outcome that nobody knew could not be found out: what was written again was written twice, or refused as being there.
+/// An outcome that nobody knew could not be found out: what was written again was written twice, or
+/// refused as being there.
 #[tokio::test]
 async fn a_write_with_an_offset_is_written_once_however_often_it_is_given() {
     let Some((_, mut client)) = open().await else { return };
@@ -696,8 +825,9 @@ async fn a_write_with_an_offset_is_written_once_however_often_it_is_given() {
             let stream_range = StreamRange::new(&stream, number, number).unwrap();
             for again in [false, true, true] {
                 let mut batch = one(7, 1);
-                let done =
-                    store(&mut client, prepared).write_idempotent(&[(INSERT, &[&id])], &mut batch, &stream_range).await;
+                let done = store(&mut client, prepared)
+                    .write_idempotent(&[(INSERT, &[&id])], &mut batch, &stream_range)
+                    .await;
                 let (rows, applied) = done.unwrap();
                 assert_eq!((rows, applied.skipped), (if again { vec![] } else { vec![1] }, again));
                 assert!(batch.is_empty());
@@ -706,12 +836,14 @@ async fn a_write_with_an_offset_is_written_once_however_often_it_is_given() {
         }
         // A gap, and a row that is refused, write nothing and move nothing.
         let stream_range = StreamRange::new(&stream, 9, 9).unwrap();
-        let done =
-            store(&mut client, prepared).write_idempotent(&[(INSERT, &[&99_i64])], &mut one(7, 1), &stream_range).await;
+        let done = store(&mut client, prepared)
+            .write_idempotent(&[(INSERT, &[&99_i64])], &mut one(7, 1), &stream_range)
+            .await;
         assert!(matches!(done, Err(Error::Gap { applied: 3, .. })), "{done:?}");
         let stream_range = StreamRange::new(&stream, 4, 4).unwrap();
-        let done =
-            store(&mut client, prepared).write_idempotent(&[(INSERT, &[&1_i64])], &mut one(7, 1), &stream_range).await;
+        let done = store(&mut client, prepared)
+            .write_idempotent(&[(INSERT, &[&1_i64])], &mut one(7, 1), &stream_range)
+            .await;
         assert_eq!(done.unwrap_err().recovery(), Recovery::Permanent);
         assert_eq!(store(&mut client, prepared).offset(&stream).await.unwrap(), 3);
         assert_eq!(written(&client).await, (turn * 3 + 3, turn * 3 + 3));

@@ -1,5 +1,6 @@
-//! docs/deploy.md acted out by processes on one file: old and new ones write side by side, the new counters are backfilled by a job that is
-//! killed again and again, and at the end the old ones are dropped. Whoever reads meanwhile reads what is exact, or is refused.
+//! docs/deploy.md acted out by processes on one file: old and new ones write side by side, the new
+//! counters are backfilled by a job that is killed again and again, and at the end the old ones are
+//! dropped. Whoever reads meanwhile reads what is exact, or is refused.
 
 use crate::support::random::Random;
 use crate::support::test_of;
@@ -10,24 +11,29 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use keepcount::reconcile::{Columns, Mode, Options, Reconciler, SqliteAudit, SqliteRows, SystemRuntime, Token, run};
+use keepcount::reconcile::{
+    Columns, Mode, Options, Reconciler, SqliteAudit, SqliteRows, SystemRuntime, Token, run,
+};
 use keepcount::{Batch, Counter, Error, Leaderboard, Record, Schema, SqliteStore, Store, Tally};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 
-// An application in three releases. The first counts votes. The second counts them in another way as well, and sums that by show, which it ranks.
-// The third has left the first way behind.
+// An application in three releases. The first counts votes. The second counts them in another way
+// as well, and sums that by show, which it ranks. The third has left the first way behind.
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
 /// Weights, without spam.
 const VOTES_2: Counter<i64> = VOTES.version(2);
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES_2, MEMBERSHIP);
-const RANK: Leaderboard<i64> = Leaderboard::new("show.board", [SHOWS]).by(|[votes]| (votes != 0).then_some(votes));
+const RANK: Leaderboard<i64> =
+    Leaderboard::new("show.board", [SHOWS]).by(|[votes]| (votes != 0).then_some(votes));
 
 const FIRST: Schema = Schema::new(&[VOTES.table()]);
 const SECOND: Schema =
-    Schema::new(&[VOTES.table(), VOTES_2.table(), MEMBERSHIP.table(), SHOWS.table()]).leaderboards(&[RANK.id()]);
-const THIRD: Schema = Schema::new(&[VOTES_2.table(), MEMBERSHIP.table(), SHOWS.table()]).leaderboards(&[RANK.id()]);
+    Schema::new(&[VOTES.table(), VOTES_2.table(), MEMBERSHIP.table(), SHOWS.table()])
+        .leaderboards(&[RANK.id()]);
+const THIRD: Schema =
+    Schema::new(&[VOTES_2.table(), MEMBERSHIP.table(), SHOWS.table()]).leaderboards(&[RANK.id()]);
 const RELEASES: [&Schema; 3] = [&FIRST, &SECOND, &THIRD];
 
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +141,11 @@ fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &
     let (id, weight, spam) = (random.below(SETLISTS), random.below(7) - 2, random.below(4) == 0);
     match random.below(10) {
         0..6 => {
-            conn.execute("INSERT INTO votes (setlist, weight, spam) VALUES (?1, ?2, ?3)", (id, weight, spam)).unwrap();
+            conn.execute(
+                "INSERT INTO votes (setlist, weight, spam) VALUES (?1, ?2, ?3)",
+                (id, weight, spam),
+            )
+            .unwrap();
             batch.insert(&Row::<RELEASE>::Vote { setlist: id, weight, spam });
         }
         6 | 7 => {
@@ -145,15 +155,27 @@ fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &
         }
         8 => {
             let select = "SELECT setlist, weight, spam FROM votes WHERE setlist = ?1";
-            let old: Vec<_> =
-                conn.prepare(select).unwrap().query_map([id], vote::<RELEASE>).unwrap().map(Result::unwrap).collect();
+            let old: Vec<_> = conn
+                .prepare(select)
+                .unwrap()
+                .query_map([id], vote::<RELEASE>)
+                .unwrap()
+                .map(Result::unwrap)
+                .collect();
             conn.execute("UPDATE votes SET spam = NOT spam WHERE setlist = ?1", [id]).unwrap();
-            let new: Vec<_> =
-                conn.prepare(select).unwrap().query_map([id], vote::<RELEASE>).unwrap().map(Result::unwrap).collect();
+            let new: Vec<_> = conn
+                .prepare(select)
+                .unwrap()
+                .query_map([id], vote::<RELEASE>)
+                .unwrap()
+                .map(Result::unwrap)
+                .collect();
             batch.update(&old, &new);
         }
         _ => {
-            let old = conn.query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], setlist::<RELEASE>).unwrap();
+            let old = conn
+                .query_row("SELECT id, show FROM setlists WHERE id = ?1", [id], setlist::<RELEASE>)
+                .unwrap();
             let show = random.below(SHOW_COUNT);
             conn.execute("UPDATE setlists SET show = ?2 WHERE id = ?1", (id, show)).unwrap();
             batch.update(&old, &Row::Setlist { id, show });
@@ -164,7 +186,9 @@ fn change<const RELEASE: usize>(conn: &Connection, random: &mut Random, batch: &
 fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
     let votes = SqliteRows::of("votes", |row| Ok(vote::<2>(row)?)).columns("setlist, weight, spam");
-    audit.add(votes.key(VOTES_2, Columns::of(["setlist"]).sum("weight").filter("NOT spam"))).unwrap();
+    audit
+        .add(votes.key(VOTES_2, Columns::of(["setlist"]).sum("weight").filter("NOT spam")))
+        .unwrap();
     let setlists = SqliteRows::of("setlists", |row| Ok(setlist::<2>(row)?)).columns("id, show");
     audit.add(setlists.key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
     audit
@@ -181,11 +205,14 @@ fn job(path: &Path) {
     let unready = SqliteStore::new(&conn, &SECOND).unready().unwrap();
     let leg = Options::default().max_pages(1);
     let mut backfill = match fs::read_to_string(token_file(path)) {
-        Ok(token) => Reconciler::resume(Mode::Backfill, &SECOND, &token.parse().unwrap(), leg).unwrap(),
+        Ok(token) => {
+            Reconciler::resume(Mode::Backfill, &SECOND, &token.parse().unwrap(), leg).unwrap()
+        }
         Err(_) => Reconciler::scoped(Mode::Backfill, &SECOND, &unready, leg.page(4)).unwrap(),
     };
     let mut audit = audit(&conn, &SECOND);
-    while let Some(token) = run(&mut backfill, &mut audit, &mut SystemRuntime::new()).unwrap().token {
+    while let Some(token) = run(&mut backfill, &mut audit, &mut SystemRuntime::new()).unwrap().token
+    {
         keep(path, &token);
         thread::sleep(Duration::from_millis(2));
         backfill = Reconciler::resume(Mode::Backfill, &SECOND, &token, leg).unwrap();
@@ -213,7 +240,8 @@ impl Site {
         let path = dir.path().join("site.db");
         let conn = open(&path);
         conn.execute_batch(TABLES).unwrap();
-        let fill = "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < ?1 - 1)
+        let fill =
+            "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < ?1 - 1)
                     INSERT INTO setlists SELECT n, n % ?2 FROM n";
         conn.execute(fill, [SETLISTS, SHOW_COUNT]).unwrap();
         Self { path, writers: Vec::new(), started: 0, _dir: dir }
@@ -397,7 +425,8 @@ fn a_rolling_deploy_of_counters_a_version_a_rollup_and_a_leaderboard() {
     the_end_is_exact(&conn);
 }
 
-/// Gives how often the job was killed: each time once it has noted another place, and worked on for a while.
+/// Gives how often the job was killed: each time once it has noted another place, and worked on for
+/// a while.
 fn backfill_by_a_job_that_is_killed(site: &mut Site) -> u32 {
     let (conn, mut random) = (open(&site.path), Random(41));
     let place = |site: &Site| fs::read(token_file(&site.path)).ok();

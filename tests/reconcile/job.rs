@@ -1,5 +1,6 @@
-//! The job: due times against a naive list, without a clock; and its thread, where no assertion depends on how fast the
-//! machine is. A wait has a bound so generous that only a thread that does not wake at all exceeds it.
+//! The job: due times against a naive list, without a clock; and its thread, where no assertion
+//! depends on how fast the machine is. A wait has a bound so generous that only a thread that does
+//! not wake at all exceeds it.
 
 use std::panic::panic_any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,14 +20,13 @@ const MS: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
 fn schedules() -> impl Strategy<Value = Schedule> {
-    (1..=u64::from(u32::MAX) * 1000, 0..=u64::from(u32::MAX) * 1000, 0..=50_u8, any::<u64>()).prop_map(
-        |(interval, first, jitter, seed)| {
+    (1..=u64::from(u32::MAX) * 1000, 0..=u64::from(u32::MAX) * 1000, 0..=50_u8, any::<u64>())
+        .prop_map(|(interval, first, jitter, seed)| {
             Schedule::every(Duration::from_nanos(interval))
                 .first_after(Duration::from_nanos(first))
                 .jitter_percent(jitter)
                 .seed(seed)
-        },
-    )
+        })
 }
 
 proptest! {
@@ -102,7 +102,9 @@ fn jitter_depends_on_the_seed_alone_and_spreads() {
     assert_ne!(moved(1), moved(2));
     // Every one of the fifty seconds comes up, within one process and between processes.
     assert!((0..50).all(|second| moved(7).contains(&second)));
-    assert!((0..50).all(|second| (0..1000).any(|seed| schedule.seed(seed).due(0).as_secs() == second)));
+    assert!(
+        (0..50).all(|second| (0..1000).any(|seed| schedule.seed(seed).due(0).as_secs() == second))
+    );
 }
 
 #[test]
@@ -113,12 +115,16 @@ fn what_cannot_be_used_is_a_setting() {
         other => panic!("{other:?}"),
     };
     refused(spawn(Schedule::every(Duration::ZERO), "zero"), "interval: it is zero");
-    refused(spawn(Schedule::every(HOUR).jitter_percent(51), "wide"), "jitter percent: 51 is not within 0 to 50");
+    refused(
+        spawn(Schedule::every(HOUR).jitter_percent(51), "wide"),
+        "jitter percent: 51 is not within 0 to 50",
+    );
     refused(spawn(Schedule::every(HOUR), "a\0b"), "job name: it has a NUL in it");
     spawn(Schedule::every(Duration::MAX).jitter_percent(50), "rare").unwrap();
 }
 
-/// A job that sleeps for an hour, and the end of a channel into which each run says its number, from 1 on.
+/// A job that sleeps for an hour, and the end of a channel into which each run says its number,
+/// from 1 on.
 fn sleeper(
     work: impl FnMut(u64, &AtomicBool) -> Result<(), keepcount::Cause> + Send + 'static,
 ) -> (Job, Receiver<u64>) {
@@ -303,8 +309,13 @@ fn panics_and_errors_are_contained_and_told_and_the_job_goes_on() {
         5 => Err(Unspeakable)?,
         _ => Ok(()),
     });
-    let texts =
-        ["panic: a text", "panic: a text, and 2", "panic: something that is no text", "an error", "panic: no words"];
+    let texts = [
+        "panic: a text",
+        "panic: a text, and 2",
+        "panic: something that is no text",
+        "an error",
+        "panic: no words",
+    ];
     for (number, text) in (1..).zip(texts) {
         job.run_now();
         assert_eq!(ran.recv_timeout(LONGEST).unwrap(), number);
@@ -341,7 +352,10 @@ fn the_last_error_says_its_causes_too() {
     job.run_now();
     ran.recv_timeout(LONGEST).unwrap();
     let status = until(&job, |status| status.runs == 1);
-    assert_eq!(status.last_error.as_deref(), Some("the import failed: invalid digit found in string"));
+    assert_eq!(
+        status.last_error.as_deref(),
+        Some("the import failed: invalid digit found in string")
+    );
 }
 
 #[test]

@@ -4,17 +4,25 @@ use std::time::Duration;
 
 use crate::support::world::World;
 use keepcount::reconcile::{
-    Audit, Columns, Freshness, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Run, SqliteAudit,
-    SqliteRows, SystemRuntime, repair, verify,
+    Audit, Columns, Freshness, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler,
+    Report, Run, SqliteAudit, SqliteRows, SystemRuntime, repair, verify,
 };
-use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
+use keepcount::{
+    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store,
+    Tally,
+};
 use rusqlite::Connection;
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 const SONG_VOTES: Counter<(String, i64)> = Counter::new("song.votes");
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
 const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, MEMBERSHIP);
-const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table(), SONG_VOTES.table(), MEMBERSHIP.table(), ARTIST_VOTES.table()]);
+const SCHEMA: Schema = Schema::new(&[
+    SHOW_VOTES.table(),
+    SONG_VOTES.table(),
+    MEMBERSHIP.table(),
+    ARTIST_VOTES.table(),
+]);
 
 const SONGS: [&str; 6] = ["", "a", "a\u{10ffff}", "ab", "b", "b c"];
 
@@ -40,7 +48,8 @@ impl Record for Vote {
 
 fn votes() -> Vec<Vote> {
     let all = (-20..20).flat_map(|show| SONGS.map(|song| (show, song)));
-    all.map(|(show, song)| Vote { show, song: song.to_owned(), night: show.rem_euclid(3) - 1 }).collect()
+    all.map(|(show, song)| Vote { show, song: song.to_owned(), night: show.rem_euclid(3) - 1 })
+        .collect()
 }
 
 /// What is counted beside the rows: every key is off.
@@ -78,7 +87,9 @@ fn count(batch: &mut Batch) {
 }
 
 fn sqlite_audit(conn: &Connection) -> SqliteAudit<'_> {
-    let rows = SqliteRows::of("votes", |row| Ok(Vote { show: row.get(0)?, song: row.get(1)?, night: row.get(2)? }));
+    let rows = SqliteRows::of("votes", |row| {
+        Ok(Vote { show: row.get(0)?, song: row.get(1)?, night: row.get(2)? })
+    });
     let mut audit = SqliteAudit::new(conn, &SCHEMA).unwrap();
     let (shows, songs) = (Columns::of(["show"]).count(), Columns::of(["song", "night"]).count());
     audit.add(rows.key(SHOW_VOTES, shows).key(SONG_VOTES, songs)).unwrap();
@@ -98,7 +109,8 @@ fn with_each_audit(mut each: impl FnMut(&str, &mut dyn Audit)) {
     let store = MemoryStore::new(&SCHEMA);
     count(&mut batch);
     store.begin(&mut batch).unwrap().commit().unwrap();
-    let mut live = MemoryAudit::live(&store, GracePeriod::after(Duration::from_secs(1)), SystemRuntime::new());
+    let mut live =
+        MemoryAudit::live(&store, GracePeriod::after(Duration::from_secs(1)), SystemRuntime::new());
     live.rows(&OF_VOTES, votes).unwrap();
     each("memory, live", &mut live);
 
@@ -115,7 +127,13 @@ fn found(report: &Report) -> Vec<(String, i64, i64)> {
 
 fn all(audit: &mut dyn Audit) -> Vec<(String, i64, i64)> {
     let counters = [SHOW_VOTES.id(), SONG_VOTES.id()];
-    found(&verify(&SCHEMA).counters(&counters).options(Options::default().samples(1_000)).run(audit).unwrap())
+    found(
+        &verify(&SCHEMA)
+            .counters(&counters)
+            .options(Options::default().samples(1_000))
+            .run(audit)
+            .unwrap(),
+    )
 }
 
 #[test]
@@ -136,10 +154,21 @@ fn run_over_a_key_reports_and_repairs_that_key_alone() {
             let at = left.iter().position(|(known, ..)| known == key).unwrap();
             let wanted = vec![left.remove(at)];
             let report = verify(&SCHEMA).key_text(&counter, key).run(audit).unwrap();
-            assert_eq!((found(&report), &report.outcome), (wanted.clone(), &Outcome::Complete), "{kind}, {key}");
+            assert_eq!(
+                (found(&report), &report.outcome),
+                (wanted.clone(), &Outcome::Complete),
+                "{kind}, {key}"
+            );
             let report = repair(&SCHEMA).key_text(&counter, key).run(audit).unwrap();
-            assert_eq!((found(&report), report.counters[0].corrected), (wanted, 1), "{kind}, {key}");
-            assert!(verify(&SCHEMA).key_text(&counter, key).run(audit).unwrap().drift() == 0, "{kind}, {key}");
+            assert_eq!(
+                (found(&report), report.counters[0].corrected),
+                (wanted, 1),
+                "{kind}, {key}"
+            );
+            assert!(
+                verify(&SCHEMA).key_text(&counter, key).run(audit).unwrap().drift() == 0,
+                "{kind}, {key}"
+            );
             assert_eq!(all(audit), left, "{kind}, {key}: nothing else is repaired");
         }
     });
@@ -148,14 +177,27 @@ fn run_over_a_key_reports_and_repairs_that_key_alone() {
 #[test]
 fn run_over_several_keys_takes_each_once_in_any_order() {
     with_each_audit(|kind, audit| {
-        let of = |mode| Run::new(mode, &SCHEMA).key(SHOW_VOTES, 7).key(SHOW_VOTES, -20).key_text(&SHOW_VOTES.id(), "7");
+        let of = |mode| {
+            Run::new(mode, &SCHEMA)
+                .key(SHOW_VOTES, 7)
+                .key(SHOW_VOTES, -20)
+                .key_text(&SHOW_VOTES.id(), "7")
+        };
         let report = of(Mode::Repair).key(SHOW_VOTES, 55).run(audit).unwrap();
         assert_eq!(found(&report), [("-20".to_owned(), 12, 6), ("7".to_owned(), 12, 6)], "{kind}");
-        assert_eq!((report.counters[0].corrected, report.pages), (2, 3), "{kind}: 55 has no rows and no total");
+        assert_eq!(
+            (report.counters[0].corrected, report.pages),
+            (2, 3),
+            "{kind}: 55 has no rows and no total"
+        );
         assert!(found(&of(Mode::Verify).run(audit).unwrap()).is_empty(), "{kind}");
         // Between keys a run ends at its limits, without a token.
         let report = of(Mode::Verify).options(Options::default().max_pages(1)).run(audit).unwrap();
-        assert_eq!((report.outcome, report.pages, report.token), (Outcome::Limit("pages"), 1, None), "{kind}");
+        assert_eq!(
+            (report.outcome, report.pages, report.token),
+            (Outcome::Limit("pages"), 1, None),
+            "{kind}"
+        );
     });
 }
 
@@ -173,7 +215,11 @@ fn run_over_a_key_of_a_rollup_compares_it_with_what_it_sums() {
     conn.execute("UPDATE artist_votes SET total = total + 1", ()).unwrap();
     let report = repair(&SCHEMA).key(ARTIST_VOTES, 1).run(&mut sqlite_audit(&conn)).unwrap();
     assert_eq!((report.drift(), report.counters[0].corrected), (1, 1));
-    let report = verify(&SCHEMA).key(ARTIST_VOTES, 0).key(ARTIST_VOTES, 1).run(&mut sqlite_audit(&conn)).unwrap();
+    let report = verify(&SCHEMA)
+        .key(ARTIST_VOTES, 0)
+        .key(ARTIST_VOTES, 1)
+        .run(&mut sqlite_audit(&conn))
+        .unwrap();
     assert_eq!(report.drift(), 1);
 }
 
@@ -184,7 +230,10 @@ fn run_over_a_key_is_no_run_over_its_counter() {
         repair(&SCHEMA).options(Options::default().samples(0)).run(audit).unwrap();
         let report = verify(&SCHEMA).key(SHOW_VOTES, 7).run(audit).unwrap();
         let counter = &report.counters[0];
-        assert!(report.complete() && !counter.complete && !counter.clean && !counter.begun, "{kind}");
+        assert!(
+            report.complete() && !counter.complete && !counter.clean && !counter.begun,
+            "{kind}"
+        );
         freshness.observe(&report, 1_000);
         assert_eq!(freshness.age(&SHOW_VOTES.id(), 1_000), None, "{kind}");
     });
@@ -204,7 +253,9 @@ fn keys_that_cannot_be_are_refused() {
     ] {
         assert!(matches!(run(refused), Error::InvalidUse { .. }));
     }
-    let keys = |keys: &[KeyBuf]| Reconciler::keys(Mode::Verify, &SCHEMA, votes, keys, Options::default()).unwrap_err();
+    let keys = |keys: &[KeyBuf]| {
+        Reconciler::keys(Mode::Verify, &SCHEMA, votes, keys, Options::default()).unwrap_err()
+    };
     assert!(matches!(keys(&[]), Error::InvalidUse { .. }));
     assert!(matches!(keys(&[KeyBuf::of::<String>("x")]), Error::Key { .. }));
     // A source that is empty while many totals are not is no reason to take one of them away.

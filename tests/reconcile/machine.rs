@@ -5,11 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::support::world::{Clock, World, run_whole, through_text};
-use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge};
-use keepcount::reconcile::{
-    Answer, Audit, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Request, Step, SystemRuntime, Token, run,
+use keepcount::reconcile::audit::{
+    PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
 };
-use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, Tally};
+use keepcount::reconcile::{
+    Answer, Audit, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Request, Step,
+    SystemRuntime, Token, run,
+};
+use keepcount::{
+    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, Tally,
+};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -29,7 +34,8 @@ struct Side {
     totals: BTreeMap<i64, i64>,
 }
 
-/// An audit in maps, which writes down what it is asked, takes the time that it is told to, and fails when it is told to.
+/// An audit in maps, which writes down what it is asked, takes the time that it is told to, and
+/// fails when it is told to.
 #[derive(Debug, Default)]
 struct Fake {
     clock: Clock,
@@ -49,7 +55,11 @@ fn millis(millis: u64) -> Duration {
 }
 
 fn busy() -> Error {
-    Error::Busy { operation: "mending".to_owned(), reason: "somebody holds it", cause: "locked".into() }
+    Error::Busy {
+        operation: "mending".to_owned(),
+        reason: "somebody holds it",
+        cause: "locked".into(),
+    }
 }
 
 fn broken() -> Error {
@@ -63,7 +73,10 @@ impl Fake {
             rows: (0..keys).map(|key| (key, (2, 2))).collect(),
             totals: (0..keys).map(|key| (key, 2)).collect(),
         };
-        Self { sides: ["a.votes", "b.votes"].map(|name| (name, side.clone())).into(), ..Self::default() }
+        Self {
+            sides: ["a.votes", "b.votes"].map(|name| (name, side.clone())).into(),
+            ..Self::default()
+        }
     }
 
     fn wrong(mut self, counter: Counter<i64>, keys: impl IntoIterator<Item = i64>) -> Self {
@@ -113,7 +126,10 @@ impl Audit for Fake {
         }
         let side = self.side(&ask.counter);
         let empty = side.rows.is_empty();
-        Ok(ProbeResult { empty, totals: if empty { ask.totals.min(side.totals.len() as u64) } else { 0 } })
+        Ok(ProbeResult {
+            empty,
+            totals: if empty { ask.totals.min(side.totals.len() as u64) } else { 0 },
+        })
     }
 
     fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
@@ -124,7 +140,11 @@ impl Audit for Fake {
         let side = self.side(&ask.counter);
         let behind = |key: i64| after.is_none_or(|after| key > after);
         let rows = side.rows.iter().filter(|(key, _)| behind(**key)).take(ask.keys + 1);
-        let rows = rows.map(|(key, (total, rows))| Recount { key: KeyBuf::of::<i64>(key), total: *total, rows: *rows });
+        let rows = rows.map(|(key, (total, rows))| Recount {
+            key: KeyBuf::of::<i64>(key),
+            total: *total,
+            rows: *rows,
+        });
         let totals = side.totals.iter().filter(|(key, _)| behind(**key)).take(ask.keys + 1);
         let totals = totals.map(|(key, total)| (KeyBuf::of::<i64>(key), *total)).collect();
         merge(ask, rows.collect(), totals)
@@ -240,17 +260,20 @@ fn a_run_that_ends_on_its_last_allowed_page_is_complete() {
 fn rows_and_time_end_a_run_at_the_end_of_a_page() {
     // Two keys a page, so four rows.
     for (rows, pages) in [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)] {
-        let report = go(&mut Fake::clean(8), Mode::Verify, options().page(2).max_rows(rows)).0.unwrap();
+        let report =
+            go(&mut Fake::clean(8), Mode::Verify, options().page(2).max_rows(rows)).0.unwrap();
         assert_eq!((report.pages, report.outcome), (pages, Outcome::Limit("rows")), "{rows}");
     }
     for (time, pages) in [(1, 1), (10, 1), (11, 2), (30, 3)] {
         let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(8) };
         fake.clock.pass(millis(12_345));
-        let report = go(&mut fake, Mode::Verify, options().page(2).max_time(millis(time))).0.unwrap();
+        let report =
+            go(&mut fake, Mode::Verify, options().page(2).max_time(millis(time))).0.unwrap();
         assert_eq!((report.pages, report.outcome), (pages, Outcome::Limit("time")), "{time}");
     }
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
-    let report = go(&mut fake, Mode::Verify, options().page(2).max_time(millis(40)).max_rows(16)).0.unwrap();
+    let report =
+        go(&mut fake, Mode::Verify, options().page(2).max_time(millis(40)).max_rows(16)).0.unwrap();
     assert!(report.complete(), "limits reached with the last page are no stop: {report}");
 }
 
@@ -287,7 +310,8 @@ fn a_duty_cycle_rests_as_long_as_its_share_says() {
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
     assert!(go(&mut fake, Mode::Verify, options().page(2)).1.waits.is_empty());
     // A repair is work too.
-    let mut fake = Fake { measure_takes: millis(10), repair_takes: millis(7), ..Fake::clean(4).wrong(A, [2]) };
+    let mut fake =
+        Fake { measure_takes: millis(10), repair_takes: millis(7), ..Fake::clean(4).wrong(A, [2]) };
     let (_, world, _) = go(&mut fake, Mode::Repair, options().page(2).duty_percent(25));
     assert_eq!(world.waited(), [30, 51, 30]);
 }
@@ -301,10 +325,12 @@ fn a_rate_of_rows_is_kept_on_average() {
     assert_eq!(world.waits, vec![(30, "rows per second".to_owned()); 3]);
     // The longer of two waits holds.
     let mut fake = Fake { measure_takes: millis(10), ..Fake::clean(4) };
-    let (_, world, _) = go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(50));
+    let (_, world, _) =
+        go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(50));
     assert_eq!(world.waited(), [30; 3]);
     let mut fake = Fake { measure_takes: millis(20), ..Fake::clean(4) };
-    let (_, world, _) = go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(25));
+    let (_, world, _) =
+        go(&mut fake, Mode::Verify, options().page(2).rows_per_second(100).duty_percent(25));
     assert_eq!(world.waited(), [60; 3]);
     // A slow page is caught up with.
     let mut fake = Fake { measure_takes: millis(70), ..Fake::clean(4) };
@@ -316,7 +342,8 @@ fn a_shut_barrier_holds_the_run_and_says_why() {
     let mut fake = Fake::clean(4);
     let mut world = World::at(&fake.clock);
     world.throttles = [None, Some("load 9"), Some("lag 3 s"), None, Some("load 8")].into();
-    let report = run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut world).unwrap();
+    let report =
+        run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut world).unwrap();
     assert!(report.complete());
     assert_eq!(report.pages, 4);
     let wait = |reason: &str| (250, reason.to_owned());
@@ -347,19 +374,26 @@ fn a_busy_step_is_tried_again_after_doubling_waits_and_then_given_up() {
     for before in 0..5 {
         for retries in [0, 1, 5, 7] {
             let mut fake = Fake::clean(4).wrong(A, [0, 2]);
-            fake.errors = (0..before).map(|_| None).chain((0..=retries).map(|_| Some(busy()))).collect();
-            let (result, world, repair) = go(&mut fake, Mode::Repair, options().page(2).retries(retries));
+            fake.errors =
+                (0..before).map(|_| None).chain((0..=retries).map(|_| Some(busy()))).collect();
+            let (result, world, repair) =
+                go(&mut fake, Mode::Repair, options().page(2).retries(retries));
             let error = result.unwrap_err();
             assert_eq!(error.recovery(), Recovery::Retry);
             assert_eq!(world.waited(), doubling[..retries as usize], "after {before} steps");
-            assert!(world.waits.iter().all(|(_, reason)| reason.contains("somebody holds it")), "{:?}", world.waits);
+            assert!(
+                world.waits.iter().all(|(_, reason)| reason.contains("somebody holds it")),
+                "{:?}",
+                world.waits
+            );
             assert_eq!(fake.log.len(), before + 1 + retries as usize);
             assert_eq!(repair.report().outcome, Outcome::Failed);
         }
     }
     // One failure fewer is none, and a success makes the next failure the first again.
     let mut fake = Fake::clean(4);
-    fake.errors = [Some(busy()), Some(busy()), None, Some(busy()), None, Some(busy()), Some(busy())].into();
+    fake.errors =
+        [Some(busy()), Some(busy()), None, Some(busy()), None, Some(busy()), Some(busy())].into();
     let (result, world, _) = go(&mut fake, Mode::Verify, options().page(2).retries(2));
     assert!(result.unwrap().complete());
     assert_eq!(world.waited(), [50, 100, 50, 50, 100]);
@@ -373,7 +407,10 @@ fn an_error_that_no_retry_repairs_ends_the_run_and_leaves_report_and_token() {
     assert_eq!(result.unwrap_err().to_string(), "measuring: disk");
     assert!(world.waits.is_empty());
     let report = repair.report();
-    assert_eq!((report.pages, report.counters[0].corrected, &report.outcome), (2, 2, &Outcome::Failed));
+    assert_eq!(
+        (report.pages, report.counters[0].corrected, &report.outcome),
+        (2, 2, &Outcome::Failed)
+    );
     // The page whose repair failed is measured again, by this run or by one that resumes it.
     let token = through_text(&report.token.unwrap());
     let mut copy = Fake { clock: Clock::default(), sides: fake.sides.clone(), ..Fake::default() };
@@ -416,7 +453,10 @@ fn pages_adapt_to_the_time_that_they_should_take_within_bounds() {
     assert_eq!(pages(options(), millis(80), 3), [1024, 640, 400]);
     assert_eq!(pages(options(), millis(60_000), 8), [1024, 512, 256, 128, 64, 32, 16, 16]);
     assert_eq!(pages(options().page_time(millis(100)), millis(50), 2), [1024, 2048]);
-    assert_eq!(pages(options().page_time(Duration::ZERO), millis(1), 8), [1024, 512, 256, 128, 64, 32, 16, 16]);
+    assert_eq!(
+        pages(options().page_time(Duration::ZERO), millis(1), 8),
+        [1024, 512, 256, 128, 64, 32, 16, 16]
+    );
     assert_eq!(pages(options().page(7), millis(60_000), 3), [7, 7, 7]);
 }
 
@@ -437,8 +477,12 @@ fn an_emptied_source_refuses_the_whole_repair_before_its_first_repair() {
     // Who goes on all the same, or resumes, gets no further.
     let report = run(&mut repair, &mut refused, &mut World::default()).unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Refused, 0));
-    let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &report.token.unwrap(), options()).unwrap();
-    assert!(matches!(run(&mut resumed, &mut refused, &mut World::default()), Err(Error::SourceEmpty { .. })));
+    let mut resumed =
+        Reconciler::resume(Mode::Repair, &TWO, &report.token.unwrap(), options()).unwrap();
+    assert!(matches!(
+        run(&mut resumed, &mut refused, &mut World::default()),
+        Err(Error::SourceEmpty { .. })
+    ));
     assert_eq!(refused.count("me"), 0, "{:?}", refused.log);
 
     let mut forced = fake();
@@ -476,7 +520,8 @@ fn a_page_of_many_orphans_is_looked_at_again_before_its_repair() {
 fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     let mut fake = Fake::clean(2);
     fake.sides.extend([("a.parent", Side::default()), ("sum.votes", Side::default())]);
-    // As if all children had lost their parents: to repair that is to follow totals that were looked at.
+    // As if all children had lost their parents: to repair that is to follow totals that were
+    // looked at.
     let mut fake = fake.orphans(SUM, 150);
     let mut run_of_all = Reconciler::new(Mode::Repair, &LEVELS, options()).unwrap();
     let mut world = World::at(&fake.clock);
@@ -493,7 +538,10 @@ fn what_a_rollup_sums_is_looked_at_and_the_rollup_is_not() {
     fake.log.clear();
     let mut rest = Reconciler::resume(Mode::Repair, &LEVELS, &token, options()).unwrap();
     assert_eq!(run(&mut rest, &mut fake, &mut world).unwrap().counters[2].corrected, 50);
-    assert_eq!(fake.log, ["identify", "measure sum.votes 100 behind 1099", "repair 50 of sum.votes"]);
+    assert_eq!(
+        fake.log,
+        ["identify", "measure sum.votes 100 behind 1099", "repair 50 of sum.votes"]
+    );
 }
 
 #[test]
@@ -510,11 +558,17 @@ fn parts_compare_and_repair_their_own_keys_and_no_others() {
         ];
         for (done, (after, until, keys)) in (1..).zip(parts) {
             let (after, until) = (after.as_ref(), until.as_ref());
-            let mut part = Reconciler::part(Mode::Repair, &TWO, A.id(), after, until, options().page(page)).unwrap();
+            let mut part =
+                Reconciler::part(Mode::Repair, &TWO, A.id(), after, until, options().page(page))
+                    .unwrap();
             let mut world = World::at(&fake.clock);
             let report = run(&mut part, &mut fake, &mut world).unwrap();
             let own = &report.counters[0];
-            assert_eq!((own.keys, own.drift(), own.corrected), (keys, keys, keys), "part {done} of pages of {page}");
+            assert_eq!(
+                (own.keys, own.drift(), own.corrected),
+                (keys, keys, keys),
+                "part {done} of pages of {page}"
+            );
             assert!(report.complete() && report.counters.len() == 1);
         }
         assert_eq!(fake.count("look b.votes"), 0);
@@ -552,13 +606,18 @@ fn too_large_a_share_of_wrong_keys_is_not_repaired() {
     };
     let (result, repairs) = go(100, 11, Mode::Repair, options());
     let error = result.unwrap_err();
-    assert!(matches!(error, Error::DriftLimit { counter: "b.votes", wrong: 11, keys: 100, limit: 10 }), "{error:?}");
+    assert!(
+        matches!(error, Error::DriftLimit { counter: "b.votes", wrong: 11, keys: 100, limit: 10 }),
+        "{error:?}"
+    );
     assert_eq!((repairs, error.recovery()), (0, Recovery::Permanent));
     assert_eq!(
         error.to_string(),
         "counter b.votes: 11 of 100 keys are wrong, over the limit of 10%; the page was not repaired"
     );
-    for (keys, wrong, options) in [(100, 10, options()), (99, 99, options()), (100, 100, options().force(true))] {
+    for (keys, wrong, options) in
+        [(100, 10, options()), (99, 99, options()), (100, 100, options().force(true))]
+    {
         let (result, repairs) = go(keys, wrong, Mode::Repair, options);
         assert_eq!(
             (result.unwrap().counters[1].corrected, repairs),
@@ -581,17 +640,27 @@ fn a_repair_holds_few_keys_and_few_rows() {
     assert_eq!(repairs, ["repair 256 of a.votes", "repair 256 of a.votes", "repair 88 of a.votes"]);
     assert_eq!((report.pages, report.counters[0].corrected), (2, 600));
 
-    // 60,000 rows a key: two begin before 100,000 rows are held. One key that has more than all others goes alone.
+    // 60,000 rows a key: two begin before 100,000 rows are held. One key that has more than all
+    // others goes alone.
     let mut fake = Fake::clean(7);
     let big = [60_000, 60_000, 60_000, 99_999, 1, 10_000_000, 5];
     fake.side(&A.id()).rows = (0..).zip(big).map(|(key, rows)| (key, (1, rows))).collect();
     let report = go(&mut fake, Mode::Repair, options()).0.unwrap();
     let repairs: Vec<_> = fake.log.iter().filter(|line| line.starts_with("repair")).collect();
-    assert_eq!(repairs, ["repair 2 of a.votes", "repair 2 of a.votes", "repair 2 of a.votes", "repair 1 of a.votes"]);
+    assert_eq!(
+        repairs,
+        [
+            "repair 2 of a.votes",
+            "repair 2 of a.votes",
+            "repair 2 of a.votes",
+            "repair 1 of a.votes"
+        ]
+    );
     assert_eq!(report.counters[0].corrected, 7);
 
     let mut fake = Fake::clean(3);
-    fake.side(&A.id()).rows = (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
+    fake.side(&A.id()).rows =
+        (0..).zip([60_000, 40_000, 1]).map(|(key, rows)| (key, (1, rows))).collect();
     go(&mut fake, Mode::Repair, options()).0.unwrap();
     assert_eq!((fake.count("repair 2 of a.votes"), fake.count("repair 1 of a.votes")), (1, 1));
 }
@@ -604,8 +673,13 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_barrier_is_shut() {
         None
     });
     let mut fake = Fake::clean(50);
-    let report = run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut live).unwrap();
-    assert_eq!((report.pages, &report.outcome), (2, &Outcome::Stopped), "set before the third page");
+    let report =
+        run(&mut reconciler(Mode::Verify, options().page(2)), &mut fake, &mut live).unwrap();
+    assert_eq!(
+        (report.pages, &report.outcome),
+        (2, &Outcome::Stopped),
+        "set before the third page"
+    );
 
     let stop = AtomicBool::new(false);
     let mut live = SystemRuntime::new().stop_flag(&stop).throttle(|| {
@@ -616,7 +690,8 @@ fn the_driver_stops_when_its_flag_is_set_also_while_a_barrier_is_shut() {
     assert_eq!((report.pages, report.outcome), (0, Outcome::Stopped));
 }
 
-/// What an audit in memory keeps from page to page serves no other run, which begins at the first key again.
+/// What an audit in memory keeps from page to page serves no other run, which begins at the first
+/// key again.
 #[test]
 fn one_audit_in_memory_serves_run_after_run() {
     const SCHEMA: Schema = Schema::new(&[A.table(), PARENT.table(), B.table(), SUM.table()]);
@@ -646,10 +721,12 @@ fn one_audit_in_memory_serves_run_after_run() {
     audit.add(B, |_| keys.clone().map(Vote).collect::<Vec<_>>()).unwrap();
     audit.add(PARENT, |_| keys.clone().map(Link).collect::<Vec<_>>()).unwrap();
     let mut of = |mode, counter: Counter<i64>, page| {
-        let mut run_of_one = Reconciler::scoped(mode, &SCHEMA, &[counter.id()], options().page(page)).unwrap();
+        let mut run_of_one =
+            Reconciler::scoped(mode, &SCHEMA, &[counter.id()], options().page(page)).unwrap();
         let report = run(&mut run_of_one, &mut audit, &mut World::default()).unwrap();
         let found = report.counters.iter().find(|found| found.counter == counter.id()).unwrap();
-        // A rollup's rows are the pairs of membership and total that it sums, which are compared with it.
+        // A rollup's rows are the pairs of membership and total that it sums, which are compared
+        // with it.
         let below = if counter.id() == SUM.id() { 80 } else { 0 };
         assert_eq!(report.rows, below + if below > 0 && found.keys == 0 { 0 } else { 40 });
         (found.keys, found.drift(), found.corrected)
@@ -680,10 +757,18 @@ fn settings_out_of_bounds_are_refused_and_named() {
         (options().rows_per_second(0), "rows per second"),
     ] {
         let error = Reconciler::new(Mode::Verify, &TWO, bad).unwrap_err();
-        assert!(matches!(error, Error::InvalidUse { .. }) && error.to_string().contains(name), "{error}");
+        assert!(
+            matches!(error, Error::InvalidUse { .. }) && error.to_string().contains(name),
+            "{error}"
+        );
         assert_eq!(error.recovery(), Recovery::Permanent);
     }
-    for good in [options().page(1), options().page(100_000), options().samples(0), options().max_wrong_percent(0)] {
+    for good in [
+        options().page(1),
+        options().page(100_000),
+        options().samples(0),
+        options().max_wrong_percent(0),
+    ] {
         Reconciler::new(Mode::Verify, &TWO, good).unwrap();
     }
 }
@@ -692,7 +777,11 @@ fn settings_out_of_bounds_are_refused_and_named() {
 
 /// A run of one page, and its token.
 fn stopped(mode: Mode, options: Options) -> Token {
-    go(&mut Fake { identity: 5, ..Fake::clean(6).wrong(B, [3]) }, mode, options.max_pages(1)).0.unwrap().token.unwrap()
+    go(&mut Fake { identity: 5, ..Fake::clean(6).wrong(B, [3]) }, mode, options.max_pages(1))
+        .0
+        .unwrap()
+        .token
+        .unwrap()
 }
 
 #[track_caller]
@@ -709,10 +798,19 @@ fn a_token_of_the_other_mode_or_of_other_counters_is_refused() {
     const ORDERED: Schema = Schema::new(&[A.table(), B.table()]);
 
     let (verify, repair) = (stopped(Mode::Verify, options()), stopped(Mode::Repair, options()));
-    refused(Reconciler::resume(Mode::Repair, &TWO, &verify, options()), "of a verify, and this run is none");
-    refused(Reconciler::resume(Mode::Verify, &TWO, &repair, options()), "of a repair, and this run is none");
+    refused(
+        Reconciler::resume(Mode::Repair, &TWO, &verify, options()),
+        "of a verify, and this run is none",
+    );
+    refused(
+        Reconciler::resume(Mode::Verify, &TWO, &repair, options()),
+        "of a repair, and this run is none",
+    );
     for schema in [&ONE, &NEWER, &OTHER_KEY] {
-        refused(Reconciler::resume(Mode::Verify, schema, &verify, options()), "other counters, or other versions");
+        refused(
+            Reconciler::resume(Mode::Verify, schema, &verify, options()),
+            "other counters, or other versions",
+        );
     }
     Reconciler::resume(Mode::Verify, &ORDERED, &verify, options()).unwrap();
 }
@@ -723,7 +821,10 @@ fn a_token_of_another_database_is_refused_before_anything_is_read() {
     let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
     let mut other = Fake { identity: 6, ..Fake::clean(6) };
     let error = run(&mut resumed, &mut other, &mut World::default()).unwrap_err();
-    assert!(matches!(error, Error::Token { .. }) && error.to_string().contains("another database"), "{error}");
+    assert!(
+        matches!(error, Error::Token { .. }) && error.to_string().contains("another database"),
+        "{error}"
+    );
     assert_eq!(other.log, ["identify"]);
     let mut resumed = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
     let mut same = Fake { identity: 5, ..Fake::clean(6) };
@@ -742,7 +843,14 @@ fn a_corrupt_token_is_refused() {
         assert!(matches!(error, Error::Token { .. }), "{error}");
         assert!(text[..at].parse::<Token>().is_err());
     }
-    for bad in ["", "resume", &text.to_uppercase(), &format!(" {text}"), &format!("{text}\n"), &text.repeat(2)] {
+    for bad in [
+        "",
+        "resume",
+        &text.to_uppercase(),
+        &format!(" {text}"),
+        &format!("{text}\n"),
+        &text.repeat(2),
+    ] {
         assert!(bad.parse::<Token>().is_err(), "{bad:?}");
     }
 }
@@ -752,20 +860,30 @@ fn a_corrupt_token_is_refused() {
 fn a_token_knows_its_page_samples_force_and_scope() {
     let mut fake = Fake::clean(300).wrong(A, 0..300).emptied(B);
     let settings = options().page(3).samples(2).force(true);
-    let mut first = Reconciler::scoped(Mode::Repair, &TWO, &[B.id()], settings.max_pages(1)).unwrap();
+    let mut first =
+        Reconciler::scoped(Mode::Repair, &TWO, &[B.id()], settings.max_pages(1)).unwrap();
     let token = run(&mut first, &mut fake, &mut World::default()).unwrap().token.unwrap();
     fake.log.clear();
     let beside = options().page(50).samples(9).force(false).max_pages(2).retries(1);
     let mut rest = Reconciler::resume(Mode::Repair, &TWO, &through_text(&token), beside).unwrap();
     let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
-    let wanted =
-        ["identify", "look b.votes", "measure b.votes 3 behind 2", "repair 3 of b.votes", "measure b.votes 3 behind 5"];
+    let wanted = [
+        "identify",
+        "look b.votes",
+        "measure b.votes 3 behind 2",
+        "repair 3 of b.votes",
+        "measure b.votes 3 behind 5",
+    ];
     assert_eq!(fake.log[..5], wanted);
     assert_eq!((report.pages, report.outcome), (2, Outcome::Limit("pages")));
-    assert_eq!((report.counters.len(), report.counters[0].samples.len(), report.counters[0].orphan), (1, 2, 6));
+    assert_eq!(
+        (report.counters.len(), report.counters[0].samples.len(), report.counters[0].orphan),
+        (1, 2, 6)
+    );
 
     // An adapting page stays one.
-    let token = go(&mut Fake::clean(3_000), Mode::Verify, options().max_pages(1)).0.unwrap().token.unwrap();
+    let token =
+        go(&mut Fake::clean(3_000), Mode::Verify, options().max_pages(1)).0.unwrap().token.unwrap();
     let mut fake = Fake::clean(3_000);
     let mut rest = Reconciler::resume(Mode::Verify, &TWO, &token, options().page(5)).unwrap();
     run(&mut rest, &mut fake, &mut World::default()).unwrap();
@@ -775,7 +893,8 @@ fn a_token_knows_its_page_samples_force_and_scope() {
 #[test]
 fn a_token_used_twice_or_late_is_harmless() {
     let mut fake = Fake::clean(6).wrong(A, 0..6);
-    let token = go(&mut fake, Mode::Repair, options().page(2).max_pages(1)).0.unwrap().token.unwrap();
+    let token =
+        go(&mut fake, Mode::Repair, options().page(2).max_pages(1)).0.unwrap().token.unwrap();
     for corrected in [4, 0] {
         let mut rest = Reconciler::resume(Mode::Repair, &TWO, &token, options()).unwrap();
         let report = run(&mut rest, &mut fake, &mut World::default()).unwrap();
@@ -819,7 +938,9 @@ verify: 2 counters, 10 keys: 1 wrong, 2 missing, 2 orphan; 0 corrected; 2 pages,
     assert_eq!(serde_json::to_value(&report).unwrap(), wanted);
     // Fields in this order, for those who read it with their eyes.
     assert!(
-        serde_json::to_string(&report).unwrap().starts_with(r#"{"counters":[{"name":"a.votes","keys":6,"wrong":1,"#)
+        serde_json::to_string(&report)
+            .unwrap()
+            .starts_with(r#"{"counters":[{"name":"a.votes","keys":6,"wrong":1,"#)
     );
 
     let report = go(&mut fake, Mode::Repair, options().page(1).max_pages(2)).0.unwrap();
@@ -848,7 +969,8 @@ fn samples_are_the_first_in_key_order_over_all_pages() {
     for (page, samples) in [(1, 20), (7, 20), (1_000, 20), (3, 0), (1_000, 0), (4, 5)] {
         let mut fake = Fake::clean(30).wrong(A, 5..30);
         let report = go(&mut fake, Mode::Verify, options().page(page).samples(samples)).0.unwrap();
-        let keys: Vec<i64> = report.counters[0].samples.iter().map(|sample| number(&sample.key)).collect();
+        let keys: Vec<i64> =
+            report.counters[0].samples.iter().map(|sample| number(&sample.key)).collect();
         assert_eq!(keys, (5..).take(samples).collect::<Vec<_>>());
         assert_eq!(report.counters[0].wrong, 25);
     }
@@ -906,7 +1028,12 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     audit.add(SINGLE, |_| Vec::<Any>::new()).unwrap();
     let report = run_whole(Mode::Verify, &SCHEMA, options(), &mut audit).unwrap();
     let value = serde_json::to_value(&report).unwrap();
-    let keys: Vec<_> = value["counters"].as_array().unwrap().iter().map(|c| c["samples"][0]["key"].clone()).collect();
+    let keys: Vec<_> = value["counters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["samples"][0]["key"].clone())
+        .collect();
     assert_eq!(
         json!(keys),
         json!([
@@ -923,7 +1050,11 @@ fn keys_are_json_numbers_texts_lists_or_null() {
     );
     assert_eq!(value["counters"][7]["samples"][0]["stored"], json!(i64::MIN));
     let table = report.table().to_string();
-    for line in ["a.unit of (): stored 1, true 0", "b.text of a\\tb\\\\\u{e9}", "c.pair of -7,x\\n: stored 1"] {
+    for line in [
+        "a.unit of (): stored 1, true 0",
+        "b.text of a\\tb\\\\\u{e9}",
+        "c.pair of -7,x\\n: stored 1",
+    ] {
         assert!(table.contains(line), "{table}");
     }
 }

@@ -1,14 +1,17 @@
-//! Random writes, sabotage, pages, stops and resumes against a naive recount in plain maps, for both stores: what a counter is at
-//! every moment, what verify finds, and what repair leaves.
+//! Random writes, sabotage, pages, stops and resumes against a naive recount in plain maps, for
+//! both stores: what a counter is at every moment, what verify finds, and what repair leaves.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::support::world::{World, through_text};
 use keepcount::reconcile::{
-    Audit, Columns, CounterReport, MemoryAudit, Mode, Options, Reconciler, Report, Sample, SqliteAudit, SqliteRows, run,
+    Audit, Columns, CounterReport, MemoryAudit, Mode, Options, Reconciler, Report, Sample,
+    SqliteAudit, SqliteRows, run,
 };
-use keepcount::{Batch, Counter, CounterId, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally};
+use keepcount::{
+    Batch, Counter, CounterId, KeyBuf, MemoryStore, Record, Schema, SqliteStore, Store, Tally,
+};
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
@@ -83,7 +86,8 @@ enum Change {
 enum Op {
     /// A transaction through the hooks.
     Write { changes: Vec<Change>, commit: bool },
-    /// One with a savepoint that has a batch of its own, which is merged, or applied inside the savepoint, or dropped.
+    /// One with a savepoint that has a batch of its own, which is merged, or applied inside the
+    /// savepoint, or dropped.
     Nested { outer: Vec<Change>, inner: Vec<Change>, early: bool, release: bool, commit: bool },
     /// A row changed behind the hooks.
     Sabotage(Change),
@@ -224,8 +228,12 @@ impl Model {
         ids.sort_by_key(CounterId::name);
         let found = ids.iter().map(|id| {
             let mut found = Found { counter: id.name(), ..Found::default() };
-            let mut names: Vec<&Name> =
-                self.stored.keys().chain(true_totals.keys()).filter(|name| name.counter() == id.name()).collect();
+            let mut names: Vec<&Name> = self
+                .stored
+                .keys()
+                .chain(true_totals.keys())
+                .filter(|name| name.counter() == id.name())
+                .collect();
             names.sort_unstable();
             names.dedup();
             for name in names {
@@ -265,9 +273,17 @@ struct Found {
 impl Found {
     fn of(report: &CounterReport) -> Self {
         let counter = report.counter.name();
-        let sample = |sample: &Sample| (Name::of(counter, &sample.key), sample.stored, sample.expected);
+        let sample =
+            |sample: &Sample| (Name::of(counter, &sample.key), sample.stored, sample.expected);
         let CounterReport { keys, wrong, missing, orphan, ref samples, .. } = *report;
-        Self { counter, keys, wrong, missing, orphan, samples: samples.iter().map(sample).collect() }
+        Self {
+            counter,
+            keys,
+            wrong,
+            missing,
+            orphan,
+            samples: samples.iter().map(sample).collect(),
+        }
     }
 
     fn add(&mut self, other: Self) {
@@ -302,7 +318,8 @@ trait Subject {
     fn close_shop(&mut self, shop: i64) -> Vec<Sale>;
     fn set_total(&mut self, name: &Name, total: Option<i64>);
     fn totals(&mut self) -> Totals;
-    /// `other`: by tally instead of SQL's sums; rows from the first on instead of from the bound on.
+    /// `other`: by tally instead of SQL's sums; rows from the first on instead of from the bound
+    /// on.
     fn reconcile(&mut self, run: &mut Reconciler, other: bool) -> Report;
 
     fn change(&mut self, change: &Change, batch: &mut Batch) {
@@ -324,12 +341,32 @@ trait Subject {
 
 fn totals_of(store: &mut impl Store) -> Totals {
     let mut totals = Totals::new();
-    totals.extend(store.totals(ALL_SALES).unwrap().into_iter().map(|((), total)| (Name::AllSales, total)));
+    totals.extend(
+        store.totals(ALL_SALES).unwrap().into_iter().map(|((), total)| (Name::AllSales, total)),
+    );
     let days = store.totals(SHOP_DAYS).unwrap().into_iter();
     totals.extend(days.map(|((shop, day), total)| (Name::ShopDays(shop, day), total)));
-    totals.extend(store.totals(SHOP_SALES).unwrap().into_iter().map(|(shop, total)| (Name::ShopSales(shop), total)));
-    totals.extend(store.totals(SHOP_SUM).unwrap().into_iter().map(|(shop, total)| (Name::ShopSum(shop), total)));
-    totals.extend(store.totals(TAG_USES).unwrap().into_iter().map(|(name, total)| (Name::TagUses(name), total)));
+    totals.extend(
+        store
+            .totals(SHOP_SALES)
+            .unwrap()
+            .into_iter()
+            .map(|(shop, total)| (Name::ShopSales(shop), total)),
+    );
+    totals.extend(
+        store
+            .totals(SHOP_SUM)
+            .unwrap()
+            .into_iter()
+            .map(|(shop, total)| (Name::ShopSum(shop), total)),
+    );
+    totals.extend(
+        store
+            .totals(TAG_USES)
+            .unwrap()
+            .into_iter()
+            .map(|(name, total)| (Name::TagUses(name), total)),
+    );
     let years = store.totals(TAG_YEARS).unwrap().into_iter();
     totals.extend(years.map(|((name, year), total)| (Name::TagYears(name, year), total)));
     totals
@@ -401,7 +438,8 @@ impl Subject for Sqlite {
     }
 
     fn put_sale(&mut self, id: u8, sale: &Sale) -> Option<Sale> {
-        let old = self.one("SELECT shop, day, amount, open FROM sales WHERE id = ?1", id, read_sale);
+        let old =
+            self.one("SELECT shop, day, amount, open FROM sales WHERE id = ?1", id, read_sale);
         let write = if old.is_some() {
             "UPDATE sales SET shop = ?2, day = ?3, amount = ?4, open = ?5 WHERE id = ?1"
         } else {
@@ -432,7 +470,8 @@ impl Subject for Sqlite {
     }
 
     fn close_shop(&mut self, shop: i64) -> Vec<Sale> {
-        let mut delete = self.0.prepare(&format!("DELETE FROM sales WHERE shop = ?1 RETURNING {SALE}")).unwrap();
+        let mut delete =
+            self.0.prepare(&format!("DELETE FROM sales WHERE shop = ?1 RETURNING {SALE}")).unwrap();
         delete.query_map([shop], read_sale).unwrap().collect::<rusqlite::Result<_>>().unwrap()
     }
 
@@ -441,7 +480,9 @@ impl Subject for Sqlite {
             let offsets = (1..=key.len()).map(|at| format!("?{at}")).collect::<Vec<_>>().join(", ");
             let text = match total {
                 None => format!("DELETE FROM {table} WHERE ({keys}) = ({offsets})"),
-                Some(total) => format!("INSERT OR REPLACE INTO {table} VALUES ({offsets}, {total})"),
+                Some(total) => {
+                    format!("INSERT OR REPLACE INTO {table} VALUES ({offsets}, {total})")
+                }
             };
             self.0.execute(&text, key).unwrap();
         };
@@ -484,7 +525,8 @@ struct Memory {
     saved: Vec<Rows>,
 }
 
-/// Rows in the order of `key`, those without one first; from the bound on, or all of them each time.
+/// Rows in the order of `key`, those without one first; from the bound on, or all of them each
+/// time.
 fn in_order<'a, R: 'a, K: Ord + 'a>(
     rows: impl Iterator<Item = &'a R>,
     key: impl Fn(&R) -> Option<K> + 'a,
@@ -496,8 +538,12 @@ fn in_order<'a, R: 'a, K: Ord + 'a>(
         let start = match from {
             _ if all => 0,
             Bound::Unbounded => 0,
-            Bound::Included(from) => rows.partition_point(|row| key(row).is_none_or(|key| key < from)),
-            Bound::Excluded(from) => rows.partition_point(|row| key(row).is_none_or(|key| key <= from)),
+            Bound::Included(from) => {
+                rows.partition_point(|row| key(row).is_none_or(|key| key < from))
+            }
+            Bound::Excluded(from) => {
+                rows.partition_point(|row| key(row).is_none_or(|key| key <= from))
+            }
         };
         rows[start..].to_vec()
     }
@@ -581,11 +627,18 @@ impl Subject for Memory {
         let Rows { sales, tags } = &self.rows;
         let mut audit = MemoryAudit::new(&mut self.store);
         audit.add(ALL_SALES, in_order(sales.values(), |_| Some(()), other)).unwrap();
-        audit.add(SHOP_DAYS, in_order(sales.values(), |sale| sale.shop.zip(sale.day), other)).unwrap();
+        audit
+            .add(SHOP_DAYS, in_order(sales.values(), |sale| sale.shop.zip(sale.day), other))
+            .unwrap();
         audit.add(SHOP_SALES, in_order(sales.values(), |sale| sale.shop, other)).unwrap();
         audit.add(SHOP_SUM, in_order(sales.values(), |sale| sale.shop, other)).unwrap();
         audit.add(TAG_USES, in_order(tags.values(), |tag| tag.name.clone(), other)).unwrap();
-        audit.add(TAG_YEARS, in_order(tags.values(), |tag| Some((tag.name.clone()?, tag.year)), other)).unwrap();
+        audit
+            .add(
+                TAG_YEARS,
+                in_order(tags.values(), |tag| Some((tag.name.clone()?, tag.year)), other),
+            )
+            .unwrap();
         go(reconciler, &mut audit)
     }
 }
@@ -612,8 +665,17 @@ fn shop() -> impl Strategy<Value = i64> {
 }
 
 fn name() -> impl Strategy<Value = String> {
-    const NAMES: [&str; 9] =
-        ["", "\0", "\u{1}", "a", "a\0", "ab", "\u{e9}", "z\\\t\n'\"", "far longer than any key that lives inline"];
+    const NAMES: [&str; 9] = [
+        "",
+        "\0",
+        "\u{1}",
+        "a",
+        "a\0",
+        "ab",
+        "\u{e9}",
+        "z\\\t\n'\"",
+        "far longer than any key that lives inline",
+    ];
     (0..NAMES.len()).prop_map(|at| NAMES[at].to_owned())
 }
 
@@ -623,17 +685,17 @@ fn amount() -> impl Strategy<Value = i64> {
 
 fn sale() -> impl Strategy<Value = Sale> {
     let day = prop_oneof![Just(i8::MIN), Just(-1), Just(0), Just(i8::MAX)];
-    (weighted(0.8, shop()), weighted(0.8, day), amount(), any::<bool>()).prop_map(|(shop, day, amount, open)| Sale {
-        shop,
-        day,
-        amount,
-        open,
-    })
+    (weighted(0.8, shop()), weighted(0.8, day), amount(), any::<bool>())
+        .prop_map(|(shop, day, amount, open)| Sale { shop, day, amount, open })
 }
 
 fn tag() -> impl Strategy<Value = Tag> {
     let year = prop_oneof![Just(0), Just(1999), Just(u16::MAX)];
-    (weighted(0.8, name()), year, amount()).prop_map(|(name, year, weight)| Tag { name, year, weight })
+    (weighted(0.8, name()), year, amount()).prop_map(|(name, year, weight)| Tag {
+        name,
+        year,
+        weight,
+    })
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -663,8 +725,15 @@ fn write_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         (changes(), any::<bool>(), any::<bool>())
             .prop_map(|(changes, one, two)| Op::Write { changes, commit: one || two }),
-        (changes(), changes(), any::<bool>(), any::<bool>(), any::<bool>())
-            .prop_map(|(outer, inner, early, release, commit)| Op::Nested { outer, inner, early, release, commit }),
+        (changes(), changes(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(outer, inner, early, release, commit)| Op::Nested {
+                outer,
+                inner,
+                early,
+                release,
+                commit
+            }
+        ),
     ]
 }
 
@@ -677,9 +746,17 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn case(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Case> {
-    let page = prop_oneof![4 => (1..5_usize).prop_map(Some), 1 => Just(Some(1000)), 1 => Just(None)];
+    let page =
+        prop_oneof![4 => (1..5_usize).prop_map(Some), 1 => Just(Some(1000)), 1 => Just(None)];
     (vec(op, 0..14), page, 0..6_usize, 1..5_u64, vec(vec(change(), 0..3), 0..6), any::<bool>())
-        .prop_map(|(ops, page, samples, leg, between, other)| Case { ops, page, samples, leg, between, other })
+        .prop_map(|(ops, page, samples, leg, between, other)| Case {
+            ops,
+            page,
+            samples,
+            leg,
+            between,
+            other,
+        })
 }
 
 fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
@@ -734,7 +811,12 @@ fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
 }
 
 /// Invocation after invocation, each from the token of the one before; between them, writes.
-fn in_legs<S: Subject>(mode: Mode, case: &Case, subject: &mut S, mut between: impl FnMut(&mut S)) -> Vec<Report> {
+fn in_legs<S: Subject>(
+    mode: Mode,
+    case: &Case,
+    subject: &mut S,
+    mut between: impl FnMut(&mut S),
+) -> Vec<Report> {
     let limits = Options::default().max_pages(case.leg);
     let options = limits.samples(case.samples);
     let options = case.page.map_or(options, |page| options.page(page));
@@ -744,7 +826,10 @@ fn in_legs<S: Subject>(mode: Mode, case: &Case, subject: &mut S, mut between: im
         let report = subject.reconcile(&mut reconciler, case.other);
         let token = report.token.clone();
         assert_eq!(report.complete(), token.is_none());
-        assert!(report.pages == case.leg || (report.complete() && report.pages < case.leg), "{report}");
+        assert!(
+            report.pages == case.leg || (report.complete() && report.pages < case.leg),
+            "{report}"
+        );
         reports.push(report);
         let Some(token) = token else { return reports };
         between(subject);
@@ -782,13 +867,22 @@ fn check<S: Subject>(case: &Case) {
     // One whole verification, and the same in several invocations.
     let options = Options::default().samples(case.samples);
     let options = case.page.map_or(options, |page| options.page(page));
-    let whole = subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.other);
+    let whole = subject
+        .reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), case.other);
     assert!(whole.complete());
     assert_eq!(found(&whole), model.expected(case.samples), "a whole verification");
     let legs = in_legs(Mode::Verify, case, &mut subject, |_| ());
-    assert_eq!(without_samples(together(&legs)), without_samples(found(&whole)), "resumed verifications together");
+    assert_eq!(
+        without_samples(together(&legs)),
+        without_samples(found(&whole)),
+        "resumed verifications together"
+    );
     for (leg, whole) in together(&legs).iter().zip(found(&whole)) {
-        assert_eq!(leg.samples[..whole.samples.len()], whole.samples, "the first samples are the whole run's");
+        assert_eq!(
+            leg.samples[..whole.samples.len()],
+            whole.samples,
+            "the first samples are the whole run's"
+        );
     }
     assert_eq!(legs.iter().map(|leg| leg.rows).sum::<u64>(), whole.rows);
     if case.page.is_some() {
@@ -796,7 +890,8 @@ fn check<S: Subject>(case: &Case) {
     }
     assert_eq!(subject.totals(), model.stored, "a verification writes nothing");
 
-    // A repair in several invocations, with writes between them that move truth and totals, and never the drift between the two.
+    // A repair in several invocations, with writes between them that move truth and totals, and
+    // never the drift between the two.
     let drifting = model.drift().len() as u64;
     let expected = model.expected(case.samples);
     let mut between = case.between.iter();
@@ -805,17 +900,24 @@ fn check<S: Subject>(case: &Case) {
         act(&Op::Write { changes: changes.clone(), commit: true }, subject, &mut model);
     });
     assert_eq!(legs.iter().map(Report::drift).sum::<u64>(), drifting, "what a repair reports");
-    let corrected = legs.iter().flat_map(|leg| &leg.counters).map(|counter| counter.corrected).sum::<u64>();
+    let corrected =
+        legs.iter().flat_map(|leg| &leg.counters).map(|counter| counter.corrected).sum::<u64>();
     assert_eq!(corrected, drifting, "what a repair corrects");
     if case.between.is_empty() {
-        assert_eq!(without_samples(together(&legs)), without_samples(expected), "a repair reports as a verification");
+        assert_eq!(
+            without_samples(together(&legs)),
+            without_samples(expected),
+            "a repair reports as a verification"
+        );
     }
     assert_eq!(subject.totals(), model.rows.recount(), "the totals after the repair");
 
-    let again = subject.reconcile(&mut Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap(), case.other);
+    let again = subject
+        .reconcile(&mut Reconciler::new(Mode::Repair, &SCHEMA, options).unwrap(), case.other);
     assert_eq!((again.drift(), again.complete()), (0, true), "{again}");
     let true_totals = subject.totals();
-    let verify = subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), !case.other);
+    let verify = subject
+        .reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, options).unwrap(), !case.other);
     assert_eq!((verify.drift(), subject.totals()), (0, true_totals), "{verify}");
 }
 
@@ -826,13 +928,20 @@ fn check_hooks<S: Subject>(case: &Case) {
         act(op, &mut subject, &mut model);
         assert_eq!(subject.totals(), model.rows.recount(), "after {op:?}");
     }
-    let report =
-        subject.reconcile(&mut Reconciler::new(Mode::Verify, &SCHEMA, Options::default()).unwrap(), case.other);
+    let report = subject.reconcile(
+        &mut Reconciler::new(Mode::Verify, &SCHEMA, Options::default()).unwrap(),
+        case.other,
+    );
     assert_eq!((report.drift(), report.complete()), (0, true), "{report}");
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 3_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 3_000,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

@@ -1,10 +1,12 @@
-//! Counters and leaderboards that a schema does not have: those it lost, which are named and dropped on demand, and those of a newer schema, beside
-//! which an older one may start or not.
+//! Counters and leaderboards that a schema does not have: those it lost, which are named and
+//! dropped on demand, and those of a newer schema, beside which an older one may start or not.
 
 use crate::support::world::run_whole;
 use keepcount::backend::LeaderboardId;
 use keepcount::reconcile::{Columns, Mode, Options, SqliteAudit, SqliteRows};
-use keepcount::{Batch, Counter, Error, Leaderboard, Record, Recovery, Schema, SqliteStore, Store, Tally};
+use keepcount::{
+    Batch, Counter, Error, Leaderboard, Record, Recovery, Schema, SqliteStore, Store, Tally,
+};
 use rusqlite::Connection;
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
@@ -17,7 +19,8 @@ const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(D
 const ALONG: Counter<i64> = Counter::new("along");
 const OF: Counter<(i64, i64)> = Counter::new("of");
 const SUM: Counter<i64> = Counter::new("sum").sum_of(ALONG, OF);
-const RANK: LeaderboardId = Leaderboard::<i64>::new("show.board", [SHOWS, VOTES_2]).by(|_| None).id();
+const RANK: LeaderboardId =
+    Leaderboard::<i64>::new("show.board", [SHOWS, VOTES_2]).by(|_| None).id();
 
 const ALL: Schema = Schema::new(&[
     VOTES.table(),
@@ -43,7 +46,12 @@ fn database() -> Connection {
 /// Everything that a database holds.
 fn dump(conn: &Connection) -> Vec<String> {
     let list = |text: &str| -> Vec<String> {
-        conn.prepare(text).unwrap().query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        conn.prepare(text)
+            .unwrap()
+            .query_map((), |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect()
     };
     let mut all = list("SELECT coalesce(sql, name) FROM sqlite_schema ORDER BY name");
     all.extend(list("SELECT name || ready || identity FROM keepcount_counters ORDER BY name"));
@@ -89,7 +97,12 @@ fn what_others_are_made_of_is_dropped_after_them() {
         let before = dump(&conn);
         let error = none.drop_counter(name).unwrap_err();
         let Error::InvalidUse { what: "forget", reason } = &error else { panic!("{error}") };
-        assert!(reason.starts_with(of) && reason.contains(name) && error.recovery() == Recovery::Permanent, "{error}");
+        assert!(
+            reason.starts_with(of)
+                && reason.contains(name)
+                && error.recovery() == Recovery::Permanent,
+            "{error}"
+        );
         assert_eq!(dump(&conn), before);
     }
     let tops_down = ["show.board", "show.days", "show.votes", "sum"];
@@ -99,10 +112,14 @@ fn what_others_are_made_of_is_dropped_after_them() {
         none.drop_counter(name).unwrap();
         assert_eq!(none.orphaned().unwrap().len(), rows - 1);
         assert!(dump(&conn).len() < tables - 1, "its table and its row");
-        assert!(matches!(none.drop_counter(name), Err(Error::UnknownCounter { counter, .. }) if counter == name));
+        assert!(
+            matches!(none.drop_counter(name), Err(Error::UnknownCounter { counter, .. }) if counter == name)
+        );
     }
-    let left: Vec<String> =
-        dump(&conn).into_iter().filter(|text| text.contains("setlist") || text.contains("show")).collect();
+    let left: Vec<String> = dump(&conn)
+        .into_iter()
+        .filter(|text| text.contains("setlist") || text.contains("show"))
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     // And all can come back, new.
     SqliteStore::new(&conn, &ALL).create().unwrap();
@@ -116,7 +133,10 @@ fn what_is_not_lost_is_not_dropped() {
     let before = dump(&conn);
     for name in ["setlist.votes", "setlist.votes.v2", "sum", "show.board"] {
         let error = all.drop_counter(name).unwrap_err();
-        assert!(matches!(&error, Error::InvalidUse { what: "forget", reason } if reason.contains(name)), "{error}");
+        assert!(
+            matches!(&error, Error::InvalidUse { what: "forget", reason } if reason.contains(name)),
+            "{error}"
+        );
     }
     let old = SqliteStore::new(&conn, &OLD);
     let bad = [
@@ -151,7 +171,10 @@ fn a_counter_is_forgotten_whole_or_not_at_all() {
     // A table that is no table, and one that is gone already.
     conn.execute_batch("DROP TABLE sum; CREATE VIEW sum AS SELECT 1 AS a").unwrap();
     let error = none.drop_counter("sum").unwrap_err();
-    assert!(matches!(error, Error::Database { .. }) && error.to_string().contains("forgetting sum"), "{error}");
+    assert!(
+        matches!(error, Error::Database { .. }) && error.to_string().contains("forgetting sum"),
+        "{error}"
+    );
     assert!(conn.is_autocommit() && none.orphaned().unwrap().contains(&"sum".to_owned()));
     conn.execute_batch("DROP VIEW sum").unwrap();
     none.drop_counter("sum").unwrap();
@@ -159,7 +182,10 @@ fn a_counter_is_forgotten_whole_or_not_at_all() {
     let empty = Connection::open_in_memory().unwrap();
     let empty = SqliteStore::new(&empty, &NONE);
     for error in [empty.orphaned().unwrap_err(), empty.drop_counter("sum").unwrap_err()] {
-        assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "keepcount_counters"), "{error}");
+        assert!(
+            matches!(&error, Error::SchemaMismatch { table, .. } if table == "keepcount_counters"),
+            "{error}"
+        );
     }
 }
 
@@ -218,7 +244,11 @@ fn an_older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
     SqliteStore::new(&conn, &SUMMED).create().unwrap();
     old.check().unwrap();
     old.create().unwrap();
-    assert_eq!(old.orphaned().unwrap(), ["setlist.show", "show.votes"], "seen from there, what is new is lost");
+    assert_eq!(
+        old.orphaned().unwrap(),
+        ["setlist.show", "show.votes"],
+        "seen from there, what is new is lost"
+    );
     backfill(&conn, &SUMMED);
     for error in [old.check().unwrap_err(), old.create().unwrap_err()] {
         let Error::SchemaMismatch { table, reason } = &error else { panic!("{error}") };
@@ -235,7 +265,8 @@ fn an_older_schema_starts_beside_a_newer_rollup_until_that_is_ready() {
 
 #[test]
 fn an_older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
-    const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("setlist.board", [VOTES]).by(|[total]| Some(total));
+    const LEADERBOARD: Leaderboard<i64> =
+        Leaderboard::new("setlist.board", [VOTES]).by(|[total]| Some(total));
     const NEWER: Schema = Schema::new(&[VOTES.table()]).leaderboards(&[RANKED]);
     let conn = Connection::open_in_memory().unwrap();
     let old = SqliteStore::new(&conn, &OLD);
@@ -245,7 +276,10 @@ fn an_older_schema_starts_beside_a_newer_leaderboard_until_that_is_rebuilt() {
     old.check().unwrap();
     newer.rebuild(LEADERBOARD).unwrap();
     let error = old.check().unwrap_err();
-    assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == "setlist_board"), "{error}");
+    assert!(
+        matches!(&error, Error::SchemaMismatch { table, .. } if table == "setlist_board"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -267,7 +301,10 @@ fn an_older_schema_starts_beside_a_newer_version_of_its_counter_until_that_is_re
     old.check().unwrap();
     assert_eq!((old.total(VOTES, 1).unwrap(), newer.total(VOTES, 1).unwrap()), (2, 2));
     assert!(matches!(newer.sum(VOTES_2.all()), Err(Error::NotReady { .. })));
-    assert!(matches!(old.apply(&mut batch), Err(Error::DefinitionConflict { .. })), "it knows one version");
+    assert!(
+        matches!(old.apply(&mut batch), Err(Error::DefinitionConflict { .. })),
+        "it knows one version"
+    );
 
     conn.execute_batch("UPDATE keepcount_counters SET ready = 1").unwrap();
     for error in [old.check().unwrap_err(), old.create().unwrap_err()] {

@@ -2,8 +2,8 @@
 
 use crate::support::world::{World, through_text};
 use keepcount::reconcile::{
-    Answer, Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime, SqliteAudit, SqliteRows,
-    Step, SystemRuntime, repair, run, verify,
+    Answer, Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime,
+    SqliteAudit, SqliteRows, Step, SystemRuntime, repair, run, verify,
 };
 use keepcount::{Counter, MemoryStore, Record, Result, Schema, SqliteStore, Tally};
 use rusqlite::Connection;
@@ -75,13 +75,23 @@ fn run_beside_another_of_its_process_says_so_if_they_share_totals_and_counters()
         (&conn, repair(&SCHEMA).counters(&shows), true),
     ];
     for (at, (conn_of_second, second, overlaps)) in all.into_iter().enumerate() {
-        let mut meanwhile = Meanwhile(|| second.run(&mut audit(conn_of_second)).unwrap(), Vec::new());
-        let first = repair(&SCHEMA).counters(&shows).run_with(&mut audit(&conn), &mut meanwhile).unwrap();
+        let mut meanwhile =
+            Meanwhile(|| second.run(&mut audit(conn_of_second)).unwrap(), Vec::new());
+        let first =
+            repair(&SCHEMA).counters(&shows).run_with(&mut audit(&conn), &mut meanwhile).unwrap();
         assert!(first.complete() && first.overlap.is_none(), "{at}: it was there first");
         let second = &meanwhile.1[0];
         assert_eq!(second.overlap, overlaps.then_some(Overlap::InProcess), "{at}: {second}");
-        assert_eq!(second.to_string().ends_with("; another run was at work in this process"), overlaps, "{at}");
-        assert_eq!(serde_json::to_value(second).unwrap().get("overlap").is_some(), overlaps, "{at}");
+        assert_eq!(
+            second.to_string().ends_with("; another run was at work in this process"),
+            overlaps,
+            "{at}"
+        );
+        assert_eq!(
+            serde_json::to_value(second).unwrap().get("overlap").is_some(),
+            overlaps,
+            "{at}"
+        );
     }
     // Nothing is left behind.
     assert_eq!(verify(&SCHEMA).run(&mut audit(&conn)).unwrap().overlap, None);
@@ -91,7 +101,9 @@ fn run_beside_another_of_its_process_says_so_if_they_share_totals_and_counters()
 fn run_that_ended_by_an_error_or_was_dropped_is_no_overlap() {
     let mut store = MemoryStore::new(&SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
-    audit.rows_fallible(&[SHOW_VOTES.id(), USER_VOTES.id()], || [Ok(Vote(1)), Err("gone".into())]).unwrap();
+    audit
+        .rows_fallible(&[SHOW_VOTES.id(), USER_VOTES.id()], || [Ok(Vote(1)), Err("gone".into())])
+        .unwrap();
     let mut failed = verify(&SCHEMA).reconciler().unwrap();
     assert!(run(&mut failed, &mut audit, &mut World::default()).is_err());
     let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -1,4 +1,5 @@
-//! Pending writes, and audits beside writers: what is measured and repaired while writes are under way, what is left alone, and what is refused.
+//! Pending writes, and audits beside writers: what is measured and repaired while writes are under
+//! way, what is left alone, and what is refused.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -8,9 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, SystemRuntime, run};
+use keepcount::reconcile::{
+    GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, SystemRuntime, run,
+};
 use keepcount::{
-    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema, StreamRange, Tally,
+    Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, PendingWrite, Record, Result, Schema,
+    StreamRange, Tally,
 };
 
 use crate::support::random::Random;
@@ -124,10 +128,15 @@ fn what_apply_would_refuse_is_refused_when_a_pending_write_begins() {
     let store = MemoryStore::new(&SCHEMA);
     let mut batch = Batch::new();
     batch.add(Counter::<i64>::new("unknown"), 1, 1);
-    assert!(matches!(store.begin(&mut batch), Err(Error::UnknownCounter { counter, .. }) if counter == "unknown"));
+    assert!(
+        matches!(store.begin(&mut batch), Err(Error::UnknownCounter { counter, .. }) if counter == "unknown")
+    );
     batch.clear();
     batch.add(VOTES.version(2), 1, 1);
-    assert!(matches!(store.try_begin(&mut batch), Err(Error::DefinitionConflict { counter: "show.votes", .. })));
+    assert!(matches!(
+        store.try_begin(&mut batch),
+        Err(Error::DefinitionConflict { counter: "show.votes", .. })
+    ));
     batch.clear();
     batch.add(ARTIST_VOTES, 1, 1);
     assert!(matches!(store.begin(&mut batch), Err(Error::Rollup { counter: "artist.votes", .. })));
@@ -141,7 +150,10 @@ fn a_batch_that_is_refused_when_its_pending_write_commits_leaves_unresolved() {
     let rows = Rows::default();
     store.begin(&mut votes(1, i64::MAX)).unwrap().commit().unwrap();
     let mut one = votes(1, 1);
-    assert!(matches!(store.begin(&mut one).unwrap().commit(), Err(Error::Overflow { counter: "show.votes", .. })));
+    assert!(matches!(
+        store.begin(&mut one).unwrap().commit(),
+        Err(Error::Overflow { counter: "show.votes", .. })
+    ));
     assert_eq!(store.total(VOTES, 1).unwrap(), i64::MAX);
     let report = verify(&store, &rows);
     assert_eq!(report.counters[0].unsettled, 1);
@@ -151,7 +163,9 @@ fn a_batch_that_is_refused_when_its_pending_write_commits_leaves_unresolved() {
 #[test]
 fn a_live_repair_finds_and_repairs_what_a_quiet_one_would() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
-    for (show, counted, there) in [(1, 2, 2), (2, 0, 3), (3, 4, 0), (4, 5, 1), (5, -1, 0), (6, 1, 1)] {
+    for (show, counted, there) in
+        [(1, 2, 2), (2, 0, 3), (3, 4, 0), (4, 5, 1), (5, -1, 0), (6, 1, 1)]
+    {
         store.begin(&mut votes(show, counted)).unwrap().commit().unwrap();
         rows.add(show, there);
     }
@@ -160,7 +174,9 @@ fn a_live_repair_finds_and_repairs_what_a_quiet_one_would() {
         found,
         "verify: 1 counter, 6 keys: 1 wrong, 1 missing, 2 orphan; 0 corrected; 2 pages, 4 rows; complete"
     );
-    assert!(repair(&store, &rows).to_string().contains("1 wrong, 1 missing, 2 orphan; 4 corrected"));
+    assert!(
+        repair(&store, &rows).to_string().contains("1 wrong, 1 missing, 2 orphan; 4 corrected")
+    );
     assert_eq!(store.totals(VOTES).unwrap(), [(1, 2), (2, 3), (4, 1), (6, 1)]);
     assert!(verify(&store, &rows).counters[0].clean);
 }
@@ -186,7 +202,8 @@ fn interrupted<'a>(
 #[test]
 fn a_drift_that_a_write_under_way_hides_is_found() {
     let (store, rows, clock) = (MemoryStore::new(&PLAIN), Rows::default(), AtomicU64::new(0));
-    // One vote too many is stored for show 2; while the page is read, a vote for it is visible and not yet counted.
+    // One vote too many is stored for show 2; while the page is read, a vote for it is visible and
+    // not yet counted.
     store.begin(&mut votes(2, 3)).unwrap().commit().unwrap();
     rows.add(2, 2);
     let (mut one, reads) = (votes(2, 1), Cell::new(0));
@@ -204,7 +221,10 @@ fn a_drift_that_a_write_under_way_hides_is_found() {
     });
     let ask = |audit: &mut MemoryAudit<'_>| run_over(audit, Mode::Verify, &[VOTES.id()]).unwrap();
     let report = ask(&mut audit);
-    assert_eq!((report.drift(), report.counters[0].unsettled, report.counters[0].clean), (0, 1, false));
+    assert_eq!(
+        (report.drift(), report.counters[0].unsettled, report.counters[0].clean),
+        (0, 1, false)
+    );
     assert!(clock.load(Ordering::Relaxed) >= 100_000, "the barrier was waited for");
     drop(audit);
     drop(open.borrow_mut().take().unwrap().commit().unwrap());
@@ -237,7 +257,8 @@ fn a_write_between_recount_and_comparison_is_noticed() {
 #[test]
 fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measured_first() {
     static NOW: AtomicU64 = AtomicU64::new(50);
-    let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+    let store =
+        MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
     for show in 1..=9 {
         store.begin(&mut votes(show, 1)).unwrap().commit().unwrap();
@@ -248,7 +269,10 @@ fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measur
     rows.add(9, 1);
     drop(store.begin(&mut votes(4, 1)).unwrap());
     let report = repair(&store, &rows);
-    assert_eq!((report.drift(), report.counters[0].unsettled, report.counters[0].corrected), (0, 2, 0));
+    assert_eq!(
+        (report.drift(), report.counters[0].unsettled, report.counters[0].corrected),
+        (0, 2, 0)
+    );
     assert_eq!(report.to_string().split("; ").last(), Some("2 unsettled keys"));
     assert!(report.table().to_string().contains("show.votes of 4: unsettled"));
 
@@ -262,7 +286,10 @@ fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measur
         })
         .unwrap();
     let report = run_over(&mut audit, Mode::Repair, &[VOTES.id()]).unwrap();
-    assert_eq!((report.drift(), report.counters[0].unsettled, report.counters[0].corrected), (1, 0, 1));
+    assert_eq!(
+        (report.drift(), report.counters[0].unsettled, report.counters[0].corrected),
+        (1, 0, 1)
+    );
     // The look, then both unresolved keys, then the first page.
     assert_eq!(asked.borrow()[1..4], [Bound::Included(4), Bound::Included(9), Bound::Unbounded]);
     // Next time they are keys as any other.
@@ -274,11 +301,13 @@ fn keys_of_dropped_pending_writes_are_left_alone_for_the_settle_time_then_measur
     assert_eq!(store.total(VOTES, 9).unwrap(), 2);
 }
 
-/// As a wall clock does where somebody sets it. What is settled too late is said again; nothing is repaired before its row's outcome is known.
+/// As a wall clock does where somebody sets it. What is settled too late is said again; nothing is
+/// repaired before its row's outcome is known.
 #[test]
 fn a_clock_that_goes_back_leaves_dropped_pending_writes_alone_for_longer_and_repairs_them_all() {
     static NOW: AtomicU64 = AtomicU64::new(1_000_000);
-    let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+    let store =
+        MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
     let drop_one = |show: i64| drop(store.begin(&mut votes(show, 1)).unwrap());
     drop_one(1);
@@ -304,7 +333,8 @@ fn a_clock_that_goes_back_leaves_dropped_pending_writes_alone_for_longer_and_rep
 #[test]
 fn where_too_many_pending_writes_were_dropped_nothing_is_said_before_they_have_settled() {
     static NOW: AtomicU64 = AtomicU64::new(50);
-    let store = MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
+    let store =
+        MemoryStore::new(&PLAIN).with_clock(|| Duration::from_secs(NOW.load(Ordering::Relaxed)));
     let rows = Rows::default();
     store.begin(&mut votes(1, 1)).unwrap().commit().unwrap();
     rows.add(1, 1);
@@ -313,9 +343,15 @@ fn where_too_many_pending_writes_were_dropped_nothing_is_said_before_they_have_s
     (2..400_000).for_each(|show| many.add(VOTES, show, 1));
     drop(store.begin(&mut many).unwrap());
     let (mut audit, clock) = (live(&store, &rows), AtomicU64::new(0));
-    let report =
-        run(&mut Reconciler::new(Mode::Verify, &PLAIN, Options::default()).unwrap(), &mut audit, &mut Clock(&clock));
-    assert!(matches!(&report, Err(Error::Busy { reason, .. }) if reason.contains("not known")), "{report:?}");
+    let report = run(
+        &mut Reconciler::new(Mode::Verify, &PLAIN, Options::default()).unwrap(),
+        &mut audit,
+        &mut Clock(&clock),
+    );
+    assert!(
+        matches!(&report, Err(Error::Busy { reason, .. }) if reason.contains("not known")),
+        "{report:?}"
+    );
     NOW.store(50 + GRACE.as_secs(), Ordering::Relaxed);
     let report = verify(&store, &rows);
     assert!(report.counters[0].clean, "{report}");
@@ -332,7 +368,10 @@ fn a_pending_write_that_stays_open_does_not_keep_others_waiting() {
     audit.add(VOTES, |from| rows.votes(from)).unwrap();
     let mut verify = Reconciler::new(Mode::Verify, &PLAIN, Options::default().retries(0)).unwrap();
     let error = run(&mut verify, &mut audit, &mut SystemRuntime::new()).unwrap_err();
-    assert!(matches!(&error, Error::Busy { reason, .. } if reason.contains("barrier time")), "{error}");
+    assert!(
+        matches!(&error, Error::Busy { reason, .. } if reason.contains("barrier time")),
+        "{error}"
+    );
     assert!(store.try_begin(&mut one).unwrap().is_some(), "the barrier is open again");
     open.commit().unwrap();
 }
@@ -358,8 +397,8 @@ fn a_hook_without_a_pending_write_is_noticed_by_a_live_audit_made_before_it() {
     assert_eq!(verify(&store, &rows).drift(), 1);
 }
 
-/// Notes of touched keys were kept from a counter's first page to its last: after some 16,000 keys of one stripe, every page was refused as too
-/// busy, however small, until the run gave up.
+/// Notes of touched keys were kept from a counter's first page to its last: after some 16,000 keys
+/// of one stripe, every page was refused as too busy, however small, until the run gave up.
 #[test]
 fn a_long_run_beside_many_writes_comes_to_its_end() {
     let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
@@ -380,9 +419,12 @@ fn a_long_run_beside_many_writes_comes_to_its_end() {
         })
         .unwrap();
     let options = Options::default().page(5).retries(1);
-    let report =
-        run(&mut Reconciler::new(Mode::Verify, &PLAIN, options).unwrap(), &mut audit, &mut SystemRuntime::new())
-            .unwrap();
+    let report = run(
+        &mut Reconciler::new(Mode::Verify, &PLAIN, options).unwrap(),
+        &mut audit,
+        &mut SystemRuntime::new(),
+    )
+    .unwrap();
     assert!(report.complete() && report.drift() == 60, "{report}");
 }
 
@@ -404,7 +446,8 @@ fn a_pending_write_commits_once_for_the_events_of_an_offset() {
 /// Hooks without pending writes: the row is there before the total, for less than this.
 const DELAY: Duration = Duration::from_millis(5);
 
-/// Lets the hook of show 3, which was under way when the page was read, come to its end; show 4 gets one more vote that is not counted.
+/// Lets the hook of show 3, which was under way when the page was read, come to its end; show 4
+/// gets one more vote that is not counted.
 struct Hooks<'a>(Clock<'a>, &'a MemoryStore, &'a Rows);
 
 impl Runtime for Hooks<'_> {
@@ -432,7 +475,10 @@ fn without_pending_writes_only_what_differs_twice_is_drift() {
     let mut verify = Reconciler::new(Mode::Verify, &PLAIN, Options::default()).unwrap();
     let report = run(&mut verify, &mut audit, &mut SystemRuntime::new()).unwrap();
     let found = &report.counters[0];
-    assert_eq!((found.drift(), found.samples[0].key.decode::<i64>().unwrap(), found.unsettled), (1, 2, 1));
+    assert_eq!(
+        (found.drift(), found.samples[0].key.decode::<i64>().unwrap(), found.unsettled),
+        (1, 2, 1)
+    );
     assert_eq!(found.unsettled_keys, [KeyBuf::of::<i64>(4)]);
     let error = run_over(&mut audit, Mode::Repair, &[VOTES.id()]).unwrap_err();
     assert!(
@@ -446,11 +492,14 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
     let (store, rows, done) = (MemoryStore::new(&SCHEMA), Rows::default(), AtomicBool::new(false));
     // A writer's row lock keeps no reader waiting.
     let row_locks = Mutex::new(());
-    let shows = Mutex::new((0..20).map(|show| (show, Show(show, show % 4))).collect::<BTreeMap<i64, Show>>());
+    let shows = Mutex::new(
+        (0..20).map(|show| (show, Show(show, show % 4))).collect::<BTreeMap<i64, Show>>(),
+    );
     let mut batch = Batch::new();
     shows.lock().unwrap().values().for_each(|show| batch.insert(show));
     store.begin(&mut batch).unwrap().commit().unwrap();
-    // Drift at every level: votes that were never counted, a membership that is there twice, a rollup that somebody broke.
+    // Drift at every level: votes that were never counted, a membership that is there twice, a
+    // rollup that somebody broke.
     (0..20).for_each(|show| rows.add(show, show));
     let mut broken = Batch::new();
     broken.add(MEMBERSHIP, (3_i64, 3_i64), 1);
@@ -485,11 +534,17 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
         }
         let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE), SystemRuntime::new());
         audit.add(VOTES, |from| rows.votes(from)).unwrap();
-        audit.add(MEMBERSHIP, |_| shows.lock().unwrap().values().copied().collect::<Vec<_>>()).unwrap();
+        audit
+            .add(MEMBERSHIP, |_| shows.lock().unwrap().values().copied().collect::<Vec<_>>())
+            .unwrap();
         let corrected: Vec<u64> = (0..20)
             .map(|_| {
-                let report =
-                    run_over(&mut audit, Mode::Repair, &[VOTES.id(), MEMBERSHIP.id(), ARTIST_VOTES.id()]).unwrap();
+                let report = run_over(
+                    &mut audit,
+                    Mode::Repair,
+                    &[VOTES.id(), MEMBERSHIP.id(), ARTIST_VOTES.id()],
+                )
+                .unwrap();
                 assert!(report.complete(), "{report}");
                 report.counters.iter().map(|counter| counter.corrected).sum()
             })
@@ -498,7 +553,11 @@ fn rollups_are_repaired_while_their_memberships_and_what_they_sum_move() {
         corrected
     });
     assert!(corrected[0] >= 20, "{corrected:?}");
-    assert_eq!(corrected[1..].iter().sum::<u64>(), 0, "what was repaired once stays right: {corrected:?}");
+    assert_eq!(
+        corrected[1..].iter().sum::<u64>(),
+        0,
+        "what was repaired once stays right: {corrected:?}"
+    );
     let mut artists = BTreeMap::new();
     for (show, votes) in rows.0.lock().unwrap().iter() {
         *artists.entry(shows.lock().unwrap()[show].1).or_insert(0) += votes;
@@ -514,16 +573,20 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     dones.recv_timeout(Duration::from_secs(20)).expect("it hangs")
 }
 
-/// A source that began a pending write over a key whose gate its own audit had shut waited for itself.
+/// A source that began a pending write over a key whose gate its own audit had shut waited for
+/// itself.
 #[test]
 fn a_source_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_does_not_hang() {
-    for (tries, mode) in [(0, Mode::Verify), (0, Mode::Repair), (3, Mode::Verify), (3, Mode::Repair)] {
+    for (tries, mode) in
+        [(0, Mode::Verify), (0, Mode::Repair), (3, Mode::Verify), (3, Mode::Repair)]
+    {
         in_time(move || {
             let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
             rows.add(1, 5);
             let refused = RefCell::new(Vec::new());
             let clock = AtomicU64::new(0);
-            let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(tries), Clock(&clock));
+            let mut audit =
+                MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(tries), Clock(&clock));
             audit
                 .add_fallible(VOTES, |from| {
                     let begun = store.begin(&mut votes(1, 1)).map(PendingWrite::abort);
@@ -536,7 +599,11 @@ fn a_source_that_begins_a_pending_write_at_its_audits_barrier_is_refused_and_doe
             assert!(error.to_string().ends_with("no pending write could begin"), "{error}");
             drop(audit);
             let refused = refused.into_inner();
-            assert!(refused.iter().all(|error| error.starts_with("begin: it is called by an audit that waits for")));
+            assert!(
+                refused.iter().all(
+                    |error| error.starts_with("begin: it is called by an audit that waits for")
+                )
+            );
             assert!(!refused.is_empty());
             // The gate is open again.
             store.begin(&mut votes(1, 1)).unwrap().commit().unwrap();
@@ -592,7 +659,8 @@ fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
             let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
             rows.add(1, 5);
             let (clock, depth) = (AtomicU64::new(0), Cell::new(0));
-            let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(tries), Clock(&clock));
+            let mut audit =
+                MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(tries), Clock(&clock));
             audit
                 .add(VOTES, |from| {
                     assert_eq!(store.total(VOTES, 1).unwrap(), 0);
@@ -620,7 +688,8 @@ fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
         let (store, rows) = (MemoryStore::new(&PLAIN), Rows::default());
         rows.add(1, 5);
         let clock = AtomicU64::new(0);
-        let mut audit = MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(0), Clock(&clock));
+        let mut audit =
+            MemoryAudit::live(&store, GracePeriod::after(GRACE).tries(0), Clock(&clock));
         audit
             .add(VOTES, |from| {
                 store.apply(&mut votes(1, 0)).unwrap();
@@ -629,5 +698,8 @@ fn a_source_may_read_apply_copy_and_audit_its_store_while_it_is_audited() {
             .unwrap();
         run_over(&mut audit, Mode::Repair, &[VOTES.id()]).unwrap_err().to_string()
     });
-    assert!(error.contains("a hook ran without a pending write since the audit was made"), "{error}");
+    assert!(
+        error.contains("a hook ran without a pending write since the audit was made"),
+        "{error}"
+    );
 }

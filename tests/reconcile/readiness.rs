@@ -1,4 +1,5 @@
-//! Counters that come new to a database, or to a store in memory: they count, and nobody reads them until a backfill has made them whole.
+//! Counters that come new to a database, or to a store in memory: they count, and nobody reads them
+//! until a backfill has made them whole.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -10,23 +11,25 @@ use keepcount::reconcile::audit::{
     Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
 };
 use keepcount::reconcile::{
-    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Request, SqliteAudit,
-    SqliteRows, Step, SystemRuntime, Token, run,
+    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Request,
+    SqliteAudit, SqliteRows, Step, SystemRuntime, Token, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, Key, KeyBuf, Leaderboard, MemoryStore, Record, Recovery, Result, Schema,
-    SqliteStore, Store, StreamRange, Tally, sql,
+    Batch, Counter, CounterId, Error, Key, KeyBuf, Leaderboard, MemoryStore, Record, Recovery,
+    Result, Schema, SqliteStore, Store, StreamRange, Tally, sql,
 };
 use rusqlite::Connection;
 
 use crate::support::random::Random;
 
-// Setlists with votes, which the older schema counts; the newer one sums them by show, and ranks shows.
+// Setlists with votes, which the older schema counts; the newer one sums them by show, and ranks
+// shows.
 
 const VOTES: Counter<i64> = Counter::new("setlist.votes");
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOWS: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
-const RANK: Leaderboard<i64> = Leaderboard::new("show.board", [SHOWS]).by(|[votes]| (votes != 0).then_some(votes));
+const RANK: Leaderboard<i64> =
+    Leaderboard::new("show.board", [SHOWS]).by(|[votes]| (votes != 0).then_some(votes));
 const OLD: Schema = Schema::new(&[VOTES.table()]);
 const SUMS: Schema = Schema::new(&[VOTES.table(), MEMBERSHIP.table(), SHOWS.table()]);
 const NEW: Schema = SUMS.leaderboards(&[RANK.id()]);
@@ -68,7 +71,10 @@ fn rows() -> Connection {
 fn counted() -> Connection {
     let conn = rows();
     store(&conn, &OLD).create().unwrap();
-    conn.execute_batch("INSERT INTO setlist_votes SELECT setlist, sum(weight) FROM votes GROUP BY setlist").unwrap();
+    conn.execute_batch(
+        "INSERT INTO setlist_votes SELECT setlist, sum(weight) FROM votes GROUP BY setlist",
+    )
+    .unwrap();
     conn
 }
 
@@ -81,8 +87,12 @@ fn write(conn: &Connection, schema: &Schema, row: &Row) {
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut batch = Batch::new();
     match *row {
-        Row::Vote { setlist, weight } => conn.execute("INSERT INTO votes VALUES (?1, ?2)", (setlist, weight)),
-        Row::Setlist { id, show } => conn.execute("INSERT INTO setlists VALUES (?1, ?2)", (id, show)),
+        Row::Vote { setlist, weight } => {
+            conn.execute("INSERT INTO votes VALUES (?1, ?2)", (setlist, weight))
+        }
+        Row::Setlist { id, show } => {
+            conn.execute("INSERT INTO setlists VALUES (?1, ?2)", (id, show))
+        }
     }
     .unwrap();
     batch.insert(row);
@@ -95,11 +105,18 @@ fn write(conn: &Connection, schema: &Schema, row: &Row) {
 
 fn audit<'a>(conn: &'a Connection, schema: &'a Schema) -> SqliteAudit<'a> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
-    let votes = SqliteRows::of("votes", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
-    audit.add(votes.columns("setlist, weight").key(VOTES, Columns::of(["setlist"]).sum("weight"))).unwrap();
+    let votes =
+        SqliteRows::of("votes", |row| Ok(Row::Vote { setlist: row.get(0)?, weight: row.get(1)? }));
+    audit
+        .add(votes.columns("setlist, weight").key(VOTES, Columns::of(["setlist"]).sum("weight")))
+        .unwrap();
     if schema.position(&MEMBERSHIP.id()).is_ok() {
-        let setlists = SqliteRows::of("setlists", |row| Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? }));
-        audit.add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count())).unwrap();
+        let setlists = SqliteRows::of("setlists", |row| {
+            Ok(Row::Setlist { id: row.get(0)?, show: row.get(1)? })
+        });
+        audit
+            .add(setlists.columns("id, show").key(MEMBERSHIP, Columns::of(["id", "show"]).count()))
+            .unwrap();
     }
     audit
 }
@@ -109,13 +126,18 @@ fn votes_of_shows(conn: &Connection) -> Vec<(i64, i64)> {
     let text = "SELECT s.show, sum(v.weight) FROM votes AS v JOIN setlists AS s ON s.id = v.setlist
                 GROUP BY s.show HAVING sum(v.weight) <> 0 ORDER BY s.show";
     let mut statement = conn.prepare(text).unwrap();
-    statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(rusqlite::Result::unwrap).collect()
+    statement
+        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(rusqlite::Result::unwrap)
+        .collect()
 }
 
 fn exact(conn: &Connection) {
     let mut store = store(conn, &SUMS);
     assert_eq!(store.totals(SHOWS).unwrap(), votes_of_shows(conn));
-    let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut audit(conn, &SUMS)).unwrap();
+    let report =
+        run_whole(Mode::Verify, &SUMS, Options::default(), &mut audit(conn, &SUMS)).unwrap();
     assert!(report.complete() && report.drift() == 0, "{}", report.table());
 }
 
@@ -125,11 +147,15 @@ fn not_ready<T: std::fmt::Debug>(answer: Result<T>, asked: &str, of: &[&str]) {
     let error = answer.expect_err("what is not ready is not read");
     let Error::NotReady { counter, unready } = &error else { panic!("{error}") };
     assert!(*counter == asked && of.contains(&unready.as_str()), "{error}");
-    assert!(error.recovery() == Recovery::Permanent && error.to_string().contains(unready.as_str()), "{error}");
+    assert!(
+        error.recovery() == Recovery::Permanent && error.to_string().contains(unready.as_str()),
+        "{error}"
+    );
 }
 
 fn backfill(conn: &Connection, schema: &Schema) {
-    let report = run_whole(Mode::Backfill, schema, Options::default(), &mut audit(conn, schema)).unwrap();
+    let report =
+        run_whole(Mode::Backfill, schema, Options::default(), &mut audit(conn, schema)).unwrap();
     assert!(report.complete(), "{report}");
 }
 
@@ -144,14 +170,20 @@ fn counters_of_a_new_database_are_ready_and_those_that_come_later_are_not() {
         let mut new = store(&conn, &NEW);
         new.create().unwrap();
         assert_eq!(new.unready().unwrap(), [MEMBERSHIP.id(), SHOWS.id()]);
-        assert_eq!([VOTES.id(), MEMBERSHIP.id(), SHOWS.id()].map(|id| new.is_ready(id).unwrap()), [true, false, false]);
+        assert_eq!(
+            [VOTES.id(), MEMBERSHIP.id(), SHOWS.id()].map(|id| new.is_ready(id).unwrap()),
+            [true, false, false]
+        );
         assert_eq!(new.total(VOTES, 12).unwrap(), 13, "who reads what was there before goes on");
         not_ready(new.total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
         not_ready(new.total(MEMBERSHIP, (1, 1)), "setlist.show", &["setlist.show"]);
     }
     let unknown = Counter::<i64>::new("show.comments").id();
     assert!(matches!(store(&conn, &NEW).is_ready(unknown), Err(Error::UnknownCounter { .. })));
-    assert!(matches!(store(&conn, &NEW).is_ready(VOTES.version(2).id()), Err(Error::DefinitionConflict { .. })));
+    assert!(matches!(
+        store(&conn, &NEW).is_ready(VOTES.version(2).id()),
+        Err(Error::DefinitionConflict { .. })
+    ));
 
     // At once, all are ready; by the statements of the first migration too.
     for by_hand in [false, true] {
@@ -192,7 +224,8 @@ fn a_rollup_that_is_ready_is_refused_while_what_it_sums_is_not() {
     backfill(&conn, &SUMS);
     for (name, id) in [("setlist.votes", VOTES.id()), ("setlist.show", MEMBERSHIP.id())] {
         let set = |ready: u8| {
-            conn.execute("UPDATE keepcount_counters SET ready = ?1 WHERE name = ?2", (ready, name)).unwrap();
+            conn.execute("UPDATE keepcount_counters SET ready = ?1 WHERE name = ?2", (ready, name))
+                .unwrap();
         };
         set(0);
         not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &[name]);
@@ -226,19 +259,28 @@ fn until_it_is_ready_a_counter_is_written_and_audited_but_not_read() {
     let mut batch = Batch::new();
     batch.insert(&Row::Setlist { id: 100, show: 9 });
     batch.insert(&Row::Vote { setlist: 100, weight: 7 });
-    let applied = new.apply_idempotent(&mut batch, &StreamRange::new("site", 1, 1).unwrap()).unwrap();
+    let applied =
+        new.apply_idempotent(&mut batch, &StreamRange::new("site", 1, 1).unwrap()).unwrap();
     assert_eq!((applied.totals, new.offset("site").unwrap()), (3, 1));
-    conn.execute_batch("INSERT INTO setlists VALUES (100, 9); INSERT INTO votes VALUES (100, 7)").unwrap();
-    let stored: i64 = conn.query_row("SELECT total FROM show_votes WHERE key = 9", (), |row| row.get(0)).unwrap();
+    conn.execute_batch("INSERT INTO setlists VALUES (100, 9); INSERT INTO votes VALUES (100, 7)")
+        .unwrap();
+    let stored: i64 =
+        conn.query_row("SELECT total FROM show_votes WHERE key = 9", (), |row| row.get(0)).unwrap();
     assert_eq!(stored, 7);
 
     // A verify and a repair see it as it is; only a backfill makes it ready.
-    let verified = run_whole(Mode::Verify, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
-    assert_eq!(verified.counters.iter().map(|counter| counter.missing).collect::<Vec<_>>(), [12, 0, 0]);
-    let repaired = run_whole(Mode::Repair, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
+    let verified =
+        run_whole(Mode::Verify, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
+    assert_eq!(
+        verified.counters.iter().map(|counter| counter.missing).collect::<Vec<_>>(),
+        [12, 0, 0]
+    );
+    let repaired =
+        run_whole(Mode::Repair, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
     assert_eq!(repaired.counters.iter().map(|counter| counter.corrected).sum::<u64>(), 12);
     not_ready(new.total(SHOWS, 1), asked, of);
-    let filled = run_whole(Mode::Backfill, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
+    let filled =
+        run_whole(Mode::Backfill, &NEW, Options::default(), &mut audit(&conn, &NEW)).unwrap();
     assert_eq!(
         filled.to_string(),
         "backfill: 3 counters, 31 keys: 0 wrong, 0 missing, 0 orphan; 0 corrected; 3 pages, 46 rows; complete"
@@ -263,9 +305,17 @@ fn a_read_looks_once_and_begins_no_transaction() {
     reads("a total", &mut |new| assert_eq!(new.total(VOTES, 12).unwrap(), 13), 1);
     reads("a rollup's total", &mut |new| assert!(new.total(SHOWS, 1).unwrap() > 0), 1);
     let keys: Vec<KeyBuf> = (0..7).map(KeyBuf::of::<i64>).collect();
-    reads("seven totals", &mut |new| assert_eq!(new.read_keys(VOTES.id(), &keys).unwrap().len(), 7), 7);
+    reads(
+        "seven totals",
+        &mut |new| assert_eq!(new.read_keys(VOTES.id(), &keys).unwrap().len(), 7),
+        7,
+    );
     reads("a sum", &mut |new| assert!(new.sum(VOTES.all()).unwrap() > 0), 1);
-    reads("a page", &mut |new| assert_eq!(new.read_range(VOTES.id(), &KeyRange::ALL, 3).unwrap().len(), 3), 1);
+    reads(
+        "a page",
+        &mut |new| assert_eq!(new.read_range(VOTES.id(), &KeyRange::ALL, 3).unwrap().len(), 3),
+        1,
+    );
     reads("a leaderboard", &mut |new| assert_eq!(new.top(RANK, 2).unwrap().len(), 2), 1);
     reads("is_ready", &mut |new| assert!(new.is_ready(SHOWS.id()).unwrap()), 0);
     let plan = format!("EXPLAIN QUERY PLAN {}", sql::unready(sql::Dialect::Sqlite));
@@ -330,21 +380,29 @@ fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
         for legs in 0.. {
             assert!(legs < 500, "it ends");
             let mut run_of = match &token {
-                Some(token) => Reconciler::resume(Mode::Backfill, &SUMS, &through_text(token), leg).unwrap(),
+                Some(token) => {
+                    Reconciler::resume(Mode::Backfill, &SUMS, &through_text(token), leg).unwrap()
+                }
                 None => Reconciler::new(Mode::Backfill, &SUMS, leg.page(page)).unwrap(),
             };
             let report = run(&mut run_of, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
-            let ready = [MEMBERSHIP.id(), SHOWS.id()].map(|id| store(&conn, &SUMS).is_ready(id).unwrap());
+            let ready =
+                [MEMBERSHIP.id(), SHOWS.id()].map(|id| store(&conn, &SUMS).is_ready(id).unwrap());
             assert_eq!(ready[1], report.complete(), "by level: the rollup is the last");
             if report.complete() {
                 break;
             }
-            not_ready(store(&conn, &SUMS).totals(SHOWS), "show.votes", &["show.votes", "setlist.show"]);
+            not_ready(
+                store(&conn, &SUMS).totals(SHOWS),
+                "show.votes",
+                &["show.votes", "setlist.show"],
+            );
             // One leg in four is killed before it has noted where it came.
             if random.below(4) > 0 {
                 token = report.token;
             }
-            // Every writer runs the new hooks: votes and setlists, before and behind where the backfill stands.
+            // Every writer runs the new hooks: votes and setlists, before and behind where the
+            // backfill stands.
             let setlist = random.below(14);
             write(&conn, &SUMS, &Row::Vote { setlist, weight: 3 });
             if random.below(5) == 0 {
@@ -357,12 +415,14 @@ fn a_backfill_in_legs_ends_exact_whatever_is_written_and_lost_between_them() {
     }
 }
 
-/// The statement that a backfill asks for is needed: a writer without the hooks changes what was compared before.
+/// The statement that a backfill asks for is needed: a writer without the hooks changes what was
+/// compared before.
 #[test]
 fn a_backfill_before_the_last_old_writer_is_gone_ends_wrong() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
-    let mut first = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(1).max_pages(3)).unwrap();
+    let mut first =
+        Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(1).max_pages(3)).unwrap();
     let report = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap();
     assert_eq!(report.counters[0].keys, 3, "the first three setlists are linked");
     // The older schema has no membership, and lets nothing climb.
@@ -379,7 +439,8 @@ fn a_backfill_before_the_last_old_writer_is_gone_ends_wrong() {
     assert_ne!(read, expected, "it is read, and wrong");
     assert_eq!(expected[&0] - read[&0], 1000);
     assert_eq!(expected[&3] - read[&3], 2, "the setlist that nobody linked");
-    let report = run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
+    let report =
+        run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
     assert!(report.drift() > 0, "a repair finds it");
     exact(&conn);
 }
@@ -399,7 +460,13 @@ struct Noted<'a> {
 impl<'a> Noted<'a> {
     fn of(conn: &'a Connection) -> Self {
         let unsettled = (Cell::new(0), Cell::new(0));
-        Self { audit: audit(conn, &SUMS), notes: RefCell::default(), fails: Vec::new(), places: Vec::new(), unsettled }
+        Self {
+            audit: audit(conn, &SUMS),
+            notes: RefCell::default(),
+            fails: Vec::new(),
+            places: Vec::new(),
+            unsettled,
+        }
     }
 
     fn note(&self, what: &str, counter: &CounterId) {
@@ -463,7 +530,9 @@ fn a_counter_is_made_ready_once_it_is_repaired_to_its_end_and_before_the_next_be
     let mut noted = Noted::of(&conn);
     let report = run_whole(Mode::Backfill, &SUMS, Options::default().page(6), &mut noted).unwrap();
     assert!(report.complete());
-    let diff = |counter: &str| [format!("measure {counter}"), format!("measure {counter}"), format!("ready {counter}")];
+    let diff = |counter: &str| {
+        [format!("measure {counter}"), format!("measure {counter}"), format!("ready {counter}")]
+    };
     let repaired = |counter: &str| {
         let [one, two, ready] = diff(counter);
         [one, format!("repair {counter}"), two, format!("repair {counter}"), ready].to_vec()
@@ -493,16 +562,23 @@ fn a_run_that_is_killed_before_a_counter_is_ready_comes_back_to_it() {
     // Who stops it now, or is at a limit, gets the step all the same: it is the end of the page.
     killed.stop();
     let next = killed.next(zero);
-    assert!(matches!(next, Step::Ask(Request::Ready(Ready { counter, .. })) if counter == MEMBERSHIP.id()));
+    assert!(
+        matches!(next, Step::Ask(Request::Ready(Ready { counter, .. })) if counter == MEMBERSHIP.id())
+    );
     assert!(!killed.report().counters[0].complete, "not before it is ready");
     let token = through_text(&killed.token().unwrap());
     drop(killed);
     assert!(!store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap());
 
     let mut noted = Noted::of(&conn);
-    let mut resumed = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().max_pages(1)).unwrap();
+    let mut resumed =
+        Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().max_pages(1)).unwrap();
     let report = run(&mut resumed, &mut noted, &mut World::default()).unwrap();
-    assert_eq!(*noted.notes.borrow(), ["measure setlist.show", "ready setlist.show"], "its last page once more");
+    assert_eq!(
+        *noted.notes.borrow(),
+        ["measure setlist.show", "ready setlist.show"],
+        "its last page once more"
+    );
     assert!(report.counters[0].complete && store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap());
 }
 
@@ -518,7 +594,10 @@ fn a_counter_that_could_not_be_made_ready_is_tried_again() {
     let error = run(&mut backfill, &mut noted, &mut world).unwrap_err();
     assert!(matches!(error, Error::Database { .. }), "{error}");
     assert_eq!((world.waited(), backfill.report().outcome), (vec![50, 100], Outcome::Failed));
-    assert!(!store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap() && !backfill.report().counters[0].complete);
+    assert!(
+        !store(&conn, &SUMS).is_ready(MEMBERSHIP.id()).unwrap()
+            && !backfill.report().counters[0].complete
+    );
     assert!(run(&mut backfill, &mut noted, &mut world).unwrap().complete());
     let calls = noted.notes.borrow().iter().filter(|note| *note == "ready setlist.show").count();
     assert_eq!(calls, 4);
@@ -536,10 +615,18 @@ fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
             let mut noted = Noted::of(&conn);
             noted.unsettled = (Cell::new(diff), Cell::new(repaired));
             // Also where other processes did the first page and the last.
-            while let Some(token) = run(&mut backfill, &mut noted, &mut World::default()).unwrap().token {
-                backfill = Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
+            while let Some(token) =
+                run(&mut backfill, &mut noted, &mut World::default()).unwrap().token
+            {
+                backfill =
+                    Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), leg).unwrap();
             }
-            let readied = noted.notes.take().into_iter().filter(|note| note.starts_with("ready")).collect::<Vec<_>>();
+            let readied = noted
+                .notes
+                .take()
+                .into_iter()
+                .filter(|note| note.starts_with("ready"))
+                .collect::<Vec<_>>();
             assert_eq!(readied, ["ready setlist.votes", "ready show.votes"]);
             assert_eq!(store(&conn, &SUMS).unready().unwrap(), [MEMBERSHIP.id()]);
             not_ready(store(&conn, &SUMS).total(SHOWS, 1), "show.votes", &["setlist.show"]);
@@ -554,15 +641,20 @@ fn a_counter_with_keys_that_were_left_alone_is_not_made_ready() {
 fn the_guard_holds_for_a_backfill_and_the_share_of_wrong_keys_does_not() {
     let conn = counted();
     store(&conn, &SUMS).create().unwrap();
-    conn.execute_batch("INSERT INTO setlists SELECT s.id + 100 * t.id, s.show FROM setlists AS s, setlists AS t")
-        .unwrap();
+    conn.execute_batch(
+        "INSERT INTO setlists SELECT s.id + 100 * t.id, s.show FROM setlists AS s, setlists AS t",
+    )
+    .unwrap();
     let limited = Options::default().page(150).max_wrong_percent(1);
     let refused = run_whole(Mode::Repair, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap_err();
     assert!(matches!(refused, Error::DriftLimit { counter: "setlist.show", .. }), "{refused}");
-    assert!(run_whole(Mode::Backfill, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap().complete());
+    assert!(
+        run_whole(Mode::Backfill, &SUMS, limited, &mut audit(&conn, &SUMS)).unwrap().complete()
+    );
     exact(&conn);
     conn.execute_batch("DELETE FROM setlists").unwrap();
-    let refused = run_whole(Mode::Backfill, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap_err();
+    let refused =
+        run_whole(Mode::Backfill, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap_err();
     assert!(matches!(refused, Error::SourceEmpty { counter: "setlist.show", .. }), "{refused}");
 }
 
@@ -574,7 +666,10 @@ fn a_token_of_another_mode_is_refused() {
     for mode in modes {
         let options = Options::default().max_pages(1).page(2);
         let mut first = Reconciler::new(mode, &SUMS, options).unwrap();
-        let token = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        let token = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default())
+            .unwrap()
+            .token
+            .unwrap();
         for other in modes {
             let resumed = Reconciler::resume(other, &SUMS, &through_text(&token), options);
             if other == mode {
@@ -582,7 +677,11 @@ fn a_token_of_another_mode_is_refused() {
                 continue;
             }
             let error = resumed.unwrap_err();
-            assert!(matches!(error, Error::Token { .. }) && error.to_string().contains(&mode.to_string()), "{error}");
+            assert!(
+                matches!(error, Error::Token { .. })
+                    && error.to_string().contains(&mode.to_string()),
+                "{error}"
+            );
         }
     }
 }
@@ -602,10 +701,14 @@ fn readiness_that_meets_a_lock_is_busy_and_goes_on_from_there() {
     store(&conn, &SUMS).create_pending_backfill().unwrap();
     // Nothing is to be repaired, so the first write is that of the catalogue.
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default().retries(2)).unwrap();
+    let mut backfill =
+        Reconciler::new(Mode::Backfill, &SUMS, Options::default().retries(2)).unwrap();
     let mut sources = audit(&conn, &SUMS);
     let error = run(&mut backfill, &mut sources, &mut World::default()).unwrap_err();
-    assert!(error.recovery() == Recovery::Retry && error.to_string().contains("setlist.show"), "{error}");
+    assert!(
+        error.recovery() == Recovery::Retry && error.to_string().contains("setlist.show"),
+        "{error}"
+    );
     other.execute_batch("COMMIT").unwrap();
     assert!(run(&mut backfill, &mut sources, &mut World::default()).unwrap().complete());
     assert_eq!(store(&conn, &SUMS).unready().unwrap(), []);
@@ -634,8 +737,9 @@ fn of<K: Key>(counter: Counter<K>, rows: &[Row]) -> Vec<Row> {
 
 #[test]
 fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
-    let rows: Vec<Row> =
-        (0..40).flat_map(|id| [Row::Setlist { id, show: id % 3 }, Row::Vote { setlist: id, weight: id }]).collect();
+    let rows: Vec<Row> = (0..40)
+        .flat_map(|id| [Row::Setlist { id, show: id % 3 }, Row::Vote { setlist: id, weight: id }])
+        .collect();
     for live in [false, true] {
         let mut store = MemoryStore::pending_backfill(&SUMS);
         let mut batch = Batch::new();
@@ -643,7 +747,11 @@ fn a_memory_store_over_rows_is_backfilled_alone_and_beside_writers() {
         batch.delete(&Row::Vote { setlist: 1, weight: 1 });
         store.apply(&mut batch).unwrap();
         not_ready(store.total(VOTES, 1), "setlist.votes", &["setlist.votes"]);
-        not_ready(store.totals(SHOWS), "show.votes", &["show.votes", "setlist.show", "setlist.votes"]);
+        not_ready(
+            store.totals(SHOWS),
+            "show.votes",
+            &["show.votes", "setlist.show", "setlist.votes"],
+        );
         let mut token: Option<Token> = None;
         for leg in 0.. {
             assert!(leg < 100, "it ends");
@@ -686,7 +794,8 @@ fn whoever_only_watches_makes_nothing_ready() {
 // Text for migrations of one's own.
 
 const RAISED: Schema = Schema::new(&[VOTES.table(), VOTES.version(2).table(), MEMBERSHIP.table()]);
-/// What both have is in another place of the schema, and a membership that was a counter like any other gets its index.
+/// What both have is in another place of the schema, and a membership that was a counter like any
+/// other gets its index.
 const APART: Schema = Schema::new(&[MEMBERSHIP.table(), VOTES.table()]);
 const OTHERS: Schema = Schema::new(&[MEMBERSHIP.table()]);
 const PRUNED: Schema = Schema::new(&[MEMBERSHIP.table().prunable(), VOTES.table()]);
@@ -697,8 +806,9 @@ fn made(conn: &Connection) -> Vec<String> {
         let mut statement = conn.prepare(text).unwrap();
         statement.query_map((), |row| row.get(0)).unwrap().map(rusqlite::Result::unwrap).collect()
     };
-    let mut all =
-        of("SELECT name || ' ' || ifnull(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name");
+    let mut all = of(
+        "SELECT name || ' ' || ifnull(sql, '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite_stat%' ORDER BY name",
+    );
     all.extend(of(
         "SELECT concat_ws(' ', name, key, version, placement, cutoff, ready) FROM keepcount_counters ORDER BY name",
     ));
@@ -709,7 +819,8 @@ fn run_all(conn: &Connection, statements: &[String]) {
     conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).unwrap();
 }
 
-/// `sql::ddl` was the text for any migration, and made each counter ready: what a release added over rows, and so lacked them, was read.
+/// `sql::ddl` was the text for any migration, and made each counter ready: what a release added
+/// over rows, and so lacked them, was read.
 #[test]
 fn counters_that_come_by_text_are_ready_in_a_new_database_only() {
     let text = sql::Dialect::Sqlite;
@@ -772,7 +883,11 @@ fn text_leaves_what_create_and_forget_leave() {
             assert_eq!(made(&by_text), made(&by_create), "{}", gone.name);
         }
         lost.sort_unstable();
-        assert_eq!(store(&by_text, &after).orphaned().unwrap(), Vec::<String>::new(), "{lost:?} is what was lost");
+        assert_eq!(
+            store(&by_text, &after).orphaned().unwrap(),
+            Vec::<String>::new(),
+            "{lost:?} is what was lost"
+        );
         store(&by_text, &after).check().unwrap();
     }
     let other = Schema::new(const { &[Counter::<(i64, i64)>::new("setlist.votes").table()] });
@@ -795,15 +910,26 @@ fn text_for_a_new_database_makes_nothing_ready_in_one_that_has_tables() {
     assert!(conn.execute_batch(&format!("BEGIN; {}; COMMIT", statements.join(";\n"))).is_err());
     conn.execute_batch("ROLLBACK").unwrap();
     for _ in 0..2 {
-        let failed = statements.iter().filter(|statement| conn.execute_batch(statement).is_err()).count();
+        let failed =
+            statements.iter().filter(|statement| conn.execute_batch(statement).is_err()).count();
         assert!(failed >= 2, "the catalogue, and the table that is there");
-        not_ready(store(&conn, &NEW).total(SHOWS, 0), "show.votes", &["show.votes", "setlist.show"]);
-        not_ready(store(&conn, &NEW).top(RANK, 3), "show.board", &["show.board", "show.votes", "setlist.show"]);
+        not_ready(
+            store(&conn, &NEW).total(SHOWS, 0),
+            "show.votes",
+            &["show.votes", "setlist.show"],
+        );
+        not_ready(
+            store(&conn, &NEW).top(RANK, 3),
+            "show.board",
+            &["show.board", "show.votes", "setlist.show"],
+        );
         assert_eq!(store(&conn, &NEW).total(VOTES, 12).unwrap(), 13);
     }
     // Nor where no name is the same.
     let conn = Connection::open_in_memory().unwrap();
-    for statement in sql::ddl(sql::Dialect::Sqlite, &OLD).iter().chain(&sql::ddl(sql::Dialect::Sqlite, &OTHERS)) {
+    for statement in
+        sql::ddl(sql::Dialect::Sqlite, &OLD).iter().chain(&sql::ddl(sql::Dialect::Sqlite, &OTHERS))
+    {
         let _ = conn.execute_batch(statement);
     }
     assert_eq!(store(&conn, &OLD).unready().unwrap(), []);
@@ -828,7 +954,8 @@ fn backup(conn: &Connection) -> (tempfile::TempDir, Connection) {
     (folder, restored)
 }
 
-/// The place of a backfill was in its token alone: on a backup from before the leg, the first keys were never filled, and read as 0.
+/// The place of a backfill was in its token alone: on a backup from before the leg, the first keys
+/// were never filled, and read as 0.
 #[test]
 fn a_backfill_resumed_on_a_restored_backup_fills_what_the_backup_lacks() {
     let leg = Options::default().page(1).max_pages(5);
@@ -837,12 +964,22 @@ fn a_backfill_resumed_on_a_restored_backup_fills_what_the_backup_lacks() {
     let mut backups = vec![backup(&conn)];
     let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
     loop {
-        let token = run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token;
+        let token =
+            run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token;
         let Some(token) = token else { break };
         for (_folder, restored) in backups.drain(..) {
-            let mut rest =
-                Reconciler::resume(Mode::Backfill, &SUMS, &through_text(&token), Options::default()).unwrap();
-            assert!(run(&mut rest, &mut audit(&restored, &SUMS), &mut World::default()).unwrap().complete());
+            let mut rest = Reconciler::resume(
+                Mode::Backfill,
+                &SUMS,
+                &through_text(&token),
+                Options::default(),
+            )
+            .unwrap();
+            assert!(
+                run(&mut rest, &mut audit(&restored, &SUMS), &mut World::default())
+                    .unwrap()
+                    .complete()
+            );
             assert_eq!(store(&restored, &SUMS).unready().unwrap(), []);
             exact(&restored);
         }
@@ -862,37 +999,57 @@ fn a_backfill_that_goes_on_over_older_totals_begins_where_they_are() {
         noted.fails = vec![failed()];
         let leg = Options::default().page(2).max_pages(pages.max(1));
         let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
-        let token = run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        let token = run(&mut backfill, &mut audit(&conn, &SUMS), &mut World::default())
+            .unwrap()
+            .token
+            .unwrap();
         let (_folder, older) = backup(&conn);
         conn.execute_batch("DELETE FROM setlist_show; DELETE FROM show_votes").unwrap();
-        older.execute_batch("DELETE FROM setlist_show; DELETE FROM show_votes; DELETE FROM keepcount_runs").unwrap();
-        let mut rest = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().page(2)).unwrap();
+        older
+            .execute_batch(
+                "DELETE FROM setlist_show; DELETE FROM show_votes; DELETE FROM keepcount_runs",
+            )
+            .unwrap();
+        let mut rest =
+            Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default().page(2)).unwrap();
         let error = run(&mut rest, &mut noted, &mut World::default()).unwrap_err();
         assert!(matches!(error, Error::Database { .. }), "{error}");
-        assert!(run(&mut rest, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete());
+        assert!(
+            run(&mut rest, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete()
+        );
         exact(&older);
         assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
     }
 }
 
-/// A run that was driven again kept its place beside totals that lacked the page before it: a standby had taken over in between.
+/// A run that was driven again kept its place beside totals that lacked the page before it: a
+/// standby had taken over in between.
 #[test]
 fn a_run_that_is_driven_again_after_an_error_asks_what_the_totals_have() {
     let leg = Options::default().page(2).max_pages(1);
     for pages in [0, 1] {
         let conn = counted();
         store(&conn, &SUMS).create().unwrap();
-        let mut backfill = Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(2)).unwrap();
+        let mut backfill =
+            Reconciler::new(Mode::Backfill, &SUMS, Options::default().page(2)).unwrap();
         if pages > 0 {
             let mut first = Reconciler::new(Mode::Backfill, &SUMS, leg).unwrap();
-            let token = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default()).unwrap().token.unwrap();
-            backfill = Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default()).unwrap();
+            let token = run(&mut first, &mut audit(&conn, &SUMS), &mut World::default())
+                .unwrap()
+                .token
+                .unwrap();
+            backfill =
+                Reconciler::resume(Mode::Backfill, &SUMS, &token, Options::default()).unwrap();
         }
         let (_folder, older) = backup(&conn);
         let mut noted = Noted::of(&conn);
         noted.places = vec![failed()];
         run(&mut backfill, &mut noted, &mut World::default()).unwrap_err();
-        assert!(run(&mut backfill, &mut audit(&older, &SUMS), &mut World::default()).unwrap().complete());
+        assert!(
+            run(&mut backfill, &mut audit(&older, &SUMS), &mut World::default())
+                .unwrap()
+                .complete()
+        );
         assert_eq!(store(&older, &SUMS).unready().unwrap(), []);
         exact(&older);
     }
@@ -901,30 +1058,48 @@ fn a_run_that_is_driven_again_after_an_error_asks_what_the_totals_have() {
     store(&conn, &SUMS).create().unwrap();
     run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit(&conn, &SUMS)).unwrap();
     let (_folder, older) = backup(&conn);
-    older.execute_batch("DELETE FROM setlist_show WHERE key_1 = (SELECT min(key_1) FROM setlist_show)").unwrap();
+    older
+        .execute_batch(
+            "DELETE FROM setlist_show WHERE key_1 = (SELECT min(key_1) FROM setlist_show)",
+        )
+        .unwrap();
     for (totals, clean) in [(&older, false), (&conn, false)] {
         let mut noted = Noted::of(&conn);
         noted.places = vec![failed()];
         let mut verify = Reconciler::new(Mode::Verify, &SUMS, leg).unwrap();
         run(&mut verify, &mut noted, &mut World::default()).unwrap_err();
-        let token = run(&mut verify, &mut audit(totals, &SUMS), &mut World::default()).unwrap().token.unwrap();
+        let token = run(&mut verify, &mut audit(totals, &SUMS), &mut World::default())
+            .unwrap()
+            .token
+            .unwrap();
         let mut rest = Reconciler::resume(Mode::Verify, &SUMS, &token, Options::default()).unwrap();
         let report = run(&mut rest, &mut audit(totals, &SUMS), &mut World::default()).unwrap();
-        assert_eq!((report.complete(), report.counters[0].clean), (true, clean), "nobody knows which totals these are");
+        assert_eq!(
+            (report.complete(), report.counters[0].clean),
+            (true, clean),
+            "nobody knows which totals these are"
+        );
     }
 }
 
-/// Legs of a verify called a counter clean whose first keys they had compared before the backup was restored.
+/// Legs of a verify called a counter clean whose first keys they had compared before the backup was
+/// restored.
 #[test]
 fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
     let conn = rows();
     store(&conn, &OLD).create().unwrap();
     let (_folder, older) = backup(&conn); // in which all totals are missing
-    assert!(run_whole(Mode::Repair, &OLD, Options::default(), &mut audit(&conn, &OLD)).unwrap().complete());
+    assert!(
+        run_whole(Mode::Repair, &OLD, Options::default(), &mut audit(&conn, &OLD))
+            .unwrap()
+            .complete()
+    );
     let leg = |conn: &Connection, token: Option<&Token>, pages| {
         let options = Options::default().page(4).max_pages(pages);
         let mut leg = match token {
-            Some(token) => Reconciler::resume(Mode::Verify, &OLD, &through_text(token), options).unwrap(),
+            Some(token) => {
+                Reconciler::resume(Mode::Verify, &OLD, &through_text(token), options).unwrap()
+            }
             None => Reconciler::new(Mode::Verify, &OLD, options).unwrap(),
         };
         run(&mut leg, &mut audit(conn, &OLD), &mut World::default()).unwrap()
@@ -962,9 +1137,11 @@ fn a_leg_calls_clean_what_its_database_says_the_legs_before_have_compared() {
 fn no_more_than_256_runs_are_kept() {
     let conn = counted();
     for _ in 0..300 {
-        let mut first = Reconciler::new(Mode::Verify, &OLD, Options::default().page(4).max_pages(1)).unwrap();
+        let mut first =
+            Reconciler::new(Mode::Verify, &OLD, Options::default().page(4).max_pages(1)).unwrap();
         run(&mut first, &mut audit(&conn, &OLD), &mut World::default()).unwrap();
     }
-    let kept: i64 = conn.query_row("SELECT count(*) FROM keepcount_runs", (), |row| row.get(0)).unwrap();
+    let kept: i64 =
+        conn.query_row("SELECT count(*) FROM keepcount_runs", (), |row| row.get(0)).unwrap();
     assert_eq!(kept, 256);
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::support::random::Random;
 use crate::support::world::{World, run_whole};
-use keepcount::reconcile::{GracePeriod, MemoryAudit, Mode, Options, Outcome, Report, SystemRuntime, repair, verify};
+use keepcount::reconcile::{
+    GracePeriod, MemoryAudit, Mode, Options, Outcome, Report, SystemRuntime, repair, verify,
+};
 use keepcount::{Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Schema, Tally};
 
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
@@ -75,7 +77,8 @@ fn sorted<'a>(store: &'a mut MemoryStore, votes: &'a [Vote]) -> MemoryAudit<'a> 
     by_show.extend(shows().map(|show| Vote { show: show.0, user: "not read".into(), stars: 0 }));
     by_show.sort_by_key(|vote| vote.show);
     by_user.sort_by_key(|vote| KeyBuf::of::<String>(&vote.user));
-    let mut by_tag: Vec<Show> = shows().iter().flat_map(|show| show.1.chunks(1).map(|tag| Show(show.0, tag))).collect();
+    let mut by_tag: Vec<Show> =
+        shows().iter().flat_map(|show| show.1.chunks(1).map(|tag| Show(show.0, tag))).collect();
     by_tag.sort_by_key(|show| show.1);
     let mut audit = MemoryAudit::new(store);
     audit.add(SHOW_VOTES, move |_| by_show.clone()).unwrap();
@@ -98,16 +101,22 @@ fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
             for mode in [Mode::Verify, Mode::Repair] {
                 let options = Options::default().page(page).samples(1_000);
                 let mut store = drifted(&mut Random(seed), &votes);
-                let wanted: Report = run_whole(mode, &SCHEMA, options, &mut sorted(&mut store, &votes)).unwrap();
+                let wanted: Report =
+                    run_whole(mode, &SCHEMA, options, &mut sorted(&mut store, &votes)).unwrap();
                 let totals = store.totals(SHOW_VOTES).unwrap();
                 let check = |kind: &str, report: Report, store: &MemoryStore| {
                     let what = format!("seed {seed}, page {page}, {mode}, {kind}");
                     assert!(wanted.drift() > 3, "{what}");
                     // A show is one row here, and one for each of its tags there.
-                    let without_rows =
-                        |report: &Report| report.table().to_string().split("; ").next().map(str::to_owned);
+                    let without_rows = |report: &Report| {
+                        report.table().to_string().split("; ").next().map(str::to_owned)
+                    };
                     assert_eq!(without_rows(&report), without_rows(&wanted), "{what}");
-                    assert_eq!((report.outcome, report.pages), (Outcome::Complete, wanted.pages), "{what}");
+                    assert_eq!(
+                        (report.outcome, report.pages),
+                        (Outcome::Complete, wanted.pages),
+                        "{what}"
+                    );
                     assert_eq!(store.totals(SHOW_VOTES).unwrap(), totals, "{what}");
                 };
                 let mut alone = drifted(&mut Random(seed), &votes);
@@ -122,9 +131,14 @@ fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
                 give(&mut audit, &votes);
                 check("live", run_whole(mode, &SCHEMA, options, &mut audit).unwrap(), &beside);
                 if mode == Mode::Verify {
-                    let mut audit = MemoryAudit::watching(&beside, Duration::from_secs(1), World::default());
+                    let mut audit =
+                        MemoryAudit::watching(&beside, Duration::from_secs(1), World::default());
                     give(&mut audit, &votes);
-                    check("watching", run_whole(mode, &SCHEMA, options, &mut audit).unwrap(), &beside);
+                    check(
+                        "watching",
+                        run_whole(mode, &SCHEMA, options, &mut audit).unwrap(),
+                        &beside,
+                    );
                 }
             }
         }
@@ -135,13 +149,17 @@ fn rows_in_any_order_are_reported_and_repaired_as_sorted_ones_are() {
 fn rows_are_read_once_for_each_page_and_once_for_each_repair_of_256_keys() {
     let votes: Vec<Vote> = (0..600).map(|show| Vote { show, user: "u".into(), stars: 1 }).collect();
     for live in [false, true] {
-        // A repair probes both counters, which stops at the first row; then it compares 600 keys by 300, repairs each
-        // page in two chunks, and compares and repairs one key.
+        // A repair probes both counters, which stops at the first row; then it compares 600 keys by
+        // 300, repairs each page in two chunks, and compares and repairs one key.
         for (mode, beyond_pages) in [(Mode::Verify, 0), (Mode::Repair, 2 + 4 + 1)] {
             let (mut alone, beside) = (MemoryStore::new(&SCHEMA), MemoryStore::new(&SCHEMA));
             let reads = Cell::new(0);
             let mut audit = if live {
-                MemoryAudit::live(&beside, GracePeriod::after(Duration::from_secs(1)), SystemRuntime::new())
+                MemoryAudit::live(
+                    &beside,
+                    GracePeriod::after(Duration::from_secs(1)),
+                    SystemRuntime::new(),
+                )
             } else {
                 MemoryAudit::new(&mut alone)
             };
@@ -171,8 +189,12 @@ fn rows_of_several_records_add_up_and_a_sorted_source_takes_their_place() {
         let samples = report.counters.iter().flat_map(|counter| &counter.samples);
         samples.map(|sample| (sample.key_text(), sample.expected)).collect()
     };
-    let texts = |pairs: &[(&str, i64)]| pairs.iter().map(|(key, sum)| ((*key).to_owned(), *sum)).collect();
-    assert_eq!(expected(&mut audit), texts(&[("-9", 1), ("100", 1), ("3", 2), ("live", 2), ("rock", 1), ("u", 2)]));
+    let texts =
+        |pairs: &[(&str, i64)]| pairs.iter().map(|(key, sum)| ((*key).to_owned(), *sum)).collect();
+    assert_eq!(
+        expected(&mut audit),
+        texts(&[("-9", 1), ("100", 1), ("3", 2), ("live", 2), ("rock", 1), ("u", 2)])
+    );
     audit.add(SHOW_VOTES, |_| [Show(5, &[])]).unwrap();
     assert_eq!(expected(&mut audit), texts(&[("5", 1), ("live", 2), ("rock", 1), ("u", 2)]));
     audit.rows(&OF_SHOWS, || [Show(6, &["live"])]).unwrap();
@@ -189,7 +211,10 @@ fn rows_that_drive_nothing_here_or_cannot_be_read_are_errors() {
     let no_votes = Vec::<Vote>::new;
     let mut store = MemoryStore::new(&OTHER);
     let refused = MemoryAudit::new(&mut store).rows(&[], no_votes).unwrap_err();
-    assert!(matches!(refused, Error::InvalidUse { .. }) && refused.to_string().contains("Vote"), "{refused}");
+    assert!(
+        matches!(refused, Error::InvalidUse { .. }) && refused.to_string().contains("Vote"),
+        "{refused}"
+    );
     let refused = MemoryAudit::new(&mut store).rows(&OF_VOTES, no_votes).unwrap_err();
     assert!(matches!(refused, Error::UnknownCounter { .. }), "{refused}");
     let mut store = MemoryStore::new(&NEWER);
@@ -198,7 +223,9 @@ fn rows_that_drive_nothing_here_or_cannot_be_read_are_errors() {
 
     let mut store = MemoryStore::new(&SCHEMA);
     let mut audit = MemoryAudit::new(&mut store);
-    audit.rows_fallible(&OF_SHOWS, || [Ok(shows()[0].clone()), Err("the line is not JSON".into())]).unwrap();
+    audit
+        .rows_fallible(&OF_SHOWS, || [Ok(shows()[0].clone()), Err("the line is not JSON".into())])
+        .unwrap();
     let error = verify(&SCHEMA).counters(&[TAG_SHOWS.id()]).run(&mut audit).unwrap_err();
     assert_eq!(error.to_string(), "reading rows of counter tag.shows: the line is not JSON");
     // A sum leaves 64 bits and comes back: only the whole sum counts.

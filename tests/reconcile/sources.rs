@@ -1,15 +1,18 @@
-//! Sources: pages come from an index, two ways to say one thing agree, what SQL and tally say differently is refused before any repair,
-//! and rows that cannot be counted are errors that name their key.
+//! Sources: pages come from an index, two ways to say one thing agree, what SQL and tally say
+//! differently is refused before any repair, and rows that cannot be counted are errors that name
+//! their key.
 
 use std::ops::Bound;
 
 use crate::support::world::{Trace, World, run_whole};
 use keepcount::reconcile::audit::{PageDiff, PageRequest};
 use keepcount::reconcile::{
-    Audit, Columns, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SqliteAudit, SqliteRows,
+    Audit, Columns, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SqliteAudit,
+    SqliteRows,
 };
 use keepcount::{
-    Batch, Counter, Error, Key, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
+    Batch, Counter, Error, Key, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore,
+    Store, Tally,
 };
 use rusqlite::{Connection, Row};
 
@@ -69,7 +72,11 @@ fn sales_database(rows: &str) -> Connection {
     conn
 }
 
-fn audit_of<'a>(conn: &'a Connection, schema: &'a Schema, rows: SqliteRows<'a>) -> Result<SqliteAudit<'a>> {
+fn audit_of<'a>(
+    conn: &'a Connection,
+    schema: &'a Schema,
+    rows: SqliteRows<'a>,
+) -> Result<SqliteAudit<'a>> {
     let mut audit = SqliteAudit::new(conn, schema).unwrap();
     audit.add(rows).map(|()| audit)
 }
@@ -78,7 +85,13 @@ fn added(conn: &Connection, schema: &Schema, rows: SqliteRows<'_>) -> Result<()>
     SqliteAudit::new(conn, schema).unwrap().add(rows)
 }
 
-fn run_over(conn: &Connection, schema: &Schema, rows: SqliteRows<'_>, mode: Mode, page: usize) -> Result<Report> {
+fn run_over(
+    conn: &Connection,
+    schema: &Schema,
+    rows: SqliteRows<'_>,
+    mode: Mode,
+    page: usize,
+) -> Result<Report> {
     let mut audit = audit_of(conn, schema, rows)?;
     run_whole(mode, schema, Options::default().page(page), &mut audit)
 }
@@ -116,12 +129,20 @@ fn pages_come_from_an_index_on_the_key() {
         assert_source(made, &["shop.sum", "CREATE INDEX", "\"sales\" (\"shop\")"]);
     }
     // Of other columns, of the key's later, of a part of the rows: none serves.
-    for index in ["(open)", "(amount, shop)", "(open, shop)", "(shop) WHERE amount > 5", "(shop COLLATE NOCASE)"] {
-        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}")).unwrap();
+    for index in [
+        "(open)",
+        "(amount, shop)",
+        "(open, shop)",
+        "(shop) WHERE amount > 5",
+        "(shop COLLATE NOCASE)",
+    ] {
+        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}"))
+            .unwrap();
         assert_source(added(&conn, &SUMS, sales(by_shop())), &["CREATE INDEX"]);
     }
     for index in ["(shop)", "(shop, open)", "(shop, open, amount)", "(shop DESC)"] {
-        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}")).unwrap();
+        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON sales {index}"))
+            .unwrap();
         added(&conn, &SUMS, sales(by_shop())).unwrap();
         added(&conn, &SUMS, sales(by_shop().by_tally())).unwrap();
     }
@@ -143,8 +164,10 @@ fn an_index_on_the_filter_does_not_tempt_the_planner() {
     for analyze in ["", "ANALYZE"] {
         let conn = database(&SUMS, SALES);
         fill(&conn, 200, 10);
-        conn.execute_batch("UPDATE sales SET open = (rowid % 50 = 0); CREATE INDEX sales_by_open ON sales (open)")
-            .unwrap();
+        conn.execute_batch(
+            "UPDATE sales SET open = (rowid % 50 = 0); CREATE INDEX sales_by_open ON sales (open)",
+        )
+        .unwrap();
         conn.execute_batch(analyze).unwrap();
         assert_source(added(&conn, &SUMS, sales(by_shop())), &["CREATE INDEX"]);
         conn.execute_batch(INDEX).unwrap();
@@ -161,7 +184,8 @@ fn an_index_on_the_filter_does_not_tempt_the_planner() {
     }
 }
 
-/// The plans of the statements that a run ran, which the audit knows alone: as SQLite's trace gives them.
+/// The plans of the statements that a run ran, which the audit knows alone: as SQLite's trace gives
+/// them.
 #[test]
 fn no_statement_of_a_run_sorts() {
     for tally in [false, true] {
@@ -175,7 +199,9 @@ fn no_statement_of_a_run_sorts() {
         run_whole(Mode::Repair, &SUMS, Options::default().page(9), &mut audit).unwrap();
         let mut texts = trace.take();
         // Whether there is a row at all is asked of the table.
-        texts.retain(|text| text.starts_with("SELECT") && text.contains("sales") && !text.starts_with("SELECT 1 "));
+        texts.retain(|text| {
+            text.starts_with("SELECT") && text.contains("sales") && !text.starts_with("SELECT 1 ")
+        });
         texts.sort_unstable();
         texts.dedup();
         assert!(texts.len() >= 3, "{texts:?}");
@@ -242,7 +268,9 @@ fn by_name_by_tally() -> SqliteRows<'static> {
 fn tuples_and_texts_page_from_their_index_too() {
     let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER)");
     let advice = "\"tags\" (\"shop\", \"name\" COLLATE BINARY)";
-    for index in ["", "(shop)", "(name)", "(name, shop)", "(shop, name COLLATE NOCASE)", "(shop, name DESC)"] {
+    for index in
+        ["", "(shop)", "(name)", "(name, shop)", "(shop, name COLLATE NOCASE)", "(shop, name DESC)"]
+    {
         conn.execute_batch("DROP INDEX IF EXISTS i").unwrap();
         if !index.is_empty() {
             conn.execute_batch(&format!("CREATE INDEX i ON tags {index}")).unwrap();
@@ -250,20 +278,24 @@ fn tuples_and_texts_page_from_their_index_too() {
         assert_source(added(&conn, &TEXTS, by_day()), &["shop.days", advice]);
     }
     for index in ["(shop, name)", "(shop DESC, name DESC)"] {
-        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON tags {index}")).unwrap();
+        conn.execute_batch(&format!("DROP INDEX IF EXISTS i; CREATE INDEX i ON tags {index}"))
+            .unwrap();
         added(&conn, &TEXTS, by_day()).unwrap();
     }
     let made = added(&conn, &TEXTS, by_name());
     assert_source(made, &["\"tags\" (\"name\" COLLATE BINARY)"]);
 }
 
-/// A page behind the first begins where the one before ended, in the index: a text that carried its collation on the wrong side made every page
-/// read from the first row on.
+/// A page behind the first begins where the one before ended, in the index: a text that carried its
+/// collation on the wrong side made every page read from the first row on.
 #[test]
 fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
-    for (ddl, tally) in [("name TEXT", false), ("name TEXT", true), ("name TEXT COLLATE NOCASE", false)] {
-        let ddl =
-            format!("CREATE TABLE tags ({ddl}, shop INTEGER); CREATE INDEX i ON tags (shop, name COLLATE BINARY)");
+    for (ddl, tally) in
+        [("name TEXT", false), ("name TEXT", true), ("name TEXT COLLATE NOCASE", false)]
+    {
+        let ddl = format!(
+            "CREATE TABLE tags ({ddl}, shop INTEGER); CREATE INDEX i ON tags (shop, name COLLATE BINARY)"
+        );
         let mut conn = database(&TEXTS, &ddl);
         conn.execute_batch("WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40) INSERT INTO tags SELECT 'n' || i, i % 3 FROM n")
             .unwrap();
@@ -271,41 +303,52 @@ fn a_page_of_tuples_begins_in_the_middle_of_its_index() {
         let rows = if tally { by_day_by_tally() } else { by_day() };
         assert_eq!(scoped_to(&conn, DAYS, rows, Mode::Verify, 9).unwrap().counters[0].keys, 40);
         let mut texts = trace.take();
-        texts.retain(|text| text.starts_with("SELECT") && text.contains("\"tags\"") && text.contains(") > ("));
+        texts.retain(|text| {
+            text.starts_with("SELECT") && text.contains("\"tags\"") && text.contains(") > (")
+        });
         assert!(!texts.is_empty());
         for text in texts {
             let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
             let lines: Vec<String> =
                 plan.raw_query().mapped(|row| row.get(3)).collect::<rusqlite::Result<_>>().unwrap();
             assert!(
-                lines.iter().any(|line| line.contains("SEARCH") && line.contains("(shop,name)>(?,?)")),
+                lines
+                    .iter()
+                    .any(|line| line.contains("SEARCH") && line.contains("(shop,name)>(?,?)")),
                 "{text}: {lines:?}"
             );
         }
     }
 }
 
-/// Not every failure while rows are summed is a sum that left 64 bits; and it is the source's, not the database's.
+/// Not every failure while rows are summed is a sum that left 64 bits; and it is the source's, not
+/// the database's.
 #[test]
 fn an_amount_that_cannot_be_computed_is_the_sources_error() {
     let conn = sales_database("(1, 'x', 1)");
     let rows = sales(Columns::of(["shop"]).sum("json_extract(amount, '$')"));
     let error = run_over(&conn, &SUMS, rows, Mode::Verify, 9).unwrap_err();
-    assert!(matches!(error, Error::Source { .. }) && error.to_string().contains("malformed JSON"), "{error:?}");
+    assert!(
+        matches!(error, Error::Source { .. }) && error.to_string().contains("malformed JSON"),
+        "{error:?}"
+    );
 }
 
 /// A column that folds case would put two keys into one group, under either of their names.
 #[test]
 fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
-    let conn =
-        database(&TEXTS, "CREATE TABLE tags (name TEXT COLLATE NOCASE, shop INTEGER); CREATE INDEX i ON tags (name)");
+    let conn = database(
+        &TEXTS,
+        "CREATE TABLE tags (name TEXT COLLATE NOCASE, shop INTEGER); CREATE INDEX i ON tags (name)",
+    );
     assert_source(added(&conn, &TEXTS, by_name()), &["tag.names", "CREATE INDEX"]);
     conn.execute_batch(
         "CREATE INDEX j ON tags (name COLLATE BINARY);
          INSERT INTO tags VALUES ('a', 1), ('A', 1), ('b', 1), ('B', 1), ('a', 1), ('', 1), (NULL, 1)",
     )
     .unwrap();
-    let wanted = [("", 1), ("A", 1), ("B", 1), ("a", 2), ("b", 1)].map(|(key, total)| (key.to_owned(), total));
+    let wanted = [("", 1), ("A", 1), ("B", 1), ("a", 2), ("b", 1)]
+        .map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 1_000] {
         let only = |rows: SqliteRows<'static>| expected_of_names(&conn, rows, page);
         assert_eq!(only(by_name()), wanted);
@@ -332,7 +375,11 @@ fn a_nocase_column_needs_a_binary_index_and_is_then_exact() {
 /// The schema has another counter, which is left out.
 fn expected_of_names(conn: &Connection, rows: SqliteRows<'_>, page: usize) -> Vec<(String, i64)> {
     let report = scoped_to(conn, NAMES, rows, Mode::Verify, page).unwrap();
-    report.counters[0].samples.iter().map(|sample| (sample.key.decode().unwrap(), sample.expected)).collect()
+    report.counters[0]
+        .samples
+        .iter()
+        .map(|sample| (sample.key.decode().unwrap(), sample.expected))
+        .collect()
 }
 
 fn repair_names(conn: &Connection, rows: SqliteRows<'_>) -> Result<Report> {
@@ -354,7 +401,10 @@ fn scoped_to<K: Key>(
 
 #[test]
 fn null_in_any_part_of_a_key_counts_nowhere() {
-    let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (shop, name)");
+    let conn = database(
+        &TEXTS,
+        "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (shop, name)",
+    );
     conn.execute_batch(
         "INSERT INTO tags VALUES ('a', 1), (NULL, 1), ('a', NULL), (NULL, NULL), ('', 1), ('b', 1), (NULL, 2), ('a', 2), ('', 2)",
     )
@@ -364,7 +414,8 @@ fn null_in_any_part_of_a_key_counts_nowhere() {
         for rows in [by_day(), by_day_by_tally()] {
             let report = scoped_to(&conn, DAYS, rows, Mode::Verify, page).unwrap();
             let samples = report.counters[0].samples.iter();
-            let found: Vec<_> = samples.map(|sample| (DAYS.id().show(&sample.key), sample.expected)).collect();
+            let found: Vec<_> =
+                samples.map(|sample| (DAYS.id().show(&sample.key), sample.expected)).collect();
             assert_eq!(found, wanted, "page {page}");
         }
     }
@@ -380,20 +431,34 @@ fn recounts_by_sql_and_by_tally_are_equal() {
     fill(&conn, 41, 13);
     let ask = |audit: &mut SqliteAudit<'_>, after: Option<i64>, keys| -> PageDiff {
         audit
-            .compare(&PageRequest { counter: SUM.id(), after: after.map(KeyBuf::of::<i64>), until: None, keys })
+            .compare(&PageRequest {
+                counter: SUM.id(),
+                after: after.map(KeyBuf::of::<i64>),
+                until: None,
+                keys,
+            })
             .unwrap()
     };
     let mut by_sql = audit_of(&conn, &SUMS, sales(by_shop())).unwrap();
     let mut by_tally = audit_of(&conn, &SUMS, sales(by_shop().by_tally())).unwrap();
     for keys in [1, 2, 7, 41, 1_000] {
-        for after in [None, Some(-1), Some(0), Some(17), Some(39), Some(40), Some(41), Some(i64::MAX)] {
-            assert_eq!(ask(&mut by_sql, after, keys), ask(&mut by_tally, after, keys), "{keys} behind {after:?}");
+        for after in
+            [None, Some(-1), Some(0), Some(17), Some(39), Some(40), Some(41), Some(i64::MAX)]
+        {
+            assert_eq!(
+                ask(&mut by_sql, after, keys),
+                ask(&mut by_tally, after, keys),
+                "{keys} behind {after:?}"
+            );
         }
     }
     let whole = ask(&mut by_sql, None, 1_000);
     let text = "SELECT count(*), sum(amount) FROM sales WHERE open AND shop IS NOT NULL";
     let open: (i64, i64) = conn.query_row(text, (), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    assert_eq!((whole.rows.cast_signed(), whole.drifts.iter().map(|drift| drift.expected).sum::<i64>()), open);
+    assert_eq!(
+        (whole.rows.cast_signed(), whole.drifts.iter().map(|drift| drift.expected).sum::<i64>()),
+        open
+    );
 }
 
 const FRIENDS: Counter<i64> = Counter::new("user.friends");
@@ -432,7 +497,8 @@ fn a_row_that_adds_to_two_keys_is_given_twice_by_a_query() {
         SqliteRows::query(query, |row| Ok(End(row.get(0)?))).key(FRIENDS, columns)
     };
     let (by_sql, by_tally) = (|| ends(Columns::of(["end"]).count()), || ends(Columns::of(["end"])));
-    let wanted = [("1", 3), ("2", 2), ("3", 2), ("4", 2), ("9", 1)].map(|(key, total)| (key.to_owned(), total));
+    let wanted = [("1", 3), ("2", 2), ("3", 2), ("4", 2), ("9", 1)]
+        .map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 100] {
         assert_eq!(expected_all(&conn, &FRIENDS_SCHEMA, FRIENDS, by_sql(), page), wanted);
         assert_eq!(expected_all(&conn, &FRIENDS_SCHEMA, FRIENDS, by_tally(), page), wanted);
@@ -476,8 +542,14 @@ fn null_amounts_add_nothing_and_no_key() {
     let conn = sales_database("(1, NULL, 1), (1, 4, 1), (2, NULL, 1), (3, 0, 1), (4, 7, 0)");
     let amounts = |columns: Columns| sales(columns).columns("shop, coalesce(amount, 0), open");
     for page in [1, 1_000] {
-        assert_eq!(expected_all(&conn, &SUMS, SUM, amounts(by_shop()), page), [("1".to_owned(), 4)]);
-        assert_eq!(expected_all(&conn, &SUMS, SUM, amounts(by_shop().by_tally()), page), [("1".to_owned(), 4)]);
+        assert_eq!(
+            expected_all(&conn, &SUMS, SUM, amounts(by_shop()), page),
+            [("1".to_owned(), 4)]
+        );
+        assert_eq!(
+            expected_all(&conn, &SUMS, SUM, amounts(by_shop().by_tally()), page),
+            [("1".to_owned(), 4)]
+        );
     }
     let report = run_over(&conn, &SUMS, amounts(by_shop()), Mode::Repair, 1).unwrap();
     assert_eq!((report.counters[0].keys, report.counters[0].corrected), (1, 1));
@@ -489,7 +561,10 @@ fn amounts_that_are_no_integers_are_refused_and_their_key_named() {
         let conn = sales_database(&format!("(1, 1, 1), (2, {amount}, 1), (2, 1, 1), (3, 1, 1)"));
         for mode in [Mode::Verify, Mode::Repair] {
             let rows = sales(by_shop()).columns("shop, 1, open");
-            assert_source(run_over(&conn, &SUMS, rows, mode, 10), &["shop.sum", "key 2", "integer"]);
+            assert_source(
+                run_over(&conn, &SUMS, rows, mode, 10),
+                &["shop.sum", "key 2", "integer"],
+            );
         }
         assert_eq!(SqliteStore::new(&conn, &SUMS).totals(SUM).unwrap(), []);
     }
@@ -507,7 +582,8 @@ fn a_recount_beyond_64_bits_names_its_key() {
         let conn = sales_database(&rows);
         for columns in [by_shop(), by_shop().by_tally()] {
             for page in [1, 2, 1_000] {
-                let error = run_over(&conn, &SUMS, sales(columns.clone()), Mode::Verify, page).unwrap_err();
+                let error =
+                    run_over(&conn, &SUMS, sales(columns.clone()), Mode::Verify, page).unwrap_err();
                 match &error {
                     Error::Overflow { counter, key: named, what } => {
                         assert_eq!((*counter, named.as_str(), *what), ("shop.sum", key, "recount"));
@@ -521,7 +597,9 @@ fn a_recount_beyond_64_bits_names_its_key() {
         // A repair of that key says the same.
         let mut audit = audit_of(&conn, &SUMS, sales(by_shop())).unwrap();
         let keys = vec![KeyBuf::of::<i64>(key.parse::<i64>().unwrap())];
-        let error = audit.repair(&keepcount::reconcile::audit::RepairRequest { counter: SUM.id(), keys }).unwrap_err();
+        let error = audit
+            .repair(&keepcount::reconcile::audit::RepairRequest { counter: SUM.id(), keys })
+            .unwrap_err();
         assert!(matches!(&error, Error::Overflow { key: named, .. } if named == key), "{error}");
         assert!(conn.is_autocommit());
     }
@@ -529,7 +607,8 @@ fn a_recount_beyond_64_bits_names_its_key() {
 
 // Skew.
 
-/// A source that counts otherwise than the hooks: refused by repair, and nothing has changed; verify says what it sees.
+/// A source that counts otherwise than the hooks: refused by repair, and nothing has changed;
+/// verify says what it sees.
 #[track_caller]
 fn mismatched(rows: &str, source: impl Fn() -> SqliteRows<'static>, says: &[&str]) {
     let conn = sales_database(rows);
@@ -537,7 +616,10 @@ fn mismatched(rows: &str, source: impl Fn() -> SqliteRows<'static>, says: &[&str
     let changes = conn.total_changes();
     for page in [1, 1_000] {
         let error = run_over(&conn, &SUMS, source(), Mode::Repair, page).unwrap_err();
-        assert!(matches!(error, Error::DefinitionMismatch { counter: "shop.sum", .. }), "{error:?}");
+        assert!(
+            matches!(error, Error::DefinitionMismatch { counter: "shop.sum", .. }),
+            "{error:?}"
+        );
         assert_eq!(error.recovery(), Recovery::Permanent);
         for said in says {
             assert!(error.to_string().contains(said), "`{error}` does not say {said}");
@@ -552,21 +634,31 @@ const SOME: &str = "(1, 4, 1), (1, 5, 0), (2, -3, 1), (3, 1, 1)";
 
 #[test]
 fn a_filter_that_counts_other_rows_is_refused() {
-    let over = |filter: &'static str| move || sales(Columns::of(["shop"]).sum("amount").filter(filter));
+    let over =
+        |filter: &'static str| move || sales(Columns::of(["shop"]).sum("amount").filter(filter));
     mismatched(SOME, over("NOT open"), &["SQL adds nothing", "tally 4 to key 1"]);
     mismatched(SOME, over("1"), &["SQL adds 5 to key 1", "tally nothing"]);
     mismatched(SOME, over("open AND amount > 0"), &["key 2", "SQL adds nothing", "-3 to key 2"]);
     // What the hooks count, and SQL excludes because its condition is null.
-    mismatched(SOME, over("open AND (amount <> 1 OR NULL)"), &["key 3", "SQL adds nothing", "1 to key 3"]);
+    mismatched(
+        SOME,
+        over("open AND (amount <> 1 OR NULL)"),
+        &["key 3", "SQL adds nothing", "1 to key 3"],
+    );
     mismatched(SOME, || sales(Columns::of(["shop"]).sum("amount")), &["5 to key 1"]);
 }
 
 #[test]
 fn an_amount_that_counts_otherwise_is_refused() {
-    let over = |amount: &'static str| move || sales(Columns::of(["shop"]).sum(amount).filter("open"));
+    let over =
+        |amount: &'static str| move || sales(Columns::of(["shop"]).sum(amount).filter("open"));
     mismatched(SOME, over("abs(amount)"), &["key 2", "adds 3 to key 2", "-3 to key 2"]);
     mismatched(SOME, over("amount * 2"), &["adds 8 to key 1", "4 to key 1"]);
-    mismatched(SOME, || sales(Columns::of(["shop"]).count().filter("open")), &["adds 1 to key 1", "4 to key 1"]);
+    mismatched(
+        SOME,
+        || sales(Columns::of(["shop"]).count().filter("open")),
+        &["adds 1 to key 1", "4 to key 1"],
+    );
 }
 
 #[test]
@@ -578,7 +670,8 @@ fn another_key_column_is_refused() {
     mismatched("(1, 4, 1), (NULL, 6, 1)", without, &["adds nothing", "6 to key 8"]);
 }
 
-/// The samples of a look are the first and the last rows; a repair looks at rows of its own keys as well.
+/// The samples of a look are the first and the last rows; a repair looks at rows of its own keys as
+/// well.
 #[test]
 fn a_mismatch_in_the_middle_is_found_by_the_repair_of_its_key() {
     let conn = sales_database("");
@@ -598,7 +691,10 @@ fn a_mismatch_in_the_middle_is_found_by_the_repair_of_its_key() {
     assert_eq!(conn.total_changes(), changes + 1, "the line of the run is all that it wrote");
     assert!(conn.is_autocommit());
     // By tally nothing is said twice, and nothing is wrong.
-    assert_eq!(run_over(&conn, &SUMS, sales(columns.by_tally()), Mode::Repair, 1_000).unwrap().drift(), 0);
+    assert_eq!(
+        run_over(&conn, &SUMS, sales(columns.by_tally()), Mode::Repair, 1_000).unwrap().drift(),
+        0
+    );
 }
 
 // What a source may be made of.
@@ -610,7 +706,10 @@ fn a_source_that_does_not_fit_its_counter_is_refused_when_it_is_added() {
     let conn = database(&BOTH, &format!("{SALES} {INDEX}"));
     let rows = sales(Columns::of(["shop", "open"]).count());
     assert_source(added(&conn, &BOTH, rows), &["shop.sum", "2 key columns", "1 parts"]);
-    assert_source(added(&conn, &BOTH, sales(Columns::of([]).count())), &["shop.sum", "0 key columns"]);
+    assert_source(
+        added(&conn, &BOTH, sales(Columns::of([]).count())),
+        &["shop.sum", "0 key columns"],
+    );
     for (rows, names) in [
         (sales_of("sold").key(SUM, Columns::of(["shop"]).count()), vec!["sold"]),
         (sales(Columns::of(["store"]).count()), vec!["shop.sum", "store"]),
@@ -675,30 +774,48 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
             let mut audit = audit_of_two(&conn, by_tally);
             for (mode, found) in [(Mode::Verify, 2), (Mode::Backfill, 2), (Mode::Repair, 0)] {
                 let report = run_whole(mode, &TWO, Options::default(), &mut audit).unwrap();
-                let why = report.counters[0].failure.clone().unwrap_or_else(|| panic!("{bad}: {report}"));
+                let why =
+                    report.counters[0].failure.clone().unwrap_or_else(|| panic!("{bad}: {report}"));
                 assert!(why.contains("counter a.n, key") && why.contains(says), "{why}");
-                assert_eq!((report.outcome.clone(), report.complete()), (Outcome::Incomplete, false));
+                assert_eq!(
+                    (report.outcome.clone(), report.complete()),
+                    (Outcome::Incomplete, false)
+                );
                 assert_eq!((report.counters[0].complete, report.counters[0].clean), (false, false));
-                assert_eq!((report.counters[1].drift(), report.counters[1].complete), (found, true));
+                assert_eq!(
+                    (report.counters[1].drift(), report.counters[1].complete),
+                    (found, true)
+                );
                 assert!(
-                    report.to_string().contains("1 failed counter") && report.table().to_string().contains(says),
+                    report.to_string().contains("1 failed counter")
+                        && report.table().to_string().contains(says),
                     "{}",
                     report.table()
                 );
             }
-            assert_eq!((store.is_ready(FIRST.id()).unwrap(), store.is_ready(SECOND.id()).unwrap()), (false, true));
+            assert_eq!(
+                (store.is_ready(FIRST.id()).unwrap(), store.is_ready(SECOND.id()).unwrap()),
+                (false, true)
+            );
             let faulty = audit.faulty_rows(FIRST.id(), 9).unwrap();
             let bad_row = faulty.iter().map(ToString::to_string).find(|row| row.contains(says));
             assert!(bad_row.is_some(), "{faulty:?}");
             assert_eq!(
-                (audit.faulty_rows(FIRST.id(), 1).unwrap().len(), audit.faulty_rows(SECOND.id(), 9).unwrap().len()),
+                (
+                    audit.faulty_rows(FIRST.id(), 1).unwrap().len(),
+                    audit.faulty_rows(SECOND.id(), 9).unwrap().len()
+                ),
                 (1, 0)
             );
             // A run of this counter alone says so as an error.
-            let mut alone = Reconciler::scoped(Mode::Repair, &TWO, &[FIRST.id()], Options::default()).unwrap();
-            let error =
-                keepcount::reconcile::run(&mut alone, &mut audit, &mut keepcount::reconcile::SystemRuntime::new())
-                    .unwrap_err();
+            let mut alone =
+                Reconciler::scoped(Mode::Repair, &TWO, &[FIRST.id()], Options::default()).unwrap();
+            let error = keepcount::reconcile::run(
+                &mut alone,
+                &mut audit,
+                &mut keepcount::reconcile::SystemRuntime::new(),
+            )
+            .unwrap_err();
             assert!(matches!(error, Error::Key { counter: "a.n", .. }), "{error:?}");
             conn.execute_batch("DELETE FROM a WHERE typeof(k) NOT IN ('integer', 'null')").unwrap();
             let report = run_whole(Mode::Backfill, &TWO, Options::default(), &mut audit).unwrap();
@@ -710,7 +827,8 @@ fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
 /// Of the first counter.
 fn rows_of_which_one_cannot_be_read() -> Connection {
     let conn = Connection::open_in_memory().unwrap();
-    let rows = "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
+    let rows =
+        "CREATE TABLE a (k); CREATE INDEX i ON a (k); CREATE TABLE b (k); CREATE INDEX j ON b (k);
         INSERT INTO a VALUES (1), (x'00ff'); INSERT INTO b VALUES (1), (1), (3), (5)";
     conn.execute_batch(rows).unwrap();
     conn
@@ -737,7 +855,12 @@ fn a_counter_that_an_earlier_leg_left_out_leaves_the_run_incomplete() {
     let mut run = Reconciler::new(Mode::Repair, &TWO, options).unwrap();
     loop {
         reports.push(
-            keepcount::reconcile::run(&mut run, &mut audit, &mut keepcount::reconcile::SystemRuntime::new()).unwrap(),
+            keepcount::reconcile::run(
+                &mut run,
+                &mut audit,
+                &mut keepcount::reconcile::SystemRuntime::new(),
+            )
+            .unwrap(),
         );
         // As the next process has it, from a file.
         let Some(token) = run.token() else { break };
@@ -763,10 +886,17 @@ fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
     let options = Options::default().page(1).max_pages(1);
     let mut run = Reconciler::new(Mode::Backfill, &TWO, options).unwrap();
     let live = || keepcount::reconcile::SystemRuntime::new();
-    assert!(keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap().counters[0].failure.is_some());
+    assert!(
+        keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap().counters[0]
+            .failure
+            .is_some()
+    );
     // A backup from before the leg, and the row is repaired.
-    conn.execute_batch("DELETE FROM keepcount_runs; DELETE FROM a WHERE typeof(k) = 'blob'").unwrap();
-    let mut run = Reconciler::resume(Mode::Backfill, &TWO, &run.token().unwrap(), options.max_pages(99)).unwrap();
+    conn.execute_batch("DELETE FROM keepcount_runs; DELETE FROM a WHERE typeof(k) = 'blob'")
+        .unwrap();
+    let mut run =
+        Reconciler::resume(Mode::Backfill, &TWO, &run.token().unwrap(), options.max_pages(99))
+            .unwrap();
     let report = keepcount::reconcile::run(&mut run, &mut audit, &mut live()).unwrap();
     assert!(report.complete() && report.counters[0].failure.is_none(), "{report}");
     assert_eq!((store.unready().unwrap(), store.total(FIRST, 1).unwrap()), (vec![], 1));
@@ -776,17 +906,26 @@ fn a_backfill_that_begins_anew_takes_in_what_an_earlier_leg_left_out() {
 #[test]
 fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
     let conn = sales_database("(1, 1, 1)");
-    conn.execute_batch("ATTACH ':memory:' AS old; CREATE TABLE old.archive (shop INTEGER, amount, open INTEGER)")
-        .unwrap();
+    conn.execute_batch(
+        "ATTACH ':memory:' AS old; CREATE TABLE old.archive (shop INTEGER, amount, open INTEGER)",
+    )
+    .unwrap();
     for (name, says) in [
         ("slaes", "no table or view of this name is there; the source of counter shop.sum"),
         ("main.slaes", "no table or view of this name is there"),
         ("main.archive", "one is in old"),
         ("public.sales", "one is in main"),
     ] {
-        let error = added(&conn, &SUMS, sales_of(name).key(SUM, Columns::of(["shop"]).count())).unwrap_err();
-        assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == name), "{error:?}");
-        assert!(error.to_string().contains(says) && !error.to_string().contains("SqliteStore"), "{error}");
+        let error = added(&conn, &SUMS, sales_of(name).key(SUM, Columns::of(["shop"]).count()))
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::SchemaMismatch { table, .. } if table == name),
+            "{error:?}"
+        );
+        assert!(
+            error.to_string().contains(says) && !error.to_string().contains("SqliteStore"),
+            "{error}"
+        );
     }
     let shop = || Columns::of(["shop"]).count();
     for (rows, says) in [
@@ -800,9 +939,11 @@ fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
         (sales(by_shop().filter("open AND")), "syntax error"),
         (sales_of("main.").key(SUM, shop()), "main. names no table"),
         (
-            SqliteRows::of("sales", |row| Ok(Sale { shop: row.get("store")?, amount: 1, open: true }))
-                .columns("shop, amount, open")
-                .key(SUM, by_shop()),
+            SqliteRows::of("sales", |row| {
+                Ok(Sale { shop: row.get("store")?, amount: 1, open: true })
+            })
+            .columns("shop, amount, open")
+            .key(SUM, by_shop()),
             "store",
         ),
     ] {
@@ -830,18 +971,23 @@ fn a_table_is_named_with_its_schema_and_one_that_another_hides_must_be() {
     assert_eq!(expected_all(&conn, &SUMS, SUM, of(r#""of.sales""#), 9), [("3".to_owned(), 7)]);
     assert_eq!(expected_all(&conn, &SUMS, SUM, of("scratch"), 9), []);
     // What a repair took for an empty source.
-    for hides in
-        ["TABLE sales (shop INTEGER, amount, open INTEGER)", "VIEW sales AS SELECT * FROM main.sales WHERE shop < 2"]
-    {
+    for hides in [
+        "TABLE sales (shop INTEGER, amount, open INTEGER)",
+        "VIEW sales AS SELECT * FROM main.sales WHERE shop < 2",
+    ] {
         let mut before = audit_of(&conn, &SUMS, sales(by_shop())).unwrap();
         conn.execute_batch(&format!("CREATE TEMP {hides}")).unwrap();
-        assert_source(added(&conn, &SUMS, sales(by_shop())), &["sales is in main and in temp", "main.sales"]);
+        assert_source(
+            added(&conn, &SUMS, sales(by_shop())),
+            &["sales is in main and in temp", "main.sales"],
+        );
         assert_eq!(expected_all(&conn, &SUMS, SUM, of("main.sales"), 9), as_before);
         // An audit goes on with what it found.
         let report = run_whole(Mode::Verify, &SUMS, Options::default(), &mut before).unwrap();
         assert_eq!(report.counters[0].missing, 2);
         drop(before);
-        conn.execute_batch(&format!("DROP {} temp.sales", hides.split(' ').next().unwrap())).unwrap();
+        conn.execute_batch(&format!("DROP {} temp.sales", hides.split(' ').next().unwrap()))
+            .unwrap();
     }
 }
 
@@ -860,7 +1006,8 @@ fn a_key_of_another_type_is_an_error_that_names_counter_and_value() {
             assert!(error.to_string().contains(name), "`{error}` does not name {name}");
         }
     }
-    let conn = database(&TEXTS, "CREATE TABLE tags (name, shop INTEGER); CREATE INDEX i ON tags (name)");
+    let conn =
+        database(&TEXTS, "CREATE TABLE tags (name, shop INTEGER); CREATE INDEX i ON tags (name)");
     conn.execute_batch("INSERT INTO tags VALUES ('a', 1), (5, 1)").unwrap();
     let error = repair_names(&conn, by_name().columns("name || '', shop")).unwrap_err();
     assert!(matches!(error, Error::Key { counter: "tag.names", .. }), "{error:?}");
@@ -869,14 +1016,20 @@ fn a_key_of_another_type_is_an_error_that_names_counter_and_value() {
 
 #[test]
 fn a_text_key_of_1025_bytes_in_a_row_is_an_error_and_one_of_1024_is_a_key() {
-    let conn = database(&TEXTS, "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (name)");
+    let conn = database(
+        &TEXTS,
+        "CREATE TABLE tags (name TEXT, shop INTEGER); CREATE INDEX i ON tags (name)",
+    );
     conn.execute("INSERT INTO tags VALUES (?1, 1), ('b', 1)", ["x".repeat(1024)]).unwrap();
     assert_eq!(repair_names(&conn, by_name()).unwrap().counters[0].corrected, 2);
     conn.execute("INSERT INTO tags VALUES (?1, 1), ('c', 1)", ["x".repeat(1025)]).unwrap();
     for rows in [by_name(), by_name_by_tally()] {
         let error = repair_names(&conn, rows).unwrap_err();
         assert!(matches!(error, Error::Key { counter: "tag.names", .. }), "{error:?}");
-        assert!(error.to_string().contains("1025 bytes") && error.to_string().len() < 300, "{error}");
+        assert!(
+            error.to_string().contains("1025 bytes") && error.to_string().len() < 300,
+            "{error}"
+        );
     }
     let totals = SqliteStore::new(&conn, &TEXTS).totals(NAMES).unwrap();
     assert!(totals.iter().all(|(name, total)| name.len() <= 1024 && *total == 1), "{totals:?}");
@@ -886,14 +1039,23 @@ fn a_text_key_of_1025_bytes_in_a_row_is_an_error_and_one_of_1024_is_a_key() {
 fn a_database_in_utf_16_is_refused_where_keys_are_texts() {
     for encoding in ["UTF-16le", "UTF-16be"] {
         let conn = Connection::open_in_memory().unwrap();
-        conn.execute_batch(&format!("PRAGMA encoding = '{encoding}'; CREATE TABLE tags (name TEXT)")).unwrap();
+        conn.execute_batch(&format!(
+            "PRAGMA encoding = '{encoding}'; CREATE TABLE tags (name TEXT)"
+        ))
+        .unwrap();
         let error = SqliteStore::new(&conn, &TEXTS).create().unwrap_err();
-        assert!(matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding), "{error}");
+        assert!(
+            matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding),
+            "{error}"
+        );
         for statement in keepcount::sql::ddl(keepcount::sql::Dialect::Sqlite, &TEXTS) {
             conn.execute_batch(&statement).unwrap();
         }
         let error = SqliteStore::new(&conn, &TEXTS).check().unwrap_err();
-        assert!(matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding), "{error}");
+        assert!(
+            matches!(error, Error::SchemaMismatch { .. }) && error.to_string().contains(encoding),
+            "{error}"
+        );
         assert!(SqliteAudit::new(&conn, &TEXTS).is_err());
         // Integers do not care.
         SqliteStore::new(&conn, &SUMS).create().unwrap();
@@ -934,8 +1096,13 @@ fn rows_in_memory_that_come_out_of_key_order_are_refused() {
         }
     }
     // Rows that count nowhere may lie anywhere.
-    let rows =
-        [sale(1, 4), Sale { open: false, ..sale(-9, 1) }, sale(1, 5), Sale { shop: None, ..sale(0, 1) }, sale(2, 1)];
+    let rows = [
+        sale(1, 4),
+        Sale { open: false, ..sale(-9, 1) },
+        sale(1, 5),
+        Sale { shop: None, ..sale(0, 1) },
+        sale(2, 1),
+    ];
     let mut store = drifted(&rows);
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(SUM, |_| rows.iter()).unwrap();
@@ -965,9 +1132,14 @@ fn a_source_that_ignores_its_bound_is_still_right() {
                 rows
             })
             .unwrap();
-        let report = run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit).unwrap();
+        let report =
+            run_whole(Mode::Repair, &SUMS, Options::default().page(page), &mut audit).unwrap();
         drop(audit);
-        assert_eq!(asked, 1 + report.pages + report.counters[0].corrected, "a look, a page, a repaired key");
+        assert_eq!(
+            asked,
+            1 + report.pages + report.counters[0].corrected,
+            "a look, a page, a repaired key"
+        );
         assert!(read >= rows.len());
         (report.to_string(), Store::totals(&mut store, SUM).unwrap())
     };
@@ -985,7 +1157,9 @@ fn an_error_of_a_row_in_memory_comes_through_with_its_cause() {
     let mut store = good;
     let before = Store::totals(&mut store, SUM).unwrap();
     let mut audit = MemoryAudit::new(&mut store);
-    audit.add_fallible(SUM, |_| [Ok(sale(1, 1)), Err("the line is not JSON".into()), Ok(sale(2, 1))]).unwrap();
+    audit
+        .add_fallible(SUM, |_| [Ok(sale(1, 1)), Err("the line is not JSON".into()), Ok(sale(2, 1))])
+        .unwrap();
     for mode in [Mode::Verify, Mode::Repair] {
         let error = run_whole(mode, &SUMS, Options::default(), &mut audit).unwrap_err();
         assert_eq!(error.to_string(), "reading rows of counter shop.sum: the line is not JSON");
@@ -1018,21 +1192,30 @@ fn a_recount_in_memory_beyond_64_bits_names_its_key() {
     let mut audit = MemoryAudit::new(&mut store);
     audit.add(SUM, |_| rows.iter()).unwrap();
     let error = run_whole(Mode::Verify, &SUMS, Options::default(), &mut audit).unwrap_err();
-    assert!(matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "3"), "{error}");
+    assert!(
+        matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "3"),
+        "{error}"
+    );
     audit.add(SUM, |_| [sale(3, i64::MIN), sale(4, i64::MAX)]).unwrap();
-    assert_eq!(run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap().counters[0].corrected, 2);
+    assert_eq!(
+        run_whole(Mode::Repair, &SUMS, Options::default(), &mut audit).unwrap().counters[0]
+            .corrected,
+        2
+    );
 }
 
 // Order.
 
-/// SQLite's groups come in order whatever the rows do; what a record says against it, and what an audit of somebody's own hands in, is
-/// checked.
+/// SQLite's groups come in order whatever the rows do; what a record says against it, and what an
+/// audit of somebody's own hands in, is checked.
 #[test]
 fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
     let conn = sales_database("(3, 1, 1), (1, 1, 1), (2, 1, 1), (1, 1, 1)");
     let query = |columns: Columns| {
         let text = "SELECT * FROM sales ORDER BY shop DESC";
-        SqliteRows::query(text, |row| Ok(read_sale(row)?)).columns("shop, amount, open").key(SUM, columns)
+        SqliteRows::query(text, |row| Ok(read_sale(row)?))
+            .columns("shop, amount, open")
+            .key(SUM, columns)
     };
     let wanted = [("1", 2), ("2", 1), ("3", 1)].map(|(key, total)| (key.to_owned(), total));
     for page in [1, 2, 10] {
@@ -1047,7 +1230,8 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
     }
     // An audit of somebody's own goes through `merge`, which checks the order of both lists.
     let key = |key: i64| KeyBuf::of::<i64>(key);
-    let recount = |at: i64| keepcount::reconcile::audit::Recount { key: key(at), total: 1, rows: 1 };
+    let recount =
+        |at: i64| keepcount::reconcile::audit::Recount { key: key(at), total: 1, rows: 1 };
     let ask = PageRequest { counter: SUM.id(), after: None, until: None, keys: 5 };
     for pair in [[2, 1], [1, 1]] {
         assert_source(
@@ -1055,6 +1239,9 @@ fn keys_that_do_not_rise_are_sorted_by_sql_and_refused_elsewhere() {
             &["rows", "key order"],
         );
         let totals = pair.map(|at| (key(at), 1)).to_vec();
-        assert_source(keepcount::reconcile::audit::merge(&ask, Vec::new(), totals), &["totals", "key order"]);
+        assert_source(
+            keepcount::reconcile::audit::merge(&ask, Vec::new(), totals),
+            &["totals", "key order"],
+        );
     }
 }

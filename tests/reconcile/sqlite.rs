@@ -1,4 +1,5 @@
-//! Verify and repair live on SQLite: beside writers and other repairs, at the ends of 64 bits, and which statements they run.
+//! Verify and repair live on SQLite: beside writers and other repairs, at the ends of 64 bits, and
+//! which statements they run.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,13 +7,16 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
-use keepcount::reconcile::audit::{Drift, PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
+use keepcount::reconcile::audit::{
+    Drift, PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired,
+};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime, SqliteAudit, SqliteRows,
-    Step, run,
+    Answer, Audit, Columns, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime,
+    SqliteAudit, SqliteRows, Step, run,
 };
 use keepcount::{
-    Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore, Store, Tally,
+    Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore,
+    Store, Tally,
 };
 use rusqlite::{Connection, OpenFlags, Row};
 
@@ -41,11 +45,13 @@ impl Record for Vote {
     }
 }
 
-const TABLE: &str = "CREATE TABLE votes (id INTEGER PRIMARY KEY, show INTEGER NOT NULL, stars INTEGER NOT NULL);
+const TABLE: &str =
+    "CREATE TABLE votes (id INTEGER PRIMARY KEY, show INTEGER NOT NULL, stars INTEGER NOT NULL);
                      CREATE INDEX votes_by_show ON votes (show, stars);";
 
 fn insert(conn: &Connection, vote: Vote) {
-    conn.execute("INSERT INTO votes (show, stars) VALUES (?1, ?2)", (vote.show, vote.stars)).unwrap();
+    conn.execute("INSERT INTO votes (show, stars) VALUES (?1, ?2)", (vote.show, vote.stars))
+        .unwrap();
 }
 
 /// A transaction with its hooks.
@@ -63,7 +69,8 @@ fn write(conn: &Connection, votes: &[Vote]) {
 fn delete_show(conn: &Connection, show: i64) {
     let mut batch = Batch::new();
     conn.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mut delete = conn.prepare("DELETE FROM votes WHERE show = ?1 RETURNING show, stars").unwrap();
+    let mut delete =
+        conn.prepare("DELETE FROM votes WHERE show = ?1 RETURNING show, stars").unwrap();
     delete.query_map([show], read_vote).unwrap().for_each(|vote| batch.delete(&vote.unwrap()));
     SqliteStore::new(conn, &ONE).apply(&mut batch).unwrap();
     conn.execute_batch("COMMIT").unwrap();
@@ -173,10 +180,16 @@ fn a_repair_is_right_whatever_was_written_since_the_measure() {
                 act: |repair: &RepairRequest| {
                     wrote += 1;
                     for key in &repair.keys {
-                        // More rows of a key that is about to be repaired; all rows of one gone; the first row of an orphan.
+                        // More rows of a key that is about to be repaired; all rows of one gone;
+                        // the first row of an orphan.
                         let show = number(key);
                         match (show + round) % 3 {
-                            0 => write(&writer, &[Vote { show, stars: 7 }, Vote { show, stars: -2 }]),
+                            0 => {
+                                write(
+                                    &writer,
+                                    &[Vote { show, stars: 7 }, Vote { show, stars: -2 }],
+                                );
+                            }
                             1 => delete_show(&writer, show),
                             _ => write(&writer, &[Vote { show: show + 1, stars: 1 }]),
                         }
@@ -187,7 +200,12 @@ fn a_repair_is_right_whatever_was_written_since_the_measure() {
             assert!(wrote > 2);
             exact(&conn);
             // The writes moved truth and totals together, and so not one key more or less was off.
-            assert_eq!((report.drift(), report.counters[0].corrected), (drifting, drifting), "{}", report.table());
+            assert_eq!(
+                (report.drift(), report.counters[0].corrected),
+                (drifting, drifting),
+                "{}",
+                report.table()
+            );
             write(&conn, &votes(20, 2));
         }
     }
@@ -231,26 +249,37 @@ fn repairs_over_and_over_beside_a_writer_leave_exact_totals() {
                 let show = round % 30;
                 match round % 5 {
                     0 => delete_show(&conn, show),
-                    _ => write(&conn, &[Vote { show, stars: round }, Vote { show: 29 - show, stars: -1 }]),
+                    _ => write(
+                        &conn,
+                        &[Vote { show, stars: round }, Vote { show: 29 - show, stars: -1 }],
+                    ),
                 }
-                // One total after the other is broken, so that there is always something to repair; from here on, nothing is.
+                // One total after the other is broken, so that there is always something to repair;
+                // from here on, nothing is.
                 if round < 200 {
-                    conn.execute("UPDATE a_votes SET total = total + 1000 WHERE key = ?1", [(round * 7) % 30]).unwrap();
+                    conn.execute(
+                        "UPDATE a_votes SET total = total + 1000 WHERE key = ?1",
+                        [(round * 7) % 30],
+                    )
+                    .unwrap();
                 }
             }
             done.store(true, Ordering::Relaxed);
         });
         let (mut found, mut corrected) = (0, 0);
         while !done.load(Ordering::Relaxed) {
-            let report = run_whole(Mode::Repair, &ONE, options().page(7), &mut audit(&conn)).unwrap();
+            let report =
+                run_whole(Mode::Repair, &ONE, options().page(7), &mut audit(&conn)).unwrap();
             found += report.drift();
             corrected += report.counters[0].corrected;
         }
-        // No other repair runs, and hooked writes move no drift: what was found off was off when it was repaired.
+        // No other repair runs, and hooked writes move no drift: what was found off was off when it
+        // was repaired.
         assert_eq!(found, corrected);
         let last = repair(&conn);
         exact(&conn);
-        // Of 200 totals broken, some twice before a repair came by: a wrong repair would be one more to repair.
+        // Of 200 totals broken, some twice before a repair came by: a wrong repair would be one
+        // more to repair.
         let (found, corrected) = (found + last.drift(), corrected + last.counters[0].corrected);
         assert!(found == corrected && (1..=200).contains(&corrected), "{corrected} of {found}");
     });
@@ -266,7 +295,9 @@ fn two_repairs_at_once_repair_every_key_once() {
         (1_000..1_050).for_each(|show| set_total(&conn, show, 1));
         let repairer = || {
             let conn = open(&path);
-            run_whole(Mode::Repair, &ONE, options().page(page), &mut audit(&conn)).unwrap().counters[0].corrected
+            run_whole(Mode::Repair, &ONE, options().page(page), &mut audit(&conn)).unwrap().counters
+                [0]
+            .corrected
         };
         let corrected: u64 = thread::scope(|scope| {
             let repairers = [scope.spawn(repairer), scope.spawn(repairer)];
@@ -279,7 +310,8 @@ fn two_repairs_at_once_repair_every_key_once() {
 
 #[test]
 fn a_drift_beyond_64_bits_is_repaired() {
-    for (stored, expected) in [(i64::MAX, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (i64::MIN, 1), (i64::MIN, 0)]
+    for (stored, expected) in
+        [(i64::MAX, -2), (i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (i64::MIN, 1), (i64::MIN, 0)]
     {
         let conn = database();
         write(&conn, &[Vote { show: 2, stars: 3 }]);
@@ -288,7 +320,10 @@ fn a_drift_beyond_64_bits_is_repaired() {
         }
         set_total(&conn, 1, stored);
         let report = repair(&conn);
-        assert_eq!((report.counters[0].corrected, report.counters[0].samples[0].stored), (1, stored));
+        assert_eq!(
+            (report.counters[0].corrected, report.counters[0].samples[0].stored),
+            (1, stored)
+        );
         assert_eq!(SqliteStore::new(&conn, &ONE).total(VOTES, 1).unwrap(), expected);
         assert_eq!(verify(&conn).drift(), 0);
 
@@ -296,10 +331,14 @@ fn a_drift_beyond_64_bits_is_repaired() {
         let mut batch = Batch::new();
         batch.add(VOTES, 1, stored);
         store.apply(&mut batch).unwrap();
-        let rows: Vec<Vote> = (expected != 0).then_some(Vote { show: 1, stars: expected }).into_iter().collect();
+        let rows: Vec<Vote> =
+            (expected != 0).then_some(Vote { show: 1, stars: expected }).into_iter().collect();
         let mut memory = MemoryAudit::new(&mut store);
         memory.add(VOTES, |_| rows.iter()).unwrap();
-        assert_eq!(run_whole(Mode::Repair, &ONE, options(), &mut memory).unwrap().counters[0].corrected, 1);
+        assert_eq!(
+            run_whole(Mode::Repair, &ONE, options(), &mut memory).unwrap().counters[0].corrected,
+            1
+        );
         drop(memory);
         assert_eq!(store.total(VOTES, 1).unwrap(), expected);
     }
@@ -316,7 +355,8 @@ impl Record for Star {
     }
 }
 
-/// A counter of the key `()` has no key column in its source, but one in its table of totals: a repair failed on that.
+/// A counter of the key `()` has no key column in its source, but one in its table of totals: a
+/// repair failed on that.
 #[test]
 fn a_counter_of_one_total_is_repaired_like_any_other() {
     for tally in [false, true] {
@@ -324,7 +364,8 @@ fn a_counter_of_one_total_is_repaired_like_any_other() {
             for stored in [None, Some(-3)] {
                 let conn = database();
                 SqliteStore::new(&conn, &UNITS).create().unwrap();
-                conn.execute_batch(&format!("INSERT INTO votes (show, stars) VALUES {rows}")).unwrap();
+                conn.execute_batch(&format!("INSERT INTO votes (show, stars) VALUES {rows}"))
+                    .unwrap();
                 if let Some(stored) = stored {
                     conn.execute("INSERT INTO all_stars VALUES (0, ?1)", [stored]).unwrap();
                 }
@@ -336,7 +377,10 @@ fn a_counter_of_one_total_is_repaired_like_any_other() {
                 // It came new to the database, so it is read after a backfill.
                 for (mode, repaired) in [(Mode::Repair, corrected), (Mode::Backfill, 0)] {
                     let report = run_whole(mode, &UNITS, options().page(1), &mut audit).unwrap();
-                    assert_eq!((report.drift(), report.counters[0].corrected), (repaired, repaired));
+                    assert_eq!(
+                        (report.drift(), report.counters[0].corrected),
+                        (repaired, repaired)
+                    );
                 }
                 assert_eq!(SqliteStore::new(&conn, &UNITS).total(UNIT, ()).unwrap(), total);
             }
@@ -395,10 +439,17 @@ fn a_read_only_connection_verifies_and_says_why_it_does_not_repair() {
         if journal == "DELETE" {
             drop((conn, other));
         }
-        let read = Connection::open_with_flags(dir.path().join("app.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let read = Connection::open_with_flags(
+            dir.path().join("app.db"),
+            OpenFlags::SQLITE_OPEN_READ_ONLY,
+        )
+        .unwrap();
         assert_eq!(verify(&read).drift(), 1);
         let error = run_whole(Mode::Repair, &ONE, options(), &mut audit(&read)).unwrap_err();
-        assert!(error.to_string().contains("readonly") || error.to_string().contains("read-only"), "{error}");
+        assert!(
+            error.to_string().contains("readonly") || error.to_string().contains("read-only"),
+            "{error}"
+        );
         assert_eq!(error.recovery(), Recovery::Permanent);
         assert!(read.is_autocommit());
         assert_eq!(verify(&read).drift(), 1, "nothing was repaired");
@@ -457,7 +508,8 @@ fn a_token_of_one_database_is_refused_by_another_with_the_same_tables() {
     for conn in [&one, &other] {
         write(conn, &votes(9, 2));
     }
-    let report = run_whole(Mode::Verify, &ONE, options().page(2).max_pages(1), &mut audit(&one)).unwrap();
+    let report =
+        run_whole(Mode::Verify, &ONE, options().page(2).max_pages(1), &mut audit(&one)).unwrap();
     let token = through_text(&report.token.unwrap());
     let resume = |conn| {
         let mut rest = Reconciler::resume(Mode::Verify, &ONE, &token, options()).unwrap();
@@ -475,19 +527,24 @@ fn two_files(dir: &Path, journal: &str) -> Connection {
     let conn = open(&dir.join("totals.db"));
     conn.execute("ATTACH ?1 AS rows", [dir.join("rows.db").to_str().unwrap()]).unwrap();
     for schema in ["main", "rows"] {
-        let mode = format!("PRAGMA {schema}.journal_mode = {journal}; PRAGMA {schema}.synchronous = OFF");
+        let mode =
+            format!("PRAGMA {schema}.journal_mode = {journal}; PRAGMA {schema}.synchronous = OFF");
         conn.execute_batch(&mode).unwrap();
     }
     conn
 }
 
-/// In WAL mode each file has a snapshot of its own: of 1,319 verifies beside a writer, 1,085 listed drift that was not there.
+/// In WAL mode each file has a snapshot of its own: of 1,319 verifies beside a writer, 1,085 listed
+/// drift that was not there.
 #[test]
 fn a_verify_of_rows_in_an_attached_file_lists_no_drift_beside_a_writer_and_a_repair_makes_none() {
     for journal in ["WAL", "DELETE"] {
         let dir = tempfile::tempdir().unwrap();
         let conn = two_files(dir.path(), journal);
-        conn.execute_batch(&TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows.")).unwrap();
+        conn.execute_batch(
+            &TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows."),
+        )
+        .unwrap();
         SqliteStore::new(&conn, &ONE).create().unwrap();
         write(&conn, &votes(10, 3));
         let done = AtomicBool::new(false);
@@ -524,7 +581,9 @@ fn rows_in_an_attached_file_that_is_only_read_are_refused_in_wal_mode() {
         let dir = tempfile::tempdir().unwrap();
         let writer = two_files(dir.path(), journal);
         writer
-            .execute_batch(&TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows."))
+            .execute_batch(
+                &TABLE.replace("TABLE votes", "TABLE rows.votes").replace("INDEX ", "INDEX rows."),
+            )
             .unwrap();
         SqliteStore::new(&writer, &ONE).create().unwrap();
         write(&writer, &votes(10, 3));
@@ -557,7 +616,8 @@ fn a_verification_of_ten_pages_is_thirty_statements_that_read() {
     let report = run_whole(Mode::Verify, &ONE, options().page(10), &mut audit).unwrap();
     assert_eq!((report.pages, report.rows), (10, 100));
     let Kinds { reads, writes, others } = trace.kinds();
-    // One of each page holds its snapshot: there is no transaction to end, and never the write lock.
+    // One of each page holds its snapshot: there is no transaction to end, and never the write
+    // lock.
     assert_eq!((reads, writes, others), (30, 0, vec![]));
     assert_eq!(conn.total_changes(), changes);
 }
@@ -573,7 +633,10 @@ fn a_repair_of_what_is_clean_takes_no_lock_and_writes_nothing() {
     assert_eq!(run_whole(Mode::Repair, &ONE, options().page(10), &mut audit).unwrap().drift(), 0);
     let Kinds { writes, others, .. } = trace.kinds();
     assert_eq!(writes, 0);
-    assert!(!others.iter().any(|text| text.contains("IMMEDIATE") || text.contains("COMMIT")), "{others:?}");
+    assert!(
+        !others.iter().any(|text| text.contains("IMMEDIATE") || text.contains("COMMIT")),
+        "{others:?}"
+    );
     assert_eq!(conn.total_changes(), changes);
 }
 
@@ -603,7 +666,10 @@ fn a_repair_touches_only_what_differs() {
     // Asked to repair what is right: nothing to write.
     let changes = conn.total_changes();
     let keys = [7, 8, 9].map(|show: i64| KeyBuf::of::<i64>(show)).to_vec();
-    assert_eq!(audit.repair(&RepairRequest { counter: VOTES.id(), keys }).unwrap(), Repaired::default());
+    assert_eq!(
+        audit.repair(&RepairRequest { counter: VOTES.id(), keys }).unwrap(),
+        Repaired::default()
+    );
     assert_eq!(conn.total_changes(), changes);
 }
 
@@ -619,7 +685,12 @@ fn a_repair_believes_no_measure() {
     loop {
         let answer = match liar.next(zero) {
             Step::Ask(Request::Compare(_)) => {
-                let drift = |show: i64| Drift { key: KeyBuf::of::<i64>(show), stored: -3, expected: 77, rows: 1 };
+                let drift = |show: i64| Drift {
+                    key: KeyBuf::of::<i64>(show),
+                    stored: -3,
+                    expected: 77,
+                    rows: 1,
+                };
                 let drifts = vec![drift(1), drift(2), drift(3)];
                 Answer::Compared(PageDiff { keys: 3, rows: 3, drifts, ..PageDiff::default() })
             }
@@ -644,16 +715,23 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
     // Of which no total is 0.
     write(&conn, &(0..300).map(|at| Vote { show: at % 100 + 1, stars: 1 }).collect::<Vec<_>>());
     conn.execute_batch("UPDATE a_votes SET total = total + 1 WHERE key % 10 = 0").unwrap();
-    let bounds = [None, Some(1), Some(20), Some(55), Some(56), Some(80), None].map(|key| key.map(KeyBuf::of::<i64>));
+    let bounds = [None, Some(1), Some(20), Some(55), Some(56), Some(80), None]
+        .map(|key| key.map(KeyBuf::of::<i64>));
     for mode in [Mode::Verify, Mode::Repair] {
         for page in [1, 7, 1000] {
             let (mut keys, mut found) = (0, Vec::new());
             for part in bounds.windows(2) {
                 let (after, until) = (part[0].as_ref(), part[1].as_ref());
                 let options = options().page(page).max_pages(2).samples(100);
-                let mut run = Reconciler::part(mode, &ONE, VOTES.id(), after, until, options).unwrap();
+                let mut run =
+                    Reconciler::part(mode, &ONE, VOTES.id(), after, until, options).unwrap();
                 let report = loop {
-                    let report = keepcount::reconcile::run(&mut run, &mut audit(&conn), &mut World::default()).unwrap();
+                    let report = keepcount::reconcile::run(
+                        &mut run,
+                        &mut audit(&conn),
+                        &mut World::default(),
+                    )
+                    .unwrap();
                     let counter = &report.counters[0];
                     assert!(!counter.begun && !counter.complete && !counter.clean);
                     keys += counter.keys;
@@ -667,7 +745,11 @@ fn parts_of_a_counter_are_compared_each_once_and_none_calls_it_complete() {
             assert_eq!(keys, 100, "{mode:?}, pages of {page}");
             assert_eq!(
                 found,
-                if mode == Mode::Repair && page > 1 { vec![] } else { (1..=10).map(|n| n * 10).collect() }
+                if mode == Mode::Repair && page > 1 {
+                    vec![]
+                } else {
+                    (1..=10).map(|n| n * 10).collect()
+                }
             );
         }
     }
@@ -702,12 +784,18 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     SqliteStore::new(&conn, &SCHEMA).apply(&mut batch).unwrap();
 
     let mut audit = SqliteAudit::new(&conn, &SCHEMA).unwrap();
-    let setlists = SqliteRows::of("setlists", |row| Ok(Setlist(row.get(0)?, row.get(1)?))).columns("id, show");
-    audit.add(setlists.key(SHOW, Columns::of(["id", "show"]).count().parent("shows", ["id"]))).unwrap();
+    let setlists =
+        SqliteRows::of("setlists", |row| Ok(Setlist(row.get(0)?, row.get(1)?))).columns("id, show");
+    audit
+        .add(setlists.key(SHOW, Columns::of(["id", "show"]).count().parent("shows", ["id"])))
+        .unwrap();
     assert_eq!(audit.counters(), [SHOW.id()]);
-    let keys = |ids: &[i64]| ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>();
+    let keys = |ids: &[i64]| {
+        ids.iter().map(|id| KeyBuf::of::<(i64, i64)>((*id, 3_i64))).collect::<Vec<_>>()
+    };
     for page in [1, 3, 4, 5, 100] {
-        let report = run_whole(Mode::Verify, &SCHEMA, options().page(page).samples(2), &mut audit).unwrap();
+        let report =
+            run_whole(Mode::Verify, &SCHEMA, options().page(page).samples(2), &mut audit).unwrap();
         let memberships = &report.counters[0];
         assert_eq!(
             (memberships.keys, memberships.dangling, &memberships.dangling_keys),
@@ -716,7 +804,10 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
         );
         assert!(report.to_string().ends_with("; 5 dangling memberships"), "{report}");
         let json = serde_json::to_value(&report).unwrap();
-        assert_eq!((&json["counters"][0]["dangling"], &json["counters"][0]["unsettled"]), (&5.into(), &().into()));
+        assert_eq!(
+            (&json["counters"][0]["dangling"], &json["counters"][0]["unsettled"]),
+            (&5.into(), &().into())
+        );
         assert_eq!(report.table().to_string().matches("a membership that dangles").count(), 2);
     }
     // What is behind the last key that is asked for is another part's.
@@ -729,7 +820,8 @@ fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
-const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
+const PARENT_DAYS: Counter<(i64, i64)> =
+    Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
 const WIDE: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
 /// What the recount of a wide parent is made of, as one statement.
@@ -737,7 +829,8 @@ const SUMS: &str =
     "SELECT l.key_2, f.key_2, sum(l.total * f.total) FROM child_parent AS l JOIN child_days AS f ON f.key_1 = l.key_1
                     GROUP BY l.key_2, f.key_2 ORDER BY l.key_2, f.key_2";
 
-/// Parent 1 of so many children, between a parent 0 and a parent 2 of one child each; each child of days of its own, which `first` begins with.
+/// Parent 1 of so many children, between a parent 0 and a parent 2 of one child each; each child of
+/// days of its own, which `first` begins with.
 fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (Connection, Work) {
     let mut conn = Connection::open_in_memory().unwrap();
     SqliteStore::new(&conn, &WIDE).create().unwrap();
@@ -763,7 +856,8 @@ fn wide(children: i64, days: i64, first: impl Fn(i64) -> i64, stored: bool) -> (
 fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
     let mut audit = SqliteAudit::new(conn, &WIDE).unwrap();
     let before = work.steps();
-    let mut verify = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options()).unwrap();
+    let mut verify =
+        Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options()).unwrap();
     let report = run(&mut verify, &mut audit, &mut work.clone()).unwrap();
     // What it sums has no rows here, and is left out.
     let rollup = report.counters.last().unwrap();
@@ -773,7 +867,8 @@ fn verify_wide((conn, work): &(Connection, Work)) -> (u64, u64, u64) {
     (verified, work.steps() - before - verified, rollup.drift())
 }
 
-/// A page read the rest of its parent again, and took so long that pages shrank to 16 keys: 400,000 keys under one parent took hours.
+/// A page read the rest of its parent again, and took so long that pages shrank to 16 keys: 400,000
+/// keys under one parent took hours.
 #[test]
 fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
     type First = fn(i64, i64) -> i64;
@@ -791,14 +886,21 @@ fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are
                 let of = if children == 0 { keys } else { children };
                 let distinct = if children == 10 { 1 } else { of };
                 let days = keys / distinct;
-                let (verified, grouped, drift) = verify_wide(&wide(of, days, |child| first(child, days), stored));
+                let (verified, grouped, drift) =
+                    verify_wide(&wide(of, days, |child| first(child, days), stored));
                 assert_eq!(drift, if stored { 0 } else { keys.unsigned_abs() + 2 }, "{what}");
                 (verified, grouped)
             };
             let ((one, _), (two, grouped)) = (cost(5_000), cost(10_000));
             println!("{what}, totals {stored}: {one} and {two} steps, GROUP BY {grouped}");
-            assert!(two * 2 <= one * 5, "{what}, totals {stored}: {one} steps of 5,000 keys, {two} of 10,000");
-            assert!(two <= grouped * 10, "{what}, totals {stored}: {two} steps, and {grouped} of a GROUP BY");
+            assert!(
+                two * 2 <= one * 5,
+                "{what}, totals {stored}: {one} steps of 5,000 keys, {two} of 10,000"
+            );
+            assert!(
+                two <= grouped * 10,
+                "{what}, totals {stored}: {two} steps, and {grouped} of a GROUP BY"
+            );
         }
     }
 }
@@ -809,7 +911,8 @@ fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_
     let cost = |children: i64| {
         let (conn, work) = wide(children, 1, |child| child, false);
         let mut audit = SqliteAudit::new(&conn, &WIDE).unwrap();
-        let keys: Vec<KeyBuf> = (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
+        let keys: Vec<KeyBuf> =
+            (100..356).map(|day| KeyBuf::of::<(i64, i64)>((1_i64, day))).collect();
         let before = work.steps();
         let repaired = audit.repair(&RepairRequest { counter: PARENT_DAYS.id(), keys }).unwrap();
         assert_eq!(repaired.corrected, 256);

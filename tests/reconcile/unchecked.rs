@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use crate::support::world::{World, through_text};
 use keepcount::reconcile::{
-    Audit, Columns, CounterReport, Freshness, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SqliteAudit,
-    SqliteRows, run,
+    Audit, Columns, CounterReport, Freshness, MemoryAudit, Mode, Options, Outcome, Reconciler,
+    Report, SqliteAudit, SqliteRows, run,
 };
 use keepcount::{
-    Batch, Counter, CounterId, Error, Key, MemoryStore, Record, Result, Schema, SqliteStore, Store, Tally,
+    Batch, Counter, CounterId, Error, Key, MemoryStore, Record, Result, Schema, SqliteStore, Store,
+    Tally,
 };
 use rusqlite::Connection;
 
@@ -16,7 +17,8 @@ const VOTES: Counter<i64> = Counter::new("setlist.votes");
 const STARS: Counter<i64> = Counter::new("setlist.stars");
 const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("setlist.show");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, MEMBERSHIP);
-const SCHEMA: Schema = Schema::new(&[VOTES.table(), STARS.table(), MEMBERSHIP.table(), SHOW_VOTES.table()]);
+const SCHEMA: Schema =
+    Schema::new(&[VOTES.table(), STARS.table(), MEMBERSHIP.table(), SHOW_VOTES.table()]);
 /// The counters that rows feed.
 const ALL: [CounterId; 3] = [MEMBERSHIP.id(), STARS.id(), VOTES.id()];
 
@@ -109,24 +111,37 @@ fn of<K: Key>(report: &Report, counter: Counter<K>) -> &CounterReport {
 fn schema_with_a_missing_source_checks_the_others_and_is_not_complete() {
     for mode in [Mode::Verify, Mode::Repair, Mode::Backfill] {
         for (missing, unchecked_id) in ALL.into_iter().enumerate() {
-            let sources: Vec<CounterId> = (0..ALL.len()).filter(|at| *at != missing).map(|at| ALL[at]).collect();
+            let sources: Vec<CounterId> =
+                (0..ALL.len()).filter(|at| *at != missing).map(|at| ALL[at]).collect();
             with_each_audit(&sources, |kind, audit| {
                 let report = go(mode, None, audit).unwrap();
                 let what = format!("{mode}, {kind}, {missing}: {}", report.table());
-                assert_eq!((&report.outcome, report.complete()), (&Outcome::Unchecked, false), "{what}");
+                assert_eq!(
+                    (&report.outcome, report.complete()),
+                    (&Outcome::Unchecked, false),
+                    "{what}"
+                );
                 assert!(report.token.is_none() && what.contains("1 unchecked counter"), "{what}");
                 assert!(what.contains("was not checked: the audit has no source for it"), "{what}");
                 for counter in &report.counters {
                     let unchecked = counter.counter == unchecked_id;
                     let rollup = counter.counter == SHOW_VOTES.id();
-                    assert_eq!((counter.unchecked, counter.complete), (unchecked, !unchecked), "{what}");
+                    assert_eq!(
+                        (counter.unchecked, counter.complete),
+                        (unchecked, !unchecked),
+                        "{what}"
+                    );
                     // The rollup is above the votes and the memberships, not above the stars.
                     let clean = if rollup { unchecked_id == STARS.id() } else { !unchecked };
                     assert_eq!((counter.clean, counter.failure.as_ref()), (clean, None), "{what}");
                 }
                 let json = serde_json::to_value(&report).unwrap();
                 let counters = json["counters"].as_array().unwrap();
-                assert_eq!(counters.iter().filter(|counter| counter["unchecked"] == true).count(), 1, "{json}");
+                assert_eq!(
+                    counters.iter().filter(|counter| counter["unchecked"] == true).count(),
+                    1,
+                    "{json}"
+                );
                 assert_eq!(json["complete"], false);
             });
         }
@@ -138,7 +153,10 @@ fn named_counter_without_a_source_is_an_error() {
     for mode in [Mode::Verify, Mode::Repair] {
         with_each_audit(&[VOTES.id(), MEMBERSHIP.id()], |kind, audit| {
             let error = go(mode, Some(&[VOTES.id(), STARS.id()]), audit).unwrap_err();
-            assert!(matches!(error, Error::NoSource { counter: "setlist.stars" }), "{kind}: {error}");
+            assert!(
+                matches!(error, Error::NoSource { counter: "setlist.stars" }),
+                "{kind}: {error}"
+            );
             assert!(go(mode, Some(&[VOTES.id()]), audit).unwrap().complete(), "{kind}");
         });
         // The rollup is named, and what it sums is not.
@@ -146,7 +164,10 @@ fn named_counter_without_a_source_is_an_error() {
             let report = go(mode, Some(&[SHOW_VOTES.id()]), audit).unwrap();
             assert_eq!(report.outcome, Outcome::Unchecked, "{kind}");
             let rollup = of(&report, SHOW_VOTES);
-            assert!(of(&report, MEMBERSHIP).unchecked && rollup.complete && !rollup.clean, "{kind}");
+            assert!(
+                of(&report, MEMBERSHIP).unchecked && rollup.complete && !rollup.clean,
+                "{kind}"
+            );
             let error = go(mode, Some(&[SHOW_VOTES.id(), MEMBERSHIP.id()]), audit).unwrap_err();
             assert!(matches!(error, Error::NoSource { .. }), "{kind}: {error}");
         });
@@ -158,7 +179,8 @@ fn schema_of_one_counter_without_a_source_is_an_error() {
     const ONE: Schema = Schema::new(&[VOTES.table()]);
     let mut store = MemoryStore::new(&ONE);
     let mut verify = Reconciler::new(Mode::Verify, &ONE, options()).unwrap();
-    let error = run(&mut verify, &mut MemoryAudit::new(&mut store), &mut World::default()).unwrap_err();
+    let error =
+        run(&mut verify, &mut MemoryAudit::new(&mut store), &mut World::default()).unwrap_err();
     assert!(matches!(error, Error::NoSource { .. }), "{error}");
 }
 
@@ -168,7 +190,8 @@ fn run_in_legs_remembers_what_was_not_checked_and_what_was_named() {
         for named in [false, true] {
             let legs = options().max_pages(1);
             let mut leg = if named {
-                Reconciler::scoped(Mode::Verify, &SCHEMA, &[MEMBERSHIP.id(), STARS.id()], legs).unwrap()
+                Reconciler::scoped(Mode::Verify, &SCHEMA, &[MEMBERSHIP.id(), STARS.id()], legs)
+                    .unwrap()
             } else {
                 Reconciler::new(Mode::Verify, &SCHEMA, legs).unwrap()
             };
@@ -182,10 +205,17 @@ fn run_in_legs_remembers_what_was_not_checked_and_what_was_named() {
                 }
             };
             if named {
-                assert!(matches!(last, Err(Error::NoSource { counter: "setlist.stars" })), "{kind}");
+                assert!(
+                    matches!(last, Err(Error::NoSource { counter: "setlist.stars" })),
+                    "{kind}"
+                );
             } else {
                 let last = last.unwrap();
-                assert_eq!((&last.outcome, of(&last, STARS).unchecked), (&Outcome::Unchecked, true), "{kind}");
+                assert_eq!(
+                    (&last.outcome, of(&last, STARS).unchecked),
+                    (&Outcome::Unchecked, true),
+                    "{kind}"
+                );
                 assert!(of(&last, SHOW_VOTES).clean, "{kind}: it is not above the stars");
             }
         }
@@ -197,7 +227,8 @@ fn freshness_of_an_unchecked_counter_does_not_move() {
     with_each_audit(&[STARS.id(), MEMBERSHIP.id()], |kind, audit| {
         let mut freshness = Freshness::new(&SCHEMA);
         freshness.observe(&go(Mode::Verify, None, audit).unwrap(), 1_000);
-        let ages = [VOTES.id(), STARS.id(), MEMBERSHIP.id(), SHOW_VOTES.id()].map(|id| freshness.age(&id, 1_000));
+        let ages = [VOTES.id(), STARS.id(), MEMBERSHIP.id(), SHOW_VOTES.id()]
+            .map(|id| freshness.age(&id, 1_000));
         assert_eq!(ages, [None, Some(Duration::ZERO), Some(Duration::ZERO), None], "{kind}");
     });
 }

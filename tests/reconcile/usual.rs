@@ -39,14 +39,19 @@ fn by_hand(mode: Mode, counters: &[CounterId], options: Options) -> Report {
 fn usual_run_is_that_of_its_reconciler() {
     type Usual = fn(&Schema) -> Run<'_>;
     let all = [SHOW_VOTES.id(), USER_VOTES.id()];
-    for (usual, mode) in [(verify as Usual, Mode::Verify), (repair, Mode::Repair), (backfill, Mode::Backfill)] {
+    for (usual, mode) in
+        [(verify as Usual, Mode::Verify), (repair, Mode::Repair), (backfill, Mode::Backfill)]
+    {
         let whole = usual(&SCHEMA).run(&mut audit(&mut empty())).unwrap();
         assert_eq!(whole.to_string(), by_hand(mode, &all, Options::default()).to_string());
         let options = Options::default().page(3).samples(2);
         let one = usual(&SCHEMA).counters(&[USER_VOTES.id()]).options(options);
         for _ in 0..2 {
             let report = one.run_with(&mut audit(&mut empty()), &mut World::default()).unwrap();
-            assert_eq!(report.table().to_string(), by_hand(mode, &[USER_VOTES.id()], options).table().to_string());
+            assert_eq!(
+                report.table().to_string(),
+                by_hand(mode, &[USER_VOTES.id()], options).table().to_string()
+            );
         }
     }
     let mut store = empty();
@@ -61,7 +66,8 @@ fn usual_run_resumes_from_its_token_in_any_runtime() {
     let (mut token, mut parts) = (None, 0);
     let clock = Clock::default();
     loop {
-        let part = repair(&SCHEMA).options(Options::default().page(4).max_pages(2)).resume(token.as_ref());
+        let part =
+            repair(&SCHEMA).options(Options::default().page(4).max_pages(2)).resume(token.as_ref());
         let report = part.run_with(&mut audit(&mut store), &mut World::at(&clock)).unwrap();
         parts += 1;
         token = report.token;

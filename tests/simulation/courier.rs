@@ -1,4 +1,5 @@
-//! Delivery of a stream's events to the store: in order after a restart; else late, twice, or out of order.
+//! Delivery of a stream's events to the store: in order after a restart; else late, twice, or out
+//! of order.
 
 use std::rc::Rc;
 
@@ -40,7 +41,8 @@ impl<'a> Courier<'a> {
             self.commit(world, held);
             return;
         }
-        let (offset, length) = (world.offsets()[self.stream], world.facts.borrow().journal[self.stream].len() as u64);
+        let (offset, length) =
+            (world.offsets()[self.stream], world.facts.borrow().journal[self.stream].len() as u64);
         if length == 0 {
             return;
         }
@@ -68,7 +70,8 @@ impl<'a> Courier<'a> {
             }
         }
         let known = last <= world.offsets()[self.stream];
-        let unguarded = world.recovering.get() && !world.is(Variant::RepairBeforeCaughtUp) && world.one_in(2);
+        let unguarded =
+            world.recovering.get() && !world.is(Variant::RepairBeforeCaughtUp) && world.one_in(2);
         if unguarded {
             // No audit is there yet.
             let found = world
@@ -90,7 +93,9 @@ impl<'a> Courier<'a> {
 
     fn commit(&self, world: &World<'a>, delivery: Delivery<'a>) {
         let Delivery { pending_write, first, last, deltas } = delivery;
-        let found = pending_write.commit_idempotent(&self.stream_range(first, last)).map(|applied| applied.skipped);
+        let found = pending_write
+            .commit_idempotent(&self.stream_range(first, last))
+            .map(|applied| applied.skipped);
         self.note(world, first, last, &found);
         if found.is_err() {
             world.note_lost(&deltas);
@@ -113,10 +118,13 @@ impl<'a> Courier<'a> {
         world.note(&format!("{} {first}..={last}: {what}", STREAM_NAMES[self.stream]));
     }
 
-    /// The same event comes to a consumer that writes its rows: it finds out before it commits them that the store has it.
+    /// The same event comes to a consumer that writes its rows: it finds out before it commits them
+    /// that the store has it.
     fn write_again(&self, world: &World<'a>, event: u64) {
-        let change = Rc::clone(&world.facts.borrow().journal[self.stream][event as usize - 1].change);
-        let mut inserted = change.hooked.iter().filter_map(|(old, new)| new.filter(|_| old.is_none()));
+        let change =
+            Rc::clone(&world.facts.borrow().journal[self.stream][event as usize - 1].change);
+        let mut inserted =
+            change.hooked.iter().filter_map(|(old, new)| new.filter(|_| old.is_none()));
         let Some(vote) = inserted.rfind(|row| matches!(row, Row::Vote { .. })) else { return };
         let id = RowId::Vote(1_000_000 + world.below(1_000_000) as i64);
         let again = Change::new(vec![(id, Some(vote))], vec![(None, Some(vote))]);
@@ -126,7 +134,10 @@ impl<'a> Courier<'a> {
         world.count("events written again");
         if world.is(Variant::SkippedRowsKept) {
             world.facts.borrow_mut().write(&again.writes);
-            self.commit(world, Delivery { pending_write, first: event, last: event, deltas: again.deltas });
+            self.commit(
+                world,
+                Delivery { pending_write, first: event, last: event, deltas: again.deltas },
+            );
         } else {
             pending_write.abort();
         }

@@ -1,4 +1,5 @@
-//! Artists, shows, setlists and votes: rows, the counters they drive, and what totals should be, said a second time without the hooks.
+//! Artists, shows, setlists and votes: rows, the counters they drive, and what totals should be,
+//! said a second time without the hooks.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub const ALL_VOTES: Counter<()> = Counter::new("all.votes");
 /// Under a condition: that the setlist is listed.
 pub const SHOW_SETLISTS: Counter<i64> = Counter::new("show.setlists");
 pub const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
+pub const SHOW_DAYS: Counter<(i64, i64)> =
+    Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 
 pub const SCHEMA: Schema = Schema::new(&[
@@ -218,7 +220,8 @@ pub fn of_counter(totals: &Totals, counter: usize) -> impl Iterator<Item = (&Nam
 
 /// Whether a name is below a cutoff of days.
 pub fn is_pruned(name: &Name, cutoff: i64) -> bool {
-    matches!(name.0, at::SETLIST_DAYS | at::SHOW_DAYS) && name.1.decode::<(i64, i64)>().unwrap().1 < cutoff
+    matches!(name.0, at::SETLIST_DAYS | at::SHOW_DAYS)
+        && name.1.decode::<(i64, i64)>().unwrap().1 < cutoff
 }
 
 pub fn id(counter: usize) -> CounterId {
@@ -232,6 +235,7 @@ pub fn show(name: &Name) -> String {
 
 /// For traces: every name with its amount.
 pub fn show_all(totals: &Totals) -> String {
-    let shown: Vec<String> = totals.iter().map(|(name, amount)| format!("{}{amount:+}", show(name))).collect();
+    let shown: Vec<String> =
+        totals.iter().map(|(name, amount)| format!("{}{amount:+}", show(name))).collect();
     shown.join(" ")
 }

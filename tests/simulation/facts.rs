@@ -1,12 +1,14 @@
-//! What is so, whatever the totals say: committed rows, transactions under way, the journal of each stream; and how far each total may be off, by
-//! all that was planted.
+//! What is so, whatever the totals say: committed rows, transactions under way, the journal of each
+//! stream; and how far each total may be off, by all that was planted.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use keepcount::{Batch, Snapshot};
 
-use super::domain::{Name, Row, RowId, Tables, Totals, add, add_all, add_row, at, is_pruned, sums_of};
+use super::domain::{
+    Name, Row, RowId, Tables, Totals, add, add_all, add_row, at, is_pruned, sums_of,
+};
 
 pub const STREAMS: usize = 2;
 pub const STREAM_NAMES: [&str; STREAMS] = ["votes", "tours"];
@@ -64,7 +66,8 @@ pub struct Tx {
     pub fate: Fate,
     /// Nobody will apply it: from when it is visible it is drift.
     pub left: bool,
-    /// When its pending write was dropped and nothing has been begun instead: until when somebody may still begin.
+    /// When its pending write was dropped and nothing has been begun instead: until when somebody
+    /// may still begin.
     pub deadline: Option<u64>,
     /// Its writer died in a crash.
     pub orphaned: bool,
@@ -89,7 +92,8 @@ pub struct Event {
     pub left: bool,
 }
 
-/// The last snapshot, and what drift a store has that is restored from it and caught up with the streams.
+/// The last snapshot, and what drift a store has that is restored from it and caught up with the
+/// streams.
 pub struct Disk {
     pub snapshot: Snapshot,
     pub offsets: Offsets,
@@ -106,7 +110,8 @@ pub struct Facts {
     pub locks: BTreeMap<RowId, TxId>,
     pub txs: BTreeMap<TxId, Tx>,
     pub journal: [Vec<Event>; STREAMS],
-    /// How far each total is off, once all that is under way is applied; of a rollup, from the level below as that is stored.
+    /// How far each total is off, once all that is under way is applied; of a rollup, from the
+    /// level below as that is stored.
     pub expected: Totals,
     /// What `expected` was, and from which moment on.
     history: BTreeMap<Name, Vec<(u64, i64)>>,
@@ -175,7 +180,8 @@ impl Facts {
         self.locks.retain(|_, holder| *holder != tx);
     }
 
-    /// Commits: all at once its rows are to be seen, its event has a number, and its locks are free.
+    /// Commits: all at once its rows are to be seen, its event has a number, and its locks are
+    /// free.
     pub fn commit(&mut self, id: TxId) {
         self.unlock(id);
         let Some(tx) = self.txs.get_mut(&id) else { return };
@@ -312,7 +318,8 @@ impl Facts {
 
     pub fn prune(&mut self, cutoff: i64) {
         self.cutoff = cutoff;
-        let gone: Vec<Name> = self.expected.keys().filter(|name| is_pruned(name, cutoff)).cloned().collect();
+        let gone: Vec<Name> =
+            self.expected.keys().filter(|name| is_pruned(name, cutoff)).cloned().collect();
         for name in gone {
             self.expect(&name, 0);
         }
@@ -333,8 +340,8 @@ impl Facts {
         self.disk = Disk { snapshot, offsets, expected, cutoff: self.cutoff };
     }
 
-    /// The process is gone, and a new one has the last snapshot: whose rows are not committed are rolled back, but for those whose commit is on its
-    /// way.
+    /// The process is gone, and a new one has the last snapshot: whose rows are not committed are
+    /// rolled back, but for those whose commit is on its way.
     pub fn restart(&mut self) {
         self.writes += 1;
         self.txs.retain(|_, tx| matches!(tx.fate, Fate::Limbo { .. }));
@@ -347,7 +354,8 @@ impl Facts {
         for (events, offset) in self.journal.iter_mut().zip(self.disk.offsets) {
             events.iter_mut().skip(offset as usize).for_each(|event| event.left = false);
         }
-        let names: Vec<Name> = self.expected.keys().chain(self.disk.expected.keys()).cloned().collect();
+        let names: Vec<Name> =
+            self.expected.keys().chain(self.disk.expected.keys()).cloned().collect();
         for name in names {
             self.expect(&name, self.disk.expected.get(&name).copied().unwrap_or(0));
         }
@@ -366,9 +374,11 @@ impl Facts {
         self.restarted = self.moment;
     }
 
-    /// Whether the journals are applied to their ends, and nothing from before a crash can come into them.
+    /// Whether the journals are applied to their ends, and nothing from before a crash can come
+    /// into them.
     pub fn is_caught_up(&self, offsets: Offsets) -> bool {
-        let behind = self.journal.iter().zip(offsets).any(|(events, offset)| offset < events.len() as u64);
+        let behind =
+            self.journal.iter().zip(offsets).any(|(events, offset)| offset < events.len() as u64);
         !behind && !self.txs.values().any(|tx| tx.orphaned && tx.stream.is_some())
     }
 }

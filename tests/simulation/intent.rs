@@ -48,7 +48,10 @@ impl Intent {
             12 => show.map(|id| Self::Edit(id, Edit::Move(below(ARTISTS)))),
             13 => {
                 let id = below(SETLISTS);
-                Some(Self::Put(RowId::Setlist(id), Row::Setlist { id, show: below(SHOWS), listed: world.one_in(2) }))
+                Some(Self::Put(
+                    RowId::Setlist(id),
+                    Row::Setlist { id, show: below(SHOWS), listed: world.one_in(2) },
+                ))
             }
             14 => {
                 let id = below(SHOWS);
@@ -153,7 +156,11 @@ impl World<'_> {
         let mut batch = keepcount::Batch::new();
         let mut deltas = super::domain::Totals::new();
         let facts = self.facts.borrow();
-        let Some((_, row)) = facts.rows.iter().nth(self.below(facts.rows.len().max(1) as u64) as usize) else { return };
+        let Some((_, row)) =
+            facts.rows.iter().nth(self.below(facts.rows.len().max(1) as u64) as usize)
+        else {
+            return;
+        };
         batch.insert(row);
         add_row(&mut deltas, Some(row), 1);
         drop(facts);

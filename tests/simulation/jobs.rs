@@ -1,4 +1,5 @@
-//! Jobs: live audits that are driven step by step, read rows while others go on, and are dropped and resumed anywhere; and the oracle of what they report.
+//! Jobs: live audits that are driven step by step, read rows while others go on, and are dropped
+//! and resumed anywhere; and the oracle of what they report.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use keepcount::reconcile::audit::{Kept, PageDiff, PageRequest, Ready, RepairRequest, Repaired};
 use keepcount::reconcile::{
-    Answer, Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime, Step, Token,
+    Answer, Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime,
+    Step, Token,
 };
 use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 
@@ -51,9 +53,10 @@ impl Slot<'_> {
     /// The process is gone; a job's token is on the disk.
     pub fn die(self) -> Self {
         match self {
-            Self::Running(job) => {
-                job.run.token().map_or(Self::Idle, |token| Self::Stopped(job.mode, token.into(), job.pass))
-            }
+            Self::Running(job) => job
+                .run
+                .token()
+                .map_or(Self::Idle, |token| Self::Stopped(job.mode, token.into(), job.pass)),
             stopped => stopped,
         }
     }
@@ -91,14 +94,16 @@ impl<'a> World<'a> {
             self.count("jobs resumed");
             Reconciler::resume(mode, &SCHEMA, &token, options).map(|run| (mode, run, pass))
         } else {
-            let mode = if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
+            let mode =
+                if self.rolled_out.get() { MODES[self.below(3) as usize] } else { Mode::Backfill };
             self.rolled_out.set(true); // so who starts a backfill says
             let mut scope = SCHEMA.by_name();
             if self.one_in(2) {
                 let counters = SCHEMA.counters().len() as u64;
                 scope = (0..3).map(|_| id(self.below(counters) as usize)).collect();
             }
-            Reconciler::scoped(mode, &SCHEMA, &scope, options).map(|run| (mode, run, self.first_pass()))
+            Reconciler::scoped(mode, &SCHEMA, &scope, options)
+                .map(|run| (mode, run, self.first_pass()))
         };
         let (mode, run, pass) = run.unwrap();
         self.note(&format!("job {at}: {mode}, pages of {page}"));
@@ -109,7 +114,10 @@ impl<'a> World<'a> {
         if self.one_in(60) {
             self.count("jobs stopped");
             self.note(&format!("job {at} is stopped"));
-            return job.run.token().map_or(Slot::Idle, |token| Slot::Stopped(job.mode, token.into(), job.pass));
+            return job
+                .run
+                .token()
+                .map_or(Slot::Idle, |token| Slot::Stopped(job.mode, token.into(), job.pass));
         }
         match job.step(self, at) {
             Ok(None) => Slot::Running(job),
@@ -117,10 +125,13 @@ impl<'a> World<'a> {
                 self.count(if report.complete() { "jobs complete" } else { "jobs at a limit" });
                 self.note(&format!("job {at}: {report}"));
                 match report.token {
-                    Some(token) if self.one_in(2) => Slot::Stopped(job.mode, token.into(), job.pass),
+                    Some(token) if self.one_in(2) => {
+                        Slot::Stopped(job.mode, token.into(), job.pass)
+                    }
                     None if self.one_in(2) => {
                         // The same audit once more.
-                        job.run = Reconciler::new(job.mode, &SCHEMA, Options::default().page(4)).unwrap();
+                        job.run =
+                            Reconciler::new(job.mode, &SCHEMA, Options::default().page(4)).unwrap();
                         Slot::Running(job)
                     }
                     _ => Slot::Idle,
@@ -224,14 +235,22 @@ impl<'a> Job<'a> {
             Step::Throttle | Step::End => return Ok(Some(self.run.report())),
         };
         let answer = match &request {
-            Request::Compare(ask) => self.compare(world, at, ask).map_or_else(Answer::Failed, Answer::Compared),
-            Request::Repair(repair) => self.repair(world, at, repair).map_or_else(Answer::Failed, Answer::Repaired),
-            Request::Ready(ready) => self.ready(world, at, ready).map_or_else(Answer::Failed, Answer::Readied),
+            Request::Compare(ask) => {
+                self.compare(world, at, ask).map_or_else(Answer::Failed, Answer::Compared)
+            }
+            Request::Repair(repair) => {
+                self.repair(world, at, repair).map_or_else(Answer::Failed, Answer::Repaired)
+            }
+            Request::Ready(ready) => {
+                self.ready(world, at, ready).map_or_else(Answer::Failed, Answer::Readied)
+            }
             Request::Probe(probe) => {
                 world.note(&format!("job {at} looks at {}", probe.counter.name()));
                 self.audit.answer(&request)
             }
-            Request::Identify | Request::Recall(_) | Request::Keep(_) => self.audit.answer(&request),
+            Request::Identify | Request::Recall(_) | Request::Keep(_) => {
+                self.audit.answer(&request)
+            }
         };
         world.check();
         self.run.handle(answer, world.now_as_time())?;
@@ -242,26 +261,36 @@ impl<'a> Job<'a> {
         Ok(None)
     }
 
-    fn compare(&mut self, world: &Rc<World<'a>>, at: usize, ask: &PageRequest) -> keepcount::Result<PageDiff> {
+    fn compare(
+        &mut self,
+        world: &Rc<World<'a>>,
+        at: usize,
+        ask: &PageRequest,
+    ) -> keepcount::Result<PageDiff> {
         let counter = SCHEMA.position(&ask.counter)?;
         world.note(&format!("job {at} measures {} behind {:?}", ask.counter.name(), ask.after));
         let moment = world.facts.borrow().moment;
         if ask.after.is_none() {
             self.pass = Pass { counter, since: moment, life: self.pass.life, ..Pass::default() };
         }
-        assert_eq!(self.pass.counter, counter, "a run that resumes another goes on with its counter");
+        assert_eq!(
+            self.pass.counter, counter,
+            "a run that resumes another goes on with its counter"
+        );
         let began = world.now();
         let diff = self.audit.compare(ask)?;
         world.count("pages measured");
         world.check();
         if world.setup.variant.is_none() {
-            // Where a precondition is dropped, reports are the least of it: totals must come out wrong.
+            // Where a precondition is dropped, reports are the least of it: totals must come out
+            // wrong.
             self.hold_against(world, &diff, began);
         }
         Ok(diff)
     }
 
-    /// What is reported was so at some moment of the pass; and what was off all the while is reported.
+    /// What is reported was so at some moment of the pass; and what was off all the while is
+    /// reported.
     fn hold_against(&mut self, world: &World<'a>, diff: &PageDiff, began: u64) {
         let facts = world.facts.borrow();
         let Pass { counter, since, ref mut told, ref mut unsettled, .. } = self.pass;
@@ -271,10 +300,18 @@ impl<'a> Job<'a> {
             world.note(&format!("found {} off by {found}", show(&name)));
             if !facts.since(&name, since).any(|was| was == found) {
                 let was: Vec<i64> = facts.since(&name, since).collect();
-                world.fail(&format!("{} is said to be off by {found}, and was off by {was:?}", show(&name)));
+                world.fail(&format!(
+                    "{} is said to be off by {found}, and was off by {was:?}",
+                    show(&name)
+                ));
             }
-            if world.is_fresh(&facts, &name) && facts.dropped.get(&name).is_some_and(|at| *at < began) {
-                world.fail(&format!("{} is compared before the grace period has passed", show(&name)));
+            if world.is_fresh(&facts, &name)
+                && facts.dropped.get(&name).is_some_and(|at| *at < began)
+            {
+                world.fail(&format!(
+                    "{} is compared before the grace period has passed",
+                    show(&name)
+                ));
             }
             world.count("drifts found");
             told.insert(name);
@@ -286,16 +323,25 @@ impl<'a> Job<'a> {
             *unsettled = true;
         }
         if diff.next.is_none() {
-            let missed = of_counter(&facts.expected, counter)
-                .find(|(name, _)| !told.contains(*name) && facts.since(name, since).all(|was| was != 0));
+            let missed = of_counter(&facts.expected, counter).find(|(name, _)| {
+                !told.contains(*name) && facts.since(name, since).all(|was| was != 0)
+            });
             if let Some((name, drift)) = missed {
-                world.fail(&format!("{} was off all the while, now by {drift}, and is not reported", show(name)));
+                world.fail(&format!(
+                    "{} was off all the while, now by {drift}, and is not reported",
+                    show(name)
+                ));
             }
             world.count("passes complete");
         }
     }
 
-    fn repair(&mut self, world: &Rc<World<'a>>, at: usize, repair: &RepairRequest) -> keepcount::Result<Repaired> {
+    fn repair(
+        &mut self,
+        world: &Rc<World<'a>>,
+        at: usize,
+        repair: &RepairRequest,
+    ) -> keepcount::Result<Repaired> {
         let counter = SCHEMA.position(&repair.counter)?;
         let names: Vec<Name> = repair.keys.iter().map(|key| (counter, key.clone())).collect();
         let shown: Vec<String> = names.iter().map(show).collect();
@@ -319,18 +365,28 @@ impl<'a> Job<'a> {
         Ok(repaired)
     }
 
-    /// A counter that is to be ready was right at every key, at some moment since it began to be compared.
-    fn ready(&mut self, world: &Rc<World<'a>>, at: usize, ready: &Ready) -> keepcount::Result<Kept> {
+    /// A counter that is to be ready was right at every key, at some moment since it began to be
+    /// compared.
+    fn ready(
+        &mut self,
+        world: &Rc<World<'a>>,
+        at: usize,
+        ready: &Ready,
+    ) -> keepcount::Result<Kept> {
         let counter = ready.counter;
         let facts = world.facts.borrow();
         let Pass { counter: position, since, unsettled, .. } = self.pass;
         if position != SCHEMA.position(&counter)? || unsettled {
             world.fail(&format!("{} is to be ready with keys that are unsettled", counter.name()));
         }
-        let wrong =
-            of_counter(&facts.expected, position).find(|(name, _)| facts.since(name, since).all(|was| was != 0));
+        let wrong = of_counter(&facts.expected, position)
+            .find(|(name, _)| facts.since(name, since).all(|was| was != 0));
         if let Some((name, drift)) = wrong {
-            world.fail(&format!("{} is to be ready, and {} is off by {drift}", counter.name(), show(name)));
+            world.fail(&format!(
+                "{} is to be ready, and {} is off by {drift}",
+                counter.name(),
+                show(name)
+            ));
         }
         drop(facts);
         let kept = self.audit.ready(ready)?;
@@ -350,7 +406,11 @@ impl Runtime for Waiting<'_> {
 
     fn wait(&mut self, time: Duration, reason: &str) {
         let Self(world) = self;
-        world.count(if reason == "a barrier" { "waits for a barrier" } else { "tries that were not quiet" });
+        world.count(if reason == "a barrier" {
+            "waits for a barrier"
+        } else {
+            "tries that were not quiet"
+        });
         world.check();
         let until = world.now() + time.as_micros() as u64;
         for _ in 0..world.below(4) {
@@ -371,7 +431,8 @@ impl<'a> Reads<'_, 'a> {
     fn add<K: Key + keepcount::AsKey<K> + 'a>(&mut self, counter: Counter<K>) {
         let at = SCHEMA.position(&counter.id()).unwrap();
         let (world, old) = (Rc::clone(self.world), Rc::clone(self.old));
-        let rows = move |from: Bound<K>| read(&world, &old, at, from.map(|key| KeyBuf::of::<K>(key)));
+        let rows =
+            move |from: Bound<K>| read(&world, &old, at, from.map(|key| KeyBuf::of::<K>(key)));
         self.audit.add_fallible::<K, Row, _>(counter, rows).unwrap();
     }
 }
@@ -416,7 +477,12 @@ fn scan<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>) -> Scanning<'a> {
     let rows = rows(world, old);
     world.count("scans");
     let cursor = world.setup.cursors && world.setup.variant.is_none();
-    Scanning { world: Rc::clone(world), at_once: (!cursor).then_some(rows), before: None, failed: false }
+    Scanning {
+        world: Rc::clone(world),
+        at_once: (!cursor).then_some(rows),
+        before: None,
+        failed: false,
+    }
 }
 
 impl Iterator for Scanning<'_> {
@@ -427,7 +493,8 @@ impl Iterator for Scanning<'_> {
         if self.failed {
             return Some(Err(READ_FAILED.into()));
         }
-        let rows = self.at_once.clone().unwrap_or_else(|| Rc::clone(&self.world.facts.borrow().rows));
+        let rows =
+            self.at_once.clone().unwrap_or_else(|| Rc::clone(&self.world.facts.borrow().rows));
         let before = self.before.map_or(Bound::Unbounded, Bound::Excluded);
         let (id, row) = rows.range((Bound::Unbounded, before)).next_back()?;
         self.before = Some(*id);
@@ -444,7 +511,12 @@ fn goes_on(world: &Rc<World<'_>>) -> bool {
     breaks || world.dying.get() || world.has_failed()
 }
 
-fn read<'a>(world: &Rc<World<'a>>, old: &Rc<Tables>, counter: usize, from: Bound<KeyBuf>) -> Reading<'a> {
+fn read<'a>(
+    world: &Rc<World<'a>>,
+    old: &Rc<Tables>,
+    counter: usize,
+    from: Bound<KeyBuf>,
+) -> Reading<'a> {
     let rows = rows(world, old);
     if let Bound::Included(_) = from {
         world.count("keys read alone");
@@ -499,7 +571,9 @@ impl Iterator for Reading<'_> {
         }
         let facts = world.facts.borrow();
         let next = ordered(&facts.rows, self.counter, &Bound::Unbounded);
-        let next = next.into_iter().find(|(place, _)| self.after.as_ref().is_none_or(|after| place > after));
+        let next = next
+            .into_iter()
+            .find(|(place, _)| self.after.as_ref().is_none_or(|after| place > after));
         let (place, row) = next?;
         self.after = Some(place);
         Some(Ok(row))

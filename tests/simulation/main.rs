@@ -1,8 +1,11 @@
-//! Many seeds of a world in which writers, deliveries, audits, crashes and planted drift interleave, one step at a time, over a memory store and the
-//! crate's own reconciler; each seed replays to the same trace. And one variant of that world for each documented precondition, which must fail.
+//! Many seeds of a world in which writers, deliveries, audits, crashes and planted drift
+//! interleave, one step at a time, over a memory store and the crate's own reconciler; each seed
+//! replays to the same trace. And one variant of that world for each documented precondition, which
+//! must fail.
 //!
 //! `just simulate` goes on until it is stopped or a seed fails. A seed's trace, of a variant too:
-//! `KEEPCOUNT_SIM_SEED=7 KEEPCOUNT_SIM_VARIANT=OldRead cargo test --test simulation replay -- --ignored --nocapture`.
+//! `KEEPCOUNT_SIM_SEED=7 KEEPCOUNT_SIM_VARIANT=OldRead cargo test --test simulation replay --
+//! --ignored --nocapture`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -70,10 +73,15 @@ fn simulate(seed: u64, variant: Option<Variant>) -> Outcome {
 fn report(seed: u64, variant: Option<Variant>, outcome: &Outcome) -> String {
     let last = outcome.trace.len().saturating_sub(60);
     let failure = outcome.failure.as_deref().unwrap_or_default();
-    let variant = variant.map_or_else(String::new, |variant| format!("KEEPCOUNT_SIM_VARIANT={variant:?} "));
-    let command =
-        format!("KEEPCOUNT_SIM_SEED={seed} {variant}cargo test --test simulation replay -- --ignored --nocapture");
-    format!("seed {seed}: {failure}\n{}\nthe whole trace: {command}", outcome.trace[last..].join("\n"))
+    let variant =
+        variant.map_or_else(String::new, |variant| format!("KEEPCOUNT_SIM_VARIANT={variant:?} "));
+    let command = format!(
+        "KEEPCOUNT_SIM_SEED={seed} {variant}cargo test --test simulation replay -- --ignored --nocapture"
+    );
+    format!(
+        "seed {seed}: {failure}\n{}\nthe whole trace: {command}",
+        outcome.trace[last..].join("\n")
+    )
 }
 
 /// The seeds that `cargo test` runs.
@@ -81,7 +89,8 @@ const SEEDS: u64 = 400;
 /// Within so many of them every variant fails.
 const VARIANT_SEEDS: u64 = 300;
 
-/// What must happen over these seeds, and how often at least: a world in which nothing meets shows nothing.
+/// What must happen over these seeds, and how often at least: a world in which nothing meets shows
+/// nothing.
 const HAPPENS: [(&str, u64); 37] = [
     ("rows committed", 10_000),
     ("pending writes committed", 10_000),
@@ -140,8 +149,10 @@ fn writers_audits_and_crashes_in_any_order_leave_every_key_right() {
 #[test]
 fn whoever_drops_a_precondition_goes_wrong() {
     for variant in Variant::ALL {
-        let failing = (0..VARIANT_SEEDS).find_map(|seed| Some((seed, simulate(seed, Some(variant)).failure?)));
-        let (seed, failure) = failing.unwrap_or_else(|| panic!("{variant:?}: nothing fails in {VARIANT_SEEDS} seeds"));
+        let failing = (0..VARIANT_SEEDS)
+            .find_map(|seed| Some((seed, simulate(seed, Some(variant)).failure?)));
+        let (seed, failure) = failing
+            .unwrap_or_else(|| panic!("{variant:?}: nothing fails in {VARIANT_SEEDS} seeds"));
         println!("{variant:?}: seed {seed}: {failure}");
     }
 }
@@ -152,7 +163,9 @@ fn a_seed_replays_to_the_same_trace() {
         let (first, second) = (simulate(seed, None), simulate(seed, None));
         assert_eq!(first.trace, second.trace);
         let mut other = Command::new(std::env::current_exe().unwrap());
-        other.args(["--exact", "replay", "--ignored", "--nocapture"]).env("KEEPCOUNT_SIM_SEED", seed.to_string());
+        other
+            .args(["--exact", "replay", "--ignored", "--nocapture"])
+            .env("KEEPCOUNT_SIM_SEED", seed.to_string());
         let out = String::from_utf8(other.output().unwrap().stdout).unwrap();
         assert!(out.contains(&format!("trace {:016x}", first.hash)), "{out}");
     }
@@ -163,7 +176,8 @@ fn a_seed_replays_to_the_same_trace() {
 fn replay() {
     let seed = std::env::var("KEEPCOUNT_SIM_SEED").map_or(0, |seed| seed.parse().unwrap());
     let name = std::env::var("KEEPCOUNT_SIM_VARIANT").ok();
-    let of_name = |name: &String| *Variant::ALL.iter().find(|known| format!("{known:?}") == *name).unwrap();
+    let of_name =
+        |name: &String| *Variant::ALL.iter().find(|known| format!("{known:?}") == *name).unwrap();
     let outcome = simulate(seed, name.as_ref().map(of_name));
     println!("{}\n{:#?}\ntrace {:016x}", outcome.trace.join("\n"), outcome.counts, outcome.hash);
     assert!(outcome.failure.is_none(), "{}", outcome.failure.unwrap_or_default());
@@ -174,12 +188,15 @@ fn replay() {
 #[ignore = "goes on for KEEPCOUNT_SIM_SECONDS, for ever where these are 0, or until a seed fails"]
 #[allow(clippy::disallowed_methods)] // it is told how long to go on
 fn hunt() {
-    let seconds: u64 = std::env::var("KEEPCOUNT_SIM_SECONDS").map_or(10, |seconds| seconds.parse().unwrap());
+    let seconds: u64 =
+        std::env::var("KEEPCOUNT_SIM_SECONDS").map_or(10, |seconds| seconds.parse().unwrap());
     let any = || RandomState::new().hash_one(()) >> 24;
-    let first = std::env::var("KEEPCOUNT_SIM_FROM").map_or_else(|_| any(), |from| from.parse().unwrap());
+    let first =
+        std::env::var("KEEPCOUNT_SIM_FROM").map_or_else(|_| any(), |from| from.parse().unwrap());
     println!("from seed {first} on");
     let began = Instant::now();
-    let (next, failed, totals) = (AtomicU64::new(first), AtomicBool::new(false), Mutex::new(BTreeMap::new()));
+    let (next, failed, totals) =
+        (AtomicU64::new(first), AtomicBool::new(false), Mutex::new(BTreeMap::new()));
     let is_over = || failed.load(Relaxed) || (seconds > 0 && began.elapsed().as_secs() >= seconds);
     let work = || {
         while !is_over() {
@@ -190,7 +207,10 @@ fn hunt() {
                 println!("{}", report(seed, None, &outcome));
             }
             let mut totals = totals.lock().unwrap();
-            outcome.counts.iter().for_each(|(what, times)| *totals.entry(*what).or_insert(0) += times);
+            outcome
+                .counts
+                .iter()
+                .for_each(|(what, times)| *totals.entry(*what).or_insert(0) += times);
             if (seed + 1 - first).is_multiple_of(10_000) {
                 println!("{} seeds, {} s", seed + 1 - first, began.elapsed().as_secs());
             }
@@ -201,6 +221,11 @@ fn hunt() {
             scope.spawn(work);
         }
     });
-    println!("{} seeds, {} s: {:#?}", next.load(Relaxed) - first, began.elapsed().as_secs(), totals.lock().unwrap());
+    println!(
+        "{} seeds, {} s: {:#?}",
+        next.load(Relaxed) - first,
+        began.elapsed().as_secs(),
+        totals.lock().unwrap()
+    );
     assert!(!failed.load(Relaxed), "a seed failed: it is printed above");
 }

@@ -1,4 +1,5 @@
-//! What differs from seed to seed: how many take part, what may happen to them, and how long audits wait.
+//! What differs from seed to seed: how many take part, what may happen to them, and how long audits
+//! wait.
 
 use super::support::random::Random;
 use super::variant::Variant;

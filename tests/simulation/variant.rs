@@ -1,4 +1,5 @@
-//! The preconditions of pending writes, offsets and snapshots, each dropped by one variant of the world.
+//! The preconditions of pending writes, offsets and snapshots, each dropped by one variant of the
+//! world.
 
 /// What a variant's world does against the documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,13 +10,15 @@ pub enum Variant {
     CommitBeforeRows,
     /// A pending write is aborted although its rows are committed later.
     AbortThoughCommits,
-    /// One writer has no pending writes; audits are made while it is between its commit and its apply.
+    /// One writer has no pending writes; audits are made while it is between its commit and its
+    /// apply.
     UnguardedWriter,
     /// Recounts read a transaction from before they were asked for.
     OldRead,
     /// Recounts read a replica that lags.
     StaleReplica,
-    /// Whoever finds out late what became of a dropped pending write's rows applies them after the grace period.
+    /// Whoever finds out late what became of a dropped pending write's rows applies them after the
+    /// grace period.
     ResolvedTooLate,
     /// The grace period is shorter than commits are on their way.
     GraceTooShort,

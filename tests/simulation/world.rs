@@ -1,5 +1,5 @@
-//! The world of one seed: a clock that steps and waits turn, a scheduler that picks who goes on, and the oracle that looks at every total after every
-//! step.
+//! The world of one seed: a clock that steps and waits turn, a scheduler that picks who goes on,
+//! and the oracle that looks at every total after every step.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,10 @@ pub struct Arena<T> {
 
 impl<T> Arena<T> {
     pub fn of(most: usize) -> Self {
-        Self { slots: std::iter::repeat_with(OnceCell::new).take(most).collect(), used: Cell::new(0) }
+        Self {
+            slots: std::iter::repeat_with(OnceCell::new).take(most).collect(),
+            used: Cell::new(0),
+        }
     }
 
     pub fn put(&self, value: T) -> &T {
@@ -78,7 +81,8 @@ pub struct World<'a> {
 
 type Pages = Vec<Vec<(KeyBuf, i64)>>;
 
-/// Steps within steps: a repair waits, meanwhile another job measures, and while it reads a writer goes on.
+/// Steps within steps: a repair waits, meanwhile another job measures, and while it reads a writer
+/// goes on.
 const MAX_DEPTH: u32 = 4;
 /// Turns that a world takes to come to rest, at most.
 const MAX_RESTS: u32 = 2_000;
@@ -106,8 +110,11 @@ impl<'a> World<'a> {
         lent: &'a mut [Batch],
     ) -> Rc<Self> {
         let clock = Arc::new(AtomicU64::new(0));
-        let store =
-            if setup.pending_backfill { MemoryStore::pending_backfill(&SCHEMA) } else { MemoryStore::new(&SCHEMA) };
+        let store = if setup.pending_backfill {
+            MemoryStore::pending_backfill(&SCHEMA)
+        } else {
+            MemoryStore::new(&SCHEMA)
+        };
         let store = stores.put(clocked(store, &clock));
         let facts = Facts::new(store.snapshot());
         let world = Rc::new(Self {
@@ -208,18 +215,26 @@ impl<'a> World<'a> {
     /// What the store has, counter by counter.
     fn pages(&self) -> Pages {
         let counters = SCHEMA.counters().iter();
-        let read = |spec: &CounterSpec| Store::read_range(&mut self.store(), spec.id(), &KeyRange::ALL, usize::MAX);
+        let read = |spec: &CounterSpec| {
+            Store::read_range(&mut self.store(), spec.id(), &KeyRange::ALL, usize::MAX)
+        };
         counters.map(read).collect::<keepcount::Result<_>>().unwrap_or_else(|_| {
             // What is not ready is not to be read.
             let mut json = serde_json::to_value(self.store().snapshot()).unwrap();
             let counters = json["counters"].as_array_mut().unwrap().iter_mut();
-            counters.map(|counter| serde_json::from_value(counter["totals"].take()).unwrap()).collect()
+            counters
+                .map(|counter| serde_json::from_value(counter["totals"].take()).unwrap())
+                .collect()
         })
     }
 
     fn stored(&self) -> Totals {
         let named = self.pages().into_iter().enumerate();
-        named.flat_map(|(counter, page)| page.into_iter().map(move |(key, total)| ((counter, key), total))).collect()
+        named
+            .flat_map(|(counter, page)| {
+                page.into_iter().map(move |(key, total)| ((counter, key), total))
+            })
+            .collect()
     }
 
     /// None where a gate is shut: to be tried again.
@@ -246,7 +261,8 @@ impl<'a> World<'a> {
         self.facts.borrow_mut().dropped.extend(deltas.keys().map(|name| (name.clone(), now)));
     }
 
-    /// Lets time pass, and what is due happen: commits that were on their way arrive, and whoever has not come back by a deadline is too late.
+    /// Lets time pass, and what is due happen: commits that were on their way arrive, and whoever
+    /// has not come back by a deadline is too late.
     pub fn pass(&self, time: u64) {
         let until = self.now() + time;
         while let Some((at, id, is_deadline)) = self.next_due(until) {
@@ -259,7 +275,8 @@ impl<'a> World<'a> {
                 continue;
             }
             let Some(tx) = facts.txs.get(&id) else { continue };
-            let (commits, orphaned) = (matches!(tx.fate, Fate::Limbo { commits: true, .. }), tx.orphaned);
+            let (commits, orphaned) =
+                (matches!(tx.fate, Fate::Limbo { commits: true, .. }), tx.orphaned);
             if commits {
                 facts.commit(id);
             } else {
@@ -268,7 +285,10 @@ impl<'a> World<'a> {
             if orphaned {
                 facts.txs.remove(&id);
             }
-            self.note(&format!("tx {id} {}", if commits { "turns out committed" } else { "turns out rolled back" }));
+            self.note(&format!(
+                "tx {id} {}",
+                if commits { "turns out committed" } else { "turns out rolled back" }
+            ));
             drop(facts);
             self.count(if commits { "unknown: committed" } else { "unknown: rolled back" });
         }
@@ -278,7 +298,8 @@ impl<'a> World<'a> {
     fn next_due(&self, until: u64) -> Option<(u64, TxId, bool)> {
         let facts = self.facts.borrow();
         let due = facts.txs.iter().flat_map(|(id, tx)| {
-            let limbo = if let Fate::Limbo { at, .. } = tx.fate { Some((at, *id, false)) } else { None };
+            let limbo =
+                if let Fate::Limbo { at, .. } = tx.fate { Some((at, *id, false)) } else { None };
             limbo.into_iter().chain(tx.deadline.map(|at| (at, *id, true)))
         });
         due.filter(|(at, ..)| *at <= until).min()
@@ -314,7 +335,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Nobody begins anything new; when all is done and decided, a repair makes every total right, and a verify says so.
+    /// Nobody begins anything new; when all is done and decided, a repair makes every total right,
+    /// and a verify says so.
     pub fn rest(self: &Rc<Self>) {
         self.draining.set(true);
         self.rolled_out.set(true);
@@ -337,7 +359,9 @@ impl<'a> World<'a> {
         self.recovering.set(false);
         self.check_quiet();
         self.pass(self.setup.settle);
-        for mode in [if self.setup.pending_backfill { Mode::Backfill } else { Mode::Repair }, Mode::Verify] {
+        for mode in
+            [if self.setup.pending_backfill { Mode::Backfill } else { Mode::Repair }, Mode::Verify]
+        {
             let Some(report) = self.run_alone(mode) else { return };
             self.note(&format!("at rest: {report}"));
             let unsettled: u64 = report.counters.iter().map(|counter| counter.unsettled).sum();
@@ -375,7 +399,11 @@ impl<'a> World<'a> {
         acts.extend((0..self.setup.writers).map(|slot| (30, Act::Write(slot))));
         let hurries = self.recovering.get() && !self.is(Variant::RepairBeforeCaughtUp);
         let deliveries = if hurries { 40 } else { 6 };
-        acts.extend((0..STREAMS).filter(|_| self.setup.streamed > 0).map(|stream| (deliveries, Act::Deliver(stream))));
+        acts.extend(
+            (0..STREAMS)
+                .filter(|_| self.setup.streamed > 0)
+                .map(|stream| (deliveries, Act::Deliver(stream))),
+        );
         for (slot, job) in self.jobs.borrow().iter().enumerate() {
             if job.as_ref().is_some_and(|job| job.is_due(self.now())) {
                 acts.push((if top { 30 } else { 8 }, Act::Audit(slot)));
@@ -460,7 +488,8 @@ impl<'a> World<'a> {
         let tampered = self.setup.plants && self.one_in(2) && self.tamper();
         let mut facts = self.facts.borrow_mut();
         if self.is(Variant::SnapshotWithoutOffsets) {
-            facts.disk.snapshot = edited(&facts.disk.snapshot, |json| json["offsets"] = serde_json::json!({}));
+            facts.disk.snapshot =
+                edited(&facts.disk.snapshot, |json| json["offsets"] = serde_json::json!({}));
         }
         let store = MemoryStore::restore(&SCHEMA, &facts.disk.snapshot).unwrap();
         let store = self.stores.put(clocked(store, &self.clock));
@@ -477,7 +506,11 @@ impl<'a> World<'a> {
         self.dying.set(false);
         self.life.set(self.life.get() + 1);
         self.recovering.set(true);
-        self.note(&format!("restarted, offsets {:?}{}", self.offsets(), if tampered { ", tampered with" } else { "" }));
+        self.note(&format!(
+            "restarted, offsets {:?}{}",
+            self.offsets(),
+            if tampered { ", tampered with" } else { "" }
+        ));
         self.check();
     }
 
@@ -500,7 +533,8 @@ impl<'a> World<'a> {
         has
     }
 
-    /// Holds every total against the facts: what it is off by may change by what was planted alone, and become 0 where it is being repaired.
+    /// Holds every total against the facts: what it is off by may change by what was planted alone,
+    /// and become 0 where it is being repaired.
     pub fn check(&self) {
         if self.has_failed() {
             return;
@@ -527,13 +561,17 @@ impl<'a> World<'a> {
             if is == was {
                 continue;
             }
-            let repaired = is == 0 && self.repairing.borrow().iter().any(|repairing| repairing.contains(&name));
+            let repaired = is == 0
+                && self.repairing.borrow().iter().any(|repairing| repairing.contains(&name));
             if !repaired {
                 self.fail(&format!("{} is off by {is}, not {was}", show(&name)));
                 return;
             }
             if self.is_fresh(&facts, &name) {
-                self.fail(&format!("{} was repaired before the grace period had passed", show(&name)));
+                self.fail(&format!(
+                    "{} was repaired before the grace period had passed",
+                    show(&name)
+                ));
             }
             self.note(&format!("{} is repaired, it was off by {was}", show(&name)));
             self.count(if super::facts::is_base(&name) { "mends" } else { "repairs of rollups" });
@@ -585,7 +623,10 @@ fn move_offsets(store: &MemoryStore, offsets: Offsets) {
         let known = store.offset(stream);
         if stream_range > known {
             store
-                .apply_idempotent(&mut Batch::new(), &StreamRange::new(stream, known + 1, stream_range).unwrap())
+                .apply_idempotent(
+                    &mut Batch::new(),
+                    &StreamRange::new(stream, known + 1, stream_range).unwrap(),
+                )
                 .unwrap();
         }
     }

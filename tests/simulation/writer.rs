@@ -1,4 +1,5 @@
-//! A writer: locks rows, writes them, and guards its transaction, which may be committed, rolled back, cut off, or of unknown outcome.
+//! A writer: locks rows, writes them, and guards its transaction, which may be committed, rolled
+//! back, cut off, or of unknown outcome.
 
 use std::rc::Rc;
 
@@ -27,7 +28,8 @@ enum State<'a> {
     /// Has written; nobody else sees it yet.
     Written(Work<'a>),
     Begun(Work<'a>, PendingWrite<'a>),
-    /// Everybody sees its rows, and they are not in the totals. No pending write only where a variant has none.
+    /// Everybody sees its rows, and they are not in the totals. No pending write only where a
+    /// variant has none.
     Visible(Work<'a>, Option<PendingWrite<'a>>),
     /// The pending write was dropped; to be begun anew from this time on.
     Lost(Work<'a>, u64),
@@ -78,7 +80,8 @@ impl<'a> Writer<'a> {
     }
 
     fn plan(&self, world: &World<'a>) -> State<'a> {
-        let stream = (world.below(100) < world.setup.streamed).then(|| world.below(STREAMS as u64) as usize);
+        let stream =
+            (world.below(100) < world.setup.streamed).then(|| world.below(STREAMS as u64) as usize);
         let intent = Intent::any(world);
         let mut facts = world.facts.borrow_mut();
         let (tx, seen) = (facts.begin(stream), Rc::clone(&facts.rows));
@@ -86,7 +89,14 @@ impl<'a> Writer<'a> {
         State::Locking { tx, intent, seen, tries: 0 }
     }
 
-    fn lock(&self, world: &World<'a>, tx: TxId, intent: Intent, seen: Rc<Tables>, tries: u32) -> State<'a> {
+    fn lock(
+        &self,
+        world: &World<'a>,
+        tx: TxId,
+        intent: Intent,
+        seen: Rc<Tables>,
+        tries: u32,
+    ) -> State<'a> {
         let mut facts = world.facts.borrow_mut();
         let ids = intent.ids(&facts.rows);
         if !facts.lock(tx, &ids) && tries < 8 {
@@ -150,7 +160,12 @@ impl<'a> Writer<'a> {
         State::Idle
     }
 
-    fn send_commit(&self, world: &World<'a>, work: Work<'a>, pending_write: PendingWrite<'a>) -> State<'a> {
+    fn send_commit(
+        &self,
+        world: &World<'a>,
+        work: Work<'a>,
+        pending_write: PendingWrite<'a>,
+    ) -> State<'a> {
         let streamed = with(world, &work, |tx| tx.stream.is_some());
         if world.is(Variant::CommitBeforeRows) && !streamed && world.one_in(2) {
             pending_write.commit().unwrap();
@@ -172,7 +187,8 @@ impl<'a> Writer<'a> {
                 self.give_up(world, &work)
             }
             _ if world.setup.unknowns => {
-                let (at, commits) = (world.now() + world.below(world.setup.settle / 2), !world.one_in(3));
+                let (at, commits) =
+                    (world.now() + world.below(world.setup.settle / 2), !world.one_in(3));
                 with(world, &work, |tx| tx.fate = Fate::Limbo { at, commits });
                 self.note(world, work.tx, "does not know whether it is committed");
                 if world.is(Variant::AbortThoughCommits) && world.one_in(2) {
@@ -187,7 +203,12 @@ impl<'a> Writer<'a> {
     }
 
     /// The pending write is dropped: somebody comes back to it in time, or nobody does.
-    fn cut_off(&self, world: &World<'a>, work: Work<'a>, pending_write: PendingWrite<'a>) -> State<'a> {
+    fn cut_off(
+        &self,
+        world: &World<'a>,
+        work: Work<'a>,
+        pending_write: PendingWrite<'a>,
+    ) -> State<'a> {
         world.lose(pending_write, &work.change.deltas);
         self.note(world, work.tx, "is cut off");
         if world.one_in(3) { Self::leave(world, work) } else { Self::plan_return(world, work) }
@@ -214,10 +235,18 @@ impl<'a> Writer<'a> {
     }
 
     /// Its rows are visible: applies them.
-    fn finish(&self, world: &World<'a>, work: Work<'a>, pending_write: Option<PendingWrite<'a>>) -> State<'a> {
+    fn finish(
+        &self,
+        world: &World<'a>,
+        work: Work<'a>,
+        pending_write: Option<PendingWrite<'a>>,
+    ) -> State<'a> {
         let (stream, event) = with(world, &work, |tx| (tx.stream, tx.event));
-        let stream_range = stream.zip(event).map(|(stream, event)| (world.offsets()[stream], stream, event));
-        let Some(pending_write) = pending_write else { return self.finish_without(world, work, stream_range) };
+        let stream_range =
+            stream.zip(event).map(|(stream, event)| (world.offsets()[stream], stream, event));
+        let Some(pending_write) = pending_write else {
+            return self.finish_without(world, work, stream_range);
+        };
         if world.setup.unknowns && world.one_in(20) {
             return self.cut_off(world, work, pending_write);
         }
@@ -228,13 +257,16 @@ impl<'a> Writer<'a> {
                 world.count("turns waited for");
                 return State::Visible(work, Some(pending_write));
             }
-            Some((_, stream, event)) => {
-                pending_write.commit_idempotent(&StreamRange::new(STREAM_NAMES[stream], event, event).unwrap())
-            }
+            Some((_, stream, event)) => pending_write
+                .commit_idempotent(&StreamRange::new(STREAM_NAMES[stream], event, event).unwrap()),
         };
         match applied {
             Ok(applied) => {
-                world.count(if applied.skipped { "events skipped" } else { "pending writes committed" });
+                world.count(if applied.skipped {
+                    "events skipped"
+                } else {
+                    "pending writes committed"
+                });
                 self.done(world, &work)
             }
             Err(Error::Gap { .. }) => {
@@ -251,14 +283,21 @@ impl<'a> Writer<'a> {
     }
 
     /// A variant's: no pending write, or one that begins only now.
-    fn finish_without(&self, world: &World<'a>, work: Work<'a>, stream_range: Option<(u64, usize, u64)>) -> State<'a> {
+    fn finish_without(
+        &self,
+        world: &World<'a>,
+        work: Work<'a>,
+        stream_range: Option<(u64, usize, u64)>,
+    ) -> State<'a> {
         if world.is(Variant::BeginAfterVisible) {
             let pending_write = world.try_begin(work.batch);
             return State::Visible(work, pending_write);
         }
         match stream_range {
             None => drop(world.store().apply(&mut work.batch.clone()).unwrap()),
-            Some((stream_range, _, event)) if stream_range + 1 < event => return State::Visible(work, None),
+            Some((stream_range, _, event)) if stream_range + 1 < event => {
+                return State::Visible(work, None);
+            }
             Some((_, stream, event)) => {
                 let stream_range = StreamRange::new(STREAM_NAMES[stream], event, event).unwrap();
                 world.store().apply_idempotent(&mut work.batch.clone(), &stream_range).unwrap();
@@ -284,14 +323,21 @@ impl<'a> Writer<'a> {
         if world.now() < again_at {
             return State::Lost(work, again_at);
         }
-        let Some(pending_write) = world.try_begin(work.batch) else { return State::Lost(work, again_at) };
+        let Some(pending_write) = world.try_begin(work.batch) else {
+            return State::Lost(work, again_at);
+        };
         with(world, &work, |tx| tx.deadline = None);
         self.note(world, work.tx, "begins anew");
         world.count("pending writes begun anew");
         State::Again(work, pending_write)
     }
 
-    fn learn(&self, world: &World<'a>, work: Work<'a>, pending_write: PendingWrite<'a>) -> State<'a> {
+    fn learn(
+        &self,
+        world: &World<'a>,
+        work: Work<'a>,
+        pending_write: PendingWrite<'a>,
+    ) -> State<'a> {
         let (fate, visible) = with(world, &work, |tx| (tx.fate, tx.visible));
         match fate {
             Fate::Decided if visible => State::Visible(work, Some(pending_write)),
@@ -316,7 +362,12 @@ impl<'a> Writer<'a> {
             }
             if stream_range + 1 == event {
                 let stream_range = StreamRange::new(STREAM_NAMES[stream], event, event).unwrap();
-                world.store().begin(&mut Batch::new()).unwrap().commit_idempotent(&stream_range).unwrap();
+                world
+                    .store()
+                    .begin(&mut Batch::new())
+                    .unwrap()
+                    .commit_idempotent(&stream_range)
+                    .unwrap();
                 self.note(world, work.tx, "is passed by");
             }
         }

@@ -1,6 +1,7 @@
-//! What the end-to-end tests of the concert example share: the binary, built once a process; a temporary site to run it in; event
-//! streams; and three things written apart from the crate that say what is right: a model in maps, a recount in plain SQL (of decayed
-//! votes, in plain Rust over the rows), and the report that a verify must print.
+//! What the end-to-end tests of the concert example share: the binary, built once a process; a
+//! temporary site to run it in; event streams; and three things written apart from the crate that
+//! say what is right: a model in maps, a recount in plain SQL (of decayed votes, in plain Rust over
+//! the rows), and the report that a verify must print.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -23,11 +24,15 @@ use tempfile::TempDir;
 
 pub use super::random::Random;
 
-/// No command of these tests takes as long, on any machine: the demonstration is half a minute's work, beside what else runs there.
+/// No command of these tests takes as long, on any machine: the demonstration is half a minute's
+/// work, beside what else runs there.
 pub const LONGEST: Duration = Duration::from_secs(5 * 60);
 const LONGEST_BUILD: Duration = Duration::from_secs(15 * 60);
 
-#[allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that waits for processes may")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the crate must not look at a clock; a test that waits for processes may"
+)]
 pub fn now() -> Instant {
     Instant::now()
 }
@@ -40,28 +45,40 @@ pub fn binary() -> &'static Path {
     BUILT.get_or_init(build)
 }
 
-/// `cargo test --test ..` builds no examples. Cargo holds no lock while tests run, and its own lock orders test processes that build
-/// at once; what is fresh takes a fraction of a second.
+/// `cargo test --test ..` builds no examples. Cargo holds no lock while tests run, and its own lock
+/// orders test processes that build at once; what is fresh takes a fraction of a second.
 fn build() -> PathBuf {
     let release = !cfg!(debug_assertions);
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--message-format=json-render-diagnostics", "--example", "concert"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+        "--example",
+        "concert",
+    ]);
     cargo.args(release.then_some("--release"));
     cargo.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     cargo.arg("--target-dir").arg(target_dir());
     let ran = finish(start(&mut cargo), LONGEST_BUILD);
     assert_eq!(ran.code, Some(0), "the example does not build: {}", ran.err);
-    let built = ran.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
-        let is_example = message["target"]["name"] == "concert" && message["target"]["kind"] == json!(["example"]);
-        message["executable"].as_str().filter(|_| is_example).map(PathBuf::from)
-    });
+    let built =
+        ran.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(
+            |message| {
+                let is_example = message["target"]["name"] == "concert"
+                    && message["target"]["kind"] == json!(["example"]);
+                message["executable"].as_str().filter(|_| is_example).map(PathBuf::from)
+            },
+        );
     built.expect("cargo names the example's executable")
 }
 
-/// The target directory that this very test lies in (`TARGET/debug/deps/NAME`), so that nothing is built twice.
+/// The target directory that this very test lies in (`TARGET/debug/deps/NAME`), so that nothing is
+/// built twice.
 fn target_dir() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
-    match exe.parent().filter(|dir| dir.ends_with("deps")).and_then(|deps| deps.ancestors().nth(2)) {
+    match exe.parent().filter(|dir| dir.ends_with("deps")).and_then(|deps| deps.ancestors().nth(2))
+    {
         Some(dir) => dir.to_owned(),
         None => std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from),
@@ -111,7 +128,10 @@ impl Ran {
         let last = self.out.lines().last().unwrap_or_default();
         let token = match last.strip_prefix("resume ") {
             Some(token) => token.to_owned(),
-            None => self.json()["resume"].as_str().unwrap_or_else(|| panic!("no token: {self:#?}")).to_owned(),
+            None => self.json()["resume"]
+                .as_str()
+                .unwrap_or_else(|| panic!("no token: {self:#?}"))
+                .to_owned(),
         };
         let fits = |char: char| char.is_ascii_digit() || char.is_ascii_lowercase();
         assert!(!token.is_empty() && token.chars().all(fits), "no string of [0-9a-z]: {token:?}");
@@ -121,11 +141,13 @@ impl Ran {
 
 pub fn start(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A binary that this process has just copied is busy while a child of another test's thread, forked in the middle of the copy,
-    // has not got to its own exec yet.
+    // A binary that this process has just copied is busy while a child of another test's thread,
+    // forked in the middle of the copy, has not got to its own exec yet.
     for _ in 0..200 {
         match command.spawn() {
-            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => thread::sleep(Duration::from_millis(10)),
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                thread::sleep(Duration::from_millis(10));
+            }
             started => return started.unwrap(),
         }
     }
@@ -135,15 +157,17 @@ pub fn start(command: &mut Command) -> Child {
 /// Waits for a process's end, but not for ever.
 #[track_caller]
 pub fn finish(mut child: Child, most: Duration) -> Ran {
-    let (out, err) = (read_all(child.stdout.take().unwrap()), read_all(child.stderr.take().unwrap()));
+    let (out, err) =
+        (read_all(child.stdout.take().unwrap()), read_all(child.stderr.take().unwrap()));
     let until = now() + most;
-    let mut receive = |from: Receiver<Vec<u8>>| match from.recv_timeout(until.saturating_duration_since(now())) {
-        Ok(bytes) => String::from_utf8(bytes).unwrap(),
-        Err(error) => {
-            child.kill().unwrap();
-            panic!("the process did not end within {most:?}: {error}");
-        }
-    };
+    let mut receive =
+        |from: Receiver<Vec<u8>>| match from.recv_timeout(until.saturating_duration_since(now())) {
+            Ok(bytes) => String::from_utf8(bytes).unwrap(),
+            Err(error) => {
+                child.kill().unwrap();
+                panic!("the process did not end within {most:?}: {error}");
+            }
+        };
     let (out, err) = (receive(out), receive(err));
     Ran { code: child.wait().unwrap().code(), out, err }
 }
@@ -230,13 +254,16 @@ impl Site {
 
     #[track_caller]
     pub fn sql(&self, statements: &str) {
-        self.open().execute_batch(statements).unwrap_or_else(|error| panic!("{error}: {statements}"));
+        self.open()
+            .execute_batch(statements)
+            .unwrap_or_else(|error| panic!("{error}: {statements}"));
     }
 
     /// The names in the directory, in order.
     pub fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir()).unwrap();
-        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -246,7 +273,8 @@ impl Site {
         dump(&self.open())
     }
 
-    /// Fails unless the totals are what the rows say, by a recount that knows nothing of the crate, and a verify agrees.
+    /// Fails unless the totals are what the rows say, by a recount that knows nothing of the crate,
+    /// and a verify agrees.
     #[track_caller]
     pub fn is_exact(&self) {
         let conn = self.open();
@@ -258,7 +286,15 @@ impl Site {
 }
 
 pub fn dump(conn: &Connection) -> Vec<String> {
-    let tables = ["artists", "shows", "setlists", "votes", "replay_prefix", "keepcount_offsets", "keepcount_counters"];
+    let tables = [
+        "artists",
+        "shows",
+        "setlists",
+        "votes",
+        "replay_prefix",
+        "keepcount_offsets",
+        "keepcount_counters",
+    ];
     let tables = tables
         .map(str::to_owned)
         .into_iter()
@@ -270,7 +306,8 @@ pub fn dump(conn: &Connection) -> Vec<String> {
         let width = all.column_count();
         let mut found = all.query(()).unwrap();
         while let Some(row) = found.next().unwrap() {
-            let cells: Vec<String> = (0..width).map(|at| format!("{:?}", row.get_ref(at).unwrap())).collect();
+            let cells: Vec<String> =
+                (0..width).map(|at| format!("{:?}", row.get_ref(at).unwrap())).collect();
             rows.push(format!("{table}: {}", cells.join(", ")));
         }
     }
@@ -282,7 +319,8 @@ pub fn total_tables() -> impl Iterator<Item = String> {
     COUNTERS.iter().map(|counter| counter.replace('.', "_"))
 }
 
-pub const LEADERBOARD_TABLES: [&str; 4] = ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
+pub const LEADERBOARD_TABLES: [&str; 4] =
+    ["artist_board", "show_trending_6h", "show_trending_1d", "show_trending_7d"];
 
 /// A number that a query finds.
 pub fn number(conn: &Connection, query: &str) -> usize {
@@ -355,7 +393,8 @@ pub fn lines(events: &[Value]) -> Vec<String> {
     events.iter().map(Value::to_string).collect()
 }
 
-/// What the rows must be after some events: maps, and the rules of the event format, said once more.
+/// What the rows must be after some events: maps, and the rules of the event format, said once
+/// more.
 #[derive(Debug, Default, Clone)]
 pub struct Model {
     /// Followers and popularity.
@@ -386,7 +425,10 @@ impl Model {
         let id = text("id").unwrap();
         match (event["table"].as_str().unwrap(), event["op"] == "delete") {
             ("artists", false) => {
-                self.artists.insert(id, (row["followers"].as_i64().unwrap(), row["popularity"].as_i64().unwrap()));
+                self.artists.insert(
+                    id,
+                    (row["followers"].as_i64().unwrap(), row["popularity"].as_i64().unwrap()),
+                );
             }
             ("shows", false) => {
                 let show = (text("artist_id"), text("date").unwrap(), row["status"] == "upcoming");
@@ -395,7 +437,8 @@ impl Model {
             ("setlists", false) => drop(self.setlists.insert(id, text("show_id"))),
             ("votes", false) => {
                 let (setlist, user) = (text("setlist_id").unwrap(), text("user_id").unwrap());
-                let vote = (setlist, user, row["kind"] == "up", row["created_at"].as_i64().unwrap());
+                let vote =
+                    (setlist, user, row["kind"] == "up", row["created_at"].as_i64().unwrap());
                 self.votes.insert(id, vote);
             }
             ("artists", true) => {
@@ -409,14 +452,16 @@ impl Model {
         }
         if event["op"] == "delete" && event["table"] != "votes" {
             // What has lost its parent goes with it.
-            self.setlists.retain(|_, show| show.as_ref().is_none_or(|show| self.shows.contains_key(show)));
+            self.setlists
+                .retain(|_, show| show.as_ref().is_none_or(|show| self.shows.contains_key(show)));
             self.votes.retain(|_, (setlist, ..)| self.setlists.contains_key(setlist));
         }
     }
 
     /// Totals other than 0.
     pub fn totals(&self) -> Totals {
-        let mut totals: Totals = COUNTERS.iter().map(|counter| (*counter, BTreeMap::new())).collect();
+        let mut totals: Totals =
+            COUNTERS.iter().map(|counter| (*counter, BTreeMap::new())).collect();
         let mut add = |counter: &str, key: Key, amount: i64| {
             *totals.get_mut(counter).unwrap().entry(key).or_default() += amount;
         };
@@ -482,7 +527,8 @@ impl Model {
     }
 }
 
-/// Makes valid events at random: parents from and to null, moves, flips, cascades, ids that need escapes.
+/// Makes valid events at random: parents from and to null, moves, flips, cascades, ids that need
+/// escapes.
 pub struct Writer {
     pub random: Random,
     pub model: Model,
@@ -512,15 +558,27 @@ impl Writer {
     }
 
     fn new_id(&mut self) -> String {
-        const ODD: [&str; 8] =
-            ["\t", "\n", "\\", "\"'", "\u{e9}\u{10ffff}", "\u{1}", "%_", "a longer id than is kept inline"];
+        const ODD: [&str; 8] = [
+            "\t",
+            "\n",
+            "\\",
+            "\"'",
+            "\u{e9}\u{10ffff}",
+            "\u{1}",
+            "%_",
+            "a longer id than is kept inline",
+        ];
         self.made += 1;
         let odd = if self.random.one_in(5) { ODD[self.random.below(ODD.len())] } else { "" };
         format!("{odd}{}{}", self.prefix, self.made)
     }
 
     fn any<T>(&mut self, from: &BTreeMap<String, T>) -> Option<String> {
-        if from.is_empty() { None } else { from.keys().nth(self.random.mismatched(from.len())).cloned() }
+        if from.is_empty() {
+            None
+        } else {
+            from.keys().nth(self.random.mismatched(from.len())).cloned()
+        }
     }
 
     fn parent(&mut self, from: Option<String>) -> Option<String> {
@@ -536,7 +594,9 @@ impl Writer {
 
     fn draw(&mut self, model: &Model) -> Option<Value> {
         let artists: Vec<&String> = model.artists.keys().collect();
-        let any_artist = |random: &mut Random| (!artists.is_empty()).then(|| (*random.pick_skewed(&artists)).clone());
+        let any_artist = |random: &mut Random| {
+            (!artists.is_empty()).then(|| (*random.pick_skewed(&artists)).clone())
+        };
         let status = ["upcoming", "upcoming", "completed", "cancelled"][self.random.below(4)];
         let kind = if self.random.one_in(3) { "down" } else { "up" };
         let user = format!("u{}", self.random.mismatched(40));
@@ -560,7 +620,9 @@ impl Writer {
                 let parent = self.any(&model.shows);
                 update(setlist(&self.any(&model.setlists)?, self.parent(parent).as_deref()))
             }
-            82..91 => update(vote(&self.any(&model.votes)?, &self.any(&model.setlists)?, &user, kind)),
+            82..91 => {
+                update(vote(&self.any(&model.votes)?, &self.any(&model.setlists)?, &user, kind))
+            }
             _ if !self.deletes => return None,
             91..97 => delete("votes", &self.any(&model.votes)?),
             97 => delete("setlists", &self.any(&model.setlists)?),
@@ -572,14 +634,20 @@ impl Writer {
     /// The same event with fame, a date, a time and perhaps a day of its own.
     fn varied(&mut self, event: Value, model: &Model) -> Value {
         const FOLLOWERS: [i64; 6] = [1_999_999, 0, 999_999, 1_000_000, 40_000_000, i64::MAX];
-        const DATES: [&str; 6] = ["2025-06-01", "2025-06-02", "2025-07-01", "2024-02-29", "0001-01-01", "9999-12-31"];
+        const DATES: [&str; 6] =
+            ["2025-06-01", "2025-06-02", "2025-07-01", "2024-02-29", "0001-01-01", "9999-12-31"];
         if event["op"] == "delete" {
             return event;
         }
         match event["table"].as_str().unwrap() {
             "artists" => {
-                let (followers, popularity) = (*self.random.pick_skewed(&FOLLOWERS), self.random.below(101));
-                but(but(event, "followers", Some(json!(followers))), "popularity", Some(json!(popularity)))
+                let (followers, popularity) =
+                    (*self.random.pick_skewed(&FOLLOWERS), self.random.below(101));
+                but(
+                    but(event, "followers", Some(json!(followers))),
+                    "popularity",
+                    Some(json!(popularity)),
+                )
             }
             "shows" => but(event, "date", Some(json!(self.random.pick_skewed(&DATES)))),
             "votes" => {
@@ -590,7 +658,8 @@ impl Writer {
         }
     }
 
-    /// Given in the first weeks of 2025, or long before; where its day is told, it is not later than that day's last second.
+    /// Given in the first weeks of 2025, or long before; where its day is told, it is not later
+    /// than that day's last second.
     fn timed(&mut self, vote: Value, old: Option<i64>) -> Value {
         let within = self.random.below(20 * 86_400);
         let new = match self.random.below(12) {
@@ -612,7 +681,8 @@ impl Writer {
 /// The first second of 2025.
 pub const NEW_YEAR: i64 = 1_735_689_600;
 
-/// The New York Philharmonic's history where the project's shared data are at hand, else a stand-in of the same shape.
+/// The New York Philharmonic's history where the project's shared data are at hand, else a stand-in
+/// of the same shape.
 pub struct History {
     pub path: PathBuf,
     pub lines: Vec<String>,
@@ -636,9 +706,11 @@ fn made_up_history() -> Vec<String> {
     const ARTISTS: usize = 80;
     const SHOWS: usize = 2_500;
     let mut random = Random(1842);
-    let mut events: Vec<(usize, Value)> = (0..ARTISTS).map(|at| (0, artist(&format!("ar{at}")))).collect();
+    let mut events: Vec<(usize, Value)> =
+        (0..ARTISTS).map(|at| (0, artist(&format!("ar{at}")))).collect();
     for at in 0..SHOWS {
-        let (day, id, by) = (1 + at / 3, format!("sh{at}"), format!("ar{}", random.mismatched(ARTISTS)));
+        let (day, id, by) =
+            (1 + at / 3, format!("sh{at}"), format!("ar{}", random.mismatched(ARTISTS)));
         events.push((day, show(&id, Some(&by), "upcoming")));
         events.push((day + 30, setlist(&format!("se{at}"), Some(&id))));
         events.push((day + 60, update(show(&id, Some(&by), "completed"))));
@@ -647,18 +719,24 @@ fn made_up_history() -> Vec<String> {
     events.iter().map(|(_, event)| event.to_string()).collect()
 }
 
-/// Votes over these setlists, few of which get most; some toggled off again, some flipped, some moved.
+/// Votes over these setlists, few of which get most; some toggled off again, some flipped, some
+/// moved.
 pub fn votes(seed: u64, setlists: &[String], count: usize) -> Vec<String> {
     let mut random = Random(seed);
     let mut lines = Vec::new();
     for at in 0..count {
-        let (id, user) = (format!("vo{seed}-{at}"), format!("us{}", random.mismatched(count / 4 + 1)));
-        let (to, kind) = (random.pick_skewed(setlists), if random.one_in(5) { "down" } else { "up" });
+        let (id, user) =
+            (format!("vo{seed}-{at}"), format!("us{}", random.mismatched(count / 4 + 1)));
+        let (to, kind) =
+            (random.pick_skewed(setlists), if random.one_in(5) { "down" } else { "up" });
         // One vote follows the other over some days.
         let created_at = NEW_YEAR + i64::try_from(at * 4 * 86_400 / count).unwrap();
         let day = day_of(created_at).to_string();
         let vote = |to: &str, kind: &str| {
-            self::at(but(self::vote(&id, to, &user, kind), "created_at", Some(json!(created_at))), &day)
+            self::at(
+                but(self::vote(&id, to, &user, kind), "created_at", Some(json!(created_at))),
+                &day,
+            )
         };
         lines.push(vote(to, kind).to_string());
         match random.below(20) {
@@ -767,27 +845,46 @@ fn share(half_life: HalfLife, created_at: i64) -> (i64, i64) {
 
 const VOTES_OF_SHOWS: &str = "votes JOIN setlists ON setlists.id = votes.setlist_id";
 
-/// What the totals should be, asked of the rows in plain SQL, of decayed votes in plain Rust; those of 0 left out.
+/// What the totals should be, asked of the rows in plain SQL, of decayed votes in plain Rust; those
+/// of 0 left out.
 pub fn recount(conn: &Connection) -> Totals {
     let votes_of_artists = format!("{VOTES_OF_SHOWS} JOIN shows ON shows.id = setlists.show_id");
     let asked = [
         ("artist.fame", "SELECT id, followers / 1000000 + popularity / 10 FROM artists".to_owned()),
         ("artist.listed", "SELECT id, 1 FROM artists".to_owned()),
         ("artist.shows", "SELECT artist_id, count(*) FROM shows GROUP BY 1".to_owned()),
-        ("artist.shows_ahead", "SELECT artist_id, date, count(*) FROM shows GROUP BY 1, 2".to_owned()),
-        ("artist.upcoming_shows", "SELECT artist_id, sum(status = 'upcoming') FROM shows GROUP BY 1".to_owned()),
+        (
+            "artist.shows_ahead",
+            "SELECT artist_id, date, count(*) FROM shows GROUP BY 1, 2".to_owned(),
+        ),
+        (
+            "artist.upcoming_shows",
+            "SELECT artist_id, sum(status = 'upcoming') FROM shows GROUP BY 1".to_owned(),
+        ),
         ("artist.votes", format!("SELECT artist_id, count(*) FROM {votes_of_artists} GROUP BY 1")),
-        ("setlist.score", "SELECT setlist_id, 2 * sum(kind = 'up') - count(*) FROM votes GROUP BY 1".to_owned()),
+        (
+            "setlist.score",
+            "SELECT setlist_id, 2 * sum(kind = 'up') - count(*) FROM votes GROUP BY 1".to_owned(),
+        ),
         ("setlist.show", "SELECT id, show_id, 1 FROM setlists".to_owned()),
-        ("setlist.upvotes", "SELECT setlist_id, count(*) FILTER (WHERE kind = 'up') FROM votes GROUP BY 1".to_owned()),
+        (
+            "setlist.upvotes",
+            "SELECT setlist_id, count(*) FILTER (WHERE kind = 'up') FROM votes GROUP BY 1"
+                .to_owned(),
+        ),
         ("setlist.votes", "SELECT setlist_id, count(*) FROM votes GROUP BY 1".to_owned()),
         ("show.artist", "SELECT id, artist_id, 1 FROM shows".to_owned()),
         ("show.setlists", "SELECT show_id, count(*) FROM setlists GROUP BY 1".to_owned()),
-        ("show.upcoming", "SELECT date, id, count(*) FROM shows WHERE status = 'upcoming' GROUP BY 1, 2".to_owned()),
+        (
+            "show.upcoming",
+            "SELECT date, id, count(*) FROM shows WHERE status = 'upcoming' GROUP BY 1, 2"
+                .to_owned(),
+        ),
         ("show.votes", format!("SELECT show_id, count(*) FROM {VOTES_OF_SHOWS} GROUP BY 1")),
         ("user.votes", "SELECT user_id, count(*) FROM votes GROUP BY 1".to_owned()),
     ];
-    let mut totals: Totals = asked.into_iter().map(|(counter, query)| (counter, keyed(conn, &query))).collect();
+    let mut totals: Totals =
+        asked.into_iter().map(|(counter, query)| (counter, keyed(conn, &query))).collect();
     totals.extend(recount_trends(conn));
     assert!(totals.keys().eq(COUNTERS.iter()));
     non_zero(&totals)
@@ -810,7 +907,8 @@ fn recount_trends(conn: &Connection) -> Totals {
             let (epoch, weight) = share(half_life, created_at);
             for (counter, id) in [setlists, shows, artists].into_iter().zip(&of) {
                 if let Some(id) = id {
-                    *totals.get_mut(counter).unwrap().entry(in_epoch(id, epoch)).or_default() += weight;
+                    *totals.get_mut(counter).unwrap().entry(in_epoch(id, epoch)).or_default() +=
+                        weight;
                 }
             }
         }
@@ -849,12 +947,17 @@ fn keyed(conn: &Connection, query: &str) -> BTreeMap<Key, i64> {
 
 pub fn non_zero(totals: &Totals) -> Totals {
     let kept = |totals: &BTreeMap<Key, i64>| {
-        totals.iter().filter(|(_, total)| **total != 0).map(|(key, total)| (key.clone(), *total)).collect()
+        totals
+            .iter()
+            .filter(|(_, total)| **total != 0)
+            .map(|(key, total)| (key.clone(), *total))
+            .collect()
     };
     totals.iter().map(|(counter, totals)| (*counter, kept(totals))).collect()
 }
 
-/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the base level as it is stored.
+/// What a verify compares with what is stored: the rows' own totals; of a rollup, the sum of the
+/// base level as it is stored.
 pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
     let mut expected = rows.clone();
     for (rollup, base, membership) in ROLLUPS {
@@ -863,12 +966,15 @@ pub fn definition(rows: &Totals, stored: &Totals) -> Totals {
     non_zero(&expected)
 }
 
-/// The sum over memberships (child, parent) of membership times base total (child, and what is behind it), at (parent, what is behind).
+/// The sum over memberships (child, parent) of membership times base total (child, and what is
+/// behind it), at (parent, what is behind).
 fn rolled_up(base: &BTreeMap<Key, i64>, memberships: &BTreeMap<Key, i64>) -> BTreeMap<Key, i64> {
     let mut sums: BTreeMap<Key, i64> = BTreeMap::new();
     for (membership, weight) in memberships {
         let [child, parent] = membership.as_slice() else { panic!("{membership:?}") };
-        for (key, total) in base.range(vec![child.clone()]..).take_while(|(key, _)| key[0] == *child) {
+        for (key, total) in
+            base.range(vec![child.clone()]..).take_while(|(key, _)| key[0] == *child)
+        {
             let key = [std::slice::from_ref(parent), &key[1..]].concat();
             *sums.entry(key).or_default() += weight * total;
         }
@@ -882,9 +988,15 @@ pub fn assert_same(found: &Totals, wanted: &Totals) {
     for counter in COUNTERS {
         let (found, wanted) = (&found[counter], &wanted[counter]);
         let keys: BTreeSet<&Key> = found.keys().chain(wanted.keys()).collect();
-        let differs: Vec<_> = keys.into_iter().filter(|key| found.get(*key) != wanted.get(*key)).collect();
-        let first: Vec<_> = differs.iter().take(5).map(|key| (key, found.get(*key), wanted.get(*key))).collect();
-        assert!(differs.is_empty(), "{counter}: {} keys differ: (key, found, wanted) {first:?}", differs.len());
+        let differs: Vec<_> =
+            keys.into_iter().filter(|key| found.get(*key) != wanted.get(*key)).collect();
+        let first: Vec<_> =
+            differs.iter().take(5).map(|key| (key, found.get(*key), wanted.get(*key))).collect();
+        assert!(
+            differs.is_empty(),
+            "{counter}: {} keys differ: (key, found, wanted) {first:?}",
+            differs.len()
+        );
     }
 }
 
@@ -898,22 +1010,30 @@ pub fn drifts(conn: &Connection) -> BTreeMap<&'static str, Vec<Drift>> {
 
 pub fn drifts_of(rows: &Totals, stored: &Totals) -> BTreeMap<&'static str, Vec<Drift>> {
     let expected = definition(rows, stored);
-    COUNTERS.into_iter().map(|counter| (counter, differing(&expected[counter], &stored[counter]))).collect()
+    COUNTERS
+        .into_iter()
+        .map(|counter| (counter, differing(&expected[counter], &stored[counter])))
+        .collect()
 }
 
 fn differing(expected: &BTreeMap<Key, i64>, stored: &BTreeMap<Key, i64>) -> Vec<Drift> {
     let keys: BTreeSet<&Key> = expected.keys().chain(stored.keys()).collect();
-    let both = keys.into_iter().map(|key| (key, stored.get(key).unwrap_or(&0), expected.get(key).unwrap_or(&0)));
+    let both = keys
+        .into_iter()
+        .map(|key| (key, stored.get(key).unwrap_or(&0), expected.get(key).unwrap_or(&0)));
     both.filter(|(_, stored, expected)| stored != expected)
         .map(|(key, stored, expected)| (key.clone(), *stored, *expected))
         .collect()
 }
 
-/// What a repair meets: base levels are repaired first, and what it adds to them climbs; so when it comes to a rollup, truth is what the
-/// rows say, and what is stored is off by as much as the rollup was off from the base level in the beginning.
+/// What a repair meets: base levels are repaired first, and what it adds to them climbs; so when it
+/// comes to a rollup, truth is what the rows say, and what is stored is off by as much as the
+/// rollup was off from the base level in the beginning.
 fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
     let mut met = stored.clone();
-    for (counter, drifts) in drifts_of(rows, stored).into_iter().filter(|(counter, _)| is_rollup(counter)) {
+    for (counter, drifts) in
+        drifts_of(rows, stored).into_iter().filter(|(counter, _)| is_rollup(counter))
+    {
         let mut totals = rows[counter].clone();
         for (key, stored, expected) in drifts {
             *totals.entry(key).or_default() += stored - expected;
@@ -923,9 +1043,14 @@ fn met_by_a_repair(rows: &Totals, stored: &Totals) -> Totals {
     met
 }
 
-/// What `counters` of the JSON of a complete verify of these counters must be; `repaired`: of a repair, which must be of the base levels of
-/// its rollups too.
-pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, repaired: bool) -> Value {
+/// What `counters` of the JSON of a complete verify of these counters must be; `repaired`: of a
+/// repair, which must be of the base levels of its rollups too.
+pub fn expected(
+    conn: &Connection,
+    counters: &[&'static str],
+    samples: usize,
+    repaired: bool,
+) -> Value {
     let (rows, stored) = (recount(conn), non_zero(&stored(conn)));
     let (true_totals, stored) = if repaired {
         let met = non_zero(&met_by_a_repair(&rows, &stored));
@@ -938,8 +1063,7 @@ pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, re
         let drifts = differing(true_totals, stored);
         let of_kind = |kind: fn(&&Drift) -> bool| drifts.iter().filter(kind).count();
         let listed = drifts.iter().take(samples);
-        let sample =
-            |(key, stored, true_totals): &Drift| json!({"key": key_json(key), "stored": stored, "true": true_totals});
+        let sample = |(key, stored, true_totals): &Drift| json!({"key": key_json(key), "stored": stored, "true": true_totals});
         let keys: BTreeSet<&Key> = true_totals.keys().chain(stored.keys()).collect();
         json!({
             "name": counter,
@@ -954,7 +1078,8 @@ pub fn expected(conn: &Connection, counters: &[&'static str], samples: usize, re
     counters.iter().map(one).collect()
 }
 
-/// What can happen behind the hooks' back: of every kind, in several counters. Each takes what there is.
+/// What can happen behind the hooks' back: of every kind, in several counters. Each takes what
+/// there is.
 pub const SABOTAGE: [(&str, &str); 31] = [
     ("wrong shows", "UPDATE artist_shows SET total = total + 7 WHERE key IN (SELECT key FROM artist_shows ORDER BY key LIMIT 3)"),
     ("wrong votes", "UPDATE user_votes SET total = -total WHERE key IN (SELECT key FROM user_votes ORDER BY key DESC LIMIT 4)"),

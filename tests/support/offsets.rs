@@ -1,9 +1,12 @@
-//! What the tests of offsets share: two schemas, events of streams, the application's rows of them, and what must come out.
+//! What the tests of offsets share: two schemas, events of streams, the application's rows of them,
+//! and what must come out.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keepcount::{Applied, Batch, Counter, Leaderboard, MemoryStore, Schema, SqliteStore, Store, StreamRange};
+use keepcount::{
+    Applied, Batch, Counter, Leaderboard, MemoryStore, Schema, SqliteStore, Store, StreamRange,
+};
 use rusqlite::{Connection, TransactionBehavior};
 use tempfile::TempDir;
 
@@ -13,16 +16,20 @@ pub const VOTES: Counter<i64> = Counter::new("show.votes");
 pub const SUM: Counter<String> = Counter::new("stream.sum");
 pub const MEMBERSHIP: Counter<(i64, i64)> = Counter::new("show.artist");
 pub const ARTIST: Counter<i64> = Counter::new("artist.votes").sum_of(VOTES, MEMBERSHIP);
-pub const LEADERBOARD: Leaderboard<i64> = Leaderboard::new("artist.board", [ARTIST]).by(|[total]| Some(total));
-/// What is written as it is, and what climbs and moves a leaderboard: stores go different ways with them.
+pub const LEADERBOARD: Leaderboard<i64> =
+    Leaderboard::new("artist.board", [ARTIST]).by(|[total]| Some(total));
+/// What is written as it is, and what climbs and moves a leaderboard: stores go different ways with
+/// them.
 pub const PLAIN: Schema = Schema::new(&[VOTES.table(), SUM.table(), MEMBERSHIP.table()]);
 pub const RISING: Schema =
-    Schema::new(&[VOTES.table(), SUM.table(), MEMBERSHIP.table(), ARTIST.table()]).leaderboards(&[LEADERBOARD.id()]);
+    Schema::new(&[VOTES.table(), SUM.table(), MEMBERSHIP.table(), ARTIST.table()])
+        .leaderboards(&[LEADERBOARD.id()]);
 pub const SCHEMAS: [&Schema; 2] = [&PLAIN, &RISING];
 
 const SHOWS: i64 = 13;
 
-/// What these events of a stream add. Their numbers are summed up, so that one twice instead of another shows too.
+/// What these events of a stream add. Their numbers are summed up, so that one twice instead of
+/// another shows too.
 fn add_events(batch: &mut Batch, stream: &str, first: u64, last: u64) {
     for event in first..=last {
         let (number, show) = (event.cast_signed(), event.cast_signed() % SHOWS);
@@ -70,14 +77,19 @@ pub fn assert_applied_in(conn: &Connection, schema: &Schema, streams: &[(&str, u
     if !schema.leaderboard_ids().is_empty() {
         let mut scores = store.totals(ARTIST).unwrap();
         scores.sort_by_key(|(key, score)| (-score, *key));
-        let top = store.top(LEADERBOARD, 10).unwrap().into_iter().map(|ranked| (ranked.key, ranked.score));
+        let top = store
+            .top(LEADERBOARD, 10)
+            .unwrap()
+            .into_iter()
+            .map(|ranked| (ranked.key, ranked.score));
         assert_eq!(top.collect::<Vec<_>>(), scores);
     }
 }
 
 fn prepare(conn: &Connection, schema: &Schema) {
     conn.set_prepared_statement_cache_capacity(64);
-    conn.execute_batch("CREATE TABLE votes (stream TEXT NOT NULL, event INTEGER NOT NULL)").unwrap();
+    conn.execute_batch("CREATE TABLE votes (stream TEXT NOT NULL, event INTEGER NOT NULL)")
+        .unwrap();
     SqliteStore::new(conn, schema).create().unwrap();
 }
 
@@ -94,8 +106,9 @@ pub fn write_rows(conn: &Connection, stream: &str, first: u64, last: u64) -> rus
 
 /// The application's rows of each stream: how many, and up to which event.
 pub fn rows(conn: &Connection) -> Vec<(String, i64, i64)> {
-    let mut all =
-        conn.prepare("SELECT stream, count(*), max(event) FROM votes GROUP BY stream ORDER BY stream").unwrap();
+    let mut all = conn
+        .prepare("SELECT stream, count(*), max(event) FROM votes GROUP BY stream ORDER BY stream")
+        .unwrap();
     let rows = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
     rows.collect::<rusqlite::Result<_>>().unwrap()
 }
@@ -105,7 +118,13 @@ pub fn last_of(conn: &Connection, stream: &str) -> u64 {
 }
 
 /// Rows and totals of these events in one transaction of the application, which a skip rolls back.
-pub fn deliver(conn: &mut Connection, schema: &Schema, stream: &str, first: u64, last: u64) -> Applied {
+pub fn deliver(
+    conn: &mut Connection,
+    schema: &Schema,
+    stream: &str,
+    first: u64,
+    last: u64,
+) -> Applied {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     write_rows(&tx, stream, first, last).unwrap();
     let applied = SqliteStore::new(&tx, schema)

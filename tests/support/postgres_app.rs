@@ -1,5 +1,6 @@
-//! An application on PostgreSQL, as its tests run it: votes on setlists, which belong to shows, which belong to artists; its write paths, and a recount
-//! by plain SQL that knows nothing of keepcount.
+//! An application on PostgreSQL, as its tests run it: votes on setlists, which belong to shows,
+//! which belong to artists; its write paths, and a recount by plain SQL that knows nothing of
+//! keepcount.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ pub const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 pub const SHOW_SETLISTS: Counter<i64> = Counter::new("show.setlists");
 pub const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
 pub const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-pub const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
+pub const SHOW_DAYS: Counter<(i64, i64)> =
+    Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 
 /// By totals of two counters, which different transactions change at once.
@@ -133,8 +135,9 @@ pub enum Change {
     Unvote(i64),
 }
 
-/// Old values come from the write itself, or under the row's lock. A row that was there for the INSERT may be gone for the SELECT, and there again for
-/// the UPDATE, which must not change what nobody has looked at: so it begins anew.
+/// Old values come from the write itself, or under the row's lock. A row that was there for the
+/// INSERT may be gone for the SELECT, and there again for the UPDATE, which must not change what
+/// nobody has looked at: so it begins anew.
 pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> Result<(), Error> {
     match *change {
         Change::Bill(id, artist) => {
@@ -144,7 +147,9 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
                 batch.insert(&new);
                 return Ok(());
             }
-            let old = tx.query_opt("SELECT id, artist FROM shows WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            let old = tx
+                .query_opt("SELECT id, artist FROM shows WHERE id = $1 FOR UPDATE", &[&id])
+                .await?;
             let Some(old) = old else { return Box::pin(write(tx, change, batch)).await };
             tx.execute("UPDATE shows SET artist = $2 WHERE id = $1", &[&id, &artist]).await?;
             batch.update(&show(&old)?, &new);
@@ -156,20 +161,29 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
                 batch.insert(&new);
                 return Ok(());
             }
-            let old = tx.query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            let old = tx
+                .query_opt("SELECT id, show FROM setlists WHERE id = $1 FOR UPDATE", &[&id])
+                .await?;
             let Some(old) = old else { return Box::pin(write(tx, change, batch)).await };
             tx.execute("UPDATE setlists SET show = $2 WHERE id = $1", &[&id, &show]).await?;
             batch.update(&setlist(&old)?, &new);
         }
         Change::Drop(id) => {
-            // One that comes later stays: to wait for it, while votes are held, is to deadlock with whoever holds it and wants one of them.
-            let there = tx.query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id]).await?.is_some();
+            // One that comes later stays: to wait for it, while votes are held, is to deadlock with
+            // whoever holds it and wants one of them.
+            let there = tx
+                .query_opt("SELECT id FROM setlists WHERE id = $1 FOR UPDATE", &[&id])
+                .await?
+                .is_some();
             let text = "WITH gone AS (SELECT id FROM votes WHERE setlist = $1 ORDER BY id FOR UPDATE)
                         DELETE FROM votes USING gone WHERE votes.id = gone.id RETURNING setlist, weight, day";
-            let votes: Vec<Vote> = tx.query(text, &[&id]).await?.iter().map(vote).collect::<Result<_, _>>()?;
+            let votes: Vec<Vote> =
+                tx.query(text, &[&id]).await?.iter().map(vote).collect::<Result<_, _>>()?;
             batch.delete(&votes);
             if there {
-                let parent = tx.query_opt("DELETE FROM setlists WHERE id = $1 RETURNING id, show", &[&id]).await?;
+                let parent = tx
+                    .query_opt("DELETE FROM setlists WHERE id = $1 RETURNING id, show", &[&id])
+                    .await?;
                 batch.delete(&parent.as_ref().map(setlist).transpose()?);
             }
         }
@@ -180,21 +194,29 @@ pub async fn write(tx: &Transaction<'_>, change: &Change, batch: &mut Batch) -> 
                 batch.insert(&new);
                 return Ok(());
             }
-            let old = tx.query_opt("SELECT setlist, weight, day FROM votes WHERE id = $1 FOR UPDATE", &[&id]).await?;
+            let old = tx
+                .query_opt(
+                    "SELECT setlist, weight, day FROM votes WHERE id = $1 FOR UPDATE",
+                    &[&id],
+                )
+                .await?;
             let Some(old) = old else { return Box::pin(write(tx, change, batch)).await };
             let text = "UPDATE votes SET setlist = $2, weight = $3, day = $4 WHERE id = $1";
             tx.execute(text, &[&id, &setlist, &weight, &day]).await?;
             batch.update(&vote(&old)?, &new);
         }
         Change::Unvote(id) => {
-            let gone = tx.query_opt("DELETE FROM votes WHERE id = $1 RETURNING setlist, weight, day", &[&id]).await?;
+            let gone = tx
+                .query_opt("DELETE FROM votes WHERE id = $1 RETURNING setlist, weight, day", &[&id])
+                .await?;
             batch.delete(&gone.as_ref().map(vote).transpose()?);
         }
     }
     Ok(())
 }
 
-/// Any changes of few parents, in an order in which the application's own rows do not deadlock, so that writers meet; votes are this writer's own.
+/// Any changes of few parents, in an order in which the application's own rows do not deadlock, so
+/// that writers meet; votes are this writer's own.
 pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
     let mut changes: Vec<Change> = (0..=random.below(5))
         .map(|_| {
@@ -210,7 +232,8 @@ pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
             }
         })
         .collect();
-    // A cascade takes other writers' votes too, so it comes alone: setlists first, then votes in their order.
+    // A cascade takes other writers' votes too, so it comes alone: setlists first, then votes in
+    // their order.
     if let Some(cascade) = changes.iter().find(|change| matches!(change, Change::Drop(_))) {
         return vec![cascade.clone()];
     }
@@ -224,7 +247,8 @@ pub fn changes(random: &mut Random, writer: i64) -> Vec<Change> {
 
 /// How long a hunt goes on: some seconds, or as many as are asked for.
 pub fn hunt() -> Duration {
-    let seconds = std::env::var("KEEPCOUNT_HUNT_SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
+    let seconds =
+        std::env::var("KEEPCOUNT_HUNT_SECONDS").map_or(6, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)
 }
 
@@ -266,15 +290,31 @@ pub async fn differences(client: &(impl GenericClient + Sync)) -> Vec<String> {
     let mut all = Vec::new();
     for (totals, expected) in EXPECTED {
         let zero = if totals.contains("score") { "" } else { " WHERE total <> 0" };
-        let (totals, expected) =
-            (format!("SELECT * FROM ({totals}) AS t{zero}"), format!("SELECT * FROM ({expected}) AS t (a, b)"));
-        let expected =
-            if totals.contains("key_2") { expected.replace("(a, b)", "(a, b, c) WHERE c <> 0") } else { expected };
-        let expected = if zero.is_empty() { expected } else { expected.replace("(a, b)", "(a, b) WHERE b <> 0") };
-        for (name, one, other) in [("too much", &totals, &expected), ("lacking", &expected, &totals)] {
+        let (totals, expected) = (
+            format!("SELECT * FROM ({totals}) AS t{zero}"),
+            format!("SELECT * FROM ({expected}) AS t (a, b)"),
+        );
+        let expected = if totals.contains("key_2") {
+            expected.replace("(a, b)", "(a, b, c) WHERE c <> 0")
+        } else {
+            expected
+        };
+        let expected = if zero.is_empty() {
+            expected
+        } else {
+            expected.replace("(a, b)", "(a, b) WHERE b <> 0")
+        };
+        for (name, one, other) in
+            [("too much", &totals, &expected), ("lacking", &expected, &totals)]
+        {
             let text = format!("SELECT d::text FROM ({one} EXCEPT {other}) AS d");
-            let lines = client.query(&text, &[]).await.unwrap_or_else(|why| panic!("{text}: {why:?}"));
-            all.extend(lines.iter().map(|line| format!("{name}: {} in {totals}", line.get::<_, String>(0))));
+            let lines =
+                client.query(&text, &[]).await.unwrap_or_else(|why| panic!("{text}: {why:?}"));
+            all.extend(
+                lines
+                    .iter()
+                    .map(|line| format!("{name}: {} in {totals}", line.get::<_, String>(0))),
+            );
         }
     }
     all

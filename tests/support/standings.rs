@@ -4,8 +4,8 @@ use keepcount::{Batch, Counter, Leaderboard, Schema, Standing};
 
 pub const UP: Counter<(i64, String)> = Counter::new("song.up");
 pub const DOWN: Counter<(i64, String)> = Counter::new("song.down");
-pub const SONGS: Leaderboard<(i64, String)> =
-    Leaderboard::new("song.board", [UP, DOWN]).by(|[up, down]| (up + down > 0).then_some(up - down));
+pub const SONGS: Leaderboard<(i64, String)> = Leaderboard::new("song.board", [UP, DOWN])
+    .by(|[up, down]| (up + down > 0).then_some(up - down));
 pub const SCHEMA: Schema = Schema::new(&[UP.table(), DOWN.table()]).leaderboards(&[SONGS.id()]);
 
 pub type Song = (i64, &'static str);
@@ -19,7 +19,10 @@ pub struct Step {
 pub const STEPS: &[Step] = &[
     // On an empty leaderboard everybody would be the first.
     Step { votes: &[], stand: &[((1, "a"), 1, None), ((0, ""), 1, None)] },
-    Step { votes: &[((1, "b"), 2, 0)], stand: &[((1, "b"), 1, Some(2)), ((1, "a"), 2, None), ((1, "c"), 2, None)] },
+    Step {
+        votes: &[((1, "b"), 2, 0)],
+        stand: &[((1, "b"), 1, Some(2)), ((1, "a"), 2, None), ((1, "c"), 2, None)],
+    },
     // Ties are by key; what is not listed is behind all, whatever its key.
     Step {
         votes: &[((1, "a"), 2, 0), ((2, ""), 0, 5), ((-7, "z"), 9, 1)],
@@ -36,7 +39,12 @@ pub const STEPS: &[Step] = &[
     // A key that leaves the leaderboard is behind all that stay; a score of 0 is one.
     Step {
         votes: &[((-7, "z"), -9, -1), ((1, "b"), 0, 2)],
-        stand: &[((1, "a"), 1, Some(2)), ((1, "b"), 2, Some(0)), ((2, ""), 3, Some(-5)), ((-7, "z"), 4, None)],
+        stand: &[
+            ((1, "a"), 1, Some(2)),
+            ((1, "b"), 2, Some(0)),
+            ((2, ""), 3, Some(-5)),
+            ((-7, "z"), 4, None),
+        ],
     },
 ];
 

@@ -1,4 +1,5 @@
-//! The world around a run: a clock that is turned by hand, and a list of the statements that SQLite ran.
+//! The world around a run: a clock that is turned by hand, and a list of the statements that SQLite
+//! ran.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -72,7 +73,12 @@ impl Runtime for World {
 }
 
 /// A whole run, or its error.
-pub fn run_whole(mode: Mode, schema: &Schema, options: Options, audit: &mut impl Audit) -> keepcount::Result<Report> {
+pub fn run_whole(
+    mode: Mode,
+    schema: &Schema,
+    options: Options,
+    audit: &mut impl Audit,
+) -> keepcount::Result<Report> {
     let mut reconciler = Reconciler::new(mode, schema, options)?;
     run(&mut reconciler, audit, &mut World::default())
 }
@@ -104,7 +110,8 @@ impl Trace {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 
-    /// What ran since the last call, by kind: reads, writes, and all that begins and ends transactions.
+    /// What ran since the last call, by kind: reads, writes, and all that begins and ends
+    /// transactions.
     pub fn kinds(&self) -> Kinds {
         let mut kinds = Kinds::default();
         for text in self.take() {
@@ -118,7 +125,8 @@ impl Trace {
     }
 }
 
-/// What a connection's statements did, in steps of SQLite's virtual machine: the same in every run, and a clock too.
+/// What a connection's statements did, in steps of SQLite's virtual machine: the same in every run,
+/// and a clock too.
 #[derive(Debug, Clone, Default)]
 pub struct Work(Arc<Mutex<(u64, HashMap<String, u64>)>>);
 

@@ -47,13 +47,17 @@ pub async fn apply(db: &Db<'_>, event: &Event) -> Result<Batch> {
     Ok(batch)
 }
 
-const INSERT_ARTIST: &str = "INSERT INTO artists (id, name, followers, popularity) VALUES ($1, $2, $3, $4)";
+const INSERT_ARTIST: &str =
+    "INSERT INTO artists (id, name, followers, popularity) VALUES ($1, $2, $3, $4)";
 const INSERT_SHOW: &str = "INSERT INTO shows (id, artist_id, date, status) VALUES ($1, $2, $3, $4)";
 const INSERT_SETLIST: &str = "INSERT INTO setlists (id, show_id) VALUES ($1, $2)";
-const INSERT_VOTE: &str = "INSERT INTO votes (id, setlist_id, user_id, kind, created_at) VALUES ($1, $2, $3, $4, $5)";
+const INSERT_VOTE: &str =
+    "INSERT INTO votes (id, setlist_id, user_id, kind, created_at) VALUES ($1, $2, $3, $4, $5)";
 
 async fn insert_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Result<()> {
-    let inserted = db.rows(INSERT_ARTIST, &[&artist.id, &artist.name, &artist.followers, &artist.popularity]).await;
+    let inserted = db
+        .rows(INSERT_ARTIST, &[&artist.id, &artist.name, &artist.followers, &artist.popularity])
+        .await;
     inserted.map_err(|error| refuse(error, "artist", &artist.id, None))?;
     batch.insert(artist);
     Ok(())
@@ -62,39 +66,52 @@ async fn insert_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Re
 async fn insert_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<()> {
     let (date, status) = (show.date.to_string(), show.status.as_str());
     let inserted = db.rows(INSERT_SHOW, &[&show.id, &show.artist_id, &date, &status]).await;
-    inserted.map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
+    inserted.map_err(|error| {
+        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+    })?;
     batch.insert(show);
     Ok(())
 }
 
 async fn insert_setlist(db: &Db<'_>, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
     let inserted = db.rows(INSERT_SETLIST, &[&setlist.id, &setlist.show_id]).await;
-    inserted.map_err(|error| refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref())))?;
+    inserted.map_err(|error| {
+        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+    })?;
     batch.insert(setlist);
     Ok(())
 }
 
 async fn insert_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
-    let values: [Value<'_>; 5] = [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
+    let values: [Value<'_>; 5] =
+        [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
     let inserted = db.rows(INSERT_VOTE, &values).await;
-    inserted.map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
+    inserted.map_err(|error| {
+        refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
+    })?;
     batch.insert(vote);
     Ok(())
 }
 
 // Ids never change, so the lock of an update does not block inserts of children.
-const FIND_ARTIST: &str = "SELECT id, name, followers, popularity FROM artists WHERE id = $1 FOR NO KEY UPDATE";
-const FIND_SHOW: &str = "SELECT id, artist_id, date, status FROM shows WHERE id = $1 FOR NO KEY UPDATE";
+const FIND_ARTIST: &str =
+    "SELECT id, name, followers, popularity FROM artists WHERE id = $1 FOR NO KEY UPDATE";
+const FIND_SHOW: &str =
+    "SELECT id, artist_id, date, status FROM shows WHERE id = $1 FOR NO KEY UPDATE";
 const FIND_SETLIST: &str = "SELECT id, show_id FROM setlists WHERE id = $1 FOR NO KEY UPDATE";
-const FIND_VOTE: &str = "SELECT id, setlist_id, user_id, kind, created_at FROM votes WHERE id = $1 FOR NO KEY UPDATE";
-const UPDATE_ARTIST: &str = "UPDATE artists SET name = $2, followers = $3, popularity = $4 WHERE id = $1";
+const FIND_VOTE: &str =
+    "SELECT id, setlist_id, user_id, kind, created_at FROM votes WHERE id = $1 FOR NO KEY UPDATE";
+const UPDATE_ARTIST: &str =
+    "UPDATE artists SET name = $2, followers = $3, popularity = $4 WHERE id = $1";
 const UPDATE_SHOW: &str = "UPDATE shows SET artist_id = $2, date = $3, status = $4 WHERE id = $1";
 const UPDATE_SETLIST: &str = "UPDATE setlists SET show_id = $2 WHERE id = $1";
-const UPDATE_VOTE: &str = "UPDATE votes SET setlist_id = $2, user_id = $3, kind = $4, created_at = $5 WHERE id = $1";
+const UPDATE_VOTE: &str =
+    "UPDATE votes SET setlist_id = $2, user_id = $3, kind = $4, created_at = $5 WHERE id = $1";
 
 async fn update_artist(db: &Db<'_>, artist: &ArtistRow, batch: &mut Batch) -> Result<()> {
     let values: [Value<'_>; 4] = [&artist.id, &artist.name, &artist.followers, &artist.popularity];
-    let (old, updated) = join(db.rows(FIND_ARTIST, &[&artist.id]), db.rows(UPDATE_ARTIST, &values)).await;
+    let (old, updated) =
+        join(db.rows(FIND_ARTIST, &[&artist.id]), db.rows(UPDATE_ARTIST, &values)).await;
     let old: ArtistRow = one(old, "artist", &artist.id)?;
     updated.map_err(|error| refuse(error, "artist", &artist.id, None))?;
     batch.update(&old, artist);
@@ -106,25 +123,33 @@ async fn update_show(db: &Db<'_>, show: &ShowRow, batch: &mut Batch) -> Result<(
     let values: [Value<'_>; 4] = [&show.id, &show.artist_id, &date, &status];
     let (old, updated) = join(db.rows(FIND_SHOW, &[&show.id]), db.rows(UPDATE_SHOW, &values)).await;
     let old: ShowRow = one(old, "show", &show.id)?;
-    updated.map_err(|error| refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref())))?;
+    updated.map_err(|error| {
+        refuse(error, "show", &show.id, parent("artist", show.artist_id.as_deref()))
+    })?;
     batch.update(&old, show);
     Ok(())
 }
 
 async fn update_setlist(db: &Db<'_>, setlist: &SetlistRow, batch: &mut Batch) -> Result<()> {
     let values: [Value<'_>; 2] = [&setlist.id, &setlist.show_id];
-    let (old, updated) = join(db.rows(FIND_SETLIST, &[&setlist.id]), db.rows(UPDATE_SETLIST, &values)).await;
+    let (old, updated) =
+        join(db.rows(FIND_SETLIST, &[&setlist.id]), db.rows(UPDATE_SETLIST, &values)).await;
     let old: SetlistRow = one(old, "setlist", &setlist.id)?;
-    updated.map_err(|error| refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref())))?;
+    updated.map_err(|error| {
+        refuse(error, "setlist", &setlist.id, parent("show", setlist.show_id.as_deref()))
+    })?;
     batch.update(&old, setlist);
     Ok(())
 }
 
 async fn update_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<()> {
-    let values: [Value<'_>; 5] = [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
+    let values: [Value<'_>; 5] =
+        [&vote.id, &vote.setlist_id, &vote.user_id, &vote.kind, &vote.created_at];
     let (old, updated) = join(db.rows(FIND_VOTE, &[&vote.id]), db.rows(UPDATE_VOTE, &values)).await;
     let old: VoteRow = one(old, "vote", &vote.id)?;
-    updated.map_err(|error| refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id))))?;
+    updated.map_err(|error| {
+        refuse(error, "vote", &vote.id, parent("setlist", Some(&vote.setlist_id)))
+    })?;
     batch.update(&old, vote);
     Ok(())
 }
@@ -132,26 +157,31 @@ async fn update_vote(db: &Db<'_>, vote: &VoteRow, batch: &mut Batch) -> Result<(
 const HOLD_ARTIST: &str = "SELECT id FROM artists WHERE id = $1 FOR UPDATE";
 const HOLD_SHOW: &str = "SELECT id FROM shows WHERE id = $1 FOR UPDATE";
 const HOLD_SETLIST: &str = "SELECT id FROM setlists WHERE id = $1 FOR UPDATE";
-const HOLD_SHOWS_OF_ARTIST: &str = "SELECT id FROM shows WHERE artist_id = $1 ORDER BY id FOR UPDATE";
-const HOLD_SETLISTS_OF_ARTIST: &str =
-    "SELECT id FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) ORDER BY id FOR UPDATE";
-const HOLD_SETLISTS_OF_SHOW: &str = "SELECT id FROM setlists WHERE show_id = $1 ORDER BY id FOR UPDATE";
+const HOLD_SHOWS_OF_ARTIST: &str =
+    "SELECT id FROM shows WHERE artist_id = $1 ORDER BY id FOR UPDATE";
+const HOLD_SETLISTS_OF_ARTIST: &str = "SELECT id FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) ORDER BY id FOR UPDATE";
+const HOLD_SETLISTS_OF_SHOW: &str =
+    "SELECT id FROM setlists WHERE show_id = $1 ORDER BY id FOR UPDATE";
 
 const DELETE_VOTES_OF_ARTIST: &str = "DELETE FROM votes WHERE setlist_id IN (
         SELECT setlists.id FROM shows JOIN setlists ON setlists.show_id = shows.id WHERE shows.artist_id = $1
     ) RETURNING id, setlist_id, user_id, kind, created_at";
-const DELETE_VOTES_OF_SHOW: &str = "DELETE FROM votes WHERE setlist_id IN (SELECT id FROM setlists WHERE show_id = $1)
+const DELETE_VOTES_OF_SHOW: &str =
+    "DELETE FROM votes WHERE setlist_id IN (SELECT id FROM setlists WHERE show_id = $1)
     RETURNING id, setlist_id, user_id, kind, created_at";
 const DELETE_VOTES_OF_SETLIST: &str =
     "DELETE FROM votes WHERE setlist_id = $1 RETURNING id, setlist_id, user_id, kind, created_at";
-const DELETE_VOTE: &str = "DELETE FROM votes WHERE id = $1 RETURNING id, setlist_id, user_id, kind, created_at";
-const DELETE_SETLISTS_OF_ARTIST: &str =
-    "DELETE FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) RETURNING id, show_id";
-const DELETE_SETLISTS_OF_SHOW: &str = "DELETE FROM setlists WHERE show_id = $1 RETURNING id, show_id";
+const DELETE_VOTE: &str =
+    "DELETE FROM votes WHERE id = $1 RETURNING id, setlist_id, user_id, kind, created_at";
+const DELETE_SETLISTS_OF_ARTIST: &str = "DELETE FROM setlists WHERE show_id IN (SELECT id FROM shows WHERE artist_id = $1) RETURNING id, show_id";
+const DELETE_SETLISTS_OF_SHOW: &str =
+    "DELETE FROM setlists WHERE show_id = $1 RETURNING id, show_id";
 const DELETE_SETLIST: &str = "DELETE FROM setlists WHERE id = $1 RETURNING id, show_id";
-const DELETE_SHOWS_OF_ARTIST: &str = "DELETE FROM shows WHERE artist_id = $1 RETURNING id, artist_id, date, status";
+const DELETE_SHOWS_OF_ARTIST: &str =
+    "DELETE FROM shows WHERE artist_id = $1 RETURNING id, artist_id, date, status";
 const DELETE_SHOW: &str = "DELETE FROM shows WHERE id = $1 RETURNING id, artist_id, date, status";
-const DELETE_ARTIST: &str = "DELETE FROM artists WHERE id = $1 RETURNING id, name, followers, popularity";
+const DELETE_ARTIST: &str =
+    "DELETE FROM artists WHERE id = $1 RETURNING id, name, followers, popularity";
 
 /// A DELETE .. RETURNING, and the hook of each row that it removed.
 type Removal = (&'static str, fn(&Row, &mut Batch) -> Result<(), tokio_postgres::Error>);
@@ -184,7 +214,10 @@ const fn deletion(table: Table) -> Deletion {
         Table::Setlists => (
             "setlist",
             &[HOLD_SETLIST],
-            &[(DELETE_VOTES_OF_SETLIST, removed::<VoteRow>), (DELETE_SETLIST, removed::<SetlistRow>)],
+            &[
+                (DELETE_VOTES_OF_SETLIST, removed::<VoteRow>),
+                (DELETE_SETLIST, removed::<SetlistRow>),
+            ],
         ),
         Table::Votes => ("vote", &[], &[(DELETE_VOTE, removed::<VoteRow>)]),
     }
@@ -239,7 +272,11 @@ impl Statements {
 
 impl Db<'_> {
     /// Sends the statement when it is first polled.
-    async fn rows(&self, text: &'static str, values: &[Value<'_>]) -> Result<Vec<Row>, tokio_postgres::Error> {
+    async fn rows(
+        &self,
+        text: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
         match self.statements.0.get(text) {
             Some(statement) => self.tx.query(statement, values).await,
             None => self.tx.query(text, values).await,
@@ -247,14 +284,23 @@ impl Db<'_> {
     }
 }
 
-fn one<R: ReadRow>(rows: Result<Vec<Row>, tokio_postgres::Error>, what: &str, id: &str) -> Result<R> {
+fn one<R: ReadRow>(
+    rows: Result<Vec<Row>, tokio_postgres::Error>,
+    what: &str,
+    id: &str,
+) -> Result<R> {
     let rows = rows.map_err(|error| refuse(error, what, id, None))?;
     Ok(R::read_row(rows.first().ok_or_else(|| absent(what, id))?)?)
 }
 
 /// Three failures are the event's fault: its id exists already, its parent does not exist, or the
 /// server cannot store its values.
-fn refuse(error: tokio_postgres::Error, what: &str, id: &str, parent: Option<(&str, &str)>) -> Error {
+fn refuse(
+    error: tokio_postgres::Error,
+    what: &str,
+    id: &str,
+    parent: Option<(&str, &str)>,
+) -> Error {
     let Some(db) = error.as_db_error() else { return Error::Postgres(error) };
     match (db.code(), parent) {
         (&SqlState::UNIQUE_VIOLATION, _) => Error::Refused(format!("{what} {id:?} exists already")),

@@ -1,6 +1,8 @@
 //! Verify and repair on PostgreSQL: the sources that `audit.rs` declares, and a run over them.
 
-use keepcount::reconcile::{Columns, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async};
+use keepcount::reconcile::{
+    Columns, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async,
+};
 use tokio_postgres::Client;
 
 use super::columns::ReadRow as _;

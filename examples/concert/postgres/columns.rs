@@ -14,7 +14,12 @@ pub trait ReadRow: Sized {
 
 impl ReadRow for ArtistRow {
     fn read_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
-        Ok(Self { id: row.try_get(0)?, name: row.try_get(1)?, followers: row.try_get(2)?, popularity: row.try_get(3)? })
+        Ok(Self {
+            id: row.try_get(0)?,
+            name: row.try_get(1)?,
+            followers: row.try_get(2)?,
+            popularity: row.try_get(3)?,
+        })
     }
 }
 

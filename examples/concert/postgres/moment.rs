@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use keepcount::backend::KeyRange;
 use keepcount::{
-    Applied, AsKey, AsyncStore as _, Batch, CounterId, Key, KeyBuf, Leaderboard, PostgresStore, PreparedStatements,
-    Ranked, Score, Standing, Store, StreamRange,
+    Applied, AsKey, AsyncStore as _, Batch, CounterId, Key, KeyBuf, Leaderboard, PostgresStore,
+    PreparedStatements, Ranked, Score, Standing, Store, StreamRange,
 };
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
@@ -17,7 +17,12 @@ use crate::site::{Leaderboards, Moment};
 
 /// Begins a transaction whose reads are all of one moment; it blocks nobody.
 pub async fn snapshot(client: &mut Client) -> Result<Transaction<'_>> {
-    Ok(client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?)
+    Ok(client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await?)
 }
 
 pub struct Snapshot<'c> {
@@ -27,7 +32,11 @@ pub struct Snapshot<'c> {
 }
 
 impl<'c> Snapshot<'c> {
-    pub fn begin(runtime: &'c Runtime, client: &'c mut Client, prepared: &'c PreparedStatements) -> Result<Self> {
+    pub fn begin(
+        runtime: &'c Runtime,
+        client: &'c mut Client,
+        prepared: &'c PreparedStatements,
+    ) -> Result<Self> {
         Ok(Self { runtime, tx: runtime.block_on(snapshot(client))?, prepared })
     }
 
@@ -43,7 +52,8 @@ impl Moment for Snapshot<'_> {
 
     fn version(&mut self) -> Result<String> {
         // The transactions that it sees.
-        let row = self.runtime.block_on(self.tx.query_one("SELECT pg_current_snapshot()::text", &[]))?;
+        let row =
+            self.runtime.block_on(self.tx.query_one("SELECT pg_current_snapshot()::text", &[]))?;
         Ok(row.try_get(0)?)
     }
 
@@ -61,10 +71,14 @@ impl Moment for Snapshot<'_> {
 
     fn count(&mut self, table: &str) -> Result<(i64, i128)> {
         // The sum of many totals may leave 64 bits.
-        let text = format!(r#"SELECT count(*), coalesce(sum(total), 0)::text FROM "{table}" WHERE total <> 0"#);
+        let text = format!(
+            r#"SELECT count(*), coalesce(sum(total), 0)::text FROM "{table}" WHERE total <> 0"#
+        );
         let row = self.runtime.block_on(self.tx.query_one(&text, &[]))?;
         let sum: String = row.try_get(1)?;
-        let sum = sum.parse().map_err(|error| Error::Foreign(format!("table {table}: the sum is {sum:?}: {error}")))?;
+        let sum = sum.parse().map_err(|error| {
+            Error::Foreign(format!("table {table}: the sum is {sum:?}: {error}"))
+        })?;
         Ok((row.try_get(0)?, sum))
     }
 }
@@ -87,7 +101,11 @@ impl Store for Blocking<'_, '_> {
         self.runtime.block_on(self.store().apply(batch))
     }
 
-    fn apply_idempotent(&mut self, batch: &mut Batch, stream_range: &StreamRange<'_>) -> keepcount::Result<Applied> {
+    fn apply_idempotent(
+        &mut self,
+        batch: &mut Batch,
+        stream_range: &StreamRange<'_>,
+    ) -> keepcount::Result<Applied> {
         self.runtime.block_on(self.store().apply_idempotent(batch, stream_range))
     }
 

@@ -14,7 +14,11 @@ pub async fn read(tx: &Transaction<'_>, stream: &str) -> Result<Position> {
     let row = tx.query_opt("SELECT hash FROM replay_prefix WHERE stream = $1", &[&stream]).await?;
     let hash = row.map(|row| row.try_get::<_, Vec<u8>>(0)).transpose()?;
     let hash = hash.map(|hash| {
-        let foreign = |_| Error::Foreign(format!("table replay_prefix has a hash of stream {stream} that is none"));
+        let foreign = |_| {
+            Error::Foreign(format!(
+                "table replay_prefix has a hash of stream {stream} that is none"
+            ))
+        };
         hash.try_into().map_err(foreign)
     });
     position::of(stream, last, hash.transpose()?)

@@ -119,7 +119,8 @@ impl Connection {
             // Check this before the rows: a row that exists already would be refused as such.
             let applied = position::read(&tx, chunk.stream).await?;
             if applied != chunk.applied {
-                let is_done = chunk.is_again && chunk.events.last().is_some_and(|(end, _)| *end == applied);
+                let is_done =
+                    chunk.is_again && chunk.events.last().is_some_and(|(end, _)| *end == applied);
                 return if is_done { Ok(0) } else { Err(overtaken(chunk.stream).into()) };
             }
             let Some((end, _)) = chunk.events.last() else { return Ok(0) };
@@ -128,7 +129,8 @@ impl Connection {
             // Totals last: many transactions need their rows, which are so locked for the shortest
             // time.
             let first = applied.lines + 1;
-            let stream_range = StreamRange::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
+            let stream_range =
+                StreamRange::new(chunk.stream, first.unsigned_abs(), end.lines.unsigned_abs())?;
             // This runs in its own savepoint, so that after an overflow its counter can still be
             // reported.
             let written = PostgresStore::new(&mut tx, &C::SCHEMA)
@@ -149,7 +151,8 @@ impl Connection {
 async fn hold(tx: &Transaction<'_>, chunk: &Chunk<'_>) -> Result<()> {
     let all = if chunk.is_again { "pg_advisory_xact_lock" } else { "pg_advisory_xact_lock_shared" };
     tx.execute(&format!("SELECT {all}($1, 0)"), &[&ALL_REPLAYS]).await?;
-    tx.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[&ONE_STREAM, &chunk.stream]).await?;
+    tx.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[&ONE_STREAM, &chunk.stream])
+        .await?;
     Ok(())
 }
 

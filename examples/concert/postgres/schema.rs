@@ -110,17 +110,24 @@ async fn check_rows(client: &impl GenericClient) -> Result<()> {
         ("replay_prefix", "stream, hash", "text, bytea"),
         ("verifications", "counter, at", "text, int8"),
     ] {
-        let foreign = |why: &str| Error::Foreign(format!("table {table} is not this application's: {why}"));
+        let foreign =
+            |why: &str| Error::Foreign(format!("table {table} is not this application's: {why}"));
         let checked = client.prepare(&format!("SELECT {columns} FROM {table}")).await;
         let checked = checked.map_err(|error| match error.as_db_error() {
-            Some(db) if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN].contains(db.code()) => {
+            Some(db)
+                if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN].contains(db.code()) =>
+            {
                 foreign(db.message())
             }
             _ => Error::Postgres(error),
         })?;
-        let found: Vec<&str> = checked.columns().iter().map(|column| column.type_().name()).collect();
+        let found: Vec<&str> =
+            checked.columns().iter().map(|column| column.type_().name()).collect();
         if found.join(", ") != kinds {
-            return Err(foreign(&format!("its columns {columns} are {}, not {kinds}", found.join(", "))));
+            return Err(foreign(&format!(
+                "its columns {columns} are {}, not {kinds}",
+                found.join(", ")
+            )));
         }
     }
     Ok(())

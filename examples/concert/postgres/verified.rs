@@ -11,8 +11,12 @@ use crate::error::Result;
 /// since 1970.
 pub async fn note(client: &mut Client, report: &Report, now: i64) -> Result<()> {
     // In the same order for every process, so that they do not deadlock.
-    let mut clean: Vec<&str> =
-        report.counters.iter().filter(|counter| counter.clean).map(|counter| counter.counter.name()).collect();
+    let mut clean: Vec<&str> = report
+        .counters
+        .iter()
+        .filter(|counter| counter.clean)
+        .map(|counter| counter.counter.name())
+        .collect();
     clean.sort_unstable();
     let text = "INSERT INTO verifications AS v (counter, at) SELECT name, $2 FROM unnest($1::text[]) AS name
                 ON CONFLICT (counter) DO UPDATE SET at = greatest(v.at, excluded.at)";
@@ -23,5 +27,8 @@ pub async fn note(client: &mut Client, report: &Report, now: i64) -> Result<()> 
 /// Returns the noted times, by counter.
 pub async fn read(tx: &Transaction<'_>) -> Result<HashMap<String, i64>> {
     let rows = tx.query("SELECT counter, at FROM verifications", &[]).await?;
-    Ok(rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, tokio_postgres::Error>>()?)
+    Ok(rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<Result<_, tokio_postgres::Error>>()?)
 }

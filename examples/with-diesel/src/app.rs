@@ -51,7 +51,10 @@ impl App {
 
     /// Shows count for no counter.
     pub async fn add_show(&mut self, slug: &str) -> Result<()> {
-        diesel::insert_into(shows::table).values(shows::slug.eq(slug)).execute(&mut self.conn).await?;
+        diesel::insert_into(shows::table)
+            .values(shows::slug.eq(slug))
+            .execute(&mut self.conn)
+            .await?;
         Ok(())
     }
 
@@ -69,7 +72,8 @@ impl App {
     /// Moves a setlist with its votes to another show.
     pub async fn move_setlist(&mut self, id: i64, show: &str) -> Result<bool> {
         let moved = self.conn.transaction(async |conn| {
-            let held = setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
+            let held =
+                setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
             let Some(old) = held else { return Ok(false) };
             let update = diesel::update(setlists::table.find(id)).set(setlists::show_slug.eq(show));
             let new: SetlistRow = update.get_result(conn).await?;
@@ -85,17 +89,21 @@ impl App {
     /// all of it.
     pub async fn delete_setlist(&mut self, id: i64) -> Result<bool> {
         let deleted = self.conn.transaction(async |conn| {
-            let held = setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
+            let held =
+                setlists::table.find(id).for_update().first::<SetlistRow>(conn).await.optional()?;
             if held.is_none() {
                 return Ok(false);
             }
             let mut batch = Batch::new();
-            let gone: Vec<VoteRow> =
-                diesel::delete(votes::table.filter(votes::setlist_id.eq(id))).get_results(conn).await?;
+            let gone: Vec<VoteRow> = diesel::delete(votes::table.filter(votes::setlist_id.eq(id)))
+                .get_results(conn)
+                .await?;
             for vote in gone {
                 batch.delete(&vote_of(vote)?);
             }
-            batch.delete(&setlist_of(diesel::delete(setlists::table.find(id)).get_result(conn).await?));
+            batch.delete(&setlist_of(
+                diesel::delete(setlists::table.find(id)).get_result(conn).await?,
+            ));
             totals::apply(conn, &SCHEMA, &batch).await?;
             Ok(true)
         });
@@ -114,7 +122,8 @@ impl App {
 
     pub async fn move_vote(&mut self, id: i64, setlist: i64) -> Result<bool> {
         let moved = self.conn.transaction(async |conn| {
-            let held = votes::table.find(id).for_update().first::<VoteRow>(conn).await.optional()?;
+            let held =
+                votes::table.find(id).for_update().first::<VoteRow>(conn).await.optional()?;
             let Some(old) = held else { return Ok(false) };
             let update = diesel::update(votes::table.find(id)).set(votes::setlist_id.eq(setlist));
             let new: VoteRow = update.get_result(conn).await?;
@@ -128,7 +137,10 @@ impl App {
 
     pub async fn delete_vote(&mut self, id: i64) -> Result<bool> {
         let deleted = self.conn.transaction(async |conn| {
-            let gone = diesel::delete(votes::table.find(id)).get_result::<VoteRow>(conn).await.optional()?;
+            let gone = diesel::delete(votes::table.find(id))
+                .get_result::<VoteRow>(conn)
+                .await
+                .optional()?;
             let Some(gone) = gone else { return Ok(false) };
             let mut batch = Batch::new();
             batch.delete(&vote_of(gone)?);
@@ -164,7 +176,9 @@ impl App {
             if preview { Err(RollbackTransaction.into()) } else { Ok(()) }
         });
         match imported.await {
-            Err(error) if preview && matches!(error.downcast_ref(), Some(RollbackTransaction)) => Ok(taken),
+            Err(error) if preview && matches!(error.downcast_ref(), Some(RollbackTransaction)) => {
+                Ok(taken)
+            }
             imported => imported.map(|()| taken),
         }
     }
@@ -184,7 +198,8 @@ impl App {
                 cast(conn, vote, &mut batch).await?;
             }
             totals::apply(conn, &SCHEMA, &batch).await?;
-            let set = diesel::sql_query(sql::set_offset(Dialect::Postgres)).bind::<Text, _>(stream_range.stream());
+            let set = diesel::sql_query(sql::set_offset(Dialect::Postgres))
+                .bind::<Text, _>(stream_range.stream());
             set.bind::<BigInt, _>(i64::try_from(stream_range.last())?).execute(conn).await?;
             Ok(true)
         });
@@ -192,7 +207,8 @@ impl App {
     }
 
     pub async fn show_votes(&mut self, show: &str) -> Result<i64> {
-        let total = show_votes::table.find(show).select(show_votes::total).first(&mut self.conn).await;
+        let total =
+            show_votes::table.find(show).select(show_votes::total).first(&mut self.conn).await;
         Ok(total.optional()?.unwrap_or(0))
     }
 }
@@ -212,7 +228,9 @@ async fn cast(conn: &mut AsyncPgConnection, vote: &Vote, batch: &mut Batch) -> R
             batch.insert(vote);
             return Ok(id);
         }
-        let same = votes::table.filter(votes::setlist_id.eq(vote.setlist)).filter(votes::user_id.eq(vote.user));
+        let same = votes::table
+            .filter(votes::setlist_id.eq(vote.setlist))
+            .filter(votes::user_id.eq(vote.user));
         if let Some(old) = same.for_update().first::<VoteRow>(conn).await.optional()? {
             diesel::update(votes::table.find(old.0)).set(day).execute(conn).await?;
             batch.update(&vote_of(old)?, vote);
@@ -244,6 +262,7 @@ fn setlist_of((id, show): SetlistRow) -> Setlist {
 const EPOCH: i32 = 10_957;
 
 fn vote_of((_, setlist, user, PgDate(days)): VoteRow) -> Result<Vote> {
-    let day = days.checked_add(EPOCH).and_then(Date::from_days).ok_or("a day outside the calendar")?;
+    let day =
+        days.checked_add(EPOCH).and_then(Date::from_days).ok_or("a day outside the calendar")?;
     Ok(Vote { setlist, user, day })
 }

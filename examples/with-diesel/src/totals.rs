@@ -8,9 +8,9 @@ use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
 use diesel::row::{Field as _, NamedRow, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Text, Uuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use keepcount::backend::RollupUpdate;
 use keepcount::sql::{self, Dialect, Value};
 use keepcount::{Batch, KeyBuf, Schema};
-use keepcount::backend::RollupUpdate;
 
 use crate::Result;
 
@@ -52,13 +52,15 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> BoxedSqlQuery<'q, Pg, SqlQu
         Value::Bytes(bytes) => query.bind::<Binary, _>(bytes.as_ref()),
         Value::Uuid(bytes) => query.bind::<Uuid, _>(uuid::Uuid::from_bytes(*bytes)),
         Value::Integers(column) => query.bind::<Array<BigInt>, _>(column.as_slice()),
-        Value::Texts(column) => query.bind::<Array<Text>, _>(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),
+        Value::Texts(column) => {
+            query.bind::<Array<Text>, _>(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>())
+        }
         Value::Blobs(column) => {
             query.bind::<Array<Binary>, _>(column.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>())
         }
-        Value::Uuids(column) => {
-            query.bind::<Array<Uuid>, _>(column.iter().copied().map(uuid::Uuid::from_bytes).collect::<Vec<_>>())
-        }
+        Value::Uuids(column) => query.bind::<Array<Uuid>, _>(
+            column.iter().copied().map(uuid::Uuid::from_bytes).collect::<Vec<_>>(),
+        ),
     })
 }
 
@@ -77,9 +79,13 @@ impl QueryableByName<Pg> for Answer {
             let value = field.value().ok_or("a column of a key is null")?;
             // The type numbers of pg_type, the same in every database.
             key.push(match value.get_oid().get() {
-                17 => Value::Blob(<Vec<u8> as FromSql<Binary, Pg>>::from_sql(value)?.as_slice().try_into()?),
+                17 => Value::Blob(
+                    <Vec<u8> as FromSql<Binary, Pg>>::from_sql(value)?.as_slice().try_into()?,
+                ),
                 25 => Value::Text(<String as FromSql<Text, Pg>>::from_sql(value)?.into()),
-                2950 => Value::Uuid(<uuid::Uuid as FromSql<Uuid, Pg>>::from_sql(value)?.into_bytes()),
+                2950 => {
+                    Value::Uuid(<uuid::Uuid as FromSql<Uuid, Pg>>::from_sql(value)?.into_bytes())
+                }
                 _ => Value::Integer(<i64 as FromSql<BigInt, Pg>>::from_sql(value)?),
             });
         }

@@ -5,9 +5,9 @@ use keepcount::sql::{self, Dialect};
 use keepcount::{Batch, StreamRange};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection, DatabaseTransaction,
-    DbBackend, DbErr, EntityTrait as _, QueryFilter as _, QuerySelect as _, SqlErr, Statement, TransactionTrait as _,
-    TryInsertResult,
+    ActiveValue::Set, ColumnTrait as _, ConnectionTrait as _, Database, DatabaseConnection,
+    DatabaseTransaction, DbBackend, DbErr, EntityTrait as _, QueryFilter as _, QuerySelect as _,
+    SqlErr, Statement, TransactionTrait as _, TryInsertResult,
 };
 
 use crate::counters::{SCHEMA, Setlist, TABLES, Vote};
@@ -43,7 +43,8 @@ impl App {
 
     pub async fn add_setlist(&self, setlist: &Setlist) -> Result<()> {
         let tx = self.pool.begin().await?;
-        let row = setlists::ActiveModel { id: Set(setlist.id), show_slug: Set(setlist.show.clone()) };
+        let row =
+            setlists::ActiveModel { id: Set(setlist.id), show_slug: Set(setlist.show.clone()) };
         setlists::Entity::insert(row).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.insert(setlist);
@@ -94,7 +95,8 @@ impl App {
         let tx = self.pool.begin().await?;
         let held = votes::Entity::find_by_id(id).lock_exclusive().one(&tx).await?;
         let Some(old) = held else { return Ok(false) };
-        let update = votes::ActiveModel { id: Set(id), setlist_id: Set(setlist), ..Default::default() };
+        let update =
+            votes::ActiveModel { id: Set(id), setlist_id: Set(setlist), ..Default::default() };
         let new = votes::Entity::update(update).exec(&tx).await?;
         let mut batch = Batch::new();
         batch.update(&Vote::try_from(old)?, &Vote::try_from(new)?);
@@ -145,8 +147,11 @@ impl App {
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let tx = self.pool.begin().await?;
-        let hold =
-            Statement::from_sql_and_values(DbBackend::Postgres, sql::lock_offset(), [stream_range.stream().into()]);
+        let hold = Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            sql::lock_offset(),
+            [stream_range.stream().into()],
+        );
         let held = tx.query_one_raw(hold).await?.ok_or("an offset that is not there")?;
         if !stream_range.follows(held.try_get_by_index::<i64>(0)?.try_into()?)? {
             return Ok(false);
@@ -157,7 +162,11 @@ impl App {
         }
         totals::apply(&tx, &SCHEMA, &batch).await?;
         let values = [stream_range.stream().into(), i64::try_from(stream_range.last())?.into()];
-        let set = Statement::from_sql_and_values(DbBackend::Postgres, sql::set_offset(Dialect::Postgres), values);
+        let set = Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            sql::set_offset(Dialect::Postgres),
+            values,
+        );
         tx.execute_raw(set).await?;
         tx.commit().await?;
         Ok(true)
@@ -185,7 +194,9 @@ async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Resul
             day: Set(day_of(vote)?),
             ..Default::default()
         };
-        let unique = OnConflict::columns([votes::Column::SetlistId, votes::Column::UserId]).do_nothing().to_owned();
+        let unique = OnConflict::columns([votes::Column::SetlistId, votes::Column::UserId])
+            .do_nothing()
+            .to_owned();
         let insert = votes::Entity::insert(row.clone()).on_conflict(unique).try_insert();
         // Do not use `exec_with_returning`: it treats an existing row as an error.
         if let TryInsertResult::Inserted(inserted) = insert.exec(tx).await? {
@@ -193,7 +204,8 @@ async fn cast(tx: &DatabaseTransaction, vote: &Vote, batch: &mut Batch) -> Resul
             return Ok(inserted.last_insert_id);
         }
         let same = votes::Entity::find().filter(votes::Column::SetlistId.eq(vote.setlist));
-        let held = same.filter(votes::Column::UserId.eq(vote.user)).lock_exclusive().one(tx).await?;
+        let held =
+            same.filter(votes::Column::UserId.eq(vote.user)).lock_exclusive().one(tx).await?;
         if let Some(old) = held {
             let id = old.id;
             votes::Entity::update(votes::ActiveModel { id: Set(id), ..row }).exec(tx).await?;

@@ -85,7 +85,8 @@ impl TryFrom<votes::Model> for Vote {
     type Error = crate::Error;
 
     fn try_from(row: votes::Model) -> Result<Self> {
-        let day = Date::from_days(row.day.to_julian_day() - EPOCH).ok_or("a day outside the calendar")?;
+        let day =
+            Date::from_days(row.day.to_julian_day() - EPOCH).ok_or("a day outside the calendar")?;
         Ok(Self { setlist: row.setlist_id, user: row.user_id, day })
     }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
+use keepcount::backend::{KeyPart, RollupUpdate};
 use keepcount::sql::{self, Dialect};
 use keepcount::{Batch, CounterId, KeyBuf, Schema};
-use keepcount::backend::{KeyPart, RollupUpdate};
 use sea_orm::prelude::Uuid;
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
+use sea_orm::{
+    ConnectionTrait as _, DatabaseTransaction, DbBackend, QueryResult, Statement, Value,
+};
 
 use crate::Result;
 
@@ -43,9 +45,15 @@ fn query(text: &str, values: &[sql::Value<'_>]) -> Statement {
         sql::Value::Bytes(bytes) => Value::from(bytes.to_vec()),
         sql::Value::Uuid(bytes) => Value::from(Uuid::from_bytes(*bytes)),
         sql::Value::Integers(column) => Value::from(column.clone()),
-        sql::Value::Texts(column) => Value::from(column.iter().map(ToString::to_string).collect::<Vec<String>>()),
-        sql::Value::Blobs(column) => Value::from(column.iter().map(|bytes| bytes.to_vec()).collect::<Vec<Vec<u8>>>()),
-        sql::Value::Uuids(column) => Value::from(column.iter().copied().map(Uuid::from_bytes).collect::<Vec<Uuid>>()),
+        sql::Value::Texts(column) => {
+            Value::from(column.iter().map(ToString::to_string).collect::<Vec<String>>())
+        }
+        sql::Value::Blobs(column) => {
+            Value::from(column.iter().map(|bytes| bytes.to_vec()).collect::<Vec<Vec<u8>>>())
+        }
+        sql::Value::Uuids(column) => {
+            Value::from(column.iter().copied().map(Uuid::from_bytes).collect::<Vec<Uuid>>())
+        }
     });
     Statement::from_sql_and_values(DbBackend::Postgres, text, values)
 }

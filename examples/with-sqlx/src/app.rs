@@ -53,9 +53,11 @@ impl App {
     /// changes of its membership.
     pub async fn move_setlist(&self, id: i64, show: &str) -> Result<bool> {
         let mut tx = self.pool.begin().await?;
-        let held = sqlx::query("SELECT id, show_slug FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
+        let held =
+            sqlx::query("SELECT id, show_slug FROM setlists WHERE id = $1 FOR UPDATE").bind(id);
         let Some(row) = held.fetch_optional(&mut *tx).await? else { return Ok(false) };
-        let update = sqlx::query("UPDATE setlists SET show_slug = $2 WHERE id = $1 RETURNING id, show_slug");
+        let update =
+            sqlx::query("UPDATE setlists SET show_slug = $2 WHERE id = $1 RETURNING id, show_slug");
         let new = update.bind(id).bind(show).fetch_one(&mut *tx).await?;
         let mut batch = Batch::new();
         batch.update(&setlist_of(&row)?, &setlist_of(&new)?);
@@ -155,7 +157,8 @@ impl App {
     pub async fn deliver(&self, first: u64, votes: &[Vote]) -> Result<bool> {
         let stream_range = StreamRange::new("votes", first, first + votes.len() as u64 - 1)?;
         let mut tx = self.pool.begin().await?;
-        let hold = sqlx::query_scalar(AssertSqlSafe(sql::lock_offset())).bind(stream_range.stream());
+        let hold =
+            sqlx::query_scalar(AssertSqlSafe(sql::lock_offset())).bind(stream_range.stream());
         let last: i64 = hold.fetch_one(&mut *tx).await?;
         if !stream_range.follows(last.try_into()?)? {
             return Ok(false);
@@ -165,7 +168,8 @@ impl App {
             cast(&mut tx, vote, &mut batch).await?;
         }
         totals::apply(&mut tx, &SCHEMA, &batch).await?;
-        let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Postgres))).bind(stream_range.stream());
+        let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Postgres)))
+            .bind(stream_range.stream());
         set.bind(i64::try_from(stream_range.last())?).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(true)
@@ -192,7 +196,8 @@ async fn cast(tx: &mut Transaction<'_, Postgres>, vote: &Vote, batch: &mut Batch
         let insert = sqlx::query_scalar(
             "INSERT INTO votes (setlist_id, user_id, day) VALUES ($1, $2, $3::text::date) ON CONFLICT (setlist_id, user_id) DO NOTHING RETURNING id",
         );
-        let inserted = insert.bind(vote.setlist).bind(user).bind(&day).fetch_optional(&mut **tx).await?;
+        let inserted =
+            insert.bind(vote.setlist).bind(user).bind(&day).fetch_optional(&mut **tx).await?;
         if let Some(id) = inserted {
             batch.insert(vote);
             return Ok(id);

@@ -22,10 +22,14 @@ impl Record for Vote {
 use keepcount::sql::{self, Dialect, Value};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
-async fn apply(conn: &mut SqliteConnection, batch: &Batch) -> Result<(), Box<dyn std::error::Error>> {
+async fn apply(
+    conn: &mut SqliteConnection,
+    batch: &Batch,
+) -> Result<(), Box<dyn std::error::Error>> {
     for statement in sql::apply(Dialect::Sqlite, &SCHEMA, batch)? {
         for row in statement.rows() {
-            let mut query: Query<'_, Sqlite, SqliteArguments> = sqlx::query(AssertSqlSafe(statement.text.as_str()));
+            let mut query: Query<'_, Sqlite, SqliteArguments> =
+                sqlx::query(AssertSqlSafe(statement.text.as_str()));
             for value in row {
                 query = match value {
                     Value::Integer(number) => query.bind(*number),
@@ -48,14 +52,15 @@ async fn apply_idempotent(
     batch: &Batch,
     stream_range: &StreamRange<'_>,
 ) -> Result<bool, Box<dyn std::error::Error>> {
-    let read =
-        sqlx::query_scalar(AssertSqlSafe(sql::read_offset(Dialect::Sqlite))).bind(stream_range.stream().to_owned());
+    let read = sqlx::query_scalar(AssertSqlSafe(sql::read_offset(Dialect::Sqlite)))
+        .bind(stream_range.stream().to_owned());
     let last: Option<i64> = read.fetch_optional(&mut *conn).await?;
     if !stream_range.follows(last.unwrap_or(0).try_into()?)? {
         return Ok(false);
     }
     apply(conn, batch).await?;
-    let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Sqlite))).bind(stream_range.stream().to_owned());
+    let set = sqlx::query(AssertSqlSafe(sql::set_offset(Dialect::Sqlite)))
+        .bind(stream_range.stream().to_owned());
     set.bind(i64::try_from(stream_range.last())?).execute(&mut *conn).await?;
     Ok(true)
 }
@@ -63,7 +68,9 @@ async fn apply_idempotent(
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut conn = SqliteConnection::connect("sqlite::memory:").await?;
-    sqlx::query("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)").execute(&mut conn).await?;
+    sqlx::query("CREATE TABLE votes (id INTEGER PRIMARY KEY, show_id INTEGER NOT NULL)")
+        .execute(&mut conn)
+        .await?;
     for statement in sql::ddl(Dialect::Sqlite, &SCHEMA) {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut conn).await?;
     }
@@ -92,7 +99,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         if applied { tx.commit().await? } else { tx.rollback().await? }
     }
 
-    let total: i64 = sqlx::query("SELECT total FROM show_votes WHERE key = 7").fetch_one(&mut conn).await?.get(0);
+    let total: i64 = sqlx::query("SELECT total FROM show_votes WHERE key = 7")
+        .fetch_one(&mut conn)
+        .await?
+        .get(0);
     let votes: i64 = sqlx::query("SELECT count(*) FROM votes").fetch_one(&mut conn).await?.get(0);
     assert_eq!((total, votes), (2, 2));
     println!("show 7: {total} votes");
@@ -104,9 +114,16 @@ mod tests {
     #[test]
     fn the_page_shows_what_is_compiled_here() {
         let shown = |text: &'static str, begin: &str, end: &str| {
-            text.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(shown, _)| shown.trim()).unwrap()
+            text.split_once(begin)
+                .and_then(|(_, rest)| rest.split_once(end))
+                .map(|(shown, _)| shown.trim())
+                .unwrap()
         };
-        let source = shown(include_str!("main.rs"), "// docs/libraries.md: begin\n", "// docs/libraries.md: end\n");
+        let source = shown(
+            include_str!("main.rs"),
+            "// docs/libraries.md: begin\n",
+            "// docs/libraries.md: end\n",
+        );
         let page = include_str!("../../../docs/libraries.md");
         assert!(page.contains(source), "docs/libraries.md does not show src/main.rs's `apply`");
     }

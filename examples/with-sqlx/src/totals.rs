@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use keepcount::backend::{KeyPart, RollupUpdate};
 use keepcount::sql::{self, Dialect, Value};
 use keepcount::{Batch, CounterId, KeyBuf, Schema};
-use keepcount::backend::{KeyPart, RollupUpdate};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, Transaction, query::Query};
 use uuid::Uuid;
@@ -12,7 +12,11 @@ use uuid::Uuid;
 use crate::Result;
 
 /// Applies what the hooks have collected. Call it last before the commit.
-pub async fn apply(tx: &mut Transaction<'_, Postgres>, schema: &Schema, batch: &Batch) -> Result<()> {
+pub async fn apply(
+    tx: &mut Transaction<'_, Postgres>,
+    schema: &Schema,
+    batch: &Batch,
+) -> Result<()> {
     let began = Instant::now();
     let mut update = RollupUpdate::new(schema, batch)?;
     while let Some(request) = update.next()? {
@@ -47,8 +51,12 @@ fn query<'q>(text: &str, values: &'q [Value<'_>]) -> Query<'q, Postgres, PgArgum
         Value::Uuid(bytes) => query.bind(Uuid::from_bytes(*bytes)),
         Value::Integers(column) => query.bind(column.as_slice()),
         Value::Texts(column) => query.bind(column.iter().map(AsRef::as_ref).collect::<Vec<&str>>()),
-        Value::Blobs(column) => query.bind(column.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>()),
-        Value::Uuids(column) => query.bind(column.iter().copied().map(Uuid::from_bytes).collect::<Vec<Uuid>>()),
+        Value::Blobs(column) => {
+            query.bind(column.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>())
+        }
+        Value::Uuids(column) => {
+            query.bind(column.iter().copied().map(Uuid::from_bytes).collect::<Vec<Uuid>>())
+        }
     })
 }
 
@@ -59,7 +67,9 @@ fn read(counter: &CounterId, row: &PgRow) -> Result<(KeyBuf, i64)> {
         let column = match part {
             KeyPart::Text => Value::Text(row.try_get::<String, _>(at)?.into()),
             KeyPart::Uuid => Value::Uuid(row.try_get::<Uuid, _>(at)?.into_bytes()),
-            KeyPart::Bytes16 | KeyPart::Signed(16) | KeyPart::Unsigned(16) => Value::Blob(row.try_get(at)?),
+            KeyPart::Bytes16 | KeyPart::Signed(16) | KeyPart::Unsigned(16) => {
+                Value::Blob(row.try_get(at)?)
+            }
             _ => Value::Integer(row.try_get(at)?),
         };
         sql::push_key_part(*part, &column, &mut key)?;

@@ -11,8 +11,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use keepcount::reconcile::{
+    Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, Token, run,
+};
 use keepcount::{Cause, Error, Record, SqliteStore, Tally};
-use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, Token, run};
 use rusqlite::Connection;
 
 keepcount::counters! { SCHEMA { SHOW_VOTES: i64 = "show.votes"; } }
@@ -56,7 +58,10 @@ impl Repair {
             // reaches the end.
             Some(Error::Token { .. }) => {
                 let place = self.place.display();
-                format!("{error}\nthe place in {place} cannot be used; delete the file to begin anew").into()
+                format!(
+                    "{error}\nthe place in {place} cannot be used; delete the file to begin anew"
+                )
+                .into()
             }
             _ => error,
         })
@@ -73,7 +78,9 @@ impl Repair {
                 let token: Token = String::from_utf8_lossy(&text).parse()?;
                 Reconciler::resume(Mode::Repair, &SCHEMA, &token, options)?
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Reconciler::new(Mode::Repair, &SCHEMA, options)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Reconciler::new(Mode::Repair, &SCHEMA, options)?
+            }
             Err(error) => return Err(error.into()),
         };
         let done = run(&mut repair, &mut audit, &mut SystemRuntime::new().stop_flag(&self.stop));
@@ -125,7 +132,11 @@ impl Asked {
             return Ok(Self { repair, rounds: 4, _folder: Some(folder) });
         };
         let rounds = words.next().map(|word| word.to_string_lossy().parse()).transpose()?;
-        Ok(Self { repair: Repair::open(Path::new(&db))?, rounds: rounds.unwrap_or(usize::MAX), _folder: None })
+        Ok(Self {
+            repair: Repair::open(Path::new(&db))?,
+            rounds: rounds.unwrap_or(usize::MAX),
+            _folder: None,
+        })
     }
 }
 

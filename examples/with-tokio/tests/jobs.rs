@@ -55,7 +55,10 @@ fn a_few_rounds_repair_all_drift_also_over_a_restart() {
     for_each(|process, db| {
         let (code, lines, errors) = end(start(process, db, "2"));
         assert_eq!((code, lines.len(), errors.as_str()), (Some(0), 2, ""));
-        assert!(lines[0].contains("1 corrected; 2 pages") && lines[0].ends_with("limit of pages"), "{lines:?}");
+        assert!(
+            lines[0].contains("1 corrected; 2 pages") && lines[0].ends_with("limit of pages"),
+            "{lines:?}"
+        );
         // On a busy machine the scheduler may have begun a third part.
         assert!(wrong(db).ends_with(&[1000]));
         assert!(place(db).exists());
@@ -74,11 +77,16 @@ fn a_place_that_cannot_be_used_is_told_and_nothing_is_begun_anew() {
         end(start(process, &other, "1"));
         end(start(process, db, "1"));
         let stale = fs::read_to_string(place(&other)).unwrap();
-        for (token, reason) in [(stale.as_str(), "another database"), ("", "corrupt"), (&stale[1..], "corrupt")] {
+        for (token, reason) in
+            [(stale.as_str(), "another database"), ("", "corrupt"), (&stale[1..], "corrupt")]
+        {
             fs::write(place(db), token).unwrap();
             let (code, lines, errors) = end(start(process, db, "9"));
             assert_eq!((code, lines.len()), (Some(1), 0), "{errors}");
-            assert!(errors.contains(reason) && errors.contains("votes.db.token cannot be used; delete"), "{errors}");
+            assert!(
+                errors.contains(reason) && errors.contains("votes.db.token cannot be used; delete"),
+                "{errors}"
+            );
             assert_eq!(fs::read_to_string(place(db)).unwrap(), token);
         }
     });

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CHILD, DAYS, Expect, LARGE, MEMBERSHIP, NUMBER, OTHER, PAIR, PARENT, PARENT_DAYS, Random, SMALL, Script, TEXT, TOP,
-    TOP_MEMBERSHIP, add_all, batch, overflow,
+    CHILD, DAYS, Expect, LARGE, MEMBERSHIP, NUMBER, OTHER, PAIR, PARENT, PARENT_DAYS, Random,
+    SMALL, Script, TEXT, TOP, TOP_MEMBERSHIP, add_all, batch, overflow,
 };
 use crate::batch::Batch;
 use crate::conformance::Call;
@@ -17,8 +17,16 @@ type Events<'a> = (&'a str, u64, u64);
 const MAX_LAST: u64 = i64::MAX.unsigned_abs();
 
 impl Script {
-    fn deliver(&mut self, (stream, first, last): Events<'_>, expect: Expect, fill: impl FnOnce(&mut Batch)) {
-        self.call(Call::ApplyIdempotent { batch: batch(fill), stream: stream.to_owned(), first, last }, expect);
+    fn deliver(
+        &mut self,
+        (stream, first, last): Events<'_>,
+        expect: Expect,
+        fill: impl FnOnce(&mut Batch),
+    ) {
+        self.call(
+            Call::ApplyIdempotent { batch: batch(fill), stream: stream.to_owned(), first, last },
+            expect,
+        );
     }
 
     /// Events are applied, write this many totals, and advance the offset of their stream.
@@ -28,7 +36,13 @@ impl Script {
     }
 
     /// Events are skipped or refused and leave the offset at `applied`.
-    fn stays(&mut self, events: Events<'_>, applied: u64, expect: Expect, fill: impl FnOnce(&mut Batch)) {
+    fn stays(
+        &mut self,
+        events: Events<'_>,
+        applied: u64,
+        expect: Expect,
+        fill: impl FnOnce(&mut Batch),
+    ) {
         self.deliver(events, expect, fill);
         self.offset(events.0, applied);
     }
@@ -131,7 +145,22 @@ pub(super) fn plus_and_minus_one_move_the_offset(script: &mut Script) {
 
 pub(super) fn streams_are_apart(script: &mut Script) {
     let long = "s".repeat(256);
-    let names = ["a", "A", "a ", " a", "aa", "b", "1", "'", "\"", "%", "\u{e9}", "e\u{301}", &long[1..], &long];
+    let names = [
+        "a",
+        "A",
+        "a ",
+        " a",
+        "aa",
+        "b",
+        "1",
+        "'",
+        "\"",
+        "%",
+        "\u{e9}",
+        "e\u{301}",
+        &long[1..],
+        &long,
+    ];
     for (at, name) in (1..).zip(names) {
         script.offset(name, 0);
         script.apply_idempotent((name, 1, at), 1, seven);
@@ -155,18 +184,27 @@ pub(super) fn batches_of_every_kind_move_the_offset(script: &mut Script) {
     script.apply_idempotent(("votes", 1, 1), 1, |batch| batch.add(NUMBER, 0, 1));
     script.apply_idempotent(("votes", 2, 401), 400, |batch| add_all(batch, NUMBER, &many));
     script.apply_idempotent(("votes", 402, 402), 1, |batch| batch.add(OTHER, 1, i64::MAX));
+    script.apply_idempotent(("votes", 403, 404), 2, |batch| {
+        add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "b"), 1)]);
+    });
     script
-        .apply_idempotent(("votes", 403, 404), 2, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "b"), 1)]));
-    script.apply_idempotent(("votes", 405, 406), 4, |batch| add_all(batch, CHILD, &[(1, 5), (2, 6)]));
+        .apply_idempotent(("votes", 405, 406), 4, |batch| add_all(batch, CHILD, &[(1, 5), (2, 6)]));
     script.apply_idempotent(("votes", 407, 407), 2, |batch| batch.add(DAYS, (1_i64, -3), 4));
     script.apply_idempotent(("votes", 408, 500), 401, |batch| {
         add_all(batch, NUMBER, &many);
         batch.add(OTHER, 1, i64::MIN);
     });
-    for (first, last) in [(1, 1), (2, 401), (402, 402), (403, 404), (405, 406), (407, 407), (408, 500)] {
-        script.stays(("votes", first, last), 500, Expect::Skipped, |batch| add_all(batch, NUMBER, &many));
+    for (first, last) in
+        [(1, 1), (2, 401), (402, 402), (403, 404), (405, 406), (407, 407), (408, 500)]
+    {
+        script.stays(("votes", first, last), 500, Expect::Skipped, |batch| {
+            add_all(batch, NUMBER, &many);
+        });
     }
-    script.holds(NUMBER, &(0..400).map(|key| (key, if key == 0 { 3 } else { 2 })).collect::<Vec<_>>());
+    script.holds(
+        NUMBER,
+        &(0..400).map(|key| (key, if key == 0 { 3 } else { 2 })).collect::<Vec<_>>(),
+    );
     script.holds(OTHER, &[(1, -1)]);
     script.holds(PARENT, &[("a", 5), ("b", 6)]);
     script.holds(PARENT_DAYS, &[(("a", -3), 4)]);
@@ -194,7 +232,9 @@ pub(super) fn a_refused_batch_leaves_the_offset(script: &mut Script) {
     refuse(overflow(OTHER, 1, "delta"), &|batch| add_all(batch, OTHER, &[(1, i64::MAX), (1, 1)]));
     refuse(Expect::UnknownCounter(unknown.id()), &|batch| batch.add(unknown, 7, 1));
     refuse(Expect::DefinitionConflict(NUMBER.id()), &|batch| batch.add(NUMBER.version(2), 7, 1));
-    refuse(Expect::DefinitionConflict(LARGE.id()), &|batch| batch.add(Counter::<i64>::new(LARGE.id().name()), 7, 1));
+    refuse(Expect::DefinitionConflict(LARGE.id()), &|batch| {
+        batch.add(Counter::<i64>::new(LARGE.id().name()), 7, 1);
+    });
     refuse(Expect::Rollup(PARENT.id()), &|batch| batch.add(PARENT, "a", 1));
     script.offset("others", 5);
     script.holds(NUMBER, &[(7, 3)]);
@@ -206,13 +246,17 @@ pub(super) fn a_refused_batch_leaves_the_offset(script: &mut Script) {
 }
 
 pub(super) fn a_rollup_beyond_64_bits_leaves_the_offset(script: &mut Script) {
-    script.apply_idempotent(("links", 1, 2), 2, |batch| add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1)]));
+    script.apply_idempotent(("links", 1, 2), 2, |batch| {
+        add_all(batch, MEMBERSHIP, &[((1, "a"), 1), ((2, "a"), 1)]);
+    });
     script.apply_idempotent(("votes", 1, 1), 2, |batch| batch.add(CHILD, 1_i64, i64::MAX));
     script.stays(("votes", 2, 3), 1, overflow(PARENT, "a", "total"), |batch| {
         add_all(batch, NUMBER, &[(7, 1)]);
         batch.add(CHILD, 2_i64, 1);
     });
-    script.stays(("links", 3, 3), 2, overflow(PARENT, "a", "delta"), |batch| batch.add(MEMBERSHIP, (1_i64, "a"), 9));
+    script.stays(("links", 3, 3), 2, overflow(PARENT, "a", "delta"), |batch| {
+        batch.add(MEMBERSHIP, (1_i64, "a"), 9);
+    });
     script.holds(CHILD, &[(1, i64::MAX)]);
     script.holds::<i64, i64>(NUMBER, &[]);
     script.apply_idempotent(("votes", 2, 3), 2, |batch| batch.add(CHILD, 2_i64, -1));
@@ -232,7 +276,9 @@ pub(super) fn a_repeat_is_skipped_where_it_has_no_room_any_more(script: &mut Scr
     script.apply(2, |batch| batch.add(MEMBERSHIP, (1_i64, "a"), -3));
     script.apply_idempotent(("links", 2, 2), 2, membership);
     script.apply(2, |batch| batch.add(CHILD, 1_i64, -5));
-    script.stays(("links", 2, 2), 2, Expect::Skipped, |batch| batch.add(MEMBERSHIP, (1_i64, "a"), i64::MAX));
+    script.stays(("links", 2, 2), 2, Expect::Skipped, |batch| {
+        batch.add(MEMBERSHIP, (1_i64, "a"), i64::MAX);
+    });
     script.holds(CHILD, &[(1, i64::MAX / 3 - 5)]);
     script.holds(PARENT, &[("a", (i64::MAX / 3 - 5) * 3)]);
 }
@@ -287,9 +333,12 @@ pub(super) fn random_streams_follow_a_model(script: &mut Script) {
         let first = (*applied + random.below(8)).saturating_sub(3).max(1);
         let last = first + random.below(9);
         // Each event adds a distinct amount, so that one applied twice or lost is visible.
-        let event = |number: u64| ((format!("{name} {}", number % 7), number.cast_signed() % 3), number.cast_signed());
+        let event = |number: u64| {
+            ((format!("{name} {}", number % 7), number.cast_signed() % 3), number.cast_signed())
+        };
         let deltas: Vec<_> = (first..=last).map(event).collect();
-        let fill = |batch: &mut Batch| deltas.iter().for_each(|(key, delta)| batch.add(PAIR, key, *delta));
+        let fill =
+            |batch: &mut Batch| deltas.iter().for_each(|(key, delta)| batch.add(PAIR, key, *delta));
         if last <= *applied {
             script.stays((name, first, last), *applied, Expect::Skipped, fill);
         } else if first > *applied + 1 {

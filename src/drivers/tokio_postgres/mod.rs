@@ -58,8 +58,10 @@ struct Execution<'q> {
 /// The executions of some queries, in order.
 fn executions<'q>(queries: &'q [Query<'q>]) -> Vec<Execution<'q>> {
     let all = queries.iter().enumerate();
-    all.flat_map(|(query, of)| of.rows().enumerate().map(move |(row, values)| Execution { query, row, of, values }))
-        .collect()
+    all.flat_map(|(query, of)| {
+        of.rows().enumerate().map(move |(row, values)| Execution { query, row, of, values })
+    })
+    .collect()
 }
 
 impl Execution<'_> {
@@ -87,7 +89,10 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         Self { client, prepared, begins: false, is_open: false, recovered: false }
     }
 
-    async fn prepare_all(&self, all: &[Execution<'_>]) -> Result<(), Stopped<tokio_postgres::Error>> {
+    async fn prepare_all(
+        &self,
+        all: &[Execution<'_>],
+    ) -> Result<(), Stopped<tokio_postgres::Error>> {
         let Some(prepared) = self.prepared else { return Ok(()) };
         for execution in all {
             let text = &execution.of.text;
@@ -118,7 +123,10 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     }
 
     /// Sends an execution, and waits for the first of its rows.
-    async fn open(&self, execution: Execution<'_>) -> Result<RowStream, Stopped<tokio_postgres::Error>> {
+    async fn open(
+        &self,
+        execution: Execution<'_>,
+    ) -> Result<RowStream, Stopped<tokio_postgres::Error>> {
         let rows = match self.known(execution.of) {
             Some(statement) => self.client.query_raw(&statement, params(execution.values)).await,
             None => self.client.query_typed_raw(&execution.of.text, typed(execution.values)).await,
@@ -133,13 +141,16 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         }
     }
 
-    async fn written_by_all(&self, all: &[Execution<'_>]) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
+    async fn written_by_all(
+        &self,
+        all: &[Execution<'_>],
+    ) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
         self.prepare_all(all).await?;
         let mut done = Vec::with_capacity(all.len());
         for chunk in all.chunks(MAX_PIPELINE) {
-            let sent = chunk
-                .iter()
-                .map(|execution| async { self.written_by(*execution).await.map_err(|error| execution.failed(error)) });
+            let sent = chunk.iter().map(|execution| async {
+                self.written_by(*execution).await.map_err(|error| execution.failed(error))
+            });
             done.extend(try_join_all(sent).await?);
         }
         Ok(done)
@@ -163,7 +174,9 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
             for execution in chunk {
                 let Some(rows) = answers.next().await else { break };
                 let mut rows = pin!(rows?);
-                while let Some(row) = rows.try_next().await.map_err(|error| execution.failed(error))? {
+                while let Some(row) =
+                    rows.try_next().await.map_err(|error| execution.failed(error))?
+                {
                     *begun = true;
                     each(execution.query, &row).map_err(Stopped::Refused)?;
                 }
@@ -199,7 +212,8 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
         let next = format!("FETCH {MAX_FETCH} FROM {CURSOR}");
         // Both are sent before either is answered.
         let (declared, rows) =
-            join(self.client.execute_typed(&declare, &values), self.client.query_typed(&next, &[])).await;
+            join(self.client.execute_typed(&declare, &values), self.client.query_typed(&next, &[]))
+                .await;
         declared.map_err(failed)?;
         let mut rows = rows.map_err(failed)?;
         loop {
@@ -222,7 +236,9 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     async fn begin_with(&mut self, text: &str) -> Result<(), tokio_postgres::Error> {
         self.is_open = true;
         let begun = self.client.batch_execute(text).await;
-        if begun.as_ref().is_err_and(is_aborted) && is_client(self.client) && end_transaction(self.client).await.is_ok()
+        if begun.as_ref().is_err_and(is_aborted)
+            && is_client(self.client)
+            && end_transaction(self.client).await.is_ok()
         {
             return self.client.batch_execute(text).await;
         }
@@ -278,7 +294,8 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         let Err(Stopped::Failed { error, .. }) = &read else { return read };
         self.recover(error).await;
         // On a client the queries were their own transaction, of which nothing is left.
-        if !begun && !self.is_open && is_client(self.client) && std::mem::take(&mut self.recovered) {
+        if !begun && !self.is_open && is_client(self.client) && std::mem::take(&mut self.recovered)
+        {
             return self.read_all(&all, &mut begun, &mut each).await;
         }
         read
@@ -302,7 +319,10 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
         Ok(())
     }
 
-    async fn execute(&mut self, queries: &[Query<'_>]) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
+    async fn execute(
+        &mut self,
+        queries: &[Query<'_>],
+    ) -> Result<Vec<u64>, Stopped<tokio_postgres::Error>> {
         let all = executions(queries);
         let done = self.written_by_all(&all).await;
         if let Err(Stopped::Failed { error, .. }) = &done {
@@ -323,12 +343,20 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
     }
 
     async fn begin(&mut self) -> Result<(), tokio_postgres::Error> {
-        let text = if is_client(self.client) { "BEGIN".to_owned() } else { format!("SAVEPOINT {SAVEPOINT}") };
+        let text = if is_client(self.client) {
+            "BEGIN".to_owned()
+        } else {
+            format!("SAVEPOINT {SAVEPOINT}")
+        };
         self.begin_with(&text).await
     }
 
     async fn begin_read(&mut self, reading: Reading<'_>) -> Result<(), tokio_postgres::Error> {
-        self.begin_with(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", reading.script)).await
+        self.begin_with(&format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}",
+            reading.script
+        ))
+        .await
     }
 
     /// Outside a transaction, a statement begins when its transaction does.
@@ -345,7 +373,11 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
 
     /// The outcome is unknown unless the server itself reports that it rolled the transaction back.
     async fn commit(&mut self) -> Result<(), NotCommitted<tokio_postgres::Error>> {
-        let text = if is_client(self.client) { "COMMIT".to_owned() } else { format!("RELEASE SAVEPOINT {SAVEPOINT}") };
+        let text = if is_client(self.client) {
+            "COMMIT".to_owned()
+        } else {
+            format!("RELEASE SAVEPOINT {SAVEPOINT}")
+        };
         match self.client.batch_execute(&text).await {
             Ok(()) => {
                 self.is_open = false;
@@ -383,7 +415,11 @@ impl<C: GenericClient + Send + Sync> Executor for Postgres<'_, C> {
 impl<C: GenericClient> Drop for Postgres<'_, C> {
     fn drop(&mut self) {
         if self.is_open {
-            let text = if is_client(self.client) { "ROLLBACK".to_owned() } else { roll_back_to_savepoint() };
+            let text = if is_client(self.client) {
+                "ROLLBACK".to_owned()
+            } else {
+                roll_back_to_savepoint()
+            };
             // The message is sent at the first poll.
             let _ = self.client.batch_execute(&text).now_or_never();
         }
@@ -428,11 +464,15 @@ fn is_aborted(error: &tokio_postgres::Error) -> bool {
 /// or under its name in SQL.
 fn is_forgotten(error: &tokio_postgres::Error) -> bool {
     let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
-    let is_ours = |word: &str| word.starts_with(prepared::NAME) || word.strip_prefix('s').is_some_and(is_number);
+    let is_ours = |word: &str| {
+        word.starts_with(prepared::NAME) || word.strip_prefix('s').is_some_and(is_number)
+    };
     // Behind a pooler, another connection may also have one with the same name.
     let codes = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT];
     let said = error.as_db_error().filter(|db| codes.contains(db.code()));
-    said.is_some_and(|db| db.message().split(|c: char| !c.is_alphanumeric() && c != '_').any(is_ours))
+    said.is_some_and(|db| {
+        db.message().split(|c: char| !c.is_alphanumeric() && c != '_').any(is_ours)
+    })
 }
 
 /// Whether a table is not as the statement expects: a column is missing or has another type.
@@ -446,14 +486,18 @@ fn is_misfit(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-const ENDED: &str = "the server ended the connection; open another, and try the whole transaction again";
+const ENDED: &str =
+    "the server ended the connection; open another, and try the whole transaction again";
 
 /// The reason why nothing was applied and a retry helps, if that is so. If the connection was lost
 /// before a commit, nothing was applied either.
 fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
     let Some(db) = error.as_db_error() else {
-        let lost = error.is_closed() || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
-        return lost.then_some("the connection was lost; open another, and try the whole transaction again");
+        let lost = error.is_closed()
+            || error.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+        return lost.then_some(
+            "the connection was lost; open another, and try the whole transaction again",
+        );
     };
     if is_forgotten(error) {
         return Some(
@@ -461,20 +505,22 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
         );
     }
     match *db.code() {
-        SqlState::IN_FAILED_SQL_TRANSACTION => {
-            Some("an earlier error has aborted the transaction; roll it back and try it again whole")
-        }
-        SqlState::T_R_SERIALIZATION_FAILURE => {
-            Some("another transaction changed what this one had read; roll it back and try it again whole")
-        }
-        SqlState::T_R_DEADLOCK_DETECTED => {
-            Some("it and another transaction waited for each other; roll it back and try it again whole")
-        }
+        SqlState::IN_FAILED_SQL_TRANSACTION => Some(
+            "an earlier error has aborted the transaction; roll it back and try it again whole",
+        ),
+        SqlState::T_R_SERIALIZATION_FAILURE => Some(
+            "another transaction changed what this one had read; roll it back and try it again whole",
+        ),
+        SqlState::T_R_DEADLOCK_DETECTED => Some(
+            "it and another transaction waited for each other; roll it back and try it again whole",
+        ),
         SqlState::LOCK_NOT_AVAILABLE => {
             Some("what it needs is held by another transaction for longer than lock_timeout")
         }
         SqlState::QUERY_CANCELED => Some("it was cancelled, or took longer than statement_timeout"),
-        SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => Some("the server has no room for it just now"),
+        SqlState::TOO_MANY_CONNECTIONS | SqlState::OUT_OF_MEMORY => {
+            Some("the server has no room for it just now")
+        }
         SqlState::ADMIN_SHUTDOWN
         | SqlState::CRASH_SHUTDOWN
         | SqlState::CANNOT_CONNECT_NOW
@@ -488,7 +534,11 @@ fn busy(error: &tokio_postgres::Error) -> Option<&'static str> {
 /// The error of a failed commit: its outcome is unknown unless the server itself reports that it
 /// rolled the transaction back.
 pub(crate) fn commit_failed(operation: &str, error: tokio_postgres::Error) -> Error {
-    if is_refused(&error) { failed(Whose::Connection, operation, error) } else { unknown(operation, error) }
+    if is_refused(&error) {
+        failed(Whose::Connection, operation, error)
+    } else {
+        unknown(operation, error)
+    }
 }
 
 /// An error after which it is unknown whether the operation was applied.
@@ -511,7 +561,9 @@ impl DriverError for tokio_postgres::Error {
             Some(&SqlState::NUMERIC_VALUE_OUT_OF_RANGE) => ErrorKind::Overflow,
             // The server names an absent table only in the message.
             Some(&SqlState::UNDEFINED_TABLE) => ErrorKind::NoTable(None),
-            Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => ErrorKind::ReadOnly,
+            Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => {
+                ErrorKind::ReadOnly
+            }
             _ if is_misfit(self) => ErrorKind::Misfit,
             _ => ErrorKind::Other,
         }
@@ -525,14 +577,20 @@ impl DriverError for tokio_postgres::Error {
     /// violation".
     fn fault(&self) -> Option<String> {
         let said = self.as_db_error()?;
-        ["21", "22", "42"].iter().any(|class| said.code().code().starts_with(class)).then(|| text_of(said))
+        ["21", "22", "42"]
+            .iter()
+            .any(|class| said.code().code().starts_with(class))
+            .then(|| text_of(said))
     }
 }
 
 /// What the server said of a statement or its rows.
 fn text_of(said: &DbError) -> String {
     let more = [said.detail(), said.hint()].into_iter().flatten().map(|more| format!("; {more}"));
-    let role =
-        if *said.code() == SqlState::INSUFFICIENT_PRIVILEGE { "; read it as a role that sees all rows" } else { "" };
+    let role = if *said.code() == SqlState::INSUFFICIENT_PRIVILEGE {
+        "; read it as a role that sees all rows"
+    } else {
+        ""
+    };
     format!("{} ({}){}{role}", said.message(), said.code().code(), more.collect::<String>())
 }

@@ -118,13 +118,20 @@ impl PreparedStatements {
                 None => {}
             }
         }
-        let types: Vec<String> =
-            kinds.iter().map(|kind| format!("{}.{}", sql::quote(kind.schema()), sql::quote(kind.name()))).collect();
-        let types = if types.is_empty() { String::new() } else { format!(" ({})", types.join(", ")) };
-        let name = format!("{NAME}{:016x}", fnv1a(fnv1a(FNV_OFFSET, types.as_bytes()), text.as_bytes()));
+        let types: Vec<String> = kinds
+            .iter()
+            .map(|kind| format!("{}.{}", sql::quote(kind.schema()), sql::quote(kind.name())))
+            .collect();
+        let types =
+            if types.is_empty() { String::new() } else { format!(" ({})", types.join(", ")) };
+        let name =
+            format!("{NAME}{:016x}", fnv1a(fnv1a(FNV_OFFSET, types.as_bytes()), text.as_bytes()));
         let prepare = format!("PREPARE {name}{types} AS {text}");
         let mut prepared = client.batch_execute(&prepare).await;
-        if prepared.as_ref().is_err_and(|error| error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT)) {
+        if prepared
+            .as_ref()
+            .is_err_and(|error| error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT))
+        {
             // It is the same text, but its types may have been recreated since. One message, since
             // a pooler may give each another connection.
             prepared = client.batch_execute(&format!("DEALLOCATE {name}; {prepare}")).await;
@@ -137,7 +144,8 @@ impl PreparedStatements {
             Err(error) => return Err(error),
         };
         let mut names = self.names.lock();
-        let name = name.filter(|name| names.of.values().all(|named| named.name.as_ref() != Some(name)));
+        let name =
+            name.filter(|name| names.of.values().all(|named| named.name.as_ref() != Some(name)));
         names.of.insert(text.to_owned(), Named { kinds: kinds.to_vec(), name: name.clone() });
         Ok(name)
     }

@@ -13,7 +13,8 @@ use tokio_postgres::{GenericClient, SimpleQueryMessage, Statement};
 
 use super::prepared::{NAME, PreparedStatements};
 use super::{
-    Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, kind_of, literal, params, unknown,
+    Execution, MAX_PIPELINE, Postgres, commit_failed, executions, is_refused, kind_of, literal,
+    params, unknown,
 };
 use crate::batch::Batch;
 use crate::engine::write::{self, Failed, Writes, operation};
@@ -38,7 +39,10 @@ struct Row<'r> {
 }
 
 /// Runs the application's statements in one round trip.
-async fn run_rows(client: &impl GenericClient, rows: &[Row<'_>]) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
+async fn run_rows(
+    client: &impl GenericClient,
+    rows: &[Row<'_>],
+) -> Result<Vec<u64>, (usize, tokio_postgres::Error)> {
     try_join_all(rows.iter().enumerate().map(async |(at, row)| {
         let written = client.execute(&row.statement, row.values).await;
         written.map_err(|error| (at, error))
@@ -61,7 +65,9 @@ fn check_rows(rows: &[Row<'_>]) -> Result<()> {
         };
         if statement.params().len() != values.len() {
             let (wanted, given) = (statement.params().len(), values.len());
-            return Err(refused(format!("it has {wanted} parameters, and {given} were given").into()));
+            return Err(refused(
+                format!("it has {wanted} parameters, and {given} were given").into(),
+            ));
         }
         for (kind, value) in statement.params().iter().zip(*values) {
             value.to_sql_checked(kind, &mut BytesMut::new()).map_err(refused)?;
@@ -85,7 +91,11 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         let mut all = Vec::with_capacity(rows.len());
         for (at, (text, values)) in rows.iter().enumerate() {
             let operation = |error| failed(Whose::Row(at), "preparing rows", error);
-            all.push(Row { text, statement: self.statement(text).await.map_err(operation)?, values });
+            all.push(Row {
+                text,
+                statement: self.statement(text).await.map_err(operation)?,
+                values,
+            });
         }
         Ok(all)
     }
@@ -114,7 +124,11 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
             if let Err(skipped) = execution.check(written) {
                 // By now everything is committed except what was skipped.
                 let error = writes.failed(batch, None, skipped).unnamed();
-                return Err(Error::Indeterminate { operation: operation(batch, None), cause: error.into() }.into());
+                return Err(Error::Indeterminate {
+                    operation: operation(batch, None),
+                    cause: error.into(),
+                }
+                .into());
             }
         }
         Ok(Some((written, Applied::new(batch.len() as u64, all.len() as u64))))
@@ -130,7 +144,9 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         writes: &Writes<'_>,
         all: &[Execution<'_>],
     ) -> Result<Option<(Vec<u64>, Vec<u64>)>, Failed> {
-        let Some(prepared) = self.prepared.filter(|prepared| prepared.has_names()) else { return Ok(None) };
+        let Some(prepared) = self.prepared.filter(|prepared| prepared.has_names()) else {
+            return Ok(None);
+        };
         let rows = self.rows(rows).await?;
         let Some(message) = self.message(prepared, &rows, all).await? else { return Ok(None) };
         let (mut written, mut error) = self.send(&message).await;
@@ -146,7 +162,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
                 Ok(Some((written, totals)))
             }
             Some(error) if is_nameless(&error) => {
-                // Behind a pooler, what was prepared outside a transaction may be on another connection.
+                // Behind a pooler, what was prepared outside a transaction may be on another
+                // connection.
                 prepared.forgo_names();
                 prepared.forget();
                 Ok(None)
@@ -194,10 +211,13 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
             let kinds = execution.values.iter().map(kind_of).collect::<Vec<_>>();
             (execution.of.text.as_str(), kinds, params(execution.values))
         });
-        let rows = rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));
+        let rows =
+            rows.iter().map(|row| (row.text, row.statement.params().to_vec(), row.values.to_vec()));
         for (text, kinds, values) in rows.chain(own) {
             let named = prepared.name(self.client, text, &kinds).await;
-            let Some(name) = named.map_err(|error| failed(Whose::Connection, "preparing a statement", error))? else {
+            let Some(name) =
+                named.map_err(|error| failed(Whose::Connection, "preparing a statement", error))?
+            else {
                 return Ok(None);
             };
             let _ = write!(message, "EXECUTE {name}");
@@ -226,7 +246,9 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         all: &[Execution<'_>],
     ) -> Result<(Vec<u64>, Vec<u64>), Failed> {
         let begun = self.begin().await;
-        let begun = begun.map_err(|error| Failed::from(failed(Whose::Connection, &operation(batch, None), error)));
+        let begun = begun.map_err(|error| {
+            Failed::from(failed(Whose::Connection, &operation(batch, None), error))
+        });
         let rows = match begun {
             // After BEGIN, since a pooler may use another connection before it. Before the rest,
             // since preparing later would come after COMMIT.
@@ -245,13 +267,21 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         // COMMIT is sent whatever becomes of the others. Only if the server itself refused one of
         // them was nothing committed.
         let written = written.map_err(|(at, error)| {
-            if is_refused(&error) { row_failed((at, error)) } else { unknown(&operation(batch, None), error) }.into()
+            if is_refused(&error) {
+                row_failed((at, error))
+            } else {
+                unknown(&operation(batch, None), error)
+            }
+            .into()
         });
         let totals = totals.map_err(|stopped| match stopped {
-            Stopped::Failed { error, .. } if !is_refused(&error) => unknown(&operation(batch, None), error).into(),
+            Stopped::Failed { error, .. } if !is_refused(&error) => {
+                unknown(&operation(batch, None), error).into()
+            }
             stopped => writes.failed(batch, None, stopped),
         });
-        let committed = committed.map_err(|error| commit_failed(&operation(batch, None), error).into());
+        let committed =
+            committed.map_err(|error| commit_failed(&operation(batch, None), error).into());
         let failed: Failed = match (written, totals, committed) {
             (Ok(written), Ok(totals), Ok(())) => return Ok((written, totals)),
             (Err(failed), ..) | (_, Err(failed), _) | (.., Err(failed)) => failed,

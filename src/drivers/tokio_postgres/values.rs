@@ -35,7 +35,11 @@ pub(crate) const fn kind_of(value: &Value<'_>) -> Type {
 struct Uuid<'a>(&'a [u8; 16]);
 
 impl ToSql for Uuid<'_> {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
         out.extend_from_slice(self.0);
         Ok(IsNull::No)
     }
@@ -48,7 +52,11 @@ impl ToSql for Uuid<'_> {
 }
 
 impl ToSql for Value<'_> {
-    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+    fn to_sql(
+        &self,
+        kind: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
         match self {
             Self::Integer(value) => value.to_sql(kind, out),
             Self::Text(text) => text.as_ref().to_sql(kind, out),
@@ -57,7 +65,9 @@ impl ToSql for Value<'_> {
             Self::Uuid(bytes) => Uuid(bytes).to_sql(kind, out),
             Self::Integers(column) => column.to_sql(kind, out),
             Self::Texts(column) => column.to_sql(kind, out),
-            Self::Blobs(column) => column.iter().map(AsRef::<[u8]>::as_ref).collect::<Vec<_>>().to_sql(kind, out),
+            Self::Blobs(column) => {
+                column.iter().map(AsRef::<[u8]>::as_ref).collect::<Vec<_>>().to_sql(kind, out)
+            }
             Self::Uuids(column) => column.iter().map(Uuid).collect::<Vec<_>>().to_sql(kind, out),
         }
     }
@@ -92,7 +102,10 @@ impl ToSql for Value<'_> {
 struct Came<'a>(Column<'a>);
 
 impl<'a> FromSql<'a> for Came<'a> {
-    fn from_sql(kind: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+    fn from_sql(
+        kind: &Type,
+        raw: &'a [u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(match *kind {
             Type::INT8 => Column::Integer(i64::from_sql(kind, raw)?),
             Type::INT4 => Column::Integer(i32::from_sql(kind, raw)?.into()),

@@ -20,7 +20,9 @@ pub(super) async fn kept_of<E: Executor>(executor: &mut E, run: u64) -> Result<O
         })
         .await;
     let operation = "reading how far a run has come";
-    read.map_err(|stopped| stopped.or(|_, error| failed(Whose::Table(sql::RUNS), operation, error)))?;
+    read.map_err(|stopped| {
+        stopped.or(|_, error| failed(Whose::Table(sql::RUNS), operation, error))
+    })?;
     Ok(runs::read(kept))
 }
 
@@ -31,15 +33,24 @@ pub(super) async fn keep_run<E: Executor>(executor: &mut E, ask: &Keep) -> Resul
     match transact!(executor, operation, keep_in(executor, ask, &keep, operation)) {
         // A replica, or a user who may only read: it can still verify, and its token then says
         // less.
-        Err(Error::Database { cause, .. }) if is_kind::<E>(&cause, &ErrorKind::ReadOnly) => Ok(Kept::Nowhere),
+        Err(Error::Database { cause, .. }) if is_kind::<E>(&cause, &ErrorKind::ReadOnly) => {
+            Ok(Kept::Nowhere)
+        }
         kept => kept,
     }
 }
 
-async fn keep_in<E: Executor>(executor: &mut E, ask: &Keep, keep: &Query<'_>, operation: &str) -> Result<Kept> {
+async fn keep_in<E: Executor>(
+    executor: &mut E,
+    ask: &Keep,
+    keep: &Query<'_>,
+    operation: &str,
+) -> Result<Kept> {
     let failed = |error| failed(Whose::Connection, operation, error);
-    let kept =
-        executor.execute(std::slice::from_ref(keep)).await.map_err(|stopped| stopped.or(|_, error| failed(error)))?;
+    let kept = executor
+        .execute(std::slice::from_ref(keep))
+        .await
+        .map_err(|stopped| stopped.or(|_, error| failed(error)))?;
     if kept.first() == Some(&0) {
         return Ok(Kept::Lost);
     }

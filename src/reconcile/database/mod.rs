@@ -27,7 +27,8 @@ pub(super) use self::source::Unfound;
 pub use self::source::{Columns, Rows};
 use self::spans::{Plan, merge_up_to};
 use super::audit::{
-    self, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest, Repaired,
+    self, Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, Recount, RepairRequest,
+    Repaired,
 };
 use super::token::Token;
 use crate::batch::Batch;
@@ -80,7 +81,10 @@ impl Default for Limits {
 
 impl<'a, D: Driver> Database<'a, D> {
     /// Checks the tables of totals.
-    pub(super) async fn of<E: Executor<Driver = D>>(executor: &mut E, schema: &'a Schema) -> Result<Self> {
+    pub(super) async fn of<E: Executor<Driver = D>>(
+        executor: &mut E,
+        schema: &'a Schema,
+    ) -> Result<Self> {
         refuse_transaction(executor).await?;
         engine::schema::check(executor, schema).await?;
         let identity = engine::schema::identity(executor, schema).await?;
@@ -138,7 +142,11 @@ impl<'a, D: Driver> Database<'a, D> {
                 source.check_sample(executor).await?;
             }
             let empty = expected.is_empty(executor).await?;
-            let totals = if empty { read::count_non_zero(executor, schema, counter, ask.totals).await? } else { 0 };
+            let totals = if empty {
+                read::count_non_zero(executor, schema, counter, ask.totals).await?
+            } else {
+                0
+            };
             Ok(ProbeResult { empty, totals })
         })
     }
@@ -152,11 +160,21 @@ impl<'a, D: Driver> Database<'a, D> {
         // The first page of a counter needs a new plan.
         let mut plan = self.plan.take().filter(|_| ask.after.is_some());
         let opening = self.opening_of_page(counter)?;
-        let compared = in_snapshot!(executor, opening.reading(), counter, self.compare_in(executor, &mut plan, ask));
+        let compared = in_snapshot!(
+            executor,
+            opening.reading(),
+            counter,
+            self.compare_in(executor, &mut plan, ask)
+        );
         let (diff, watched) = compared?;
         self.plan = plan;
         if let Some((watch, before)) = watched {
-            let now = in_snapshot!(executor, Reading::default(), counter, answer(executor, counter, &watch))?;
+            let now = in_snapshot!(
+                executor,
+                Reading::default(),
+                counter,
+                answer(executor, counter, &watch)
+            )?;
             if now != before {
                 let reason = "a table's partitions or children changed meanwhile; measure again";
                 let operation = format!("measuring rows of counter {}", counter.full_name());
@@ -176,7 +194,8 @@ impl<'a, D: Driver> Database<'a, D> {
         let (counter, schema) = (&ask.counter, self.schema);
         // The first query fixes the snapshot that the others read too.
         let expected = self.expected(executor, counter, false).await?;
-        let (range, limit) = (crate::store::behind(counter, ask.after.as_ref())?, ask.keys.saturating_add(1));
+        let (range, limit) =
+            (crate::store::behind(counter, ask.after.as_ref())?, ask.keys.saturating_add(1));
         let totals = sql::range(E::DIALECT, schema.spec(counter)?, &range, limit)?;
         let Page { totals, recounts, end } = match &expected {
             Expected::Rows(source) => source.page(executor, totals, ask).await?,
@@ -188,7 +207,8 @@ impl<'a, D: Driver> Database<'a, D> {
         };
         let (mut dangling, mut watched) = (Vec::new(), None);
         if let Expected::Rows(source) = &expected {
-            dangling = source.dangling(executor, recounts.get(..ask.keys).unwrap_or(&recounts)).await?;
+            dangling =
+                source.dangling(executor, recounts.get(..ask.keys).unwrap_or(&recounts)).await?;
         }
         let mut diff = merge_up_to(ask, end, recounts, totals)?;
         if let Expected::Rows(RowSource { watch: Some(watch), .. }) = &expected
@@ -196,7 +216,8 @@ impl<'a, D: Driver> Database<'a, D> {
         {
             watched = Some((watch.clone(), answer(executor, counter, watch).await?));
         }
-        dangling.retain(|key| diff.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
+        dangling
+            .retain(|key| diff.next.as_ref().or(ask.until.as_ref()).is_none_or(|last| key <= last));
         diff.dangling = dangling;
         Ok((diff, watched))
     }
@@ -232,7 +253,8 @@ impl<'a, D: Driver> Database<'a, D> {
     ) -> Result<Repaired> {
         let (counter, schema) = (&ask.counter, self.schema);
         let is_indexed = self.source(counter).is_none_or(|source| source.target.is_indexed());
-        self.set(executor, settings::of_repair(E::DIALECT, self.limits, is_indexed), operation).await?;
+        self.set(executor, settings::of_repair(E::DIALECT, self.limits, is_indexed), operation)
+            .await?;
         let expected = self.expected(executor, counter, true).await?;
         write::lock_above(executor, schema, counter, &ask.keys).await?;
         let stored = write::lock_totals(executor, schema, counter, &ask.keys).await?;
@@ -249,13 +271,21 @@ impl<'a, D: Driver> Database<'a, D> {
         kept_of(executor, token.run()).await
     }
 
-    pub(super) async fn keep<E: Executor<Driver = D>>(&self, executor: &mut E, ask: &Keep) -> Result<Kept> {
+    pub(super) async fn keep<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+        ask: &Keep,
+    ) -> Result<Kept> {
         refuse_transaction(executor).await?;
         keep_run(executor, ask).await
     }
 
     /// Ends a backfill. Whether the commit came through or not, it may be said again.
-    pub(super) async fn ready<E: Executor<Driver = D>>(&self, executor: &mut E, ask: &Ready) -> Result<Kept> {
+    pub(super) async fn ready<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+        ask: &Ready,
+    ) -> Result<Kept> {
         refuse_nested(executor)?;
         let operation = format!("ending the backfill of counter {}", ask.counter.full_name());
         let settings = settings::of_ready(E::DIALECT, self.limits);
@@ -266,7 +296,12 @@ impl<'a, D: Driver> Database<'a, D> {
     }
 
     /// Makes settings until the transaction ends.
-    async fn set<E: Executor<Driver = D>>(&self, executor: &mut E, settings: String, operation: &str) -> Result<()> {
+    async fn set<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+        settings: String,
+        operation: &str,
+    ) -> Result<()> {
         if settings.is_empty() {
             return Ok(());
         }
@@ -300,7 +335,8 @@ impl<'a, D: Driver> Database<'a, D> {
         lock: bool,
     ) -> Result<Expected<'_, 'a, D>> {
         let schema = self.schema;
-        let watched = if lock { retention::read_with(schema, vec![*counter]) } else { vec![*counter] };
+        let watched =
+            if lock { retention::read_with(schema, vec![*counter]) } else { vec![*counter] };
         let cutoffs = retention::cutoffs(executor, schema, &watched, lock).await?;
         if let Some(rollup) = schema.spec(counter)?.rollup() {
             let source = RollupSource::of(schema, E::DIALECT, *counter, rollup)?;
@@ -308,7 +344,9 @@ impl<'a, D: Driver> Database<'a, D> {
         }
         let found = self.sources.iter_mut().find(|source| source.counter == *counter);
         let source = found.ok_or_else(|| Error::no_source(counter))?;
-        source.cutoff_at(cutoffs.into_iter().find(|(id, _)| id.same(counter)).map(|(_, cutoff)| cutoff))?;
+        source.cutoff_at(
+            cutoffs.into_iter().find(|(id, _)| id.same(counter)).map(|(_, cutoff)| cutoff),
+        )?;
         Ok(Expected::Rows(source))
     }
 }
@@ -366,19 +404,28 @@ impl Opening {
     }
 }
 
-pub(super) async fn begin_read<E: Executor>(executor: &mut E, reading: Reading<'_>, counter: &CounterId) -> Result<()> {
+pub(super) async fn begin_read<E: Executor>(
+    executor: &mut E,
+    reading: Reading<'_>,
+    counter: &CounterId,
+) -> Result<()> {
     refuse_nested(executor)?;
     let Err(error) = executor.begin_read(reading).await else { return Ok(()) };
     let error = source_failed("opening the source", counter, error);
     Err(if executor.roll_back().await { error } else { still_open("opening the source", error) })
 }
 
-pub(super) async fn end_read<E: Executor, T>(executor: &mut E, counter: &CounterId, done: Result<T>) -> Result<T> {
+pub(super) async fn end_read<E: Executor, T>(
+    executor: &mut E,
+    counter: &CounterId,
+    done: Result<T>,
+) -> Result<T> {
     if executor.roll_back().await {
         return done;
     }
     let operation = format!("measuring counter {}", counter.full_name());
-    let reads_done = || Error::Database { operation: operation.clone(), cause: "its reads are done".into() };
+    let reads_done =
+        || Error::Database { operation: operation.clone(), cause: "its reads are done".into() };
     Err(still_open(&operation, done.err().unwrap_or_else(reads_done)))
 }
 
@@ -392,12 +439,17 @@ async fn read_totals<E: Executor>(
         totals.push(read_total(counter, row)?);
         Ok(())
     });
-    read.await.map_err(|stopped| stopped.or(|_, error| failed_on("measuring totals", counter, error)))?;
+    read.await
+        .map_err(|stopped| stopped.or(|_, error| failed_on("measuring totals", counter, error)))?;
     Ok(totals)
 }
 
 /// All columns that a query returns.
-async fn answer<E: Executor>(executor: &mut E, counter: &CounterId, query: &Query<'_>) -> Result<Vec<Column<'static>>> {
+async fn answer<E: Executor>(
+    executor: &mut E,
+    counter: &CounterId,
+    query: &Query<'_>,
+) -> Result<Vec<Column<'static>>> {
     let mut columns = Vec::new();
     let read = executor.fetch(std::slice::from_ref(query), |_, row| {
         columns.extend((0..row.len()).map(|at| row.column(at).into_owned()));
@@ -470,6 +522,7 @@ async fn refuse_read_only<E: Executor>(executor: &mut E) -> Result<()> {
         Ok(())
     });
     let operation = "looking whether the server takes writes";
-    read.await.map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, operation, error)))?;
+    read.await
+        .map_err(|stopped| stopped.or(|_, error| failed(Whose::Connection, operation, error)))?;
     reason.map_or(Ok(()), |reason| Err(Error::invalid_use(handle::<E>(), reason)))
 }

@@ -25,9 +25,11 @@ impl RollupJoin {
             columns.map(|column| format!("{table}.{column}")).collect()
         };
         let (memberships, bases) = (columns("l", membership.id()), columns("f", base.id()));
-        let (child, parent) = memberships.split_at_checked(rollup.child_parts()).unwrap_or_default();
+        let (child, parent) =
+            memberships.split_at_checked(rollup.child_parts()).unwrap_or_default();
         let (base_child, suffix) = bases.split_at_checked(rollup.child_parts()).unwrap_or_default();
-        let joins = child.iter().zip(base_child).map(|(one, two)| format!("{one} = {two}")).collect();
+        let joins =
+            child.iter().zip(base_child).map(|(one, two)| format!("{one} = {two}")).collect();
         Ok(Self { membership, base, joins, parent: parent.to_vec(), suffix: suffix.to_vec() })
     }
 }

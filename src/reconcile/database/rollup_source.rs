@@ -35,8 +35,14 @@ pub(super) struct RollupSource {
 type Part = (KeyBuf, i128, u64);
 
 impl RollupSource {
-    pub(super) fn of(schema: &Schema, dialect: Dialect, counter: CounterId, rollup: &Rollup) -> Result<Self> {
-        let RollupJoin { membership, base, joins, parent, suffix } = RollupJoin::of(schema, rollup)?;
+    pub(super) fn of(
+        schema: &Schema,
+        dialect: Dialect,
+        counter: CounterId,
+        rollup: &Rollup,
+    ) -> Result<Self> {
+        let RollupJoin { membership, base, joins, parent, suffix } =
+            RollupJoin::of(schema, rollup)?;
         let by_parent = match dialect {
             // So that no pair is sorted.
             Dialect::Sqlite => format!(r#" INDEXED BY "{}""#, sql::by_parent(membership)),
@@ -81,7 +87,9 @@ impl RollupSource {
                 sums.end_parent()?;
             }
         }
-        if sums.done.len() > ask.keys && matches!(spans.first(), Some(Span::Within { until: None, .. })) {
+        if sums.done.len() > ask.keys
+            && matches!(spans.first(), Some(Span::Within { until: None, .. }))
+        {
             // There was more than was planned for.
             *plan = None;
         }
@@ -96,7 +104,8 @@ impl RollupSource {
         (after, until): (&KeyBuf, Option<&KeyBuf>),
         keys: usize,
     ) -> Result<Option<KeyBuf>> {
-        let is_bounded = until.map_or(Ok(false), |until| self.columns.is_same_parent(after, until))?;
+        let is_bounded =
+            until.map_or(Ok(false), |until| self.columns.is_same_parent(after, until))?;
         if is_bounded || !self.has_suffix() {
             return Ok(None);
         }
@@ -105,7 +114,8 @@ impl RollupSource {
             plan => {
                 let rest = Span::Within { of: after, from: Bound::Excluded(after), until: None };
                 let (pairs, values) = self.pairs(&rest, usize::MAX)?;
-                let (query, mut ends) = ([Query::new(self.columns.every_step(&pairs), values)], Vec::new());
+                let (query, mut ends) =
+                    ([Query::new(self.columns.every_step(&pairs), values)], Vec::new());
                 let read = executor.fetch(&query, |_, row| {
                     ends.push(read_key(&self.counter, row, 0)?);
                     Ok(())
@@ -132,14 +142,17 @@ impl RollupSource {
             ),
             Dialect::Postgres if self.has_suffix() => {
                 values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-                let (suffix, limit) = (self.columns.suffix.join(", "), self.dialect.param(values.len()));
+                let (suffix, limit) =
+                    (self.columns.suffix.join(", "), self.dialect.param(values.len()));
                 let of_child = format!(
                     r#"SELECT {suffix}, f."total" FROM {bases} WHERE f."total" <> 0{joins}{suffixes} ORDER BY {suffix} LIMIT {limit}"#
                 );
                 format!(r#"{memberships}, LATERAL ({of_child}) AS f WHERE l."total" <> 0{parents}"#)
             }
             Dialect::Postgres => {
-                format!(r#"{memberships}, {bases} WHERE l."total" <> 0 AND f."total" <> 0{joins}{parents}"#)
+                format!(
+                    r#"{memberships}, {bases} WHERE l."total" <> 0 AND f."total" <> 0{joins}{parents}"#
+                )
             }
         };
         Ok((pairs, values))
@@ -160,7 +173,11 @@ impl RollupSource {
         }
         values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
         let (listed, at) = (self.columns.listed(), self.dialect.param(values.len()));
-        let group = if listed.is_empty() { String::new() } else { format!(" GROUP BY {listed} ORDER BY {listed}") };
+        let group = if listed.is_empty() {
+            String::new()
+        } else {
+            format!(" GROUP BY {listed} ORDER BY {listed}")
+        };
         Ok(Query::new(format!("SELECT {columns} FROM {pairs}{group} LIMIT {at}"), values).bounded())
     }
 
@@ -177,7 +194,8 @@ impl RollupSource {
     /// Reads a part; `None` if it has no pairs, as a sum without key columns may.
     fn part(&self, row: &impl Row) -> Result<Option<Part>> {
         let at = self.counter.parts().len();
-        let foreign = || Error::source(&self.counter, None, "a total that it sums is not an integer");
+        let foreign =
+            || Error::source(&self.counter, None, "a total that it sums is not an integer");
         let (sum, pairs) = match (self.dialect, row.column(at), row.column(at + 1)) {
             (Dialect::Sqlite, Column::Integer(membership), Column::Integer(base)) => {
                 (i128::from(membership) * i128::from(base), 1)
@@ -185,7 +203,9 @@ impl RollupSource {
             (Dialect::Postgres, Column::Integer(0), _) => return Ok(None),
             (Dialect::Postgres, Column::Integer(pairs), Column::Text(sum)) => {
                 let key = || read_key(&self.counter, row, 0);
-                let sum = sum.parse().or_else(|_| Err(Error::overflow(&self.counter, &key()?, "recount")))?;
+                let sum = sum
+                    .parse()
+                    .or_else(|_| Err(Error::overflow(&self.counter, &key()?, "recount")))?;
                 (sum, pairs.unsigned_abs())
             }
             _ => return Err(foreign()),
@@ -206,8 +226,11 @@ impl RollupSource {
 
     /// Whether nothing is summed at any key.
     pub(super) async fn is_empty<E: Executor>(&self, executor: &mut E) -> Result<bool> {
-        let (pairs, values) = self.pairs(&Span::Parents { after: None, until: None, through: true }, 1)?;
-        let any = read::any(executor, &Query::new(format!("SELECT 1 FROM {pairs} LIMIT 1"), values)).await;
+        let (pairs, values) =
+            self.pairs(&Span::Parents { after: None, until: None, through: true }, 1)?;
+        let any =
+            read::any(executor, &Query::new(format!("SELECT 1 FROM {pairs} LIMIT 1"), values))
+                .await;
         Ok(!any.map_err(|stopped| self.failed("looking for totals", stopped))?)
     }
 
@@ -240,7 +263,9 @@ impl RollupSource {
             let add = |part| self.add(&mut sums, part).map(|()| true);
             self.scan(executor, &query, add).await?;
         }
-        sums.into_iter().map(|(key, sum)| self.total(key, sum).map(|sum| (sum.key, sum.total))).collect()
+        sums.into_iter()
+            .map(|(key, sum)| self.total(key, sum).map(|sum| (sum.key, sum.total)))
+            .collect()
     }
 
     /// The query of the parts of these keys, each looked up at every child of its parent.
@@ -248,38 +273,53 @@ impl RollupSource {
         let Self { memberships, bases, joins, dialect, .. } = self;
         let columns = self.columns.parent.iter().chain(&self.columns.suffix).zip(1..);
         let is_key = |value: &dyn Fn(usize) -> String| -> String {
-            let terms = columns.clone().map(|(column, at)| format!(" AND {column} = {}", value(at)));
+            let terms =
+                columns.clone().map(|(column, at)| format!(" AND {column} = {}", value(at)));
             terms.collect::<Vec<_>>().concat()
         };
-        let from =
-            |tables: &str, key: &str| format!(r#"FROM {tables} WHERE l."total" <> 0 AND f."total" <> 0{joins}{key}"#);
+        let from = |tables: &str, key: &str| {
+            format!(r#"FROM {tables} WHERE l."total" <> 0 AND f."total" <> 0{joins}{key}"#)
+        };
         let (parts, width) = (self.counter.parts(), self.counter.parts().len());
         let text = match dialect {
             Dialect::Sqlite => {
-                let from = from(&format!("{memberships} CROSS JOIN {bases}"), &is_key(&|at| dialect.param(at)));
+                let from = from(
+                    &format!("{memberships} CROSS JOIN {bases}"),
+                    &is_key(&|at| dialect.param(at)),
+                );
                 format!("SELECT {} {from}", self.part_columns())
             }
             Dialect::Postgres => {
                 let sums = r#"SELECT count(*), sum(l."total"::numeric * f."total")::text"#;
-                let sums =
-                    format!("{sums} {}", from(&format!("{memberships}, {bases}"), &is_key(&|at| format!("k.k_{at}"))));
+                let sums = format!(
+                    "{sums} {}",
+                    from(&format!("{memberships}, {bases}"), &is_key(&|at| format!("k.k_{at}")))
+                );
                 if width == 0 { sums } else { of_each_key(parts, "k.*, o.*", &sums) }
             }
         };
         if width == 0 {
             return Ok(Query::new(text, Vec::new()).bounded());
         }
-        Ok(sql::of_rows(*dialect, text, sql::key_rows(*dialect, &self.counter, keys)?, width).bounded())
+        Ok(sql::of_rows(*dialect, text, sql::key_rows(*dialect, &self.counter, keys)?, width)
+            .bounded())
     }
 
     /// Whether the parent of a key has more memberships than so many.
-    async fn has_more_children<E: Executor>(&self, executor: &mut E, key: &KeyBuf, most: u64) -> Result<bool> {
+    async fn has_more_children<E: Executor>(
+        &self,
+        executor: &mut E,
+        key: &KeyBuf,
+        most: u64,
+    ) -> Result<bool> {
         let mut values = Vec::new();
         let of_parent = Span::Within { of: key, from: Bound::Unbounded, until: None };
         let (parents, _) = self.columns.conditions(&of_parent, &mut values)?;
         values.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
         let (memberships, at) = (&self.memberships, self.dialect.param(values.len()));
-        let text = format!(r#"SELECT 1 FROM {memberships} WHERE l."total" <> 0{parents} LIMIT 1 OFFSET {at}"#);
+        let text = format!(
+            r#"SELECT 1 FROM {memberships} WHERE l."total" <> 0{parents} LIMIT 1 OFFSET {at}"#
+        );
         let any = read::any(executor, &Query::new(text, values)).await;
         any.map_err(|stopped| self.failed("recounting", stopped))
     }
@@ -292,7 +332,8 @@ impl RollupSource {
     }
 
     fn total(&self, key: KeyBuf, (sum, rows): Sum) -> Result<Recount> {
-        let total = i64::try_from(sum).map_err(|_| Error::overflow(&self.counter, &key, "recount"))?;
+        let total =
+            i64::try_from(sum).map_err(|_| Error::overflow(&self.counter, &key, "recount"))?;
         Ok(Recount { key, total, rows })
     }
 
@@ -339,7 +380,9 @@ impl<'s> PageSums<'s> {
             }
         }
         let room = self.room();
-        if self.sums.len() >= room && self.sums.last_key_value().is_some_and(|(last, _)| part.0 > *last) {
+        if self.sums.len() >= room
+            && self.sums.last_key_value().is_some_and(|(last, _)| part.0 > *last)
+        {
             return Ok(true);
         }
         self.source.add(&mut self.sums, part)?;

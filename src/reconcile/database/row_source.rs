@@ -13,10 +13,14 @@ use crate::counter::CounterId;
 use crate::engine::rows::{read_key, read_total};
 use crate::engine::{failed_on, read};
 use crate::error::{Cause, Error, Result, chain};
-use crate::executor::{Column, Driver, DriverError, ErrorKind, ErrorOf, Executor, Row as _, Stopped};
+use crate::executor::{
+    Column, Driver, DriverError, ErrorKind, ErrorOf, Executor, Row as _, Stopped,
+};
 use crate::key::KeyBuf;
 use crate::reconcile::audit::{PageRequest, Recount};
-use crate::reconcile::recount::{SAMPLE, SumsByKey, mismatch, of_row, same_key, sample_of_key, share_of};
+use crate::reconcile::recount::{
+    SAMPLE, SumsByKey, mismatch, of_row, same_key, sample_of_key, share_of,
+};
 use crate::sql::catalogue;
 use crate::sql::{self, Dialect, Query, Value};
 
@@ -51,7 +55,11 @@ impl<D: Driver> fmt::Debug for RowSource<'_, D> {
 }
 
 /// The error of reading a source: of the source, if its SQL or its rows are at fault.
-pub(in crate::reconcile) fn source_failed<E: DriverError>(what: &str, counter: &CounterId, error: E) -> Error {
+pub(in crate::reconcile) fn source_failed<E: DriverError>(
+    what: &str,
+    counter: &CounterId,
+    error: E,
+) -> Error {
     match error.fault() {
         Some(fault) => Error::source_of(counter, format!("{what}: {fault}"), error.into_cause()),
         None => failed_on(what, counter, error),
@@ -68,14 +76,26 @@ impl<'a, D: Driver> RowSource<'a, D> {
     ) -> Result<Self> {
         let statements = target.statements(D::DIALECT, &counter, None)?;
         let opening = Opening::default();
-        Ok(Self { counter, target, by_tally, reader, statements, cutoff: None, opening, watch: None })
+        Ok(Self {
+            counter,
+            target,
+            by_tally,
+            reader,
+            statements,
+            cutoff: None,
+            opening,
+            watch: None,
+        })
     }
 
     /// Makes other statements if the counter was pruned further.
     pub(super) fn cutoff_at(&mut self, cutoff: Option<KeyBuf>) -> Result<()> {
         if self.cutoff != cutoff {
-            let value = cutoff.as_ref().map(|cutoff| catalogue::suffix_value(D::DIALECT, &self.counter, cutoff));
-            self.statements = self.target.statements(D::DIALECT, &self.counter, value.transpose()?.as_ref())?;
+            let value = cutoff
+                .as_ref()
+                .map(|cutoff| catalogue::suffix_value(D::DIALECT, &self.counter, cutoff));
+            self.statements =
+                self.target.statements(D::DIALECT, &self.counter, value.transpose()?.as_ref())?;
             self.cutoff = cutoff;
         }
         Ok(())
@@ -98,7 +118,8 @@ impl<'a, D: Driver> RowSource<'a, D> {
         if self.counter.parts().is_empty() && ask.after.is_some() {
             return Ok(None);
         }
-        let mut values = ask.after.as_ref().map_or(Ok(Vec::new()), |after| self.key_values(after))?;
+        let mut values =
+            ask.after.as_ref().map_or(Ok(Vec::new()), |after| self.key_values(after))?;
         let text = self.page_text(!values.is_empty()).clone();
         if !self.by_tally {
             values.push(limit(ask.keys.saturating_add(1)));
@@ -169,10 +190,13 @@ impl<'a, D: Driver> RowSource<'a, D> {
         let (counter, mut scratch) = (&self.counter, Batch::new());
         let read = executor.scan(query, |row| {
             let key = read_key(counter, row, row.len().saturating_sub(counter.parts().len()))?;
-            let share = self.share(row, &mut scratch).map_err(|error| of_row(error, counter, Some(&key)))?;
+            let share = self
+                .share(row, &mut scratch)
+                .map_err(|error| of_row(error, counter, Some(&key)))?;
             each(same_key(counter, share, &key)?)
         });
-        read.await.map_err(|stopped| stopped.or(|_, error| source_failed("reading rows", counter, error)))
+        read.await
+            .map_err(|stopped| stopped.or(|_, error| source_failed("reading rows", counter, error)))
     }
 
     /// What a row adds by its tally.
@@ -230,7 +254,12 @@ impl<'a, D: Driver> RowSource<'a, D> {
         if width == 0 {
             return Ok(Query::new(text, Vec::new()));
         }
-        Ok(sql::of_rows(D::DIALECT, text.to_owned(), sql::key_rows(D::DIALECT, &self.counter, keys)?, width))
+        Ok(sql::of_rows(
+            D::DIALECT,
+            text.to_owned(),
+            sql::key_rows(D::DIALECT, &self.counter, keys)?,
+            width,
+        ))
     }
 
     /// Says which sum left 64 bits, where the database does not: asks for each key of a page alone.
@@ -259,13 +288,16 @@ impl<'a, D: Driver> RowSource<'a, D> {
         after: Option<&KeyBuf>,
     ) -> Result<Option<KeyBuf>> {
         let values = after.map_or(Ok(Vec::new()), |after| self.key_values(after))?;
-        let text = if values.is_empty() { &self.statements.key_first } else { &self.statements.key_next };
+        let text =
+            if values.is_empty() { &self.statements.key_first } else { &self.statements.key_next };
         let (query, mut key) = ([Query::new(text.clone(), values)], None);
         let read = executor.fetch(&query, |_, row| {
             key = Some(read_key(&self.counter, row, 0)?);
             Ok(())
         });
-        read.await.map_err(|stopped| stopped.or(|_, error| source_failed("recounting", &self.counter, error)))?;
+        read.await.map_err(|stopped| {
+            stopped.or(|_, error| source_failed("recounting", &self.counter, error))
+        })?;
         Ok(key)
     }
 
@@ -275,13 +307,21 @@ impl<'a, D: Driver> RowSource<'a, D> {
         let counter = &self.counter;
         let at = counter.parts().len();
         let Column::Integer(rows) = row.column(at) else {
-            return Err(Error::source(counter, None, format!("{} rows were added up", row.column(at))));
+            return Err(Error::source(
+                counter,
+                None,
+                format!("{} rows were added up", row.column(at)),
+            ));
         };
         if rows == 0 {
             return Ok(None);
         }
         let key = read_key(counter, row, 0)?;
-        let total = if self.target.amount.is_some() { read_sum::<D>(counter, &key, row, at + 1)? } else { rows };
+        let total = if self.target.amount.is_some() {
+            read_sum::<D>(counter, &key, row, at + 1)?
+        } else {
+            rows
+        };
         Ok(Some(Recount { key, total, rows: rows.unsigned_abs() }))
     }
 
@@ -292,16 +332,20 @@ impl<'a, D: Driver> RowSource<'a, D> {
         sums: &[Recount],
     ) -> Result<Vec<KeyBuf>> {
         let Some(text) = &self.statements.parent else { return Ok(Vec::new()) };
-        let keys: Vec<KeyBuf> = sums.iter().filter(|sum| sum.total != 0).map(|sum| sum.key.clone()).collect();
+        let keys: Vec<KeyBuf> =
+            sums.iter().filter(|sum| sum.total != 0).map(|sum| sum.key.clone()).collect();
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let (counter, query, mut dangling) = (&self.counter, [self.of_keys(text, &keys)?], Vec::new());
+        let (counter, query, mut dangling) =
+            (&self.counter, [self.of_keys(text, &keys)?], Vec::new());
         let read = executor.fetch(&query, |_, row| {
             dangling.push(read_key(counter, row, 0)?);
             Ok(())
         });
-        read.await.map_err(|stopped| stopped.or(|_, error| source_failed("looking for parents", counter, error)))?;
+        read.await.map_err(|stopped| {
+            stopped.or(|_, error| source_failed("looking for parents", counter, error))
+        })?;
         dangling.sort_unstable();
         Ok(dangling)
     }
@@ -313,28 +357,42 @@ impl<'a, D: Driver> RowSource<'a, D> {
             return Ok(self.sums_by_tally(executor, &query, None, 1).await?.is_empty());
         }
         let any = read::any(executor, &Query::new(self.statements.any.clone(), Vec::new())).await;
-        Ok(!any.map_err(|stopped| stopped.or(|_, error| source_failed("looking for rows", &self.counter, error)))?)
+        Ok(!any.map_err(|stopped| {
+            stopped.or(|_, error| source_failed("looking for rows", &self.counter, error))
+        })?)
     }
 
     /// A key as the parameters of this source's statements: one for each of its columns, so none
     /// for `()`.
     fn key_values<'k>(&self, key: &'k KeyBuf) -> Result<Vec<Value<'k>>> {
-        if self.counter.parts().is_empty() { Ok(Vec::new()) } else { sql::key_values(D::DIALECT, &self.counter, key) }
+        if self.counter.parts().is_empty() {
+            Ok(Vec::new())
+        } else {
+            sql::key_values(D::DIALECT, &self.counter, key)
+        }
     }
 
     /// Checks a sample of the whole source against the rows' `tally`: its first rows, its last, and
     /// some without a key. If the rows are recounted by `tally` anyway, only those without a key,
     /// which no page lists.
-    pub(super) async fn check_sample<E: Executor<Driver = D>>(&self, executor: &mut E) -> Result<()> {
+    pub(super) async fn check_sample<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+    ) -> Result<()> {
         let edge_samples = [&self.statements.sample_first, &self.statements.sample_last];
         let edge_samples = edge_samples.into_iter().filter(|_| !self.by_tally);
         let texts = edge_samples.chain(&self.statements.sample_without_key);
-        let queries: Vec<_> = texts.map(|text| Query::new(text.clone(), vec![limit(SAMPLE)])).collect();
+        let queries: Vec<_> =
+            texts.map(|text| Query::new(text.clone(), vec![limit(SAMPLE)])).collect();
         self.check_rows(executor, &queries).await
     }
 
     /// Checks rows of some keys against their `tally`.
-    pub(super) async fn check_keys<E: Executor<Driver = D>>(&self, executor: &mut E, keys: &[KeyBuf]) -> Result<()> {
+    pub(super) async fn check_keys<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+        keys: &[KeyBuf],
+    ) -> Result<()> {
         if self.by_tally {
             return Ok(());
         }
@@ -344,26 +402,40 @@ impl<'a, D: Driver> RowSource<'a, D> {
             values.push(limit(most));
         }
         let width = self.counter.parts().len() + 1;
-        self.check_rows(executor, &[Query::of_rows(self.statements.sample_of_key.clone(), values, width)]).await
+        self.check_rows(
+            executor,
+            &[Query::of_rows(self.statements.sample_of_key.clone(), values, width)],
+        )
+        .await
     }
 
-    async fn check_rows<E: Executor<Driver = D>>(&self, executor: &mut E, samples: &[Query<'_>]) -> Result<()> {
+    async fn check_rows<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+        samples: &[Query<'_>],
+    ) -> Result<()> {
         let mut scratch = Batch::new();
         let read = executor.fetch(samples, |_, row| self.check_row(row, &mut scratch));
-        read.await.map_err(|stopped| stopped.or(|_, error| source_failed("reading a sample", &self.counter, error)))
+        read.await.map_err(|stopped| {
+            stopped.or(|_, error| source_failed("reading a sample", &self.counter, error))
+        })
     }
 
     /// What is wrong with rows, an error each, up to so many.
-    pub(super) async fn faults<E: Executor<Driver = D>>(&self, executor: &mut E, most: usize) -> Result<Vec<Error>> {
+    pub(super) async fn faults<E: Executor<Driver = D>>(
+        &self,
+        executor: &mut E,
+        most: usize,
+    ) -> Result<Vec<Error>> {
         let (mut faults, mut scratch) = (Vec::new(), Batch::new());
         let query = Query::new(self.statements.sample_all.clone(), Vec::new());
         let read = executor.scan(&query, |row| {
             faults.extend(self.check_row(row, &mut scratch).err());
             Ok(faults.len() < most)
         });
-        let read = read
-            .await
-            .map_err(|stopped| stopped.or(|_, error| source_failed("reading a sample", &self.counter, error)));
+        let read = read.await.map_err(|stopped| {
+            stopped.or(|_, error| source_failed("reading a sample", &self.counter, error))
+        });
         match read {
             // No row can be read after it.
             Err(error) if error.is_of_rows() => faults.push(error),
@@ -375,7 +447,11 @@ impl<'a, D: Driver> RowSource<'a, D> {
     fn check_row(&self, row: &D::Row<'_>, scratch: &mut Batch) -> Result<()> {
         let tally = self.share(row, scratch).map_err(|error| self.of_row(error, row))?;
         let sql = self.share_in_sql(row)?;
-        if tally == sql { Ok(()) } else { Err(mismatch(&self.counter, tally.as_ref(), sql.as_ref())) }
+        if tally == sql {
+            Ok(())
+        } else {
+            Err(mismatch(&self.counter, tally.as_ref(), sql.as_ref()))
+        }
     }
 
     /// Where a sample has its key; the amount follows, and whether the row counts.
@@ -434,7 +510,12 @@ fn integer<D: Driver>(amount: &Column<'_>) -> Option<i64> {
 
 /// Reads a sum of amounts at a column, and refuses one that is not of integers. SQLite gives how
 /// many amounts are not, and the sum; PostgreSQL the sum as text.
-fn read_sum<D: Driver>(counter: &CounterId, key: &KeyBuf, row: &D::Row<'_>, at: usize) -> Result<i64> {
+fn read_sum<D: Driver>(
+    counter: &CounterId,
+    key: &KeyBuf,
+    row: &D::Row<'_>,
+    at: usize,
+) -> Result<i64> {
     let of_other = |others: &Column<'_>| {
         Err(Error::source(counter, Some(key), format!("{others} of its amounts are not integers")))
     };

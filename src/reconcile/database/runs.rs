@@ -12,7 +12,8 @@ const MAX_RUNS: usize = 256;
 
 /// Reads what is kept of a run: its token's text.
 pub(super) fn recall(dialect: Dialect, run: u64) -> Query<'static> {
-    let text = format!(r#"SELECT r."token" FROM "{RUNS}" AS r WHERE r."run" = {}"#, dialect.param(1));
+    let text =
+        format!(r#"SELECT r."token" FROM "{RUNS}" AS r WHERE r."run" = {}"#, dialect.param(1));
     Query::new(text, vec![number(run)])
 }
 
@@ -29,7 +30,9 @@ pub(super) fn keep(dialect: Dialect, ask: &Keep) -> Option<Query<'static>> {
         (Some(_), Some(_)) => format!(
             r#"UPDATE "{RUNS}" AS r SET "token" = {three}, "turn" = {turn} WHERE r."run" = {one} AND r."token" = {two}"#
         ),
-        (Some(_), None) => format!(r#"DELETE FROM "{RUNS}" AS r WHERE r."run" = {one} AND r."token" = {two}"#),
+        (Some(_), None) => {
+            format!(r#"DELETE FROM "{RUNS}" AS r WHERE r."run" = {one} AND r."token" = {two}"#)
+        }
     };
     let tokens = ask.from.iter().chain(&ask.to).map(|token| Value::Text(token.to_string().into()));
     Some(Query::new(text, std::iter::once(number(ask.run)).chain(tokens).collect()))

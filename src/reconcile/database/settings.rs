@@ -20,7 +20,8 @@ const PAGE: &[(&str, &str)] = &[
     ("jit", "off"),
 ];
 /// Keys are looked up one after the other, from an index.
-const LOOK_UP: &[(&str, &str)] = &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+const LOOK_UP: &[(&str, &str)] =
+    &[("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
 /// The index of memberships has parents in order; the keys of one parent are sorted.
 const SORT_SUFFIXES: &[(&str, &str)] = &[("enable_incremental_sort", "on")];
 

@@ -31,7 +31,10 @@ impl<'a, D: Driver> Rows<'a, D> {
     /// The table may have a schema prefix, as in `app.votes`; put a name with a dot in it in double
     /// quotes. A bare name that several schemas have is refused.
     #[must_use]
-    pub fn of<R: Record>(table: &str, read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a) -> Self {
+    pub fn of<R: Record>(
+        table: &str,
+        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a,
+    ) -> Self {
         Self::over(Origin::Table(Name::new(table)), read)
     }
 
@@ -39,15 +42,22 @@ impl<'a, D: Driver> Rows<'a, D> {
     /// to two keys of one counter is returned twice by `UNION ALL`. Whether pages can be read from
     /// an index then depends on the query.
     #[must_use]
-    pub fn query<R: Record>(query: &str, read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a) -> Self {
+    pub fn query<R: Record>(
+        query: &str,
+        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a,
+    ) -> Self {
         Self::over(Origin::Query(query.to_owned()), read)
     }
 
-    fn over<R: Record>(from: Origin, read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a) -> Self {
-        let reader: Arc<Reader<'a, D>> = Arc::new(move |row: &D::Row<'_>, to: &mut crate::Batch| {
-            to.insert(&read(row)?);
-            Ok(())
-        });
+    fn over<R: Record>(
+        from: Origin,
+        read: impl Fn(&D::Row<'_>) -> Result<R, Cause> + Send + Sync + 'a,
+    ) -> Self {
+        let reader: Arc<Reader<'a, D>> =
+            Arc::new(move |row: &D::Row<'_>, to: &mut crate::Batch| {
+                to.insert(&read(row)?);
+                Ok(())
+            });
         Self { from, columns: "r.*".to_owned(), reader, keys: Vec::new() }
     }
 
@@ -85,7 +95,10 @@ impl<'a, D: Driver> Rows<'a, D> {
 
 impl<D: Driver> fmt::Debug for Rows<'_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rows").field("from", &self.from).field("keys", &self.keys).finish_non_exhaustive()
+        f.debug_struct("Rows")
+            .field("from", &self.from)
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
     }
 }
 

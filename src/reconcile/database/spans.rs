@@ -38,20 +38,40 @@ impl KeyColumns {
     /// Returns the spans between two keys, in key order. In a parent where a page begins or ends,
     /// the suffix bounds the span too, so that the page reads no more of a wide parent than it
     /// compares.
-    pub(super) fn spans<'k>(&self, after: Option<&'k KeyBuf>, until: Option<&'k KeyBuf>) -> Result<Vec<Span<'k>>> {
+    pub(super) fn spans<'k>(
+        &self,
+        after: Option<&'k KeyBuf>,
+        until: Option<&'k KeyBuf>,
+    ) -> Result<Vec<Span<'k>>> {
         if self.suffix.is_empty() {
             // Nothing comes after the only key of `()`.
             let nothing = self.parent.is_empty() && after.is_some();
-            return Ok(if nothing { Vec::new() } else { vec![Span::Parents { after, until, through: true }] });
+            return Ok(if nothing {
+                Vec::new()
+            } else {
+                vec![Span::Parents { after, until, through: true }]
+            });
         }
         if let (Some(after), Some(until)) = (after, until)
             && self.is_same_parent(after, until)?
         {
-            return Ok(vec![Span::Within { of: after, from: Bound::Excluded(after), until: Some(until) }]);
+            return Ok(vec![Span::Within {
+                of: after,
+                from: Bound::Excluded(after),
+                until: Some(until),
+            }]);
         }
-        let rest = after.map(|after| Span::Within { of: after, from: Bound::Excluded(after), until: None });
+        let rest = after.map(|after| Span::Within {
+            of: after,
+            from: Bound::Excluded(after),
+            until: None,
+        });
         let between = Span::Parents { after, until, through: false };
-        let last = until.map(|until| Span::Within { of: until, from: Bound::Unbounded, until: Some(until) });
+        let last = until.map(|until| Span::Within {
+            of: until,
+            from: Bound::Unbounded,
+            until: Some(until),
+        });
         Ok(rest.into_iter().chain([between]).chain(last).collect())
     }
 
@@ -67,16 +87,32 @@ impl KeyColumns {
 
     /// Returns a span's conditions on the parent's columns and on the suffix's; appends their
     /// parameters.
-    pub(super) fn conditions<'k>(&self, span: &Span<'k>, values: &mut Vec<Value<'k>>) -> Result<(String, String)> {
+    pub(super) fn conditions<'k>(
+        &self,
+        span: &Span<'k>,
+        values: &mut Vec<Value<'k>>,
+    ) -> Result<(String, String)> {
         let (mut parents, mut suffixes) = (String::new(), String::new());
         match *span {
             Span::Parents { after, until, through } => {
                 if let Some(after) = after {
-                    self.compare(&self.parent, ">", self.parent_values(after)?, values, &mut parents);
+                    self.compare(
+                        &self.parent,
+                        ">",
+                        self.parent_values(after)?,
+                        values,
+                        &mut parents,
+                    );
                 }
                 if let Some(until) = until {
                     let before = if through { "<=" } else { "<" };
-                    self.compare(&self.parent, before, self.parent_values(until)?, values, &mut parents);
+                    self.compare(
+                        &self.parent,
+                        before,
+                        self.parent_values(until)?,
+                        values,
+                        &mut parents,
+                    );
                 }
             }
             Span::Within { of, from, until } => {
@@ -84,14 +120,32 @@ impl KeyColumns {
                 match from {
                     Bound::Unbounded => {}
                     Bound::Included(key) => {
-                        self.compare(&self.suffix, ">=", self.suffix_values(key)?, values, &mut suffixes);
+                        self.compare(
+                            &self.suffix,
+                            ">=",
+                            self.suffix_values(key)?,
+                            values,
+                            &mut suffixes,
+                        );
                     }
                     Bound::Excluded(key) => {
-                        self.compare(&self.suffix, ">", self.suffix_values(key)?, values, &mut suffixes);
+                        self.compare(
+                            &self.suffix,
+                            ">",
+                            self.suffix_values(key)?,
+                            values,
+                            &mut suffixes,
+                        );
                     }
                 }
                 if let Some(until) = until {
-                    self.compare(&self.suffix, "<=", self.suffix_values(until)?, values, &mut suffixes);
+                    self.compare(
+                        &self.suffix,
+                        "<=",
+                        self.suffix_values(until)?,
+                        values,
+                        &mut suffixes,
+                    );
                 }
             }
         }
@@ -108,12 +162,17 @@ impl KeyColumns {
         to: &mut String,
     ) {
         if columns.is_empty() {
-            let nothing = if operator.contains('=') { self.dialect.everything() } else { self.dialect.nothing() };
+            let nothing = if operator.contains('=') {
+                self.dialect.everything()
+            } else {
+                self.dialect.nothing()
+            };
             to.extend([" AND ", nothing]);
             return;
         }
         let first = values.len() + 1;
-        let params: Vec<String> = (first..first + columns.len()).map(|at| self.dialect.param(at)).collect();
+        let params: Vec<String> =
+            (first..first + columns.len()).map(|at| self.dialect.param(at)).collect();
         to.extend([" AND (", &columns.join(", "), ") ", operator, " (", &params.join(", "), ")"]);
         values.extend(given);
     }
@@ -149,7 +208,8 @@ impl KeyColumns {
         for key in sorted {
             match groups.last_mut() {
                 Some(group)
-                    if !self.suffix.is_empty() && self.is_same_parent(group.first().unwrap_or(&key), key)? =>
+                    if !self.suffix.is_empty()
+                        && self.is_same_parent(group.first().unwrap_or(&key), key)? =>
                 {
                     group.push(key);
                 }
@@ -182,12 +242,19 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(columns: &KeyColumns, after: &KeyBuf, ends: Vec<KeyBuf>) -> Result<Self> {
-        Ok(Self { counter: columns.counter, after: after.clone(), parent: columns.parent_of(after)?, ends })
+        Ok(Self {
+            counter: columns.counter,
+            after: after.clone(),
+            parent: columns.parent_of(after)?,
+            ends,
+        })
     }
 
     /// Returns whether the plan covers what comes after this key.
     pub(super) fn is_of(&self, columns: &KeyColumns, after: &KeyBuf) -> Result<bool> {
-        Ok(self.counter.same(&columns.counter) && self.after <= *after && self.parent == columns.parent_of(after)?)
+        Ok(self.counter.same(&columns.counter)
+            && self.after <= *after
+            && self.parent == columns.parent_of(after)?)
     }
 
     /// Returns the end of a page of about this many keys after one; `None` if no more than that is
@@ -215,7 +282,8 @@ pub(super) fn merge_up_to(
     let Some(end) = end.filter(|end| ask.until.as_ref().is_none_or(|until| end < until)) else {
         return merge(ask, recounts, totals);
     };
-    let mut diff = merge(&PageRequest { until: Some(end.clone()), ..ask.clone() }, recounts, totals)?;
+    let mut diff =
+        merge(&PageRequest { until: Some(end.clone()), ..ask.clone() }, recounts, totals)?;
     diff.next.get_or_insert(end);
     Ok(diff)
 }

@@ -37,10 +37,15 @@ impl Target {
     }
 
     /// Returns the index that pages of a table are best read from, as in CREATE INDEX.
-    pub(in crate::reconcile) fn wanted_index(&self, dialect: Dialect, counter: &CounterId) -> Option<String> {
+    pub(in crate::reconcile) fn wanted_index(
+        &self,
+        dialect: Dialect,
+        counter: &CounterId,
+    ) -> Option<String> {
         let parts = counter.parts();
         let columns = self.key.iter().zip(parts.as_slice());
-        let keys = columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
+        let keys =
+            columns.map(|(column, part)| collated(dialect, column.trim_start_matches("r."), *part));
         match &self.from {
             From::Table(name) if !self.key.is_empty() => {
                 Some(format!("{} ({})", name.shown(dialect), keys.collect::<Vec<_>>().join(", ")))
@@ -50,9 +55,17 @@ impl Target {
     }
 
     /// Refuses a source that cannot be this counter's.
-    pub(in crate::reconcile) fn check(&self, schema: &Schema, counter: &CounterId, by_tally: bool) -> Result<()> {
+    pub(in crate::reconcile) fn check(
+        &self,
+        schema: &Schema,
+        counter: &CounterId,
+        by_tally: bool,
+    ) -> Result<()> {
         if let Some(rollup) = schema.spec(counter)?.rollup() {
-            let reason = format!("it is the sum of {}, and has no rows of its own", rollup.base().full_name());
+            let reason = format!(
+                "it is the sum of {}, and has no rows of its own",
+                rollup.base().full_name()
+            );
             return Err(Error::source(counter, None, reason));
         }
         if self.per.is_some() && !by_tally {
@@ -75,7 +88,15 @@ impl Target {
     /// string.
     pub(in crate::reconcile) fn over(from: From, key: &[String]) -> Self {
         let key = key.iter().map(|column| format!("r.{}", quote(column))).collect();
-        Self { from, key, amount: None, filter: None, columns: String::new(), per: None, parent: None }
+        Self {
+            from,
+            key,
+            amount: None,
+            filter: None,
+            columns: String::new(),
+            per: None,
+            parent: None,
+        }
     }
 
     /// Returns the statements for a counter.
@@ -97,15 +118,23 @@ impl Target {
             From::Table(name) => format!("{} AS r", name.quoted()),
             From::Query(query) => format!("({query}) AS r"),
         };
-        let amount = self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
-        let counts = self.filter.as_ref().map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
+        let amount =
+            self.amount.as_ref().map_or_else(|| "1".to_owned(), |amount| format!("({amount})"));
+        let counts = self
+            .filter
+            .as_ref()
+            .map_or_else(|| yes.to_owned(), |filter| format!("(({filter}) IS TRUE)"));
         let sums = Self::sums(dialect, self.amount.as_deref());
 
-        let is_kept = cutoff.zip(keys.last()).map(|(cutoff, last)| format!("{last} >= {}", literal(dialect, cutoff)));
+        let is_kept = cutoff
+            .zip(keys.last())
+            .map(|(cutoff, last)| format!("{last} >= {}", literal(dialect, cutoff)));
         let not_null = |key: &String| format!("{key} IS NOT NULL");
         let has_key = all(dialect, ordered.iter().map(not_null).chain(is_kept.clone()));
-        let counts_of_row = all(dialect, [counts.clone()].into_iter().chain(ordered.iter().map(not_null)));
-        let lacks_key = ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
+        let counts_of_row =
+            all(dialect, [counts.clone()].into_iter().chain(ordered.iter().map(not_null)));
+        let lacks_key =
+            ordered.iter().map(|key| format!("{key} IS NULL")).collect::<Vec<_>>().join(" OR ");
         // A value after a given one is not null. To repeat that costs PostgreSQL a third of a
         // page's time.
         let said = usize::from(dialect == Dialect::Postgres);
@@ -115,14 +144,25 @@ impl Target {
         let (selected, grouped, sorted) = if keys.is_empty() {
             (String::new(), String::new(), String::new())
         } else {
-            (format!("{key}, "), format!(" GROUP BY {key} ORDER BY {key}"), format!(" ORDER BY {order}"))
+            (
+                format!("{key}, "),
+                format!(" GROUP BY {key} ORDER BY {key}"),
+                format!(" ORDER BY {order}"),
+            )
         };
-        let descending = ordered.iter().map(|key| format!("{key} DESC")).collect::<Vec<_>>().join(", ");
+        let descending =
+            ordered.iter().map(|key| format!("{key} DESC")).collect::<Vec<_>>().join(", ");
         let (first, after) = (dialect.param(1), dialect.param(keys.len() + 1));
-        let row = format!("{}{}", self.columns, if keys.is_empty() { String::new() } else { format!(", {key}") });
+        let row = format!(
+            "{}{}",
+            self.columns,
+            if keys.is_empty() { String::new() } else { format!(", {key}") }
+        );
         let sample = match dialect {
             Dialect::Sqlite => format!("SELECT {row}, {amount}, {counts_of_row} FROM {from}"),
-            Dialect::Postgres => format!("SELECT {row}, {amount}::text, ({counts_of_row})::int FROM {from}"),
+            Dialect::Postgres => {
+                format!("SELECT {row}, {amount}::text, ({counts_of_row})::int FROM {from}")
+            }
         };
         let many = dialect == Dialect::Postgres && !keys.is_empty();
         let page = |condition: &str, limit: &str| {
@@ -130,11 +170,14 @@ impl Target {
                 let sums = Self::sums(dialect, self.amount.as_ref().map(|_| "o.n"));
                 // Do not select an unused column: it costs half as much again as the rest of the
                 // page.
-                let amount = self.amount.as_ref().map_or_else(String::new, |_| format!(", {amount} AS n"));
+                let amount =
+                    self.amount.as_ref().map_or_else(String::new, |_| format!(", {amount} AS n"));
                 let rows = format!("{amount} FROM {from} WHERE {condition} AND {counts}{sorted}");
                 return ordered_page(&keys, &sums, &rows, limit);
             }
-            format!("SELECT {selected}{sums} FROM {from} WHERE {condition} AND {counts}{grouped} LIMIT {limit}")
+            format!(
+                "SELECT {selected}{sums} FROM {from} WHERE {condition} AND {counts}{grouped} LIMIT {limit}"
+            )
         };
         let (sums_of_keys, rows_of_keys) = if many {
             let is_key = self.is_key(dialect, &ordered, |at| format!("k.k_{at}"));
@@ -144,10 +187,12 @@ impl Target {
             (of_each_key(parts, "k.*, o.*", &sums), of_each_key(parts, "o.*", &rows))
         } else {
             let by_key = all(dialect, [is_key.clone()].into_iter().chain(is_kept));
-            let sums = format!("SELECT {selected}{sums} FROM {from} WHERE {by_key} AND {counts}{grouped}");
+            let sums =
+                format!("SELECT {selected}{sums} FROM {from} WHERE {by_key} AND {counts}{grouped}");
             (sums, format!("SELECT {row} FROM {from} WHERE {by_key}"))
         };
-        let backwards = if keys.is_empty() { String::new() } else { format!(" ORDER BY {descending}") };
+        let backwards =
+            if keys.is_empty() { String::new() } else { format!(" ORDER BY {descending}") };
         Ok(Statements {
             sums_first: page(&has_key, &first),
             sums_next: page(&behind, &after),
@@ -155,22 +200,36 @@ impl Target {
             rows_first: format!("SELECT {row} FROM {from} WHERE {has_key}{sorted}"),
             rows_next: format!("SELECT {row} FROM {from} WHERE {behind}{sorted}"),
             rows_of_keys,
-            key_first: format!("SELECT {} FROM {from} WHERE {has_key} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
-            key_next: format!("SELECT {} FROM {from} WHERE {behind} AND {counts}{sorted} LIMIT 1", or(&key, "1")),
+            key_first: format!(
+                "SELECT {} FROM {from} WHERE {has_key} AND {counts}{sorted} LIMIT 1",
+                or(&key, "1")
+            ),
+            key_next: format!(
+                "SELECT {} FROM {from} WHERE {behind} AND {counts}{sorted} LIMIT 1",
+                or(&key, "1")
+            ),
             any: format!("SELECT 1 FROM {from} WHERE {has_key} AND {counts} LIMIT 1"),
             sample_all: sample.clone(),
             sample_first: format!("{sample} WHERE {has_key}{sorted} LIMIT {first}"),
             sample_last: format!("{sample} WHERE {has_key}{backwards} LIMIT {first}"),
-            sample_without_key: (!keys.is_empty()).then(|| format!("{sample} WHERE {lacks_key} LIMIT {first}")),
+            sample_without_key: (!keys.is_empty())
+                .then(|| format!("{sample} WHERE {lacks_key} LIMIT {first}")),
             sample_of_key: format!("{sample} WHERE {is_key} LIMIT {after}"),
             amount: self.amount.as_ref().map(|amount| format!("SELECT {amount} FROM {from}")),
-            parent: self.parent.as_ref().map(|(table, columns)| parent(dialect, counter, table, columns)),
+            parent: self
+                .parent
+                .as_ref()
+                .map(|(table, columns)| parent(dialect, counter, table, columns)),
         })
     }
 
     /// Returns the columns that an index has in order, and the key's parts, of which the last may
     /// be computed from its column.
-    fn key_columns(&self, dialect: Dialect, counter: &CounterId) -> Result<(Vec<String>, Vec<String>)> {
+    fn key_columns(
+        &self,
+        dialect: Dialect,
+        counter: &CounterId,
+    ) -> Result<(Vec<String>, Vec<String>)> {
         let parts = counter.parts();
         if parts.len() != self.key.len() {
             let reason = format!(
@@ -181,7 +240,8 @@ impl Target {
             return Err(Error::source(counter, None, reason));
         }
         let columns = self.key.iter().zip(parts.as_slice());
-        let ordered: Vec<String> = columns.map(|(column, part)| collated(dialect, column, *part)).collect();
+        let ordered: Vec<String> =
+            columns.map(|(column, part)| collated(dialect, column, *part)).collect();
         let mut keys = ordered.clone();
         if let (Some(per), Some(last)) = (self.per, keys.last_mut()) {
             *last = match dialect {
@@ -213,7 +273,9 @@ impl Target {
             // Collate the parameters, not the columns: SQLite's planner of row values ignores a
             // column that carries a collation, and would then read every page from the index's
             // first row on.
-            Dialect::Sqlite if self.is_text(at, ordered) => format!("{} COLLATE BINARY", dialect.param(at)),
+            Dialect::Sqlite if self.is_text(at, ordered) => {
+                format!("{} COLLATE BINARY", dialect.param(at))
+            }
             _ => dialect.param(at),
         };
         let (last, prefixes) = ordered.split_last()?;
@@ -245,7 +307,12 @@ impl Target {
     }
 
     /// Returns the condition that the parts of the key are these values.
-    fn is_key(&self, dialect: Dialect, ordered: &[String], value: impl Fn(usize) -> String) -> String {
+    fn is_key(
+        &self,
+        dialect: Dialect,
+        ordered: &[String],
+        value: impl Fn(usize) -> String,
+    ) -> String {
         let is_part = |(column, at): (&String, usize)| match (self.per, dialect) {
             (Some(per), Dialect::Sqlite) if at == self.key.len() => {
                 let value = value(at);
@@ -253,7 +320,8 @@ impl Target {
             }
             (Some(per), Dialect::Postgres) if at == self.key.len() => {
                 let value = value(at);
-                let (first, last) = (second(&value, per, Second::First), second(&value, per, Second::Last));
+                let (first, last) =
+                    (second(&value, per, Second::First), second(&value, per, Second::Last));
                 format!("{column} >= {first} AND {column} <= {last}")
             }
             _ => format!("{column} = {}", value(at)),
@@ -325,13 +393,18 @@ impl Name {
     /// Returns the name as SQL needs it.
     pub(in crate::reconcile) fn quoted(&self) -> String {
         let schema = self.found.as_ref().or(self.schema.as_ref());
-        schema.map_or_else(|| quote(&self.table), |schema| format!("{}.{}", quote(schema), quote(&self.table)))
+        schema.map_or_else(
+            || quote(&self.table),
+            |schema| format!("{}.{}", quote(schema), quote(&self.table)),
+        )
     }
 
     /// Returns the name as CREATE INDEX needs it: SQLite takes no schema there.
     fn shown(&self, dialect: Dialect) -> String {
         match (&self.schema, dialect) {
-            (Some(schema), Dialect::Postgres) => format!("{}.{}", quote(schema), quote(&self.table)),
+            (Some(schema), Dialect::Postgres) => {
+                format!("{}.{}", quote(schema), quote(&self.table))
+            }
             _ => quote(&self.table),
         }
     }
@@ -356,7 +429,9 @@ impl Name {
                     [] => String::new(),
                     others => format!("; one is in {}", others.join(", ")),
                 };
-                let reason = format!("no table or view of this name is there{elsewhere}; the {whose} names it");
+                let reason = format!(
+                    "no table or view of this name is there{elsewhere}; the {whose} names it"
+                );
                 Err(Error::SchemaMismatch { table: text.clone(), reason })
             }
             [first, ..] => {
@@ -376,9 +451,12 @@ impl Name {
 /// group by that alone and then sort, but it does not if the columns come from a query.
 fn ordered_page(keys: &[String], sums: &str, rows: &str, limit: &str) -> String {
     let names = names(keys.len());
-    let columns: Vec<String> = keys.iter().zip(1..).map(|(key, at)| format!("{key} AS k_{at}")).collect();
+    let columns: Vec<String> =
+        keys.iter().zip(1..).map(|(key, at)| format!("{key} AS k_{at}")).collect();
     let columns = columns.join(", ");
-    format!("SELECT {names}, {sums} FROM (SELECT {columns}{rows}) AS o GROUP BY {names} ORDER BY {names} LIMIT {limit}")
+    format!(
+        "SELECT {names}, {sums} FROM (SELECT {columns}{rows}) AS o GROUP BY {names} ORDER BY {names} LIMIT {limit}"
+    )
 }
 
 /// Returns PostgreSQL's query for many keys in one statement: it finds each key separately,
@@ -416,7 +494,10 @@ fn parent(dialect: Dialect, counter: &CounterId, table: &Name, columns: &[String
     let parts = counter.parts();
     let first = parts.len().saturating_sub(columns.len()) + 1;
     let is = |value: &dyn Fn(usize) -> String| {
-        let terms = columns.iter().enumerate().map(|(at, column)| format!("p.{} = {}", quote(column), value(at)));
+        let terms = columns
+            .iter()
+            .enumerate()
+            .map(|(at, column)| format!("p.{} = {}", quote(column), value(at)));
         format!("SELECT 1 FROM {} AS p WHERE {}", table.quoted(), all(dialect, terms))
     };
     match dialect {
@@ -441,12 +522,21 @@ fn literal(dialect: Dialect, value: &Value<'_>) -> String {
         (Value::Blob(bytes) | Value::Uuid(bytes), Dialect::Sqlite) => {
             format!("x'{:032x}'", u128::from_be_bytes(*bytes))
         }
-        (Value::Blob(bytes), Dialect::Postgres) => format!("'\\x{:032x}'::bytea", u128::from_be_bytes(*bytes)),
-        (Value::Uuid(bytes), Dialect::Postgres) => format!("'{:032x}'::uuid", u128::from_be_bytes(*bytes)),
-        // A cutoff is one value.
-        (Value::Bytes(_) | Value::Integers(_) | Value::Texts(_) | Value::Blobs(_) | Value::Uuids(_), _) => {
-            "NULL".to_owned()
+        (Value::Blob(bytes), Dialect::Postgres) => {
+            format!("'\\x{:032x}'::bytea", u128::from_be_bytes(*bytes))
         }
+        (Value::Uuid(bytes), Dialect::Postgres) => {
+            format!("'{:032x}'::uuid", u128::from_be_bytes(*bytes))
+        }
+        // A cutoff is one value.
+        (
+            Value::Bytes(_)
+            | Value::Integers(_)
+            | Value::Texts(_)
+            | Value::Blobs(_)
+            | Value::Uuids(_),
+            _,
+        ) => "NULL".to_owned(),
     }
 }
 
@@ -523,7 +613,11 @@ mod tests {
         ];
         for (text, schema, table) in cases {
             let name = Name::new(text);
-            assert_eq!((name.schema.as_deref(), name.table.as_str(), name.is_name()), (schema, table, true), "{text}");
+            assert_eq!(
+                (name.schema.as_deref(), name.table.as_str(), name.is_name()),
+                (schema, table, true),
+                "{text}"
+            );
         }
         for text in ["", ".", "a.", ".b", "a.b.c", r#""""#] {
             assert!(!Name::new(text).is_name(), "{text}");

@@ -30,8 +30,13 @@ fn audit<const POSTGRES: bool>(columns: Columns) -> Database<'static, Scripted<P
         Column::Integer(setlist) => Ok(Vote(setlist)),
         other => Err(format!("a setlist is {other}").into()),
     });
-    let mut audit =
-        Database { schema: &SCHEMA, identity: 1, sources: Vec::new(), plan: None, limits: super::Limits::default() };
+    let mut audit = Database {
+        schema: &SCHEMA,
+        identity: 1,
+        sources: Vec::new(),
+        plan: None,
+        limits: super::Limits::default(),
+    };
     let sources = rows.columns("setlist").key(VOTES, columns).sources(&SCHEMA).unwrap();
     audit.put(sources.into_iter().map(|source| source.found().unwrap()).collect());
     audit
@@ -58,7 +63,8 @@ fn page_of_rows_reads_totals_and_sums_in_one_snapshot() {
     ]);
     let diff = now(audit(by_sql()).compare(&mut script, &page(VOTES.id()))).unwrap();
     assert_eq!(script.verbs(), ["BEGIN", "SELECT", "SELECT", "ROLLBACK"]);
-    let drifts: Vec<_> = diff.drifts.iter().map(|drift| (drift.stored, drift.expected, drift.rows)).collect();
+    let drifts: Vec<_> =
+        diff.drifts.iter().map(|drift| (drift.stored, drift.expected, drift.rows)).collect();
     assert_eq!((drifts, diff.keys), (vec![(5, 3, 3)], 2));
 }
 
@@ -75,10 +81,14 @@ fn page_by_tally_stops_reading_at_the_first_key_too_many() {
 fn page_of_a_rollup_sums_pairs_in_sqlite_and_sums_in_postgres() {
     let mut sqlite = Script::<false>::answering([
         ("SELECT t.", Ok(rows(&[&[70, 9]]))),
-        (r#"SELECT l."key_2", l."total", f."total""#, Ok(rows(&[&[70, 1, 4], &[70, 1, 5], &[80, 2, 3]]))),
+        (
+            r#"SELECT l."key_2", l."total", f."total""#,
+            Ok(rows(&[&[70, 1, 4], &[70, 1, 5], &[80, 2, 3]])),
+        ),
     ]);
     let diff = now(audit(by_sql()).compare(&mut sqlite, &page(SHOWS.id()))).unwrap();
-    let drifts: Vec<_> = diff.drifts.iter().map(|drift| (drift.stored, drift.expected, drift.rows)).collect();
+    let drifts: Vec<_> =
+        diff.drifts.iter().map(|drift| (drift.stored, drift.expected, drift.rows)).collect();
     assert_eq!(drifts, [(0, 6, 1)]);
     let part = vec![Column::Integer(70), Column::Integer(2), Column::Text("9".into())];
     let mut postgres = Script::<true>::answering([
@@ -86,7 +96,9 @@ fn page_of_a_rollup_sums_pairs_in_sqlite_and_sums_in_postgres() {
         (r#"SELECT l."key_2", count(*)"#, Ok(vec![part])),
     ]);
     assert_eq!(now(audit(by_sql()).compare(&mut postgres, &page(SHOWS.id()))).unwrap().drifts, []);
-    assert!(postgres.ran.iter().any(|ran| ran.starts_with("BEGIN") && ran.contains("enable_seqscan")));
+    assert!(
+        postgres.ran.iter().any(|ran| ran.starts_with("BEGIN") && ran.contains("enable_seqscan"))
+    );
 }
 
 #[test]
@@ -95,7 +107,11 @@ fn repair_in_postgres_locks_totals_before_it_recounts_them() {
     let mut script = Script::<true>::default();
     now(audit(by_sql()).repair(&mut script, &ask)).unwrap();
     let at = |text: &str| script.ran.iter().position(|ran| ran.contains(text)).unwrap();
-    assert!(at("READ COMMITTED") < at("RETURNING") && at("RETURNING") < at("LATERAL"), "{:?}", script.ran);
+    assert!(
+        at("READ COMMITTED") < at("RETURNING") && at("RETURNING") < at("LATERAL"),
+        "{:?}",
+        script.ran
+    );
     assert_eq!(script.verbs().last(), Some(&"COMMIT"));
 }
 

@@ -37,9 +37,20 @@ const MAX_PRUNES: u32 = 8;
 const MAX_LEFT_ALONE: usize = 10_000;
 
 impl<'a> Guarded<'a> {
-    pub(super) fn new(store: &MemoryStore, grace_period: GracePeriod, runtime: Box<dyn Runtime + 'a>) -> Self {
+    pub(super) fn new(
+        store: &MemoryStore,
+        grace_period: GracePeriod,
+        runtime: Box<dyn Runtime + 'a>,
+    ) -> Self {
         let audit = store.count_audit();
-        Self { grace_period, audit, runtime, reading: None, early: BTreeSet::new(), left_alone: BTreeMap::new() }
+        Self {
+            grace_period,
+            audit,
+            runtime,
+            reading: None,
+            early: BTreeSet::new(),
+            left_alone: BTreeMap::new(),
+        }
     }
 
     pub(super) fn compare(
@@ -83,11 +94,15 @@ impl<'a> Guarded<'a> {
     ) -> Result<Repaired> {
         let position = store.schema().position(&ask.counter)?;
         let mut repaired = Repaired::default();
-        let mut found = self.settle_together(store, sources, (&ask.counter, position), &ask.keys, true)?;
+        let mut found =
+            self.settle_together(store, sources, (&ask.counter, position), &ask.keys, true)?;
         for key in &ask.keys {
             self.refuse_unguarded_hooks(store, &ask.counter)?;
             let of = Lone { counter: ask.counter, position, key };
-            match found.remove(key).map_or_else(|| self.settle(store, sources, &of, true), |found| Ok(Some(found)))? {
+            match found
+                .remove(key)
+                .map_or_else(|| self.settle(store, sources, &of, true), |found| Ok(Some(found)))?
+            {
                 Some(found) => repaired.corrected += u64::from(found.stored != found.expected),
                 None => repaired.unsettled.push(key.clone()),
             }
@@ -141,7 +156,8 @@ impl<'a> Guarded<'a> {
                 // Check this after the notes: a pending write that is not among them was dropped
                 // before.
                 if store.are_unresolved_lost(self.settled(store)) {
-                    let reason = "the outcome of too many writes is not known; wait for the grace period";
+                    let reason =
+                        "the outcome of too many writes is not known; wait for the grace period";
                     return Err(busy(&ask.counter, reason));
                 }
                 return Ok((page, touched));
@@ -222,7 +238,9 @@ impl<'a> Guarded<'a> {
             let left_alone = self.left_alone.contains_key(&(position, key.clone()));
             let before = store.quiet(store.stripe_at(&lone(key)));
             // Check this after `quiet`, as `settle` does.
-            if let Some(before) = before.filter(|_| !left_alone && !self.is_unresolved(store, &lone(key))) {
+            if let Some(before) =
+                before.filter(|_| !left_alone && !self.is_unresolved(store, &lone(key)))
+            {
                 quiet.push((key, before));
             }
         }
@@ -234,9 +252,11 @@ impl<'a> Guarded<'a> {
         let recounts = sources.keys(store, counter, &keys)?;
         self.refuse_unguarded_hooks(store, counter)?;
         for ((key, before), recount) in quiet.into_iter().zip(recounts) {
-            let stored = store.compare(&lone(key), before, (recount.total, cutoff.as_ref()), repair)?;
+            let stored =
+                store.compare(&lone(key), before, (recount.total, cutoff.as_ref()), repair)?;
             found.extend(stored.map(|stored| {
-                let drift = Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows };
+                let drift =
+                    Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows };
                 (key.clone(), drift)
             }));
         }
@@ -255,7 +275,9 @@ impl<'a> Guarded<'a> {
     ) -> Result<Option<Drift>> {
         let (stripe, now) = (store.stripe_at(of), self.runtime.now());
         self.left_alone.retain(|_, until| *until > now);
-        if self.left_alone.contains_key(&(of.position, of.key.clone())) || self.is_unresolved(store, of) {
+        if self.left_alone.contains_key(&(of.position, of.key.clone()))
+            || self.is_unresolved(store, of)
+        {
             return Ok(None);
         }
         let mut wait = MIN_WAIT;
@@ -284,7 +306,8 @@ impl<'a> Guarded<'a> {
             }
         }
         if self.left_alone.len() < MAX_LEFT_ALONE {
-            self.left_alone.insert((of.position, of.key.clone()), self.runtime.now() + self.grace_period.time);
+            self.left_alone
+                .insert((of.position, of.key.clone()), self.runtime.now() + self.grace_period.time);
         }
         Ok(None)
     }
@@ -334,7 +357,12 @@ fn attempt(
     let cutoff = store.cutoff(of.position);
     let recount = sources.key(store, &of.counter, of.key)?;
     let stored = store.compare(of, before, (recount.total, cutoff.as_ref()), repair)?;
-    Ok(stored.map(|stored| Drift { key: recount.key, stored, expected: recount.total, rows: recount.rows }))
+    Ok(stored.map(|stored| Drift {
+        key: recount.key,
+        stored,
+        expected: recount.total,
+        rows: recount.rows,
+    }))
 }
 
 fn busy(counter: &CounterId, reason: &'static str) -> Error {

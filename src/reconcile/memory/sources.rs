@@ -61,7 +61,9 @@ impl<'a> Sources<'a> {
 
     /// Returns whether every recount of this counter reads all of its rows.
     pub(super) fn reads_all(&self, counter: &CounterId) -> bool {
-        self.counters.iter().any(|(known, source)| known == counter && matches!(source, Source::Scanned(_)))
+        self.counters
+            .iter()
+            .any(|(known, source)| known == counter && matches!(source, Source::Scanned(_)))
     }
 
     /// Returns the first keys' sums, of rows that are not below the counter's cutoff.
@@ -97,7 +99,12 @@ impl<'a> Sources<'a> {
     }
 
     /// Returns the sums of these keys, in their order: of scanned rows by one scan for all.
-    pub(super) fn keys(&mut self, store: &MemoryStore, counter: &CounterId, keys: &[&KeyBuf]) -> Result<Vec<Recount>> {
+    pub(super) fn keys(
+        &mut self,
+        store: &MemoryStore,
+        counter: &CounterId,
+        keys: &[&KeyBuf],
+    ) -> Result<Vec<Recount>> {
         if !self.reads_all(counter) {
             return keys.iter().map(|key| self.sorted_key(store, counter, key)).collect();
         }
@@ -116,11 +123,21 @@ impl<'a> Sources<'a> {
     }
 
     /// Returns one key's sum.
-    pub(super) fn key(&mut self, store: &MemoryStore, counter: &CounterId, key: &KeyBuf) -> Result<Recount> {
+    pub(super) fn key(
+        &mut self,
+        store: &MemoryStore,
+        counter: &CounterId,
+        key: &KeyBuf,
+    ) -> Result<Recount> {
         Ok(self.keys(store, counter, &[key])?.pop().unwrap_or_else(|| nothing(key)))
     }
 
-    fn sorted_key(&mut self, store: &MemoryStore, counter: &CounterId, key: &KeyBuf) -> Result<Recount> {
+    fn sorted_key(
+        &mut self,
+        store: &MemoryStore,
+        counter: &CounterId,
+        key: &KeyBuf,
+    ) -> Result<Recount> {
         let first = self.page(store, counter, Bound::Included(key), 1)?.into_iter().next();
         Ok(first.filter(|recount| recount.key == *key).unwrap_or_else(|| nothing(key)))
     }
@@ -151,11 +168,18 @@ impl<'a> Sources<'a> {
 /// Returns whether a key is not below the counter's cutoff, as it is now.
 fn kept(store: &MemoryStore, counter: &CounterId) -> Result<impl Fn(&KeyBuf) -> bool + use<>> {
     let (counter, cutoff) = (*counter, store.cutoff(store.schema().position(counter)?));
-    Ok(move |key: &KeyBuf| cutoff.as_ref().is_none_or(|cutoff| retention::keeps(&counter, key, cutoff)))
+    Ok(move |key: &KeyBuf| {
+        cutoff.as_ref().is_none_or(|cutoff| retention::keeps(&counter, key, cutoff))
+    })
 }
 
 /// Visits the rows of some scans, until the visitor returns false.
-fn visit(scans: &mut [Scan<'_>], positions: &[usize], counter: &CounterId, each: &mut Visitor<'_>) -> Result<()> {
+fn visit(
+    scans: &mut [Scan<'_>],
+    positions: &[usize],
+    counter: &CounterId,
+    each: &mut Visitor<'_>,
+) -> Result<()> {
     let mut go_on = true;
     for position in positions {
         if let Some(scan) = scans.get_mut(*position).filter(|_| go_on) {
@@ -229,7 +253,8 @@ mod tests {
                 for key in order.iter().chain(order.iter().rev()) {
                     add_to_first(&mut first, limit, &id, &KeyBuf::of::<i64>(key), 3).unwrap();
                 }
-                let sums: Vec<(i64, Sum)> = first.iter().map(|(key, sum)| (key.decode().unwrap(), *sum)).collect();
+                let sums: Vec<(i64, Sum)> =
+                    first.iter().map(|(key, sum)| (key.decode().unwrap(), *sum)).collect();
                 let wanted: Vec<(i64, Sum)> = (0..5).take(limit).map(|key| (key, (6, 2))).collect();
                 assert_eq!(sums, wanted, "{order:?}, {limit}");
             }

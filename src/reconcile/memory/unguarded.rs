@@ -48,10 +48,16 @@ impl<'a> Unguarded<'a> {
         for firsts in drifts.chunks(together) {
             let keys: Vec<&KeyBuf> = firsts.iter().map(|first| &first.key).collect();
             for (first, again) in firsts.iter().zip(sources.keys(store, &ask.counter, &keys)?) {
-                let stored = store.stored(&Lone { counter: ask.counter, position, key: &first.key });
+                let stored =
+                    store.stored(&Lone { counter: ask.counter, position, key: &first.key });
                 let drift = |stored: i64, expected: i64| i128::from(stored) - i128::from(expected);
                 if drift(stored, again.total) == drift(first.stored, first.expected) {
-                    once.drifts.push(Drift { key: again.key, stored, expected: again.total, rows: again.rows });
+                    once.drifts.push(Drift {
+                        key: again.key,
+                        stored,
+                        expected: again.total,
+                        rows: again.rows,
+                    });
                 } else if stored != again.total {
                     once.unsettled.push(first.key.clone());
                 }
@@ -69,7 +75,8 @@ impl<'a> Unguarded<'a> {
             if now > until {
                 return true;
             }
-            self.runtime.wait(until.saturating_sub(now) + Duration::from_millis(1), "hooks under way");
+            self.runtime
+                .wait(until.saturating_sub(now) + Duration::from_millis(1), "hooks under way");
         }
         false
     }

@@ -13,7 +13,9 @@ use crate::error::{Error, Result};
 use crate::executor::Reading;
 use crate::key::KeyPart;
 use crate::reconcile::database::statements::Name;
-use crate::reconcile::database::{Opening, RowSource, Unfound, begin_read, end_read, of_page, source_failed};
+use crate::reconcile::database::{
+    Opening, RowSource, Unfound, begin_read, end_read, of_page, source_failed,
+};
 use crate::sql::{Dialect, Query, Value};
 
 /// Finds the tables of a source and checks it.
@@ -27,14 +29,20 @@ pub(super) async fn look<'a>(
     end_read(session, &counter, looked).await
 }
 
-async fn look_in<'a>(client: &Client, mut source: Unfound<'a, TokioPostgres>) -> Result<RowSource<'a, TokioPostgres>> {
+async fn look_in<'a>(
+    client: &Client,
+    mut source: Unfound<'a, TokioPostgres>,
+) -> Result<RowSource<'a, TokioPostgres>> {
     let counter = source.counter;
     for name in source.target.names() {
         find(client, &counter, name).await?;
     }
     let mut source = source.found()?;
     let mut script = of_page();
-    client.batch_execute(&script).await.map_err(|error| failed_on("reading the source", &counter, error))?;
+    client
+        .batch_execute(&script)
+        .await
+        .map_err(|error| failed_on("reading the source", &counter, error))?;
     check_types(client, &source).await?;
     // The first page is not limited to some partitions by its key.
     let first = plan_of(client, &source, "EXPLAIN (VERBOSE)", false).await?;
@@ -43,14 +51,17 @@ async fn look_in<'a>(client: &Client, mut source: Unfound<'a, TokioPostgres>) ->
     if let Some(index) = source.target.wanted_index(Dialect::Postgres, &counter)
         && next.iter().any(|line| sorts(line))
     {
-        let reason = format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
+        let reason = format!(
+            "its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}"
+        );
         return Err(Error::source(&counter, None, reason));
     }
     // Partitions and children come without waiting for readers.
     let kinship = Query::new(KINSHIP, Vec::new());
     let failed = |error| failed_on("looking at the tables of the source", &counter, error);
     let rows = rows(client, &kinship).await.map_err(failed)?;
-    let kin: String = rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)?;
+    let kin: String =
+        rows.first().map_or(Ok(String::new()), |row| row.try_get(0)).map_err(failed)?;
     source.watch = (!kin.is_empty()).then_some(kinship);
     // The tables are locked before the snapshot, which does not see what TRUNCATE, a partition that
     // comes or goes, or a rewrite of a table does to it later.
@@ -78,7 +89,8 @@ async fn rows(client: &Client, query: &Query<'_>) -> Result<Vec<Row>, tokio_post
 async fn check_types(client: &Client, source: &RowSource<'_, TokioPostgres>) -> Result<()> {
     let (counter, statements) = (&source.counter, &source.statements);
     let kinds: Vec<Type> = some_key(counter).iter().map(kind_of).collect();
-    let arrays: Vec<Type> = some_key(counter).into_iter().map(|value| kind_of(&value.into_column())).collect();
+    let arrays: Vec<Type> =
+        some_key(counter).into_iter().map(|value| kind_of(&value.into_column())).collect();
     let limited = [kinds.as_slice(), &[Type::INT8]].concat();
     let prepare = async |text: &str, kinds: &[Type]| {
         let prepared = client.prepare_typed(text, kinds).await;
@@ -89,7 +101,8 @@ async fn check_types(client: &Client, source: &RowSource<'_, TokioPostgres>) -> 
     let key_at = columns.len().saturating_sub(parts.len() + 2);
     for (part, column) in parts.as_slice().iter().zip(columns.iter().skip(key_at)) {
         if !fits(*part, column.type_()) {
-            let reason = format!("a key of {part} cannot be read from a column of type {}", column.type_());
+            let reason =
+                format!("a key of {part} cannot be read from a column of type {}", column.type_());
             return Err(Error::source(counter, None, reason));
         }
     }
@@ -126,7 +139,9 @@ fn some_key(counter: &CounterId) -> Vec<Value<'static>> {
 /// Whether a column of this type holds such a part of a key, and compares as it does.
 fn fits(part: KeyPart, kind: &Type) -> bool {
     match part {
-        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => matches!(*kind, Type::INT2 | Type::INT4 | Type::INT8),
+        KeyPart::Signed(..=8) | KeyPart::Unsigned(..=8) => {
+            matches!(*kind, Type::INT2 | Type::INT4 | Type::INT8)
+        }
         KeyPart::Text => matches!(*kind, Type::TEXT | Type::VARCHAR),
         KeyPart::Uuid => *kind == Type::UUID,
         _ => *kind == Type::BYTEA,
@@ -138,7 +153,11 @@ fn check_amount(counter: &CounterId, kind: Option<&Type>) -> Result<()> {
         Some(&(Type::INT2 | Type::INT4 | Type::INT8 | Type::NUMERIC)) => Ok(()),
         kind => {
             let kind = kind.map_or("nothing", Type::name);
-            Err(Error::source(counter, None, format!("its amounts are of type {kind}, and are to be integers")))
+            Err(Error::source(
+                counter,
+                None,
+                format!("its amounts are of type {kind}, and are to be integers"),
+            ))
         }
     }
 }
@@ -156,7 +175,8 @@ async fn plan_of(
     }
     let query = Query::new(format!("{explain} {}", source.page_text(is_behind)), values);
     let plan = rows(client, &query).await;
-    let plan = plan.map_err(|error| source_failed("planning the source", &source.counter, error))?;
+    let plan =
+        plan.map_err(|error| source_failed("planning the source", &source.counter, error))?;
     Ok(plan.iter().map(|row| row.try_get(0).unwrap_or_default()).collect())
 }
 
@@ -181,8 +201,11 @@ async fn find(client: &Client, counter: &CounterId, name: &mut Name) -> Result<(
     let query = Query::new(NAMED.to_owned(), vec![Value::Text(name.table.clone().into())]);
     let (mut meant, mut others, mut is_part) = (Vec::new(), Vec::new(), false);
     for row in rows(client, &query).await.map_err(failed)? {
-        let place = |row: &Row| Ok((row.try_get::<_, String>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
-        let (schema, reached, temporary, partition): (_, _, _, bool) = place(&row).map_err(failed)?;
+        let place = |row: &Row| {
+            Ok((row.try_get::<_, String>(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+        };
+        let (schema, reached, temporary, partition): (_, _, _, bool) =
+            place(&row).map_err(failed)?;
         let is_meant = match name.schema.as_deref() {
             None => reached,
             Some("pg_temp") => temporary,
@@ -193,8 +216,10 @@ async fn find(client: &Client, counter: &CounterId, name: &mut Name) -> Result<(
     }
     name.find(counter, &meant, &others)?;
     if is_part {
-        let reason =
-            format!("{} is a partition, which has a part of the rows; name the table that it is a part of", name.text);
+        let reason = format!(
+            "{} is a partition, which has a part of the rows; name the table that it is a part of",
+            name.text
+        );
         return Err(Error::source(counter, None, reason));
     }
     Ok(())
@@ -221,7 +246,9 @@ async fn refuse_part(client: &Client, counter: &CounterId, plan: &[String]) -> R
     let text = "SELECT n FROM unnest($1::text[]) AS n JOIN pg_class AS c ON c.oid = to_regclass(n) WHERE c.relkind = 'm' LIMIT 1";
     let failed = |error| failed_on("looking at the tables of the source", counter, error);
     let query = Query::new(text.to_owned(), vec![Value::Texts(names)]);
-    let Some(row) = rows(client, &query).await.map_err(failed)?.into_iter().next() else { return Ok(()) };
+    let Some(row) = rows(client, &query).await.map_err(failed)?.into_iter().next() else {
+        return Ok(());
+    };
     let name: String = row.try_get(0).map_err(failed)?;
     refused(format!("{name} is a materialized view, which has the rows of its last refresh"))
 }
@@ -235,7 +262,8 @@ const KINSHIP: &str =
 /// Whether a line of a plan has an expression of who asks, or of a setting.
 fn depends_on_session(line: &str) -> bool {
     // Neither texts nor names: both may be anything.
-    let outside = |text: &str, quote: char| text.split(quote).step_by(2).collect::<Vec<_>>().join(" ");
+    let outside =
+        |text: &str, quote: char| text.split(quote).step_by(2).collect::<Vec<_>>().join(" ");
     let line = outside(&outside(line, '\''), '"');
     let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let mut words = line.match_indices(is_word).map(|(at, _)| at).peekable();
@@ -244,7 +272,8 @@ fn depends_on_session(line: &str) -> bool {
         while words.next_if_eq(&end).is_some() {
             end += 1;
         }
-        let (word, rest) = (line.get(start..end).unwrap_or_default(), line.get(end..).unwrap_or_default());
+        let (word, rest) =
+            (line.get(start..end).unwrap_or_default(), line.get(end..).unwrap_or_default());
         let called = rest.starts_with('(');
         let of_role = called && word.starts_with("has_") && word.ends_with("_privilege");
         if of_role || WHO.contains(&word) || called && CALLED.contains(&word) {
@@ -308,7 +337,10 @@ mod tests {
         let line = |node: &str| format!("  ->  {node}  (cost=0.15..8.17 rows=1 width=4)");
         for (node, name) in [
             ("Seq Scan on public.items r", Some("public.items")),
-            (r#"Index Scan using items_k on "my app"."the items" r"#, Some(r#""my app"."the items""#)),
+            (
+                r#"Index Scan using items_k on "my app"."the items" r"#,
+                Some(r#""my app"."the items""#),
+            ),
             ("Seq Scan on public.items", Some("public.items")),
             ("Subquery Scan on o", None),
             ("Result", None),

@@ -17,12 +17,16 @@ use crate::sql;
 /// is temporary.
 pub(super) fn find(conn: &Connection, counter: &CounterId, name: &mut Name) -> Result<()> {
     let read = || -> rusqlite::Result<Vec<String>> {
-        let mut places =
-            conn.prepare("SELECT schema FROM pragma_table_list WHERE name = ?1 COLLATE NOCASE ORDER BY 1")?;
+        let mut places = conn.prepare(
+            "SELECT schema FROM pragma_table_list WHERE name = ?1 COLLATE NOCASE ORDER BY 1",
+        )?;
         places.query_map([&name.table], |row| row.get(0))?.collect()
     };
-    let places = read().map_err(|error| failed_on("finding the tables of the source", counter, error))?;
-    let is_meant = |schema: &String| name.schema.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(schema));
+    let places =
+        read().map_err(|error| failed_on("finding the tables of the source", counter, error))?;
+    let is_meant = |schema: &String| {
+        name.schema.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(schema))
+    };
     let (meant, others): (Vec<String>, Vec<String>) = places.into_iter().partition(is_meant);
     name.find(counter, &meant, &others)
 }
@@ -39,11 +43,14 @@ pub(super) fn check(conn: &Connection, source: &mut RowSource<'_, Sqlite>) -> Re
     if let Some(index) = source.target.wanted_index(sql::Dialect::Sqlite, &counter)
         && sorts(conn, &counter, source.page_text(true))?
     {
-        let reason = format!("its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}");
+        let reason = format!(
+            "its rows do not come out of an index in key order; make one: CREATE INDEX .. ON {index}"
+        );
         return Err(Error::source(&counter, None, reason));
     }
     let files = files(conn, source.statements.all());
-    let files = files.map_err(|error| failed_on("looking for the files of the source", &counter, error))?;
+    let files =
+        files.map_err(|error| failed_on("looking for the files of the source", &counter, error))?;
     let is_locked = files.iter().any(|(index, _)| *index != 0);
     if is_locked {
         refuse_unlockable(conn, &counter, &files)?;
@@ -69,7 +76,10 @@ fn sorts(conn: &Connection, counter: &CounterId, text: &str) -> Result<bool> {
 
 /// The files that statements read, and that of the totals: the index and the name of each database.
 /// What is temporary is this connection's alone.
-fn files<'t>(conn: &Connection, texts: impl Iterator<Item = &'t String>) -> rusqlite::Result<Vec<(i64, String)>> {
+fn files<'t>(
+    conn: &Connection,
+    texts: impl Iterator<Item = &'t String>,
+) -> rusqlite::Result<Vec<(i64, String)>> {
     let mut read = BTreeSet::from([0]);
     for text in texts {
         let mut program = conn.prepare(&format!("EXPLAIN {text}"))?;
@@ -80,19 +90,28 @@ fn files<'t>(conn: &Connection, texts: impl Iterator<Item = &'t String>) -> rusq
             }
         }
     }
-    let mut all = conn.prepare("SELECT seq, name FROM pragma_database_list WHERE name <> 'temp'")?;
-    let all = all.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut all =
+        conn.prepare("SELECT seq, name FROM pragma_database_list WHERE name <> 'temp'")?;
+    let all = all
+        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
     Ok(all.into_iter().filter(|(index, _)| read.contains(index)).collect())
 }
 
-fn refuse_unlockable(conn: &Connection, counter: &CounterId, files: &[(i64, String)]) -> Result<()> {
+fn refuse_unlockable(
+    conn: &Connection,
+    counter: &CounterId,
+    files: &[(i64, String)],
+) -> Result<()> {
     for (index, name) in files {
         let is_unlockable = || -> rusqlite::Result<bool> {
             let mode = format!("PRAGMA {}.journal_mode", sql::quote(name));
             let mode: String = conn.query_row(&mode, (), |row| row.get(0))?;
             Ok(mode == "wal" && !locks(conn, *index)?)
         };
-        if is_unlockable().map_err(|error| failed_on("looking for the files of the source", counter, error))? {
+        if is_unlockable()
+            .map_err(|error| failed_on("looking for the files of the source", counter, error))?
+        {
             let reason = format!(
                 "its rows and totals are in different files, and database {name} is in WAL mode and can only be read: so it \
                  cannot be locked, and both cannot be read as of one moment"

@@ -104,7 +104,9 @@ impl MemoryStore {
         repair: bool,
     ) -> Result<Option<i64>> {
         let hash = of.key.hash64();
-        let Some(stripe) = self.stripe(self.spread(of.position, of.key, hash)) else { return Ok(None) };
+        let Some(stripe) = self.stripe(self.spread(of.position, of.key, hash)) else {
+            return Ok(None);
+        };
         let unchanged = |state: &_| match before {
             Before::Quiet(begun) => stripe.quiet(state) == Some(begun),
             Before::Shut => true,
@@ -128,13 +130,18 @@ impl MemoryStore {
         // total stays when the stripe's lock is released. And a batch in progress from stripe to
         // stripe relies on roomy totals until it ends.
         let cutoffs = self.batch_lock.write();
-        if cutoffs.get(of.position).and_then(Option::as_ref) != cutoff || !unchanged(&stripe.lock()) {
+        if cutoffs.get(of.position).and_then(Option::as_ref) != cutoff || !unchanged(&stripe.lock())
+        {
             return Ok(None);
         }
         let stored = self.get(of.position, of.key);
         if repair && stored != expected {
             let mut lacking = Batch::new();
-            lacking.add_raw(of.counter, &mut of.key.clone(), i128::from(expected) - i128::from(stored));
+            lacking.add_raw(
+                of.counter,
+                &mut of.key.clone(),
+                i128::from(expected) - i128::from(stored),
+            );
             self.correct(&cutoffs, lacking)?;
         }
         Ok(Some(stored))
@@ -143,9 +150,11 @@ impl MemoryStore {
     /// Like [`apply`](Self::apply), for the differences that a repair adds: also to rollups, and
     /// outside `i64`. The batch lock is held exclusively.
     fn correct(&self, _alone: &Cutoffs, batch: Batch) -> Result<()> {
-        let answer =
-            |request: &TotalsRequest, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| self.answer(request, each);
-        let total = |counter: CounterId, key: &KeyBuf| Ok(self.get(self.schema.position(&counter)?, key));
+        let answer = |request: &TotalsRequest, each: &mut dyn FnMut(&KeyBuf, i64) -> Result<()>| {
+            self.answer(request, each)
+        };
+        let total =
+            |counter: CounterId, key: &KeyBuf| Ok(self.get(self.schema.position(&counter)?, key));
         let expanded = rollup_update::update_where_room(&self.schema, batch, answer, total)?;
         let positions = Positions::of(&self.schema, &expanded)?;
         self.moved.fetch_add(1, Ordering::Release);
@@ -167,9 +176,16 @@ impl MemoryStore {
 
     /// Returns the keys of a counter whose pending writes were dropped, after `after` and up to
     /// `until`, in order.
-    pub(crate) fn unresolved(&self, position: usize, after: Option<&KeyBuf>, until: Option<&KeyBuf>) -> Vec<KeyBuf> {
+    pub(crate) fn unresolved(
+        &self,
+        position: usize,
+        after: Option<&KeyBuf>,
+        until: Option<&KeyBuf>,
+    ) -> Vec<KeyBuf> {
         let inside = |key: &&KeyBuf| Some(*key) > after && until.is_none_or(|until| *key <= until);
-        self.sorted(|stripe| stripe.unresolved.of(position).map(|(key, _)| key).filter(inside).cloned().collect())
+        self.sorted(|stripe| {
+            stripe.unresolved.of(position).map(|(key, _)| key).filter(inside).cloned().collect()
+        })
     }
 
     /// Returns the keys of a counter whose pending writes were dropped at `settled` or before, in
@@ -180,7 +196,8 @@ impl MemoryStore {
     }
 
     fn sorted(&self, of: impl Fn(&StripeState) -> Vec<KeyBuf>) -> Vec<KeyBuf> {
-        let mut keys: Vec<KeyBuf> = self.stripes.iter().flat_map(|stripe| of(&stripe.lock())).collect();
+        let mut keys: Vec<KeyBuf> =
+            self.stripes.iter().flat_map(|stripe| of(&stripe.lock())).collect();
         keys.sort_unstable();
         keys
     }
@@ -196,7 +213,11 @@ impl MemoryStore {
     ///
     /// It takes memory for all keys of the rollup, its base and its membership. Writers of these
     /// wait during the copy.
-    pub(crate) fn rollup_snapshot(&self, counter: &CounterId, rollup: &Rollup) -> Result<RollupSnapshot> {
+    pub(crate) fn rollup_snapshot(
+        &self,
+        counter: &CounterId,
+        rollup: &Rollup,
+    ) -> Result<RollupSnapshot> {
         let copy = |id: &CounterId| {
             let mut totals = BTreeMap::new();
             self.visit(self.schema.position(id)?, &KeyRange::after(None), |key, total| {
@@ -207,23 +228,38 @@ impl MemoryStore {
         };
         let alone = self.batch_lock.write();
         let moved = self.moved.load(Ordering::Acquire);
-        let (memberships, base, totals) = (copy(&rollup.membership())?, copy(&rollup.base())?, copy(counter)?);
+        let (memberships, base, totals) =
+            (copy(&rollup.membership())?, copy(&rollup.base())?, copy(counter)?);
         drop(alone);
-        Ok(RollupSnapshot { counter: *counter, sums: sums(rollup, &memberships, &base)?, totals, moved })
+        Ok(RollupSnapshot {
+            counter: *counter,
+            sums: sums(rollup, &memberships, &base)?,
+            totals,
+            moved,
+        })
     }
 
     /// Adds the differences that a snapshot showed to some totals of a rollup; returns the number
     /// that differed. Returns `None` and does nothing if a repair or a prune came after the
     /// snapshot.
-    pub(crate) fn repair_rollup(&self, snapshot: &mut RollupSnapshot, keys: &[KeyBuf]) -> Result<Option<u64>> {
+    pub(crate) fn repair_rollup(
+        &self,
+        snapshot: &mut RollupSnapshot,
+        keys: &[KeyBuf],
+    ) -> Result<Option<u64>> {
         let alone = self.batch_lock.write();
         if self.moved.load(Ordering::Acquire) != snapshot.moved {
             return Ok(None);
         }
         let mut lacking = Batch::new();
         for key in keys {
-            let (expected, stored) = (snapshot.expected(key)?, snapshot.totals.get(key).copied().unwrap_or(0));
-            lacking.add_raw(snapshot.counter, &mut key.clone(), i128::from(expected) - i128::from(stored));
+            let (expected, stored) =
+                (snapshot.expected(key)?, snapshot.totals.get(key).copied().unwrap_or(0));
+            lacking.add_raw(
+                snapshot.counter,
+                &mut key.clone(),
+                i128::from(expected) - i128::from(stored),
+            );
             snapshot.totals.insert(key.clone(), expected);
         }
         let corrected = lacking.len() as u64;
@@ -249,7 +285,8 @@ impl Reading<'_> {
                 return None;
             }
             let behind = state.noted.behind(position, after);
-            touched.extend(behind.take_while(|key| until.is_none_or(|until| *key <= until)).cloned());
+            touched
+                .extend(behind.take_while(|key| until.is_none_or(|until| *key <= until)).cloned());
         }
         touched.sort_unstable();
         Some(touched)
@@ -288,11 +325,19 @@ impl RollupSnapshot {
     /// Returns the first totals after a key.
     pub(crate) fn totals(&self, after: Option<&KeyBuf>, limit: usize) -> Vec<(KeyBuf, i64)> {
         let totals = self.totals.range::<KeyBuf, _>((behind(after), Bound::Unbounded));
-        totals.filter(|(_, total)| **total != 0).take(limit).map(|(key, total)| (key.clone(), *total)).collect()
+        totals
+            .filter(|(_, total)| **total != 0)
+            .take(limit)
+            .map(|(key, total)| (key.clone(), *total))
+            .collect()
     }
 
     /// Returns what the first totals after a key should be, and the number of pairs in each sum.
-    pub(crate) fn expected_all(&self, after: Option<&KeyBuf>, limit: usize) -> Result<Vec<(KeyBuf, i64, u64)>> {
+    pub(crate) fn expected_all(
+        &self,
+        after: Option<&KeyBuf>,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64, u64)>> {
         let sums = self.sums.range::<KeyBuf, _>((behind(after), Bound::Unbounded)).take(limit);
         sums.map(|(key, (_, pairs))| Ok((key.clone(), self.expected(key)?, *pairs))).collect()
     }
@@ -308,7 +353,11 @@ fn behind(after: Option<&KeyBuf>) -> Bound<&KeyBuf> {
     after.map_or(Bound::Unbounded, Bound::Excluded)
 }
 
-fn sums(rollup: &Rollup, memberships: &BTreeMap<KeyBuf, i64>, base: &BTreeMap<KeyBuf, i64>) -> Result<Sums> {
+fn sums(
+    rollup: &Rollup,
+    memberships: &BTreeMap<KeyBuf, i64>,
+    base: &BTreeMap<KeyBuf, i64>,
+) -> Result<Sums> {
     let mut sums = Sums::new();
     for (key, weight) in memberships {
         let (child, parent) = rollup

@@ -58,7 +58,10 @@ impl Offsets {
             for (stream, last) in share.lasts.read().range::<KeyBuf, _>((start, Bound::Unbounded)) {
                 if first.len() >= limit {
                     // All that follows in this share is larger too.
-                    let Some(mut largest) = first.peek_mut().filter(|largest| *stream < largest.0) else { break };
+                    let Some(mut largest) = first.peek_mut().filter(|largest| *stream < largest.0)
+                    else {
+                        break;
+                    };
                     *largest = (stream.clone(), *last);
                 } else {
                     first.push((stream.clone(), *last));

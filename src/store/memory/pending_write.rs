@@ -142,7 +142,9 @@ impl MemoryStore {
             }
             Over::Many(stripes) => {
                 let stripes = || stripes.iter().filter_map(|at| self.stripes.get(*at));
-                if let Some((done, shut)) = stripes().enumerate().find(|(_, stripe)| !stripe.begin()) {
+                if let Some((done, shut)) =
+                    stripes().enumerate().find(|(_, stripe)| !stripe.begin())
+                {
                     stripes().take(done).for_each(Stripe::back_out);
                     return Err(shut);
                 }
@@ -160,7 +162,8 @@ impl MemoryStore {
     #[inline]
     fn commit(&self, batch: &mut Batch, over: &Over) -> Result<Applied> {
         let began = observe::begin(observe::Backend::Memory, batch);
-        if let (Over::One { position, hash }, Some((_, entry, of_key))) = (over, batch.single(SMALL))
+        if let (Over::One { position, hash }, Some((_, entry, of_key))) =
+            (over, batch.single(SMALL))
             && let Some(totals) = self.apply_one((*position, *hash), entry, of_key, 1)
         {
             let applied = Applied::new(totals, 0);
@@ -177,7 +180,9 @@ impl MemoryStore {
 
     fn end(&self, over: &Over) {
         match over {
-            Over::One { hash, .. } => self.stripe(*hash).into_iter().for_each(|stripe| stripe.lock().ended += 1),
+            Over::One { hash, .. } => {
+                self.stripe(*hash).into_iter().for_each(|stripe| stripe.lock().ended += 1);
+            }
             Over::Many(stripes) => {
                 for stripe in stripes.iter().filter_map(|at| self.stripes.get(*at)) {
                     stripe.lock().ended += 1;

@@ -31,7 +31,9 @@ impl MemoryStore {
     pub(super) fn get(&self, position: usize, key: &KeyBuf) -> i64 {
         let hash = key.hash64();
         let stripe = self.stripe(self.spread(position, key, hash));
-        stripe.map_or(0, |stripe| stripe.lock().tables.get(position).map_or(0, |table| table.get(hash, key)))
+        stripe.map_or(0, |stripe| {
+            stripe.lock().tables.get(position).map_or(0, |table| table.get(hash, key))
+        })
     }
 
     /// Returns the totals of these keys, in the same order; 0 for a key without a total.
@@ -39,7 +41,11 @@ impl MemoryStore {
     /// # Errors
     ///
     /// As [`total`](Self::total).
-    pub fn totals_of<K: Key>(&self, counter: Counter<K>, keys: impl IntoIterator<Item: AsKey<K>>) -> Result<Vec<i64>> {
+    pub fn totals_of<K: Key>(
+        &self,
+        counter: Counter<K>,
+        keys: impl IntoIterator<Item: AsKey<K>>,
+    ) -> Result<Vec<i64>> {
         Store::totals_of(&mut &*self, counter, keys)
     }
 
@@ -61,7 +67,12 @@ impl MemoryStore {
         Store::range(&mut &*self, range, limit)
     }
 
-    pub(super) fn read_range(&self, counter: CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    pub(super) fn read_range(
+        &self,
+        counter: CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         self.readable(&counter)?;
         self.range_unready(&counter, range, limit)
     }
@@ -77,7 +88,12 @@ impl MemoryStore {
     }
 
     /// As [`read_range`](Self::read_range), for a counter that need not be ready.
-    fn range_unready(&self, counter: &CounterId, range: &KeyRange, limit: usize) -> Result<Vec<(KeyBuf, i64)>> {
+    fn range_unready(
+        &self,
+        counter: &CounterId,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(KeyBuf, i64)>> {
         let position = self.schema.position(counter)?;
         check_bounds(counter, range)?;
         let in_order = self.plans.get(position).is_some_and(|plan| plan.prefix.is_some());
@@ -128,7 +144,12 @@ impl MemoryStore {
 
     /// Calls `each` with the totals of a range, stripe by stripe; `false` skips the rest of a
     /// stripe.
-    pub(super) fn visit(&self, position: usize, range: &KeyRange, mut each: impl FnMut(&KeyBuf, i64) -> bool) {
+    pub(super) fn visit(
+        &self,
+        position: usize,
+        range: &KeyRange,
+        mut each: impl FnMut(&KeyBuf, i64) -> bool,
+    ) {
         let stripes = match self.stripe_of_range(position, range) {
             Some(at) => self.stripes.get(at..=at),
             None => self.stripes.get(..),
@@ -206,9 +227,10 @@ impl MemoryStore {
         }
         match self.first_unready(position)? {
             None => Ok(position),
-            Some(unready) => {
-                Err(Error::NotReady { counter: counter.name(), unready: unready.full_name().into_owned() })
-            }
+            Some(unready) => Err(Error::NotReady {
+                counter: counter.name(),
+                unready: unready.full_name().into_owned(),
+            }),
         }
     }
 
@@ -227,7 +249,10 @@ impl MemoryStore {
 fn check_bounds(counter: &CounterId, range: &KeyRange) -> Result<()> {
     for bound in [range.start(), range.end()] {
         if let Bound::Included(prefix) | Bound::Excluded(prefix) = bound {
-            counter.parts().values_of_prefix(prefix).map_err(|cause| Error::key(counter, prefix, cause))?;
+            counter
+                .parts()
+                .values_of_prefix(prefix)
+                .map_err(|cause| Error::key(counter, prefix, cause))?;
         }
     }
     Ok(())

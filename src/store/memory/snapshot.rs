@@ -90,7 +90,11 @@ impl TryFrom<u32> for Format {
     type Error = String;
 
     fn try_from(number: u32) -> Result<Self, String> {
-        if number == Self::NUMBER { Ok(Self) } else { Err(format!("its format is {number}, not {}", Self::NUMBER)) }
+        if number == Self::NUMBER {
+            Ok(Self)
+        } else {
+            Err(format!("its format is {number}, not {}", Self::NUMBER))
+        }
     }
 }
 
@@ -157,8 +161,8 @@ impl MemoryStore {
     /// A counter that the snapshot lacks, because it is new or its version was raised, starts empty
     /// and is not [ready](Self::is_ready): backfill its past. The same holds for a rollup of such a
     /// counter, because what it sums is still empty. A counter may have become
-    /// [`prunable`](crate::backend::CounterSpec::prunable), or stopped being so if it was never pruned. The
-    /// order of the schema does not matter.
+    /// [`prunable`](crate::backend::CounterSpec::prunable), or stopped being so if it was never
+    /// pruned. The order of the schema does not matter.
     ///
     /// Before you deliver events, call [`replay_from`](Self::replay_from) for each of the
     /// [`offsets`](Self::offsets): a log that was truncated, for example by a power failure, does
@@ -193,7 +197,8 @@ impl MemoryStore {
             }
         }
         for (stream, last) in &snapshot.offsets {
-            let stream_range = StreamRange::new(stream, *last, *last).map_err(|error| failed(error.to_string()))?;
+            let stream_range = StreamRange::new(stream, *last, *last)
+                .map_err(|error| failed(error.to_string()))?;
             store.offsets.turn(stream_range.stream()).set(stream_range.last());
         }
         Ok(store)
@@ -203,7 +208,11 @@ impl MemoryStore {
     fn put(&mut self, position: usize, spec: &CounterSpec, counter: &CounterTotals) -> Result<()> {
         let id = spec.id();
         let refused = |key: &KeyBuf, why: &str| {
-            Err(failed(format!("counter {}, key {}: {why}", counter.name, shortened(&id.show(key)))))
+            Err(failed(format!(
+                "counter {}, key {}: {why}",
+                counter.name,
+                shortened(&id.show(key))
+            )))
         };
         for (key, total) in &counter.totals {
             if let Err(cause) = id.parts().values(key) {
@@ -216,7 +225,10 @@ impl MemoryStore {
             if table.has(hash, key) {
                 return refused(key, "it comes twice");
             }
-            if table.add(hash, key, *total, u64::MAX).is_none_or(|total| total.unsigned_abs() > ROOMY) {
+            if table
+                .add(hash, key, *total, u64::MAX)
+                .is_none_or(|total| total.unsigned_abs() > ROOMY)
+            {
                 self.wide.store(true, Ordering::Release);
             }
         }
@@ -224,7 +236,10 @@ impl MemoryStore {
             let parts = id.parts();
             let last = parts.as_slice().last().filter(|_| spec.is_prunable());
             if last.is_none_or(|last| KeyParts::one(*last).values(cutoff).is_err()) {
-                let reason = format!("counter {} was pruned at 0x{cutoff:?}, and cannot be so here", counter.name);
+                let reason = format!(
+                    "counter {} was pruned at 0x{cutoff:?}, and cannot be so here",
+                    counter.name
+                );
                 return Err(failed(reason));
             }
         }
@@ -288,7 +303,9 @@ impl Snapshot {
         for counter in &self.counters {
             let refused = |reason: String| {
                 let name = shortened(&counter.name);
-                Err(failed(format!("counter {name} {reason}; `Snapshot::drop_counter` gives its totals up")))
+                Err(failed(format!(
+                    "counter {name} {reason}; `Snapshot::drop_counter` gives its totals up"
+                )))
             };
             let Some(spec) = counter.spec(schema) else {
                 return refused("is not in the schema".to_owned());
@@ -298,11 +315,18 @@ impl Snapshot {
             }
             let here = CounterTotals::of(spec);
             if counter.key != here.key {
-                return refused(format!("has the key {}, and {} in the schema", shortened(&counter.key), here.key));
+                return refused(format!(
+                    "has the key {}, and {} in the schema",
+                    shortened(&counter.key),
+                    here.key
+                ));
             }
             if unpruned(&counter.storage_clause) != unpruned(&here.storage_clause) {
                 let there = shortened(&counter.storage_clause);
-                return refused(format!("is placed as {there:?}, and as {:?} in the schema", here.storage_clause));
+                return refused(format!(
+                    "is placed as {there:?}, and as {:?} in the schema",
+                    here.storage_clause
+                ));
             }
         }
         Ok(())

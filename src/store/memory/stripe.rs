@@ -47,8 +47,18 @@ const MAX_UNRESOLVED: usize = 4096;
 
 impl Stripe {
     pub(super) fn new(tables: Tables) -> Self {
-        let state = StripeState { tables, ended: 0, noted: Noted::default(), unresolved: UnresolvedKeys::default() };
-        Self { begun: AtomicU64::new(0), state: Mutex::new(state), barrier: Mutex::new(()), keeper: Mutex::new(None) }
+        let state = StripeState {
+            tables,
+            ended: 0,
+            noted: Noted::default(),
+            unresolved: UnresolvedKeys::default(),
+        };
+        Self {
+            begun: AtomicU64::new(0),
+            state: Mutex::new(state),
+            barrier: Mutex::new(()),
+            keeper: Mutex::new(None),
+        }
     }
 
     #[inline]
@@ -132,12 +142,17 @@ impl Noted {
     }
 
     /// Returns the keys of one counter, from its first one on or after `after`.
-    pub(super) fn behind<'n>(&'n self, position: usize, after: Option<&KeyBuf>) -> impl Iterator<Item = &'n KeyBuf> {
+    pub(super) fn behind<'n>(
+        &'n self,
+        position: usize,
+        after: Option<&KeyBuf>,
+    ) -> impl Iterator<Item = &'n KeyBuf> {
         let start = match after {
             Some(after) => Bound::Excluded((position, after.clone())),
             None => Bound::Included((position, KeyBuf::new())),
         };
-        let keys = self.keys.range((start, Bound::Unbounded)).take_while(move |(at, _)| *at == position);
+        let keys =
+            self.keys.range((start, Bound::Unbounded)).take_while(move |(at, _)| *at == position);
         keys.map(|(_, key)| key)
     }
 
@@ -165,8 +180,17 @@ impl UnresolvedKeys {
     }
 
     /// Returns whether a key's pending write was dropped after the time `settled`.
-    pub(super) fn is_fresh(&self, position: usize, key: &KeyBuf, settled: Option<Duration>) -> bool {
-        let since = if self.keys.is_empty() { None } else { self.keys.get(&(position, key.clone())).copied() };
+    pub(super) fn is_fresh(
+        &self,
+        position: usize,
+        key: &KeyBuf,
+        settled: Option<Duration>,
+    ) -> bool {
+        let since = if self.keys.is_empty() {
+            None
+        } else {
+            self.keys.get(&(position, key.clone())).copied()
+        };
         since.is_some_and(|since| Some(since) > settled) || self.are_lost(settled)
     }
 
@@ -178,7 +202,10 @@ impl UnresolvedKeys {
     /// Returns the keys of one counter, in order, each with the time when the last pending write
     /// over it was dropped.
     pub(super) fn of(&self, position: usize) -> impl Iterator<Item = (&KeyBuf, Duration)> {
-        let of_counter = self.keys.range((position, KeyBuf::new())..).take_while(move |((at, _), _)| *at == position);
+        let of_counter = self
+            .keys
+            .range((position, KeyBuf::new())..)
+            .take_while(move |((at, _), _)| *at == position);
         of_counter.map(|((_, key), since)| (key, *since))
     }
 
@@ -207,10 +234,16 @@ mod tests {
         assert!(!unresolved.are_lost(None) && !unresolved.is_fresh(0, &key(MAX_UNRESOLVED), None));
         unresolved.add(0, &key(MAX_UNRESOLVED), Duration::from_secs(20));
         for settled in [None, at(10), at(19)] {
-            assert!(unresolved.are_lost(settled) && unresolved.is_fresh(1, &key(7), settled), "{settled:?}");
+            assert!(
+                unresolved.are_lost(settled) && unresolved.is_fresh(1, &key(7), settled),
+                "{settled:?}"
+            );
         }
         for settled in [at(20), at(21)] {
-            assert!(!unresolved.are_lost(settled) && !unresolved.is_fresh(0, &key(7), settled), "{settled:?}");
+            assert!(
+                !unresolved.are_lost(settled) && !unresolved.is_fresh(0, &key(7), settled),
+                "{settled:?}"
+            );
         }
         // A known key needs no room.
         unresolved.add(0, &key(7), Duration::from_secs(30));

@@ -39,11 +39,25 @@ impl Table {
                 let word = key.word();
                 let len = *len;
                 let rehash = |(word, _): &(u64, i64)| KeyBuf::from_word(*word, len).hash64();
-                add(totals, hash, |(known, _)| *known == word, (delta, most), || (word, delta), rehash)
+                add(
+                    totals,
+                    hash,
+                    |(known, _)| *known == word,
+                    (delta, most),
+                    || (word, delta),
+                    rehash,
+                )
             }
             Self::Long(totals) => {
                 let rehash = |(key, _): &(KeyBuf, i64)| key.hash64();
-                add(totals, hash, |(known, _)| known == key, (delta, most), || (key.clone(), delta), rehash)
+                add(
+                    totals,
+                    hash,
+                    |(known, _)| known == key,
+                    (delta, most),
+                    || (key.clone(), delta),
+                    rehash,
+                )
             }
             Self::Ordered(totals) => add_ordered(totals, key, delta, most),
         }
@@ -64,7 +78,9 @@ impl Table {
     /// Makes room for this many more totals.
     pub(super) fn reserve(&mut self, more: usize) {
         match self {
-            Self::Short { len, totals } => totals.reserve(more, |(word, _)| KeyBuf::from_word(*word, *len).hash64()),
+            Self::Short { len, totals } => {
+                totals.reserve(more, |(word, _)| KeyBuf::from_word(*word, *len).hash64());
+            }
             Self::Long(totals) => totals.reserve(more, |(key, _)| key.hash64()),
             Self::Ordered(_) => {}
         }
@@ -76,7 +92,9 @@ impl Table {
                 let word = key.word();
                 totals.find(hash, |(known, _)| *known == word).map(|(_, total)| *total)
             }
-            Self::Long(totals) => totals.find(hash, |(known, _)| known == key).map(|(_, total)| *total),
+            Self::Long(totals) => {
+                totals.find(hash, |(known, _)| known == key).map(|(_, total)| *total)
+            }
             Self::Ordered(totals) => totals.get(key).copied(),
         };
         total.unwrap_or(0)
@@ -144,7 +162,12 @@ impl Table {
 }
 
 /// Like [`add`], for an ordered table.
-fn add_ordered(totals: &mut BTreeMap<KeyBuf, i64>, key: &KeyBuf, delta: i64, most: u64) -> Option<i64> {
+fn add_ordered(
+    totals: &mut BTreeMap<KeyBuf, i64>,
+    key: &KeyBuf,
+    delta: i64,
+    most: u64,
+) -> Option<i64> {
     let Some(total) = totals.get_mut(key) else {
         if delta != 0 {
             totals.insert(key.clone(), delta);
@@ -217,7 +240,9 @@ mod tests {
             Some(_) => KeyBuf::of::<i64>(n),
             None => KeyBuf::of::<String>(format!("user {n}")),
         };
-        for parts in [Counter::<i64>::new("a").id().parts(), Counter::<String>::new("a").id().parts()] {
+        for parts in
+            [Counter::<i64>::new("a").id().parts(), Counter::<String>::new("a").id().parts()]
+        {
             let capacity = |table: &Table| match table {
                 Table::Short { totals, .. } => totals.capacity(),
                 Table::Long(totals) => totals.capacity(),

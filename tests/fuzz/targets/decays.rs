@@ -1,5 +1,6 @@
-//! Decayed sums: bytes are refused or are the one form of a sum; sums sort as plain integers do where those have room, keep their order when
-//! all that they are made of is moved in time, and so do their bytes. Epochs and weights of any time, with any half-life.
+//! Decayed sums: bytes are refused or are the one form of a sum; sums sort as plain integers do
+//! where those have room, keep their order when all that they are made of is moved in time, and so
+//! do their bytes. Epochs and weights of any time, with any half-life.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -27,11 +28,17 @@ fuzz_target!(|input: Input<'_>| {
     let half_life = HalfLife::seconds(i64::try_from(input.half_life >> 1).unwrap().max(1));
     check_time(half_life, input.at);
     let near = input.near.map(|totals| {
-        totals.into_iter().take(MAX_NEAR).map(|(epoch, total)| (epoch % NEAR, total)).collect::<Vec<_>>()
+        totals
+            .into_iter()
+            .take(MAX_NEAR)
+            .map(|(epoch, total)| (epoch % NEAR, total))
+            .collect::<Vec<_>>()
     });
-    let [plain, other_plain] =
-        near.each_ref().map(|totals| totals.iter().map(|(epoch, total)| i128::from(*total) << epoch).sum::<i128>());
-    let [one, two] = near.map(|totals| Decayed::sum(totals.into_iter().map(|(epoch, total)| (epoch.into(), total))));
+    let [plain, other_plain] = near.each_ref().map(|totals| {
+        totals.iter().map(|(epoch, total)| i128::from(*total) << epoch).sum::<i128>()
+    });
+    let [one, two] = near
+        .map(|totals| Decayed::sum(totals.into_iter().map(|(epoch, total)| (epoch.into(), total))));
     assert_eq!(one.cmp(&two), plain.cmp(&other_plain));
     assert_eq!(one.is_zero(), plain == 0);
     check_pair(&one, &two);
@@ -40,7 +47,9 @@ fuzz_target!(|input: Input<'_>| {
     let [one, two] = any.each_ref().map(|totals| Decayed::sum(totals.iter().copied()));
     check_pair(&one, &two);
     let moved = |(epoch, total): &(i64, i64)| Some((epoch.checked_add(input.moved)?, *total));
-    let then = any.each_ref().map(|totals| totals.iter().map(moved).collect::<Option<Vec<_>>>().map(Decayed::sum));
+    let then = any
+        .each_ref()
+        .map(|totals| totals.iter().map(moved).collect::<Option<Vec<_>>>().map(Decayed::sum));
     if let [Some(one_then), Some(two_then)] = then {
         assert_eq!(one_then.cmp(&two_then), one.cmp(&two), "time passes for both");
     }
@@ -51,7 +60,9 @@ fuzz_target!(|input: Input<'_>| {
         assert!(*sum <= Decayed::sum([]) || is_below.is_none_or(|value| value >= 0));
     }
 
-    let [one, two] = input.raw.map(|bytes| Decayed::from_bytes(bytes).inspect(|sum| assert_eq!(sum.to_bytes(), bytes)));
+    let [one, two] = input
+        .raw
+        .map(|bytes| Decayed::from_bytes(bytes).inspect(|sum| assert_eq!(sum.to_bytes(), bytes)));
     if let (Some(one), Some(two)) = (one, two) {
         check_pair(&one, &two);
         let _ = one.at(half_life, input.at, input.scale);
@@ -72,7 +83,10 @@ fn check_time(half_life: HalfLife, at: i64) {
     let into = i128::from(at) - i128::from(epoch) * seconds;
     assert!((0..seconds).contains(&into), "{half_life}, {at}");
     let weight = half_life.weight(at);
-    assert!((1 << HalfLife::SCALE_BITS..=2 << HalfLife::SCALE_BITS).contains(&weight), "{half_life}, {at}: {weight}");
+    assert!(
+        (1 << HalfLife::SCALE_BITS..=2 << HalfLife::SCALE_BITS).contains(&weight),
+        "{half_life}, {at}: {weight}"
+    );
     assert!(into > 0 || weight == 1 << HalfLife::SCALE_BITS);
     if let Some(later) = at.checked_add(1).filter(|later| half_life.epoch(*later) == epoch) {
         assert!(half_life.weight(later) >= weight, "{half_life}, {at}");

@@ -1,5 +1,6 @@
-//! Lines of an event file: each is an event or is refused with a reason, exactly as the format says, which is told once more here from
-//! plain JSON values; what is taken is within its bounds, and written out it is the same event.
+//! Lines of an event file: each is an event or is refused with a reason, exactly as the format
+//! says, which is told once more here from plain JSON values; what is taken is within its bounds,
+//! and written out it is the same event.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +37,11 @@ fn check(event: &Event) {
     match event {
         Event::Delete(_, id) => assert!(is_id(id)),
         Event::Insert(Row::Artist(artist)) | Event::Update(Row::Artist(artist)) => {
-            assert!(is_id(&artist.id) && artist.followers >= 0 && (0..=100).contains(&artist.popularity));
+            assert!(
+                is_id(&artist.id)
+                    && artist.followers >= 0
+                    && (0..=100).contains(&artist.popularity)
+            );
             check_counted(artist);
         }
         Event::Insert(Row::Show(show)) | Event::Update(Row::Show(show)) => {
@@ -78,7 +83,9 @@ fn written(event: &Event) -> Value {
             Table::Shows,
             json!({"id": row.id, "artist_id": row.artist_id, "date": row.date, "status": row.status.as_str()}),
         ),
-        (Some(Row::Setlist(row)), _) => (Table::Setlists, json!({"id": row.id, "show_id": row.show_id})),
+        (Some(Row::Setlist(row)), _) => {
+            (Table::Setlists, json!({"id": row.id, "show_id": row.show_id}))
+        }
         (Some(Row::Vote(row)), _) => (
             Table::Votes,
             json!({

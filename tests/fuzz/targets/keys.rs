@@ -1,13 +1,14 @@
-//! Keys: bytes are refused or are the one encoding of a key; bytes, values, columns of SQL and texts say the same of it; and they sort alike.
-//! Any two pieces of the input are tried as keys of every kind.
+//! Keys: bytes are refused or are the one encoding of a key; bytes, values, columns of SQL and
+//! texts say the same of it; and they sort alike. Any two pieces of the input are tried as keys of
+//! every kind.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
 
-use keepcount::sql::{self, MAX_TEXT, Value};
 use keepcount::backend::{KeyPart, KeyValue};
+use keepcount::sql::{self, MAX_TEXT, Value};
 use keepcount::{AsKey, Counter, Date, Error, Key, KeyBuf, KeyError};
 use libfuzzer_sys::fuzz_target;
 use uuid::Uuid;
@@ -76,9 +77,10 @@ fn check<K: Key + AsKey<K> + Ord + Debug>([one, two]: &[KeyBuf; 2]) {
     assert_eq!(one.cmp(two), order, "{first:?}, {second:?}");
     assert_eq!(one == two, order.is_eq(), "{first:?}, {second:?}");
     let id = Counter::<K>::new("c").id();
-    if let (Ok(one), Ok(two)) =
-        (sql::key_values(sql::Dialect::Sqlite, &id, one), sql::key_values(sql::Dialect::Sqlite, &id, two))
-    {
+    if let (Ok(one), Ok(two)) = (
+        sql::key_values(sql::Dialect::Sqlite, &id, one),
+        sql::key_values(sql::Dialect::Sqlite, &id, two),
+    ) {
         assert_eq!(columns_order(&one, &two), order, "{first:?}, {second:?}");
     }
 }
@@ -97,7 +99,10 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
         assert!(typed.is_err(), "{typed:?}");
         assert_eq!(shown, format!("0x{raw:?}"));
         let refused = sql::key_values(sql::Dialect::Sqlite, &id, raw);
-        assert!(matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Key { counter: "c", cause: KeyError::Malformed, .. })),
+            "{refused:?}"
+        );
         return None;
     };
     let mut back = KeyBuf::new();
@@ -106,7 +111,12 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
     }
     assert_eq!(back, *raw, "no key has two encodings: {values:?}");
     assert!(!shown.contains(['\t', '\n']), "{shown:?}");
-    check_columns(raw, K::PARTS.as_slice(), &values, sql::key_values(sql::Dialect::Sqlite, &id, raw));
+    check_columns(
+        raw,
+        K::PARTS.as_slice(),
+        &values,
+        sql::key_values(sql::Dialect::Sqlite, &id, raw),
+    );
     // A date's parts are a text, and not every text is a date.
     let key = typed.ok()?;
     assert_eq!(KeyBuf::of::<K>(&key), *raw, "{key:?}");
@@ -114,8 +124,14 @@ fn check_one<K: Key + AsKey<K> + Debug>(raw: &KeyBuf) -> Option<K> {
 }
 
 /// SQL holds a key but for what its columns have no room for, and gives it back.
-fn check_columns(raw: &KeyBuf, parts: &[KeyPart], values: &[KeyValue<'_>], columns: keepcount::Result<Vec<Value<'_>>>) {
-    let too_long = values.iter().any(|value| matches!(value, KeyValue::Text(text) if text.len() > MAX_TEXT));
+fn check_columns(
+    raw: &KeyBuf,
+    parts: &[KeyPart],
+    values: &[KeyValue<'_>],
+    columns: keepcount::Result<Vec<Value<'_>>>,
+) {
+    let too_long =
+        values.iter().any(|value| matches!(value, KeyValue::Text(text) if text.len() > MAX_TEXT));
     let is_wide = |(part, value): (&KeyPart, &KeyValue<'_>)| matches!((part, value), (KeyPart::Unsigned(8), KeyValue::Unsigned(value)) if i64::try_from(*value).is_err());
     let too_wide = parts.iter().zip(values).any(is_wide);
     match columns {
@@ -148,7 +164,8 @@ fn columns_order(one: &[Value<'_>], two: &[Value<'_>]) -> Ordering {
 /// In JSON a key is hexadecimal, in lower case, and nothing else.
 fn hexadecimal(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let is_key = text.len() % 2 == 0 && text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let is_key =
+        text.len() % 2 == 0 && text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let read = serde_json::from_value::<KeyBuf>(text.into());
     assert_eq!(read.is_ok(), is_key, "{text:?}");
     if let Ok(key) = read {

@@ -1,4 +1,5 @@
-//! Offsets: which events of a stream are ones, and whether they follow what was applied, against the rule in plain words.
+//! Offsets: which events of a stream are ones, and whether they follow what was applied, against
+//! the rule in plain words.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -39,16 +40,25 @@ impl Number {
 fuzz_target!(|input: Input<'_>| {
     let stream = input.stream.repeat(input.times.into());
     let [first, last, applied] = [input.first, input.last, input.applied].map(Number::value);
-    let is_offset = (1..=256).contains(&stream.len()) && first >= 1 && first <= last && i64::try_from(last).is_ok();
+    let is_offset = (1..=256).contains(&stream.len())
+        && first >= 1
+        && first <= last
+        && i64::try_from(last).is_ok();
     let stream_range = match StreamRange::new(&stream, first, last) {
         Ok(stream_range) => stream_range,
-        Err(Error::InvalidUse { what: "stream range", .. }) => return assert!(!is_offset, "{first} to {last}"),
+        Err(Error::InvalidUse { what: "stream range", .. }) => {
+            return assert!(!is_offset, "{first} to {last}");
+        }
         Err(other) => panic!("{other}"),
     };
     assert!(is_offset, "{stream_range:?}");
-    assert_eq!((stream_range.stream(), stream_range.first(), stream_range.last()), (stream.as_str(), first, last));
+    assert_eq!(
+        (stream_range.stream(), stream_range.first(), stream_range.last()),
+        (stream.as_str(), first, last)
+    );
     // Of the events that it stands for, so many are new; and so many between are missing.
-    let (known, new) = (i128::from(applied), i128::from(last) - i128::from(applied).max(i128::from(first) - 1));
+    let (known, new) =
+        (i128::from(applied), i128::from(last) - i128::from(applied).max(i128::from(first) - 1));
     let missing = i128::from(first) - 1 - known;
     match stream_range.follows(applied) {
         Ok(true) => assert!(missing == 0 && new == i128::from(last) - i128::from(first) + 1),
@@ -57,7 +67,11 @@ fuzz_target!(|input: Input<'_>| {
             assert!((of.as_str(), from, to) == (&stream, first, applied) && missing > 0);
         }
         Err(Error::Overlap { stream: of, first: from, last: until, applied: to }) => {
-            assert!((of.as_str(), from, until, to) == (&stream, first, last, applied) && missing < 0 && new > 0);
+            assert!(
+                (of.as_str(), from, until, to) == (&stream, first, last, applied)
+                    && missing < 0
+                    && new > 0
+            );
         }
         Err(other) => panic!("{other}"),
     }

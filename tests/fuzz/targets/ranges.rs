@@ -1,5 +1,5 @@
-//! Ranges of keys: bounds of every length against plain values, in a range itself and in a store that reads and sums it; and any bytes as bounds, which
-//! a store and SQL take or refuse alike.
+//! Ranges of keys: bounds of every length against plain values, in a range itself and in a store
+//! that reads and sums it; and any bytes as bounds, which a store and SQL take or refuse alike.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use arbitrary::{Arbitrary, Unstructured};
-use keepcount::sql::{self, Dialect};
 use keepcount::backend::{KeyParts, KeyRange};
+use keepcount::sql::{self, Dialect};
 use keepcount::{AsKey, Batch, Counter, Error, Key, KeyBuf, KeyError, MemoryStore, Schema, Store};
 use libfuzzer_sys::fuzz_target;
 
@@ -62,7 +62,11 @@ struct Both(Vec<Part>, KeyBuf);
 impl Place {
     fn prefix(&self, parts: usize) -> Both {
         let Self(place, Text(name), floor) = self;
-        let all = [Part::Number((*place).into()), Part::Text(name.clone()), Part::Number((*floor).into())];
+        let all = [
+            Part::Number((*place).into()),
+            Part::Text(name.clone()),
+            Part::Number((*floor).into()),
+        ];
         let encoded = match parts {
             0 => KeyBuf::new(),
             1 => KeyBuf::of::<i8>(place),
@@ -120,9 +124,13 @@ fuzz_target!(|input: Input| {
         .map(|bound| bound.as_ref().map(|prefix| prefix.of.prefix(usize::from(prefix.parts) % 4)));
     let range = Range { start, end, behind: input.behind.prefix(3) };
     range.check(&store, PLACES, &places, limit);
-    let [start, end] = [&input.start, &input.end].map(|bound| bound.as_ref().map(|prefix| prefix.of.name()));
+    let [start, end] =
+        [&input.start, &input.end].map(|bound| bound.as_ref().map(|prefix| prefix.of.name()));
     Range { start, end, behind: input.behind.name() }.check(&store, NAMES, &names, limit);
-    check_raw(&store, &range_of(input.raw.0.as_ref().map(Vec::as_slice), input.raw.1.as_ref().map(Vec::as_slice)));
+    check_raw(
+        &store,
+        &range_of(input.raw.0.as_ref().map(Vec::as_slice), input.raw.1.as_ref().map(Vec::as_slice)),
+    );
 });
 
 struct Range {
@@ -148,24 +156,53 @@ impl Range {
             }
     }
 
-    fn check<K: Key>(&self, store: &MemoryStore, counter: Counter<K>, totals: &BTreeMap<Both, i64>, limit: usize) {
-        let bytes = |bound: &Bound<Both>| bound.as_ref().map(|Both(_, key)| key.as_bytes().to_vec());
+    fn check<K: Key>(
+        &self,
+        store: &MemoryStore,
+        counter: Counter<K>,
+        totals: &BTreeMap<Both, i64>,
+        limit: usize,
+    ) {
+        let bytes =
+            |bound: &Bound<Both>| bound.as_ref().map(|Both(_, key)| key.as_bytes().to_vec());
         let (start, end) = (bytes(&self.start), bytes(&self.end));
         let range = range_of(start.as_ref().map(Vec::as_slice), end.as_ref().map(Vec::as_slice));
         let behind = range.clone().behind(&self.behind.1);
         for key in totals.keys().chain([&self.behind]) {
             assert_eq!(range.contains(&key.1), self.has(key), "{range:?} {key:?}");
-            assert_eq!(behind.contains(&key.1), self.has(key) && *key > self.behind, "{behind:?} {key:?}");
+            assert_eq!(
+                behind.contains(&key.1),
+                self.has(key) && *key > self.behind,
+                "{behind:?} {key:?}"
+            );
         }
         let inside = || totals.iter().filter(|(key, total)| **total != 0 && self.has(key));
-        read(store, counter, &range, &inside().map(|(key, total)| (key.1.clone(), *total)).collect::<Vec<_>>(), limit);
+        read(
+            store,
+            counter,
+            &range,
+            &inside().map(|(key, total)| (key.1.clone(), *total)).collect::<Vec<_>>(),
+            limit,
+        );
         let rest = inside().filter(|(key, _)| **key > self.behind);
-        read(store, counter, &behind, &rest.map(|(key, total)| (key.1.clone(), *total)).collect::<Vec<_>>(), limit);
+        read(
+            store,
+            counter,
+            &behind,
+            &rest.map(|(key, total)| (key.1.clone(), *total)).collect::<Vec<_>>(),
+            limit,
+        );
     }
 }
 
 /// A store reads and sums what is inside.
-fn read<K: Key>(store: &MemoryStore, counter: Counter<K>, range: &KeyRange, inside: &[(KeyBuf, i64)], limit: usize) {
+fn read<K: Key>(
+    store: &MemoryStore,
+    counter: Counter<K>,
+    range: &KeyRange,
+    inside: &[(KeyBuf, i64)],
+    limit: usize,
+) {
     let id = counter.id();
     assert_eq!(
         Store::read_range(&mut &*store, id, range, limit).unwrap(),
@@ -189,9 +226,18 @@ fn check_raw(store: &MemoryStore, range: &KeyRange) {
         let summed = Store::sum_range(&mut &*store, spec.id(), range);
         let query = sql::range(Dialect::Sqlite, spec, range, 1);
         let Ok(found) = found else {
-            assert!(matches!(found, Err(Error::Key { cause: KeyError::Malformed, .. })), "{found:?}");
-            assert!(matches!(summed, Err(Error::Key { cause: KeyError::Malformed, .. })), "{summed:?}");
-            assert!(matches!(query, Err(Error::Key { cause: KeyError::Malformed, .. })), "{query:?}");
+            assert!(
+                matches!(found, Err(Error::Key { cause: KeyError::Malformed, .. })),
+                "{found:?}"
+            );
+            assert!(
+                matches!(summed, Err(Error::Key { cause: KeyError::Malformed, .. })),
+                "{summed:?}"
+            );
+            assert!(
+                matches!(query, Err(Error::Key { cause: KeyError::Malformed, .. })),
+                "{query:?}"
+            );
             continue;
         };
         assert!(found.iter().all(|(key, _)| range.contains(key)), "{range:?} {found:?}");

@@ -1,4 +1,5 @@
-//! Schemas of every kind: none, plain, and one with rollups over three levels, whose counters the naive model of batches knows too.
+//! Schemas of every kind: none, plain, and one with rollups over three levels, whose counters the
+//! naive model of batches knows too.
 #![allow(dead_code)] // each target uses a part
 
 use keepcount::{Counter, Schema};
@@ -17,9 +18,11 @@ pub const SHOW_ARTIST: Counter<(String, u16)> = Counter::new("show.artist");
 /// Sums.
 pub const SITE_VOTES: Counter<()> = Counter::new("site.votes").sum_of(SET_VOTES, SET_SITE);
 pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SET_VOTES, SET_SHOW);
-pub const SHOW_DAYS: Counter<(String, i8)> = Counter::new("show.days").sum_of_suffix(SET_DAYS, SET_SHOW);
+pub const SHOW_DAYS: Counter<(String, i8)> =
+    Counter::new("show.days").sum_of_suffix(SET_DAYS, SET_SHOW);
 pub const ARTIST_VOTES: Counter<u16> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
-pub const ARTIST_DAYS: Counter<(u16, i8)> = Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
+pub const ARTIST_DAYS: Counter<(u16, i8)> =
+    Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
 
 pub const ROLLED: Schema = Schema::new(&[
     SET_SHOW.table(),
@@ -40,6 +43,7 @@ const DEVICES: Counter<(i64, Uuid, u128)> = Counter::new("device.votes");
 
 pub const NONE: Schema = Schema::new(&[]);
 pub const ONE: Schema = Schema::new(&[WORDS.table()]);
-pub const PLAIN: Schema = Schema::new(&[DEVICES.table().prunable(), ALL.table(), WORDS.table(), SET_VOTES.table()]);
+pub const PLAIN: Schema =
+    Schema::new(&[DEVICES.table().prunable(), ALL.table(), WORDS.table(), SET_VOTES.table()]);
 
 pub const SCHEMAS: [Schema; 4] = [NONE, ONE, PLAIN, ROLLED];

@@ -1,5 +1,6 @@
-//! Snapshots: bytes, and JSON, are refused with a reason or are one, within memory in proportion to them; what is damaged is refused; and one that
-//! somebody forged, checksum and all, is restored on any schema to a store that works, or says why not.
+//! Snapshots: bytes, and JSON, are refused with a reason or are one, within memory in proportion to
+//! them; what is damaged is refused; and one that somebody forged, checksum and all, is restored on
+//! any schema to a store that works, or says why not.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +17,8 @@ use schemas::{SCHEMAS, SET_DAYS, SET_SHOW, SET_VOTES, WORDS};
 #[global_allocator]
 static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
 
-/// What reading may take: so much for each byte, since two bytes can be a total, and what serde reserves before it has seen any.
+/// What reading may take: so much for each byte, since two bytes can be a total, and what serde
+/// reserves before it has seen any.
 const MEMORY_EACH: usize = 64;
 const MEMORY_FREE: usize = 4 << 20;
 
@@ -68,7 +70,10 @@ fn sealed(body: &[u8]) -> Vec<u8> {
 
 fn check(snapshot: &Snapshot) {
     assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), *snapshot);
-    assert_eq!(serde_json::from_value::<Snapshot>(serde_json::to_value(snapshot).unwrap()).unwrap(), *snapshot);
+    assert_eq!(
+        serde_json::from_value::<Snapshot>(serde_json::to_value(snapshot).unwrap()).unwrap(),
+        *snapshot
+    );
     for schema in SCHEMAS {
         check_restored(&schema, snapshot);
         let mut known = snapshot.clone();
@@ -121,7 +126,10 @@ fn check_damaged(file: &[u8], other: &[u8]) {
         let spliced = [prefix, ours(0..suffix.len())].concat();
         for damaged in [&flipped, &put_in, &cut_out, prefix, &[prefix, file].concat(), &spliced] {
             let found = Snapshot::from_bytes(damaged);
-            assert!(matches!(found, Err(Error::Snapshot { .. })) || damaged == file, "{at}: {found:?}");
+            assert!(
+                matches!(found, Err(Error::Snapshot { .. })) || damaged == file,
+                "{at}: {found:?}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Texts that people and files give: dates, half-lives, states of shows, ages of verifications. What is taken is what a plain reading of it
-//! says, and has one text of its own.
+//! Texts that people and files give: dates, half-lives, states of shows, ages of verifications.
+//! What is taken is what a plain reading of it says, and has one text of its own.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -52,7 +52,8 @@ fn is_date(text: &str) -> bool {
         let is_number = part.len() == digits && part.bytes().all(|byte| byte.is_ascii_digit());
         if is_number { part.parse::<u32>().ok() } else { None }
     };
-    let (Some(year), Some(month), Some(day)) = (number(year, 4), number(month, 2), number(day, 2)) else {
+    let (Some(year), Some(month), Some(day)) = (number(year, 4), number(month, 2), number(day, 2))
+    else {
         return false;
     };
     let leap = if year % 100 == 0 { year % 400 == 0 } else { year % 4 == 0 };
@@ -81,8 +82,9 @@ fn seconds_of(text: &str) -> Option<i64> {
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let seconds =
-        number.bytes().try_fold(0_i64, |sum, digit| sum.checked_mul(10)?.checked_add((digit - b'0').into()))?;
+    let seconds = number
+        .bytes()
+        .try_fold(0_i64, |sum, digit| sum.checked_mul(10)?.checked_add((digit - b'0').into()))?;
     seconds.checked_mul(unit).filter(|seconds| *seconds > 0)
 }
 
@@ -97,8 +99,10 @@ fn freshness(saved: &Freshness) {
         assert_eq!(Freshness::resume(schema, &resumed), resumed);
         for now in [i64::MIN, 0, i64::MAX] {
             let ages = schema.counters().iter().map(|spec| resumed.age(&spec.id(), now));
-            let is_oldest =
-                |oldest| ages.clone().all(|age| age.is_none_or(|age| Some(age) <= oldest) || oldest.is_none());
+            let is_oldest = |oldest| {
+                ages.clone()
+                    .all(|age| age.is_none_or(|age| Some(age) <= oldest) || oldest.is_none())
+            };
             assert!(resumed.oldest(now).is_none_or(|(_, oldest)| is_oldest(oldest)));
         }
     }

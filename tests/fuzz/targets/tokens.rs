@@ -1,11 +1,14 @@
-//! Resume tokens: any text is refused as a token, or is the one text of one; what is damaged is refused; and one that somebody forged, checksum
-//! and all, is no way to a panic in a run that resumes it.
+//! Resume tokens: any text is refused as a token, or is the one text of one; what is damaged is
+//! refused; and one that somebody forged, checksum and all, is no way to a panic in a run that
+//! resumes it.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
 mod schemas;
 
-use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
+use keepcount::reconcile::audit::{
+    PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired,
+};
 use keepcount::reconcile::{Audit, Mode, Options, Reconciler, SystemRuntime, Token, run};
 use keepcount::{Error, Result, Schema};
 use libfuzzer_sys::fuzz_target;
@@ -23,7 +26,8 @@ fuzz_target!(|data: &[u8]| {
         check_damaged(text);
         SCHEMAS.iter().for_each(|schema| check_resumed(&token, schema));
     }
-    // The same as a token's bytes, with the checksum that a mutation seldom hits; of each schema in turn.
+    // The same as a token's bytes, with the checksum that a mutation seldom hits; of each schema in
+    // turn.
     read(&sealed(data));
     for schema in SCHEMAS {
         let mut raw = data.to_vec();
@@ -81,10 +85,16 @@ fn check_resumed(token: &Token, schema: &Schema) {
             Ok(mut resumed) => {
                 modes += 1;
                 let again = resumed.token().unwrap();
-                assert_eq!(resume(mode, &again).unwrap().token(), Some(again.clone()), "where it is, there it goes on");
+                assert_eq!(
+                    resume(mode, &again).unwrap().token(),
+                    Some(again.clone()),
+                    "where it is, there it goes on"
+                );
                 let raw = opened(&again.to_string());
                 let identity = u64::from_be_bytes(*raw[SCHEMA.end..].first_chunk().unwrap());
-                let report = run(&mut resumed, &mut Nothing { identity }, &mut SystemRuntime::new()).unwrap();
+                let report =
+                    run(&mut resumed, &mut Nothing { identity }, &mut SystemRuntime::new())
+                        .unwrap();
                 assert!(report.complete() && report.token.is_none());
                 let other = run(
                     &mut resume(mode, token).unwrap(),
@@ -115,7 +125,10 @@ impl Audit for Nothing {
     }
 
     fn compare(&mut self, ask: &PageRequest) -> Result<PageDiff> {
-        assert!(ask.after.as_ref().is_none_or(|key| ask.counter.parts().values(key).is_ok()), "{ask:?}");
+        assert!(
+            ask.after.as_ref().is_none_or(|key| ask.counter.parts().values(key).is_ok()),
+            "{ask:?}"
+        );
         Ok(PageDiff::default())
     }
 
@@ -140,13 +153,18 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
 fn encoded(bytes: &[u8]) -> String {
     let bit = |at: usize| bytes.get(at / 8).map_or(0, |byte| usize::from(byte >> (7 - at % 8) & 1));
     let digits = (0..bytes.len() * 8).step_by(5);
-    digits.map(|from| char::from(DIGITS[(from..from + 5).fold(0, |digit, at| digit << 1 | bit(at))])).collect()
+    digits
+        .map(|from| char::from(DIGITS[(from..from + 5).fold(0, |digit, at| digit << 1 | bit(at))]))
+        .collect()
 }
 
 /// The bytes of a text that is a token.
 fn opened(text: &str) -> Vec<u8> {
     let digit = |char: u8| DIGITS.iter().position(|digit| *digit == char).unwrap();
-    let bits: Vec<usize> = text.bytes().flat_map(|char| (0..5).rev().map(move |bit| digit(char) >> bit & 1)).collect();
+    let bits: Vec<usize> =
+        text.bytes().flat_map(|char| (0..5).rev().map(move |bit| digit(char) >> bit & 1)).collect();
     let bytes = bits.as_chunks::<8>().0.iter();
-    bytes.map(|bits| u8::try_from(bits.iter().fold(0, |byte, bit| byte << 1 | bit)).unwrap()).collect()
+    bytes
+        .map(|bits| u8::try_from(bits.iter().fold(0, |byte, bit| byte << 1 | bit)).unwrap())
+        .collect()
 }

@@ -1,10 +1,13 @@
-//! Single faults in the core, each to be caught by the tests: `just mutants [TEXT [all]]`, for those whose names have the text.
+//! Single faults in the core, each to be caught by the tests: `just mutants [TEXT [all]]`, for
+//! those whose names have the text.
 //!
-//! cargo-mutants says which faults there are (`.cargo/mutants.toml`), but builds the crate anew for each, which takes hours. Here they are in one
-//! build, each behind a switch that the environment sets; but those that the compiler itself evaluates, which are only counted. A fault is held against the
-//! tests that reach it, until one of them fails: against the fast ones, if any of them reach it, and with `all` against every one. What
-//! is found stays in target/mutants/outcomes.txt: the next run tries what was not caught, and what is in a file that changed. Remove it
-//! where tests were taken away.
+//! cargo-mutants says which faults there are (`.cargo/mutants.toml`), but builds the crate anew for
+//! each, which takes hours. Here they are in one build, each behind a switch that the environment
+//! sets; but those that the compiler itself evaluates, which are only counted. A fault is held
+//! against the tests that reach it, until one of them fails: against the fast ones, if any of them
+//! reach it, and with `all` against every one. What is found stays in target/mutants/outcomes.txt:
+//! the next run tries what was not caught, and what is in a file that changed. Remove it where
+//! tests were taken away.
 
 mod plant;
 mod run;
@@ -25,7 +28,8 @@ use plant::Mutant;
 use run::{Verdict, run};
 use tree::Suite;
 
-/// What runs for a fault, a binary or a module of one: all that takes seconds, and never fails without one.
+/// What runs for a fault, a binary or a module of one: all that takes seconds, and never fails
+/// without one.
 const SUITES: &[&str] = &[
     "lib",
     "counters::bad_input",
@@ -61,10 +65,12 @@ const SUITES: &[&str] = &[
     "monitoring",
     "simulation",
 ];
-/// Suites that take longer are for faults that no other reaches; and for all that were missed, by `just mutants TEXT all`.
+/// Suites that take longer are for faults that no other reaches; and for all that were missed, by
+/// `just mutants TEXT all`.
 const SLOW: Duration = Duration::from_millis(2_600);
 const WORKERS: usize = 2;
-/// A test that hangs is stopped after so many times what it takes without a fault, and some seconds.
+/// A test that hangs is stopped after so many times what it takes without a fault, and some
+/// seconds.
 const PATIENCE: u32 = 4;
 const PATIENCE_MORE: Duration = Duration::from_secs(6);
 
@@ -95,14 +101,25 @@ fn main() -> io::Result<ExitCode> {
     };
     let left = tree::Left { unviable: known_as("unviable"), apart: known_as("apart") };
     let left = tree::plant_all(&root, &tree, &mutants, left)?;
-    println!("{} faults: {} do not compile, {} have no switch", mutants.len(), left.unviable.len(), left.apart.len());
+    println!(
+        "{} faults: {} do not compile, {} have no switch",
+        mutants.len(),
+        left.unviable.len(),
+        left.apart.len()
+    );
     let is_open = |(id, mutant): &(u32, &Mutant)| {
-        let caught = known.get(&keys[*id as usize]).is_some_and(|outcome| outcome == "caught" || outcome == "timeout");
-        !caught && !left.unviable.contains(id) && !left.apart.contains(id) && mutant.name.contains(&filter)
+        let caught = known
+            .get(&keys[*id as usize])
+            .is_some_and(|outcome| outcome == "caught" || outcome == "timeout");
+        !caught
+            && !left.unviable.contains(id)
+            && !left.apart.contains(id)
+            && mutant.name.contains(&filter)
     };
     let mut open: Vec<(u32, &Mutant)> = (0..).zip(&mutants).filter(is_open).collect();
     for (what, ids) in [("unviable", &left.unviable), ("apart", &left.apart)] {
-        for key in ids.iter().map(|id| &keys[*id as usize]).filter(|key| !known.contains_key(*key)) {
+        for key in ids.iter().map(|id| &keys[*id as usize]).filter(|key| !known.contains_key(*key))
+        {
             note(&outcomes, what, key)?;
         }
     }
@@ -110,12 +127,20 @@ fn main() -> io::Result<ExitCode> {
     for suite in tree::tests(&tree, SUITES)? {
         let name = suite.name.clone();
         let measured = measure(&home, &tree, suite)?;
-        let measured = measured.ok_or_else(|| io::Error::other(format!("{name} fails without a fault")))?;
-        println!("{:>8.2?} {:5} faults reached: {}", measured.time, measured.reached.len(), measured.suite.name);
+        let measured =
+            measured.ok_or_else(|| io::Error::other(format!("{name} fails without a fault")))?;
+        println!(
+            "{:>8.2?} {:5} faults reached: {}",
+            measured.time,
+            measured.reached.len(),
+            measured.suite.name
+        );
         suites.push(measured);
     }
     // Those first that take no time.
-    let soonest = |id: u32| suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| suite.time).min();
+    let soonest = |id: u32| {
+        suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| suite.time).min()
+    };
     open.sort_by_cached_key(|(id, _)| soonest(*id));
     println!("{} faults to be tried", open.len());
     let (next, report, luck) = (AtomicUsize::new(0), Mutex::new(()), Mutex::new(Luck::new()));
@@ -129,17 +154,24 @@ fn main() -> io::Result<ExitCode> {
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| io::Error::other("a worker panicked"))?)
+        let workers: Vec<_> =
+            (0..WORKERS).map(|worker| scope.spawn(move || work(worker))).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().map_err(|_| io::Error::other("a worker panicked"))?
+        })
     })?;
     Ok(if summary(&outcomes, &mutants, &keys) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The faults of the crate as it is.
 fn listed(root: &Path) -> io::Result<Vec<Mutant>> {
-    let said = Command::new("cargo").args(["mutants", "--list", "--json"]).current_dir(root).output()?;
+    let said =
+        Command::new("cargo").args(["mutants", "--list", "--json"]).current_dir(root).output()?;
     if !said.status.success() {
-        return Err(io::Error::other(format!("cargo mutants: {}", String::from_utf8_lossy(&said.stderr))));
+        return Err(io::Error::other(format!(
+            "cargo mutants: {}",
+            String::from_utf8_lossy(&said.stderr)
+        )));
     }
     Ok(serde_json::from_slice(&said.stdout)?)
 }
@@ -155,7 +187,10 @@ fn keys(root: &Path, mutants: &[Mutant]) -> io::Result<Vec<String>> {
             hashes.insert(&mutant.file, hash.finish());
         }
     }
-    Ok(mutants.iter().map(|mutant| format!("{:016x} {}", hashes[mutant.file.as_str()], mutant.name)).collect())
+    Ok(mutants
+        .iter()
+        .map(|mutant| format!("{:016x} {}", hashes[mutant.file.as_str()], mutant.name))
+        .collect())
 }
 
 fn known(outcomes: &Path) -> HashMap<String, String> {
@@ -171,7 +206,8 @@ fn note(outcomes: &Path, outcome: &str, key: &str) -> io::Result<()> {
     writeln!(file, "{outcome} {key}")
 }
 
-/// Runs a suite without a fault, unless it is as it was: which faults it would see, and how long it takes; none if it fails.
+/// Runs a suite without a fault, unless it is as it was: which faults it would see, and how long it
+/// takes; none if it fails.
 fn measure(home: &Path, tree: &Path, suite: Suite) -> io::Result<Option<Measured>> {
     let known = home.join(format!("reached-{}.txt", suite.name.replace("::", "-")));
     let listened = known.with_extension("new");
@@ -182,7 +218,11 @@ fn measure(home: &Path, tree: &Path, suite: Suite) -> io::Result<Option<Measured
         && let Some((seconds, of)) = head.split_once(' ')
         && let (Ok(seconds), true) = (seconds.parse(), of == built)
     {
-        return Ok(Some(Measured { suite, time: Duration::from_secs_f64(seconds), reached: ids(reached) }));
+        return Ok(Some(Measured {
+            suite,
+            time: Duration::from_secs_f64(seconds),
+            reached: ids(reached),
+        }));
     }
     let _ = std::fs::remove_file(&listened);
     let listening = [("KEEPCOUNT_MUTANTS_REACHED", listened.display().to_string())];
@@ -199,7 +239,8 @@ fn measure(home: &Path, tree: &Path, suite: Suite) -> io::Result<Option<Measured
 /// How often each suite was tried for a file's faults, and how often it caught one.
 type Luck = HashMap<(String, String), (u32, u32)>;
 
-/// Holds a fault against the tests that reach it: first those that are likely to catch it soon, as others of its file.
+/// Holds a fault against the tests that reach it: first those that are likely to catch it soon, as
+/// others of its file.
 fn try_one(
     tree: &Path,
     suites: &[Measured],
@@ -216,8 +257,11 @@ fn try_one(
         let (tried, caught) = luck.get(&key(measured)).copied().unwrap_or_default();
         measured.time.as_secs_f64() * f64::from(tried + 2) / f64::from(caught + 1)
     };
-    let mut reach: Vec<(f64, &Measured)> =
-        suites.iter().filter(|suite| suite.reached.contains(&id)).map(|suite| (costs(suite), suite)).collect();
+    let mut reach: Vec<(f64, &Measured)> = suites
+        .iter()
+        .filter(|suite| suite.reached.contains(&id))
+        .map(|suite| (costs(suite), suite))
+        .collect();
     let reached = !reach.is_empty();
     if !all && reach.iter().any(|(_, measured)| measured.time < SLOW) {
         reach.retain(|(_, measured)| measured.time < SLOW);

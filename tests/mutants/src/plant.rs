@@ -44,8 +44,8 @@ pub struct Planted {
     pub own: Vec<(Range<usize>, u32)>,
     /// Those among them that guard a pattern instead of deleting it.
     pub arms: Vec<(usize, u32)>,
-    /// Those that have no switch, as what they are in is evaluated by the compiler, or has a type that only the compiler knows; and
-    /// those for which no place was found.
+    /// Those that have no switch, as what they are in is evaluated by the compiler, or has a type
+    /// that only the compiler knows; and those for which no place was found.
     pub apart: Vec<u32>,
     /// Those of which it is plain that they do not compile.
     pub unviable: Vec<u32>,
@@ -65,14 +65,23 @@ pub fn plant(source: &str, mutants: &[(u32, &Mutant)]) -> syn::Result<Planted> {
     for (id, mutant) in mutants {
         by_place.entry((mutant.genre.as_str(), mutant.span.start)).or_default().push((*id, mutant));
     }
-    let mut visitor =
-        Planter { source, by_place, constants: 0, inserts: Vec::new(), apart: Vec::new(), unviable: Vec::new() };
+    let mut visitor = Planter {
+        source,
+        by_place,
+        constants: 0,
+        inserts: Vec::new(),
+        apart: Vec::new(),
+        unviable: Vec::new(),
+    };
     visitor.visit_file(&syn::parse_file(source)?);
     let Planter { by_place, mut inserts, mut apart, unviable, .. } = visitor;
     apart.extend(by_place.into_values().flatten().map(|(id, _)| id));
 
-    // At one place: what closes an inner expression, what closes an outer one, what opens an outer one, what opens an inner one.
-    inserts.sort_by_key(|insert| (insert.at, insert.opens, if insert.opens { insert.order } else { -insert.order }));
+    // At one place: what closes an inner expression, what closes an outer one, what opens an outer
+    // one, what opens an inner one.
+    inserts.sort_by_key(|insert| {
+        (insert.at, insert.opens, if insert.opens { insert.order } else { -insert.order })
+    });
     let mut done = Planted { apart, unviable, ..Planted::default() };
     let mut from = 0;
     for insert in &inserts {
@@ -233,7 +242,9 @@ impl<'ast> Visit<'ast> for Planter<'_> {
         let lets = has_let(&item.left) || has_let(&item.right);
         self.unviable.extend(found.iter().filter(|_| lets).map(|(id, _)| *id));
         let found = if lets { Vec::new() } else { found };
-        let other = |(id, mutant): (u32, &Mutant)| (id, format!("({left}) {} ({right})", mutant.replacement));
+        let other = |(id, mutant): (u32, &Mutant)| {
+            (id, format!("({left}) {} ({right})", mutant.replacement))
+        };
         self.choose(item, found.into_iter().map(other).collect());
         visit::visit_expr_binary(self, item);
     }
@@ -243,7 +254,10 @@ impl<'ast> Visit<'ast> for Planter<'_> {
         let operand = self.text(&item.expr);
         self.choose(
             item,
-            found.into_iter().map(|(id, mutant)| (id, format!("{}{operand}", mutant.replacement))).collect(),
+            found
+                .into_iter()
+                .map(|(id, mutant)| (id, format!("{}{operand}", mutant.replacement)))
+                .collect(),
         );
         visit::visit_expr_unary(self, item);
     }
@@ -254,7 +268,8 @@ impl<'ast> Visit<'ast> for Planter<'_> {
         for field in &item.fields {
             let field_at = field.span().byte_range();
             for (id, _) in self.take("StructField", field.span().start()) {
-                let behind = self.source[field_at.end..whole.end].trim_start().trim_start_matches(',');
+                let behind =
+                    self.source[field_at.end..whole.end].trim_start().trim_start_matches(',');
                 others.push((id, format!("{}{behind}", &self.source[whole.start..field_at.start])));
             }
         }

@@ -28,7 +28,8 @@ pub fn run(
     settings: &[(&str, String)],
     most: Duration,
 ) -> io::Result<(Verdict, Duration)> {
-    let scratch = std::env::temp_dir().join(format!("keepcount-mutants-{}-{worker}", std::process::id()));
+    let scratch =
+        std::env::temp_dir().join(format!("keepcount-mutants-{}-{worker}", std::process::id()));
     std::fs::create_dir_all(&scratch)?;
     let begun = Instant::now();
     let mut child = Command::new("sh")

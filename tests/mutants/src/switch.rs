@@ -1,4 +1,5 @@
-//! Which fault is on: this file becomes `src/mutant.rs` of the crate's copy. It reads the environment, so that children of a test have the fault too.
+//! Which fault is on: this file becomes `src/mutant.rs` of the crate's copy. It reads the
+//! environment, so that children of a test have the fault too.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};

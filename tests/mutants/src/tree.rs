@@ -13,7 +13,8 @@ use crate::plant::{Mutant, Planted, plant};
 const SWITCH: &str = include_str!("switch.rs");
 
 /// So that a constant function can ask too, wherever it runs.
-const FEATURES: &str = "#![feature(core_intrinsics, const_eval_select)]\n#![allow(internal_features)]\n";
+const FEATURES: &str =
+    "#![feature(core_intrinsics, const_eval_select)]\n#![allow(internal_features)]\n";
 
 /// A test binary, or a module of one.
 #[derive(Debug, Clone)]
@@ -44,9 +45,12 @@ pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root)
         .output()?;
-    let planted: BTreeSet<&str> = mutants.iter().map(|mutant| mutant.file.as_str()).chain(["src/lib.rs"]).collect();
+    let planted: BTreeSet<&str> =
+        mutants.iter().map(|mutant| mutant.file.as_str()).chain(["src/lib.rs"]).collect();
     let listed = String::from_utf8_lossy(&listed.stdout);
-    for name in listed.split('\0').filter(|name| root.join(name).is_file() && !planted.contains(name)) {
+    for name in
+        listed.split('\0').filter(|name| root.join(name).is_file() && !planted.contains(name))
+    {
         let to = tree.join(name);
         if let Some(folder) = to.parent() {
             std::fs::create_dir_all(folder)?;
@@ -60,7 +64,11 @@ pub fn copy(root: &Path, tree: &Path, mutants: &[Mutant]) -> io::Result<()> {
 
 /// So that cargo builds no more than it has to.
 fn write_if_other(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if std::fs::read(path).is_ok_and(|known| known == bytes) { Ok(()) } else { std::fs::write(path, bytes) }
+    if std::fs::read(path).is_ok_and(|known| known == bytes) {
+        Ok(())
+    } else {
+        std::fs::write(path, bytes)
+    }
 }
 
 /// Plants faults, leaving out more and more of them until the rest compiles.
@@ -74,15 +82,19 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
         for (file, mutants) in &by_file {
             let viable: Vec<_> = mutants.iter().filter(|(id, _)| !left.has(*id)).copied().collect();
             let source = std::fs::read_to_string(root.join(file))?;
-            let of_file = plant(&source, &viable).map_err(|error| io::Error::other(format!("{file}: {error}")))?;
+            let of_file = plant(&source, &viable)
+                .map_err(|error| io::Error::other(format!("{file}: {error}")))?;
             write_if_other(&tree.join(file), of_file.text.as_bytes())?;
             left.unviable.extend(&of_file.unviable);
             left.apart.extend(&of_file.apart);
             planted.insert(file, of_file);
         }
         let said = cargo(tree, &["check", "--lib", "--all-features"])?;
-        let errors: Vec<&Value> =
-            said.iter().map(|line| &line["message"]).filter(|message| message["level"] == "error").collect();
+        let errors: Vec<&Value> = said
+            .iter()
+            .map(|line| &line["message"])
+            .filter(|message| message["level"] == "error")
+            .collect();
         if errors.is_empty() {
             return Ok(left);
         }
@@ -97,7 +109,8 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
         }
         println!("{} errors; {} faults do not compile", errors.len(), left.unviable.len());
         if (left.unviable.len(), left.apart.len()) == before {
-            let texts: Vec<&str> = errors.iter().filter_map(|error| error["rendered"].as_str()).collect();
+            let texts: Vec<&str> =
+                errors.iter().filter_map(|error| error["rendered"].as_str()).collect();
             return Err(io::Error::other(format!(
                 "what does not compile is none of the faults:\n{}",
                 texts.join("\n")
@@ -106,7 +119,10 @@ pub fn plant_all(root: &Path, tree: &Path, mutants: &[Mutant], mut left: Left) -
     }
 }
 
-fn place<'p>(span: &Value, planted: &'p BTreeMap<&str, Planted>) -> Option<(&'p Planted, Range<usize>)> {
+fn place<'p>(
+    span: &Value,
+    planted: &'p BTreeMap<&str, Planted>,
+) -> Option<(&'p Planted, Range<usize>)> {
     let at = |name: &str| span[name].as_u64().and_then(|at| usize::try_from(at).ok()).unwrap_or(0);
     let file = span["file_name"].as_str().and_then(|name| planted.get(name))?;
     Some((file, at("byte_start")..at("byte_end")))
@@ -121,13 +137,24 @@ fn next_arm(error: &Value, planted: &BTreeMap<&str, Planted>) -> Option<u32> {
 /// The faults whose code an error points at.
 fn culprits(error: &Value, planted: &BTreeMap<&str, Planted>) -> Vec<u32> {
     let children = error["children"].as_array().into_iter().flatten();
-    let spans: Vec<&Value> =
-        [error].into_iter().chain(children).flat_map(|said| said["spans"].as_array().into_iter().flatten()).collect();
-    let of = |span: &Value| place(span, planted).map(|(file, place)| file.at(&place)).unwrap_or_default();
-    // The narrowest that says something: an error over a whole expression points at all faults within.
-    let width = |span: &Value| span["byte_end"].as_u64().unwrap_or(0) - span["byte_start"].as_u64().unwrap_or(0);
-    let mut found: Vec<(u64, Vec<u32>)> =
-        spans.iter().map(|span| (width(span), of(span))).filter(|(_, ids)| !ids.is_empty()).collect();
+    let spans: Vec<&Value> = [error]
+        .into_iter()
+        .chain(children)
+        .flat_map(|said| said["spans"].as_array().into_iter().flatten())
+        .collect();
+    let of = |span: &Value| {
+        place(span, planted).map(|(file, place)| file.at(&place)).unwrap_or_default()
+    };
+    // The narrowest that says something: an error over a whole expression points at all faults
+    // within.
+    let width = |span: &Value| {
+        span["byte_end"].as_u64().unwrap_or(0) - span["byte_start"].as_u64().unwrap_or(0)
+    };
+    let mut found: Vec<(u64, Vec<u32>)> = spans
+        .iter()
+        .map(|span| (width(span), of(span)))
+        .filter(|(_, ids)| !ids.is_empty())
+        .collect();
     found.sort_by_key(|(width, _)| *width);
     found.into_iter().next().map(|(_, ids)| ids).unwrap_or_default()
 }
@@ -136,8 +163,10 @@ fn culprits(error: &Value, planted: &BTreeMap<&str, Planted>) -> Vec<u32> {
 pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
     let binary = |name: &str| name.split("::").next().unwrap_or(name).to_owned();
     let binaries: BTreeSet<String> = suites.iter().map(|name| binary(name)).collect();
-    let wanted: Vec<String> =
-        binaries.iter().map(|name| if name == "lib" { "--lib".to_owned() } else { format!("--test={name}") }).collect();
+    let wanted: Vec<String> = binaries
+        .iter()
+        .map(|name| if name == "lib" { "--lib".to_owned() } else { format!("--test={name}") })
+        .collect();
     let mut arguments = vec!["test", "--no-run", "--all-features"];
     arguments.extend(wanted.iter().map(String::as_str));
     let said = cargo(tree, &arguments)?;
@@ -150,7 +179,8 @@ pub fn tests(tree: &Path, suites: &[&str]) -> io::Result<Vec<Suite>> {
     let built: BTreeMap<String, PathBuf> = built.collect();
     let found = suites.iter().map(|name| {
         let path = built.get(&binary(name))?.clone();
-        let within = name.split_once("::").map_or_else(String::new, |(_, module)| format!("{module}::"));
+        let within =
+            name.split_once("::").map_or_else(String::new, |(_, module)| format!("{module}::"));
         Some(Suite { name: (*name).to_owned(), path, within })
     });
     let found: Option<Vec<Suite>> = found.collect();
@@ -168,8 +198,11 @@ fn cargo(tree: &Path, arguments: &[&str]) -> io::Result<Vec<Value>> {
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("RUSTC_BOOTSTRAP", "keepcount")
         .output()?;
-    let lines: Vec<Value> =
-        said.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let lines: Vec<Value> = said
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect();
     if said.status.success() || lines.iter().any(|line| line["message"]["level"] == "error") {
         return Ok(lines);
     }

@@ -2,7 +2,8 @@
 
 use crate::support::postgres::{Server, connect};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Report, TokioRuntime, run_async,
+    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Report,
+    TokioRuntime, run_async,
 };
 use keepcount::{AsKey, Counter, Key, PostgresStore, Record, Result, Schema, Tally};
 use tokio_postgres::{Client, Row};
@@ -45,9 +46,17 @@ macro_rules! kind {
 }
 
 kind!(Whole, (), "of.all", [], |_| Ok(()));
-kind!(Integer, i64, "of.integer", [("k", "INT4", "i - 40")], |row| Ok(row.try_get::<_, i32>(0)?.into()));
+kind!(Integer, i64, "of.integer", [("k", "INT4", "i - 40")], |row| Ok(row
+    .try_get::<_, i32>(0)?
+    .into()));
 // Upper and lower case, beyond ASCII, and with what languages pass over.
-kind!(Text, String, "of.text", [("k", "VARCHAR(40)", "chr(33 + i * 5 % 400) || '-' || i")], |row| row.try_get(0));
+kind!(
+    Text,
+    String,
+    "of.text",
+    [("k", "VARCHAR(40)", "chr(33 + i * 5 % 400) || '-' || i")],
+    |row| row.try_get(0)
+);
 kind!(Id, Uuid, "of.uuid", [("k", "UUID", "md5(i::text)::uuid")], |row| {
     Ok(Uuid::parse_str(row.try_get(0)?).unwrap())
 });
@@ -58,9 +67,13 @@ kind!(Wide, i128, "of.wide", [("k", "BYTEA", "decode(md5(i::text), 'hex')")], |r
     let bytes: [u8; 16] = row.try_get::<_, &[u8]>(0)?.try_into().unwrap();
     Ok((u128::from_be_bytes(bytes) ^ (1 << 127)).cast_signed())
 });
-kind!(Pair, (i16, String), "of.pair", [("one", "INT2", "i % 7"), ("two", "TEXT", "chr(65 + i % 58) || i")], |row| Ok(
-    (row.try_get(0)?, row.try_get(1)?)
-));
+kind!(
+    Pair,
+    (i16, String),
+    "of.pair",
+    [("one", "INT2", "i % 7"), ("two", "TEXT", "chr(65 + i % 58) || i")],
+    |row| Ok((row.try_get(0)?, row.try_get(1)?))
+);
 
 pub struct Item<T: Kind> {
     pub key: Option<T::Key>,
@@ -77,7 +90,9 @@ impl<T: Kind> Record for Item<T> {
 }
 
 /// Something of each column, with commas behind.
-fn of_columns<T: Kind>(what: impl Fn(&(&'static str, &'static str, &'static str)) -> String) -> String {
+fn of_columns<T: Kind>(
+    what: impl Fn(&(&'static str, &'static str, &'static str)) -> String,
+) -> String {
     T::COLUMNS.iter().map(|column| what(column) + ", ").collect()
 }
 
@@ -96,7 +111,9 @@ pub fn source<T: Kind>(by_tally: bool) -> PostgresRows<'static> {
         "UUID" => format!("{name}::text, "),
         _ => format!("{name}, "),
     });
-    let there = T::COLUMNS.first().map_or_else(|| "true".to_owned(), |(name, ..)| format!("{name} IS NOT NULL"));
+    let there = T::COLUMNS
+        .first()
+        .map_or_else(|| "true".to_owned(), |(name, ..)| format!("{name} IS NOT NULL"));
     let columns = format!("{}amount, spam, {there}", columns.collect::<String>());
     let width = T::COLUMNS.len();
     let rows = PostgresRows::of("items", move |row| {
@@ -120,8 +137,11 @@ pub async fn fill<T: Kind>(client: &mut Client) {
             _ => (*name).to_owned(),
         })
         .collect();
-    let index =
-        if indexed.is_empty() { String::new() } else { format!("CREATE INDEX ON items ({});", indexed.join(", ")) };
+    let index = if indexed.is_empty() {
+        String::new()
+    } else {
+        format!("CREATE INDEX ON items ({});", indexed.join(", "))
+    };
     let made: String = of_columns::<T>(|(.., made)| (*made).to_owned());
     let names = of_columns::<T>(|(name, ..)| (*name).to_owned());
     let nothing = of_columns::<T>(|_| "NULL".to_owned());
@@ -143,7 +163,9 @@ pub async fn refill<T: Kind>(client: &Client) {
     let table = T::COUNTER.id().name().replace('.', "_");
     let (_, names) = key_columns::<T>();
     let text = if names.is_empty() {
-        format!("DELETE FROM {table}; INSERT INTO {table} SELECT 0, sum(amount) FROM items WHERE NOT spam")
+        format!(
+            "DELETE FROM {table}; INSERT INTO {table} SELECT 0, sum(amount) FROM items WHERE NOT spam"
+        )
     } else {
         let listed = names.join(", ");
         format!(
@@ -174,11 +196,14 @@ pub async fn damage<T: Kind>(client: &Client) {
 pub async fn drift<T: Kind>(client: &Client) -> (u64, u64, u64) {
     let table = T::COUNTER.id().name().replace('.', "_");
     let (keys, names) = key_columns::<T>();
-    let own: Vec<String> = keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}, ")).collect();
+    let own: Vec<String> =
+        keys.iter().zip(&names).map(|(key, name)| format!("{key} AS {name}, ")).collect();
     let (own, theirs) = (own.concat(), of_columns::<T>(|(name, ..)| (*name).to_owned()));
     let (given, group) = match names.first() {
         None => (String::new(), String::new()),
-        Some(first) => (format!("AND {first} IS NOT NULL"), format!("GROUP BY {}", names.join(", "))),
+        Some(first) => {
+            (format!("AND {first} IS NOT NULL"), format!("GROUP BY {}", names.join(", ")))
+        }
     };
     let text = format!(
         "SELECT count(*) FILTER (WHERE s <> t AND s <> 0 AND t <> 0), count(*) FILTER (WHERE s = 0 AND t <> 0),
@@ -191,7 +216,12 @@ pub async fn drift<T: Kind>(client: &Client) -> (u64, u64, u64) {
     (count(0), count(1), count(2))
 }
 
-pub async fn run_whole(mode: Mode, schema: &Schema, options: Options, audit: &mut impl AsyncAudit) -> Result<Report> {
+pub async fn run_whole(
+    mode: Mode,
+    schema: &Schema,
+    options: Options,
+    audit: &mut impl AsyncAudit,
+) -> Result<Report> {
     let mut reconciler = Reconciler::new(mode, schema, options)?;
     run_async(&mut reconciler, audit, &mut TokioRuntime::new()).await
 }
@@ -218,6 +248,7 @@ pub async fn audit<T: Kind>(client: &mut Client) -> PostgresAudit<'_> {
 
 /// Another connection to the same database.
 pub async fn connect_again(client: &Client, server: &Server) -> Client {
-    let name: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+    let name: String =
+        client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
     connect(&server.config(&name)).await
 }

@@ -18,11 +18,23 @@ async fn single_keys_are_repaired_alone<T: Kind>() {
     let mut left = samples.len();
     assert!(left > 0, "{report}");
     for sample in samples.iter().step_by(left.div_ceil(8)) {
-        let one = repair(&T::SCHEMA).key_text(&T::COUNTER.id(), sample.key_text()).run_async(&mut audit).await.unwrap();
-        assert_eq!((&one.counters[0].samples[..], one.counters[0].corrected), (&[sample.clone()][..], 1));
+        let one = repair(&T::SCHEMA)
+            .key_text(&T::COUNTER.id(), sample.key_text())
+            .run_async(&mut audit)
+            .await
+            .unwrap();
+        assert_eq!(
+            (&one.counters[0].samples[..], one.counters[0].corrected),
+            (&[sample.clone()][..], 1)
+        );
         assert!(one.complete() && one.token.is_none() && !one.counters[0].complete, "{one}");
         left -= 1;
-        assert_eq!(all.run_async(&mut audit).await.unwrap().drift(), left as u64, "{}", sample.key_text());
+        assert_eq!(
+            all.run_async(&mut audit).await.unwrap().drift(),
+            left as u64,
+            "{}",
+            sample.key_text()
+        );
     }
 }
 
@@ -50,7 +62,11 @@ async fn counter_without_a_source_is_unchecked_unless_it_is_named() {
     for run in [verify(&BOTH), repair(&BOTH)] {
         let report = run.run_async(&mut audit).await.unwrap();
         assert_eq!(report.outcome, Outcome::Unchecked);
-        let found = report.counters.iter().map(|counter| (counter.unchecked, counter.clean)).collect::<Vec<_>>();
+        let found = report
+            .counters
+            .iter()
+            .map(|counter| (counter.unchecked, counter.clean))
+            .collect::<Vec<_>>();
         assert_eq!(found, [(false, true), (true, false)], "{report}");
         let named = run.counters(&[Integer::COUNTER.id(), OTHER.id()]).run_async(&mut audit).await;
         assert!(matches!(named, Err(Error::NoSource { counter: "of.nothing" })), "{named:?}");

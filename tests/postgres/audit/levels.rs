@@ -2,7 +2,8 @@
 
 use keepcount::reconcile::audit::{PageRequest, Probe, RepairRequest};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, TokioRuntime, run_async,
+    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, TokioRuntime,
+    run_async,
 };
 use keepcount::{AsyncStore, Batch, Counter, Error, KeyBuf, PostgresStore, Record, Schema, Tally};
 use tokio_postgres::Client;
@@ -18,7 +19,8 @@ const SHOW_ARTIST: Counter<(i64, String)> = Counter::new("show.artist");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(VOTES, SETLIST_SHOW);
 const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(DAYS, SETLIST_SHOW);
 const ARTIST_VOTES: Counter<String> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
-const ARTIST_DAYS: Counter<(String, i64)> = Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
+const ARTIST_DAYS: Counter<(String, i64)> =
+    Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
 const SCHEMA: Schema = Schema::new(&[
     VOTES.table(),
     DAYS.table().prunable(),
@@ -67,7 +69,8 @@ impl Record for Show {
     }
 }
 
-/// 150 setlists of 40 shows of 9 artists, with votes of days before 1970 and after; some setlists are of no show.
+/// 150 setlists of 40 shows of 9 artists, with votes of days before 1970 and after; some setlists
+/// are of no show.
 const ROWS: &str = r#"
     CREATE TABLE votes (setlist INT, at BIGINT, amount INT);
     CREATE INDEX ON votes (setlist, at);
@@ -126,8 +129,9 @@ async fn audit(client: &mut Client) -> PostgresAudit<'_> {
         let (setlist, amount): (i32, i32) = (row.try_get("setlist")?, row.try_get("amount")?);
         Ok(Vote { setlist: setlist.into(), at: row.try_get("at")?, amount: amount.into() })
     });
-    let votes =
-        votes.key(VOTES, Columns::of(["setlist"]).sum("amount")).key(DAYS, Columns::of(["setlist", "at"]).per(DAY));
+    let votes = votes
+        .key(VOTES, Columns::of(["setlist"]).sum("amount"))
+        .key(DAYS, Columns::of(["setlist", "at"]).per(DAY));
     let setlists = PostgresRows::of("setlists", |row| {
         Ok(Setlist { id: row.try_get::<_, i32>("id")?.into(), show: row.try_get("show")? })
     });
@@ -146,7 +150,9 @@ async fn filled(server: &crate::support::postgres::Server) -> Client {
     let mut client = connect(&server.database_of_language("en-US").await).await;
     client.batch_execute(ROWS).await.unwrap();
     PostgresStore::new(&mut client, &SCHEMA).create_pending_backfill().await.unwrap();
-    run_whole(Mode::Backfill, &SCHEMA, Options::default(), &mut audit(&mut client).await).await.unwrap();
+    run_whole(Mode::Backfill, &SCHEMA, Options::default(), &mut audit(&mut client).await)
+        .await
+        .unwrap();
     client
 }
 
@@ -203,16 +209,17 @@ async fn rollups_are_verified_and_repaired_level_by_level_at_every_page() {
     }
 }
 
-/// The keys of a rollup are compared with what is stored a level below: each kind of damage is one drift, at its key.
+/// The keys of a rollup are compared with what is stored a level below: each kind of damage is one
+/// drift, at its key.
 #[tokio::test]
 async fn a_rollup_with_a_suffix_pages_through_the_suffixes_of_one_parent() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     let text = "DELETE FROM artist_days WHERE key_1 = 'ab' AND key_2 = 0; INSERT INTO artist_days VALUES ('ab', 77, 4)";
     client.batch_execute(text).await.unwrap();
-    let wrong =
-        "UPDATE artist_days SET total = total + 1 WHERE key_1 = 'É' AND total <> -1 AND key_2 > 1 RETURNING key_2";
-    let mut wrong: Vec<i64> = client.query(wrong, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    let wrong = "UPDATE artist_days SET total = total + 1 WHERE key_1 = 'É' AND total <> -1 AND key_2 > 1 RETURNING key_2";
+    let mut wrong: Vec<i64> =
+        client.query(wrong, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
     wrong.sort_unstable();
     assert!(wrong.len() > 1);
     let wrong = wrong.into_iter().map(|day| ("É", day));
@@ -224,14 +231,17 @@ async fn a_rollup_with_a_suffix_pages_through_the_suffixes_of_one_parent() {
             let ask = PageRequest { counter: ARTIST_DAYS.id(), after, until: None, keys };
             let diff = audit.compare(&ask).await.unwrap();
             assert!(diff.keys <= 2 * keys as u64);
-            found.extend(diff.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()));
+            found.extend(
+                diff.drifts.into_iter().map(|drift| drift.key.decode::<(String, i64)>().unwrap()),
+            );
             after = diff.next;
             pages += 1;
             if after.is_none() {
                 break;
             }
         }
-        let found: Vec<(&str, i64)> = found.iter().map(|(artist, day)| (artist.as_str(), *day)).collect();
+        let found: Vec<(&str, i64)> =
+            found.iter().map(|(artist, day)| (artist.as_str(), *day)).collect();
         assert_eq!(found, wanted);
         assert!(pages > 80 / keys, "{pages}");
     }
@@ -242,20 +252,29 @@ async fn memberships_whose_parent_is_not_there_are_reported_as_dangling() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
     client.batch_execute("DELETE FROM shows WHERE id IN (7, 12)").await.unwrap();
-    let wanted: i64 =
-        client.query_one("SELECT count(*) FROM setlists WHERE show IN (7, 12)", &[]).await.unwrap().get(0);
+    let wanted: i64 = client
+        .query_one("SELECT count(*) FROM setlists WHERE show IN (7, 12)", &[])
+        .await
+        .unwrap()
+        .get(0);
     for page in [1, 10, 1000] {
         let mut audit = audit(&mut client).await;
         let options = Options::default().page(page);
         let report = run_whole(Mode::Verify, &SCHEMA, options, &mut audit).await.unwrap();
-        let memberships = report.counters.iter().find(|counter| counter.counter == SETLIST_SHOW.id()).unwrap();
+        let memberships =
+            report.counters.iter().find(|counter| counter.counter == SETLIST_SHOW.id()).unwrap();
         assert_eq!(i64::try_from(memberships.dangling).unwrap(), wanted);
-        let keys: Vec<(i64, i64)> = memberships.dangling_keys.iter().map(|key| key.decode().unwrap()).collect();
-        assert!(keys.is_sorted() && keys.iter().all(|(_, show)| matches!(show, 7 | 12)), "{keys:?}");
+        let keys: Vec<(i64, i64)> =
+            memberships.dangling_keys.iter().map(|key| key.decode().unwrap()).collect();
+        assert!(
+            keys.is_sorted() && keys.iter().all(|(_, show)| matches!(show, 7 | 12)),
+            "{keys:?}"
+        );
     }
 }
 
-/// A run over a part of the memberships reported those behind its last key too, which are another's.
+/// A run over a part of the memberships reported those behind its last key too, which are
+/// another's.
 #[tokio::test]
 async fn memberships_behind_the_last_key_that_is_asked_for_are_not_reported() {
     let Some(server) = shared() else { return };
@@ -263,7 +282,8 @@ async fn memberships_behind_the_last_key_that_is_asked_for_are_not_reported() {
     client.batch_execute("DELETE FROM shows").await.unwrap();
     let mut audit = audit(&mut client).await;
     let until = Some(KeyBuf::of::<(i64, i64)>((20_i64, i64::MAX)));
-    let ask = PageRequest { counter: SETLIST_SHOW.id(), after: None, until: until.clone(), keys: 1000 };
+    let ask =
+        PageRequest { counter: SETLIST_SHOW.id(), after: None, until: until.clone(), keys: 1000 };
     let diff = audit.compare(&ask).await.unwrap();
     assert!(diff.next.is_none() && diff.dangling.last() <= until.as_ref(), "{diff:?}");
     assert_eq!(diff.dangling.len() as u64, diff.keys);
@@ -286,15 +306,20 @@ async fn what_was_pruned_is_counted_no_more_and_repaired_away() {
     let reader = connect_again(&client, server).await;
     for page in [1, 1000] {
         let mut audit = audit(&mut client).await;
-        let report = run_whole(Mode::Repair, &SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Repair, &SCHEMA, Options::default().page(page), &mut audit)
+            .await
+            .unwrap();
         assert_eq!(report.drift() > 0, page == 1, "{}", report.table());
-        let clean = run_whole(Mode::Verify, &SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
+        let clean = run_whole(Mode::Verify, &SCHEMA, Options::default().page(page), &mut audit)
+            .await
+            .unwrap();
         assert_eq!(clean.drift(), 0, "{}", clean.table());
         assert_eq!(text_of(&reader, all).await, left);
     }
 }
 
-/// Whoever writes holds a child first, then its totals: a repair that held the total while it waits for the child would be a deadlock.
+/// Whoever writes holds a child first, then its totals: a repair that held the total while it waits
+/// for the child would be a deadlock.
 #[tokio::test]
 async fn a_repair_holds_no_total_while_it_waits_for_the_child() {
     let Some(server) = shared() else { return };
@@ -304,14 +329,18 @@ async fn a_repair_holds_no_total_while_it_waits_for_the_child() {
     PostgresStore::new(&mut client, &SCHEMA).apply(&mut batch).await.unwrap();
     client.batch_execute("INSERT INTO votes VALUES (3, 86400, 4)").await.unwrap();
     client.batch_execute("UPDATE setlist_votes SET total = total + 1 WHERE key = 3").await.unwrap();
-    let (mut writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let (mut writer, reader) =
+        (connect_again(&client, server).await, connect_again(&client, server).await);
     let held = writer.transaction().await.unwrap();
-    let locks =
-        held.query(r#"SELECT 1 FROM keepcount_locks WHERE "of" = 'setlist.show' FOR UPDATE"#, &[]).await.unwrap();
+    let locks = held
+        .query(r#"SELECT 1 FROM keepcount_locks WHERE "of" = 'setlist.show' FOR UPDATE"#, &[])
+        .await
+        .unwrap();
     assert!(!locks.is_empty());
     let stepping = async {
         wait_until(&reader, A_LOCK_IS_WAITED_FOR).await;
-        let update = "SET LOCAL lock_timeout = '2s'; UPDATE setlist_votes SET total = total WHERE key = 3";
+        let update =
+            "SET LOCAL lock_timeout = '2s'; UPDATE setlist_votes SET total = total WHERE key = 3";
         held.batch_execute(update).await.unwrap();
         held.commit().await.unwrap();
     };
@@ -327,13 +356,15 @@ async fn a_repair_holds_no_total_while_it_waits_for_the_child() {
 async fn a_rollup_beyond_64_bits_names_its_key() {
     let Some(server) = shared() else { return };
     let mut client = filled(server).await;
-    let text =
-        "UPDATE setlist_votes SET total = 9223372036854775807 WHERE key IN (SELECT id FROM setlists WHERE show = 5)";
+    let text = "UPDATE setlist_votes SET total = 9223372036854775807 WHERE key IN (SELECT id FROM setlists WHERE show = 5)";
     client.batch_execute(text).await.unwrap();
     let mut audit = audit(&mut client).await;
     let ask = PageRequest { counter: SHOW_VOTES.id(), after: None, until: None, keys: 1000 };
     let error = audit.compare(&ask).await.unwrap_err();
-    assert!(matches!(&error, Error::Overflow { key, counter: "show.votes", .. } if key == "5"), "{error:?}");
+    assert!(
+        matches!(&error, Error::Overflow { key, counter: "show.votes", .. } if key == "5"),
+        "{error:?}"
+    );
     let repair = RepairRequest { counter: SHOW_VOTES.id(), keys: vec![KeyBuf::of::<i64>(5)] };
     assert!(matches!(audit.repair(&repair).await, Err(Error::Overflow { .. })));
 }
@@ -358,7 +389,10 @@ async fn a_rollup_of_one_key_is_repaired() {
     assert_eq!(store.total(ALL, ()).await.unwrap(), 36);
     client.batch_execute("UPDATE \"all\" SET total = 5").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &ONE).await.unwrap();
-    let diff = audit.compare(&PageRequest { counter: ALL.id(), after: None, until: None, keys: 1 }).await.unwrap();
+    let diff = audit
+        .compare(&PageRequest { counter: ALL.id(), after: None, until: None, keys: 1 })
+        .await
+        .unwrap();
     assert_eq!((diff.drifts[0].stored, diff.drifts[0].expected, diff.next), (5, 36, None));
     let repair = RepairRequest { counter: ALL.id(), keys: vec![diff.drifts[0].key.clone()] };
     assert_eq!(audit.repair(&repair).await.unwrap().corrected, 1);
@@ -368,10 +402,12 @@ async fn a_rollup_of_one_key_is_repaired() {
 
 const CHILD_DAYS: Counter<(i64, i64)> = Counter::new("child.days");
 const CHILD_PARENT: Counter<(i64, i64)> = Counter::new("child.parent");
-const PARENT_DAYS: Counter<(i64, i64)> = Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
+const PARENT_DAYS: Counter<(i64, i64)> =
+    Counter::new("parent.days").sum_of_suffix(CHILD_DAYS, CHILD_PARENT);
 const WIDE: Schema = Schema::new(&[CHILD_DAYS.table(), CHILD_PARENT.table(), PARENT_DAYS.table()]);
 
-/// Parent 1 of so many children between two narrow ones, each child with so many days, the first of which is `first` of the child `c`.
+/// Parent 1 of so many children between two narrow ones, each child with so many days, the first of
+/// which is `first` of the child `c`.
 async fn wide(
     server: &crate::support::postgres::Server,
     children: i64,
@@ -396,18 +432,22 @@ async fn wide(
 
 /// How often the base totals' index was searched, and what it gave, so far.
 async fn work(client: &Client, reader: &Client) -> i64 {
-    let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
+    let version: i32 = client
+        .query_one("SELECT current_setting('server_version_num')::int", &[])
+        .await
+        .unwrap()
+        .get(0);
     if version < 150_000 {
         tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     } else {
         client.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
     }
-    let work =
-        "SELECT (idx_scan + idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE indexrelname = 'child_days_pkey'";
+    let work = "SELECT (idx_scan + idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE indexrelname = 'child_days_pkey'";
     reader.query_one(work, &[]).await.unwrap().get(0)
 }
 
-/// A page read the rest of its parent again, so that the work of a wide parent grew with the square of its keys.
+/// A page read the rest of its parent again, so that the work of a wide parent grew with the square
+/// of its keys.
 #[tokio::test]
 async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_parents_are() {
     let Some(server) = shared() else { return };
@@ -427,7 +467,9 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
                 let mut audit = PostgresAudit::new(&mut client, &WIDE).await.unwrap();
                 let options = Options::default().page(500);
                 let run = Reconciler::scoped(Mode::Verify, &WIDE, &[PARENT_DAYS.id()], options);
-                let report = run_async(&mut run.unwrap(), &mut audit, &mut TokioRuntime::new()).await.unwrap();
+                let report = run_async(&mut run.unwrap(), &mut audit, &mut TokioRuntime::new())
+                    .await
+                    .unwrap();
                 drop(audit);
                 let wanted = if stored { 0 } else { keys.unsigned_abs() + 2 };
                 // What it sums has no rows here, and is left out.
@@ -440,15 +482,22 @@ async fn the_work_of_a_rollups_verify_grows_with_its_keys_however_wide_its_paren
                 costs.push(work(&client, &reader).await - before);
             }
             println!("{what}, totals {stored}: {costs:?} entries");
-            assert!(costs[1] * 2 <= costs[0] * 5, "{what}, totals {stored}: {costs:?} entries of 4,000 and 8,000 keys");
-            assert!(costs[1] <= 8_000 * children / distinct * 5, "{what}, totals {stored}: {costs:?}");
+            assert!(
+                costs[1] * 2 <= costs[0] * 5,
+                "{what}, totals {stored}: {costs:?} entries of 4,000 and 8,000 keys"
+            );
+            assert!(
+                costs[1] <= 8_000 * children / distinct * 5,
+                "{what}, totals {stored}: {costs:?}"
+            );
         }
     }
 }
 
 /// A repair looked up every key at every child of its parent, while it held their totals.
 #[tokio::test]
-async fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_times_children() {
+async fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with_keys_times_children()
+ {
     let Some(server) = shared() else { return };
     let mut client = wide(server, 3_000, 1, "c", false).await;
     let reader = connect_again(&client, server).await;
@@ -461,7 +510,10 @@ async fn the_work_of_a_repair_grows_with_the_children_of_its_parent_and_not_with
     let done = work(&client, &reader).await - before;
     println!("{done} entries for a repair of 256 keys of 3,000 children");
     assert!(done <= 15_000, "{done}");
-    assert_eq!(text_of(&reader, "SELECT count(*) || ' ' || sum(total) FROM parent_days").await, "256 256");
+    assert_eq!(
+        text_of(&reader, "SELECT count(*) || ' ' || sum(total) FROM parent_days").await,
+        "256 256"
+    );
 }
 
 #[tokio::test]

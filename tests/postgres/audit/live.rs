@@ -2,9 +2,12 @@
 
 use super::items::*;
 use crate::support::postgres::shared;
-use keepcount::reconcile::audit::{PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired};
+use keepcount::reconcile::audit::{
+    PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired,
+};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Token, TokioRuntime, run_async,
+    AsyncAudit, Columns, Mode, Options, PostgresAudit, PostgresRows, Reconciler, Token,
+    TokioRuntime, run_async,
 };
 use keepcount::{AsyncStore, Batch, Error, KeyBuf, PostgresStore, Recovery, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +32,8 @@ async fn a_run_of_many_parts_resumes_by_its_token_and_is_exact() {
         let mut run = match &place {
             Some(token) => {
                 let token: Token = token.parse().unwrap();
-                let mut run = Reconciler::resume(Mode::Repair, &Integer::SCHEMA, &token, options).unwrap();
+                let mut run =
+                    Reconciler::resume(Mode::Repair, &Integer::SCHEMA, &token, options).unwrap();
                 let mut other = super::items::audit::<Integer>(&mut foreign).await;
                 let refused = run_async(&mut run, &mut other, &mut TokioRuntime::new()).await;
                 assert!(matches!(refused, Err(Error::Token { .. })), "{refused:?}");
@@ -124,9 +128,16 @@ async fn write(client: &mut Client, items: &[(i64, i32)]) {
 async fn delete(client: &mut Client, key: i64) {
     let mut batch = Batch::new();
     let tx = client.transaction().await.unwrap();
-    let rows = tx.query("DELETE FROM items WHERE k = $1::int8 RETURNING amount, NOT spam", &[&key]).await.unwrap();
+    let rows = tx
+        .query("DELETE FROM items WHERE k = $1::int8 RETURNING amount, NOT spam", &[&key])
+        .await
+        .unwrap();
     for row in rows {
-        batch.delete(&Item::<Integer> { key: Some(key), amount: row.get::<_, i32>(0).into(), counts: row.get(1) });
+        batch.delete(&Item::<Integer> {
+            key: Some(key),
+            amount: row.get::<_, i32>(0).into(),
+            counts: row.get(1),
+        });
     }
     PostgresStore::in_transaction(&tx, &Integer::SCHEMA).apply(&mut batch).await.unwrap();
     tx.commit().await.unwrap();
@@ -155,16 +166,20 @@ async fn a_repair_is_right_whatever_was_written_since_the_measure() {
     fill::<Integer>(&mut client).await;
     damage::<Integer>(&client).await;
     let planted = drift::<Integer>(&client).await;
-    let (writer, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let (writer, reader) =
+        (connect_again(&client, server).await, connect_again(&client, server).await);
     let mut live = Before { audit: audit::<Integer>(&mut client).await, act: Writes(writer, 0) };
-    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().page(9), &mut live).await.unwrap();
+    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().page(9), &mut live)
+        .await
+        .unwrap();
     assert_eq!(live.act.1 as u64, report.drift());
     // The writes moved truth and totals together, and so not one key more or less was off.
     assert_eq!(report.counters[0].corrected, planted.0 + planted.1 + planted.2);
     assert_eq!(drift::<Integer>(&reader).await, (0, 0, 0));
 }
 
-/// Four writers, with open transactions across the repairs' holds, and two repairs at once over few keys.
+/// Four writers, with open transactions across the repairs' holds, and two repairs at once over few
+/// keys.
 #[tokio::test]
 async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -189,7 +204,8 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
         }));
     }
     let mut corrected = 0;
-    let (mut one, mut two) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    let (mut one, mut two) =
+        (connect_again(&client, server).await, connect_again(&client, server).await);
     for round in 0..12 {
         // In key order, as everybody.
         let text = format!(
@@ -198,7 +214,8 @@ async fn repairs_over_and_over_beside_writers_leave_exact_totals() {
             round + 1
         );
         client.batch_execute(&text).await.unwrap();
-        let (mut left, mut right) = (audit::<Integer>(&mut one).await, audit::<Integer>(&mut two).await);
+        let (mut left, mut right) =
+            (audit::<Integer>(&mut one).await, audit::<Integer>(&mut two).await);
         let options = Options::default().page(16);
         let (left, right) = tokio::join!(
             run_whole(Mode::Repair, &Integer::SCHEMA, options, &mut left),
@@ -220,14 +237,23 @@ async fn a_total_that_a_writer_holds_makes_the_repair_busy_and_nothing_is_repair
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
-    client.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key IN (3, 4)").await.unwrap();
-    let (mut holder, reader) = (connect_again(&client, server).await, connect_again(&client, server).await);
+    client
+        .batch_execute("UPDATE of_integer SET total = total + 1 WHERE key IN (3, 4)")
+        .await
+        .unwrap();
+    let (mut holder, reader) =
+        (connect_again(&client, server).await, connect_again(&client, server).await);
     let held = holder.transaction().await.unwrap();
     held.batch_execute("UPDATE of_integer SET total = total WHERE key = 4").await.unwrap();
     let mut patient = audit::<Integer>(&mut client).await.lock_timeout(Duration::from_millis(60));
-    let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().retries(1), &mut patient).await;
+    let refused =
+        run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().retries(1), &mut patient)
+            .await;
     let error = refused.unwrap_err();
-    assert!(matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry, "{error:?}");
+    assert!(
+        matches!(error, Error::Busy { .. }) && error.recovery() == Recovery::Retry,
+        "{error:?}"
+    );
     assert!(error.to_string().contains("of.integer"), "{error}");
     assert_eq!(drift::<Integer>(&reader).await, (2, 0, 0));
     held.rollback().await.unwrap();
@@ -256,7 +282,8 @@ async fn a_statement_that_takes_too_long_makes_the_repair_busy() {
     hasty.add(rows.columns("k, amount, spam").key(Integer::COUNTER, columns)).await.unwrap();
     let mut hasty = hasty.statement_timeout(Duration::from_millis(80));
     let keys = vec![KeyBuf::of::<i64>(3)];
-    let error = hasty.repair(&RepairRequest { counter: Integer::COUNTER.id(), keys }).await.unwrap_err();
+    let error =
+        hasty.repair(&RepairRequest { counter: Integer::COUNTER.id(), keys }).await.unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     drop(hasty);
     assert_eq!(drift::<Integer>(&client).await, (1, 0, 0));

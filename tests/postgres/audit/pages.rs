@@ -33,11 +33,16 @@ async fn exact_at_every_page<T: Kind>(by_tally: bool) {
         assert_eq!((wet.counters[0].keys, wet.rows), (dry.counters[0].keys, dry.rows));
         assert_eq!(wet.counters[0].corrected, planted.0 + planted.1 + planted.2);
         assert_eq!(drift::<T>(&other).await, (0, 0, 0));
-        let zeros = format!("SELECT count(*) FROM {} WHERE total = 0", T::COUNTER.id().name().replace('.', "_"));
+        let zeros = format!(
+            "SELECT count(*) FROM {} WHERE total = 0",
+            T::COUNTER.id().name().replace('.', "_")
+        );
         assert_eq!(other.query_one(&zeros, &[]).await.unwrap().get::<_, i64>(0), 0);
         let clean = run_whole(Mode::Verify, &T::SCHEMA, options, &mut audit).await.unwrap();
         assert!(clean.counters[0].clean, "{clean}");
-        assert!(PostgresStore::new(&mut other, &T::SCHEMA).is_ready(T::COUNTER.id()).await.unwrap());
+        assert!(
+            PostgresStore::new(&mut other, &T::SCHEMA).is_ready(T::COUNTER.id()).await.unwrap()
+        );
     }
 }
 

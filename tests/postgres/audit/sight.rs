@@ -1,4 +1,5 @@
-//! What an audit can see of its source is not taken for all there is: policies, views, other schemas, other servers, and tables that change beside it.
+//! What an audit can see of its source is not taken for all there is: policies, views, other
+//! schemas, other servers, and tables that change beside it.
 
 use super::items::*;
 use crate::support::postgres::{Server, connect, shared};
@@ -16,7 +17,8 @@ async fn role(client: &Client, server: &Server) -> (String, Client) {
          GRANT ALL ON of_integer, keepcount_counters, keepcount_offsets, keepcount_locks TO {role}"
     );
     client.batch_execute(&text).await.unwrap();
-    let name: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+    let name: String =
+        client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
     let auditor = connect(server.config(&name).user(&role)).await;
     (role, auditor)
 }
@@ -53,7 +55,8 @@ fn assert_refused<T: std::fmt::Debug>(result: Result<T>, says: &[&str]) {
     }
 }
 
-/// A repair by a role that a policy shows a part of the rows took away the totals of the others, and said that it was complete.
+/// A repair by a role that a policy shows a part of the rows took away the totals of the others,
+/// and said that it was complete.
 #[tokio::test]
 async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
     let Some(server) = shared() else { return };
@@ -68,7 +71,8 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
                 .unwrap();
             let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
             audit.add(source::<Integer>(by_tally)).await.unwrap();
-            let report = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
+            let report =
+                run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
             assert_eq!(report.drift(), 0);
             // In the middle of things, and before.
             let hide = format!(
@@ -78,14 +82,18 @@ async fn rows_that_a_policy_hides_are_not_taken_for_rows_that_are_not_there() {
             let run = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await;
             assert_eq!(drift::<Integer>(&client).await, (0, 0, 0), "{run:?}");
             assert_refused(run, &["row-level security", "items"]);
-            assert_refused(audit.add(source::<Integer>(by_tally)).await, &["row-level security", "items"]);
+            assert_refused(
+                audit.add(source::<Integer>(by_tally)).await,
+                &["row-level security", "items"],
+            );
         }
     }
     // Whom it shows all of them may go on.
     client.batch_execute(&format!("ALTER ROLE {role} BYPASSRLS")).await.unwrap();
     let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
     audit.add(source::<Integer>(false)).await.unwrap();
-    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
+    let report =
+        run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     drop(audit);
     // What is the application's stays as it was.
@@ -139,11 +147,17 @@ async fn a_view_that_shows_what_is_the_askers_is_named() {
     assert_refused(add(&mut auditor, items_of("invoked")).await, &["row-level security"]);
     let mut audit = PostgresAudit::new(&mut auditor, &Integer::SCHEMA).await.unwrap();
     audit.add(items_of("plain")).await.unwrap();
-    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
+    let report =
+        run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
     // What policies hide of the parents is not missing either.
     drop(audit);
-    client.batch_execute("CREATE TABLE parents (id INT); ALTER TABLE parents ENABLE ROW LEVEL SECURITY").await.unwrap();
+    client
+        .batch_execute(
+            "CREATE TABLE parents (id INT); ALTER TABLE parents ENABLE ROW LEVEL SECURITY",
+        )
+        .await
+        .unwrap();
     client.batch_execute(&format!("GRANT SELECT ON parents TO {role}")).await.unwrap();
     let rows = items(PostgresRows::of("plain", read), Columns::of(["k"]).parent("parents", ["id"]));
     assert_refused(add(&mut auditor, rows).await, &["row-level security", "parents"]);
@@ -175,11 +189,15 @@ async fn a_table_of_another_server_is_named() {
         .await
         .unwrap();
     for table in ["far", "near", "parts"] {
-        assert_refused(add(&mut client, items_of(table)).await, &["another server's", "Foreign Scan"]);
+        assert_refused(
+            add(&mut client, items_of(table)).await,
+            &["another server's", "Foreign Scan"],
+        );
     }
 }
 
-/// A bare name is what `search_path` makes of it: here once the table, and once an empty one before it.
+/// A bare name is what `search_path` makes of it: here once the table, and once an empty one before
+/// it.
 #[tokio::test]
 async fn a_name_that_several_schemas_have_is_named_and_one_with_its_schema_is_not() {
     let Some(server) = shared() else { return };
@@ -193,19 +211,28 @@ async fn a_name_that_several_schemas_have_is_named_and_one_with_its_schema_is_no
         ))
         .await
         .unwrap();
-    assert_refused(add(&mut client, items_of("items")).await, &["items is in app and in public", "app.items"]);
+    assert_refused(
+        add(&mut client, items_of("items")).await,
+        &["items is in app and in public", "app.items"],
+    );
     client
-        .batch_execute(&format!("SET search_path = public; CREATE TEMP TABLE items {empty} items (k)"))
+        .batch_execute(&format!(
+            "SET search_path = public; CREATE TEMP TABLE items {empty} items (k)"
+        ))
         .await
         .unwrap();
-    assert_refused(add(&mut client, items_of("items")).await, &["items is in pg_temp", "and in public"]);
+    assert_refused(
+        add(&mut client, items_of("items")).await,
+        &["items is in pg_temp", "and in public"],
+    );
     for name in [r#"app."of.items""#, "app.items", "pg_temp.items", r#""public"."items""#] {
         add(&mut client, items_of(name)).await.unwrap();
     }
     client.batch_execute("DISCARD TEMP").await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     audit.add(items_of("items")).await.unwrap();
-    let report = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
+    let report =
+        run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.drift(), report.complete()), (0, true));
 }
 
@@ -214,16 +241,28 @@ async fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
-    client.batch_execute("CREATE SCHEMA app; CREATE TABLE app.votes (k INT, amount INT, spam BOOL)").await.unwrap();
+    client
+        .batch_execute("CREATE SCHEMA app; CREATE TABLE app.votes (k INT, amount INT, spam BOOL)")
+        .await
+        .unwrap();
     for (name, says) in [
         ("itmes", "no table or view of this name is there; the source of counter of.integer"),
-        ("public.itmes", "no table or view of this name is there; the source of counter of.integer"),
+        (
+            "public.itmes",
+            "no table or view of this name is there; the source of counter of.integer",
+        ),
         ("app.items", "one is in public"),
         ("votes", "one is in app"),
     ] {
         let error = add(&mut client, items_of(name)).await.unwrap_err();
-        assert!(matches!(&error, Error::SchemaMismatch { table, .. } if table == name), "{error:?}");
-        assert!(error.to_string().contains(says) && !error.to_string().contains("PostgresStore"), "{error}");
+        assert!(
+            matches!(&error, Error::SchemaMismatch { table, .. } if table == name),
+            "{error:?}"
+        );
+        assert!(
+            error.to_string().contains(says) && !error.to_string().contains("PostgresStore"),
+            "{error}"
+        );
     }
     let by = |key: Columns| items(PostgresRows::of("items", read), key);
     for (rows, says) in [
@@ -235,17 +274,21 @@ async fn a_source_that_is_not_there_is_named_and_the_store_is_not_blamed() {
     ] {
         let error = add(&mut client, rows).await.unwrap_err();
         assert!(
-            error.to_string().contains("source of counter of.integer") && error.to_string().contains(says),
+            error.to_string().contains("source of counter of.integer")
+                && error.to_string().contains(says),
             "{error}"
         );
         assert!(!error.to_string().contains("PostgresStore"), "{error}");
     }
-    let broken = PostgresRows::of("items", |_| Ok(Item::<Integer> { key: None, amount: 0, counts: false }));
-    let broken = broken.columns("k").key(Integer::COUNTER, Columns::of(["k"]).count().filter("spam AND"));
+    let broken =
+        PostgresRows::of("items", |_| Ok(Item::<Integer> { key: None, amount: 0, counts: false }));
+    let broken =
+        broken.columns("k").key(Integer::COUNTER, Columns::of(["k"]).count().filter("spam AND"));
     assert_refused(add(&mut client, broken).await, &["preparing its SQL", "syntax error"]);
 }
 
-/// Totals in a table that one session has, or that children of a table add to, would be lost or counted twice.
+/// Totals in a table that one session has, or that children of a table add to, would be lost or
+/// counted twice.
 #[tokio::test]
 async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
     let Some(server) = shared() else { return };
@@ -253,14 +296,19 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
     client.batch_execute("CREATE SCHEMA counts; SET search_path = counts, public").await.unwrap();
     fill::<Integer>(&mut client).await;
     assert_eq!(
-        text_of(&client, "SELECT schemaname::text FROM pg_tables WHERE tablename = 'of_integer'").await,
+        text_of(&client, "SELECT schemaname::text FROM pg_tables WHERE tablename = 'of_integer'")
+            .await,
         "counts"
     );
     damage::<Integer>(&client).await;
-    let report =
-        run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit::<Integer>(&mut client).await)
-            .await
-            .unwrap();
+    let report = run_whole(
+        Mode::Repair,
+        &Integer::SCHEMA,
+        Options::default(),
+        &mut audit::<Integer>(&mut client).await,
+    )
+    .await
+    .unwrap();
     assert!(report.complete() && report.drift() > 0, "{report}");
     assert_eq!(drift::<Integer>(&client).await, (0, 0, 0));
 
@@ -277,7 +325,11 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
             "DROP TABLE pg_temp.of_integer",
             "it is temporary",
         ),
-        ("ALTER TABLE of_integer SET UNLOGGED", "ALTER TABLE of_integer SET LOGGED", "it is unlogged"),
+        (
+            "ALTER TABLE of_integer SET UNLOGGED",
+            "ALTER TABLE of_integer SET LOGGED",
+            "it is unlogged",
+        ),
         ("CREATE TABLE more () INHERITS (of_integer)", "DROP TABLE more", "it has children"),
         (
             "CREATE SCHEMA other; CREATE TABLE other.of_integer (LIKE counts.of_integer INCLUDING ALL); SET search_path = other, counts, public",
@@ -299,7 +351,10 @@ async fn totals_are_found_where_the_catalogue_is_and_nowhere_else() {
         assert!(error.contains(says), "{setup}: {error}");
     }
     // Tables are not made anew in front of those that are there.
-    client.batch_execute("CREATE SCHEMA front; SET search_path = front, counts, public").await.unwrap();
+    client
+        .batch_execute("CREATE SCHEMA front; SET search_path = front, counts, public")
+        .await
+        .unwrap();
     PostgresStore::new(&mut client, &Integer::SCHEMA).create().await.unwrap();
     let tables = "SELECT count(*)::text FROM pg_tables WHERE schemaname = 'front'";
     assert_eq!(text_of(&client, tables).await, "0");
@@ -329,9 +384,19 @@ async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
             let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
             audit.add(items_of(table)).await.unwrap();
             let planted = drift::<Integer>(&reader).await;
-            let report =
-                run_whole(Mode::Repair, &Integer::SCHEMA, Options::default().page(page), &mut audit).await.unwrap();
-            assert_eq!((kinds_of(&report), drift::<Integer>(&reader).await), (planted, (0, 0, 0)), "{table}, {page}");
+            let report = run_whole(
+                Mode::Repair,
+                &Integer::SCHEMA,
+                Options::default().page(page),
+                &mut audit,
+            )
+            .await
+            .unwrap();
+            assert_eq!(
+                (kinds_of(&report), drift::<Integer>(&reader).await),
+                (planted, (0, 0, 0)),
+                "{table}, {page}"
+            );
         }
     }
     // Who names one partition names a part of the rows.
@@ -339,10 +404,12 @@ async fn rows_of_partitions_and_children_count_for_the_table_that_has_them() {
     add(&mut client, items_of_query("SELECT * FROM high")).await.unwrap();
 }
 
-/// A snapshot does not hold a table as it was: what is truncated, detached, attached or written anew after it shows as it is now.
+/// A snapshot does not hold a table as it was: what is truncated, detached, attached or written
+/// anew after it shows as it is now.
 #[tokio::test]
 async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
-    let rounds: u64 = std::env::var("KEEPCOUNT_SIGHT_ROUNDS").map_or(25, |rounds| rounds.parse().unwrap());
+    let rounds: u64 =
+        std::env::var("KEEPCOUNT_SIGHT_ROUNDS").map_or(25, |rounds| rounds.parse().unwrap());
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     fill::<Integer>(&mut client).await;
@@ -350,7 +417,9 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
     let (role, auditor) = role(&client, server).await;
     // Whom columns alone are granted cannot lock the table.
     let some = std::env::var("KEEPCOUNT_SIGHT_UNLOCKED").is_ok();
-    let grants = format!("REVOKE SELECT ON parts FROM {role}; GRANT SELECT (k, amount, spam) ON parts TO {role}");
+    let grants = format!(
+        "REVOKE SELECT ON parts FROM {role}; GRANT SELECT (k, amount, spam) ON parts TO {role}"
+    );
     client.batch_execute(if some { &grants } else { "SELECT" }).await.unwrap();
     let writer = connect_again(&client, server).await;
     let changes = tokio::spawn(async move {
@@ -374,7 +443,10 @@ async fn tables_that_change_as_a_whole_beside_a_verify_are_no_drift() {
     audit.add(items_of("parts")).await.unwrap();
     let (mut verifies, mut wrong) = (0, 0);
     while !changes.is_finished() {
-        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default().page(200), &mut audit).await.unwrap();
+        let report =
+            run_whole(Mode::Verify, &Integer::SCHEMA, Options::default().page(200), &mut audit)
+                .await
+                .unwrap();
         verifies += 1;
         wrong += u64::from(report.drift() > 0);
     }
@@ -413,12 +485,18 @@ impl Record for Plain {
     }
 }
 
-/// Texts in no encoding, ids that are too short, amounts that cannot be computed: of one counter each.
+/// Texts in no encoding, ids that are too short, amounts that cannot be computed: of one counter
+/// each.
 #[tokio::test]
 async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
     let Some(server) = shared() else { return };
     let admin = connect(&server.config("postgres")).await;
-    admin.batch_execute("CREATE DATABASE any_bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'").await.unwrap();
+    admin
+        .batch_execute(
+            "CREATE DATABASE any_bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'",
+        )
+        .await
+        .unwrap();
     let mut client = connect(&server.config("any_bytes")).await;
     client
         .batch_execute(
@@ -438,15 +516,24 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
         let id = row.try_get::<_, &[u8]>(0)?.try_into().unwrap_or([9; 16]);
         Ok(Share(id, row.try_get::<_, i32>(1)?.into()))
     });
-    audit.add(shares.columns("id, n / of").key(SHARES, Columns::of(["id"]).sum("n / of"))).await.unwrap();
+    audit
+        .add(shares.columns("id, n / of").key(SHARES, Columns::of(["id"]).sum("n / of")))
+        .await
+        .unwrap();
     let plain = PostgresRows::of("plain", |row| Ok(Plain(row.try_get(0)?)));
     audit.add(plain.key(PLAIN, Columns::of(["k"]).count())).await.unwrap();
     for says in ["a blob of 2 bytes, 0aff", "division by zero"] {
         for (mode, found) in [(Mode::Verify, 2), (Mode::Backfill, 2), (Mode::Repair, 0)] {
             let report = run_whole(mode, &THREE, Options::default(), &mut audit).await.unwrap();
-            let why = |at: usize| report.counters[at].failure.clone().unwrap_or_else(|| panic!("{report}"));
+            let why = |at: usize| {
+                report.counters[at].failure.clone().unwrap_or_else(|| panic!("{report}"))
+            };
             // The server itself does not send such a text; so the row has no name here.
-            assert!(why(0).contains("counter a.names") && why(0).contains("invalid byte sequence"), "{}", why(0));
+            assert!(
+                why(0).contains("counter a.names") && why(0).contains("invalid byte sequence"),
+                "{}",
+                why(0)
+            );
             assert!(why(1).contains("counter b.shares") && why(1).contains(says), "{}", why(1));
             assert_eq!(
                 (report.outcome.clone(), report.counters[2].drift(), report.counters[2].complete),
@@ -465,7 +552,10 @@ async fn a_row_that_cannot_be_read_ends_its_own_counter_alone_and_is_named() {
             .await
             .unwrap();
     }
-    other.batch_execute("DELETE FROM shares WHERE of = 0; DELETE FROM names WHERE name <> 'a'").await.unwrap();
+    other
+        .batch_execute("DELETE FROM shares WHERE of = 0; DELETE FROM names WHERE name <> 'a'")
+        .await
+        .unwrap();
     let report = run_whole(Mode::Repair, &THREE, Options::default(), &mut audit).await.unwrap();
     assert_eq!((report.complete(), report.drift()), (true, 4));
 }

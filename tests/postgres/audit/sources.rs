@@ -4,8 +4,8 @@ use super::items::*;
 use crate::support::postgres::{Server, connect, shared, wait_until};
 use keepcount::reconcile::audit::{PageRequest, RepairRequest};
 use keepcount::reconcile::{
-    AsyncAudit, Columns, Mode, Options, Outcome, PostgresAudit, PostgresRows, Reconciler, TokioRuntime,
-    active_connections, replay_lag, replay_lag_bytes, run_async,
+    AsyncAudit, Columns, Mode, Options, Outcome, PostgresAudit, PostgresRows, Reconciler,
+    TokioRuntime, active_connections, replay_lag, replay_lag_bytes, run_async,
 };
 use keepcount::{Counter, Error, KeyBuf, PostgresStore, Record, Recovery, Schema, Tally};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,11 +31,14 @@ async fn a_source_that_counts_otherwise_than_the_tally_is_not_repaired_by() {
     // At the ends of the source, and in its middle, where the repair of the key finds it.
     reader.batch_execute("UPDATE of_integer SET total = total + 1 WHERE key = 100").await.unwrap();
     let middle = right().sum("CASE WHEN k = 100 THEN 1 ELSE amount END");
-    for wrong in [items().sum("amount"), items().count().filter("NOT spam"), right().sum("-amount"), middle] {
+    for wrong in
+        [items().sum("amount"), items().count().filter("NOT spam"), right().sum("-amount"), middle]
+    {
         let shown = format!("{wrong:?}");
         let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
         audit.add(rows("items", wrong)).await.unwrap();
-        let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
+        let refused =
+            run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
         assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{shown}: {refused:?}");
         assert_eq!(drift::<Integer>(&reader).await, (1, 0, 0));
     }
@@ -57,7 +60,13 @@ async fn totals_that_were_counted_as_wrongly_as_the_source_are_noticed() {
     audit.add(rows("items", Columns::of(["k"]).sum("amount"))).await.unwrap();
     let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
     assert!(matches!(refused, Err(Error::DefinitionMismatch { .. })), "{refused:?}");
-    assert_eq!(run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap().drift(), 0);
+    assert_eq!(
+        run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit)
+            .await
+            .unwrap()
+            .drift(),
+        0
+    );
 }
 
 /// Rows come from the server in portions.
@@ -72,7 +81,9 @@ async fn a_page_of_many_rows_is_read_to_its_end() {
     for by_tally in [false, true] {
         let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
         audit.add(source::<Integer>(by_tally)).await.unwrap();
-        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit)
+            .await
+            .unwrap();
         assert_eq!(report.drift(), 0);
         assert!(report.counters[0].keys > 250, "{report}");
     }
@@ -88,12 +99,15 @@ async fn an_emptied_source_is_refused_unless_the_repair_is_forced() {
     for by_tally in [false, true] {
         let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
         audit.add(source::<Integer>(by_tally)).await.unwrap();
-        let refused = run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
+        let refused =
+            run_whole(Mode::Repair, &Integer::SCHEMA, Options::default(), &mut audit).await;
         assert!(matches!(refused, Err(Error::SourceEmpty { totals: 100, .. })), "{refused:?}");
         assert!(drift::<Integer>(&reader).await.2 > 200);
     }
     let forced = Options::default().force(true);
-    run_whole(Mode::Repair, &Integer::SCHEMA, forced, &mut audit::<Integer>(&mut client).await).await.unwrap();
+    run_whole(Mode::Repair, &Integer::SCHEMA, forced, &mut audit::<Integer>(&mut client).await)
+        .await
+        .unwrap();
     assert_eq!(text_of(&reader, "SELECT count(*)::text FROM of_integer").await, "0");
 }
 
@@ -107,15 +121,23 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     for by_tally in [false, true] {
         let error = audit.add(source::<Text>(by_tally)).await.unwrap_err();
         assert!(matches!(error, Error::Source { .. }), "{error:?}");
-        assert!(error.to_string().contains(r#"CREATE INDEX .. ON "items" ("k" COLLATE "C")"#), "{error}");
+        assert!(
+            error.to_string().contains(r#"CREATE INDEX .. ON "items" ("k" COLLATE "C")"#),
+            "{error}"
+        );
     }
     drop(audit);
     client.batch_execute(r#"CREATE INDEX ON "items" ("k" COLLATE "C")"#).await.unwrap();
     assert!(
-        run_whole(Mode::Verify, &Text::SCHEMA, Options::default(), &mut super::items::audit::<Text>(&mut client).await)
-            .await
-            .unwrap()
-            .counters[0]
+        run_whole(
+            Mode::Verify,
+            &Text::SCHEMA,
+            Options::default(),
+            &mut super::items::audit::<Text>(&mut client).await
+        )
+        .await
+        .unwrap()
+        .counters[0]
             .clean
     );
 
@@ -126,7 +148,10 @@ async fn a_source_that_cannot_be_read_in_key_order_is_refused_with_the_index_to_
     // Of a pair, an index of its first part sorts the rest of each page.
     let mut client = connect(&server.database_of_language("en-US").await).await;
     fill::<Pair>(&mut client).await;
-    client.batch_execute("DROP INDEX items_one_two_idx; CREATE INDEX ON items (one)").await.unwrap();
+    client
+        .batch_execute("DROP INDEX items_one_two_idx; CREATE INDEX ON items (one)")
+        .await
+        .unwrap();
     let mut audit = PostgresAudit::new(&mut client, &Pair::SCHEMA).await.unwrap();
     let error = audit.add(source::<Pair>(false)).await.unwrap_err();
     assert!(error.to_string().contains(r#"ON "items" ("one", "two" COLLATE "C")"#), "{error}");
@@ -142,14 +167,17 @@ async fn a_page_reads_no_more_of_the_index_than_its_own_rows() {
     let read = "SELECT coalesce(sum(idx_tup_read), 0)::int8 FROM pg_stat_user_indexes WHERE relname = 'items'";
     let mut audit = audit::<Pair>(&mut client).await;
     let before: i64 = reader.query_one(read, &[]).await.unwrap().get(0);
-    let report = run_whole(Mode::Verify, &Pair::SCHEMA, Options::default().page(10), &mut audit).await.unwrap();
+    let report = run_whole(Mode::Verify, &Pair::SCHEMA, Options::default().page(10), &mut audit)
+        .await
+        .unwrap();
     assert_eq!((report.pages, report.counters[0].clean), (30, true));
     drop(audit);
     client.batch_execute("SELECT pg_stat_force_next_flush()").await.unwrap();
     drop(client);
     wait_until(&reader, &format!("SELECT ({read}) > {before}")).await;
     let read = reader.query_one(read, &[]).await.unwrap().get::<_, i64>(0) - before;
-    // 1,800 rows, those behind each page's last key once more, and 6 for a page that is looked ahead.
+    // 1,800 rows, those behind each page's last key once more, and 6 for a page that is looked
+    // ahead.
     assert!((1_800..1_800 * 2).contains(&read), "{read} rows of the index");
 }
 
@@ -172,11 +200,16 @@ async fn columns_of_other_types_are_refused_when_the_source_is_added() {
         ("others", others("absent"), "absent"),
         ("nowhere", others("k"), "nowhere"),
         ("others", others("k").filter("absent > 3"), "absent"),
-        ("others", others("k").filter("amount >"), "source of counter of.integer: preparing its SQL: syntax error"),
+        (
+            "others",
+            others("k").filter("amount >"),
+            "source of counter of.integer: preparing its SQL: syntax error",
+        ),
     ];
     for (table, columns, says) in cases {
         let error = audit.add(rows(table, columns)).await.unwrap_err();
-        let whole = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let whole =
+            std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
         let whole = whole.map(ToString::to_string).collect::<Vec<_>>().join(": ");
         assert!(whole.contains(says), "{whole}");
         assert_eq!(error.recovery(), Recovery::Permanent);
@@ -199,7 +232,11 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
     let other = connect_again(&client, server).await;
     let mut audit = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.unwrap();
     let sums = PostgresRows::of("sums", |row| {
-        Ok(Item::<Integer> { key: Some(row.try_get::<_, i32>(0)?.into()), amount: row.try_get(1)?, counts: true })
+        Ok(Item::<Integer> {
+            key: Some(row.try_get::<_, i32>(0)?.into()),
+            amount: row.try_get(1)?,
+            counts: true,
+        })
     });
     let sums = sums.columns("k, amount::int8, spam");
     audit.add(sums.key(Integer::COUNTER, Columns::of(["k"]).sum("amount"))).await.unwrap();
@@ -208,7 +245,10 @@ async fn amounts_that_add_up_to_no_integer_of_64_bits_name_their_key() {
     assert!(matches!(&error, Error::Source { key: Some(key), .. } if key == "2"), "{error:?}");
     other.batch_execute("UPDATE sums SET amount = 9223372036854775807 WHERE k = 2").await.unwrap();
     let error = audit.compare(&ask).await.unwrap_err();
-    assert!(matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "2"), "{error:?}");
+    assert!(
+        matches!(&error, Error::Overflow { key, what: "recount", .. } if key == "2"),
+        "{error:?}"
+    );
     // A sum that is beyond on the way only is right.
     other.batch_execute("INSERT INTO sums VALUES (2, -9223372036854775807)").await.unwrap();
     assert!(audit.compare(&ask).await.is_ok());
@@ -234,15 +274,22 @@ async fn an_integer_that_is_no_key_is_named() {
     let Some(server) = shared() else { return };
     let mut client = database(server).await;
     client
-        .batch_execute("CREATE TABLE rows (k BIGINT); CREATE INDEX ON rows (k); INSERT INTO rows VALUES (-5)")
+        .batch_execute(
+            "CREATE TABLE rows (k BIGINT); CREATE INDEX ON rows (k); INSERT INTO rows VALUES (-5)",
+        )
         .await
         .unwrap();
     PostgresStore::new(&mut client, &UNSIGNED_SCHEMA).create().await.unwrap();
     let mut audit = PostgresAudit::new(&mut client, &UNSIGNED_SCHEMA).await.unwrap();
     let rows = PostgresRows::of("rows", |row| Ok(Unsigned(row.try_get(0)?)));
     audit.add(rows.key(UNSIGNED, Columns::of(["k"]).count())).await.unwrap();
-    let error = run_whole(Mode::Verify, &UNSIGNED_SCHEMA, Options::default(), &mut audit).await.unwrap_err();
-    assert!(matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"), "{error:?}");
+    let error = run_whole(Mode::Verify, &UNSIGNED_SCHEMA, Options::default(), &mut audit)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Key { key, counter: "of.unsigned", .. } if key == "-5"),
+        "{error:?}"
+    );
     // A position beyond bigint is one too, and not a page from the beginning.
     let beyond = KeyBuf::of::<u64>(u64::MAX);
     let ask = PageRequest { counter: UNSIGNED.id(), after: Some(beyond), until: None, keys: 5 };
@@ -287,7 +334,10 @@ async fn a_client_inside_a_transaction_is_refused() {
     audit::<Integer>(&mut client).await;
     client.batch_execute("DROP TABLE of_integer").await.unwrap();
     let refused = PostgresAudit::new(&mut client, &Integer::SCHEMA).await.map(drop);
-    assert!(matches!(&refused, Err(Error::SchemaMismatch { table, .. }) if table == "of_integer"), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::SchemaMismatch { table, .. }) if table == "of_integer"),
+        "{refused:?}"
+    );
     // One that is gone is not inside anything.
     let mut gone = connect_again(&client, server).await;
     let pid: i32 = gone.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
@@ -311,18 +361,27 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     read_only.batch_execute("SET default_transaction_read_only = on").await.unwrap();
     for (client, says) in [(&mut standby, "replica"), (&mut read_only, "read-only")] {
         let mut audit = audit::<Integer>(client).await;
-        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap();
+        let report = run_whole(Mode::Verify, &Integer::SCHEMA, Options::default(), &mut audit)
+            .await
+            .unwrap();
         assert_eq!(kinds_of(&report), planted);
         for mode in [Mode::Repair, Mode::Backfill] {
-            let error = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit).await.unwrap_err();
-            assert!(matches!(error, Error::InvalidUse { .. }) && error.to_string().contains(says), "{error:?}");
+            let error = run_whole(mode, &Integer::SCHEMA, Options::default(), &mut audit)
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(error, Error::InvalidUse { .. }) && error.to_string().contains(says),
+                "{error:?}"
+            );
         }
     }
 
     // A replica that stands still shuts the gate, with the figures in the reason.
     replica.pause().await;
     client
-        .batch_execute("INSERT INTO items (k, amount, spam) SELECT 1, 1, false FROM generate_series(1, 2000)")
+        .batch_execute(
+            "INSERT INTO items (k, amount, spam) SELECT 1, 1, false FROM generate_series(1, 2000)",
+        )
         .await
         .unwrap();
     // The replica says where it is every so often, and right after it has connected.
@@ -332,8 +391,12 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     let options = Options::default().stall_after(Duration::ZERO);
     let mut run = Reconciler::new(Mode::Verify, &Integer::SCHEMA, options).unwrap();
     let mut held = TokioRuntime::new().throttle(replay_lag_bytes(&asker, 4_096));
-    let report = run_async(&mut run, &mut audit::<Integer>(&mut client).await, &mut held).await.unwrap();
-    assert!(matches!(&report.outcome, Outcome::Stalled(why) if why.contains("over the bound of 4096")), "{report}");
+    let report =
+        run_async(&mut run, &mut audit::<Integer>(&mut client).await, &mut held).await.unwrap();
+    assert!(
+        matches!(&report.outcome, Outcome::Stalled(why) if why.contains("over the bound of 4096")),
+        "{report}"
+    );
     replica.resume().await;
     replica.caught_up().await;
     let mut open = TokioRuntime::new()
@@ -348,7 +411,8 @@ async fn what_cannot_be_written_is_verified_and_not_repaired() {
     )
     .await;
     let mut run = Reconciler::new(Mode::Verify, &Integer::SCHEMA, options).unwrap();
-    let report = run_async(&mut run, &mut audit::<Integer>(&mut client).await, &mut open).await.unwrap();
+    let report =
+        run_async(&mut run, &mut audit::<Integer>(&mut client).await, &mut open).await.unwrap();
     assert!(
         matches!(&report.outcome, Outcome::Stalled(why) if why == "1 connections are at work, over the bound of 0"),
         "{report}"
@@ -371,7 +435,8 @@ async fn a_stop_flag_ends_a_run_before_its_next_page_and_progress_is_shown() {
     let mut runtime = TokioRuntime::new().stop_flag(&STOP).on_progress(|progress| {
         STOP.store(progress.pages == 3, Ordering::Relaxed);
     });
-    let mut run = Reconciler::new(Mode::Verify, &Integer::SCHEMA, Options::default().page(10)).unwrap();
+    let mut run =
+        Reconciler::new(Mode::Verify, &Integer::SCHEMA, Options::default().page(10)).unwrap();
     let report = sent(run_async(&mut run, &mut audit, &mut runtime)).await.unwrap();
     assert_eq!((report.outcome, report.pages), (Outcome::Stopped, 3));
 }

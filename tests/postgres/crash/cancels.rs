@@ -1,14 +1,19 @@
-//! Statements cancelled at any moment, of every call that writes: it is done whole or not at all, and its client is idle afterwards, or the error says that the
-//! connection must go. Futures are dropped too: what they left behind, the next call cleans up.
+//! Statements cancelled at any moment, of every call that writes: it is done whole or not at all,
+//! and its client is idle afterwards, or the error says that the connection must go. Futures are
+//! dropped too: what they left behind, the next call cleans up.
 //!
-//! `KEEPCOUNT_CANCELS` says how many cancels there are (`just postgres-cancels`); some in `cargo test`.
+//! `KEEPCOUNT_CANCELS` says how many cancels there are (`just postgres-cancels`); some in `cargo
+//! test`.
 #![allow(clippy::disallowed_methods)] // moments, which no virtual clock has
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
-use keepcount::{AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema, StreamRange};
+use keepcount::{
+    AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema,
+    StreamRange,
+};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config};
 
@@ -55,7 +60,8 @@ const CALLS: [Call; 11] = [
     Call::Repair,
 ];
 
-/// Why a call did not come through: an error of keepcount's, or of a statement of the application's own.
+/// Why a call did not come through: an error of keepcount's, or of a statement of the application's
+/// own.
 enum Failed {
     Ours(Error),
     Own,
@@ -81,7 +87,8 @@ async fn audited(client: &mut Client, mode: Mode) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Makes a call, of this number; `last` is what was applied of the stream, and written once, by now.
+/// Makes a call, of this number; `last` is what was applied of the stream, and written once, by
+/// now.
 async fn make(
     call: Call,
     client: &mut Client,
@@ -99,14 +106,17 @@ async fn make(
     match call {
         Call::Apply => drop(plain.apply(&mut applied).await?),
         Call::ApplyIdempotent => {
-            let done = plain.apply_idempotent(&mut applied, &StreamRange::new("applied", next, next)?).await?;
+            let done = plain
+                .apply_idempotent(&mut applied, &StreamRange::new("applied", next, next)?)
+                .await?;
             assert!(!done.skipped);
         }
         Call::OneMessage => drop(plain.write(&[(CAST[0], &values[..1])], &mut ballot).await?),
         Call::Messages => drop(plain.write(&[(CAST[1], &values)], &mut ballot).await?),
         Call::WriteIdempotent => {
             let stream_range = StreamRange::new("written", next, next)?;
-            let (_, done) = plain.write_idempotent(&[(CAST[1], &values)], &mut ballot, &stream_range).await?;
+            let (_, done) =
+                plain.write_idempotent(&[(CAST[1], &values)], &mut ballot, &stream_range).await?;
             assert!(!done.skipped);
         }
         Call::Create => plain.create().await?,
@@ -122,7 +132,9 @@ async fn make(
             let mut pruned = PostgresStore::new(client, &PRUNED).prepared(prepared);
             pruned.prune(DAYS, id).await?;
         }
-        Call::Rebuild => drop(PostgresStore::new(client, &postgres_app::SCHEMA).rebuild(SHOWS).await?),
+        Call::Rebuild => {
+            PostgresStore::new(client, &postgres_app::SCHEMA).rebuild(SHOWS).await?;
+        }
         Call::Backfill => audited(client, Mode::Backfill).await?,
         Call::Repair => audited(client, Mode::Repair).await?,
     }
@@ -184,15 +196,21 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
         }
         match call {
             Call::Backfill => {
-                let unready = "UPDATE keepcount_counters SET ready = 0 WHERE name = 'show.setlists'";
+                let unready =
+                    "UPDATE keepcount_counters SET ready = 0 WHERE name = 'show.setlists'";
                 watcher.batch_execute(unready).await.unwrap();
             }
             Call::Repair => {
-                let damage = format!("UPDATE setlist_votes SET total = total + 3 WHERE key = {}", id % 7);
+                let damage =
+                    format!("UPDATE setlist_votes SET total = total + 3 WHERE key = {}", id % 7);
                 watcher.batch_execute(&damage).await.unwrap();
             }
             Call::Prune => {
-                let plant = format!("INSERT INTO days_all VALUES (1, {}, 1), (1, {}, 1)", id - 1, id + 1_000_000_000);
+                let plant = format!(
+                    "INSERT INTO days_all VALUES (1, {}, 1), (1, {}, 1)",
+                    id - 1,
+                    id + 1_000_000_000
+                );
                 watcher.batch_execute(&plant).await.unwrap();
             }
             _ => {}
@@ -235,7 +253,8 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             (client, pid) = open(&config).await;
             prepared = PreparedStatements::new();
         }
-        // Transactions of the application's own end when it says so, and those of dropped futures when the next call comes.
+        // Transactions of the application's own end when it says so, and those of dropped futures
+        // when the next call comes.
         if call == Call::Within {
             client.batch_execute("ROLLBACK").await.unwrap();
         }
@@ -245,7 +264,10 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             let is_served = client.batch_execute("SELECT 1").await;
             assert!(is_served.is_ok(), "{call:?} {id}, {end}: {is_served:?}");
         }
-        let state = watcher.query_one("SELECT state FROM pg_stat_activity WHERE pid = $1", &[&pid]).await.unwrap();
+        let state = watcher
+            .query_one("SELECT state FROM pg_stat_activity WHERE pid = $1", &[&pid])
+            .await
+            .unwrap();
         assert_eq!(state.get::<_, &str>(0), "idle", "{call:?} {id}, {end}");
         // Whole, or not at all.
         let after = counted(&watcher).await;
@@ -261,17 +283,22 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             steps == if done { whole } else { [0; 4] } || !is_known && steps == whole,
             "{call:?} {id}, {end}: {steps:?}"
         );
-        for (stream, of) in [("applied", Call::ApplyIdempotent), ("written", Call::WriteIdempotent)] {
+        for (stream, of) in [("applied", Call::ApplyIdempotent), ("written", Call::WriteIdempotent)]
+        {
             let offset = PostgresStore::new(&mut client, &PLAIN).offset(stream).await.unwrap();
             let known = last.insert(of, offset).unwrap_or(0);
             let moved = u64::from(of == call && steps == whole);
             assert_eq!(offset, known + moved, "{stream}, {call:?} {id}, {end}");
         }
         if call == Call::Prune {
-            let below = one(&watcher, &format!("SELECT count(*) FROM days_all WHERE key_2 < {id}")).await;
+            let below =
+                one(&watcher, &format!("SELECT count(*) FROM days_all WHERE key_2 < {id}")).await;
             assert!(below == 0 || !done, "{below} below {id}");
-            let above =
-                one(&watcher, &format!("SELECT count(*) FROM days_all WHERE key_2 = {}", id + 1_000_000_000)).await;
+            let above = one(
+                &watcher,
+                &format!("SELECT count(*) FROM days_all WHERE key_2 = {}", id + 1_000_000_000),
+            )
+            .await;
             assert_eq!(above, 1);
         }
     }

@@ -1,4 +1,5 @@
-//! Processes that are killed: a test binary that runs itself, what such a child was doing when it died, and what its database file shows of that.
+//! Processes that are killed: a test binary that runs itself, what such a child was doing when it
+//! died, and what its database file shows of that.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -27,7 +28,8 @@ pub fn command(test: &str, words: &[&str], dir: &Path) -> Command {
     command
 }
 
-/// As [`command`]; what the child writes behind this many blocks of 512 bytes of any file is an error.
+/// As [`command`]; what the child writes behind this many blocks of 512 bytes of any file is an
+/// error.
 pub fn limited(test: &str, words: &[&str], dir: &Path, blocks: u64) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\"", &blocks.to_string()]);
@@ -78,7 +80,10 @@ impl Drop for Running {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the crate must not look at a clock; a test that kills processes may")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the crate must not look at a clock; a test that kills processes may"
+)]
 pub fn now() -> Instant {
     Instant::now()
 }
@@ -121,8 +126,8 @@ impl Phase {
     ];
 }
 
-/// What a child says of itself, in a file that outlives it: what it does, and of each of its two streams the last event that it knows to be applied
-/// and the last that it is trying to apply.
+/// What a child says of itself, in a file that outlives it: what it does, and of each of its two
+/// streams the last event that it knows to be applied and the last that it is trying to apply.
 pub struct Told {
     file: File,
     /// Phase, known of both, tried of both; written in one piece.
@@ -131,7 +136,13 @@ pub struct Told {
 
 impl Told {
     pub fn open(path: &Path) -> Self {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap();
         let mut bytes = [0; 40];
         if file.metadata().unwrap().len() == 40 {
             file.read_exact_at(&mut bytes, 0).unwrap();
@@ -183,7 +194,8 @@ impl Told {
     }
 }
 
-/// What a process that died left in its database: nothing, or a transaction whose pages were partly written.
+/// What a process that died left in its database: nothing, or a transaction whose pages were partly
+/// written.
 pub fn unfinished(path: &Path) -> Option<&'static str> {
     let beside = |end: &str| fs::read(format!("{}{end}", path.display())).unwrap_or_default();
     if beside("-journal").starts_with(&[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]) {
@@ -192,7 +204,8 @@ pub fn unfinished(path: &Path) -> Option<&'static str> {
     let wal = beside("-wal");
     let page = u32::from_be_bytes(wal.get(8..12)?.try_into().unwrap());
     let frames = wal.get(32..)?.chunks_exact(24 + usize::try_from(page).unwrap());
-    // Those of this log begin with its salt; the last of a transaction says how many pages the file has then.
+    // Those of this log begin with its salt; the last of a transaction says how many pages the file
+    // has then.
     let ours = frames.take_while(|frame| frame[8..16] == wal[16..24]);
     let last = ours.last()?;
     (last[4..8] == [0; 4]).then_some("a log without a commit at its end")

@@ -1,5 +1,6 @@
-//! The site that is killed and starved: votes for setlists of shows of artists, the events that write their rows, their counters at three levels, and
-//! a recount of all of it in plain SQL that knows nothing of the crate.
+//! The site that is killed and starved: votes for setlists of shows of artists, the events that
+//! write their rows, their counters at three levels, and a recount of all of it in plain SQL that
+//! knows nothing of the crate.
 
 pub mod child;
 pub mod writer;
@@ -11,8 +12,12 @@ use std::time::Duration;
 pub use super::random::Random;
 use child::{Phase, Told};
 use keepcount::backend::CounterSpec;
-use keepcount::reconcile::{Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, run};
-use keepcount::{Batch, Counter, CounterId, Leaderboard, Record, Schema, SqliteStore, StreamRange, Tally};
+use keepcount::reconcile::{
+    Columns, Mode, Options, Reconciler, Report, SqliteAudit, SqliteRows, SystemRuntime, run,
+};
+use keepcount::{
+    Batch, Counter, CounterId, Leaderboard, Record, Schema, SqliteStore, StreamRange, Tally,
+};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
@@ -23,7 +28,8 @@ pub const SETLIST_DAYS: Counter<(i64, i64)> = Counter::new("setlist.days");
 pub const SETLIST_SHOW: Counter<(i64, i64)> = Counter::new("setlist.show");
 pub const SHOW_ARTIST: Counter<(i64, i64)> = Counter::new("show.artist");
 const SHOW_VOTES: Counter<i64> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-const SHOW_DAYS: Counter<(i64, i64)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
+const SHOW_DAYS: Counter<(i64, i64)> =
+    Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 const ARTIST_VOTES: Counter<i64> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
 /// Totals without rows: the numbers of a feed's events, summed up.
 pub const FEED_SUM: Counter<i64> = Counter::new("feed.sum");
@@ -100,7 +106,8 @@ pub fn audit(conn: &Connection) -> keepcount::Result<SqliteAudit<'_>> {
 /// A whole repair.
 pub fn repair(conn: &Connection) -> keepcount::Result<Report> {
     let mut audit = audit(conn)?;
-    let mut repair = Reconciler::scoped(Mode::Repair, &SCHEMA, &audit.counters(), Options::default().page(200))?;
+    let mut repair =
+        Reconciler::scoped(Mode::Repair, &SCHEMA, &audit.counters(), Options::default().page(200))?;
     run(&mut repair, &mut audit, &mut SystemRuntime::new())
 }
 
@@ -158,9 +165,14 @@ impl Event {
 
     /// Writes the row; gives the one that was there before, as the write itself found it.
     fn write(self, conn: &Connection) -> rusqlite::Result<Option<Row>> {
-        let (delete, read): (_, fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row>) = match self.table {
-            Table::Votes => ("DELETE FROM votes WHERE id = ?1 RETURNING setlist, stars, day", read_vote),
-            Table::Setlists => ("DELETE FROM setlists WHERE id = ?1 RETURNING id, show", read_setlist),
+        let (delete, read): (_, fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row>) = match self.table
+        {
+            Table::Votes => {
+                ("DELETE FROM votes WHERE id = ?1 RETURNING setlist, stars, day", read_vote)
+            }
+            Table::Setlists => {
+                ("DELETE FROM setlists WHERE id = ?1 RETURNING id, show", read_setlist)
+            }
             Table::Shows => ("DELETE FROM shows WHERE id = ?1 RETURNING id, artist", read_show),
         };
         let mut delete = conn.prepare_cached(delete)?;
@@ -196,12 +208,18 @@ pub fn stream_range(stream: &str, first: u64, last: u64) -> StreamRange<'_> {
 }
 
 /// Writes the rows of some events in the caller's transaction; gives what they count.
-pub fn write_rows(conn: &Connection, writer: i64, first: u64, last: u64) -> rusqlite::Result<Batch> {
+pub fn write_rows(
+    conn: &Connection,
+    writer: i64,
+    first: u64,
+    last: u64,
+) -> rusqlite::Result<Batch> {
     let (mut batch, stream) = (Batch::new(), rows_stream(writer));
     for number in first..=last {
         let event = Event::of(writer, number);
         batch.update(&event.write(conn)?, &event.row);
-        conn.prepare_cached("INSERT INTO events VALUES (?1, ?2)")?.execute((&stream, number.cast_signed()))?;
+        conn.prepare_cached("INSERT INTO events VALUES (?1, ?2)")?
+            .execute((&stream, number.cast_signed()))?;
     }
     Ok(batch)
 }
@@ -244,7 +262,8 @@ impl Site {
         site
     }
 
-    /// With the rows of an older application, writer 2, which counted nothing; no total is there yet, and none is ready to be read.
+    /// With the rows of an older application, writer 2, which counted nothing; no total is there
+    /// yet, and none is ready to be read.
     pub fn pending_backfill(journal: Journal, events: u64) -> Self {
         let site = Self::without_totals(journal);
         let conn = site.open_quickly();
@@ -273,28 +292,37 @@ impl Site {
     }
 }
 
-/// As an application opens it that cannot lose a commit; with a cache so small that pages go to the file before a commit, and checkpoints often.
+/// As an application opens it that cannot lose a commit; with a cache so small that pages go to the
+/// file before a commit, and checkpoints often.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
     conn.busy_timeout(Duration::from_secs(60))?;
     conn.set_prepared_statement_cache_capacity(128);
-    conn.execute_batch("PRAGMA synchronous = FULL; PRAGMA cache_size = 12; PRAGMA wal_autocheckpoint = 40")?;
+    conn.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA cache_size = 12; PRAGMA wal_autocheckpoint = 40",
+    )?;
     Ok(conn)
 }
 
 // The recount, in plain SQL.
 
 /// The cutoff is the encoded day: eight bytes, of which a day of the site needs the last two.
-const CUTOFF: &str = "(SELECT coalesce(max(4096 * instr('123456789ABCDEF', substr(hex(cutoff), 13, 1))
+const CUTOFF: &str =
+    "(SELECT coalesce(max(4096 * instr('123456789ABCDEF', substr(hex(cutoff), 13, 1))
     + 256 * instr('123456789ABCDEF', substr(hex(cutoff), 14, 1))
     + 16 * instr('123456789ABCDEF', substr(hex(cutoff), 15, 1))
     + instr('123456789ABCDEF', substr(hex(cutoff), 16, 1))), 0)
     FROM keepcount_counters WHERE name = 'setlist.days' AND cutoff IS NOT NULL)";
 
-/// Of each counter: its table, what its totals are by the rows, and, of a rollup, by the totals that it sums.
+/// Of each counter: its table, what its totals are by the rows, and, of a rollup, by the totals
+/// that it sums.
 const EXPECTED: [(&str, &str, &str); 8] = [
     ("setlist_votes", "SELECT setlist, sum(stars) FROM votes GROUP BY 1", ""),
-    ("setlist_days", "SELECT setlist, day, sum(stars) FROM votes WHERE day >= $CUT GROUP BY 1, 2", ""),
+    (
+        "setlist_days",
+        "SELECT setlist, day, sum(stars) FROM votes WHERE day >= $CUT GROUP BY 1, 2",
+        "",
+    ),
     ("setlist_show", "SELECT id, show, 1 FROM setlists", ""),
     ("show_artist", "SELECT id, artist, 1 FROM shows", ""),
     (
@@ -322,7 +350,12 @@ const EXPECTED: [(&str, &str, &str); 8] = [
 /// By table and key; what is 0 is not there.
 pub type Totals = BTreeMap<(&'static str, Vec<i64>), i64>;
 
-fn read_totals(conn: &Connection, table: &'static str, text: &str, to: &mut Totals) -> rusqlite::Result<()> {
+fn read_totals(
+    conn: &Connection,
+    table: &'static str,
+    text: &str,
+    to: &mut Totals,
+) -> rusqlite::Result<()> {
     let mut statement = conn.prepare(&text.replace("$CUT", CUTOFF))?;
     let width = statement.column_count() - 1;
     let mut rows = statement.query(())?;
@@ -348,7 +381,12 @@ pub fn stored(conn: &Connection) -> rusqlite::Result<Totals> {
 fn recounted(conn: &Connection, by_level: bool) -> rusqlite::Result<Totals> {
     let mut totals = Totals::new();
     for (table, rows, level) in EXPECTED {
-        read_totals(conn, table, if by_level && !level.is_empty() { level } else { rows }, &mut totals)?;
+        read_totals(
+            conn,
+            table,
+            if by_level && !level.is_empty() { level } else { rows },
+            &mut totals,
+        )?;
     }
     Ok(totals)
 }
@@ -363,7 +401,8 @@ fn difference(mut stored: Totals, expected: Totals) -> Totals {
     stored
 }
 
-/// How far each key is off, each level held against the one below as it is stored; in the caller's transaction.
+/// How far each key is off, each level held against the one below as it is stored; in the caller's
+/// transaction.
 pub fn drift_inside(conn: &Connection) -> rusqlite::Result<Totals> {
     Ok(difference(stored(conn)?, recounted(conn, true)?))
 }
@@ -386,11 +425,16 @@ pub fn assert_ready_exact(conn: &Connection) -> usize {
     ready.len()
 }
 
-/// Rows, totals of every level, both cutoffs, and the leaderboard agree, in the caller's transaction or outside one.
+/// Rows, totals of every level, both cutoffs, and the leaderboard agree, in the caller's
+/// transaction or outside one.
 #[track_caller]
 pub fn assert_exact(conn: &Connection) {
     let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
-    assert_eq!(difference(stored(conn).unwrap(), recounted(conn, false).unwrap()), Totals::new(), "totals are off");
+    assert_eq!(
+        difference(stored(conn).unwrap(), recounted(conn, false).unwrap()),
+        Totals::new(),
+        "totals are off"
+    );
     let leaderboard = |text| {
         let mut lines = Totals::new();
         read_totals(conn, "show_board", text, &mut lines).unwrap();
@@ -402,7 +446,11 @@ pub fn assert_exact(conn: &Connection) {
         "the leaderboard is off"
     );
     let cutoffs = "SELECT count(DISTINCT coalesce(cutoff, -1)) FROM keepcount_counters WHERE name IN ('setlist.days', 'show.days')";
-    assert_eq!(conn.query_row(cutoffs, (), |row| row.get(0)), Ok(1), "one counter was pruned, and not the other");
+    assert_eq!(
+        conn.query_row(cutoffs, (), |row| row.get(0)),
+        Ok(1),
+        "one counter was pruned, and not the other"
+    );
     drop(snapshot);
 }
 
@@ -411,7 +459,11 @@ pub fn dump(conn: &Connection) -> Vec<String> {
     // How far runs have come is no total.
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'keepcount_runs' ORDER BY name";
     let mut tables = conn.prepare(tables).unwrap();
-    let tables = tables.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<Vec<String>>>().unwrap();
+    let tables = tables
+        .query_map((), |row| row.get(0))
+        .unwrap()
+        .collect::<rusqlite::Result<Vec<String>>>()
+        .unwrap();
     let mut all = Vec::new();
     for table in tables {
         let mut statement = conn.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
@@ -421,7 +473,8 @@ pub fn dump(conn: &Connection) -> Vec<String> {
         let mut rows = statement.query(()).unwrap();
         while let Some(row) = rows.next().unwrap() {
             if !is_totals || row.get_ref(width - 1).unwrap() != ValueRef::Integer(0) {
-                let cells = (0..width).filter(|at| Some(*at) != random).map(|at| row.get_ref(at).unwrap());
+                let cells =
+                    (0..width).filter(|at| Some(*at) != random).map(|at| row.get_ref(at).unwrap());
                 all.push(format!("{table} {:?}", cells.collect::<Vec<_>>()));
             }
         }
@@ -429,7 +482,8 @@ pub fn dump(conn: &Connection) -> Vec<String> {
     all
 }
 
-/// The last applied events of a writer's two streams. Of the first, as many rows of events are there, each once.
+/// The last applied events of a writer's two streams. Of the first, as many rows of events are
+/// there, each once.
 #[track_caller]
 pub fn offsets(conn: &Connection, writer: i64) -> [u64; 2] {
     let snapshot = conn.is_autocommit().then(|| conn.unchecked_transaction().unwrap());
@@ -439,8 +493,13 @@ pub fn offsets(conn: &Connection, writer: i64) -> [u64; 2] {
     };
     let text = "SELECT count(*), count(DISTINCT number), coalesce(max(number), 0) FROM events WHERE stream = ?1";
     let rows = last(rows_stream(writer));
-    let events = conn.query_row(text, [rows_stream(writer)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
-    assert_eq!(events, Ok((rows, rows, rows)), "the offset of writer {writer} is not the number of its events");
+    let events = conn
+        .query_row(text, [rows_stream(writer)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+    assert_eq!(
+        events,
+        Ok((rows, rows, rows)),
+        "the offset of writer {writer} is not the number of its events"
+    );
     let both = [rows, last(feed_stream(writer))].map(i64::unsigned_abs);
     drop(snapshot);
     both
@@ -494,7 +553,12 @@ impl Model {
                 found.insert((table, id), read);
             }
         }
-        assert!(found == self.rows, "rows were lost: {} in the file, {} in the model", found.len(), self.rows.len());
+        assert!(
+            found == self.rows,
+            "rows were lost: {} in the file, {} in the model",
+            found.len(),
+            self.rows.len()
+        );
     }
 }
 
@@ -503,18 +567,24 @@ pub fn rounds(least: u64) -> u64 {
     std::env::var("KEEPCOUNT_CRASH_ROUNDS").map_or(least, |rounds| rounds.parse().unwrap())
 }
 
-/// A writer that died or failed, held against the file: nothing that it knew to be applied is gone, nothing is there that it did not try. Says in the midst
-/// of what it ended.
+/// A writer that died or failed, held against the file: nothing that it knew to be applied is gone,
+/// nothing is there that it did not try. Says in the midst of what it ended.
 #[track_caller]
 pub fn check_writer(conn: &Connection, site: &Site, writer: i64, model: &mut Model) -> String {
     let told = Told::open(&told_by(site.dir.path(), writer));
     let found = offsets(conn, writer);
     for stream in [ROWS, FEED] {
         let (known, tried) = (told.known(stream), told.tried(stream));
-        assert!(found[stream] == known || found[stream] == tried, "{:?}: {known} {found:?} {tried}", told.phase());
+        assert!(
+            found[stream] == known || found[stream] == tried,
+            "{:?}: {known} {found:?} {tried}",
+            told.phase()
+        );
     }
     model.go_on(writer, found[ROWS]);
-    let commits = [(Phase::Commit, ROWS), (Phase::Alone, FEED)].into_iter().find(|(phase, _)| *phase == told.phase());
+    let commits = [(Phase::Commit, ROWS), (Phase::Alone, FEED)]
+        .into_iter()
+        .find(|(phase, _)| *phase == told.phase());
     let stands = commits.is_some_and(|(_, stream)| found[stream] != told.known(stream));
     format!("{:?}{}", told.phase(), if stands { ", committed" } else { "" })
 }

@@ -1,5 +1,6 @@
-//! A writer of the site: rows and totals in one transaction with offsets, totals alone, prunes, rebuilds, checkpoints, in an order that a seed decides; it says
-//! what it is doing, so that it can be killed or starved at any moment and go on.
+//! A writer of the site: rows and totals in one transaction with offsets, totals alone, prunes,
+//! rebuilds, checkpoints, in an order that a seed decides; it says what it is doing, so that it can
+//! be killed or starved at any moment and go on.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +9,12 @@ use rusqlite::Connection;
 
 use super::child::{Phase, Told};
 use super::{
-    Random, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, feed, feed_stream, open, rows_stream, stream_range, write_rows,
+    Random, SCHEMA, SETLIST_DAYS, SETLIST_VOTES, SHOWS, feed, feed_stream, open, rows_stream,
+    stream_range, write_rows,
 };
 
-/// Of the streams of a writer, the one whose events are rows, and the one whose events are totals alone.
+/// Of the streams of a writer, the one whose events are rows, and the one whose events are totals
+/// alone.
 pub const ROWS: usize = 0;
 pub const FEED: usize = 1;
 
@@ -60,8 +63,8 @@ impl Writer {
         SqliteStore::new(&self.conn, &SCHEMA)
     }
 
-    /// The events to apply next: those whose outcome is not known, as they were, else new ones, or some that were applied before; and whether they are to
-    /// be skipped, where that is known.
+    /// The events to apply next: those whose outcome is not known, as they were, else new ones, or
+    /// some that were applied before; and whether they are to be skipped, where that is known.
     fn next(&mut self, stream: usize, most: u64) -> (u64, u64, Option<bool>) {
         let (known, tried) = (self.told.known(stream), self.told.tried(stream));
         if tried > known {
@@ -98,9 +101,13 @@ impl Writer {
             Err(Error::NotReady { .. }) => {}
             total => drop(total?),
         }
-        let applied =
-            self.store().apply_idempotent(&mut batch, &stream_range(&rows_stream(self.number), first, last))?;
-        assert!(skips.is_none_or(|skips| skips == applied.skipped), "{first} to {last}: {applied:?}");
+        let applied = self
+            .store()
+            .apply_idempotent(&mut batch, &stream_range(&rows_stream(self.number), first, last))?;
+        assert!(
+            skips.is_none_or(|skips| skips == applied.skipped),
+            "{first} to {last}: {applied:?}"
+        );
         if applied.skipped {
             self.conn.execute_batch("ROLLBACK")?;
             self.told.applied(ROWS);
@@ -120,12 +127,19 @@ impl Writer {
         let (first, last, skips) = self.next(FEED, 12);
         self.told.tries(Phase::Alone, FEED, last);
         let mut batch = feed(self.number, first, last);
-        let applied = self.store().apply_idempotent(&mut batch, &stream_range(&feed_stream(self.number), first, last));
-        if applied.as_ref().is_err_and(|error| error.recovery() != Recovery::Indeterminate) && skips.is_some() {
+        let applied = self
+            .store()
+            .apply_idempotent(&mut batch, &stream_range(&feed_stream(self.number), first, last));
+        if applied.as_ref().is_err_and(|error| error.recovery() != Recovery::Indeterminate)
+            && skips.is_some()
+        {
             self.told.refused(FEED);
         }
         let applied = applied?;
-        assert!(skips.is_none_or(|skips| skips == applied.skipped), "{first} to {last}: {applied:?}");
+        assert!(
+            skips.is_none_or(|skips| skips == applied.skipped),
+            "{first} to {last}: {applied:?}"
+        );
         self.told.applied(FEED);
         Ok(())
     }

@@ -8,19 +8,22 @@ use std::{env, fs, thread};
 
 /// The folder with PostgreSQL's programs; where there is none, says that this test is skipped.
 ///
-/// `KEEPCOUNT_PG_BIN`, else where PATH has `initdb`, else the newest of `/usr/lib/postgresql/*/bin`.
+/// `KEEPCOUNT_PG_BIN`, else where PATH has `initdb`, else the newest of
+/// `/usr/lib/postgresql/*/bin`.
 ///
 /// # Panics
 /// Where there is none and `KEEPCOUNT_REQUIRE_SERVERS` is 1.
 pub fn found() -> Option<PathBuf> {
     let named = env::var_os("KEEPCOUNT_PG_BIN");
     let folders = if let Some(folder) = &named { vec![folder.into()] } else { usual() };
-    let found = folders
-        .into_iter()
-        .find(|folder| ["initdb", "postgres", "pg_ctl"].iter().all(|name| folder.join(name).is_file()));
+    let found = folders.into_iter().find(|folder| {
+        ["initdb", "postgres", "pg_ctl"].iter().all(|name| folder.join(name).is_file())
+    });
     if found.is_none() {
-        let looked =
-            named.map_or_else(|| "PATH or /usr/lib/postgresql/*/bin".into(), |folder| folder.display().to_string());
+        let looked = named.map_or_else(
+            || "PATH or /usr/lib/postgresql/*/bin".into(),
+            |folder| folder.display().to_string(),
+        );
         let why = format!(
             "no PostgreSQL binaries (initdb, postgres) found; looked in {looked}, KEEPCOUNT_PG_BIN names another folder"
         );
@@ -35,11 +38,15 @@ pub fn found() -> Option<PathBuf> {
 fn usual() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // The programs lie together; a PATH may have memberships to some of them.
-    let linked = env::split_paths(&path).filter_map(|folder| folder.join("initdb").canonicalize().ok());
-    let mut folders: Vec<PathBuf> = linked.filter_map(|program| Some(program.parent()?.to_owned())).collect();
+    let linked =
+        env::split_paths(&path).filter_map(|folder| folder.join("initdb").canonicalize().ok());
+    let mut folders: Vec<PathBuf> =
+        linked.filter_map(|program| Some(program.parent()?.to_owned())).collect();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut versions: Vec<(u32, PathBuf)> = versions
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin")))
+        })
         .collect();
     versions.sort_unstable_by(|one, other| other.cmp(one));
     folders.extend(versions.into_iter().map(|(_, folder)| folder));
@@ -83,7 +90,8 @@ pub fn folder(prefix: &str) -> PathBuf {
 fn temporary() -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
 
-    let open = |folder: &Path| fs::metadata(folder).is_ok_and(|about| about.permissions().mode() & 1 == 1);
+    let open =
+        |folder: &Path| fs::metadata(folder).is_ok_and(|about| about.permissions().mode() & 1 == 1);
     let usual = env::temp_dir();
     if usual.ancestors().all(open) { usual } else { "/tmp".into() }
 }

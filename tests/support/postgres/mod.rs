@@ -1,7 +1,9 @@
-//! PostgreSQL for tests: private servers that end with the test's process, a database for each test, and connections.
+//! PostgreSQL for tests: private servers that end with the test's process, a database for each
+//! test, and connections.
 //!
-//! A test begins with `let Some(server) = shared() else { return };`, or with a server of its own that it may stop: `Server::with(DURABLE)`. Both are `None`,
-//! and say so, where PostgreSQL is not installed; with `KEEPCOUNT_REQUIRE_SERVERS=1` they panic.
+//! A test begins with `let Some(server) = shared() else { return };`, or with a server of its own
+//! that it may stop: `Server::with(DURABLE)`. Both are `None`, and say so, where PostgreSQL is not
+//! installed; with `KEEPCOUNT_REQUIRE_SERVERS=1` they panic.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // each test file uses a part
 
 pub mod installed;
@@ -27,15 +29,15 @@ pub fn shared() -> Option<&'static Server> {
 
 /// A connection, which ends with its client.
 pub async fn connect(to: &Config) -> Client {
-    let (client, connection) = to.connect(NoTls).await.unwrap_or_else(|why| panic!("{to:?}: {why}"));
+    let (client, connection) =
+        to.connect(NoTls).await.unwrap_or_else(|why| panic!("{to:?}: {why}"));
     // Its error is the error of every later call of the client.
     tokio::spawn(connection);
     client
 }
 
 /// Whether anybody waits for a lock in this database: a query for [`wait_until`].
-pub const A_LOCK_IS_WAITED_FOR: &str =
-    "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+pub const A_LOCK_IS_WAITED_FOR: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 /// Waits until `query`, which gives one boolean, gives true.
 pub async fn wait_until(client: &Client, query: &str) {

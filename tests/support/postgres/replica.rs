@@ -20,7 +20,8 @@ impl Replica {
     /// Waits until it has replayed all that the primary has written by now.
     pub async fn caught_up(&self) {
         let primary = connect(&self.primary).await;
-        let written: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        let written: String =
+            primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
         self.wait_until(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")).await;
     }
 

@@ -1,4 +1,5 @@
-//! A private PostgreSQL server: its folder, its settings, and the shell that ends it when this process is gone.
+//! A private PostgreSQL server: its folder, its settings, and the shell that ends it when this
+//! process is gone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,14 +16,16 @@ use super::connect;
 use super::installed::{self, User};
 use super::replica::Replica;
 
-/// A server whose commits outlive the machine's power, as one in production; the others never wait for the disk.
+/// A server whose commits outlive the machine's power, as one in production; the others never wait
+/// for the disk.
 pub const DURABLE: &[(&str, &str)] = &[("fsync", "on")];
 
 /// The one user, who may do everything.
 const USER: &str = "keepcount";
 
-/// Keeps one server: does what it is told, a word a line, and answers each. When nobody is left who could tell it anything, however that came about, it ends
-/// the server at once and removes the folder. PostgreSQL itself bounds each wait.
+/// Keeps one server: does what it is told, a word a line, and answers each. When nobody is left who
+/// could tell it anything, however that came about, it ends the server at once and removes the
+/// folder. PostgreSQL itself bounds each wait.
 const KEEPER: &str = r#"
 while read -r word; do
     case $word in
@@ -40,7 +43,8 @@ done
 cd / && rm -rf "$FOLDER"
 "#;
 
-/// The keeper of a server whose tables and log lie on small disks. They are mounted where nobody else sees them, and go with it, however it ends.
+/// The keeper of a server whose tables and log lie on small disks. They are mounted where nobody
+/// else sees them, and go with it, however it ends.
 const ON_SMALL_DISKS: &str = r#"
 mkdir tables wal && mount -t tmpfs -o "size=24m,mode=700,uid=$OWNER,gid=$GROUP" tmpfs tables &&
     mount -t tmpfs -o "size=40m,mode=700,uid=$OWNER,gid=$GROUP" tmpfs wal &&
@@ -49,7 +53,8 @@ mkdir tables wal && mount -t tmpfs -o "size=24m,mode=700,uid=$OWNER,gid=$GROUP" 
 cd / && umount "$FOLDER/tables" "$FOLDER/wal" && rm -rf "$FOLDER"
 "#;
 
-/// A running server, with a folder, a socket and a port of its own. Dropped, or when the process ends in any way, it ends, and its folder goes.
+/// A running server, with a folder, a socket and a port of its own. Dropped, or when the process
+/// ends in any way, it ends, and its folder goes.
 pub struct Server {
     keeper: Child,
     answers: BufReader<ChildStdout>,
@@ -71,7 +76,8 @@ impl Server {
         Some(server.begin(settings))
     }
 
-    /// A durable server with a small disk for its log and another for a tablespace. Only root can mount them: none, which says so, for anybody else.
+    /// A durable server with a small disk for its log and another for a tablespace. Only root can
+    /// mount them: none, which says so, for anybody else.
     pub fn on_small_disks() -> Option<Self> {
         let (bin, Some(user)) = (installed::found()?, User::instead_of_root()) else {
             eprintln!("skipped: only root can mount small disks");
@@ -79,14 +85,22 @@ impl Server {
         };
         let mut keeper = Command::new("unshare");
         keeper.args(["--mount", "--propagation", "private", "sh", "-c", ON_SMALL_DISKS]);
-        let ids = [("OWNER", user.uid.to_string()), ("GROUP", user.gid.to_string()), ("KEEPER", KEEPER.to_owned())];
+        let ids = [
+            ("OWNER", user.uid.to_string()),
+            ("GROUP", user.gid.to_string()),
+            ("KEEPER", KEEPER.to_owned()),
+        ];
         let server = Self::keep_by(keeper, ids.into(), &bin, password(), "");
         Some(server.begin(&[("fsync", "on"), ("max_wal_size", "8MB"), ("min_wal_size", "2MB")]))
     }
 
     fn begin(mut self, settings: &[(&str, &str)]) -> Self {
         self.tell("init");
-        self.set(&[("listen_addresses", "127.0.0.1"), ("shared_buffers", "32MB"), ("fsync", "off")]);
+        self.set(&[
+            ("listen_addresses", "127.0.0.1"),
+            ("shared_buffers", "32MB"),
+            ("fsync", "off"),
+        ]);
         self.set(settings);
         self.start_somewhere();
         self
@@ -136,11 +150,24 @@ impl Server {
         Self::keep_by(keeper, Vec::new(), bin, password, primary)
     }
 
-    fn keep_by(mut keeper: Command, more: Vec<(&str, String)>, bin: &Path, password: String, primary: &str) -> Self {
+    fn keep_by(
+        mut keeper: Command,
+        more: Vec<(&str, String)>,
+        bin: &Path,
+        password: String,
+        primary: &str,
+    ) -> Self {
         let folder = installed::folder("keepcount-pg-");
         keeper.current_dir(&folder).env_clear().envs(more);
-        keeper.envs(env::var_os("PATH").map(|path| ("PATH", path))).env("LC_ALL", "C").env("ROLE", USER);
-        keeper.env("BIN", bin).env("FOLDER", &folder).env("PASSWORD", &password).env("PRIMARY", primary);
+        keeper
+            .envs(env::var_os("PATH").map(|path| ("PATH", path)))
+            .env("LC_ALL", "C")
+            .env("ROLE", USER);
+        keeper
+            .env("BIN", bin)
+            .env("FOLDER", &folder)
+            .env("PASSWORD", &password)
+            .env("PRIMARY", primary);
         // A Ctrl-C is for the tests; what it keeps open of theirs is this pipe alone.
         keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut keeper = keeper.spawn().unwrap();
@@ -162,9 +189,11 @@ impl Server {
         self.fail("start");
     }
 
-    /// Appends to `postgresql.conf`, where the last line of a name counts; read when the server starts.
+    /// Appends to `postgresql.conf`, where the last line of a name counts; read when the server
+    /// starts.
     pub fn set(&self, settings: &[(&str, &str)]) {
-        let mut file = OpenOptions::new().append(true).open(self.folder.join("data/postgresql.conf")).unwrap();
+        let mut file =
+            OpenOptions::new().append(true).open(self.folder.join("data/postgresql.conf")).unwrap();
         for (name, value) in settings {
             writeln!(file, "{name} = '{}'", value.replace('\'', "''")).unwrap();
         }
@@ -186,7 +215,10 @@ impl Server {
 
     #[track_caller]
     fn fail(&self, word: &str) -> ! {
-        panic!("{word} failed:\n{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default());
+        panic!(
+            "{word} failed:\n{}",
+            fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        );
     }
 
     /// Starts a server that was stopped.
@@ -224,7 +256,8 @@ impl Server {
         self.create("").await
     }
 
-    /// A new, empty database that sorts text as a language does: with `en-US`, `a` comes before `B`.
+    /// A new, empty database that sorts text as a language does: with `en-US`, `a` comes before
+    /// `B`.
     pub async fn database_of_language(&self, icu: &str) -> Config {
         self.create(&format!("LOCALE_PROVIDER icu ICU_LOCALE '{icu}' LOCALE 'C'")).await
     }
@@ -233,7 +266,10 @@ impl Server {
         static CREATED: AtomicU64 = AtomicU64::new(1);
         let name = format!("test_{}", CREATED.fetch_add(1, Ordering::Relaxed));
         let client = connect(&self.config("postgres")).await;
-        client.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0 {how}")).await.unwrap();
+        client
+            .batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0 {how}"))
+            .await
+            .unwrap();
         self.config(&name)
     }
 
@@ -259,7 +295,10 @@ impl Drop for Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.debug_struct("Server").field("folder", &self.folder).field("port", &self.port).finish_non_exhaustive()
+        to.debug_struct("Server")
+            .field("folder", &self.folder)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
     }
 }
 

@@ -90,13 +90,22 @@ fn name() -> impl Strategy<Value = Name> {
     let int = |value: i64| Part::Int(value);
     prop_oneof![
         setlist().prop_map(move |id| Name("setlist.votes", vec![int(id)])),
-        (setlist(), day()).prop_map(move |(id, day)| Name("setlist.days", vec![int(id), int(day.into())])),
-        (setlist(), show()).prop_map(move |(id, show)| Name("setlist.show", vec![int(id), Part::Text(show)])),
-        (show(), artist()).prop_map(move |(show, by)| Name("show.artist", vec![Part::Text(show), int(by.into())])),
+        (setlist(), day())
+            .prop_map(move |(id, day)| Name("setlist.days", vec![int(id), int(day.into())])),
+        (setlist(), show())
+            .prop_map(move |(id, show)| Name("setlist.show", vec![int(id), Part::Text(show)])),
+        (show(), artist()).prop_map(move |(show, by)| Name(
+            "show.artist",
+            vec![Part::Text(show), int(by.into())]
+        )),
         show().prop_map(|show| Name("show.votes", vec![Part::Text(show)])),
-        (show(), day()).prop_map(move |(show, day)| Name("show.days", vec![Part::Text(show), int(day.into())])),
+        (show(), day()).prop_map(move |(show, day)| Name(
+            "show.days",
+            vec![Part::Text(show), int(day.into())]
+        )),
         artist().prop_map(move |by| Name("artist.votes", vec![int(by.into())])),
-        (artist(), day()).prop_map(move |(by, day)| Name("artist.days", vec![int(by.into()), int(day.into())])),
+        (artist(), day())
+            .prop_map(move |(by, day)| Name("artist.days", vec![int(by.into()), int(day.into())])),
     ]
 }
 
@@ -123,8 +132,16 @@ pub fn op() -> impl Strategy<Value = Op> {
 
 pub fn case(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Case> {
     let page = prop_oneof![Just(1_usize), Just(3), Just(1000)];
-    (vec(op, 0..12), page, 0..6_usize, 1..5_u64, vec(vec(change(), 0..3), 0..6), any::<bool>(), 0..4_usize).prop_map(
-        |(ops, page, samples, leg, between, by_tally, scope)| Case {
+    (
+        vec(op, 0..12),
+        page,
+        0..6_usize,
+        1..5_u64,
+        vec(vec(change(), 0..3), 0..6),
+        any::<bool>(),
+        0..4_usize,
+    )
+        .prop_map(|(ops, page, samples, leg, between, by_tally, scope)| Case {
             ops,
             page,
             samples,
@@ -132,8 +149,7 @@ pub fn case(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Case> {
             between,
             by_tally,
             scope,
-        },
-    )
+        })
 }
 
 fn apply_to(rows: &mut Rows, changes: &[Change]) {
@@ -155,7 +171,8 @@ pub fn act(op: &Op, subject: &mut impl Subject, model: &mut Model) {
             }
         }
         Op::Nested { outer, inner, early, release, commit } => {
-            let (mut batch, mut inside, mut rows) = (Batch::new(), Batch::new(), model.rows.clone());
+            let (mut batch, mut inside, mut rows) =
+                (Batch::new(), Batch::new(), model.rows.clone());
             subject.begin();
             subject.write(outer, &mut batch);
             apply_to(&mut rows, outer);

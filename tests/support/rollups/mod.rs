@@ -1,5 +1,5 @@
-//! Votes -> setlists -> shows -> artists: rows in plain maps and in SQLite, their counters and rollups, and a recount of them by nested loops
-//! that knows nothing of the crate.
+//! Votes -> setlists -> shows -> artists: rows in plain maps and in SQLite, their counters and
+//! rollups, and a recount of them by nested loops that knows nothing of the crate.
 
 pub mod cases;
 pub mod shapes;
@@ -17,10 +17,13 @@ pub const SETLIST_DAYS: Counter<(i64, i8)> = Counter::new("setlist.days");
 pub const SETLIST_SHOW: Counter<(i64, String)> = Counter::new("setlist.show");
 /// A show may be billed to several artists, by shares other than 1.
 pub const SHOW_ARTIST: Counter<(String, i16)> = Counter::new("show.artist");
-pub const SHOW_VOTES: Counter<String> = Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
-pub const SHOW_DAYS: Counter<(String, i8)> = Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
+pub const SHOW_VOTES: Counter<String> =
+    Counter::new("show.votes").sum_of(SETLIST_VOTES, SETLIST_SHOW);
+pub const SHOW_DAYS: Counter<(String, i8)> =
+    Counter::new("show.days").sum_of_suffix(SETLIST_DAYS, SETLIST_SHOW);
 pub const ARTIST_VOTES: Counter<i16> = Counter::new("artist.votes").sum_of(SHOW_VOTES, SHOW_ARTIST);
-pub const ARTIST_DAYS: Counter<(i16, i8)> = Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
+pub const ARTIST_DAYS: Counter<(i16, i8)> =
+    Counter::new("artist.days").sum_of_suffix(SHOW_DAYS, SHOW_ARTIST);
 /// Neither in the order of names nor of levels.
 pub const SCHEMA: Schema = Schema::new(&[
     SETLIST_SHOW.table(),
@@ -57,7 +60,9 @@ impl Record for Row {
                 }
             }
             Self::Setlist { id, show: Some(show) } => to.add(SETLIST_SHOW, (id, show), 1),
-            Self::Billing { show, artist: Some(artist), share } => to.add(SHOW_ARTIST, (show, *artist), *share),
+            Self::Billing { show, artist: Some(artist), share } => {
+                to.add(SHOW_ARTIST, (show, *artist), *share);
+            }
             _ => {}
         }
     }
@@ -139,10 +144,16 @@ impl Name {
             }
             (_, [Part::Int(setlist)]) => KeyBuf::of::<i64>(*setlist),
             (_, [Part::Text(show)]) => KeyBuf::of::<String>(show),
-            (_, [Part::Int(one), Part::Int(two)]) => KeyBuf::of::<(i64, i8)>((*one, small::<i8>(*two))),
+            (_, [Part::Int(one), Part::Int(two)]) => {
+                KeyBuf::of::<(i64, i8)>((*one, small::<i8>(*two)))
+            }
             (_, [Part::Int(one), Part::Text(two)]) => KeyBuf::of::<(i64, String)>((*one, two)),
-            ("show.days", [Part::Text(one), Part::Int(two)]) => KeyBuf::of::<(String, i8)>((one, small::<i8>(*two))),
-            (_, [Part::Text(one), Part::Int(two)]) => KeyBuf::of::<(String, i16)>((one, small::<i16>(*two))),
+            ("show.days", [Part::Text(one), Part::Int(two)]) => {
+                KeyBuf::of::<(String, i8)>((one, small::<i8>(*two)))
+            }
+            (_, [Part::Text(one), Part::Int(two)]) => {
+                KeyBuf::of::<(String, i16)>((one, small::<i16>(*two)))
+            }
             _ => panic!("no key: {self:?}"),
         }
     }
@@ -194,18 +205,26 @@ impl Rows {
             (old, came)
         };
         match change.clone() {
-            Change::Put(id, row) => (self.table(&row).insert(id, row.clone()).into_iter().collect(), vec![row]),
+            Change::Put(id, row) => {
+                (self.table(&row).insert(id, row.clone()).into_iter().collect(), vec![row])
+            }
             Change::DropVote(id) => (self.votes.remove(&id).into_iter().collect(), Vec::new()),
-            Change::DropBilling(id) => (self.billings.remove(&id).into_iter().collect(), Vec::new()),
+            Change::DropBilling(id) => {
+                (self.billings.remove(&id).into_iter().collect(), Vec::new())
+            }
             Change::DropSetlist(gone) => {
-                let mut old =
-                    take(&mut self.votes, &|row| matches!(row, Row::Vote { setlist, .. } if *setlist == Some(gone)));
+                let mut old = take(
+                    &mut self.votes,
+                    &|row| matches!(row, Row::Vote { setlist, .. } if *setlist == Some(gone)),
+                );
                 old.extend(self.setlists.remove(&gone));
                 (old, Vec::new())
             }
             Change::DropShow(gone) => {
-                let mut old =
-                    take(&mut self.billings, &|row| matches!(row, Row::Billing { show, .. } if *show == gone));
+                let mut old = take(
+                    &mut self.billings,
+                    &|row| matches!(row, Row::Billing { show, .. } if *show == gone),
+                );
                 let ids: Vec<i64> = self
                     .setlists
                     .iter()
@@ -219,11 +238,19 @@ impl Rows {
             }
             Change::DropArtist(gone) => {
                 let shows = self.billings.values().filter_map(|row| match row {
-                    Row::Billing { show, artist, .. } if *artist == Some(gone) => Some(show.clone()),
+                    Row::Billing { show, artist, .. } if *artist == Some(gone) => {
+                        Some(show.clone())
+                    }
                     _ => None,
                 });
                 let shows: Vec<String> = shows.collect();
-                (shows.into_iter().flat_map(|show| self.change(&Change::DropShow(show)).0).collect(), Vec::new())
+                (
+                    shows
+                        .into_iter()
+                        .flat_map(|show| self.change(&Change::DropShow(show)).0)
+                        .collect(),
+                    Vec::new(),
+                )
             }
             Change::MoveVotes(from, to) => moves(&mut self.votes, &|row| match row {
                 Row::Vote { setlist, weight, day } if *setlist == Some(from) => {
@@ -254,7 +281,12 @@ impl Rows {
             let suffix: Vec<Part> = day.iter().map(|day| int(*day)).collect();
             add(&mut totals, "setlist.votes", &[int(*of)], *weight);
             if day.is_some() {
-                add(&mut totals, "setlist.days", &[&[int(*of)], suffix.as_slice()].concat(), *weight);
+                add(
+                    &mut totals,
+                    "setlist.days",
+                    &[&[int(*of)], suffix.as_slice()].concat(),
+                    *weight,
+                );
             }
             for row in self.setlists.values() {
                 let Row::Setlist { id, show: Some(in_show) } = row else { continue };
@@ -305,16 +337,20 @@ pub struct Model {
 }
 
 impl Model {
-    /// What a counter should be: its rows; of a rollup the sum, over stored memberships, of membership times stored base total.
+    /// What a counter should be: its rows; of a rollup the sum, over stored memberships, of
+    /// membership times stored base total.
     pub fn recounted(&self, counter: &str) -> Totals {
-        let Some((rollup, base, membership)) = SUMS.iter().find(|(rollup, ..)| *rollup == counter) else {
+        let Some((rollup, base, membership)) = SUMS.iter().find(|(rollup, ..)| *rollup == counter)
+        else {
             let mut expected = self.rows.recount();
             expected.retain(|name, _| name.0 == counter);
             return expected;
         };
         let mut expected = Totals::new();
         for (joins, weight) in self.stored.iter().filter(|(name, _)| name.0 == *membership) {
-            for (fine, total) in self.stored.iter().filter(|(name, _)| name.0 == *base && name.1[0] == joins.1[0]) {
+            for (fine, total) in
+                self.stored.iter().filter(|(name, _)| name.0 == *base && name.1[0] == joins.1[0])
+            {
                 add(&mut expected, rollup, &[&joins.1[1..], &fine.1[1..]].concat(), weight * total);
             }
         }
@@ -422,8 +458,10 @@ impl Found {
     pub fn of(report: &CounterReport) -> Self {
         let counter = report.counter.name();
         let CounterReport { keys, wrong, missing, orphan, ref samples, .. } = *report;
-        let samples =
-            samples.iter().map(|sample| (Name::of(counter, &sample.key), sample.stored, sample.expected)).collect();
+        let samples = samples
+            .iter()
+            .map(|sample| (Name::of(counter, &sample.key), sample.stored, sample.expected))
+            .collect();
         Self { counter, keys, wrong, missing, orphan, samples }
     }
 }
@@ -451,7 +489,9 @@ pub fn add_by_name(batch: &mut Batch, Name(counter, parts): &Name, amount: i64) 
         ("setlist.days", [Part::Int(id), Part::Int(day)]) => {
             batch.add(SETLIST_DAYS, (id, i8::try_from(*day).unwrap()), amount);
         }
-        ("setlist.show", [Part::Int(id), Part::Text(show)]) => batch.add(SETLIST_SHOW, (id, show), amount),
+        ("setlist.show", [Part::Int(id), Part::Text(show)]) => {
+            batch.add(SETLIST_SHOW, (id, show), amount);
+        }
         (_, [Part::Text(show), Part::Int(by)]) => {
             batch.add(SHOW_ARTIST, (show, i16::try_from(*by).unwrap()), amount);
         }

@@ -11,7 +11,8 @@ use rusqlite::Connection;
 use super::Random;
 use super::subjects::plant_in_memory;
 
-/// A rollup whose keys have another shape: how to add to child, parent and suffix number so many, of two each.
+/// A rollup whose keys have another shape: how to add to child, parent and suffix number so many,
+/// of two each.
 pub struct Shape {
     pub schema: Schema,
     pub rollup: CounterId,
@@ -22,9 +23,11 @@ pub struct Shape {
     pub sizes: [usize; 3],
 }
 
-/// Random deltas; the rollup is what plain arrays say, and audits with pages of one key say and repair the same.
+/// Random deltas; the rollup is what plain arrays say, and audits with pages of one key say and
+/// repair the same.
 pub fn check_shape(shape: &Shape) {
-    let Shape { schema, rollup, base, membership, key, sizes: [children, parents, suffixes] } = shape;
+    let Shape { schema, rollup, base, membership, key, sizes: [children, parents, suffixes] } =
+        shape;
     let mut random = Random(7);
     let mut memory = MemoryStore::new(schema);
     let conn = Connection::open_in_memory().unwrap();
@@ -46,8 +49,11 @@ pub fn check_shape(shape: &Shape) {
             }
         }
         let mut sums = BTreeMap::new();
-        for (parent, suffix) in (0..*parents).flat_map(|parent| (0..*suffixes).map(move |suffix| (parent, suffix))) {
-            let sum: i64 = (0..*children).map(|child| fine[child][suffix] * memberships[child][parent]).sum();
+        for (parent, suffix) in
+            (0..*parents).flat_map(|parent| (0..*suffixes).map(move |suffix| (parent, suffix)))
+        {
+            let sum: i64 =
+                (0..*children).map(|child| fine[child][suffix] * memberships[child][parent]).sum();
             sums.insert(key(parent, suffix), sum);
         }
         sums.retain(|_, sum| *sum != 0);
@@ -55,7 +61,8 @@ pub fn check_shape(shape: &Shape) {
         SqliteStore::new(&conn, schema).apply(&mut batch).unwrap();
         let in_memory = (&memory).read_range(*rollup, &KeyRange::ALL, 9).unwrap();
         assert_eq!(in_memory.into_iter().collect::<BTreeMap<_, _>>(), sums, "in memory");
-        let mut in_sqlite = SqliteStore::new(&conn, schema).read_range(*rollup, &KeyRange::ALL, 9).unwrap();
+        let mut in_sqlite =
+            SqliteStore::new(&conn, schema).read_range(*rollup, &KeyRange::ALL, 9).unwrap();
         in_sqlite.retain(|(_, total)| *total != 0);
         assert_eq!(in_sqlite.into_iter().collect::<BTreeMap<_, _>>(), sums, "in SQLite");
         if round < 30 {

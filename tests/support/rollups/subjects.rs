@@ -5,14 +5,17 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use keepcount::backend::RollupUpdate;
-use keepcount::reconcile::{Audit, Columns, MemoryAudit, Reconciler, Report, Runtime, SqliteAudit, SqliteRows, run};
+use keepcount::reconcile::{
+    Audit, Columns, MemoryAudit, Reconciler, Report, Runtime, SqliteAudit, SqliteRows, run,
+};
 use keepcount::sql::{Dialect, Value};
 use keepcount::{Batch, KeyBuf, MemoryStore, Schema, Snapshot, SqliteStore, Store};
 use rusqlite::types::Value as Cell;
 use rusqlite::{Connection, params, params_from_iter};
 
 use super::{
-    Change, Name, Part, Row, Rows, SCHEMA, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, Totals, totals_of,
+    Change, Name, Part, Row, Rows, SCHEMA, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST,
+    Totals, totals_of,
 };
 
 /// A store with its rows, and an application's write paths.
@@ -129,7 +132,13 @@ fn in_order<K>(rows: &BTreeMap<i64, Row>) -> impl FnMut(Bound<K>) -> Vec<Row> + 
 }
 
 /// Writes one total of a memory store and nothing else: through a snapshot's text.
-pub fn plant_in_memory(store: &mut MemoryStore, schema: &Schema, counter: &str, key: &KeyBuf, total: i64) {
+pub fn plant_in_memory(
+    store: &mut MemoryStore,
+    schema: &Schema,
+    counter: &str,
+    key: &KeyBuf,
+    total: i64,
+) {
     let mut json = serde_json::to_value(store.snapshot()).unwrap();
     let key = serde_json::to_value(key).unwrap();
     let counters = json["counters"].as_array_mut().unwrap();
@@ -139,7 +148,8 @@ pub fn plant_in_memory(store: &mut MemoryStore, schema: &Schema, counter: &str, 
     if total != 0 {
         totals.push(serde_json::json!([key, total]));
     }
-    *store = MemoryStore::restore(schema, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
+    *store =
+        MemoryStore::restore(schema, &serde_json::from_value::<Snapshot>(json).unwrap()).unwrap();
 }
 
 pub const TABLES: &str = "
@@ -278,11 +288,12 @@ pub fn change_in_sqlite(conn: &Connection, change: &Change) -> (Vec<Row>, Vec<Ro
         conn.prepare_cached(insert).unwrap().execute(values).unwrap();
         (old, vec![row.clone()])
     };
-    let moved = |select: &str, update: &str, from: &dyn rusqlite::ToSql, to: &dyn rusqlite::ToSql| {
-        let old = rows_of(conn, select, [from]);
-        conn.prepare_cached(update).unwrap().execute([from, to]).unwrap();
-        old
-    };
+    let moved =
+        |select: &str, update: &str, from: &dyn rusqlite::ToSql, to: &dyn rusqlite::ToSql| {
+            let old = rows_of(conn, select, [from]);
+            conn.prepare_cached(update).unwrap().execute([from, to]).unwrap();
+            old
+        };
     match change {
         Change::Put(id, row @ Row::Vote { setlist, weight, day }) => put(
             "SELECT setlist, weight, day FROM votes WHERE id = ?1",
@@ -305,27 +316,49 @@ pub fn change_in_sqlite(conn: &Connection, change: &Change) -> (Vec<Row>, Vec<Ro
             params![id, show, artist, share],
             row,
         ),
-        Change::DropVote(id) => {
-            (rows_of(conn, "DELETE FROM votes WHERE id = ?1 RETURNING setlist, weight, day", [id]), vec![])
-        }
-        Change::DropBilling(id) => {
-            (rows_of(conn, "DELETE FROM billings WHERE id = ?1 RETURNING show, artist, share", [id]), vec![])
-        }
+        Change::DropVote(id) => (
+            rows_of(conn, "DELETE FROM votes WHERE id = ?1 RETURNING setlist, weight, day", [id]),
+            vec![],
+        ),
+        Change::DropBilling(id) => (
+            rows_of(conn, "DELETE FROM billings WHERE id = ?1 RETURNING show, artist, share", [id]),
+            vec![],
+        ),
         Change::DropSetlist(id) => {
-            let mut old = rows_of(conn, "DELETE FROM votes WHERE setlist = ?1 RETURNING setlist, weight, day", [id]);
-            old.extend(rows_of(conn, "DELETE FROM setlists WHERE id = ?1 RETURNING id, show", [id]));
+            let mut old = rows_of(
+                conn,
+                "DELETE FROM votes WHERE setlist = ?1 RETURNING setlist, weight, day",
+                [id],
+            );
+            old.extend(rows_of(
+                conn,
+                "DELETE FROM setlists WHERE id = ?1 RETURNING id, show",
+                [id],
+            ));
             (old, vec![])
         }
         Change::DropShow(show) => {
-            let mut old = rows_of(conn, "DELETE FROM billings WHERE show = ?1 RETURNING show, artist, share", [show]);
+            let mut old = rows_of(
+                conn,
+                "DELETE FROM billings WHERE show = ?1 RETURNING show, artist, share",
+                [show],
+            );
             let votes = "DELETE FROM votes WHERE setlist IN (SELECT id FROM setlists WHERE show = ?1) RETURNING setlist, weight, day";
             old.extend(rows_of(conn, votes, [show]));
-            old.extend(rows_of(conn, "DELETE FROM setlists WHERE show = ?1 RETURNING id, show", [show]));
+            old.extend(rows_of(
+                conn,
+                "DELETE FROM setlists WHERE show = ?1 RETURNING id, show",
+                [show],
+            ));
             (old, vec![])
         }
         Change::DropArtist(artist) => {
             let mut old = Vec::new();
-            for row in rows_of(conn, "SELECT show, artist, share FROM billings WHERE artist = ?1", [artist]) {
+            for row in rows_of(
+                conn,
+                "SELECT show, artist, share FROM billings WHERE artist = ?1",
+                [artist],
+            ) {
                 let Row::Billing { show, .. } = row else { continue };
                 old.extend(change_in_sqlite(conn, &Change::DropShow(show)).0);
             }
@@ -386,7 +419,9 @@ pub fn update_by_hand(conn: &Connection, batch: &Batch) {
         while let Some(row) = rows.next().unwrap() {
             let (key, total) = match request.counter.name() {
                 "setlist.votes" => (KeyBuf::of::<i64>(row.get::<_, i64>(0).unwrap()), row.get(1)),
-                "show.votes" => (KeyBuf::of::<String>(row.get::<_, String>(0).unwrap()), row.get(1)),
+                "show.votes" => {
+                    (KeyBuf::of::<String>(row.get::<_, String>(0).unwrap()), row.get(1))
+                }
                 "setlist.days" => {
                     let key: (i64, i8) = (row.get(0).unwrap(), row.get(1).unwrap());
                     (KeyBuf::of::<(i64, i8)>(key), row.get(2))
@@ -421,7 +456,8 @@ pub fn dump(conn: &Connection) -> Vec<(&'static str, Vec<Cell>)> {
     for spec in SCHEMA.counters() {
         let mut statement = conn.prepare(&format!("SELECT * FROM {}", spec.table_name())).unwrap();
         let width = statement.column_count();
-        let rows = statement.query_map((), |row| (0..width).map(|at| row.get(at)).collect()).unwrap();
+        let rows =
+            statement.query_map((), |row| (0..width).map(|at| row.get(at)).collect()).unwrap();
         all.extend(rows.map(|row| (spec.id().name(), row.unwrap())));
     }
     all

@@ -85,18 +85,27 @@ impl Snapshot {
 /// report data as written that it dropped then.
 pub(super) fn save(disk: &impl Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let Some(name) = path.file_name() else {
-        return Err(Error::invalid_use("path of a snapshot", format!("{} names no file", path.display())));
+        return Err(Error::invalid_use(
+            "path of a snapshot",
+            format!("{} names no file", path.display()),
+        ));
     };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
     // A leftover that cannot be removed costs only its space.
     let _ = disk.sweep(folder, |known| is_temporary(known, name));
     let failed = |cause: io::Error| Error::Database {
         operation: format!("saving snapshot {}", path.display()),
         cause: cause.into(),
     };
-    let (temporary, mut file) = disk.create(|random| folder.join(temporary_name(name, random))).map_err(failed)?;
-    let replaced =
-        file.write_all(bytes).and_then(|()| disk.sync(&mut file)).and_then(|()| disk.rename(&temporary, path));
+    let (temporary, mut file) =
+        disk.create(|random| folder.join(temporary_name(name, random))).map_err(failed)?;
+    let replaced = file
+        .write_all(bytes)
+        .and_then(|()| disk.sync(&mut file))
+        .and_then(|()| disk.rename(&temporary, path));
     if let Err(cause) = replaced {
         let _ = disk.remove(&temporary);
         return Err(failed(cause));
@@ -154,7 +163,10 @@ impl Disk for Real {
     /// A process holds its file by a lock, which ends with the process. The lock is held during the
     /// removal, so another process that gets it has a file that still exists or one that is gone.
     fn sweep(&self, folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Result<()> {
-        for known in fs::read_dir(folder)?.filter_map(io::Result::ok).filter(|known| wanted(&known.file_name())) {
+        for known in fs::read_dir(folder)?
+            .filter_map(io::Result::ok)
+            .filter(|known| wanted(&known.file_name()))
+        {
             let file = File::open(known.path())?;
             if file.try_lock().is_ok() {
                 fs::remove_file(known.path())?;
@@ -168,7 +180,8 @@ impl Disk for Real {
         for _ in 0..TRIES {
             let path = name(RandomState::new().hash_one(()));
             let file = File::create_new(&path)?;
-            let swept = matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !path.try_exists()?;
+            let swept =
+                matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !path.try_exists()?;
             if !swept {
                 return Ok((path, file));
             }
@@ -206,7 +219,10 @@ mod tests {
     fn only_the_names_that_saves_give_are_temporary() {
         let name = OsStr::new("totals");
         let is = |known: &str| is_temporary(OsStr::new(known), name);
-        assert!(is_temporary(&temporary_name(name, 0x1f), name) && is(".totals.keepcount-0123456789abcdef.tmp"));
+        assert!(
+            is_temporary(&temporary_name(name, 0x1f), name)
+                && is(".totals.keepcount-0123456789abcdef.tmp")
+        );
         for other in [
             "totals",
             ".totals.keepcount-0123456789abcde.tmp",

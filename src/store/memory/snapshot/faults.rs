@@ -157,7 +157,11 @@ impl State {
     fn end<T>(&mut self, fault: Option<Fault>, done: T) -> io::Result<T> {
         self.dead |= matches!(fault, Some(Fault::DiesHalfway | Fault::DiesAfter));
         self.full |= fault == Some(Fault::Full);
-        if self.dead || fault == Some(Fault::Torn) { Err(Self::error(ErrorKind::Other)) } else { Ok(done) }
+        if self.dead || fault == Some(Fault::Torn) {
+            Err(Self::error(ErrorKind::Other))
+        } else {
+            Ok(done)
+        }
     }
 
     /// Returns the disk after a crash that kept these of the unsynced name changes, in their order,
@@ -296,9 +300,12 @@ impl Disk for Faulty {
         let mut state = self.next();
         let fault = state.call(Call::Sweep)?;
         let is_left = |(path, node): &(&PathBuf, &usize)| {
-            path.parent() == Some(folder) && wanted(path.file_name().unwrap()) && !state.nodes[**node].held
+            path.parent() == Some(folder)
+                && wanted(path.file_name().unwrap())
+                && !state.nodes[**node].held
         };
-        let left: Vec<PathBuf> = state.names.iter().filter(is_left).map(|(path, _)| path.clone()).collect();
+        let left: Vec<PathBuf> =
+            state.names.iter().filter(is_left).map(|(path, _)| path.clone()).collect();
         state.end(fault, ())?;
         drop(state);
         left.iter().try_for_each(|path| self.remove(path))
@@ -401,7 +408,10 @@ fn is_new(disk: &Faulty, old: Option<&Snapshot>, new: &Snapshot) -> bool {
             false
         }
         Err(error) => {
-            assert!(old.is_none() && error.to_string().contains("entity not found"), "refused: {error}");
+            assert!(
+                old.is_none() && error.to_string().contains("entity not found"),
+                "refused: {error}"
+            );
             false
         }
     }
@@ -415,7 +425,9 @@ fn check(old: Option<&Snapshot>, new: &Snapshot, plan: &[(usize, Fault)]) -> Vec
     let state = disk.state();
     let now = is_new(&Faulty::of(State { dead: false, ..state.clone() }), old, new);
     // A call that did its work and then failed may also leave a file.
-    let may_leave = |hit: &(Call, Fault)| matches!(hit, (Call::Remove | Call::Sweep, _) | (Call::Create, Fault::Torn));
+    let may_leave = |hit: &(Call, Fault)| {
+        matches!(hit, (Call::Remove | Call::Sweep, _) | (Call::Create, Fault::Torn))
+    };
     let excused = state.hit.iter().any(may_leave);
     for crashed in state.after_crashes().map(Faulty::of) {
         let then = is_new(&crashed, old, new);
@@ -424,7 +436,10 @@ fn check(old: Option<&Snapshot>, new: &Snapshot, plan: &[(usize, Fault)]) -> Vec
             Err(_) if state.dead => {}
             Err(Error::Indeterminate { .. }) => assert!(now, "{plan:?}"),
             Err(error) => {
-                assert!(matches!(error, Error::Database { .. }) && error.to_string().contains(PATH), "{error}");
+                assert!(
+                    matches!(error, Error::Database { .. }) && error.to_string().contains(PATH),
+                    "{error}"
+                );
                 assert!(!now && !then, "the old file was to stay: {plan:?}");
             }
         }
@@ -470,10 +485,20 @@ fn whatever_fails_the_file_is_the_old_one_or_the_new_one() {
         }
     }
     println!("faults that were met: {hits:?}");
-    for call in [Call::Sweep, Call::Create, Call::Write, Call::Sync, Call::Rename, Call::SyncFolder, Call::Remove] {
+    for call in [
+        Call::Sweep,
+        Call::Create,
+        Call::Write,
+        Call::Sync,
+        Call::Rename,
+        Call::SyncFolder,
+        Call::Remove,
+    ] {
         for fault in FAULTS {
             let applies = match fault {
-                Fault::Short | Fault::Nothing | Fault::Interrupted | Fault::DiesHalfway => call == Call::Write,
+                Fault::Short | Fault::Nothing | Fault::Interrupted | Fault::DiesHalfway => {
+                    call == Call::Write
+                }
                 Fault::Torn => call != Call::Rename,
                 _ => true,
             };
@@ -496,7 +521,12 @@ fn whatever_fails_a_load_gives_the_snapshot_or_says_why_not() {
                 }
                 Err(error) => {
                     assert!(matches!(error, Error::Database { .. }), "{error}");
-                    assert!(error.to_string().starts_with("loading snapshot totals/site.snapshot: planned"), "{error}");
+                    assert!(
+                        error
+                            .to_string()
+                            .starts_with("loading snapshot totals/site.snapshot: planned"),
+                        "{error}"
+                    );
                     refused += 1;
                 }
             }

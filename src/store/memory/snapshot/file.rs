@@ -43,7 +43,8 @@ impl Snapshot {
     /// # Ok::<(), keepcount::Error>(())
     /// ```
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let body = postcard::to_allocvec(self).map_err(|cause| failed(format!("it cannot be encoded: {cause}")))?;
+        let body = postcard::to_allocvec(self)
+            .map_err(|cause| failed(format!("it cannot be encoded: {cause}")))?;
         let (format, len) = (Format::NUMBER.to_le_bytes(), (body.len() as u64).to_le_bytes());
         let mut bytes = [MAGIC.as_slice(), &format, &len, &body, &[0; CHECKSUM]].concat();
         if let Some((sealed, checksum)) = bytes.split_last_chunk_mut() {
@@ -90,14 +91,20 @@ pub(super) fn whole_len(bytes: &[u8]) -> Result<u64, String> {
         return Err("it is no snapshot of keepcount".to_owned());
     }
     let prefix = bytes.get(begun.len()..).and_then(<[u8]>::split_first_chunk);
-    let Some((format, Some(len))) = prefix.map(|(format, rest)| (format, rest.first_chunk())) else {
-        return Err(format!("it is cut off: {} of at least {} bytes", bytes.len(), HEAD + CHECKSUM));
+    let Some((format, Some(len))) = prefix.map(|(format, rest)| (format, rest.first_chunk()))
+    else {
+        return Err(format!(
+            "it is cut off: {} of at least {} bytes",
+            bytes.len(),
+            HEAD + CHECKSUM
+        ));
     };
     match u32::from_le_bytes(*format) {
         Format::NUMBER => Ok(u64::from_le_bytes(*len).saturating_add((HEAD + CHECKSUM) as u64)),
-        newer if newer > Format::NUMBER => {
-            Err(format!("its format is {newer}, and this version of keepcount reads {} at most", Format::NUMBER))
-        }
+        newer if newer > Format::NUMBER => Err(format!(
+            "its format is {newer}, and this version of keepcount reads {} at most",
+            Format::NUMBER
+        )),
         number => Err(format!("its format is {number}, of which there are no files")),
     }
 }

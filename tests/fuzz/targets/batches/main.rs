@@ -1,5 +1,6 @@
-//! Batches: any script of hooks, savepoints, applies, offsets, pending writes, prunes, snapshots and repairs leaves a memory store with what a naive
-//! model says, or is refused as it says, and nothing of it is done.
+//! Batches: any script of hooks, savepoints, applies, offsets, pending writes, prunes, snapshots
+//! and repairs leaves a memory store with what a naive model says, or is refused as it says, and
+//! nothing of it is done.
 #![no_main]
 #![allow(clippy::unwrap_used)]
 
@@ -119,7 +120,10 @@ impl Script {
             Op::Apply => self.accept(None, self.store.apply(&mut self.batch().clone())),
             Op::ApplyIdempotent(events) => {
                 let stream_range = self.stream_range(events);
-                self.accept(Some(stream_range), self.store.apply_idempotent(&mut self.batch().clone(), &stream_range));
+                self.accept(
+                    Some(stream_range),
+                    self.store.apply_idempotent(&mut self.batch().clone(), &stream_range),
+                );
             }
             Op::PendingWrite(end) => self.pending_write(end),
             Op::Prune(before) => {
@@ -135,7 +139,13 @@ impl Script {
                     Run::Repair => Mode::Repair,
                     Run::Backfill => Mode::Backfill,
                 };
-                if !repair::run(&mut self.store, &mut self.model, rows, mode, usize::from(*page) % 8 + 1) {
+                if !repair::run(
+                    &mut self.store,
+                    &mut self.model,
+                    rows,
+                    mode,
+                    usize::from(*page) % 8 + 1,
+                ) {
                     return false;
                 }
             }
@@ -159,7 +169,9 @@ impl Script {
         let (batch, pending) = self.batches.last_mut().unwrap();
         match op {
             Op::Update(old, new) => {
-                let row = |cells: &[(Cell, Amount)]| Row(cells.iter().map(|(cell, by)| (*cell, by.value())).collect());
+                let row = |cells: &[(Cell, Amount)]| {
+                    Row(cells.iter().map(|(cell, by)| (*cell, by.value())).collect())
+                };
                 let (old, new) = (row(old), row(new));
                 batch.update(&old, &new);
                 old.0.iter().for_each(|(cell, amount)| pending.add(*cell, -i128::from(*amount)));
@@ -195,7 +207,8 @@ impl Script {
 
     fn pending_write(&mut self, end: &End) {
         let (batch, pending) = self.batches.last().unwrap();
-        let refused = matches!(self.model.judge(pending), Verdict::Foreign { .. } | Verdict::Rollup);
+        let refused =
+            matches!(self.model.judge(pending), Verdict::Foreign { .. } | Verdict::Rollup);
         let mut applied = batch.clone();
         let begun = self.store.begin(&mut applied);
         assert_eq!(begun.is_err(), refused, "what no end of it could apply");
@@ -219,7 +232,11 @@ impl Script {
             let known = self.model.offset(stream_range.stream());
             let refused = match &found {
                 Ok(applied) if applied.skipped => {
-                    assert!(stream_range.last() <= known && applied.totals == 0 && applied.deltas(batch).count() == 0);
+                    assert!(
+                        stream_range.last() <= known
+                            && applied.totals == 0
+                            && applied.deltas(batch).count() == 0
+                    );
                     true
                 }
                 Err(Error::Gap { applied, .. }) => {
@@ -227,7 +244,11 @@ impl Script {
                     true
                 }
                 Err(Error::Overlap { applied, .. }) => {
-                    assert!(*applied == known && stream_range.first() <= known && stream_range.last() > known);
+                    assert!(
+                        *applied == known
+                            && stream_range.first() <= known
+                            && stream_range.last() > known
+                    );
                     true
                 }
                 _ => false,
@@ -243,14 +264,22 @@ impl Script {
                 assert!(!applied.skipped && applied.totals == changes.len() as u64, "{applied:?}");
                 assert_eq!(store::cells(applied.deltas(batch)), changes);
                 self.model.totals = totals;
-                self.model
-                    .offsets
-                    .extend(stream_range.map(|stream_range| (stream_range.stream().to_owned(), stream_range.last())));
+                self.model.offsets.extend(
+                    stream_range.map(|stream_range| {
+                        (stream_range.stream().to_owned(), stream_range.last())
+                    }),
+                );
                 self.collect(&Op::Clear);
             }
-            (Verdict::Applied { split: true, .. } | Verdict::Overflow, Err(Error::Overflow { .. }))
+            (
+                Verdict::Applied { split: true, .. } | Verdict::Overflow,
+                Err(Error::Overflow { .. }),
+            )
             | (Verdict::Rollup | Verdict::Foreign { rollup: true }, Err(Error::Rollup { .. }))
-            | (Verdict::Foreign { .. }, Err(Error::UnknownCounter { .. } | Error::DefinitionConflict { .. })) => {}
+            | (
+                Verdict::Foreign { .. },
+                Err(Error::UnknownCounter { .. } | Error::DefinitionConflict { .. }),
+            ) => {}
             (verdict, found) => panic!("{verdict:?}, but {found:?}"),
         }
     }
@@ -259,7 +288,10 @@ impl Script {
     fn restore(&mut self, without: Option<u8>) {
         let mut snapshot = self.store.snapshot();
         assert_eq!(Snapshot::from_bytes(&snapshot.to_bytes().unwrap()).unwrap(), snapshot);
-        assert_eq!(serde_json::from_value::<Snapshot>(serde_json::to_value(&snapshot).unwrap()).unwrap(), snapshot);
+        assert_eq!(
+            serde_json::from_value::<Snapshot>(serde_json::to_value(&snapshot).unwrap()).unwrap(),
+            snapshot
+        );
         if let Some(at) = without {
             let all = ROLLED.counters();
             let counter = all[usize::from(at) % all.len()].id().name();

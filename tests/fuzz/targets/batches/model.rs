@@ -1,4 +1,5 @@
-//! The naive model: every total in one map, and rollups summed anew from their definition after every batch, in 128 bits.
+//! The naive model: every total in one map, and rollups summed anew from their definition after
+//! every batch, in 128 bits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,7 +79,11 @@ impl Cell {
     pub const fn is_rollup(&self) -> bool {
         matches!(
             self,
-            Self::SiteVotes | Self::ShowVotes(_) | Self::ShowDays(..) | Self::ArtistVotes(_) | Self::ArtistDays(..)
+            Self::SiteVotes
+                | Self::ShowVotes(_)
+                | Self::ShowDays(..)
+                | Self::ArtistVotes(_)
+                | Self::ArtistDays(..)
         )
     }
 
@@ -99,7 +104,8 @@ impl Cell {
                 by_day.chain([(Self::SetVotes(set), Self::ShowVotes(show))]).collect()
             }
             Self::ShowArtist(show, artist) => {
-                let by_day = days().map(|day| (Self::ShowDays(show, day), Self::ArtistDays(artist, day)));
+                let by_day =
+                    days().map(|day| (Self::ShowDays(show, day), Self::ArtistDays(artist, day)));
                 by_day.chain([(Self::ShowVotes(show), Self::ArtistVotes(artist))]).collect()
             }
             _ => Vec::new(),
@@ -191,7 +197,8 @@ pub enum Verdict {
     },
     Rollup,
     Overflow,
-    /// The totals afterwards; `split` where something that climbs is so large that it may be refused although it adds up to little.
+    /// The totals afterwards; `split` where something that climbs is so large that it may be
+    /// refused although it adds up to little.
     Applied {
         totals: Totals,
         split: bool,
@@ -215,7 +222,8 @@ impl Model {
         self.offsets.get(stream).copied().unwrap_or(0)
     }
 
-    /// A sum changes by what it would be afterwards, less what it would be now: whatever it lacks, it still lacks.
+    /// A sum changes by what it would be afterwards, less what it would be now: whatever it lacks,
+    /// it still lacks.
     pub fn judge(&self, pending: &Pending) -> Verdict {
         let rollup = pending.deltas.keys().any(Cell::is_rollup);
         if pending.foreign {
@@ -225,7 +233,8 @@ impl Model {
             return Verdict::Rollup;
         }
         let then = self.after(pending);
-        let fits = |then: &Totals| self.changes(then).values().all(|delta| i64::try_from(*delta).is_ok());
+        let fits =
+            |then: &Totals| self.changes(then).values().all(|delta| i64::try_from(*delta).is_ok());
         match then.filter(fits) {
             Some(totals) => Verdict::Applied { split: self.is_far(&totals), totals },
             None => Verdict::Overflow,
@@ -252,7 +261,11 @@ impl Model {
 
     /// Totals that are driven by rows.
     pub fn rows(&self) -> Totals {
-        self.totals.iter().filter(|(cell, _)| !cell.is_rollup()).map(|(cell, total)| (*cell, *total)).collect()
+        self.totals
+            .iter()
+            .filter(|(cell, _)| !cell.is_rollup())
+            .map(|(cell, total)| (*cell, *total))
+            .collect()
     }
 
     /// How many sums differ from what they are to be; none where one leaves 64 bits.
@@ -261,8 +274,12 @@ impl Model {
         for cell in self.totals.keys().filter(|cell| cell.is_rollup()) {
             sums.entry(*cell).or_insert(0);
         }
-        let wrong = |(cell, sum): (&Cell, &i128)| Some(i64::try_from(*sum).ok()? != at(&self.totals, cell));
-        sums.iter().map(wrong).collect::<Option<Vec<bool>>>().map(|wrong| wrong.into_iter().filter(|is| *is).count())
+        let wrong =
+            |(cell, sum): (&Cell, &i128)| Some(i64::try_from(*sum).ok()? != at(&self.totals, cell));
+        sums.iter()
+            .map(wrong)
+            .collect::<Option<Vec<bool>>>()
+            .map(|wrong| wrong.into_iter().filter(|is| *is).count())
     }
 
     /// Whether a cell is not below the cutoff.
@@ -273,7 +290,8 @@ impl Model {
     /// By how much each total differs from what it is to be.
     pub fn changes(&self, then: &Totals) -> BTreeMap<Cell, i128> {
         let cells: BTreeSet<Cell> = self.totals.keys().chain(then.keys()).copied().collect();
-        let change = |cell| (cell, i128::from(at(then, &cell)) - i128::from(at(&self.totals, &cell)));
+        let change =
+            |cell| (cell, i128::from(at(then, &cell)) - i128::from(at(&self.totals, &cell)));
         cells.into_iter().map(change).filter(|(_, delta)| *delta != 0).collect()
     }
 
@@ -288,8 +306,14 @@ impl Model {
             let (membership_now, membership_by) = now_and_by(membership);
             membership.joins().iter().any(|(base, _)| {
                 let (base_now, base_by) = now_and_by(base);
-                let products = [(membership_now, base_by), (membership_by, base_now), (membership_by, base_by)];
-                products.iter().any(|(one, two)| one.checked_mul(*two).is_none_or(|by| by.unsigned_abs() > 1 << 94))
+                let products = [
+                    (membership_now, base_by),
+                    (membership_by, base_now),
+                    (membership_by, base_by),
+                ];
+                products.iter().any(|(one, two)| {
+                    one.checked_mul(*two).is_none_or(|by| by.unsigned_abs() > 1 << 94)
+                })
             })
         })
     }
@@ -306,8 +330,13 @@ impl Model {
     /// A counter begins anew, and with it every sum that it is a part of.
     pub fn drop_counter(&mut self, counter: &'static str) {
         self.totals.retain(|cell, _| !is_made_of(cell.counter(), counter));
-        self.unready
-            .extend(MADE_OF.map(|(sum, _)| sum).into_iter().chain([counter]).filter(|sum| is_made_of(sum, counter)));
+        self.unready.extend(
+            MADE_OF
+                .map(|(sum, _)| sum)
+                .into_iter()
+                .chain([counter])
+                .filter(|sum| is_made_of(sum, counter)),
+        );
         if counter == "set.days" {
             self.cutoff = None;
         }

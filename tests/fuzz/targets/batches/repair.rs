@@ -1,4 +1,5 @@
-//! Rows that say otherwise than the totals: a verify finds exactly that, and a repair, run in legs, repairs it.
+//! Rows that say otherwise than the totals: a verify finds exactly that, and a repair, run in legs,
+//! repairs it.
 
 use std::ops::Bound;
 
@@ -12,7 +13,8 @@ use crate::store::Row;
 /// More legs than there are pages.
 const MAX_LEGS: usize = 200;
 
-/// Says what the rows of some cells add up to, and compares. False where the store is left half repaired, because a sum leaves 64 bits.
+/// Says what the rows of some cells add up to, and compares. False where the store is left half
+/// repaired, because a sum leaves 64 bits.
 pub fn run(
     store: &mut MemoryStore,
     model: &mut Model,
@@ -40,7 +42,12 @@ pub fn run(
             if mode == Mode::Backfill {
                 model.unready.clear();
             }
-            assert!(legs(store, &rows, Mode::Verify, page).unwrap().iter().all(|report| report.drift() == 0));
+            assert!(
+                legs(store, &rows, Mode::Verify, page)
+                    .unwrap()
+                    .iter()
+                    .all(|report| report.drift() == 0)
+            );
             true
         }
         (Mode::Verify, Err(Error::Overflow { .. })) => {
@@ -63,11 +70,20 @@ fn legs(store: &mut MemoryStore, rows: &Totals, mode: Mode, page: usize) -> Resu
         let mut run = match reports.last() {
             None => Reconciler::new(mode, &ROLLED, options)?,
             Some(report) => match &report.token {
-                Some(token) => Reconciler::resume(mode, &ROLLED, &token.to_string().parse::<Token>()?, options)?,
+                Some(token) => Reconciler::resume(
+                    mode,
+                    &ROLLED,
+                    &token.to_string().parse::<Token>()?,
+                    options,
+                )?,
                 None => return Ok(reports),
             },
         };
-        reports.push(keepcount::reconcile::run(&mut run, &mut audit(store, rows)?, &mut SystemRuntime::new())?);
+        reports.push(keepcount::reconcile::run(
+            &mut run,
+            &mut audit(store, rows)?,
+            &mut SystemRuntime::new(),
+        )?);
     }
     panic!("a run that does not end");
 }
@@ -79,8 +95,11 @@ fn audit<'a>(store: &'a mut MemoryStore, rows: &'a Totals) -> Result<MemoryAudit
         rows: &Totals,
         is: fn(&Cell) -> bool,
     ) -> Result<()> {
-        let rows: Vec<Row> =
-            rows.iter().filter(|(cell, _)| is(cell)).map(|(cell, total)| Row(vec![(*cell, *total)])).collect();
+        let rows: Vec<Row> = rows
+            .iter()
+            .filter(|(cell, _)| is(cell))
+            .map(|(cell, total)| Row(vec![(*cell, *total)]))
+            .collect();
         audit.add(counter, move |_: Bound<K>| rows.clone())
     }
     let mut audit = MemoryAudit::new(store);

@@ -7,8 +7,8 @@ use keepcount::{CounterId, Error, Key, KeyBuf, MemoryStore, Record, Store, Tally
 
 use crate::model::{Cell, Day, Id, Model, Name};
 use crate::schemas::{
-    ALL, ARTIST_DAYS, ARTIST_VOTES, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST, SHOW_DAYS,
-    SHOW_VOTES, SITE_VOTES, WORDS,
+    ALL, ARTIST_DAYS, ARTIST_VOTES, ROLLED, SET_DAYS, SET_SHOW, SET_SITE, SET_VOTES, SHOW_ARTIST,
+    SHOW_DAYS, SHOW_VOTES, SITE_VOTES, WORDS,
 };
 
 /// A row, as what it adds.
@@ -26,12 +26,16 @@ impl Record for Row {
                 Cell::SetDays(Id(set), Day(day)) => to.add(SET_DAYS, (set, day), *amount),
                 Cell::SetShow(Id(set), Name(show)) => to.add(SET_SHOW, (set, show), *amount),
                 Cell::SetSite(Id(set)) => to.add(SET_SITE, (set, ()), *amount),
-                Cell::ShowArtist(Name(show), Id(artist)) => to.add(SHOW_ARTIST, (show, u16::from(artist)), *amount),
+                Cell::ShowArtist(Name(show), Id(artist)) => {
+                    to.add(SHOW_ARTIST, (show, u16::from(artist)), *amount)
+                }
                 Cell::SiteVotes => to.add(SITE_VOTES, (), *amount),
                 Cell::ShowVotes(Name(show)) => to.add(SHOW_VOTES, show, *amount),
                 Cell::ShowDays(Name(show), Day(day)) => to.add(SHOW_DAYS, (show, day), *amount),
                 Cell::ArtistVotes(Id(artist)) => to.add(ARTIST_VOTES, u16::from(artist), *amount),
-                Cell::ArtistDays(Id(artist), Day(day)) => to.add(ARTIST_DAYS, (u16::from(artist), day), *amount),
+                Cell::ArtistDays(Id(artist), Day(day)) => {
+                    to.add(ARTIST_DAYS, (u16::from(artist), day), *amount)
+                }
             }
         }
     }
@@ -77,10 +81,15 @@ pub fn cell(counter: &CounterId, key: &KeyBuf) -> Cell {
 }
 
 /// Deltas by cell; each comes once.
-pub fn cells<'a>(deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>) -> BTreeMap<Cell, i128> {
+pub fn cells<'a>(
+    deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
+) -> BTreeMap<Cell, i128> {
     let mut cells = BTreeMap::new();
     for (counter, key, delta) in deltas {
-        assert!(cells.insert(cell(&counter, key), delta).is_none(), "{counter:?} {key:?} comes twice");
+        assert!(
+            cells.insert(cell(&counter, key), delta).is_none(),
+            "{counter:?} {key:?} comes twice"
+        );
     }
     cells
 }
@@ -96,8 +105,14 @@ pub fn check(store: &MemoryStore, model: &Model) {
             Ok(page) => {
                 assert!(model.is_ready(counter.name()) && page.is_sorted());
                 let (keys, totals): (Vec<KeyBuf>, Vec<i64>) = page.into_iter().unzip();
-                assert!(keys.iter().map(|key| cell(&counter, key)).eq(wanted().map(|(cell, _)| *cell)), "{keys:?}");
-                assert!(totals.iter().eq(wanted().map(|(_, total)| total)), "{counter:?}: {keys:?}, {totals:?}");
+                assert!(
+                    keys.iter().map(|key| cell(&counter, key)).eq(wanted().map(|(cell, _)| *cell)),
+                    "{keys:?}"
+                );
+                assert!(
+                    totals.iter().eq(wanted().map(|(_, total)| total)),
+                    "{counter:?}: {keys:?}, {totals:?}"
+                );
                 assert_eq!(Store::read_keys(&mut &*store, counter, &keys).unwrap(), totals);
             }
             Err(Error::NotReady { .. }) => assert!(!model.is_ready(counter.name()), "{counter:?}"),
@@ -115,12 +130,16 @@ pub fn check_sum(store: &MemoryStore, model: &Model, set: Id, from: Option<Day>)
         Some(Day(from)) => SET_DAYS.suffixes(set.0, from..),
         None => SET_DAYS.under(set.0),
     };
-    let is_inside = |cell: &Cell| matches!(cell, Cell::SetDays(of, day) if *of == set && from <= Some(*day));
+    let is_inside =
+        |cell: &Cell| matches!(cell, Cell::SetDays(of, day) if *of == set && from <= Some(*day));
     let inside = model.totals.iter().filter(|(cell, _)| is_inside(cell));
     let sum: i128 = inside.map(|(_, total)| i128::from(*total)).sum();
     match store.sum(range) {
         Ok(found) => {
-            assert!(i128::from(found) == sum && (model.cutoff.is_none() || from >= model.cutoff), "{found}, {sum}")
+            assert!(
+                i128::from(found) == sum && (model.cutoff.is_none() || from >= model.cutoff),
+                "{found}, {sum}"
+            )
         }
         Err(Error::Pruned { .. }) => assert!(from < model.cutoff, "{from:?}"),
         Err(Error::Overflow { .. }) => assert!(i64::try_from(sum).is_err()),

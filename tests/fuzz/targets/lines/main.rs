@@ -1,5 +1,6 @@
-//! Event files: any bytes, plain or gzip, read as a naive split at newlines says, up to the first line that is refused; a file that is cut
-//! off is told from one that ends; and reading goes on from a position only where the lines before it are the same.
+//! Event files: any bytes, plain or gzip, read as a naive split at newlines says, up to the first
+//! line that is refused; a file that is cut off is told from one that ends; and reading goes on
+//! from a position only where the lines before it are the same.
 #![no_main]
 #![allow(clippy::unwrap_used, dead_code)] // parts of the example, in which all of it is used
 
@@ -76,16 +77,20 @@ fn check_gzip(data: &[u8], whole: &Read) {
 
 /// Reading goes on where it ended, unless what was read has changed or is not there.
 fn check_positions(data: &[u8], whole: &Read) {
-    let Some((_, position)) = whole.events.get(some_place(data, whole.events.len())) else { return };
+    let Some((_, position)) = whole.events.get(some_place(data, whole.events.len())) else {
+        return;
+    };
     let skipped = |data: &[u8]| {
         let mut lines = Lines::made(data.to_vec());
         lines.skip_to(position, "a").map(|()| lines)
     };
     let rest = all(skipped(data).unwrap());
-    let left: Vec<&(String, Position)> = whole.events.iter().filter(|(_, at)| at.lines > position.lines).collect();
+    let left: Vec<&(String, Position)> =
+        whole.events.iter().filter(|(_, at)| at.lines > position.lines).collect();
     assert!(rest.events.iter().eq(left) && rest.refused == whole.refused, "{rest:?}, {whole:?}");
     let lines = usize::try_from(position.lines).unwrap();
-    let read: usize = data.split_inclusive(|byte| *byte == b'\n').take(lines).map(<[u8]>::len).sum();
+    let read: usize =
+        data.split_inclusive(|byte| *byte == b'\n').take(lines).map(<[u8]>::len).sum();
     assert!(skipped(&data[..read - 1]).is_err() || data[read - 1] == b'\n', "a line less");
     let mut changed = data.to_vec();
     changed[some_place(data, read)] ^= 1;

@@ -1,4 +1,5 @@
-//! A disk that fills up under the server: first under its tables, then under its log, where the server ends itself.
+//! A disk that fills up under the server: first under its tables, then under its log, where the
+//! server ends itself.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,14 +18,21 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
     let config = server.database().await;
     let mut client = connect(&config).await;
     let small = server.small_disk();
-    client.batch_execute(&format!("CREATE TABLESPACE small LOCATION '{}'", small.display())).await.unwrap();
+    client
+        .batch_execute(&format!("CREATE TABLESPACE small LOCATION '{}'", small.display()))
+        .await
+        .unwrap();
     let database = config.get_dbname().unwrap();
-    client.batch_execute(&format!("ALTER DATABASE {database} SET default_tablespace = 'small'")).await.unwrap();
+    client
+        .batch_execute(&format!("ALTER DATABASE {database} SET default_tablespace = 'small'"))
+        .await
+        .unwrap();
     client = connect(&config).await;
     create(&mut client).await;
     let ends = Arc::new(Ends { disk_may_fill: true, ..Ends::default() });
-    let writers: Vec<_> =
-        (1..=4).map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends)))).collect();
+    let writers: Vec<_> = (1..=4)
+        .map(|stream| tokio::spawn(deliver(config.clone(), stream, Arc::clone(&ends))))
+        .collect();
     let (mut full, mut stopped, mut fixed) = (0, 0, 0);
     for round in 0..4 {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -41,13 +49,17 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
         }
         // A repair meanwhile says what is the matter, and harms nothing.
         if let Some(mut client) = open(&config).await {
-            let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(0)).unwrap();
+            let mut repair =
+                Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(0)).unwrap();
             if let Ok(mut audit) = audit(&mut client).await {
                 match run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await {
                     Ok(report) => assert_eq!(report.drift(), 0, "{report}"),
                     Err(error) => {
                         assert!(
-                            matches!(error.recovery(), Recovery::Permanent | Recovery::Retry | Recovery::Indeterminate),
+                            matches!(
+                                error.recovery(),
+                                Recovery::Permanent | Recovery::Retry | Recovery::Indeterminate
+                            ),
                             "{error:?}"
                         );
                         fixed += 1;
@@ -67,10 +79,15 @@ async fn a_disk_that_fills_up_under_tables_or_log_loses_nothing_and_counts_nothi
     let mut client = connect(&config).await;
     for (stream, writer) in (1..=4_u64).zip(writers) {
         let last = writer.await.unwrap();
-        let offset = PostgresStore::new(&mut client, &SCHEMA).offset(&format!("stream {stream}")).await.unwrap();
+        let offset = PostgresStore::new(&mut client, &SCHEMA)
+            .offset(&format!("stream {stream}"))
+            .await
+            .unwrap();
         assert!(offset >= last, "stream {stream}: {last} was committed, the offset says {offset}");
     }
     assert_exact(&differences(&client).await);
-    println!("{full} times full; {stopped} times the server was gone; {fixed} repairs met it; {ends:?}");
+    println!(
+        "{full} times full; {stopped} times the server was gone; {fixed} repairs met it; {ends:?}"
+    );
     assert!(ends.committed.load(Ordering::Relaxed) > 20, "{ends:?}");
 }

@@ -1,4 +1,5 @@
-//! PgBouncer in transaction mode: each transaction may have another connection of the server's, with what others left there.
+//! PgBouncer in transaction mode: each transaction may have another connection of the server's,
+//! with what others left there.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,7 +18,9 @@ use tokio_postgres::{Client, Config, NoTls};
 use super::super::{BALLOTS, BOX, PLAIN};
 use crate::support::postgres::installed::{self, User};
 use crate::support::postgres::{Server, connect, shared};
-use crate::support::postgres_app::{SCHEMA, SHOW_ARTIST, Vote, assert_exact, audit, create, differences};
+use crate::support::postgres_app::{
+    SCHEMA, SHOW_ARTIST, Vote, assert_exact, audit, create, differences,
+};
 use crate::support::random::Random;
 
 /// A pooler of three connections of the server's, which ends with this value.
@@ -30,7 +33,9 @@ struct Pooler {
 impl Pooler {
     /// None, and says so, where it is not installed.
     fn before(server: &Server, database: &str) -> Option<Self> {
-        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| fs::metadata(path).is_ok());
+        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
+            .into_iter()
+            .find(|path| fs::metadata(path).is_ok());
         let Some(program) = program else {
             let required = std::env::var("KEEPCOUNT_REQUIRE_SERVERS").as_deref() == Ok("1");
             assert!(!required, "pgbouncer is not installed");
@@ -51,7 +56,11 @@ impl Pooler {
         );
         fs::write(folder.join("settings.ini"), settings).unwrap();
         let mut command = Command::new(program);
-        command.arg(folder.join("settings.ini")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg(folder.join("settings.ini"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         if let Some(user) = User::instead_of_root() {
             command.uid(user.uid).gid(user.gid);
         }
@@ -73,7 +82,10 @@ impl Pooler {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the pooler did not start:\n{}", fs::read_to_string(self.folder.join("log")).unwrap_or_default());
+        panic!(
+            "the pooler did not start:\n{}",
+            fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        );
     }
 }
 
@@ -86,21 +98,34 @@ impl Drop for Pooler {
 }
 
 /// One row and its totals in a transaction of the application's; every fourth is rolled back.
-async fn vote(client: &mut Client, random: &mut Random, id: i64, stream: &str, number: u64) -> Result<bool, Error> {
+async fn vote(
+    client: &mut Client,
+    random: &mut Random,
+    id: i64,
+    stream: &str,
+    number: u64,
+) -> Result<bool, Error> {
     let tx = client.transaction().await.unwrap();
     let vote = Vote { setlist: random.int(0, 20), weight: random.int(1, 4), day: random.int(0, 4) };
     // A pooler in transaction mode knows no statements that were prepared by name.
     let text = "INSERT INTO votes VALUES ($1, $2, $3, $4)";
     tx.execute_typed(
         text,
-        &[(&id, Type::INT8), (&vote.setlist, Type::INT8), (&vote.weight, Type::INT8), (&vote.day, Type::INT8)],
+        &[
+            (&id, Type::INT8),
+            (&vote.setlist, Type::INT8),
+            (&vote.weight, Type::INT8),
+            (&vote.day, Type::INT8),
+        ],
     )
     .await
     .unwrap();
     let mut batch = Batch::new();
     batch.insert(&vote);
     let stream_range = StreamRange::new(stream, number, number).unwrap();
-    let applied = PostgresStore::in_transaction(&tx, &SCHEMA).apply_idempotent(&mut batch, &stream_range).await;
+    let applied = PostgresStore::in_transaction(&tx, &SCHEMA)
+        .apply_idempotent(&mut batch, &stream_range)
+        .await;
     if applied.is_err() || random.below(4) == 0 {
         tx.rollback().await.unwrap();
         return applied.map(|_| false);
@@ -128,7 +153,8 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
 
     // Links and what they sum are repaired through the pooler, too.
     let repair = |mut client: Client| async move {
-        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20)).unwrap();
+        let mut repair =
+            Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20)).unwrap();
         let mut audit = audit(&mut client).await.unwrap();
         run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap()
     };
@@ -158,7 +184,8 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
             }
         }));
     }
-    // One writer keeps its statements prepared, the other has none: neither is confused by what the other left on a connection.
+    // One writer keeps its statements prepared, the other has none: neither is confused by what the
+    // other left on a connection.
     for writer in 0..2_i64 {
         let (pooler, database, done, cast) =
             (Arc::clone(&pooler), database.clone(), Arc::clone(&done), Arc::clone(&cast));
@@ -174,8 +201,12 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
                 if writer == 0 {
                     store = store.prepared(&prepared);
                 }
-                // Nor is a statement's name refused that another connection of the pool does not know.
-                store.write(&[("INSERT INTO ballots VALUES ($1)", &[&id])], &mut batch).await.unwrap();
+                // Nor is a statement's name refused that another connection of the pool does not
+                // know.
+                store
+                    .write(&[("INSERT INTO ballots VALUES ($1)", &[&id])], &mut batch)
+                    .await
+                    .unwrap();
                 cast.fetch_add(1, Ordering::Relaxed);
             }
         }));
@@ -202,7 +233,9 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
                 tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
                 _ => None,
             })
-            .filter(|name| !["DateStyle", "TimeZone", "standard_conforming_strings"].contains(&name.as_str()))
+            .filter(|name| {
+                !["DateStyle", "TimeZone", "standard_conforming_strings"].contains(&name.as_str())
+            })
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }
@@ -211,7 +244,10 @@ async fn totals_behind_a_pooler_by_transactions_are_exact_and_audits_leave_no_se
     let (voted, cast) = (voted.load(Ordering::Relaxed), cast.load(Ordering::Relaxed));
     assert_eq!(u64::try_from(rows).unwrap(), cast);
     assert_eq!(PostgresStore::new(&mut client, &PLAIN).total(BALLOTS, ()).await.unwrap(), rows);
-    assert_eq!(PostgresStore::new(&mut client, &SCHEMA).total(SHOW_ARTIST, (0, 0)).await.unwrap(), 1);
+    assert_eq!(
+        PostgresStore::new(&mut client, &SCHEMA).total(SHOW_ARTIST, (0, 0)).await.unwrap(),
+        1
+    );
     println!(
         "{voted} votes and {cast} ballots through three pooled connections; {runs} repairs beside them found nothing"
     );

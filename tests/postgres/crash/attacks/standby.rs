@@ -1,4 +1,5 @@
-//! Totals that have become older beneath a run, on a standby that lagged and was promoted or in a backup: nothing is believed that they do not have.
+//! Totals that have become older beneath a run, on a standby that lagged and was promoted or in a
+//! backup: nothing is believed that they do not have.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use tokio_postgres::{Client, Config};
 
 use crate::support::postgres::{Server, connect};
 use crate::support::postgres_app::{
-    ARTIST_VOTES, SCHEMA, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, SHOW_DAYS, SHOW_SETLISTS, SHOW_VOTES,
-    SHOWS, TABLES, assert_exact, audit, changes, create, differences, write,
+    ARTIST_VOTES, SCHEMA, SETLIST_DAYS, SETLIST_SHOW, SETLIST_VOTES, SHOW_ARTIST, SHOW_DAYS,
+    SHOW_SETLISTS, SHOW_VOTES, SHOWS, TABLES, assert_exact, audit, changes, create, differences,
+    write,
 };
 use crate::support::random::Random;
 
@@ -68,7 +70,8 @@ struct Case {
 }
 
 impl Case {
-    /// The steps of a run are: identify, recall where it resumes, look at each of five counters, then measure, repair, and keep or not, page by page.
+    /// The steps of a run are: identify, recall where it resumes, look at each of five counters,
+    /// then measure, repair, and keep or not, page by page.
     fn all(round: usize) -> Vec<Self> {
         let (whos, anew) = ([Who::Token, Who::Itself], [Mode::Backfill, Mode::Repair][round % 2]);
         let who = |at: usize| whos[(at + round) % 2];
@@ -77,10 +80,23 @@ impl Case {
         let verifies = [(0, 40), (12, 12)];
         let of = |mode, list: &[(u64, u64)]| -> Vec<Self> {
             let cases = list.iter().enumerate();
-            cases.map(|(at, (before, step))| Self { mode, before: *before, step: *step, who: who(at) }).collect()
+            cases
+                .map(|(at, (before, step))| Self {
+                    mode,
+                    before: *before,
+                    step: *step,
+                    who: who(at),
+                })
+                .collect()
         };
         let anew = [Self { mode: anew, before: 2, step: 15, who: Who::Anew }];
-        [of(Mode::Backfill, &backfills), of(Mode::Repair, &repairs), of(Mode::Verify, &verifies), anew.into()].concat()
+        [
+            of(Mode::Backfill, &backfills),
+            of(Mode::Repair, &repairs),
+            of(Mode::Verify, &verifies),
+            anew.into(),
+        ]
+        .concat()
     }
 }
 
@@ -145,11 +161,15 @@ impl AsyncAudit for Doomed<'_> {
 async fn drive(run: &mut Reconciler, config: &Config) -> Result<Report> {
     let mut client = connect(config).await;
     let mut audit = audit(&mut client).await?;
-    timeout(LONGEST, run_async(run, &mut audit, &mut TokioRuntime::new())).await.expect("no step hangs")
+    timeout(LONGEST, run_async(run, &mut audit, &mut TokioRuntime::new()))
+        .await
+        .expect("no step hangs")
 }
 
 async fn run_whole(mode: Mode, config: &Config) -> Report {
-    let report = drive(&mut Reconciler::new(mode, &SCHEMA, Options::default()).unwrap(), config).await.unwrap();
+    let report = drive(&mut Reconciler::new(mode, &SCHEMA, Options::default()).unwrap(), config)
+        .await
+        .unwrap();
     assert!(report.complete(), "{report}");
     report
 }
@@ -157,12 +177,15 @@ async fn run_whole(mode: Mode, config: &Config) -> Report {
 /// A run, or one that goes on from a token.
 fn leg(mode: Mode, token: Option<&Token>, options: Options) -> Reconciler {
     match token {
-        Some(token) => Reconciler::resume(mode, &SCHEMA, &token.to_string().parse().unwrap(), options).unwrap(),
+        Some(token) => {
+            Reconciler::resume(mode, &SCHEMA, &token.to_string().parse().unwrap(), options).unwrap()
+        }
         None => Reconciler::new(mode, &SCHEMA, options).unwrap(),
     }
 }
 
-/// Writes some transactions with their hooks; ends early where its server does. How many were committed.
+/// Writes some transactions with their hooks; ends early where its server does. How many were
+/// committed.
 async fn write_some(config: &Config, writer: i64, most: usize) -> usize {
     let mut client = connect(config).await;
     let mut random = Random(writer.unsigned_abs());
@@ -188,7 +211,9 @@ async fn write_some(config: &Config, writer: i64, most: usize) -> usize {
 /// Makes totals wrong, missing and too many, in every table but the leaderboard's.
 async fn damage(client: &Client) {
     for table in COUNTERS.map(table) {
-        let key = if table.ends_with("days") || ["setlist_show", "show_artist"].contains(&table.as_str()) {
+        let key = if table.ends_with("days")
+            || ["setlist_show", "show_artist"].contains(&table.as_str())
+        {
             "key_1"
         } else {
             "key"
@@ -204,13 +229,17 @@ fn table(counter: CounterId) -> String {
     counter.name().replace('.', "_")
 }
 
-/// A copy of a database; nobody may be connected to it, and connections that were dropped end a moment later.
+/// A copy of a database; nobody may be connected to it, and connections that were dropped end a
+/// moment later.
 async fn copy(server: &Server, from: &Config, name: &str) -> Config {
     let client = connect(&server.config("postgres")).await;
     let text = format!("CREATE DATABASE {name} TEMPLATE {}", from.get_dbname().unwrap());
     let copied = async {
         while let Err(error) = client.batch_execute(&text).await {
-            assert!(error.to_string() == "db error" && error.code().unwrap().code() == "55006", "{error:?}");
+            assert!(
+                error.to_string() == "db error" && error.code().unwrap().code() == "55006",
+                "{error:?}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -276,18 +305,20 @@ async fn kept_of(client: &Client, token: &Token) -> Option<String> {
     row.map(|row| row.get(0))
 }
 
-/// Goes on with a token, beside a writer, over totals that may be older: after each leg what is ready, and what is called clean, is as the rows say; in
-/// the end all is.
+/// Goes on with a token, beside a writer, over totals that may be older: after each leg what is
+/// ready, and what is called clean, is as the rows say; in the end all is.
 async fn go_on(mode: Mode, token: &Token, config: &Config, found: &mut Found, of: &str) {
     let mut client = connect(config).await;
     let kept = kept_of(&client, token).await;
-    let wanted = if mode == Mode::Backfill { kept.is_some() } else { kept == Some(token.to_string()) };
+    let wanted =
+        if mode == Mode::Backfill { kept.is_some() } else { kept == Some(token.to_string()) };
     let mut next = Some(token.clone());
     for leg_number in 0.. {
         assert!(leg_number < 30, "{of}: it ends");
         let pages = if leg_number == 0 { 1 } else { 25 };
         let mut run = leg(mode, next.as_ref(), options().retries(5).max_pages(pages));
-        let (report, written) = tokio::join!(drive(&mut run, config), write_some(config, 40 + leg_number, 3));
+        let (report, written) =
+            tokio::join!(drive(&mut run, config), write_some(config, 40 + leg_number, 3));
         let report = report.unwrap_or_else(|error| panic!("{of}: {error}"));
         found.pages += report.pages;
         found.written += written;
@@ -328,15 +359,22 @@ async fn finish(mode: Mode, config: &Config, of: &str) {
 async fn doom(mut run: Reconciler, config: Config, step: u64, crash: Arc<Barrier>) -> Reconciler {
     let mut client = connect(&config).await;
     let mut doomed = Doomed { audit: audit(&mut client).await.unwrap(), left: step, crash };
-    let ended =
-        timeout(LONGEST, run_async(&mut run, &mut doomed, &mut TokioRuntime::new())).await.expect("no step hangs");
+    let ended = timeout(LONGEST, run_async(&mut run, &mut doomed, &mut TokioRuntime::new()))
+        .await
+        .expect("no step hangs");
     let error = ended.expect_err("its server crashed");
-    assert!(error.recovery() != Recovery::Permanent && error.to_string().contains("connection"), "{error}");
+    assert!(
+        error.recovery() != Recovery::Permanent && error.to_string().contains("connection"),
+        "{error}"
+    );
     run
 }
 
 /// Connections to a server that has crashed since: each call says so, the first as every other.
-async fn assert_gone([mut one, mut two, mut three, mut four]: [Client; 4], tx: tokio_postgres::Transaction<'_>) {
+async fn assert_gone(
+    [mut one, mut two, mut three, mut four]: [Client; 4],
+    tx: tokio_postgres::Transaction<'_>,
+) {
     let retry = |error: Error| assert_eq!(error.recovery(), Recovery::Retry, "{error}");
     let batch = || {
         let mut batch = Batch::new();
@@ -352,8 +390,14 @@ async fn assert_gone([mut one, mut two, mut three, mut four]: [Client; 4], tx: t
             retry(PostgresStore::new(&mut two, &SCHEMA).apply(&mut kept).await.unwrap_err());
             assert!(!kept.is_empty(), "it is as it was");
             retry(audit(&mut three).await.map(drop).unwrap_err());
-            let rows: (&str, &[&(dyn tokio_postgres::types::ToSql + Sync)]) = ("DELETE FROM votes", &[]);
-            retry(PostgresStore::new(&mut four, &SCHEMA).write(&[rows], &mut batch()).await.unwrap_err());
+            let rows: (&str, &[&(dyn tokio_postgres::types::ToSql + Sync)]) =
+                ("DELETE FROM votes", &[]);
+            retry(
+                PostgresStore::new(&mut four, &SCHEMA)
+                    .write(&[rows], &mut batch())
+                    .await
+                    .unwrap_err(),
+            );
         }
     };
     timeout(LONGEST, calls).await.expect("no call hangs");
@@ -375,7 +419,10 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
             }
             let mut token = None;
             if case.mode != Mode::Verify && case.before > 0 {
-                let report = drive(&mut leg(case.mode, None, options().max_pages(case.before)), &config).await.unwrap();
+                let report =
+                    drive(&mut leg(case.mode, None, options().max_pages(case.before)), &config)
+                        .await
+                        .unwrap();
                 found.pages += report.pages;
                 token = Some(report.token.unwrap());
             }
@@ -393,7 +440,9 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
                 // It finds nothing wrong here, and much on the standby.
                 run_whole(Mode::Repair, config).await;
                 if case.before > 0 {
-                    let report = drive(&mut leg(case.mode, None, options().max_pages(case.before)), config).await;
+                    let report =
+                        drive(&mut leg(case.mode, None, options().max_pages(case.before)), config)
+                            .await;
                     *token = report.unwrap().token;
                 }
             }
@@ -429,9 +478,12 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
             let config = replica.server.config(config.get_dbname().unwrap());
             let of = format!("round {round}, {case:?}");
             match (case.who, run.token()) {
-                (Who::Token, Some(token)) => go_on(case.mode, &token, &config, &mut found, &of).await,
+                (Who::Token, Some(token)) => {
+                    go_on(case.mode, &token, &config, &mut found, &of).await;
+                }
                 (Who::Itself, _) => {
-                    let (report, written) = tokio::join!(drive(&mut run, &config), write_some(&config, 40, 10));
+                    let (report, written) =
+                        tokio::join!(drive(&mut run, &config), write_some(&config, 40, 10));
                     let report = report.unwrap_or_else(|error| panic!("{of}: {error}"));
                     assert!(report.complete(), "{of}: {report}");
                     found.pages += report.pages;

@@ -1,4 +1,5 @@
-//! Two-phase commit: a prepared transaction holds its totals, survives a crash, and counts when it is committed, by whatever connection.
+//! Two-phase commit: a prepared transaction holds its totals, survives a crash, and counts when it
+//! is committed, by whatever connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,10 +10,13 @@ use keepcount::{AsyncStore as _, Batch, Error, PostgresStore};
 use tokio_postgres::Config;
 
 use crate::support::postgres::{Server, connect};
-use crate::support::postgres_app::{SCHEMA, assert_exact, audit, changes, create, differences, write};
+use crate::support::postgres_app::{
+    SCHEMA, assert_exact, audit, changes, create, differences, write,
+};
 use crate::support::random::Random;
 
-/// Prepares one transaction after the other, and ends each at once, later, or never: those are for whoever finds them.
+/// Prepares one transaction after the other, and ends each at once, later, or never: those are for
+/// whoever finds them.
 async fn prepare(config: Config, writer: i64, done: Arc<AtomicBool>, prepared: Arc<AtomicU64>) {
     let mut client = connect(&config).await;
     let other = connect(&config).await;
@@ -60,14 +64,21 @@ async fn resolve(config: &Config) -> usize {
     let left = client.query(text, &[]).await.unwrap();
     for (at, row) in left.iter().enumerate() {
         let how = if at % 2 == 0 { "COMMIT" } else { "ROLLBACK" };
-        client.batch_execute(&format!("{how} PREPARED '{}'", row.get::<_, String>(0))).await.unwrap();
+        client
+            .batch_execute(&format!("{how} PREPARED '{}'", row.get::<_, String>(0)))
+            .await
+            .unwrap();
     }
     left.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_and_beside_repairs() {
-    let Some(mut server) = Server::with(&[("max_prepared_transactions", "100"), ("fsync", "on")]) else { return };
+async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_and_beside_repairs()
+{
+    let Some(mut server) = Server::with(&[("max_prepared_transactions", "100"), ("fsync", "on")])
+    else {
+        return;
+    };
     let config = server.database().await;
     create(&mut connect(&config).await).await;
     let (mut left, mut runs, mut busy) = (0, 0, 0);
@@ -75,15 +86,25 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
     for round in 0..2 {
         let done = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (1..=4)
-            .map(|writer| prepare(config.clone(), round * 10 + writer, Arc::clone(&done), Arc::clone(&prepared)))
+            .map(|writer| {
+                prepare(
+                    config.clone(),
+                    round * 10 + writer,
+                    Arc::clone(&done),
+                    Arc::clone(&prepared),
+                )
+            })
             .map(tokio::spawn)
             .collect();
         // Repairs find nothing: what is prepared has neither its rows nor its totals yet.
         let mut client = connect(&config).await;
         for _ in 0..8 {
-            let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20)).unwrap();
+            let mut repair =
+                Reconciler::new(Mode::Repair, &SCHEMA, Options::default().page(7).retries(20))
+                    .unwrap();
             let mut audit = audit(&mut client).await.unwrap();
-            let report = run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap();
+            let report =
+                run_async(&mut repair, &mut audit, &mut TokioRuntime::new()).await.unwrap();
             assert_eq!(report.drift(), 0, "{report}");
             runs += 1;
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -92,7 +113,8 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
         for writer in writers {
             writer.await.unwrap();
         }
-        // A repair that needs a total which a prepared transaction holds says so after its lock timeout, and harms nothing.
+        // A repair that needs a total which a prepared transaction holds says so after its lock
+        // timeout, and harms nothing.
         let plant = "UPDATE setlist_votes SET total = total + 5
                      WHERE key IN (SELECT key FROM setlist_votes ORDER BY key FOR UPDATE SKIP LOCKED)";
         let planted = connect(&config).await.execute(plant, &[]).await.unwrap();
@@ -102,7 +124,8 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
             server.start();
             client = connect(&config).await;
         }
-        let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(1)).unwrap();
+        let mut repair =
+            Reconciler::new(Mode::Repair, &SCHEMA, Options::default().retries(1)).unwrap();
         let mut audited = audit(&mut client).await.unwrap();
         match run_async(&mut repair, &mut audited, &mut TokioRuntime::new()).await {
             Ok(report) => found += report.drift(),
@@ -113,7 +136,8 @@ async fn prepared_transactions_count_when_they_are_committed_also_after_a_crash_
         let mut client = connect(&config).await;
         let mut repair = Reconciler::new(Mode::Repair, &SCHEMA, Options::default()).unwrap();
         let mut audited = audit(&mut client).await.unwrap();
-        found += run_async(&mut repair, &mut audited, &mut TokioRuntime::new()).await.unwrap().drift();
+        found +=
+            run_async(&mut repair, &mut audited, &mut TokioRuntime::new()).await.unwrap().drift();
         drop(audited);
         assert!(found >= planted, "{found} of {planted} found");
         assert_exact(&differences(&client).await);
