@@ -4,7 +4,7 @@
 //! An application that counts and reads names nothing of this. The module `executor` is for
 //! a driver of your own, and [`reconcile::audit`](crate::reconcile::audit) for an audit.
 
-pub use crate::counter::range::KeyRange;
+pub use crate::counter::range::{KeyBounds, KeyRange};
 pub use crate::counter::{CounterSpec, Rollup};
 pub use crate::key::{KeyPart, KeyParts, KeyValue};
 pub use crate::leaderboard::{LeaderboardId, Unscored};

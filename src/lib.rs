@@ -122,7 +122,7 @@ mod store;
 mod sync;
 
 pub use batch::{Batch, Record, Tally};
-pub use counter::range::{CounterRange, KeyBounds, KeyRange};
+pub use counter::range::CounterRange;
 pub use counter::{Counter, CounterId};
 pub use date::{Date, NoDate};
 pub use decay::{Decayed, HalfLife};

@@ -20,10 +20,11 @@
 //!
 //! `counter` is a counter's [full name](CounterId::full_name). `store` is `memory`, `sqlite` or
 //! `postgres`, whatever library is used: if you apply a batch with the statements of
-//! [`sql`](crate::sql), report it with [`observe_applied`](crate::RollupUpdate::observe_applied). A
-//! batch counts when it is applied; whether the surrounding transaction then commits, only the
-//! application knows. In memory, a single delta takes less time than reading the clock, so only one
-//! in 64 of them is timed on each thread, the first included. All other batches are timed.
+//! [`sql`](crate::sql), report it with
+//! [`observe_applied`](crate::backend::RollupUpdate::observe_applied). A batch counts when it is
+//! applied; whether the surrounding transaction then commits, only the application knows. In
+//! memory, a single delta takes less time than reading the clock, so only one in 64 of them is
+//! timed on each thread, the first included. All other batches are timed.
 //! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async) count a
 //! reconciler's pages; your own driver does not.
 //!

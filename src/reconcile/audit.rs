@@ -1,5 +1,7 @@
 //! What the reconciler requests of rows and totals, and the one function that compares them.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use super::database::Rows;
 use super::step::{Answer, Request};
 use super::token::Token;
 use crate::counter::CounterId;

@@ -53,14 +53,14 @@ mod running;
 mod runtime;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod step;
+pub mod step;
 pub(crate) mod token;
 #[cfg(feature = "postgres")]
 mod tokio_runtime;
 
 pub use audit::{AsyncAudit, Audit};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use database::{Columns, Rows};
+pub use database::Columns;
 pub use driver::{run, run_async};
 pub use facade::{Run, backfill, repair, verify};
 pub use freshness::Freshness;
@@ -71,13 +71,10 @@ pub use options::{Mode, Options};
 pub use postgres::{PostgresAudit, PostgresRows};
 pub use progress::Progress;
 pub use reconciler::Reconciler;
-pub use report::{CounterReport, Outcome, Overlap, Report, Sample, Table};
+pub use report::{CounterReport, Outcome, Overlap, Report, Sample};
 pub use runtime::{AsyncRuntime, Runtime, SystemRuntime};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteAudit, SqliteRows};
-pub use step::{Answer, Request, Step};
 pub use token::Token;
 #[cfg(feature = "postgres")]
-pub use tokio_runtime::{
-    ThrottleAnswer, TokioRuntime, active_connections, replay_lag, replay_lag_bytes,
-};
+pub use tokio_runtime::{TokioRuntime, active_connections, replay_lag, replay_lag_bytes};

@@ -31,7 +31,8 @@ use crate::schema::Schema;
 /// A driver of your own, without waits and throttles:
 ///
 /// ```
-/// use keepcount::reconcile::{Answer, Audit, Mode, Options, Reconciler, Report, Step};
+/// use keepcount::reconcile::{Audit, Mode, Options, Reconciler, Report};
+/// use keepcount::reconcile::step::{Answer, Step};
 /// # use keepcount::{Counter, Schema};
 /// # const SHOW_VOTES: Counter<i64> = Counter::new("show.votes");
 /// # const SCHEMA: Schema = Schema::new(&[SHOW_VOTES.table()]);

@@ -270,7 +270,7 @@ impl Report {
     }
 
     /// Returns the report as a table with its samples, for people.
-    pub const fn table(&self) -> Table<'_> {
+    pub const fn table(&self) -> impl fmt::Display + '_ {
         Table(self)
     }
 
@@ -315,7 +315,7 @@ impl fmt::Display for Report {
 
 /// A report as a table, made by [`Report::table`].
 #[derive(Debug, Clone, Copy)]
-pub struct Table<'a>(&'a Report);
+struct Table<'a>(&'a Report);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::runtime::{AsyncRuntime, Surroundings, WAIT_SLICE};
 
 /// The future answer of a throttle: a reason not to compare a page now, if there is one.
-pub type ThrottleAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
+pub(super) type ThrottleAnswer<'a> = Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
 
 type Throttle<'a> = Box<dyn FnMut() -> ThrottleAnswer<'a> + Send + 'a>;
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 use keepcount::reconcile::audit::{
     PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
 };
+use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report,
-    Request, Runtime, SqliteAudit, SqliteRows, Step, SystemRuntime, run,
+    Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Runtime,
+    SqliteAudit, SqliteRows, SystemRuntime, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, Leaderboard, MemoryStore, Record, Result, Schema, SqliteStore,

@@ -8,9 +8,9 @@ use crate::support::world::{Clock, World, run_whole, through_text};
 use keepcount::reconcile::audit::{
     PageDiff, PageRequest, Probe, ProbeResult, Recount, RepairRequest, Repaired, merge,
 };
+use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Answer, Audit, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, Request, Step,
-    SystemRuntime, Token, run,
+    Audit, MemoryAudit, Mode, Options, Outcome, Reconciler, Report, SystemRuntime, Token, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, Tally,

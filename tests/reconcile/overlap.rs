@@ -1,9 +1,10 @@
 //! Two runs over the same counters: the second one says so, and neither is refused.
 
 use crate::support::world::{World, through_text};
+use keepcount::reconcile::step::{Answer, Step};
 use keepcount::reconcile::{
-    Answer, Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime,
-    SqliteAudit, SqliteRows, Step, SystemRuntime, repair, run, verify,
+    Columns, MemoryAudit, Mode, Options, Overlap, Reconciler, Report, Run, Runtime, SqliteAudit,
+    SqliteRows, SystemRuntime, repair, run, verify,
 };
 use keepcount::{Counter, MemoryStore, Record, Result, Schema, SqliteStore, Tally};
 use rusqlite::Connection;

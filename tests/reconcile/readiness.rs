@@ -10,9 +10,10 @@ use keepcount::backend::KeyRange;
 use keepcount::reconcile::audit::{
     Keep, Kept, PageDiff, PageRequest, Probe, ProbeResult, Ready, RepairRequest, Repaired,
 };
+use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, Request,
-    SqliteAudit, SqliteRows, Step, SystemRuntime, Token, run,
+    Audit, Columns, GracePeriod, MemoryAudit, Mode, Options, Outcome, Reconciler, SqliteAudit,
+    SqliteRows, SystemRuntime, Token, run,
 };
 use keepcount::{
     Batch, Counter, CounterId, Error, Key, KeyBuf, Leaderboard, MemoryStore, Record, Recovery,

@@ -10,9 +10,10 @@ use crate::support::world::{Kinds, Trace, Work, World, run_whole, through_text};
 use keepcount::reconcile::audit::{
     Drift, PageDiff, PageRequest, Probe, ProbeResult, RepairRequest, Repaired,
 };
+use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Answer, Audit, Columns, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime,
-    SqliteAudit, SqliteRows, Step, run,
+    Audit, Columns, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, SqliteAudit,
+    SqliteRows, run,
 };
 use keepcount::{
     Batch, Counter, Error, KeyBuf, MemoryStore, Record, Recovery, Result, Schema, SqliteStore,

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use keepcount::reconcile::audit::{Kept, PageDiff, PageRequest, Ready, RepairRequest, Repaired};
+use keepcount::reconcile::step::{Answer, Request, Step};
 use keepcount::reconcile::{
-    Answer, Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Request, Runtime,
-    Step, Token,
+    Audit, GracePeriod, MemoryAudit, Mode, Options, Reconciler, Report, Runtime, Token,
 };
 use keepcount::{Cause, Counter, Error, Key, KeyBuf};
 
