@@ -148,7 +148,8 @@ pub struct Reading<'a> {
     pub is_locked: bool,
 }
 
-/// Why [`fetch`](Executor::fetch) or [`execute`](Executor::execute) stopped early.
+/// Why [`fetch`](Executor::fetch), [`scan`](Executor::scan) or [`execute`](Executor::execute)
+/// stopped early.
 #[derive(Debug)]
 pub enum Stopped<E> {
     /// A query failed.

@@ -25,13 +25,13 @@
 //! applied; whether the surrounding transaction then commits, only the application knows. In
 //! memory, a single delta takes less time than reading the clock, so only one in 64 of them is
 //! timed on each thread, the first included. All other batches are timed.
-//! [`run`](crate::reconcile::run) and [`run_async`](crate::reconcile::run_async) count a
-//! reconciler's pages; your own driver does not.
+//! A reconciler reports its pages, repairs and end itself, whatever drives it.
 //!
 //! # Events
 //!
-//! All events have the target `keepcount`. Those of a run are in its span `reconcile`, whose field
-//! `mode` is `verify`, `repair` or `backfill`.
+//! All events have the target `keepcount`. Those of a run that
+//! [`run`](crate::reconcile::run) or [`run_async`](crate::reconcile::run_async) drives are in its
+//! span `reconcile`, whose field `mode` is `verify`, `repair` or `backfill`.
 //!
 //! | level | event | fields |
 //! | --- | --- | --- |
@@ -118,15 +118,15 @@ pub(crate) fn begin(backend: Backend, batch: &Batch) -> Began {
 
 /// Call after a store applied a batch, with the deltas that it wrote.
 #[inline]
-pub(crate) fn stored<'a>(
+pub(crate) fn stored<'a, D: Iterator<Item = (CounterId, &'a KeyBuf, i128)>>(
     backend: Backend,
     began: Began,
     (totals, statements): (u64, u64),
-    deltas: impl Iterator<Item = (CounterId, &'a KeyBuf, i128)>,
+    deltas: impl FnOnce() -> D,
 ) {
     let _ = (backend, began, statements, &deltas);
     if totals > 0 {
-        metric!(counts::applied(backend, began.at.map(|at| at.elapsed()), deltas));
+        metric!(counts::applied(backend, began.at.map(|at| at.elapsed()), deltas()));
         event!(TRACE, store = backend.name(), totals, statements, "a batch was applied");
     }
 }

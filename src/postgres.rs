@@ -9,7 +9,9 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 use crate::batch::Batch;
 use crate::counter::range::KeyRange;
 use crate::counter::{Counter, CounterId};
-use crate::drivers::tokio_postgres::{Postgres, PreparedStatements, is_refused, write_in_own};
+use crate::drivers::tokio_postgres::{
+    Postgres, PreparedStatements, commit_failed, end_transaction, write_in_own,
+};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::key::{AsKey, Key, KeyBuf};
@@ -417,22 +419,31 @@ impl PostgresStore<'_, Client> {
             }
             Err(error) => Err(error),
         };
-        match done {
+        let (error, is_known) = match done {
             Ok(value) => match tx.commit().await {
-                Ok(()) => Ok(value),
-                Err(error) if is_refused(&error) => Err(failed(error).into()),
-                Err(error) => Err(Error::Indeterminate {
-                    operation: OPERATION.to_owned(),
-                    cause: error.into(),
+                Ok(()) => return Ok(value),
+                Err(error) => {
+                    let error = commit_failed(OPERATION, error);
+                    let is_known = !matches!(error, Error::Indeterminate { .. });
+                    (error.into(), is_known)
                 }
-                .into()),
             },
             Err(error) => {
-                // If this fails too, the connection is lost, and the server rolls back.
-                let _ = tx.rollback().await;
-                Err(error)
+                // A ROLLBACK can be cancelled like any statement, and then it has done nothing.
+                if tx.rollback().await.is_ok() {
+                    return Err(error);
+                }
+                (error, true)
             }
+        };
+        // What may be open now is this transaction, which must not take in later statements.
+        let client: &Client = client;
+        let is_open = end_transaction(client).await.is_err() && !client.is_closed();
+        if is_known && is_open {
+            let cause = "its end was cancelled again and again".into();
+            return Err(Error::TransactionOpen { operation: OPERATION.to_owned(), cause }.into());
         }
+        Err(error)
     }
 
     /// Writes the application's rows and applies their batch in one transaction, and returns how

@@ -274,8 +274,9 @@ impl<'l> RollupUpdate<'l> {
     /// # Examples
     ///
     /// ```
+    /// use keepcount::backend::RollupUpdate;
     /// use keepcount::sql::Dialect;
-    /// use keepcount::{Batch, RollupUpdate};
+    /// use keepcount::Batch;
     ///
     /// keepcount::counters! { SCHEMA { VOTES: i64 = "votes"; } }
     ///

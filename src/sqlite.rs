@@ -82,8 +82,8 @@ impl<'c> SqliteStore<'c> {
     /// whether the commit happened. [`InvalidUse`](crate::Error::InvalidUse) if the connection is
     /// in a transaction: apply a batch in that yourself.
     /// [`TransactionLost`](crate::Error::TransactionLost) if the transaction was over before the
-    /// batch could be applied, and [`TransactionOpen`](crate::Error::TransactionOpen) if it could
-    /// not be rolled back.
+    /// batch could be applied, or SQLite rolled it back while it was, and
+    /// [`TransactionOpen`](crate::Error::TransactionOpen) if it could not be rolled back.
     ///
     /// # Examples
     ///

@@ -46,7 +46,6 @@ use crate::key::{AsKey, Key};
 /// }
 /// ```
 pub trait Record {
-    /// The counters that rows of this type add to.
     /// Adds what this row counts for, and nothing else.
     fn tally(&self, to: &mut Tally<'_>);
 }

@@ -270,7 +270,8 @@ impl<'a> MemoryAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if records of this type do not count for the counter.
+    /// [`Error::Source`] for a rollup; [`Error::UnknownCounter`] and [`Error::DefinitionConflict`]
+    /// for a counter that the store does not have.
     pub fn add<K, R, I>(
         &mut self,
         counter: Counter<K>,

@@ -139,7 +139,8 @@ impl<'a> PostgresAudit<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the counter has no source, and errors of the database.
+    /// [`Error::NoSource`] if the counter has no source, and errors of the database. A rollup has
+    /// no rows, so its list is empty.
     ///
     /// # Examples
     ///

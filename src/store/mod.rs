@@ -345,7 +345,7 @@ impl Applied {
     /// Reports this apply of a batch.
     #[inline]
     pub(crate) fn observe(&self, backend: Backend, began: Began, batch: &Batch) {
-        observe::stored(backend, began, (self.totals, self.statements), self.deltas(batch));
+        observe::stored(backend, began, (self.totals, self.statements), || self.deltas(batch));
     }
 
     /// Adds what was written, if it is more or less than the caller's batch: deltas of rollups were

@@ -237,3 +237,17 @@ fn rows_that_drive_nothing_here_or_cannot_be_read_are_errors() {
     let error = verify(&SCHEMA).counters(&[USER_STARS.id()]).run(&mut audit).unwrap_err();
     assert!(matches!(error, Error::Overflow { what: "recount", .. }), "{error}");
 }
+
+#[test]
+fn counter_named_twice_is_counted_once() {
+    let mut store = MemoryStore::new(&SCHEMA);
+    let mut audit = MemoryAudit::new(&mut store);
+    audit.rows(&[TAG_SHOWS.id(), TAG_SHOWS.id()], shows).unwrap();
+    let report = verify(&SCHEMA).counters(&[TAG_SHOWS.id()]).run(&mut audit).unwrap();
+    let sums: Vec<_> = report.counters[0]
+        .samples
+        .iter()
+        .map(|sample| (sample.key_text(), sample.expected))
+        .collect();
+    assert_eq!(sums, [("live".to_owned(), 2), ("rock".to_owned(), 1)]);
+}

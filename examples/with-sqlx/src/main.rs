@@ -35,7 +35,7 @@ async fn apply(
                     Value::Integer(number) => query.bind(*number),
                     Value::Text(text) => query.bind(text.to_string()),
                     Value::Blob(bytes) | Value::Uuid(bytes) => query.bind(bytes.to_vec()),
-                    arrays => unreachable!("{arrays:?} is PostgreSQL's alone"),
+                    other => unreachable!("{other:?} is in no batch on SQLite"),
                 };
             }
             query.execute(&mut *conn).await?;

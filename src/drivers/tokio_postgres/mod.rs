@@ -440,7 +440,9 @@ const MAX_ROLLBACKS: u32 = 8;
 
 /// Ends any transaction that a client was left in. A transaction of the caller is left to the
 /// caller.
-async fn end_transaction<C: GenericClient>(client: &C) -> Result<(), tokio_postgres::Error> {
+pub(crate) async fn end_transaction<C: GenericClient>(
+    client: &C,
+) -> Result<(), tokio_postgres::Error> {
     if !is_client(client) {
         return Ok(());
     }
@@ -548,7 +550,7 @@ fn unknown(operation: &str, error: tokio_postgres::Error) -> Error {
 
 /// Whether the server itself reported the error and keeps the connection. Then it rolls back what
 /// the statement belongs to.
-pub(crate) fn is_refused(error: &tokio_postgres::Error) -> bool {
+fn is_refused(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|db| db.parsed_severity() == Some(Severity::Error))
 }
 

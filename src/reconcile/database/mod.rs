@@ -398,9 +398,7 @@ pub(super) struct Opening {
 
 impl Opening {
     fn reading(&self) -> Reading<'_> {
-        let mut reading = Reading::default();
-        (reading.script, reading.is_locked) = (&self.script, self.is_locked);
-        reading
+        Reading { script: &self.script, is_locked: self.is_locked }
     }
 }
 

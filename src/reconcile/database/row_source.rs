@@ -238,7 +238,9 @@ impl<'a, D: Driver> RowSource<'a, D> {
         });
         match read.await {
             Ok(()) => Ok(sums),
-            Err(Stopped::Failed { row, error, .. }) if error.kind() == ErrorKind::Overflow => {
+            Err(Stopped::Failed { row, error, .. })
+                if D::DIALECT == Dialect::Sqlite && error.kind() == ErrorKind::Overflow =>
+            {
                 Err(keys.get(row).map_or_else(
                     || source_failed("recounting", counter, error),
                     |key| Error::overflow(counter, key, "recount"),
@@ -446,6 +448,16 @@ impl<'a, D: Driver> RowSource<'a, D> {
 
     fn check_row(&self, row: &D::Row<'_>, scratch: &mut Batch) -> Result<()> {
         let tally = self.share(row, scratch).map_err(|error| self.of_row(error, row))?;
+        if self.by_tally {
+            let (at, parts) = (self.sampled_key(row), self.counter.parts().len());
+            if (at..at + parts).any(|at| row.column(at) == Column::Null) {
+                // No page lists it, so it must add nothing.
+                return tally
+                    .map_or(Ok(()), |tally| Err(mismatch(&self.counter, Some(&tally), None)));
+            }
+            let key = read_key(&self.counter, row, at)?;
+            return same_key(&self.counter, tally, &key).map(drop);
+        }
         let sql = self.share_in_sql(row)?;
         if tally == sql {
             Ok(())

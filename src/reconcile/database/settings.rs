@@ -61,12 +61,14 @@ pub(super) fn of_ready(dialect: Dialect, limits: Limits) -> String {
     if dialect == Dialect::Sqlite { String::new() } else { writing(limits) }
 }
 
-/// Each statement sees what was committed when it began, whatever the session's defaults are.
+/// Each statement sees what was committed when it began, whatever the session's defaults are. SET
+/// TRANSACTION would leave a mark in the session, which a pooler gives to others.
 fn writing(limits: Limits) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; {}",
-        set(&[("lock_timeout", &millis(limits.lock))])
-    )
+    set(&[
+        ("transaction_isolation", "'read committed'"),
+        ("transaction_read_only", "off"),
+        ("lock_timeout", &millis(limits.lock)),
+    ])
 }
 
 /// A time as these settings have it. 0 would be without end.

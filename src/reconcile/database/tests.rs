@@ -108,7 +108,7 @@ fn repair_in_postgres_locks_totals_before_it_recounts_them() {
     now(audit(by_sql()).repair(&mut script, &ask)).unwrap();
     let at = |text: &str| script.ran.iter().position(|ran| ran.contains(text)).unwrap();
     assert!(
-        at("READ COMMITTED") < at("RETURNING") && at("RETURNING") < at("LATERAL"),
+        at("read committed") < at("RETURNING") && at("RETURNING") < at("LATERAL"),
         "{:?}",
         script.ran
     );

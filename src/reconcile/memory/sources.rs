@@ -48,7 +48,12 @@ impl<'a> Sources<'a> {
         self.scans.push(scan);
         for counter in counters {
             match self.counters.iter_mut().find(|(known, _)| *known == counter) {
-                Some((_, Source::Scanned(scans))) => scans.push(position),
+                // A counter that is named twice is counted once.
+                Some((_, Source::Scanned(scans))) => {
+                    if scans.last() != Some(&position) {
+                        scans.push(position);
+                    }
+                }
                 Some((_, source)) => *source = Source::Scanned(vec![position]),
                 None => self.counters.push((counter, Source::Scanned(vec![position]))),
             }

@@ -39,6 +39,7 @@ enum Call {
     OneMessage,
     Messages,
     WriteIdempotent,
+    Transaction,
     Prune,
     Create,
     Rebuild,
@@ -46,13 +47,14 @@ enum Call {
     Repair,
 }
 
-const CALLS: [Call; 11] = [
+const CALLS: [Call; 12] = [
     Call::Apply,
     Call::ApplyIdempotent,
     Call::Within,
     Call::OneMessage,
     Call::Messages,
     Call::WriteIdempotent,
+    Call::Transaction,
     Call::Prune,
     Call::Create,
     Call::Rebuild,
@@ -118,6 +120,15 @@ async fn make(
             let (_, done) =
                 plain.write_idempotent(&[(CAST[1], &values)], &mut ballot, &stream_range).await?;
             assert!(!done.skipped);
+        }
+        Call::Transaction => {
+            plain
+                .transaction(async |tx, batch| {
+                    tx.execute(CAST[0], &values[..1]).await?;
+                    batch.add(BALLOTS, (), 1);
+                    Ok::<_, Failed>(())
+                })
+                .await?;
         }
         Call::Create => plain.create().await?,
         Call::Within => {
@@ -189,7 +200,7 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
     let (mut sent, mut id) = (0, 0);
     while sent < cancels() {
         id += 1;
-        let call = CALLS[usize::try_from(random.below(11)).unwrap()];
+        let call = CALLS[usize::try_from(random.below(12)).unwrap()];
         // The whole runs take long: some of them are enough.
         if call >= Call::Rebuild && random.below(4) > 0 {
             continue;
@@ -275,7 +286,9 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
         let whole = match call {
             Call::Apply => [0, 0, 1, 0],
             Call::ApplyIdempotent => [0, 0, 0, 1],
-            Call::OneMessage | Call::Messages | Call::WriteIdempotent => [1, 1, 0, 0],
+            Call::OneMessage | Call::Messages | Call::WriteIdempotent | Call::Transaction => {
+                [1, 1, 0, 0]
+            }
             _ => [0; 4],
         };
         let is_known = made.is_some();

@@ -186,8 +186,7 @@ fn leg(mode: Mode, token: Option<&Token>, options: Options) -> Reconciler {
 
 /// Writes some transactions with their hooks; ends early where its server does. How many were
 /// committed.
-async fn write_some(config: &Config, writer: i64, most: usize) -> usize {
-    let mut client = connect(config).await;
+async fn write_some(mut client: Client, writer: i64, most: usize) -> usize {
     let mut random = Random(writer.unsigned_abs());
     let mut committed = 0;
     for _ in 0..most {
@@ -317,8 +316,9 @@ async fn go_on(mode: Mode, token: &Token, config: &Config, found: &mut Found, of
         assert!(leg_number < 30, "{of}: it ends");
         let pages = if leg_number == 0 { 1 } else { 25 };
         let mut run = leg(mode, next.as_ref(), options().retries(5).max_pages(pages));
-        let (report, written) =
-            tokio::join!(drive(&mut run, config), write_some(config, 40 + leg_number, 3));
+        let (report, written) = tokio::join!(drive(&mut run, config), async {
+            write_some(connect(config).await, 40 + leg_number, 3).await
+        });
         let report = report.unwrap_or_else(|error| panic!("{of}: {error}"));
         found.pages += report.pages;
         found.written += written;
@@ -426,7 +426,7 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
                 found.pages += report.pages;
                 token = Some(report.token.unwrap());
             }
-            found.written += write_some(&config, 1, 3).await;
+            found.written += write_some(connect(&config).await, 1, 3).await;
             cases.push((case, config, token));
         }
         replica.caught_up().await;
@@ -450,12 +450,11 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
             runs.push(tokio::spawn(doom(run, config.clone(), case.step, Arc::clone(&crash))));
         }
         timeout(LONGEST, crash.wait()).await.expect("all come to their step");
-        let writing: Vec<_> = cases
-            .iter()
-            .take(4)
-            .map(|(_, config, _)| config.clone())
-            .map(|config| tokio::spawn(async move { write_some(&config, 2, usize::MAX).await }))
-            .collect();
+        // Connected before the crash, which is what they are to meet.
+        let mut writing = Vec::new();
+        for (_, config, _) in cases.iter().take(4) {
+            writing.push(tokio::spawn(write_some(connect(config).await, 2, usize::MAX)));
+        }
         let mut old = Vec::new();
         for _ in 0..5 {
             old.push(connect(&cases[0].1).await);
@@ -482,8 +481,9 @@ async fn runs_whose_server_crashes_go_on_where_the_standby_is_that_takes_over() 
                     go_on(case.mode, &token, &config, &mut found, &of).await;
                 }
                 (Who::Itself, _) => {
-                    let (report, written) =
-                        tokio::join!(drive(&mut run, &config), write_some(&config, 40, 10));
+                    let (report, written) = tokio::join!(drive(&mut run, &config), async {
+                        write_some(connect(&config).await, 40, 10).await
+                    });
                     let report = report.unwrap_or_else(|error| panic!("{of}: {error}"));
                     assert!(report.complete(), "{of}: {report}");
                     found.pages += report.pages;
@@ -529,7 +529,7 @@ async fn tokens_of_later_legs_are_not_believed_of_a_backup_that_lacks_them() {
             let report = drive(run, &database).await.unwrap();
             found.pages += report.pages;
             tokens.push(report.token.unwrap());
-            found.written += write_some(&database, 1, 2).await;
+            found.written += write_some(connect(&database).await, 1, 2).await;
             backups.push(copy(&server, &database, &format!("{mode}_{}", at + 1)).await);
         }
         // Each backup with the last token; the newest of them knows it.
