@@ -159,7 +159,7 @@ fn move_and_vote() -> Batch {
 }
 
 /// Calls of which all stands, or nothing.
-const WHOLE: [Call; 16] = [
+const WHOLE: [Call; 18] = [
     Call::new("apply", Rest::Nothing, |conn, arm| {
         let mut batch = Batch::new();
         (1..=3).for_each(|key| batch.add(FEED_SUM, key, 10 * key));
@@ -223,6 +223,27 @@ const WHOLE: [Call; 16] = [
     Call::new("create", Rest::Some, |conn, arm| {
         arm();
         SqliteStore::new(conn, &WIDER).create()
+    }),
+    Call::new("create, pending a backfill", Rest::Some, |conn, arm| {
+        arm();
+        SqliteStore::new(conn, &WIDER).create_pending_backfill()
+    }),
+    Call::new("transaction", Rest::Outside, |conn, arm| {
+        let own = |error: rusqlite::Error| Error::Database {
+            operation: "the application's own".to_owned(),
+            cause: error.into(),
+        };
+        arm();
+        let done = SqliteStore::new(conn, &SCHEMA).transaction(|conn, batch| {
+            conn.execute_batch("INSERT INTO events VALUES ('own', 1)").map_err(own)?;
+            batch.merge(&mut move_and_vote());
+            Ok(())
+        });
+        // What is lost is its own transaction, of which nothing stays.
+        done.map_err(|error| match error {
+            Error::TransactionLost { operation, cause } => Error::Database { operation, cause },
+            other => other,
+        })
     }),
     Call::new("forget", Rest::Some, |conn, arm| {
         arm();

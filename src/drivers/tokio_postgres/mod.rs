@@ -26,6 +26,7 @@ use crate::executor::{Driver, DriverError, ErrorKind, Executor, NotCommitted, Re
 use crate::sql::{Dialect, Query, Value};
 
 /// A client or transaction, and the transaction or savepoint that this driver began on it.
+#[allow(clippy::struct_excessive_bools)] // each is asked alone
 pub(crate) struct Postgres<'c, C: GenericClient> {
     pub(crate) client: &'c C,
     prepared: Option<&'c PreparedStatements>,
@@ -34,6 +35,9 @@ pub(crate) struct Postgres<'c, C: GenericClient> {
     is_open: bool,
     /// Whether the reason of the last failure was put right.
     recovered: bool,
+    /// Whether the server had forgotten what was prepared. A pooler may hand out another connection
+    /// for each message, so statements are now prepared in the transaction that runs them.
+    was_forgotten: bool,
 }
 
 /// The maximum number of statements in one pipeline. The server runs them one after the other.
@@ -81,12 +85,26 @@ impl Execution<'_> {
 impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     /// Begins transactions, or savepoints if `client` is a transaction.
     pub(crate) const fn own(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
-        Self { client, prepared, begins: true, is_open: false, recovered: false }
+        Self {
+            client,
+            prepared,
+            begins: true,
+            is_open: false,
+            recovered: false,
+            was_forgotten: false,
+        }
     }
 
     /// Executes within the caller's transaction.
     pub(crate) const fn within(client: &'c C, prepared: Option<&'c PreparedStatements>) -> Self {
-        Self { client, prepared, begins: false, is_open: false, recovered: false }
+        Self {
+            client,
+            prepared,
+            begins: false,
+            is_open: false,
+            recovered: false,
+            was_forgotten: false,
+        }
     }
 
     async fn prepare_all(
@@ -250,7 +268,7 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
     async fn recover(&mut self, error: &tokio_postgres::Error) {
         if let Some(prepared) = self.prepared.filter(|_| is_forgotten(error)) {
             prepared.forget();
-            self.recovered = true;
+            (self.recovered, self.was_forgotten) = (true, true);
         } else if !self.is_open && is_aborted(error) && is_client(self.client) {
             self.recovered = end_transaction(self.client).await.is_ok();
         }

@@ -144,9 +144,8 @@ impl<C: GenericClient + Send + Sync> Postgres<'_, C> {
         writes: &Writes<'_>,
         all: &[Execution<'_>],
     ) -> Result<Option<(Vec<u64>, Vec<u64>)>, Failed> {
-        let Some(prepared) = self.prepared.filter(|prepared| prepared.has_names()) else {
-            return Ok(None);
-        };
+        let prepared = self.prepared.filter(|prepared| prepared.has_names() && !self.was_forgotten);
+        let Some(prepared) = prepared else { return Ok(None) };
         let rows = self.rows(rows).await?;
         let Some(message) = self.message(prepared, &rows, all).await? else { return Ok(None) };
         let (mut written, mut error) = self.send(&message).await;

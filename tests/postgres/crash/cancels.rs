@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use keepcount::reconcile::{Mode, Options, Reconciler, TokioRuntime, run_async};
 use keepcount::{
     AsyncStore, Batch, Counter, Error, PostgresStore, PreparedStatements, Recovery, Schema,
-    StreamRange,
+    StreamRange, Sweep,
 };
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config};
@@ -41,13 +41,15 @@ enum Call {
     WriteIdempotent,
     Transaction,
     Prune,
+    Sweep,
     Create,
     Rebuild,
     Backfill,
     Repair,
+    Verify,
 }
 
-const CALLS: [Call; 12] = [
+const CALLS: [Call; 14] = [
     Call::Apply,
     Call::ApplyIdempotent,
     Call::Within,
@@ -56,10 +58,12 @@ const CALLS: [Call; 12] = [
     Call::WriteIdempotent,
     Call::Transaction,
     Call::Prune,
+    Call::Sweep,
     Call::Create,
     Call::Rebuild,
     Call::Backfill,
     Call::Repair,
+    Call::Verify,
 ];
 
 /// Why a call did not come through: an error of keepcount's, or of a statement of the application's
@@ -130,6 +134,7 @@ async fn make(
                 })
                 .await?;
         }
+        Call::Sweep => drop(plain.sweep(&mut Sweep::new()).await?),
         Call::Create => plain.create().await?,
         Call::Within => {
             let tx = client.transaction().await?;
@@ -148,6 +153,7 @@ async fn make(
         }
         Call::Backfill => audited(client, Mode::Backfill).await?,
         Call::Repair => audited(client, Mode::Repair).await?,
+        Call::Verify => audited(client, Mode::Verify).await?,
     }
     Ok(())
 }
@@ -200,7 +206,7 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
     let (mut sent, mut id) = (0, 0);
     while sent < cancels() {
         id += 1;
-        let call = CALLS[usize::try_from(random.below(12)).unwrap()];
+        let call = CALLS[usize::try_from(random.below(14)).unwrap()];
         // The whole runs take long: some of them are enough.
         if call >= Call::Rebuild && random.below(4) > 0 {
             continue;
