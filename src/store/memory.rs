@@ -674,75 +674,47 @@ impl MemoryStore {
     }
 }
 
-impl Store for MemoryStore {
-    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        Self::apply(self, batch)
-    }
+/// A store is shared, so a reference to one is as good as its owner.
+macro_rules! store {
+    ($($store:ty),*) => {$(
+        impl Store for $store {
+            fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
+                MemoryStore::apply(self, batch)
+            }
 
-    fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> Result<Applied> {
-        Self::apply_idempotent(self, batch, stream_range)
-    }
+            fn apply_idempotent(
+                &mut self,
+                batch: &mut Batch,
+                stream_range: &StreamRange<'_>,
+            ) -> Result<Applied> {
+                MemoryStore::apply_idempotent(self, batch, stream_range)
+            }
 
-    fn offset(&mut self, stream: &str) -> Result<u64> {
-        Ok(Self::offset(self, stream))
-    }
+            fn offset(&mut self, stream: &str) -> Result<u64> {
+                Ok(MemoryStore::offset(self, stream))
+            }
 
-    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        Self::read(self, counter, keys)
-    }
+            fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
+                MemoryStore::read(self, counter, keys)
+            }
 
-    fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(KeyBuf, i64)>> {
-        Self::read_range(self, counter, range, limit)
-    }
+            fn read_range(
+                &mut self,
+                counter: CounterId,
+                range: &KeyRange,
+                limit: usize,
+            ) -> Result<Vec<(KeyBuf, i64)>> {
+                MemoryStore::read_range(self, counter, range, limit)
+            }
 
-    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        Self::sum_range(self, counter, range)
-    }
+            fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
+                MemoryStore::sum_range(self, counter, range)
+            }
+        }
+    )*};
 }
 
-impl Store for &MemoryStore {
-    fn apply(&mut self, batch: &mut Batch) -> Result<Applied> {
-        MemoryStore::apply(self, batch)
-    }
-
-    fn apply_idempotent(
-        &mut self,
-        batch: &mut Batch,
-        stream_range: &StreamRange<'_>,
-    ) -> Result<Applied> {
-        MemoryStore::apply_idempotent(self, batch, stream_range)
-    }
-
-    fn offset(&mut self, stream: &str) -> Result<u64> {
-        Ok(MemoryStore::offset(self, stream))
-    }
-
-    fn read_keys(&mut self, counter: CounterId, keys: &[KeyBuf]) -> Result<Vec<i64>> {
-        MemoryStore::read(self, counter, keys)
-    }
-
-    fn read_range(
-        &mut self,
-        counter: CounterId,
-        range: &KeyRange,
-        limit: usize,
-    ) -> Result<Vec<(KeyBuf, i64)>> {
-        MemoryStore::read_range(self, counter, range, limit)
-    }
-
-    fn sum_range(&mut self, counter: CounterId, range: &KeyRange) -> Result<i64> {
-        MemoryStore::sum_range(self, counter, range)
-    }
-}
+store!(MemoryStore, &MemoryStore);
 
 impl WritePlan {
     fn of(schema: &Schema, spec: &CounterSpec) -> Self {

@@ -234,19 +234,19 @@ impl<'c, C: GenericClient + Send + Sync> Postgres<'c, C> {
                 .await;
         declared.map_err(failed)?;
         let mut rows = rows.map_err(failed)?;
-        loop {
+        let is_whole = 'read: loop {
             for row in &rows {
                 if !each(row).map_err(Stopped::Refused)? {
-                    self.client.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
-                    return Ok(false);
+                    break 'read false;
                 }
             }
             if rows.len() < MAX_FETCH {
-                self.client.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
-                return Ok(true);
+                break true;
             }
             rows = self.client.query_typed(&next, &[]).await.map_err(failed)?;
-        }
+        };
+        self.client.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
+        Ok(is_whole)
     }
 
     /// Begins with this text. If a dropped future, or a ROLLBACK that was cancelled, left the

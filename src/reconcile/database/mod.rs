@@ -253,8 +253,8 @@ impl<'a, D: Driver> Database<'a, D> {
     ) -> Result<Repaired> {
         let (counter, schema) = (&ask.counter, self.schema);
         let is_indexed = self.source(counter).is_none_or(|source| source.target.is_indexed());
-        self.set(executor, settings::of_repair(E::DIALECT, self.limits, is_indexed), operation)
-            .await?;
+        let settings = settings::of_repair(E::DIALECT, self.limits, is_indexed);
+        set(executor, &settings, operation).await?;
         let expected = self.expected(executor, counter, true).await?;
         write::lock_above(executor, schema, counter, &ask.keys).await?;
         let stored = write::lock_totals(executor, schema, counter, &ask.keys).await?;
@@ -290,22 +290,9 @@ impl<'a, D: Driver> Database<'a, D> {
         let operation = format!("ending the backfill of counter {}", ask.counter.full_name());
         let settings = settings::of_ready(E::DIALECT, self.limits);
         transact!(executor, operation, async {
-            self.set(executor, settings.clone(), &operation).await?;
+            set(executor, &settings, &operation).await?;
             ready_in(executor, ask).await
         })
-    }
-
-    /// Makes settings until the transaction ends.
-    async fn set<E: Executor<Driver = D>>(
-        &self,
-        executor: &mut E,
-        settings: String,
-        operation: &str,
-    ) -> Result<()> {
-        if settings.is_empty() {
-            return Ok(());
-        }
-        executor.run(&settings).await.map_err(|error| failed(Whose::Connection, operation, error))
     }
 
     fn source(&self, counter: &CounterId) -> Option<&RowSource<'a, D>> {
@@ -425,6 +412,14 @@ pub(super) async fn end_read<E: Executor, T>(
     let reads_done =
         || Error::Database { operation: operation.clone(), cause: "its reads are done".into() };
     Err(still_open(&operation, done.err().unwrap_or_else(reads_done)))
+}
+
+/// Makes settings until the transaction ends.
+async fn set<E: Executor>(executor: &mut E, settings: &str, operation: &str) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    executor.run(settings).await.map_err(|error| failed(Whose::Connection, operation, error))
 }
 
 async fn read_totals<E: Executor>(

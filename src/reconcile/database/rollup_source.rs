@@ -31,6 +31,9 @@ pub(super) struct RollupSource {
     joins: String,
 }
 
+/// How many pairs there are, and their sum, in PostgreSQL.
+const SUMS: &str = r#"count(*), sum(l."total"::numeric * f."total")::text"#;
+
 /// A key, what some of its pairs add up to, and how many they are.
 type Part = (KeyBuf, i128, u64);
 
@@ -185,7 +188,7 @@ impl RollupSource {
     fn part_columns(&self) -> String {
         let sums = match self.dialect {
             Dialect::Sqlite => r#"l."total", f."total""#,
-            Dialect::Postgres => r#"count(*), sum(l."total"::numeric * f."total")::text"#,
+            Dialect::Postgres => SUMS,
         };
         let listed = self.columns.listed();
         if listed.is_empty() { sums.to_owned() } else { format!("{listed}, {sums}") }
@@ -290,9 +293,8 @@ impl RollupSource {
                 format!("SELECT {} {from}", self.part_columns())
             }
             Dialect::Postgres => {
-                let sums = r#"SELECT count(*), sum(l."total"::numeric * f."total")::text"#;
                 let sums = format!(
-                    "{sums} {}",
+                    "SELECT {SUMS} {}",
                     from(&format!("{memberships}, {bases}"), &is_key(&|at| format!("k.k_{at}")))
                 );
                 if width == 0 { sums } else { of_each_key(parts, "k.*, o.*", &sums) }
