@@ -30,6 +30,8 @@ const APPLIED: Counter<i64> = Counter::new("applied.all");
 const PLAIN: Schema = Schema::new(&[BALLOTS.table(), APPLIED.table()]);
 const DAYS: Counter<(i64, i64)> = Counter::new("days.all");
 const PRUNED: Schema = Schema::new(&[DAYS.table().prunable()]);
+const ORPHAN: Counter<i64> = Counter::new("orphan.all");
+const OLDER: Schema = Schema::new(&[ORPHAN.table()]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
@@ -43,13 +45,15 @@ enum Call {
     Prune,
     Sweep,
     Create,
+    ForgetOffset,
+    DropCounter,
     Rebuild,
     Backfill,
     Repair,
     Verify,
 }
 
-const CALLS: [Call; 14] = [
+const CALLS: [Call; 16] = [
     Call::Apply,
     Call::ApplyIdempotent,
     Call::Within,
@@ -60,6 +64,8 @@ const CALLS: [Call; 14] = [
     Call::Prune,
     Call::Sweep,
     Call::Create,
+    Call::ForgetOffset,
+    Call::DropCounter,
     Call::Rebuild,
     Call::Backfill,
     Call::Repair,
@@ -136,6 +142,11 @@ async fn make(
         }
         Call::Sweep => drop(plain.sweep(&mut Sweep::new()).await?),
         Call::Create => plain.create().await?,
+        Call::ForgetOffset => {
+            let forgotten = plain.forget_offset("ended").await?;
+            assert_eq!(forgotten, u64::try_from(id).unwrap());
+        }
+        Call::DropCounter => plain.drop_counter(ORPHAN.id().name()).await?,
         Call::Within => {
             let tx = client.transaction().await?;
             let mut batch = Batch::new();
@@ -206,7 +217,7 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
     let (mut sent, mut id) = (0, 0);
     while sent < cancels() {
         id += 1;
-        let call = CALLS[usize::try_from(random.below(14)).unwrap()];
+        let call = CALLS[usize::try_from(random.below(CALLS.len() as u64)).unwrap()];
         // The whole runs take long: some of them are enough.
         if call >= Call::Rebuild && random.below(4) > 0 {
             continue;
@@ -229,6 +240,16 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
                     id + 1_000_000_000
                 );
                 watcher.batch_execute(&plant).await.unwrap();
+            }
+            Call::ForgetOffset => {
+                let plant = format!(
+                    "INSERT INTO keepcount_offsets VALUES ('ended', {id})
+                     ON CONFLICT (stream) DO UPDATE SET last = {id}"
+                );
+                watcher.batch_execute(&plant).await.unwrap();
+            }
+            Call::DropCounter => {
+                PostgresStore::new(&mut client, &OLDER).create().await.unwrap();
             }
             _ => {}
         }
@@ -319,6 +340,20 @@ async fn calls_that_are_cancelled_write_all_or_nothing_and_leave_their_client_id
             )
             .await;
             assert_eq!(above, 1);
+        }
+        if call == Call::ForgetOffset {
+            let left = "SELECT count(*) FROM keepcount_offsets WHERE stream = 'ended'";
+            let left = one(&watcher, left).await;
+            assert!(if done { left == 0 } else { left == 1 || !is_known }, "{id}, {end}: {left}");
+        }
+        if call == Call::DropCounter {
+            let tables = "SELECT count(to_regclass('orphan_all'))";
+            let listed = "SELECT count(*) FROM keepcount_counters WHERE name = 'orphan.all'";
+            let left = [one(&watcher, tables).await, one(&watcher, listed).await];
+            assert!(
+                if done { left == [0; 2] } else { left == [1; 2] || !is_known && left == [0; 2] },
+                "{id}, {end}: {left:?}"
+            );
         }
     }
     audited(&mut client, Mode::Backfill).await.ok().unwrap();
